@@ -1,0 +1,94 @@
+"""Checkpoints of PyTorch Lightning runs that survive: durable, verified, published, resumed.
+
+Names are loaded when they are first used, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bt_lightning.errors import (
+        CheckpointCorruptError,
+        CheckpointError,
+        CheckpointExistsError,
+        CheckpointMismatchError,
+        CheckpointNotFoundError,
+        DirectoryUnusableError,
+        DrainTimeoutError,
+        FormatVersionError,
+        InvalidSettingError,
+        StoreError,
+        StorePermanentError,
+        StoreTransientError,
+        UnsafeLoadError,
+        UnsupportedStateError,
+        UploadFailedError,
+        WorkerDiedError,
+    )
+    from bt_lightning.lightning_plugin.callback import BTLightning
+    from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
+    from bt_lightning.lightning_plugin.model_checkpoint import BTModelCheckpoint
+    from bt_lightning.lightning_plugin.path import resume_path
+
+__version__ = "0.1.0"
+
+_ERRORS = "bt_lightning.errors"
+_PLUGIN = "bt_lightning.lightning_plugin"
+_HOME = {
+    "BTCheckpointIO": f"{_PLUGIN}.checkpoint_io",
+    "BTLightning": f"{_PLUGIN}.callback",
+    "BTModelCheckpoint": f"{_PLUGIN}.model_checkpoint",
+    "CheckpointCorruptError": _ERRORS,
+    "CheckpointError": _ERRORS,
+    "CheckpointExistsError": _ERRORS,
+    "CheckpointMismatchError": _ERRORS,
+    "CheckpointNotFoundError": _ERRORS,
+    "DirectoryUnusableError": _ERRORS,
+    "DrainTimeoutError": _ERRORS,
+    "FormatVersionError": _ERRORS,
+    "InvalidSettingError": _ERRORS,
+    "StoreError": _ERRORS,
+    "StorePermanentError": _ERRORS,
+    "StoreTransientError": _ERRORS,
+    "UnsafeLoadError": _ERRORS,
+    "UnsupportedStateError": _ERRORS,
+    "UploadFailedError": _ERRORS,
+    "WorkerDiedError": _ERRORS,
+    "resume_path": f"{_PLUGIN}.path",
+}
+
+__all__ = [
+    "BTCheckpointIO",
+    "BTLightning",
+    "BTModelCheckpoint",
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CheckpointExistsError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "DirectoryUnusableError",
+    "DrainTimeoutError",
+    "FormatVersionError",
+    "InvalidSettingError",
+    "StoreError",
+    "StorePermanentError",
+    "StoreTransientError",
+    "UnsafeLoadError",
+    "UnsupportedStateError",
+    "UploadFailedError",
+    "WorkerDiedError",
+    "resume_path",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

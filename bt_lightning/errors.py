@@ -1,0 +1,131 @@
+"""Every error that this package raises on purpose.
+
+Exception
+└── CheckpointError
+    ├── CheckpointNotFoundError (FileNotFoundError)       nothing committed under that name
+    ├── CheckpointExistsError (FileExistsError)           the name holds other, committed bytes
+    ├── CheckpointCorruptError (ValueError)               bytes differ from what the manifest says
+    │   └── FormatVersionError                            written by a newer version of this package
+    ├── CheckpointMismatchError (RuntimeError)            weights of another model
+    ├── UnsafeLoadError (pickle.UnpicklingError)          needs code that nobody allowed to run
+    ├── UnsupportedStateError (TypeError)                 a value that no file can hold
+    ├── InvalidSettingError (ValueError)                  an argument or variable that cannot be used
+    ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
+    ├── StoreError (OSError)                              the store refused
+    │   ├── StoreTransientError                           another try may succeed
+    │   └── StorePermanentError                           another try will not
+    ├── UploadFailedError (RuntimeError)                  the worker gave up on a checkpoint
+    ├── WorkerDiedError (ChildProcessError)               the worker process is gone
+    └── DrainTimeoutError (TimeoutError)                  not everything reached the store in time
+
+Each class takes one positional message, so that it survives pickling between processes, and
+carries the exit code that the command line ends with.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import ClassVar
+
+
+class CheckpointError(Exception):
+    """Base of everything raised on purpose by bt_lightning."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """Raised when no committed checkpoint has the wanted name."""
+
+    exit_code = 10
+
+
+class CheckpointExistsError(CheckpointError, FileExistsError):
+    """Raised when a name that was to be written once holds other bytes already."""
+
+    exit_code = 11
+
+
+class CheckpointCorruptError(CheckpointError, ValueError):
+    """Raised when the bytes of a checkpoint are not what its manifest says."""
+
+    exit_code = 12
+
+
+class FormatVersionError(CheckpointCorruptError):
+    """Raised when a checkpoint was written in a format newer than this package reads."""
+
+    exit_code = 13
+
+
+class CheckpointMismatchError(CheckpointError, RuntimeError):
+    """Raised when the weights of a checkpoint do not fit the model being trained."""
+
+    exit_code = 14
+
+
+class UnsafeLoadError(CheckpointError, pickle.UnpicklingError):
+    """Raised when a checkpoint holds objects that only `weights_only=False` may load."""
+
+    exit_code = 15
+
+
+class UnsupportedStateError(CheckpointError, TypeError):
+    """Raised when a state holds a value that can be neither encoded nor pickled."""
+
+    exit_code = 16
+
+
+class InvalidSettingError(CheckpointError, ValueError):
+    """Raised when an argument or an environment variable has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class DirectoryUnusableError(CheckpointError, OSError):
+    """Raised when the checkpoint directory cannot be created or written."""
+
+    exit_code = 17
+
+
+class StoreError(CheckpointError, OSError):
+    """Raised when the store cannot do what was asked."""
+
+    exit_code = 20
+
+
+class StoreTransientError(StoreError):
+    """Raised when the store failed in a way that another try may cure."""
+
+    exit_code = 21
+
+
+class StorePermanentError(StoreError):
+    """Raised when the store refused in a way that another try will not cure."""
+
+    exit_code = 22
+
+
+class UploadFailedError(CheckpointError, RuntimeError):
+    """Raised in the training process, once, when the worker could not publish a checkpoint."""
+
+    exit_code = 23
+
+
+class WorkerDiedError(CheckpointError, ChildProcessError):
+    """Raised when the worker process ended without being asked to, more often than is sane."""
+
+    exit_code = 24
+
+
+class DrainTimeoutError(CheckpointError, TimeoutError):
+    """Raised when checkpoints are still waiting for the store at the deadline."""
+
+    exit_code = 25

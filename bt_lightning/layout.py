@@ -1,0 +1,97 @@
+"""Names and paths of a checkpoint, on disk and in a store; nothing else in the package knows them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
+
+MANIFEST: Final = "bt_manifest.json"
+"""The file whose presence under its final name makes a directory a committed checkpoint."""
+WEIGHTS: Final = "model.safetensors"
+STATE: Final = "optimizer.safetensors"
+TREE: Final = "trainer.json"
+LEFTOVERS: Final = "leftovers.pt"
+MARKER: Final = "bt_publishing.json"
+"""In a store: says that the folder is being written or deleted, so a later start may sweep it."""
+DOT_DIR: Final = ".bt_lightning"
+"""Everything that is not a checkpoint yet, or no longer, on the volume of the checkpoints."""
+
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+_SLUG: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_MAX_PART: Final = 255
+
+
+def _safe_parts(path: str) -> bool:
+    """Whether `path` is relative, posix, free of control characters, and stays under its root."""
+    if not path or _UNSAFE.search(path):
+        return False
+    return all(
+        part not in {"", ".", ".."} and len(part.encode("utf-8", "replace")) <= _MAX_PART
+        for part in path.split("/")
+    )
+
+
+def check_checkpoint_id(checkpoint_id: str) -> str:
+    """Return `checkpoint_id` if it is a relative posix path that stays under its root.
+
+    No part may start with a dot: such folders hold temporaries, and Baseten lists what it sees.
+
+    Raises:
+        InvalidSettingError: the id is empty, absolute, has `..`, a dot part or control characters.
+    """
+    hidden = any(part.startswith(".") for part in checkpoint_id.split("/"))
+    if hidden or not _safe_parts(checkpoint_id):
+        msg = (
+            f"checkpoint id {checkpoint_id!r} cannot be used: expected a relative path such as"
+            " 'checkpoint-20' or 'a/checkpoint-7', without '..', dot folders or control characters"
+        )
+        raise InvalidSettingError(msg)
+    return checkpoint_id
+
+
+def check_member(path: object) -> str:
+    """Return the path of a file inside a checkpoint, as a manifest names it, if it stays inside.
+
+    Raises:
+        CheckpointCorruptError: the path is no text, absolute, or leaves the checkpoint.
+    """
+    if not isinstance(path, str) or not _safe_parts(path):
+        msg = f"a manifest names the file {path!r}, which is not a path inside the checkpoint"
+        raise CheckpointCorruptError(msg)
+    if path in {MANIFEST, MARKER}:
+        msg = f"a manifest names the file {path!r}, which is not data of a checkpoint"
+        raise CheckpointCorruptError(msg)
+    return path
+
+
+def slug(text: str) -> str:
+    """`text` with every run of characters that some store refuses in a name turned into `-`."""
+    return _SLUG.sub("-", text).strip("-.") or "job"
+
+
+def job_prefix(project: str, job: str, node_rank: int) -> str:
+    """Key prefix of one node of one job, as Baseten lays out its bucket.
+
+    `project` may hold `/` (Baseten's project names may): it stays one path part.
+    """
+    return f"training_projects/{slug(project)}/jobs/{slug(job)}/rank-{node_rank}"
+
+
+def store_folder(checkpoint_id: str, number: int) -> str:
+    """Folder of a checkpoint in the store; `number` counts the generations of the same id from 1."""
+    return checkpoint_id if number == 1 else f"{checkpoint_id}@{number}"
+
+
+def generation_of(folder: str, checkpoint_id: str) -> int | None:
+    """The number that `store_folder` made `folder` with; None if it is another id's."""
+    if folder == checkpoint_id:
+        return 1
+    name, _, number = folder.rpartition("@")
+    return int(number) if name == checkpoint_id and number.isascii() and number.isdigit() else None
+
+
+def under(prefix: str, folder: str) -> str:
+    """Key of `folder` below `prefix`, which may be empty."""
+    return f"{prefix}/{folder}" if prefix else folder

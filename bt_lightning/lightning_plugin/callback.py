@@ -1,0 +1,326 @@
+"""`BTLightning`: the callback that gives a Trainer durable checkpoints, publishing and resume."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from typing_extensions import override
+
+from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.adopt import adopt
+from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, BTCheckpointIO, is_committed
+from bt_lightning.lightning_plugin.exact import Exactness
+from bt_lightning.lightning_plugin.namespace import Callback
+from bt_lightning.lightning_plugin.resume import Decision, arrange
+from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO
+from bt_lightning.lightning_plugin.session import Resume, Session, SessionConfig
+from bt_lightning.localdir.committed import read_manifest
+from bt_lightning.settings import Job, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lightning.pytorch import LightningModule, Trainer
+
+    from bt_lightning.manifest import Manifest
+
+_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+
+
+class BTLightning(Callback):
+    """Keeps the training state of a Lightning run safe, and resumes it by itself.
+
+    `L.Trainer(callbacks=[BTLightning()])` is all that is needed. *When* to save and *what* to keep
+    stays with the Trainer's `ModelCheckpoint` callbacks, the default one included.
+
+    Args:
+        dir: directory of the checkpoints; `$BT_CHECKPOINT_DIR`, else `bt_checkpoints` in the
+            Trainer's `default_root_dir`.
+        store: URL, of any fsspec filesystem, that committed checkpoints are published to;
+            `$BT_STORE_URL`, else none (on Baseten the platform uploads).
+        load_dir: where checkpoints of earlier jobs lie; `$BT_LOAD_CHECKPOINT_DIR`.
+        resume: `"auto"` goes on from the newest usable checkpoint if there is one; `"require"`
+            fails if there is none; `"never"` starts fresh; `"weights"` takes only the weights of
+            what lies in `load_dir` (a run that was interrupted goes on as with `"auto"`).
+        strict: whether names of weights must match; None: the module's `strict_loading`.
+        weights_only: False also loads what was pickled. It runs code that the checkpoint names.
+        exact: keep and restore the random generators and dataloader states of every rank.
+        on_error: `"raise"` a failed upload at the next hook, or `"warn"`.
+        drain_timeout: how long the end of a run waits for the store.
+        storage_options: keyword arguments of the store's fsspec filesystem.
+        project: name of the project in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
+        job: name of the job in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
+
+    Raises:
+        InvalidSettingError: at once, for an argument that cannot be used.
+        DirectoryUnusableError, StoreError: at the start of `fit`, on every rank, for a directory
+            or a store that cannot be written.
+        UploadFailedError: once, at the next hook, when the store refuses for good.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a choice of the user's, by name
+        self,
+        dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the word of the settings table
+        store: str | None = None,
+        load_dir: str | os.PathLike[str] | None = None,
+        resume: Resume = "auto",
+        *,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        exact: bool = True,
+        on_error: Literal["raise", "warn"] = "raise",
+        drain_timeout: timedelta = timedelta(seconds=120),
+        storage_options: dict[str, Any] | None = None,
+        project: str | None = None,
+        job: str | None = None,
+    ) -> None:
+        super().__init__()
+        _one_of("resume", resume, ("auto", "require", "never", "weights"))
+        _one_of("on_error", on_error, ("raise", "warn"))
+        if drain_timeout.total_seconds() <= 0:
+            msg = f"drain_timeout is {drain_timeout}, expected more than nothing"
+            raise InvalidSettingError(msg)
+        self._settings = Settings.from_environ(os.environ)
+        self._dir = os.fspath(dir) if dir is not None else self._settings.checkpoint_dir
+        self._store = store or self._settings.store_url
+        self._load_dir = os.fspath(load_dir) if load_dir is not None else self._settings.load_dir
+        self._resume: Resume = resume
+        self._strict = strict
+        self._weights_only = weights_only
+        self._exact = Exactness() if exact else None
+        self._on_error = on_error
+        self._drain_timeout = drain_timeout
+        self._storage_options = dict(storage_options or {})
+        self._names = (project, job)
+        self._session: Session | None = None
+        self._pinned: str | None = None
+        self._resumed: weakref.ref[Any] | None = None
+        self._active = False
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return "BTLightning"
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """Spawned ranks get a callback without the processes of this one."""
+        return {**self.__dict__, "_session": None, "_resumed": None}
+
+    # the life of a fit
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
+        if trainer.fast_dev_run or compat.is_tuner_run(trainer):
+            return
+        _refuse_sharded(trainer)
+        root = self._root(trainer)
+        self._install(trainer, root)
+        if stage != "fit":
+            return
+        self._close()  # of a fit that ended without a word
+        adopt(trainer, root)
+        decision: Decision | None = None
+        if trainer.is_global_zero:
+            decision = self._open(root)
+        decision = trainer.strategy.broadcast(decision)
+        if decision is None or decision.error is not None:
+            raise decision.error if decision is not None else RuntimeError("no decision")
+        self._active = True
+        again = self._resumed is not None and self._resumed() is trainer
+        self._resumed = weakref.ref(trainer)
+        if again:
+            decision = Decision(None, None, warm=False)  # a second fit goes on where it stands
+        arrange(trainer, pl_module, decision, self._strict, self._chosen)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every rank: the state is restored; from now on the worker may publish and delete."""
+        if not self._active:
+            return
+        if self._exact is not None:
+            self._exact.on_fit_start(trainer)
+        if self._session is not None:
+            self._session.begin(self._pinned)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every rank: put the random generators back."""
+        if self._active and self._exact is not None:
+            self._exact.on_train_start(trainer)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Rank 0: raise what the worker could not do; a few microseconds when it is well."""
+        self._poll()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rank 0: as `on_train_batch_end`."""
+        if self._active:
+            self._poll()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Publish what is committed; the exception that ends the run is the one that is raised."""
+        if self._active:
+            compat.unwrap_resume_start(trainer)
+        self._active = False
+        session, self._session = self._session, None
+        if session is not None:
+            session.abandon()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Rank 0: wait for the store, at most `drain_timeout`, and end the worker."""
+        self._active = False
+        session, self._session = self._session, None
+        if session is not None:
+            self._report(session.finish)
+
+    # state
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Every rank: add the metrics and what an exact resume needs."""
+        if not self._active:
+            return
+        extra: dict[str, Any] = {"metrics": _scalars(trainer.callback_metrics)}
+        if self._exact is not None:
+            extra["exact"] = self._exact.on_save(trainer, checkpoint)
+        checkpoint[EXTRA] = extra
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Every rank: take back what `on_save_checkpoint` added."""
+        saved = checkpoint.get(EXTRA)
+        exact = saved.get("exact") if isinstance(saved, dict) else None
+        if self._active and self._exact is not None and exact is not None:
+            self._exact.on_load(trainer, checkpoint, exact)
+
+    # parts
+
+    def _root(self, trainer: Trainer) -> Path:
+        chosen = self._dir or os.path.join(trainer.default_root_dir, "bt_checkpoints")
+        if "://" in chosen and not chosen.startswith("file://"):
+            msg = (
+                f"dir is {chosen!r}, a URL: checkpoints are written to a local directory first."
+                " Give dir (or BT_CHECKPOINT_DIR) a path, and the URL as store (or BT_STORE_URL)"
+            )
+            raise InvalidSettingError(msg)
+        return Path(chosen.removeprefix("file://")).expanduser().resolve()
+
+    def _install(self, trainer: Trainer, root: Path) -> None:
+        inner = trainer.strategy.checkpoint_io
+        inner = inner.inner if isinstance(inner, RoutedCheckpointIO) else inner
+        ours = inner if isinstance(inner, BTCheckpointIO) else BTCheckpointIO()
+        ours.origin = {
+            "world_size": trainer.world_size,
+            "strategy": type(trainer.strategy).__name__,
+        }
+        routed = RoutedCheckpointIO(inner, ours, root, self._committed, self._removed)
+        routed.weights_only = self._weights_only
+        trainer.strategy.checkpoint_io = routed
+        compat.teach_load_from_checkpoint(ours.load_checkpoint, is_committed)
+
+    def _open(self, root: Path) -> Decision:
+        """Rank 0: open the session and decide; an error becomes a decision that every rank raises."""
+        job = Job.named(self._settings, str(root))
+        project, name = self._names
+        config = SessionConfig(
+            root=root,
+            load_dir=Path(self._load_dir).expanduser().resolve() if self._load_dir else None,
+            store_url=self._store,
+            storage_options=self._storage_options,
+            job=Job(
+                project=project or job.project, job=name or job.job, node_rank=job.node_rank
+            ),
+            resume=self._resume,
+            weights_only=self._weights_only,
+            drain_s=self._drain_timeout.total_seconds(),
+        )
+        try:
+            self._session = Session(config)
+            return self._session.decide()
+        except (CheckpointError, OSError) as error:
+            self._close()
+            return Decision(None, None, warm=False, error=error)
+
+    def _chosen(self, path: str | None) -> None:
+        """Every rank: the run resumes from `path`, and never deletes it."""
+        self._pinned = read_manifest(Path(path)).digest if path and is_committed(path) else None
+
+    def _committed(self, manifest: Manifest) -> None:
+        if self._session is not None:
+            self._session.committed(manifest)
+
+    def _removed(self, manifest: Manifest) -> None:
+        if self._session is not None:
+            self._session.remove(manifest)
+
+    def _poll(self) -> None:
+        if self._session is not None:
+            self._report(self._session.poll)
+
+    def _report(self, act: Any) -> None:  # noqa: ANN401
+        """Run `act`; raise its failure, or warn, as the user chose."""
+        try:
+            act()
+        except CheckpointError as error:
+            if self._on_error == "raise":
+                raise
+            warnings.warn(str(error), stacklevel=2)
+
+    def _close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
+        raise InvalidSettingError(msg)
+
+
+def _refuse_sharded(trainer: Trainer) -> None:
+    """Such a strategy writes around the CheckpointIO: nothing of ours would be committed."""
+    names = {kind.__name__ for kind in type(trainer.strategy).__mro__} & set(_SHARDED)
+    if names:
+        msg = (
+            f"BTLightning does not write the checkpoints of {names.pop()} yet: use strategy 'ddp',"
+            " or take BTLightning out of the callbacks"
+        )
+        raise InvalidSettingError(msg)
+
+
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics that are one number; a tensor on a device is read, which waits for that device."""
+    found = {}
+    for name, value in metrics.items():
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            found[name] = float(value)
+        elif isinstance(value, int | float):
+            found[name] = float(value)
+    return found

@@ -1,0 +1,271 @@
+"""`BTCheckpointIO`: how a checkpoint dictionary becomes a durable directory, and comes back."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.layout import MANIFEST, WEIGHTS, check_checkpoint_id
+from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both, attribute_dicts
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
+from bt_lightning.localdir.durable import delete_directory, tidy
+from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.restore.load import load_directory, load_file
+from bt_lightning.snapshot.classes import ClassTable
+from bt_lightning.snapshot.take import Snapshot, take
+from bt_lightning.store.catalog import fetch, newest_folder
+from bt_lightning.store.publish import publish, unpublish
+from bt_lightning.store.remote import open_store
+from bt_lightning.store.retry import RetryingStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bt_lightning.restore.load import MapLocation
+
+EXTRA = "bt_lightning"
+"""Key of the checkpoint dictionary under which `BTLightning` keeps what is its own."""
+
+
+class BTCheckpointIO(CheckpointIO):
+    """Reads and writes checkpoints as directories: safetensors, a typed tree, a manifest; no pickle.
+
+    Usable alone, `Trainer(plugins=[BTCheckpointIO()])` or `Fabric(plugins=[BTCheckpointIO()])`;
+    `BTLightning` installs one by itself. Called by Lightning on rank 0 (saving, removing) and on
+    every rank (loading). Paths may be local or URLs of any fsspec filesystem; stock `.ckpt` files
+    are loaded as well.
+
+    Args:
+        allowed: classes, beyond the built-in ones and `torch.serialization.add_safe_globals`, that
+            a checkpoint may hold instances of and that loading may rebuild.
+    """
+
+    def __init__(self, allowed: Iterable[type] = ()) -> None:
+        self.allowed: tuple[type, ...] = tuple(allowed)
+        self.weights_prefix = ""
+        """Cut off the front of each weight's name in `model.safetensors`."""
+        self.origin: dict[str, Any] = {}
+        """Facts for the manifest that a checkpoint dictionary does not hold."""
+        self._warned = False
+        accept_in_both(type(self))
+
+    @override
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Mapping[str, object] | None = None,
+    ) -> None:
+        """Commit `checkpoint` at `path`; it is durable and whole when this returns.
+
+        Args:
+            checkpoint: tensors of any shape, dtype and device, and values of most types.
+            path: a directory to be, local or a URL; what is committed there is replaced whole.
+            storage_options: of the fsspec filesystem, for a URL.
+
+        Raises:
+            OSError: the disk refused; what was at `path` before is untouched.
+            StoreError: the store refused.
+            UnsupportedStateError: a value can be neither encoded nor pickled.
+        """
+        if not is_url(path):
+            if storage_options is not None:
+                msg = "storage_options belong to a URL; the path given is local"
+                raise TypeError(msg)
+            final = local_path(path)
+            self.save_local(checkpoint, final, final.parent)
+            tidy(final.parent)
+            return
+        parent, _, name = str(path).rstrip("/").rpartition("/")
+        store = RetryingStore(open_store(parent, storage_options))
+        previous = newest_folder(store, "", check_checkpoint_id(name))
+        generation = previous[1] + 1 if previous else 1
+        with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
+            root = Path(folder)
+            manifest = self.save_local(checkpoint, root / name, root, generation=generation)
+            publish(store, "", LocalCheckpoint(root / name, manifest))
+        if previous:
+            unpublish(store, "", previous[0])
+
+    def save_local(
+        self, checkpoint: dict[str, Any], final: Path, root: Path, generation: int = 0
+    ) -> Manifest:
+        """Commit `checkpoint` as the directory `final` under `root`; the next generation of its id.
+
+        `generation` 0 means one more than what `final` holds now.
+        """
+        checkpoint_id = check_checkpoint_id(final.relative_to(root).as_posix())
+        snapshot = take(checkpoint, self.weights_prefix)
+        self._warn_once(snapshot)
+
+        def describe(entries: tuple[FileEntry, ...]) -> Manifest:
+            has_weights = any(entry.path == WEIGHTS for entry in entries)
+            return Manifest(
+                checkpoint_id=checkpoint_id,
+                generation=generation or _generation(final) + 1,
+                step=_count(checkpoint, "global_step", "step"),
+                epoch=_count(checkpoint, "epoch"),
+                created_at=datetime.now(timezone.utc).isoformat(),
+                files=entries,
+                metrics=_metrics(checkpoint),
+                origin={**self.origin, "versions": _versions()},
+                weights_prefix=self.weights_prefix if has_weights else "",
+                leftovers=snapshot.leftovers,
+            )
+
+        return commit(final, root, snapshot.files, describe)
+
+    @override
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: MapLocation = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load what was saved at `path`, verified byte by byte.
+
+        Args:
+            path: a committed directory or a stock `.ckpt` file, local or a URL.
+            map_location: as `torch.load` takes it; None loads to the CPU.
+            weights_only: False also loads `leftovers.pt` and any importable class, which runs code
+                that the file names. Otherwise no pickle is read unasked.
+
+        Raises:
+            CheckpointNotFoundError: nothing is committed at `path`.
+            CheckpointCorruptError: bytes are missing or changed.
+            UnsafeLoadError: it holds what only `weights_only=False` may load.
+        """
+        with local_copy(path) as source:
+            if source.is_dir():
+                return load_directory(
+                    source,
+                    map_location=map_location,
+                    weights_only=weights_only,
+                    allowed=(*self.allowed, *attribute_dicts()),
+                )
+            if not source.exists():
+                msg = f"no checkpoint at {path}"
+                raise CheckpointNotFoundError(msg)
+            return load_file(source, map_location, weights_only=weights_only)
+
+    @override
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the checkpoint at `path`; its name goes first, so nobody sees a part of it."""
+        if is_url(path):
+            parent, _, name = str(path).rstrip("/").rpartition("/")
+            store = RetryingStore(open_store(parent))
+            while (found := newest_folder(store, "", name)) is not None:
+                unpublish(store, "", found[0])
+            return
+        target = local_path(path)
+        if target.is_dir() and not target.is_symlink():
+            delete_directory(target, target.parent)
+            tidy(target.parent)
+        else:
+            target.unlink(missing_ok=True)
+
+    def _warn_once(self, snapshot: Snapshot) -> None:
+        """At the first save, name what a later load will not give back by itself."""
+        if self._warned:
+            return
+        self._warned = True
+        table = ClassTable((*self.allowed, *attribute_dicts()))
+        strange = [
+            f"{path} ({kind.__qualname__})"
+            for kind, path in snapshot.classes.items()
+            if not table.knows(kind)
+        ]
+        if snapshot.leftovers:
+            names = ", ".join(f"{path} ({kind})" for path, kind in snapshot.leftovers)
+            warnings.warn(
+                f"saved with pickle, in leftovers.pt: {names}. Only weights_only=False loads them",
+                stacklevel=3,
+            )
+        if strange:
+            warnings.warn(
+                f"loading {', '.join(strange)} needs torch.serialization.add_safe_globals([...])"
+                " of these classes, or weights_only=False",
+                stacklevel=3,
+            )
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether `path` is a URL of anything but the local disk."""
+    return isinstance(path, str) and "://" in path and not path.startswith(("file://", "local://"))
+
+
+def local_path(path: str | Path) -> Path:
+    """The absolute path of a local checkpoint; symbolic links stay what they are."""
+    text = str(path)
+    return Path(text.partition("://")[2] if text.startswith(("file://", "local://")) else text).absolute()
+
+
+@contextmanager
+def local_copy(path: str | Path) -> Iterator[Path]:
+    """Yield a local path with the content of `path`, downloaded and verified if it is a URL."""
+    if not is_url(path):
+        yield local_path(path)
+        return
+    text = str(path).rstrip("/")
+    parent, _, name = text.rpartition("/")
+    store = RetryingStore(open_store(parent))
+    with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
+        root = Path(folder)
+        found = newest_folder(store, "", name)
+        if found is not None:
+            fetch(store, "", found[0], root, root / "checkpoint")
+            yield root / "checkpoint"
+            shutil.rmtree(root / "checkpoint", ignore_errors=True)
+            return
+        store.get_file(name, root / "checkpoint.ckpt")
+        yield root / "checkpoint.ckpt"
+
+
+def is_committed(path: str | Path) -> bool:
+    """Whether the local `path` is a committed checkpoint directory."""
+    return not is_url(path) and (local_path(path) / MANIFEST).is_file()
+
+
+def _generation(final: Path) -> int:
+    try:
+        return read_manifest(final).generation
+    except (CheckpointNotFoundError, CheckpointCorruptError):
+        return 0
+
+
+def _count(checkpoint: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        value = checkpoint.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    return 0
+
+
+def _metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    extra = checkpoint.get(EXTRA)
+    metrics = extra.get("metrics") if isinstance(extra, dict) else None
+    return dict(metrics) if isinstance(metrics, dict) else {}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package, module in (("bt-lightning", "bt_lightning"), ("torch", "torch"), ("lightning", "lightning")):
+        if module in sys.modules:
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                continue
+    return found

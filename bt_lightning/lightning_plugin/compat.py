@@ -1,0 +1,200 @@
+"""Every private name of Lightning that this package touches, in one place.
+
+Tested against the oldest and the newest supported release. A name that is missing fails with a
+message that says what to do instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bt_lightning.errors import InvalidSettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning.pytorch import Trainer
+
+_EXPLICIT = "pass the path yourself: trainer.fit(..., ckpt_path=bt_lightning.resume_path())"
+
+
+def wrap_resume_start(trainer: Trainer, choose: Callable[[Callable[[Any], None], Any], None]) -> None:
+    """Let `choose(load, user_path)` run once, where Lightning reads the checkpoint it resumes from.
+
+    `load(path)` is Lightning's own reading; with None it reads nothing. At this point the process
+    group, the callbacks and the model are set up and nothing is restored: every strategy restores
+    what is loaded here in its own right order. Source: `_CheckpointConnector.resume_start`.
+    """
+    connector = trainer._checkpoint_connector  # noqa: SLF001
+    original = getattr(connector, "resume_start", None)
+    if original is None:
+        msg = f"this Lightning has no _CheckpointConnector.resume_start, {_EXPLICIT}"
+        raise InvalidSettingError(msg)
+
+    def resume_start(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        unwrap_resume_start(trainer)
+        choose(lambda path: original(path, *args, **kwargs), checkpoint_path)
+
+    connector.resume_start = resume_start
+
+
+def unwrap_resume_start(trainer: Trainer) -> None:
+    """Undo `wrap_resume_start`; idempotent."""
+    vars(trainer._checkpoint_connector).pop("resume_start", None)  # noqa: SLF001
+
+
+def restore_weights_only(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Load the weights of `checkpoint` through Lightning's hooks, and nothing else of it."""
+    connector = trainer._checkpoint_connector  # noqa: SLF001
+    connector._loaded_checkpoint = checkpoint  # noqa: SLF001
+    try:
+        connector.restore_model()
+    finally:
+        connector._loaded_checkpoint = {}  # noqa: SLF001
+        connector._ckpt_path = None  # noqa: SLF001
+
+
+def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Run `act` once, after the train dataloader exists and before its iterator is made.
+
+    There the state of the dataloader is loaded, and the iterator's creation is the first draw from
+    the random generators that the interrupted run would have made too.
+    Source: `_FitLoop.setup_data`, `_load_combined_loader_states`.
+    """
+    loop = trainer.fit_loop
+    original = loop._load_combined_loader_states  # noqa: SLF001
+
+    def load_states() -> None:
+        del loop._load_combined_loader_states  # type: ignore[method-assign]  # noqa: SLF001
+        combined = loop._combined_loader  # noqa: SLF001
+        for loader in combined.flattened if combined is not None else ():
+            set_sampler_epoch(loader, loop.epoch_progress.current.processed)
+        original()
+        act()
+
+    loop._load_combined_loader_states = load_states  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def set_sampler_epoch(loader: object, epoch: int) -> None:
+    """Call `set_epoch` of the samplers of `loader` before its workers fork.
+
+    Lightning does so only later, and workers started by then draw the permutation of epoch 0 in
+    the first epoch after a resume. Source: Lightning issue 21938.
+    """
+    for owner in (loader, getattr(loader, "batch_sampler", None)):
+        sampler = getattr(owner, "sampler", None)
+        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+            set_epoch(epoch)
+
+
+def is_tuner_run(trainer: Trainer) -> bool:
+    """Whether this `fit` is a trial of `Tuner.lr_find` or `Tuner.scale_batch_size`."""
+    return any(getattr(callback, "_early_exit", False) for callback in trainer.callbacks)
+
+
+def exchange(trainer: Trainer, label: str, payload: bytes, timeout: timedelta) -> list[bytes] | None:
+    """Bring one `payload` of each rank to rank 0, in rank order; None on the other ranks.
+
+    No collective: the others leave their bytes in the key-value store of the process group and go
+    on; rank 0 waits for them, as it would at the barrier that ends every save.
+
+    Raises:
+        torch.distributed.DistStoreError: a rank did not come within `timeout`.
+    """
+    if trainer.world_size == 1:
+        return [payload]
+    from torch.distributed.distributed_c10d import _get_default_store  # noqa: PLC0415
+
+    store = _get_default_store()
+    if trainer.global_rank != 0:
+        store.set(f"bt_lightning/{label}/{trainer.global_rank}", payload)
+        return None
+    payloads = [payload]
+    for rank in range(1, trainer.world_size):
+        key = f"bt_lightning/{label}/{rank}"
+        store.wait([key], timeout)
+        payloads.append(store.get(key))
+        store.delete_key(key)
+    return payloads
+
+
+def loader_states(checkpoint: dict[str, Any]) -> list[Any] | None:
+    """The states of this rank's train dataloaders in a checkpoint that Lightning just dumped."""
+    state = _loop_state(checkpoint)
+    return state.get("combined_loader") if state is not None else None
+
+
+def set_loader_states(checkpoint: dict[str, Any], states: list[Any] | None) -> None:
+    """Put dataloader states in place of those in `checkpoint`; None takes them out."""
+    state = _loop_state(checkpoint)
+    if state is None:
+        return
+    state.pop("combined_loader", None)
+    if states:
+        state["combined_loader"] = states
+
+
+def _loop_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        found = checkpoint["loops"]["fit_loop"]["state_dict"]
+    except (KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the batch that was trained last ends its epoch."""
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+
+def is_epoch_ended(trainer: Trainer) -> bool:
+    """Whether the running epoch's batches are counted as processed already."""
+    progress = trainer.fit_loop.epoch_progress.current
+    return bool(progress.processed == progress.ready)
+
+
+def teach_load_from_checkpoint(load: Callable[..., dict[str, Any]], knows: Callable[[Any], bool]) -> None:
+    """Let `LightningModule.load_from_checkpoint` read what `knows` tells, through `load`.
+
+    It reads files with a function of its own instead of the CheckpointIO, and could not open a
+    directory. Source: `lightning.pytorch.core.saving._load_from_checkpoint`.
+    """
+    for name in ("lightning.pytorch.core.saving", "pytorch_lightning.core.saving"):
+        module = sys.modules.get(name)
+        original = getattr(module, "pl_load", None)
+        if original is None or getattr(original, "knows_bt_lightning", False):
+            continue
+        setattr(module, "pl_load", _taught(original, load, knows))  # noqa: B010 - a foreign module
+
+
+def _taught(
+    original: Callable[..., Any], load: Callable[..., dict[str, Any]], knows: Callable[[Any], bool]
+) -> Callable[..., Any]:
+    takes = inspect.signature(original).parameters
+
+    def pl_load(path: Any, map_location: Any = None, weights_only: Any = None) -> Any:  # noqa: ANN401
+        if isinstance(path, str) or hasattr(path, "__fspath__"):
+            if knows(path):
+                return load(path, map_location=map_location, weights_only=weights_only)
+        more = {"weights_only": weights_only} if "weights_only" in takes else {}
+        return original(path, map_location=map_location, **more)
+
+    pl_load.knows_bt_lightning = True  # type: ignore[attr-defined]
+    return pl_load
+
+
+def takes_weights_only(load: Callable[..., Any]) -> bool:
+    """Whether a CheckpointIO's `load_checkpoint` has the argument `weights_only` (Lightning 2.6)."""
+    parameters = inspect.signature(load).parameters.values()
+    return any(p.name == "weights_only" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def cuda_device(trainer: Trainer) -> torch.device | None:
+    """The CUDA device of this rank, if it trains on one."""
+    device = trainer.strategy.root_device
+    return device if device.type == "cuda" else None

@@ -1,0 +1,114 @@
+"""Resuming: one decision on rank 0, carried out where Lightning reads the checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import CheckpointMismatchError
+from bt_lightning.lightning_plugin import compat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a run starts from, the same on every rank."""
+
+    path: str | None
+    digest: str | None
+    warm: bool
+    """Take the weights only: a new run begins at step 0."""
+    error: Exception | None = None
+    """Why there is no decision: raised on every rank."""
+
+
+def arrange(
+    trainer: Trainer,
+    module: LightningModule,
+    decision: Decision,
+    strict: bool | None,
+    on_chosen: Callable[[str | None], None],
+) -> None:
+    """Carry out `decision` when Lightning starts to resume; the user's `ckpt_path` wins over it.
+
+    `on_chosen` is told the path that the run really resumes from.
+    """
+
+    def choose(load: Callable[[Any], None], user_path: str | None) -> None:
+        path = user_path or decision.path
+        on_chosen(None if path is None else str(path))
+        if path is None:
+            load(None)
+            return
+        _compare_at_load(trainer, module, str(path), strict)
+        if user_path or not decision.warm:
+            load(path)
+            return
+        load(None)
+        log.info("taking the weights, and nothing else, of %s", path)
+        compat.restore_weights_only(trainer, dict(trainer.strategy.load_checkpoint(path)))
+
+    compat.wrap_resume_start(trainer, choose)
+
+
+def _compare_at_load(
+    trainer: Trainer, module: LightningModule, path: str, strict: bool | None
+) -> None:
+    """Check names and shapes at the moment the weights are loaded, after the module's own hooks."""
+    strategy = trainer.strategy
+    original = strategy.load_model_state_dict
+
+    def load_model_state_dict(checkpoint: Mapping[str, Any], strict: bool | None = strict) -> None:
+        vars(strategy).pop("load_model_state_dict", None)
+        wanted = module.strict_loading if outer is None else outer
+        problems = differences(checkpoint["state_dict"], module.state_dict(), strict=wanted)
+        if problems:
+            msg = (
+                f"the checkpoint {path} holds the weights of another model:\n  "
+                + "\n  ".join(problems)
+                + "\nTrain the model that wrote it, give BT_CHECKPOINT_DIR another directory, or"
+                " pass strict=False to load what has the same name and shape"
+            )
+            raise CheckpointMismatchError(msg)
+        original(checkpoint, strict=wanted)
+
+    outer = strict
+    strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
+
+
+def differences(
+    saved: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], *, strict: bool
+) -> list[str]:
+    """Lines that say how two sets of weights differ; other names count only if `strict`."""
+    shapes = [
+        f"{name}: saved {_shape(saved[name])}, the model has {_shape(wanted[name])}"
+        for name in wanted
+        if name in saved and _shape(saved[name]) != _shape(wanted[name])
+    ]
+    lines = _some("another shape", shapes)
+    if strict:
+        lines += _some("missing in the checkpoint", [name for name in wanted if name not in saved])
+        lines += _some("unknown to the model", [name for name in saved if name not in wanted])
+    return lines
+
+
+def _shape(value: object) -> list[int] | None:
+    shape = getattr(value, "shape", None)
+    return None if shape is None else list(shape)
+
+
+def _some(title: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return [f"{title} ({len(names)}): {', '.join(names[:_SHOWN])}{more}"]

@@ -1,0 +1,111 @@
+"""The CheckpointIO that a Trainer gets: our directory goes our way, everything else Lightning's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.layout import check_checkpoint_id
+from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, is_committed, is_url, local_path
+from bt_lightning.lightning_plugin.compat import takes_weights_only
+from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both
+from bt_lightning.localdir.committed import read_manifest
+from bt_lightning.localdir.durable import delete_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bt_lightning.manifest import Manifest
+    from bt_lightning.restore.load import MapLocation
+
+_FOREIGN = re.compile(r"hpc_ckpt_\d+\.ckpt")
+"""SLURM requeue files: Lightning finds them by this name, as files."""
+
+
+class RoutedCheckpointIO(CheckpointIO):
+    """Sends paths under `root` to `ours`, and the rest to `inner`, untouched and synchronously.
+
+    The rest are Lightning's own temporaries (Tuner, ddp_spawn), SLURM's files, and checkpoints
+    that a user wants elsewhere. What is committed is loaded our way wherever it lies.
+    """
+
+    def __init__(
+        self,
+        inner: CheckpointIO,
+        ours: BTCheckpointIO,
+        root: Path,
+        on_commit: Callable[[Manifest], None],
+        on_remove: Callable[[Manifest], None],
+    ) -> None:
+        self.inner = inner
+        self.ours = ours
+        self.root = root
+        self.weights_only: bool | None = None
+        """Used where Lightning passes none on."""
+        self._on_commit = on_commit
+        self._on_remove = on_remove
+        accept_in_both(type(self))
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Commit under `root` and report it; elsewhere, whatever the inner IO does."""
+        if not self.is_ours(path):
+            self.inner.save_checkpoint(checkpoint, path, storage_options)
+            return
+        self._on_commit(self.ours.save_local(checkpoint, self._place(path), self.root))
+
+    @override
+    def load_checkpoint(
+        self, path: str | Path, map_location: MapLocation = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a committed directory our way, anything else by the inner IO."""
+        weights_only = self.weights_only if weights_only is None else weights_only
+        if is_committed(path) or self.is_ours(path) and not local_path(path).is_file():
+            return self.ours.load_checkpoint(path, map_location, weights_only)
+        more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
+        if takes_weights_only(self.inner.load_checkpoint):
+            more["weights_only"] = weights_only
+        return self.inner.load_checkpoint(path, **more)
+
+    @override
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Ask for the removal of a committed checkpoint; it goes when a newer one is safe."""
+        if not self.is_ours(path):
+            self.inner.remove_checkpoint(path)
+            return
+        place = self._place(path)
+        if place.is_symlink() or place.is_file():
+            place.unlink()
+            return
+        try:
+            manifest = read_manifest(place)
+        except CheckpointError:
+            delete_directory(place, self.root)  # never committed: nobody can be reading it
+            return
+        self._on_remove(manifest)
+
+    @override
+    def teardown(self) -> None:
+        """Tear down the inner IO."""
+        self.inner.teardown()
+
+    def is_ours(self, path: str | Path) -> bool:
+        """Whether `path` names a checkpoint of the checkpoint directory."""
+        if is_url(path):
+            return False
+        try:
+            check_checkpoint_id(self._place(path).relative_to(self.root).as_posix())
+        except (ValueError, InvalidSettingError):
+            return False
+        return _FOREIGN.fullmatch(local_path(path).name) is None
+
+    def _place(self, path: str | Path) -> Path:
+        """The path with its folder resolved as `root` is, its last part left as it is."""
+        place = local_path(path)
+        return place.parent.resolve() / place.name

@@ -1,0 +1,189 @@
+"""What the writing rank holds during one fit: its directory, its job, and its worker."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from bt_lightning.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    DrainTimeoutError,
+    StoreTransientError,
+    UploadFailedError,
+)
+from bt_lightning.lightning_plugin.resume import Decision
+from bt_lightning.localdir.commit import write_hint
+from bt_lightning.localdir.committed import list_committed
+from bt_lightning.localdir.durable import sweep, usable_root
+from bt_lightning.localdir.requests import request_removal
+from bt_lightning.manifest import Manifest
+from bt_lightning.messages import CheckStore, Fetch, ListStore, StoredCheckpoint, WorkerConfig, WorkFailed
+from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
+from bt_lightning.worker.handle import Worker
+
+if TYPE_CHECKING:
+    from bt_lightning.settings import Job
+
+log = logging.getLogger(__name__)
+
+Resume = Literal["auto", "require", "never", "weights"]
+_ASK_S = 60.0
+_FETCH_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionConfig:
+    """What a session is opened with; every path absolute, every default filled in."""
+
+    root: Path
+    load_dir: Path | None
+    store_url: str | None
+    storage_options: dict[str, object] = field(default_factory=dict, repr=False)
+    job: Job
+    resume: Resume
+    weights_only: bool | None
+    drain_s: float
+
+
+class Session:
+    """One fit on the rank that writes. Every other rank has none."""
+
+    def __init__(self, config: SessionConfig) -> None:
+        self._config = config
+        usable_root(config.root)
+        for path in sweep(config.root):
+            log.warning("put back %s, which a killed process was about to replace", path)
+        self._worker = Worker(
+            WorkerConfig(
+                root=str(config.root),
+                store_url=config.store_url,
+                storage_options=dict(config.storage_options),
+                prefix=config.job.prefix,
+                drain_s=config.drain_s,
+            )
+        )
+        self._worker.start()
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker, while there is one."""
+        return self._worker.pid
+
+    def decide(self) -> Decision:
+        """Check the store, then choose what to start from.
+
+        Raises:
+            StoreError: the store cannot be used, or not be reached while nothing is on disk.
+            CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
+        """
+        config, found = self._config, Found()
+        stored = self._stored()
+        if config.resume == "never":
+            return Decision(None, None, warm=False)
+        own = find_own(config.root, stored, self._fetch, found)
+        if not own and config.load_dir is not None:
+            find_loaded(
+                config.load_dir,
+                config.job.node_rank,
+                found,
+                weights_only=config.weights_only,
+            )
+        if found.path is None and config.resume == "require":
+            places = ", ".join(str(p) for p in (config.root, config.store_url, config.load_dir) if p)
+            msg = (
+                f"resume='require', and no usable checkpoint in {places}. Considered:\n"
+                f"{found.describe()}"
+            )
+            raise CheckpointNotFoundError(msg)
+        if len(found.considered) > 1 or (found.considered and found.path is None):
+            log.warning("looked for a checkpoint to resume from:\n%s", found.describe())
+        warm = config.resume == "weights" and not found.own
+        return Decision(found.path, found.digest, warm=warm)
+
+    def begin(self, pinned: str | None) -> None:
+        """Let the worker publish and delete; what the run resumed from is never deleted."""
+        self._worker.begin(frozenset({pinned} if pinned else ()))
+
+    def committed(self, manifest: Manifest) -> None:
+        """A checkpoint is on disk: tell the worker."""
+        write_hint(self._config.root, manifest.checkpoint_id, manifest.step)
+        self._worker.wake()
+
+    def remove(self, manifest: Manifest) -> None:
+        """A checkpoint is to go, when something newer is safe: tell the worker."""
+        request_removal(self._config.root, manifest.digest)
+        self._worker.wake()
+
+    def poll(self) -> None:
+        """Raise what the worker gave up on since the last call, once.
+
+        Raises:
+            UploadFailedError: the store refused for good.
+            WorkerDiedError: the worker keeps dying.
+        """
+        for event in self._worker.poll():
+            if isinstance(event, WorkFailed):
+                msg = (
+                    f"{event.what} failed: {event.error}. Checkpoints stay on disk in"
+                    f" {self._config.root} and are sent when the store takes them"
+                )
+                raise UploadFailedError(msg)
+            log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
+
+    def finish(self) -> None:
+        """Wait until all that is committed is published, then end the worker.
+
+        Raises:
+            DrainTimeoutError: some of it is not.
+            UploadFailedError: as `poll`.
+        """
+        try:
+            self._worker.drain(self._config.drain_s)
+            self.poll()
+        finally:
+            self._worker.stop()
+
+    def abandon(self) -> None:
+        """End the session of a run that failed: publish what is there, and let the failure speak."""
+        try:
+            self.finish()
+        except (CheckpointError, DrainTimeoutError) as error:
+            warnings.warn(f"while ending the run: {error}", stacklevel=2)
+
+    def close(self) -> None:
+        """End the worker at once, for a run that never began."""
+        self._worker.kill()
+
+    def _stored(self) -> list[Stored]:
+        if self._config.store_url is None:
+            return []
+        try:
+            self._worker.ask(CheckStore(), _ASK_S)
+            answer = self._worker.ask(ListStore(), _ASK_S)
+        except StoreTransientError as error:
+            if not list_committed(self._config.root)[0]:
+                raise  # the store may hold this job's checkpoints: starting afresh would lose them
+            warnings.warn(f"the store does not answer, going on from disk: {error}", stacklevel=2)
+            return []
+        stored = []
+        for item in answer if isinstance(answer, list) else ():
+            try:
+                stored.append(_stored(item))
+            except CheckpointError as error:
+                log.warning("left out a checkpoint of the store: %s", error)
+        return stored
+
+    def _fetch(self, stored: Stored) -> str:
+        """Bring a checkpoint of the store to the disk; its own name, unless damage has that."""
+        target = stored.manifest.checkpoint_id
+        if (self._config.root / target).exists():
+            target = f"{target}-{stored.manifest.digest[:8]}"
+        return str(self._worker.ask(Fetch(stored.folder, target), _FETCH_S))
+
+
+def _stored(item: StoredCheckpoint) -> Stored:
+    return Stored(item.folder, Manifest.from_bytes(item.manifest, f"store {item.folder}"))

@@ -1,0 +1,1 @@
+"""Durable directories on a local disk. No torch, no network."""

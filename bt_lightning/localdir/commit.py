@@ -1,0 +1,55 @@
+"""The commit of a checkpoint on the local disk: files, manifest, rename, in that order."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from bt_lightning.layout import DOT_DIR, MANIFEST
+from bt_lightning.localdir.durable import publish_directory, sync_directory, temporary, write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from bt_lightning.manifest import FileEntry, Manifest
+
+    Pieces = Iterable[memoryview | bytes]
+
+
+def commit(
+    final: Path,
+    root: Path,
+    files: Mapping[str, Callable[[], Pieces]],
+    describe: Callable[[tuple[FileEntry, ...]], Manifest],
+) -> Manifest:
+    """Make the directory `final` a committed checkpoint, or leave no trace of the try.
+
+    `files` maps paths inside the checkpoint to functions that yield the bytes; `describe` turns
+    what was written into the manifest. When this returns, all of it survives a power cut.
+
+    Raises:
+        OSError: the disk refused (`errno` says why); what was at `final` before is untouched.
+    """
+    with temporary(root) as built:
+        entries = []
+        for path, pieces in files.items():
+            target = built / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            entries.append(write_file(target, path, pieces()))
+        for folder in {target.parent for target in (built / path for path in files)} - {built}:
+            sync_directory(folder)
+        manifest = describe(tuple(entries))
+        write_file(built / MANIFEST, MANIFEST, [manifest.to_bytes()])
+        publish_directory(built, final, root)
+    return manifest
+
+
+def write_hint(root: Path, checkpoint_id: str, step: int) -> None:
+    """Note the newest checkpoint in `latest.json`: a hint for people, which nothing here trusts."""
+    folder = root / DOT_DIR
+    folder.mkdir(exist_ok=True)
+    draft = folder / f"latest.json.{os.getpid()}"
+    draft.write_text(f'{{"checkpoint": {json.dumps(checkpoint_id)}, "step": {step}}}\n')
+    os.replace(draft, folder / "latest.json")

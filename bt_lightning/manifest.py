@@ -1,0 +1,210 @@
+"""The manifest: which files make a checkpoint, and what their bytes are. Pure; see docs/format.md."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import xxhash
+
+from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
+from bt_lightning.layout import check_member
+
+FORMAT: Final = "bt_lightning.checkpoint"
+FORMAT_VERSION: Final = 1
+BLOCK_BYTES: Final = 64 * 1024 * 1024
+"""Bytes that one entry of `FileEntry.blocks` covers; the last block of a file may be shorter."""
+
+_HEX: Final = frozenset("0123456789abcdef")
+_DIGEST_CHARS: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of a checkpoint."""
+
+    path: str
+    """Posix path inside the checkpoint's directory."""
+    size: int
+    """Bytes."""
+    xxh3_128: str
+    """XXH3-128 (seed 0) of the whole file, 32 lower-case hex characters."""
+    blocks: tuple[str, ...]
+    """XXH3-128 of each `BLOCK_BYTES` of the file, in order; empty for an empty file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a committed checkpoint consists of, and where it comes from."""
+
+    checkpoint_id: str
+    generation: int
+    """Counts from 1; the same id committed again is the next generation."""
+    step: int
+    epoch: int
+    created_at: str
+    """ISO 8601, UTC, with zone. Informative: order is by `order`, never by a clock alone."""
+    files: tuple[FileEntry, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Free facts: project, job, world_size, strategy, versions."""
+    weights_prefix: str = ""
+    """What was cut off the front of each name in `model.safetensors`."""
+    leftovers: tuple[tuple[str, str], ...] = ()
+    """(path in the state, type) of each value that is in `leftovers.pt`, or was dropped."""
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """Sort key: the newest checkpoint has the greatest."""
+        return (self.step, self.generation, self.created_at)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, without the manifest itself."""
+        return sum(entry.size for entry in self.files)
+
+    @property
+    def digest(self) -> str:
+        """XXH3-128 of the canonical JSON: equal digests name equal checkpoints."""
+        return xxhash.xxh3_128_hexdigest(_canonical(_to_json(self)))
+
+    def entry(self, path: str) -> FileEntry | None:
+        """The entry of the file at `path`, if the checkpoint has one."""
+        return next((entry for entry in self.files if entry.path == path), None)
+
+    def with_generation(self, generation: int) -> Manifest:
+        """The same content as another generation of its id."""
+        return replace(self, generation=generation)
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: JSON with a digest of itself, so that damage is seen."""
+        payload = _to_json(self)
+        payload["digest"] = self.digest
+        return (json.dumps(payload, indent=1) + "\n").encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """Parse what `to_bytes` wrote; `where` is named in errors.
+
+        Raises:
+            FormatVersionError: the format is newer than this package.
+            CheckpointCorruptError: anything else that is not a whole, undamaged manifest.
+        """
+        try:
+            payload = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            msg = f"the manifest {where} is damaged: it is no JSON ({error})"
+            raise CheckpointCorruptError(msg) from error
+        if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+            msg = f"the manifest {where} is damaged: expected a JSON object of format {FORMAT!r}"
+            raise CheckpointCorruptError(msg)
+        version = payload.get("format_version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            msg = f"the manifest {where} is damaged: format_version is {version!r}"
+            raise CheckpointCorruptError(msg)
+        if version > FORMAT_VERSION:
+            msg = (
+                f"the checkpoint {where} has format version {version}, this bt_lightning reads up"
+                f" to {FORMAT_VERSION}: upgrade bt_lightning to load it"
+            )
+            raise FormatVersionError(msg)
+        stated = payload.pop("digest", None)
+        if xxhash.xxh3_128_hexdigest(_canonical(payload)) != stated:
+            msg = f"the manifest {where} is damaged: its content does not match its own digest"
+            raise CheckpointCorruptError(msg)
+        try:
+            return _from_json(payload)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, CheckpointCorruptError):
+                raise
+            msg = f"the manifest {where} is damaged: {type(error).__name__} {error}"
+            raise CheckpointCorruptError(msg) from error
+
+
+def _canonical(payload: dict[str, Any]) -> bytes:
+    return json.dumps(payload, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _metric(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON has no nan or inf
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "id": manifest.checkpoint_id,
+        "generation": manifest.generation,
+        "step": manifest.step,
+        "epoch": manifest.epoch,
+        "created_at": manifest.created_at,
+        "metrics": {name: _metric(value) for name, value in manifest.metrics.items()},
+        "origin": manifest.origin,
+        "weights_prefix": manifest.weights_prefix,
+        "leftovers": [list(pair) for pair in manifest.leftovers],
+        "block_bytes": BLOCK_BYTES,
+        "files": [
+            {
+                "path": entry.path,
+                "size": entry.size,
+                "xxh3_128": entry.xxh3_128,
+                "blocks": list(entry.blocks),
+            }
+            for entry in manifest.files
+        ],
+    }
+
+
+def _from_json(payload: dict[str, Any]) -> Manifest:
+    if payload["block_bytes"] != BLOCK_BYTES:
+        msg = f"block_bytes is {payload['block_bytes']!r}, expected {BLOCK_BYTES}"
+        raise ValueError(msg)
+    files = tuple(_entry(item) for item in payload["files"])
+    if len({entry.path for entry in files}) != len(files):
+        msg = "two entries have one path"
+        raise ValueError(msg)
+    return Manifest(
+        checkpoint_id=_of(str, payload["id"]),
+        generation=_count(payload["generation"], least=1),
+        step=_count(payload["step"]),
+        epoch=_count(payload["epoch"]),
+        created_at=_of(str, payload["created_at"]),
+        files=files,
+        metrics={_of(str, name): float(value) for name, value in payload["metrics"].items()},
+        origin=_of(dict, payload["origin"]),
+        weights_prefix=_of(str, payload["weights_prefix"]),
+        leftovers=tuple((_of(str, path), _of(str, kind)) for path, kind in payload["leftovers"]),
+    )
+
+
+def _entry(item: dict[str, Any]) -> FileEntry:
+    size = _count(item["size"])
+    blocks = tuple(_digest(block) for block in item["blocks"])
+    if len(blocks) != -(-size // BLOCK_BYTES):
+        msg = f"{item['path']!r} has {size} bytes and {len(blocks)} blocks"
+        raise ValueError(msg)
+    path = check_member(item["path"])
+    return FileEntry(path=path, size=size, xxh3_128=_digest(item["xxh3_128"]), blocks=blocks)
+
+
+def _count(value: object, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        msg = f"expected a whole number of at least {least}, found {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or len(value) != _DIGEST_CHARS or not _HEX.issuperset(value):
+        msg = f"expected 32 hex characters, found {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _of(kind: type, value: Any) -> Any:  # noqa: ANN401 - narrows what json.loads returned
+    if not isinstance(value, kind):
+        msg = f"expected {kind.__name__}, found {value!r}"
+        raise TypeError(msg)
+    return value

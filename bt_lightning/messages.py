@@ -1,0 +1,118 @@
+"""What crosses the pipe between the training process and its worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """All that a worker is told at its start.
+
+    It travels through the pipe of `multiprocessing`, never on a command line.
+    """
+
+    root: str
+    """The checkpoint directory, absolute."""
+    store_url: str | None
+    storage_options: dict[str, object] = field(default_factory=dict, repr=False)
+    """Keyword arguments of the fsspec filesystem; may hold secrets, so it has no repr."""
+    prefix: str
+    """Key prefix of this job and node in the store."""
+    drain_s: float
+    """Seconds that the worker may go on after the training process is gone."""
+
+
+# training process -> worker
+
+
+@dataclass(frozen=True, slots=True)
+class CheckStore:
+    """Ask: can the store be written, read and cleaned up? Answer: `Answer` with None."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListStore:
+    """Ask: what is committed in the store? Answer: `Answer` with `list[StoredCheckpoint]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Ask: bring one checkpoint to the disk. Answer: `Answer` with the directory's path."""
+
+    folder: str
+    target: str
+    """Checkpoint id that it gets under the checkpoint directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """From now on publish and delete; before, the worker only answers."""
+
+    pinned: frozenset[str]
+    """Manifest digests of what the run resumed from: never deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Something was committed, or its removal requested: look at the disk again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Publish all that is committed, then answer `Drained`."""
+
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave now; what is not published stays in the outbox for the next start."""
+
+
+# worker -> training process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCheckpoint:
+    """One committed checkpoint of the store."""
+
+    folder: str
+    manifest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a question; `error` is set when there is none."""
+
+    value: object
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A checkpoint is committed in the store."""
+
+    checkpoint_id: str
+    digest: str
+    size: int
+    """Bytes."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkFailed:
+    """The worker gave up on something that another try will not cure."""
+
+    what: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """Nothing is left to do, or the deadline is over."""
+
+    waiting: tuple[str, ...]
+    """Ids that are committed here and not in the store."""
+    reason: str | None
+    """The last error of the store, if one stands in the way."""

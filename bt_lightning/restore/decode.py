@@ -1,0 +1,242 @@
+"""The typed tree of `trainer.json` back to Python values. What a file names is looked up, never run."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bt_lightning.errors import CheckpointCorruptError, UnsafeLoadError
+from bt_lightning.restore.unloaded import Unloaded
+from bt_lightning.snapshot.classes import ClassTable, is_namedtuple
+from bt_lightning.snapshot.dtypes import plain_dtype
+from bt_lightning.snapshot.encode import KIND
+from bt_lightning.snapshot.take import HYPER_PARAMETERS
+from bt_lightning.snapshot.values import BY_KIND
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+_MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError,
+              ArithmeticError, RecursionError)  # fmt: skip
+
+
+class Decoder:
+    """Decodes one tree. `tensors`: file label -> name -> tensor."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+        leftovers: Mapping[str, object] | None,
+        classes: ClassTable,
+        dropped: Collection[str] = (),
+    ) -> None:
+        self._dropped = dropped
+        self._tensors = tensors
+        self._leftovers = leftovers
+        self._classes = classes
+        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._path: list[str] = []
+        self.holes: list[str] = []
+        """Paths of hyperparameters that were left out because nobody allowed to load them."""
+        self._kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "float": lambda node: float(node["v"]),
+            "dict": self._dict,
+            "defaultdict": self._defaultdict,
+            "attributedict": self._attributedict,
+            "enum": self._enum,
+            "namedtuple": self._namedtuple,
+            "dataclass": self._dataclass,
+            "class": self._class,
+            "omegaconf": self._omegaconf,
+            "numpy.dtype": lambda node: _numpy_dtype(node["v"]),
+            "numpy.scalar": self._numpy_scalar,
+            "numpy.ndarray": self._numpy_array,
+            "tensor": self._tensor,
+            "sparse_coo": self._sparse_coo,
+            "sparse_compressed": self._sparse_compressed,
+            "leftover": self._leftover,
+        }
+
+    def decode(self, tree: object, place: str) -> Any:  # noqa: ANN401
+        """The value that `tree` stands for; `place` is named in errors.
+
+        Raises:
+            UnsafeLoadError: it holds a class or a leftover that nobody allowed.
+            CheckpointCorruptError: it is malformed.
+        """
+        try:
+            return self._value(tree)
+        except (CheckpointCorruptError, UnsafeLoadError):
+            raise
+        except _MALFORMED as error:
+            where = ".".join(self._path) or "the top"
+            msg = f"{place} is damaged at {where}: {type(error).__name__} {error}"
+            raise CheckpointCorruptError(msg) from error
+
+    def _value(self, node: Any) -> Any:  # noqa: ANN401
+        if isinstance(node, list):
+            return [self._value(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if KIND not in node:
+            return {key: self._at(key, item) for key, item in node.items()}
+        kind = node[KIND]
+        try:
+            if kind in self._kinds:
+                return self._kinds[kind](node)
+            return BY_KIND[kind].back(node, self._value)
+        except UnsafeLoadError as error:
+            if not self._path or self._path[0] not in HYPER_PARAMETERS:
+                raise
+            self.holes.append(".".join(self._path))
+            return Unloaded(self.holes[-1], str(error))
+
+    def _at(self, label: str, node: Any) -> Any:  # noqa: ANN401
+        self._path.append(label)
+        value = self._value(node)
+        self._path.pop()
+        return value
+
+    def _pairs(self, node: dict[str, Any]) -> list[tuple[Any, Any]]:
+        keys = [self._value(key) for key, _ in node["v"]]
+        return [(key, self._at(str(key), item)) for key, (_, item) in zip(keys, node["v"], strict=True)]
+
+    def _dict(self, node: dict[str, Any]) -> dict[Any, Any]:
+        return dict(self._pairs(node))
+
+    def _defaultdict(self, node: dict[str, Any]) -> defaultdict[Any, Any]:
+        return defaultdict(self._value(node["factory"]), self._pairs(node))
+
+    def _attributedict(self, node: dict[str, Any]) -> dict[Any, Any]:
+        kind = self._class(node)
+        if not issubclass(kind, dict):
+            msg = f"{kind} is no dict"
+            raise TypeError(msg)
+        value = dict.__new__(kind)
+        dict.update(value, self._pairs(node))
+        return value
+
+    def _class(self, node: dict[str, Any]) -> type:
+        return self._classes.resolve(str(node["class"]), ".".join(self._path) or "the checkpoint")
+
+    def _enum(self, node: dict[str, Any]) -> enum.Enum:
+        kind = self._class(node)
+        if not issubclass(kind, enum.Enum):
+            msg = f"{kind} is no Enum"
+            raise TypeError(msg)
+        return kind[node["name"]] if node["name"] is not None else kind(self._value(node["value"]))
+
+    def _namedtuple(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+        kind = self._class(node)
+        if not is_namedtuple(kind):
+            msg = f"{kind} is no namedtuple"
+            raise TypeError(msg)
+        return kind._make(self._value(node["v"]))  # type: ignore[attr-defined]
+
+    def _dataclass(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+        kind = self._class(node)
+        if not dataclasses.is_dataclass(kind):
+            msg = f"{kind} is no dataclass"
+            raise TypeError(msg)
+        fields = {field.name for field in dataclasses.fields(kind)}
+        value = object.__new__(kind)
+        for name, item in node["v"]:
+            if name not in fields:
+                msg = f"{kind} has no field {name!r}"
+                raise ValueError(msg)
+            object.__setattr__(value, name, self._at(name, item))
+        return value
+
+    def _omegaconf(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+        from omegaconf import OmegaConf  # noqa: PLC0415 - optional, and named by us
+
+        content = self._value(node["v"])
+        if node["type"] is None:
+            return OmegaConf.create(content, flags=node["flags"])
+        kind = self._class({"class": node["type"]})
+        typed = OmegaConf.merge(OmegaConf.structured(kind), content)
+        for name, flag in node["flags"].items():
+            OmegaConf.set_readonly(typed, flag) if name == "readonly" else OmegaConf.set_struct(
+                typed, flag
+            )
+        return typed
+
+    def _numpy_scalar(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+        import numpy as np  # noqa: PLC0415
+
+        data = base64.b64decode(node["v"], validate=True)
+        return np.frombuffer(data, dtype=_numpy_dtype(node["dtype"]))[0]
+
+    def _numpy_array(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+        import numpy as np  # noqa: PLC0415
+
+        raw = self._tensors[node["v"]["file"]][node["v"]["name"]].numpy()
+        dtype = _numpy_dtype(node["dtype"])
+        flat = raw.view(dtype) if raw.size else np.empty(0, dtype)
+        return flat.reshape(node["shape"], order=node["order"])
+
+    def _tensor(self, node: dict[str, Any]) -> torch.Tensor:
+        parameter, grad = bool(node.get("parameter")), bool(node.get("requires_grad"))
+        key = (node["file"], node["name"], node.get("dtype"), parameter, grad)
+        if key not in self._made:
+            tensor = self._tensors[node["file"]][node["name"]]
+            if "dtype" in node:
+                dtype = plain_dtype(node["dtype"])
+                if dtype is None:
+                    msg = f"this torch has no dtype {node['dtype']!r}"
+                    raise ValueError(msg)
+                shape = tensor.shape[:-1]
+                tensor = tensor.reshape(-1).view(dtype).reshape(shape)
+            if parameter:
+                tensor = torch.nn.Parameter(tensor, requires_grad=grad)
+            elif grad:
+                tensor = tensor.requires_grad_()
+            self._made[key] = tensor
+        return self._made[key]
+
+    def _sparse_coo(self, node: dict[str, Any]) -> torch.Tensor:
+        indices, values = self._value(node["indices"]), self._value(node["values"])
+        return torch.sparse_coo_tensor(
+            indices, values, node["size"], is_coalesced=node["coalesced"], check_invariants=True
+        )
+
+    def _sparse_compressed(self, node: dict[str, Any]) -> torch.Tensor:
+        layout = BY_KIND["torch.layout"].back({"v": node["layout"]}, self._value)
+        parts = [self._value(node[name]) for name in ("compressed", "plain", "values")]
+        return torch.sparse_compressed_tensor(
+            *parts, node["size"], layout=layout, check_invariants=True
+        )
+
+    def _leftover(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+        path = str(node["v"])
+        if path in self._dropped:
+            return Unloaded(path, "it could not be pickled when the checkpoint was saved")
+        if self._leftovers is None:
+            msg = (
+                f"{path} could not be saved without pickle and lies in leftovers.pt: load with"
+                " weights_only=False if you trust the file"
+            )
+            raise UnsafeLoadError(msg)
+        return self._leftovers[path]
+
+
+def _numpy_dtype(descr: Any) -> Any:  # noqa: ANN401
+    import numpy as np  # noqa: PLC0415
+
+    dtype = np.lib.format.descr_to_dtype(_tuples(descr))
+    if dtype.hasobject:
+        msg = "a dtype of Python objects"
+        raise ValueError(msg)
+    return dtype
+
+
+def _tuples(descr: Any) -> Any:  # noqa: ANN401
+    """JSON has no tuples; numpy's description of a structured dtype is a list of tuples."""
+    if not isinstance(descr, list):
+        return descr
+    return [tuple(_tuples(part) if i != 2 else tuple(part) for i, part in enumerate(field)) for field in descr]  # noqa: PLR2004,E501

@@ -1,0 +1,138 @@
+"""A committed checkpoint directory, or a stock file, back to the dictionary that was saved."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
+from bt_lightning.localdir.committed import read_manifest
+from bt_lightning.restore.decode import Decoder
+from bt_lightning.restore.read import read_small, read_tensors
+from bt_lightning.snapshot.classes import ClassTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from bt_lightning.manifest import Manifest
+
+    MapLocation = torch.device | str | Callable[..., Any] | Mapping[str, str] | None
+
+
+def load_directory(
+    path: Path,
+    *,
+    map_location: MapLocation = None,
+    weights_only: bool | None = None,
+    allowed: Iterable[type] = (),
+) -> dict[str, Any]:
+    """Load a committed checkpoint, each byte verified against its manifest.
+
+    Tensors come back in CPU memory, or where `map_location` says. Unless `weights_only` is False,
+    no pickle is read and only known classes are rebuilt: the built-in table, those of
+    `torch.serialization.add_safe_globals`, and `allowed`.
+
+    Raises:
+        CheckpointNotFoundError: nothing is committed at `path`.
+        CheckpointCorruptError: bytes are missing or changed.
+        UnsafeLoadError: it holds what only `weights_only=False` may load.
+    """
+    manifest = read_manifest(path)
+    place = str(path)
+    tensors = {
+        label: read_tensors(path / file, place, entry) if (entry := manifest.entry(file)) else {}
+        for label, file in (("weights", WEIGHTS), ("state", STATE))
+    }
+    document = _document(path, manifest)
+    leftovers = None
+    if weights_only is False:
+        leftovers = _unpickled(path, manifest)
+    classes = ClassTable(allowed, trusted=weights_only is False)
+    decoder = Decoder(tensors, leftovers, classes, document.get("dropped", ()))
+    checkpoint = decoder.decode(document["tree"], f"{place}/{TREE}")
+    if decoder.holes:
+        warnings.warn(
+            f"left out of {place}, as nobody allowed to load them: {', '.join(decoder.holes)}."
+            " Using one raises an error; weights_only=False loads them",
+            stacklevel=2,
+        )
+    return to_device(checkpoint, map_location)  # type: ignore[no-any-return]
+
+
+def load_file(
+    path: object, map_location: MapLocation = None, *, weights_only: bool | None = None
+) -> dict[str, Any]:
+    """Load a stock `.ckpt` with `torch.load`; pickled code runs only with `weights_only=False`."""
+    return torch.load(  # type: ignore[no-any-return]
+        path,  # type: ignore[arg-type]
+        map_location=map_location or "cpu",
+        weights_only=weights_only is not False,
+    )
+
+
+def to_device(value: Any, map_location: MapLocation) -> Any:  # noqa: ANN401
+    """`value` with each tensor where `map_location` (as `torch.load` takes it) wants it."""
+    if map_location is None:
+        return value
+    if callable(map_location):
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = map_location(tensor.untyped_storage(), "cpu")
+            device = tensor.device if moved is None else moved.device
+            return tensor.to(device)
+
+    else:
+        target = map_location.get("cpu", "cpu") if hasattr(map_location, "get") else map_location
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(target)
+
+    done: dict[int, torch.Tensor] = {}  # tied tensors stay tied
+
+    def walk(item: Any) -> Any:  # noqa: ANN401
+        if isinstance(item, torch.Tensor):
+            if id(item) not in done:
+                done[id(item)] = move(item)
+            return done[id(item)]
+        if isinstance(item, dict):
+            for key in item:
+                item[key] = walk(item[key])
+        elif isinstance(item, list):
+            item[:] = [walk(part) for part in item]
+        elif type(item) is tuple:
+            return tuple(walk(part) for part in item)
+        return item
+
+    return walk(value)
+
+
+def _document(path: Path, manifest: Manifest) -> dict[str, Any]:
+    entry = manifest.entry(TREE)
+    if entry is None:
+        msg = f"the checkpoint {path} is damaged: its manifest names no {TREE}"
+        raise CheckpointCorruptError(msg)
+    try:
+        document = json.loads(read_small(path / TREE, str(path), entry))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointCorruptError):
+            raise
+        msg = f"the checkpoint {path} is damaged: {TREE} is no JSON ({error})"
+        raise CheckpointCorruptError(msg) from error
+    if not isinstance(document, dict) or "tree" not in document:
+        msg = f"the checkpoint {path} is damaged: {TREE} holds no tree"
+        raise CheckpointCorruptError(msg)
+    return document
+
+
+def _unpickled(path: Path, manifest: Manifest) -> Mapping[str, object]:
+    entry = manifest.entry(LEFTOVERS)
+    if entry is None:
+        return {}
+    read_small(path / LEFTOVERS, str(path), entry)  # verified before a byte of it is run
+    found = torch.load(path / LEFTOVERS, map_location="cpu", weights_only=False)
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,46 @@
+"""What stands where a hyperparameter could not be loaded: any use of it says why."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from bt_lightning.errors import UnsafeLoadError
+
+
+class Unloaded:
+    """A hyperparameter that was left out of a load; using it raises `UnsafeLoadError`.
+
+    Resuming never reads hyperparameters, so it must not fail for one that only code could rebuild.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        object.__setattr__(self, "_text", f"{path} was not loaded: {reason}")
+
+    def __repr__(self) -> str:
+        return f"<{object.__getattribute__(self, '_text')}>"
+
+    def __reduce__(self) -> NoReturn:
+        self._raise()
+
+    def _raise(self) -> NoReturn:
+        raise UnsafeLoadError(object.__getattribute__(self, "_text"))
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)  # protocols that probe for a method must see none
+        self._raise()
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        self._raise()
+
+    def __getitem__(self, _: object) -> NoReturn:
+        self._raise()
+
+    def __iter__(self) -> NoReturn:
+        self._raise()
+
+    def __len__(self) -> int:
+        self._raise()
+
+    def __bool__(self) -> bool:
+        self._raise()

@@ -1,0 +1,44 @@
+"""Which committed checkpoints may go now. Pure: the rule of invariant 4, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A committed checkpoint as one tier (the disk, or the store) holds it."""
+
+    place: str
+    """Path relative to the tier's root."""
+    checkpoint_id: str
+    digest: str
+    order: tuple[int, int, str]
+
+
+def removable(
+    committed: Iterable[Committed], requested: Collection[str], pinned: Collection[str]
+) -> list[Committed]:
+    """The checkpoints of one tier that may be deleted from that tier now, oldest first.
+
+    A checkpoint may go when its removal was requested (`requested`: digests), or when a newer one
+    of the same id stands beside it; but never one in `pinned` (digests), and only while the tier
+    holds a newer one that stays.
+    """
+    entries = list(committed)
+    newest_of_id = {
+        entry.checkpoint_id: entry.order for entry in sorted(entries, key=lambda entry: entry.order)
+    }
+    unwanted = [
+        entry
+        for entry in entries
+        if entry.digest not in pinned
+        and (entry.digest in requested or entry.order < newest_of_id[entry.checkpoint_id])
+    ]
+    gone = {entry.place for entry in unwanted}
+    newest_kept = max((entry.order for entry in entries if entry.place not in gone), default=None)
+    if newest_kept is None:
+        return []
+    may_go = [entry for entry in unwanted if entry.order < newest_kept]
+    return sorted(may_go, key=lambda entry: entry.order)

@@ -1,0 +1,81 @@
+"""Settings from a mapping that the caller passes; `os.environ` is read at the edges only."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xxhash
+
+from bt_lightning.errors import InvalidSettingError
+from bt_lightning.layout import job_prefix, slug
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where checkpoints go and come from, as the environment says it."""
+
+    checkpoint_dir: str | None = None
+    """`BT_CHECKPOINT_DIR`: the directory that checkpoints are written to."""
+    load_dir: str | None = None
+    """`BT_LOAD_CHECKPOINT_DIR`: where the platform laid checkpoints of earlier jobs."""
+    store_url: str | None = None
+    """`BT_STORE_URL`: any fsspec URL; unset on Baseten, whose own process uploads."""
+    project: str | None = None
+    """`BT_TRAINING_PROJECT_NAME`, else `BT_TRAINING_PROJECT_ID`."""
+    job: str | None = None
+    """`BT_TRAINING_JOB_ID`."""
+    node_rank: int = 0
+    """`BT_NODE_RANK`: this node's place among the nodes of the job."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the `BT_*` variables; an empty one counts as unset.
+
+        Raises:
+            InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0.
+        """
+        node_rank = environ.get("BT_NODE_RANK") or "0"
+        if not (node_rank.isascii() and node_rank.isdigit()):
+            msg = f"BT_NODE_RANK is {node_rank!r}, expected a whole number of at least 0"
+            raise InvalidSettingError(msg)
+        return cls(
+            checkpoint_dir=environ.get("BT_CHECKPOINT_DIR") or None,
+            load_dir=environ.get("BT_LOAD_CHECKPOINT_DIR") or None,
+            store_url=environ.get("BT_STORE_URL") or None,
+            project=environ.get("BT_TRAINING_PROJECT_NAME")
+            or environ.get("BT_TRAINING_PROJECT_ID")
+            or None,
+            job=environ.get("BT_TRAINING_JOB_ID") or None,
+            node_rank=int(node_rank),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Whose checkpoints these are: the part of the store that belongs to this run."""
+
+    project: str
+    job: str
+    node_rank: int
+
+    @property
+    def prefix(self) -> str:
+        """Key prefix in the store."""
+        return job_prefix(self.project, self.job, self.node_rank)
+
+    @classmethod
+    def named(cls, settings: Settings, checkpoint_dir: str) -> Job:
+        """The job that `settings` name; without a name, the same directory is the same job.
+
+        A machine that lost its disk thus finds its own checkpoints again, and two runs that share
+        a store stay apart as long as their directories differ.
+        """
+        path = os.path.abspath(checkpoint_dir)
+        fallback = f"{slug(os.path.basename(path))}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
+        return cls(
+            project=settings.project or "default",
+            job=settings.job or fallback,
+            node_rank=settings.node_rank,
+        )

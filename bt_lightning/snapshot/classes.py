@@ -1,0 +1,118 @@
+"""Classes that a file may name, and by which name; nothing is ever imported because a file says so."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import importlib
+import sys
+from collections import Counter, OrderedDict, deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bt_lightning.errors import UnsafeLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_BUILTINS = (
+    "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple"
+).split()
+_OMEGACONF = {"omegaconf.dictconfig:DictConfig", "omegaconf.listconfig:ListConfig"}
+
+
+def class_name(kind: type) -> str:
+    """The name that a file gives to a class: `module:qualname`."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _table() -> dict[str, type]:
+    """Harmless classes that hyperparameters commonly name."""
+    kinds: list[type] = [getattr(builtins, name) for name in _BUILTINS]
+    kinds += [type(None), Counter, OrderedDict, deque]
+    for module in (torch.nn, torch.optim, torch.optim.lr_scheduler):
+        kinds += [kind for kind in vars(module).values() if isinstance(kind, type)]
+    return {class_name(kind): kind for kind in kinds}
+
+
+def _omegaconf(name: str) -> type | None:
+    """The two container classes of OmegaConf: Lightning stores which one the hyperparameters had."""
+    if name not in _OMEGACONF:
+        return None
+    try:
+        import omegaconf  # noqa: PLC0415 - optional, and named by us, not by the file
+    except ImportError:
+        return None
+    return getattr(omegaconf, name.partition(":")[2], None)
+
+
+class ClassTable:
+    """Turns names in files back into classes.
+
+    Known are a built-in table, `torch.serialization.add_safe_globals`, and what the caller allows.
+    With `trusted`, which is what `weights_only=False` asks for, any importable class is known.
+    """
+
+    def __init__(self, allowed: Iterable[type] = (), *, trusted: bool = False) -> None:
+        self._trusted = trusted
+        self._known = _table()
+        for item in torch.serialization.get_safe_globals():
+            kind = item[0] if isinstance(item, tuple) else item
+            if isinstance(kind, type):
+                self._known[class_name(kind)] = kind
+        self._known.update({class_name(kind): kind for kind in allowed})
+
+    def knows(self, kind: type) -> bool:
+        """Whether `resolve` will return `kind` for its name."""
+        return self._find(class_name(kind)) is kind
+
+    def resolve(self, name: str, where: str) -> type:
+        """The class that a file calls `name`; `where` in the state is named in the error.
+
+        Raises:
+            UnsafeLoadError: the class is not known, with what to do about it.
+        """
+        kind = self._find(name)
+        if kind is None and self._trusted:
+            kind = _import(name)
+        if kind is None:
+            short = name.rpartition(":")[2]
+            msg = (
+                f"{where} is of the class {name}, which this load does not trust. Allow it with"
+                f" torch.serialization.add_safe_globals([{short}]), or load with"
+                " weights_only=False if you trust the file"
+            )
+            raise UnsafeLoadError(msg)
+        return kind
+
+    def _find(self, name: str) -> type | None:
+        return self._known.get(name) or _omegaconf(name)
+
+
+def _import(name: str) -> type | None:
+    module_name, _, qualname = name.partition(":")
+    try:
+        found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if isinstance(found, type) else None
+
+
+def is_plain_dataclass(value: object) -> bool:
+    """Whether `value` is a dataclass instance that is its fields and nothing else."""
+    kind = type(value)
+    if not dataclasses.is_dataclass(kind):
+        return False
+    names = {field.name for field in dataclasses.fields(kind)}
+    custom = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
+    extra = set(getattr(value, "__dict__", ())) - names
+    return not custom and not extra and all(hasattr(value, name) for name in names)
+
+
+def is_namedtuple(kind: type) -> bool:
+    """Whether `kind` was made by `namedtuple` or `typing.NamedTuple` and adds no state."""
+    fields = getattr(kind, "_fields", None)
+    return kind.__bases__ == (tuple,) and isinstance(fields, tuple)

@@ -1,0 +1,251 @@
+"""A Lightning checkpoint as a typed JSON tree, tensors by name, and what fits neither.
+
+The forms of the tree are written down in docs/format.md; `restore.decode` reads them back. Types
+are matched exactly: a subclass may carry what the form would lose, so it goes to the leftovers.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+import math
+import sys
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from bt_lightning.errors import UnsupportedStateError
+from bt_lightning.layout import STATE, WEIGHTS
+from bt_lightning.snapshot.classes import class_name, is_namedtuple, is_plain_dataclass
+from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
+from bt_lightning.snapshot.image import host_tensor
+from bt_lightning.snapshot.values import FORMS, pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KIND: Final = "$"
+"""The key that marks an object of the tree as a typed value."""
+WEIGHTS_KEY: Final = "state_dict"
+"""The entry of a Lightning checkpoint whose tensors are the model's weights."""
+_DEPTH = 200
+_FILES = {"weights": WEIGHTS, "state": STATE}
+
+
+class _NotRepresentableError(Exception):
+    """A value has no form in the tree; it becomes a leftover."""
+
+
+class Encoder:
+    """Encodes one checkpoint; `tensors` and `leftovers` fill up as `encode` walks it."""
+
+    def __init__(self, weights_prefix: str = "") -> None:
+        self.tensors: dict[str, dict[str, torch.Tensor]] = {file: {} for file in _FILES.values()}
+        """File -> name -> contiguous CPU tensor, as `file_pieces` takes it."""
+        self.leftovers: dict[str, object] = {}
+        """Path in the state -> a value that the tree cannot hold."""
+        self.classes: dict[type, str] = {}
+        """Class named in the tree -> path of the first value that has it."""
+        self._prefix = weights_prefix
+        self._refs: dict[tuple[Any, ...], dict[str, str]] = {}
+        self._open: set[int] = set()
+
+    def encode(self, checkpoint: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+        """The tree of a checkpoint.
+
+        Raises:
+            UnsupportedStateError: a tensor of it is one rank's part of a larger one.
+        """
+        return self._value(checkpoint, ())
+
+    def _value(self, value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401, PLR0911
+        kind = type(value)
+        if value is None or kind in {bool, int, str}:
+            return value
+        if kind is float:
+            return value if math.isfinite(value) else {KIND: "float", "v": str(value)}
+        if isinstance(value, torch.Tensor):
+            return self._or_leftover(self._tensor, value, path)
+        if id(value) in self._open or len(path) > _DEPTH:
+            return self._leftover(value, path)
+        self._open.add(id(value))
+        try:
+            return self._or_leftover(self._compound, value, path)
+        finally:
+            self._open.discard(id(value))
+
+    def _or_leftover(self, encode: Any, value: object, path: tuple[str, ...]) -> Any:  # noqa: ANN401
+        before = len(self.leftovers)
+        try:
+            return encode(value, path)
+        except _NotRepresentableError:
+            for key in list(self.leftovers)[before:]:
+                del self.leftovers[key]  # part of what now goes there as a whole
+            return self._leftover(value, path)
+
+    def _leftover(self, value: object, path: tuple[str, ...]) -> dict[str, str]:
+        key = ".".join(path)
+        while key in self.leftovers:
+            key += "'"
+        self.leftovers[key] = value
+        return {KIND: "leftover", "v": key}
+
+    def _compound(self, value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401, PLR0911
+        def sub(item: Any, label: str) -> Any:  # noqa: ANN401
+            return self._value(item, (*path, label))
+
+        kind = type(value)
+        if kind is list:
+            return [sub(item, str(index)) for index, item in enumerate(value)]
+        if kind is dict:
+            if all(type(key) is str for key in value) and KIND not in value:
+                return {key: sub(item, key) for key, item in value.items()}
+            return {KIND: "dict", "v": pairs(value, sub)}
+        if (form := FORMS.get(kind)) is not None:
+            return {KIND: form.kind, **form.there(value, sub)}
+        if kind is defaultdict:
+            factory = value.default_factory
+            if factory is not None and not isinstance(factory, type):
+                raise _NotRepresentableError
+            return {KIND: "defaultdict", "factory": sub(factory, "factory"), "v": pairs(value, sub)}
+        if isinstance(value, enum.Enum):
+            name = None if isinstance(value, enum.Flag) else value.name
+            content = sub(value.value, "value") if name is None else None
+            return {KIND: "enum", "class": self._class(kind, path), "name": name, "value": content}
+        if isinstance(value, tuple) and is_namedtuple(kind):
+            items = [sub(item, name) for name, item in zip(kind._fields, value, strict=True)]
+            return {KIND: "namedtuple", "class": self._class(kind, path), "v": items}
+        if is_plain_dataclass(value):
+            names = [field.name for field in dataclasses.fields(value)]
+            items = [[name, sub(getattr(value, name), name)] for name in names]
+            return {KIND: "dataclass", "class": self._class(kind, path), "v": items}
+        if isinstance(value, type):
+            return {KIND: "class", "class": self._class(value, path)}
+        return self._foreign(value, kind, sub, path)
+
+    def _foreign(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401
+        """Values of packages that need not be installed, told by where their class comes from."""
+        module = kind.__module__
+        if module.startswith("numpy"):
+            return self._numpy(value, path)
+        if module.startswith("omegaconf") and kind.__name__ in {"DictConfig", "ListConfig"}:
+            return self._omegaconf(value, kind, sub, path)
+        if kind.__name__ == "AttributeDict" and module.split(".")[0].startswith(("lightning", "pyt")):
+            return {KIND: "attributedict", "class": class_name(kind), "v": pairs(value, sub)}
+        raise _NotRepresentableError
+
+    def _class(self, kind: type, path: tuple[str, ...]) -> str:
+        name = class_name(kind)
+        found: Any = sys.modules.get(kind.__module__)
+        for part in kind.__qualname__.split("."):
+            found = getattr(found, part, None)
+        if found is not kind:
+            raise _NotRepresentableError  # made inside a function: no name leads to it
+        self.classes.setdefault(kind, ".".join(path))
+        return name
+
+    def _omegaconf(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401
+        from omegaconf import OmegaConf  # noqa: PLC0415 - optional; `value` proves that it is there
+
+        typed = OmegaConf.get_type(value)
+        flags = {name: value._get_node_flag(name) for name in ("struct", "readonly")}  # noqa: SLF001
+        return {
+            KIND: "omegaconf",
+            "class": kind.__name__,
+            "v": sub(OmegaConf.to_container(value, resolve=False), "content"),
+            "type": self._class(typed, path) if typed not in {dict, list, None} else None,
+            "flags": {name: flag for name, flag in flags.items() if flag is not None},
+        }
+
+    def _numpy(self, value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401
+        import numpy as np  # noqa: PLC0415 - optional; `value` proves that it is there
+
+        if isinstance(value, np.dtype):
+            return {KIND: "numpy.dtype", "v": _descr(value)}
+        if type(value) is not np.ndarray and not isinstance(value, np.generic):
+            raise _NotRepresentableError
+        descr = _descr(value.dtype)
+        if isinstance(value, np.generic):
+            data = base64.b64encode(value.tobytes()).decode("ascii")
+            return {KIND: "numpy.scalar", "dtype": descr, "v": data}
+        fortran = value.flags.f_contiguous and not value.flags.c_contiguous
+        raw = value.tobytes("F" if fortran else "C")
+        content = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(
+            0, dtype=torch.uint8
+        )
+        return {
+            KIND: "numpy.ndarray",
+            "dtype": descr,
+            "shape": list(value.shape),
+            "order": "F" if fortran else "C",
+            "v": self._store(content, path),
+        }
+
+    def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:  # noqa: ANN401
+        kind = type(tensor)
+        if kind.__name__ in {"DTensor", "ShardedTensor"}:
+            msg = (
+                f"{'.'.join(path)} is a {kind.__name__}, one rank's part of a larger tensor: save a"
+                " full state dict (state_dict_type='full', save_distributed_checkpoint=False)"
+            )
+            raise UnsupportedStateError(msg)
+        opaque = kind not in {torch.Tensor, torch.nn.Parameter} or tensor.is_meta
+        if opaque or tensor.is_nested or is_quantized(tensor.dtype):
+            raise _NotRepresentableError
+        if tensor.layout is torch.sparse_coo:
+            parts = {"indices": tensor._indices(), "values": tensor._values()}  # noqa: SLF001
+            node = {KIND: "sparse_coo", "coalesced": tensor.is_coalesced()}
+        elif tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+            parts = {"compressed": tensor.crow_indices(), "plain": tensor.col_indices()}
+            node = {KIND: "sparse_compressed", "layout": str(tensor.layout)}
+        elif tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+            parts = {"compressed": tensor.ccol_indices(), "plain": tensor.row_indices()}
+            node = {KIND: "sparse_compressed", "layout": str(tensor.layout)}
+        elif tensor.layout is torch.strided:
+            return self._dense(tensor, path)
+        else:
+            raise _NotRepresentableError
+        parts.setdefault("values", tensor.values() if "values" not in parts else parts["values"])
+        stored = {name: self._dense(part, (*path, name)) for name, part in parts.items()}
+        return {**node, "size": list(tensor.shape), **stored}
+
+    def _dense(self, tensor: torch.Tensor, path: tuple[str, ...]) -> dict[str, Any]:
+        identity = (
+            tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(),
+            tensor.is_conj(), tensor.is_neg(),
+        )  # fmt: skip
+        ref = self._refs.get(identity) if tensor.numel() else None
+        if ref is None:
+            ref = self._refs[identity] = self._store(host_tensor(tensor), path)
+        node: dict[str, Any] = {KIND: "tensor", **ref}
+        if tensor.dtype not in SAFETENSORS:
+            node["dtype"] = str(tensor.dtype).removeprefix("torch.")
+        if type(tensor) is torch.nn.Parameter:
+            node["parameter"] = True
+        if tensor.requires_grad:
+            node["requires_grad"] = True
+        return node
+
+    def _store(self, tensor: torch.Tensor, path: tuple[str, ...]) -> dict[str, str]:
+        """Give the tensor its file and a name there that is still free."""
+        is_weight = len(path) > 1 and path[0] == WEIGHTS_KEY
+        key = ".".join(path[1:]) if is_weight else ""
+        if is_weight and key.startswith(self._prefix) and key != self._prefix:
+            label, name = "weights", key.removeprefix(self._prefix)
+        else:
+            label, name = "state", ".".join(path)
+        file = self.tensors[_FILES[label]]
+        while name in file or name == "__metadata__":
+            name += "'"
+        file[name] = tensor
+        return {"file": label, "name": name}
+
+
+def _descr(dtype: Any) -> Any:  # noqa: ANN401 - numpy's own description: text or nested lists
+    import numpy as np  # noqa: PLC0415
+
+    if dtype.hasobject:
+        raise _NotRepresentableError
+    return np.lib.format.dtype_to_descr(dtype)

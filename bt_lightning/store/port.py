@@ -1,0 +1,127 @@
+"""What the package asks of a store, in its own words, and the translation of what stores raise.
+
+Whether another try may help is decided here, once, by type; nothing above looks at an error again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TRANSIENT_ERRNO = {
+    errno.EAGAIN,
+    errno.EBUSY,  # s3fs: SlowDown
+    errno.EIO,
+    errno.EREMOTEIO,  # s3fs: InternalError
+    errno.ETIMEDOUT,
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.ECONNABORTED,
+    errno.EPIPE,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ESTALE,
+}
+_TRANSIENT_NAMES = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "HttpError"}
+"""Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed."""
+_SECRET = re.compile(
+    r"(?i)((?:secret|token|password|passwd|signature|credential|sig|key)[\w-]*[\"']?\s*[=:]\s*)"
+    r"[\"']?[^\s\"'&,}]+"
+)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_LEAST_SECRET = 6
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object of a store."""
+
+    key: str
+    size: int
+    """Bytes."""
+
+
+class Store(Protocol):
+    """A bucket, or a folder that stands in for one. Keys are posix paths relative to its root.
+
+    Every method raises `StoreTransientError` when another try may succeed and
+    `StorePermanentError` when it will not; both say what was tried.
+    """
+
+    @property
+    def name(self) -> str:
+        """The URL without secrets, for messages."""
+
+    def put_file(self, source: Path, key: str) -> None:
+        """Copy a local file to `key`, replacing what is there; durable on return."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a small object, replacing what is there; durable on return."""
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write a small object whole, if `key` is free; an equal one there counts as our own.
+
+        Raises `CheckpointExistsError` when `key` holds other bytes.
+        """
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a small object; None if there is none."""
+
+    def get_file(self, key: str, target: Path) -> None:
+        """Copy the object to the new local file `target`."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object under the folder `prefix`, as the store knows it now."""
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Delete objects; those that are not there count as deleted."""
+
+
+def redact(text: str, secrets: Collection[str] = ()) -> str:
+    """`text` without user info in URLs, without `secret=...` values, and without `secrets`."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def secrets_of(options: object) -> frozenset[str]:
+    """Every text inside nested storage options that is long enough to be a secret."""
+    if isinstance(options, str):
+        return frozenset({options} if len(options) >= _LEAST_SECRET else ())
+    if isinstance(options, dict):
+        return frozenset().union(*(secrets_of(value) for value in options.values()))
+    if isinstance(options, list | tuple):
+        return frozenset().union(*(secrets_of(value) for value in options))
+    return frozenset()
+
+
+@contextlib.contextmanager
+def translated(what: str, secrets: Collection[str] = ()) -> Iterator[None]:
+    """Turn what a store's client raises into our two classes; `what` begins the message."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        text = redact(f"{what}: {type(error).__name__}: {error}", secrets)
+        raise _class_of(error)(text) from None  # the cause's own text may hold a secret
+
+
+def _class_of(error: Exception) -> type[StoreTransientError | StorePermanentError]:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, PermissionError | FileNotFoundError):
+        return StorePermanentError
+    if isinstance(error, TimeoutError | ConnectionError) or names & _TRANSIENT_NAMES:
+        return StoreTransientError
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
+        return StoreTransientError
+    return StorePermanentError

@@ -1,0 +1,84 @@
+"""Local checkpoint -> store, and the way out of it. The order of every write and delete is here.
+
+Publish: marker, files, manifest (put-if-absent), marker away. Delete: marker, manifest, files,
+marker away. So a folder without a manifest is never a checkpoint, and one with a marker and no
+manifest is nobody's: a later start of the same job may sweep it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointNotFoundError, StoreTransientError
+from bt_lightning.layout import MANIFEST, MARKER, store_folder, under
+from bt_lightning.localdir.committed import read_manifest
+
+if TYPE_CHECKING:
+    from bt_lightning.localdir.committed import LocalCheckpoint
+    from bt_lightning.store.port import Store
+
+
+def publish(store: Store, prefix: str, checkpoint: LocalCheckpoint) -> str:
+    """Copy a committed checkpoint into the store and commit it there; return its folder.
+
+    Idempotent. A folder whose manifest is another's is left alone: the next number is taken.
+
+    Raises:
+        CheckpointNotFoundError: the local checkpoint was replaced or deleted meanwhile; what was
+            sent of it has no manifest, so nobody sees it.
+        StoreError: the store refused.
+    """
+    manifest = checkpoint.manifest
+    data = manifest.to_bytes()
+    number = manifest.generation
+    while True:
+        folder = store_folder(manifest.checkpoint_id, number)
+        base = under(prefix, folder)
+        there = store.read(f"{base}/{MANIFEST}")
+        if there == data:
+            return folder
+        if there is None:
+            break
+        number += 1
+    store.put(f"{base}/{MARKER}", b"{}\n")
+    for entry in manifest.files:
+        source = checkpoint.path / entry.path
+        if not source.is_file():
+            raise _replaced(checkpoint)
+        store.put_file(source, f"{base}/{entry.path}")
+    _compare_sizes(store, base, checkpoint)
+    try:
+        unchanged = read_manifest(checkpoint.path).digest == manifest.digest
+    except CheckpointNotFoundError:
+        unchanged = False
+    if not unchanged:
+        raise _replaced(checkpoint)
+    store.put_new(f"{base}/{MANIFEST}", data)
+    store.delete([f"{base}/{MARKER}"])
+    return folder
+
+
+def unpublish(store: Store, prefix: str, folder: str) -> None:
+    """Delete one checkpoint, or the rest of one, from the store; idempotent."""
+    base = under(prefix, folder)
+    keys = [info.key for info in store.list(base)]
+    if not keys:
+        return
+    store.put(f"{base}/{MARKER}", b"{}\n")
+    manifest, marker = f"{base}/{MANIFEST}", f"{base}/{MARKER}"
+    store.delete([manifest])
+    store.delete([key for key in keys if key not in {manifest, marker}])
+    store.delete([marker])
+
+
+def _compare_sizes(store: Store, base: str, checkpoint: LocalCheckpoint) -> None:
+    sizes = {info.key: info.size for info in store.list(base)}
+    for entry in checkpoint.manifest.files:
+        size = sizes.get(f"{base}/{entry.path}")
+        if size != entry.size:
+            msg = f"{store.name}/{base}/{entry.path} has {size} bytes after upload, not {entry.size}"
+            raise StoreTransientError(msg)
+
+
+def _replaced(checkpoint: LocalCheckpoint) -> CheckpointNotFoundError:
+    return CheckpointNotFoundError(f"{checkpoint.path} was replaced while it was being published")

@@ -1,0 +1,82 @@
+"""A store that tries again when another try may succeed; the only place that waits for one."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from bt_lightning.errors import StoreTransientError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bt_lightning.store.port import ObjectInfo, Store
+
+T = TypeVar("T")
+
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 60.0
+
+
+def backoff(failures: int, jitter: float) -> float:
+    """Seconds to wait after that many failures in a row; `jitter` in 0..1 spreads the writers."""
+    return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10)) * (0.5 + jitter / 2))
+
+
+class RetryingStore:
+    """A `Store` whose every call is tried up to `tries` times."""
+
+    def __init__(
+        self, inner: Store, tries: int = 4, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._inner = inner
+        self._tries = tries
+        self._sleep = sleep
+
+    @property
+    def name(self) -> str:
+        """The inner store's."""
+        return self._inner.name
+
+    def put_file(self, source: Path, key: str) -> None:
+        """Idempotent: the same bytes to the same key."""
+        self._try(lambda: self._inner.put_file(source, key))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Idempotent."""
+        self._try(lambda: self._inner.put(key, data))
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Idempotent: a first try whose answer was lost is recognised by its bytes."""
+        self._try(lambda: self._inner.put_new(key, data))
+
+    def read(self, key: str) -> bytes | None:
+        """Idempotent."""
+        return self._try(lambda: self._inner.read(key))
+
+    def get_file(self, key: str, target: Path) -> None:
+        """Idempotent: what a failed try left is deleted first."""
+
+        def again() -> None:
+            target.unlink(missing_ok=True)
+            self._inner.get_file(key, target)
+
+        self._try(again)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Listed in full before the first is yielded, so that a retry repeats nothing."""
+        return iter(self._try(lambda: list(self._inner.list(prefix))))
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Idempotent."""
+        self._try(lambda: self._inner.delete(keys))
+
+    def _try(self, call: Callable[[], T]) -> T:
+        for failures in range(self._tries - 1):
+            try:
+                return call()
+            except StoreTransientError:
+                self._sleep(backoff(failures, random.random()))  # noqa: S311 - spreads, hides nothing
+        return call()

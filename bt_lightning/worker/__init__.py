@@ -1,0 +1,1 @@
+"""The background process that publishes and deletes, and the training process's end of it."""

@@ -1,0 +1,224 @@
+"""The training process's end of the worker: start, ask, wake, poll, drain, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import DrainTimeoutError, StoreTransientError, WorkerDiedError
+from bt_lightning.messages import (
+    Answer,
+    Begin,
+    Drain,
+    Drained,
+    Published,
+    Stop,
+    Wake,
+    WorkerConfig,
+    WorkFailed,
+)
+from bt_lightning.worker.process import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
+_STARTS = 5
+"""A worker that died is started again this often: what it has to do is read off the disk."""
+_EXIT_S = 10.0
+
+
+class Worker:
+    """One worker process, as the rank that writes sees it. Not shared between processes."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._process: SpawnProcess | None = None
+        self._conn: Connection | None = None
+        self._starts = 0
+        self._begun: Begin | None = None
+        self._events: list[Published | WorkFailed] = []
+
+    def start(self) -> None:
+        """Spawn the process; scripts without a main guard, stdin and notebooks work as well."""
+        import torch.multiprocessing as mp  # noqa: PLC0415 - everything else here works without
+
+        self._starts += 1
+        context = mp.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=run, args=(theirs, self._config), daemon=True, name="bt_lightning worker"
+        )
+        with _hidden_main():
+            process.start()
+        theirs.close()
+        self._process, self._conn = process, ours
+        if self._begun is not None:
+            self._send(self._begun)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    def ask(self, question: object, timeout_s: float) -> object:
+        """Send a question and wait for its answer; for the start of a run, never for a step.
+
+        Raises:
+            StoreTransientError: no answer in time.
+            WorkerDiedError: the worker died over it.
+            Exception: whatever the worker answered with.
+        """
+        self._send(question)
+        until = time.monotonic() + timeout_s
+        while (message := self._next(until)) is not None:
+            if isinstance(message, Answer):
+                if message.error is not None:
+                    raise message.error
+                return message.value
+        self.kill()
+        msg = (
+            f"the store did not answer {type(question).__name__} within {timeout_s:.0f} s: check"
+            " its URL and the network"
+        )
+        raise StoreTransientError(msg)
+
+    def begin(self, pinned: frozenset[str]) -> None:
+        """Let the worker publish and delete from now on."""
+        self._begun = Begin(pinned)
+        self._send(self._begun)
+
+    def wake(self) -> None:
+        """Tell the worker that the disk changed; never waits."""
+        if self._conn is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            # a full pipe holds earlier wakes that were not read yet: one of them is enough
+            if select.select([], [self._conn], [], 0)[1]:
+                self._conn.send(Wake())
+
+    def poll(self) -> list[Published | WorkFailed]:
+        """What happened since the last call; each event is handed out exactly once. Never waits.
+
+        A worker that was killed is started again here.
+
+        Raises:
+            WorkerDiedError: it died for the fifth time.
+        """
+        try:
+            while self._conn is not None and self._conn.poll(0):
+                self._keep(self._conn.recv())
+        except (EOFError, OSError):
+            self._revive()
+        events, self._events = self._events, []
+        return events
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until everything committed is published.
+
+        Raises:
+            DrainTimeoutError: some of it is not; it stays on the disk for the next start.
+        """
+        until = time.monotonic() + timeout_s
+        result: Drained | None = None
+        while result is None and time.monotonic() < until:
+            try:
+                self._send(Drain(max(0.0, until - time.monotonic())))
+                # the worker answers at the deadline, unless a call to the store hangs
+                while (message := self._next(until + _EXIT_S)) is not None:
+                    if isinstance(message, Drained):
+                        result = message
+                        break
+                    self._keep(message)
+                else:
+                    break
+            except WorkerDiedError:
+                self._revive()
+        if result is not None and not result.waiting:
+            return
+        names = ", ".join(result.waiting) if result is not None else "unknown"
+        reason = (result.reason if result is not None else None) or "the store is too slow"
+        msg = (
+            f"not everything reached the store within {timeout_s:.0f} s ({reason}). Waiting on"
+            f" disk: {names}. The next start with the same BT_CHECKPOINT_DIR sends it"
+        )
+        raise DrainTimeoutError(msg)
+
+    def stop(self) -> None:
+        """End the process; idempotent."""
+        if self._process is None:
+            return
+        with contextlib.suppress(WorkerDiedError):
+            self._send(Stop())
+        self._process.join(_EXIT_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process at once; what it was doing is done again by the next one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        if self._conn is not None:
+            self._conn.close()
+        self._process = self._conn = None
+
+    def _send(self, message: object) -> None:
+        if self._conn is None:
+            self.start()
+        try:
+            self._conn.send(message)  # type: ignore[union-attr]  # start() sets it
+        except OSError as error:
+            raise WorkerDiedError(self._obituary()) from error
+
+    def _next(self, until: float) -> object | None:
+        """The next message, or None at the deadline."""
+        try:
+            if self._conn is not None and self._conn.poll(max(0.0, until - time.monotonic())):
+                return self._conn.recv()  # type: ignore[no-any-return]
+        except (EOFError, OSError) as error:
+            raise WorkerDiedError(self._obituary()) from error
+        return None
+
+    def _keep(self, message: object) -> None:
+        if isinstance(message, Published | WorkFailed):
+            self._events.append(message)
+
+    def _revive(self) -> None:
+        obituary = self._obituary()
+        self.kill()
+        if self._starts >= _STARTS:
+            raise WorkerDiedError(obituary)
+        self.start()
+
+    def _obituary(self) -> str:
+        code = None
+        if self._process is not None:
+            self._process.join(1)
+            code = self._process.exitcode
+        return (
+            f"the bt_lightning worker process died (exit code {code}, start {self._starts} of"
+            f" {_STARTS}); what it had to do lies on disk and is done by the next one"
+        )
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep `multiprocessing` from running the user's script again in the child.
+
+    Its imports cost seconds and hundreds of MB there, and a script without a main guard, from
+    stdin or a notebook has no second run at all.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: main.__dict__.pop(name, None) for name in ("__file__", "__spec__")}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            if value is not None:
+                setattr(main, name, value)
