@@ -80,6 +80,32 @@ def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
     loop._load_combined_loader_states = load_states  # type: ignore[method-assign]  # noqa: SLF001
 
 
+def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
+    """Put torchdata's stateful dataloaders where they stood at the end of an epoch.
+
+    Their samplers hold generators of their own, which go on from epoch to epoch. Lightning loads
+    their states in the middle of an epoch only; at its end it would skip an epoch. Making and
+    dropping an iterator leaves a loader as the interrupted run had it: the next one starts afresh.
+    """
+    combined = trainer.fit_loop._combined_loader  # noqa: SLF001
+    loaders = combined.flattened if combined is not None else []
+    stateful = [loader for loader in loaders if hasattr(loader, "load_state_dict")]
+    if len(stateful) != len(states):
+        return  # other loaders than those that were saved
+    for loader, state in zip(stateful, states, strict=True):
+        if any(kind.__name__ == "StatefulDataLoader" for kind in type(loader).__mro__):
+            loader.load_state_dict(state)
+            iter(loader)
+
+
+def iterates_at_train_start(trainer: Trainer) -> bool:
+    """Whether a resumed epoch makes its iterator anew after `on_train_start` (before Lightning 2.6).
+
+    Source: `_TrainingEpochLoop.on_run_start`, which asks `is_resuming` since.
+    """
+    return not hasattr(type(trainer.fit_loop), "is_resuming")
+
+
 def set_sampler_epoch(loader: object, epoch: int) -> None:
     """Call `set_epoch` of the samplers of `loader` before its workers fork.
 
@@ -152,10 +178,24 @@ def is_last_batch(trainer: Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
-def is_epoch_ended(trainer: Trainer) -> bool:
-    """Whether the running epoch's batches are counted as processed already."""
-    progress = trainer.fit_loop.epoch_progress.current
-    return bool(progress.processed == progress.ready)
+def close_epoch(checkpoint: dict[str, Any]) -> None:
+    """Make a checkpoint, taken after the last batch of an epoch, one of the end of that epoch.
+
+    Restored as it is, Lightning 2.6 leaves its epoch counters one short for the rest of the run
+    and 2.4 trains the batch again; and a stateful dataloader, exhausted, skips an epoch.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    epoch, batch = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    if epoch["current"]["processed"] == epoch["current"]["ready"]:
+        return  # at the end of the epoch already
+    for part in ("total", "current"):
+        epoch[part] = {**epoch[part], "processed": epoch[part]["ready"]}
+    if batch["current"]["completed"] < batch["current"]["processed"]:
+        for part in ("total", "current"):
+            batch[part] = {**batch[part], "completed": batch[part]["processed"]}
+        state = loops["epoch_loop.state_dict"]
+        state["_batches_that_stepped"] = state.get("_batches_that_stepped", 0) + 1
+    set_loader_states(checkpoint, None)
 
 
 def teach_load_from_checkpoint(load: Callable[..., dict[str, Any]], knows: Callable[[Any], bool]) -> None:

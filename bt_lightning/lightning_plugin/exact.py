@@ -61,13 +61,10 @@ class Exactness:
 
     def on_save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
         """Called on every rank; returns what rank 0 keeps, None elsewhere."""
-        last = compat.is_last_batch(trainer)
         states = compat.loader_states(checkpoint)
-        if last and not compat.is_epoch_ended(trainer):
-            # the loader is exhausted and its epoch not yet counted: restored so, the next epoch
-            # would be skipped
-            compat.set_loader_states(checkpoint, None)
-            states = None
+        last = compat.is_last_batch(trainer)
+        if last:
+            compat.close_epoch(checkpoint)
         mine = {"rng": rng_state(compat.cuda_device(trainer)), "loader": states}
         self._saves += 1
         try:
@@ -98,21 +95,24 @@ class Exactness:
             return
         self._mine = ranks[trainer.global_rank]
         self._at_epoch_end = bool(saved["epoch_end"])
-        compat.set_loader_states(checkpoint, self._mine["loader"])
+        compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Arrange what has to happen when the train dataloader is set up."""
         if self._mine is not None:
-            compat.before_train_iterator(
-                trainer, lambda: self._restore(trainer) if self._at_epoch_end else None
-            )
+            compat.before_train_iterator(trainer, lambda: self._before_iterator(trainer))
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Put the generators back for a checkpoint that was taken inside an epoch."""
-        if self._mine is not None and not self._at_epoch_end:
-            self._restore(trainer)
+        """Put the generators back, if the first draw of this run is still to come."""
+        if self._mine is None:
+            return
+        set_rng_state(self._mine["rng"], compat.cuda_device(trainer))
+        self._mine = None
 
-    def _restore(self, trainer: Trainer) -> None:
-        mine, self._mine = self._mine, None
-        if mine is not None:
-            set_rng_state(mine["rng"], compat.cuda_device(trainer))
+    def _before_iterator(self, trainer: Trainer) -> None:
+        if self._mine is None or not self._at_epoch_end:
+            return
+        if self._mine["loader"]:
+            compat.reopen_loaders(trainer, self._mine["loader"])
+        if not compat.iterates_at_train_start(trainer):
+            self.on_train_start(trainer)
