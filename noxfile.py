@@ -1,0 +1,93 @@
+"""Every check of this project. `nox -s demo` shows it, `nox -s tests` proves it, `nox` does all."""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"  # pip finds the CPU build of torch
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "types", "tests", "oldest", "smoke"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = "constraints.txt"
+OLDEST = "lightning==2.4.0"
+WORKERS = os.environ.get("BT_TEST_WORKERS", "2")
+
+
+def _install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    """Install torch first, pinned: a later resolver would swap in the CUDA build."""
+    session.install("-q", "-c", CONSTRAINTS, "torch")
+    needs = nox.project.dependency_groups(PROJECT, *groups) if groups else ()
+    session.install("-q", "-c", CONSTRAINTS, f".{extras}", *needs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train, kill -9 in the middle, start again, and compare with an uninterrupted run."""
+    _install(session, extras="[demo]")
+    session.run("python", "examples/quickstart.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, in parallel, against the newest supported Lightning."""
+    _install(session, "test")
+    session.run("pytest", "-n", WORKERS, "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Run the tests of the plugin against the oldest supported Lightning."""
+    session.install("-q", "-c", CONSTRAINTS, "torch")
+    session.install("-q", OLDEST, "setuptools<81")
+    session.install("-q", ".", *nox.project.dependency_groups(PROJECT, "test"))
+    session.install("-q", OLDEST)
+    session.run("pytest", "-n", WORKERS, "-m", "not slow", "tests/plugin", *session.posargs)
+
+
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """Run the long fault tests: 200 kills at seeded random moments."""
+    _install(session, "test")
+    session.run("pytest", "-n", WORKERS, "-m", "slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check rules, format, spelling, metadata and layers."""
+    session.install("-q", "-c", CONSTRAINTS, *nox.project.dependency_groups(PROJECT, "lint"))
+    session.install("-q", "--no-deps", "-e", ".")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("codespell")
+    session.run("validate-pyproject", "pyproject.toml")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Type-check the package strictly, and the public names as a user would use them."""
+    _install(session, "types")
+    session.run("mypy")
+    session.run("mypy", "--strict", "tests/typing")
+
+
+@nox.session(python=["3.10", "3.11", "3.12", "3.13"])
+def smoke(session: nox.Session) -> None:
+    """Run what needs no torch from the built wheel, on every supported Python."""
+    session.install("-q", "--no-deps", ".")
+    session.install("-q", "-c", CONSTRAINTS, "click", "fsspec", "rich", "xxhash", "pytest")
+    session.install("-q", "-c", CONSTRAINTS, "hypothesis", "pytest-timeout")
+    session.run("bt-lightning", "--help")
+    session.run("pytest", "tests/pure", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what a save and a resume cost, next to plain Lightning; rows go to benchmarks/."""
+    _install(session)
+    session.run("python", "benchmarks/save.py", *session.posargs)
