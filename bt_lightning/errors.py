@@ -9,7 +9,7 @@ Exception
     ├── CheckpointMismatchError (RuntimeError)            weights of another model
     ├── UnsafeLoadError (pickle.UnpicklingError)          needs code that nobody allowed to run
     ├── UnsupportedStateError (TypeError)                 a value that no file can hold
-    ├── InvalidSettingError (ValueError)                  an argument or variable that cannot be used
+    ├── InvalidSettingError (ValueError)                  an argument or variable of no use
     ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
     ├── StoreError (OSError)                              the store refused
     │   ├── StoreTransientError                           another try may succeed

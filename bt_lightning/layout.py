@@ -1,4 +1,4 @@
-"""Names and paths of a checkpoint, on disk and in a store; nothing else in the package knows them."""
+"""Names and paths of a checkpoint, on disk and in a store; nothing else here knows them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def job_prefix(project: str, job: str, node_rank: int) -> str:
 
 
 def store_folder(checkpoint_id: str, number: int) -> str:
-    """Folder of a checkpoint in the store; `number` counts the generations of the same id from 1."""
+    """Folder of a checkpoint in the store; `number` counts generations of one id from 1."""
     return checkpoint_id if number == 1 else f"{checkpoint_id}@{number}"
 
 

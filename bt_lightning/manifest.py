@@ -1,4 +1,4 @@
-"""The manifest: which files make a checkpoint, and what their bytes are. Pure; see docs/format.md."""
+"""The manifest: which files make a checkpoint, and what their bytes are (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     """Free facts: project, job, world_size, strategy, versions."""
+    resumable: bool = True
+    """Whether training can go on from it; False when only weights were saved."""
     weights_prefix: str = ""
     """What was cut off the front of each name in `model.safetensors`."""
     leftovers: tuple[tuple[str, str], ...] = ()
@@ -142,6 +144,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "created_at": manifest.created_at,
         "metrics": {name: _metric(value) for name, value in manifest.metrics.items()},
         "origin": manifest.origin,
+        "resumable": manifest.resumable,
         "weights_prefix": manifest.weights_prefix,
         "leftovers": [list(pair) for pair in manifest.leftovers],
         "block_bytes": BLOCK_BYTES,
@@ -174,6 +177,7 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
         files=files,
         metrics={_of(str, name): float(value) for name, value in payload["metrics"].items()},
         origin=_of(dict, payload["origin"]),
+        resumable=_of(bool, payload["resumable"]),
         weights_prefix=_of(str, payload["weights_prefix"]),
         leftovers=tuple((_of(str, path), _of(str, kind)) for path, kind in payload["leftovers"]),
     )
@@ -203,7 +207,7 @@ def _digest(value: object) -> str:
     return value
 
 
-def _of(kind: type, value: Any) -> Any:  # noqa: ANN401 - narrows what json.loads returned
+def _of(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
         msg = f"expected {kind.__name__}, found {value!r}"
         raise TypeError(msg)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os.path
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.layout import job_prefix, slug
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +76,8 @@ class Job:
         A machine that lost its disk thus finds its own checkpoints again, and two runs that share
         a store stay apart as long as their directories differ.
         """
-        path = os.path.abspath(checkpoint_dir)
-        fallback = f"{slug(os.path.basename(path))}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
+        path = Path(checkpoint_dir).absolute()
+        fallback = f"{slug(path.name)}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
         return cls(
             project=settings.project or "default",
             job=settings.job or fallback,

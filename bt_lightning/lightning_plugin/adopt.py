@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.compat import is_last_batch
 from bt_lightning.lightning_plugin.checkpoint_io import is_url
+from bt_lightning.lightning_plugin.compat import is_last_batch
 from bt_lightning.lightning_plugin.namespace import model_checkpoint_classes
 
 if TYPE_CHECKING:
@@ -57,20 +57,20 @@ class _Deferral:
     def __init__(self, callback: ModelCheckpoint) -> None:
         self._batch_end = callback.on_train_batch_end
         self._epoch_end = callback.on_train_epoch_end
-        self._should_remove = callback._should_remove_checkpoint  # noqa: SLF001
+        self._should_remove = callback._should_remove_checkpoint
         self._deferred: tuple[Any, ...] | None = None
         callback.on_train_batch_end = self.on_train_batch_end  # type: ignore[method-assign]
         callback.on_train_epoch_end = self.on_train_epoch_end  # type: ignore[method-assign]
-        callback._should_remove_checkpoint = self.should_remove  # type: ignore[method-assign]  # noqa: SLF001
+        callback._should_remove_checkpoint = self.should_remove  # type: ignore[method-assign]
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._deferred = None
         if is_last_batch(trainer):
             self._deferred = (args, kwargs)
         else:
             self._batch_end(trainer, *args, **kwargs)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self._deferred is not None:
             (args, kwargs), self._deferred = self._deferred, None
             self._batch_end(trainer, *args, **kwargs)
@@ -78,6 +78,9 @@ class _Deferral:
 
     def should_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Lightning never removes what it resumed from; a request is kept until a run may."""
-        if trainer.ckpt_path is not None and Path(previous).resolve() == Path(trainer.ckpt_path).resolve():
+        if (
+            trainer.ckpt_path is not None
+            and Path(previous).resolve() == Path(trainer.ckpt_path).resolve()
+        ):
             return previous != current
         return self._should_remove(trainer, previous, current)

@@ -65,9 +65,9 @@ class BTLightning(Callback):
         UploadFailedError: once, at the next hook, when the store refuses for good.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a choice of the user's, by name
+    def __init__(
         self,
-        dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the word of the settings table
+        dir: str | os.PathLike[str] | None = None,
         store: str | None = None,
         load_dir: str | os.PathLike[str] | None = None,
         resume: Resume = "auto",
@@ -119,7 +119,7 @@ class BTLightning(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
-        if trainer.fast_dev_run or compat.is_tuner_run(trainer):
+        if compat.is_trial(trainer):
             return
         _refuse_sharded(trainer)
         root = self._root(trainer)
@@ -132,14 +132,15 @@ class BTLightning(Callback):
         if trainer.is_global_zero:
             decision = self._open(root)
         decision = trainer.strategy.broadcast(decision)
-        if decision is None or decision.error is not None:
-            raise decision.error if decision is not None else RuntimeError("no decision")
+        assert decision is not None
+        if decision.error is not None:
+            raise decision.error
         self._active = True
         again = self._resumed is not None and self._resumed() is trainer
         self._resumed = weakref.ref(trainer)
         if again:
             decision = Decision(None, None, warm=False)  # a second fit goes on where it stands
-        arrange(trainer, pl_module, decision, self._strict, self._chosen)
+        arrange(trainer, pl_module, decision, strict=self._strict, on_chosen=self._chosen)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -162,8 +163,8 @@ class BTLightning(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
     ) -> None:
         """Rank 0: raise what the worker could not do; a few microseconds when it is well."""
@@ -222,7 +223,7 @@ class BTLightning(Callback):
     # parts
 
     def _root(self, trainer: Trainer) -> Path:
-        chosen = self._dir or os.path.join(trainer.default_root_dir, "bt_checkpoints")
+        chosen = self._dir or f"{trainer.default_root_dir}/bt_checkpoints"
         if "://" in chosen and not chosen.startswith("file://"):
             msg = (
                 f"dir is {chosen!r}, a URL: checkpoints are written to a local directory first."
@@ -245,7 +246,7 @@ class BTLightning(Callback):
         compat.teach_load_from_checkpoint(ours.load_checkpoint, is_committed)
 
     def _open(self, root: Path) -> Decision:
-        """Rank 0: open the session and decide; an error becomes a decision that every rank raises."""
+        """Rank 0: open the session and decide; an error is a decision that every rank raises."""
         job = Job.named(self._settings, str(root))
         project, name = self._names
         config = SessionConfig(
@@ -253,9 +254,7 @@ class BTLightning(Callback):
             load_dir=Path(self._load_dir).expanduser().resolve() if self._load_dir else None,
             store_url=self._store,
             storage_options=self._storage_options,
-            job=Job(
-                project=project or job.project, job=name or job.job, node_rank=job.node_rank
-            ),
+            job=Job(project=project or job.project, job=name or job.job, node_rank=job.node_rank),
             resume=self._resume,
             weights_only=self._weights_only,
             drain_s=self._drain_timeout.total_seconds(),
@@ -283,7 +282,7 @@ class BTLightning(Callback):
         if self._session is not None:
             self._report(self._session.poll)
 
-    def _report(self, act: Any) -> None:  # noqa: ANN401
+    def _report(self, act: Any) -> None:
         """Run `act`; raise its failure, or warn, as the user chose."""
         try:
             act()
@@ -319,8 +318,8 @@ def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics that are one number; a tensor on a device is read, which waits for that device."""
     found = {}
     for name, value in metrics.items():
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            found[name] = float(value)
-        elif isinstance(value, int | float):
+        if (isinstance(value, torch.Tensor) and value.numel() == 1) or isinstance(
+            value, int | float
+        ):
             found[name] = float(value)
     return found

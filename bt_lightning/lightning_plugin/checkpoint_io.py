@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +31,7 @@ from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import RetryingStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from bt_lightning.restore.load import MapLocation
 
@@ -41,7 +40,7 @@ EXTRA = "bt_lightning"
 
 
 class BTCheckpointIO(CheckpointIO):
-    """Reads and writes checkpoints as directories: safetensors, a typed tree, a manifest; no pickle.
+    """Reads and writes checkpoints as directories: safetensors, a typed tree, a manifest.
 
     Usable alone, `Trainer(plugins=[BTCheckpointIO()])` or `Fabric(plugins=[BTCheckpointIO()])`;
     `BTLightning` installs one by itself. Called by Lightning on rank 0 (saving, removing) and on
@@ -122,6 +121,7 @@ class BTCheckpointIO(CheckpointIO):
                 files=entries,
                 metrics=_metrics(checkpoint),
                 origin={**self.origin, "versions": _versions()},
+                resumable="optimizer_states" in checkpoint,
                 weights_prefix=self.weights_prefix if has_weights else "",
                 leftovers=snapshot.leftovers,
             )
@@ -210,7 +210,9 @@ def is_url(path: str | Path) -> bool:
 def local_path(path: str | Path) -> Path:
     """The absolute path of a local checkpoint; symbolic links stay what they are."""
     text = str(path)
-    return Path(text.partition("://")[2] if text.startswith(("file://", "local://")) else text).absolute()
+    return Path(
+        text.partition("://")[2] if text.startswith(("file://", "local://")) else text
+    ).absolute()
 
 
 @contextmanager
@@ -262,7 +264,11 @@ def _metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package, module in (("bt-lightning", "bt_lightning"), ("torch", "torch"), ("lightning", "lightning")):
+    for package, module in (
+        ("bt-lightning", "bt_lightning"),
+        ("torch", "torch"),
+        ("lightning", "lightning"),
+    ):
         if module in sys.modules:
             try:
                 found[package] = version(package)

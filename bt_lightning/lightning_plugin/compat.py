@@ -8,55 +8,56 @@ from __future__ import annotations
 
 import inspect
 import sys
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from bt_lightning.errors import InvalidSettingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
 
+    import torch
     from lightning.pytorch import Trainer
 
 _EXPLICIT = "pass the path yourself: trainer.fit(..., ckpt_path=bt_lightning.resume_path())"
 
 
-def wrap_resume_start(trainer: Trainer, choose: Callable[[Callable[[Any], None], Any], None]) -> None:
+def wrap_resume_start(
+    trainer: Trainer, choose: Callable[[Callable[[Any], None], Any], None]
+) -> None:
     """Let `choose(load, user_path)` run once, where Lightning reads the checkpoint it resumes from.
 
     `load(path)` is Lightning's own reading; with None it reads nothing. At this point the process
     group, the callbacks and the model are set up and nothing is restored: every strategy restores
     what is loaded here in its own right order. Source: `_CheckpointConnector.resume_start`.
     """
-    connector = trainer._checkpoint_connector  # noqa: SLF001
+    connector = trainer._checkpoint_connector
     original = getattr(connector, "resume_start", None)
     if original is None:
         msg = f"this Lightning has no _CheckpointConnector.resume_start, {_EXPLICIT}"
         raise InvalidSettingError(msg)
 
-    def resume_start(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def resume_start(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
         unwrap_resume_start(trainer)
         choose(lambda path: original(path, *args, **kwargs), checkpoint_path)
 
-    connector.resume_start = resume_start
+    vars(connector)["resume_start"] = resume_start
 
 
 def unwrap_resume_start(trainer: Trainer) -> None:
     """Undo `wrap_resume_start`; idempotent."""
-    vars(trainer._checkpoint_connector).pop("resume_start", None)  # noqa: SLF001
+    vars(trainer._checkpoint_connector).pop("resume_start", None)
 
 
 def restore_weights_only(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Load the weights of `checkpoint` through Lightning's hooks, and nothing else of it."""
-    connector = trainer._checkpoint_connector  # noqa: SLF001
-    connector._loaded_checkpoint = checkpoint  # noqa: SLF001
+    connector = trainer._checkpoint_connector
+    connector._loaded_checkpoint = checkpoint
     try:
         connector.restore_model()
     finally:
-        connector._loaded_checkpoint = {}  # noqa: SLF001
-        connector._ckpt_path = None  # noqa: SLF001
+        connector._loaded_checkpoint = {}
+        connector._ckpt_path = None
 
 
 def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
@@ -67,17 +68,18 @@ def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
     Source: `_FitLoop.setup_data`, `_load_combined_loader_states`.
     """
     loop = trainer.fit_loop
-    original = loop._load_combined_loader_states  # noqa: SLF001
+    original = loop._load_combined_loader_states
 
     def load_states() -> None:
-        del loop._load_combined_loader_states  # type: ignore[method-assign]  # noqa: SLF001
-        combined = loop._combined_loader  # noqa: SLF001
+        del loop._load_combined_loader_states
+        combined = loop._combined_loader
+        epoch: int = vars(loop.epoch_progress.current)["processed"]
         for loader in combined.flattened if combined is not None else ():
-            set_sampler_epoch(loader, loop.epoch_progress.current.processed)
+            set_sampler_epoch(loader, epoch)
         original()
         act()
 
-    loop._load_combined_loader_states = load_states  # type: ignore[method-assign]  # noqa: SLF001
+    loop._load_combined_loader_states = load_states  # type: ignore[method-assign]
 
 
 def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
@@ -87,7 +89,7 @@ def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
     their states in the middle of an epoch only; at its end it would skip an epoch. Making and
     dropping an iterator leaves a loader as the interrupted run had it: the next one starts afresh.
     """
-    combined = trainer.fit_loop._combined_loader  # noqa: SLF001
+    combined = trainer.fit_loop._combined_loader
     loaders = combined.flattened if combined is not None else []
     stateful = [loader for loader in loaders if hasattr(loader, "load_state_dict")]
     if len(stateful) != len(states):
@@ -99,7 +101,7 @@ def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
 
 
 def iterates_at_train_start(trainer: Trainer) -> bool:
-    """Whether a resumed epoch makes its iterator anew after `on_train_start` (before Lightning 2.6).
+    """Whether a resumed epoch makes its iterator after `on_train_start` (before Lightning 2.6).
 
     Source: `_TrainingEpochLoop.on_run_start`, which asks `is_resuming` since.
     """
@@ -120,10 +122,12 @@ def set_sampler_epoch(loader: object, epoch: int) -> None:
 
 def is_tuner_run(trainer: Trainer) -> bool:
     """Whether this `fit` is a trial of `Tuner.lr_find` or `Tuner.scale_batch_size`."""
-    return any(getattr(callback, "_early_exit", False) for callback in trainer.callbacks)
+    return any(getattr(callback, "_early_exit", False) for callback in vars(trainer)["callbacks"])
 
 
-def exchange(trainer: Trainer, label: str, payload: bytes, timeout: timedelta) -> list[bytes] | None:
+def exchange(
+    trainer: Trainer, label: str, payload: bytes, timeout: timedelta
+) -> list[bytes] | None:
     """Bring one `payload` of each rank to rank 0, in rank order; None on the other ranks.
 
     No collective: the others leave their bytes in the key-value store of the process group and go
@@ -134,11 +138,11 @@ def exchange(trainer: Trainer, label: str, payload: bytes, timeout: timedelta) -
     """
     if trainer.world_size == 1:
         return [payload]
-    from torch.distributed.distributed_c10d import _get_default_store  # noqa: PLC0415
+    from torch.distributed.distributed_c10d import _get_default_store
 
     store = _get_default_store()
     if trainer.global_rank != 0:
-        store.set(f"bt_lightning/{label}/{trainer.global_rank}", payload)
+        store.set(f"bt_lightning/{label}/{trainer.global_rank}", payload)  # type: ignore[arg-type]
         return None
     payloads = [payload]
     for rank in range(1, trainer.world_size):
@@ -198,7 +202,9 @@ def close_epoch(checkpoint: dict[str, Any]) -> None:
     set_loader_states(checkpoint, None)
 
 
-def teach_load_from_checkpoint(load: Callable[..., dict[str, Any]], knows: Callable[[Any], bool]) -> None:
+def teach_load_from_checkpoint(
+    load: Callable[..., dict[str, Any]], knows: Callable[[Any], bool]
+) -> None:
     """Let `LightningModule.load_from_checkpoint` read what `knows` tells, through `load`.
 
     It reads files with a function of its own instead of the CheckpointIO, and could not open a
@@ -209,7 +215,7 @@ def teach_load_from_checkpoint(load: Callable[..., dict[str, Any]], knows: Calla
         original = getattr(module, "pl_load", None)
         if original is None or getattr(original, "knows_bt_lightning", False):
             continue
-        setattr(module, "pl_load", _taught(original, load, knows))  # noqa: B010 - a foreign module
+        vars(module)["pl_load"] = _taught(original, load, knows)
 
 
 def _taught(
@@ -217,10 +223,9 @@ def _taught(
 ) -> Callable[..., Any]:
     takes = inspect.signature(original).parameters
 
-    def pl_load(path: Any, map_location: Any = None, weights_only: Any = None) -> Any:  # noqa: ANN401
-        if isinstance(path, str) or hasattr(path, "__fspath__"):
-            if knows(path):
-                return load(path, map_location=map_location, weights_only=weights_only)
+    def pl_load(path: Any, map_location: Any = None, weights_only: Any = None) -> Any:
+        if (isinstance(path, str) or hasattr(path, "__fspath__")) and knows(path):
+            return load(path, map_location=map_location, weights_only=weights_only)
         more = {"weights_only": weights_only} if "weights_only" in takes else {}
         return original(path, map_location=map_location, **more)
 
@@ -229,7 +234,7 @@ def _taught(
 
 
 def takes_weights_only(load: Callable[..., Any]) -> bool:
-    """Whether a CheckpointIO's `load_checkpoint` has the argument `weights_only` (Lightning 2.6)."""
+    """Whether the `load_checkpoint` of an IO has the argument `weights_only` (Lightning 2.6)."""
     parameters = inspect.signature(load).parameters.values()
     return any(p.name == "weights_only" or p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -238,3 +243,8 @@ def cuda_device(trainer: Trainer) -> torch.device | None:
     """The CUDA device of this rank, if it trains on one."""
     device = trainer.strategy.root_device
     return device if device.type == "cuda" else None
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether this run keeps nothing: `fast_dev_run`, or a trial of the Tuner."""
+    return bool(vars(trainer).get("fast_dev_run")) or is_tuner_run(trainer)

@@ -1,5 +1,6 @@
-"""What Lightning leaves out of a checkpoint and an exact resume needs: RNG and dataloader state of
-every rank, each put back at the moment at which the interrupted run would have used it next.
+"""What an exact resume needs and Lightning leaves out: RNG and dataloader state of every rank.
+
+Each is put back at the moment at which the interrupted run would have used it next.
 
 A checkpoint taken inside an epoch is restored at `on_train_start`, after the dataloader's iterator
 was made: in the interrupted run that draw was over. One taken at the end of an epoch is restored
@@ -30,9 +31,9 @@ def rng_state(device: torch.device | None) -> dict[str, Any]:
     """State of every generator that training on this rank draws from."""
     state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if "numpy" in sys.modules:
-        import numpy as np  # noqa: PLC0415 - loaded already
+        import numpy as np
 
-        state["numpy"] = np.random.get_state(legacy=False)  # noqa: NPY002 - the global one is meant
+        state["numpy"] = np.random.get_state(legacy=False)
     if device is not None:
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
@@ -44,9 +45,9 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None) -> None:
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(state["torch"].cpu())
     if "numpy" in state:
-        import numpy as np  # noqa: PLC0415 - was in use when the state was taken
+        import numpy as np
 
-        np.random.set_state(state["numpy"])  # noqa: NPY002
+        np.random.set_state(state["numpy"])
     if device is not None and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
@@ -79,7 +80,7 @@ class Exactness:
             payloads = []
         if payloads is None:
             return None
-        ranks = [pickle.loads(payload) for payload in payloads]  # noqa: S301 - this job's own ranks
+        ranks = [pickle.loads(payload) for payload in payloads]
         return {"epoch_end": last, "ranks": ranks}
 
     def on_load(self, trainer: Trainer, checkpoint: dict[str, Any], saved: dict[str, Any]) -> None:

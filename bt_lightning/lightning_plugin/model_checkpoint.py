@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta  # noqa: TC003 - LightningCLI resolves the annotations
+from pathlib import Path  # noqa: TC003
 from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
@@ -10,9 +12,6 @@ from bt_lightning.errors import InvalidSettingError
 from bt_lightning.lightning_plugin.namespace import ModelCheckpoint
 
 if TYPE_CHECKING:
-    import os
-    from datetime import timedelta
-
     from lightning.pytorch import LightningModule, Trainer
 
 
@@ -38,7 +37,7 @@ class BTModelCheckpoint(ModelCheckpoint):
         filename: another name than `checkpoint-{step}`.
     """
 
-    def __init__(  # noqa: PLR0913 - LightningCLI needs each by name
+    def __init__(
         self,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
@@ -48,15 +47,15 @@ class BTModelCheckpoint(ModelCheckpoint):
         train_time_interval: timedelta | None = None,
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
-        save_weights_only: bool = False,  # noqa: FBT001, FBT002 - Lightning's own signature
-        save_on_exception: bool = False,  # noqa: FBT001, FBT002
-        verbose: bool = False,  # noqa: FBT001, FBT002
-        dirpath: str | os.PathLike[str] | None = None,
+        save_weights_only: bool = False,
+        save_on_exception: bool = False,
+        verbose: bool = False,
+        dirpath: str | Path | None = None,
         filename: str | None = None,
     ) -> None:
         newer = {"save_on_exception": True} if save_on_exception else {}  # not in Lightning 2.4
         super().__init__(
-            dirpath=dirpath,  # type: ignore[arg-type]
+            dirpath=dirpath,
             filename=filename,
             monitor=monitor,
             verbose=verbose,
@@ -68,7 +67,7 @@ class BTModelCheckpoint(ModelCheckpoint):
             train_time_interval=train_time_interval,
             every_n_epochs=every_n_epochs,
             save_on_train_epoch_end=save_on_train_epoch_end,
-            **newer,  # type: ignore[arg-type]
+            **newer,
         )
 
     @override

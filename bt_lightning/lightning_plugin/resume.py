@@ -36,6 +36,7 @@ def arrange(
     trainer: Trainer,
     module: LightningModule,
     decision: Decision,
+    *,
     strict: bool | None,
     on_chosen: Callable[[str | None], None],
 ) -> None:
@@ -50,7 +51,7 @@ def arrange(
         if path is None:
             load(None)
             return
-        _compare_at_load(trainer, module, str(path), strict)
+        _compare_at_load(trainer, module, str(path), strict=strict)
         if user_path or not decision.warm:
             load(path)
             return
@@ -62,15 +63,16 @@ def arrange(
 
 
 def _compare_at_load(
-    trainer: Trainer, module: LightningModule, path: str, strict: bool | None
+    trainer: Trainer, module: LightningModule, path: str, *, strict: bool | None
 ) -> None:
     """Check names and shapes at the moment the weights are loaded, after the module's own hooks."""
     strategy = trainer.strategy
     original = strategy.load_model_state_dict
 
-    def load_model_state_dict(checkpoint: Mapping[str, Any], strict: bool | None = strict) -> None:
+    wanted = module.strict_loading if strict is None else strict
+
+    def load_model_state_dict(checkpoint: Mapping[str, Any], **_: object) -> None:
         vars(strategy).pop("load_model_state_dict", None)
-        wanted = module.strict_loading if outer is None else outer
         problems = differences(checkpoint["state_dict"], module.state_dict(), strict=wanted)
         if problems:
             msg = (
@@ -82,8 +84,7 @@ def _compare_at_load(
             raise CheckpointMismatchError(msg)
         original(checkpoint, strict=wanted)
 
-    outer = strict
-    strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
+    vars(strategy)["load_model_state_dict"] = load_model_state_dict
 
 
 def differences(

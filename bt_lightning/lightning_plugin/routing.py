@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from bt_lightning.errors import CheckpointError, InvalidSettingError
 from bt_lightning.layout import check_checkpoint_id
-from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, is_committed, is_url, local_path
+from bt_lightning.lightning_plugin.checkpoint_io import (
+    BTCheckpointIO,
+    is_committed,
+    is_url,
+    local_path,
+)
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both
 from bt_lightning.localdir.committed import read_manifest
@@ -18,6 +22,7 @@ from bt_lightning.localdir.durable import delete_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load import MapLocation
@@ -66,7 +71,7 @@ class RoutedCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Load a committed directory our way, anything else by the inner IO."""
         weights_only = self.weights_only if weights_only is None else weights_only
-        if is_committed(path) or self.is_ours(path) and not local_path(path).is_file():
+        if is_committed(path) or (self.is_ours(path) and not local_path(path).is_file()):
             return self.ours.load_checkpoint(path, map_location, weights_only)
         more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
         if takes_weights_only(self.inner.load_checkpoint):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import (
@@ -21,11 +20,20 @@ from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.durable import sweep, usable_root
 from bt_lightning.localdir.requests import request_removal
 from bt_lightning.manifest import Manifest
-from bt_lightning.messages import CheckStore, Fetch, ListStore, StoredCheckpoint, WorkerConfig, WorkFailed
+from bt_lightning.messages import (
+    CheckStore,
+    Fetch,
+    ListStore,
+    StoredCheckpoint,
+    WorkerConfig,
+    WorkFailed,
+)
 from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
 from bt_lightning.worker.handle import Worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bt_lightning.settings import Job
 
 log = logging.getLogger(__name__)
@@ -91,9 +99,12 @@ class Session:
                 config.job.node_rank,
                 found,
                 weights_only=config.weights_only,
+                warm=config.resume == "weights",
             )
         if found.path is None and config.resume == "require":
-            places = ", ".join(str(p) for p in (config.root, config.store_url, config.load_dir) if p)
+            places = ", ".join(
+                str(p) for p in (config.root, config.store_url, config.load_dir) if p
+            )
             msg = (
                 f"resume='require', and no usable checkpoint in {places}. Considered:\n"
                 f"{found.describe()}"
@@ -148,7 +159,7 @@ class Session:
             self._worker.stop()
 
     def abandon(self) -> None:
-        """End the session of a run that failed: publish what is there, and let the failure speak."""
+        """End the session of a run that failed: publish what is there; its failure speaks."""
         try:
             self.finish()
         except (CheckpointError, DrainTimeoutError) as error:

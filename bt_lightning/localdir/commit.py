@@ -52,4 +52,4 @@ def write_hint(root: Path, checkpoint_id: str, step: int) -> None:
     folder.mkdir(exist_ok=True)
     draft = folder / f"latest.json.{os.getpid()}"
     draft.write_text(f'{{"checkpoint": {json.dumps(checkpoint_id)}, "step": {step}}}\n')
-    os.replace(draft, folder / "latest.json")
+    draft.replace(folder / "latest.json")

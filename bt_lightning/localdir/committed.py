@@ -14,6 +14,7 @@ from bt_lightning.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from bt_lightning.manifest import FileEntry
 
 

@@ -89,7 +89,7 @@ def usable_root(root: Path) -> Path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
         with temporary(root) as path:
             (path / "probe").write_bytes(b"bt_lightning")
-            os.replace(path / "probe", path / "renamed")
+            (path / "probe").rename(path / "renamed")
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "check the volume")
         msg = (
@@ -142,10 +142,10 @@ def publish_directory(built: Path, final: Path, root: Path) -> None:
     if final.is_symlink() or final.is_file():
         final.unlink()
     if not final.exists():
-        os.rename(built, final)
+        built.rename(final)
     elif not _renameat2(built, final, _RENAME_EXCHANGE):
         waiting = _into_trash(final, root, _REPLACED)
-        os.rename(built, final)
+        built.rename(final)
         shutil.rmtree(waiting)
     parent = final.parent
     sync_directory(parent)
@@ -160,6 +160,13 @@ def delete_directory(path: Path, root: Path) -> None:
         waiting = _into_trash(path, root, _DELETED)
         sync_directory(path.parent)
         shutil.rmtree(waiting, ignore_errors=True)
+
+
+def empty_trash(root: Path) -> None:
+    """Delete what a killed process had begun to delete; safe beside a live one."""
+    for waiting in _children(trash(root)):
+        if waiting.name.startswith(_DELETED):
+            shutil.rmtree(waiting, ignore_errors=True)
 
 
 def rename_new(one: Path, other: Path) -> None:
@@ -180,7 +187,7 @@ def sweep(root: Path) -> list[Path]:
         final = _origin(waiting, root) if waiting.name.startswith(_REPLACED) else None
         if final is not None and not final.exists():
             final.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(waiting / _CONTENT, final)
+            (waiting / _CONTENT).rename(final)
             sync_directory(final.parent)
             restored.append(final)
         shutil.rmtree(waiting, ignore_errors=True)
@@ -221,7 +228,7 @@ def _into_trash(path: Path, root: Path, kind: str) -> Path:
     waiting = Path(tempfile.mkdtemp(prefix=kind, dir=trash(root)))
     (waiting / _NOTE).write_text(path.relative_to(root).as_posix())
     try:
-        os.rename(path, waiting / _CONTENT)
+        path.rename(waiting / _CONTENT)
     except OSError:
         shutil.rmtree(waiting, ignore_errors=True)
         raise

@@ -1,4 +1,4 @@
-"""The typed tree of `trainer.json` back to Python values. What a file names is looked up, never run."""
+"""The typed tree of `trainer.json` back to values. What a file names is looked up, never run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,16 @@ from bt_lightning.snapshot.values import BY_KIND
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-_MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError,
-              ArithmeticError, RecursionError)  # fmt: skip
+_MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class Decoder:
@@ -33,9 +41,12 @@ class Decoder:
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
         leftovers: Mapping[str, object] | None,
         classes: ClassTable,
+        *,
         dropped: Collection[str] = (),
+        move: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
     ) -> None:
         self._dropped = dropped
+        self._move = move
         self._tensors = tensors
         self._leftovers = leftovers
         self._classes = classes
@@ -62,7 +73,7 @@ class Decoder:
             "leftover": self._leftover,
         }
 
-    def decode(self, tree: object, place: str) -> Any:  # noqa: ANN401
+    def decode(self, tree: object, place: str) -> Any:
         """The value that `tree` stands for; `place` is named in errors.
 
         Raises:
@@ -78,7 +89,7 @@ class Decoder:
             msg = f"{place} is damaged at {where}: {type(error).__name__} {error}"
             raise CheckpointCorruptError(msg) from error
 
-    def _value(self, node: Any) -> Any:  # noqa: ANN401
+    def _value(self, node: Any) -> Any:
         if isinstance(node, list):
             return [self._value(item) for item in node]
         if not isinstance(node, dict):
@@ -96,7 +107,7 @@ class Decoder:
             self.holes.append(".".join(self._path))
             return Unloaded(self.holes[-1], str(error))
 
-    def _at(self, label: str, node: Any) -> Any:  # noqa: ANN401
+    def _at(self, label: str, node: Any) -> Any:
         self._path.append(label)
         value = self._value(node)
         self._path.pop()
@@ -104,7 +115,9 @@ class Decoder:
 
     def _pairs(self, node: dict[str, Any]) -> list[tuple[Any, Any]]:
         keys = [self._value(key) for key, _ in node["v"]]
-        return [(key, self._at(str(key), item)) for key, (_, item) in zip(keys, node["v"], strict=True)]
+        return [
+            (key, self._at(str(key), item)) for key, (_, item) in zip(keys, node["v"], strict=True)
+        ]
 
     def _dict(self, node: dict[str, Any]) -> dict[Any, Any]:
         return dict(self._pairs(node))
@@ -131,14 +144,14 @@ class Decoder:
             raise TypeError(msg)
         return kind[node["name"]] if node["name"] is not None else kind(self._value(node["value"]))
 
-    def _namedtuple(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+    def _namedtuple(self, node: dict[str, Any]) -> Any:
         kind = self._class(node)
         if not is_namedtuple(kind):
             msg = f"{kind} is no namedtuple"
             raise TypeError(msg)
         return kind._make(self._value(node["v"]))  # type: ignore[attr-defined]
 
-    def _dataclass(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+    def _dataclass(self, node: dict[str, Any]) -> Any:
         kind = self._class(node)
         if not dataclasses.is_dataclass(kind):
             msg = f"{kind} is no dataclass"
@@ -152,8 +165,8 @@ class Decoder:
             object.__setattr__(value, name, self._at(name, item))
         return value
 
-    def _omegaconf(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
-        from omegaconf import OmegaConf  # noqa: PLC0415 - optional, and named by us
+    def _omegaconf(self, node: dict[str, Any]) -> Any:
+        from omegaconf import OmegaConf
 
         content = self._value(node["v"])
         if node["type"] is None:
@@ -166,14 +179,14 @@ class Decoder:
             )
         return typed
 
-    def _numpy_scalar(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
-        import numpy as np  # noqa: PLC0415
+    def _numpy_scalar(self, node: dict[str, Any]) -> Any:
+        import numpy as np
 
         data = base64.b64decode(node["v"], validate=True)
         return np.frombuffer(data, dtype=_numpy_dtype(node["dtype"]))[0]
 
-    def _numpy_array(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
-        import numpy as np  # noqa: PLC0415
+    def _numpy_array(self, node: dict[str, Any]) -> Any:
+        import numpy as np
 
         raw = self._tensors[node["v"]["file"]][node["v"]["name"]].numpy()
         dtype = _numpy_dtype(node["dtype"])
@@ -192,6 +205,7 @@ class Decoder:
                     raise ValueError(msg)
                 shape = tensor.shape[:-1]
                 tensor = tensor.reshape(-1).view(dtype).reshape(shape)
+            tensor = self._move(tensor)
             if parameter:
                 tensor = torch.nn.Parameter(tensor, requires_grad=grad)
             elif grad:
@@ -208,11 +222,11 @@ class Decoder:
     def _sparse_compressed(self, node: dict[str, Any]) -> torch.Tensor:
         layout = BY_KIND["torch.layout"].back({"v": node["layout"]}, self._value)
         parts = [self._value(node[name]) for name in ("compressed", "plain", "values")]
-        return torch.sparse_compressed_tensor(
+        return torch.sparse_compressed_tensor(  # type: ignore[call-arg]
             *parts, node["size"], layout=layout, check_invariants=True
         )
 
-    def _leftover(self, node: dict[str, Any]) -> Any:  # noqa: ANN401
+    def _leftover(self, node: dict[str, Any]) -> Any:
         path = str(node["v"])
         if path in self._dropped:
             return Unloaded(path, "it could not be pickled when the checkpoint was saved")
@@ -225,8 +239,8 @@ class Decoder:
         return self._leftovers[path]
 
 
-def _numpy_dtype(descr: Any) -> Any:  # noqa: ANN401
-    import numpy as np  # noqa: PLC0415
+def _numpy_dtype(descr: Any) -> Any:
+    import numpy as np
 
     dtype = np.lib.format.descr_to_dtype(_tuples(descr))
     if dtype.hasobject:
@@ -235,8 +249,8 @@ def _numpy_dtype(descr: Any) -> Any:  # noqa: ANN401
     return dtype
 
 
-def _tuples(descr: Any) -> Any:  # noqa: ANN401
-    """JSON has no tuples; numpy's description of a structured dtype is a list of tuples."""
+def _tuples(descr: Any) -> Any:
+    """JSON has no tuples: numpy describes a structured dtype as a list of tuples."""
     if not isinstance(descr, list):
         return descr
-    return [tuple(_tuples(part) if i != 2 else tuple(part) for i, part in enumerate(field)) for field in descr]  # noqa: PLR2004,E501
+    return [(name, _tuples(kind), *(tuple(shape) for shape in more)) for name, kind, *more in descr]

@@ -51,62 +51,90 @@ class Found:
         return "\n".join(f"  - {line}" for line in self.considered) or "  (none)"
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    order: tuple[int, int, str]
+    place: str
+    """Path, or a description of the place in the store."""
+    manifest: Manifest | None
+    """None for a stock file."""
+    stored: Stored | None = None
+
+
 def find_own(
     root: Path, stored: Sequence[Stored], fetch: Callable[[Stored], str], found: Found
 ) -> bool:
     """Choose among this job's checkpoints; `fetch` brings one from the store and verifies it."""
     local, refused = list_committed(root)
     found.considered += [f"{item.place}: refused, {item.reason}" for item in refused]
-    candidates = [(c.manifest.order, 1, str(c.path), c.manifest, None) for c in local]
-    candidates += [(s.manifest.order, 0, f"store {s.folder}", s.manifest, s) for s in stored]
-    for _, _, place, manifest, remote in sorted(candidates, key=lambda c: c[:2], reverse=True):
-        try:
-            if remote is None:
-                verify(Path(place))
-            path = place if remote is None else fetch(remote)
-        except (CheckpointCorruptError, CheckpointNotFoundError) as error:
-            found.considered.append(f"{place}: refused, {error}")
-            continue
-        found.considered.append(f"{place}: step {manifest.step}, chosen")
-        found.path, found.digest, found.step, found.own = path, manifest.digest, manifest.step, True
-        return True
-    return False
+    candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
+    candidates += [_Candidate(s.manifest.order, f"store {s.folder}", s.manifest, s) for s in stored]
+    candidates.sort(key=lambda c: (c.order, c.stored is None), reverse=True)  # the disk is nearer
+    return _choose(candidates, fetch, found, own=True, warm=False)
 
 
-def find_loaded(load_dir: Path, node_rank: int, found: Found, *, weights_only: bool | None) -> bool:
+def find_loaded(
+    load_dir: Path, node_rank: int, found: Found, *, weights_only: bool | None, warm: bool = False
+) -> bool:
     """Choose in `$BT_LOAD_CHECKPOINT_DIR`: `<job>/rank-N/<name>`, `rank-N/<name>`, or bare.
 
-    Stock `.ckpt` files count as well. Folders of other nodes (`rank-K`) are left out.
+    Stock `.ckpt` files count as well. Folders of other nodes (`rank-K`) are left out, and, unless
+    `warm`, checkpoints that hold weights only.
     """
     if not load_dir.is_dir():
         found.considered.append(f"{load_dir}: refused, no such directory")
         return False
     local, refused = list_committed(load_dir)
     found.considered += [f"{item.place}: refused, {item.reason}" for item in refused]
-    candidates = [(c.manifest.order, c.path, c.manifest) for c in local]
+    candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
     for file in sorted(load_dir.rglob("*.ckpt")):
         if not file.is_file() or any(file.is_relative_to(c.path) for c in local):
             continue
         try:
             step = stock_step(file, weights_only=weights_only)
-        except Exception as error:  # noqa: BLE001 - torch.load raises anything for a damaged file
+        except Exception as error:  # noqa: BLE001 - torch.load raises anything
             reason = str(error).partition("\n")[0]
             found.considered.append(f"{file}: refused, {type(error).__name__}: {reason}")
-            continue
-        candidates.append(((step, 0, ""), file, None))
-    for order, path, manifest in sorted(candidates, key=lambda c: c[0], reverse=True):
-        ranks = [part for part in path.relative_to(load_dir).parts if _RANK.fullmatch(part)]
-        if ranks and ranks[0] != f"rank-{node_rank}":
-            found.considered.append(f"{path}: refused, it belongs to {ranks[0]}")
+        else:
+            candidates.append(_Candidate((step, 0, ""), str(file), None))
+    candidates.sort(key=lambda c: c.order, reverse=True)
+    mine = []
+    for candidate in candidates:
+        parts = Path(candidate.place).relative_to(load_dir).parts
+        rank = next((part for part in parts if _RANK.fullmatch(part)), None)
+        if rank in {None, f"rank-{node_rank}"}:
+            mine.append(candidate)
+        else:
+            found.considered.append(f"{candidate.place}: refused, it belongs to {rank}")
+    return _choose(mine, None, found, own=False, warm=warm)
+
+
+def _choose(
+    candidates: Sequence[_Candidate],
+    fetch: Callable[[Stored], str] | None,
+    found: Found,
+    *,
+    own: bool,
+    warm: bool,
+) -> bool:
+    """Take the first candidate that holds what is wanted and is whole."""
+    for candidate in candidates:
+        place, manifest = candidate.place, candidate.manifest
+        if manifest is not None and not manifest.resumable and not warm:
+            found.considered.append(f"{place}: refused, it holds weights only")
             continue
         try:
-            if manifest is not None:
-                verify(path)
+            if candidate.stored is not None and fetch is not None:
+                path = fetch(candidate.stored)
+            else:
+                path = place
+                if manifest is not None:
+                    verify(Path(place))
         except (CheckpointCorruptError, CheckpointNotFoundError) as error:
-            found.considered.append(f"{path}: refused, {error}")
+            found.considered.append(f"{place}: refused, {error}")
             continue
-        found.considered.append(f"{path}: step {order[0]}, chosen")
-        found.path, found.step = str(path), order[0]
+        found.considered.append(f"{place}: step {candidate.order[0]}, chosen")
+        found.path, found.step, found.own = path, candidate.order[0], own
         found.digest = manifest.digest if manifest is not None else None
         return True
     return False
@@ -118,7 +146,7 @@ def stock_step(file: Path, *, weights_only: bool | None) -> int:
     Raises:
         CheckpointCorruptError: it holds none. Whatever `torch.load` raises for a file it refuses.
     """
-    checkpoint = load_file(file, weights_only=weights_only)
+    checkpoint: object = load_file(file, weights_only=weights_only)
     step = checkpoint.get("global_step") if isinstance(checkpoint, dict) else None
     if not isinstance(step, int):
         msg = f"{file} is no Lightning checkpoint: it has no global_step"

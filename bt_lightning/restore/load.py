@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.manifest import Manifest
 
-    MapLocation = torch.device | str | Callable[..., Any] | Mapping[str, str] | None
+    MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None
 
 
 def load_directory(
@@ -51,9 +51,11 @@ def load_directory(
     document = _document(path, manifest)
     leftovers = None
     if weights_only is False:
-        leftovers = _unpickled(path, manifest)
+        leftovers = _unpickled(path, manifest, map_location)
     classes = ClassTable(allowed, trusted=weights_only is False)
-    decoder = Decoder(tensors, leftovers, classes, document.get("dropped", ()))
+    decoder = Decoder(
+        tensors, leftovers, classes, dropped=document.get("dropped", ()), move=_mover(map_location)
+    )
     checkpoint = decoder.decode(document["tree"], f"{place}/{TREE}")
     if decoder.holes:
         warnings.warn(
@@ -61,7 +63,7 @@ def load_directory(
             " Using one raises an error; weights_only=False loads them",
             stacklevel=2,
         )
-    return to_device(checkpoint, map_location)  # type: ignore[no-any-return]
+    return checkpoint  # type: ignore[no-any-return]
 
 
 def load_file(
@@ -70,45 +72,24 @@ def load_file(
     """Load a stock `.ckpt` with `torch.load`; pickled code runs only with `weights_only=False`."""
     return torch.load(  # type: ignore[no-any-return]
         path,  # type: ignore[arg-type]
-        map_location=map_location or "cpu",
+        map_location="cpu" if map_location is None else map_location,
         weights_only=weights_only is not False,
     )
 
 
-def to_device(value: Any, map_location: MapLocation) -> Any:  # noqa: ANN401
-    """`value` with each tensor where `map_location` (as `torch.load` takes it) wants it."""
+def _mover(map_location: MapLocation) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What brings a CPU tensor to where `map_location`, as `torch.load` takes it, wants it."""
     if map_location is None:
-        return value
+        return lambda tensor: tensor
     if callable(map_location):
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
             moved = map_location(tensor.untyped_storage(), "cpu")
-            device = tensor.device if moved is None else moved.device
-            return tensor.to(device)
+            return tensor if moved is None else tensor.to(moved.device)
 
-    else:
-        target = map_location.get("cpu", "cpu") if hasattr(map_location, "get") else map_location
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(target)
-
-    done: dict[int, torch.Tensor] = {}  # tied tensors stay tied
-
-    def walk(item: Any) -> Any:  # noqa: ANN401
-        if isinstance(item, torch.Tensor):
-            if id(item) not in done:
-                done[id(item)] = move(item)
-            return done[id(item)]
-        if isinstance(item, dict):
-            for key in item:
-                item[key] = walk(item[key])
-        elif isinstance(item, list):
-            item[:] = [walk(part) for part in item]
-        elif type(item) is tuple:
-            return tuple(walk(part) for part in item)
-        return item
-
-    return walk(value)
+        return move
+    target = map_location.get("cpu", "cpu") if isinstance(map_location, dict) else map_location
+    return lambda tensor: tensor.to(target)
 
 
 def _document(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -129,10 +110,9 @@ def _document(path: Path, manifest: Manifest) -> dict[str, Any]:
     return document
 
 
-def _unpickled(path: Path, manifest: Manifest) -> Mapping[str, object]:
+def _unpickled(path: Path, manifest: Manifest, map_location: MapLocation) -> Mapping[str, object]:
     entry = manifest.entry(LEFTOVERS)
     if entry is None:
         return {}
     read_small(path / LEFTOVERS, str(path), entry)  # verified before a byte of it is run
-    found = torch.load(path / LEFTOVERS, map_location="cpu", weights_only=False)
-    return found if isinstance(found, dict) else {}
+    return load_file(path / LEFTOVERS, map_location, weights_only=False)

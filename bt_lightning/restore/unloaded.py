@@ -31,6 +31,7 @@ class Unloaded:
         self._raise()
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Raise."""
         self._raise()
 
     def __getitem__(self, _: object) -> NoReturn:
@@ -39,8 +40,8 @@ class Unloaded:
     def __iter__(self) -> NoReturn:
         self._raise()
 
-    def __len__(self) -> int:
+    def __len__(self) -> int:  # noqa: PLE0303 - there is nothing to count
         self._raise()
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> bool:  # noqa: PLE0304 - it is neither
         self._raise()

@@ -1,4 +1,4 @@
-"""Classes that a file may name, and by which name; nothing is ever imported because a file says so."""
+"""Classes that a file may name, and by which name; no file makes us import anything."""
 
 from __future__ import annotations
 
@@ -16,9 +16,23 @@ from bt_lightning.errors import UnsafeLoadError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_BUILTINS = (
-    "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple"
-).split()
+_BUILTINS = [
+    "bool",
+    "bytearray",
+    "bytes",
+    "complex",
+    "dict",
+    "float",
+    "frozenset",
+    "int",
+    "list",
+    "object",
+    "range",
+    "set",
+    "slice",
+    "str",
+    "tuple",
+]
 _OMEGACONF = {"omegaconf.dictconfig:DictConfig", "omegaconf.listconfig:ListConfig"}
 
 
@@ -37,11 +51,11 @@ def _table() -> dict[str, type]:
 
 
 def _omegaconf(name: str) -> type | None:
-    """The two container classes of OmegaConf: Lightning stores which one the hyperparameters had."""
+    """The two container classes of OmegaConf: Lightning stores which one hyperparameters had."""
     if name not in _OMEGACONF:
         return None
     try:
-        import omegaconf  # noqa: PLC0415 - optional, and named by us, not by the file
+        import omegaconf
     except ImportError:
         return None
     return getattr(omegaconf, name.partition(":")[2], None)
@@ -107,7 +121,9 @@ def is_plain_dataclass(value: object) -> bool:
     if not dataclasses.is_dataclass(kind):
         return False
     names = {field.name for field in dataclasses.fields(kind)}
-    custom = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
+    custom = (
+        kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
+    )
     extra = set(getattr(value, "__dict__", ())) - names
     return not custom and not extra and all(hasattr(value, name) for name in names)
 

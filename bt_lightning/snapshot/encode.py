@@ -52,7 +52,7 @@ class Encoder:
         self._refs: dict[tuple[Any, ...], dict[str, str]] = {}
         self._open: set[int] = set()
 
-    def encode(self, checkpoint: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    def encode(self, checkpoint: Mapping[str, Any]) -> Any:
         """The tree of a checkpoint.
 
         Raises:
@@ -60,7 +60,7 @@ class Encoder:
         """
         return self._value(checkpoint, ())
 
-    def _value(self, value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401, PLR0911
+    def _value(self, value: Any, path: tuple[str, ...]) -> Any:
         kind = type(value)
         if value is None or kind in {bool, int, str}:
             return value
@@ -76,7 +76,7 @@ class Encoder:
         finally:
             self._open.discard(id(value))
 
-    def _or_leftover(self, encode: Any, value: object, path: tuple[str, ...]) -> Any:  # noqa: ANN401
+    def _or_leftover(self, encode: Any, value: object, path: tuple[str, ...]) -> Any:
         before = len(self.leftovers)
         try:
             return encode(value, path)
@@ -92,8 +92,8 @@ class Encoder:
         self.leftovers[key] = value
         return {KIND: "leftover", "v": key}
 
-    def _compound(self, value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401, PLR0911
-        def sub(item: Any, label: str) -> Any:  # noqa: ANN401
+    def _compound(self, value: Any, path: tuple[str, ...]) -> Any:
+        def sub(item: Any, label: str) -> Any:
             return self._value(item, (*path, label))
 
         kind = type(value)
@@ -125,14 +125,16 @@ class Encoder:
             return {KIND: "class", "class": self._class(value, path)}
         return self._foreign(value, kind, sub, path)
 
-    def _foreign(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401
+    def _foreign(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
         """Values of packages that need not be installed, told by where their class comes from."""
         module = kind.__module__
         if module.startswith("numpy"):
             return self._numpy(value, path)
         if module.startswith("omegaconf") and kind.__name__ in {"DictConfig", "ListConfig"}:
             return self._omegaconf(value, kind, sub, path)
-        if kind.__name__ == "AttributeDict" and module.split(".")[0].startswith(("lightning", "pyt")):
+        if kind.__name__ == "AttributeDict" and module.split(".")[0].startswith(
+            ("lightning", "pyt")
+        ):
             return {KIND: "attributedict", "class": class_name(kind), "v": pairs(value, sub)}
         raise _NotRepresentableError
 
@@ -146,11 +148,11 @@ class Encoder:
         self.classes.setdefault(kind, ".".join(path))
         return name
 
-    def _omegaconf(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401
-        from omegaconf import OmegaConf  # noqa: PLC0415 - optional; `value` proves that it is there
+    def _omegaconf(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
+        from omegaconf import OmegaConf
 
         typed = OmegaConf.get_type(value)
-        flags = {name: value._get_node_flag(name) for name in ("struct", "readonly")}  # noqa: SLF001
+        flags = {name: value._get_node_flag(name) for name in ("struct", "readonly")}
         return {
             KIND: "omegaconf",
             "class": kind.__name__,
@@ -159,8 +161,8 @@ class Encoder:
             "flags": {name: flag for name, flag in flags.items() if flag is not None},
         }
 
-    def _numpy(self, value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401
-        import numpy as np  # noqa: PLC0415 - optional; `value` proves that it is there
+    def _numpy(self, value: Any, path: tuple[str, ...]) -> Any:
+        import numpy as np
 
         if isinstance(value, np.dtype):
             return {KIND: "numpy.dtype", "v": _descr(value)}
@@ -172,8 +174,10 @@ class Encoder:
             return {KIND: "numpy.scalar", "dtype": descr, "v": data}
         fortran = value.flags.f_contiguous and not value.flags.c_contiguous
         raw = value.tobytes("F" if fortran else "C")
-        content = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(
-            0, dtype=torch.uint8
+        content = (
+            torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+            if raw
+            else torch.empty(0, dtype=torch.uint8)
         )
         return {
             KIND: "numpy.ndarray",
@@ -183,7 +187,7 @@ class Encoder:
             "v": self._store(content, path),
         }
 
-    def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:  # noqa: ANN401
+    def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:
         kind = type(tensor)
         if kind.__name__ in {"DTensor", "ShardedTensor"}:
             msg = (
@@ -195,7 +199,7 @@ class Encoder:
         if opaque or tensor.is_nested or is_quantized(tensor.dtype):
             raise _NotRepresentableError
         if tensor.layout is torch.sparse_coo:
-            parts = {"indices": tensor._indices(), "values": tensor._values()}  # noqa: SLF001
+            parts = {"indices": tensor._indices(), "values": tensor._values()}
             node = {KIND: "sparse_coo", "coalesced": tensor.is_coalesced()}
         elif tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
             parts = {"compressed": tensor.crow_indices(), "plain": tensor.col_indices()}
@@ -243,8 +247,8 @@ class Encoder:
         return {"file": label, "name": name}
 
 
-def _descr(dtype: Any) -> Any:  # noqa: ANN401 - numpy's own description: text or nested lists
-    import numpy as np  # noqa: PLC0415
+def _descr(dtype: Any) -> Any:
+    import numpy as np
 
     if dtype.hasobject:
         raise _NotRepresentableError

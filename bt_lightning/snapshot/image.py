@@ -42,8 +42,10 @@ def host_tensor(tensor: torch.Tensor) -> torch.Tensor:
     if host.dtype in SAFETENSORS:
         return host
     shape = [*host.shape, host.element_size()]
-    return host.reshape(-1).view(torch.uint8).reshape(shape) if host.numel() else torch.empty(
-        shape, dtype=torch.uint8
+    return (
+        host.reshape(-1).view(torch.uint8).reshape(shape)
+        if host.numel()
+        else torch.empty(shape, dtype=torch.uint8)
     )
 
 

@@ -23,7 +23,7 @@ HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that a commit needs. Its tensors alias the state: write it before the next step."""
+    """Everything that a commit needs. Its tensors alias the state: write before the next step."""
 
     files: dict[str, Callable[[], Iterator[memoryview | bytes]]]
     """Path inside the checkpoint -> its bytes, in pieces."""
@@ -74,7 +74,7 @@ def _pickle(leftovers: dict[str, object]) -> tuple[bytes | None, list[str]]:
         return None, []
     try:
         return _saved(leftovers), []
-    except Exception:  # noqa: BLE001 - user code runs in there; which value it was is found below
+    except Exception:  # noqa: BLE001
         kept, dropped = {}, []
     for path, value in leftovers.items():
         try:
@@ -95,5 +95,3 @@ def _saved(value: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
-
-

@@ -81,7 +81,7 @@ def _numbers(kind: str, names: tuple[str, ...], make: Callable[..., Any]) -> For
     )
 
 
-def _whole(value: Any) -> Any:  # noqa: ANN401 - None stands for an open end of a slice
+def _whole(value: Any) -> Any:
     if value is not None and type(value) is not int:
         msg = f"expected a whole number, found {value!r}"
         raise ValueError(msg)
@@ -89,7 +89,7 @@ def _whole(value: Any) -> Any:  # noqa: ANN401 - None stands for an open end of 
 
 
 def _attributes(kind: str, make: type) -> Form:
-    def back(node: dict[str, Any], decode: Back) -> Any:  # noqa: ANN401
+    def back(node: dict[str, Any], decode: Back) -> Any:
         value = make()
         vars(value).update({str(decode(key)): decode(item) for key, item in node["v"]})
         return value
@@ -142,11 +142,11 @@ def _delta(value: timedelta) -> list[int]:
 
 
 def _torch_name(kind: str, wanted: type) -> Form:
-    def back(node: dict[str, Any], _: Back) -> Any:  # noqa: ANN401
+    def back(node: dict[str, Any], _: Back) -> Any:
         found = getattr(torch, str(node["v"]).removeprefix("torch."), None)
         if not isinstance(found, wanted):
             msg = f"this torch has no {kind} called {node['v']!r}"
-            raise ValueError(msg)  # noqa: TRY004 - the file's content is wrong, not a caller's type
+            raise ValueError(msg)  # noqa: TRY004 - the file's content is wrong
         return found
 
     return Form(kind, lambda value, _: {"v": str(value)}, back)
@@ -188,7 +188,9 @@ FORMS: Final[dict[type, Form]] = {
     range: _numbers("range", ("start", "stop", "step"), range),
     slice: Form(
         "slice",
-        lambda value, sub: {"v": [sub(value.start, "0"), sub(value.stop, "1"), sub(value.step, "2")]},
+        lambda value, sub: {
+            "v": [sub(value.start, "0"), sub(value.stop, "1"), sub(value.step, "2")]
+        },
         lambda node, back: slice(*[back(item) for item in node["v"]]),
     ),
     Decimal: _text("decimal", Decimal),

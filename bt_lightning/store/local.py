@@ -37,14 +37,14 @@ class LocalStore:
                 shutil.copyfileobj(data, target, _COPY_BYTES)
                 target.flush()
                 os.fsync(target.fileno())
-            os.replace(part, self._root / key)
+            part.replace(self._root / key)
             sync_directory(part.parent)
 
     def put(self, key: str, data: bytes) -> None:
         """Write a sibling, fsync, rename."""
         with translated(f"writing {self.name}/{key}"):
             part = self._write_part(key, data)
-            os.replace(part, self._root / key)
+            part.replace(self._root / key)
             sync_directory(part.parent)
 
     def put_new(self, key: str, data: bytes) -> None:
@@ -70,9 +70,12 @@ class LocalStore:
 
     def get_file(self, key: str, target: Path) -> None:
         """Copy the file."""
-        with translated(f"copying {self.name}/{key}"), (self._root / key).open("rb") as data:
-            with target.open("xb") as stream:
-                shutil.copyfileobj(data, stream, _COPY_BYTES)
+        with (
+            translated(f"copying {self.name}/{key}"),
+            (self._root / key).open("rb") as data,
+            target.open("xb") as stream,
+        ):
+            shutil.copyfileobj(data, stream, _COPY_BYTES)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every regular file under the folder `prefix`."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 _TRANSIENT_ERRNO = {
@@ -111,7 +111,7 @@ def translated(what: str, secrets: Collection[str] = ()) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - clients raise whatever they like
         text = redact(f"{what}: {type(error).__name__}: {error}", secrets)
         raise _class_of(error)(text) from None  # the cause's own text may hold a secret
 

@@ -76,7 +76,9 @@ def _compare_sizes(store: Store, base: str, checkpoint: LocalCheckpoint) -> None
     for entry in checkpoint.manifest.files:
         size = sizes.get(f"{base}/{entry.path}")
         if size != entry.size:
-            msg = f"{store.name}/{base}/{entry.path} has {size} bytes after upload, not {entry.size}"
+            msg = (
+                f"{store.name}/{base}/{entry.path} has {size} bytes after upload, not {entry.size}"
+            )
             raise StoreTransientError(msg)
 
 

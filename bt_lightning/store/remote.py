@@ -1,4 +1,4 @@
-"""Any fsspec filesystem as a store. Plain calls for now; the fast path will stand behind this port."""
+"""Any fsspec filesystem as a store, by plain fsspec calls; and how a URL becomes a store."""
 
 from __future__ import annotations
 

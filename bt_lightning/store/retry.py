@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.errors import StoreTransientError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from bt_lightning.store.port import ObjectInfo, Store
@@ -78,5 +78,5 @@ class RetryingStore:
             try:
                 return call()
             except StoreTransientError:
-                self._sleep(backoff(failures, random.random()))  # noqa: S311 - spreads, hides nothing
+                self._sleep(backoff(failures, random.random()))
         return call()

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointCorruptError, CheckpointExistsError, CheckpointNotFoundError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+)
 from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
-from bt_lightning.localdir.durable import delete_directory
+from bt_lightning.localdir.durable import delete_directory, empty_trash
 from bt_lightning.localdir.requests import forget_removal, requested_removals
 from bt_lightning.manifest import Manifest
 from bt_lightning.retention import Committed, removable
@@ -70,6 +74,7 @@ class Duties:
 
     def delete_local(self) -> None:
         """Delete from the disk whatever was asked to go and may; needs no store."""
+        empty_trash(self._root)
         requested = requested_removals(self._root)
         if not requested:
             return

@@ -45,7 +45,7 @@ class Worker:
 
     def start(self) -> None:
         """Spawn the process; scripts without a main guard, stdin and notebooks work as well."""
-        import torch.multiprocessing as mp  # noqa: PLC0415 - everything else here works without
+        import torch.multiprocessing as mp
 
         self._starts += 1
         context = mp.get_context("spawn")

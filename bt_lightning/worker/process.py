@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from bt_lightning.errors import CheckpointError, StoreError, StorePermanentError, StoreTransientError
+from bt_lightning.errors import (
+    CheckpointError,
+    StoreError,
+    StorePermanentError,
+    StoreTransientError,
+)
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.durable import try_lock
 from bt_lightning.messages import (
@@ -253,12 +258,12 @@ class _Loop:
             )
 
     def _fail(self, error: Exception) -> None:
-        assert self._duties is not None  # noqa: S101 - narrows: only work fails
+        assert self._duties is not None
         self._duties.forget()
         self._last_error = str(error)
         self._permanent = not isinstance(error, StoreTransientError)
         self._failures += 1
-        wait_s = _RETRY_PERMANENT_S if self._permanent else backoff(self._failures, random.random())  # noqa: S311
+        wait_s = _RETRY_PERMANENT_S if self._permanent else backoff(self._failures, random.random())
         self._next_try = time.monotonic() + wait_s
         if not self._permanent:
             log.log(

@@ -1,0 +1,141 @@
+"""`bt-lightning`: the commands, their options and exit codes. What they do lives below."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bt_lightning import __version__
+from bt_lightning.errors import CheckpointError
+
+_FAILED = 12
+
+
+class _Group(click.Group):
+    """Turns what this package raises on purpose into one line on stderr and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CheckpointError as error:
+            click.secho(f"error: {error}", fg="red", err=True)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bt-lightning")
+def main() -> None:
+    """Look after the checkpoints of PyTorch Lightning runs.
+
+    Exit codes: 0 done, 2 wrong usage or setting, 10 not found, 12 damaged, 13 of a newer format,
+    17 directory unusable, 21 store unreachable, 22 store refused.
+    """
+
+
+@main.group()
+def checkpoints() -> None:
+    """List and verify checkpoints, on a disk or in a store."""
+
+
+_DIR = click.option(
+    "--dir",
+    "directory",
+    envvar="BT_CHECKPOINT_DIR",
+    show_envvar=True,
+    help="Checkpoint directory.",
+)
+_STORE = click.option(
+    "--store", envvar="BT_STORE_URL", show_envvar=True, help="Store URL; wins over --dir."
+)
+_PROJECT = click.option("--project", help="Project in the store.  [env: BT_TRAINING_PROJECT_NAME]")
+_JOB = click.option("--job-id", help="Job in the store.  [env: BT_TRAINING_JOB_ID]")
+
+
+@checkpoints.command("list")
+@_DIR
+@_STORE
+@_PROJECT
+@_JOB
+@click.option(
+    "-o",
+    "--output-format",
+    type=click.Choice(["cli-table", "csv", "json"]),
+    default="cli-table",
+    show_default=True,
+)
+def list_checkpoints(
+    directory: str | None,
+    store: str | None,
+    project: str | None,
+    job_id: str | None,
+    output_format: str,
+) -> None:
+    """List committed checkpoints, newest step first."""
+    from bt_lightning.cli.listing import render, rows_of_directory, rows_of_store
+
+    if store:
+        rows = rows_of_store(store, _prefix(project, job_id, directory))
+    else:
+        rows = rows_of_directory(_directory(directory))
+    render(rows, output_format)
+
+
+@checkpoints.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@_DIR
+def verify(paths: tuple[Path, ...], directory: str | None) -> None:
+    """Read every byte of checkpoints on disk and compare it with their manifests.
+
+    Without PATHS, verifies all that is committed under --dir. Exits with 12 if any is damaged.
+    """
+    from bt_lightning.localdir.committed import list_committed
+    from bt_lightning.localdir.committed import verify as verify_checkpoint
+
+    chosen = list(paths)
+    bad = 0
+    if not chosen:
+        found, refused = list_committed(_directory(directory))
+        chosen = [checkpoint.path for checkpoint in found]
+        for item in refused:
+            bad += 1
+            click.secho(f"damaged  {item.reason}", fg="red")
+    for path in chosen:
+        try:
+            manifest = verify_checkpoint(path)
+        except CheckpointError as error:
+            bad += 1
+            click.secho(f"damaged  {error}", fg="red")
+        else:
+            click.echo(f"whole    {path}  step {manifest.step}, {manifest.size:,} bytes")
+    if not chosen and not bad:
+        click.echo("nothing is committed there")
+    if bad:
+        sys.exit(_FAILED)
+
+
+def _directory(directory: str | None) -> Path:
+    if not directory:
+        msg = "name a directory with --dir (or BT_CHECKPOINT_DIR), or a store with --store"
+        raise click.UsageError(msg)
+    path = Path(directory).expanduser().resolve()
+    if not path.is_dir():
+        msg = f"{path} is no directory"
+        raise click.UsageError(msg)
+    return path
+
+
+def _prefix(project: str | None, job_id: str | None, directory: str | None) -> str:
+    from bt_lightning.settings import Job, Settings
+
+    settings = Settings.from_environ(os.environ)
+    if not (job_id or settings.job or directory):
+        msg = "name the job with --job-id, or the --dir whose checkpoints it publishes"
+        raise click.UsageError(msg)
+    job = Job.named(settings, str(Path(directory or ".").expanduser().resolve()))
+    return Job(
+        project=project or job.project, job=job_id or job.job, node_rank=job.node_rank
+    ).prefix

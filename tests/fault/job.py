@@ -1,0 +1,122 @@
+"""A small training job that can be killed at any moment, and a nursery that forks it quickly.
+
+`python job.py` imports torch and lightning once, then reads one JSON command a line: it forks, the
+child trains, and the parent prints the child's pid at once and its exit status at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from bt_lightning import BTLightning
+from bt_lightning.lightning_plugin.session import Session
+
+STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 5, 2  # 40 saves; some fall on an epoch's last batch
+
+
+class Points(Dataset[torch.Tensor]):
+    def __len__(self) -> int:
+        return 4 * STEPS_PER_EPOCH
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((8,), index / 64)
+
+
+class Net(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [torch.nn.Linear(8, 32), torch.nn.Dropout(0.3), torch.nn.Linear(32, 1)]
+        self.net = torch.nn.Sequential(*layers)
+
+    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        loss = (self.net(batch) - 1).pow(2).mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+
+
+class Journal(Callback):
+    """Writes what the test asserts on, one JSON line each, unbuffered."""
+
+    def __init__(self, path: str, life: int) -> None:
+        self._path, self._life = path, life
+
+    def write(self, **facts: object) -> None:
+        with open(self._path, "a") as file:
+            file.write(json.dumps({"life": self._life, **facts}) + "\n")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.write(event="start", step=trainer.global_step, resumed=trainer.ckpt_path)
+
+
+def train(root: str, store: str, journal: str, life: int) -> None:
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    L.seed_everything(1 if life == 0 else 100 + life, verbose=False)
+    notes = Journal(journal, life)
+    committed = Session.committed
+
+    def noted(session: Session, manifest: object) -> None:
+        committed(session, manifest)
+        notes.write(event="committed", step=manifest.step, digest=manifest.digest)
+
+    Session.committed = noted
+    trainer = L.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            BTLightning(dir=root, store=store, project="p", job="j"),
+            ModelCheckpoint(every_n_train_steps=EVERY, save_top_k=3, monitor="step", mode="max"),
+            notes,
+        ],
+    )
+    model = Net()
+    trainer.fit(model, StatefulDataLoader(Points(), batch_size=4, shuffle=True))
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    for state in trainer.optimizers[0].state_dict()["state"].values():
+        for name in sorted(state):
+            digest.update(state[name].numpy().tobytes())
+    notes.write(event="end", step=trainer.global_step, digest=digest.hexdigest())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            errors = os.open(command["journal"] + ".err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(errors, 2)
+            try:
+                train(**command)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        print(child, flush=True)
+        print(os.waitpid(child, 0)[1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""SIGKILL of the trainer, the worker, or both, at seeded random moments of a run of 40 saves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bt_lightning.layout import DOT_DIR, MARKER
+from bt_lightning.localdir.committed import list_committed, verify
+
+JOB = Path(__file__).with_name("job.py")
+LIMIT_S = 60.0
+
+
+class Nursery:
+    """The forking process of job.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(JOB)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            bufsize=1,
+        )
+        assert self._line() == "ready"
+
+    def start(self, **command: object) -> int:
+        print(json.dumps(command), file=self._process.stdin, flush=True)
+        return int(self._line())
+
+    def status(self) -> int:
+        """Exit status of the job that was started last; waits for its end."""
+        return int(self._line())
+
+    def _line(self) -> str:
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(LIMIT_S)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    found = Nursery()
+    yield found
+    found.close()
+
+
+class Run:
+    """One training run that is killed and started again until it ends."""
+
+    def __init__(self, nursery: Nursery, folder: Path, seed: int) -> None:
+        self.nursery, self.random = nursery, random.Random(seed)
+        self.root, self.store = folder / "ck", folder / "store"
+        self.journal = folder / "journal.jsonl"
+        self.workers: set[psutil.Process] = set()
+        self.kills = 0
+
+    def command(self, life: int) -> dict[str, object]:
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        paths = {"root": self.root, "store": self.store.as_uri(), "journal": self.journal}
+        return {**{name: str(value) for name, value in paths.items()}, "life": life}
+
+    def notes(self) -> list[dict[str, object]]:
+        text = self.journal.read_text() if self.journal.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def life(self, life: int, within_s: float, victims: str) -> bool:
+        """Start the job and kill `victims` at a random moment; whether it came to its end."""
+        pid = self.nursery.start(**self.command(life))
+        trainer, handle = psutil.Process(pid), os.pidfd_open(pid)
+        try:
+            ended, _, _ = select.select([handle], [], [], self.random.uniform(0, within_s))
+            workers = [] if ended else self._workers_of(trainer)
+            self.workers.update(workers)
+            if not ended and victims in {"worker", "both"}:
+                for worker in workers:
+                    worker.kill()
+                self.kills += bool(workers)
+            if not ended and victims == "worker":
+                ended, _, _ = select.select([handle], [], [], LIMIT_S)
+            if not ended:
+                os.kill(pid, signal.SIGKILL)
+                self.kills += victims == "trainer" or not workers
+        finally:
+            os.close(handle)
+        status = self.nursery.status()
+        errors = Path(f"{self.journal}.err")
+        assert status in {0, signal.SIGKILL}, errors.read_text()
+        return status == 0
+
+    def _workers_of(self, trainer: psutil.Process) -> list[psutil.Process]:
+        try:
+            children = trainer.children()
+        except psutil.NoSuchProcess:
+            return []
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    def workers_end(self) -> None:
+        _, alive = psutil.wait_procs(self.workers, timeout=LIMIT_S)
+        assert not alive, "a worker outlived its deadline"
+
+    def check_whole(self) -> None:
+        """Whatever is offered, on disk or in the store, is complete and undamaged."""
+        for place in (self.root, self.store):
+            found, refused = list_committed(place)
+            assert not refused
+            for checkpoint in found:
+                if checkpoint.path.exists():
+                    verify(checkpoint.path)
+
+    def newest_committed(self) -> int:
+        """Step of the newest checkpoint that a save of this run returned from."""
+        return max((n["step"] for n in self.notes() if n["event"] == "committed"), default=0)
+
+    def newest_in_store(self) -> int:
+        stored, _ = list_committed(self.store)
+        return stored[0].manifest.step if stored else 0
+
+    def begun_at(self, life: int) -> int | None:
+        """Step that a life began training at; None if it did not come that far."""
+        notes = [n for n in self.notes() if n["event"] == "start" and n["life"] == life]
+        return notes[0]["step"] if notes else None
+
+    def check_clean(self) -> None:
+        self.workers_end()
+        for folder in ("tmp", "trash", "remove"):
+            place = self.root / DOT_DIR / folder
+            assert not place.exists() or not list(place.iterdir()), f"left in {folder}"
+        rubbish = [p for p in self.store.rglob("*") if p.name == MARKER or p.suffix == ".part"]
+        assert not rubbish
+        on_disk = {c.manifest.digest for c in list_committed(self.root)[0]}
+        published = {c.manifest.digest for c in list_committed(self.store)[0]}
+        assert on_disk <= published, "a committed checkpoint did not reach the store"
+
+
+def reference(nursery: Nursery, folder: Path) -> tuple[str, float]:
+    """Digest and seconds of the uninterrupted run."""
+    run = Run(nursery, folder, 0)
+    started = time.monotonic()
+    assert nursery.start(**run.command(0))
+    assert nursery.status() == 0
+    run.check_clean()
+    end = run.notes()[-1]
+    assert end["event"] == "end"
+    return end["digest"], time.monotonic() - started
+
+
+def torture(nursery: Nursery, folder: Path, seed: int, kills: int) -> int:
+    """Kill runs again and again, check after each life, and compare each end; returns the kills."""
+    digest, seconds = reference(nursery, folder / "reference")
+    total = 0
+    while total < kills:
+        run = Run(nursery, folder / f"run-{total}", seed * 1000 + total)
+        survive(run, seconds)
+        end = run.notes()[-1]
+        assert end["event"] == "end"
+        assert end["digest"] == digest, "the resumed run is not the uninterrupted one"
+        run.check_clean()
+        total += run.kills
+        shutil.rmtree(run.root.parent)
+    return total
+
+
+def survive(run: Run, seconds: float) -> None:
+    """Start the run until it comes to its end."""
+    least, life, ended = 0, 0, False
+    while not ended:
+        victims = run.random.choice(["trainer", "worker", "both"])
+        calm = run.kills > 12
+        ended = run.life(life, 1e6 if calm else seconds, victims)
+        run.check_whole()
+        begun = run.begun_at(life)
+        assert begun is None or begun >= least, "a committed checkpoint was lost"
+        least = max(least, run.newest_committed())
+        lost_disk = not ended and run.random.random() < 0.2
+        if lost_disk or run.random.random() < 0.5:
+            run.workers_end()
+        if lost_disk:
+            shutil.rmtree(run.root, ignore_errors=True)
+            least = run.newest_in_store()
+        life += 1
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(nursery, tmp_path):
+    torture(nursery, tmp_path, seed=1, kills=8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [11, 12, 13, 14])
+def test_two_hundred_kills_lose_nothing(nursery, tmp_path, seed):
+    assert torture(nursery, tmp_path, seed=seed, kills=50) >= 50

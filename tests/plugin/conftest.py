@@ -1,0 +1,165 @@
+"""What the tests of the plugin share: small trainings, scripts in processes of their own, faults."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import bt_lightning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import ModuleType
+
+HERE = Path(__file__).parent
+LIGHTNING_NOISE = (
+    # advice that Lightning gives about a training as small as these are
+    "ignore:The '.*dataloader' does not have many workers",
+    "ignore:.*torch.utils.data.DataLoader.*num_workers",
+    "ignore:The number of training batches",
+    "ignore:Using ModelCheckpoint with manual optimization",
+    "ignore:You defined a `validation_step` but have no `val_dataloader`",
+    "ignore:You are running in `fast_dev_run` mode",
+    "ignore:.*Experiment logs directory .* exists and is not empty",
+    # of torch, by what Lightning calls
+    "ignore:.*torch.amp.GradScaler is enabled",
+    "ignore:Please use the new API settings to control TF32",
+    "ignore:.*lr_scheduler.step.* before .*optimizer.step",
+    "ignore:.*isinstance\\(treespec:FutureWarning",
+    "ignore:.*pkg_resources",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lightning's own advice is no failure of ours."""
+    for item in items:
+        if HERE in item.path.parents:
+            for line in LIGHTNING_NOISE:
+                item.add_marker(pytest.mark.filterwarnings(line))
+
+
+@pytest.fixture(scope="session")
+def runs() -> ModuleType:
+    """The module `plugin_runs`, beside this file."""
+    if "plugin_runs" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("plugin_runs", HERE / "plugin_runs.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["plugin_runs"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["plugin_runs"])
+    return sys.modules["plugin_runs"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No chatter, no seed that outlives its test, no dataloader worker of a failed training."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    yield
+    gc.collect()
+
+
+@dataclass
+class Process:
+    """What a script left."""
+
+    code: int
+    out: str
+    err: str
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n--- out\n{self.out}\n--- err\n{self.err[-6000:]}"
+
+
+class Scripts:
+    """Runs Python text in processes of their own, each with a process group of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def environ(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+        package = Path(bt_lightning.__file__).parents[1]
+        return {
+            **kept,
+            "PYTHONPATH": os.pathsep.join((str(package), str(HERE))),
+            "PYTHONWARNINGS": "ignore",
+            "OMP_NUM_THREADS": "1",
+            **(more or {}),
+        }
+
+    def write(self, text: str) -> Path:
+        self._count += 1
+        path = self._folder / f"script_{self._count}.py"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    def run(
+        self,
+        text: str | Path,
+        *args: Any,
+        env: Mapping[str, str] | None = None,
+        before: tuple[str, ...] = (),
+        stdin: bool = False,
+        timeout: float = 90,
+        code: int | None = 0,
+    ) -> Process:
+        """Run to the end and check the exit `code`; `before` is a command that runs Python."""
+        path = text if isinstance(text, Path) else self.write(text)
+        name = "-" if stdin else str(path)
+        with subprocess.Popen(
+            [*before, sys.executable, name, *map(str, args)],
+            stdin=path.open() if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self._folder,
+            env=self.environ(env),
+            start_new_session=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, 9)
+                out, err = process.communicate()
+                pytest.fail(f"hung for {timeout} s\n{out}\n{err[-6000:]}")
+        found = Process(process.returncode, out, err)
+        assert code is None or found.code == code, str(found)
+        return found
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Scripts:
+    """Runs Python text as scripts."""
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    return Scripts(folder)
+
+
+@pytest.fixture
+def names() -> Any:
+    """The committed checkpoints under a directory, by their names."""
+
+    def names(root: Path | str) -> set[str]:
+        from bt_lightning.localdir.committed import list_committed
+
+        root = Path(root).resolve()
+        return {str(found.path.relative_to(root)) for found in list_committed(root)[0]}
+
+    return names
