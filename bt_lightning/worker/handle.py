@@ -70,27 +70,35 @@ class Worker:
 
         Raises:
             StoreTransientError: no answer in time.
-            WorkerDiedError: the worker died over it.
+            WorkerDiedError: it died over it, again and again.
             Exception: whatever the worker answered with.
         """
-        self._send(question)
         until = time.monotonic() + timeout_s
-        while (message := self._next(until)) is not None:
-            if isinstance(message, Answer):
-                if message.error is not None:
-                    raise message.error
-                return message.value
-        self.kill()
-        msg = (
-            f"the store did not answer {type(question).__name__} within {timeout_s:.0f} s: check"
-            " its URL and the network"
-        )
-        raise StoreTransientError(msg)
+        while True:
+            try:
+                self._send(question)
+                answer = self._await(until)
+                break
+            except WorkerDiedError:
+                self._revive()  # every question may be asked again
+        if answer is None:
+            self.kill()
+            msg = (
+                f"the store did not answer {type(question).__name__} within {timeout_s:.0f} s:"
+                " check its URL and the network"
+            )
+            raise StoreTransientError(msg)
+        if answer.error is not None:
+            raise answer.error
+        return answer.value
 
     def begin(self, pinned: frozenset[str]) -> None:
         """Let the worker publish and delete from now on."""
         self._begun = Begin(pinned)
-        self._send(self._begun)
+        try:
+            self._send(self._begun)
+        except WorkerDiedError:
+            self._revive()  # which tells the new one
 
     def wake(self) -> None:
         """Tell the worker that the disk changed; never waits."""
@@ -182,6 +190,14 @@ class Worker:
                 return self._conn.recv()  # type: ignore[no-any-return]
         except (EOFError, OSError) as error:
             raise WorkerDiedError(self._obituary()) from error
+        return None
+
+    def _await(self, until: float) -> Answer | None:
+        """The next answer, or None at the deadline; events that come first are kept."""
+        while (message := self._next(until)) is not None:
+            if isinstance(message, Answer):
+                return message
+            self._keep(message)
         return None
 
     def _keep(self, message: object) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from bt_lightning.layout import DOT_DIR, MARKER
 from bt_lightning.localdir.committed import list_committed, verify
+from bt_lightning.localdir.requests import requested_removals
 
 JOB = Path(__file__).with_name("job.py")
 LIMIT_S = 60.0
@@ -139,7 +140,7 @@ class Run:
 
     def check_clean(self) -> None:
         self.workers_end()
-        for folder in ("tmp", "trash", "remove"):
+        for folder in ("tmp", "trash"):
             place = self.root / DOT_DIR / folder
             assert not place.exists() or not list(place.iterdir()), f"left in {folder}"
         rubbish = [p for p in self.store.rglob("*") if p.name == MARKER or p.suffix == ".part"]
@@ -147,6 +148,8 @@ class Run:
         on_disk = {c.manifest.digest for c in list_committed(self.root)[0]}
         published = {c.manifest.digest for c in list_committed(self.store)[0]}
         assert on_disk <= published, "a committed checkpoint did not reach the store"
+        # what the last life resumed from may not go before the next one
+        assert requested_removals(self.root) <= on_disk, "a removal was forgotten"
 
 
 def reference(nursery: Nursery, folder: Path) -> tuple[str, float]:

@@ -38,6 +38,7 @@ LIGHTNING_NOISE = (
     "ignore:.*lr_scheduler.step.* before .*optimizer.step",
     "ignore:.*isinstance\\(treespec:FutureWarning",
     "ignore:.*pkg_resources",
+    "ignore:'set_vital' is deprecated:UserWarning",  # torchdata
 )
 
 
