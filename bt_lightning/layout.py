@@ -84,6 +84,11 @@ def store_folder(checkpoint_id: str, number: int) -> str:
     return checkpoint_id if number == 1 else f"{checkpoint_id}@{number}"
 
 
+def part_name(name: str) -> str:
+    """Name that a file of a folder store has while it is being written."""
+    return f".{name}.part"
+
+
 def generation_of(folder: str, checkpoint_id: str) -> int | None:
     """The number that `store_folder` made `folder` with; None if it is another id's."""
     if folder == checkpoint_id:

@@ -45,7 +45,7 @@ def train(folder: Path) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the text is in memory
 
     L.seed_everything(7, verbose=False)
-    docs = PythonDocs(length=64, size=2**17)
+    docs = PythonDocs(length=64, size=2**18)
     model = CharGPT(alphabet=len(docs.alphabet), length=64)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -62,7 +62,7 @@ def train(folder: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, StatefulDataLoader(docs, batch_size=16, shuffle=True, drop_last=True))
+    trainer.fit(model, StatefulDataLoader(docs, batch_size=32, shuffle=True, drop_last=True))
 
     result = {
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -221,3 +221,71 @@ def demo(output: Path) -> bool:
 
 def _verdict(same: bool) -> str:
     return "[green]identical[/]" if same else "[red]different[/]"
+
+
+def plot(undisturbed: list[tuple[int, float]], attempts, file: Path) -> None:
+    """Draw both losses on top of each other, and below them what ran when."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams |= {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    figure, (losses, starts) = plt.subplots(
+        2, 1, figsize=(10, 6.2), sharex=True, height_ratios=[4, 1], layout="constrained"
+    )
+    colors = ["#0072b2", "#009e73", "#cc5500"]
+    names = ["first start", "from the disk", "from the store"]
+    losses.plot(*zip(*undisturbed, strict=True), color="#d0d0d0", lw=7, label="undisturbed")
+    for row, (attempt, color, name) in enumerate(zip(attempts, colors, names, strict=True)):
+        steps, values = zip(*attempt, strict=True)
+        losses.plot(steps, values, color=color, lw=1.6, label=f"killed twice: {name}")
+        starts.barh(-row, steps[-1] - steps[0] + 1, left=steps[0] - 1, height=0.6, color=color)
+        if row < len(attempts) - 1:
+            for axes in (losses, starts):
+                axes.axvline(steps[-1], color="#b00020", lw=1.2, ls="--", zorder=0)
+            losses.annotate(
+                f" kill -9\n at step {steps[-1]}", (steps[-1], 0.97), va="top", color="#b00020",
+                xycoords=("data", "axes fraction"),
+            )  # fmt: skip
+    losses.set_ylabel("training loss")
+    losses.set_title("Killed twice, and the same run: every loss is bit for bit the same", loc="left")
+    losses.legend(frameon=False, loc="center right")
+    starts.set_yticks([0, -1, -2], names)
+    starts.tick_params(axis="y", length=0)
+    starts.spines["left"].set_visible(False)
+    starts.set_xlabel("step")
+    starts.set_xlim(0, STEPS)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="folder for results (%(default)s)"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="train")
+    training = commands.add_parser("train", help="only the training; BT_CHECKPOINT_DIR is used")
+    training.add_argument("--dir", type=Path, required=True, help="folder for losses and result")
+    options = parser.parse_args()
+    if options.command == "train":
+        options.dir.mkdir(parents=True, exist_ok=True)
+        train(options.dir)
+        return 0
+    return 0 if demo(fresh(options.output)) else 1
+
+
+def fresh(output: Path) -> Path:
+    """`output` as an empty folder; what an earlier demo left there is deleted, and nothing else."""
+    if (output / OURS).exists():
+        shutil.rmtree(output)
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        sys.exit(f"{output} exists and was not made by this demo: choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / OURS).touch()
+    return output
+
+
+if __name__ == "__main__":
+    sys.exit(main())

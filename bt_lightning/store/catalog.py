@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.layout import MANIFEST, MARKER, generation_of, under
+from bt_lightning.layout import MANIFEST, MARKER, generation_of, part_name, under
 from bt_lightning.localdir.committed import describe_damage
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.durable import publish_directory, sync_directory, temporary
@@ -35,7 +35,7 @@ def look(store: Store, prefix: str) -> Listing:
     unfinished = set()
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
-        if name == MARKER:
+        if name in {MARKER, part_name(MARKER)}:
             unfinished.add(folder)
         elif name == MANIFEST:
             data = store.read(info.key)

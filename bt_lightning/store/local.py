@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointExistsError
+from bt_lightning.layout import part_name
 from bt_lightning.localdir.durable import rename_new, sync_directory
 from bt_lightning.store.port import ObjectInfo, translated
 
@@ -105,7 +106,7 @@ class LocalStore:
         """The sibling that becomes `key`; its name is fixed, so that a retry reuses it."""
         path = self._root / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f".{path.name}.part")
+        return path.with_name(part_name(path.name))
 
     def _write_part(self, key: str, data: bytes) -> Path:
         part = self._part(key)

@@ -64,10 +64,10 @@ class Journal(Callback):
         self.write(event="start", step=trainer.global_step, resumed=trainer.ckpt_path)
 
 
-def train(root: str, store: str, journal: str, life: int) -> None:
+def train(root: str, store: str, journal: str, life: int, seed: int) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    L.seed_everything(1 if life == 0 else 100 + life, verbose=False)
+    L.seed_everything(seed, verbose=False)
     notes = Journal(journal, life)
     committed = Session.committed
 

@@ -231,7 +231,7 @@ def fit(
     root: Path | str,
     *more: Any,
     seed: int = 1,
-    module: Net | None = None,
+    make: Callable[[], Any] = Net,
     save: dict[str, Any] | None = None,
     callbacks: Sequence[Any] | None = None,
     loader_options: dict[str, Any] | None = None,
@@ -245,7 +245,7 @@ def fit(
         wanted = {"every_n_train_steps": 1, "save_top_k": -1} if save is None else save
         callbacks = [BTLightning(dir=root, **(bt or {})), ModelCheckpoint(**wanted)]
     made = trainer(root, *callbacks, *more, **options)
-    run = Run(made, module or Net())
+    run = Run(made, make())  # after the seed: so equal runs begin equal
     try:
         made.fit(run.module, loader(**(loader_options or {})), validation(), ckpt_path=ckpt_path)
     except StoppedError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +81,10 @@ def chain(runs: ModuleType, root: Path, stops: tuple[int, ...], **options: Any) 
     make = options.pop("make", runs.Net)
     more = options.pop("more", lambda _: ())
     for seed, stop_at in enumerate(stops):
-        run = runs.fit(root, *more(root), seed=1 + 100 * seed, module=make(stop_at), **options)
+        run = runs.fit(root, *more(root), seed=1 + 100 * seed, make=partial(make, stop_at), **options)
         assert run.stopped, f"the run went on after step {stop_at}"
         assert run.first_step == 0 or seed > 0
-    run = runs.fit(root, *more(root), seed=99, module=make(), **options)
+    run = runs.fit(root, *more(root), seed=99, make=make, **options)
     assert 0 < run.first_step <= stops[-1], "the last run did not resume"
     return run
 
@@ -126,9 +127,9 @@ def test_the_gradient_scaler_of_amp_goes_on_where_it_stood(
     reference = runs.fit(tmp_path / "reference", plugins=[precision(runs)], **options)
     assert reference.trainer.precision_plugin.scaler.get_scale() > 1024
     for number, stop_at in enumerate(stops):
-        module = runs.Net(stop_at)
+        make = partial(runs.Net, stop_at)
         runs.fit(
-            tmp_path / "run", module=module, seed=1 + number, plugins=[precision(runs)], **options
+            tmp_path / "run", make=make, seed=1 + number, plugins=[precision(runs)], **options
         )
     resumed = runs.fit(tmp_path / "run", seed=99, plugins=[precision(runs)], **options)
     assert 0 < resumed.first_step
@@ -148,7 +149,7 @@ def test_manual_optimization_with_two_optimizers_is_resumed_exactly(
     runs: ModuleType, tmp_path: Path, save: Any, stops: tuple[int, ...], loader: Any
 ) -> None:
     options = {"save": {"save_top_k": -1, **save}, "loader_options": loader}
-    reference = runs.fit(tmp_path / "reference", module=runs.TwoOptimizers(), **options)
+    reference = runs.fit(tmp_path / "reference", make=runs.TwoOptimizers, **options)
     resumed = chain(runs, tmp_path / "run", stops, make=runs.TwoOptimizers, **options)
     assert reference.trainer.global_step == 48
     assert resumed.outcome == reference.outcome
@@ -177,23 +178,23 @@ def test_a_save_by_user_code_after_the_last_batch_of_an_epoch_is_resumed_exactly
 ) -> None:
     """`trainer.save_checkpoint` in `on_train_batch_end`, before Lightning ends the epoch."""
 
-    def fit(root: Path, module: Any, seed: int) -> Any:
+    def fit(root: Path, seed: int, stop_at: int | None = None) -> Any:
         from bt_lightning import BTLightning
 
         return runs.fit(
             root,
             callbacks=[BTLightning(dir=root), runs.SaveAtLastBatch(root)],
-            module=module,
+            make=partial(runs.Net, stop_at),
             seed=seed,
             loader_options=loader,
             enable_checkpointing=False,
             limit_val_batches=2 if val else 0,
         )
 
-    reference = fit(tmp_path / "reference", runs.Net(), 1)
+    reference = fit(tmp_path / "reference", 1)
     for seed, stop_at in ((1, 9), (2, 17)):
-        assert fit(tmp_path / "run", runs.Net(stop_at), seed).stopped
-    resumed = fit(tmp_path / "run", runs.Net(), 99)
+        assert fit(tmp_path / "run", seed, stop_at).stopped
+    resumed = fit(tmp_path / "run", 99)
     assert resumed.first_step == 16
     assert resumed.outcome == reference.outcome
 

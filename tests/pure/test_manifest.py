@@ -1,0 +1,341 @@
+"""The manifest: what is read is what was written, or it is refused as damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import xxhash
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
+from bt_lightning.manifest import BLOCK_BYTES, FORMAT, FORMAT_VERSION, FileEntry, Manifest
+
+relaxed = settings(deadline=None, database=None)
+
+digests = st.integers(0, 2**128 - 1).map(lambda number: f"{number:032x}")
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+names = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\."), min_size=1)
+paths = st.lists(names.filter(lambda name: len(name.encode()) < 200), min_size=1, max_size=3).map(
+    "/".join
+)
+facts = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def entries(draw):
+    size = draw(st.one_of(st.just(0), st.integers(1, 5), st.integers(1, 4 * BLOCK_BYTES)))
+    count = -(-size // BLOCK_BYTES)
+    blocks = draw(st.lists(digests, min_size=count, max_size=count))
+    return FileEntry(
+        path=draw(paths), size=size, xxh3_128=draw(digests), blocks=tuple(blocks)
+    )
+
+
+@st.composite
+def manifests(draw):
+    files = draw(st.lists(entries(), max_size=4, unique_by=lambda entry: entry.path))
+    return Manifest(
+        checkpoint_id=draw(paths),
+        generation=draw(st.integers(1, 10**9)),
+        step=draw(st.integers(0, 10**12)),
+        epoch=draw(st.integers(0, 10**6)),
+        created_at=draw(texts),
+        files=tuple(files),
+        metrics=draw(st.dictionaries(texts, st.floats(), max_size=4)),
+        origin=draw(st.dictionaries(texts, facts, max_size=4)),
+        weights_prefix=draw(texts),
+        leftovers=tuple(draw(st.lists(st.tuples(texts, texts), max_size=3))),
+    )
+
+
+def build(**changes) -> Manifest:
+    entry = FileEntry(path="model.safetensors", size=3, xxh3_128="0" * 32, blocks=("1" * 32,))
+    fields = {
+        "checkpoint_id": "checkpoint-20",
+        "generation": 1,
+        "step": 20,
+        "epoch": 1,
+        "created_at": "2030-01-02T03:04:05+00:00",
+        "files": (entry,),
+        "metrics": {"val_loss": 0.25},
+        "origin": {"project": "demo"},
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def sealed(payload: dict) -> bytes:
+    """`payload` with a correct digest of itself: what a hostile or foreign writer can make."""
+    payload = {name: value for name, value in payload.items() if name != "digest"}
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps({**payload, "digest": xxhash.xxh3_128_hexdigest(canonical)}).encode()
+
+
+def edited(**changes) -> bytes:
+    return sealed({**json.loads(build().to_bytes()), **changes})
+
+
+def edited_entry(**changes) -> bytes:
+    payload = json.loads(build().to_bytes())
+    payload["files"] = [{**payload["files"][0], **changes}]
+    return sealed(payload)
+
+
+def parse(data: bytes) -> Manifest:
+    return Manifest.from_bytes(data, "here")
+
+
+# round trip
+
+
+@relaxed
+@given(manifests())
+def test_a_manifest_reads_back_as_it_was_written(manifest):
+    again = parse(manifest.to_bytes())
+    assert again.to_bytes() == manifest.to_bytes()
+    assert again.digest == manifest.digest
+    assert (again.order, again.size, again.files) == (manifest.order, manifest.size, manifest.files)
+    if not any(math.isnan(value) for value in manifest.metrics.values()):
+        assert again == manifest
+
+
+@relaxed
+@given(st.dictionaries(texts, st.floats() | st.integers(-(2**60), 2**60), min_size=1, max_size=4))
+@example({"epoch": 1})
+def test_the_digest_of_a_manifest_is_the_same_before_and_after_it_was_written(metrics):
+    """Removal requests and pins name a checkpoint by its digest: a whole number among the metrics
+    would otherwise make a checkpoint that can neither be removed nor pinned.
+    """
+    manifest = build(metrics=metrics)
+    assert parse(manifest.to_bytes()).digest == manifest.digest
+
+
+@relaxed
+@given(manifests(), st.integers(1, 10**6))
+def test_another_generation_is_another_checkpoint_with_the_same_files(manifest, generation):
+    other = manifest.with_generation(generation)
+    assert other.files == manifest.files
+    assert (other.digest == manifest.digest) == (generation == manifest.generation)
+
+
+def test_metrics_that_json_cannot_hold_come_back():
+    metrics = {"a": math.inf, "b": -math.inf, "c": math.nan, "d": 1e-300}
+    again = parse(build(metrics=metrics).to_bytes()).metrics
+    assert (again["a"], again["b"], again["d"]) == (math.inf, -math.inf, 1e-300)
+    assert math.isnan(again["c"])
+    assert b"NaN" not in build(metrics=metrics).to_bytes()
+
+
+def test_the_newest_is_by_step_then_generation_by_number_and_not_by_text():
+    order = [build(step=9), build(step=10), build(step=10, generation=2), build(step=100)]
+    assert sorted(reversed(order), key=lambda manifest: manifest.order) == order
+
+
+def test_an_entry_is_found_by_its_path():
+    manifest = build()
+    assert manifest.entry("model.safetensors") is manifest.files[0]
+    assert manifest.entry("model") is None
+
+
+def test_the_bytes_are_ascii_and_end_with_a_line():
+    data = build(checkpoint_id="\u00e9/\u6f22").to_bytes()
+    assert data.isascii()
+    assert data.endswith(b"}\n")
+
+
+# damage
+
+
+@relaxed
+@given(manifests(), st.data())
+def test_damage_of_any_byte_is_refused_or_changes_nothing(manifest, data):
+    """The one thing that may pass is a change that JSON itself ignores (`\\u00e9`, `\\u00E9`)."""
+    good = manifest.to_bytes()
+    place = data.draw(st.integers(0, len(good) - 1))
+    value = data.draw(st.integers(0, 255).filter(lambda byte: byte != good[place]))
+    bad = good[:place] + bytes([value]) + good[place + 1 :]
+    try:
+        again = parse(bad)
+    except CheckpointCorruptError:
+        return
+    assert again.to_bytes() == good
+
+
+def test_every_single_bit_flip_of_a_plain_manifest_is_refused():
+    good = build().to_bytes()
+    for place in range(len(good)):
+        for bit in range(8):
+            bad = bytearray(good)
+            bad[place] ^= 1 << bit
+            with pytest.raises(CheckpointCorruptError, match="here"):
+                parse(bytes(bad))
+
+
+def test_every_truncation_of_a_manifest_is_refused():
+    """The last byte is a line end: without it the manifest is still whole."""
+    good = build().to_bytes()
+    for length in range(len(good) - 1):
+        with pytest.raises(CheckpointCorruptError):
+            parse(good[:length])
+
+
+@relaxed
+@given(st.binary(max_size=200))
+@example(b"")
+@example(b"\xff\xfe")
+@example(b"\xef\xbb\xbf{}")
+@example(b"null")
+@example(b"[]")
+@example(b"\x00" * 64)
+def test_bytes_that_are_no_manifest_are_refused(data):
+    with pytest.raises(CheckpointCorruptError, match="the manifest here is damaged"):
+        parse(data)
+
+
+@pytest.mark.parametrize("depth", [100, 990, 2_000, 20_000, 200_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_deep_nesting_is_refused_or_read_and_never_ends_the_process(depth, opening, closing):
+    nested = opening * depth + "1" + closing * depth
+    text = f'{{"format": "{FORMAT}", "format_version": 1, "origin": {nested}}}'
+    with pytest.raises(CheckpointCorruptError):
+        parse(text.encode())
+
+
+def test_a_number_too_long_to_be_read_is_damage():
+    text = f'{{"format": "{FORMAT}", "format_version": {"9" * 5000}}}'
+    with pytest.raises(CheckpointCorruptError):
+        parse(text.encode())
+
+
+def test_a_manifest_of_a_newer_format_says_so_and_what_to_do():
+    """Without this, an upgrade of one machine would look like damage on the others."""
+    with pytest.raises(FormatVersionError, match=r"upgrade bt_lightning"):
+        parse(edited(format_version=FORMAT_VERSION + 1))
+
+
+def test_a_newer_format_may_hold_anything_and_still_says_that_it_is_newer():
+    data = {"format": FORMAT, "format_version": FORMAT_VERSION + 7, "shape": [1, {"x": None}]}
+    with pytest.raises(FormatVersionError):
+        parse(json.dumps(data).encode())
+
+
+@pytest.mark.parametrize("version", [0, -1, True, None, "1", 1.0, [1]])
+def test_a_format_version_that_is_no_count_is_damage(version):
+    with pytest.raises(CheckpointCorruptError, match="format_version") as caught:
+        parse(edited(format_version=version))
+    assert not isinstance(caught.value, FormatVersionError)
+
+
+@pytest.mark.parametrize("format_", [None, "other", 1, ""])
+def test_json_of_another_format_is_refused(format_):
+    with pytest.raises(CheckpointCorruptError, match="expected a JSON object"):
+        parse(edited(format=format_))
+
+
+def test_two_entries_with_one_path_are_refused():
+    """The second would be verified against the file of the first."""
+    payload = json.loads(build().to_bytes())
+    payload["files"] *= 2
+    with pytest.raises(CheckpointCorruptError, match="two entries"):
+        parse(sealed(payload))
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "a/../../x", "/etc/passwd", "", ".", "a//b", "a\\b", "bt_manifest.json", 1, None]
+)
+def test_a_file_outside_the_checkpoint_is_refused_even_with_a_right_digest(path):
+    with pytest.raises(CheckpointCorruptError):
+        parse(edited_entry(path=path))
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "..", "a/../b", ".bt_lightning/tmp/x", ""])
+def test_an_id_outside_the_root_is_refused_even_with_a_right_digest(name):
+    """The id names folders: what is fetched from a store lands at root / id, and what is published
+    goes to prefix / id. A manifest that somebody else wrote must not choose another place.
+    """
+    with pytest.raises(CheckpointCorruptError):
+        parse(edited(id=name))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": 3},
+        {"generation": 0},
+        {"generation": True},
+        {"generation": 1.0},
+        {"step": -1},
+        {"step": "20"},
+        {"epoch": None},
+        {"created_at": 5},
+        {"files": None},
+        {"files": {"a": 1}},
+        {"files": [1]},
+        {"files": ["model.safetensors"]},
+        {"files": [[]]},
+        {"metrics": []},
+        {"metrics": {"a": "x"}},
+        {"metrics": {"a": None}},
+        {"metrics": {"a": [1]}},
+        {"metrics": {"a": 10**400}},
+        {"origin": []},
+        {"weights_prefix": None},
+        {"leftovers": [["a"]]},
+        {"leftovers": [["a", 1]]},
+        {"leftovers": 7},
+        {"leftovers": ["abc"]},
+        {"block_bytes": 1},
+        {"block_bytes": None},
+    ],
+    ids=lambda changes: next(iter(changes)) + "=" + repr(next(iter(changes.values())))[:24],
+)
+def test_a_field_of_a_wrong_kind_is_damage_even_with_a_right_digest(changes):
+    """Any other exception would end the listing of all checkpoints, not just leave this one out."""
+    with pytest.raises(CheckpointCorruptError, match="here is damaged"):
+        parse(edited(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": -1},
+        {"size": 0},
+        {"size": BLOCK_BYTES + 1},
+        {"size": 3.0},
+        {"size": True},
+        {"blocks": []},
+        {"blocks": ["1" * 32, "2" * 32]},
+        {"blocks": None},
+        {"blocks": "1"},
+        {"blocks": [1]},
+        {"xxh3_128": "0" * 31},
+        {"xxh3_128": "A" * 32},
+        {"xxh3_128": "\u0660" * 32},
+        {"xxh3_128": None},
+    ],
+    ids=lambda changes: next(iter(changes)) + "=" + repr(next(iter(changes.values())))[:24],
+)
+def test_an_entry_of_a_wrong_kind_is_damage_even_with_a_right_digest(changes):
+    with pytest.raises(CheckpointCorruptError):
+        parse(edited_entry(**changes))
+
+
+@pytest.mark.parametrize("name", sorted(set(json.loads(build().to_bytes())) - {"digest", "resumable"}))
+def test_a_missing_field_is_damage(name):
+    payload = json.loads(build().to_bytes())
+    del payload[name]
+    with pytest.raises(CheckpointCorruptError):
+        parse(sealed(payload))
+
+
+def test_a_manifest_without_a_digest_is_damage():
+    payload = json.loads(build().to_bytes())
+    del payload["digest"]
+    with pytest.raises(CheckpointCorruptError, match="own digest"):
+        parse(json.dumps(payload).encode())

@@ -1,0 +1,149 @@
+"""Invariant 4: nothing goes before something newer that stays is there; pins never go."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bt_lightning.retention import Committed, removable
+
+relaxed = settings(deadline=None, database=None, max_examples=300)
+
+
+def committed(name: str, step: int, digest: str = "", generation: int = 1, place: str = ""):
+    return Committed(
+        place=place or f"{name}@{generation}",
+        checkpoint_id=name,
+        digest=digest or f"{name}@{generation}",
+        order=(step, generation, ""),
+    )
+
+
+@st.composite
+def tiers(draw):
+    """One tier: few ids and steps, so that ties, generations and copies are common."""
+    count = draw(st.integers(0, 8))
+    return [
+        Committed(
+            place=f"place-{index}",
+            checkpoint_id=draw(st.sampled_from("abc")),
+            digest=draw(st.sampled_from(["d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7"])),
+            order=(draw(st.integers(0, 4)), draw(st.integers(1, 3)), draw(st.sampled_from("xy"))),
+        )
+        for index in range(count)
+    ]
+
+
+digest_sets = st.sets(st.sampled_from(["d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7", "other"]))
+
+
+@relaxed
+@given(tiers(), digest_sets, digest_sets)
+def test_the_newest_of_a_tier_never_goes(tier, requested, pinned):
+    gone = removable(tier, requested, pinned)
+    if tier:
+        newest = max(entry.order for entry in tier)
+        assert all(entry.order < newest for entry in gone)
+
+
+@relaxed
+@given(tiers(), digest_sets, digest_sets)
+def test_what_goes_leaves_something_newer_that_nobody_wants_gone(tier, requested, pinned):
+    gone = removable(tier, requested, pinned)
+    kept = [entry for entry in tier if entry not in gone]
+    stays = [entry for entry in kept if entry.digest in pinned or entry.digest not in requested]
+    for entry in gone:
+        assert any(other.order > entry.order for other in stays)
+
+
+@relaxed
+@given(tiers(), digest_sets, digest_sets)
+def test_a_pinned_checkpoint_never_goes(tier, requested, pinned):
+    assert not {entry.digest for entry in removable(tier, requested, pinned)} & pinned
+
+
+@relaxed
+@given(tiers(), digest_sets, digest_sets)
+def test_only_what_was_requested_or_has_a_newer_generation_goes(tier, requested, pinned):
+    for entry in removable(tier, requested, pinned):
+        newer = [o for o in tier if o.checkpoint_id == entry.checkpoint_id and o.order > entry.order]
+        assert entry.digest in requested or newer
+
+
+@relaxed
+@given(tiers(), digest_sets, digest_sets)
+def test_everything_that_may_go_goes_oldest_first_and_once(tier, requested, pinned):
+    """Liveness: a rule that never deletes anything would keep all the safety above and fill disks."""
+    gone = removable(tier, requested, pinned)
+    assert [entry.order for entry in gone] == sorted(entry.order for entry in gone)
+    assert len({entry.place for entry in gone}) == len(gone)
+    superseded = {
+        entry.place
+        for entry in tier
+        if any(o.checkpoint_id == entry.checkpoint_id and o.order > entry.order for o in tier)
+    }
+    unwanted = [
+        entry
+        for entry in tier
+        if entry.digest not in pinned and (entry.digest in requested or entry.place in superseded)
+    ]
+    stays = [entry.order for entry in tier if entry not in unwanted]
+    expected = {entry.place for entry in unwanted if any(order > entry.order for order in stays)}
+    assert {entry.place for entry in gone} == expected
+
+
+@relaxed
+@given(tiers(), digest_sets, digest_sets, st.data())
+def test_a_death_between_two_deletions_changes_nothing_about_the_rest(
+    tier, requested, pinned, data
+):
+    gone = removable(tier, requested, pinned)
+    done = data.draw(st.integers(0, len(gone)))
+    rest = [entry for entry in tier if entry not in gone[:done]]
+    again = removable(rest, requested, pinned)
+    assert {entry.place for entry in again} <= {entry.place for entry in gone}
+    assert not removable([e for e in rest if e not in again], requested, pinned)
+
+
+@relaxed
+@given(tiers(), digest_sets, digest_sets, st.randoms(use_true_random=False))
+def test_the_order_of_a_listing_changes_nothing(tier, requested, pinned, random):
+    shuffled = list(tier)
+    random.shuffle(shuffled)
+    expected = {entry.place for entry in removable(tier, requested, pinned)}
+    assert {entry.place for entry in removable(shuffled, requested, pinned)} == expected
+
+
+def test_a_requested_checkpoint_stays_while_it_is_the_only_one():
+    assert removable([committed("a", 1)], {"a@1"}, ()) == []
+
+
+def test_a_requested_checkpoint_stays_while_all_newer_ones_are_requested_too():
+    tier = [committed("a", 1), committed("b", 2)]
+    assert removable(tier, {"a@1", "b@1"}, ()) == []
+
+
+def test_a_requested_checkpoint_goes_when_a_newer_one_stays():
+    tier = [committed("b", 2), committed("a", 1)]
+    assert removable(tier, {"a@1"}, ()) == [tier[1]]
+
+
+def test_an_older_generation_goes_when_the_newer_is_there():
+    old, new = committed("a", 5, generation=1), committed("a", 5, generation=2)
+    assert removable([new, old], (), ()) == [old]
+
+
+def test_an_older_generation_stays_while_the_newer_one_is_itself_to_go():
+    old, new = committed("a", 5, generation=1), committed("a", 5, generation=2)
+    assert removable([new, old], {new.digest}, ()) == []
+
+
+def test_a_checkpoint_of_a_later_step_is_not_deleted_for_a_newer_one_that_stands_before_it():
+    """After a resume from an earlier step, steps start low again: the greater step is the newer."""
+    late, early = committed("late", 100), committed("early", 10)
+    assert removable([late, early], {late.digest}, ()) == []
+
+
+def test_a_pinned_checkpoint_counts_as_one_that_stays():
+    tier = [committed("a", 1), committed("b", 2)]
+    assert removable(tier, {"a@1", "b@1"}, {"b@1"}) == [tier[0]]
