@@ -65,6 +65,7 @@ class Block(nn.Module):
 class CharGPT(L.LightningModule):
     def __init__(  # noqa: PLR0913 - the knobs of a GPT
         self,
+        *,
         alphabet: int,
         length: int,
         width: int = 160,
@@ -76,6 +77,7 @@ class CharGPT(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.learning_rate, self.warmup = learning_rate, warmup
         self.token = nn.Embedding(alphabet, width)
         self.position = nn.Embedding(length, width)
         self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(layers)))
@@ -98,13 +100,12 @@ class CharGPT(L.LightningModule):
         return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
 
     def configure_optimizers(self):
-        options = self.hparams
-        optimizer = torch.optim.AdamW(self.parameters(), options.learning_rate, betas=(0.9, 0.95))
+        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, betas=(0.9, 0.95))
 
         def warmup_then_cosine(step):
-            if step < options.warmup:
-                return (step + 1) / options.warmup
-            done = (step - options.warmup) / (self.trainer.max_steps - options.warmup)
+            if step < self.warmup:
+                return (step + 1) / self.warmup
+            done = (step - self.warmup) / (self.trainer.max_steps - self.warmup)
             return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine)

@@ -2,7 +2,6 @@
 
 `python examples/quickstart.py` does it all. The training is `train`, the first function below.
 """
-# ruff: noqa: PLC0415 - whoever starts, kills and compares the trainings needs no torch
 
 from __future__ import annotations
 
@@ -18,13 +17,15 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    Losses = list[tuple[int, float]]
 
 STEPS = 240
 SAVE_EVERY = 20
@@ -45,7 +46,7 @@ def train(folder: Path) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the text is in memory
 
     L.seed_everything(7, verbose=False)
-    docs = PythonDocs(length=64, size=2**18)
+    docs = PythonDocs(length=64, size=200_000)
     model = CharGPT(alphabet=len(docs.alphabet), length=64)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -62,10 +63,9 @@ def train(folder: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, StatefulDataLoader(docs, batch_size=32, shuffle=True, drop_last=True))
+    trainer.fit(model, StatefulDataLoader(docs, batch_size=24, shuffle=True, drop_last=True))
 
     result = {
-        "parameters": sum(weight.numel() for weight in model.parameters()),
         "weights": digest(model.state_dict()),
         "optimizer": digest(trainer.optimizers[0].state_dict()),
     }
@@ -73,7 +73,7 @@ def train(folder: Path) -> None:
 
 
 class Job:
-    """The training, in a process that can be killed and started again."""
+    """The training, in a process of its own that can be killed and started again."""
 
     def __init__(self, folder: Path, store: Path | None, show: Callable[[int], None]) -> None:
         folder.mkdir()
@@ -81,59 +81,57 @@ class Job:
         self.disk = folder / "checkpoints"
         self.store = store
         self._show = show
+        self._log = folder / "stderr.log"
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, kill_at: int | None = None, *, whole_machine: bool = False) -> int:
-        """Run until the end, or the kill; return the step that the training went on from.
-
-        The output ends when nobody can write to it any more: after a kill of the training alone,
-        when the worker has published what was committed.
-        """
-        log = self.folder / "stderr.log"
-        with log.open("a") as stderr:
+    def start(self) -> int:
+        """Start the training; return the step from which it goes on."""
+        environ = {name: v for name, v in os.environ.items() if not name.startswith("BT_")}
+        environ["OMP_NUM_THREADS"] = "1"  # two trainings share this machine
+        environ["BT_CHECKPOINT_DIR"] = str(self.disk)
+        if self.store is not None:
+            environ["BT_STORE_URL"] = f"file://{self.store.resolve()}"
+        with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, "train", "--dir", str(self.folder)],
-                env=self._environ(),
+                env=environ,
                 stdout=subprocess.PIPE,
-                stderr=stderr,
+                stderr=log,
                 text=True,
-                start_new_session=True,
+                start_new_session=True,  # so that `kill_all` reaches the uploader, and not us
             )
-        first = 0
-        with self._process as process:
-            for line in process.stdout:
-                if not line.startswith("step "):
-                    continue
-                step = int(line.split()[1])
-                first = first or step
-                self._show(step)
-                if step == kill_at and whole_machine:
-                    self.kill_all()
-                elif step == kill_at:
-                    process.kill()
-        if process.returncode != (0 if kill_at is None else -signal.SIGKILL):
-            msg = f"the training ended by itself with {process.returncode}:\n{log.read_text()}"
-            raise RuntimeError(msg)
+        self._steps = self._read()
+        first = next(self._steps, None)
+        if first is None:
+            self._give_up()
         return first - 1
+
+    def wait(self, kill_at: int | None = None, *, whole_machine: bool = False) -> None:
+        """Wait for the end, or for step `kill_at` to kill the training there.
+
+        Killed alone, it leaves a process behind that uploads what is committed, then ends.
+        """
+        for step in self._steps:
+            if step == kill_at and whole_machine:
+                self.kill_all()
+            elif step == kill_at:
+                self._process.kill()
+        if self._process.wait() != (0 if kill_at is None else -signal.SIGKILL):
+            self._give_up()
+
+    def run(self) -> None:
+        """Train from the start to the end."""
+        self.start()
+        self.wait()
 
     def kill_all(self) -> None:
         """Kill the training and all that it started, if it runs."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _environ(self) -> dict[str, str]:
-        environ = {name: v for name, v in os.environ.items() if not name.startswith("BT_")}
-        environ["OMP_NUM_THREADS"] = "1"  # two trainings share this machine
-        environ["BT_CHECKPOINT_DIR"] = str(self.disk.resolve())
-        if self.store is not None:
-            environ["BT_STORE_URL"] = f"file://{self.store.resolve()}"
-            environ["BT_TRAINING_PROJECT_NAME"] = "demo"
-            environ["BT_TRAINING_JOB_ID"] = "quickstart"
-        return environ
-
-    def attempts(self) -> list[list[tuple[int, float]]]:
-        """Steps and losses as they were recorded, one list for each start."""
-        found: list[list[tuple[int, float]]] = []
+    def attempts(self) -> list[Losses]:
+        """The step and the loss of each step that was recorded, one list for each start."""
+        found: list[Losses] = []
         for line in (self.folder / "losses.jsonl").read_text().splitlines():
             row = json.loads(line)
             if not found or row["step"] <= found[-1][-1][0]:
@@ -141,121 +139,170 @@ class Job:
             found[-1].append((row["step"], row["loss"]))
         return found
 
-    def result(self) -> dict[str, object]:
+    def result(self) -> dict[str, str]:
         return json.loads((self.folder / "result.json").read_text())
 
+    def _read(self) -> Iterator[int]:
+        """Yield each step that is reported, until every process that could write is gone."""
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.startswith("step "):
+                    step = int(line.split()[1])
+                    self._show(step)
+                    yield step
 
-def committed(place: Path) -> str:
-    """Names of the checkpoints under `place`: the folders with a manifest, which comes last."""
-    folders = [file.parent for file in place.glob("**/checkpoint-*/bt_manifest.json")]
-    names = [folder.name for folder in folders if ".bt_lightning" not in folder.parts]
-    return ", ".join(sorted(names, key=lambda name: int(name.split("-")[1]))) or "nothing"
+    def _give_up(self) -> NoReturn:
+        code = self._process.wait()
+        sys.exit(f"the training ended by itself, with exit code {code}:\n{self._log.read_text()}")
 
 
 def demo(output: Path) -> bool:
-    """Run both trainings side by side, tell what happens, and say whether they ended the same."""
+    """Train side by side, with and without kills; tell the story; return whether the ends agree."""
     started = time.monotonic()
     console = Console(highlight=False, soft_wrap=True)
     bars = Progress(
-        TextColumn("  {task.description:14}"),
+        TextColumn("{task.description:12}"),
         BarColumn(50),
         MofNCompleteColumn(),
-        TextColumn("steps"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    say = bars.console.print
 
     def job(name: str, store: Path | None = None) -> Job:
         bar = bars.add_task(name, total=STEPS)
         return Job(output / name, store, lambda step: bars.update(bar, completed=step))
 
-    peaceful, killed = job("undisturbed"), job("killed", output / "store")
-    first, second = KILLS
-    say(f"Train a small GPT for {STEPS} steps, twice, with a checkpoint every {SAVE_EVERY} steps.")
-    say("One run is left in peace. The other one is killed twice.\n")
+    undisturbed, killed = job("undisturbed"), job("killed", output / "store")
+    console.print(
+        f"A small GPT is trained for {STEPS} steps, with a checkpoint every {SAVE_EVERY}, twice:\n"
+        "one run is left alone, the other is killed two times and has to end up the same.\n"
+    )
     with bars, ThreadPoolExecutor() as background:
         try:
-            other = background.submit(peaceful.run)
-
-            killed.run(kill_at=first)
-            say(f"[bold]step {first}[/]   kill -9 of the training process")
-            say(f"           on disk   {committed(killed.disk)}")
-            say(f"           in store  {committed(killed.store)}")
-
-            resumed = killed.run(kill_at=second, whole_machine=True)
-            say(f"           same command again: [green]it went on from step {resumed}[/]")
-            say(f"[bold]step {second}[/]  kill -9 of everything, and the disk is lost")
-            shutil.rmtree(killed.disk)
-            say(f"           on disk   {committed(killed.disk)}")
-            say(f"           in store  {committed(killed.store)}")
-
-            resumed = killed.run()
-            say(f"           same command again: [green]it went on from step {resumed}[/]")
-            say(f"[bold]step {STEPS}[/]  the end")
-            other.result()
+            alone = background.submit(undisturbed.run)
+            kill_and_resume(killed, console.print)
+            alone.result()
         finally:
-            peaceful.kill_all()
+            undisturbed.kill_all()
             killed.kill_all()
 
-    one, two = peaceful.result(), killed.result()
-    attempts = killed.attempts()
-    rows = [row for attempt in attempts for row in attempt]
-    again = len(rows) - STEPS
-    same = {
-        "weights": one["weights"] == two["weights"],
-        "optimizer": one["optimizer"] == two["optimizer"],
-        "losses": set(rows) == set(peaceful.attempts()[0]),  # a step trained twice counts once
-    }
-    plot(peaceful.attempts()[0], attempts, output / "loss.png")
-
-    say("\n              undisturbed     killed twice")
-    for name in ("weights", "optimizer"):
-        say(f"  {name:10}  {one[name][:12]}    {two[name][:12]}    {_verdict(same[name])}")
-    ends = [f"{losses[-1][1]:.10f}" for losses in (peaceful.attempts()[0], rows)]
-    say(f"  last loss   {ends[0]}    {ends[1]}    {_verdict(same['losses'])}")
-    say(f"  {one['parameters']:,} parameters; {again} steps were trained twice\n")
-    return all(same.values())
+    same = compare(undisturbed, killed, console.print)
+    plot(undisturbed.attempts()[0], killed.attempts(), output / "loss.png")
+    seconds = time.monotonic() - started
+    console.print(
+        "[bold green]PASS[/]: the killed run is bit for bit the one that was left alone"
+        if same
+        else "[bold red]FAIL[/]: the killed run is not the one that was left alone",
+        f"({seconds:.0f} s).\n",
+    )
+    console.print(f"See [bold]{output}[/]:")
+    console.print("  loss.png                both loss curves, the kills, and what ran when")
+    console.print("  undisturbed/, killed/   losses of every step, digests, checkpoints on disk")
+    console.print("  store/                  what the killed run published")
+    return same
 
 
-def _verdict(same: bool) -> str:
-    return "[green]identical[/]" if same else "[red]different[/]"
+def kill_and_resume(job: Job, say: Callable[[str], None]) -> None:
+    """The story of the job that is killed twice."""
+
+    def show_what_is_left() -> None:
+        say(f"            on disk:   {committed(job.disk)}")
+        say(f"            in store:  {committed(job.store)}")
+
+    job.start()
+    job.wait(kill_at=KILLS[0])
+    say(f"step {KILLS[0]:3}    [red]kill -9[/] of the training process")
+    show_what_is_left()
+    say(f"step {job.start():3}    [green]resumed[/] from disk, by the same command")
+
+    job.wait(kill_at=KILLS[1], whole_machine=True)
+    shutil.rmtree(job.disk)
+    say(f"step {KILLS[1]:3}    [red]kill -9[/] of all its processes, and its disk is deleted")
+    show_what_is_left()
+    say(f"step {job.start():3}    [green]resumed[/] from the store, by the same command")
+
+    job.wait()
+    say(f"step {STEPS:3}    done\n")
 
 
-def plot(undisturbed: list[tuple[int, float]], attempts, file: Path) -> None:
+def committed(place: Path) -> str:
+    """Names of the checkpoints under `place`: folders with a manifest, which is written last."""
+    manifests = place.glob("**/checkpoint-*/bt_manifest.json")
+    names = {file.parent.name for file in manifests if ".bt_lightning" not in file.parts}
+    return ", ".join(sorted(names, key=lambda name: int(name.split("-")[1]))) or "nothing"
+
+
+def compare(undisturbed: Job, killed: Job, say: Callable[[str], None]) -> bool:
+    """Compare results and losses; a step that was trained twice must give the same loss twice."""
+    one, two = undisturbed.result(), killed.result()
+    rows = [(key, one[key][:16], two[key][:16], one[key] == two[key]) for key in one]
+    expected = undisturbed.attempts()[0]
+    losses = [row for attempt in killed.attempts() for row in attempt]
+    twice = f"{len(losses)}, {len(losses) - STEPS} of them twice"
+    rows.append(("losses", str(len(expected)), twice, set(losses) == set(expected)))
+
+    say(f"            {'left alone':20}{'killed':24}")
+    for name, left, right, same in rows:
+        verdict = "[green]identical[/]" if same else "[red]different[/]"
+        say(f"{name:12}{left:20}{right:24}{verdict}")
+    say("")
+    return all(same for *_, same in rows)
+
+
+def plot(undisturbed: Losses, attempts: list[Losses], file: Path) -> None:
     """Draw both losses on top of each other, and below them what ran when."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.legend_handler import HandlerTuple
 
     plt.rcParams |= {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    figure, (losses, starts) = plt.subplots(
-        2, 1, figsize=(10, 6.2), sharex=True, height_ratios=[4, 1], layout="constrained"
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(10, 6), sharex=True, height_ratios=[4, 1], layout="constrained"
     )
-    colors = ["#0072b2", "#009e73", "#cc5500"]
-    names = ["first start", "from the disk", "from the store"]
-    losses.plot(*zip(*undisturbed, strict=True), color="#d0d0d0", lw=7, label="undisturbed")
-    for row, (attempt, color, name) in enumerate(zip(attempts, colors, names, strict=True)):
-        steps, values = zip(*attempt, strict=True)
-        losses.plot(steps, values, color=color, lw=1.6, label=f"killed twice: {name}")
-        starts.barh(-row, steps[-1] - steps[0] + 1, left=steps[0] - 1, height=0.6, color=color)
-        if row < len(attempts) - 1:
-            for axes in (losses, starts):
-                axes.axvline(steps[-1], color="#b00020", lw=1.2, ls="--", zorder=0)
-            losses.annotate(
-                f" kill -9\n at step {steps[-1]}", (steps[-1], 0.97), va="top", color="#b00020",
-                xycoords=("data", "axes fraction"),
-            )  # fmt: skip
-    losses.set_ylabel("training loss")
-    losses.set_title("Killed twice, and the same run: every loss is bit for bit the same", loc="left")
-    losses.legend(frameon=False, loc="center right")
-    starts.set_yticks([0, -1, -2], names)
-    starts.tick_params(axis="y", length=0)
-    starts.spines["left"].set_visible(False)
-    starts.set_xlabel("step")
-    starts.set_xlim(0, STEPS)
+    names = ["started", "resumed from disk", "resumed from the store"]
+    colors = ["#0072b2", "#00856a", "#c4500a"]
+    (thick,) = above.plot(*zip(*undisturbed, strict=True), color="#d3d3d3", lw=7)
+    thin = []
+    for row, (attempt, name, color) in enumerate(zip(attempts, names, colors, strict=True)):
+        steps, losses = zip(*attempt, strict=True)
+        begin, end = steps[0] - 1, steps[-1]
+        thin += above.plot(steps, losses, color=color, lw=1.7)
+        below.barh(-row, end - begin, left=begin, height=0.8, color=color)
+        where = f" at step {begin}" if begin else ""
+        below.text(begin + 2, -row, name + where, va="center", color="white", size=10)
+        if end < STEPS:
+            above.axvline(end, color="#b00020", lw=1.2, ls="--", zorder=0)
+            below.axvline(end, color="#b00020", lw=1.2, ls="--", zorder=0)
+            corner = above.get_xaxis_transform()
+            above.text(
+                end + 2,
+                0.98,
+                f"kill -9\nat step {end}",
+                va="top",
+                color="#b00020",
+                transform=corner,
+            )
+    above.legend(
+        [thick, tuple(thin)],
+        ["left alone", "killed and resumed"],
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
+        handlelength=4,
+        loc="upper left",
+        bbox_to_anchor=(0.08, 1),
+        frameon=False,
+    )
+    above.set_ylabel("training loss")
+    above.set_title(
+        "One training, killed twice: the loss goes on as if nothing had happened", loc="left"
+    )
+    below.set_yticks([])
+    below.spines["left"].set_visible(False)
+    below.set_xlabel(f"step (a checkpoint every {SAVE_EVERY})")
+    below.set_xticks(range(0, STEPS + 1, SAVE_EVERY))
+    below.set_xlim(0, STEPS + 1)
     figure.savefig(file, dpi=130)
     plt.close(figure)
 

@@ -125,9 +125,10 @@ class Run:
                 if checkpoint.path.exists():
                     verify(checkpoint.path)
 
-    def newest_committed(self) -> int:
-        """Step of the newest checkpoint that a save of this run returned from."""
-        return max((n["step"] for n in self.notes() if n["event"] == "committed"), default=0)
+    def newest_committed(self, life: int) -> int:
+        """Step of the newest checkpoint that a save of this life returned from."""
+        notes = [n for n in self.notes() if n["event"] == "committed" and n["life"] == life]
+        return max((n["step"] for n in notes), default=0)
 
     def newest_in_store(self) -> int:
         stored, _ = list_committed(self.store)
@@ -191,7 +192,7 @@ def survive(run: Run, seconds: float) -> None:
         run.check_whole()
         begun = run.begun_at(life)
         assert begun is None or begun >= least, "a committed checkpoint was lost"
-        least = max(least, run.newest_committed())
+        least = max(least, run.newest_committed(life))
         lost_disk = not ended and run.random.random() < 0.2
         if lost_disk or run.random.random() < 0.5:
             run.workers_end()

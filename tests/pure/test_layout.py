@@ -26,7 +26,9 @@ from bt_lightning.layout import (
 relaxed = settings(deadline=None, database=None)
 
 parts = st.text(
-    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\"), min_size=1, max_size=40
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\"),
+    min_size=1,
+    max_size=40,
 ).filter(lambda part: not part.startswith("."))
 ids = st.lists(parts, min_size=1, max_size=4).map("/".join)
 hostile = st.one_of(
@@ -94,7 +96,8 @@ def test_a_manifest_cannot_name_itself_or_the_marker_as_data(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["checkpoint-20", "a/checkpoint-7", "epoch=0-step=10", "a@2", "\u00e9/\u6f22", "a b", "-"]
+    "path",
+    ["checkpoint-20", "a/checkpoint-7", "epoch=0-step=10", "a@2", "\u00e9/\u6f22", "a b", "-"],
 )
 def test_a_plain_relative_path_is_an_id_and_a_member(path):
     assert check_checkpoint_id(path) == path

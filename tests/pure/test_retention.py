@@ -66,14 +66,16 @@ def test_a_pinned_checkpoint_never_goes(tier, requested, pinned):
 @given(tiers(), digest_sets, digest_sets)
 def test_only_what_was_requested_or_has_a_newer_generation_goes(tier, requested, pinned):
     for entry in removable(tier, requested, pinned):
-        newer = [o for o in tier if o.checkpoint_id == entry.checkpoint_id and o.order > entry.order]
+        newer = [
+            o for o in tier if o.checkpoint_id == entry.checkpoint_id and o.order > entry.order
+        ]
         assert entry.digest in requested or newer
 
 
 @relaxed
 @given(tiers(), digest_sets, digest_sets)
 def test_everything_that_may_go_goes_oldest_first_and_once(tier, requested, pinned):
-    """Liveness: a rule that never deletes anything would keep all the safety above and fill disks."""
+    """Liveness: a rule that never deletes would keep all the safety above and fill disks."""
     gone = removable(tier, requested, pinned)
     assert [entry.order for entry in gone] == sorted(entry.order for entry in gone)
     assert len({entry.place for entry in gone}) == len(gone)
