@@ -177,6 +177,7 @@ def demo(output: Path) -> bool:
     console.print(
         f"A small GPT is trained for {STEPS} steps, with a checkpoint every {SAVE_EVERY}, twice:\n"
         "one run is left alone, the other is killed two times and has to end up the same.\n"
+        "All that helps it is BTLightning() among the callbacks of its Trainer.\n"
     )
     with bars, ThreadPoolExecutor() as background:
         try:
@@ -242,7 +243,7 @@ def compare(undisturbed: Job, killed: Job, say: Callable[[str], None]) -> bool:
     twice = f"{len(losses)}, {len(losses) - STEPS} of them twice"
     rows.append(("losses", str(len(expected)), twice, set(losses) == set(expected)))
 
-    say(f"            {'left alone':20}{'killed':24}")
+    say(f"            {'left alone':20}killed twice")
     for name, left, right, same in rows:
         verdict = "[green]identical[/]" if same else "[red]different[/]"
         say(f"{name:12}{left:20}{right:24}{verdict}")
@@ -258,12 +259,12 @@ def plot(undisturbed: Losses, attempts: list[Losses], file: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.legend_handler import HandlerTuple
 
-    plt.rcParams |= {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(10, 6), sharex=True, height_ratios=[4, 1], layout="constrained"
     )
     names = ["started", "resumed from disk", "resumed from the store"]
-    colors = ["#0072b2", "#00856a", "#c4500a"]
+    colors, red = ["#0072b2", "#00856a", "#c4500a"], "#b00020"
     (thick,) = above.plot(*zip(*undisturbed, strict=True), color="#d3d3d3", lw=7)
     thin = []
     for row, (attempt, name, color) in enumerate(zip(attempts, names, colors, strict=True)):
@@ -274,17 +275,10 @@ def plot(undisturbed: Losses, attempts: list[Losses], file: Path) -> None:
         where = f" at step {begin}" if begin else ""
         below.text(begin + 2, -row, name + where, va="center", color="white", size=10)
         if end < STEPS:
-            above.axvline(end, color="#b00020", lw=1.2, ls="--", zorder=0)
-            below.axvline(end, color="#b00020", lw=1.2, ls="--", zorder=0)
-            corner = above.get_xaxis_transform()
-            above.text(
-                end + 2,
-                0.98,
-                f"kill -9\nat step {end}",
-                va="top",
-                color="#b00020",
-                transform=corner,
-            )
+            for axes in (above, below):
+                axes.axvline(end, color=red, lw=1.2, ls="--", zorder=0)
+            top = {"transform": above.get_xaxis_transform(), "va": "top"}
+            above.text(end + 2, 0.98, f"kill -9\nat step {end}", color=red, **top)
     above.legend(
         [thick, tuple(thin)],
         ["left alone", "killed and resumed"],
@@ -310,10 +304,15 @@ def plot(undisturbed: Losses, attempts: list[Losses], file: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--output", type=Path, default=Path("demo-output"), help="folder for results (%(default)s)"
+        "--output",
+        type=Path,
+        default=Path("demo-output"),
+        help="folder for the results, %(default)s",
     )
-    commands = parser.add_subparsers(dest="command", metavar="train")
-    training = commands.add_parser("train", help="only the training; BT_CHECKPOINT_DIR is used")
+    commands = parser.add_subparsers(dest="command", metavar="[train]")
+    training = commands.add_parser(
+        "train", help="the training alone, which the demo starts and kills"
+    )
     training.add_argument("--dir", type=Path, required=True, help="folder for losses and result")
     options = parser.parse_args()
     if options.command == "train":

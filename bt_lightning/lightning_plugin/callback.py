@@ -17,6 +17,7 @@ from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.adopt import adopt
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, BTCheckpointIO, is_committed
 from bt_lightning.lightning_plugin.exact import Exactness
+from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.namespace import Callback
 from bt_lightning.lightning_plugin.resume import Decision, arrange
 from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO
@@ -123,7 +124,7 @@ class BTLightning(Callback):
             return
         _refuse_sharded(trainer)
         root = self._root(trainer)
-        self._install(trainer, root)
+        self._install(trainer, pl_module, root)
         if stage != "fit":
             return
         self._close()  # of a fit that ended without a word
@@ -232,7 +233,7 @@ class BTLightning(Callback):
             raise InvalidSettingError(msg)
         return Path(chosen.removeprefix("file://")).expanduser().resolve()
 
-    def _install(self, trainer: Trainer, root: Path) -> None:
+    def _install(self, trainer: Trainer, module: LightningModule, root: Path) -> None:
         inner = trainer.strategy.checkpoint_io
         inner = inner.inner if isinstance(inner, RoutedCheckpointIO) else inner
         ours = inner if isinstance(inner, BTCheckpointIO) else BTCheckpointIO()
@@ -240,6 +241,7 @@ class BTLightning(Callback):
             "world_size": trainer.world_size,
             "strategy": type(trainer.strategy).__name__,
         }
+        ours.serving = serving_files(module)
         routed = RoutedCheckpointIO(inner, ours, root, self._committed, self._removed)
         routed.weights_only = self._weights_only
         trainer.strategy.checkpoint_io = routed

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.layout import MANIFEST, WEIGHTS, check_checkpoint_id
+from bt_lightning.lightning_plugin.hf import ServingFiles
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both, attribute_dicts
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
@@ -54,8 +55,8 @@ class BTCheckpointIO(CheckpointIO):
 
     def __init__(self, allowed: Iterable[type] = ()) -> None:
         self.allowed: tuple[type, ...] = tuple(allowed)
-        self.weights_prefix = ""
-        """Cut off the front of each weight's name in `model.safetensors`."""
+        self.serving = ServingFiles()
+        """What is written besides the checkpoint, for those who serve it."""
         self.origin: dict[str, Any] = {}
         """Facts for the manifest that a checkpoint dictionary does not hold."""
         self._warned = False
@@ -107,7 +108,8 @@ class BTCheckpointIO(CheckpointIO):
         `generation` 0 means one more than what `final` holds now.
         """
         checkpoint_id = check_checkpoint_id(final.relative_to(root).as_posix())
-        snapshot = take(checkpoint, self.weights_prefix)
+        prefix = self.serving.weights_prefix
+        snapshot = take(checkpoint, prefix)
         self._warn_once(snapshot)
 
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
@@ -122,11 +124,11 @@ class BTCheckpointIO(CheckpointIO):
                 metrics=_metrics(checkpoint),
                 origin={**self.origin, "versions": _versions()},
                 resumable="optimizer_states" in checkpoint,
-                weights_prefix=self.weights_prefix if has_weights else "",
+                weights_prefix=prefix if has_weights else "",
                 leftovers=snapshot.leftovers,
             )
 
-        return commit(final, root, snapshot.files, describe)
+        return commit(final, root, {**snapshot.files, **self.serving.pieces()}, describe)
 
     @override
     def load_checkpoint(

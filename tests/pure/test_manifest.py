@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -135,7 +136,8 @@ def test_metrics_that_json_cannot_hold_come_back():
 
 def test_the_newest_is_by_step_then_generation_by_number_and_not_by_text():
     order = [build(step=9), build(step=10), build(step=10, generation=2), build(step=100)]
-    assert sorted(order[::-1], key=lambda manifest: manifest.order) == order
+    for shuffled in itertools.permutations(order):
+        assert sorted(shuffled, key=lambda manifest: manifest.order) == order
 
 
 def test_an_entry_is_found_by_its_path():

@@ -132,8 +132,10 @@ ALLOWED = (
 
 def bits(tensor: torch.Tensor) -> bytes:
     """The content of a dense tensor, whatever its dtype."""
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    if not plain.numel():
+        return b""
+    return plain.unsqueeze(-1).view(torch.uint8).contiguous().numpy().tobytes()
 
 
 def same(one: Any, other: Any, at: str = "value") -> None:  # noqa: C901, PLR0912, PLR0915

@@ -206,20 +206,33 @@ def test_keys_that_differ_in_surrogates_only_stay_two_keys(place):
     returns_the_same({"\ud83d\ude00": 1, "😀": 2}, place)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda v: [v],
-        lambda v: (v,),
-        lambda v: {"k": v},
-        lambda v: {1: v},
-        lambda v: OrderedDict(k=v),
-        lambda v: Plain(1, v),
-        lambda v: Pair(1, v),
-    ],
-)
-def test_a_deeply_nested_value_comes_back(wrap, place):
-    returns_the_same(_nested(150, wrap), place)
+WRAPS = {
+    "list": lambda v: [v],
+    "tuple": lambda v: (v,),
+    "dict": lambda v: {"k": v},
+    "dict with numbers": lambda v: {1: v},
+    "ordered dict": lambda v: OrderedDict(k=v),
+    "dataclass": lambda v: Plain(1, v),
+    "named tuple": lambda v: Pair(1, v),
+}
+
+
+@pytest.mark.parametrize("name", WRAPS)
+def test_a_deeply_nested_value_comes_back(name, place):
+    returns_the_same(_nested(90, WRAPS[name]), place)
+
+
+@pytest.mark.filterwarnings("ignore:saved with pickle")
+@pytest.mark.parametrize("name", WRAPS)
+@pytest.mark.parametrize("depth", [150, 199, 205])
+def test_a_value_nested_deeper_comes_back_at_least_with_pickle(name, depth, place):
+    """However deep: a save must not end with RecursionError."""
+    io = BTCheckpointIO(ALLOWED)
+    io.save_checkpoint({"value": _nested(depth, WRAPS[name])}, place)
+    back = io.load_checkpoint(place, weights_only=False)["value"]
+    for _ in range(depth):
+        back = back.b if isinstance(back, Plain) else list(getattr(back, "values", back.__iter__)())[-1]
+    assert back == 0
 
 
 def test_a_value_nested_without_end_is_refused_by_name(place):

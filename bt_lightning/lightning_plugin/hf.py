@@ -1,0 +1,93 @@
+"""What a checkpoint needs besides weights to be served: the files of `transformers` and `peft`.
+
+Where the LightningModule holds a `transformers` model, `model.safetensors` gets the names that
+`from_pretrained` wants, and `config.json`, `generation_config.json` and tokenizer files lie beside
+it. Where that model is wrapped by `peft`, `adapter_config.json` and `adapter_model.safetensors`
+are added. Neither package is imported here: a module that holds such a model has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.snapshot.image import file_pieces, host_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class ServingFiles:
+    """What is added to each checkpoint of one module."""
+
+    weights_prefix: str = ""
+    """Where the model sits in the module: cut off the names of its weights."""
+    constant: dict[str, bytes] = field(default_factory=dict)
+    """Files that do not change while training: name -> content."""
+    adapter: Any = None
+    """The `PeftModel`, whose adapter weights are written at each save."""
+
+    def pieces(self) -> dict[str, Callable[[], Iterator[memoryview | bytes]]]:
+        """Files of one save, by name; called on the rank that writes."""
+        files: dict[str, Callable[[], Iterator[memoryview | bytes]]] = {
+            name: _constant(content) for name, content in self.constant.items()
+        }
+        if self.adapter is not None:
+            peft = sys.modules["peft"]
+            tensors = {
+                name: host_tensor(tensor)
+                for name, tensor in peft.get_peft_model_state_dict(self.adapter).items()
+            }
+            files[ADAPTER] = lambda: file_pieces(tensors)
+        return files
+
+
+def serving_files(module: torch.nn.Module) -> ServingFiles:
+    """Look for a `transformers` or `peft` model, and a tokenizer, in a LightningModule."""
+    peft, transformers = sys.modules.get("peft"), sys.modules.get("transformers")
+    if peft is not None:
+        for _, part in module.named_modules():
+            if isinstance(part, peft.PeftModel):
+                config = part.peft_config[part.active_adapter]
+                return ServingFiles(constant=_saved(config, _tokenizer(module)), adapter=part)
+    if transformers is not None:
+        for name, part in module.named_modules():
+            if isinstance(part, transformers.PreTrainedModel):
+                parts = [part.config, getattr(part, "generation_config", None), _tokenizer(module)]
+                return ServingFiles(f"{name}." if name else "", _saved(*parts))
+    return ServingFiles()
+
+
+def _constant(content: bytes) -> Callable[[], Iterator[memoryview | bytes]]:
+    return lambda: iter([content])
+
+
+def _tokenizer(module: torch.nn.Module) -> Any:
+    """The tokenizer or processor that the module keeps as an attribute, if it keeps one."""
+    transformers = sys.modules.get("transformers")
+    if transformers is None:
+        return None
+    kinds = (transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
+    return next((value for value in vars(module).values() if isinstance(value, kinds)), None)
+
+
+def _saved(*parts: Any) -> dict[str, bytes]:
+    """The files that `save_pretrained` of each part writes."""
+    with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
+        for part in parts:
+            if part is not None:
+                part.save_pretrained(folder)
+        root = Path(folder)
+        return {
+            file.relative_to(root).as_posix(): file.read_bytes()
+            for file in sorted(root.rglob("*"))
+            if file.is_file()
+        }

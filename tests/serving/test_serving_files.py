@@ -1,0 +1,92 @@
+"""A checkpoint of a `transformers` or `peft` model loads with the libraries that serve it."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+import lightning as L
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from bt_lightning import BTLightning
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of both libraries, by the dozen
+
+
+def llama() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+class Tuned(L.LightningModule):
+    def __init__(self, lm) -> None:
+        super().__init__()
+        self.lm = lm
+        self.probe = torch.nn.Linear(2, 2)  # a weight that no server knows
+        words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+
+    def training_step(self, batch, _):
+        return self.lm(input_ids=batch, labels=batch).loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), 1e-3)
+
+
+def fit(module, root, epochs=1):
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[BTLightning(dir=root)],
+    )
+    batches = torch.randint(0, 64, (8, 16), generator=torch.Generator().manual_seed(1))
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=4))
+    return trainer
+
+
+def test_a_transformers_model_loads_with_from_pretrained_and_resumes(tmp_path):
+    module = Tuned(llama())
+    fit(module, tmp_path)
+    served = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    trained = module.lm.state_dict()
+    assert served.state_dict().keys() == trained.keys()
+    assert all(torch.equal(served.state_dict()[name], trained[name]) for name in trained)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "checkpoint-2")
+    assert tokenizer.get_vocab() == {"a": 0, "b": 1}
+    again = Tuned(llama())
+    assert fit(again, tmp_path, epochs=2).global_step == 4
+    assert torch.equal(again.probe.weight, module.probe.weight), "a weight beside the model is lost"
+
+
+def test_a_peft_model_loads_as_an_adapter_and_resumes(tmp_path):
+    config = LoraConfig(r=4, target_modules=["q_proj"])
+    module = Tuned(get_peft_model(llama(), config))
+    fit(module, tmp_path)
+    served = PeftModel.from_pretrained(llama(), tmp_path / "checkpoint-2").state_dict()
+    adapters = {k: v for k, v in module.lm.state_dict().items() if "lora" in k}
+    assert adapters
+    assert all(torch.equal(served[name], adapters[name]) for name in adapters)
+    assert fit(Tuned(get_peft_model(llama(), config)), tmp_path, epochs=2).global_step == 4

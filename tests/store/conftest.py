@@ -1,0 +1,101 @@
+"""A real S3 server beside the tests, and small checkpoints to send to it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import urllib.request
+import uuid
+
+import pytest
+
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.committed import LocalCheckpoint
+from bt_lightning.manifest import Manifest
+
+_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+server.stop()
+"""
+SECRET = "s3kr3t/of+the=tests"  # noqa: S105 - what must not be seen anywhere
+
+
+class S3:
+    """A moto server in a process of its own: its threads are not threads of a test."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.options = {
+            "key": "AKIAOFTHETESTS",
+            "secret": SECRET,
+            "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"},
+        }
+
+    def request(self, path: str, method: str, data: bytes = b"") -> None:
+        kind = {"Content-Type": "text/plain"}
+        request = urllib.request.Request(
+            self.endpoint + path, data=data, headers=kind, method=method
+        )
+        with urllib.request.urlopen(request, timeout=20):
+            pass
+
+    @contextlib.contextmanager
+    def refusing_everybody(self):
+        """Let the server check keys as IAM does; it knows none."""
+        self.request("/moto-api/reset-auth", "POST", b"0")
+        try:
+            yield
+        finally:
+            self.request("/moto-api/reset-auth", "POST", b"inf")
+
+
+@pytest.fixture(scope="session")
+def s3():
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        server = S3(f"http://127.0.0.1:{process.stdout.readline().strip()}")
+        server.request("/bucket", "PUT")
+        try:
+            yield server
+        finally:
+            process.stdin.close()
+            process.kill()
+
+
+@pytest.fixture
+def s3_url(s3):
+    return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def make():
+    """Commit a small checkpoint on the disk; `files` maps paths to bytes."""
+
+    def make(root, name="checkpoint-1", step=1, generation=1, files=None):
+        files = {"model.safetensors": b"w" * 300, "sub/state.bin": b"s"} if files is None else files
+
+        def describe(entries):
+            return Manifest(
+                checkpoint_id=name,
+                generation=generation,
+                step=step,
+                epoch=0,
+                created_at="2030-01-01T00:00:00+00:00",
+                files=entries,
+            )
+
+        pieces = {path: (lambda data=data: [data]) for path, data in files.items()}
+        return LocalCheckpoint(root / name, commit(root / name, root, pieces, describe))
+
+    return make

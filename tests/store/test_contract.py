@@ -1,0 +1,215 @@
+"""What every store promises, in one suite: a new store adds a class with one fixture, no tests."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import pytest
+
+from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanentError
+from bt_lightning.layout import MANIFEST
+from bt_lightning.localdir.committed import verify
+from bt_lightning.store.catalog import fetch, look
+from bt_lightning.store.local import LocalStore
+from bt_lightning.store.port import ObjectInfo
+from bt_lightning.store.publish import publish, unpublish
+from bt_lightning.store.remote import FsspecStore, open_store
+from bt_lightning.store.retry import RetryingStore
+
+ODD = "epoch=0-step=10/val_loss=0.25@2/a b+c%20d#e[1]*\u00e9\u6f22.bin"
+MIB = 1024 * 1024
+
+
+class StoreContract:
+    """Subclasses give `connect`: each call opens a new client on the same, empty place."""
+
+    @pytest.fixture
+    def connect(self):
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, connect):
+        return connect()
+
+    def test_an_empty_store_holds_nothing_and_says_so_without_an_error(self, store):
+        assert store.read("nothing/here") is None
+        assert list(store.list("")) == []
+        assert list(store.list("nothing")) == []
+        store.delete([])
+        store.delete(["nothing/here"])
+
+    @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 512], ids=len)
+    def test_what_is_put_is_read_and_listed_with_its_size(self, store, data):
+        store.put("a/b/key", data)
+        assert store.read("a/b/key") == data
+        assert list(store.list("a")) == [ObjectInfo("a/b/key", len(data))]
+
+    def test_put_replaces(self, store):
+        store.put("key", b"a longer value")
+        store.put("key", b"new")
+        assert store.read("key") == b"new"
+        assert list(store.list("")) == [ObjectInfo("key", 3)]
+
+    def test_put_new_takes_a_free_key(self, store):
+        store.put_new("a/key", b"one")
+        assert store.read("a/key") == b"one"
+
+    def test_put_new_of_the_same_bytes_is_a_success(self, store):
+        """A first try whose answer was lost must not fail the second one."""
+        store.put_new("a/key", b"one")
+        store.put_new("a/key", b"one")
+        assert store.read("a/key") == b"one"
+        assert list(store.list("")) == [ObjectInfo("a/key", 3)]
+
+    def test_put_new_of_other_bytes_is_refused_and_changes_nothing(self, store, connect):
+        """The manifest's last line of defence: two checkpoints must never share a folder."""
+        store.put_new("a/key", b"one")
+        for client in (store, connect()):
+            with pytest.raises(CheckpointExistsError, match="a/key"):
+                client.put_new("a/key", b"other")
+        assert store.read("a/key") == b"one"
+        assert list(store.list("")) == [ObjectInfo("a/key", 3)]
+
+    def test_put_new_takes_a_key_that_was_deleted(self, store):
+        store.put_new("key", b"one")
+        store.delete(["key"])
+        store.put_new("key", b"two")
+        assert store.read("key") == b"two"
+
+    def test_a_folder_is_not_an_object(self, store):
+        store.put("a/b", b"x")
+        assert store.read("a") is None
+
+    def test_a_file_goes_there_and_back(self, store, tmp_path):
+        source, target = tmp_path / "source", tmp_path / "target"
+        for data in (b"", b"x" * 1000):
+            source.write_bytes(data)
+            store.put_file(source, "folder/file")
+            store.get_file("folder/file", target)
+            assert target.read_bytes() == data
+            assert store.read("folder/file") == data
+            assert list(store.list("")) == [ObjectInfo("folder/file", len(data))]
+            target.unlink()
+
+    def test_a_big_file_goes_there_and_back(self, store, tmp_path):
+        source, target = tmp_path / "source", tmp_path / "target"
+        data = os.urandom(MIB) * 20 + b"tail"
+        source.write_bytes(data)
+        store.put_file(source, "big")
+        assert list(store.list("")) == [ObjectInfo("big", len(data))]
+        store.get_file("big", target)
+        assert target.read_bytes() == data
+
+    def test_a_file_that_is_not_there_is_an_error_and_not_an_empty_file(self, store, tmp_path):
+        with pytest.raises(StorePermanentError, match="nothing/here"):
+            store.get_file("nothing/here", tmp_path / "target")
+
+    def test_a_source_that_is_not_there_is_an_error_and_makes_no_object(self, store, tmp_path):
+        with pytest.raises(StoreError):
+            store.put_file(tmp_path / "nowhere", "a/key")
+        assert store.read("a/key") is None
+        assert list(store.list("")) == []
+
+    def test_a_list_holds_its_folder_and_no_other(self, store):
+        for key in ("job/1", "job/sub/2", "job-2/3", "jobs/4", "5"):
+            store.put(key, b"x")
+        assert {info.key for info in store.list("job")} == {"job/1", "job/sub/2"}
+        assert {info.key for info in store.list("job/sub")} == {"job/sub/2"}
+        assert len(list(store.list(""))) == 5
+
+    def test_keys_with_odd_characters_are_kept_to_the_letter(self, store, tmp_path):
+        """Checkpoint names hold metrics, and metrics hold anything."""
+        store.put(ODD, b"x")
+        assert store.read(ODD) == b"x"
+        assert [info.key for info in store.list(ODD.split("/")[0])] == [ODD]
+        store.get_file(ODD, tmp_path / "target")
+        store.put_new(ODD + "2", b"y")
+        store.put_file(tmp_path / "target", ODD)
+        store.delete([ODD])
+        assert [info.key for info in store.list("")] == [ODD + "2"]
+
+    def test_delete_takes_what_is_there_and_passes_over_what_is_not(self, store):
+        """A missing object among them must not keep the others alive."""
+        for key in ("a/1", "a/2", "b/3"):
+            store.put(key, b"x")
+        store.delete(["a/1", "a/missing", "no/such", "a/2"])
+        assert [info.key for info in store.list("")] == ["b/3"]
+        store.delete(("b/3", "b/3"))
+        assert list(store.list("")) == []
+        assert list(store.list("b")) == []
+
+    def test_what_another_client_does_is_seen_at_once(self, store, connect):
+        """A cached listing would hide a checkpoint at the resume, and lose the run's progress."""
+        other = connect()
+        assert list(store.list("")) == []
+        assert store.read("a/key") is None
+        other.put("a/key", b"1")
+        assert store.read("a/key") == b"1"
+        assert [info.key for info in store.list("a")] == ["a/key"]
+        other.put("a/key", b"22")
+        other.put("a/new", b"3")
+        assert store.read("a/key") == b"22"
+        assert {info.size for info in store.list("a")} == {2, 1}
+        other.delete(["a/key"])
+        assert store.read("a/key") is None
+        assert [info.key for info in store.list("a")] == ["a/new"]
+
+    def test_the_name_is_a_url_and_keys_are_named_in_errors(self, store, tmp_path):
+        assert "://" in store.name
+        with pytest.raises(StoreError) as caught:
+            store.get_file("no/key", tmp_path / "x")
+        assert f"{store.name}/no/key" in str(caught.value)
+
+    @pytest.mark.parametrize("prefix", ["", "training_projects/p/jobs/j/rank-0"])
+    def test_a_checkpoint_is_published_found_fetched_and_deleted(
+        self, store, make, tmp_path, prefix
+    ):
+        checkpoint = make(tmp_path / "one", "run/checkpoint-1")
+        assert publish(store, prefix, checkpoint) == "run/checkpoint-1"
+        assert publish(store, prefix, checkpoint) == "run/checkpoint-1"
+        listing = look(store, prefix)
+        assert listing.committed == {"run/checkpoint-1": checkpoint.manifest.to_bytes()}
+        assert listing.unfinished == frozenset()
+        final = tmp_path / "other" / "back"
+        fetch(store, prefix, "run/checkpoint-1", tmp_path / "other", final)
+        assert verify(final) == checkpoint.manifest
+        assert (final / MANIFEST).read_bytes() == checkpoint.manifest.to_bytes()
+        unpublish(store, prefix, "run/checkpoint-1")
+        unpublish(store, prefix, "run/checkpoint-1")
+        assert list(store.list("")) == []
+
+
+class TestLocalStore(StoreContract):
+    @pytest.fixture
+    def connect(self, tmp_path):
+        return lambda: LocalStore(tmp_path / "a store")
+
+
+class TestFileUrl(StoreContract):
+    @pytest.fixture
+    def connect(self, tmp_path):
+        return lambda: open_store(f"file://{tmp_path}/store")
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def connect(self):
+        url = f"memory://{uuid.uuid4().hex}"
+        return lambda: FsspecStore(url, {})
+
+
+class TestS3(StoreContract):
+    @pytest.fixture
+    def connect(self, s3, s3_url):
+        return lambda: open_store(s3_url, s3.options)
+
+
+class TestRetryingStore(StoreContract):
+    @pytest.fixture
+    def connect(self, tmp_path):
+        def never(_):
+            msg = "nothing failed, so nothing waits"
+            raise AssertionError(msg)
+
+        return lambda: RetryingStore(LocalStore(tmp_path / "store"), sleep=never)
