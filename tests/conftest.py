@@ -43,8 +43,9 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _is_shared(thread: threading.Thread) -> bool:
-    """fsspec keeps one event loop thread for the life of a process; asyncio its resolver pool."""
-    return thread.name.startswith(("fsspecIO", "asyncio_", "ThreadPoolExecutor", "pytest_timeout"))
+    """Threads of libraries that live as long as the process: event loops, pools, progress bars."""
+    shared = ("fsspecIO", "asyncio_", "ThreadPoolExecutor", "pytest_timeout", "tqdm_monitor")
+    return thread.name.startswith(shared)
 
 
 def _workers() -> list[int]:

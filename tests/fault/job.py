@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -47,7 +48,8 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
 class Journal(Callback):
@@ -57,7 +59,7 @@ class Journal(Callback):
         self._path, self._life = path, life
 
     def write(self, **facts: object) -> None:
-        with open(self._path, "a") as file:
+        with Path(self._path).open("a") as file:
             file.write(json.dumps({"life": self._life, **facts}) + "\n")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -110,7 +112,7 @@ def main() -> None:
             os.dup2(errors, 2)
             try:
                 train(**command)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - the parent reads how it ended
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)

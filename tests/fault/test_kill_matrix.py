@@ -75,7 +75,8 @@ class Run:
     def command(self, life: int, fresh: bool = True) -> dict[str, object]:
         self.root.parent.mkdir(parents=True, exist_ok=True)
         paths = {"root": self.root, "store": self.store.as_uri(), "journal": self.journal}
-        return {**{name: str(value) for name, value in paths.items()}, "life": life, "seed": 1 if fresh else 100 + life}
+        seed = 1 if fresh else 100 + life
+        return {**{n: str(v) for n, v in paths.items()}, "life": life, "seed": seed}
 
     def notes(self) -> list[dict[str, object]]:
         text = self.journal.read_text() if self.journal.exists() else ""

@@ -1,0 +1,342 @@
+"""What clients raise becomes two classes, once, and says nothing secret. Invariants 5 and 10."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import fsspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bt_lightning.errors import (
+    CheckpointExistsError,
+    InvalidSettingError,
+    StoreError,
+    StorePermanentError,
+    StoreTransientError,
+)
+from bt_lightning.store.local import LocalStore
+from bt_lightning.store.port import redact, secrets_of, translated
+from bt_lightning.store.remote import FsspecStore, open_store
+
+relaxed = settings(deadline=None, database=None)
+
+
+@pytest.fixture
+def closed_port():
+    """A port that refuses connections and that nobody else can take meanwhile."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+@pytest.fixture
+def answering():
+    """An S3 endpoint that answers every request with one status and error code."""
+    with contextlib.ExitStack() as stack:
+
+        def start(status: int, code: str) -> dict[str, object]:
+            body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+
+            class Handler(BaseHTTPRequestHandler):
+                def answer(self):
+                    self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    if self.command != "HEAD":
+                        self.wfile.write(body)
+
+                do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
+
+                def log_message(self, *_):
+                    pass
+
+            server = stack.enter_context(HTTPServer(("127.0.0.1", 0), Handler))
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            endpoint = f"http://127.0.0.1:{server.server_port}"
+            return {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
+
+        yield start
+
+
+def every_call(store, tmp_path):
+    """Each method of a store, as (name, function without arguments)."""
+    (tmp_path / "source").write_bytes(b"x")
+    return {
+        "read": lambda: store.read("a/key"),
+        "put": lambda: store.put("a/key", b"x"),
+        "put_new": lambda: store.put_new("a/key", b"x"),
+        "put_file": lambda: store.put_file(tmp_path / "source", "a/key"),
+        "get_file": lambda: store.get_file("a/key", tmp_path / "target"),
+        "list": lambda: list(store.list("a")),
+        "delete": lambda: store.delete(["a/key"]),
+    }
+
+
+CALLS = ["read", "put", "put_new", "put_file", "get_file", "list", "delete"]
+
+
+# real refusals of a real server
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_bad_credentials_are_a_permanent_error(s3, s3_url, tmp_path, call):
+    """As a transient one they would be tried again for hours and never be reported."""
+    act = every_call(open_store(s3_url, s3.options), tmp_path)[call]
+    with s3.refusing_everybody(), pytest.raises(StorePermanentError) as caught:
+        act()
+    assert s3.options["secret"] not in str(caught.value)
+    assert s3_url in str(caught.value)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_refused_connection_is_a_transient_error(closed_port, tmp_path, call):
+    """A network that is away for a minute must not end a run's uploads, nor be reported."""
+    endpoint = f"http://127.0.0.1:{closed_port}"
+    options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
+    act = every_call(open_store("s3://bucket/x", options), tmp_path)[call]
+    with pytest.raises(StoreTransientError, match="s3://bucket/x"):
+        act()
+
+
+def test_a_host_without_a_name_is_a_transient_error():
+    """A DNS that is away looks the same as a typo; `CheckStore` finds the typo at the start."""
+    options = {
+        "key": "k",
+        "secret": "s",
+        "client_kwargs": {"endpoint_url": "http://no-such-host.invalid:1"},
+    }
+    with pytest.raises(StoreTransientError):
+        open_store("s3://bucket/x", options).read("key")
+
+
+def test_a_bucket_that_does_not_exist_is_a_permanent_error(s3):
+    store = open_store("s3://no-such-bucket/x", s3.options)
+    with pytest.raises(StorePermanentError):
+        store.put("key", b"x")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (403, "AccessDenied", StorePermanentError),
+        (400, "ExpiredToken", StorePermanentError),
+        (500, "InternalError", StoreTransientError),
+        (503, "ServiceUnavailable", StoreTransientError),
+        (503, "SlowDown", StoreTransientError),
+    ],
+)
+def test_the_codes_of_s3_are_sorted_into_those_that_pass_and_those_that_stay(
+    answering, status, code, kind
+):
+    store = open_store("s3://bucket/x", answering(status, code))
+    with pytest.raises(StoreError) as caught:
+        store.put("key", b"x")
+    assert type(caught.value) is kind, caught.value
+
+
+# errors of the operating system and of clients
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.EIO, "x"), StoreTransientError),
+        (OSError(errno.EBUSY, "x"), StoreTransientError),
+        (OSError(errno.ESTALE, "x"), StoreTransientError),
+        (OSError(errno.ENETUNREACH, "x"), StoreTransientError),
+        (TimeoutError("x"), StoreTransientError),
+        (ConnectionResetError("x"), StoreTransientError),
+        (BrokenPipeError("x"), StoreTransientError),
+        (OSError(errno.ENOSPC, "x"), StorePermanentError),
+        (OSError(errno.EROFS, "x"), StorePermanentError),
+        (OSError(errno.EINVAL, "x"), StorePermanentError),
+        (PermissionError(errno.EACCES, "x"), StorePermanentError),
+        (FileNotFoundError(errno.ENOENT, "x"), StorePermanentError),
+        (OSError("no number"), StorePermanentError),
+        (ValueError("x"), StorePermanentError),
+        (KeyError("x"), StorePermanentError),
+        (type("HttpError", (Exception,), {})("gcsfs"), StoreTransientError),
+        (type("ReadTimeoutError", (type("HTTPClientError", (Exception,), {}),), {})("x"),) * 2,
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_error_of_a_client_is_sorted_by_its_type_and_number(error, kind):
+    if not isinstance(kind, type):
+        kind = StoreTransientError
+    with pytest.raises(StoreError) as caught, translated("doing it"):
+        raise error
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"doing it: {type(error).__name__}: ")
+
+
+def test_our_own_errors_and_interrupts_pass_unchanged():
+    own = CheckpointExistsError("mine")
+    with pytest.raises(CheckpointExistsError) as caught, translated("x"):
+        raise own
+    assert caught.value is own
+    with pytest.raises(KeyboardInterrupt), translated("x"):
+        raise KeyboardInterrupt
+
+
+def test_a_full_or_broken_folder_is_named_and_sorted(tmp_path, monkeypatch):
+    store = LocalStore(tmp_path)
+    for code, kind in ((errno.ENOSPC, StorePermanentError), (errno.EIO, StoreTransientError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda _, code=code: (_ for _ in ()).throw(OSError(code, "x")))
+            with pytest.raises(kind, match="a/key"):
+                store.put("a/key", b"x")
+
+
+# how a URL becomes a store
+
+
+@pytest.mark.parametrize("url", ["s4://bucket/x", "nonsense://x", "htp://x", "://x/y"])
+def test_an_unknown_scheme_is_a_wrong_setting_and_named(url):
+    if url.startswith("://"):
+        url = "no_such_scheme" + url
+    with pytest.raises(InvalidSettingError) as caught:
+        open_store(url)
+    assert url in str(caught.value)
+    assert "s3://" in str(caught.value), "it must say what would work"
+
+
+def test_a_scheme_whose_package_is_not_installed_says_what_to_install(monkeypatch):
+    entry = {"class": "no_such_package_anywhere.FS", "err": "Install `moonfs` to access the moon"}
+    monkeypatch.setitem(fsspec.registry.known_implementations, "moon", entry)
+    with pytest.raises(InvalidSettingError, match="moonfs"):
+        open_store("moon://crater/x")
+
+
+def test_options_that_a_client_does_not_take_are_a_permanent_error(s3_url):
+    with pytest.raises(StorePermanentError):
+        open_store(s3_url, {"no_such_option_at_all": 1}).read("x")
+
+
+@pytest.mark.parametrize("url", ["{}", "file://{}", "local://{}"])
+def test_a_path_and_a_file_url_are_the_same_folder(tmp_path, url):
+    open_store(url.format(tmp_path)).put("a/key", b"x")
+    assert (tmp_path / "a" / "key").read_bytes() == b"x"
+
+
+def test_a_relative_path_is_taken_from_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = open_store("some/folder")
+    store.put("key", b"x")
+    assert (tmp_path / "some/folder/key").exists()
+    assert store.name == (tmp_path / "some/folder").as_uri()
+
+
+# secrets
+
+secrets = st.text(
+    st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="*"), min_size=6
+)
+
+
+@relaxed
+@given(st.lists(secrets, min_size=1, max_size=4, unique=True), st.data())
+@example(["abcdef", "abcdef-and-more"], None)
+@example(["s3kr3t/with=odd+signs&x", "123456"], None)
+def test_no_secret_that_is_known_stays_in_a_text(known, data):
+    """Also where one secret begins or contains another: nothing of the longer may stay."""
+    draw = data.draw if data else lambda _: " and "
+    fill = st.sampled_from(["", " ", " and ", "https://host/?a=", '"', "secret=", ": "])
+    text = "".join(draw(fill) + secret for secret in known)
+    redacted = redact(text, frozenset(known))
+    for secret in known:
+        assert secret not in redacted
+    longest = max(known, key=len)
+    assert longest[-6:] not in redact(f"<{longest}>", frozenset(known))
+
+
+@relaxed
+@given(
+    st.sampled_from(
+        ["secret", "aws_secret_access_key", "token", "X-Amz-Signature", "sig", "password", "passwd",
+         "X-Amz-Credential", "AccountKey", "session_token", "X-Amz-Security-Token"]
+    ),
+    st.sampled_from(["=", ": ", "' : '", '": "', " = "]),
+    st.text("abcdefXYZ0123456789/+%-_.", min_size=1),
+)  # fmt: skip
+def test_what_a_text_itself_calls_a_secret_is_hidden(name, sign, value):
+    """Presigned URLs and dumps of options reach error texts of clients that we do not control."""
+    text = f"before {name}{sign}<{value}> after".replace("<", "Q").replace(">", "Q")
+    assert f"Q{value}Q" not in redact(text)
+    assert redact(text).startswith("before ")
+    assert redact(text).endswith(" after")
+
+
+@relaxed
+@given(st.text("abcXYZ019:%+-_.", min_size=1))
+@example("user:pa@ss")
+def test_user_info_of_a_url_is_hidden(info):
+    text = f"cannot open ftp://{info}Q@host/path of it"
+    assert redact(text) == "cannot open ftp://***@host/path of it"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/training_projects/demo/jobs/a", "writing file:///mnt/x: OSError: [Errno 5] EIO"],
+)
+def test_a_text_without_secrets_is_left_as_it_is(text):
+    assert redact(text) == text
+    assert redact(redact(text)) == text
+
+
+def test_every_text_of_nested_options_counts_as_a_secret():
+    options = {
+        "key": "AKIA-123",
+        "client_kwargs": {"headers": ["Bearer-abc", ("deep-value",)], "verify": False, "n": 1},
+        "short": "abc",
+        "none": None,
+    }
+    assert secrets_of(options) == {"AKIA-123", "Bearer-abc", "deep-value"}
+
+
+def shown(error: BaseException) -> str:
+    """All that a traceback in a log would show."""
+    return "".join(traceback.format_exception(error)) + repr(error)
+
+
+def test_a_real_error_of_a_client_that_names_its_endpoint_shows_no_secret(closed_port):
+    """botocore prints the endpoint with its user info: the way by which secrets really get out."""
+    secret = "hunter2/hunter2+hunter2"  # noqa: S105 - made up
+    quoted = "hunter2%2Fhunter2"
+    options = {
+        "key": "AKIAHUNTERHUNTER",
+        "secret": secret,
+        "token": "session-hunter2-token",
+        "client_kwargs": {"endpoint_url": f"http://user:{quoted}@127.0.0.1:{closed_port}"},
+    }
+    store = FsspecStore("s3://bucket/x", options)
+    with pytest.raises(StoreError) as caught:
+        store.put("a/key", b"x")
+    assert "s3://bucket/x/a/key" in str(caught.value)
+    assert "hunter2" not in shown(caught.value).lower().replace(__file__, "")
+    assert "hunter2" not in store.name
+
+
+def test_a_real_error_about_a_wrong_option_shows_no_secret(s3):
+    options = {**s3.options, "client_kwargs": {s3.options["secret"]: 1}}
+    options["config_kwargs"] = {"signature_version": s3.options["secret"]}
+    with pytest.raises(StoreError) as caught:
+        open_store("s3://bucket/x", options).put("a", b"x")
+    assert s3.options["secret"] not in shown(caught.value)
+
+
+def test_a_url_with_a_password_is_named_without_it():
+    with pytest.raises(InvalidSettingError) as caught:
+        open_store("nonsense://user:hunter2@host/x?token=hunter2")
+    assert "hunter2" not in shown(caught.value).replace(__file__, "")
