@@ -18,7 +18,6 @@ import time
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from bt_lightning.errors import (
     CheckpointError,
@@ -204,7 +203,7 @@ class _Loop:
     def _check_store(self) -> None:
         """Write, read, refuse to overwrite, delete: what every publish will need."""
         store = RetryingStore(self._open(), tries=2)
-        key = f"{self._config.prefix}/{DOT_DIR}-probe-{uuid4().hex}"
+        key = f"{self._config.prefix}/{DOT_DIR}-probe"  # one name: a killed check leaves no trail
         try:
             store.put_new(key, b"probe")
             if store.read(key) != b"probe":
