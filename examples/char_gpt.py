@@ -8,10 +8,10 @@ import math
 from pydoc_data.topics import topics
 from typing import TYPE_CHECKING
 
-import lightning as L  # noqa: N812 - as Lightning's own documentation writes it
+import lightning as L
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - as PyTorch's own documentation writes it
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ OURS = ".made-by-quickstart"
 
 def train(folder: Path) -> None:
     """An ordinary Lightning script, which may be killed at any time, and started again."""
-    import lightning as L  # noqa: N812
+    import lightning as L
     from char_gpt import CharGPT, LossLog, PythonDocs, digest
     from lightning.pytorch.callbacks import ModelCheckpoint
     from torchdata.stateful_dataloader import StatefulDataLoader
@@ -207,31 +207,39 @@ def demo(output: Path) -> bool:
 def kill_and_resume(job: Job, say: Callable[[str], None]) -> None:
     """The story of the job that is killed twice."""
 
-    def show_what_is_left() -> None:
-        say(f"            on disk:   {committed(job.disk)}")
-        say(f"            in store:  {committed(job.store)}")
+    def look() -> int:
+        """Tell which checkpoints are left, and return the step of the newest one."""
+        left = {"on disk": committed(job.disk), "in store": committed(job.store)}
+        for place, steps in left.items():
+            names = ", ".join(f"checkpoint-{step}" for step in steps)
+            say(f"            {place + ':':11}{names or 'nothing'}")
+        return max(step for steps in left.values() for step in steps)
+
+    def resume(newest: int, source: str) -> None:
+        step = job.start()
+        if step != newest:
+            sys.exit(f"FAIL: it went on from step {step}, not from checkpoint-{newest}")
+        say(f"step {step:3}    [green]resumed[/] from {source}, by the same command")
 
     job.start()
     job.wait(kill_at=KILLS[0])
     say(f"step {KILLS[0]:3}    [red]kill -9[/] of the training process")
-    show_what_is_left()
-    say(f"step {job.start():3}    [green]resumed[/] from disk, by the same command")
+    resume(look(), "disk")
 
     job.wait(kill_at=KILLS[1], whole_machine=True)
     shutil.rmtree(job.disk)
     say(f"step {KILLS[1]:3}    [red]kill -9[/] of all its processes, and its disk is deleted")
-    show_what_is_left()
-    say(f"step {job.start():3}    [green]resumed[/] from the store, by the same command")
+    resume(look(), "the store")
 
     job.wait()
     say(f"step {STEPS:3}    done\n")
 
 
-def committed(place: Path) -> str:
-    """Names of the checkpoints under `place`: folders with a manifest, which is written last."""
+def committed(place: Path) -> list[int]:
+    """Steps of the checkpoints under `place`: folders with a manifest, which is written last."""
     manifests = place.glob("**/checkpoint-*/bt_manifest.json")
-    names = {file.parent.name for file in manifests if ".bt_lightning" not in file.parts}
-    return ", ".join(sorted(names, key=lambda name: int(name.split("-")[1]))) or "nothing"
+    folders = [file.parent for file in manifests if ".bt_lightning" not in file.parts]
+    return sorted(int(folder.name.removeprefix("checkpoint-")) for folder in folders)
 
 
 def compare(undisturbed: Job, killed: Job, say: Callable[[str], None]) -> bool:

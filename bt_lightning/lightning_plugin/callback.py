@@ -20,8 +20,8 @@ from bt_lightning.lightning_plugin.exact import Exactness
 from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.namespace import Callback
 from bt_lightning.lightning_plugin.resume import Decision, arrange
-from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO
-from bt_lightning.lightning_plugin.session import Resume, Session, SessionConfig
+from bt_lightning.lightning_plugin.routing import Hooks, RoutedCheckpointIO
+from bt_lightning.lightning_plugin.session import Resume, Session, SessionConfig, publish_late
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.settings import Job, Settings
 
@@ -100,6 +100,7 @@ class BTLightning(Callback):
         self._drain_timeout = drain_timeout
         self._storage_options = dict(storage_options or {})
         self._names = (project, job)
+        self._config: SessionConfig | None = None
         self._session: Session | None = None
         self._pinned: str | None = None
         self._resumed: weakref.ref[Any] | None = None
@@ -123,6 +124,7 @@ class BTLightning(Callback):
         if compat.is_trial(trainer):
             return
         _refuse_sharded(trainer)
+        _refuse_twins(trainer)
         root = self._root(trainer)
         self._install(trainer, pl_module, root)
         if stage != "fit":
@@ -242,7 +244,9 @@ class BTLightning(Callback):
             "strategy": type(trainer.strategy).__name__,
         }
         ours.serving = serving_files(module)
-        routed = RoutedCheckpointIO(inner, ours, root, self._committed, self._removed)
+        routed = RoutedCheckpointIO(
+            inner, ours, root, Hooks(self._committed, self._removed, self._missing)
+        )
         routed.weights_only = self._weights_only
         trainer.strategy.checkpoint_io = routed
         compat.teach_load_from_checkpoint(ours.load_checkpoint, is_committed)
@@ -261,10 +265,11 @@ class BTLightning(Callback):
             weights_only=self._weights_only,
             drain_s=self._drain_timeout.total_seconds(),
         )
+        self._config = config
         try:
             self._session = Session(config)
             return self._session.decide()
-        except (CheckpointError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
             self._close()
             return Decision(None, None, warm=False, error=error)
 
@@ -275,10 +280,17 @@ class BTLightning(Callback):
     def _committed(self, manifest: Manifest) -> None:
         if self._session is not None:
             self._session.committed(manifest)
+        elif self._config is not None:
+            config = self._config
+            self._report(lambda: publish_late(config, self._pinned))
 
     def _removed(self, manifest: Manifest) -> None:
         if self._session is not None:
             self._session.remove(manifest)
+
+    def _missing(self, checkpoint_id: str) -> None:
+        if self._session is not None:
+            self._session.remove_stored(checkpoint_id)
 
     def _poll(self) -> None:
         if self._session is not None:
@@ -313,6 +325,13 @@ def _refuse_sharded(trainer: Trainer) -> None:
             f"BTLightning does not write the checkpoints of {names.pop()} yet: use strategy 'ddp',"
             " or take BTLightning out of the callbacks"
         )
+        raise InvalidSettingError(msg)
+
+
+def _refuse_twins(trainer: Trainer) -> None:
+    twins = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
+    if len(twins) > 1:
+        msg = f"the Trainer has {len(twins)} BTLightning callbacks, expected one"
         raise InvalidSettingError(msg)
 
 

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    DirectoryUnusableError,
+)
 from bt_lightning.layout import MANIFEST, WEIGHTS, check_checkpoint_id
 from bt_lightning.lightning_plugin.hf import ServingFiles
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both, attribute_dicts
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
-from bt_lightning.localdir.durable import delete_directory, tidy
+from bt_lightning.localdir.durable import delete_directory, sweep, tidy
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.load import load_directory, load_file
 from bt_lightning.snapshot.classes import ClassTable
@@ -86,10 +90,11 @@ class BTCheckpointIO(CheckpointIO):
                 msg = "storage_options belong to a URL; the path given is local"
                 raise TypeError(msg)
             final = local_path(path)
+            sweep(final.parent)
             self.save_local(checkpoint, final, final.parent)
             tidy(final.parent)
             return
-        parent, _, name = str(path).rstrip("/").rpartition("/")
+        parent, name = split_url(str(path))
         store = RetryingStore(open_store(parent, storage_options))
         previous = newest_folder(store, "", check_checkpoint_id(name))
         generation = previous[1] + 1 if previous else 1
@@ -128,7 +133,11 @@ class BTCheckpointIO(CheckpointIO):
                 leftovers=snapshot.leftovers,
             )
 
-        return commit(final, root, {**snapshot.files, **self.serving.pieces()}, describe)
+        files = {**snapshot.files, **self.serving.pieces()}
+        try:
+            return commit(final, root, files, describe)
+        except OSError as error:
+            raise _unwritten(checkpoint_id, root, error) from error
 
     @override
     def load_checkpoint(
@@ -167,7 +176,7 @@ class BTCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete the checkpoint at `path`; its name goes first, so nobody sees a part of it."""
         if is_url(path):
-            parent, _, name = str(path).rstrip("/").rpartition("/")
+            parent, name = split_url(str(path))
             store = RetryingStore(open_store(parent))
             while (found := newest_folder(store, "", name)) is not None:
                 unpublish(store, "", found[0])
@@ -209,6 +218,13 @@ def is_url(path: str | Path) -> bool:
     return isinstance(path, str) and "://" in path and not path.startswith(("file://", "local://"))
 
 
+def split_url(url: str) -> tuple[str, str]:
+    """The URL of the folder that holds `url`, and the last part of it."""
+    scheme, _, rest = url.partition("://")
+    parent, _, name = rest.rstrip("/").rpartition("/")
+    return f"{scheme}://{parent}", name
+
+
 def local_path(path: str | Path) -> Path:
     """The absolute path of a local checkpoint; symbolic links stay what they are."""
     text = str(path)
@@ -223,8 +239,7 @@ def local_copy(path: str | Path) -> Iterator[Path]:
     if not is_url(path):
         yield local_path(path)
         return
-    text = str(path).rstrip("/")
-    parent, _, name = text.rpartition("/")
+    parent, name = split_url(str(path))
     store = RetryingStore(open_store(parent))
     with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
         root = Path(folder)
@@ -241,6 +256,21 @@ def local_copy(path: str | Path) -> Iterator[Path]:
 def is_committed(path: str | Path) -> bool:
     """Whether the local `path` is a committed checkpoint directory."""
     return not is_url(path) and (local_path(path) / MANIFEST).is_file()
+
+
+def _unwritten(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:
+    """The error of a save that the disk refused: what happened, with numbers, and what to do."""
+    try:
+        free = f"{shutil.disk_usage(root).free:,} bytes free"
+    except OSError:
+        free = "free space unknown"
+    failed = DirectoryUnusableError(
+        f"the checkpoint {checkpoint_id} could not be written to {root}"
+        f" ({error.strerror or error}, {free}). What was committed before is untouched: free some"
+        " space, keep fewer checkpoints (save_top_k), or use another BT_CHECKPOINT_DIR"
+    )
+    failed.errno = error.errno
+    return failed
 
 
 def _generation(final: Path) -> int:

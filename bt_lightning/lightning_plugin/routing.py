@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -31,6 +32,17 @@ _FOREIGN = re.compile(r"hpc_ckpt_\d+\.ckpt")
 """SLURM requeue files: Lightning finds them by this name, as files."""
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What is told of our directory; called on the rank that saves and removes."""
+
+    committed: Callable[[Manifest], None]
+    removed: Callable[[Manifest], None]
+    """A committed checkpoint is to go."""
+    missing: Callable[[str], None]
+    """A checkpoint id is to go that this disk does not hold."""
+
+
 class RoutedCheckpointIO(CheckpointIO):
     """Sends paths under `root` to `ours`, and the rest to `inner`, untouched and synchronously.
 
@@ -43,16 +55,14 @@ class RoutedCheckpointIO(CheckpointIO):
         inner: CheckpointIO,
         ours: BTCheckpointIO,
         root: Path,
-        on_commit: Callable[[Manifest], None],
-        on_remove: Callable[[Manifest], None],
+        hooks: Hooks,
     ) -> None:
         self.inner = inner
         self.ours = ours
         self.root = root
         self.weights_only: bool | None = None
         """Used where Lightning passes none on."""
-        self._on_commit = on_commit
-        self._on_remove = on_remove
+        self._hooks = hooks
         accept_in_both(type(self))
 
     @override
@@ -63,7 +73,7 @@ class RoutedCheckpointIO(CheckpointIO):
         if not self.is_ours(path):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
-        self._on_commit(self.ours.save_local(checkpoint, self._place(path), self.root))
+        self._hooks.committed(self.ours.save_local(checkpoint, self._place(path), self.root))
 
     @override
     def load_checkpoint(
@@ -92,8 +102,9 @@ class RoutedCheckpointIO(CheckpointIO):
             manifest = read_manifest(place)
         except CheckpointError:
             delete_directory(place, self.root)  # never committed: nobody can be reading it
+            self._hooks.missing(place.relative_to(self.root).as_posix())
             return
-        self._on_remove(manifest)
+        self._hooks.removed(manifest)
 
     @override
     def teardown(self) -> None:

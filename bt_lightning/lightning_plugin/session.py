@@ -65,16 +65,8 @@ class Session:
         usable_root(config.root)
         for path in sweep(config.root):
             log.warning("put back %s, which a killed process was about to replace", path)
-        self._worker = Worker(
-            WorkerConfig(
-                root=str(config.root),
-                store_url=config.store_url,
-                storage_options=dict(config.storage_options),
-                prefix=config.job.prefix,
-                drain_s=config.drain_s,
-            )
-        )
-        self._worker.start()
+        self._worker = _worker(config)
+        self._listed: list[Stored] = []
 
     @property
     def worker_pid(self) -> int | None:
@@ -89,10 +81,10 @@ class Session:
             CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
         """
         config, found = self._config, Found()
-        stored = self._stored()
+        self._listed = self._stored()
         if config.resume == "never":
             return Decision(None, None, warm=False)
-        own = find_own(config.root, stored, self._fetch, found)
+        own = find_own(config.root, self._listed, self._fetch, found)
         if not own and config.load_dir is not None:
             find_loaded(
                 config.load_dir,
@@ -129,6 +121,12 @@ class Session:
         request_removal(self._config.root, manifest.digest)
         self._worker.wake()
 
+    def remove_stored(self, checkpoint_id: str) -> None:
+        """A checkpoint that this disk does not hold is to go: after a lost disk, from the store."""
+        for stored in self._listed:
+            if stored.manifest.checkpoint_id == checkpoint_id:
+                self.remove(stored.manifest)
+
     def poll(self) -> None:
         """Raise what the worker gave up on since the last call, once.
 
@@ -136,14 +134,18 @@ class Session:
             UploadFailedError: the store refused for good.
             WorkerDiedError: the worker keeps dying.
         """
+        failures = []
         for event in self._worker.poll():
             if isinstance(event, WorkFailed):
-                msg = (
-                    f"{event.what} failed: {event.error}. Checkpoints stay on disk in"
-                    f" {self._config.root} and are sent when the store takes them"
-                )
-                raise UploadFailedError(msg)
-            log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
+                failures.append(f"{event.what} failed: {event.error}")
+            else:
+                log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
+        if failures:
+            msg = (
+                f"{'; '.join(failures)}. Checkpoints stay on disk in {self._config.root} and are"
+                " sent when the store takes them"
+            )
+            raise UploadFailedError(msg)
 
     def finish(self) -> None:
         """Wait until all that is committed is published, then end the worker.
@@ -194,6 +196,36 @@ class Session:
         if (self._config.root / target).exists():
             target = f"{target}-{stored.manifest.digest[:8]}"
         return str(self._worker.ask(Fetch(stored.folder, target), _FETCH_S))
+
+
+def publish_late(config: SessionConfig, pinned: str | None) -> None:
+    """Publish what was committed when no fit is running, as by `trainer.save_checkpoint` after one.
+
+    Raises:
+        DrainTimeoutError, UploadFailedError: it is on disk, and the next start sends it.
+    """
+    if config.store_url is None:
+        return
+    worker = _worker(config)
+    try:
+        worker.begin(frozenset({pinned} if pinned else ()))
+        worker.drain(config.drain_s)
+    finally:
+        worker.stop()
+
+
+def _worker(config: SessionConfig) -> Worker:
+    worker = Worker(
+        WorkerConfig(
+            root=str(config.root),
+            store_url=config.store_url,
+            storage_options=dict(config.storage_options),
+            prefix=config.job.prefix,
+            drain_s=config.drain_s,
+        )
+    )
+    worker.start()
+    return worker
 
 
 def _stored(item: StoredCheckpoint) -> Stored:

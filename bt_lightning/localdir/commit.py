@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 from bt_lightning.layout import DOT_DIR, MANIFEST
@@ -50,6 +49,6 @@ def write_hint(root: Path, checkpoint_id: str, step: int) -> None:
     """Note the newest checkpoint in `latest.json`: a hint for people, which nothing here trusts."""
     folder = root / DOT_DIR
     folder.mkdir(exist_ok=True)
-    draft = folder / f"latest.json.{os.getpid()}"
+    draft = folder / "latest.json.part"
     draft.write_text(f'{{"checkpoint": {json.dumps(checkpoint_id)}, "step": {step}}}\n')
     draft.replace(folder / "latest.json")

@@ -31,6 +31,7 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_TRIES = 8
 _REPLACED = "replaced-"
 _DELETED = "deleted-"
 _NOTE = "origin"
@@ -47,11 +48,8 @@ _HINTS = {
 
 def sync_directory(path: Path) -> None:
     """Make the names in `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened(path) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> FileEntry:
@@ -103,12 +101,8 @@ def usable_root(root: Path) -> Path:
 @contextlib.contextmanager
 def temporary(root: Path) -> Iterator[Path]:
     """Yield a new, owned directory on the volume of `root`; what is left of it goes at the end."""
-    parent = temporaries(root)
-    parent.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=parent))
-    owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    path, owner = _owned(temporaries(root))
     try:
-        try_lock(owner)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)  # after a rename it is not there any more
@@ -121,13 +115,20 @@ def try_lock(descriptor: int) -> bool:
     A file system without locks counts as free: one writer to a directory is the rule there.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def _lock(descriptor: int, operation: int) -> None:
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        raise
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    return True
 
 
 def publish_directory(built: Path, final: Path, root: Path) -> None:
@@ -191,9 +192,8 @@ def sweep(root: Path) -> list[Path]:
             sync_directory(final.parent)
             restored.append(final)
         shutil.rmtree(waiting, ignore_errors=True)
-    for path in _children(temporaries(root)):
-        if not _is_owned(path):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in _ownerless(temporaries(root)):
+        shutil.rmtree(path, ignore_errors=True)
     return restored
 
 
@@ -211,15 +211,48 @@ def _children(path: Path) -> list[Path]:
         return []
 
 
-def _is_owned(path: Path) -> bool:
+def _owned(parent: Path) -> tuple[Path, int]:
+    """A new directory in `parent`, and the descriptor whose lock says that it has an owner."""
+    for left in reversed(range(_TRIES)):
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with _opened(parent) as gate:
+                _lock(gate, fcntl.LOCK_SH)  # no sweep between making it and locking it
+                path = Path(tempfile.mkdtemp(dir=parent))
+                owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                try_lock(owner)
+                return path, owner
+        except FileNotFoundError:  # another process has just tidied the empty parent away
+            if not left:
+                raise
+    raise AssertionError
+
+
+def _ownerless(parent: Path) -> list[Path]:
+    """Temporaries whose owner is dead; none while a process is just making one."""
+    if not parent.is_dir():
+        return []
+    with _opened(parent) as gate:
+        if not try_lock(gate):
+            return []
+        return [path for path in _children(parent) if not _is_owned(path)]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return False
-    try:
-        return not try_lock(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _is_owned(path: Path) -> bool:
+    try:
+        with _opened(path) as descriptor:
+            return not try_lock(descriptor)
+    except OSError:
+        return False
 
 
 def _into_trash(path: Path, root: Path, kind: str) -> Path:

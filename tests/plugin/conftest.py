@@ -1,4 +1,4 @@
-"""What the tests of the plugin share: small trainings, scripts in processes of their own, faults."""
+"""What the tests of the plugin share: small trainings, and scripts in their own processes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ LIGHTNING_NOISE = (
     "ignore:You defined a `validation_step` but have no `val_dataloader`",
     "ignore:You are running in `fast_dev_run` mode",
     "ignore:.*Experiment logs directory .* exists and is not empty",
+    "ignore:You're resuming from a checkpoint that ended before the epoch ended",
     # of torch, by what Lightning calls
     "ignore:.*torch.amp.GradScaler is enabled",
     "ignore:Please use the new API settings to control TF32",
@@ -72,6 +73,13 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     yield
     gc.collect()
+
+
+@pytest.fixture
+def environ(_no_leaks: None) -> Iterator[pytest.MonkeyPatch]:
+    """Sets variables, and takes them back before the guard against leaks looks."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
 
 
 @dataclass
@@ -123,16 +131,19 @@ class Scripts:
         """Run to the end and check the exit `code`; `before` is a command that runs Python."""
         path = text if isinstance(text, Path) else self.write(text)
         name = "-" if stdin else str(path)
-        with subprocess.Popen(
-            [*before, sys.executable, name, *map(str, args)],
-            stdin=path.open() if stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self._folder,
-            env=self.environ(env),
-            start_new_session=True,
-        ) as process:
+        with (
+            path.open() as given,
+            subprocess.Popen(
+                [*before, sys.executable, name, *map(str, args)],
+                stdin=given if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=self._folder,
+                env=self.environ(env),
+                start_new_session=True,
+            ) as process,
+        ):
             try:
                 out, err = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
@@ -143,6 +154,12 @@ class Scripts:
         found = Process(process.returncode, out, err)
         assert code is None or found.code == code, str(found)
         return found
+
+
+@pytest.fixture(scope="session")
+def make_scripts() -> type[Scripts]:
+    """For fixtures that run a script for several tests."""
+    return Scripts
 
 
 @pytest.fixture

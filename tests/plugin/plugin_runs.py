@@ -9,18 +9,20 @@ import hashlib
 import os
 import random
 import signal
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L  # noqa: N812 - the name everybody knows
+import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from bt_lightning import BTLightning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 torch.set_num_threads(1)
 BATCHES = 8
@@ -82,7 +84,7 @@ class Net(L.LightningModule):
         return loss
 
     def loss(self, batch: torch.Tensor) -> torch.Tensor:
-        noise = random.random() + float(np.random.rand()) + torch.rand(())
+        noise = random.random() + float(np.random.rand()) + torch.rand(())  # noqa: NPY002
         return (self.net(batch) - 1).pow(2).mean() + 1e-3 * noise * self.net(batch).mean()
 
     def validation_step(self, batch: torch.Tensor, index: int) -> None:
@@ -218,7 +220,9 @@ def loader(*, stateful: bool = False, workers: int = 0, noise: bool = False) -> 
     """Four rows a batch, shuffled."""
     kind: Any = DataLoader
     if stateful:
-        from torchdata.stateful_dataloader import StatefulDataLoader as kind
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        kind = StatefulDataLoader
     return kind(Numbers(noise=noise), batch_size=4, shuffle=True, num_workers=workers)
 
 

@@ -40,21 +40,14 @@ def can_mount() -> bool:
 needs_mount = pytest.mark.skipif(not can_mount(), reason="this user may not mount a tmpfs")
 
 
-def mounted(place: Path, options: str) -> tuple[str, ...]:
-    """A command that runs another one with a small file system of its own at `place`."""
-    place.mkdir()
-    script = f'mount -t tmpfs -o {options} tmpfs "{place}" && exec "$@"'
-    return ("unshare", "-m", "bash", "-c", script, "bash")
-
-
 # the checkpoint directory
 
 
 def test_a_file_where_the_directory_should_be_is_named(
-    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: ModuleType, tmp_path: Path, environ: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setenv("BT_CHECKPOINT_DIR", str(tmp_path / "file"))
+    environ.setenv("BT_CHECKPOINT_DIR", str(tmp_path / "file"))
     with pytest.raises(DirectoryUnusableError) as caught:
         runs.fit(tmp_path, callbacks=[BTLightning()])
     message = str(caught.value)
@@ -70,39 +63,59 @@ def test_a_url_as_the_directory_says_where_it_belongs(runs: ModuleType, tmp_path
 
 
 REPORT = """
-import errno, json, resource, signal, sys
+import errno, json, resource, sys
 from pathlib import Path
 import plugin_runs as runs
-from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.committed import list_committed, verify
 
-root, save = Path(sys.argv[1]), json.loads(sys.argv[2])
-if len(sys.argv) > 3:
-    # a limit of this process alone; the first checkpoints fit, a wider model's does not
-    runs.fit(root, make=lambda: runs.Net(5), save=save)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-before = {str(found.path.name) for found in list_committed(root)[0]} if root.exists() else set()
-try:
-    runs.fit(root, save=save)
-except OSError as error:
-    found, refused = list_committed(root)
-    for checkpoint in found:
-        verify(checkpoint.path)
-    tmp = root / ".bt_lightning" / "tmp"
-    print(json.dumps({
-        "kind": type(error).__name__, "code": errno.errorcode.get(error.errno), "text": str(error),
-        "before": sorted(before), "names": sorted(c.path.name for c in found),
-        "steps": sorted(c.manifest.step for c in found), "refused": len(refused),
-        "left": [p.name for p in tmp.iterdir()] if tmp.exists() else [],
-    }))
+EVERY = {"every_n_train_steps": 1, "save_top_k": -1}
+
+
+def report(root):
+    try:
+        runs.fit(root, save=EVERY)
+    except OSError as error:
+        found, refused = list_committed(root)
+        for checkpoint in found:
+            verify(checkpoint.path)
+        tmp = root / ".bt_lightning" / "tmp"
+        return {
+            "kind": type(error).__name__,
+            "code": errno.errorcode.get(error.errno),
+            "text": str(error),
+            "steps": sorted(c.manifest.step for c in found),
+            "refused": len(refused),
+            "left": [p.name for p in tmp.iterdir()] if tmp.exists() else [],
+        }
+
+
+reports = {}
+for name in ("read_only", "full"):
+    if Path(name).is_mount():
+        reports[name] = report(Path(name).absolute())
+runs.fit(Path("limited").absolute(), make=lambda: runs.Net(5), save=EVERY)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))  # bytes a file
+reports["limited"] = report(Path("limited").absolute())
+print(json.dumps(reports))
+"""
+MOUNT = """
+mkdir read_only full && mount -t tmpfs -o ro tmpfs read_only \
+    && mount -t tmpfs -o size=256k tmpfs full && exec "$@"
 """
 
 
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory, make_scripts: Any) -> dict[str, Any]:
+    """What a training said about three disks that cannot take it, all in one process."""
+    folder = tmp_path_factory.mktemp("disks")
+    before = ("unshare", "-m", "bash", "-c", MOUNT, "bash") if can_mount() else ()
+    done = make_scripts(folder).run(REPORT, before=before)
+    return json.loads(done.out.splitlines()[-1])
+
+
 @needs_mount
-def test_a_read_only_volume_is_refused_at_the_start(scripts: Any, tmp_path: Path) -> None:
-    place = tmp_path / "volume"
-    done = scripts.run(REPORT, place, "{}", before=mounted(place, "ro"))
-    report = json.loads(done.out.splitlines()[-1])
+def test_a_read_only_volume_is_refused_at_the_start(disks: dict[str, Any]) -> None:
+    report = disks["read_only"]
     assert report["kind"] == "DirectoryUnusableError"
     assert "the volume is mounted read-only, so mount it for writing" in report["text"]
     assert "or set BT_CHECKPOINT_DIR to another directory" in report["text"]
@@ -110,12 +123,9 @@ def test_a_read_only_volume_is_refused_at_the_start(scripts: Any, tmp_path: Path
 
 @needs_mount
 def test_a_full_volume_fails_that_save_and_leaves_the_ones_before_whole(
-    scripts: Any, tmp_path: Path
+    disks: dict[str, Any],
 ) -> None:
-    place = tmp_path / "volume"
-    save = json.dumps({"every_n_train_steps": 1, "save_top_k": -1})
-    done = scripts.run(REPORT, place, save, before=mounted(place, "size=256k"))
-    report = json.loads(done.out.splitlines()[-1])
+    report = disks["full"]
     assert report["code"] == "ENOSPC"
     assert "No space left on device" in report["text"]
     assert report["steps"] == list(range(1, len(report["steps"]) + 1))
@@ -125,15 +135,12 @@ def test_a_full_volume_fails_that_save_and_leaves_the_ones_before_whole(
 
 
 def test_a_file_that_may_not_grow_fails_that_save_and_leaves_the_ones_before_whole(
-    scripts: Any, tmp_path: Path
+    disks: dict[str, Any],
 ) -> None:
-    place = tmp_path / "root"
-    save = json.dumps({"every_n_train_steps": 1, "save_top_k": -1})
-    done = scripts.run(REPORT, place, save, "2048")
-    report = json.loads(done.out.splitlines()[-1])
+    report = disks["limited"]
     assert report["code"] == "EFBIG"
     assert "File too large" in report["text"]
-    assert report["names"] == report["before"] != []
+    assert report["steps"] == [1, 2, 3, 4, 5]
     assert report["left"] == []
 
 
@@ -211,8 +218,8 @@ def test_with_checkpoints_on_disk_a_dead_store_is_a_warning_at_the_start(
             "storage_options": storage_options(address),
             "drain_timeout": timedelta(seconds=0.2),
         }
-        with pytest.warns(UserWarning) as caught:
-            run = runs.fit(tmp_path, make=partial(runs.Net, 8), save={"every_n_epochs": 1}, bt=bt)
+        with pytest.warns(UserWarning) as caught:  # noqa: PT030 - all of them are looked at
+            run = runs.fit(tmp_path, make=partial(runs.Net, 8), save=EVERY_3, bt=bt)
     assert run.first_step == 6
     messages = [str(warning.message) for warning in caught]
     assert any("the store does not answer, going on from disk" in text for text in messages)
@@ -242,8 +249,8 @@ def test_an_argument_that_cannot_be_used_fails_at_once(
     assert message in str(caught.value)
 
 
-def test_a_node_rank_that_is_no_number_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BT_NODE_RANK", "first")
+def test_a_node_rank_that_is_no_number_fails_at_once(environ: pytest.MonkeyPatch) -> None:
+    environ.setenv("BT_NODE_RANK", "first")
     with pytest.raises(InvalidSettingError, match="BT_NODE_RANK is 'first', expected a whole"):
         BTLightning()
 
@@ -264,7 +271,7 @@ def from_the_future(runs: ModuleType, tmp_path: Path) -> Path:
 def test_a_newer_format_is_passed_over_and_named(
     runs: ModuleType, from_the_future: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = runs.fit(from_the_future, save={"every_n_epochs": 1})
+    run = runs.fit(from_the_future, save=EVERY_3)
     assert run.first_step == 3
     assert "checkpoint-6 has format version 99, this bt_lightning reads up to" in caplog.text
     assert (from_the_future / "checkpoint-6").exists()

@@ -55,13 +55,13 @@ def scored(runs: ModuleType) -> Any:
 
 
 def test_no_argument_is_needed_where_the_environment_names_the_directory(
-    runs: ModuleType, names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: ModuleType, names: Names, tmp_path: Path, environ: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BT_CHECKPOINT_DIR", str(tmp_path / "given"))
-    monkeypatch.setenv("BT_STORE_URL", (tmp_path / "store").as_uri())
-    monkeypatch.setenv("BT_TRAINING_PROJECT_NAME", "team/demo")
-    monkeypatch.setenv("BT_TRAINING_JOB_ID", "job7")
-    monkeypatch.setenv("BT_NODE_RANK", "0")
+    environ.setenv("BT_CHECKPOINT_DIR", str(tmp_path / "given"))
+    environ.setenv("BT_STORE_URL", (tmp_path / "store").as_uri())
+    environ.setenv("BT_TRAINING_PROJECT_NAME", "team/demo")
+    environ.setenv("BT_TRAINING_JOB_ID", "job7")
+    environ.setenv("BT_NODE_RANK", "0")
     run = runs.fit(tmp_path, callbacks=[BTLightning()])
     assert names(tmp_path / "given") == {"checkpoint-24"}
     assert run.trainer.checkpoint_callback.best_model_path == str(
@@ -133,9 +133,11 @@ def test_save_last_link_points_at_the_newest_directory(
 def test_the_word_last_resumes_from_the_last_checkpoint(
     runs: ModuleType, tmp_path: Path, save_last: Any
 ) -> None:
+    """Lightning looks for it before any callback knows the directory, and says so; we then do."""
     save = {"every_n_train_steps": 8, "save_last": save_last}
     runs.fit(tmp_path, make=lambda: runs.Net(17), save=save)
-    run = runs.fit(tmp_path, save=save, ckpt_path="last", bt={"resume": "never"})
+    with pytest.warns(UserWarning, match="there is no last checkpoint available"):
+        run = runs.fit(tmp_path, save=save, ckpt_path="last")
     assert run.first_step == 16
 
 
@@ -242,6 +244,18 @@ def test_a_second_fit_of_one_trainer_goes_on_where_it_stands(
     assert names(in_store(store)) == names(tmp_path / "root")
 
 
+def test_a_validation_before_the_fit_does_not_change_where_checkpoints_go(
+    runs: ModuleType, names: Names, tmp_path: Path
+) -> None:
+    """Lightning sets its ModelCheckpoints up for a validation as well."""
+    trainer = runs.trainer(tmp_path, BTLightning(dir=tmp_path / "root"), max_epochs=1)
+    module = runs.Net()
+    trainer.validate(module, runs.validation(), verbose=False)
+    trainer.fit(module, runs.loader(), runs.validation())
+    assert names(tmp_path / "root") == {"checkpoint-8"}
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
 def test_one_callback_serves_two_trainers_one_after_the_other(
     runs: ModuleType, names: Names, tmp_path: Path
 ) -> None:
@@ -252,7 +266,9 @@ def test_one_callback_serves_two_trainers_one_after_the_other(
         assert names(tmp_path / name / "bt_checkpoints") == {"checkpoint-24"}
 
 
-def test_the_tuner_passes_through(runs: ModuleType, names: Names, tmp_path: Path) -> None:
+def test_the_tuner_passes_through(
+    runs: ModuleType, names: Names, tmp_path: Path, environ: pytest.MonkeyPatch
+) -> None:
     """Its trials are fits, and its temporary checkpoints are Lightning's own."""
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.tuner import Tuner
@@ -264,11 +280,15 @@ def test_the_tuner_passes_through(runs: ModuleType, names: Names, tmp_path: Path
         def train_dataloader(self) -> Any:
             return DataLoader(runs.Numbers(), batch_size=self.batch_size)
 
+        def val_dataloader(self) -> Any:
+            return runs.validation()
+
+    environ.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread of its own
     root = tmp_path / "root"
-    trainer = runs.trainer(tmp_path, BTLightning(dir=root), max_epochs=1, limit_val_batches=0)
+    trainer = runs.trainer(tmp_path, BTLightning(dir=root), max_epochs=1)
     module, data = runs.Net(), Data()
     tuner = Tuner(trainer)
-    tuner.lr_find(module, data, num_training=6, max_lr=0.1)
+    tuner.lr_find(module, data, num_training=16, max_lr=0.1)
     tuner.scale_batch_size(module, data, max_trials=2, steps_per_trial=1)
     assert not root.exists()
     trainer.fit(module, data)
@@ -365,14 +385,15 @@ def test_strategies_that_write_around_us_are_refused(name: str) -> None:
 # the command line of Lightning, and scripts
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*JsonargparseDeprecationWarning")  # by Lightning's use
 def test_lightning_cli_takes_both_callbacks_and_their_options(
-    runs: ModuleType, names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: ModuleType, names: Names, tmp_path: Path, environ: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
-    monkeypatch.chdir(tmp_path)
+    environ.chdir(tmp_path)
     quiet = [
         f"--trainer.{name}={'null' if value is None else str(value).lower()}"
         for name, value in runs.QUIET.items()
@@ -383,6 +404,7 @@ def test_lightning_cli_takes_both_callbacks_and_their_options(
         save_config_callback=None,
         args=[
             "fit",
+            "--seed_everything=1",
             *quiet,
             "--trainer.max_steps=6",
             "--trainer.callbacks+=bt_lightning.BTLightning",
@@ -430,9 +452,10 @@ print("callbacks", [type(c).__name__ for c in trainer.checkpoint_callbacks])
 def test_a_script_that_imports_pytorch_lightning_alone_works(
     scripts: Any, names: Names, tmp_path: Path
 ) -> None:
+    """It has no main guard either."""
     root = tmp_path / "root"
     done = scripts.run(PL_ONLY.replace("{root}", str(root)))
-    assert "callbacks ['BTModelCheckpoint']" in done.out
+    assert done.out.count("callbacks ['BTModelCheckpoint']") == 1
     assert names(root) == {"checkpoint-4"}
 
 
@@ -455,9 +478,8 @@ def test_mixing_the_two_packages_says_which_import_to_drop(scripts: Any, tmp_pat
     assert "import only one of them, before bt_lightning" in done.out
 
 
-@pytest.mark.parametrize("stdin", [False, True], ids=["no_main_guard", "stdin"])
-def test_scripts_without_a_main_guard_and_from_stdin_work(
-    scripts: Any, names: Names, tmp_path: Path, stdin: bool
+def test_a_script_from_stdin_without_a_main_guard_works(
+    scripts: Any, names: Names, tmp_path: Path
 ) -> None:
     """The worker is a spawned process: it must not run the script a second time."""
     root = tmp_path / "root"
@@ -469,7 +491,7 @@ def test_scripts_without_a_main_guard_and_from_stdin_work(
         options="",
         fit='trainer.fit(BoringModel()); print("trained")',
     )
-    done = scripts.run(text, stdin=stdin)
+    done = scripts.run(text, stdin=True)
     assert done.out.count("trained") == 1
     assert names(root) == names(in_store(Path(f"{root}-store"))) == {"checkpoint-4"}
 
@@ -487,9 +509,9 @@ def test_spawned_ranks_get_a_callback_without_processes(
         trainer = runs.trainer(root, BTLightning(dir=root), strategy="ddp_spawn", max_epochs=1)
         module = runs.Net()
         trainer.fit(module, runs.loader())
-        print(trainer.global_step, len(trainer.checkpoint_callback.best_model_path) > 0)
+        print("best", trainer.checkpoint_callback.best_model_path)
     """
     done = scripts.run(text, tmp_path / "root")
-    assert "8 True" in done.out
+    assert f"best {tmp_path / 'root' / 'checkpoint-8'}" in done.out
     assert names(tmp_path / "root") == {"checkpoint-8"}
     assert json.loads((tmp_path / "root/.bt_lightning/latest.json").read_text())["step"] == 8

@@ -13,9 +13,8 @@ from collections import OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
 from datetime import datetime, time, timezone
 from decimal import Decimal
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import omegaconf
@@ -27,7 +26,10 @@ from bt_lightning.layout import LEFTOVERS, MANIFEST, STATE, TREE
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import Manifest
 
-# --- values with classes of their own ---------------------------------------------------------
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# --- values with classes of their own ---
 
 
 class Color(enum.Enum):
@@ -123,11 +125,22 @@ class Foreign:
 
 
 ALLOWED = (
-    Color, Level, Word, Bits, Point, Pair, Plain, Frozen, Slotted, Child, Conf, DictWithFields,
+    Color,
+    Level,
+    Word,
+    Bits,
+    Point,
+    Pair,
+    Plain,
+    Frozen,
+    Slotted,
+    Child,
+    Conf,
+    DictWithFields,
     Custom,
-)  # fmt: skip
+)
 
-# --- equality ---------------------------------------------------------------------------------
+# --- equality ---
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -233,7 +246,7 @@ def _same_config(one: Any, other: Any, at: str) -> None:
     same(plain[0], plain[1], at)
 
 
-# --- round trips ------------------------------------------------------------------------------
+# --- round trips ---
 
 
 def round_trip(value: Any, place: Path, allowed: Any = ALLOWED, **load: Any) -> Any:
@@ -249,7 +262,7 @@ def returns_the_same(value: Any, place: Path, allowed: Any = ALLOWED) -> None:
     same(value, round_trip(value, place, allowed))
 
 
-# --- tampering --------------------------------------------------------------------------------
+# --- tampering ---
 
 
 def seal(place: Path, **facts: Any) -> None:

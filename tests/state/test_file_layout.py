@@ -14,6 +14,7 @@ from state_tools import bits, tree_of
 
 from bt_lightning import BTCheckpointIO
 from bt_lightning.layout import LEFTOVERS, MANIFEST, STATE, TREE, WEIGHTS
+from bt_lightning.lightning_plugin.hf import ServingFiles
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 
 DTYPES = sorted(SAFETENSORS, key=str)
@@ -21,7 +22,7 @@ DTYPES = sorted(SAFETENSORS, key=str)
 
 def _save(state, place, prefix=""):
     io = BTCheckpointIO()
-    io.weights_prefix = prefix
+    io.serving = ServingFiles(weights_prefix=prefix)
     io.save_checkpoint(state, place)
     return io
 
@@ -111,7 +112,9 @@ def test_the_library_reads_odd_names(place):
     io = _save(state, place)
     assert len(safetensors.torch.load_file(place / WEIGHTS)) == len(names) - 1
     back = io.load_checkpoint(place)["state_dict"]
-    assert {name: int(tensor) for name, tensor in back.items()} == {n: i for i, n in enumerate(names)}
+    assert {name: int(tensor) for name, tensor in back.items()} == {
+        n: i for i, n in enumerate(names)
+    }
 
 
 def test_a_name_with_a_lone_surrogate_does_not_close_the_file_to_the_library(place):
@@ -132,7 +135,9 @@ def test_names_that_collide_once_joined_stay_apart(place):
 
 
 def test_keys_that_look_alike_as_text_keep_their_own_tensors(place):
-    state = {"x": {1: torch.ones(1), "1": torch.ones(2), 1.0 + 1: torch.ones(3), (1,): torch.ones(4)}}
+    state = {
+        "x": {1: torch.ones(1), "1": torch.ones(2), 1.0 + 1: torch.ones(3), (1,): torch.ones(4)}
+    }
     back = _save(state, place).load_checkpoint(place)["x"]
     assert {key: len(tensor) for key, tensor in back.items()} == {1: 1, "1": 2, 2.0: 3, (1,): 4}
 

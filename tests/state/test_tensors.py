@@ -199,7 +199,7 @@ def test_tensors_are_found_wherever_they_are_nested(place):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: torch.nn.UninitializedParameter(),
+        torch.nn.UninitializedParameter,
         lambda: torch.empty(3, device="meta"),
         lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
         lambda: torch.ones(3).as_subclass(_Labelled),
@@ -229,7 +229,9 @@ def test_one_part_of_a_sharded_tensor_is_refused_by_name(place):
 
 
 def test_the_tree_names_the_file_and_the_name_of_each_tensor(place):
-    BTCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(1)}, "x": torch.ones(2)}, place)
+    BTCheckpointIO().save_checkpoint(
+        {"state_dict": {"w": torch.ones(1)}, "x": torch.ones(2)}, place
+    )
     tree = tree_of(place)
     assert tree["state_dict"]["w"] == {"$": "tensor", "file": "weights", "name": "w"}
     assert tree["x"] == {"$": "tensor", "file": "state", "name": "x"}

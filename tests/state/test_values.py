@@ -87,7 +87,7 @@ PLAIN = {
     "defaultdicts": [defaultdict(None, a=1), defaultdict(int, {1: 2}), defaultdict(list)],
     "nested defaultdicts": defaultdict(dict, {"a": defaultdict(set, {1: {2}})}),
     "counters": [Counter(), Counter("hello"), Counter({"a": -1, "b": 0}), Counter({"a": 1.5})],
-    "deques": [deque(), deque([1, 2], maxlen=5), deque([deque([], 0)], 1)],
+    "deques": [deque(), deque([1, 2], maxlen=5), deque([deque(maxlen=0)], 1)],
     "paths": [Path(), Path("/a/b"), Path("a b/ü"), Path(os.fsdecode(b"\xff"))],
     "pure paths": [PurePosixPath("a"), PureWindowsPath("C:\\a\\b")],
     "decimals": [Decimal("1.10"), Decimal("-0"), Decimal("NaN"), Decimal("sNaN1"), Decimal("Inf")],
@@ -97,25 +97,45 @@ PLAIN = {
     "times of day": [dt.time(), dt.time(23, 59, 59, 999999, fold=1), dt.time(1, tzinfo=dt.UTC)]
     if hasattr(dt, "UTC")
     else [dt.time()],
-    "moments": [dt.datetime(2026, 1, 2, 3, 4, 5, 6), dt.datetime.max],  # noqa: DTZ001
+    "moments": [dt.datetime(2026, 1, 2, 3, 4, 5, 6), dt.datetime.max],  # noqa: DTZ001, DTZ901
     "moments in zones": [
         dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc),
         dt.datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
         dt.datetime(2026, 1, 2, tzinfo=dt.timezone(dt.timedelta(hours=-3, seconds=7))),
     ],
-    "durations": [dt.timedelta(), dt.timedelta.max, dt.timedelta.min, dt.timedelta(microseconds=-1)],
+    "durations": [
+        dt.timedelta(),
+        dt.timedelta.max,
+        dt.timedelta.min,
+        dt.timedelta(microseconds=-1),
+    ],
     "named zones": [dt.timezone(dt.timedelta(hours=1), "CET"), ZoneInfo("UTC")],
     "zones without a name": [dt.timezone.utc, dt.timezone(dt.timedelta(hours=1))],
     "enums": [Color.RED, Color.GREEN, Level.HIGH, Word.YES, {Color.RED: Level.LOW}],
     "flags": [Bits.A, Bits.A | Bits.B, Bits(0)],
     "named tuples": [Point(1, 2), Pair(1), Pair(2, Point(3, [4])), {Point(1, 2): 3}],
-    "dataclasses": [Plain(), Plain(2, [Plain()]), Frozen(1, Plain()), Slotted(1, {2}), Child(c=(1,))],
+    "dataclasses": [
+        Plain(),
+        Plain(2, [Plain()]),
+        Frozen(1, Plain()),
+        Slotted(1, {2}),
+        Child(c=(1,)),
+    ],
     "classes": [int, dict, type(None), OrderedDict, Counter, torch.nn.Linear, torch.optim.Adam],
     "namespaces": [Namespace(a=1, b=Namespace(c=[])), SimpleNamespace(), SimpleNamespace(x=(1,))],
     "torch's own names": [
-        torch.float32, torch.bfloat16, torch.bool, torch.strided, torch.sparse_csr,
-        torch.channels_last, torch.contiguous_format, torch.Size([]), torch.Size([2, 3]),
-        torch.device("cpu"), torch.device("cuda", 3), torch.device("meta"),
+        torch.float32,
+        torch.bfloat16,
+        torch.bool,
+        torch.strided,
+        torch.sparse_csr,
+        torch.channels_last,
+        torch.contiguous_format,
+        torch.Size([]),
+        torch.Size([2, 3]),
+        torch.device("cpu"),
+        torch.device("cuda", 3),
+        torch.device("meta"),
     ],
     "a key that is the mark": {"$": "float", "v": "nan"},
     "a mark inside a mark": {"$": {"$": {"$": "dict", "v": []}}},
@@ -123,7 +143,7 @@ PLAIN = {
     "long names": {"x" * 100_000: {"y" * 5_000: 1}},
     "an empty name below an empty name": {"": {"": {"": [{}]}}},
     "metadata of a state dict": _metadata(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -136,12 +156,22 @@ def test_everything_comes_back_from_one_checkpoint(place):
 
 
 NUMPY = {
-    "scalars": [np.float32(1.5), np.int8(-1), np.bool_(True), np.uint64(2**64 - 1), np.float16("nan")],
+    "scalars": [
+        np.float32(1.5),
+        np.int8(-1),
+        np.bool_(True),
+        np.uint64(2**64 - 1),
+        np.float16("nan"),
+    ],
     "wide scalars": [np.longdouble(1) / 3, np.complex64(1j), np.clongdouble(2j)],
     "texts": [np.str_("ü"), np.bytes_(b"ab")],
     "dates": [np.datetime64("2026-01-01"), np.datetime64("NaT"), np.timedelta64(5, "ms")],
     "arrays": [np.arange(6).reshape(2, 3), np.array([1.5, np.nan]), np.array([True, False])],
-    "strange numbers": [np.arange(3, dtype=">f8"), np.zeros(2, np.float16), np.ones(2, np.complex64)],
+    "strange numbers": [
+        np.arange(3, dtype=">f8"),
+        np.zeros(2, np.float16),
+        np.ones(2, np.complex64),
+    ],
     "no axes": [np.array(5), np.array("abc"), np.array(np.datetime64("2026", "Y"))],
     "no items": [np.empty(0), np.empty((0, 3)), np.empty((2, 0, 4), "<M8[s]"), np.array([], "<U4")],
     "column order": np.asfortranarray(np.arange(6).reshape(2, 3)),
@@ -153,7 +183,7 @@ NUMPY = {
     "aligned records": np.zeros(2, np.dtype([("a", "i1"), ("b", "<i8")], align=True)),
     "raw bytes": np.array([b"ab"]).view("V2"),
     "dtypes": [np.dtype("float32"), np.dtype("<M8[ns]"), np.dtype([("a", "<i4")]), np.dtype("U7")],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NUMPY)
@@ -231,7 +261,11 @@ def test_a_value_nested_deeper_comes_back_at_least_with_pickle(name, depth, plac
     io.save_checkpoint({"value": _nested(depth, WRAPS[name])}, place)
     back = io.load_checkpoint(place, weights_only=False)["value"]
     for _ in range(depth):
-        back = back.b if isinstance(back, Plain) else list(getattr(back, "values", back.__iter__)())[-1]
+        back = (
+            back.b
+            if isinstance(back, Plain)
+            else list(getattr(back, "values", back.__iter__)())[-1]
+        )
     assert back == 0
 
 
@@ -332,7 +366,7 @@ def test_a_structured_config_inside_a_plain_one_keeps_its_type(place):
     assert OmegaConf.get_type(back.inner) is Conf
 
 
-# --- what looks like a form and is none: it must be whole, or go to the leftovers ----------------
+# --- what looks like a form and is none: it must be whole, or go to the leftovers ---
 
 
 class _IntWithName(int):
@@ -438,7 +472,9 @@ def test_a_tensor_in_an_object_without_a_form_is_written_once(place):
             return (list, ())
 
     pair = type("Odd", (tuple,), {"_fields": ("a",), "__module__": __name__})
-    snapshot = take({"hyper_parameters": {"x": pair([torch.ones(1000)]), "y": Local(torch.ones(9))}})
+    snapshot = take(
+        {"hyper_parameters": {"x": pair([torch.ones(1000)]), "y": Local(torch.ones(9))}}
+    )
     assert "optimizer.safetensors" not in snapshot.files
 
 

@@ -10,8 +10,8 @@ import threading
 import traceback
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import fsspec
 import pytest
+from fsspec.registry import known_implementations
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -46,10 +46,13 @@ def answering():
             body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
 
             class Handler(BaseHTTPRequestHandler):
+                protocol_version = "HTTP/1.1"  # clients wait for `100 Continue`
+
                 def answer(self):
                     self.rfile.read(int(self.headers.get("Content-Length") or 0))
                     self.send_response(status)
                     self.send_header("Content-Length", str(len(body)))
+                    self.send_header("Connection", "close")
                     self.end_headers()
                     if self.command != "HEAD":
                         self.wfile.write(body)
@@ -74,13 +77,13 @@ def every_call(store, tmp_path):
     """Each method of a store, as (name, function without arguments)."""
     (tmp_path / "source").write_bytes(b"x")
     return {
-        "read": lambda: store.read("a/key"),
-        "put": lambda: store.put("a/key", b"x"),
-        "put_new": lambda: store.put_new("a/key", b"x"),
-        "put_file": lambda: store.put_file(tmp_path / "source", "a/key"),
-        "get_file": lambda: store.get_file("a/key", tmp_path / "target"),
+        "read": lambda: store.read("a/object"),
+        "put": lambda: store.put("a/object", b"x"),
+        "put_new": lambda: store.put_new("a/object", b"x"),
+        "put_file": lambda: store.put_file(tmp_path / "source", "a/object"),
+        "get_file": lambda: store.get_file("a/object", tmp_path / "target"),
         "list": lambda: list(store.list("a")),
-        "delete": lambda: store.delete(["a/key"]),
+        "delete": lambda: store.delete(["a/object"]),
     }
 
 
@@ -110,17 +113,6 @@ def test_a_refused_connection_is_a_transient_error(closed_port, tmp_path, call):
         act()
 
 
-def test_a_host_without_a_name_is_a_transient_error():
-    """A DNS that is away looks the same as a typo; `CheckStore` finds the typo at the start."""
-    options = {
-        "key": "k",
-        "secret": "s",
-        "client_kwargs": {"endpoint_url": "http://no-such-host.invalid:1"},
-    }
-    with pytest.raises(StoreTransientError):
-        open_store("s3://bucket/x", options).read("key")
-
-
 def test_a_bucket_that_does_not_exist_is_a_permanent_error(s3):
     store = open_store("s3://no-such-bucket/x", s3.options)
     with pytest.raises(StorePermanentError):
@@ -134,7 +126,6 @@ def test_a_bucket_that_does_not_exist_is_a_permanent_error(s3):
         (400, "ExpiredToken", StorePermanentError),
         (500, "InternalError", StoreTransientError),
         (503, "ServiceUnavailable", StoreTransientError),
-        (503, "SlowDown", StoreTransientError),
     ],
 )
 def test_the_codes_of_s3_are_sorted_into_those_that_pass_and_those_that_stay(
@@ -147,6 +138,14 @@ def test_the_codes_of_s3_are_sorted_into_those_that_pass_and_those_that_stay(
 
 
 # errors of the operating system and of clients
+
+
+def a_client_error(*names):
+    """An error as a package raises it that may not be installed here; the last name is its own."""
+    kind = Exception
+    for name in names:
+        kind = type(name, (kind,), {})
+    return kind("x")
 
 
 @pytest.mark.parametrize(
@@ -167,14 +166,13 @@ def test_the_codes_of_s3_are_sorted_into_those_that_pass_and_those_that_stay(
         (OSError("no number"), StorePermanentError),
         (ValueError("x"), StorePermanentError),
         (KeyError("x"), StorePermanentError),
-        (type("HttpError", (Exception,), {})("gcsfs"), StoreTransientError),
-        (type("ReadTimeoutError", (type("HTTPClientError", (Exception,), {}),), {})("x"),) * 2,
+        (a_client_error("HttpError"), StoreTransientError),
+        (a_client_error("HTTPClientError", "ReadTimeoutError"), StoreTransientError),
+        (a_client_error("BotoCoreError", "ParamValidationError"), StorePermanentError),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+    ids=repr,
 )
 def test_an_error_of_a_client_is_sorted_by_its_type_and_number(error, kind):
-    if not isinstance(kind, type):
-        kind = StoreTransientError
     with pytest.raises(StoreError) as caught, translated("doing it"):
         raise error
     assert type(caught.value) is kind
@@ -195,17 +193,16 @@ def test_a_full_or_broken_folder_is_named_and_sorted(tmp_path, monkeypatch):
     for code, kind in ((errno.ENOSPC, StorePermanentError), (errno.EIO, StoreTransientError)):
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", lambda _, code=code: (_ for _ in ()).throw(OSError(code, "x")))
-            with pytest.raises(kind, match="a/key"):
-                store.put("a/key", b"x")
+            with pytest.raises(kind, match="a/object"):
+                store.put("a/object", b"x")
 
 
 # how a URL becomes a store
 
 
-@pytest.mark.parametrize("url", ["s4://bucket/x", "nonsense://x", "htp://x", "://x/y"])
+@pytest.mark.parametrize("url", ["s4://bucket/x", "nonsense://x", "htp://x", "s3_://bucket"])
 def test_an_unknown_scheme_is_a_wrong_setting_and_named(url):
-    if url.startswith("://"):
-        url = "no_such_scheme" + url
+    """Taken for a local folder, it would store everything on the disk that may be lost."""
     with pytest.raises(InvalidSettingError) as caught:
         open_store(url)
     assert url in str(caught.value)
@@ -214,7 +211,7 @@ def test_an_unknown_scheme_is_a_wrong_setting_and_named(url):
 
 def test_a_scheme_whose_package_is_not_installed_says_what_to_install(monkeypatch):
     entry = {"class": "no_such_package_anywhere.FS", "err": "Install `moonfs` to access the moon"}
-    monkeypatch.setitem(fsspec.registry.known_implementations, "moon", entry)
+    monkeypatch.setitem(known_implementations, "moon", entry)
     with pytest.raises(InvalidSettingError, match="moonfs"):
         open_store("moon://crater/x")
 
@@ -226,7 +223,7 @@ def test_options_that_a_client_does_not_take_are_a_permanent_error(s3_url):
 
 @pytest.mark.parametrize("url", ["{}", "file://{}", "local://{}"])
 def test_a_path_and_a_file_url_are_the_same_folder(tmp_path, url):
-    open_store(url.format(tmp_path)).put("a/key", b"x")
+    open_store(url.format(tmp_path)).put("a/object", b"x")
     assert (tmp_path / "a" / "key").read_bytes() == b"x"
 
 
@@ -322,8 +319,8 @@ def test_a_real_error_of_a_client_that_names_its_endpoint_shows_no_secret(closed
     }
     store = FsspecStore("s3://bucket/x", options)
     with pytest.raises(StoreError) as caught:
-        store.put("a/key", b"x")
-    assert "s3://bucket/x/a/key" in str(caught.value)
+        store.put("a/object", b"x")
+    assert "s3://bucket/x/a/object" in str(caught.value)
     assert "hunter2" not in shown(caught.value).lower().replace(__file__, "")
     assert "hunter2" not in store.name
 
@@ -337,6 +334,7 @@ def test_a_real_error_about_a_wrong_option_shows_no_secret(s3):
 
 
 def test_a_url_with_a_password_is_named_without_it():
+    url = "nonsense://user:hunter2@host/x?token=hunter2"
     with pytest.raises(InvalidSettingError) as caught:
-        open_store("nonsense://user:hunter2@host/x?token=hunter2")
+        open_store(url)
     assert "hunter2" not in shown(caught.value).replace(__file__, "")
