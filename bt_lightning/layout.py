@@ -27,10 +27,11 @@ def _safe_parts(path: str) -> bool:
     """Whether `path` is relative, posix, free of control characters, and stays under its root."""
     if not path or _UNSAFE.search(path):
         return False
-    return all(
-        part not in {"", ".", ".."} and len(part.encode("utf-8", "replace")) <= _MAX_PART
-        for part in path.split("/")
-    )
+    try:
+        lengths = [len(part.encode()) for part in path.split("/")]
+    except UnicodeEncodeError:
+        return False  # a lone surrogate: no file system can name it
+    return not {"", ".", ".."}.intersection(path.split("/")) and max(lengths) <= _MAX_PART
 
 
 def check_checkpoint_id(checkpoint_id: str) -> str:

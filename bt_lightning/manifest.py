@@ -10,7 +10,7 @@ from typing import Any, Final
 import xxhash
 
 from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
-from bt_lightning.layout import check_member
+from bt_lightning.layout import check_checkpoint_id, check_member
 
 FORMAT: Final = "bt_lightning.checkpoint"
 FORMAT_VERSION: Final = 1
@@ -118,9 +118,9 @@ class Manifest:
             raise CheckpointCorruptError(msg)
         try:
             return _from_json(payload)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, CheckpointCorruptError):
-                raise
+        except CheckpointCorruptError:
+            raise
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             msg = f"the manifest {where} is damaged: {type(error).__name__} {error}"
             raise CheckpointCorruptError(msg) from error
 
@@ -130,6 +130,7 @@ def _canonical(payload: dict[str, Any]) -> bytes:
 
 
 def _metric(value: float) -> float | str:
+    value = float(value)
     return value if math.isfinite(value) else str(value)  # JSON has no nan or inf
 
 
@@ -169,7 +170,7 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
         msg = "two entries have one path"
         raise ValueError(msg)
     return Manifest(
-        checkpoint_id=_of(str, payload["id"]),
+        checkpoint_id=check_checkpoint_id(_of(str, payload["id"])),
         generation=_count(payload["generation"], least=1),
         step=_count(payload["step"]),
         epoch=_count(payload["epoch"]),

@@ -76,7 +76,7 @@ class Job:
         A machine that lost its disk thus finds its own checkpoints again, and two runs that share
         a store stay apart as long as their directories differ.
         """
-        path = Path(checkpoint_dir).absolute()
+        path = Path(os.path.normpath(Path(checkpoint_dir).absolute()))
         fallback = f"{slug(path.name)}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
         return cls(
             project=settings.project or "default",

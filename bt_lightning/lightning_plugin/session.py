@@ -17,8 +17,9 @@ from bt_lightning.errors import (
 from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.committed import list_committed
-from bt_lightning.localdir.durable import sweep, usable_root
+from bt_lightning.localdir.durable import sweep
 from bt_lightning.localdir.requests import request_removal
+from bt_lightning.localdir.usable import usable_root
 from bt_lightning.manifest import Manifest
 from bt_lightning.messages import (
     CheckStore,

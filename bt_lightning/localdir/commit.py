@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from bt_lightning.errors import CheckpointExistsError
 from bt_lightning.layout import DOT_DIR, MANIFEST
-from bt_lightning.localdir.durable import publish_directory, sync_directory, temporary, write_file
+from bt_lightning.localdir.committed import manifest_directories
+from bt_lightning.localdir.durable import publish_directory, temporary
+from bt_lightning.localdir.files import sync_directory, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,19 +34,32 @@ def commit(
 
     Raises:
         OSError: the disk refused (`errno` says why); what was at `final` before is untouched.
+        CheckpointExistsError: `final` lies in another checkpoint, or others lie in it.
     """
+    _refuse_nesting(final, root)
     with temporary(root) as built:
         entries = []
         for path, pieces in files.items():
             target = built / path
             target.parent.mkdir(parents=True, exist_ok=True)
             entries.append(write_file(target, path, pieces()))
-        for folder in {target.parent for target in (built / path for path in files)} - {built}:
-            sync_directory(folder)
+        for folder in {parent for path in files for parent in PurePosixPath(path).parents}:
+            sync_directory(built / folder)
         manifest = describe(tuple(entries))
         write_file(built / MANIFEST, MANIFEST, [manifest.to_bytes()])
         publish_directory(built, final, root)
     return manifest
+
+
+def _refuse_nesting(final: Path, root: Path) -> None:
+    """A directory that is replaced or deleted whole must hold one checkpoint only."""
+    outer = next((p for p in final.parents if root in p.parents and (p / MANIFEST).exists()), None)
+    if outer is None and (final / MANIFEST).exists():
+        return
+    inner = next(manifest_directories(final), None) if final.is_dir() else None
+    if outer or inner:
+        msg = f"{final} cannot become a checkpoint: {outer or inner} is one, and they may not nest"
+        raise CheckpointExistsError(msg)
 
 
 def write_hint(root: Path, checkpoint_id: str, step: int) -> None:

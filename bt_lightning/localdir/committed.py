@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.digest import digest_file
+from bt_lightning.localdir.files import raise_unless_gone
 from bt_lightning.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def manifest_directories(root: Path) -> Iterator[Path]:
     Symbolic links are not followed: `save_last="link"` makes one, and what it names is listed
     under its own name.
     """
-    for place, folders, files in os.walk(root):
+    for place, folders, files in os.walk(root, onerror=raise_unless_gone):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if MANIFEST in files:
             folders.clear()  # a checkpoint holds no checkpoints

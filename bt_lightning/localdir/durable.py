@@ -17,52 +17,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import DirectoryUnusableError
 from bt_lightning.layout import DOT_DIR, check_checkpoint_id
-from bt_lightning.localdir.digest import Hasher
+from bt_lightning.localdir.files import opened, sync_directory, write_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from bt_lightning.manifest import FileEntry
-
-_WRITE_BYTES = 16 * 1024 * 1024
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _TRIES = 8
 _REPLACED = "replaced-"
 _DELETED = "deleted-"
 _NOTE = "origin"
 _CONTENT = "content"
-_HINTS = {
-    errno.EACCES: "give this user the right to write there",
-    errno.EPERM: "give this user the right to write there",
-    errno.EROFS: "the volume is mounted read-only, so mount it for writing",
-    errno.ENOTDIR: "a file stands where a directory should be, so move it away",
-    errno.EEXIST: "a file stands where a directory should be, so move it away",
-    errno.ENOSPC: "the volume is full, so free some space",
-}
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in `path` durable."""
-    with _opened(path) as descriptor:
-        os.fsync(descriptor)
-
-
-def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> FileEntry:
-    """Write `pieces` to the new `file`, make them durable, and describe them as `path`."""
-    hasher = Hasher()
-    with file.open("xb", buffering=0) as stream:
-        for piece in pieces:
-            view = memoryview(piece)
-            hasher.update(view)
-            while view:
-                view = view[stream.write(view[:_WRITE_BYTES]) :]
-        os.fsync(stream.fileno())
-    return hasher.entry(path)
 
 
 def temporaries(root: Path) -> Path:
@@ -75,29 +45,6 @@ def trash(root: Path) -> Path:
     return root / DOT_DIR / "trash"
 
 
-def usable_root(root: Path) -> Path:
-    """Create `root` if needed and prove that directories can be built and files renamed in it.
-
-    Raises:
-        DirectoryUnusableError: it cannot, with the reason and what to do.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if not os.access(root, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
-        with temporary(root) as path:
-            (path / "probe").write_bytes(b"bt_lightning")
-            (path / "probe").rename(path / "renamed")
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "check the volume")
-        msg = (
-            f"the checkpoint directory {root} cannot be used ({error.strerror or error}): {hint},"
-            " or set BT_CHECKPOINT_DIR to another directory"
-        )
-        raise DirectoryUnusableError(msg) from error
-    return root
-
-
 @contextlib.contextmanager
 def temporary(root: Path) -> Iterator[Path]:
     """Yield a new, owned directory on the volume of `root`; what is left of it goes at the end."""
@@ -105,7 +52,7 @@ def temporary(root: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)  # after a rename it is not there any more
+        _discard(path)  # gone after a rename; after an exchange, what was replaced
         os.close(owner)
 
 
@@ -140,14 +87,17 @@ def publish_directory(built: Path, final: Path, root: Path) -> None:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     sync_directory(built)
-    if final.is_symlink() or final.is_file():
-        final.unlink()
-    if not final.exists():
+    if not os.path.lexists(final):
         built.rename(final)
     elif not _renameat2(built, final, _RENAME_EXCHANGE):
         waiting = _into_trash(final, root, _REPLACED)
-        built.rename(final)
-        shutil.rmtree(waiting)
+        try:
+            built.rename(final)
+        except OSError:
+            (waiting / _CONTENT).rename(final)
+            raise
+        finally:
+            _discard(waiting)
     parent = final.parent
     sync_directory(parent)
     while parent != root and root in parent.parents:
@@ -167,7 +117,39 @@ def empty_trash(root: Path) -> None:
     """Delete what a killed process had begun to delete; safe beside a live one."""
     for waiting in _children(trash(root)):
         if waiting.name.startswith(_DELETED):
-            shutil.rmtree(waiting, ignore_errors=True)
+            _discard(waiting)
+
+
+def write_new(final: Path, part: Path, data: bytes) -> None:
+    """Make the small file `final` with `data`, whole and durable, if the name is free.
+
+    The bytes have no name until they are complete; where a file system cannot do that, they have
+    the name `part`. Raises `FileExistsError` if `final` exists. Source: open(2), O_TMPFILE.
+    """
+    with opened(final.parent) as folder:
+        try:
+            descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o644, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            _write_new_by_rename(final, part, data)
+        else:
+            with os.fdopen(descriptor, "wb") as stream:
+                write_out(stream, data)
+                # without a dir_fd Python would call link(2), which cannot follow the link in /proc
+                nameless = f"/proc/self/fd/{descriptor}"
+                os.link(nameless, final.name, dst_dir_fd=folder, follow_symlinks=True)
+        os.fsync(folder)
+
+
+def _write_new_by_rename(final: Path, part: Path, data: bytes) -> None:
+    with part.open("wb") as stream:
+        write_out(stream, data)
+    try:
+        rename_new(part, final)
+    except FileExistsError:
+        part.unlink()
+        raise
 
 
 def rename_new(one: Path, other: Path) -> None:
@@ -186,14 +168,14 @@ def sweep(root: Path) -> list[Path]:
     restored = []
     for waiting in _children(trash(root)):
         final = _origin(waiting, root) if waiting.name.startswith(_REPLACED) else None
-        if final is not None and not final.exists():
+        if final is not None and not os.path.lexists(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             (waiting / _CONTENT).rename(final)
             sync_directory(final.parent)
             restored.append(final)
-        shutil.rmtree(waiting, ignore_errors=True)
+        _discard(waiting)
     for path in _ownerless(temporaries(root)):
-        shutil.rmtree(path, ignore_errors=True)
+        _discard(path)
     return restored
 
 
@@ -202,6 +184,15 @@ def tidy(root: Path) -> None:
     for path in (temporaries(root), trash(root), root / DOT_DIR):
         with contextlib.suppress(OSError):
             path.rmdir()
+
+
+def _discard(path: Path) -> None:
+    """Delete whatever `path` is; what resists is left to the next sweep."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _children(path: Path) -> list[Path]:
@@ -216,7 +207,7 @@ def _owned(parent: Path) -> tuple[Path, int]:
     for left in reversed(range(_TRIES)):
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with _opened(parent) as gate:
+            with opened(parent) as gate:
                 _lock(gate, fcntl.LOCK_SH)  # no sweep between making it and locking it
                 path = Path(tempfile.mkdtemp(dir=parent))
                 owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -232,24 +223,15 @@ def _ownerless(parent: Path) -> list[Path]:
     """Temporaries whose owner is dead; none while a process is just making one."""
     if not parent.is_dir():
         return []
-    with _opened(parent) as gate:
+    with opened(parent) as gate:
         if not try_lock(gate):
             return []
         return [path for path in _children(parent) if not _is_owned(path)]
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _is_owned(path: Path) -> bool:
     try:
-        with _opened(path) as descriptor:
+        with opened(path) as descriptor:
             return not try_lock(descriptor)
     except OSError:
         return False
@@ -263,7 +245,7 @@ def _into_trash(path: Path, root: Path, kind: str) -> Path:
     try:
         path.rename(waiting / _CONTENT)
     except OSError:
-        shutil.rmtree(waiting, ignore_errors=True)
+        _discard(waiting)
         raise
     return waiting
 
@@ -272,7 +254,7 @@ def _origin(waiting: Path, root: Path) -> Path | None:
     """Where the content of `waiting` was, if its note is whole and names a checkpoint of `root`."""
     try:
         note = (waiting / _NOTE).read_text()
-        return root / check_checkpoint_id(note) if (waiting / _CONTENT).is_dir() else None
+        return root / check_checkpoint_id(note) if os.path.lexists(waiting / _CONTENT) else None
     except (OSError, ValueError):
         return None
 

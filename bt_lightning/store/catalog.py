@@ -10,7 +10,8 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.layout import MANIFEST, MARKER, generation_of, part_name, under
 from bt_lightning.localdir.committed import describe_damage
 from bt_lightning.localdir.digest import digest_file
-from bt_lightning.localdir.durable import publish_directory, sync_directory, temporary
+from bt_lightning.localdir.durable import publish_directory, temporary
+from bt_lightning.localdir.files import sync_directory
 from bt_lightning.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointExistsError
 from bt_lightning.layout import part_name
-from bt_lightning.localdir.durable import rename_new, sync_directory
+from bt_lightning.localdir.durable import write_new
+from bt_lightning.localdir.files import (
+    make_directories,
+    raise_unless_gone,
+    sync_directory,
+    write_out,
+)
 from bt_lightning.store.port import ObjectInfo, translated
 
 if TYPE_CHECKING:
@@ -28,7 +34,7 @@ class LocalStore:
     @property
     def name(self) -> str:
         """The folder as a URL."""
-        return self._root.as_uri()
+        return f"file://{self._root}"  # unquoted, as fsspec takes it
 
     def put_file(self, source: Path, key: str) -> None:
         """Copy through a sibling, fsync, rename."""
@@ -44,29 +50,28 @@ class LocalStore:
     def put(self, key: str, data: bytes) -> None:
         """Write a sibling, fsync, rename."""
         with translated(f"writing {self.name}/{key}"):
-            part = self._write_part(key, data)
+            part = self._part(key)
+            with part.open("wb") as stream:
+                write_out(stream, data)
             part.replace(self._root / key)
             sync_directory(part.parent)
 
     def put_new(self, key: str, data: bytes) -> None:
-        """Write a sibling, fsync, give it the name if that is free."""
+        """Write without a name, fsync, give it the name if that is free."""
         with translated(f"writing {self.name}/{key}"):
-            part = self._write_part(key, data)
             try:
-                rename_new(part, self._root / key)
+                write_new(self._root / key, self._part(key), data)
             except FileExistsError:
-                part.unlink()
                 if self.read(key) != data:
                     msg = f"{self.name}/{key} exists and holds other bytes"
                     raise CheckpointExistsError(msg) from None
-            sync_directory(part.parent)
 
     def read(self, key: str) -> bytes | None:
         """The file's bytes."""
         with translated(f"reading {self.name}/{key}"):
             try:
                 return (self._root / key).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 
     def get_file(self, key: str, target: Path) -> None:
@@ -81,7 +86,7 @@ class LocalStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every regular file under the folder `prefix`."""
         with translated(f"listing {self.name}/{prefix}"):
-            for place, _, files in os.walk(self._root / prefix):
+            for place, _, files in os.walk(self._root / prefix, onerror=raise_unless_gone):
                 for file in files:
                     path = Path(place, file)
                     with contextlib.suppress(FileNotFoundError):
@@ -105,13 +110,5 @@ class LocalStore:
     def _part(self, key: str) -> Path:
         """The sibling that becomes `key`; its name is fixed, so that a retry reuses it."""
         path = self._root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(path.parent)
         return path.with_name(part_name(path.name))
-
-    def _write_part(self, key: str, data: bytes) -> Path:
-        part = self._part(key)
-        with part.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return part

@@ -31,13 +31,20 @@ _TRANSIENT_ERRNO = {
     errno.EHOSTUNREACH,
     errno.ESTALE,
 }
-_TRANSIENT_NAMES = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "HttpError"}
+_TRANSIENT_NAMES = {
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ConnectionError",
+    "HTTPClientError",
+    "HttpError",
+}
 """Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed."""
 _SECRET = re.compile(
     r"(?i)((?:secret|token|password|passwd|signature|credential|sig|key)[\w-]*[\"']?\s*[=:]\s*)"
     r"[\"']?[^\s\"'&,}]+"
 )
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+_PLAIN_URL = re.compile(r"https?://[^@\s]*")
 _LEAST_SECRET = 6
 
 
@@ -88,7 +95,7 @@ class Store(Protocol):
 
 def redact(text: str, secrets: Collection[str] = ()) -> str:
     """`text` without user info in URLs, without `secret=...` values, and without `secrets`."""
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
         text = text.replace(secret, "***")
     return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
 
@@ -96,7 +103,8 @@ def redact(text: str, secrets: Collection[str] = ()) -> str:
 def secrets_of(options: object) -> frozenset[str]:
     """Every text inside nested storage options that is long enough to be a secret."""
     if isinstance(options, str):
-        return frozenset({options} if len(options) >= _LEAST_SECRET else ())
+        secret = len(options) >= _LEAST_SECRET and not _PLAIN_URL.fullmatch(options)
+        return frozenset({options} if secret else ())
     if isinstance(options, dict):
         return frozenset().union(*(secrets_of(value) for value in options.values()))
     if isinstance(options, list | tuple):

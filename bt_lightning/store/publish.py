@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointNotFoundError, StoreTransientError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    StoreError,
+    StoreTransientError,
+)
 from bt_lightning.layout import MANIFEST, MARKER, store_folder, under
-from bt_lightning.localdir.committed import read_manifest
+from bt_lightning.localdir.committed import check_sizes, read_manifest
 
 if TYPE_CHECKING:
     from bt_lightning.localdir.committed import LocalCheckpoint
@@ -26,6 +31,7 @@ def publish(store: Store, prefix: str, checkpoint: LocalCheckpoint) -> str:
     Raises:
         CheckpointNotFoundError: the local checkpoint was replaced or deleted meanwhile; what was
             sent of it has no manifest, so nobody sees it.
+        CheckpointCorruptError: the local checkpoint is damaged.
         StoreError: the store refused.
     """
     manifest = checkpoint.manifest
@@ -36,22 +42,22 @@ def publish(store: Store, prefix: str, checkpoint: LocalCheckpoint) -> str:
         base = under(prefix, folder)
         there = store.read(f"{base}/{MANIFEST}")
         if there == data:
+            store.delete([f"{base}/{MARKER}"])  # of a publisher that died at its last step
             return folder
         if there is None:
             break
         number += 1
-    store.put(f"{base}/{MARKER}", b"{}\n")
-    for entry in manifest.files:
-        source = checkpoint.path / entry.path
-        if not source.is_file():
-            raise _replaced(checkpoint)
-        store.put_file(source, f"{base}/{entry.path}")
-    _compare_sizes(store, base, checkpoint)
     try:
-        unchanged = read_manifest(checkpoint.path).digest == manifest.digest
-    except CheckpointNotFoundError:
-        unchanged = False
-    if not unchanged:
+        check_sizes(checkpoint.path, manifest)
+        store.put(f"{base}/{MARKER}", b"{}\n")
+        for entry in manifest.files:
+            store.put_file(checkpoint.path / entry.path, f"{base}/{entry.path}")
+        _compare_sizes(store, base, checkpoint)
+    except (CheckpointCorruptError, StoreError) as error:
+        if _is_unchanged(checkpoint):
+            raise
+        raise _replaced(checkpoint) from error  # a file of it was gone, or of the next generation
+    if not _is_unchanged(checkpoint):
         raise _replaced(checkpoint)
     store.put_new(f"{base}/{MANIFEST}", data)
     store.delete([f"{base}/{MARKER}"])
@@ -61,7 +67,7 @@ def publish(store: Store, prefix: str, checkpoint: LocalCheckpoint) -> str:
 def unpublish(store: Store, prefix: str, folder: str) -> None:
     """Delete one checkpoint, or the rest of one, from the store; idempotent."""
     base = under(prefix, folder)
-    keys = [info.key for info in store.list(base)]
+    keys = _own_keys(store, base)
     if not keys:
         return
     store.put(f"{base}/{MARKER}", b"{}\n")
@@ -69,6 +75,25 @@ def unpublish(store: Store, prefix: str, folder: str) -> None:
     store.delete([manifest])
     store.delete([key for key in keys if key not in {manifest, marker}])
     store.delete([marker])
+
+
+def _own_keys(store: Store, base: str) -> list[str]:
+    """Keys of the checkpoint at `base`; of another one below it (`a` and `a/b`), none."""
+    keys = [info.key for info in store.list(base)]
+    ends = (f"/{MANIFEST}", f"/{MARKER}")
+    nested = {
+        key.rpartition("/")[0] + "/"
+        for key in keys
+        if key.endswith(ends) and key.rpartition("/")[0] != base
+    }
+    return [key for key in keys if not key.startswith(tuple(nested))]
+
+
+def _is_unchanged(checkpoint: LocalCheckpoint) -> bool:
+    try:
+        return read_manifest(checkpoint.path).digest == checkpoint.manifest.digest
+    except (CheckpointCorruptError, CheckpointNotFoundError):
+        return False
 
 
 def _compare_sizes(store: Store, base: str, checkpoint: LocalCheckpoint) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import fsspec
 
@@ -26,7 +25,7 @@ class FsspecStore:
     def __init__(self, url: str, storage_options: Mapping[str, object]) -> None:
         self._secrets = secrets_of(dict(storage_options))
         self._name = redact(url, self._secrets).rstrip("/")
-        options: dict[str, Any] = {**_defaults(urlsplit(url).scheme), **storage_options}
+        options: dict[str, Any] = {**_defaults(url.partition("://")[0]), **storage_options}
         with translated(f"opening {self._name}", self._secrets):
             self._fs, root = fsspec.core.url_to_fs(url, **options)
         self._root = root.rstrip("/")
@@ -123,7 +122,7 @@ def open_store(url: str, storage_options: Mapping[str, object] | None = None) ->
         InvalidSettingError: nobody knows the scheme, or its package is not installed.
         StoreError: the options were refused.
     """
-    scheme = urlsplit(url).scheme if "://" in url else ""
+    scheme = url.partition("://")[0] if "://" in url else ""
     if scheme in {"", "file", "local"}:
         return LocalStore(Path(url.partition("://")[2] if scheme else url).absolute())
     try:

@@ -13,6 +13,7 @@ from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
 )
+from bt_lightning.layout import MARKER, under
 from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
 from bt_lightning.localdir.durable import delete_directory, empty_trash
 from bt_lightning.localdir.requests import forget_removal, requested_removals
@@ -39,6 +40,9 @@ class Duties:
         self._prefix = prefix
         self._pinned = pinned
         self._stored: dict[str, Manifest] | None = None
+        self._damaged: set[str] = set()
+        self.complaints: list[str] = []
+        """What was found damaged since the reader last emptied it."""
 
     def forget(self) -> None:
         """Trust nothing known of the store; look again before the next unit."""
@@ -52,7 +56,8 @@ class Duties:
         requested = requested_removals(self._root)
         published = {manifest.digest for manifest in (self._stored or {}).values()}
         wanted = [found for found in local if found.manifest.digest not in requested]
-        return [found for found in (wanted or local) if found.manifest.digest not in published]
+        unsent = [found for found in (wanted or local) if found.manifest.digest not in published]
+        return [found for found in unsent if found.manifest.digest not in self._damaged]
 
     def publish_next(self) -> LocalCheckpoint | None:
         """Publish the newest checkpoint of the outbox; None if it is empty.
@@ -68,6 +73,10 @@ class Duties:
                 folder = publish(self._store, self._prefix, found)
             except (CheckpointNotFoundError, CheckpointExistsError):
                 continue  # replaced here, or taken there, meanwhile: the next look sees which
+            except CheckpointCorruptError as error:
+                self._damaged.add(found.manifest.digest)  # must not stand before the whole ones
+                self.complaints.append(str(error))
+                continue
             stored[folder] = found.manifest
             return found
         return None
@@ -110,6 +119,8 @@ class Duties:
                     continue  # not ours to judge: it is neither offered, nor replaced, nor deleted
             for folder in listing.unfinished - listing.committed.keys():
                 unpublish(store, self._prefix, folder)
+            done = listing.unfinished & listing.committed.keys()
+            store.delete([under(under(self._prefix, folder), MARKER) for folder in sorted(done)])
             self._stored = stored
         return self._stored
 

@@ -242,6 +242,9 @@ class _Loop:
         except (CheckpointError, OSError) as error:
             self._fail(error)
             return
+        for complaint in self._duties.complaints:
+            self._say(WorkFailed(what="publishing", error=complaint))
+        self._duties.complaints.clear()
         self._failures = 0
         self._permanent = False
         self._last_error = self._reported = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
@@ -155,8 +156,24 @@ def test_an_unknown_scheme_is_named_with_those_that_work(runs: ModuleType, tmp_p
     assert "s3://, gs://, az://, file://" in message
 
 
+@pytest.fixture(scope="module")
+def working_s3() -> None:
+    """Skips where s3fs is installed beside a botocore that its client does not work with."""
+    session = pytest.importorskip("aiobotocore.session").get_session()
+
+    async def connect() -> None:
+        keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
+        async with session.create_client("s3", region_name="us-east-1", **keys):
+            pass
+
+    try:
+        asyncio.run(connect())
+    except TypeError as error:
+        pytest.skip(f"aiobotocore and botocore do not fit together: {error}")
+
+
 @pytest.fixture
-def endpoint() -> Iterator[str]:
+def endpoint(working_s3: None) -> Iterator[str]:
     """An S3 that knows no bucket."""
     pytest.importorskip("moto")
     from moto.server import ThreadedMotoServer
@@ -191,7 +208,7 @@ def test_a_missing_bucket_is_an_error_at_the_start(
 
 @pytest.mark.timeout(40)
 def test_an_endpoint_that_nobody_listens_at_is_an_error_at_the_start(
-    runs: ModuleType, tmp_path: Path
+    runs: ModuleType, tmp_path: Path, working_s3: None
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound and not listening: a connection is refused
@@ -206,7 +223,7 @@ def test_an_endpoint_that_nobody_listens_at_is_an_error_at_the_start(
 
 
 def test_with_checkpoints_on_disk_a_dead_store_is_a_warning_at_the_start(
-    runs: ModuleType, tmp_path: Path
+    runs: ModuleType, tmp_path: Path, working_s3: None
 ) -> None:
     """A job whose store is down goes on from its disk; what it commits waits there."""
     runs.fit(tmp_path, make=partial(runs.Net, 7), save=EVERY_3)

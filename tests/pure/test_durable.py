@@ -31,8 +31,8 @@ from bt_lightning.localdir.durable import (
     temporary,
     tidy,
     trash,
-    usable_root,
 )
+from bt_lightning.localdir.usable import usable_root
 from bt_lightning.manifest import Manifest
 
 NAME = "checkpoint-1"

@@ -204,7 +204,8 @@ def test_no_tensor_is_allocated_for_a_file_that_is_shorter_than_its_manifest_say
 def _nodes():
     """A good node of every kind, as the encoder writes them."""
     encoder = Encoder()
-    state = {"plain": PLAIN, "numpy": NUMPY, "tensors": _tensors(), "omega": _configs()}
+    more = [2**2000, "\ud83d\ude00"]
+    state = {"plain": [PLAIN, more], "numpy": NUMPY, "tensors": _tensors(), "omega": _configs()}
     tree = encoder.encode(state)
     found: dict[str, list] = {}
 

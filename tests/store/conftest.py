@@ -23,7 +23,7 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 server.stop()
 """
-SECRET = "s3kr3t/of+the=tests"  # noqa: S105 - what must not be seen anywhere
+SECRET = "s3kr3t/of+the=tests"
 
 
 class S3:

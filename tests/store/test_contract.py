@@ -10,6 +10,7 @@ import pytest
 from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanentError
 from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.committed import verify
+from bt_lightning.localdir.digest import digest_file
 from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.port import ObjectInfo
@@ -122,7 +123,7 @@ class StoreContract:
         """Checkpoint names hold metrics, and metrics hold anything."""
         store.put(ODD, b"x")
         assert store.read(ODD) == b"x"
-        assert [info.key for info in store.list(ODD.split("/")[0])] == [ODD]
+        assert [info.key for info in store.list(ODD.split("/", maxsplit=1)[0])] == [ODD]
         store.get_file(ODD, tmp_path / "target")
         store.put_new(ODD + "2", b"y")
         store.put_file(tmp_path / "target", ODD)
@@ -213,3 +214,17 @@ class TestRetryingStore(StoreContract):
             raise AssertionError(msg)
 
         return lambda: RetryingStore(LocalStore(tmp_path / "store"), sleep=never)
+
+
+def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path):
+    """s3fs sends parts of 50 MiB from 100 MiB on: another way than that of smaller files."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as stream:
+        stream.truncate(100 * MIB)
+        stream.seek(100 * MIB - 7)
+        stream.write(b"the end")
+    store = open_store(s3_url, s3.options)
+    store.put_file(source, "big")
+    assert list(store.list("")) == [ObjectInfo("big", 100 * MIB)]
+    store.get_file("big", target)
+    assert digest_file(target, "x") == digest_file(source, "x")

@@ -66,7 +66,7 @@ def test_what_is_about_to_go_is_not_sent_unless_it_is_all_there_is(root, store, 
 
 
 def test_a_request_is_honoured_in_each_tier_only_when_something_newer_is_there(root, store, make):
-    """Invariant 4: the disk may be lost, so what is newer on the disk frees nothing in the store."""
+    """Invariant 4: the disk may be lost: what is newer there frees nothing in the store."""
     old = make(root, "checkpoint-1", 1)
     publish(store, "p", old)
     request_removal(root, old.manifest.digest)

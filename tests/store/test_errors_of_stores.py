@@ -192,7 +192,9 @@ def test_a_full_or_broken_folder_is_named_and_sorted(tmp_path, monkeypatch):
     store = LocalStore(tmp_path)
     for code, kind in ((errno.ENOSPC, StorePermanentError), (errno.EIO, StoreTransientError)):
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda _, code=code: (_ for _ in ()).throw(OSError(code, "x")))
+            patch.setattr(
+                os, "fsync", lambda _, code=code: (_ for _ in ()).throw(OSError(code, "x"))
+            )
             with pytest.raises(kind, match="a/object"):
                 store.put("a/object", b"x")
 
@@ -224,7 +226,7 @@ def test_options_that_a_client_does_not_take_are_a_permanent_error(s3_url):
 @pytest.mark.parametrize("url", ["{}", "file://{}", "local://{}"])
 def test_a_path_and_a_file_url_are_the_same_folder(tmp_path, url):
     open_store(url.format(tmp_path)).put("a/object", b"x")
-    assert (tmp_path / "a" / "key").read_bytes() == b"x"
+    assert (tmp_path / "a" / "object").read_bytes() == b"x"
 
 
 def test_a_relative_path_is_taken_from_the_working_directory(tmp_path, monkeypatch):
@@ -309,7 +311,7 @@ def shown(error: BaseException) -> str:
 
 def test_a_real_error_of_a_client_that_names_its_endpoint_shows_no_secret(closed_port):
     """botocore prints the endpoint with its user info: the way by which secrets really get out."""
-    secret = "hunter2/hunter2+hunter2"  # noqa: S105 - made up
+    secret = "hunter2/hunter2+hunter2"
     quoted = "hunter2%2Fhunter2"
     options = {
         "key": "AKIAHUNTERHUNTER",

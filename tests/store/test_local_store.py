@@ -13,6 +13,7 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.store.local import LocalStore
+from bt_lightning.store.remote import open_store
 
 
 @pytest.fixture
@@ -32,9 +33,7 @@ def test_a_write_is_durable_with_every_folder_that_it_made(tmp_path, store, monk
     (tmp_path / "source").write_bytes(b"x")
     synced = set()
     real = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (synced.add(os.fstat(fd).st_ino), real(fd))[1]
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.add(os.fstat(fd).st_ino), real(fd))[1])
     if method == "put_file":
         store.put_file(tmp_path / "source", "one/two/key")
     else:
@@ -133,6 +132,15 @@ def test_delete_takes_the_folders_that_it_empties_and_no_others(tmp_path, store)
     assert sorted(path.name for path in (tmp_path / "store").rglob("*")) == ["a", "other"]
     store.delete(["a/other"])
     assert list((tmp_path / "store").iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["store", "a store", "100%", "a%20b", "\u00e9", "a#b?c"])
+def test_the_name_of_a_folder_is_the_url_that_opens_it(tmp_path, folder):
+    """People copy it out of a message; another folder would look like an empty store."""
+    store = LocalStore(tmp_path / folder)
+    store.put("key", b"x")
+    assert open_store(store.name).read("key") == b"x"
+    assert open_store(f"file://{tmp_path}/{folder}").read("key") == b"x"
 
 
 def test_a_download_does_not_overwrite(tmp_path, store):

@@ -208,7 +208,9 @@ def test_a_death_in_a_publish_of_what_is_gone_here_is_swept_by_the_next_look(
         done = lives(lambda s=store, n=last: publish(CrashingStore(s, n), PREFIX, checkpoint))
         seen = set(look(store, PREFIX).committed)
         next_start(new, store)
-        assert keys(store) - {f"checkpoint-1/{MARKER}"} == (whole("checkpoint-1") if seen else set())
+        assert keys(store) - {f"checkpoint-1/{MARKER}"} == (
+            whole("checkpoint-1") if seen else set()
+        )
         if done:
             assert seen
             return
@@ -245,9 +247,7 @@ def test_a_death_in_a_fetch_leaves_nothing_that_a_sweep_does_not_take(store, mak
         target.mkdir()
         dying = CrashingStore(store, last)
         final = target / "checkpoint-1"
-        done = lives(
-            lambda d=dying, t=target, f=final: fetch(d, PREFIX, "checkpoint-1", t, f)
-        )
+        done = lives(lambda d=dying, t=target, f=final: fetch(d, PREFIX, "checkpoint-1", t, f))
         assert final.exists() == done
         sweep(target)
         assert not list(temporaries(target).glob("*"))
@@ -262,7 +262,7 @@ def test_a_death_in_the_sweep_of_the_store_is_repaired_by_the_next(empty_store, 
     for last in itertools.count():
         store = empty_store()
         publish(store, PREFIX, keeper)
-        lives(lambda s=store: publish(CrashingStore(s, 5), PREFIX, checkpoint))
+        lives(lambda s=store, c=checkpoint: publish(CrashingStore(s, 5), PREFIX, c))
         assert keys(store) > whole("checkpoint-2")
         delete_directory(checkpoint.path, root)
         duties = Duties(root, CrashingStore(store, last), PREFIX, ())
@@ -315,9 +315,7 @@ def test_a_checkpoint_changed_while_it_is_published_never_mixes(
 def test_what_was_sent_of_a_replaced_checkpoint_is_swept_by_the_next_start(store, make, root):
     checkpoint = make(root)
     with pytest.raises(CheckpointNotFoundError):
-        publish(
-            Before(store, 4, lambda: make(root, step=2, generation=2)), PREFIX, checkpoint
-        )
+        publish(Before(store, 4, lambda: make(root, step=2, generation=2)), PREFIX, checkpoint)
     assert f"checkpoint-1/{MARKER}" in keys(store)
     next_start(root, store)
     assert keys(store) == whole("checkpoint-1@2")
@@ -424,11 +422,11 @@ def tampered(store, key, data):
     "damage", ["flipped bit", "truncated", "grown", "empty", "missing", "manifest"]
 )
 def test_damage_in_the_store_is_refused_and_leaves_what_was_there(
-    store, make, root, tmp_path, damage, before
+    store, make, root, damage, before
 ):
     """Invariant 6: what cannot be verified never gets the name of a checkpoint."""
     publish(store, PREFIX, make(root, files={"model.safetensors": b"w" * 300}))
-    target = tmp_path / "target"
+    target = root.with_name("target")
     target.mkdir()
     if before != "nothing":
         make(target, generation=7)

@@ -34,12 +34,13 @@ class Flaky:
         def call(*args):
             self.calls += 1
             failing = self.calls <= self._failures
+            message = f"failure {self.calls}"
             if failing and not self._after:
-                raise self._kind(f"failure {self.calls}")
+                raise self._kind(message)
             result = getattr(self._inner, method)(*args)
             result = iter(list(result)) if method == "list" else result
             if failing:
-                raise self._kind(f"failure {self.calls}")
+                raise self._kind(message)
             return result
 
         return call

@@ -1,0 +1,68 @@
+"""Files and directory names that survive a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, BinaryIO
+
+from bt_lightning.localdir.digest import Hasher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from bt_lightning.manifest import FileEntry
+
+_WRITE_BYTES = 16 * 1024 * 1024
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Yield a descriptor of the directory `path`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in `path` durable."""
+    with opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> FileEntry:
+    """Write `pieces` to the new `file`, make them durable, and describe them as `path`."""
+    hasher = Hasher()
+    with file.open("xb", buffering=0) as stream:
+        for piece in pieces:
+            view = memoryview(piece)
+            hasher.update(view)
+            while view:
+                view = view[stream.write(view[:_WRITE_BYTES]) :]
+        os.fsync(stream.fileno())
+    return hasher.entry(path)
+
+
+def raise_unless_gone(error: OSError) -> None:
+    """For `os.walk`, which would take a directory that it cannot read for an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def make_directories(path: Path) -> None:
+    """Create `path` and its parents; the names of the new ones survive a power cut."""
+    missing = [path, *path.parents]
+    missing = missing[: next(i for i, folder in enumerate(missing) if folder.is_dir())]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_directory(folder.parent)
+
+
+def write_out(stream: BinaryIO, data: bytes) -> None:
+    """Write `data` and make it durable."""
+    stream.write(data)
+    stream.flush()
+    os.fsync(stream.fileno())

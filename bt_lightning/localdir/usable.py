@@ -1,0 +1,45 @@
+"""Whether a directory can take checkpoints, asked before the first one costs anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import DirectoryUnusableError
+from bt_lightning.localdir.durable import temporary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_HINTS = {
+    errno.EACCES: "give this user the right to write there",
+    errno.EPERM: "give this user the right to write there",
+    errno.EROFS: "the volume is mounted read-only, so mount it for writing",
+    errno.ENOTDIR: "a file stands where a directory should be, so move it away",
+    errno.EEXIST: "a file stands where a directory should be, so move it away",
+    errno.ENOSPC: "the volume is full, so free some space",
+}
+
+
+def usable_root(root: Path) -> Path:
+    """Create `root` if needed and prove that directories can be built and files renamed in it.
+
+    Raises:
+        DirectoryUnusableError: it cannot, with the reason and what to do.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
+        with temporary(root) as path:
+            (path / "probe").write_bytes(b"bt_lightning")
+            (path / "probe").rename(path / "renamed")
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "check the volume")
+        msg = (
+            f"the checkpoint directory {root} cannot be used ({error.strerror or error}): {hint},"
+            " or set BT_CHECKPOINT_DIR to another directory"
+        )
+        raise DirectoryUnusableError(msg) from error
+    return root

@@ -1,0 +1,107 @@
+"""Real worker processes that end with their test, and checkpoints for them to publish."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from bt_lightning.layout import job_prefix
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.committed import list_committed
+from bt_lightning.manifest import Manifest
+from bt_lightning.messages import Published, WorkerConfig, WorkFailed
+from bt_lightning.store.catalog import look
+from bt_lightning.store.local import LocalStore
+from bt_lightning.worker.handle import Worker
+
+PREFIX = job_prefix("p", "j", 0)
+
+
+def eventually(predicate, timeout_s=30.0):
+    """Wait for `predicate` to be true; what it returned then."""
+    until = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not (value := predicate()):
+        assert time.monotonic() < until, "it did not happen in time"
+        pause.wait(0.01)
+    return value
+
+
+class Scene:
+    """A checkpoint directory, a folder as the store, and workers between them."""
+
+    def __init__(self, tmp_path) -> None:
+        self.root = tmp_path / "root"
+        self.folder = tmp_path / "store"
+        self.root.mkdir()
+        self.prefix = PREFIX
+        self.workers: list[Worker] = []
+        self.events: list[Published | WorkFailed] = []
+
+    def make(self, *steps, generation=1):
+        """Commit `checkpoint-<step>` for each step; return the manifests."""
+        return [self._make(step, generation) for step in steps]
+
+    def _make(self, step, generation):
+        name = f"checkpoint-{step}"
+
+        def describe(entries):
+            return Manifest(
+                checkpoint_id=name,
+                generation=generation,
+                step=step,
+                epoch=0,
+                created_at="2030-01-01T00:00:00+00:00",
+                files=entries,
+            )
+
+        files = {"model.safetensors": lambda: [b"%d" % step * 1000]}
+        return commit(self.root / name, self.root, files, describe)
+
+    def worker(self, url="", drain_s=30.0, options=None, root=None) -> Worker:
+        config = WorkerConfig(
+            root=str(root or self.root),
+            store_url=self.folder.as_uri() if url == "" else url,
+            storage_options=options or {},
+            prefix=PREFIX,
+            drain_s=drain_s,
+        )
+        worker = Worker(config)
+        self.workers.append(worker)
+        return worker
+
+    def watch(self, worker, predicate) -> None:
+        """Poll `worker` and keep its events until `predicate` is true."""
+
+        def look_again():
+            self.events += worker.poll()
+            return predicate()
+
+        eventually(look_again)
+
+    @property
+    def published(self):
+        return [event.checkpoint_id for event in self.events if isinstance(event, Published)]
+
+    @property
+    def failures(self):
+        return [event.error for event in self.events if isinstance(event, WorkFailed)]
+
+    def in_store(self, folder=None):
+        return set(look(LocalStore(folder or self.folder), PREFIX).committed)
+
+    def on_disk(self):
+        return {found.manifest.checkpoint_id for found in list_committed(self.root)[0]}
+
+    def names(self, *steps):
+        return {f"checkpoint-{step}" for step in steps}
+
+
+@pytest.fixture
+def scene(tmp_path):
+    scene = Scene(tmp_path)
+    yield scene
+    for worker in scene.workers:
+        worker.kill()

@@ -1,0 +1,713 @@
+"""A real worker process: it publishes, deletes, is asked, fails, and never loses anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import bt_lightning
+from bt_lightning.errors import (
+    CheckpointNotFoundError,
+    DrainTimeoutError,
+    InvalidSettingError,
+    StorePermanentError,
+    StoreTransientError,
+    WorkerDiedError,
+)
+from bt_lightning.localdir.committed import verify
+from bt_lightning.localdir.requests import request_removal, requested_removals
+from bt_lightning.messages import CheckStore, Fetch, ListStore
+
+NONE = frozenset()
+
+
+def end_of(worker, timeout_s=20.0):
+    """Wait for the end of the process by itself; its exit code."""
+    worker._process.join(timeout_s)
+    return worker._process.exitcode
+
+
+# publishing
+
+
+def test_everything_committed_is_published_newest_first(scene):
+    """The newest is what a resume needs: if the machine dies meanwhile, it should be there."""
+    scene.make(1, 10, 9)
+    worker = scene.worker()
+    worker.begin(NONE)
+    scene.watch(worker, lambda: len(scene.published) == 3)
+    assert scene.published == ["checkpoint-10", "checkpoint-9", "checkpoint-1"]
+    assert scene.in_store() == scene.names(1, 9, 10)
+    assert scene.failures == []
+    assert all(event.size > 0 for event in scene.events)
+
+
+def test_nothing_is_published_or_deleted_before_begin(scene):
+    """Until the run has decided what it resumes from, everything must stay."""
+    old, _ = scene.make(1, 2)
+    request_removal(scene.root, old.digest)
+    worker = scene.worker()
+    worker.wake()
+    for _ in range(3):
+        assert worker.ask(ListStore(), 20) == []
+        worker.wake()
+    assert scene.in_store() == set()
+    assert scene.on_disk() == scene.names(1, 2)
+
+
+def test_a_checkpoint_committed_later_is_published_after_a_wake(scene):
+    worker = scene.worker()
+    worker.begin(NONE)
+    for step in (1, 2, 3):
+        (manifest,) = scene.make(step)
+        worker.wake()
+        scene.watch(worker, lambda step=step: len(scene.published) == step)
+        assert scene.events[-1].digest == manifest.digest
+    assert scene.in_store() == scene.names(1, 2, 3)
+
+
+def test_a_drain_returns_when_all_is_published_even_without_a_wake(scene):
+    worker = scene.worker()
+    worker.begin(NONE)
+    scene.make(*range(1, 6))
+    worker.drain(30)
+    assert scene.in_store() == scene.names(*range(1, 6))
+    scene.events += worker.poll()
+    assert sorted(scene.published) == sorted(scene.names(*range(1, 6)))
+    worker.drain(30)
+    assert worker.poll() == []
+
+
+def test_each_event_is_handed_out_once_also_beside_questions(scene):
+    """`ask` reads the same pipe: what it meets on the way must not be lost."""
+    scene.make(*range(1, 6))
+    worker = scene.worker()
+    worker.begin(NONE)
+    while len(worker.ask(ListStore(), 20)) < 5:
+        pass
+    worker.drain(30)
+    scene.events += worker.poll()
+    assert len(scene.published) == 5
+    assert worker.poll() == []
+
+
+def test_a_later_generation_replaces_the_older_in_the_store(scene):
+    scene.make(1)
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.drain(30)
+    scene.make(1, generation=2)
+    worker.drain(30)
+    assert scene.in_store() == {"checkpoint-1@2"}
+
+
+def test_without_a_store_a_drain_returns_at_once(scene):
+    scene.make(1)
+    worker = scene.worker(url=None)
+    worker.begin(NONE)
+    worker.drain(30)
+    assert worker.poll() == []
+
+
+def test_wakes_never_wait_however_many_there_are(scene):
+    """Invariant 8: the training thread calls this, and a stopped worker reads nothing."""
+    worker = scene.worker()
+    worker.begin(NONE)
+    assert worker.ask(ListStore(), 20) == []
+    os.kill(worker.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    for _ in range(20_000):
+        worker.wake()
+    assert time.monotonic() - started < 10
+    assert worker.poll() == []
+    os.kill(worker.pid, signal.SIGCONT)
+    scene.make(1)
+    worker.drain(30)
+    assert scene.in_store() == scene.names(1)
+
+
+# deleting
+
+
+def test_a_requested_removal_is_carried_out_on_the_disk_and_in_the_store(scene):
+    old, _ = scene.make(1, 2)
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.drain(30)
+    assert scene.in_store() == scene.names(1, 2)
+    request_removal(scene.root, old.digest)
+    worker.drain(30)
+    assert scene.on_disk() == scene.in_store() == scene.names(2)
+    assert requested_removals(scene.root) == frozenset()
+
+
+def test_the_only_checkpoint_is_not_deleted_until_something_newer_is_committed(scene):
+    """Invariant 4."""
+    (old,) = scene.make(1)
+    request_removal(scene.root, old.digest)
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.drain(30)
+    assert scene.on_disk() == scene.in_store() == scene.names(1)
+    scene.make(2)
+    worker.drain(30)
+    assert scene.on_disk() == scene.in_store() == scene.names(2)
+
+
+def test_a_pinned_checkpoint_is_never_deleted(scene):
+    old, _ = scene.make(1, 2)
+    worker = scene.worker()
+    worker.begin(frozenset({old.digest}))
+    worker.drain(30)
+    request_removal(scene.root, old.digest)
+    scene.make(3)
+    worker.drain(30)
+    assert scene.on_disk() == scene.in_store() == scene.names(1, 2, 3)
+
+
+def test_pins_survive_the_death_of_the_worker(scene):
+    """A revived worker that forgot them would delete what the run resumed from."""
+    old, _ = scene.make(1, 2)
+    worker = scene.worker()
+    worker.begin(frozenset({old.digest}))
+    worker.drain(30)
+    request_removal(scene.root, old.digest)
+    first = worker.pid
+    os.kill(first, signal.SIGKILL)
+    scene.watch(worker, lambda: worker.pid != first)
+    worker.drain(30)
+    assert scene.on_disk() == scene.in_store() == scene.names(1, 2)
+
+
+def test_removals_are_carried_out_on_the_disk_while_the_store_is_down(scene):
+    """A store that is away for a day must not fill the disk."""
+    scene.folder.write_text("a file where the store should be")
+    old, _ = scene.make(1, 2)
+    request_removal(scene.root, old.digest)
+    worker = scene.worker()
+    worker.begin(NONE)
+    scene.watch(worker, lambda: scene.on_disk() == scene.names(2))
+    assert requested_removals(scene.root) == {old.digest}, "the store may hold it still"
+
+
+# questions
+
+
+def test_a_store_that_can_be_used_is_checked_and_left_clean(scene):
+    worker = scene.worker()
+    assert worker.ask(CheckStore(), 20) is None
+    assert not [path for path in scene.folder.rglob("*") if path.is_file()]
+
+
+def test_a_store_that_cannot_be_used_says_why(scene):
+    scene.folder.write_text("x")
+    worker = scene.worker()
+    with pytest.raises(StorePermanentError, match="store"):
+        worker.ask(CheckStore(), 20)
+    with pytest.raises(InvalidSettingError, match="nonsense"):
+        scene.worker(url="nonsense://x").ask(CheckStore(), 20)
+
+
+def test_what_is_in_the_store_is_listed_and_fetched(scene, tmp_path):
+    (manifest,) = scene.make(1)
+    first = scene.worker()
+    first.begin(NONE)
+    first.drain(30)
+    first.stop()
+    shutil.rmtree(scene.root)
+    scene.root.mkdir()
+    worker = scene.worker()
+    (stored,) = worker.ask(ListStore(), 20)
+    assert (stored.folder, stored.manifest) == ("checkpoint-1", manifest.to_bytes())
+    path = worker.ask(Fetch("checkpoint-1", "checkpoint-1"), 20)
+    assert path == str(scene.root / "checkpoint-1")
+    assert verify(scene.root / "checkpoint-1") == manifest
+    with pytest.raises(CheckpointNotFoundError):
+        worker.ask(Fetch("nothing", "nothing"), 20)
+
+
+@pytest.mark.parametrize("target", ["../escaped", "{}/absolute", "a/../../escaped"])
+def test_a_fetch_cannot_leave_the_checkpoint_directory(scene, target, tmp_path):
+    """Invariant 6: the target is an id out of a manifest that somebody else may have written."""
+    scene.make(1)
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.drain(30)
+    before = set(tmp_path.iterdir())
+    with pytest.raises((InvalidSettingError, ValueError)):
+        worker.ask(Fetch("checkpoint-1", target.format(tmp_path)), 20)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_question_that_gets_no_answer_ends_in_time_and_says_so(scene, silent):
+    """Invariant 9. The worker that hangs is ended; the next question starts another."""
+    worker = scene.worker(url="s3://bucket/x", options=silent)
+    started = time.monotonic()
+    with pytest.raises(StoreTransientError, match="did not answer CheckStore within"):
+        worker.ask(CheckStore(), 1.5)
+    assert time.monotonic() - started < 5
+    assert worker.pid is None
+
+
+# deaths
+
+
+def test_a_killed_worker_is_revived_and_nothing_is_lost(scene):
+    """Invariant 7: what it had to do is read off the disk."""
+    scene.make(*range(1, 16))
+    worker = scene.worker()
+    worker.begin(NONE)
+    scene.watch(worker, lambda: scene.published)
+    first = worker.pid
+    os.kill(first, signal.SIGKILL)
+    scene.watch(worker, lambda: worker.pid != first)
+    worker.drain(30)
+    assert scene.in_store() == scene.names(*range(1, 16))
+    scene.events += worker.poll()
+    assert scene.failures == []
+    left = [path for path in scene.folder.rglob("*") if path.name.startswith((".", "bt_publ"))]
+    assert left == [], "the revived worker did not sweep"
+
+
+def test_a_worker_killed_during_a_drain_is_revived_by_the_drain(scene):
+    scene.make(*range(1, 6))
+    worker = scene.worker()
+    worker.begin(NONE)
+    scene.watch(worker, lambda: scene.published)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.drain(30)
+    assert scene.in_store() == scene.names(*range(1, 6))
+
+
+def test_a_worker_killed_during_a_question_is_asked_again(scene):
+    worker = scene.worker()
+    assert worker.ask(ListStore(), 20) == []
+    os.kill(worker.pid, signal.SIGKILL)
+    assert worker.ask(ListStore(), 20) == []
+
+
+def test_a_worker_that_dies_again_and_again_is_reported_once(scene):
+    """Without a limit a broken machine would start processes for ever. Invariants 5 and 9."""
+    worker = scene.worker()
+    worker.begin(NONE)
+
+    def kill_and_poll():
+        pid = worker.pid
+        os.kill(pid, signal.SIGKILL)
+        scene.watch(worker, lambda: worker.pid != pid)
+
+    for _ in range(4):
+        kill_and_poll()
+    with pytest.raises(WorkerDiedError, match="exit code -9"):
+        kill_and_poll()
+    assert worker.pid is None
+    assert worker.poll() == []
+
+
+def test_sigterm_lets_the_worker_finish_and_leave(scene):
+    """A platform that stops a job sends it to every process of the container."""
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.ask(ListStore(), 20)
+    scene.make(*range(1, 8))
+    worker.wake()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert end_of(worker) == 0
+    assert scene.in_store() == scene.names(*range(1, 8))
+
+
+def test_sigterm_sends_also_what_was_committed_just_before_it_without_a_wake(scene):
+    """The commit is the promise; the wake is only a hint, and may be lost with the trainer."""
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.drain(30)
+    scene.make(1)
+    os.kill(worker.pid, signal.SIGTERM)
+    assert end_of(worker) == 0
+    assert scene.in_store() == scene.names(1)
+
+
+def test_sigint_is_ignored(scene):
+    """Ctrl-C reaches the whole group: the trainer decides what happens, not the worker."""
+    worker = scene.worker()
+    assert worker.ask(ListStore(), 20) == []
+    pid = worker.pid
+    os.kill(pid, signal.SIGINT)
+    worker.begin(NONE)
+    scene.make(1)
+    worker.drain(30)
+    assert worker.pid == pid
+    assert scene.in_store() == scene.names(1)
+
+
+def test_the_end_of_the_pipe_lets_the_worker_finish_and_leave(scene):
+    scene.make(*range(1, 8))
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker._conn.close()
+    assert end_of(worker) == 0
+    assert scene.in_store() == scene.names(*range(1, 8))
+
+
+def test_the_end_of_the_pipe_sends_also_what_was_committed_just_before_it(scene):
+    """SIGKILL of the trainer between its commit and its wake."""
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.drain(30)
+    scene.make(1)
+    worker._conn.close()
+    assert end_of(worker) == 0
+    assert scene.in_store() == scene.names(1)
+
+
+def test_a_worker_that_was_never_told_to_begin_leaves_with_its_parent(scene):
+    scene.make(1)
+    worker = scene.worker()
+    worker.ask(ListStore(), 20)
+    worker._conn.close()
+    assert end_of(worker) == 0
+    assert scene.in_store() == set()
+
+
+TRAINER = """
+import os, sys
+from bt_lightning.messages import ListStore, WorkerConfig
+from bt_lightning.worker.handle import Worker
+
+assert os.environ.pop("ONCE", None), "the worker ran the user's script again"
+config = WorkerConfig(
+    root=sys.argv[1], store_url=sys.argv[2], prefix=sys.argv[3], drain_s=30.0
+)
+worker = Worker(config)
+worker.ask(ListStore(), 60)
+worker.begin(frozenset())
+print(worker.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_trainer_leaves_a_worker_that_finishes_and_no_process(scene):
+    """From stdin and without a main guard, as in a notebook; a real SIGKILL of the parent."""
+    scene.make(*range(1, 11))
+    home = str(Path(bt_lightning.__file__).parents[1])
+    trainer = subprocess.run(
+        [sys.executable, "-", str(scene.root), scene.folder.as_uri(), scene.prefix],
+        input=TRAINER,
+        env={**os.environ, "PYTHONPATH": home, "ONCE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert trainer.returncode == -signal.SIGKILL, trainer.stderr
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(trainer.stdout)).wait(30)
+    assert not psutil.pid_exists(int(trainer.stdout)) or (
+        psutil.Process(int(trainer.stdout)).status() == psutil.STATUS_ZOMBIE
+    )
+    assert scene.in_store() == scene.names(*range(1, 11))
+    assert trainer.stderr == ""
+
+
+# deadlines
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def options_of(port):
+    endpoint = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
+    return {"key": "AKIAOFTHETESTS", "secret": "s3kr3t-of-the-tests", "client_kwargs": endpoint}
+
+
+@pytest.fixture
+def silent():
+    """Options of an S3 endpoint that takes connections and never answers."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen(64)
+        yield options_of(holder.getsockname()[1])
+
+
+def test_a_worker_leaves_by_its_deadline_when_the_store_refuses(scene, closed_port):
+    scene.make(1)
+    worker = scene.worker("s3://bucket/x", drain_s=0.5, options=options_of(closed_port))
+    worker.begin(NONE)
+    worker._conn.close()
+    started = time.monotonic()
+    assert end_of(worker) is not None
+    assert time.monotonic() - started < 0.5 + 5 + 3
+
+
+def test_a_worker_leaves_by_its_deadline_when_the_store_hangs(scene, silent):
+    """Invariant 9: a client that waits for an answer must not keep a container alive.
+
+    The worker is inside a call to the store, so its loop does not see the end of the pipe.
+    """
+    from bt_lightning.worker.process import EXIT_DEADLINE
+
+    scene.make(1)
+    worker = scene.worker("s3://bucket/x", drain_s=0.1, options=silent)
+    worker.begin(NONE)
+    worker._conn.close()
+    started = time.monotonic()
+    assert end_of(worker, 0.1 + 5 + 3) == EXIT_DEADLINE
+    assert time.monotonic() - started < 0.1 + 5 + 3
+
+
+def test_a_drain_ends_at_its_deadline_and_names_what_waits_and_why(scene, closed_port):
+    scene.make(1, 2)
+    worker = scene.worker("s3://bucket/x", options=options_of(closed_port))
+    worker.begin(NONE)
+    started = time.monotonic()
+    with pytest.raises(DrainTimeoutError) as caught:
+        worker.drain(0.5)
+    assert time.monotonic() - started < 8
+    text = str(caught.value)
+    assert "checkpoint-1" in text
+    assert "checkpoint-2" in text
+    assert "s3://bucket/x" in text
+    assert "BT_CHECKPOINT_DIR" in text
+    assert "s3kr3t" not in text
+
+
+def test_a_drain_of_a_hanging_store_ends_too(scene, silent, monkeypatch):
+    from bt_lightning.worker import handle
+
+    monkeypatch.setattr(handle, "_EXIT_S", 1.0)
+    scene.make(1)
+    worker = scene.worker("s3://bucket/x", options=silent)
+    worker.begin(NONE)
+    started = time.monotonic()
+    with pytest.raises(DrainTimeoutError, match="not everything reached the store"):
+        worker.drain(0.2)
+    assert time.monotonic() - started < 5
+    worker.stop()
+    assert worker.pid is None
+
+
+def test_stop_ends_the_process_and_may_be_called_twice(scene):
+    worker = scene.worker()
+    worker.stop()
+    worker.begin(NONE)
+    pid = worker.pid
+    worker.stop()
+    worker.stop()
+    worker.kill()
+    assert not psutil.pid_exists(pid)
+
+
+# failures
+
+
+def test_a_permanent_failure_is_reported_exactly_once(scene):
+    """Invariant 5: with its cause, and not again at every step of the training."""
+    scene.folder.write_text("a file where the store should be")
+    scene.make(1)
+    worker = scene.worker()
+    worker.begin(NONE)
+    scene.watch(worker, lambda: scene.failures)
+    for _ in range(3):
+        worker.wake()
+        with pytest.raises(DrainTimeoutError, match="checkpoint-1"):
+            worker.drain(5)
+    scene.events += worker.poll()
+    assert len(scene.failures) == 1
+    assert str(scene.folder) in scene.failures[0]
+
+
+def test_work_goes_on_when_the_cause_of_a_failure_is_mended(scene):
+    scene.folder.write_text("a file where the store should be")
+    scene.make(1, 2)
+    worker = scene.worker()
+    worker.begin(NONE)
+    scene.watch(worker, lambda: scene.failures)
+    scene.folder.unlink()
+    worker.wake()
+    scene.watch(worker, lambda: len(scene.published) == 2)
+    worker.drain(30)
+    assert scene.in_store() == scene.names(1, 2)
+    assert len(scene.failures) == 1
+
+
+def test_a_second_failure_after_a_success_is_reported_again(scene):
+    scene.folder.write_text("x")
+    scene.make(1)
+    worker = scene.worker()
+    worker.begin(NONE)
+    scene.watch(worker, lambda: len(scene.failures) == 1)
+    scene.folder.unlink()
+    worker.drain(30)
+    shutil.rmtree(scene.folder)
+    scene.folder.write_text("x")
+    scene.make(2)
+    worker.wake()
+    scene.watch(worker, lambda: len(scene.failures) == 2)
+
+
+SERVER = """
+import sys
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
+s3_backends["123456789012"]["aws"].create_bucket("bucket", "us-east-1")
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
+server.start()
+print("ready", flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+
+def test_a_failure_that_another_try_cures_is_never_reported(scene):
+    """Invariant 5. A real S3 endpoint that comes up only after the first tries."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        scene.make(1)
+        worker = scene.worker("s3://bucket/x", options=options_of(port))
+        worker.begin(NONE)
+        with pytest.raises(DrainTimeoutError, match="s3://bucket/x"):
+            worker.drain(0.5)
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout.readline() == "ready\n"
+            worker.drain(30)
+            (stored,) = worker.ask(ListStore(), 20)
+            assert stored.folder == "checkpoint-1"
+        finally:
+            server.kill()
+    scene.events += worker.poll()
+    assert scene.published == ["checkpoint-1"]
+    assert scene.failures == []
+
+
+def test_a_store_that_cannot_be_opened_is_a_failure_and_no_death(scene, closed_port):
+    """Some clients connect when they are made; FTP is one that comes with fsspec."""
+    scene.make(1)
+    worker = scene.worker(f"ftp://127.0.0.1:{closed_port}/x")
+    worker.begin(NONE)
+    with pytest.raises(DrainTimeoutError, match="checkpoint-1"):
+        worker.drain(1)
+
+
+def test_a_damaged_checkpoint_does_not_keep_the_others_from_the_store(scene):
+    """Its file lost some bytes on the disk; newest first, it stands before all others."""
+    scene.make(1, 2, 3)
+    (scene.root / "checkpoint-3" / "model.safetensors").write_bytes(b"short")
+    worker = scene.worker()
+    worker.begin(NONE)
+    with contextlib.suppress(DrainTimeoutError):
+        worker.drain(5)
+    assert scene.in_store() == scene.names(1, 2)
+    worker.ask(ListStore(), 20)
+    scene.events += worker.poll()
+    assert len(scene.failures) == 1
+    assert "checkpoint-3" in scene.failures[0]
+
+
+# two workers
+
+
+def test_the_second_worker_of_a_directory_waits_for_the_first(scene, tmp_path):
+    """An earlier run's worker may still drain: two at once would publish and delete crosswise."""
+    scene.make(1)
+    first = scene.worker()
+    first.begin(NONE)
+    scene.watch(first, lambda: scene.published)
+    other = tmp_path / "other"
+    second = scene.worker(url=other.as_uri())
+    second.begin(NONE)
+    for _ in range(3):
+        assert second.ask(ListStore(), 20) == []
+        assert second.poll() == []
+    first.stop()
+    scene.events.clear()
+    scene.watch(second, lambda: scene.published)
+    assert scene.in_store(other) == scene.names(1)
+
+
+def test_the_lock_of_a_killed_worker_is_free_at_once(scene):
+    scene.make(1)
+    first = scene.worker()
+    first.begin(NONE)
+    scene.watch(first, lambda: scene.published)
+    os.kill(first.pid, signal.SIGKILL)
+    second = scene.worker()
+    second.begin(NONE)
+    second.drain(20)
+
+
+def test_workers_of_two_directories_do_not_wait_for_each_other(scene, tmp_path):
+    scene.make(1)
+    first = scene.worker()
+    first.begin(NONE)
+    scene.watch(first, lambda: scene.published)
+    (tmp_path / "root2").mkdir()
+    second = scene.worker(root=tmp_path / "root2")
+    second.begin(NONE)
+    second.drain(20)
+
+
+# what a worker is
+
+
+def test_a_worker_loads_neither_torch_nor_lightning(scene):
+    """3 s and 310 MB for each rank, and a CUDA context in the worst case."""
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.ask(ListStore(), 20)
+    with Path(f"/proc/{worker.pid}/maps").open() as maps:
+        loaded = {line.rsplit("/", 1)[-1].strip() for line in maps if "/" in line}
+    assert not {name for name in loaded if "torch" in name or "cuda" in name}
+    code = (
+        "import sys, bt_lightning.worker.process\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    home = str(Path(bt_lightning.__file__).parents[1])
+    modules = subprocess.check_output(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": home}, text=True
+    ).split()
+    assert "bt_lightning" in modules
+    forbidden = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "numpy", "click"}
+    assert not forbidden & set(modules)
+
+
+def test_no_secret_is_in_the_command_line_or_the_environment_of_a_worker(scene, closed_port):
+    """Invariant 10: `ps` shows both to every user of the machine."""
+    secret = "s3kr3t-that-ps-must-not-show"
+    options = {**options_of(closed_port), "secret": secret}
+    worker = scene.worker("s3://bucket/x", options=options)
+    with pytest.raises(Exception, match="s3://bucket/x") as caught:
+        worker.ask(CheckStore(), 20)
+    assert secret not in repr(caught.value)
+    process = psutil.Process(worker.pid)
+    assert secret not in " ".join(process.cmdline())
+    environ = process.environ()
+    assert secret not in " ".join(environ.values())
+    assert set(environ) <= set(os.environ) | {"LC_CTYPE"}
+
+
+def test_a_worker_gives_way_to_the_training_process(scene):
+    worker = scene.worker()
+    worker.ask(ListStore(), 20)
+    assert psutil.Process(worker.pid).nice() > psutil.Process().nice() or os.nice(0) >= 10
