@@ -19,6 +19,7 @@ from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
     DirectoryUnusableError,
+    StorePermanentError,
 )
 from bt_lightning.layout import MANIFEST, WEIGHTS, check_checkpoint_id
 from bt_lightning.lightning_plugin.hf import ServingFiles
@@ -130,7 +131,7 @@ class BTCheckpointIO(CheckpointIO):
                 origin={**self.origin, "versions": _versions()},
                 resumable="optimizer_states" in checkpoint,
                 weights_prefix=prefix if has_weights else "",
-                leftovers=snapshot.leftovers,
+                leftovers=(*snapshot.leftovers, *snapshot.dropped),
             )
 
         files = {**snapshot.files, **self.serving.pieces()}
@@ -180,6 +181,7 @@ class BTCheckpointIO(CheckpointIO):
             store = RetryingStore(open_store(parent))
             while (found := newest_folder(store, "", name)) is not None:
                 unpublish(store, "", found[0])
+            store.delete([name])
             return
         target = local_path(path)
         if target.is_dir() and not target.is_symlink():
@@ -204,6 +206,11 @@ class BTCheckpointIO(CheckpointIO):
             warnings.warn(
                 f"saved with pickle, in leftovers.pt: {names}. Only weights_only=False loads them",
                 stacklevel=3,
+            )
+        if snapshot.dropped:
+            names = ", ".join(f"{path} ({kind})" for path, kind in snapshot.dropped)
+            warnings.warn(
+                f"left out of the checkpoint, as it cannot be pickled: {names}", stacklevel=3
             )
         if strange:
             warnings.warn(
@@ -243,7 +250,10 @@ def local_copy(path: str | Path) -> Iterator[Path]:
     store = RetryingStore(open_store(parent))
     with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
         root = Path(folder)
-        found = newest_folder(store, "", name)
+        try:
+            found = newest_folder(store, "", name)
+        except StorePermanentError:
+            found = None  # a web server that lists nothing may still have the file
         if found is not None:
             fetch(store, "", found[0], root, root / "checkpoint")
             yield root / "checkpoint"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,6 @@ from bt_lightning.snapshot.values import BY_KIND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
-
-_MALFORMED = (
-    ArithmeticError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class Decoder:
@@ -56,6 +46,10 @@ class Decoder:
         """Paths of hyperparameters that were left out because nobody allowed to load them."""
         self._kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
             "float": lambda node: float(node["v"]),
+            "int": lambda node: int(node["v"], 16),
+            "str": lambda node: base64.b64decode(node["v"], validate=True).decode(
+                "utf-8", "surrogatepass"
+            ),
             "dict": self._dict,
             "defaultdict": self._defaultdict,
             "attributedict": self._attributedict,
@@ -84,7 +78,7 @@ class Decoder:
             return self._value(tree)
         except (CheckpointCorruptError, UnsafeLoadError):
             raise
-        except _MALFORMED as error:
+        except Exception as error:  # whatever a malformed node makes a constructor raise
             where = ".".join(self._path) or "the top"
             msg = f"{place} is damaged at {where}: {type(error).__name__} {error}"
             raise CheckpointCorruptError(msg) from error
@@ -149,7 +143,7 @@ class Decoder:
         if not is_namedtuple(kind):
             msg = f"{kind} is no namedtuple"
             raise TypeError(msg)
-        return kind._make(self._value(node["v"]))  # type: ignore[attr-defined]
+        return kind._make(self._list(node["v"]))  # type: ignore[attr-defined]
 
     def _dataclass(self, node: dict[str, Any]) -> Any:
         kind = self._class(node)
@@ -166,9 +160,15 @@ class Decoder:
         return value
 
     def _omegaconf(self, node: dict[str, Any]) -> Any:
-        from omegaconf import OmegaConf
-
+        try:
+            from omegaconf import OmegaConf
+        except ImportError as error:
+            msg = f"{'.'.join(self._path)} is a config of omegaconf, which is not installed"
+            raise UnsafeLoadError(msg) from error
         content = self._value(node["v"])
+        if not isinstance(content, dict | list):
+            msg = f"a config made of {type(content).__name__}"
+            raise TypeError(msg)
         if node["type"] is None:
             return OmegaConf.create(content, flags=node["flags"])
         kind = self._class({"class": node["type"]})
@@ -182,20 +182,32 @@ class Decoder:
     def _numpy_scalar(self, node: dict[str, Any]) -> Any:
         import numpy as np
 
-        data = base64.b64decode(node["v"], validate=True)
-        return np.frombuffer(data, dtype=_numpy_dtype(node["dtype"]))[0]
+        data, dtype = base64.b64decode(node["v"], validate=True), _numpy_dtype(node["dtype"])
+        if dtype.itemsize and len(data) != dtype.itemsize:
+            msg = f"a {dtype} of {len(data)} bytes"
+            raise ValueError(msg)
+        return np.frombuffer(data, dtype=dtype)[0] if dtype.itemsize else np.zeros(1, dtype)[0]
 
     def _numpy_array(self, node: dict[str, Any]) -> Any:
         import numpy as np
 
         raw = self._tensors[node["v"]["file"]][node["v"]["name"]].numpy()
-        dtype = _numpy_dtype(node["dtype"])
-        flat = raw.view(dtype) if raw.size else np.empty(0, dtype)
-        return flat.reshape(node["shape"], order=node["order"])
+        dtype, shape = _numpy_dtype(node["dtype"]), node["shape"]
+        if raw.nbytes != math.prod(shape) * dtype.itemsize or any(axis < 0 for axis in shape):
+            msg = f"an array of shape {shape} and {raw.nbytes} bytes"
+            raise ValueError(msg)
+        flat = raw.view(dtype) if raw.size else np.zeros(math.prod(shape), dtype)
+        return flat.reshape(shape, order=node["order"])
 
-    def _tensor(self, node: dict[str, Any]) -> torch.Tensor:
-        parameter, grad = bool(node.get("parameter")), bool(node.get("requires_grad"))
-        key = (node["file"], node["name"], node.get("dtype"), parameter, grad)
+    def _list(self, node: Any) -> list[Any]:
+        if not isinstance(node, list):
+            msg = f"expected a list, found {node!r}"
+            raise TypeError(msg)
+        return [self._value(item) for item in node]
+
+    def _tensor(self, node: dict[str, Any], *, move: bool = True) -> torch.Tensor:
+        flags = (bool(node.get("parameter")), bool(node.get("requires_grad")))
+        key = (node["file"], node["name"], node.get("dtype"), *flags, move)
         if key not in self._made:
             tensor = self._tensors[node["file"]][node["name"]]
             if "dtype" in node:
@@ -205,26 +217,41 @@ class Decoder:
                     raise ValueError(msg)
                 shape = tensor.shape[:-1]
                 tensor = tensor.reshape(-1).view(dtype).reshape(shape)
-            tensor = self._move(tensor)
-            if parameter:
-                tensor = torch.nn.Parameter(tensor, requires_grad=grad)
-            elif grad:
-                tensor = tensor.requires_grad_()
-            self._made[key] = tensor
+            self._made[key] = _flagged(self._move(tensor) if move else tensor, *flags)
         return self._made[key]
 
+    def _part(self, node: dict[str, Any]) -> torch.Tensor:
+        """A dense part of a sparse tensor, still on the host: there its invariants are checked."""
+        if node.get(KIND) != "tensor":
+            msg = "a part of a sparse tensor is no tensor"
+            raise TypeError(msg)
+        return self._tensor(node, move=False)
+
+    def _sparse(self, node: dict[str, Any], tensor: torch.Tensor) -> torch.Tensor:
+        flags = (bool(node.get("parameter")), bool(node.get("requires_grad")))
+        return _flagged(self._move(tensor), *flags)
+
     def _sparse_coo(self, node: dict[str, Any]) -> torch.Tensor:
-        indices, values = self._value(node["indices"]), self._value(node["values"])
-        return torch.sparse_coo_tensor(
-            indices, values, node["size"], is_coalesced=node["coalesced"], check_invariants=True
+        tensor = torch.sparse_coo_tensor(
+            self._part(node["indices"]),
+            self._part(node["values"]),
+            node["size"],
+            is_coalesced=node["coalesced"],
+            check_invariants=True,
         )
+        return self._sparse(node, tensor)
 
     def _sparse_compressed(self, node: dict[str, Any]) -> torch.Tensor:
         layout = BY_KIND["torch.layout"].back({"v": node["layout"]}, self._value)
-        parts = [self._value(node[name]) for name in ("compressed", "plain", "values")]
-        return torch.sparse_compressed_tensor(  # type: ignore[call-arg]
-            *parts, node["size"], layout=layout, check_invariants=True
+        tensor = torch.sparse_compressed_tensor(
+            self._part(node["compressed"]),
+            self._part(node["plain"]),
+            self._part(node["values"]),
+            node["size"],
+            layout=layout,
+            check_invariants=True,
         )
+        return self._sparse(node, tensor)
 
     def _leftover(self, node: dict[str, Any]) -> Any:
         path = str(node["v"])
@@ -237,6 +264,12 @@ class Decoder:
             )
             raise UnsafeLoadError(msg)
         return self._leftovers[path]
+
+
+def _flagged(tensor: torch.Tensor, parameter: bool, grad: bool) -> torch.Tensor:  # noqa: FBT001
+    if parameter:
+        return torch.nn.Parameter(tensor, requires_grad=grad)
+    return tensor.detach().requires_grad_() if grad else tensor  # an alias may not be trainable
 
 
 def _numpy_dtype(descr: Any) -> Any:
@@ -253,4 +286,11 @@ def _tuples(descr: Any) -> Any:
     """JSON has no tuples: numpy describes a structured dtype as a list of tuples."""
     if not isinstance(descr, list):
         return descr
-    return [(name, _tuples(kind), *(tuple(shape) for shape in more)) for name, kind, *more in descr]
+    return [
+        (
+            tuple(name) if isinstance(name, list) else name,  # (title, name)
+            _tuples(kind),
+            *(tuple(shape) for shape in more),
+        )
+        for name, kind, *more in descr
+    ]

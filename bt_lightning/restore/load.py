@@ -84,7 +84,9 @@ def _mover(map_location: MapLocation) -> Callable[[torch.Tensor], torch.Tensor]:
     if callable(map_location):
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            moved = map_location(tensor.untyped_storage(), "cpu")
+            dense = tensor.layout is torch.strided
+            storage = tensor.untyped_storage() if dense else torch.empty(0).untyped_storage()
+            moved = map_location(storage, "cpu")
             return tensor if moved is None else tensor.to(moved.device)
 
         return move

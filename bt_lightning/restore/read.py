@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import stat
 from dataclasses import dataclass
+from io import FileIO
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,7 +20,6 @@ from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.snapshot.image import tensor_bytes
 
 if TYPE_CHECKING:
-    from io import FileIO
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
@@ -25,6 +28,7 @@ _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 256 * 1024 * 1024
 _MOST_AXES: Final = 64
 _PIECE: Final = 4 * 1024 * 1024
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ def read_small(file: Path, place: str, entry: FileEntry) -> bytes:
     Raises:
         CheckpointCorruptError: it is missing, or not what the manifest says.
     """
-    with _opened(file, place) as stream:
+    with _opened(file, place, entry) as stream:
         data = stream.readall() or b""
     _check(data, place, entry)
     return data
@@ -56,9 +60,13 @@ def read_tensors(file: Path, place: str, entry: FileEntry) -> dict[str, torch.Te
     """
     hasher = Hasher()
     tensors = {}
-    with _opened(file, place) as stream:
+    with _opened(file, place, entry) as stream:
         for slot in _header(stream, f"{place}/{entry.path}", entry.size, hasher):
-            tensor = torch.empty(slot.shape, dtype=slot.dtype)
+            try:
+                tensor = torch.empty(slot.shape, dtype=slot.dtype)
+            except (RuntimeError, TypeError) as error:  # axes of which one is 0 may be too long
+                msg = f"{place}/{entry.path} is damaged: no tensor has the shape {slot.shape}"
+                raise CheckpointCorruptError(msg) from error
             view = tensor_bytes(tensor)
             while view:
                 count = stream.readinto(view[:_PIECE])
@@ -74,12 +82,24 @@ def read_tensors(file: Path, place: str, entry: FileEntry) -> dict[str, torch.Te
     return tensors
 
 
-def _opened(file: Path, place: str) -> FileIO:
+def _opened(file: Path, place: str, entry: FileEntry) -> FileIO:
+    """Open a file of the size that the manifest says; a pipe or a device is none, and not read."""
     try:
-        return file.open("rb", buffering=0)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        msg = f"the checkpoint {place} is damaged: its file {file.name} is missing"
+        stream = FileIO(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        msg = f"the checkpoint {place} is damaged: its file {entry.path} is missing"
         raise CheckpointCorruptError(msg) from error
+    status = os.fstat(stream.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size == entry.size:
+        return stream
+    stream.close()
+    msg = (
+        f"the checkpoint {place} is damaged: {entry.path} is no file of {entry.size} bytes, as its"
+        f" manifest says, but of {status.st_size}"
+    )
+    raise CheckpointCorruptError(msg)
 
 
 def _check(data: bytes, place: str, entry: FileEntry) -> None:

@@ -33,6 +33,15 @@ _BUILTINS = [
     "str",
     "tuple",
 ]
+_PICKLING = (
+    "__reduce__",
+    "__reduce_ex__",
+    "__getstate__",
+    "__setstate__",
+    "__getnewargs__",
+    "__getnewargs_ex__",
+)
+_ATTRIBUTE_DICT = "fabric.utilities.data:AttributeDict"
 _OMEGACONF = {"omegaconf.dictconfig:DictConfig", "omegaconf.listconfig:ListConfig"}
 
 
@@ -46,7 +55,8 @@ def _table() -> dict[str, type]:
     kinds: list[type] = [getattr(builtins, name) for name in _BUILTINS]
     kinds += [type(None), Counter, OrderedDict, deque]
     for module in (torch.nn, torch.optim, torch.optim.lr_scheduler):
-        kinds += [kind for kind in vars(module).values() if isinstance(kind, type)]
+        found = [kind for kind in vars(module).values() if isinstance(kind, type)]
+        kinds += [kind for kind in found if kind.__module__.startswith("torch.")]
     return {class_name(kind): kind for kind in kinds}
 
 
@@ -101,7 +111,11 @@ class ClassTable:
         return kind
 
     def _find(self, name: str) -> type | None:
-        return self._known.get(name) or _omegaconf(name)
+        found = self._known.get(name) or _omegaconf(name)
+        if found is None and name.endswith(_ATTRIBUTE_DICT):  # the one of the other namespace
+            twins = (kind for known, kind in self._known.items() if known.endswith(_ATTRIBUTE_DICT))
+            found = next(twins, None)
+        return found
 
 
 def _import(name: str) -> type | None:
@@ -120,12 +134,20 @@ def is_plain_dataclass(value: object) -> bool:
     kind = type(value)
     if not dataclasses.is_dataclass(kind):
         return False
+    if any(base.__module__ == "builtins" and base is not object for base in kind.__mro__):
+        return False  # a dict, say, with items besides its fields
     names = {field.name for field in dataclasses.fields(kind)}
-    custom = (
-        kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
-    )
     extra = set(getattr(value, "__dict__", ())) - names
+    custom = any(_says(kind, method) for method in _PICKLING)
     return not custom and not extra and all(hasattr(value, name) for name in names)
+
+
+def _says(kind: type, method: str) -> bool:
+    """Whether a class itself says how it is pickled; what `dataclass` adds does not count."""
+    found = getattr(kind, method, None)
+    if found is None or found is getattr(object, method, None):
+        return False
+    return getattr(found, "__module__", None) != "dataclasses"
 
 
 def is_namedtuple(kind: type) -> bool:

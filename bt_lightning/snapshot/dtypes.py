@@ -38,7 +38,7 @@ TORCH: Final[dict[str, torch.dtype]] = {stored: dtype for dtype, stored in SAFET
 
 def plain_dtype(name: str) -> torch.dtype | None:
     """The dtype `torch.<name>` if it is one whose items are plain bytes; None otherwise."""
-    dtype = getattr(torch, name, None)
+    dtype = vars(torch).get(name)  # getattr may import a module that a file names
     if not isinstance(dtype, torch.dtype) or is_quantized(dtype):
         return None
     return dtype

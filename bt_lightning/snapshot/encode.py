@@ -12,6 +12,7 @@ import enum
 import math
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -30,7 +31,10 @@ KIND: Final = "$"
 """The key that marks an object of the tree as a typed value."""
 WEIGHTS_KEY: Final = "state_dict"
 """The entry of a Lightning checkpoint whose tensors are the model's weights."""
-_DEPTH = 200
+_DEPTH = 100
+"""Deeper values are leftovers: each level costs several frames of Python's stack."""
+_WIDE_BITS = 4096
+"""Longer whole numbers are written in base 16: Python limits the length of decimal ones."""
 _FILES = {"weights": WEIGHTS, "state": STATE}
 
 
@@ -62,8 +66,13 @@ class Encoder:
 
     def _value(self, value: Any, path: tuple[str, ...]) -> Any:
         kind = type(value)
-        if value is None or kind in {bool, int, str}:
+        if value is None or kind is bool:
             return value
+        if kind is int:
+            wide = value.bit_length() > _WIDE_BITS
+            return {KIND: "int", "v": hex(value)} if wide else value
+        if kind is str:
+            return value if _is_text(value) else {KIND: "str", "v": _surrogates(value)}
         if kind is float:
             return value if math.isfinite(value) else {KIND: "float", "v": str(value)}
         if isinstance(value, torch.Tensor):
@@ -77,12 +86,17 @@ class Encoder:
             self._open.discard(id(value))
 
     def _or_leftover(self, encode: Any, value: object, path: tuple[str, ...]) -> Any:
-        before = len(self.leftovers)
+        parts: list[dict[str, Any]] = [self.leftovers, *self.tensors.values()]
+        before = [len(part) for part in parts]
         try:
             return encode(value, path)
         except _NotRepresentableError:
-            for key in list(self.leftovers)[before:]:
-                del self.leftovers[key]  # part of what now goes there as a whole
+            for part, length in zip(parts, before, strict=True):
+                for key in list(part)[length:]:
+                    del part[key]  # it goes with the whole
+            known = {label: self.tensors[file] for label, file in _FILES.items()}
+            kept = {k: ref for k, ref in self._refs.items() if ref["name"] in known[ref["file"]]}
+            self._refs = kept
             return self._leftover(value, path)
 
     def _leftover(self, value: object, path: tuple[str, ...]) -> dict[str, str]:
@@ -100,7 +114,7 @@ class Encoder:
         if kind is list:
             return [sub(item, str(index)) for index, item in enumerate(value)]
         if kind is dict:
-            if all(type(key) is str for key in value) and KIND not in value:
+            if all(type(key) is str and _is_text(key) for key in value) and KIND not in value:
                 return {key: sub(item, key) for key, item in value.items()}
             return {KIND: "dict", "v": pairs(value, sub)}
         if (form := FORMS.get(kind)) is not None:
@@ -140,6 +154,8 @@ class Encoder:
 
     def _class(self, kind: type, path: tuple[str, ...]) -> str:
         name = class_name(kind)
+        if kind is type(None):
+            return name  # known to every table, though no module has it
         found: Any = sys.modules.get(kind.__module__)
         for part in kind.__qualname__.split("."):
             found = getattr(found, part, None)
@@ -151,6 +167,8 @@ class Encoder:
     def _omegaconf(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
         from omegaconf import OmegaConf
 
+        if not _is_plain_config(value):
+            raise _NotRepresentableError
         typed = OmegaConf.get_type(value)
         flags = {name: value._get_node_flag(name) for name in ("struct", "readonly")}
         return {
@@ -212,8 +230,8 @@ class Encoder:
         else:
             raise _NotRepresentableError
         parts.setdefault("values", tensor.values() if "values" not in parts else parts["values"])
-        stored = {name: self._dense(part, (*path, name)) for name, part in parts.items()}
-        return {**node, "size": list(tensor.shape), **stored}
+        stored = {name: self._dense(part.detach(), (*path, name)) for name, part in parts.items()}
+        return {**node, "size": list(tensor.shape), **stored, **_flags(tensor)}
 
     def _dense(self, tensor: torch.Tensor, path: tuple[str, ...]) -> dict[str, Any]:
         identity = (
@@ -222,15 +240,15 @@ class Encoder:
         )  # fmt: skip
         ref = self._refs.get(identity) if tensor.numel() else None
         if ref is None:
-            ref = self._refs[identity] = self._store(host_tensor(tensor), path)
+            try:
+                host = host_tensor(tensor)
+            except NotImplementedError as error:  # torch itself cannot copy it
+                raise _NotRepresentableError from error
+            ref = self._refs[identity] = self._store(host, path)
         node: dict[str, Any] = {KIND: "tensor", **ref}
         if tensor.dtype not in SAFETENSORS:
             node["dtype"] = str(tensor.dtype).removeprefix("torch.")
-        if type(tensor) is torch.nn.Parameter:
-            node["parameter"] = True
-        if tensor.requires_grad:
-            node["requires_grad"] = True
-        return node
+        return {**node, **_flags(tensor)}
 
     def _store(self, tensor: torch.Tensor, path: tuple[str, ...]) -> dict[str, str]:
         """Give the tensor its file and a name there that is still free."""
@@ -240,11 +258,49 @@ class Encoder:
             label, name = "weights", key.removeprefix(self._prefix)
         else:
             label, name = "state", ".".join(path)
+        name = name.encode("utf-8", "backslashreplace").decode()  # no other reader takes surrogates
         file = self.tensors[_FILES[label]]
         while name in file or name == "__metadata__":
             name += "'"
         file[name] = tensor
         return {"file": label, "name": name}
+
+
+def _is_plain_config(config: Any) -> bool:
+    """Whether a config is made of containers and primitive values, of one type at the most."""
+    if config._is_none() or config._is_missing() or config._is_interpolation():
+        return False
+    if config._get_node_flag("allow_objects"):
+        return False
+    keys = range(len(config)) if isinstance(config, Sequence) else list(config)
+    nodes = [config._get_node(key) for key in keys]
+    inner = [node for node in nodes if hasattr(node, "_get_node")]
+    return all(
+        node._metadata.object_type in {dict, list, None} and _is_plain_config(node)
+        for node in inner
+        if not (node._is_none() or node._is_missing() or node._is_interpolation())
+    )
+
+
+def _flags(tensor: torch.Tensor) -> dict[str, bool]:
+    flags = {
+        "parameter": type(tensor) is torch.nn.Parameter,
+        "requires_grad": tensor.requires_grad,
+    }
+    return {name: True for name, flag in flags.items() if flag}
+
+
+def _is_text(value: str) -> bool:
+    """Whether every JSON reader gives the text back: two lone surrogates would become one."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _surrogates(value: str) -> str:
+    return base64.b64encode(value.encode("utf-8", "surrogatepass")).decode("ascii")
 
 
 def _descr(dtype: Any) -> Any:

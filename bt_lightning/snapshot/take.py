@@ -28,7 +28,9 @@ class Snapshot:
     files: dict[str, Callable[[], Iterator[memoryview | bytes]]]
     """Path inside the checkpoint -> its bytes, in pieces."""
     leftovers: tuple[tuple[str, str], ...]
-    """(path in the state, type) of each value that is in `leftovers.pt`, or that was dropped."""
+    """(path in the state, type) of each value that is in `leftovers.pt`."""
+    dropped: tuple[tuple[str, str], ...]
+    """The same of each hyperparameter that could not even be pickled."""
     classes: dict[type, str]
     """Class that the tree names -> path in the state of the first value that has it."""
 
@@ -51,8 +53,13 @@ def take(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> Snapshot:
     files[TREE] = lambda: iter([text])
     if pickled is not None:
         files[LEFTOVERS] = lambda: iter([pickled])
-    kinds = tuple((path, _type_name(value)) for path, value in encoder.leftovers.items())
-    return Snapshot(files, kinds, encoder.classes)
+    kinds = [(path, _type_name(value)) for path, value in encoder.leftovers.items()]
+    return Snapshot(
+        files,
+        tuple(pair for pair in kinds if pair[0] not in dropped),
+        tuple(pair for pair in kinds if pair[0] in dropped),
+        encoder.classes,
+    )
 
 
 def _pieces_of(
@@ -81,7 +88,7 @@ def _pickle(leftovers: dict[str, object]) -> tuple[bytes | None, list[str]]:
             _saved(value)
             kept[path] = value
         except Exception as error:
-            if not path.startswith(HYPER_PARAMETERS):
+            if path.partition(".")[0] not in HYPER_PARAMETERS:
                 msg = (
                     f"{path} is a {_type_name(value)}, which can be neither encoded nor pickled"
                     f" ({type(error).__name__}: {error}): keep it out of the checkpoint"

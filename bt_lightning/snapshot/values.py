@@ -141,9 +141,20 @@ def _delta(value: timedelta) -> list[int]:
     return [value.days, value.seconds, value.microseconds]
 
 
+def _zone(offset: timedelta, name: str | None = None) -> dict[str, Any]:
+    return {"v": _delta(offset), "name": name}
+
+
+def _zone_back(node: dict[str, Any], _: Back) -> timezone:
+    offset = timedelta(*[_whole(item) for item in node["v"]])
+    if node["name"] is None:
+        return timezone(offset) if offset else timezone.utc
+    return timezone(offset, node["name"])
+
+
 def _torch_name(kind: str, wanted: type) -> Form:
     def back(node: dict[str, Any], _: Back) -> Any:
-        found = getattr(torch, str(node["v"]).removeprefix("torch."), None)
+        found = vars(torch).get(str(node["v"]).removeprefix("torch."))  # getattr may import
         if not isinstance(found, wanted):
             msg = f"this torch has no {kind} called {node['v']!r}"
             raise ValueError(msg)  # noqa: TRY004 - the file's content is wrong
@@ -194,7 +205,11 @@ FORMS: Final[dict[type, Form]] = {
         lambda node, back: slice(*[back(item) for item in node["v"]]),
     ),
     Decimal: _text("decimal", Decimal),
-    Fraction: _text("fraction", Fraction),
+    Fraction: Form(
+        "fraction",
+        lambda value, sub: {"v": [sub(value.numerator, "0"), sub(value.denominator, "1")]},
+        lambda node, back: Fraction(*[_whole(back(item)) for item in node["v"]]),
+    ),
     UUID: _text("uuid", UUID),
     PosixPath: _path("path", Path),
     WindowsPath: _path("windowspath", WindowsPath if _WINDOWS else PureWindowsPath),
@@ -206,8 +221,8 @@ FORMS: Final[dict[type, Form]] = {
     timedelta: _numbers("timedelta", ("days", "seconds", "microseconds"), timedelta),
     timezone: Form(
         "timezone",
-        lambda value, _: {"v": _delta(value.utcoffset(None)), "name": value.tzname(None)},
-        lambda node, _: timezone(timedelta(*[_whole(item) for item in node["v"]]), node["name"]),
+        lambda value, _: _zone(*value.__getinitargs__()),
+        _zone_back,
     ),
     ZoneInfo: Form(
         "zoneinfo", lambda value, _: {"v": value.key}, lambda node, _: ZoneInfo(node["v"])

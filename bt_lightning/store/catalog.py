@@ -87,10 +87,17 @@ def _sync_file(path: Path) -> None:
 
 
 def newest_folder(store: Store, prefix: str, checkpoint_id: str) -> tuple[str, int] | None:
-    """Folder and generation of the newest checkpoint of one id; None if none is committed."""
-    found = []
+    """Folder and its number of the newest checkpoint of one id; None if none is committed.
+
+    The name alone does not tell: `model@3` may be the third of `model`, or the first of `model@3`.
+    """
+    named = []
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
         if name == MANIFEST and (number := generation_of(folder, checkpoint_id)) is not None:
-            found.append((number, folder))
-    return (max(found)[1], max(found)[0]) if found else None
+            named.append((number, folder, info.key))
+    for number, folder, key in sorted(named, reverse=True):
+        data = store.read(key)
+        if data is not None and Manifest.from_bytes(data, key).checkpoint_id == checkpoint_id:
+            return folder, number
+    return None

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointExistsError
+from bt_lightning.errors import CheckpointExistsError, CheckpointNotFoundError
 from bt_lightning.layout import part_name
 from bt_lightning.localdir.durable import write_new
 from bt_lightning.localdir.files import (
@@ -76,12 +76,14 @@ class LocalStore:
 
     def get_file(self, key: str, target: Path) -> None:
         """Copy the file."""
-        with (
-            translated(f"copying {self.name}/{key}"),
-            (self._root / key).open("rb") as data,
-            target.open("xb") as stream,
-        ):
-            shutil.copyfileobj(data, stream, _COPY_BYTES)
+        with translated(f"copying {self.name}/{key}"):
+            try:
+                data = (self._root / key).open("rb")
+            except FileNotFoundError:
+                msg = f"there is no {self.name}/{key}"
+                raise CheckpointNotFoundError(msg) from None
+            with data, target.open("xb") as stream:
+                shutil.copyfileobj(data, stream, _COPY_BYTES)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every regular file under the folder `prefix`."""

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from bt_lightning.errors import CheckpointExistsError, InvalidSettingError
+from bt_lightning.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    InvalidSettingError,
+)
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.port import ObjectInfo, Store, redact, secrets_of, translated
 
@@ -68,7 +72,11 @@ class FsspecStore:
     def get_file(self, key: str, target: Path) -> None:
         """Download; the caller verifies, since a client may leave wrong bytes without an error."""
         with self._doing("downloading", key):
-            self._fs.get_file(self._path(key), str(target))
+            try:
+                self._fs.get_file(self._path(key), str(target))
+            except FileNotFoundError:
+                msg = f"there is no {self._name}/{key}"
+                raise CheckpointNotFoundError(msg) from None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object under the folder, past any cache of listings."""

@@ -125,7 +125,7 @@ class Scripts:
         env: Mapping[str, str] | None = None,
         before: tuple[str, ...] = (),
         stdin: bool = False,
-        timeout: float = 90,
+        timeout: float = 110,
         code: int | None = 0,
     ) -> Process:
         """Run to the end and check the exit `code`; `before` is a command that runs Python."""

@@ -415,12 +415,12 @@ def test_lightning_cli_takes_both_callbacks_and_their_options(
             "--trainer.callbacks.drain_timeout=0:01:00",
             "--trainer.callbacks+=bt_lightning.BTModelCheckpoint",
             "--trainer.callbacks.every_n_train_steps=2",
-            "--trainer.callbacks.save_top_k=2",
+            "--trainer.callbacks.save_top_k=-1",
             "--trainer.callbacks.save_last=link",
         ],
     )
     assert type(cli.trainer.checkpoint_callback).__name__ == "BTModelCheckpoint"
-    assert names(tmp_path / "root") == {"checkpoint-4", "checkpoint-6"}
+    assert names(tmp_path / "root") == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
 
 
 BORING = """

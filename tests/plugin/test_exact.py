@@ -269,6 +269,7 @@ def ddp(scripts: Any, root: Path, jobs: list[dict[str, Any]], code: int, **optio
 
 
 @needs_26
+@pytest.mark.timeout(300)  # two starts of two ranks that each import torch and Lightning
 @pytest.mark.parametrize(
     "what",
     [

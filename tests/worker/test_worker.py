@@ -29,6 +29,8 @@ from bt_lightning.localdir.requests import request_removal, requested_removals
 from bt_lightning.messages import CheckStore, Fetch, ListStore
 
 NONE = frozenset()
+SLACK_S = 12.0
+"""What a start and one call may take on a loaded machine; a hanging store takes 60 s and more."""
 
 
 def end_of(worker, timeout_s=20.0):
@@ -128,7 +130,7 @@ def test_wakes_never_wait_however_many_there_are(scene):
     started = time.monotonic()
     for _ in range(20_000):
         worker.wake()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < SLACK_S
     assert worker.poll() == []
     os.kill(worker.pid, signal.SIGCONT)
     scene.make(1)
@@ -255,7 +257,7 @@ def test_a_question_that_gets_no_answer_ends_in_time_and_says_so(scene, silent):
     started = time.monotonic()
     with pytest.raises(StoreTransientError, match="did not answer CheckStore within"):
         worker.ask(CheckStore(), 1.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 1.5 + SLACK_S
     assert worker.pid is None
 
 
@@ -450,7 +452,7 @@ def test_a_worker_leaves_by_its_deadline_when_the_store_refuses(scene, closed_po
     worker._conn.close()
     started = time.monotonic()
     assert end_of(worker) is not None
-    assert time.monotonic() - started < 0.5 + 5 + 3
+    assert time.monotonic() - started < 0.5 + 5 + SLACK_S
 
 
 def test_a_worker_leaves_by_its_deadline_when_the_store_hangs(scene, silent):
@@ -465,8 +467,8 @@ def test_a_worker_leaves_by_its_deadline_when_the_store_hangs(scene, silent):
     worker.begin(NONE)
     worker._conn.close()
     started = time.monotonic()
-    assert end_of(worker, 0.1 + 5 + 3) == EXIT_DEADLINE
-    assert time.monotonic() - started < 0.1 + 5 + 3
+    assert end_of(worker, 0.1 + 5 + SLACK_S) == EXIT_DEADLINE
+    assert time.monotonic() - started < 0.1 + 5 + SLACK_S
 
 
 def test_a_drain_ends_at_its_deadline_and_names_what_waits_and_why(scene, closed_port):
@@ -476,7 +478,7 @@ def test_a_drain_ends_at_its_deadline_and_names_what_waits_and_why(scene, closed
     started = time.monotonic()
     with pytest.raises(DrainTimeoutError) as caught:
         worker.drain(0.5)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 0.5 + SLACK_S
     text = str(caught.value)
     assert "checkpoint-1" in text
     assert "checkpoint-2" in text
@@ -495,7 +497,7 @@ def test_a_drain_of_a_hanging_store_ends_too(scene, silent, monkeypatch):
     started = time.monotonic()
     with pytest.raises(DrainTimeoutError, match="not everything reached the store"):
         worker.drain(0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 1.2 + SLACK_S
     worker.stop()
     assert worker.pid is None
 
