@@ -18,7 +18,7 @@ _OURS = ("BT_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(_no_leaks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of a platform reaches a test that did not set it."""
     for name in list(os.environ):
         if name.startswith("BT_") and name != "BT_TEST_WORKERS":

@@ -121,16 +121,16 @@ class BTLightning(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
+        _refuse_sharded(trainer)
+        root = self._root(trainer)
+        adopt(trainer, root)  # at every stage: a ModelCheckpoint keeps the directory of its first
         if compat.is_trial(trainer):
             return
-        _refuse_sharded(trainer)
         _refuse_twins(trainer)
-        root = self._root(trainer)
         self._install(trainer, pl_module, root)
         if stage != "fit":
             return
         self._close()  # of a fit that ended without a word
-        adopt(trainer, root)
         decision: Decision | None = None
         if trainer.is_global_zero:
             decision = self._open(root)

@@ -98,6 +98,10 @@ def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
         if any(kind.__name__ == "StatefulDataLoader" for kind in type(loader).__mro__):
             loader.load_state_dict(state)
             iter(loader)
+            for owner in (loader, getattr(loader, "batch_sampler", None)):
+                sampler = getattr(owner, "sampler", None)
+                if sampler is not None and getattr(sampler, "next_yielded", None) is not None:
+                    sampler.next_yielded = None  # torchdata's distributed one: all of it was read
 
 
 def iterates_at_train_start(trainer: Trainer) -> bool:

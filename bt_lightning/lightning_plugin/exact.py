@@ -33,7 +33,10 @@ def rng_state(device: torch.device | None) -> dict[str, Any]:
     if "numpy" in sys.modules:
         import numpy as np
 
-        state["numpy"] = np.random.get_state(legacy=False)
+        found = np.random.get_state(legacy=False)
+        # a tensor: a stock file with an array in it cannot be loaded with weights_only=True
+        key = torch.from_numpy(found["state"]["key"].astype(np.int64))
+        state["numpy"] = {**found, "state": {**found["state"], "key": key}}
     if device is not None:
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
@@ -47,7 +50,9 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None) -> None:
     if "numpy" in state:
         import numpy as np
 
-        np.random.set_state(state["numpy"])
+        inner = state["numpy"]["state"]
+        key = inner["key"].cpu().numpy().astype(np.uint32)
+        np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})
     if device is not None and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bt_lightning.manifest import FileEntry
+
+
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
+"""What the kernel says where a regular file is looked for and something else, or nothing, is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,9 @@ def check_sizes(path: Path, manifest: Manifest) -> None:
     for entry in manifest.files:
         try:
             size = (path / entry.path).stat().st_size
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
             msg = f"the checkpoint {path} is damaged: its file {entry.path} is missing"
             raise CheckpointCorruptError(msg) from error
         if size != entry.size:

@@ -22,6 +22,12 @@ _HINTS = {
 }
 
 
+def _check_access(root: Path) -> None:
+    if not os.access(root, os.W_OK | os.X_OK):
+        code = errno.EROFS if os.statvfs(root).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, os.strerror(code), str(root))
+
+
 def usable_root(root: Path) -> Path:
     """Create `root` if needed and prove that directories can be built and files renamed in it.
 
@@ -30,8 +36,7 @@ def usable_root(root: Path) -> Path:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not os.access(root, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
+        _check_access(root)
         with temporary(root) as path:
             (path / "probe").write_bytes(b"bt_lightning")
             (path / "probe").rename(path / "renamed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.localdir.committed import describe_damage
+from bt_lightning.localdir.committed import NO_FILE, describe_damage
 from bt_lightning.localdir.digest import Hasher
 from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.snapshot.image import tensor_bytes
@@ -28,7 +27,6 @@ _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 256 * 1024 * 1024
 _MOST_AXES: Final = 64
 _PIECE: Final = 4 * 1024 * 1024
-_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def _opened(file: Path, place: str, entry: FileEntry) -> FileIO:
     try:
         stream = FileIO(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
-        if error.errno not in _NO_FILE:
+        if error.errno not in NO_FILE:
             raise
         msg = f"the checkpoint {place} is damaged: its file {entry.path} is missing"
         raise CheckpointCorruptError(msg) from error

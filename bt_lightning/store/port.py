@@ -40,7 +40,8 @@ _TRANSIENT_NAMES = {
 }
 """Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed."""
 _SECRET = re.compile(
-    r"(?i)((?:secret|token|password|passwd|signature|credential|sig|key)[\w-]*[\"']?\s*[=:]\s*)"
+    r"(?i)((?:secret|token|password|passwd|signature|credential|sig"
+    r"|(?:access|account|api|private|shared)[_-]?key)[\w-]*[\"']?\s*[=:]\s*)"
     r"[\"']?[^\s\"'&,}]+"
 )
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")

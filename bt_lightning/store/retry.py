@@ -25,6 +25,46 @@ def backoff(failures: int, jitter: float) -> float:
     return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10)) * (0.5 + jitter / 2))
 
 
+class LateStore:
+    """A `Store` that is opened by its first use: some connect at once, and may fail at it."""
+
+    def __init__(self, open_it: Callable[[], Store]) -> None:
+        self._open = open_it
+
+    @property
+    def name(self) -> str:
+        """The opened store's."""
+        return self._open().name
+
+    def put_file(self, source: Path, key: str) -> None:
+        """Open, then put."""
+        self._open().put_file(source, key)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Open, then put."""
+        self._open().put(key, data)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Open, then put."""
+        self._open().put_new(key, data)
+
+    def read(self, key: str) -> bytes | None:
+        """Open, then read."""
+        return self._open().read(key)
+
+    def get_file(self, key: str, target: Path) -> None:
+        """Open, then get."""
+        self._open().get_file(key, target)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Open, then list."""
+        return self._open().list(prefix)
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Open, then delete."""
+        self._open().delete(keys)
+
+
 class RetryingStore:
     """A `Store` whose every call is tried up to `tries` times."""
 

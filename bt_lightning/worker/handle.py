@@ -95,6 +95,9 @@ class Worker:
     def begin(self, pinned: frozenset[str]) -> None:
         """Let the worker publish and delete from now on."""
         self._begun = Begin(pinned)
+        if self._conn is None:
+            self.start()  # which tells it
+            return
         try:
             self._send(self._begun)
         except WorkerDiedError:

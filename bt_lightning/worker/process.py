@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.layout import DOT_DIR
+from bt_lightning.layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.localdir.durable import try_lock
 from bt_lightning.messages import (
     Answer,
@@ -44,7 +45,7 @@ from bt_lightning.messages import (
 )
 from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.remote import open_store
-from bt_lightning.store.retry import RetryingStore, backoff
+from bt_lightning.store.retry import LateStore, RetryingStore, backoff
 from bt_lightning.worker.duties import Duties
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ class _Loop:
         self._permanent = False
         self._signals, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # the wakeup descriptor carries it
+        self._deadline: threading.Timer | None = None
+        signal.signal(signal.SIGTERM, lambda *_: self._end_by_deadline())  # and wakes the loop
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
     def run(self) -> None:
+        threading.Thread(target=self._watch_trainer, daemon=True).start()
         while not self._finished():
             self._receive()
             self._work()
@@ -122,8 +125,8 @@ class _Loop:
                 self._orphan()
             else:
                 self._handle(message)
-        if not self._orphaned and os.getppid() != self._parent:
-            self._orphan()  # a forked child of the trainer may still hold the pipe open
+        if not self._orphaned and os.getppid() != self._parent and not self._conn.poll(0):
+            self._orphan()  # read to its end, though a forked child may still hold the pipe open
 
     def _patience(self) -> float:
         """Seconds to wait for a message: none while there is work that may be done now."""
@@ -143,10 +146,25 @@ class _Loop:
     def _leave_soon(self) -> None:
         if self._ends_at is None:
             self._ends_at = time.monotonic() + self._config.drain_s
-            timer = threading.Timer(self._config.drain_s + _GRACE_S, os._exit, [EXIT_DEADLINE])
-            timer.daemon = True
-            timer.start()
+            self._end_by_deadline()
+            self._has_work = True  # the last commit may have come before its wake
             self._next_try = 0.0
+
+    def _end_by_deadline(self) -> None:
+        """From now on this process has `drain_s` left, whatever a store's client does."""
+        if self._deadline is None:
+            seconds = self._config.drain_s + _GRACE_S
+            self._deadline = threading.Timer(seconds, os._exit, [EXIT_DEADLINE])
+            self._deadline.daemon = True
+            self._deadline.start()
+
+    def _watch_trainer(self) -> None:
+        """A thread of its own: the loop may hang in a call to the store when the trainer dies."""
+        poll = select.poll()
+        poll.register(self._conn.fileno(), 0)  # hang-up is always reported
+        while not poll.poll(1000 * _IDLE_S) and os.getppid() == self._parent:
+            pass
+        self._end_by_deadline()
 
     def _finished(self) -> bool:
         if self._ends_at is None:
@@ -172,7 +190,7 @@ class _Loop:
             case Fetch(folder, target):
                 self._answer(lambda: self._fetch(folder, target))
             case Begin(pinned):
-                store = RetryingStore(self._open()) if self._config.store_url else None
+                store = RetryingStore(LateStore(self._open)) if self._config.store_url else None
                 self._duties = Duties(self._root, store, self._config.prefix, pinned)
             case Wake():
                 self._has_work = True
@@ -221,7 +239,7 @@ class _Loop:
         ]
 
     def _fetch(self, folder: str, target: str) -> str:
-        final = self._root / target
+        final = self._root / check_checkpoint_id(target)
         fetch(RetryingStore(self._open()), self._config.prefix, folder, self._root, final)
         return str(final)
 
@@ -274,7 +292,7 @@ class _Loop:
                 self._failures,
                 error,
             )
-        elif self._reported != self._last_error:
+        elif self._reported is None:  # the text names a key, so each checkpoint has another
             self._reported = self._last_error
             self._say(WorkFailed(what="publishing", error=self._last_error))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -112,11 +114,8 @@ def test_a_manifest_that_cannot_be_read_is_named_and_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("search", [_own, _loaded])
-def test_a_file_that_the_disk_cannot_read_gives_way_to_the_next_older_one(search, tmp_path):
-    """A disk that begins to die answers with an error of its own: no reason to start from zero.
-
-    A link that leads to itself stands in for it: opening it fails, and not because it is missing.
-    """
+def test_a_file_that_cannot_be_opened_gives_way_to_the_next_older_one(search, tmp_path):
+    """A link that leads to itself cannot be opened, and not because it is missing."""
     for step in (1, 2):
         _save(tmp_path / f"c{step}", step)
     (tmp_path / "c2" / WEIGHTS).unlink()
@@ -124,6 +123,29 @@ def test_a_file_that_the_disk_cannot_read_gives_way_to_the_next_older_one(search
     found = search(tmp_path)
     assert found.path == str(tmp_path / "c1")
     assert "refused" in _line(found, tmp_path / "c2")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("search", [_own, _loaded])
+def test_an_error_of_the_disk_itself_gives_way_to_the_next_older_one(
+    search, number, tmp_path, monkeypatch
+):
+    """The older one is whole: a run that cannot start at all helps nobody."""
+    from bt_lightning.localdir import committed
+
+    for step in (1, 2):
+        _save(tmp_path / f"c{step}", step)
+    real = committed.digest_file
+
+    def dying(file, path):
+        if file.parent.name == "c2":
+            raise OSError(number, os.strerror(number), str(file))
+        return real(file, path)
+
+    monkeypatch.setattr(committed, "digest_file", dying)
+    found = search(tmp_path)
+    assert found.path == str(tmp_path / "c1")
+    assert os.strerror(number) in _line(found, tmp_path / "c2")
 
 
 @pytest.mark.parametrize("search", [_own, _loaded])

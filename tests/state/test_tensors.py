@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import pytest
 import torch
 from state_tools import bits, returns_the_same, round_trip, same, tree_of
@@ -38,16 +41,29 @@ def test_a_tensor_of_any_dtype_comes_back(dtype, place):
         "every other": _filled(dtype, 10)[1::2],
         "one item, many times": _filled(dtype, 1).expand(5),
     }
-    returns_the_same(tensors, place)
+    if _torch_saves(dtype):
+        returns_the_same(tensors, place)
+        return
+    for name, tensor in tensors.items():  # then they come back, or are refused by name
+        with contextlib.suppress(UnsupportedStateError):
+            returns_the_same(tensor, place.with_name(name))
+
+
+def _torch_saves(dtype):
+    try:
+        torch.save(_filled(dtype, 1), io.BytesIO())
+    except KeyError:
+        return False
+    return True
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", [d for d in QUANTIZED if "x" not in str(d)], ids=str)
 def test_a_quantized_tensor_is_a_leftover_and_comes_back_on_request(dtype, place):
     tensor = torch.quantize_per_tensor(torch.arange(4.0), 0.5, 1, dtype)
-    io = BTCheckpointIO()
-    io.save_checkpoint({"value": tensor}, place)
-    back = io.load_checkpoint(place, weights_only=False)["value"]
+    plugin = BTCheckpointIO()
+    plugin.save_checkpoint({"value": tensor}, place)
+    back = plugin.load_checkpoint(place, weights_only=False)["value"]
     assert back.dtype is dtype
     assert torch.equal(back.dequantize(), tensor.dequantize())
 
@@ -128,9 +144,9 @@ def test_a_tensor_and_its_trainable_alias_do_not_become_one(place):
 def test_tied_tensors_are_stored_once_and_tied_again(place):
     weight = torch.arange(12.0).reshape(3, 4)
     state = {"state_dict": {"embed": weight, "head": weight}, "other": [weight.view(3, 4)]}
-    io = BTCheckpointIO()
-    io.save_checkpoint(state, place)
-    back = io.load_checkpoint(place)
+    plugin = BTCheckpointIO()
+    plugin.save_checkpoint(state, place)
+    back = plugin.load_checkpoint(place)
     assert back["state_dict"]["embed"] is back["state_dict"]["head"]
     assert back["other"][0].data_ptr() == back["state_dict"]["embed"].data_ptr()
     assert not (place / STATE).exists()
@@ -207,10 +223,10 @@ def test_tensors_are_found_wherever_they_are_nested(place):
 )
 @pytest.mark.filterwarnings("ignore:.*nested tensors")
 def test_a_tensor_that_is_more_than_its_bytes_is_a_leftover(make, place):
-    io = BTCheckpointIO()
-    io.save_checkpoint({"value": make()}, place)
+    plugin = BTCheckpointIO()
+    plugin.save_checkpoint({"value": make()}, place)
     assert (place / LEFTOVERS).exists()
-    back = io.load_checkpoint(place, weights_only=False)["value"]
+    back = plugin.load_checkpoint(place, weights_only=False)["value"]
     assert type(back) is type(make())
     assert back.is_meta == make().is_meta
 

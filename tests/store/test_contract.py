@@ -7,7 +7,12 @@ import uuid
 
 import pytest
 
-from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanentError
+from bt_lightning.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    StoreError,
+)
 from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.digest import digest_file
@@ -103,7 +108,7 @@ class StoreContract:
         assert target.read_bytes() == data
 
     def test_a_file_that_is_not_there_is_an_error_and_not_an_empty_file(self, store, tmp_path):
-        with pytest.raises(StorePermanentError, match="nothing/here"):
+        with pytest.raises(CheckpointNotFoundError, match="nothing/here"):
             store.get_file("nothing/here", tmp_path / "target")
 
     def test_a_source_that_is_not_there_is_an_error_and_makes_no_object(self, store, tmp_path):
@@ -158,7 +163,7 @@ class StoreContract:
 
     def test_the_name_is_a_url_and_keys_are_named_in_errors(self, store, tmp_path):
         assert "://" in store.name
-        with pytest.raises(StoreError) as caught:
+        with pytest.raises(CheckpointError) as caught:
             store.get_file("no/key", tmp_path / "x")
         assert f"{store.name}/no/key" in str(caught.value)
 

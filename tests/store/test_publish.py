@@ -13,7 +13,6 @@ from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
-    StoreError,
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, MARKER
@@ -447,7 +446,7 @@ def test_damage_in_the_store_is_refused_and_leaves_what_was_there(
                 "empty": b"",
             }[damage],
         )
-    kind = StoreError if damage == "missing" else CheckpointCorruptError
+    kind = CheckpointNotFoundError if damage == "missing" else CheckpointCorruptError
     with pytest.raises(kind) as caught:
         fetch(store, PREFIX, "checkpoint-1", target, target / "checkpoint-1")
     assert f"{store.name}/{PREFIX}/checkpoint-1" in str(caught.value)
