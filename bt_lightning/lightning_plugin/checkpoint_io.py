@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ class BTCheckpointIO(CheckpointIO):
                 created_at=datetime.now(timezone.utc).isoformat(),
                 files=entries,
                 metrics=_metrics(checkpoint),
-                origin={**self.origin, "versions": _versions()},
+                origin={**self.origin, "versions": dict(_versions())},
                 resumable="optimizer_states" in checkpoint,
                 weights_prefix=prefix if has_weights else "",
                 leftovers=(*snapshot.leftovers, *snapshot.dropped),
@@ -205,18 +206,18 @@ class BTCheckpointIO(CheckpointIO):
             names = ", ".join(f"{path} ({kind})" for path, kind in snapshot.leftovers)
             warnings.warn(
                 f"saved with pickle, in leftovers.pt: {names}. Only weights_only=False loads them",
-                stacklevel=3,
+                stacklevel=4,
             )
         if snapshot.dropped:
             names = ", ".join(f"{path} ({kind})" for path, kind in snapshot.dropped)
             warnings.warn(
-                f"left out of the checkpoint, as it cannot be pickled: {names}", stacklevel=3
+                f"left out of the checkpoint, as it cannot be pickled: {names}", stacklevel=4
             )
         if strange:
             warnings.warn(
                 f"loading {', '.join(strange)} needs torch.serialization.add_safe_globals([...])"
                 " of these classes, or weights_only=False",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -304,6 +305,7 @@ def _metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:
     return dict(metrics) if isinstance(metrics, dict) else {}
 
 
+@cache  # reading package metadata takes 10 ms
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package, module in (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, StoreError
 from bt_lightning.localdir.committed import list_committed, verify
 from bt_lightning.restore.load import load_file
 
@@ -130,7 +130,9 @@ def _choose(
                 path = place
                 if manifest is not None:
                     verify(Path(place))
-        except (CheckpointCorruptError, CheckpointNotFoundError) as error:
+        except StoreError:
+            raise  # an outage is no damage: an older checkpoint would repeat work
+        except (CheckpointCorruptError, CheckpointNotFoundError, OSError) as error:
             found.considered.append(f"{place}: refused, {error}")
             continue
         found.considered.append(f"{place}: step {candidate.order[0]}, chosen")
