@@ -1,0 +1,163 @@
+"""The command line, run as its users run it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.committed import LocalCheckpoint
+from bt_lightning.manifest import Manifest
+from bt_lightning.settings import Job, Settings
+from bt_lightning.store.local import LocalStore
+from bt_lightning.store.publish import publish
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bt_lightning", *args],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "COLUMNS": "120", **env},
+        check=False,
+    )
+
+
+def make(root: Path, name: str, step: int, metric: float = 0.5) -> LocalCheckpoint:
+    def describe(files):
+        return Manifest(
+            checkpoint_id=name,
+            generation=1,
+            step=step,
+            epoch=1,
+            created_at="2026-01-02T03:04:05+00:00",
+            files=files,
+            metrics={"val_loss": metric},
+        )
+
+    manifest = commit(root / name, root, {"trainer.json": lambda: iter([b"{}" * 600])}, describe)
+    return LocalCheckpoint(root / name, manifest)
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "ck"
+    for step in (20, 100, 3):
+        make(folder, f"checkpoint-{step}", step)
+    return folder
+
+
+def test_help_names_the_commands_and_needs_no_torch():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "checkpoints" in done.stdout
+    probe = "import sys; from bt_lightning.cli.app import main\ntry: main(['--help'])\n"
+    probe += "except SystemExit: print({'torch', 'fsspec', 'rich'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", probe], text=True).endswith("set()\n")
+
+
+def test_list_shows_the_newest_step_first_as_a_table(root):
+    done = run("checkpoints", "list", "--dir", str(root))
+    assert done.returncode == 0
+    positions = [done.stdout.index(f"checkpoint-{step}") for step in (100, 20, 3)]
+    assert positions == sorted(positions)
+    assert "1.20 KB" in done.stdout
+    assert "val_loss 0.5" in done.stdout
+
+
+def test_list_as_json_and_csv_hold_the_same(root):
+    found = json.loads(run("checkpoints", "list", "-o", "json", BT_CHECKPOINT_DIR=str(root)).stdout)
+    assert found["total_checkpoints"] == 3
+    first = found["checkpoints"][0]
+    assert first["checkpoint_id"] == "checkpoint-100"
+    assert first["created_at"] == "2026-01-02T03:04:05+00:00"
+    text = run("checkpoints", "list", "-o", "csv", "--dir", str(root)).stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["checkpoint_id"] for row in rows] == [
+        "checkpoint-100",
+        "checkpoint-20",
+        "checkpoint-3",
+    ]
+    assert rows[0]["size_bytes"] == str(first["size_bytes"])
+
+
+def test_list_of_a_store_shows_the_job_of_the_directory(root, tmp_path):
+    prefix = Job.named(Settings(), str(root)).prefix
+    publish(LocalStore(tmp_path / "store"), prefix, make(root, "checkpoint-7", 7))
+    done = run("checkpoints", "list", "--dir", str(root), "--store", f"file://{tmp_path}/store")
+    assert "checkpoint-7" in done.stdout
+    assert "checkpoint-20" not in done.stdout
+
+
+def test_nothing_committed_is_said_in_words(tmp_path):
+    assert run("checkpoints", "list", "--dir", str(tmp_path)).stdout == "No checkpoints found.\n"
+
+
+def test_verify_tells_whole_from_damaged_and_ends_with_12(root):
+    assert run("checkpoints", "verify", "--dir", str(root)).returncode == 0
+    file = root / "checkpoint-20" / "trainer.json"
+    data = bytearray(file.read_bytes())
+    data[10] ^= 1
+    file.write_bytes(data)
+    done = run("checkpoints", "verify", "--dir", str(root))
+    assert done.returncode == 12
+    assert done.stdout.count("whole   ") == 2
+    assert "trainer.json" in done.stdout
+    assert run("checkpoints", "verify", str(root / "checkpoint-3")).returncode == 0
+    assert run("checkpoints", "verify", str(root / "nothing")).returncode == 12
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("checkpoints", "list"), 2, "name a directory"),
+        (("checkpoints", "list", "--dir", "/nowhere"), 2, "no directory"),
+        (
+            ("checkpoints", "list", "--store", "nope://x", "--job-id", "j"),
+            2,
+            "no fsspec filesystem",
+        ),
+        (("checkpoints", "list", "--store", "file:///tmp"), 2, "name the job"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_wrong_usage_ends_with_its_code_and_without_a_traceback(args, code, says):
+    done = run(*args)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_manifest_is_left_out_and_named(root):
+    (root / "checkpoint-20" / "bt_manifest.json").write_text("{}")
+    done = run("checkpoints", "list", "--dir", str(root))
+    assert done.returncode == 0
+    assert "checkpoint-20" in done.stderr
+    assert "checkpoint-20" not in done.stdout
+
+
+def test_escape_sequences_in_metrics_do_not_reach_the_terminal(tmp_path):
+    def describe(files):
+        return Manifest(
+            checkpoint_id="checkpoint-1",
+            generation=1,
+            step=1,
+            epoch=0,
+            created_at="2026-01-02T03:04:05+00:00",
+            files=files,
+            metrics={"\x1b[2Jevil": 1.0},
+        )
+
+    commit(tmp_path / "checkpoint-1", tmp_path, {"a": lambda: iter([b"x"])}, describe)
+    assert "\x1b[2J" not in run("checkpoints", "list", "--dir", str(tmp_path)).stdout

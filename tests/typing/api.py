@@ -1,0 +1,38 @@
+"""The public names as a user types them; checked by mypy, never run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.fabric import Fabric
+
+import bt_lightning
+from bt_lightning import BTCheckpointIO, BTLightning, BTModelCheckpoint
+
+
+def train(module: L.LightningModule) -> None:
+    callback = BTLightning(
+        dir=Path("ck"),
+        store="s3://bucket/runs",
+        resume="require",
+        strict=False,
+        on_error="warn",
+        drain_timeout=timedelta(minutes=5),
+        storage_options={"anon": False},
+    )
+    saver = BTModelCheckpoint(monitor="val_loss", every_n_train_steps=500, save_last="link")
+    trainer = L.Trainer(callbacks=[callback, saver])
+    path: str | None = bt_lightning.resume_path()
+    trainer.fit(module, ckpt_path=path)
+
+
+def save(fabric: Fabric) -> dict[str, torch.Tensor]:
+    io = BTCheckpointIO(allowed=[Path])
+    io.save_checkpoint({"weight": torch.zeros(1)}, "checkpoint-1")
+    try:
+        return dict(io.load_checkpoint("checkpoint-1", map_location="cpu", weights_only=True))
+    except bt_lightning.CheckpointCorruptError as error:
+        raise ValueError(error.message) from error
