@@ -6,7 +6,7 @@ import os
 
 import nox
 
-nox.needs_version = ">=2024.4.15"
+nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"  # pip finds the CPU build of torch
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
