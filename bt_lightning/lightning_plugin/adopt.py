@@ -55,32 +55,39 @@ class _Deferral:
     """
 
     def __init__(self, callback: ModelCheckpoint) -> None:
-        self._batch_end = callback.on_train_batch_end
-        self._epoch_end = callback.on_train_epoch_end
-        self._should_remove = callback._should_remove_checkpoint
-        self._deferred: tuple[Any, ...] | None = None
+        self._callback = callback  # no bound methods of it: a spawned rank unpickles this
+        self._deferred: tuple[Any, int] | None = None
         callback.on_train_batch_end = self.on_train_batch_end  # type: ignore[method-assign]
         callback.on_train_epoch_end = self.on_train_epoch_end  # type: ignore[method-assign]
         callback._should_remove_checkpoint = self.should_remove  # type: ignore[method-assign]
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save now, or at the end of the epoch if this was its last batch."""
         self._deferred = None
-        if is_last_batch(trainer):
-            self._deferred = (args, kwargs)
+        kind = type(self._callback)
+        stock = any(
+            kind.on_train_batch_end is k.on_train_batch_end for k in model_checkpoint_classes()
+        )
+        if stock and is_last_batch(trainer):
+            self._deferred = (pl_module, batch_idx)  # not the batch: it would stay in memory
         else:
-            self._batch_end(trainer, *args, **kwargs)
+            kind.on_train_batch_end(self._callback, trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Make the save that was put off, then whatever is due now."""
+        kind = type(self._callback)
         if self._deferred is not None:
-            (args, kwargs), self._deferred = self._deferred, None
-            self._batch_end(trainer, *args, **kwargs)
-        self._epoch_end(trainer, pl_module)
+            (module, batch_idx), self._deferred = self._deferred, None
+            kind.on_train_batch_end(self._callback, trainer, module, None, None, batch_idx)
+        kind.on_train_epoch_end(self._callback, trainer, pl_module)
 
     def should_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Lightning never removes what it resumed from; a request is kept until a run may."""
-        if (
-            trainer.ckpt_path is not None
-            and Path(previous).resolve() == Path(trainer.ckpt_path).resolve()
-        ):
+        kind, own = type(self._callback), Path(self._callback.dirpath or "").resolve()
+        resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path is not None else None
+        place = Path(previous).resolve()
+        if place == resumed and own in place.parents:  # never in the directory of another job
             return previous != current
-        return self._should_remove(trainer, previous, current)
+        return kind._should_remove_checkpoint(self._callback, trainer, previous, current)
