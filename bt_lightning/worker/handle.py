@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import sys
 import time
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
+
+log = logging.getLogger(__name__)
 
 _STARTS = 5
 """A worker that died is started again this often: what it has to do is read off the disk."""
@@ -53,12 +56,17 @@ class Worker:
         process = context.Process(
             target=run, args=(theirs, self._config), daemon=True, name="bt_lightning worker"
         )
-        with _hidden_main():
-            process.start()
-        theirs.close()
-        self._process, self._conn = process, ours
-        if self._begun is not None:
-            self._send(self._begun)
+        self._conn = ours
+        try:
+            with _hidden_main():
+                process.start()
+            self._process = process
+            if self._begun is not None:
+                ours.send(self._begun)
+        except BrokenPipeError:
+            log.debug("the worker was killed at birth")  # the next poll sees it, and starts another
+        finally:
+            theirs.close()
 
     @property
     def pid(self) -> int | None:

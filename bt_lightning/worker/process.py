@@ -49,6 +49,8 @@ from bt_lightning.store.retry import LateStore, RetryingStore, backoff
 from bt_lightning.worker.duties import Duties
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bt_lightning.store.port import Store
 
 log = logging.getLogger(__name__)
@@ -207,9 +209,9 @@ class _Loop:
                 msg = f"the worker got {message!r}, which it does not know"
                 raise TypeError(msg)
 
-    def _answer(self, work: object) -> None:
+    def _answer(self, work: Callable[[], object]) -> None:
         try:
-            self._say(Answer(work()))  # type: ignore[operator]
+            self._say(Answer(work()))
         except (CheckpointError, OSError) as error:
             self._say(Answer(None, error))
 
