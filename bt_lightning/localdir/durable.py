@@ -88,13 +88,13 @@ def publish_directory(built: Path, final: Path, root: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     sync_directory(built)
     if not os.path.lexists(final):
-        built.rename(final)
+        os.rename(built, final)
     elif not _renameat2(built, final, _RENAME_EXCHANGE):
         waiting = _into_trash(final, root, _REPLACED)
         try:
-            built.rename(final)
+            os.rename(built, final)
         except OSError:
-            (waiting / _CONTENT).rename(final)
+            os.rename(waiting / _CONTENT, final)
             raise
         finally:
             _discard(waiting)
@@ -170,7 +170,7 @@ def sweep(root: Path) -> list[Path]:
         final = _origin(waiting, root) if waiting.name.startswith(_REPLACED) else None
         if final is not None and not os.path.lexists(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            (waiting / _CONTENT).rename(final)
+            os.rename(waiting / _CONTENT, final)
             sync_directory(final.parent)
             restored.append(final)
         _discard(waiting)
@@ -243,7 +243,7 @@ def _into_trash(path: Path, root: Path, kind: str) -> Path:
     waiting = Path(tempfile.mkdtemp(prefix=kind, dir=trash(root)))
     (waiting / _NOTE).write_text(path.relative_to(root).as_posix())
     try:
-        path.rename(waiting / _CONTENT)
+        os.rename(path, waiting / _CONTENT)
     except OSError:
         _discard(waiting)
         raise
