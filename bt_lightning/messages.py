@@ -14,7 +14,7 @@ class WorkerConfig:
 
     root: str
     """The checkpoint directory, absolute."""
-    store_url: str | None
+    store_url: str | None = field(repr=False)
     storage_options: dict[str, object] = field(default_factory=dict, repr=False)
     """Keyword arguments of the fsspec filesystem; may hold secrets, so it has no repr."""
     prefix: str

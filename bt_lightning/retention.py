@@ -18,6 +18,8 @@ class Committed:
     checkpoint_id: str
     digest: str
     order: tuple[int, int, str]
+    resumable: bool = True
+    """Whether training can go on from it; weights alone do not stand in for such a one."""
 
 
 def removable(
@@ -27,7 +29,7 @@ def removable(
 
     A checkpoint may go when its removal was requested (`requested`: digests), or when a newer one
     of the same id stands beside it; but never one in `pinned` (digests), and only while the tier
-    holds a newer one that stays.
+    holds a newer one that stays, and that can be resumed from if this one can.
     """
     entries = list(committed)
     newest_of_id = {
@@ -40,8 +42,10 @@ def removable(
         and (entry.digest in requested or entry.order < newest_of_id[entry.checkpoint_id])
     ]
     gone = {entry.place for entry in unwanted}
-    newest_kept = max((entry.order for entry in entries if entry.place not in gone), default=None)
-    if newest_kept is None:
-        return []
-    may_go = [entry for entry in unwanted if entry.order < newest_kept]
+    kept = [entry for entry in entries if entry.place not in gone]
+    may_go = [
+        entry
+        for entry in unwanted
+        if any(k.order > entry.order and k.resumable >= entry.resumable for k in kept)
+    ]
     return sorted(may_go, key=lambda entry: entry.order)

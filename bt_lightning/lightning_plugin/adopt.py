@@ -19,12 +19,13 @@ NAME = "checkpoint-{step}"
 """What Baseten and HF call a checkpoint; the same words in every tool."""
 
 
-def adopt(trainer: Trainer, root: Path) -> None:
+def adopt(trainer: Trainer, root: Path) -> int:
     """Point each `ModelCheckpoint` without a `dirpath` at `root`; all ranks, before its `setup`.
 
     Those whose user chose a directory elsewhere are left alone. Under `root` a checkpoint is a
-    directory, so names there lose the suffix `.ckpt`.
+    directory, so names there lose the suffix `.ckpt`. Returns how many write there.
     """
+    adopted = 0
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not isinstance(callback, model_checkpoint_classes()):
             continue
@@ -33,6 +34,7 @@ def adopt(trainer: Trainer, root: Path) -> None:
         place = callback.dirpath
         if is_url(place) or not Path(place).resolve().is_relative_to(root):
             continue
+        adopted += 1
         callback.FILE_EXTENSION = ""
         if callback.filename is None:
             callback.filename = NAME
@@ -43,6 +45,7 @@ def adopt(trainer: Trainer, root: Path) -> None:
         warnings.filterwarnings(
             "ignore", message=re.escape(f"Checkpoint directory {place} exists and is not empty")
         )
+    return adopted
 
 
 class _Deferral:

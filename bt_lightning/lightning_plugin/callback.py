@@ -9,30 +9,44 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from typing_extensions import override
 
 from bt_lightning.errors import CheckpointError, InvalidSettingError
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.adopt import adopt
-from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, BTCheckpointIO, is_committed
+from bt_lightning.lightning_plugin.checkpoint_io import (
+    EXTRA,
+    BTCheckpointIO,
+    is_committed,
+    local_path,
+    teach_lightning,
+)
+from bt_lightning.lightning_plugin.checks import (
+    one_of,
+    portable,
+    refuse_sharded,
+    refuse_twins,
+    scalars,
+    warn_of_no_saves,
+)
 from bt_lightning.lightning_plugin.exact import Exactness
 from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.namespace import Callback
-from bt_lightning.lightning_plugin.resume import Decision, arrange
+from bt_lightning.lightning_plugin.resume import Decision, arrange, forget
 from bt_lightning.lightning_plugin.routing import Hooks, RoutedCheckpointIO
 from bt_lightning.lightning_plugin.session import Resume, Session, SessionConfig, publish_late
 from bt_lightning.localdir.committed import read_manifest
+from bt_lightning.localdir.requests import request_removal
 from bt_lightning.settings import Job, Settings
+from bt_lightning.store.port import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from lightning.pytorch import LightningModule, Trainer
 
     from bt_lightning.manifest import Manifest
 
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+_DECIDING = timedelta(hours=24)
+"""Longest wait of the other ranks for rank 0: it may fetch a large checkpoint."""
 
 
 class BTLightning(Callback):
@@ -83,8 +97,8 @@ class BTLightning(Callback):
         job: str | None = None,
     ) -> None:
         super().__init__()
-        _one_of("resume", resume, ("auto", "require", "never", "weights"))
-        _one_of("on_error", on_error, ("raise", "warn"))
+        one_of("resume", resume, ("auto", "require", "never", "weights"))
+        one_of("on_error", on_error, ("raise", "warn"))
         if drain_timeout.total_seconds() <= 0:
             msg = f"drain_timeout is {drain_timeout}, expected more than nothing"
             raise InvalidSettingError(msg)
@@ -102,7 +116,9 @@ class BTLightning(Callback):
         self._names = (project, job)
         self._config: SessionConfig | None = None
         self._session: Session | None = None
-        self._pinned: str | None = None
+        self._routed: RoutedCheckpointIO | None = None
+        self._pinned: set[str] = set()
+        self._failing = False
         self._resumed: weakref.ref[Any] | None = None
         self._active = False
 
@@ -121,26 +137,30 @@ class BTLightning(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
-        _refuse_sharded(trainer)
+        refuse_sharded(trainer)
         root = self._root(trainer)
-        adopt(trainer, root)  # at every stage: a ModelCheckpoint keeps the directory of its first
+        adopted = adopt(
+            trainer, root
+        )  # at every stage: a ModelCheckpoint keeps its first directory
         if compat.is_trial(trainer):
             return
-        _refuse_twins(trainer)
-        self._install(trainer, pl_module, root)
+        refuse_twins(trainer)
+        self._install(trainer, root)
         if stage != "fit":
             return
-        self._close()  # of a fit that ended without a word
+        self._clear(trainer)  # what a fit left that ended without a word
+        if not adopted:
+            warn_of_no_saves(trainer)
         decision: Decision | None = None
         if trainer.is_global_zero:
             decision = self._open(root)
+        compat.wait_for_zero(trainer, _DECIDING)
         decision = trainer.strategy.broadcast(decision)
         assert decision is not None
         if decision.error is not None:
             raise decision.error
-        self._active = True
+        self._active, self._failing = True, False
         again = self._resumed is not None and self._resumed() is trainer
-        self._resumed = weakref.ref(trainer)
         if again:
             decision = Decision(None, None, warm=False)  # a second fit goes on where it stands
         arrange(trainer, pl_module, decision, strict=self._strict, on_chosen=self._chosen)
@@ -150,10 +170,13 @@ class BTLightning(Callback):
         """Every rank: the state is restored; from now on the worker may publish and delete."""
         if not self._active:
             return
+        self._resumed = weakref.ref(trainer)
+        if self._routed is not None:  # only now is the whole module there
+            self._routed.ours.serving = serving_files(pl_module)
         if self._exact is not None:
             self._exact.on_fit_start(trainer)
         if self._session is not None:
-            self._session.begin(self._pinned)
+            self._session.begin(frozenset(self._pinned))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,10 +207,9 @@ class BTLightning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Publish what is committed; the exception that ends the run is the one that is raised."""
-        if self._active:
-            compat.unwrap_resume_start(trainer)
-        self._active = False
+        self._failing = True
         session, self._session = self._session, None
+        self._clear(trainer)
         if session is not None:
             session.abandon()
 
@@ -208,7 +230,7 @@ class BTLightning(Callback):
         """Every rank: add the metrics and what an exact resume needs."""
         if not self._active:
             return
-        extra: dict[str, Any] = {"metrics": _scalars(trainer.callback_metrics)}
+        extra: dict[str, Any] = {"metrics": scalars(trainer.callback_metrics)}
         if self._exact is not None:
             extra["exact"] = self._exact.on_save(trainer, checkpoint)
         checkpoint[EXTRA] = extra
@@ -229,13 +251,22 @@ class BTLightning(Callback):
         chosen = self._dir or f"{trainer.default_root_dir}/bt_checkpoints"
         if "://" in chosen and not chosen.startswith("file://"):
             msg = (
-                f"dir is {chosen!r}, a URL: checkpoints are written to a local directory first."
-                " Give dir (or BT_CHECKPOINT_DIR) a path, and the URL as store (or BT_STORE_URL)"
+                f"dir is {redact(chosen)!r}, a URL: checkpoints are written to a local directory"
+                " first. Give dir (or BT_CHECKPOINT_DIR) a path, and the URL as store (or"
+                " BT_STORE_URL)"
             )
             raise InvalidSettingError(msg)
         return Path(chosen.removeprefix("file://")).expanduser().resolve()
 
-    def _install(self, trainer: Trainer, module: LightningModule, root: Path) -> None:
+    def _clear(self, trainer: Trainer) -> None:
+        """Undo what was arranged for a fit that did not come to use it."""
+        self._active = False
+        forget(trainer)
+        if self._exact is not None:
+            self._exact.reset()
+        self._close()
+
+    def _install(self, trainer: Trainer, root: Path) -> None:
         inner = trainer.strategy.checkpoint_io
         inner = inner.inner if isinstance(inner, RoutedCheckpointIO) else inner
         ours = inner if isinstance(inner, BTCheckpointIO) else BTCheckpointIO()
@@ -243,19 +274,27 @@ class BTLightning(Callback):
             "world_size": trainer.world_size,
             "strategy": type(trainer.strategy).__name__,
         }
-        ours.serving = serving_files(module)
         routed = RoutedCheckpointIO(
             inner, ours, root, Hooks(self._committed, self._removed, self._missing)
         )
         routed.weights_only = self._weights_only
-        trainer.strategy.checkpoint_io = routed
-        compat.teach_load_from_checkpoint(ours.load_checkpoint, is_committed)
+        trainer.strategy.checkpoint_io = self._routed = routed
+        teach_lightning()
 
     def _open(self, root: Path) -> Decision:
         """Rank 0: open the session and decide; an error is a decision that every rank raises."""
+        try:
+            self._config = self._configure(root)
+            self._session = Session(self._config)
+            return self._session.decide()
+        except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
+            self._close()
+            return Decision(None, None, warm=False, error=portable(error))
+
+    def _configure(self, root: Path) -> SessionConfig:
         job = Job.named(self._settings, str(root))
         project, name = self._names
-        config = SessionConfig(
+        return SessionConfig(
             root=root,
             load_dir=Path(self._load_dir).expanduser().resolve() if self._load_dir else None,
             store_url=self._store,
@@ -265,28 +304,25 @@ class BTLightning(Callback):
             weights_only=self._weights_only,
             drain_s=self._drain_timeout.total_seconds(),
         )
-        self._config = config
-        try:
-            self._session = Session(config)
-            return self._session.decide()
-        except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
-            self._close()
-            return Decision(None, None, warm=False, error=error)
 
     def _chosen(self, path: str | None) -> None:
         """Every rank: the run resumes from `path`, and never deletes it."""
-        self._pinned = read_manifest(Path(path)).digest if path and is_committed(path) else None
+        if path is not None and is_committed(path):
+            self._pinned.add(read_manifest(local_path(path)).digest)
 
     def _committed(self, manifest: Manifest) -> None:
         if self._session is not None:
             self._session.committed(manifest)
         elif self._config is not None:
-            config = self._config
-            self._report(lambda: publish_late(config, self._pinned))
+            config, pinned = self._config, frozenset(self._pinned)
+            on_error = "warn" if self._failing else self._on_error  # its own failure is to speak
+            self._report(lambda: publish_late(config, pinned), on_error)
 
     def _removed(self, manifest: Manifest) -> None:
         if self._session is not None:
             self._session.remove(manifest)
+        elif self._config is not None:
+            request_removal(self._config.root, manifest.digest)  # for the next worker
 
     def _missing(self, checkpoint_id: str) -> None:
         if self._session is not None:
@@ -296,12 +332,12 @@ class BTLightning(Callback):
         if self._session is not None:
             self._report(self._session.poll)
 
-    def _report(self, act: Any) -> None:
+    def _report(self, act: Any, on_error: str | None = None) -> None:
         """Run `act`; raise its failure, or warn, as the user chose."""
         try:
             act()
         except CheckpointError as error:
-            if self._on_error == "raise":
+            if (on_error or self._on_error) == "raise":
                 raise
             warnings.warn(str(error), stacklevel=2)
 
@@ -309,38 +345,3 @@ class BTLightning(Callback):
         session, self._session = self._session, None
         if session is not None:
             session.close()
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
-        raise InvalidSettingError(msg)
-
-
-def _refuse_sharded(trainer: Trainer) -> None:
-    """Such a strategy writes around the CheckpointIO: nothing of ours would be committed."""
-    names = {kind.__name__ for kind in type(trainer.strategy).__mro__} & set(_SHARDED)
-    if names:
-        msg = (
-            f"BTLightning does not write the checkpoints of {names.pop()} yet: use strategy 'ddp',"
-            " or take BTLightning out of the callbacks"
-        )
-        raise InvalidSettingError(msg)
-
-
-def _refuse_twins(trainer: Trainer) -> None:
-    twins = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
-    if len(twins) > 1:
-        msg = f"the Trainer has {len(twins)} BTLightning callbacks, expected one"
-        raise InvalidSettingError(msg)
-
-
-def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics that are one number; a tensor on a device is read, which waits for that device."""
-    found = {}
-    for name, value in metrics.items():
-        if (isinstance(value, torch.Tensor) and value.numel() == 1) or isinstance(
-            value, int | float
-        ):
-            found[name] = float(value)
-    return found

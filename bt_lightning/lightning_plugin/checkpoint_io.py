@@ -23,6 +23,7 @@ from bt_lightning.errors import (
     StorePermanentError,
 )
 from bt_lightning.layout import MANIFEST, WEIGHTS, check_checkpoint_id
+from bt_lightning.lightning_plugin.compat import teach_load_from_checkpoint
 from bt_lightning.lightning_plugin.hf import ServingFiles
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both, attribute_dicts
 from bt_lightning.localdir.commit import commit
@@ -319,3 +320,15 @@ def _versions() -> dict[str, str]:
             except PackageNotFoundError:
                 continue
     return found
+
+
+def _load_committed(path: Any, **options: Any) -> dict[str, Any]:
+    return BTCheckpointIO().load_checkpoint(path, **options)
+
+
+def teach_lightning() -> None:
+    """Let `LightningModule.load_from_checkpoint` read our directories; idempotent."""
+    teach_load_from_checkpoint(_load_committed, is_committed)
+
+
+teach_lightning()

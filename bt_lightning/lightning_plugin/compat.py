@@ -7,18 +7,22 @@ message that says what to do instead.
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
+import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from bt_lightning.errors import InvalidSettingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
 
-    import torch
     from lightning.pytorch import Trainer
 
+_PATIENCE = timedelta(seconds=20)
 _EXPLICIT = "pass the path yourself: trainer.fit(..., ckpt_path=bt_lightning.resume_path())"
 
 
@@ -68,10 +72,11 @@ def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
     Source: `_FitLoop.setup_data`, `_load_combined_loader_states`.
     """
     loop = trainer.fit_loop
+    vars(loop).pop("_load_combined_loader_states", None)  # of a fit that failed before its use
     original = loop._load_combined_loader_states
 
     def load_states() -> None:
-        del loop._load_combined_loader_states
+        vars(loop).pop("_load_combined_loader_states", None)
         combined = loop._combined_loader
         epoch: int = vars(loop.epoch_progress.current)["processed"]
         for loader in combined.flattened if combined is not None else ():
@@ -129,9 +134,37 @@ def is_tuner_run(trainer: Trainer) -> bool:
     return any(getattr(callback, "_early_exit", False) for callback in vars(trainer)["callbacks"])
 
 
-def exchange(
-    trainer: Trainer, label: str, payload: bytes, timeout: timedelta
-) -> list[bytes] | None:
+_TURNS = itertools.count()
+"""Counts the meetings of this process's ranks, the same on each: keys of the store never repeat."""
+
+
+def wait_for_zero(trainer: Trainer, limit: timedelta) -> None:
+    """Let every rank wait until rank 0 came here, for longer than a collective may take.
+
+    Rank 0 may fetch a checkpoint for an hour; a broadcast would time out with the process group.
+
+    Raises:
+        torch.distributed.DistError: rank 0 is gone, or did not come within `limit`.
+    """
+    if trainer.world_size == 1:
+        return
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store, key = _get_default_store(), f"bt_lightning/zero/{next(_TURNS)}"
+    if trainer.global_rank == 0:
+        store.set(key, "here")
+        return
+    until = time.monotonic() + limit.total_seconds()
+    while True:
+        try:
+            store.wait([key], _PATIENCE)
+            break
+        except torch.distributed.DistStoreError:
+            if time.monotonic() > until:
+                raise
+
+
+def exchange(trainer: Trainer, payload: bytes, timeout: timedelta) -> list[bytes] | None:
     """Bring one `payload` of each rank to rank 0, in rank order; None on the other ranks.
 
     No collective: the others leave their bytes in the key-value store of the process group and go
@@ -144,7 +177,7 @@ def exchange(
         return [payload]
     from torch.distributed.distributed_c10d import _get_default_store
 
-    store = _get_default_store()
+    store, label = _get_default_store(), f"exchange/{next(_TURNS)}"
     if trainer.global_rank != 0:
         store.set(f"bt_lightning/{label}/{trainer.global_rank}", payload)  # type: ignore[arg-type]
         return None

@@ -61,7 +61,6 @@ class Exactness:
     """Collects the per-rank state at a save, and hands it back during a resume."""
 
     def __init__(self) -> None:
-        self._saves = 0
         self._mine: dict[str, Any] | None = None
         self._at_epoch_end = False
 
@@ -72,10 +71,8 @@ class Exactness:
         if last:
             compat.close_epoch(checkpoint)
         mine = {"rng": rng_state(compat.cuda_device(trainer)), "loader": states}
-        self._saves += 1
         try:
-            label = str(self._saves)
-            payloads = compat.exchange(trainer, label, pickle.dumps(mine), _PEERS)
+            payloads = compat.exchange(trainer, pickle.dumps(mine), _PEERS)
         except torch.distributed.DistError as error:
             warnings.warn(
                 f"not every rank sent its RNG and dataloader state ({error}): this checkpoint is"
@@ -102,6 +99,10 @@ class Exactness:
         self._mine = ranks[trainer.global_rank]
         self._at_epoch_end = bool(saved["epoch_end"])
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
+
+    def reset(self) -> None:
+        """Forget what a fit that failed before its first step was to restore."""
+        self._mine = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Arrange what has to happen when the train dataloader is set up."""

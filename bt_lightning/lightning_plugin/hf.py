@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,15 @@ def _saved(*parts: Any) -> dict[str, bytes]:
     """The files that `save_pretrained` of each part writes."""
     with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
         for part in parts:
-            if part is not None:
+            if part is None:
+                continue
+            try:
                 part.save_pretrained(folder)
+            except Exception as error:  # noqa: BLE001 - transformers refuses odd configurations
+                warnings.warn(
+                    f"the files of {type(part).__name__} are left out of the checkpoints: {error}",
+                    stacklevel=2,
+                )
         root = Path(folder)
         return {
             file.relative_to(root).as_posix(): file.read_bytes()

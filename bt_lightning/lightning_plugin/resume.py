@@ -62,10 +62,16 @@ def arrange(
     compat.wrap_resume_start(trainer, choose)
 
 
+def forget(trainer: Trainer) -> None:
+    """Undo what `arrange` left when a fit ended before it was used."""
+    compat.unwrap_resume_start(trainer)
+    vars(trainer.strategy).pop("load_model_state_dict", None)
+
+
 def _compare_at_load(
     trainer: Trainer, module: LightningModule, path: str, *, strict: bool | None
 ) -> None:
-    """Check names and shapes at the moment the weights are loaded, after the module's own hooks."""
+    """Explain a failure to load the weights by the names and shapes that differ."""
     strategy = trainer.strategy
     original = strategy.load_model_state_dict
 
@@ -73,16 +79,20 @@ def _compare_at_load(
 
     def load_model_state_dict(checkpoint: Mapping[str, Any], **_: object) -> None:
         vars(strategy).pop("load_model_state_dict", None)
-        problems = differences(checkpoint["state_dict"], module.state_dict(), strict=wanted)
-        if problems:
+        try:
+            original(checkpoint, strict=wanted)
+        except RuntimeError as error:
+            saved, own = checkpoint["state_dict"], module.state_dict()
+            problems = differences(saved, own, strict=wanted)
+            if not problems:
+                raise
             msg = (
                 f"the checkpoint {path} holds the weights of another model:\n  "
                 + "\n  ".join(problems)
                 + "\nTrain the model that wrote it, give BT_CHECKPOINT_DIR another directory, or"
                 " pass strict=False to load what has the same name and shape"
             )
-            raise CheckpointMismatchError(msg)
-        original(checkpoint, strict=wanted)
+            raise CheckpointMismatchError(msg) from error
 
     vars(strategy)["load_model_state_dict"] = load_model_state_dict
 
@@ -94,7 +104,9 @@ def differences(
     shapes = [
         f"{name}: saved {_shape(saved[name])}, the model has {_shape(wanted[name])}"
         for name in wanted
-        if name in saved and _shape(saved[name]) != _shape(wanted[name])
+        if name in saved
+        and None not in (_shape(saved[name]), _shape(wanted[name]))
+        and _shape(saved[name]) != _shape(wanted[name])
     ]
     lines = _some("another shape", shapes)
     if strict:
@@ -104,7 +116,10 @@ def differences(
 
 
 def _shape(value: object) -> list[int] | None:
-    shape = getattr(value, "shape", None)
+    try:
+        shape = getattr(value, "shape", None)
+    except RuntimeError:  # a lazy parameter has none yet
+        return None
     return None if shape is None else list(shape)
 
 

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    InvalidSettingError,
+)
 from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.lightning_plugin.checkpoint_io import (
     BTCheckpointIO,
@@ -100,7 +104,9 @@ class RoutedCheckpointIO(CheckpointIO):
             return
         try:
             manifest = read_manifest(place)
-        except CheckpointError:
+        except CheckpointCorruptError:
+            return  # it may be of a newer version, or be repaired: not ours to judge
+        except CheckpointNotFoundError:
             delete_directory(place, self.root)  # never committed: nobody can be reading it
             self._hooks.missing(place.relative_to(self.root).as_posix())
             return

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import (
+    CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
     DrainTimeoutError,
@@ -30,6 +31,7 @@ from bt_lightning.messages import (
     WorkFailed,
 )
 from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
+from bt_lightning.store.port import redact
 from bt_lightning.worker.handle import Worker
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class SessionConfig:
 
     root: Path
     load_dir: Path | None
-    store_url: str | None
+    store_url: str | None = field(repr=False)
     storage_options: dict[str, object] = field(default_factory=dict, repr=False)
     job: Job
     resume: Resume
@@ -95,26 +97,34 @@ class Session:
                 warm=config.resume == "weights",
             )
         if found.path is None and config.resume == "require":
-            places = ", ".join(
-                str(p) for p in (config.root, config.store_url, config.load_dir) if p
-            )
+            store = redact(config.store_url) if config.store_url else None
+            places = ", ".join(str(p) for p in (config.root, store, config.load_dir) if p)
             msg = (
                 f"resume='require', and no usable checkpoint in {places}. Considered:\n"
                 f"{found.describe()}"
             )
             raise CheckpointNotFoundError(msg)
+        if found.path is None and found.damaged:
+            msg = (
+                "none of this job's checkpoints can be used, and starting afresh could hide that."
+                f" Considered:\n{found.describe()}\nRepair one, or start with resume='never'"
+            )
+            raise CheckpointCorruptError(msg)
         if len(found.considered) > 1 or (found.considered and found.path is None):
             log.warning("looked for a checkpoint to resume from:\n%s", found.describe())
         warm = config.resume == "weights" and not found.own
         return Decision(found.path, found.digest, warm=warm)
 
-    def begin(self, pinned: str | None) -> None:
+    def begin(self, pinned: frozenset[str]) -> None:
         """Let the worker publish and delete; what the run resumed from is never deleted."""
-        self._worker.begin(frozenset({pinned} if pinned else ()))
+        self._worker.begin(pinned)
 
     def committed(self, manifest: Manifest) -> None:
         """A checkpoint is on disk: tell the worker."""
-        write_hint(self._config.root, manifest.checkpoint_id, manifest.step)
+        try:
+            write_hint(self._config.root, manifest.checkpoint_id, manifest.step)
+        except OSError as error:
+            log.warning("the hint latest.json could not be written: %s", error)
         self._worker.wake()
 
     def remove(self, manifest: Manifest) -> None:
@@ -179,7 +189,8 @@ class Session:
             self._worker.ask(CheckStore(), _ASK_S)
             answer = self._worker.ask(ListStore(), _ASK_S)
         except StoreTransientError as error:
-            if not list_committed(self._config.root)[0]:
+            fresh = self._config.resume == "never"
+            if not fresh and not list_committed(self._config.root)[0]:
                 raise  # the store may hold this job's checkpoints: starting afresh would lose them
             warnings.warn(f"the store does not answer, going on from disk: {error}", stacklevel=2)
             return []
@@ -199,7 +210,7 @@ class Session:
         return str(self._worker.ask(Fetch(stored.folder, target), _FETCH_S))
 
 
-def publish_late(config: SessionConfig, pinned: str | None) -> None:
+def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:
     """Publish what was committed when no fit is running, as by `trainer.save_checkpoint` after one.
 
     Raises:
@@ -209,7 +220,7 @@ def publish_late(config: SessionConfig, pinned: str | None) -> None:
         return
     worker = _worker(config)
     try:
-        worker.begin(frozenset({pinned} if pinned else ()))
+        worker.begin(pinned)
         worker.drain(config.drain_s)
     finally:
         worker.stop()

@@ -111,10 +111,15 @@ def verify(path: Path) -> Manifest:
     manifest = read_manifest(path)
     check_sizes(path, manifest)
     for entry in manifest.files:
-        found = digest_file(path / entry.path, entry.path)
-        if found != entry:
-            raise CheckpointCorruptError(describe_damage(str(path), entry, found))
+        check_digest(path, entry)
     return manifest
+
+
+def check_digest(path: Path, entry: FileEntry) -> None:
+    """Read one file of the checkpoint at `path`; raise `CheckpointCorruptError` if it changed."""
+    found = digest_file(path / entry.path, entry.path)
+    if found != entry:
+        raise CheckpointCorruptError(describe_damage(str(path), entry, found))
 
 
 def describe_damage(place: str, stated: FileEntry, found: FileEntry) -> str:

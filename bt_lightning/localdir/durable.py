@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.layout import DOT_DIR, check_checkpoint_id
+from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.files import opened, sync_directory, write_out
 
 if TYPE_CHECKING:
@@ -93,11 +94,12 @@ def publish_directory(built: Path, final: Path, root: Path) -> None:
         waiting = _into_trash(final, root, _REPLACED)
         try:
             os.rename(built, final)
-        except OSError:
-            os.rename(waiting / _CONTENT, final)
+        except BaseException:
+            if not os.path.lexists(final):
+                os.rename(waiting / _CONTENT, final)  # if this fails too, the next sweep does it
             raise
-        finally:
-            _discard(waiting)
+        sync_directory(final.parent)
+        _discard(waiting)
     parent = final.parent
     sync_directory(parent)
     while parent != root and root in parent.parents:
@@ -241,7 +243,10 @@ def _into_trash(path: Path, root: Path, kind: str) -> Path:
     """Move `path` into the trash with a note of where it was; return its place there."""
     trash(root).mkdir(parents=True, exist_ok=True)
     waiting = Path(tempfile.mkdtemp(prefix=kind, dir=trash(root)))
-    (waiting / _NOTE).write_text(path.relative_to(root).as_posix())
+    with (waiting / _NOTE).open("wb") as note:
+        write_out(note, path.relative_to(root).as_posix().encode())
+    for folder in (waiting, trash(root), root / DOT_DIR):
+        sync_directory(folder)
     try:
         os.rename(path, waiting / _CONTENT)
     except OSError:
@@ -251,12 +256,17 @@ def _into_trash(path: Path, root: Path, kind: str) -> Path:
 
 
 def _origin(waiting: Path, root: Path) -> Path | None:
-    """Where the content of `waiting` was, if its note is whole and names a checkpoint of `root`."""
-    try:
-        note = (waiting / _NOTE).read_text()
-        return root / check_checkpoint_id(note) if os.path.lexists(waiting / _CONTENT) else None
-    except (OSError, ValueError):
+    """Where the content of `waiting` was: as its note says, else as its own manifest says."""
+    if not os.path.lexists(waiting / _CONTENT):
         return None
+    try:
+        return root / check_checkpoint_id((waiting / _NOTE).read_text())
+    except (OSError, ValueError):
+        pass
+    try:
+        return root / read_manifest(waiting / _CONTENT).checkpoint_id
+    except (OSError, ValueError):
+        return None  # no checkpoint, and nobody knows its name
 
 
 def _renameat2(one: Path, other: Path, flag: int) -> bool:

@@ -43,6 +43,8 @@ class Found:
     step: int | None = None
     own: bool = False
     """Whether it is this job's own, rather than one that was laid into the load directory."""
+    damaged: bool = False
+    """Whether one of this job's own checkpoints could not be used."""
     considered: list[str] = field(default_factory=list)
     """One line for each checkpoint that was looked at, in order, with the verdict."""
 
@@ -91,7 +93,7 @@ def find_loaded(
         if not file.is_file() or any(file.is_relative_to(c.path) for c in local):
             continue
         try:
-            step = stock_step(file, weights_only=weights_only)
+            step = stock_step(file, weights_only=weights_only, warm=warm)
         except Exception as error:  # noqa: BLE001 - torch.load raises anything
             reason = str(error).partition("\n")[0]
             found.considered.append(f"{file}: refused, {type(error).__name__}: {reason}")
@@ -133,7 +135,11 @@ def _choose(
         except StoreError:
             raise  # an outage is no damage: an older checkpoint would repeat work
         except (CheckpointCorruptError, CheckpointNotFoundError, OSError) as error:
+            named = isinstance(error, CheckpointCorruptError | CheckpointNotFoundError)
+            if candidate.stored is not None and not named:
+                raise  # this disk, not the checkpoint: it is full, say
             found.considered.append(f"{place}: refused, {error}")
+            found.damaged = found.damaged or own
             continue
         found.considered.append(f"{place}: step {candidate.order[0]}, chosen")
         found.path, found.step, found.own = path, candidate.order[0], own
@@ -142,7 +148,7 @@ def _choose(
     return False
 
 
-def stock_step(file: Path, *, weights_only: bool | None) -> int:
+def stock_step(file: Path, *, weights_only: bool | None, warm: bool = False) -> int:
     """The `global_step` of a stock Lightning checkpoint file.
 
     Raises:
@@ -152,5 +158,8 @@ def stock_step(file: Path, *, weights_only: bool | None) -> int:
     step = checkpoint.get("global_step") if isinstance(checkpoint, dict) else None
     if not isinstance(step, int):
         msg = f"{file} is no Lightning checkpoint: it has no global_step"
+        raise CheckpointCorruptError(msg)
+    if not warm and isinstance(checkpoint, dict) and "optimizer_states" not in checkpoint:
+        msg = "it holds weights only"
         raise CheckpointCorruptError(msg)
     return step

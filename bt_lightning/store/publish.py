@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
-    StoreError,
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, MARKER, store_folder, under
-from bt_lightning.localdir.committed import check_sizes, read_manifest
+from bt_lightning.localdir.committed import check_digest, check_sizes, read_manifest
 
 if TYPE_CHECKING:
     from bt_lightning.localdir.committed import LocalCheckpoint
@@ -51,9 +50,10 @@ def publish(store: Store, prefix: str, checkpoint: LocalCheckpoint) -> str:
         check_sizes(checkpoint.path, manifest)
         store.put(f"{base}/{MARKER}", b"{}\n")
         for entry in manifest.files:
+            check_digest(checkpoint.path, entry)  # damage must not replace a whole one there
             store.put_file(checkpoint.path / entry.path, f"{base}/{entry.path}")
         _compare_sizes(store, base, checkpoint)
-    except (CheckpointCorruptError, StoreError) as error:
+    except (CheckpointCorruptError, OSError) as error:
         if _is_unchanged(checkpoint):
             raise
         raise _replaced(checkpoint) from error  # a file of it was gone, or of the next generation

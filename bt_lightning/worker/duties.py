@@ -131,4 +131,5 @@ def _committed(place: str, manifest: Manifest) -> Committed:
         checkpoint_id=manifest.checkpoint_id,
         digest=manifest.digest,
         order=manifest.order,
+        resumable=manifest.resumable,
     )

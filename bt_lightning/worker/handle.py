@@ -9,7 +9,12 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import DrainTimeoutError, StoreTransientError, WorkerDiedError
+from bt_lightning.errors import (
+    DrainTimeoutError,
+    InvalidSettingError,
+    StoreTransientError,
+    WorkerDiedError,
+)
 from bt_lightning.messages import (
     Answer,
     Begin,
@@ -63,6 +68,11 @@ class Worker:
             self._process = process
             if self._begun is not None:
                 ours.send(self._begun)
+        except AssertionError as error:  # multiprocessing: a daemonic process has no children
+            ours.close()
+            self._conn = None
+            msg = "the worker cannot be started here: this process is a daemonic child itself"
+            raise InvalidSettingError(msg) from error
         except BrokenPipeError:
             log.debug("the worker was killed at birth")  # the next poll sees it, and starts another
         finally:
@@ -115,9 +125,11 @@ class Worker:
         """Tell the worker that the disk changed; never waits."""
         if self._conn is None:
             return
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):  # the next poll finds it dead
             # a full pipe holds earlier wakes that were not read yet: one of them is enough
-            if select.select([], [self._conn], [], 0)[1]:
+            poller = select.poll()  # select(2) knows no descriptor beyond 1023
+            poller.register(self._conn.fileno(), select.POLLOUT)
+            if poller.poll(0):
                 self._conn.send(Wake())
 
     def poll(self) -> list[Published | WorkFailed]:

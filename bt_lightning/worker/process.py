@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import random
 import select
@@ -83,7 +84,8 @@ class _Loop:
     def __init__(self, conn: Connection, config: WorkerConfig) -> None:
         self._conn = conn
         self._config = config
-        self._parent = os.getppid()
+        parent = multiprocessing.parent_process()
+        self._parent = parent.pid if parent is not None else os.getppid()
         self._root = Path(config.root)
         self._store: Store | None = None
         self._duties: Duties | None = None
@@ -221,7 +223,7 @@ class _Loop:
         return self._store
 
     def _check_store(self) -> None:
-        """Write, read, refuse to overwrite, delete: what every publish will need."""
+        """Write, read and delete: what every publish will need."""
         store = RetryingStore(self._open(), tries=2)
         key = f"{self._config.prefix}/{DOT_DIR}-probe"  # one name: a killed check leaves no trail
         try:
@@ -256,9 +258,8 @@ class _Loop:
         try:
             self._duties.delete_local()  # first: a store that is down must not fill the disk
             done = self._duties.publish_next()
-            if done is None:
-                self._duties.delete_stored()
-                self._has_work = False
+            self._duties.delete_stored()
+            self._has_work = done is not None
         except (CheckpointError, OSError) as error:
             self._fail(error)
             return
@@ -313,7 +314,8 @@ class _Loop:
     def _answer_drain(self) -> None:
         if self._drain_by is None:
             return
-        over = not self._has_work or self._permanent or time.monotonic() >= self._drain_by
+        idle = not self._has_work or (self._lock is None and not self._config.store_url)
+        over = idle or self._permanent or time.monotonic() >= self._drain_by
         if not over and self._duties is not None:
             return
         waiting = self._duties.outbox() if self._duties is not None else []
@@ -321,6 +323,7 @@ class _Loop:
         self._say(
             Drained(
                 waiting=tuple(found.manifest.checkpoint_id for found in waiting),
-                reason=self._last_error,
+                reason=self._last_error
+                or (None if self._lock is not None else "another worker holds the directory"),
             )
         )

@@ -316,7 +316,7 @@ def test_a_resume_on_another_number_of_ranks_warns_and_trains_to_the_end(
 
     save = {"save_top_k": -1, **MID}
     with monkeypatch.context() as patch:
-        patch.setattr(compat, "exchange", lambda trainer, label, payload, timeout: [payload] * 2)
+        patch.setattr(compat, "exchange", lambda trainer, payload, timeout: [payload] * 2)
         runs.fit(tmp_path, make=partial(runs.Net, 10), save=save, loader_options=STATEFUL)
     with pytest.warns(UserWarning, match="saved by 2 ranks, resumed on 1"):
         resumed = runs.fit(tmp_path, save=save, loader_options=STATEFUL)

@@ -17,7 +17,11 @@ from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
 
 
 def _save(path, step, **more):
-    state = {"global_step": step, "optimizer_states": [], "state_dict": {"w": torch.ones(step + 1)}}
+    state = {
+        "global_step": step,
+        "optimizer_states": [],
+        "state_dict": {"w": torch.ones(step + 1)},
+    }
     BTCheckpointIO().save_checkpoint({**state, **more}, path)
     return path
 
@@ -295,9 +299,11 @@ def test_a_damaged_one_in_the_load_directory_gives_way_to_the_next_older_one(tmp
 
 def test_stock_files_in_the_load_directory_count_by_their_step(tmp_path):
     _save(tmp_path / "c5", 5)
-    torch.save({"global_step": 7, "state_dict": {}}, tmp_path / "a.ckpt")
+    torch.save({"global_step": 7, "optimizer_states": [], "state_dict": {}}, tmp_path / "a.ckpt")
     (tmp_path / "sub").mkdir()
-    torch.save({"global_step": 6, "state_dict": {}}, tmp_path / "sub" / "b.ckpt")
+    torch.save(
+        {"global_step": 6, "optimizer_states": [], "state_dict": {}}, tmp_path / "sub" / "b.ckpt"
+    )
     found = _loaded(tmp_path)
     assert (found.path, found.step, found.digest) == (str(tmp_path / "a.ckpt"), 7, None)
 
@@ -306,7 +312,7 @@ def test_stock_files_that_cannot_be_used_are_named_with_the_reason(tmp_path):
     _save(tmp_path / "c5", 5)
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     (tmp_path / "empty.ckpt").write_bytes(b"")
-    torch.save({"global_step": 99, "x": tmp_path}, tmp_path / "unsafe.ckpt")
+    torch.save({"global_step": 99, "optimizer_states": [], "x": tmp_path}, tmp_path / "unsafe.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "no-step.ckpt")
     torch.save([1], tmp_path / "list.ckpt")
     torch.save({"global_step": "7"}, tmp_path / "text.ckpt")
@@ -317,13 +323,13 @@ def test_stock_files_that_cannot_be_used_are_named_with_the_reason(tmp_path):
 
 
 def test_an_unsafe_stock_file_is_used_on_request(tmp_path):
-    torch.save({"global_step": 99, "x": tmp_path}, tmp_path / "unsafe.ckpt")
+    torch.save({"global_step": 99, "optimizer_states": [], "x": tmp_path}, tmp_path / "unsafe.ckpt")
     assert _loaded(tmp_path, weights_only=False).step == 99
 
 
 def test_a_stock_file_of_another_node_is_refused(tmp_path):
     (tmp_path / "rank-1").mkdir()
-    torch.save({"global_step": 9}, tmp_path / "rank-1" / "a.ckpt")
+    torch.save({"global_step": 9, "optimizer_states": []}, tmp_path / "rank-1" / "a.ckpt")
     found = _loaded(tmp_path)
     assert found.path is None
     assert "belongs to rank-1" in _line(found, tmp_path / "rank-1" / "a.ckpt")
@@ -331,7 +337,7 @@ def test_a_stock_file_of_another_node_is_refused(tmp_path):
 
 def test_a_file_inside_a_checkpoint_is_no_stock_file(tmp_path):
     _save(tmp_path / "c1", 1)
-    torch.save({"global_step": 50}, tmp_path / "c1" / "extra.ckpt")
+    torch.save({"global_step": 50, "optimizer_states": []}, tmp_path / "c1" / "extra.ckpt")
     assert _loaded(tmp_path).path == str(tmp_path / "c1")
 
 

@@ -1,0 +1,79 @@
+"""What the callback checks before it believes a Trainer, and small readings of one."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bt_lightning.errors import CheckpointError, InvalidSettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lightning.pytorch import Trainer
+
+log = logging.getLogger(__name__)
+
+_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise `InvalidSettingError` unless `value` is one of `choices`."""
+    if value not in choices:
+        msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
+        raise InvalidSettingError(msg)
+
+
+def refuse_sharded(trainer: Trainer) -> None:
+    """Such a strategy writes around the CheckpointIO: nothing of ours would be committed."""
+    names = {kind.__name__ for kind in type(trainer.strategy).__mro__} & set(_SHARDED)
+    if names:
+        msg = (
+            f"BTLightning does not write the checkpoints of {names.pop()} yet: use strategy 'ddp',"
+            " or take BTLightning out of the callbacks"
+        )
+        raise InvalidSettingError(msg)
+
+
+def refuse_twins(trainer: Trainer) -> None:
+    """Two would both wrap the Trainer, and each lose half of what happens."""
+    twins = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
+    if len(twins) > 1:
+        msg = f"the Trainer has {len(twins)} BTLightning callbacks, expected one"
+        raise InvalidSettingError(msg)
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics that are one number; a tensor on a device is read, which waits for that device."""
+    found = {}
+    for name, value in metrics.items():
+        if (isinstance(value, torch.Tensor) and value.numel() == 1) or isinstance(
+            value, int | float
+        ):
+            found[name] = float(value)
+    return found
+
+
+def warn_of_no_saves(trainer: Trainer) -> None:
+    """Say that nothing will be saved in our directory; on rank 0, at the start of a fit."""
+    if trainer.is_global_zero:
+        log.warning(
+            "BTLightning is on, but no ModelCheckpoint writes to its directory: nothing will be"
+            " saved unless the script calls trainer.save_checkpoint (enable_checkpointing=False,"
+            " or every ModelCheckpoint has a dirpath elsewhere)"
+        )
+
+
+def portable(error: Exception) -> Exception:
+    """`error`, or one of ours that says the same if it would not survive the way to other ranks."""
+    try:
+        return error if isinstance(pickle.loads(pickle.dumps(error)), type(error)) else _said(error)
+    except Exception:  # noqa: BLE001 - user classes fail in any way
+        return _said(error)
+
+
+def _said(error: Exception) -> CheckpointError:
+    return CheckpointError(f"{type(error).__name__}: {error}")
