@@ -149,3 +149,21 @@ def test_a_checkpoint_of_a_later_step_is_not_deleted_for_a_newer_one_that_stands
 def test_a_pinned_checkpoint_counts_as_one_that_stays():
     tier = [committed("a", 1), committed("b", 2)]
     assert removable(tier, {"a@1", "b@1"}, {"b@1"}) == [tier[0]]
+
+
+def test_weights_alone_do_not_stand_in_for_what_can_be_resumed():
+    """The run could not go on from what was kept."""
+
+    def entry(step, resumable):
+        return Committed(
+            place=f"c{step}",
+            checkpoint_id=f"c{step}",
+            digest=f"d{step}",
+            order=(step, 1, ""),
+            resumable=resumable,
+        )
+
+    full, weights = entry(1, True), entry(2, False)
+    assert removable([full, weights], {"d1"}, ()) == []
+    newer = entry(3, True)
+    assert removable([full, weights, newer], {"d1", "d2"}, ()) == [full, weights]

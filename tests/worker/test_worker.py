@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -706,10 +707,32 @@ def test_no_secret_is_in_the_command_line_or_the_environment_of_a_worker(scene, 
     assert secret not in " ".join(process.cmdline())
     environ = process.environ()
     assert secret not in " ".join(environ.values())
-    assert set(environ) <= set(os.environ) | {"LC_CTYPE"}
+    allowed = {"LC_CTYPE", "COLUMNS", "LINES"}  # set by C libraries, behind os.environ
+    assert set(environ) <= set(os.environ) | allowed
 
 
 def test_a_worker_gives_way_to_the_training_process(scene):
     worker = scene.worker()
     worker.ask(ListStore(), 20)
     assert psutil.Process(worker.pid).nice() > psutil.Process().nice() or os.nice(0) >= 10
+
+
+def test_a_wake_is_heard_in_a_process_with_more_than_1024_open_files(scene):
+    """select(2) knows no descriptor beyond 1023, and a lost wake is a checkpoint not published."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit[1] != resource.RLIM_INFINITY and limit[1] < 2000:
+        pytest.skip("this machine allows no more files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, limit[1]))
+    files = [open(os.devnull) for _ in range(1100)]  # noqa: SIM115, PTH123
+    try:
+        worker = scene.worker()
+        worker.begin(frozenset())
+        scene.make(1)
+        worker.wake()
+        assert worker._conn.fileno() > 1023
+        assert worker._conn.poll(20), "nothing was published"
+        worker.stop()
+    finally:
+        for file in files:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
