@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry
 
 _WRITE_BYTES = 16 * 1024 * 1024
+_SMALL_BYTES = 64 * 1024
+_GATHER_BYTES = 1024 * 1024
 
 
 @contextlib.contextmanager
@@ -37,13 +39,32 @@ def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> F
     """Write `pieces` to the new `file`, make them durable, and describe them as `path`."""
     hasher = Hasher()
     with file.open("xb", buffering=0) as stream:
-        for piece in pieces:
+        for piece in _gathered(pieces):
             view = memoryview(piece)
             hasher.update(view)
             while view:
                 view = view[stream.write(view[:_WRITE_BYTES]) :]
         os.fsync(stream.fileno())
     return hasher.entry(path)
+
+
+def _gathered(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview | bytes]:
+    """The same bytes, with small pieces put together: each write and each hash has its price."""
+    small = bytearray()
+    for piece in pieces:
+        if len(piece) < _SMALL_BYTES:
+            small += piece
+            if len(small) < _GATHER_BYTES:
+                continue
+            yield bytes(small)
+            small.clear()
+            continue
+        if small:
+            yield bytes(small)
+            small.clear()
+        yield piece
+    if small:
+        yield bytes(small)
 
 
 def raise_unless_gone(error: OSError) -> None:
