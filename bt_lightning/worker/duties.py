@@ -13,7 +13,7 @@ from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
 )
-from bt_lightning.layout import MARKER, under
+from bt_lightning.layout import MARKER, part_name, under
 from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
 from bt_lightning.localdir.durable import delete_directory, empty_trash
 from bt_lightning.localdir.requests import forget_removal, requested_removals
@@ -120,7 +120,9 @@ class Duties:
             for folder in listing.unfinished - listing.committed.keys():
                 unpublish(store, self._prefix, folder)
             done = listing.unfinished & listing.committed.keys()
-            store.delete([under(under(self._prefix, folder), MARKER) for folder in sorted(done)])
+            for folder in sorted(done):  # the marker, whole or half written, of a dead writer
+                base = under(self._prefix, folder)
+                store.delete([under(base, MARKER), under(base, part_name(MARKER))])
             self._stored = stored
         return self._stored
 
