@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import random
@@ -55,7 +57,7 @@ class Nursery:
         self._process.stdout.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def nursery():
     found = Nursery()
     yield found
@@ -92,13 +94,15 @@ class Run:
             self.workers.update(workers)
             if not ended and victims in {"worker", "both"}:
                 for worker in workers:
-                    worker.kill()
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        worker.kill()
                 self.kills += bool(workers)
             if not ended and victims == "worker":
                 ended, _, _ = select.select([handle], [], [], LIMIT_S)
             if not ended:
-                os.kill(pid, signal.SIGKILL)
-                self.kills += victims == "trainer" or not workers
+                with contextlib.suppress(ProcessLookupError):  # it came to its end just now
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    self.kills += victims == "trainer" or not workers
         finally:
             os.close(handle)
         status = self.nursery.status()
@@ -107,11 +111,13 @@ class Run:
         return status == 0
 
     def _workers_of(self, trainer: psutil.Process) -> list[psutil.Process]:
-        try:
-            children = trainer.children()
-        except psutil.NoSuchProcess:
-            return []
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in trainer.children():
+                with contextlib.suppress(psutil.NoSuchProcess):  # a zombie counts as none
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        found.append(child)
+        return found
 
     def workers_end(self) -> None:
         _, alive = psutil.wait_procs(self.workers, timeout=LIMIT_S)
@@ -171,9 +177,11 @@ def torture(nursery: Nursery, folder: Path, seed: int, kills: int) -> int:
     """Kill runs again and again, check after each life, and compare each end; returns the kills."""
     digest, seconds = reference(nursery, folder / "reference")
     total = 0
-    while total < kills:
-        run = Run(nursery, folder / f"run-{total}", seed * 1000 + total)
-        survive(run, seconds)
+    for number in itertools.count():  # not the kills so far: a run without one would come again
+        if total >= kills:
+            break
+        run = Run(nursery, folder / f"run-{number}", seed * 1000 + number)
+        seconds = min(seconds, survive(run, seconds))
         end = run.notes()[-1]
         assert end["event"] == "end"
         assert end["digest"] == digest, "the resumed run is not the uninterrupted one"
@@ -183,9 +191,9 @@ def torture(nursery: Nursery, folder: Path, seed: int, kills: int) -> int:
     return total
 
 
-def survive(run: Run, seconds: float) -> None:
-    """Start the run until it comes to its end."""
-    least, life, ended = 0, 0, False
+def survive(run: Run, seconds: float) -> float:
+    """Start the run until it comes to its end; the seconds of it, if no kill fell into it."""
+    least, life, ended, started = 0, 0, False, time.monotonic()
     while not ended:
         victims = run.random.choice(["trainer", "worker", "both"])
         calm = run.kills > 12
@@ -201,6 +209,7 @@ def survive(run: Run, seconds: float) -> None:
             shutil.rmtree(run.root, ignore_errors=True)
             least = run.newest_in_store()
         life += 1
+    return seconds if run.kills else time.monotonic() - started
 
 
 @pytest.mark.timeout(600)  # a dozen lives of a training, on a machine that may be busy
