@@ -105,14 +105,28 @@ def verify(path: Path) -> Manifest:
     """Read every byte of the checkpoint at `path` and compare it with the manifest.
 
     Raises:
-        CheckpointNotFoundError: nothing is committed there.
+        CheckpointNotFoundError: nothing is committed there, or no longer.
         CheckpointCorruptError: a file is missing, has another size, or other bytes.
     """
     manifest = read_manifest(path)
-    check_sizes(path, manifest)
-    for entry in manifest.files:
-        check_digest(path, entry)
+    try:
+        check_sizes(path, manifest)
+        for entry in manifest.files:
+            check_digest(path, entry)
+    except (CheckpointCorruptError, FileNotFoundError) as error:
+        if is_unchanged(path, manifest):
+            raise
+        msg = f"the checkpoint {path} was replaced or deleted while it was read"
+        raise CheckpointNotFoundError(msg) from error
     return manifest
+
+
+def is_unchanged(path: Path, manifest: Manifest) -> bool:
+    """Whether the checkpoint at `path` is still the one with this manifest."""
+    try:
+        return read_manifest(path).digest == manifest.digest
+    except (CheckpointCorruptError, CheckpointNotFoundError):
+        return False
 
 
 def check_digest(path: Path, entry: FileEntry) -> None:

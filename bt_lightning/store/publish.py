@@ -15,7 +15,7 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, MARKER, store_folder, under
-from bt_lightning.localdir.committed import check_digest, check_sizes, read_manifest
+from bt_lightning.localdir.committed import check_digest, check_sizes, is_unchanged
 
 if TYPE_CHECKING:
     from bt_lightning.localdir.committed import LocalCheckpoint
@@ -54,10 +54,10 @@ def publish(store: Store, prefix: str, checkpoint: LocalCheckpoint) -> str:
             store.put_file(checkpoint.path / entry.path, f"{base}/{entry.path}")
         _compare_sizes(store, base, checkpoint)
     except (CheckpointCorruptError, OSError) as error:
-        if _is_unchanged(checkpoint):
+        if is_unchanged(checkpoint.path, manifest):
             raise
         raise _replaced(checkpoint) from error  # a file of it was gone, or of the next generation
-    if not _is_unchanged(checkpoint):
+    if not is_unchanged(checkpoint.path, manifest):
         raise _replaced(checkpoint)
     store.put_new(f"{base}/{MANIFEST}", data)
     store.delete([f"{base}/{MARKER}"])
@@ -87,13 +87,6 @@ def _own_keys(store: Store, base: str) -> list[str]:
         if key.endswith(ends) and key.rpartition("/")[0] != base
     }
     return [key for key in keys if not key.startswith(tuple(nested))]
-
-
-def _is_unchanged(checkpoint: LocalCheckpoint) -> bool:
-    try:
-        return read_manifest(checkpoint.path).digest == checkpoint.manifest.digest
-    except (CheckpointCorruptError, CheckpointNotFoundError):
-        return False
 
 
 def _compare_sizes(store: Store, base: str, checkpoint: LocalCheckpoint) -> None:

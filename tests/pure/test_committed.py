@@ -272,3 +272,20 @@ def test_a_checkpoint_deleted_during_the_walk_is_left_out(tmp_path, monkeypatch)
         found, refused = list_committed(tmp_path)
     assert [one.manifest.step for one in found] == [2]
     assert refused == []
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_there(tmp_path, monkeypatch):
+    """Retention of a live run may take it: that is no damage, and no bare FileNotFoundError."""
+    from bt_lightning.localdir import committed
+
+    make(tmp_path)
+    path = tmp_path / "checkpoint-1"
+    digest_file = committed.digest_file
+
+    def deleted_before(file, name):
+        shutil.rmtree(path)
+        return digest_file(file, name)
+
+    monkeypatch.setattr(committed, "digest_file", deleted_before)
+    with pytest.raises(CheckpointNotFoundError, match="deleted while it was read"):
+        verify(path)
