@@ -54,6 +54,50 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareArena:
+    """An arena of the training process; its descriptor follows on the same socket."""
+
+    index: int
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropArena:
+    """The arena is not used any more: unmap it."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileImage:
+    """The bytes of one file of a checkpoint, in an arena."""
+
+    path: str
+    """Posix path inside the checkpoint's directory."""
+    offset: int
+    size: int
+    """Bytes."""
+    content: int
+    """Equal numbers name equal bytes: a file that was written already can be linked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitImage:
+    """Commit a complete image; answered by `Committed` or `CommitFailed`, once."""
+
+    number: int
+    """Of the save, from 1."""
+    arena: int
+    checkpoint_id: str
+    files: tuple[FileImage, ...]
+    facts: dict[str, object]
+    """Keyword arguments of `Manifest`, without its files and generation."""
+    began: float
+    """`time.time()` at the call that saved."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Something was committed, or its removal requested: look at the disk again."""
 
@@ -90,6 +134,28 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A save is committed on the local disk; its arena is free."""
+
+    number: int
+    manifest: bytes
+    write_s: float
+    """Seconds of the commit: files, digests, fsync, rename."""
+    durable_s: float
+    """Seconds from the call that saved to here."""
+    cpu_s: float
+    """Seconds of CPU that the commit took in the worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitFailed:
+    """A save could not be committed; its arena is free, and what was committed is untouched."""
+
+    number: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """A checkpoint is committed in the store."""
 
@@ -98,6 +164,8 @@ class Published:
     size: int
     """Bytes."""
     seconds: float
+    remote_durable_s: float
+    """Seconds from the save to here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

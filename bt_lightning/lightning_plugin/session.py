@@ -26,6 +26,7 @@ from bt_lightning.messages import (
     CheckStore,
     Fetch,
     ListStore,
+    Published,
     StoredCheckpoint,
     WorkerConfig,
     WorkFailed,
@@ -149,7 +150,7 @@ class Session:
         for event in self._worker.poll():
             if isinstance(event, WorkFailed):
                 failures.append(f"{event.what} failed: {event.error}")
-            else:
+            elif isinstance(event, Published):
                 log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
         if failures:
             msg = (

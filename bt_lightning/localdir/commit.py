@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry, Manifest
 
     Pieces = Iterable[memoryview | bytes]
+    Writer = Callable[[Path, str], FileEntry]
 
 
 def commit(
@@ -27,10 +28,25 @@ def commit(
     files: Mapping[str, Callable[[], Pieces]],
     describe: Callable[[tuple[FileEntry, ...]], Manifest],
 ) -> Manifest:
+    """`commit_files` of functions that yield the bytes of each file."""
+
+    def writer(pieces: Callable[[], Pieces]) -> Writer:
+        return lambda target, path: write_file(target, path, pieces())
+
+    return commit_files(final, root, {path: writer(p) for path, p in files.items()}, describe)
+
+
+def commit_files(
+    final: Path,
+    root: Path,
+    files: Mapping[str, Writer],
+    describe: Callable[[tuple[FileEntry, ...]], Manifest],
+) -> Manifest:
     """Make the directory `final` a committed checkpoint, or leave no trace of the try.
 
-    `files` maps paths inside the checkpoint to functions that yield the bytes; `describe` turns
-    what was written into the manifest. When this returns, all of it survives a power cut.
+    `files` maps paths inside the checkpoint to functions that write the file at a given place, make
+    its bytes durable, and describe it; `describe` turns what was written into the manifest. When
+    this returns, all of it survives a power cut.
 
     Raises:
         OSError: the disk refused (`errno` says why); what was at `final` before is untouched.
@@ -39,10 +55,10 @@ def commit(
     _refuse_nesting(final, root)
     with temporary(root) as built:
         entries = []
-        for path, pieces in files.items():
+        for path, write in files.items():
             target = built / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            entries.append(write_file(target, path, pieces()))
+            entries.append(write(target, path))
         for folder in {parent for path in files for parent in PurePosixPath(path).parents}:
             sync_directory(built / folder)
         manifest = describe(tuple(entries))

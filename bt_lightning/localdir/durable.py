@@ -63,13 +63,14 @@ def try_lock(descriptor: int) -> bool:
     A file system without locks counts as free: one writer to a directory is the rule there.
     """
     try:
-        _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def _lock(descriptor: int, operation: int) -> None:
+def lock(descriptor: int, operation: int) -> None:
+    """Call flock(2); a file system without locks counts as free."""
     try:
         fcntl.flock(descriptor, operation)
     except BlockingIOError:
@@ -210,7 +211,7 @@ def _owned(parent: Path) -> tuple[Path, int]:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with opened(parent) as gate:
-                _lock(gate, fcntl.LOCK_SH)  # no sweep between making it and locking it
+                lock(gate, fcntl.LOCK_SH)  # no sweep between making it and locking it
                 path = Path(tempfile.mkdtemp(dir=parent))
                 owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
                 try_lock(owner)

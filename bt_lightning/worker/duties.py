@@ -54,7 +54,8 @@ class Duties:
             return []
         local, _ = list_committed(self._root)
         requested = requested_removals(self._root)
-        published = {manifest.digest for manifest in (self._stored or {}).values()}
+        stored = list((self._stored or {}).values())  # another thread may be adding to it
+        published = {manifest.digest for manifest in stored}
         wanted = [found for found in local if found.manifest.digest not in requested]
         unsent = [found for found in (wanted or local) if found.manifest.digest not in published]
         return [found for found in unsent if found.manifest.digest not in self._damaged]

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import select
 import sys
+import threading
 import time
+from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
@@ -18,9 +20,14 @@ from bt_lightning.errors import (
 from bt_lightning.messages import (
     Answer,
     Begin,
+    CommitFailed,
+    CommitImage,
+    Committed,
     Drain,
     Drained,
+    DropArena,
     Published,
+    ShareArena,
     Stop,
     Wake,
     WorkerConfig,
@@ -35,13 +42,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Event = Published | WorkFailed | Committed | CommitFailed
 _STARTS = 5
 """A worker that died is started again this often: what it has to do is read off the disk."""
 _EXIT_S = 10.0
 
 
 class Worker:
-    """One worker process, as the rank that writes sees it. Not shared between processes."""
+    """One worker process, as the rank that writes sees it. Not shared between processes.
+
+    One thread receives (`ask`, `poll`, `await_event`, `drain`, `stop`); `share`, `drop` and
+    `commit` may be called by another one beside it.
+    """
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
@@ -49,10 +61,17 @@ class Worker:
         self._conn: Connection | None = None
         self._starts = 0
         self._begun: Begin | None = None
-        self._events: list[Published | WorkFailed] = []
+        self._events: list[Event] = []
+        self._using = threading.RLock()
+        self._arenas: dict[int, tuple[int, int]] = {}
+        self._open: dict[int, CommitImage] = {}
 
     def start(self) -> None:
         """Spawn the process; scripts without a main guard, stdin and notebooks work as well."""
+        with self._using:
+            self._start()
+
+    def _start(self) -> None:
         import torch.multiprocessing as mp
 
         self._starts += 1
@@ -66,8 +85,7 @@ class Worker:
             with _hidden_main():
                 process.start()
             self._process = process
-            if self._begun is not None:
-                ours.send(self._begun)
+            self._tell_again()
         except AssertionError as error:  # multiprocessing: a daemonic process has no children
             ours.close()
             self._conn = None
@@ -77,6 +95,49 @@ class Worker:
             log.debug("the worker was killed at birth")  # the next poll sees it, and starts another
         finally:
             theirs.close()
+
+    def _tell_again(self) -> None:
+        """Tell a new process what an earlier one knew."""
+        for index, (descriptor, size) in self._arenas.items():
+            self._send_arena(index, descriptor, size)
+        for job in self._open.values():
+            self._conn.send(job)  # type: ignore[union-attr]  # start() sets it
+        if self._begun is not None:
+            self._conn.send(self._begun)  # type: ignore[union-attr]
+
+    def _send_arena(self, index: int, descriptor: int, size: int) -> None:
+        assert self._conn is not None
+        assert self._process is not None
+        assert self._process.pid is not None
+        self._conn.send(ShareArena(index, size))
+        send_handle(self._conn, descriptor, self._process.pid)
+
+    def share(self, index: int, descriptor: int, size: int) -> None:
+        """Let the worker map an arena; `descriptor` stays open here until `drop`."""
+        with self._using:
+            self._arenas[index] = (descriptor, size)
+            with contextlib.suppress(OSError):  # the next poll starts another, and tells it
+                if self._conn is not None:
+                    self._send_arena(index, descriptor, size)
+
+    def drop(self, index: int) -> None:
+        """Let the worker forget an arena that no open commit uses."""
+        with self._using:
+            del self._arenas[index]
+            with contextlib.suppress(OSError):
+                if self._conn is not None:
+                    self._conn.send(DropArena(index))
+
+    def commit(self, job: CommitImage) -> None:
+        """Let the worker commit a complete image; its outcome comes as an event, once.
+
+        A worker that dies over it is replaced, and told again. Never waits for the disk.
+        """
+        with self._using:
+            self._open[job.number] = job
+            with contextlib.suppress(OSError):
+                if self._conn is not None:
+                    self._conn.send(job)
 
     @property
     def pid(self) -> int | None:
@@ -125,14 +186,14 @@ class Worker:
         """Tell the worker that the disk changed; never waits."""
         if self._conn is None:
             return
-        with contextlib.suppress(OSError):  # the next poll finds it dead
+        with self._using, contextlib.suppress(OSError):  # the next poll finds it dead
             # a full pipe holds earlier wakes that were not read yet: one of them is enough
             poller = select.poll()  # select(2) knows no descriptor beyond 1023
             poller.register(self._conn.fileno(), select.POLLOUT)
             if poller.poll(0):
                 self._conn.send(Wake())
 
-    def poll(self) -> list[Published | WorkFailed]:
+    def poll(self) -> list[Event]:
         """What happened since the last call; each event is handed out exactly once. Never waits.
 
         A worker that was killed is started again here.
@@ -147,6 +208,12 @@ class Worker:
             self._revive()
         events, self._events = self._events, []
         return events
+
+    def await_event(self, timeout_s: float) -> None:
+        """Wait until there is something to `poll`, or the time is over, or the worker died."""
+        if not self._events and self._conn is not None:
+            with contextlib.suppress(OSError):
+                self._conn.poll(timeout_s)
 
     def drain(self, timeout_s: float) -> None:
         """Wait until everything committed is published.
@@ -190,6 +257,10 @@ class Worker:
 
     def kill(self) -> None:
         """End the process at once; what it was doing is done again by the next one."""
+        with self._using:
+            self._kill()
+
+    def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -199,12 +270,13 @@ class Worker:
         self._process = self._conn = None
 
     def _send(self, message: object) -> None:
-        if self._conn is None:
-            self.start()
-        try:
-            self._conn.send(message)  # type: ignore[union-attr]  # start() sets it
-        except OSError as error:
-            raise WorkerDiedError(self._obituary()) from error
+        with self._using:
+            if self._conn is None:
+                self.start()
+            try:
+                self._conn.send(message)  # type: ignore[union-attr]  # start() sets it
+            except OSError as error:
+                raise WorkerDiedError(self._obituary()) from error
 
     def _next(self, until: float) -> object | None:
         """The next message, or None at the deadline."""
@@ -224,15 +296,20 @@ class Worker:
         return None
 
     def _keep(self, message: object) -> None:
-        if isinstance(message, Published | WorkFailed):
+        if isinstance(message, Committed | CommitFailed):
+            if self._open.pop(message.number, None) is None:
+                return  # told twice, as one worker died when it had just done it
+            self._events.append(message)
+        elif isinstance(message, Published | WorkFailed):
             self._events.append(message)
 
     def _revive(self) -> None:
-        obituary = self._obituary()
-        self.kill()
-        if self._starts >= _STARTS:
-            raise WorkerDiedError(obituary)
-        self.start()
+        with self._using:
+            obituary = self._obituary()
+            self._kill()
+            if self._starts >= _STARTS:
+                raise WorkerDiedError(obituary)
+            self.start()
 
     def _obituary(self) -> str:
         code = None

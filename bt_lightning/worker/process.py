@@ -1,8 +1,10 @@
-"""The worker process: its loop, its signals and its end. Imports neither torch nor lightning.
+"""The worker process: its messages, its signals and its end. Imports neither torch nor lightning.
 
-It lives as long as the training process, and after that until the outbox is empty or its deadline
-is over, whichever comes first. SIGINT is ignored (Ctrl-C reaches the whole group); SIGTERM and the
-end of the pipe, also by SIGKILL of the trainer, both mean: drain, then leave.
+It lives as long as the training process, and after that until everything in the arenas is committed
+and the outbox is empty, or its deadline is over. SIGINT is ignored (Ctrl-C reaches the whole
+group); SIGTERM and the end of the pipe, also by SIGKILL of the trainer, both mean: drain, then
+leave. Commits and publishing each have a thread: a slow store holds up no commit, and neither holds
+up a message.
 """
 
 from __future__ import annotations
@@ -11,33 +13,33 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import random
 import select
 import signal
 import sys
 import threading
 import time
+import traceback
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import (
-    CheckpointError,
-    StoreError,
-    StorePermanentError,
-    StoreTransientError,
-)
+from bt_lightning.errors import CheckpointError, StoreError, StorePermanentError
 from bt_lightning.layout import DOT_DIR, check_checkpoint_id
-from bt_lightning.localdir.durable import try_lock
 from bt_lightning.messages import (
     Answer,
     Begin,
     CheckStore,
+    CommitFailed,
+    CommitImage,
+    Committed,
     Drain,
     Drained,
+    DropArena,
     Fetch,
     ListStore,
     Published,
+    ShareArena,
     Stop,
     StoredCheckpoint,
     Wake,
@@ -45,25 +47,24 @@ from bt_lightning.messages import (
     WorkFailed,
 )
 from bt_lightning.store.catalog import fetch, look
+from bt_lightning.store.port import redact
 from bt_lightning.store.remote import open_store
-from bt_lightning.store.retry import LateStore, RetryingStore, backoff
+from bt_lightning.store.retry import LateStore, RetryingStore
+from bt_lightning.worker.committer import Committer
 from bt_lightning.worker.duties import Duties
+from bt_lightning.worker.priority import lower_priority
+from bt_lightning.worker.publisher import Publisher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bt_lightning.store.port import Store
-
-log = logging.getLogger(__name__)
 
 _IDLE_S = 1.0
 """Longest wait without a look at whether the training process still lives."""
-_LOCK_S = 0.1
-_RETRY_PERMANENT_S = 60.0
 _GRACE_S = 5.0
-_NICE = 10
 EXIT_DEADLINE = 75
 """Exit code of a worker that a hanging store would have kept beyond its deadline."""
+EXIT_BUG = 70
+"""Exit code of a worker one of whose threads failed in a way that nothing here expects."""
 
 
 def run(conn: Connection, config: WorkerConfig) -> None:
@@ -71,77 +72,81 @@ def run(conn: Connection, config: WorkerConfig) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
-    with contextlib.suppress(OSError):
-        os.nice(_NICE)
+    lower_priority()
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="bt_lightning worker: %(message)s"
     )
+    threading.excepthook = _die
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         _Loop(conn, config).run()
+
+
+def _die(failure: threading.ExceptHookArgs) -> None:
+    """A thread that is gone would leave its work undone without a word."""
+    traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
+    os._exit(EXIT_BUG)
 
 
 class _Loop:
     def __init__(self, conn: Connection, config: WorkerConfig) -> None:
         self._conn = conn
+        self._sending = threading.Lock()
         self._config = config
         parent = multiprocessing.parent_process()
         self._parent = parent.pid if parent is not None else os.getppid()
         self._root = Path(config.root)
         self._store: Store | None = None
-        self._duties: Duties | None = None
-        self._lock: int | None = None
+        self._publisher: Publisher | None = None
+        self._stopped = False
         self._orphaned = False  # no one listens any more
         self._ends_at: float | None = None  # leave by then
         self._drain_by: float | None = None  # answer Drain by then
-        self._failures = 0
-        self._next_try = 0.0
-        self._has_work = True
-        self._reported: str | None = None
-        self._last_error: str | None = None
-        self._permanent = False
+        self._progress = os.eventfd(0, os.EFD_NONBLOCK)  # a thread has come to something
         self._signals, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         self._deadline: threading.Timer | None = None
         signal.signal(signal.SIGTERM, lambda *_: self._end_by_deadline())  # and wakes the loop
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        self._committer = Committer(self._root, self._committed)
 
     def run(self) -> None:
         threading.Thread(target=self._watch_trainer, daemon=True).start()
         while not self._finished():
             self._receive()
-            self._work()
             self._answer_drain()
 
     # waiting and listening
 
     def _receive(self) -> None:
-        sources: list[Connection | int] = [self._signals]
+        sources: list[Connection | int] = [self._signals, self._progress]
         if not self._orphaned:
             sources.append(self._conn)
         for source in wait(sources, self._patience()):
             if source == self._signals:
                 os.read(self._signals, 64)
                 self._leave_soon()
-                continue
-            try:
-                message = self._conn.recv()
-            except (EOFError, OSError):
-                self._orphan()
+            elif source == self._progress:
+                os.eventfd_read(self._progress)
             else:
-                self._handle(message)
+                self._receive_message()
         if not self._orphaned and os.getppid() != self._parent and not self._conn.poll(0):
             self._orphan()  # read to its end, though a forked child may still hold the pipe open
 
+    def _receive_message(self) -> None:
+        try:
+            message = self._conn.recv()
+            if isinstance(message, ShareArena):
+                self._committer.share(message.index, recv_handle(self._conn), message.size)
+                return
+        except (EOFError, OSError):
+            self._orphan()
+        else:
+            self._handle(message)
+
     def _patience(self) -> float:
-        """Seconds to wait for a message: none while there is work that may be done now."""
-        now = time.monotonic()
-        if self._duties is None:
-            return _IDLE_S
-        if self._lock is None:
-            return _LOCK_S
-        if not self._has_work:
-            return _IDLE_S
-        return max(0.0, min(_IDLE_S, self._next_try - now))
+        """Seconds to wait for a message."""
+        ends = [at for at in (self._ends_at, self._drain_by) if at is not None]
+        return max(0.0, min([_IDLE_S, *(at - time.monotonic() for at in ends)]))
 
     def _orphan(self) -> None:
         self._orphaned = True
@@ -151,8 +156,8 @@ class _Loop:
         if self._ends_at is None:
             self._ends_at = time.monotonic() + self._config.drain_s
             self._end_by_deadline()
-            self._has_work = True  # the last commit may have come before its wake
-            self._next_try = 0.0
+            if self._publisher is not None:
+                self._publisher.hurry()  # the last commit may have come before its wake
 
     def _end_by_deadline(self) -> None:
         """From now on this process has `drain_s` left, whatever a store's client does."""
@@ -163,7 +168,7 @@ class _Loop:
             self._deadline.start()
 
     def _watch_trainer(self) -> None:
-        """A thread of its own: the loop may hang in a call to the store when the trainer dies."""
+        """A thread of its own: the loop may hang in a question to the store."""
         poll = select.poll()
         poll.register(self._conn.fileno(), 0)  # hang-up is always reported
         while not poll.poll(1000 * _IDLE_S) and os.getppid() == self._parent:
@@ -171,49 +176,71 @@ class _Loop:
         self._end_by_deadline()
 
     def _finished(self) -> bool:
-        if self._ends_at is None:
-            return False
-        idle = self._duties is None or not self._has_work or self._permanent
-        return idle or time.monotonic() >= self._ends_at
+        if self._stopped or self._ends_at is None:
+            return self._stopped
+        publisher = self._publisher
+        done = publisher is None or publisher.idle or publisher.permanent
+        return (self._committer.idle and done) or time.monotonic() >= self._ends_at
 
     def _say(self, message: object) -> None:
         if not self._orphaned:
             try:
-                self._conn.send(message)
+                with self._sending:
+                    self._conn.send(message)
             except OSError:
-                self._orphan()
+                self._orphaned = True  # the loop sees the end of the pipe as well
+
+    # what the threads have come to; called by them
+
+    def _committed(self, outcome: Committed | CommitFailed) -> None:
+        if self._publisher is not None:
+            self._publisher.wake()
+        self._say(outcome)
+        os.eventfd_write(self._progress, 1)
+
+    def _published(self, event: Published | WorkFailed | None) -> None:
+        if event is not None:
+            self._say(event)
+        os.eventfd_write(self._progress, 1)
 
     # messages
 
     def _handle(self, message: object) -> None:
         match message:
-            case CheckStore():
-                self._answer(self._check_store)
-            case ListStore():
-                self._answer(self._list_store)
-            case Fetch(folder, target):
-                self._answer(lambda: self._fetch(folder, target))
+            case CheckStore() | ListStore() | Fetch():
+                self._answer(message)
             case Begin(pinned):
                 store = RetryingStore(LateStore(self._open)) if self._config.store_url else None
-                self._duties = Duties(self._root, store, self._config.prefix, pinned)
+                duties = Duties(self._root, store, self._config.prefix, pinned)
+                self._publisher = Publisher(self._root, duties, self._published)
+            case CommitImage():
+                self._committer.put(message)
+            case DropArena(index):
+                self._committer.drop(index)
+            case Wake() if self._publisher is not None:
+                self._publisher.wake()
             case Wake():
-                self._has_work = True
-                if self._permanent:
-                    self._next_try = 0.0
+                pass  # nothing has begun
             case Drain(deadline_s):
                 self._drain_by = time.monotonic() + deadline_s
-                self._has_work = True
-                self._next_try = 0.0
+                if self._publisher is not None:
+                    self._publisher.hurry()
             case Stop():
-                self._ends_at = time.monotonic()
-                self._has_work = False
+                self._stopped = True
             case _:
                 msg = f"the worker got {message!r}, which it does not know"
                 raise TypeError(msg)
 
-    def _answer(self, work: Callable[[], object]) -> None:
+    def _answer(self, question: CheckStore | ListStore | Fetch) -> None:
         try:
-            self._say(Answer(work()))
+            match question:
+                case CheckStore():
+                    self._check_store()
+                    self._say(Answer(None))
+                case ListStore():
+                    self._say(Answer(self._list_store()))
+                case Fetch(folder, target):
+                    self._say(Answer(self._fetch(folder, target)))
         except (CheckpointError, OSError) as error:
             self._say(Answer(None, error))
 
@@ -247,83 +274,23 @@ class _Loop:
         fetch(RetryingStore(self._open()), self._config.prefix, folder, self._root, final)
         return str(final)
 
-    # work
-
-    def _work(self) -> None:
-        if self._duties is None or not self._has_work or time.monotonic() < self._next_try:
-            return
-        if not self._own():
-            return
-        started = time.monotonic()
-        try:
-            self._duties.delete_local()  # first: a store that is down must not fill the disk
-            done = self._duties.publish_next()
-            self._duties.delete_stored()
-            self._has_work = done is not None
-        except (CheckpointError, OSError) as error:
-            self._fail(error)
-            return
-        for complaint in self._duties.complaints:
-            self._say(WorkFailed(what="publishing", error=complaint))
-        self._duties.complaints.clear()
-        self._failures = 0
-        self._permanent = False
-        self._last_error = self._reported = None
-        if done is not None:
-            manifest = done.manifest
-            self._say(
-                Published(
-                    checkpoint_id=manifest.checkpoint_id,
-                    digest=manifest.digest,
-                    size=manifest.size,
-                    seconds=time.monotonic() - started,
-                )
-            )
-
-    def _fail(self, error: Exception) -> None:
-        assert self._duties is not None
-        self._duties.forget()
-        self._last_error = str(error)
-        self._permanent = not isinstance(error, StoreTransientError)
-        self._failures += 1
-        wait_s = _RETRY_PERMANENT_S if self._permanent else backoff(self._failures, random.random())
-        self._next_try = time.monotonic() + wait_s
-        if not self._permanent:
-            log.log(
-                logging.WARNING if self._failures == 1 else logging.DEBUG,
-                "the store failed, trying again: failures=%d error=%s",
-                self._failures,
-                error,
-            )
-        elif self._reported is None:  # the text names a key, so each checkpoint has another
-            self._reported = self._last_error
-            self._say(WorkFailed(what="publishing", error=self._last_error))
-
-    def _own(self) -> bool:
-        """Hold the directory's only right to publish; an earlier run's worker may still drain."""
-        if self._lock is None:
-            path = self._root / DOT_DIR / "worker.lock"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            if not try_lock(descriptor):
-                os.close(descriptor)
-                return False
-            self._lock = descriptor
-        return True
-
     def _answer_drain(self) -> None:
         if self._drain_by is None:
             return
-        idle = not self._has_work or (self._lock is None and not self._config.store_url)
-        over = idle or self._permanent or time.monotonic() >= self._drain_by
-        if not over and self._duties is not None:
+        publisher = self._publisher
+        over = time.monotonic() >= self._drain_by
+        if not over and not self._committer.idle:
             return
-        waiting = self._duties.outbox() if self._duties is not None else []
+        waiting: tuple[str, ...] = ()
+        reason = None
+        if publisher is not None:
+            others = not publisher.owns and not self._config.store_url
+            if not (over or publisher.idle or publisher.permanent or others):
+                return
+            waiting, reason = publisher.waiting(), publisher.last_error
+            if reason is None and not publisher.owns:
+                reason = "another worker holds the directory"
+            elif reason is None and waiting:
+                reason = f"{redact(self._config.store_url or '')} has not answered yet"
         self._drain_by = None
-        self._say(
-            Drained(
-                waiting=tuple(found.manifest.checkpoint_id for found in waiting),
-                reason=self._last_error
-                or (None if self._lock is not None else "another worker holds the directory"),
-            )
-        )
+        self._say(Drained(waiting=waiting, reason=reason))

@@ -40,6 +40,19 @@ class Scene:
         self.workers: list[Worker] = []
         self.events: list[Published | WorkFailed] = []
 
+    eventually = staticmethod(eventually)
+
+    def outcome(self, worker, number):
+        """Wait for the outcome of the save with this number."""
+        found = []
+
+        def look_again():
+            found.extend(worker.poll())
+            return [event for event in found if getattr(event, "number", None) == number]
+
+        (event,) = eventually(look_again)
+        return event
+
     def make(self, *steps, generation=1):
         """Commit `checkpoint-<step>` for each step; return the manifests."""
         return [self._make(step, generation) for step in steps]

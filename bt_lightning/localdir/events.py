@@ -1,0 +1,52 @@
+"""What happened to each save, one JSON line each: for people, loggers' backup, and `trace`.
+
+Appended by the training process and by its worker; a line is one write(2) to a file opened for
+appending, so lines of two processes never mix. Nothing here is needed to resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.layout import DOT_DIR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FILE = "events.jsonl"
+
+
+def note(root: Path, event: str, **facts: object) -> None:
+    """Append one event of the checkpoint directory `root`, with the time of now.
+
+    Raises:
+        OSError: the disk refused. Callers go on: an event is no checkpoint.
+    """
+    line = json.dumps({"event": event, "at": time.time(), **facts}) + "\n"
+    folder = root / DOT_DIR
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_events(root: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of `root` in the order of their lines; half a line at the end is left out.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    with (root / DOT_DIR / FILE).open("rb") as lines:
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # cut off by a kill or a full disk
+            if isinstance(event, dict) and "event" in event and "at" in event:
+                yield event

@@ -1,0 +1,162 @@
+"""Commits images of checkpoints from the arenas to the local disk; a thread of the worker.
+
+One image after the other, in the order of the saves. What it is told twice (a worker that was
+killed is started again, and told again) it commits once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import queue
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
+from bt_lightning.layout import DOT_DIR, check_checkpoint_id
+from bt_lightning.localdir.commit import commit_files, write_hint
+from bt_lightning.localdir.committed import read_manifest
+from bt_lightning.localdir.direct import BLOCK, write_image
+from bt_lightning.localdir.durable import lock
+from bt_lightning.localdir.events import note
+from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class Committer:
+    """The queue of images, and the thread that writes them. `done` is called for each outcome."""
+
+    def __init__(self, root: Path, done: Callable[[Committed | CommitFailed], None]) -> None:
+        self._root = root
+        self._done = done
+        self._arenas: dict[int, memoryview] = {}
+        self._jobs: queue.SimpleQueue[CommitImage] = queue.SimpleQueue()
+        self._open = 0
+        self._counting = threading.Lock()
+        self._owner: int | None = None
+        self._written: dict[int, tuple[Path, FileEntry]] = {}
+        self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning commits")
+        self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every image that was put is committed, or has failed."""
+        return self._open == 0
+
+    def share(self, index: int, descriptor: int, size: int) -> None:
+        """Map an arena; takes the descriptor over."""
+        try:
+            self._arenas[index] = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+        finally:
+            os.close(descriptor)
+
+    def drop(self, index: int) -> None:
+        """Forget an arena; its memory goes with the last one who maps it."""
+        self._arenas.pop(index, None)
+
+    def put(self, job: CommitImage) -> None:
+        """Commit `job` after those that were put before; never waits."""
+        with self._counting:
+            self._open += 1
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                outcome = self._commit(job)
+            except (CheckpointError, OSError) as error:
+                outcome = CommitFailed(number=job.number, error=error)
+            with self._counting:
+                self._open -= 1
+                if not self._open and self._owner is not None:
+                    os.close(self._owner)
+                    self._owner = None
+            self._done(outcome)
+
+    def _commit(self, job: CommitImage) -> Committed | CommitFailed:
+        started, cpu = time.monotonic(), time.process_time()
+        self._own()
+        final = self._root / check_checkpoint_id(job.checkpoint_id)
+        manifest = _standing(final)
+        if manifest is None or manifest.created_at != job.facts["created_at"]:
+            generation = manifest.generation + 1 if manifest is not None else 1
+            manifest = self._write(job, final, generation)
+        outcome = Committed(
+            number=job.number,
+            manifest=manifest.to_bytes(),
+            write_s=time.monotonic() - started,
+            durable_s=time.time() - job.began,
+            cpu_s=time.process_time() - cpu,
+        )
+        with contextlib.suppress(OSError):  # neither is a checkpoint
+            write_hint(self._root, manifest.checkpoint_id, manifest.step)
+            note(
+                self._root,
+                "durable",
+                number=job.number,
+                checkpoint=manifest.checkpoint_id,
+                bytes=manifest.size,
+                write_s=outcome.write_s,
+                local_durable_s=outcome.durable_s,
+                cpu_s=outcome.cpu_s,
+            )
+        return outcome
+
+    def _write(self, job: CommitImage, final: Path, generation: int) -> Manifest:
+        arena = self._arenas[job.arena]
+        facts: dict[str, Any] = dict(job.facts)
+
+        def describe(entries: tuple[FileEntry, ...]) -> Manifest:
+            return Manifest(
+                checkpoint_id=job.checkpoint_id, generation=generation, files=entries, **facts
+            )
+
+        writers = {image.path: partial(self._file, arena, image) for image in job.files}
+        manifest = commit_files(final, self._root, writers, describe)
+        self._written = {
+            image.content: (final / image.path, entry)
+            for image, entry in zip(job.files, manifest.files, strict=True)
+        }
+        return manifest
+
+    def _file(self, arena: memoryview, image: FileImage, target: Path, path: str) -> FileEntry:
+        """Write one file; or link it, if its bytes are those of a file of the last checkpoint."""
+        known = self._written.get(image.content)
+        if known is not None and known[1].path == path:
+            try:
+                os.link(known[0], target)
+            except OSError:
+                pass  # it is gone, or this file system has no links
+            else:
+                return known[1]
+        end = image.offset + -(-image.size // BLOCK) * BLOCK
+        return write_image(target, path, arena[image.offset : end], image.size)
+
+    def _own(self) -> None:
+        """Hold the lock that a new run waits for: this commit may be its newest checkpoint."""
+        if self._owner is None:
+            (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
+            self._owner = os.open(commit_lock(self._root), os.O_RDWR | os.O_CREAT, 0o644)
+            lock(self._owner, fcntl.LOCK_EX)
+
+
+def commit_lock(root: Path) -> Path:
+    """The file whose lock says that a worker is committing under `root`."""
+    return root / DOT_DIR / "commit.lock"
+
+
+def _standing(final: Path) -> Manifest | None:
+    """The manifest of what stands at `final`, if it is a whole checkpoint."""
+    try:
+        return read_manifest(final)
+    except (CheckpointNotFoundError, CheckpointCorruptError):
+        return None

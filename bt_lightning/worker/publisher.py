@@ -1,0 +1,179 @@
+"""Publishes and deletes, unit by unit, and tries again; a thread of the worker."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import threading
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointError, StoreTransientError
+from bt_lightning.layout import DOT_DIR
+from bt_lightning.localdir.durable import try_lock
+from bt_lightning.localdir.events import note
+from bt_lightning.messages import Published, WorkFailed
+from bt_lightning.store.retry import backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bt_lightning.worker.duties import Duties
+
+log = logging.getLogger(__name__)
+
+_LOCK_S = 0.1
+_RETRY_PERMANENT_S = 60.0
+
+
+class Publisher:
+    """The thread that carries out the duties of one directory. `say` tells the training process.
+
+    Every attribute is guarded by `changed`, which is notified when any of them changes.
+    """
+
+    def __init__(
+        self, root: Path, duties: Duties, say: Callable[[Published | WorkFailed | None], None]
+    ) -> None:
+        self.changed = threading.Condition()
+        self.last_error: str | None = None
+        self.permanent = False
+        """The last try failed in a way that another will not cure."""
+        self._root = root
+        self._duties = duties
+        self._say = say
+        self._lock: int | None = None
+        self._has_work = True
+        self._working = False
+        self._next_try = 0.0
+        self._failures = 0
+        self._reported: str | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning publish")
+        self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        with self.changed:
+            return not self._has_work and not self._working
+
+    @property
+    def owns(self) -> bool:
+        """Whether this worker, and no earlier run's, publishes from the directory."""
+        return self._lock is not None
+
+    def waiting(self) -> tuple[str, ...]:
+        """Ids of what is committed here and not in the store."""
+        return tuple(found.manifest.checkpoint_id for found in self._duties.outbox())
+
+    def wake(self) -> None:
+        """The disk changed: look again."""
+        with self.changed:
+            self._has_work = True
+            if self.permanent:
+                self._next_try = 0.0
+            self.changed.notify_all()
+
+    def hurry(self) -> None:
+        """Look again at once, whatever the last try came to."""
+        with self.changed:
+            self._has_work = True
+            self.permanent = False
+            self._next_try = 0.0
+            self.changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                while (patience := self._patience()) != 0.0:
+                    self.changed.wait(patience)
+                if not self._own():
+                    self.changed.wait(_LOCK_S)
+                    continue
+                self._has_work = False  # a wake during the work asks for another look
+                self._working = True
+            event = self._work()
+            with self.changed:
+                self._working = False
+            self._say(event)
+
+    def _patience(self) -> float | None:
+        """Seconds to wait before the next unit; None without work, 0.0 for none."""
+        return max(0.0, self._next_try - time.monotonic()) if self._has_work else None
+
+    def _work(self) -> Published | WorkFailed | None:
+        """Do one unit; return what the training process should hear of."""
+        started = time.monotonic()
+        try:
+            self._duties.delete_local()  # first: a store that is down must not fill the disk
+            done = self._duties.publish_next()
+            self._duties.delete_stored()
+        except (CheckpointError, OSError) as error:
+            return self._fail(error)
+        for complaint in self._duties.complaints:
+            self._say(WorkFailed(what="publishing", error=complaint))
+        self._duties.complaints.clear()
+        with self.changed:
+            self._failures = 0
+            self.permanent = False
+            self.last_error = self._reported = None
+            self._has_work = self._has_work or done is not None
+        if done is None:
+            return None
+        manifest = done.manifest
+        began = datetime.fromisoformat(manifest.created_at).timestamp()
+        event = Published(
+            checkpoint_id=manifest.checkpoint_id,
+            digest=manifest.digest,
+            size=manifest.size,
+            seconds=time.monotonic() - started,
+            remote_durable_s=time.time() - began,
+        )
+        with contextlib.suppress(OSError):
+            note(
+                self._root,
+                "published",
+                checkpoint=event.checkpoint_id,
+                bytes=event.size,
+                publish_s=event.seconds,
+                remote_durable_s=event.remote_durable_s,
+            )
+        return event
+
+    def _fail(self, error: Exception) -> WorkFailed | None:
+        self._duties.forget()
+        with self.changed:
+            self.last_error = str(error)
+            self.permanent = not isinstance(error, StoreTransientError)
+            self._failures += 1
+            failures = self._failures
+            wait_s = _RETRY_PERMANENT_S if self.permanent else backoff(failures, random.random())
+            self._next_try = time.monotonic() + wait_s
+            self._has_work = True
+        if not self.permanent:
+            log.log(
+                logging.WARNING if failures == 1 else logging.DEBUG,
+                "the store failed, trying again: failures=%d error=%s",
+                failures,
+                error,
+            )
+        elif self._reported is None:  # the text names a key, so each checkpoint has another
+            self._reported = self.last_error
+            return WorkFailed(what="publishing", error=str(error))
+        return None
+
+    def _own(self) -> bool:
+        """Hold the directory's only right to publish; an earlier run's worker may still drain."""
+        if self._lock is None:
+            path = self._root / DOT_DIR / "worker.lock"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            if not try_lock(descriptor):
+                os.close(descriptor)
+                return False
+            self._lock = descriptor
+        return True
