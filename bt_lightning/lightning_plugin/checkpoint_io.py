@@ -32,7 +32,7 @@ from bt_lightning.localdir.durable import delete_directory, sweep, tidy
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.load import load_directory, load_file
 from bt_lightning.snapshot.classes import ClassTable
-from bt_lightning.snapshot.take import Snapshot, take
+from bt_lightning.snapshot.take import Memory, Snapshot, take
 from bt_lightning.store.catalog import fetch, newest_folder
 from bt_lightning.store.publish import publish, unpublish
 from bt_lightning.store.remote import open_store
@@ -116,31 +116,40 @@ class BTCheckpointIO(CheckpointIO):
         `generation` 0 means one more than what `final` holds now.
         """
         checkpoint_id = check_checkpoint_id(final.relative_to(root).as_posix())
-        prefix = self.serving.weights_prefix
-        snapshot = take(checkpoint, prefix)
-        self._warn_once(snapshot)
+        snapshot = self.take(checkpoint)
+        facts = self.facts(checkpoint, snapshot)
 
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
-            has_weights = any(entry.path == WEIGHTS for entry in entries)
-            return Manifest(
-                checkpoint_id=checkpoint_id,
-                generation=generation or _generation(final) + 1,
-                step=_count(checkpoint, "global_step", "step"),
-                epoch=_count(checkpoint, "epoch"),
-                created_at=datetime.now(timezone.utc).isoformat(),
-                files=entries,
-                metrics=_metrics(checkpoint),
-                origin={**self.origin, "versions": dict(_versions())},
-                resumable="optimizer_states" in checkpoint,
-                weights_prefix=prefix if has_weights else "",
-                leftovers=(*snapshot.leftovers, *snapshot.dropped),
-            )
+            number = generation or _generation(final) + 1
+            return Manifest(checkpoint_id=checkpoint_id, generation=number, files=entries, **facts)
 
-        files = {**snapshot.files, **self.serving.pieces()}
         try:
-            return commit(final, root, files, describe)
+            return commit(final, root, snapshot.files, describe)
         except OSError as error:
-            raise _unwritten(checkpoint_id, root, error) from error
+            raise unwritten(checkpoint_id, root, error) from error
+
+    def take(self, checkpoint: dict[str, Any], memory: Memory | None = None) -> Snapshot:
+        """Lay out `checkpoint` as files, those for serving included; copies no tensor."""
+        serving = self.serving
+        snapshot = take(checkpoint, serving.weights_prefix, memory, serving.tensors())
+        snapshot.small_files.update(serving.constant)
+        self._warn_once(snapshot)
+        return snapshot
+
+    def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+        """What the manifest says of `checkpoint`, without its files and generation."""
+        return {
+            "step": _count(checkpoint, "global_step", "step"),
+            "epoch": _count(checkpoint, "epoch"),
+            "created_at": datetime.now(timezone.utc).isoformat(),
+            "metrics": _metrics(checkpoint),
+            "origin": {**self.origin, "versions": dict(_versions())},
+            "resumable": "optimizer_states" in checkpoint,
+            "weights_prefix": (
+                self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
+            ),
+            "leftovers": (*snapshot.leftovers, *snapshot.dropped),
+        }
 
     @override
     def load_checkpoint(
@@ -270,7 +279,7 @@ def is_committed(path: str | Path) -> bool:
     return not is_url(path) and (local_path(path) / MANIFEST).is_file()
 
 
-def _unwritten(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:
+def unwritten(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:
     """The error of a save that the disk refused: what happened, with numbers, and what to do."""
     try:
         free = f"{shutil.disk_usage(root).free:,} bytes free"

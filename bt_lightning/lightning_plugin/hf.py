@@ -15,10 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.snapshot.image import file_pieces, host_tensor
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -36,19 +33,11 @@ class ServingFiles:
     adapter: Any = None
     """The `PeftModel`, whose adapter weights are written at each save."""
 
-    def pieces(self) -> dict[str, Callable[[], Iterator[memoryview | bytes]]]:
-        """Files of one save, by name; called on the rank that writes."""
-        files: dict[str, Callable[[], Iterator[memoryview | bytes]]] = {
-            name: _constant(content) for name, content in self.constant.items()
-        }
-        if self.adapter is not None:
-            peft = sys.modules["peft"]
-            tensors = {
-                name: host_tensor(tensor)
-                for name, tensor in peft.get_peft_model_state_dict(self.adapter).items()
-            }
-            files[ADAPTER] = lambda: file_pieces(tensors)
-        return files
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Safetensors files of one save: name -> names and tensors; on the rank that writes."""
+        if self.adapter is None:
+            return {}
+        return {ADAPTER: sys.modules["peft"].get_peft_model_state_dict(self.adapter)}
 
 
 def serving_files(module: torch.nn.Module) -> ServingFiles:
@@ -65,10 +54,6 @@ def serving_files(module: torch.nn.Module) -> ServingFiles:
                 parts = [part.config, getattr(part, "generation_config", None), _tokenizer(module)]
                 return ServingFiles(f"{name}." if name else "", _saved(*parts))
     return ServingFiles()
-
-
-def _constant(content: bytes) -> Callable[[], Iterator[memoryview | bytes]]:
-    return lambda: iter([content])
 
 
 def _tokenizer(module: torch.nn.Module) -> Any:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
+import json
 import math
+import secrets
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,7 +23,8 @@ from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.layout import STATE, WEIGHTS
 from bt_lightning.snapshot.classes import class_name, is_namedtuple, is_plain_dataclass
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
-from bt_lightning.snapshot.image import host_tensor
+from bt_lightning.snapshot.fragments import Fragment, watch
+from bt_lightning.snapshot.image import storable
 from bt_lightning.snapshot.values import FORMS, pairs
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ KIND: Final = "$"
 """The key that marks an object of the tree as a typed value."""
 WEIGHTS_KEY: Final = "state_dict"
 """The entry of a Lightning checkpoint whose tensors are the model's weights."""
+_GROUP_DEPTH = 3
 _DEPTH = 100
 """Deeper values are leftovers: each level costs several frames of Python's stack."""
 _WIDE_BITS = 4096
@@ -38,34 +42,94 @@ _WIDE_BITS = 4096
 _FILES = {"weights": WEIGHTS, "state": STATE}
 
 
+def _is_group(path: tuple[str, ...]) -> bool:
+    """Whether the tensors of a Lightning checkpoint lie together at `path`."""
+    return path == (WEIGHTS_KEY,) or (
+        len(path) == _GROUP_DEPTH and path[0] == "optimizer_states" and path[2] == "state"
+    )
+
+
 class _NotRepresentableError(Exception):
     """A value has no form in the tree; it becomes a leftover."""
 
 
 class Encoder:
-    """Encodes one checkpoint; `tensors` and `leftovers` fill up as `encode` walks it."""
+    """Encodes one checkpoint; `tensors` and `leftovers` fill up as `encode` walks it.
 
-    def __init__(self, weights_prefix: str = "") -> None:
+    `known` are the fragments of the save before, by path; `fragments` becomes those of this one.
+    """
+
+    def __init__(
+        self, weights_prefix: str = "", known: Mapping[tuple[str, ...], Fragment] | None = None
+    ) -> None:
         self.tensors: dict[str, dict[str, torch.Tensor]] = {file: {} for file in _FILES.values()}
-        """File -> name -> contiguous CPU tensor, as `file_pieces` takes it."""
+        """File -> name -> tensor, as `storable` returns it."""
+        self.fragments: dict[tuple[str, ...], Fragment] = {}
         self.leftovers: dict[str, object] = {}
         """Path in the state -> a value that the tree cannot hold."""
         self.classes: dict[type, str] = {}
         """Class named in the tree -> path of the first value that has it."""
         self._prefix = weights_prefix
+        self._known = known
         self._refs: dict[tuple[Any, ...], dict[str, str]] = {}
         self._open: set[int] = set()
+        self._token = secrets.token_hex(16)  # no text of a state can be taken for a placeholder
 
     def encode(self, checkpoint: Mapping[str, Any]) -> Any:
-        """The tree of a checkpoint.
+        """The tree of a checkpoint; `text` puts the fragments where it has placeholders.
 
         Raises:
             UnsupportedStateError: a tensor of it is one rank's part of a larger one.
         """
         return self._value(checkpoint, ())
 
+    def text(self, tree: Any, dropped: list[str]) -> str:
+        """The content of `trainer.json`, ASCII."""
+        text = json.dumps({"tree": tree, "dropped": dropped}, separators=(",", ":"))
+        for path, fragment in self.fragments.items():
+            text = text.replace(json.dumps(self._placeholder(path)), fragment.text, 1)
+        return text
+
+    def _placeholder(self, path: tuple[str, ...]) -> str:
+        return f"{self._token}:{'.'.join(path)}"
+
+    def _group(self, value: Any, path: tuple[str, ...]) -> Any:
+        """A value of which the text may be known from the save before."""
+        before = (self._known or {}).get(path)
+        if before is None or not self._fits(before) or not before.same(value):
+            before = self._fragment(value, path)
+            if before is None:
+                return self._value(value, path)
+        for file, tensors in before.tensors.items():
+            self.tensors[file].update(tensors)
+        self._refs.update(before.refs)
+        self.fragments[path] = before
+        return self._placeholder(path)
+
+    def _fits(self, fragment: Fragment) -> bool:
+        """Whether none of its names is taken, and none of its tensors is tied to another's."""
+        taken = any(names.keys() & self.tensors[f].keys() for f, names in fragment.tensors.items())
+        return not taken and not fragment.refs.keys() & self._refs.keys()
+
+    def _fragment(self, value: Any, path: tuple[str, ...]) -> Fragment | None:
+        """Encode a group by itself; None if its encoding depends on anything else."""
+        same = watch(value)
+        if same is None:
+            return None
+        alone = Encoder(self._prefix)
+        tree = alone._value(value, path)
+        found = Fragment(same, json.dumps(tree, separators=(",", ":")), alone.tensors, alone._refs)
+        whole = not alone.leftovers and not alone.classes and self._fits(found)
+        return found if whole else None
+
     def _value(self, value: Any, path: tuple[str, ...]) -> Any:
         kind = type(value)
+        if self._known is not None and _is_group(path):
+            self._known, known = None, self._known  # not inside itself
+            try:
+                return self._group(value, path)
+            finally:
+                self._known = known
         if value is None or kind is bool:
             return value
         if kind is int:
@@ -241,10 +305,10 @@ class Encoder:
         ref = self._refs.get(identity) if tensor.numel() else None
         if ref is None:
             try:
-                host = host_tensor(tensor)
+                plain = storable(tensor)
             except NotImplementedError as error:  # torch itself cannot copy it
                 raise _NotRepresentableError from error
-            ref = self._refs[identity] = self._store(host, path)
+            ref = self._refs[identity] = self._store(plain, path)
         node: dict[str, Any] = {KIND: "tensor", **ref}
         if tensor.dtype not in SAFETENSORS:
             node["dtype"] = str(tensor.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The bytes of a safetensors file, as a header and views of the tensors themselves: no copy.
+"""The bytes of a safetensors file: a header, and where each tensor lies behind it.
 
 Source of the format: the safetensors README. Tensors lie in order of falling item size, then name,
 so that each begins at a multiple of its item size; the header is padded with spaces so that the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -32,27 +33,45 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(raw).cast("B")
 
 
-def host_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous CPU tensor of a dtype that safetensors knows, with the content of `tensor`.
+def storable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, detached, if safetensors knows its dtype; else its items as bytes.
 
-    Takes dense tensors of any shape, on any device. Without a copy where `tensor` is one already.
+    Takes dense tensors of any shape and strides, on any device; copies only what is no plain view.
     A dtype that safetensors does not know comes back as uint8 of shape `[*shape, item bytes]`.
     """
-    host = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-    if host.dtype in SAFETENSORS:
-        return host
-    shape = [*host.shape, host.element_size()]
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    if tensor.dtype in SAFETENSORS:
+        return tensor
+    plain = tensor.resolve_conj().resolve_neg().contiguous()
+    shape = [*plain.shape, plain.element_size()]
     return (
-        host.reshape(-1).view(torch.uint8).reshape(shape)
-        if host.numel()
+        plain.reshape(-1).view(torch.uint8).reshape(shape)
+        if plain.numel()
         else torch.empty(shape, dtype=torch.uint8)
     )
 
 
-def file_pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview | bytes]:
-    """The pieces of one safetensors file, in order; `tensors` are what `host_tensor` returns."""
+def host_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """What `storable` returned as a contiguous CPU tensor; no copy where it is one already."""
+    return tensor.resolve_conj().resolve_neg().to("cpu").contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class FilePlan:
+    """Where everything lies in one safetensors file."""
+
+    header: bytes
+    offsets: dict[str, int]
+    """Name of each tensor -> where its bytes begin, from the start of the file; in file order."""
+    size: int
+    """Bytes of the file."""
+
+
+def plan_file(tensors: Mapping[str, torch.Tensor]) -> FilePlan:
+    """Lay out a file of tensors, each as `storable` returns it."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
     offset = 0
     for name, tensor in ordered:
         end = offset + tensor.numel() * tensor.element_size()
@@ -61,9 +80,23 @@ def file_pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview | by
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
+        starts[name] = offset
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     padded = text + b" " * (-(_LENGTH_BYTES + len(text)) % ALIGNMENT)
-    yield len(padded).to_bytes(_LENGTH_BYTES, "little") + padded
-    for _, tensor in ordered:
-        yield tensor_bytes(tensor)
+    data = _LENGTH_BYTES + len(padded)
+    return FilePlan(
+        len(padded).to_bytes(_LENGTH_BYTES, "little") + padded,
+        {name: data + start for name, start in starts.items()},
+        data + offset,
+    )
+
+
+def file_pieces(
+    plan: FilePlan, tensors: Mapping[str, torch.Tensor]
+) -> Iterator[memoryview | bytes]:
+    """The pieces of one file, in order, brought to the host one by one."""
+    yield plan.header
+    for name in plan.offsets:
+        host = host_tensor(tensors[name])  # it must outlive the view that the caller gets
+        yield tensor_bytes(host)

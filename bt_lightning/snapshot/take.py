@@ -1,10 +1,9 @@
-"""A checkpoint dictionary -> the files of a checkpoint, as functions that yield their bytes."""
+"""A checkpoint dictionary -> the files of a checkpoint: what lies in each, and where."""
 
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,21 +11,35 @@ import torch
 from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.layout import LEFTOVERS, TREE
 from bt_lightning.snapshot.encode import Encoder
-from bt_lightning.snapshot.image import file_pieces
+from bt_lightning.snapshot.image import FilePlan, file_pieces, plan_file, storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from bt_lightning.snapshot.fragments import Fragment
 
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 """Entries of a Lightning checkpoint that a resume does not read: a hole there stops nobody."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """Everything that a commit needs. Its tensors alias the state: write before the next step."""
+class TensorFile:
+    """One safetensors file: its layout, and the tensors that belong there."""
 
-    files: dict[str, Callable[[], Iterator[memoryview | bytes]]]
-    """Path inside the checkpoint -> its bytes, in pieces."""
+    plan: FilePlan
+    tensors: dict[str, torch.Tensor]
+    """Name -> tensor, as `storable` returns it; on any device."""
+    fixed: tuple[Fragment, ...] = ()
+    """Groups of `tensors` that are, object by object, those of an earlier snapshot."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a commit needs. Its tensors alias the state: copy before the next step."""
+
+    tensor_files: dict[str, TensorFile]
+    """Path inside the checkpoint -> a safetensors file."""
+    small_files: dict[str, bytes]
     leftovers: tuple[tuple[str, str], ...]
     """(path in the state, type) of each value that is in `leftovers.pt`."""
     dropped: tuple[tuple[str, str], ...]
@@ -34,38 +47,83 @@ class Snapshot:
     classes: dict[type, str]
     """Class that the tree names -> path in the state of the first value that has it."""
 
+    @property
+    def files(self) -> dict[str, Callable[[], Iterator[memoryview | bytes]]]:
+        """Path inside the checkpoint -> its bytes, in pieces; read before the next step."""
+        found: dict[str, Callable[[], Iterator[memoryview | bytes]]] = {}
+        for path, file in self.tensor_files.items():
+            found[path] = lambda file=file: file_pieces(file.plan, file.tensors)  # type: ignore[misc]
+        for path, content in self.small_files.items():
+            found[path] = lambda content=content: iter([content])  # type: ignore[misc]
+        return found
 
-def take(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> Snapshot:
-    """Lay out a Lightning (or Fabric, or plain) checkpoint dictionary as files.
 
-    Tensors may have any shape and lie on any device; those on the host are not copied.
+@dataclass
+class Memory:
+    """What one snapshot leaves to the next one of the same run."""
+
+    fragments: dict[tuple[str, ...], Fragment] = field(default_factory=dict)
+    plans: dict[str, tuple[Any, FilePlan]] = field(default_factory=dict)
+    """File -> (what its layout depends on, its layout)."""
+
+
+def take(
+    checkpoint: Mapping[str, Any],
+    weights_prefix: str = "",
+    memory: Memory | None = None,
+    more: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+) -> Snapshot:
+    """Lay out a Lightning (or Fabric, or plain) checkpoint dictionary as files; copies no tensor.
+
+    Tensors may have any shape and lie on any device. `more` are further safetensors files.
 
     Raises:
         UnsupportedStateError: a value can be neither encoded nor pickled, or is sharded.
     """
-    encoder = Encoder(weights_prefix)
+    encoder = Encoder(weights_prefix, None if memory is None else memory.fragments)
     tree = encoder.encode(checkpoint)
     pickled, dropped = _pickle(encoder.leftovers)
-    text = json.dumps({"tree": tree, "dropped": dropped}, separators=(",", ":")).encode("ascii")
-    files: dict[str, Callable[[], Iterator[memoryview | bytes]]] = {
-        file: _pieces_of(tensors) for file, tensors in encoder.tensors.items() if tensors
-    }
-    files[TREE] = lambda: iter([text])
+    files = {path: tensors for path, tensors in encoder.tensors.items() if tensors}
+    for path, extra in (more or {}).items():
+        files[path] = {name: storable(tensor) for name, tensor in extra.items()}
+    small = {TREE: encoder.text(tree, dropped).encode("ascii")}
     if pickled is not None:
-        files[LEFTOVERS] = lambda: iter([pickled])
+        small[LEFTOVERS] = pickled
     kinds = [(path, _type_name(value)) for path, value in encoder.leftovers.items()]
-    return Snapshot(
-        files,
+    fragments = tuple(encoder.fragments.values())
+    taken = Snapshot(
+        {path: _file(path, tensors, fragments, memory) for path, tensors in files.items()},
+        small,
         tuple(pair for pair in kinds if pair[0] not in dropped),
         tuple(pair for pair in kinds if pair[0] in dropped),
         encoder.classes,
     )
+    if memory is not None:
+        memory.fragments = encoder.fragments
+    return taken
 
 
-def _pieces_of(
+def _file(
+    path: str,
     tensors: dict[str, torch.Tensor],
-) -> Callable[[], Iterator[memoryview | bytes]]:
-    return lambda: file_pieces(tensors)
+    fragments: tuple[Fragment, ...],
+    memory: Memory | None,
+) -> TensorFile:
+    """Lay out one file; as the last time, if nothing that the layout depends on has changed."""
+    fixed = tuple(fragment for fragment in fragments if fragment.tensors.get(path))
+    if memory is None:
+        return TensorFile(plan_file(tensors), tensors)
+    within: set[str] = set()
+    for fragment in fixed:
+        within.update(fragment.tensors[path])
+    others = tuple(
+        (name, tensors[name].dtype, tensors[name].shape) for name in tensors.keys() - within
+    )
+    key = (fixed, frozenset(others))
+    last = memory.plans.get(path)
+    plan = last[1] if last is not None and last[0] == key else plan_file(tensors)
+    memory.plans[path] = (key, plan)
+    return TensorFile(plan, tensors, fixed)
 
 
 def _type_name(value: object) -> str:
