@@ -11,6 +11,9 @@ Exception
     ├── UnsupportedStateError (TypeError)                 a value that no file can hold
     ├── InvalidSettingError (ValueError)                  an argument or variable of no use
     ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
+    ├── TornSnapshotError (RuntimeError)                  the state changed while it was copied
+    ├── ArenaTooLargeError (MemoryError)                  no host memory for a snapshot
+    ├── SaveTimeoutError (TimeoutError)                   the disk does not take a save
     ├── StoreError (OSError)                              the store refused
     │   ├── StoreTransientError                           another try may succeed
     │   └── StorePermanentError                           another try will not
@@ -93,6 +96,24 @@ class DirectoryUnusableError(CheckpointError, OSError):
     """Raised when the checkpoint directory cannot be created or written."""
 
     exit_code = 17
+
+
+class TornSnapshotError(CheckpointError, RuntimeError):
+    """Raised, once, when a state changed while it was copied: the checkpoint was given up."""
+
+    exit_code = 18
+
+
+class ArenaTooLargeError(CheckpointError, MemoryError):
+    """Raised when a snapshot needs more host memory than there is, or than is allowed."""
+
+    exit_code = 19
+
+
+class SaveTimeoutError(CheckpointError, TimeoutError):
+    """Raised when the local disk does not take a save."""
+
+    exit_code = 26
 
 
 class StoreError(CheckpointError, OSError):

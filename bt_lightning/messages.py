@@ -84,7 +84,7 @@ class FileImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitImage:
-    """Commit a complete image; answered by `Committed` or `CommitFailed`, once."""
+    """Commit a complete image; answered by `Committed`, `CommitFailed` or `Withdrawn`, once."""
 
     number: int
     """Of the save, from 1."""
@@ -95,6 +95,13 @@ class CommitImage:
     """Keyword arguments of `Manifest`, without its files and generation."""
     began: float
     """`time.time()` at the call that saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Give up a commit that has not begun; answered by `Withdrawn`, or by its own outcome."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +160,13 @@ class CommitFailed:
 
     number: int
     error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A save was given up before it began; its arena is free."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
-from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.errors import CheckpointError
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.adopt import adopt
 from bt_lightning.lightning_plugin.checkpoint_io import (
     EXTRA,
-    BTCheckpointIO,
     is_committed,
     local_path,
     teach_lightning,
 )
 from bt_lightning.lightning_plugin.checks import (
+    at_least_one,
+    checkpoint_root,
     one_of,
     portable,
+    positive,
     refuse_sharded,
     refuse_twins,
     scalars,
@@ -33,16 +35,18 @@ from bt_lightning.lightning_plugin.exact import Exactness
 from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.namespace import Callback
 from bt_lightning.lightning_plugin.resume import Decision, arrange, forget
-from bt_lightning.lightning_plugin.routing import Hooks, RoutedCheckpointIO
+from bt_lightning.lightning_plugin.routing import Hooks, RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.session import Resume, Session, SessionConfig, publish_late
+from bt_lightning.lightning_plugin.watch import open_saves, remove
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.requests import request_removal
 from bt_lightning.settings import Job, Settings
-from bt_lightning.store.port import redact
+from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+    from bt_lightning.lightning_plugin.saves import Saves
     from bt_lightning.manifest import Manifest
 
 _DECIDING = timedelta(hours=24)
@@ -72,6 +76,13 @@ class BTLightning(Callback):
         storage_options: keyword arguments of the store's fsspec filesystem.
         project: name of the project in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
         job: name of the job in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
+        snapshot: `"lazy"` copies what only optimizers change beside the next forward and backward;
+            `"eager"` copies everything before the save returns; `"auto"` is lazy unless it sees a
+            hook that may change weights meanwhile.
+        overlap: what a save does when the disk has not taken the one before: `"wait"`, `"skip"`,
+            or replace the one that waits (`"latest"`, which takes two arenas).
+        arenas: buffers in host memory, each as large as a checkpoint.
+        arena_memory: bytes that all arenas may take; without room, training writes by itself.
 
     Raises:
         InvalidSettingError: at once, for an argument that cannot be used.
@@ -95,13 +106,18 @@ class BTLightning(Callback):
         storage_options: dict[str, Any] | None = None,
         project: str | None = None,
         job: str | None = None,
+        snapshot: Policy = "auto",
+        overlap: Overlap = "wait",
+        arenas: int = 1,
+        arena_memory: int | None = None,
     ) -> None:
         super().__init__()
         one_of("resume", resume, ("auto", "require", "never", "weights"))
+        one_of("snapshot", snapshot, ("auto", "lazy", "eager"))
+        one_of("overlap", overlap, ("wait", "skip", "latest"))
+        at_least_one("arenas", arenas)
         one_of("on_error", on_error, ("raise", "warn"))
-        if drain_timeout.total_seconds() <= 0:
-            msg = f"drain_timeout is {drain_timeout}, expected more than nothing"
-            raise InvalidSettingError(msg)
+        positive("drain_timeout", drain_timeout)
         self._settings = Settings.from_environ(os.environ)
         self._dir = os.fspath(dir) if dir is not None else self._settings.checkpoint_dir
         self._store = store or self._settings.store_url
@@ -114,8 +130,12 @@ class BTLightning(Callback):
         self._drain_timeout = drain_timeout
         self._storage_options = dict(storage_options or {})
         self._names = (project, job)
+        self._options = SnapshotOptions(
+            snapshot=snapshot, overlap=overlap, arenas=arenas, arena_memory=arena_memory
+        )
         self._config: SessionConfig | None = None
         self._session: Session | None = None
+        self._saves: Saves | None = None
         self._routed: RoutedCheckpointIO | None = None
         self._pinned: set[str] = set()
         self._failing = False
@@ -130,7 +150,7 @@ class BTLightning(Callback):
     @override
     def __getstate__(self) -> dict[str, Any]:
         """Spawned ranks get a callback without the processes of this one."""
-        return {**self.__dict__, "_session": None, "_resumed": None}
+        return {**self.__dict__, "_session": None, "_saves": None, "_resumed": None}
 
     # the life of a fit
 
@@ -138,7 +158,7 @@ class BTLightning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
         refuse_sharded(trainer)
-        root = self._root(trainer)
+        root = checkpoint_root(self._dir, trainer)
         adopted = adopt(
             trainer, root
         )  # at every stage: a ModelCheckpoint keeps its first directory
@@ -177,6 +197,7 @@ class BTLightning(Callback):
             self._exact.on_fit_start(trainer)
         if self._session is not None:
             self._session.begin(frozenset(self._pinned))
+            self._saves = open_saves(trainer, pl_module, self._session, self._options)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -209,6 +230,7 @@ class BTLightning(Callback):
         """Publish what is committed; the exception that ends the run is the one that is raised."""
         self._failing = True
         session, self._session = self._session, None
+        self._saves = None
         self._clear(trainer)
         if session is not None:
             session.abandon()
@@ -218,6 +240,8 @@ class BTLightning(Callback):
         """Rank 0: wait for the store, at most `drain_timeout`, and end the worker."""
         self._active = False
         session, self._session = self._session, None
+        self._saves = None
+        remove(trainer)
         if session is not None:
             self._report(session.finish)
 
@@ -247,38 +271,20 @@ class BTLightning(Callback):
 
     # parts
 
-    def _root(self, trainer: Trainer) -> Path:
-        chosen = self._dir or f"{trainer.default_root_dir}/bt_checkpoints"
-        if "://" in chosen and not chosen.startswith("file://"):
-            msg = (
-                f"dir is {redact(chosen)!r}, a URL: checkpoints are written to a local directory"
-                " first. Give dir (or BT_CHECKPOINT_DIR) a path, and the URL as store (or"
-                " BT_STORE_URL)"
-            )
-            raise InvalidSettingError(msg)
-        return Path(chosen.removeprefix("file://")).expanduser().resolve()
-
     def _clear(self, trainer: Trainer) -> None:
         """Undo what was arranged for a fit that did not come to use it."""
         self._active = False
+        self._saves = None
+        remove(trainer)
         forget(trainer)
         if self._exact is not None:
             self._exact.reset()
         self._close()
 
     def _install(self, trainer: Trainer, root: Path) -> None:
-        inner = trainer.strategy.checkpoint_io
-        inner = inner.inner if isinstance(inner, RoutedCheckpointIO) else inner
-        ours = inner if isinstance(inner, BTCheckpointIO) else BTCheckpointIO()
-        ours.origin = {
-            "world_size": trainer.world_size,
-            "strategy": type(trainer.strategy).__name__,
-        }
-        routed = RoutedCheckpointIO(
-            inner, ours, root, Hooks(self._committed, self._removed, self._missing)
-        )
-        routed.weights_only = self._weights_only
-        trainer.strategy.checkpoint_io = self._routed = routed
+        hooks = Hooks(self._committed, self._removed, self._missing, self._under_way)
+        self._routed = install_io(trainer, root, hooks)
+        self._routed.weights_only = self._weights_only
         teach_lightning()
 
     def _open(self, root: Path) -> Decision:
@@ -327,6 +333,9 @@ class BTLightning(Callback):
     def _missing(self, checkpoint_id: str) -> None:
         if self._session is not None:
             self._session.remove_stored(checkpoint_id)
+
+    def _under_way(self) -> Saves | None:
+        return self._saves
 
     def _poll(self) -> None:
         if self._session is not None:

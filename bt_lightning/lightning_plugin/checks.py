@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.store.port import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import timedelta
 
     from lightning.pytorch import Trainer
 
@@ -25,6 +28,33 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
         raise InvalidSettingError(msg)
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Raise `InvalidSettingError` unless `value` is a whole number of at least 1."""
+    if value < 1:
+        msg = f"{name} is {value!r}, expected a whole number of at least 1"
+        raise InvalidSettingError(msg)
+
+
+def positive(name: str, value: timedelta) -> None:
+    """Raise `InvalidSettingError` unless `value` is some time."""
+    if value.total_seconds() <= 0:
+        msg = f"{name} is {value}, expected more than nothing"
+        raise InvalidSettingError(msg)
+
+
+def checkpoint_root(chosen: str | None, trainer: Trainer) -> Path:
+    """The absolute directory of the checkpoints."""
+    chosen = chosen or f"{trainer.default_root_dir}/bt_checkpoints"
+    if "://" in chosen and not chosen.startswith("file://"):
+        msg = (
+            f"dir is {redact(chosen)!r}, a URL: checkpoints are written to a local directory"
+            " first. Give dir (or BT_CHECKPOINT_DIR) a path, and the URL as store (or"
+            " BT_STORE_URL)"
+        )
+        raise InvalidSettingError(msg)
+    return Path(chosen.removeprefix("file://")).expanduser().resolve()
 
 
 def refuse_sharded(trainer: Trainer) -> None:

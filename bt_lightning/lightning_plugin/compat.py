@@ -285,3 +285,8 @@ def cuda_device(trainer: Trainer) -> torch.device | None:
 def is_trial(trainer: Trainer) -> bool:
     """Whether this run keeps nothing: `fast_dev_run`, or a trial of the Tuner."""
     return bool(vars(trainer).get("fast_dev_run")) or is_tuner_run(trainer)
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step that Lightning itself logs with now: loggers take no step twice backwards."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from lightning.pytorch import Trainer
+
+    from bt_lightning.lightning_plugin.saves import Saves
     from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load import MapLocation
 
@@ -45,6 +48,8 @@ class Hooks:
     """A committed checkpoint is to go."""
     missing: Callable[[str], None]
     """A checkpoint id is to go that this disk does not hold."""
+    saves: Callable[[], Saves | None]
+    """The snapshots of the fit that is running."""
 
 
 class RoutedCheckpointIO(CheckpointIO):
@@ -73,11 +78,14 @@ class RoutedCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Commit under `root` and report it; elsewhere, whatever the inner IO does."""
+        """Commit under `root`, by a snapshot during a fit; elsewhere, what the inner IO does."""
         if not self.is_ours(path):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
-        self._hooks.committed(self.ours.save_local(checkpoint, self._place(path), self.root))
+        place, saves = self._place(path), self._hooks.saves()
+        if saves is not None and saves.save(self.ours, checkpoint, self._id(place)):
+            return
+        self._hooks.committed(self.ours.save_local(checkpoint, place, self.root))
 
     @override
     def load_checkpoint(
@@ -85,6 +93,9 @@ class RoutedCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Load a committed directory our way, anything else by the inner IO."""
         weights_only = self.weights_only if weights_only is None else weights_only
+        saves = self._hooks.saves()
+        if saves is not None and self.is_ours(path):
+            saves.settle(self._id(self._place(path)))
         if is_committed(path) or (self.is_ours(path) and not local_path(path).is_file()):
             return self.ours.load_checkpoint(path, map_location, weights_only)
         more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
@@ -102,13 +113,16 @@ class RoutedCheckpointIO(CheckpointIO):
         if place.is_symlink() or place.is_file():
             place.unlink()
             return
+        saves = self._hooks.saves()
+        if saves is not None and saves.unwanted(self._id(place)):
+            return  # it goes when it has come
         try:
             manifest = read_manifest(place)
         except CheckpointCorruptError:
             return  # it may be of a newer version, or be repaired: not ours to judge
         except CheckpointNotFoundError:
             delete_directory(place, self.root)  # never committed: nobody can be reading it
-            self._hooks.missing(place.relative_to(self.root).as_posix())
+            self._hooks.missing(self._id(place))
             return
         self._hooks.removed(manifest)
 
@@ -127,7 +141,30 @@ class RoutedCheckpointIO(CheckpointIO):
             return False
         return _FOREIGN.fullmatch(local_path(path).name) is None
 
+    def pending(self, path: str | Path) -> bool:
+        """Whether a save to `path` is under way; its directory is not there yet."""
+        saves = self._hooks.saves()
+        if saves is None or not self.is_ours(path):
+            return False
+        return saves.saver.pending(self._id(self._place(path)))
+
+    def _id(self, place: Path) -> str:
+        return place.relative_to(self.root).as_posix()
+
     def _place(self, path: str | Path) -> Path:
         """The path with its folder resolved as `root` is, its last part left as it is."""
         place = local_path(path)
         return place.parent.resolve() / place.name
+
+
+def install_io(trainer: Trainer, root: Path, hooks: Hooks) -> RoutedCheckpointIO:
+    """Make the Trainer's checkpoints go through a `RoutedCheckpointIO`; idempotent."""
+    inner = trainer.strategy.checkpoint_io
+    inner = inner.inner if isinstance(inner, RoutedCheckpointIO) else inner
+    ours = inner if isinstance(inner, BTCheckpointIO) else BTCheckpointIO()
+    ours.origin = {
+        "world_size": trainer.world_size,
+        "strategy": type(trainer.strategy).__name__,
+    }
+    trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, hooks)
+    return routed

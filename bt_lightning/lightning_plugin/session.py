@@ -16,6 +16,7 @@ from bt_lightning.errors import (
     UploadFailedError,
 )
 from bt_lightning.lightning_plugin.resume import Decision
+from bt_lightning.lightning_plugin.saves import Saves, Told
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.durable import sweep
@@ -32,13 +33,19 @@ from bt_lightning.messages import (
     WorkFailed,
 )
 from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
+from bt_lightning.snapshot.saver import Saver
 from bt_lightning.store.port import redact
+from bt_lightning.worker.committer import wait_for_commits
 from bt_lightning.worker.handle import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import torch
+
     from bt_lightning.settings import Job
+    from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +74,12 @@ class Session:
     def __init__(self, config: SessionConfig) -> None:
         self._config = config
         usable_root(config.root)
+        wait_for_commits(config.root, config.drain_s)
         for path in sweep(config.root):
             log.warning("put back %s, which a killed process was about to replace", path)
         self._worker = _worker(config)
+        self._saves: Saves | None = None
+        self._failures: list[str] = []
         self._listed: list[Stored] = []
 
     @property
@@ -120,6 +130,20 @@ class Session:
         """Let the worker publish and delete; what the run resumed from is never deleted."""
         self._worker.begin(pinned)
 
+    def snapshots(
+        self,
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
+        options: SnapshotOptions,
+        on_saved: Callable[[SaveRecord], None],
+        *,
+        pinned: bool,
+    ) -> Saves:
+        """From now on saves are snapshots that the worker commits."""
+        saver = Saver(self._worker, optimizers, self.pump, options, pinned=pinned)
+        told = Told(self.committed, self.remove, on_saved)
+        self._saves = Saves(saver, self._config.root, options.snapshot, told)
+        return self._saves
+
     def committed(self, manifest: Manifest) -> None:
         """A checkpoint is on disk: tell the worker."""
         try:
@@ -139,19 +163,33 @@ class Session:
             if stored.manifest.checkpoint_id == checkpoint_id:
                 self.remove(stored.manifest)
 
+    def pump(self, timeout_s: float) -> None:
+        """Wait for events of the worker, at most so long, and take them."""
+        if timeout_s:
+            self._worker.await_event(timeout_s)
+        for event in self._worker.poll():
+            if isinstance(event, WorkFailed):
+                self._failures.append(f"{event.what} failed: {event.error}")
+            elif isinstance(event, Published):
+                log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
+                if self._saves is not None:
+                    self._saves.published(event)
+            elif self._saves is not None:
+                self._saves.saver.handle(event)
+
     def poll(self) -> None:
-        """Raise what the worker gave up on since the last call, once.
+        """Raise what could not be done since the last call, once.
 
         Raises:
+            DirectoryUnusableError: the disk refused a save.
+            TornSnapshotError: the state changed while it was copied.
             UploadFailedError: the store refused for good.
             WorkerDiedError: the worker keeps dying.
         """
-        failures = []
-        for event in self._worker.poll():
-            if isinstance(event, WorkFailed):
-                failures.append(f"{event.what} failed: {event.error}")
-            elif isinstance(event, Published):
-                log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
+        self.pump(0.0)
+        if self._saves is not None:
+            self._saves.collect()
+        failures, self._failures = self._failures, []
         if failures:
             msg = (
                 f"{'; '.join(failures)}. Checkpoints stay on disk in {self._config.root} and are"
@@ -160,17 +198,22 @@ class Session:
             raise UploadFailedError(msg)
 
     def finish(self) -> None:
-        """Wait until all that is committed is published, then end the worker.
+        """Wait until every save is committed, and all that is committed published; end the worker.
 
         Raises:
             DrainTimeoutError: some of it is not.
-            UploadFailedError: as `poll`.
+            DirectoryUnusableError, TornSnapshotError, UploadFailedError: as `poll`.
         """
         try:
+            if self._saves is not None:
+                self._saves.saver.drain()
             self._worker.drain(self._config.drain_s)
-            self.poll()
         finally:
-            self._worker.stop()
+            try:
+                self.poll()
+            finally:
+                self._end_saves()
+                self._worker.stop()
 
     def abandon(self) -> None:
         """End the session of a run that failed: publish what is there; its failure speaks."""
@@ -181,7 +224,13 @@ class Session:
 
     def close(self) -> None:
         """End the worker at once, for a run that never began."""
+        self._end_saves()
         self._worker.kill()
+
+    def _end_saves(self) -> None:
+        saves, self._saves = self._saves, None
+        if saves is not None:
+            saves.saver.close()
 
     def _stored(self) -> list[Stored]:
         if self._config.store_url is None:

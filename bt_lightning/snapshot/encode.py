@@ -14,7 +14,6 @@ import math
 import secrets
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -23,6 +22,7 @@ from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.layout import STATE, WEIGHTS
 from bt_lightning.snapshot.classes import class_name, is_namedtuple, is_plain_dataclass
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
+from bt_lightning.snapshot.foreign import descr, is_plain_config, is_text, surrogates
 from bt_lightning.snapshot.fragments import Fragment, watch
 from bt_lightning.snapshot.image import storable
 from bt_lightning.snapshot.values import FORMS, pairs
@@ -136,7 +136,7 @@ class Encoder:
             wide = value.bit_length() > _WIDE_BITS
             return {KIND: "int", "v": hex(value)} if wide else value
         if kind is str:
-            return value if _is_text(value) else {KIND: "str", "v": _surrogates(value)}
+            return value if is_text(value) else {KIND: "str", "v": surrogates(value)}
         if kind is float:
             return value if math.isfinite(value) else {KIND: "float", "v": str(value)}
         if isinstance(value, torch.Tensor):
@@ -178,7 +178,7 @@ class Encoder:
         if kind is list:
             return [sub(item, str(index)) for index, item in enumerate(value)]
         if kind is dict:
-            if all(type(key) is str and _is_text(key) for key in value) and KIND not in value:
+            if all(type(key) is str and is_text(key) for key in value) and KIND not in value:
                 return {key: sub(item, key) for key, item in value.items()}
             return {KIND: "dict", "v": pairs(value, sub)}
         if (form := FORMS.get(kind)) is not None:
@@ -231,7 +231,7 @@ class Encoder:
     def _omegaconf(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
         from omegaconf import OmegaConf
 
-        if not _is_plain_config(value):
+        if not is_plain_config(value):
             raise _NotRepresentableError
         typed = OmegaConf.get_type(value)
         flags = {name: value._get_node_flag(name) for name in ("struct", "readonly")}
@@ -250,10 +250,10 @@ class Encoder:
             return {KIND: "numpy.dtype", "v": _descr(value)}
         if type(value) is not np.ndarray and not isinstance(value, np.generic):
             raise _NotRepresentableError
-        descr = _descr(value.dtype)
+        kind = _descr(value.dtype)
         if isinstance(value, np.generic):
             data = base64.b64encode(value.tobytes()).decode("ascii")
-            return {KIND: "numpy.scalar", "dtype": descr, "v": data}
+            return {KIND: "numpy.scalar", "dtype": kind, "v": data}
         fortran = value.flags.f_contiguous and not value.flags.c_contiguous
         raw = value.tobytes("F" if fortran else "C")
         content = (
@@ -263,7 +263,7 @@ class Encoder:
         )
         return {
             KIND: "numpy.ndarray",
-            "dtype": descr,
+            "dtype": kind,
             "shape": list(value.shape),
             "order": "F" if fortran else "C",
             "v": self._store(content, path),
@@ -330,22 +330,6 @@ class Encoder:
         return {"file": label, "name": name}
 
 
-def _is_plain_config(config: Any) -> bool:
-    """Whether a config is made of containers and primitive values, of one type at the most."""
-    if config._is_none() or config._is_missing() or config._is_interpolation():
-        return False
-    if config._get_node_flag("allow_objects"):
-        return False
-    keys = range(len(config)) if isinstance(config, Sequence) else list(config)
-    nodes = [config._get_node(key) for key in keys]
-    inner = [node for node in nodes if hasattr(node, "_get_node")]
-    return all(
-        node._metadata.object_type in {dict, list, None} and _is_plain_config(node)
-        for node in inner
-        if not (node._is_none() or node._is_missing() or node._is_interpolation())
-    )
-
-
 def _flags(tensor: torch.Tensor) -> dict[str, bool]:
     flags = {
         "parameter": type(tensor) is torch.nn.Parameter,
@@ -354,22 +338,8 @@ def _flags(tensor: torch.Tensor) -> dict[str, bool]:
     return {name: True for name, flag in flags.items() if flag}
 
 
-def _is_text(value: str) -> bool:
-    """Whether every JSON reader gives the text back: two lone surrogates would become one."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _surrogates(value: str) -> str:
-    return base64.b64encode(value.encode("utf-8", "surrogatepass")).decode("ascii")
-
-
 def _descr(dtype: Any) -> Any:
-    import numpy as np
-
-    if dtype.hasobject:
+    found = descr(dtype)
+    if found is None:
         raise _NotRepresentableError
-    return np.lib.format.dtype_to_descr(dtype)
+    return found

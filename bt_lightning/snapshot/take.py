@@ -30,7 +30,9 @@ class TensorFile:
     tensors: dict[str, torch.Tensor]
     """Name -> tensor, as `storable` returns it; on any device."""
     fixed: tuple[Fragment, ...] = ()
-    """Groups of `tensors` that are, object by object, those of an earlier snapshot."""
+    """Groups of `tensors` that may be, object by object, those of an earlier snapshot."""
+    others: tuple[str, ...] = ()
+    """Names of the tensors outside those groups."""
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,17 @@ def _file(
     """Lay out one file; as the last time, if nothing that the layout depends on has changed."""
     fixed = tuple(fragment for fragment in fragments if fragment.tensors.get(path))
     if memory is None:
-        return TensorFile(plan_file(tensors), tensors)
+        return TensorFile(plan_file(tensors), tensors, others=tuple(tensors))
     within: set[str] = set()
     for fragment in fixed:
         within.update(fragment.tensors[path])
-    others = tuple(
-        (name, tensors[name].dtype, tensors[name].shape) for name in tensors.keys() - within
-    )
-    key = (fixed, frozenset(others))
+    others = tuple(name for name in tensors if name not in within)
+    kinds = frozenset((name, tensors[name].dtype, tensors[name].shape) for name in others)
+    key = (fixed, kinds)
     last = memory.plans.get(path)
     plan = last[1] if last is not None and last[0] == key else plan_file(tensors)
     memory.plans[path] = (key, plan)
-    return TensorFile(plan, tensors, fixed)
+    return TensorFile(plan, tensors, fixed, others)
 
 
 def _type_name(value: object) -> str:

@@ -10,9 +10,9 @@ import contextlib
 import fcntl
 import mmap
 import os
-import queue
 import threading
 import time
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +21,31 @@ from bt_lightning.layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.localdir.commit import commit_files, write_hint
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.direct import BLOCK, write_image
-from bt_lightning.localdir.durable import lock
+from bt_lightning.localdir.durable import lock, try_lock
 from bt_lightning.localdir.events import note
 from bt_lightning.manifest import FileEntry, Manifest
-from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
+from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage, Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 
+_PATIENCE_S = 0.02
+
+Outcome = Committed | CommitFailed | Withdrawn
+
+
 class Committer:
     """The queue of images, and the thread that writes them. `done` is called for each outcome."""
 
-    def __init__(self, root: Path, done: Callable[[Committed | CommitFailed], None]) -> None:
+    def __init__(self, root: Path, done: Callable[[Outcome], None]) -> None:
         self._root = root
         self._done = done
         self._arenas: dict[int, memoryview] = {}
-        self._jobs: queue.SimpleQueue[CommitImage] = queue.SimpleQueue()
-        self._open = 0
-        self._counting = threading.Lock()
+        self._jobs: deque[CommitImage] = deque()
+        self._working = False
+        self._changed = threading.Condition()
         self._owner: int | None = None
         self._written: dict[int, tuple[Path, FileEntry]] = {}
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning commits")
@@ -49,7 +54,8 @@ class Committer:
     @property
     def idle(self) -> bool:
         """Whether every image that was put is committed, or has failed."""
-        return self._open == 0
+        with self._changed:
+            return not self._jobs and not self._working
 
     def share(self, index: int, descriptor: int, size: int) -> None:
         """Map an arena; takes the descriptor over."""
@@ -64,20 +70,32 @@ class Committer:
 
     def put(self, job: CommitImage) -> None:
         """Commit `job` after those that were put before; never waits."""
-        with self._counting:
-            self._open += 1
-        self._jobs.put(job)
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def withdraw(self, number: int) -> None:
+        """Give up a job that has not begun; any other has, or will have, its own outcome."""
+        with self._changed:
+            found = [job for job in self._jobs if job.number == number]
+            for job in found:
+                self._jobs.remove(job)
+        for _ in found:
+            self._done(Withdrawn(number))
 
     def _run(self) -> None:
         while True:
-            job = self._jobs.get()
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs)
+                job = self._jobs.popleft()
+                self._working = True
             try:
-                outcome = self._commit(job)
+                outcome: Outcome = self._commit(job)
             except (CheckpointError, OSError) as error:
                 outcome = CommitFailed(number=job.number, error=error)
-            with self._counting:
-                self._open -= 1
-                if not self._open and self._owner is not None:
+            with self._changed:
+                self._working = False
+                if not self._jobs and self._owner is not None:
                     os.close(self._owner)
                     self._owner = None
             self._done(outcome)
@@ -147,6 +165,23 @@ class Committer:
             (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
             self._owner = os.open(commit_lock(self._root), os.O_RDWR | os.O_CREAT, 0o644)
             lock(self._owner, fcntl.LOCK_EX)
+
+
+def wait_for_commits(root: Path, limit_s: float) -> None:
+    """Wait until no earlier run's worker commits under `root`: it may hold its newest checkpoint.
+
+    Called in the training process before it looks for what to resume from.
+    """
+    until = time.monotonic() + limit_s
+    try:
+        descriptor = os.open(commit_lock(root), os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        while not try_lock(descriptor) and time.monotonic() < until:
+            time.sleep(_PATIENCE_S)
+    finally:
+        os.close(descriptor)
 
 
 def commit_lock(root: Path) -> Path:

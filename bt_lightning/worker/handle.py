@@ -30,6 +30,8 @@ from bt_lightning.messages import (
     ShareArena,
     Stop,
     Wake,
+    Withdraw,
+    Withdrawn,
     WorkerConfig,
     WorkFailed,
 )
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Event = Published | WorkFailed | Committed | CommitFailed
+Outcome = Committed | CommitFailed | Withdrawn
+Event = Published | WorkFailed | Outcome
 _STARTS = 5
 """A worker that died is started again this often: what it has to do is read off the disk."""
 _EXIT_S = 10.0
@@ -138,6 +141,12 @@ class Worker:
             with contextlib.suppress(OSError):
                 if self._conn is not None:
                     self._conn.send(job)
+
+    def withdraw(self, number: int) -> None:
+        """Give up a commit that has not begun; its outcome comes all the same."""
+        with self._using, contextlib.suppress(OSError):  # a new worker is asked again
+            if self._conn is not None:
+                self._conn.send(Withdraw(number))
 
     @property
     def pid(self) -> int | None:
@@ -296,7 +305,7 @@ class Worker:
         return None
 
     def _keep(self, message: object) -> None:
-        if isinstance(message, Committed | CommitFailed):
+        if isinstance(message, Outcome):
             if self._open.pop(message.number, None) is None:
                 return  # told twice, as one worker died when it had just done it
             self._events.append(message)

@@ -30,9 +30,7 @@ from bt_lightning.messages import (
     Answer,
     Begin,
     CheckStore,
-    CommitFailed,
     CommitImage,
-    Committed,
     Drain,
     Drained,
     DropArena,
@@ -43,6 +41,7 @@ from bt_lightning.messages import (
     Stop,
     StoredCheckpoint,
     Wake,
+    Withdraw,
     WorkerConfig,
     WorkFailed,
 )
@@ -50,7 +49,7 @@ from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.port import redact
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
-from bt_lightning.worker.committer import Committer
+from bt_lightning.worker.committer import Committer, Outcome
 from bt_lightning.worker.duties import Duties
 from bt_lightning.worker.priority import lower_priority
 from bt_lightning.worker.publisher import Publisher
@@ -156,8 +155,7 @@ class _Loop:
         if self._ends_at is None:
             self._ends_at = time.monotonic() + self._config.drain_s
             self._end_by_deadline()
-            if self._publisher is not None:
-                self._publisher.hurry()  # the last commit may have come before its wake
+            self._wake(hurry=True)  # the last commit may have come before its wake
 
     def _end_by_deadline(self) -> None:
         """From now on this process has `drain_s` left, whatever a store's client does."""
@@ -192,9 +190,8 @@ class _Loop:
 
     # what the threads have come to; called by them
 
-    def _committed(self, outcome: Committed | CommitFailed) -> None:
-        if self._publisher is not None:
-            self._publisher.wake()
+    def _committed(self, outcome: Outcome) -> None:
+        self._wake()
         self._say(outcome)
         os.eventfd_write(self._progress, 1)
 
@@ -215,21 +212,24 @@ class _Loop:
                 self._publisher = Publisher(self._root, duties, self._published)
             case CommitImage():
                 self._committer.put(message)
+            case Withdraw(number):
+                self._committer.withdraw(number)
             case DropArena(index):
                 self._committer.drop(index)
-            case Wake() if self._publisher is not None:
-                self._publisher.wake()
             case Wake():
-                pass  # nothing has begun
+                self._wake()
             case Drain(deadline_s):
                 self._drain_by = time.monotonic() + deadline_s
-                if self._publisher is not None:
-                    self._publisher.hurry()
+                self._wake(hurry=True)
             case Stop():
                 self._stopped = True
             case _:
                 msg = f"the worker got {message!r}, which it does not know"
                 raise TypeError(msg)
+
+    def _wake(self, *, hurry: bool = False) -> None:
+        if self._publisher is not None:
+            (self._publisher.hurry if hurry else self._publisher.wake)()
 
     def _answer(self, question: CheckStore | ListStore | Fetch) -> None:
         try:

@@ -1,0 +1,138 @@
+"""The saves of one fit: what is asked of the saver, and what is told of each save."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import CheckpointError, TornSnapshotError
+from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, unwritten
+from bt_lightning.localdir.events import note
+from bt_lightning.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bt_lightning.messages import Published
+    from bt_lightning.snapshot.record import Policy, SaveRecord
+    from bt_lightning.snapshot.saver import Saver
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told of saves; called on the training thread."""
+
+    committed: Callable[[Manifest], None]
+    unwanted: Callable[[Manifest], None]
+    """It is committed, and was asked to go meanwhile."""
+    ended: Callable[[SaveRecord], None]
+
+
+class Saves:
+    """Called on the training thread of the rank that writes."""
+
+    def __init__(self, saver: Saver, root: Path, policy: Policy, told: Told) -> None:
+        self.saver = saver
+        self._root = root
+        self._policy = policy
+        self._tell = told
+        self._unwanted: set[str] = set()
+        self._saved: dict[str, SaveRecord] = {}
+        self._began: dict[int, float] = {}
+        self._warned: set[str] = set()
+
+    def save(self, io: BTCheckpointIO, checkpoint: dict[str, Any], checkpoint_id: str) -> bool:
+        """Take a snapshot of `checkpoint`; False if the caller has to write it itself."""
+        self._unwanted.discard(checkpoint_id)
+        began = time.time()
+        record = self.saver.save(
+            checkpoint_id,
+            lambda memory: io.take(checkpoint, memory),
+            lambda snapshot: io.facts(checkpoint, snapshot),
+        )
+        if record is None:
+            self._once(
+                "there is not enough host memory for a snapshot (see arena_memory): training waits"
+                " while its checkpoints are written"
+            )
+            return False
+        self._began[record.number] = began
+        if record.decision == "skipped":
+            self._told(record)
+        return True
+
+    def settle(self, checkpoint_id: str) -> None:
+        """Wait until no save of `checkpoint_id` is under way."""
+        if self.saver.pending(checkpoint_id):
+            self.saver.drain(checkpoint_id)
+
+    def unwanted(self, checkpoint_id: str) -> bool:
+        """Ask for the removal of a save that is under way; False if none of that id is."""
+        if not self.saver.pending(checkpoint_id):
+            return False
+        self._unwanted.add(checkpoint_id)
+        return True
+
+    def collect(self) -> None:
+        """Tell of every save that ended since the last call; raise the first failure.
+
+        Raises:
+            DirectoryUnusableError: the disk refused.
+            TornSnapshotError: the state changed while it was copied, with `snapshot="lazy"`.
+        """
+        failures: list[Exception] = []
+        for record, outcome in self.saver.ended():
+            if isinstance(outcome, bytes):
+                manifest = Manifest.from_bytes(outcome, record.checkpoint_id)
+                self._saved[manifest.digest] = record
+                self._tell.committed(manifest)
+                if record.checkpoint_id in self._unwanted:
+                    self._unwanted.discard(record.checkpoint_id)
+                    self._tell.unwanted(manifest)
+            elif isinstance(outcome, TornSnapshotError) and self._policy == "auto":
+                record.decision = "torn"
+                self.saver.lazy = False
+                warnings.warn(f"{outcome}. This run does so from here on", stacklevel=2)
+            elif outcome is not None:
+                record.decision = "failed"
+                failures.append(self._explained(record, outcome))
+            self._told(record)
+        for failure in failures[1:]:
+            log.error("%s", failure)
+        if failures:
+            raise failures[0]
+
+    def published(self, event: Published) -> None:
+        """A checkpoint reached the store."""
+        record = self._saved.pop(event.digest, None)
+        if record is not None:
+            record.remote_durable_s = event.remote_durable_s
+            self._tell.ended(record)
+
+    def _explained(self, record: SaveRecord, error: Exception) -> Exception:
+        if isinstance(error, OSError) and not isinstance(error, CheckpointError):
+            return unwritten(record.checkpoint_id, self._root, error)
+        return error
+
+    def _told(self, record: SaveRecord) -> None:
+        self._tell.ended(record)
+        with contextlib.suppress(OSError):  # an event is no checkpoint
+            note(
+                self._root,
+                "save",
+                began=self._began.pop(record.number, time.time()),
+                **dataclasses.asdict(record),
+            )
+
+    def _once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=3)

@@ -1,0 +1,103 @@
+"""Host memory that a snapshot is copied into, and that the worker writes from.
+
+A memfd: one descriptor however many tensors, bounded by the memory of the container instead of the
+64 MB that containers give to /dev/shm, and gone with the last process that maps it, however that
+process ends. Source: memfd_create(2), madvise(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_STEP = 8 * 1024 * 1024
+_MADV_DONTFORK = 10
+_MADV_POPULATE_WRITE = 23
+_CGROUPS = ("memory.max", "memory.current")
+
+
+class Arena:
+    """One mapping of `size` bytes; made and used in the training process, mapped by the worker."""
+
+    def __init__(self, index: int, size: int) -> None:
+        self.index = index
+        self.size = size
+        self.descriptor = os.memfd_create("bt_lightning arena", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.descriptor, size)
+            self._mapping = mmap.mmap(self.descriptor, size)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        self.memory = torch.frombuffer(self._mapping, dtype=torch.uint8)
+        """All of it, shape `[size]`."""
+        self.address = self.memory.data_ptr()
+        self._advise(0, size, _MADV_DONTFORK)  # a dataloader worker has no use for it
+
+    def touch(self, start: int, size: int) -> None:
+        """Give pages to a part of it, so that copying there later meets none that is new.
+
+        Keeps the content; releases the GIL; in steps, so that no page fault elsewhere waits long.
+        """
+        for place in range(start, min(start + size, self.size), _STEP):
+            length = min(_STEP, self.size - place)
+            if not self._advise(place, length, _MADV_POPULATE_WRITE):  # before Linux 5.14
+                os.posix_fallocate(self.descriptor, place, length)
+
+    def view(self, offset: int, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of the shape and dtype of `like` at `offset`, contiguous."""
+        size = like.numel() * like.element_size()
+        part = self.memory.narrow(0, offset, size)
+        if offset % like.element_size() == 0:
+            return part.view(like.dtype).view(like.shape)
+        return torch.frombuffer(  # a header of any length may come before
+            self._mapping, dtype=like.dtype, count=like.numel(), offset=offset
+        ).view(like.shape)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put small data at `offset`."""
+        self._mapping[offset : offset + len(data)] = data
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Copy small data from `offset`."""
+        return self._mapping[offset : offset + size]
+
+    def close(self) -> None:
+        """Give the memory back as soon as nothing here views it; the worker has its own mapping."""
+        if self.descriptor < 0:
+            return
+        os.close(self.descriptor)
+        self.descriptor = -1
+        del self.memory
+        with contextlib.suppress(BufferError):  # goes with the last view
+            self._mapping.close()
+
+    def _advise(self, start: int, size: int, advice: int) -> bool:
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = ctypes.c_void_p(self.address + start)
+        return bool(libc.madvise(address, ctypes.c_size_t(size), advice) == 0)
+
+
+def memory_available(meminfo: Path, cgroup: Path) -> int | None:
+    """Bytes that this process may still take, as the kernel and its cgroup (version 2) say.
+
+    None if neither says it. Call it with `/proc/meminfo` and `/sys/fs/cgroup`.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = [line.split() for line in meminfo.read_text().splitlines()]
+        found += [1024 * int(parts[1]) for parts in lines if parts[0] == "MemAvailable:"]
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = ((cgroup / name).read_text().strip() for name in _CGROUPS)
+        cache = [line.split() for line in (cgroup / "memory.stat").read_text().splitlines()]
+        reclaimable = sum(int(size) for name, size in cache if name == "inactive_file")
+        found.append(int(limit) - int(used) + reclaimable)  # "max" is no number: no limit
+    return min(found) if found else None

@@ -1,0 +1,190 @@
+"""The copies that bring a snapshot into an arena: which at once, which beside training."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from bt_lightning.snapshot.arena import Arena
+    from bt_lightning.snapshot.placing import Placement
+    from bt_lightning.snapshot.take import Snapshot
+
+_BIG = 256 * 1024
+_PIECE = 32 * 1024 * 1024
+_MOST_THREADS = 4
+_FEW_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One tensor on a device, and where it goes."""
+
+    offset: int
+    tensor: torch.Tensor
+    owned: bool
+    """Whether only optimizers change it."""
+
+
+@dataclass(eq=False)
+class HostCopies:
+    """Copies of tensors on the CPU, laid out once and carried out any number of times."""
+
+    pieces: list[tuple[int, int, int]] = field(default_factory=list)
+    """(address there, address here, bytes) of what is contiguous and large."""
+    targets: list[torch.Tensor] = field(default_factory=list)
+    """Views of the arena for the rest: small, or with strides."""
+    sources: list[torch.Tensor] = field(default_factory=list)
+    held: list[torch.Tensor] = field(default_factory=list)
+    """Every source: their memory must stay, and their versions tell whether it changed."""
+
+    def add(self, arena: Arena, offset: int, tensor: torch.Tensor) -> None:
+        """Copy `tensor` to `offset` when these copies are carried out."""
+        size = tensor.numel() * tensor.element_size()
+        if size == 0:
+            return
+        self.held.append(tensor)
+        plain = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+        if size < _BIG or not plain:
+            self.targets.append(arena.view(offset, tensor))
+            self.sources.append(tensor)
+            return
+        there, here = arena.address + offset, tensor.data_ptr()
+        for start in range(0, size, _PIECE):
+            self.pieces.append((there + start, here + start, min(_PIECE, size - start)))
+
+    def same(self) -> bool:
+        """Whether the bytes are in the arena already; for few small tensors only."""
+        small = not self.pieces and sum(t.nbytes for t in self.sources) < _FEW_BYTES
+        return small and all(map(_equal_bits, self.targets, self.sources))
+
+
+@dataclass(eq=False)
+class Copies:
+    """All copies of some tensors, by the way they go."""
+
+    lazy: HostCopies = field(default_factory=HostCopies)
+    """Only an optimizer changes these: they may be copied beside forward and backward."""
+    eager: HostCopies = field(default_factory=HostCopies)
+    device: list[Source] = field(default_factory=list)
+
+    def add(self, arena: Arena, offset: int, tensor: torch.Tensor, owned: Collection[int]) -> None:
+        """Sort one tensor in; `owned` are addresses of the storages that optimizers change."""
+        is_owned = bool(owned) and tensor.untyped_storage().data_ptr() in owned
+        if tensor.device.type == "cpu":
+            (self.lazy if is_owned else self.eager).add(arena, offset, tensor)
+        else:
+            self.device.append(Source(offset, tensor, is_owned))
+
+    def same(self) -> bool:
+        """Whether the bytes are in the arena already; for few small tensors only."""
+        return not self.lazy.held and not self.device and self.eager.same()
+
+    def versions(self) -> list[int]:
+        """How often each source was written to in place."""
+        return versions([self.lazy.held, self.eager.held, [s.tensor for s in self.device]])
+
+
+def storages(optimizers: Iterable[torch.optim.Optimizer]) -> frozenset[int]:
+    """Addresses of the memory that these optimizers change, and nothing else does in forward."""
+    found: set[int] = set()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            found.update(weight.untyped_storage().data_ptr() for weight in group["params"])
+        for state in optimizer.state.values():
+            for value in state.values() if isinstance(state, dict) else ():
+                if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+                    found.add(value.untyped_storage().data_ptr())
+    return frozenset(found - {0})
+
+
+class Sorter:
+    """Sorts the tensors of snapshots into copies; those that are the same each time, once."""
+
+    def __init__(self) -> None:
+        self._fixed: dict[int, tuple[tuple[Any, ...], Copies]] = {}
+
+    def forget(self) -> None:
+        """Let go of every tensor."""
+        self._fixed.clear()
+
+    def sort(
+        self,
+        snapshot: Snapshot,
+        placement: Placement,
+        arena: Arena,
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> list[Copies]:
+        """Every copy of `snapshot` into `arena`: of what is the same each time, and of the rest."""
+        files = snapshot.tensor_files
+        others = [(path, name) for path, file in files.items() for name in file.others]
+        shape = tuple(
+            (id(o), len(o.state), *(len(group["params"]) for group in o.param_groups))
+            for o in optimizers
+        )
+        parts = tuple((placement.starts[path], f.plan, f.fixed) for path, f in files.items())
+        key = (arena, shape, parts)
+        owned: frozenset[int] | None = None
+        known = self._fixed.get(arena.index)
+        if known is not None and known[0] == key:
+            fixed = known[1]
+        else:
+            owned, fixed = storages(optimizers), Copies()
+            self._fixed[arena.index] = (key, fixed)
+            for path, file in files.items():
+                for fragment in file.fixed:
+                    for name, tensor in fragment.tensors[path].items():
+                        place = placement.starts[path] + file.plan.offsets[name]
+                        fixed.add(arena, place, tensor, owned)
+        rest = Copies()
+        for path, name in others:
+            tensor = files[path].tensors[name]
+            if owned is None and tensor.nbytes >= _FEW_BYTES:
+                owned = storages(optimizers)
+            rest.add(
+                arena, placement.starts[path] + files[path].plan.offsets[name], tensor, owned or ()
+            )
+        return [fixed, rest]
+
+
+class HostCopier:
+    """Threads that copy beside the training thread. Every call into C gives up the GIL."""
+
+    def __init__(self) -> None:
+        cores = len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(min(_MOST_THREADS, cores), "bt_lightning copy")
+
+    def run(self, batches: Sequence[HostCopies]) -> None:
+        """Carry out the copies; returns when the bytes are there."""
+        pending = [self._pool.submit(_move, *piece) for batch in batches for piece in batch.pieces]
+        for batch in batches:
+            if batch.targets:
+                with torch.no_grad():
+                    torch._foreach_copy_(batch.targets, batch.sources)
+        for done in pending:
+            done.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+
+def versions(batches: Iterable[Sequence[torch.Tensor]]) -> list[int]:
+    """How often each tensor was written to in place, as autograd counts it."""
+    return [tensor._version for batch in batches for tensor in batch]
+
+
+def _move(there: int, here: int, size: int) -> None:
+    ctypes.memmove(there, here, size)  # not a copy_: it would take the threads of training
+
+
+def _equal_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    plain = other.resolve_conj().resolve_neg().contiguous()
+    return torch.equal(one.reshape(-1).view(torch.uint8), plain.reshape(-1).view(torch.uint8))

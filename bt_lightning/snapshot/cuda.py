@@ -1,0 +1,132 @@
+"""Copies from CUDA devices into an arena: a stream beside the compute stream, and pinned memory.
+
+Nothing here waits on the host for a device, but `DeviceCopies.wait`, which the copy thread calls.
+Where the device has memory to spare, the state is cloned there on the compute stream: such a
+snapshot needs no guard, since what follows on that stream comes after the clone. Else the copies
+read the state itself, and the guard lets the compute stream wait for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from bt_lightning.snapshot.copies import Source
+
+if TYPE_CHECKING:
+    from bt_lightning.snapshot.arena import Arena
+
+log = logging.getLogger(__name__)
+
+_PACKED = 1024 * 1024
+"""Bytes: smaller tensors are put together on the device, and come down in one copy."""
+_RUN = 64 * 1024 * 1024
+_MARGIN = 1024**3
+_ROOM = 4
+"""A clone leaves three quarters of the free memory to training."""
+_PIN_STEP = 256 * 1024 * 1024
+
+
+class DeviceCopies:
+    """The copies of one snapshot from one device. Made and guarded on the training thread."""
+
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream) -> None:
+        self.device = device
+        self.cloned = False
+        """Whether the state may change while the copies are under way."""
+        self._stream = stream
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._held: list[torch.Tensor] = []
+
+    def start(self, sources: list[Source], arena: Arena, *, lazy: bool) -> None:
+        """Enqueue everything; the host waits for nothing."""
+        compute = torch.cuda.current_stream(self.device)
+        size = sum(s.tensor.numel() * s.tensor.element_size() for s in sources if s.owned)
+        self.cloned = not lazy or self._has_room(size)
+        with torch.cuda.device(self.device), torch.no_grad():
+            frozen = [
+                Source(s.offset, _plain(s.tensor, copy=self.cloned or not s.owned), s.owned)
+                for s in sources
+            ]
+            began = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            began.record(compute)
+            self._stream.wait_event(began)
+            with torch.cuda.stream(self._stream):
+                for run in _runs(frozen):
+                    self._copy(run, arena)
+            self._done.record(self._stream)
+        self._held = [source.tensor for source in frozen]  # their memory is read till the end
+
+    def guard(self) -> None:
+        """Let what is enqueued from here on come after the copies; the host does not wait."""
+        if not self.cloned:
+            torch.cuda.current_stream(self.device).wait_event(self._done)
+
+    def wait(self) -> None:
+        """Wait until the bytes are in the arena; for the copy thread."""
+        with torch.cuda.device(self.device):  # else this thread opens a context on device 0
+            self._done.synchronize()
+        self._held.clear()
+
+    def _copy(self, run: list[Source], arena: Arena) -> None:
+        if len(run) == 1:
+            target = arena.view(run[0].offset, run[0].tensor)
+            target.copy_(run[0].tensor, non_blocking=True)
+            return
+        packed = torch.cat([source.tensor.reshape(-1).view(torch.uint8) for source in run])
+        arena.view(run[0].offset, packed).copy_(packed, non_blocking=True)
+
+    def _has_room(self, size: int) -> bool:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return _MARGIN + size <= (free + cached) // _ROOM
+
+
+def _plain(tensor: torch.Tensor, *, copy: bool) -> torch.Tensor:
+    """Contiguous on its device; a new tensor, on the compute stream, if `copy` or if need be."""
+    plain = tensor.resolve_conj().resolve_neg().contiguous()
+    return plain.clone() if copy and plain.data_ptr() == tensor.data_ptr() else plain
+
+
+def _runs(sources: list[Source]) -> list[list[Source]]:
+    """Group small tensors that lie behind each other in the arena; large ones stay alone."""
+    runs: list[list[Source]] = []
+    end, length = -1, 0
+    for source in sorted(sources, key=lambda source: source.offset):
+        size = source.tensor.numel() * source.tensor.element_size()
+        if size == 0:
+            continue
+        if source.offset == end and size < _PACKED and length + size <= _RUN:
+            runs[-1].append(source)
+            length += size
+        else:
+            runs.append([source])
+            length = size if size < _PACKED else _RUN
+        end = source.offset + size
+    return runs
+
+
+@dataclass
+class Pins:
+    """Arenas whose memory is registered with CUDA."""
+
+    _pinned: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def pin(self, arena: Arena) -> None:
+        """Register the arena, in steps; copies work without, at half the speed."""
+        steps = self._pinned.setdefault(arena.index, [])
+        for start in range(0, arena.size, _PIN_STEP):
+            address, size = arena.address + start, min(_PIN_STEP, arena.size - start)
+            code = torch.cuda.cudart().cudaHostRegister(address, size, 0)  # type: ignore[no-untyped-call]
+            if int(code) != 0:
+                log.warning("CUDA cannot pin the arena (error %d): copies take longer", int(code))
+                return
+            steps.append((address, size))
+
+    def unpin(self, arena: Arena) -> None:
+        """Let go of what `pin` registered; no copy may be under way."""
+        for address, _ in self._pinned.pop(arena.index, ()):
+            torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]

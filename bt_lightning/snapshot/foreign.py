@@ -1,0 +1,46 @@
+"""Small questions about values of packages that need not be installed, and about text."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+
+def is_plain_config(config: Any) -> bool:
+    """Whether a config is made of containers and primitive values, of one type at the most."""
+    if config._is_none() or config._is_missing() or config._is_interpolation():
+        return False
+    if config._get_node_flag("allow_objects"):
+        return False
+    keys = range(len(config)) if isinstance(config, Sequence) else list(config)
+    nodes = [config._get_node(key) for key in keys]
+    inner = [node for node in nodes if hasattr(node, "_get_node")]
+    return all(
+        node._metadata.object_type in {dict, list, None} and is_plain_config(node)
+        for node in inner
+        if not (node._is_none() or node._is_missing() or node._is_interpolation())
+    )
+
+
+def is_text(value: str) -> bool:
+    """Whether every JSON reader gives the text back: two lone surrogates would become one."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def surrogates(value: str) -> str:
+    """Text that UTF-8 cannot hold, in base 64."""
+    return base64.b64encode(value.encode("utf-8", "surrogatepass")).decode("ascii")
+
+
+def descr(dtype: Any) -> Any:
+    """The description of a numpy dtype, as `numpy.lib.format` writes it; None if it has objects."""
+    import numpy as np
+
+    if dtype.hasobject:
+        return None
+    return np.lib.format.dtype_to_descr(dtype)

@@ -1,0 +1,62 @@
+"""What one save cost and came to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Overlap = Literal["wait", "skip", "latest"]
+Policy = Literal["auto", "lazy", "eager"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotOptions:
+    """How saves are taken; the arguments of `BTLightning` that say so."""
+
+    snapshot: Policy = "auto"
+    overlap: Overlap = "wait"
+    arenas: int = 1
+    arena_memory: int | None = None
+    """Bytes that all arenas together may take; None: as much as the machine has to spare."""
+
+    @property
+    def count(self) -> int:
+        """Arenas in use: a save that replaces a queued one needs a second."""
+        return max(self.arenas, 2) if self.overlap == "latest" else self.arenas
+
+
+@dataclass(slots=True, kw_only=True)
+class SaveRecord:
+    """One save, from the call to the bucket; what is not known yet is 0."""
+
+    number: int
+    """From 1, in this run."""
+    checkpoint_id: str
+    step: int
+    snapshot: str = "lazy"
+    """`lazy`, `eager`, `clone` (on the device), `shared` (the bytes of the save before), `direct`
+    (written by the training process itself), or `none` (skipped)."""
+    decision: str = "saved"
+    """`saved`, `waited` (for an arena), `replaced` (a queued save gave way), `skipped`."""
+    bytes: int = 0
+    call_ms: float = 0.0
+    """Milliseconds that the call to save held the training thread."""
+    wait_ms: float = 0.0
+    """Milliseconds of it that waited for a free arena."""
+    guard_ms: float = 0.0
+    """Milliseconds that the training thread waited for the copy later on."""
+    copy_ms: float = 0.0
+    """Milliseconds from the end of the call to the end of the copy."""
+    write_s: float = 0.0
+    local_durable_s: float = 0.0
+    remote_durable_s: float = 0.0
+    cpu_s: float = 0.0
+    """Seconds of CPU that the worker took to commit it."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers, for loggers."""
+        return {
+            f"checkpoint/{name}": float(value)
+            for name, value in asdict(self).items()
+            if isinstance(value, int | float) and name != "number"
+        }

@@ -1,0 +1,367 @@
+"""Saves that do not hold up training: snapshot into an arena, commit in the worker.
+
+Every public method is called on the training thread of the rank that writes. One thread of ours
+copies, and hands complete images to the worker; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import ArenaTooLargeError, SaveTimeoutError, TornSnapshotError
+from bt_lightning.messages import CommitFailed, CommitImage, Committed, Withdrawn
+from bt_lightning.snapshot.arenas import Arenas
+from bt_lightning.snapshot.capture import Capture, Streams
+from bt_lightning.snapshot.copies import HostCopier, Sorter
+from bt_lightning.snapshot.guard import Guard
+from bt_lightning.snapshot.placing import Placement, capacity, place_files
+from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
+from bt_lightning.snapshot.take import Memory, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from bt_lightning.messages import FileImage
+    from bt_lightning.snapshot.arena import Arena
+    from bt_lightning.worker.handle import Worker
+
+_WAIT_S = 3600.0
+"""Longest wait for a disk to take the save before."""
+_LOOK_S = 1.0
+
+
+@dataclass
+class _Last:
+    """The snapshot that the last save took: another save of the same moment may share it."""
+
+    snapshot: Snapshot
+    placement: Placement
+    capture: Capture
+    arena: Arena
+    slot: int
+    images: dict[str, FileImage]
+    end: int
+    """First byte of the arena behind everything that was put there."""
+
+
+class Saver:
+    """Takes snapshots and sees them committed."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
+        pump: Callable[[float], None],
+        options: SnapshotOptions,
+        *,
+        pinned: bool = False,
+    ) -> None:
+        """`pump(timeout_s)` waits for events of the worker, and brings ours to `handle`."""
+        self.lazy = options.snapshot != "eager"
+        """Whether what only optimizers change is copied beside training."""
+        self._worker = worker
+        self._optimizers = optimizers
+        self._pump = pump
+        self._overlap = options.overlap
+        self._thread = ThreadPoolExecutor(1, "bt_lightning snapshot")
+        self._arenas = Arenas(
+            worker,
+            self._thread.submit,
+            count=options.count,
+            budget=options.arena_memory,
+            pinned=pinned,
+        )
+        self._copier = HostCopier()
+        self._streams = Streams()
+        self._sorter = Sorter()
+        self._memory = Memory()
+        self._guard = Guard(self._before_step)
+        self._moved = True
+        self._numbers = 0
+        self._last: _Last | None = None
+        self._copying: tuple[Capture, SaveRecord] | None = None
+        self._copies: dict[int, tuple[Future[None], Capture, SaveRecord]] = {}
+        self._open: dict[int, SaveRecord] = {}
+        self._ended: list[tuple[SaveRecord, bytes | Exception | None]] = []
+
+    # saving
+
+    def save(
+        self,
+        checkpoint_id: str,
+        take: Callable[[Memory], Snapshot],
+        facts: Callable[[Snapshot], dict[str, Any]],
+    ) -> SaveRecord | None:
+        """Take a snapshot of what `take` lays out, to be committed as `checkpoint_id`.
+
+        Returns when the state may change except by an optimizer. None if there is no memory for
+        a snapshot: then the caller has to write it.
+
+        Raises:
+            SaveTimeoutError: the disk has not taken the save before for an hour.
+        """
+        began, started = time.time(), time.perf_counter()
+        self._numbers += 1
+        record = SaveRecord(number=self._numbers, checkpoint_id=checkpoint_id, step=0)
+        job = None if self._moved else self._shared(record, take, facts, began)
+        if job is None:
+            self.settle()
+            slot = self._slot(record)
+            if slot is None:
+                record.snapshot, record.decision = "none", "skipped"
+                record.call_ms = 1000 * (time.perf_counter() - started)
+                return record
+            try:
+                job = self._taken(record, slot, take, facts, began)
+            except ArenaTooLargeError:
+                return None
+        assert self._last is not None
+        self._moved = False
+        record.step = int(job.facts["step"])  # type: ignore[call-overload]
+        record.bytes = sum(image.size for image in job.files)
+        self._open[record.number] = record
+        capture = self._last.capture
+        record.call_ms = 1000 * (time.perf_counter() - started)
+        future = self._thread.submit(self._finish, capture, job, time.perf_counter(), record)
+        self._copies[record.number] = (future, capture, record)
+        if not capture.done and record.snapshot != "shared":
+            self._copying = (capture, record)
+        return record
+
+    def _taken(
+        self,
+        record: SaveRecord,
+        slot: int,
+        take: Callable[[Memory], Snapshot],
+        facts: Callable[[Snapshot], dict[str, Any]],
+        began: float,
+    ) -> CommitImage:
+        snapshot = take(self._memory)
+        placement = place_files(snapshot)
+        arena = self._arenas.ready(slot, capacity(placement.end))
+        copies = self._sorter.sort(snapshot, placement, arena, self._optimizers())
+        capture = Capture(copies, self._copier, lazy=self.lazy)
+        for path, file in snapshot.tensor_files.items():
+            arena.write(placement.starts[path], file.plan.header)
+        for path, content in snapshot.small_files.items():
+            arena.write(placement.starts[path], content)
+        capture.start(arena, self._streams)
+        self._arenas.use(slot, record.number)
+        record.snapshot = capture.kind
+        images = placement.images(record.number)
+        known = {image.path: image for image in images if image.path in snapshot.tensor_files}
+        self._last = _Last(snapshot, placement, capture, arena, slot, known, placement.end)
+        return self._job(record, arena, images, facts(snapshot), began)
+
+    def _shared(
+        self,
+        record: SaveRecord,
+        take: Callable[[Memory], Snapshot],
+        facts: Callable[[Snapshot], dict[str, Any]],
+        began: float,
+    ) -> CommitImage | None:
+        """A save of the very tensors that lie in the arena already, as `last` is.
+
+        None if anything of them is different.
+        """
+        last = self._last
+        if last is None or last.arena.descriptor < 0 or last.capture.moved():
+            return None
+        snapshot = take(self._memory)
+        if not _same_files(snapshot, last.snapshot):
+            return None
+        copies = self._sorter.sort(snapshot, last.placement, last.arena, self._optimizers())
+        if copies[0] is not last.capture.fixed or not copies[1].same():
+            return None
+        alone = Snapshot({}, snapshot.small_files, (), (), {})
+        placement = place_files(alone, last.end)
+        if placement.end > last.arena.size:
+            return None
+        for path, content in snapshot.small_files.items():
+            last.arena.write(placement.starts[path], content)
+        last.end = placement.end
+        self._arenas.use(last.slot, record.number)
+        record.snapshot = "shared"
+        images = (*last.images.values(), *placement.images(record.number))
+        return self._job(record, last.arena, images, facts(snapshot), began)
+
+    def _job(
+        self,
+        record: SaveRecord,
+        arena: Arena,
+        images: tuple[FileImage, ...],
+        facts: dict[str, Any],
+        began: float,
+    ) -> CommitImage:
+        return CommitImage(
+            number=record.number,
+            arena=arena.index,
+            checkpoint_id=record.checkpoint_id,
+            files=images,
+            facts=facts,
+            began=began,
+        )
+
+    def _slot(self, record: SaveRecord) -> int | None:
+        """An idle slot, by the overlap policy; None if this save is skipped."""
+        slot = self._arenas.idle()
+        if slot is not None:
+            return slot
+        self._pump(0.0)
+        if (slot := self._arenas.idle()) is not None:
+            return slot
+        if self._overlap == "skip":
+            return None
+        started = time.perf_counter()
+        record.decision = "waited"
+        if self._overlap == "latest":
+            self._replace()
+        self._await(lambda: self._arenas.idle() is not None)
+        record.wait_ms = 1000 * (time.perf_counter() - started)
+        return self._arenas.idle()
+
+    def _replace(self) -> None:
+        """Give up the newest snapshot that waits to be written, if one does."""
+        numbers = self._arenas.users_beside(max(self._open))
+        self._await(lambda: not self._copies.keys() & numbers)
+        for number in numbers:
+            self._worker.withdraw(number)
+
+    def _finish(
+        self, capture: Capture, job: CommitImage, returned: float, record: SaveRecord
+    ) -> None:
+        """On the copy thread: end the copy, and hand the image over."""
+        if not capture.done:
+            capture.finish()
+        record.copy_ms = 1000 * max(0.0, capture.ended_at - returned)
+        if not capture.torn:
+            self._worker.commit(job)
+
+    # the copy under way
+
+    def changes(self) -> None:
+        """The state may change from here on, except for what only optimizers change."""
+        self._moved = True
+
+    def _before_step(self) -> None:
+        self._moved = True
+        self.settle()
+
+    def settle(self) -> None:
+        """Return when everything of the state may change."""
+        if self._copying is None:
+            return
+        (capture, record), self._copying = self._copying, None
+        started = time.perf_counter()
+        capture.guard()
+        record.guard_ms += 1000 * (time.perf_counter() - started)
+
+    def prepare(self, size: int) -> None:
+        """Have an arena ready for a state of about `size` bytes; does not wait for it."""
+        self._arenas.prepare(capacity(size))
+
+    # outcomes
+
+    def handle(self, event: Committed | CommitFailed | Withdrawn) -> None:
+        """Take what the worker says of a save."""
+        record = self._open.pop(event.number)
+        self._arenas.release(event.number)
+        if isinstance(event, Withdrawn):
+            record.decision = "replaced"
+            self._ended.append((record, None))
+            return
+        if isinstance(event, CommitFailed):
+            self._ended.append((record, event.error))
+            return
+        record.write_s, record.cpu_s = event.write_s, event.cpu_s
+        record.local_durable_s = event.durable_s
+        self._ended.append((record, event.manifest))
+
+    def ended(self) -> list[tuple[SaveRecord, bytes | Exception | None]]:
+        """What came of saves since the last call.
+
+        The manifest's bytes, the error, or None for a save that gave way to a newer one.
+        """
+        self._collect()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def pending(self, checkpoint_id: str) -> bool:
+        """Whether a save of this id is neither committed nor given up."""
+        return any(record.checkpoint_id == checkpoint_id for record in self._open.values())
+
+    def drain(self, checkpoint_id: str | None = None) -> None:
+        """Wait until every save, or every one of `checkpoint_id`, is committed or given up.
+
+        Raises:
+            SaveTimeoutError: the disk has not taken it for an hour.
+        """
+        self.settle()
+        if checkpoint_id is None:
+            self._await(lambda: not self._open)
+        else:
+            self._await(lambda: not self.pending(checkpoint_id))
+
+    def close(self) -> None:
+        """Give up the threads and the memory; images that the worker has not committed are lost."""
+        self._guard.close()
+        self._thread.shutdown(cancel_futures=True)
+        self._copier.close()
+        self._last = self._copying = None
+        self._copies.clear()
+        self._sorter.forget()
+        self._memory = Memory()
+        self._arenas.close()
+
+    def _collect(self) -> None:
+        """Take what the copy thread has come to."""
+        for number, (future, capture, record) in list(self._copies.items()):
+            if not future.done():
+                continue
+            del self._copies[number]
+            error = future.exception()
+            if error is None and not capture.torn:
+                continue
+            del self._open[number]
+            self._arenas.release(number)
+            self._ended.append((record, error if isinstance(error, Exception) else _torn(record)))
+
+    def _await(self, over: Callable[[], bool]) -> None:
+        until = time.monotonic() + _WAIT_S
+        self._collect()
+        while not over():
+            if time.monotonic() > until:
+                names = ", ".join(record.checkpoint_id for record in self._open.values())
+                msg = (
+                    f"the disk has not taken {names} within {_WAIT_S / 60:.0f} minutes: check the"
+                    " volume of BT_CHECKPOINT_DIR"
+                )
+                raise SaveTimeoutError(msg)
+            copying = [future for future, _, _ in self._copies.values()]
+            if copying:
+                copying[0].exception(_WAIT_S)  # waits; what it says is collected below
+            else:
+                self._pump(_LOOK_S)
+            self._collect()
+
+
+def _same_files(one: Snapshot, other: Snapshot) -> bool:
+    """Whether the tensor files have one layout, and their large groups are the same objects."""
+    files, others = one.tensor_files, other.tensor_files
+    return files.keys() == others.keys() and all(
+        file.plan is others[path].plan and file.fixed == others[path].fixed
+        for path, file in files.items()
+    )
+
+
+def _torn(record: SaveRecord) -> TornSnapshotError:
+    return TornSnapshotError(
+        f"the checkpoint {record.checkpoint_id} was given up: something other than an optimizer"
+        " step changed weights or optimizer state while they were copied beside training. Use"
+        " BTLightning(snapshot='eager'), which copies before the save returns"
+    )
