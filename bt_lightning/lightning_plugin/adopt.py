@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.lightning_plugin.checkpoint_io import is_url
 from bt_lightning.lightning_plugin.compat import is_last_batch
 from bt_lightning.lightning_plugin.namespace import model_checkpoint_classes
+from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -63,6 +64,7 @@ class _Deferral:
         callback.on_train_batch_end = self.on_train_batch_end  # type: ignore[method-assign]
         callback.on_train_epoch_end = self.on_train_epoch_end  # type: ignore[method-assign]
         callback._should_remove_checkpoint = self.should_remove  # type: ignore[method-assign]
+        callback.file_exists = self.file_exists  # type: ignore[method-assign]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -85,6 +87,13 @@ class _Deferral:
             (module, batch_idx), self._deferred = self._deferred, None
             kind.on_train_batch_end(self._callback, trainer, module, None, None, batch_idx)
         kind.on_train_epoch_end(self._callback, trainer, pl_module)
+
+    def file_exists(self, filepath: Any, trainer: Trainer) -> bool:
+        """Whether a name is taken, if only by a save that is not committed yet; on every rank."""
+        io = trainer.strategy.checkpoint_io
+        pending = isinstance(io, RoutedCheckpointIO) and io.pending(filepath)
+        found = type(self._callback).file_exists(self._callback, filepath, trainer)
+        return found or bool(trainer.strategy.broadcast(pending))
 
     def should_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Lightning never removes what it resumed from; a request is kept until a run may."""

@@ -16,7 +16,7 @@ from bt_lightning.localdir.events import note
 from bt_lightning.manifest import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from bt_lightning.messages import Published
@@ -110,12 +110,13 @@ class Saves:
         if failures:
             raise failures[0]
 
-    def published(self, event: Published) -> None:
-        """A checkpoint reached the store."""
-        record = self._saved.pop(event.digest, None)
-        if record is not None:
-            record.remote_durable_s = event.remote_durable_s
-            self._tell.ended(record)
+    def published(self, events: Iterable[Published]) -> None:
+        """Checkpoints reached the store."""
+        for event in events:
+            record = self._saved.pop(event.digest, None)
+            if record is not None:
+                record.remote_durable_s = event.remote_durable_s
+                self._tell.ended(record)
 
     def _explained(self, record: SaveRecord, error: Exception) -> Exception:
         if isinstance(error, OSError) and not isinstance(error, CheckpointError):

@@ -80,6 +80,7 @@ class Session:
         self._worker = _worker(config)
         self._saves: Saves | None = None
         self._failures: list[str] = []
+        self._published: list[Published] = []
         self._listed: list[Stored] = []
 
     @property
@@ -172,8 +173,7 @@ class Session:
                 self._failures.append(f"{event.what} failed: {event.error}")
             elif isinstance(event, Published):
                 log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
-                if self._saves is not None:
-                    self._saves.published(event)
+                self._published.append(event)
             elif self._saves is not None:
                 self._saves.saver.handle(event)
 
@@ -187,8 +187,10 @@ class Session:
             WorkerDiedError: the worker keeps dying.
         """
         self.pump(0.0)
+        published, self._published = self._published, []
         if self._saves is not None:
             self._saves.collect()
+            self._saves.published(published)
         failures, self._failures = self._failures, []
         if failures:
             msg = (
@@ -204,16 +206,26 @@ class Session:
             DrainTimeoutError: some of it is not.
             DirectoryUnusableError, TornSnapshotError, UploadFailedError: as `poll`.
         """
+        errors = []
         try:
-            if self._saves is not None:
-                self._saves.saver.drain()
-            self._worker.drain(self._config.drain_s)
+            for act in (self._end_saving, self._end_publishing, self.poll):
+                try:
+                    act()
+                except CheckpointError as error:
+                    errors.append(error)
         finally:
-            try:
-                self.poll()
-            finally:
-                self._end_saves()
-                self._worker.stop()
+            self._close_saves()
+            self._worker.stop()
+        if errors:
+            raise errors[0]  # a later one comes of it, or says less
+
+    def _end_saving(self) -> None:
+        if self._saves is not None:
+            self._saves.saver.drain()
+            self._saves.collect()
+
+    def _end_publishing(self) -> None:
+        self._worker.drain(self._config.drain_s)
 
     def abandon(self) -> None:
         """End the session of a run that failed: publish what is there; its failure speaks."""
@@ -224,10 +236,10 @@ class Session:
 
     def close(self) -> None:
         """End the worker at once, for a run that never began."""
-        self._end_saves()
+        self._close_saves()
         self._worker.kill()
 
-    def _end_saves(self) -> None:
+    def _close_saves(self) -> None:
         saves, self._saves = self._saves, None
         if saves is not None:
             saves.saver.close()

@@ -188,7 +188,22 @@ def open_saves(
     watch = Watch(trainer, module, saves.saver)
     # before every other callback; a new list, as the old one is being walked
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
+    for logger in trainer.loggers:
+        if overrides(logger, "after_save_checkpoint"):
+            vars(logger)["after_save_checkpoint"] = _Later(logger, saves.saver)
     return saves
+
+
+class _Later:
+    """A user's `after_save_checkpoint`: it may open the checkpoint, so it waits for the commit."""
+
+    def __init__(self, logger: Any, saver: Saver) -> None:
+        self._act = logger.after_save_checkpoint
+        self._saver = saver
+
+    def __call__(self, *args: Any) -> None:
+        self._saver.drain()
+        self._act(*args)
 
 
 def log_metrics(trainer: Trainer, record: SaveRecord) -> None:
@@ -198,7 +213,10 @@ def log_metrics(trainer: Trainer, record: SaveRecord) -> None:
 
 
 def remove(trainer: Trainer) -> None:
-    """Take the watch of a fit that is over out of the Trainer."""
+    """Undo `open_saves` when the fit is over."""
+    for logger in trainer.loggers:
+        if isinstance(vars(logger).get("after_save_checkpoint"), _Later):
+            del vars(logger)["after_save_checkpoint"]
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for watch in [callback for callback in callbacks if isinstance(callback, Watch)]:
         watch.close()

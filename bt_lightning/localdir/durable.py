@@ -177,9 +177,14 @@ def sweep(root: Path) -> list[Path]:
             sync_directory(final.parent)
             restored.append(final)
         _discard(waiting)
+    sweep_temporaries(root)
+    return restored
+
+
+def sweep_temporaries(root: Path) -> None:
+    """Delete what dead processes were building under `root`; safe beside live ones."""
     for path in _ownerless(temporaries(root)):
         _discard(path)
-    return restored
 
 
 def tidy(root: Path) -> None:

@@ -21,7 +21,7 @@ from bt_lightning.layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.localdir.commit import commit_files, write_hint
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.direct import BLOCK, write_image
-from bt_lightning.localdir.durable import lock, try_lock
+from bt_lightning.localdir.durable import lock, sweep_temporaries, try_lock
 from bt_lightning.localdir.events import note
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage, Withdrawn
@@ -165,6 +165,7 @@ class Committer:
             (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
             self._owner = os.open(commit_lock(self._root), os.O_RDWR | os.O_CREAT, 0o644)
             lock(self._owner, fcntl.LOCK_EX)
+            sweep_temporaries(self._root)  # of a worker that was killed over its commit
 
 
 def wait_for_commits(root: Path, limit_s: float) -> None:

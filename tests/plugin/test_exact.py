@@ -235,7 +235,7 @@ def test_a_resume_without_exact_says_where_it_stands_and_nothing_of_generators(
 
 
 DDP = """
-import json, sys
+import json, signal, sys
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -248,9 +248,10 @@ root, options = sys.argv[1], json.loads(sys.argv[2])
 
 def fit(root, stop_at, seed):
     L.seed_everything(seed)
+    bt = BTLightning(dir=root)
     trainer = runs.trainer(
         root,
-        BTLightning(dir=root),
+        bt,
         ModelCheckpoint(save_top_k=-1, **options["save"]),
         strategy="ddp",
         devices=options["ranks"],
@@ -263,7 +264,15 @@ def fit(root, stop_at, seed):
     batches = StatefulDataLoader(
         rows, batch_size=4, sampler=sampler, num_workers=options["workers"]
     )
-    module = runs.Net(stop_at, runs.kill_group)
+
+    def end():
+        # kill every rank once rank 0's last save is on the disk
+        if not trainer.is_global_zero:
+            signal.pause()
+        bt._session._saves.saver.drain()
+        runs.kill_group()
+
+    module = runs.Net(stop_at, end)
     trainer.fit(module, batches)
     if trainer.is_global_zero:
         print(json.dumps({**runs.outcome(trainer), "first": module.steps[0]}), flush=True)
