@@ -61,6 +61,8 @@ class _Deferral:
     def __init__(self, callback: ModelCheckpoint) -> None:
         self._callback = callback  # no bound methods of it: a spawned rank unpickles this
         self._deferred: tuple[Any, int] | None = None
+        method = type(callback).on_train_batch_end
+        self._stock = any(method is k.on_train_batch_end for k in model_checkpoint_classes())
         callback.on_train_batch_end = self.on_train_batch_end  # type: ignore[method-assign]
         callback.on_train_epoch_end = self.on_train_epoch_end  # type: ignore[method-assign]
         callback._should_remove_checkpoint = self.should_remove  # type: ignore[method-assign]
@@ -72,10 +74,7 @@ class _Deferral:
         """Save now, or at the end of the epoch if this was its last batch."""
         self._deferred = None
         kind = type(self._callback)
-        stock = any(
-            kind.on_train_batch_end is k.on_train_batch_end for k in model_checkpoint_classes()
-        )
-        if stock and is_last_batch(trainer):
+        if self._stock and is_last_batch(trainer):
             self._deferred = (pl_module, batch_idx)  # not the batch: it would stay in memory
         else:
             kind.on_train_batch_end(self._callback, trainer, pl_module, outputs, batch, batch_idx)

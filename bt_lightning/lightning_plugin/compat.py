@@ -6,6 +6,7 @@ message that says what to do instead.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import sys
@@ -290,3 +291,12 @@ def is_trial(trainer: Trainer) -> bool:
 def logged_step(trainer: Trainer) -> int:
     """The step that Lightning itself logs with now: loggers take no step twice backwards."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def warm_dump() -> None:
+    """Import what Lightning imports at the first save of a run, while nothing waits for it.
+
+    Source: `_CheckpointConnector.dump_checkpoint`, which asks whether hyperparameters are a config.
+    """
+    with contextlib.suppress(ImportError):
+        import omegaconf  # noqa: F401

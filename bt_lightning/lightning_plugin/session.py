@@ -186,6 +186,9 @@ class Session:
             UploadFailedError: the store refused for good.
             WorkerDiedError: the worker keeps dying.
         """
+        told = self._failures or self._published or self._worker.stirred
+        if not told and (self._saves is None or not self._saves.saver.stirred):
+            return  # as at nearly every step
         self.pump(0.0)
         published, self._published = self._published, []
         if self._saves is not None:

@@ -169,6 +169,7 @@ def open_saves(
     trainer: Trainer, module: LightningModule, session: Session, options: SnapshotOptions
 ) -> Saves:
     """Let this fit save by snapshots; on the rank that writes, when the fit starts."""
+    compat.warm_dump()
     device = compat.cuda_device(trainer)
     saves = session.snapshots(
         lambda: trainer.optimizers,

@@ -39,6 +39,7 @@ class Arena:
             raise
         self.memory = torch.frombuffer(self._mapping, dtype=torch.uint8)
         """All of it, shape `[size]`."""
+        self._bases: dict[torch.dtype, torch.Tensor] = {}
         self.address = self.memory.data_ptr()
         self._advise(0, size, _MADV_DONTFORK)  # a dataloader worker has no use for it
 
@@ -54,13 +55,21 @@ class Arena:
 
     def view(self, offset: int, like: torch.Tensor) -> torch.Tensor:
         """A tensor of the shape and dtype of `like` at `offset`, contiguous."""
-        size = like.numel() * like.element_size()
-        part = self.memory.narrow(0, offset, size)
-        if offset % like.element_size() == 0:
-            return part.view(like.dtype).view(like.shape)
-        return torch.frombuffer(  # a header of any length may come before
-            self._mapping, dtype=like.dtype, count=like.numel(), offset=offset
-        ).view(like.shape)
+        item = like.element_size()
+        if offset % item:
+            msg = f"offset {offset} is no multiple of the {item} bytes of {like.dtype}"
+            raise ValueError(msg)
+        base = self._bases.get(like.dtype)
+        if base is None:
+            base = self._bases[like.dtype] = self.memory[: self.size - self.size % item].view(
+                like.dtype
+            )
+        shape = like.shape
+        strides, count = [1] * len(shape), 1
+        for axis in range(len(shape) - 1, -1, -1):
+            strides[axis] = count
+            count *= shape[axis]
+        return base.as_strided(shape, strides, offset // item)
 
     def write(self, offset: int, data: bytes) -> None:
         """Put small data at `offset`."""
@@ -77,6 +86,7 @@ class Arena:
         os.close(self.descriptor)
         self.descriptor = -1
         del self.memory
+        self._bases.clear()
         with contextlib.suppress(BufferError):  # goes with the last view
             self._mapping.close()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import ArenaTooLargeError
 from bt_lightning.snapshot.arena import Arena, memory_available
 from bt_lightning.snapshot.cuda import Pins
+from bt_lightning.snapshot.placing import capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +54,7 @@ class Arenas:
         return min(slots, key=lambda slot: self._arenas[slot] is None, default=None)
 
     def prepare(self, size: int) -> None:
-        """Make every idle arena at least `size` bytes large, as far as the budget goes."""
+        """Have room for `size` bytes in every idle arena, as far as the budget goes."""
         for slot, users in enumerate(self._users):
             arena = self._arenas[slot]
             if not users and (arena is None or arena.size < size):
@@ -63,7 +64,7 @@ class Arenas:
                     return  # the save that needs it decides what to do
 
     def ready(self, slot: int, size: int) -> Arena:
-        """The arena of an idle slot, with room for `size` bytes; a small one is made anew.
+        """The arena of an idle slot, with room for `size` bytes; a small one is made anew, larger.
 
         Raises:
             ArenaTooLargeError: the budget, or the memory of this machine, does not allow it.
@@ -72,6 +73,7 @@ class Arenas:
         if arena is not None and arena.size >= size:
             return arena
         old = arena.size if arena is not None else 0
+        size = capacity(size)
         self._check(size, old)
         if arena is not None:
             self._drop(slot)

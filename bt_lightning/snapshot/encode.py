@@ -93,9 +93,11 @@ class Encoder:
     def _placeholder(self, path: tuple[str, ...]) -> str:
         return f"{self._token}:{'.'.join(path)}"
 
-    def _group(self, value: Any, path: tuple[str, ...]) -> Any:
+    def _group(
+        self, value: Any, path: tuple[str, ...], known: Mapping[tuple[str, ...], Fragment]
+    ) -> Any:
         """A value of which the text may be known from the save before."""
-        before = (self._known or {}).get(path)
+        before = known.get(path)
         if before is None or not self._fits(before) or not before.same(value):
             before = self._fragment(value, path)
             if before is None:
@@ -125,9 +127,9 @@ class Encoder:
     def _value(self, value: Any, path: tuple[str, ...]) -> Any:
         kind = type(value)
         if self._known is not None and _is_group(path):
-            self._known, known = None, self._known  # not inside itself
+            known, self._known = self._known, None  # not inside itself
             try:
-                return self._group(value, path)
+                return self._group(value, path, known)
             finally:
                 self._known = known
         if value is None or kind is bool:

@@ -17,7 +17,7 @@ from bt_lightning.snapshot.arenas import Arenas
 from bt_lightning.snapshot.capture import Capture, Streams
 from bt_lightning.snapshot.copies import HostCopier, Sorter
 from bt_lightning.snapshot.guard import Guard
-from bt_lightning.snapshot.placing import Placement, capacity, place_files
+from bt_lightning.snapshot.placing import Placement, place_files
 from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
 from bt_lightning.snapshot.take import Memory, Snapshot
 
@@ -143,7 +143,7 @@ class Saver:
     ) -> CommitImage:
         snapshot = take(self._memory)
         placement = place_files(snapshot)
-        arena = self._arenas.ready(slot, capacity(placement.end))
+        arena = self._arenas.ready(slot, placement.end)
         copies = self._sorter.sort(snapshot, placement, arena, self._optimizers())
         capture = Capture(copies, self._copier, lazy=self.lazy)
         for path, file in snapshot.tensor_files.items():
@@ -263,7 +263,7 @@ class Saver:
 
     def prepare(self, size: int) -> None:
         """Have an arena ready for a state of about `size` bytes; does not wait for it."""
-        self._arenas.prepare(capacity(size))
+        self._arenas.prepare(size)
 
     # outcomes
 
@@ -281,6 +281,11 @@ class Saver:
         record.write_s, record.cpu_s = event.write_s, event.cpu_s
         record.local_durable_s = event.durable_s
         self._ended.append((record, event.manifest))
+
+    @property
+    def stirred(self) -> bool:
+        """Whether `ended` may come to something."""
+        return bool(self._copies or self._ended)
 
     def ended(self) -> list[tuple[SaveRecord, bytes | Exception | None]]:
         """What came of saves since the last call.

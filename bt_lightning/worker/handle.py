@@ -66,6 +66,7 @@ class Worker:
         self._begun: Begin | None = None
         self._events: list[Event] = []
         self._using = threading.RLock()
+        self._ear = select.poll()
         self._arenas: dict[int, tuple[int, int]] = {}
         self._open: dict[int, CommitImage] = {}
 
@@ -84,12 +85,14 @@ class Worker:
             target=run, args=(theirs, self._config), daemon=True, name="bt_lightning worker"
         )
         self._conn = ours
+        self._ear.register(ours.fileno(), select.POLLIN)
         try:
             with _hidden_main():
                 process.start()
             self._process = process
             self._tell_again()
         except AssertionError as error:  # multiprocessing: a daemonic process has no children
+            self._ear.unregister(ours.fileno())
             ours.close()
             self._conn = None
             msg = "the worker cannot be started here: this process is a daemonic child itself"
@@ -202,6 +205,11 @@ class Worker:
             if poller.poll(0):
                 self._conn.send(Wake())
 
+    @property
+    def stirred(self) -> bool:
+        """Whether `poll` would come to something: an event, or the death of the process. Cheap."""
+        return bool(self._events) or bool(self._ear.poll(0))
+
     def poll(self) -> list[Event]:
         """What happened since the last call; each event is handed out exactly once. Never waits.
 
@@ -275,6 +283,7 @@ class Worker:
             self._process.join()
             self._process.close()
         if self._conn is not None:
+            self._ear.unregister(self._conn.fileno())
             self._conn.close()
         self._process = self._conn = None
 

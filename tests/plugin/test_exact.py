@@ -321,11 +321,17 @@ def test_a_resume_on_another_number_of_ranks_warns_and_trains_to_the_end(
     runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What two ranks left is made up here: the state of one, twice."""
-    from bt_lightning.lightning_plugin import compat
+    from bt_lightning.lightning_plugin.exact import Exactness
+
+    original = Exactness.on_save
+
+    def twice(*args: Any) -> Any:
+        saved = original(*args)
+        return {**saved, "ranks": saved["ranks"] * 2}
 
     save = {"save_top_k": -1, **MID}
     with monkeypatch.context() as patch:
-        patch.setattr(compat, "exchange", lambda trainer, payload, timeout: [payload] * 2)
+        patch.setattr(Exactness, "on_save", twice)
         runs.fit(tmp_path, make=partial(runs.Net, 10), save=save, loader_options=STATEFUL)
     with pytest.warns(UserWarning, match="saved by 2 ranks, resumed on 1"):
         resumed = runs.fit(tmp_path, save=save, loader_options=STATEFUL)

@@ -19,7 +19,7 @@ MAKERS = {
 
 @pytest.fixture
 def state_of():
-    """What a snapshot must hold after a step, by name: one value for each tensor's every element."""
+    """What a snapshot must hold, by name."""
 
     def values(checkpoint):
         flat = {}
@@ -53,7 +53,7 @@ def train_step(optimizer, module, *, closure):
 @pytest.mark.parametrize("snapshot", ["lazy", "eager"])
 @pytest.mark.parametrize("kind", list(MAKERS))
 def test_every_snapshot_is_of_one_step(saving, counting, state_of, checkpoint_of, snapshot, kind):
-    """8 x 63 snapshots; the wanted bytes are cloned at the save, the unwanted steps follow at once."""
+    """8 x 63 of them; the wanted bytes are cloned at the save, unwanted steps follow at once."""
     optimizer = MAKERS[kind](counting.parameters())
     saver = saving([optimizer], snapshot=snapshot)
     chance = random.Random(5)
@@ -88,7 +88,7 @@ def test_a_write_to_a_weight_while_it_is_copied_is_found_and_the_save_refused(
         saver.save(checkpoint_of(counting, [optimizer], 2), "checkpoint-2")
         with torch.no_grad():
             counting.weights[0].mul_(2)
-    ((record, error),) = saver.outcomes()
+    ((_, error),) = saver.outcomes()
     assert isinstance(error, TornSnapshotError)
     assert "checkpoint-2" in str(error)
     assert "eager" in str(error)

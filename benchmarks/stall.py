@@ -1,0 +1,197 @@
+"""What a save costs a training run, next to the other ways to save in the background.
+
+Each run is a process of its own (`stall_run.py`); systems are interleaved, each repeat in another
+order; the raw rows are appended to `benchmarks/results/stall.jsonl`. S_lost is the time that a run
+with saves takes more than the run without, of the same repeat, divided by the saves. Run it with
+`nox -s bench`; a case by itself with `python benchmarks/stall.py --case device`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results") / "stall.jsonl"
+RUN = Path(__file__).with_name("stall_run.py")
+OURS = ["ours"]
+RIVALS = ["plain", "async", "dcp-thread", "dcp-process"]
+LABELS = {
+    "none": "no saves",
+    "ours": "bt_lightning",
+    "ours-skip": "bt_lightning, overlap=skip",
+    "ours-latest": "bt_lightning, overlap=latest",
+    "plain": "Lightning",
+    "async": "AsyncCheckpointIO",
+    "dcp-thread": "DCP async, thread",
+    "dcp-process": "DCP async, process",
+}
+GB = 10**9
+# each case: systems, arguments of the runs, repeats
+CASES = {
+    "device": (
+        ["none", *OURS, *RIVALS],
+        {"size": 3 * GB // 2, "tensors": 8, "every": 80, "steps": 250},
+        5,
+    ),
+    "many": (
+        ["none", *OURS, *RIVALS],
+        {"size": 20 * 10**6, "tensors": 2000, "every": 20, "steps": 90, "step-s": 0.05},
+        5,
+    ),
+    "tight": (
+        ["none", "ours", "ours-skip", "ours-latest", "dcp-thread"],
+        {"size": 3 * GB // 2, "tensors": 8, "every": 10, "steps": 65},
+        5,
+    ),
+    "small": (
+        ["none", *OURS],
+        {"size": GB // 10, "tensors": 8, "every": 80, "steps": 170},
+        5,
+    ),
+    "large": (
+        ["none", *OURS],
+        {"size": 4 * GB, "tensors": 8, "every": 20, "steps": 45, "step-s": 0.4},
+        5,
+    ),
+    "medium": (
+        ["none", *OURS],
+        {"size": 3 * GB // 2, "tensors": 80, "every": 80, "steps": 170},
+        5,
+    ),
+    "cpu": (
+        ["none", *OURS, *RIVALS],
+        {"size": 400 * 10**6, "every": 20, "steps": 50, "step": "cpu", "threads": 2},
+        5,
+    ),
+}
+"""`size` bytes in `tensors` tensors; `every` so many steps a save; `step-s` seconds a step."""
+
+
+def floors(size: int, folder: Path) -> dict[str, float]:
+    """Seconds of one memcpy and of one write and fsync of `size` bytes, here and now."""
+    import torch
+
+    torch.set_num_threads(1)
+    source = torch.ones(size, dtype=torch.uint8)
+    target = torch.ones(size, dtype=torch.uint8)
+    started = time.perf_counter()
+    target.copy_(source)
+    copied = time.perf_counter()
+    view = memoryview(source.numpy())
+    with (folder / "raw").open("xb", buffering=0) as file:
+        while view:
+            view = view[file.write(view[: 16 * 2**20]) :]
+        os.fsync(file.fileno())
+    written = time.perf_counter()
+    (folder / "raw").unlink()
+    return {"memcpy_s": copied - started, "write_s": written - copied}
+
+
+def run(system: str, arguments: dict[str, object], folder: Path) -> dict[str, object]:
+    """One run in a process of its own, on a disk that has nothing left to write."""
+    shutil.rmtree(folder / "ck", ignore_errors=True)
+    os.sync()
+    words = [f"--{name}={value}" for name, value in arguments.items()]
+    done = subprocess.run(
+        [sys.executable, str(RUN), f"--system={system}", f"--dir={folder / 'ck'}", *words],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{system} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(case: str, repeats: int, folder: Path) -> list[dict[str, object]]:
+    systems, arguments, _ = CASES[case]
+    rows = []
+    for repeat in range(repeats):
+        facts = {
+            "case": case,
+            "repeat": repeat,
+            "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **arguments,
+        }
+        for system in random.sample(systems, len(systems)):
+            rows.append({**facts, "system": system, **run(system, arguments, folder)})
+            print(f"{case} {repeat} {system}: {rows[-1]['run_s']:.2f} s", flush=True)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+        shutil.rmtree(folder / "ck", ignore_errors=True)
+        os.sync()
+        rows.append({**facts, "system": "floor", **floors(int(arguments["size"]), folder)})
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """One line a system, of the rows of one case: medians; times in seconds."""
+    plain = {row["repeat"]: row["run_s"] for row in rows if row["system"] == "none"}
+    lines = []
+    for system in [name for name in LABELS if name != "none"]:
+        mine = [row for row in rows if row["system"] == system]
+        if not mine:
+            continue
+        calls = [row["call_s"] for row in mine]
+        extras = [row["extra_s"] for row in mine]
+        durable = [time_s for row in mine for time_s in row["durable_s"][1:]]
+        lines.append(
+            {
+                "system": system,
+                "lost": statistics.median(
+                    (row["run_s"] - plain[row["repeat"]]) / row["saves"] for row in mine
+                ),
+                "call": statistics.median(s for row in calls for s in row[1:]),
+                "step": statistics.median(s for row in extras for s in row[1:]),
+                "first": statistics.median(row[0] for row in extras),
+                "durable": statistics.median(durable) if durable else None,
+                "cpu": statistics.median(row["cpu_s"] for row in mine),
+                "rss": statistics.median(row["peak_rss"] for row in mine),
+            }
+        )
+    return lines
+
+
+def report(case: str, rows: list[dict[str, object]]) -> None:
+    arguments = CASES[case][1]
+    print(f"\n{case}: {arguments}")
+    floor = [row for row in rows if row["system"] == "floor"]
+    copy, write = (statistics.median(row[k] for row in floor) for k in ("memcpy_s", "write_s"))
+    print(f"  floors: memcpy {1000 * copy:.0f} ms, write and fsync {1000 * write:.0f} ms")
+    print("  ms a save                       S_lost   S_call   step  1st step  durable")
+    for line in summary(rows):
+        durable = "-" if line["durable"] is None else f"{1000 * line['durable']:8.0f}"
+        print(
+            f"  {LABELS[line['system']]:<28} {1000 * line['lost']:9.1f} {1000 * line['call']:8.1f}"
+            f" {1000 * line['step']:7.1f} {1000 * line['first']:8.1f} {durable:>8}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=list(CASES), action="append")
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--dir", type=Path, help="where to write; default: a temporary folder")
+    options = parser.parse_args()
+    RESULTS.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+        for case in options.case or CASES:
+            rows = measure(case, options.repeats or CASES[case][2], Path(folder))
+            report(case, rows)
+
+
+if __name__ == "__main__":
+    main()

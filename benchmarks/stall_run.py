@@ -1,0 +1,277 @@
+"""One training run of `stall.py`, in a process of its own; prints one JSON line.
+
+The state is `size` bytes: weights and two moments for each. With `--step wait` a step is a wait, as
+for a device that computes by itself, and an update that writes one number to each tensor; with
+`--step cpu` it is a real forward, backward and AdamW of a multilayer perceptron on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import resource
+import shutil
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from torch.utils.data import DataLoader
+
+from bt_lightning import BTLightning
+from bt_lightning.localdir.events import read_events
+
+
+class Stamping(torch.optim.Optimizer):
+    """AdamW's state, and a step that writes one number into each tensor instead of computing."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, {"lr": 1e-3, "betas": (0.9, 0.999)})
+
+    def step(self, closure=None):
+        loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    state = self.state[weight]
+                    if not state:
+                        state["step"] = torch.tensor(0.0)
+                        state["exp_avg"] = torch.zeros_like(weight)
+                        state["exp_avg_sq"] = torch.zeros_like(weight)
+                    state["step"].add_(1)
+                    for tensor in (weight, state["exp_avg"], state["exp_avg_sq"]):
+                        tensor.view(-1)[:1].add_(1)
+        return loss
+
+
+class Waiting(L.LightningModule):
+    """`tensors` counts all of the checkpoint: a weight, two moments and a step for each layer."""
+
+    def __init__(self, size: int, tensors: int, step_s: float) -> None:
+        super().__init__()
+        layers = tensors // 4
+        each = size // 4 // 3 // layers
+        self.layers = torch.nn.ParameterList(torch.ones(each) for _ in range(layers))
+        self.step_s = step_s
+
+    def training_step(self, batch, index):
+        time.sleep(self.step_s)
+        return sum(layer[:1].sum() for layer in self.layers[:1])
+
+    def backward(self, loss):
+        """The gradient of a large weight is as large: nobody looks at it here."""
+
+    def configure_optimizers(self):
+        return Stamping(self.parameters())
+
+
+class Computing(L.LightningModule):
+    def __init__(self, size: int, tensors: int, step_s: float) -> None:
+        super().__init__()
+        width = 1024
+        layers = max(1, size // 4 // 3 // (width * width))
+        self.net = torch.nn.Sequential(
+            *[torch.nn.Linear(width, width, bias=False) for _ in range(layers)]
+        )
+
+    def training_step(self, batch, index):
+        return self.net(torch.ones(64, 1024)).pow(2).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters())
+
+
+class Clock(Callback):
+    """Times of the batches, and of each save on the training thread."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+        self.ended = 0.0
+        self.calls: list[float] = []
+        self.at: list[int] = []
+
+    def on_train_batch_start(self, *args) -> None:
+        self.starts.append(time.perf_counter())
+
+    def on_train_end(self, *args) -> None:
+        self.ended = time.perf_counter()
+
+    def watch(self, trainer) -> None:
+        save = trainer.save_checkpoint
+
+        def timed(*args, **kwargs):
+            started = time.perf_counter()
+            save(*args, **kwargs)
+            self.calls.append(time.perf_counter() - started)
+            self.at.append(len(self.starts) - 1)
+
+        trainer.save_checkpoint = timed
+
+
+class DcpIO(CheckpointIO):
+    """`torch.distributed.checkpoint.async_save` with one stager for all saves.
+
+    Shared memory is reused, staging has a thread, and the optimizer waits for it (`Staged`), as
+    torchtitan does it.
+    """
+
+    def __init__(self, kind: str) -> None:
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+        from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+        options = StagingOptions(
+            use_pinned_memory=False,
+            use_shared_memory=True,
+            use_async_staging=True,
+            use_non_blocking_copy=False,
+        )
+        self.stager = DefaultStager(options)
+        self.kind = AsyncCheckpointerType[kind]
+        self.staging = self.upload = None
+        self.durable: list[float] = []
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        if self.upload is not None:
+            self.upload.result()
+        began = time.perf_counter()
+        made = dcp.async_save(
+            checkpoint,
+            checkpoint_id=path,
+            async_checkpointer_type=self.kind,
+            async_stager=self.stager,
+        )
+        self.staging, self.upload = made.staging_completion, made.upload_completion
+        self.upload.add_done_callback(lambda _: self.durable.append(time.perf_counter() - began))
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None):
+        raise NotImplementedError
+
+    def remove_checkpoint(self, path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+    def teardown(self) -> None:
+        if self.upload is not None:
+            self.upload.result()
+            self.upload = None
+
+
+class Staged(Callback):
+    def __init__(self, io: DcpIO) -> None:
+        self.io = io
+
+    def on_before_optimizer_step(self, *args) -> None:
+        if self.io.staging is not None:
+            self.io.staging.result()
+            self.io.staging = None
+
+
+def system(name: str, root: Path, every: int):
+    """(callbacks, plugins, durable seconds after the run)."""
+    if name == "none":  # with the callback that saves, which never does
+        return [ModelCheckpoint(dirpath=root, every_n_train_steps=10**9)], [], list
+    saving = ModelCheckpoint(
+        dirpath=None if name.startswith("ours") else root, every_n_train_steps=every
+    )
+    if name.startswith("ours"):
+        overlap = name.partition("-")[2] or "wait"
+
+        def durable():
+            found = [e for e in read_events(root) if e["event"] == "save"]
+            print(json.dumps(found), file=sys.stderr)
+            return [e["local_durable_s"] for e in found if e["local_durable_s"]]
+
+        return [BTLightning(dir=root, overlap=overlap), saving], [], durable
+    if name == "plain":
+        return [saving], [], list
+    if name == "async":
+        return [saving], [AsyncCheckpointIO()], list
+    io = DcpIO(name.partition("-")[2].upper())
+    return [saving, Staged(io)], [io], lambda: io.durable
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--system", required=True)
+    parser.add_argument("--size", type=int, default=1_500_000_000)
+    parser.add_argument("--tensors", type=int, default=80)
+    parser.add_argument("--step", choices=["wait", "cpu"], default="wait")
+    parser.add_argument("--step-s", type=float, default=0.1)
+    parser.add_argument("--every", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dir", type=Path, required=True)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for noisy in ("lightning.pytorch", "lightning.fabric", "torch.distributed", ""):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    if options.system.startswith("dcp"):
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+        torch.distributed.init_process_group(
+            "gloo", rank=0, world_size=1, store=torch.distributed.HashStore()
+        ) if options.system == "dcp-thread" else _tcp_group()
+    kind = Waiting if options.step == "wait" else Computing
+    module = kind(options.size, options.tensors, options.step_s)
+    callbacks, plugins, durable = system(options.system, options.dir, options.every)
+    clock = Clock()
+    trainer = L.Trainer(
+        max_steps=options.steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[clock, *callbacks],
+        plugins=plugins,
+    )
+    clock.watch(trainer)
+    trainer.fit(module, DataLoader(torch.zeros(10**6, 1)))
+    print(json.dumps(facts(clock, durable)), flush=True)
+
+
+def _tcp_group() -> None:
+    """Process mode starts a process of its own, which joins by these variables."""
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(holder.getsockname()[1])
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+
+
+def facts(clock: Clock, durable) -> dict[str, object]:
+    times = [*clock.starts, clock.ended]
+    steps = [later - sooner for sooner, later in itertools.pairwise(times)]
+    usual = statistics.median(steps)
+    extra = [
+        steps[i] + (steps[i + 1] if i + 1 < len(steps) else usual) - 2 * usual for i in clock.at
+    ]
+    skipped = 5  # the first steps import, allocate, and touch
+    own, children = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return {
+        "run_s": clock.ended - clock.starts[skipped],
+        "step_s": usual,
+        "saves": len(clock.calls),
+        "call_s": clock.calls,
+        "extra_s": extra,
+        "durable_s": durable(),
+        "cpu_s": sum(u.ru_utime + u.ru_stime for u in (own, children)),
+        "peak_rss": own.ru_maxrss * 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()
