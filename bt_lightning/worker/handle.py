@@ -85,6 +85,7 @@ class Worker:
             target=run, args=(theirs, self._config), daemon=True, name="bt_lightning worker"
         )
         self._conn = ours
+        self._ear = select.poll()
         self._ear.register(ours.fileno(), select.POLLIN)
         try:
             with _hidden_main():
@@ -92,7 +93,7 @@ class Worker:
             self._process = process
             self._tell_again()
         except AssertionError as error:  # multiprocessing: a daemonic process has no children
-            self._ear.unregister(ours.fileno())
+            self._ear = select.poll()
             ours.close()
             self._conn = None
             msg = "the worker cannot be started here: this process is a daemonic child itself"
@@ -283,8 +284,8 @@ class Worker:
             self._process.join()
             self._process.close()
         if self._conn is not None:
-            self._ear.unregister(self._conn.fileno())
             self._conn.close()
+        self._ear = select.poll()
         self._process = self._conn = None
 
     def _send(self, message: object) -> None:
