@@ -88,6 +88,8 @@ def smoke(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure what a save and a resume cost, next to plain Lightning; rows go to benchmarks/."""
-    _install(session)
-    session.run("python", "benchmarks/save.py", *session.posargs)
+    """Measure what a save costs a run, next to the rivals; an hour. Rows go to benchmarks/."""
+    _install(session, extras="[demo]")
+    session.run("python", "benchmarks/save.py")
+    session.run("python", "benchmarks/stall.py", *session.posargs)
+    session.run("python", "benchmarks/chart.py")

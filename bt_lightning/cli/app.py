@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bt_lightning import __version__
-from bt_lightning.errors import CheckpointError
+from bt_lightning.errors import CheckpointError, CheckpointNotFoundError
 
 _FAILED = 12
 
@@ -115,6 +115,34 @@ def verify(paths: tuple[Path, ...], directory: str | None) -> None:
         click.echo("nothing is committed there")
     if bad:
         sys.exit(_FAILED)
+
+
+@main.command()
+@_DIR
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("checkpoints.trace.json"),
+    show_default=True,
+    help="File to write.",
+)
+def trace(directory: str | None, output: Path) -> None:
+    """Draw what each save cost and came to, for https://ui.perfetto.dev or chrome://tracing."""
+    import json
+
+    from bt_lightning.cli.trace import trace as drawn
+    from bt_lightning.localdir.events import read_events
+
+    root = _directory(directory)
+    try:
+        events = list(read_events(root))
+    except FileNotFoundError as error:
+        msg = f"no run has saved anything under {root}: it has no events"
+        raise CheckpointNotFoundError(msg) from error
+    output.write_text(json.dumps(drawn(events)))
+    saves = sum(event["event"] == "save" for event in events)
+    click.echo(f"{output}: {saves} saves, {len(events)} events. Open it in https://ui.perfetto.dev")
 
 
 def _directory(directory: str | None) -> Path:

@@ -137,10 +137,10 @@ class Session:
         options: SnapshotOptions,
         on_saved: Callable[[SaveRecord], None],
         *,
-        pinned: bool,
+        pinned_for: torch.device | None,
     ) -> Saves:
         """From now on saves are snapshots that the worker commits."""
-        saver = Saver(self._worker, optimizers, self.pump, options, pinned=pinned)
+        saver = Saver(self._worker, optimizers, self.pump, options, pinned_for=pinned_for)
         told = Told(self.committed, self.remove, on_saved)
         self._saves = Saves(saver, self._config.root, options.snapshot, told)
         return self._saves

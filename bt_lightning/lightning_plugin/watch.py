@@ -170,12 +170,11 @@ def open_saves(
 ) -> Saves:
     """Let this fit save by snapshots; on the rank that writes, when the fit starts."""
     compat.warm_dump()
-    device = compat.cuda_device(trainer)
     saves = session.snapshots(
         lambda: trainer.optimizers,
         options,
         lambda record: log_metrics(trainer, record),
-        pinned=device is not None,
+        pinned_for=compat.cuda_device(trainer),
     )
     reason = obstacle(module) if options.snapshot == "auto" else None
     if reason is not None:

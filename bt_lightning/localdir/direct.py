@@ -52,7 +52,7 @@ def write_image(file: Path, path: str, image: memoryview, size: int) -> FileEntr
 def _write(file: Path, image: memoryview, size: int, flag: int) -> bool:
     """Write in one way; False if the file system refuses that way."""
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flag, 0o644)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flag, 0o666)
     except OSError as error:
         if flag and error.errno in _REFUSED:
             return False

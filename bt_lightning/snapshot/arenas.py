@@ -13,6 +13,8 @@ from bt_lightning.snapshot.placing import capacity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
     from bt_lightning.worker.handle import Worker
 
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -33,12 +35,12 @@ class Arenas:
         *,
         count: int,
         budget: int | None,
-        pinned: bool,
+        pinned_for: torch.device | None,
     ) -> None:
         self._worker = worker
         self._later = later
         self._budget = budget
-        self._pins = Pins() if pinned else None
+        self._pins = Pins(pinned_for) if pinned_for is not None else None
         self._arenas: list[Arena | None] = [None] * count
         self._users: list[set[int]] = [set() for _ in range(count)]
         self._made = 0

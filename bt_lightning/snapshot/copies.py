@@ -27,7 +27,7 @@ _FEW_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One tensor on a device, and where it goes."""
+    """One tensor on a CUDA device, and where it goes."""
 
     offset: int
     tensor: torch.Tensor
@@ -54,6 +54,7 @@ class HostCopies:
             return
         self.held.append(tensor)
         plain = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+        plain = plain and tensor.is_cpu
         if size < _BIG or not plain:
             self.targets.append(arena.view(offset, tensor))
             self.sources.append(tensor)
@@ -81,10 +82,11 @@ class Copies:
     def add(self, arena: Arena, offset: int, tensor: torch.Tensor, owned: Collection[int]) -> None:
         """Sort one tensor in; `owned` are addresses of the storages that optimizers change."""
         is_owned = bool(owned) and tensor.untyped_storage().data_ptr() in owned
-        if tensor.device.type == "cpu":
-            (self.lazy if is_owned else self.eager).add(arena, offset, tensor)
-        else:
+        if tensor.is_cuda:
             self.device.append(Source(offset, tensor, is_owned))
+        else:
+            lazy = is_owned and tensor.is_cpu
+            (self.lazy if lazy else self.eager).add(arena, offset, tensor)
 
     def same(self) -> bool:
         """Whether the bytes are in the arena already; for few small tensors only."""

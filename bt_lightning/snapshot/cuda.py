@@ -9,15 +9,14 @@ read the state itself, and the guard lets the compute stream wait for them.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from bt_lightning.snapshot.copies import Source
-
 if TYPE_CHECKING:
     from bt_lightning.snapshot.arena import Arena
+    from bt_lightning.snapshot.copies import Source
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +43,9 @@ class DeviceCopies:
     def start(self, sources: list[Source], arena: Arena, *, lazy: bool) -> None:
         """Enqueue everything; the host waits for nothing."""
         compute = torch.cuda.current_stream(self.device)
-        size = sum(s.tensor.numel() * s.tensor.element_size() for s in sources if s.owned)
-        self.cloned = not lazy or self._has_room(size)
+        self.cloned = not lazy or self._has_room(sum(s.tensor.nbytes for s in sources if s.owned))
         with torch.cuda.device(self.device), torch.no_grad():
-            frozen = [
-                Source(s.offset, _plain(s.tensor, copy=self.cloned or not s.owned), s.owned)
-                for s in sources
-            ]
+            frozen = self._frozen(sources)
             began = torch.cuda.Event()  # type: ignore[no-untyped-call]
             began.record(compute)
             self._stream.wait_event(began)
@@ -59,6 +54,17 @@ class DeviceCopies:
                     self._copy(run, arena)
             self._done.record(self._stream)
         self._held = [source.tensor for source in frozen]  # their memory is read till the end
+        if not lazy and not self.cloned:
+            self._done.synchronize()  # no room for a clone, and the state may change at once
+
+    def _frozen(self, sources: list[Source]) -> list[Source]:
+        """What the copies read: clones of what may change meanwhile, the rest itself."""
+        if self.cloned:
+            try:
+                return [replace(s, tensor=_plain(s.tensor, copy=True)) for s in sources]
+            except torch.cuda.OutOfMemoryError:  # what is free lies in pieces
+                self.cloned = False
+        return [replace(s, tensor=_plain(s.tensor, copy=not s.owned)) for s in sources]
 
     def guard(self) -> None:
         """Let what is enqueued from here on come after the copies; the host does not wait."""
@@ -96,7 +102,7 @@ def _runs(sources: list[Source]) -> list[list[Source]]:
     runs: list[list[Source]] = []
     end, length = -1, 0
     for source in sorted(sources, key=lambda source: source.offset):
-        size = source.tensor.numel() * source.tensor.element_size()
+        size = source.tensor.nbytes
         if size == 0:
             continue
         if source.offset == end and size < _PACKED and length + size <= _RUN:
@@ -111,8 +117,9 @@ def _runs(sources: list[Source]) -> list[list[Source]]:
 
 @dataclass
 class Pins:
-    """Arenas whose memory is registered with CUDA."""
+    """Arenas whose memory is registered with CUDA; `device` is the one that this process uses."""
 
+    device: torch.device
     _pinned: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     def pin(self, arena: Arena) -> None:
@@ -120,7 +127,8 @@ class Pins:
         steps = self._pinned.setdefault(arena.index, [])
         for start in range(0, arena.size, _PIN_STEP):
             address, size = arena.address + start, min(_PIN_STEP, arena.size - start)
-            code = torch.cuda.cudart().cudaHostRegister(address, size, 0)  # type: ignore[no-untyped-call]
+            with torch.cuda.device(self.device):  # else this thread opens a context on device 0
+                code = torch.cuda.cudart().cudaHostRegister(address, size, 0)  # type: ignore[no-untyped-call]
             if int(code) != 0:
                 log.warning("CUDA cannot pin the arena (error %d): copies take longer", int(code))
                 return

@@ -59,9 +59,12 @@ class Saver:
         pump: Callable[[float], None],
         options: SnapshotOptions,
         *,
-        pinned: bool = False,
+        pinned_for: torch.device | None = None,
     ) -> None:
-        """`pump(timeout_s)` waits for events of the worker, and brings ours to `handle`."""
+        """`pump(timeout_s)` waits for events of the worker, and brings ours to `handle`.
+
+        `pinned_for` is the CUDA device that the state lies on, if it does.
+        """
         self.lazy = options.snapshot != "eager"
         """Whether what only optimizers change is copied beside training."""
         self._worker = worker
@@ -74,7 +77,7 @@ class Saver:
             self._thread.submit,
             count=options.count,
             budget=options.arena_memory,
-            pinned=pinned,
+            pinned_for=pinned_for,
         )
         self._copier = HostCopier()
         self._streams = Streams()

@@ -229,6 +229,9 @@ class Worker:
 
     def await_event(self, timeout_s: float) -> None:
         """Wait until there is something to `poll`, or the time is over, or the worker died."""
+        with self._using:
+            if self._conn is None and self._open:
+                self.start()  # after its last death, which was raised; what it had is not done
         if not self._events and self._conn is not None:
             with contextlib.suppress(OSError):
                 self._conn.poll(timeout_s)

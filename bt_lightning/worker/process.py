@@ -137,7 +137,7 @@ class _Loop:
             if isinstance(message, ShareArena):
                 self._committer.share(message.index, recv_handle(self._conn), message.size)
                 return
-        except (EOFError, OSError):
+        except (EOFError, OSError, RuntimeError):  # the last: a descriptor that did not follow
             self._orphan()
         else:
             self._handle(message)

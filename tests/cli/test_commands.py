@@ -14,6 +14,7 @@ import pytest
 
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint
+from bt_lightning.localdir.events import note
 from bt_lightning.manifest import Manifest
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.local import LocalStore
@@ -161,3 +162,36 @@ def test_escape_sequences_in_metrics_do_not_reach_the_terminal(tmp_path):
 
     commit(tmp_path / "checkpoint-1", tmp_path, {"a": lambda: iter([b"x"])}, describe)
     assert "\x1b[2J" not in run("checkpoints", "list", "--dir", str(tmp_path)).stdout
+
+
+def test_a_trace_shows_the_spans_of_each_save_where_they_were(tmp_path):
+    note(
+        tmp_path, "save", began=100.0, checkpoint_id="checkpoint-1", call_ms=2.0, copy_ms=50.0,
+        guard_ms=10.0,
+    )  # fmt: skip
+    note(tmp_path, "durable", checkpoint="checkpoint-1", write_s=0.5)
+    note(tmp_path, "published", checkpoint="checkpoint-1", publish_s=0.25)
+    note(tmp_path, "of a later version")
+    with (tmp_path / ".bt_lightning" / "events.jsonl").open("a") as file:
+        file.write('{"event": "save", "at"')  # a kill in the middle of a line
+    done = run("trace", "--dir", str(tmp_path), "-o", str(tmp_path / "t.json"))
+    assert done.returncode == 0, done.stderr
+    assert "1 saves" in done.stdout
+    spans = [
+        (e["name"], e["tid"], round(e["dur"]))
+        for e in json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+        if e["ph"] == "X"
+    ]
+    assert spans == [
+        ("save checkpoint-1", 1, 2000),
+        ("checkpoint-1", 2, 50_000),
+        ("guard checkpoint-1", 1, 10_000),
+        ("checkpoint-1", 3, 500_000),
+        ("checkpoint-1", 4, 250_000),
+    ]
+
+
+def test_a_trace_of_a_directory_without_events_says_so(tmp_path):
+    done = run("trace", "--dir", str(tmp_path))
+    assert done.returncode == 10
+    assert "has no events" in done.stderr

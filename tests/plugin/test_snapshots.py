@@ -1,0 +1,326 @@
+"""Saves of a real fit are snapshots: of one step, cheap, told of, and there after a kill."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from bt_lightning import BTCheckpointIO, BTLightning
+from bt_lightning.lightning_plugin.watch import Watch, overrides
+from bt_lightning.localdir.events import read_events
+from bt_lightning.snapshot import capture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import ModuleType
+
+EVERY = {"every_n_train_steps": 1, "save_top_k": -1}
+
+
+class Wanted(Callback):
+    """Notes the weights at each save, before anything else can happen to them."""
+
+    def __init__(self) -> None:
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        saved = checkpoint["state_dict"]
+        self.weights[trainer.global_step] = {name: t.clone() for name, t in saved.items()}
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Copies beside training begin only when somebody waits for them."""
+    finish, wait = capture.Capture.finish, capture.Capture.guard
+
+    def held(self: Any) -> None:
+        assert self.gate.wait(60)
+        finish(self)
+
+    def guard(self: Any) -> None:
+        self.gate.set()
+        wait(self)
+
+    original = capture.Capture.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        import threading
+
+        self.gate = threading.Event()
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(capture.Capture, "__init__", init)
+    monkeypatch.setattr(capture.Capture, "finish", held)
+    monkeypatch.setattr(capture.Capture, "guard", guard)
+
+
+def saves_of(root: Path) -> list[dict[str, Any]]:
+    return [event for event in read_events(root) if event["event"] == "save"]
+
+
+def check(root: Path, wanted: Wanted) -> None:
+    """Every checkpoint holds the weights that its save saw."""
+    assert wanted.weights
+    for step, weights in wanted.weights.items():
+        found = BTCheckpointIO().load_checkpoint(root / f"checkpoint-{step}")["state_dict"]
+        for name, tensor in weights.items():
+            assert torch.equal(found[name], tensor), f"{name} of step {step}"
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("snapshot", ["auto", "lazy", "eager"])
+def test_a_checkpoint_holds_what_its_save_saw(
+    runs: ModuleType, tmp_path: Path, snapshot: str
+) -> None:
+    wanted = Wanted()
+    runs.fit(tmp_path, wanted, bt={"snapshot": snapshot}, max_epochs=1)
+    check(tmp_path, wanted)
+    kinds = {event["snapshot"] for event in saves_of(tmp_path)}
+    assert kinds == {"eager" if snapshot == "eager" else "lazy"}
+
+
+@pytest.mark.usefixtures("late")
+def test_manual_optimization_with_two_optimizers_changes_nothing_too_early(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    wanted = Wanted()
+    save = {"every_n_train_steps": 2, "save_top_k": -1}
+    runs.fit(tmp_path, wanted, make=runs.TwoOptimizers, save=save, max_epochs=2)
+    check(tmp_path, wanted)
+
+
+@pytest.mark.usefixtures("late")
+def test_gradient_accumulation_and_clipping_change_nothing_too_early(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    wanted = Wanted()
+    options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "max_epochs": 2}
+    runs.fit(tmp_path, wanted, **options)
+    check(tmp_path, wanted)
+
+
+@pytest.mark.usefixtures("late")
+def test_a_module_that_clips_its_weights_behind_a_save_is_copied_at_once(
+    runs: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As WGANs do it, through `.data`, which autograd does not see: `auto` must not be lazy."""
+
+    class Clipping(runs.Net):
+        def on_train_batch_end(self, *args: Any) -> None:
+            for weight in self.parameters():
+                weight.data.clamp_(-0.01, 0.01)
+
+    wanted = Wanted()
+    with caplog.at_level(logging.INFO, "bt_lightning"):
+        runs.fit(tmp_path, wanted, make=Clipping, max_epochs=1)
+    check(tmp_path, wanted)
+    told = [record.message for record in caplog.records if "on_train_batch_end" in record.message]
+    assert len(told) == 1
+    assert "snapshot='lazy'" in told[0]
+
+
+class Swapping(Callback):
+    """Validates other weights, as callbacks that average them do; also through `.data`."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        for weight in pl_module.parameters():
+            weight.data.mul_(0)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        for weight in pl_module.parameters():
+            weight.data.add_(1)
+
+
+@pytest.mark.usefixtures("late")
+def test_a_callback_that_swaps_weights_for_validation_waits_for_the_copy(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    wanted = Wanted()
+    save = {"every_n_train_steps": 3, "save_top_k": -1}
+    runs.fit(tmp_path, wanted, Swapping(), save=save, max_epochs=1, val_check_interval=3)
+    check(tmp_path, wanted)
+
+
+@pytest.mark.usefixtures("late")
+def test_weight_averaging_of_lightning_is_saved_as_it_was(runs: ModuleType, tmp_path: Path) -> None:
+    averaging = getattr(L.pytorch.callbacks, "EMAWeightAveraging", None)
+    if averaging is None:
+        pytest.skip("this Lightning has none")
+    wanted = Wanted()
+    save = {"every_n_train_steps": 3, "save_top_k": -1}
+    runs.fit(tmp_path, averaging(), wanted, save=save, max_epochs=2, val_check_interval=3)
+    check(tmp_path, wanted)
+
+
+class Touching(Callback):
+    """A hook between a save and the next step that writes to a weight."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == 3 and not self.done:
+            self.done = True
+            with torch.no_grad():
+                next(pl_module.parameters()).mul_(2)
+
+
+@pytest.mark.usefixtures("late")
+def test_a_torn_copy_is_refused_with_one_warning_and_the_run_goes_on_eagerly(
+    runs: ModuleType, names: Any, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="checkpoint-3 was given up") as caught:
+        runs.fit(tmp_path, Touching(), max_epochs=1)
+    assert len([w for w in caught if "given up" in str(w.message)]) == 1
+    assert names(tmp_path) == {f"checkpoint-{step}" for step in (1, 2, 4, 5, 6, 7, 8)}
+    kinds = {event["step"]: event["snapshot"] for event in saves_of(tmp_path)}
+    assert kinds[2] == "lazy"
+    assert kinds[8] == "eager"
+
+
+@pytest.mark.usefixtures("late")
+def test_a_torn_copy_with_lazy_is_an_error(runs: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="snapshot='eager'"):
+        runs.fit(tmp_path, Touching(), bt={"snapshot": "lazy"}, max_epochs=1)
+
+
+def test_numbers_of_each_save_go_to_the_loggers_and_to_the_events(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path / "logs")
+    root, store = tmp_path / "root", tmp_path / "store"
+    runs.fit(root, logger=logger, bt={"store": str(store)}, max_epochs=1)
+    with open(f"{logger.log_dir}/metrics.csv") as file:  # noqa: PTH123
+        rows = [row for row in csv.DictReader(file) if row.get("checkpoint/bytes")]
+    assert len(rows) >= 7, "the last save ends after the last step"
+    for row in rows:
+        assert float(row["checkpoint/bytes"]) > 1000
+        assert float(row["checkpoint/call_ms"]) > 0
+        assert float(row["checkpoint/local_durable_s"]) > 0
+    events = list(read_events(root))
+    for kind in ("save", "durable", "published"):
+        named = {e.get("checkpoint_id", e.get("checkpoint")) for e in events if e["event"] == kind}
+        assert named == {f"checkpoint-{step}" for step in range(1, 9)}, kind
+    assert all(event["remote_durable_s"] > 0 for event in events if event["event"] == "published")
+
+
+def test_last_is_the_same_bytes_and_the_file_is_a_link(runs: ModuleType, tmp_path: Path) -> None:
+    runs.fit(tmp_path, save={"save_top_k": 1, "save_last": True}, max_epochs=2)
+    weights = [(tmp_path / name / "model.safetensors") for name in ("checkpoint-16", "last")]
+    assert weights[0].stat().st_ino == weights[1].stat().st_ino
+    states = [BTCheckpointIO().load_checkpoint(path.parent) for path in weights]
+    assert states[0]["global_step"] == states[1]["global_step"] == 16
+
+
+def test_a_checkpoint_under_way_can_be_loaded_and_let_go(
+    runs: ModuleType, names: Any, tmp_path: Path
+) -> None:
+    """Whoever asks for it waits for it; one that is let go is gone once a newer one is there."""
+
+    def act(trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 3:
+            path = tmp_path / "checkpoint-3"
+            trainer.save_checkpoint(path)
+            assert trainer.strategy.load_checkpoint(path)["global_step"] == 3
+            trainer.save_checkpoint(tmp_path / "checkpoint-let-go")
+            trainer.strategy.remove_checkpoint(tmp_path / "checkpoint-let-go")
+
+    acting = Callback()
+    acting.on_train_batch_end = act
+    save = {"every_n_train_steps": 4, "save_top_k": -1}
+    callbacks = [acting, BTLightning(dir=tmp_path), ModelCheckpoint(**save)]
+    runs.fit(tmp_path, callbacks=callbacks, max_epochs=1)
+    assert names(tmp_path) == {"checkpoint-3", "checkpoint-4", "checkpoint-8"}
+
+
+def test_without_memory_for_an_arena_training_writes_by_itself_and_says_so_once(
+    runs: ModuleType, names: Any, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="not enough host memory") as caught:
+        runs.fit(tmp_path, bt={"arena_memory": 10}, max_epochs=1)
+    assert len([w for w in caught if "host memory" in str(w.message)]) == 1
+    assert names(tmp_path) == {f"checkpoint-{step}" for step in range(1, 9)}
+
+
+@pytest.mark.parametrize("overlap", ["skip", "latest"])
+def test_the_last_save_of_a_run_is_there_with_every_policy(
+    runs: ModuleType, names: Any, tmp_path: Path, overlap: str
+) -> None:
+    runs.fit(tmp_path, bt={"overlap": overlap})
+    found = names(tmp_path)
+    assert "checkpoint-1" in found
+    decisions = {event["decision"] for event in saves_of(tmp_path)}
+    assert decisions <= {"saved", "waited", "skipped", "replaced"}
+    if overlap == "latest":
+        assert "checkpoint-24" in found
+
+
+KILLED = """
+import os, signal, sys
+import plugin_runs as runs
+from bt_lightning import BTLightning
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+root, stop = sys.argv[1], int(sys.argv[2]) or None
+bt = BTLightning(dir=root)
+
+def end():
+    # the snapshot is complete in the arena, and the worker was told; nothing more is waited for
+    saver = bt._session._saves.saver
+    saver.settle()
+    for future, _, _ in list(saver._copies.values()):
+        future.result()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+save = ModelCheckpoint(every_n_train_steps=1, save_top_k=-1)
+run = runs.fit(root, callbacks=[bt, save], make=lambda: runs.Net(stop, end), max_epochs=1)
+print("first", run.first_step)
+"""
+
+
+def test_a_snapshot_that_was_complete_is_committed_though_the_trainer_is_killed(
+    scripts: Any, tmp_path: Path
+) -> None:
+    """And the next run, started at once, waits for it and goes on from there."""
+    scripts.run(KILLED, tmp_path / "root", 5, code=-signal.SIGKILL)
+    done = scripts.run(KILLED, tmp_path / "root", 0)
+    assert "first 5" in done.out
+
+
+def test_a_fit_leaves_neither_watch_nor_hook_behind(runs: ModuleType, tmp_path: Path) -> None:
+    from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+    before = len(_global_optimizer_pre_hooks)
+    run = runs.fit(tmp_path, max_epochs=1)
+    assert not [c for c in run.trainer.callbacks if isinstance(c, Watch)]
+    assert len(_global_optimizer_pre_hooks) == before
+    run = runs.fit(tmp_path / "other", make=lambda: runs.Net(3), max_epochs=1)
+    assert run.stopped
+    assert not [c for c in run.trainer.callbacks if isinstance(c, Watch)]
+    assert len(_global_optimizer_pre_hooks) == before
+
+
+def test_hooks_of_lightning_are_told_from_those_of_users() -> None:
+    class Mine(L.LightningModule):
+        def on_train_epoch_end(self) -> None: ...
+
+    class Derived(ModelCheckpoint):
+        pass
+
+    assert overrides(Mine(), "on_train_epoch_end")
+    assert not overrides(Mine(), "on_train_batch_end")
+    assert not overrides(Derived(), "on_train_epoch_end")
+    assert overrides(L.pytorch.callbacks.StochasticWeightAveraging(1e-2), "on_train_epoch_start")
+    module = Mine()
+    module.on_train_batch_end = lambda *_: None
+    assert overrides(module, "on_train_batch_end")

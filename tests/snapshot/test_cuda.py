@@ -1,0 +1,89 @@
+"""Snapshots of a state on a CUDA device: of one step, whatever the streams, without a host wait."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from bt_lightning.snapshot import cuda
+from bt_lightning.snapshot.copies import Source
+
+pytestmark = pytest.mark.gpu
+
+
+def busy(seconds=0.2):
+    """Keep the current stream of the device busy."""
+    torch.cuda._sleep(int(seconds * 1.5e9))
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["clone", "guard"])
+@pytest.mark.parametrize("own_stream", [False, True], ids=["default stream", "another stream"])
+def test_every_snapshot_is_of_one_step(
+    saving, counting, checkpoint_of, monkeypatch, room, own_stream
+):
+    monkeypatch.setattr(cuda.DeviceCopies, "_has_room", lambda *_: room)
+    module = counting.cuda()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1.0)
+    saver = saving([optimizer], snapshot="lazy")
+    stream = torch.cuda.Stream() if own_stream else torch.cuda.current_stream()
+    chance = random.Random(1)
+    with torch.cuda.stream(stream):
+        for number in range(60):
+            for weight in module.parameters():
+                weight.grad = torch.full_like(weight, -chance.random())
+            optimizer.step()
+            busy(0.01)
+            checkpoint = checkpoint_of(module, [optimizer], number)
+            wanted = {name: tensor.clone() for name, tensor in checkpoint["state_dict"].items()}
+            record = saver.save(checkpoint, "checkpoint-1")
+            module(torch.zeros(1))
+            optimizer.step()
+            torch.cuda.synchronize()
+            ((_, manifest),) = saver.outcomes()
+            assert record.snapshot == ("clone" if room else "lazy")
+            assert manifest.step == number
+            found = saver.tensors("checkpoint-1")
+            for name, tensor in wanted.items():
+                assert torch.equal(found[name], tensor.cpu()), f"{name} of save {number}"
+
+
+def test_neither_the_save_nor_the_guard_waits_for_the_device(
+    saving, counting, checkpoint_of, monkeypatch
+):
+    monkeypatch.setattr(cuda.DeviceCopies, "_has_room", lambda *_: False)
+    module = counting.cuda()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    for weight in module.parameters():
+        weight.grad = torch.ones_like(weight)
+    saver = saving([optimizer], snapshot="lazy")
+    saver.save(checkpoint_of(module, [optimizer], 1), "checkpoint-1")
+    saver.outcomes()
+    busy(3.0)
+    ended = torch.cuda.Event()
+    saver.save({"state_dict": module.state_dict(), "global_step": 2}, "checkpoint-2")
+    optimizer.step()
+    ended.record()
+    assert not ended.query(), "the host came back only when the device was done"
+    saver.outcomes()
+
+
+def test_small_tensors_come_down_in_one_copy():
+    tensors = [torch.zeros(100, device="cuda") for _ in range(50)]
+    sources = [Source(400 * index, tensor, True) for index, tensor in enumerate(tensors)]
+    sources.append(Source(400 * 50 + 8, torch.zeros(3, device="cuda"), True))
+    sources.append(Source(2**20, torch.zeros(2**20, device="cuda"), True))
+    assert [len(run) for run in cuda._runs(sources)] == [50, 1, 1]
+
+
+def test_pinned_memory_is_used_and_given_back(tmp_path):
+    from bt_lightning.snapshot.arena import Arena
+
+    arena = Arena(0, 64 * 2**20)
+    arena.touch(0, arena.size)
+    pins = cuda.Pins(torch.device("cuda", torch.cuda.current_device()))
+    pins.pin(arena)
+    assert arena.memory.is_pinned()
+    pins.unpin(arena)
+    arena.close()

@@ -1,0 +1,115 @@
+"""What was encoded once is used again only while it is the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bt_lightning.snapshot.fragments import watch
+from bt_lightning.snapshot.take import Memory, take
+
+
+def group():
+    return {f"w{i}": torch.zeros(3, 2) for i in range(20)}
+
+
+def test_the_same_tensors_and_views_of_them_are_the_same():
+    tensors = group()
+    same = watch(tensors)
+    assert same(tensors)
+    assert same({name: tensor.detach() for name, tensor in tensors.items()})
+    tensors["w3"].add_(1)
+    assert same(tensors), "what changes is the content, which is copied each time"
+
+
+CHANGES = {
+    "another place": lambda t: t.clone(),
+    "another shape": lambda t: t.view(2, 3),
+    "other strides": lambda t: t.t().contiguous().t(),
+    "the first half": lambda t: t[:1],
+    "a parameter": torch.nn.Parameter,
+    "with a gradient": lambda t: t.detach().requires_grad_(),
+    "a number": lambda _: 1.0,
+    "sparse": lambda t: t.to_sparse(),
+    "another dtype in the same place": lambda t: t.view(torch.int32),
+    "negated lazily": torch._neg_view,
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_anything_else_is_not(change):
+    tensors = group()
+    same = watch(tensors)
+    assert not same({**tensors, "w7": CHANGES[change](tensors["w7"])})
+
+
+def test_other_names_orders_and_numbers_are_not_the_same():
+    tensors = {**group(), "step": 1, "lr": 0.0, "flag": True}
+    same = watch(tensors)
+    assert same(dict(tensors))
+    assert not same({**tensors, "step": 2})
+    assert not same({**tensors, "step": True})
+    assert not same({**tensors, "lr": -0.0})
+    assert not same(dict(reversed(tensors.items())))
+    assert not same({**tensors, "more": 1})
+    assert not same({name: item for name, item in tensors.items() if name != "w1"})
+    assert not same(list(tensors.values()))
+
+
+def test_an_object_whose_memory_was_exchanged_is_seen():
+    tensors = group()
+    same = watch(tensors)
+    tensors["w1"].data = torch.ones(3, 2)
+    assert not same(tensors)
+
+
+@pytest.mark.parametrize("odd", [[torch.zeros(1)], {1.5: 1}, object(), torch.zeros(2).to_sparse()])
+def test_what_cannot_be_compared_is_never_reused(odd):
+    assert watch({**group(), "odd": odd}) is None
+
+
+def content(snapshot):
+    return {path: b"".join(bytes(p) for p in pieces()) for path, pieces in snapshot.files.items()}
+
+
+def test_a_snapshot_with_a_memory_has_the_bytes_of_one_without():
+    """Over changes of the model, the optimizer, ties and collisions of names."""
+    torch.manual_seed(0)
+    memory = Memory()
+    module = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(12)])
+    optimizer = torch.optim.AdamW(module.parameters())
+
+    def checkpoint(**more):
+        return {
+            "state_dict": module.state_dict(),
+            "optimizer_states": [optimizer.state_dict()],
+            "rng": torch.get_rng_state(),
+            **more,
+        }
+
+    def compare(**more):
+        kept = content(take(checkpoint(**more), memory=memory))
+        assert kept == content(take(checkpoint(**more)))
+        json.loads(kept["trainer.json"])
+
+    compare()
+    for weight in module.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    compare()
+    optimizer.step()
+    compare(epoch=3)
+    compare(callbacks={"ema": [weight.detach() for weight in module.parameters()]})
+    compare(**{"optimizer_states.0.state.0.exp_avg": torch.ones(2)})
+    module[3] = torch.nn.Linear(4, 4)
+    compare()
+    module.half()
+    compare()
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    compare()
+    before = {"callbacks": {"tied": module[0].weight.detach()}}
+    kept = content(take({**before, **checkpoint()}, memory=memory))
+    assert kept == content(take({**before, **checkpoint()}))
+    compare()
