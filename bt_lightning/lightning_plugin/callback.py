@@ -74,13 +74,12 @@ class BTLightning(Callback):
         on_error: `"raise"` a failed upload at the next hook, or `"warn"`.
         drain_timeout: how long the end of a run waits for the store.
         storage_options: keyword arguments of the store's fsspec filesystem.
-        project: name of the project in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
-        job: name of the job in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
-        snapshot: `"lazy"` copies what only optimizers change beside the next forward and backward;
-            `"eager"` copies everything before the save returns; `"auto"` is lazy unless it sees a
-            hook that may change weights meanwhile.
-        overlap: what a save does when the disk has not taken the one before: `"wait"`, `"skip"`,
-            or replace the one that waits (`"latest"`, which takes two arenas).
+        project: its name in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
+        job: its name in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
+        snapshot: `"lazy"` copies what only optimizers change beside forward and backward, `"eager"`
+            everything before a save returns; `"auto"` is lazy unless a hook may change weights.
+        overlap: a save while the disk is busy with the last may `"wait"`, be left out (`"skip"`),
+            or replace one that waits (`"latest"`, with two arenas).
         arenas: buffers in host memory, each as large as a checkpoint.
         arena_memory: bytes that all arenas may take; without room, training writes by itself.
 
@@ -135,7 +134,6 @@ class BTLightning(Callback):
         )
         self._config: SessionConfig | None = None
         self._session: Session | None = None
-        self._saves: Saves | None = None
         self._routed: RoutedCheckpointIO | None = None
         self._pinned: set[str] = set()
         self._failing = False
@@ -150,7 +148,7 @@ class BTLightning(Callback):
     @override
     def __getstate__(self) -> dict[str, Any]:
         """Spawned ranks get a callback without the processes of this one."""
-        return {**self.__dict__, "_session": None, "_saves": None, "_resumed": None}
+        return {**self.__dict__, "_session": None, "_resumed": None}
 
     # the life of a fit
 
@@ -159,9 +157,7 @@ class BTLightning(Callback):
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
         refuse_sharded(trainer)
         root = checkpoint_root(self._dir, trainer)
-        adopted = adopt(
-            trainer, root
-        )  # at every stage: a ModelCheckpoint keeps its first directory
+        adopted = adopt(trainer, root)  # at every stage: its first directory stays
         if compat.is_trial(trainer):
             return
         refuse_twins(trainer)
@@ -197,7 +193,7 @@ class BTLightning(Callback):
             self._exact.on_fit_start(trainer)
         if self._session is not None:
             self._session.begin(frozenset(self._pinned))
-            self._saves = open_saves(trainer, pl_module, self._session, self._options)
+            open_saves(trainer, pl_module, self._session, self._options)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -230,7 +226,6 @@ class BTLightning(Callback):
         """Publish what is committed; the exception that ends the run is the one that is raised."""
         self._failing = True
         session, self._session = self._session, None
-        self._saves = None
         self._clear(trainer)
         if session is not None:
             session.abandon()
@@ -240,7 +235,6 @@ class BTLightning(Callback):
         """Rank 0: wait for the store, at most `drain_timeout`, and end the worker."""
         self._active = False
         session, self._session = self._session, None
-        self._saves = None
         remove(trainer)
         if session is not None:
             self._report(session.finish)
@@ -274,7 +268,6 @@ class BTLightning(Callback):
     def _clear(self, trainer: Trainer) -> None:
         """Undo what was arranged for a fit that did not come to use it."""
         self._active = False
-        self._saves = None
         remove(trainer)
         forget(trainer)
         if self._exact is not None:
@@ -335,7 +328,7 @@ class BTLightning(Callback):
             self._session.remove_stored(checkpoint_id)
 
     def _under_way(self) -> Saves | None:
-        return self._saves
+        return self._session.saves if self._session is not None else None
 
     def _poll(self) -> None:
         if self._session is not None:

@@ -78,7 +78,8 @@ class Session:
         for path in sweep(config.root):
             log.warning("put back %s, which a killed process was about to replace", path)
         self._worker = _worker(config)
-        self._saves: Saves | None = None
+        self.saves: Saves | None = None
+        """The snapshots of this fit, once it has started."""
         self._failures: list[str] = []
         self._published: list[Published] = []
         self._listed: list[Stored] = []
@@ -142,8 +143,8 @@ class Session:
         """From now on saves are snapshots that the worker commits."""
         saver = Saver(self._worker, optimizers, self.pump, options, pinned_for=pinned_for)
         told = Told(self.committed, self.remove, on_saved)
-        self._saves = Saves(saver, self._config.root, options.snapshot, told)
-        return self._saves
+        self.saves = Saves(saver, self._config.root, options.snapshot, told)
+        return self.saves
 
     def committed(self, manifest: Manifest) -> None:
         """A checkpoint is on disk: tell the worker."""
@@ -174,8 +175,8 @@ class Session:
             elif isinstance(event, Published):
                 log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
                 self._published.append(event)
-            elif self._saves is not None:
-                self._saves.saver.handle(event)
+            elif self.saves is not None:
+                self.saves.saver.handle(event)
 
     def poll(self) -> None:
         """Raise what could not be done since the last call, once.
@@ -187,13 +188,13 @@ class Session:
             WorkerDiedError: the worker keeps dying.
         """
         told = self._failures or self._published or self._worker.stirred
-        if not told and (self._saves is None or not self._saves.saver.stirred):
+        if not told and (self.saves is None or not self.saves.saver.stirred):
             return  # as at nearly every step
         self.pump(0.0)
         published, self._published = self._published, []
-        if self._saves is not None:
-            self._saves.collect()
-            self._saves.published(published)
+        if self.saves is not None:
+            self.saves.collect()
+            self.saves.published(published)
         failures, self._failures = self._failures, []
         if failures:
             msg = (
@@ -223,9 +224,9 @@ class Session:
             raise errors[0]  # a later one comes of it, or says less
 
     def _end_saving(self) -> None:
-        if self._saves is not None:
-            self._saves.saver.drain()
-            self._saves.collect()
+        if self.saves is not None:
+            self.saves.saver.drain()
+            self.saves.collect()
 
     def _end_publishing(self) -> None:
         self._worker.drain(self._config.drain_s)
@@ -243,7 +244,7 @@ class Session:
         self._worker.kill()
 
     def _close_saves(self) -> None:
-        saves, self._saves = self._saves, None
+        saves, self.saves = self.saves, None
         if saves is not None:
             saves.saver.close()
 

@@ -179,7 +179,7 @@ def open_saves(
     reason = obstacle(module) if options.snapshot == "auto" else None
     if reason is not None:
         saves.saver.lazy = False
-        log.info(
+        log.warning(
             "snapshots are copied before a save returns: %s. If it does not,"
             " BTLightning(snapshot='lazy') copies beside training",
             reason,

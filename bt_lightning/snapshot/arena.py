@@ -41,7 +41,14 @@ class Arena:
         """All of it, shape `[size]`."""
         self._bases: dict[torch.dtype, torch.Tensor] = {}
         self.address = self.memory.data_ptr()
+        self.abandoned = False
+        """Set when nobody will use it: what is still being done for it may stop."""
         self._advise(0, size, _MADV_DONTFORK)  # a dataloader worker has no use for it
+
+    @property
+    def closed(self) -> bool:
+        """Whether its memory was given back."""
+        return self.descriptor < 0
 
     def touch(self, start: int, size: int) -> None:
         """Give pages to a part of it, so that copying there later meets none that is new.
@@ -49,6 +56,8 @@ class Arena:
         Keeps the content; releases the GIL; in steps, so that no page fault elsewhere waits long.
         """
         for place in range(start, min(start + size, self.size), _STEP):
+            if self.abandoned:
+                return
             length = min(_STEP, self.size - place)
             if not self._advise(place, length, _MADV_POPULATE_WRITE):  # before Linux 5.14
                 os.posix_fallocate(self.descriptor, place, length)
@@ -81,7 +90,7 @@ class Arena:
 
     def close(self) -> None:
         """Give the memory back as soon as nothing here views it; the worker has its own mapping."""
-        if self.descriptor < 0:
+        if self.closed:
             return
         os.close(self.descriptor)
         self.descriptor = -1

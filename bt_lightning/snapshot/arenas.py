@@ -12,6 +12,7 @@ from bt_lightning.snapshot.placing import capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     import torch
 
@@ -31,7 +32,7 @@ class Arenas:
     def __init__(
         self,
         worker: Worker,
-        later: Callable[[Callable[[], None]], object],
+        later: Callable[[Callable[[], None]], Future[None]],
         *,
         count: int,
         budget: int | None,
@@ -43,6 +44,7 @@ class Arenas:
         self._pins = Pins(pinned_for) if pinned_for is not None else None
         self._arenas: list[Arena | None] = [None] * count
         self._users: list[set[int]] = [set() for _ in range(count)]
+        self._warming: dict[int, Future[None]] = {}
         self._made = 0
 
     @property
@@ -87,7 +89,7 @@ class Arenas:
         self._made += 1
         self._arenas[slot] = arena
         self._worker.share(arena.index, arena.descriptor, arena.size)
-        self._later(lambda: self._warm(arena))
+        self._warming[slot] = self._later(lambda: self._warm(arena))
         return arena
 
     def use(self, slot: int, number: int) -> None:
@@ -116,6 +118,10 @@ class Arenas:
     def _drop(self, slot: int) -> None:
         arena, self._arenas[slot] = self._arenas[slot], None
         if arena is not None:
+            arena.abandoned = True
+            warming = self._warming.pop(slot)
+            if not warming.cancel():
+                warming.exception()  # waits for a few milliseconds; what it says matters no more
             if self._pins is not None:
                 self._pins.unpin(arena)
             self._worker.drop(arena.index)

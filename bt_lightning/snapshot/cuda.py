@@ -126,6 +126,8 @@ class Pins:
         """Register the arena, in steps; copies work without, at half the speed."""
         steps = self._pinned.setdefault(arena.index, [])
         for start in range(0, arena.size, _PIN_STEP):
+            if arena.abandoned:
+                return
             address, size = arena.address + start, min(_PIN_STEP, arena.size - start)
             with torch.cuda.device(self.device):  # else this thread opens a context on device 0
                 code = torch.cuda.cudart().cudaHostRegister(address, size, 0)  # type: ignore[no-untyped-call]

@@ -48,13 +48,11 @@ class Guard:
         patient = self._patient.get(kind)
         if patient is None and kind.__module__.startswith("torch.optim."):
             patient = self._patient[kind] = True
-        if patient:
-            guarded = self._until_after(closure)
-        else:
+        if not patient:
             self._settle()
-            if patient is not None:
-                return None
-            guarded = self._observed(kind, closure, optimizer)
+        if patient is None:
+            closure = self._observed(kind, closure, optimizer)
+        guarded = self._until_after(closure)  # a save inside it is held by no other hook
         if "closure" in kwargs:
             return args, {**kwargs, "closure": guarded}
         return (args[0], guarded, *args[2:]), kwargs

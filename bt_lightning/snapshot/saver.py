@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import ArenaTooLargeError, SaveTimeoutError, TornSnapshotError
@@ -17,7 +16,8 @@ from bt_lightning.snapshot.arenas import Arenas
 from bt_lightning.snapshot.capture import Capture, Streams
 from bt_lightning.snapshot.copies import HostCopier, Sorter
 from bt_lightning.snapshot.guard import Guard
-from bt_lightning.snapshot.placing import Placement, place_files
+from bt_lightning.snapshot.last import Last
+from bt_lightning.snapshot.placing import place_files
 from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
 from bt_lightning.snapshot.take import Memory, Snapshot
 
@@ -33,20 +33,6 @@ if TYPE_CHECKING:
 _WAIT_S = 3600.0
 """Longest wait for a disk to take the save before."""
 _LOOK_S = 1.0
-
-
-@dataclass
-class _Last:
-    """The snapshot that the last save took: another save of the same moment may share it."""
-
-    snapshot: Snapshot
-    placement: Placement
-    capture: Capture
-    arena: Arena
-    slot: int
-    images: dict[str, FileImage]
-    end: int
-    """First byte of the arena behind everything that was put there."""
 
 
 class Saver:
@@ -84,9 +70,8 @@ class Saver:
         self._sorter = Sorter()
         self._memory = Memory()
         self._guard = Guard(self._before_step)
-        self._moved = True
         self._numbers = 0
-        self._last: _Last | None = None
+        self._last: Last | None = None
         self._copying: tuple[Capture, SaveRecord] | None = None
         self._copies: dict[int, tuple[Future[None], Capture, SaveRecord]] = {}
         self._open: dict[int, SaveRecord] = {}
@@ -111,7 +96,7 @@ class Saver:
         began, started = time.time(), time.perf_counter()
         self._numbers += 1
         record = SaveRecord(number=self._numbers, checkpoint_id=checkpoint_id, step=0)
-        job = None if self._moved else self._shared(record, take, facts, began)
+        job = self._shared(record, take, facts, began) if self._last is not None else None
         if job is None:
             self.settle()
             slot = self._slot(record)
@@ -124,7 +109,6 @@ class Saver:
             except ArenaTooLargeError:
                 return None
         assert self._last is not None
-        self._moved = False
         record.step = int(job.facts["step"])  # type: ignore[call-overload]
         record.bytes = sum(image.size for image in job.files)
         self._open[record.number] = record
@@ -158,7 +142,7 @@ class Saver:
         record.snapshot = capture.kind
         images = placement.images(record.number)
         known = {image.path: image for image in images if image.path in snapshot.tensor_files}
-        self._last = _Last(snapshot, placement, capture, arena, slot, known, placement.end)
+        self._last = Last(snapshot, placement, capture, arena, slot, known, placement.end)
         return self._job(record, arena, images, facts(snapshot), began)
 
     def _shared(
@@ -173,21 +157,13 @@ class Saver:
         None if anything of them is different.
         """
         last = self._last
-        if last is None or last.arena.descriptor < 0 or last.capture.moved():
+        assert last is not None
+        if last.arena.closed or last.capture.moved():
             return None
         snapshot = take(self._memory)
-        if not _same_files(snapshot, last.snapshot):
+        placement = last.share(snapshot, self._sorter, self._optimizers())
+        if placement is None:
             return None
-        copies = self._sorter.sort(snapshot, last.placement, last.arena, self._optimizers())
-        if copies[0] is not last.capture.fixed or not copies[1].same():
-            return None
-        alone = Snapshot({}, snapshot.small_files, (), (), {})
-        placement = place_files(alone, last.end)
-        if placement.end > last.arena.size:
-            return None
-        for path, content in snapshot.small_files.items():
-            last.arena.write(placement.starts[path], content)
-        last.end = placement.end
         self._arenas.use(last.slot, record.number)
         record.snapshot = "shared"
         images = (*last.images.values(), *placement.images(record.number))
@@ -249,10 +225,10 @@ class Saver:
 
     def changes(self) -> None:
         """The state may change from here on, except for what only optimizers change."""
-        self._moved = True
+        self._last = None  # nothing shares its bytes now, and its tensors need not stay
 
     def _before_step(self) -> None:
-        self._moved = True
+        self.changes()
         self.settle()
 
     def settle(self) -> None:
@@ -335,7 +311,7 @@ class Saver:
             error = future.exception()
             if error is None and not capture.torn:
                 continue
-            del self._open[number]
+            self._open.pop(number, None)
             self._arenas.release(number)
             self._ended.append((record, error if isinstance(error, Exception) else _torn(record)))
 
@@ -356,15 +332,6 @@ class Saver:
             else:
                 self._pump(_LOOK_S)
             self._collect()
-
-
-def _same_files(one: Snapshot, other: Snapshot) -> bool:
-    """Whether the tensor files have one layout, and their large groups are the same objects."""
-    files, others = one.tensor_files, other.tensor_files
-    return files.keys() == others.keys() and all(
-        file.plan is others[path].plan and file.fixed == others[path].fixed
-        for path, file in files.items()
-    )
 
 
 def _torn(record: SaveRecord) -> TornSnapshotError:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.snapshot.fragments import Fragment
 
+_MISSES = 3
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 """Entries of a Lightning checkpoint that a resume does not read: a hole there stops nobody."""
 
@@ -67,6 +68,19 @@ class Memory:
     fragments: dict[tuple[str, ...], Fragment] = field(default_factory=dict)
     plans: dict[str, tuple[Any, FilePlan]] = field(default_factory=dict)
     """File -> (what its layout depends on, its layout)."""
+    misses: dict[tuple[str, ...], int] = field(default_factory=dict)
+    """Path -> how often in a row its fragment was of no use."""
+
+    def keep(self, fragments: Mapping[tuple[str, ...], Fragment]) -> tuple[Fragment, ...]:
+        """Remember what lasts from save to save; return it.
+
+        A group whose tensors are made anew for each save would only be kept in memory.
+        """
+        for path, fragment in fragments.items():
+            again = self.fragments.get(path) is fragment
+            self.misses[path] = 0 if again else self.misses.get(path, 0) + 1
+        self.fragments = {p: f for p, f in fragments.items() if self.misses[p] <= _MISSES}
+        return tuple(self.fragments.values())
 
 
 def take(
@@ -92,17 +106,14 @@ def take(
     if pickled is not None:
         small[LEFTOVERS] = pickled
     kinds = [(path, _type_name(value)) for path, value in encoder.leftovers.items()]
-    fragments = tuple(encoder.fragments.values())
-    taken = Snapshot(
+    fragments = memory.keep(encoder.fragments) if memory is not None else ()
+    return Snapshot(
         {path: _file(path, tensors, fragments, memory) for path, tensors in files.items()},
         small,
         tuple(pair for pair in kinds if pair[0] not in dropped),
         tuple(pair for pair in kinds if pair[0] in dropped),
         encoder.classes,
     )
-    if memory is not None:
-        memory.fragments = encoder.fragments
-    return taken
 
 
 def _file(

@@ -68,7 +68,7 @@ def wait_for_worker(trainer: Any) -> None:
 
 def committed(trainer: Any) -> None:
     """Wait until every save so far is committed."""
-    ours(trainer)._session._saves.saver.drain()
+    ours(trainer)._session.saves.saver.drain()
 
 
 def save_once(root: Path, step: int = 3) -> Any:

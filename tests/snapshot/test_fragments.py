@@ -113,3 +113,16 @@ def test_a_snapshot_with_a_memory_has_the_bytes_of_one_without():
     kept = content(take({**before, **checkpoint()}, memory=memory))
     assert kept == content(take({**before, **checkpoint()}))
     compare()
+
+
+def test_tensors_that_are_made_for_each_save_are_not_kept():
+    """As a gathered state_dict: the last one would stay in memory until the next save."""
+    import weakref
+
+    memory, seen = Memory(), []
+    for _ in range(8):
+        made = {f"w{i}": torch.zeros(4) for i in range(20)}
+        seen.append(weakref.ref(made["w0"]))
+        take({"state_dict": made}, memory=memory)
+        del made
+    assert [ref() for ref in seen[4:]] == [None] * 4

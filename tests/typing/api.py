@@ -22,6 +22,10 @@ def train(module: L.LightningModule) -> None:
         on_error="warn",
         drain_timeout=timedelta(minutes=5),
         storage_options={"anon": False},
+        snapshot="lazy",
+        overlap="latest",
+        arenas=2,
+        arena_memory=64 * 2**30,
     )
     saver = BTModelCheckpoint(monitor="val_loss", every_n_train_steps=500, save_last="link")
     trainer = L.Trainer(callbacks=[callback, saver])
