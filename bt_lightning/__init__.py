@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bt_lightning.errors import (
+        ArenaTooLargeError,
         CheckpointCorruptError,
         CheckpointError,
         CheckpointExistsError,
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
         DrainTimeoutError,
         FormatVersionError,
         InvalidSettingError,
+        SaveTimeoutError,
         StoreError,
         StorePermanentError,
         StoreTransientError,
+        TornSnapshotError,
         UnsafeLoadError,
         UnsupportedStateError,
         UploadFailedError,
@@ -37,6 +40,7 @@ __version__ = "0.1.0"
 _ERRORS = "bt_lightning.errors"
 _PLUGIN = "bt_lightning.lightning_plugin"
 _HOME = {
+    "ArenaTooLargeError": _ERRORS,
     "BTCheckpointIO": f"{_PLUGIN}.checkpoint_io",
     "BTLightning": f"{_PLUGIN}.callback",
     "BTModelCheckpoint": f"{_PLUGIN}.model_checkpoint",
@@ -49,9 +53,11 @@ _HOME = {
     "DrainTimeoutError": _ERRORS,
     "FormatVersionError": _ERRORS,
     "InvalidSettingError": _ERRORS,
+    "SaveTimeoutError": _ERRORS,
     "StoreError": _ERRORS,
     "StorePermanentError": _ERRORS,
     "StoreTransientError": _ERRORS,
+    "TornSnapshotError": _ERRORS,
     "UnsafeLoadError": _ERRORS,
     "UnsupportedStateError": _ERRORS,
     "UploadFailedError": _ERRORS,
@@ -60,6 +66,7 @@ _HOME = {
 }
 
 __all__ = [
+    "ArenaTooLargeError",
     "BTCheckpointIO",
     "BTLightning",
     "BTModelCheckpoint",
@@ -72,9 +79,11 @@ __all__ = [
     "DrainTimeoutError",
     "FormatVersionError",
     "InvalidSettingError",
+    "SaveTimeoutError",
     "StoreError",
     "StorePermanentError",
     "StoreTransientError",
+    "TornSnapshotError",
     "UnsafeLoadError",
     "UnsupportedStateError",
     "UploadFailedError",

@@ -19,8 +19,6 @@ from bt_lightning.snapshot.dtypes import SAFETENSORS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LEAST = 16
-"""Smaller groups are not worth the memory."""
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _DICTS = {dict, OrderedDict}
@@ -50,7 +48,7 @@ def watch(value: Any) -> Callable[[Any], bool] | None:
     """
     tensors: list[torch.Tensor] = []
     shape = _flatten(value, tensors)
-    if shape is None or len(tensors) < _LEAST or not all(map(_is_plain, tensors)):
+    if shape is None or not tensors or not all(map(_is_plain, tensors)):
         return None
     same_tensors = _all(tensors)
 

@@ -37,14 +37,18 @@ Outcome = Committed | CommitFailed | Withdrawn
 
 
 class Committer:
-    """The queue of images, and the thread that writes them. `done` is called for each outcome."""
+    """The queue of images, and the thread that writes them.
 
-    def __init__(self, root: Path, done: Callable[[Outcome], None]) -> None:
+    `done` is called for each outcome, and with None when `idle` may have changed.
+    """
+
+    def __init__(self, root: Path, done: Callable[[Outcome | None], None]) -> None:
         self._root = root
         self._done = done
         self._arenas: dict[int, memoryview] = {}
         self._jobs: deque[CommitImage] = deque()
         self._working = False
+        self._leaving = False
         self._changed = threading.Condition()
         self._owner: int | None = None
         self._written: dict[int, tuple[Path, FileEntry]] = {}
@@ -83,26 +87,33 @@ class Committer:
         for _ in found:
             self._done(Withdrawn(number))
 
+    def leave(self) -> None:
+        """No more jobs will come: when the last is done, a new run need not wait any longer."""
+        with self._changed:
+            self._leaving = True
+            self._changed.notify()
+
     def _run(self) -> None:
+        self._own()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs)
+                self._changed.wait_for(lambda: self._jobs or self._leaving)
+                if not self._jobs:
+                    self._disown()
+                    return
                 job = self._jobs.popleft()
                 self._working = True
             try:
                 outcome: Outcome = self._commit(job)
             except (CheckpointError, OSError) as error:
                 outcome = CommitFailed(number=job.number, error=error)
+            self._done(outcome)  # before this counts as idle: the process may end then
             with self._changed:
                 self._working = False
-                if not self._jobs and self._owner is not None:
-                    os.close(self._owner)
-                    self._owner = None
-            self._done(outcome)
+            self._done(None)
 
     def _commit(self, job: CommitImage) -> Committed | CommitFailed:
         started, cpu = time.monotonic(), time.process_time()
-        self._own()
         final = self._root / check_checkpoint_id(job.checkpoint_id)
         manifest = _standing(final)
         if manifest is None or manifest.created_at != job.facts["created_at"]:
@@ -161,11 +172,15 @@ class Committer:
 
     def _own(self) -> None:
         """Hold the lock that a new run waits for: this commit may be its newest checkpoint."""
-        if self._owner is None:
-            (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
-            self._owner = os.open(commit_lock(self._root), os.O_RDWR | os.O_CREAT, 0o644)
-            lock(self._owner, fcntl.LOCK_EX)
-            sweep_temporaries(self._root)  # of a worker that was killed over its commit
+        (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
+        self._owner = os.open(commit_lock(self._root), os.O_RDWR | os.O_CREAT, 0o666)
+        lock(self._owner, fcntl.LOCK_EX)
+        sweep_temporaries(self._root)  # of a worker that was killed over its commit
+
+    def _disown(self) -> None:
+        assert self._owner is not None
+        os.close(self._owner)
+        self._owner = None
 
 
 def wait_for_commits(root: Path, limit_s: float) -> None:
@@ -186,7 +201,7 @@ def wait_for_commits(root: Path, limit_s: float) -> None:
 
 
 def commit_lock(root: Path) -> Path:
-    """The file whose lock says that a worker is committing under `root`."""
+    """The file whose lock says that a worker commits under `root`, or may be told to."""
     return root / DOT_DIR / "commit.lock"
 
 

@@ -98,6 +98,7 @@ class _Loop:
         self._publisher: Publisher | None = None
         self._stopped = False
         self._orphaned = False  # no one listens any more
+        self._conn_ended = False  # as a thread found when it had something to say
         self._ends_at: float | None = None  # leave by then
         self._drain_by: float | None = None  # answer Drain by then
         self._progress = os.eventfd(0, os.EFD_NONBLOCK)  # a thread has come to something
@@ -149,6 +150,7 @@ class _Loop:
 
     def _orphan(self) -> None:
         self._orphaned = True
+        self._committer.leave()
         self._leave_soon()
 
     def _leave_soon(self) -> None:
@@ -181,18 +183,19 @@ class _Loop:
         return (self._committer.idle and done) or time.monotonic() >= self._ends_at
 
     def _say(self, message: object) -> None:
-        if not self._orphaned:
+        if not self._orphaned and not self._conn_ended:
             try:
                 with self._sending:
                     self._conn.send(message)
             except OSError:
-                self._orphaned = True  # the loop sees the end of the pipe as well
+                self._conn_ended = True  # the loop sees it as well
 
     # what the threads have come to; called by them
 
-    def _committed(self, outcome: Outcome) -> None:
-        self._wake()
-        self._say(outcome)
+    def _committed(self, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            self._wake()
+            self._say(outcome)
         os.eventfd_write(self._progress, 1)
 
     def _published(self, event: Published | WorkFailed | None) -> None:

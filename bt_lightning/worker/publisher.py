@@ -31,7 +31,9 @@ _RETRY_PERMANENT_S = 60.0
 
 
 class Publisher:
-    """The thread that carries out the duties of one directory. `say` tells the training process.
+    """The thread that carries out the duties of one directory.
+
+    `say` tells the training process; it is called with None when `idle` may have changed.
 
     Every attribute is guarded by `changed`, which is notified when any of them changes.
     """
@@ -97,9 +99,11 @@ class Publisher:
                 self._has_work = False  # a wake during the work asks for another look
                 self._working = True
             event = self._work()
+            if event is not None:
+                self._say(event)  # before this counts as idle: a drain is answered then
             with self.changed:
                 self._working = False
-            self._say(event)
+            self._say(None)
 
     def _patience(self) -> float | None:
         """Seconds to wait before the next unit; None without work, 0.0 for none."""

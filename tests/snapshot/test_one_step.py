@@ -84,6 +84,7 @@ def test_a_write_to_a_weight_while_it_is_copied_is_found_and_the_save_refused(
     saver = saving([optimizer], snapshot="lazy")
     saver.save(checkpoint_of(counting, [optimizer], 1), "checkpoint-1")
     saver.outcomes()
+    train_step(optimizer, counting, closure=True)
     with slow_copies():
         saver.save(checkpoint_of(counting, [optimizer], 2), "checkpoint-2")
         with torch.no_grad():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -65,15 +67,13 @@ def test_skip_leaves_out_a_save_that_finds_the_disk_busy(saving, state):
     assert {c.manifest.step for c in list_committed(saver.root)[0]} == {1, 3}
 
 
-def test_latest_keeps_the_one_being_written_and_the_newest(saving, state):
-    """The worker has begun the first; the second waits, and gives way to the third."""
-    saver = saving([state.optimizer], overlap="latest")
-    lock = saver.root / DOT_DIR / "commit.lock"
-    lock.parent.mkdir()
-    import fcntl
-
+def test_latest_keeps_the_oldest_that_waits_and_the_newest(saving, state, tmp_path):
+    """The worker takes none of them yet; the second gives way to the third."""
+    lock = tmp_path / "root" / DOT_DIR / "commit.lock"
+    lock.parent.mkdir(parents=True)
     with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # the worker takes the first job, and waits here
+        fcntl.flock(held, fcntl.LOCK_EX)
+        saver = saving([state.optimizer], overlap="latest")
         for step in (1, 2, 3):
             state.optimizer.step()
             record = saver.save(state(step), f"checkpoint-{step}")
@@ -199,15 +199,15 @@ def test_a_worker_killed_over_a_save_is_replaced_and_the_save_committed(saving, 
 
 def test_an_arena_is_gone_when_it_is_closed():
     """Nothing of it stays in the process, or in /dev/shm."""
-    maps = f"/proc/{os.getpid()}/maps"
+    maps = Path(f"/proc/{os.getpid()}/maps")
     arena = Arena(0, 8 * 2**20)
     arena.touch(0, arena.size)
     view = arena.view(4096, torch.zeros(3, 5))
     view.fill_(2)
-    assert "bt_lightning arena" in open(maps).read()  # noqa: PTH123, SIM115
+    assert "bt_lightning arena" in maps.read_text()
     del view
     arena.close()
-    assert "bt_lightning arena" not in open(maps).read()  # noqa: PTH123, SIM115
+    assert "bt_lightning arena" not in maps.read_text()
     assert arena.close() is None
 
 
@@ -252,4 +252,4 @@ def test_a_tensor_of_any_dtype_and_strides_is_copied_as_it_is(saving, state):
         back = found[f"more.{name}"]
         assert back.dtype is plain.dtype
         assert back.shape == plain.shape
-        assert bytes(back.flatten().view(torch.uint8)) == bytes(plain.flatten().view(torch.uint8))
+        assert torch.equal(back.flatten().view(torch.uint8), plain.flatten().view(torch.uint8))

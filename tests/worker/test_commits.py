@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -15,9 +16,10 @@ from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.localdir.committed import list_committed, read_manifest, verify
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.direct import BLOCK, write_image
+from bt_lightning.localdir.durable import try_lock
 from bt_lightning.localdir.events import read_events
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
-from bt_lightning.worker.committer import commit_lock
+from bt_lightning.worker.committer import commit_lock, wait_for_commits
 
 NONE = frozenset()
 SIZE = 64 * BLOCK
@@ -114,18 +116,46 @@ def test_what_was_committed_before_a_kill_is_not_committed_again(scene, arena):
     assert [e for e in worker.poll() if isinstance(e, Committed | CommitFailed)] == []
 
 
+@contextlib.contextmanager
+def held_by_another(root):
+    """Hold the right to commit, as the worker of an earlier run that has not done so yet."""
+    commit_lock(root).parent.mkdir(exist_ok=True)
+    with commit_lock(root).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def test_an_image_is_committed_after_the_trainer_is_gone(scene, arena):
     """The pipe ends with the trainer; what is complete in the arena must not go with it."""
-    worker = scene.worker(url=None)
-    worker.begin(NONE)
-    worker.share(0, arena[0], SIZE)
-    commit_lock(scene.root).parent.mkdir(exist_ok=True)
-    with commit_lock(scene.root).open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # the commit waits for us, so it comes after the end
+    with held_by_another(scene.root):
+        worker = scene.worker(url=None)
+        worker.begin(NONE)
+        worker.share(0, arena[0], SIZE)
         worker.commit(job(1))
         worker._conn.close()
     worker._process.join(30)
     verify(scene.root / "checkpoint-1")
+
+
+def test_a_new_run_waits_until_the_worker_of_the_last_one_has_committed(scene, arena):
+    """It publishes for longer, which nobody waits for."""
+    with held_by_another(scene.root):
+        worker = scene.worker("s3://bucket/x", options={"endpoint_url": "http://127.0.0.1:9"})
+        worker.begin(NONE)
+        worker.share(0, arena[0], SIZE)
+        worker.commit(job(1))
+        worker._conn.close()
+        wait_for_commits(scene.root, 0.05)
+        assert not list_committed(scene.root)[0], "it waits no longer than it was told to"
+    scene.eventually(lambda: not is_free(scene.root) or list_committed(scene.root)[0])
+    wait_for_commits(scene.root, 60)
+    verify(scene.root / "checkpoint-1")
+    assert worker._process.is_alive()
+
+
+def is_free(root):
+    with commit_lock(root).open() as file:
+        return try_lock(file.fileno())
 
 
 def test_a_commit_that_the_disk_refuses_is_told_once_and_the_next_one_works(scene, arena):
@@ -144,16 +174,6 @@ def test_a_commit_that_the_disk_refuses_is_told_once_and_the_next_one_works(scen
     worker.commit(job(2))
     assert isinstance(scene.outcome(worker, 2), Committed)
     assert not list((scene.root / ".bt_lightning" / "tmp").iterdir())
-
-
-def test_the_commit_lock_is_held_only_while_there_is_something_to_commit(scene, arena):
-    worker = scene.worker(url=None)
-    worker.begin(NONE)
-    worker.share(0, arena[0], SIZE)
-    worker.commit(job(1))
-    scene.outcome(worker, 1)
-    with commit_lock(scene.root).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK, 3 * BLOCK + 1, 2**20, 2**20 + 1, 2**20 + BLOCK])
