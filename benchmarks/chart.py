@@ -28,14 +28,15 @@ def main() -> None:
         lines = summary([row for row in rows if row["case"] == case])
         lines.sort(key=lambda line: -line["lost"])
         names = [LABELS[line["system"]] for line in lines]
-        lost = [max(1000 * line["lost"], 0.1) for line in lines]
+        measured = [1000 * line["lost"] for line in lines]
+        lost = [max(value, 1.0) for value in measured]  # a log scale has no place for less
         colors = [OURS if line["system"].startswith("ours") else THEIRS for line in lines]
         axis.barh(names, lost, color=colors, height=0.7)
         axis.set_xscale("log")
         axis.set_xlim(1, 4 * max(lost))
-        for place, value in enumerate(lost):
-            text = f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
-            axis.text(value * 1.08, place, text, va="center", fontsize=9)
+        for place, value in enumerate(measured):
+            text = f"{value:,.0f} ms" if value > 0 else "lost in the noise"
+            axis.text(max(value, 1.0) * 1.08, place, text, va="center", fontsize=9)
         axis.set_title(TITLES[case], loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=9)
