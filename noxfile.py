@@ -91,5 +91,6 @@ def bench(session: nox.Session) -> None:
     """Measure what a save costs a run, next to the rivals; an hour. Rows go to benchmarks/."""
     _install(session, extras="[demo]")
     session.run("python", "benchmarks/save.py")
+    session.run("python", "benchmarks/memmove.py")
     session.run("python", "benchmarks/stall.py", *session.posargs)
     session.run("python", "benchmarks/chart.py")

@@ -23,6 +23,7 @@ from bt_lightning.lightning_plugin.checkpoint_io import (
 from bt_lightning.lightning_plugin.checks import (
     at_least_one,
     checkpoint_root,
+    is_of_a_save,
     one_of,
     portable,
     positive,
@@ -335,11 +336,11 @@ class BTLightning(Callback):
             self._report(self._session.poll)
 
     def _report(self, act: Any, on_error: str | None = None) -> None:
-        """Run `act`; raise its failure, or warn, as the user chose."""
+        """Run `act`; raise its failure, or warn of an upload's, as the user chose."""
         try:
             act()
         except CheckpointError as error:
-            if (on_error or self._on_error) == "raise":
+            if (on_error or self._on_error) == "raise" or is_of_a_save(error):
                 raise
             warnings.warn(str(error), stacklevel=2)
 

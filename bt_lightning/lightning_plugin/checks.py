@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.errors import (
+    CheckpointError,
+    DirectoryUnusableError,
+    InvalidSettingError,
+    SaveTimeoutError,
+    TornSnapshotError,
+)
 from bt_lightning.store.port import redact
 
 if TYPE_CHECKING:
@@ -42,6 +48,11 @@ def positive(name: str, value: timedelta) -> None:
     if value.total_seconds() <= 0:
         msg = f"{name} is {value}, expected more than nothing"
         raise InvalidSettingError(msg)
+
+
+def is_of_a_save(error: CheckpointError) -> bool:
+    """Whether a save failed, and not an upload: nothing else holds what was to be saved."""
+    return isinstance(error, DirectoryUnusableError | SaveTimeoutError | TornSnapshotError)
 
 
 def checkpoint_root(chosen: str | None, trainer: Trainer) -> Path:

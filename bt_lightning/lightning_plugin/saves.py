@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_MOST = 1000
+
+
 @dataclass(frozen=True)
 class Told:
     """What is told of saves; called on the training thread."""
@@ -66,6 +69,7 @@ class Saves:
             return False
         self._began[record.number] = began
         if record.decision == "skipped":
+            record.step = int(checkpoint.get("global_step", 0))
             self._told(record)
         return True
 
@@ -93,6 +97,8 @@ class Saves:
             if isinstance(outcome, bytes):
                 manifest = Manifest.from_bytes(outcome, record.checkpoint_id)
                 self._saved[manifest.digest] = record
+                if len(self._saved) > _MOST:  # without a store none is ever published
+                    del self._saved[next(iter(self._saved))]
                 self._tell.committed(manifest)
                 if record.checkpoint_id in self._unwanted:
                     self._unwanted.discard(record.checkpoint_id)

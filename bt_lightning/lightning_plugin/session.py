@@ -11,6 +11,7 @@ from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
+    DirectoryUnusableError,
     DrainTimeoutError,
     StoreTransientError,
     UploadFailedError,
@@ -74,7 +75,12 @@ class Session:
     def __init__(self, config: SessionConfig) -> None:
         self._config = config
         usable_root(config.root)
-        wait_for_commits(config.root, config.drain_s)
+        if not wait_for_commits(config.root, config.drain_s):
+            msg = (
+                f"another run still commits to {config.root} after {config.drain_s:.0f} s: end it,"
+                " or give this one another BT_CHECKPOINT_DIR"
+            )
+            raise DirectoryUnusableError(msg)
         for path in sweep(config.root):
             log.warning("put back %s, which a killed process was about to replace", path)
         self._worker = _worker(config)
@@ -220,8 +226,10 @@ class Session:
         finally:
             self._close_saves()
             self._worker.stop()
+        for other in errors[1:]:
+            log.error("%s", other)
         if errors:
-            raise errors[0]  # a later one comes of it, or says less
+            raise errors[0]
 
     def _end_saving(self) -> None:
         if self.saves is not None:

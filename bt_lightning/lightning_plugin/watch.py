@@ -51,8 +51,8 @@ _BEHIND_A_SAVE = ("on_train_batch_end", "on_validation_end", "on_validation_mode
 
 def overrides(owner: object, hook: str) -> bool:
     """Whether `owner`, a module or a callback, has a `hook` that is not Lightning's own."""
-    if hook in vars(owner):
-        return True
+    if hook in vars(owner):  # `adopt` puts hooks of ours on ModelCheckpoints
+        return not vars(owner)[hook].__module__.startswith("bt_lightning.")
     for kind in type(owner).__mro__:
         if hook in vars(kind):
             changer = any(base.__name__ in _CHANGERS for base in type(owner).__mro__)

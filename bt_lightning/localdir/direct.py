@@ -1,7 +1,7 @@
 """Writing an image that lies in memory: past the page cache, where the file system lets us.
 
 A direct write takes no second copy, so it leaves the memory bandwidth and the cores to training,
-and the page cache to the dataset. Source: open(2), O_DIRECT; measured in docs/benchmarks.md.
+and the page cache to the dataset. Source: open(2), O_DIRECT.
 """
 
 from __future__ import annotations

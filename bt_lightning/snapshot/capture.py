@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bt_lightning.errors import SaveTimeoutError
 from bt_lightning.snapshot.copies import versions
 from bt_lightning.snapshot.cuda import DeviceCopies
 
 if TYPE_CHECKING:
     from bt_lightning.snapshot.arena import Arena
     from bt_lightning.snapshot.copies import Copies, HostCopier, Source
+
+
+_COPY_S = 3600.0
 
 
 class Streams:
@@ -91,14 +95,15 @@ class Capture:
 
     def finish(self) -> None:
         """Copy the rest, and wait for the devices."""
+        whole = False
         try:
             self._copier.run(self._host)
             for device in self._devices:
                 device.wait()
-            torn = versions(self._watched) != self._before
-            if not self._guarded:  # else the step that follows has changed them since
-                self.torn = self.torn or torn
+            # once guarded, the step that follows may have changed them since
+            whole = versions(self._watched) == self._before or self._guarded
         finally:
+            self.torn = self.torn or not whole  # no other save may share what is not there
             self.ended_at = time.perf_counter()
             self._done.set()
 
@@ -111,9 +116,7 @@ class Capture:
                 device.guard()
             self.torn = versions(self._watched) != self._before
             self._guarded = True
-        if self._host and any(batch.held for batch in self._host):
-            self._done.wait()
-
-    def wait(self) -> None:
-        """Return when every byte is in the arena."""
-        self._done.wait()
+        under_way = any(batch.held for batch in self._host)
+        if under_way and not self._done.wait(_COPY_S):
+            msg = f"a copy in memory has not ended within {_COPY_S / 60:.0f} minutes"
+            raise SaveTimeoutError(msg)

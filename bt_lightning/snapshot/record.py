@@ -54,9 +54,10 @@ class SaveRecord:
     """Seconds of CPU that the worker took to commit it."""
 
     def metrics(self) -> dict[str, float]:
-        """The numbers, for loggers."""
+        """The numbers that are known, for loggers."""
         return {
             f"checkpoint/{name}": float(value)
             for name, value in asdict(self).items()
             if isinstance(value, int | float) and name != "number"
+            if value or not name.endswith("_durable_s")
         }

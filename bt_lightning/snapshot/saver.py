@@ -7,7 +7,7 @@ copies, and hands complete images to the worker; it decides nothing.
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import ArenaTooLargeError, SaveTimeoutError, TornSnapshotError
@@ -129,6 +129,7 @@ class Saver:
         began: float,
     ) -> CommitImage:
         snapshot = take(self._memory)
+        said = facts(snapshot)  # before anything is in use: it may fail
         placement = place_files(snapshot)
         arena = self._arenas.ready(slot, placement.end)
         copies = self._sorter.sort(snapshot, placement, arena, self._optimizers())
@@ -143,7 +144,7 @@ class Saver:
         images = placement.images(record.number)
         known = {image.path: image for image in images if image.path in snapshot.tensor_files}
         self._last = Last(snapshot, placement, capture, arena, slot, known, placement.end)
-        return self._job(record, arena, images, facts(snapshot), began)
+        return self._job(record, arena, images, said, began)
 
     def _shared(
         self,
@@ -161,13 +162,14 @@ class Saver:
         if last.arena.closed or last.capture.moved():
             return None
         snapshot = take(self._memory)
+        said = facts(snapshot)
         placement = last.share(snapshot, self._sorter, self._optimizers())
         if placement is None:
             return None
         self._arenas.use(last.slot, record.number)
         record.snapshot = "shared"
         images = (*last.images.values(), *placement.images(record.number))
-        return self._job(record, last.arena, images, facts(snapshot), began)
+        return self._job(record, last.arena, images, said, began)
 
     def _job(
         self,
@@ -328,7 +330,7 @@ class Saver:
                 raise SaveTimeoutError(msg)
             copying = [future for future, _, _ in self._copies.values()]
             if copying:
-                copying[0].exception(_WAIT_S)  # waits; what it says is collected below
+                wait(copying[:1], _LOOK_S)  # what it came to is collected below
             else:
                 self._pump(_LOOK_S)
             self._collect()

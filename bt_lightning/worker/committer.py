@@ -183,8 +183,10 @@ class Committer:
         self._owner = None
 
 
-def wait_for_commits(root: Path, limit_s: float) -> None:
+def wait_for_commits(root: Path, limit_s: float) -> bool:
     """Wait until no earlier run's worker commits under `root`: it may hold its newest checkpoint.
+
+    False if one still does at the limit, or its training process still lives.
 
     Called in the training process before it looks for what to resume from.
     """
@@ -192,10 +194,11 @@ def wait_for_commits(root: Path, limit_s: float) -> None:
     try:
         descriptor = os.open(commit_lock(root), os.O_RDWR)
     except FileNotFoundError:
-        return
+        return True
     try:
-        while not try_lock(descriptor) and time.monotonic() < until:
+        while not (free := try_lock(descriptor)) and time.monotonic() < until:
             time.sleep(_PATIENCE_S)
+        return free
     finally:
         os.close(descriptor)
 

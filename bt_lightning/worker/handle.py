@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import select
-import sys
 import threading
 import time
 from multiprocessing.reduction import send_handle
@@ -13,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
     DrainTimeoutError,
-    InvalidSettingError,
     StoreTransientError,
     WorkerDiedError,
 )
@@ -35,14 +32,11 @@ from bt_lightning.messages import (
     WorkerConfig,
     WorkFailed,
 )
-from bt_lightning.worker.process import run
+from bt_lightning.worker.spawn import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
-
-log = logging.getLogger(__name__)
 
 Outcome = Committed | CommitFailed | Withdrawn
 Event = Published | WorkFailed | Outcome
@@ -76,32 +70,13 @@ class Worker:
             self._start()
 
     def _start(self) -> None:
-        import torch.multiprocessing as mp
-
         self._starts += 1
-        context = mp.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=run, args=(theirs, self._config), daemon=True, name="bt_lightning worker"
-        )
-        self._conn = ours
+        self._process, self._conn = spawn(self._config)
         self._ear = select.poll()
-        self._ear.register(ours.fileno(), select.POLLIN)
-        try:
-            with _hidden_main():
-                process.start()
-            self._process = process
-            self._tell_again()
-        except AssertionError as error:  # multiprocessing: a daemonic process has no children
-            self._ear = select.poll()
-            ours.close()
-            self._conn = None
-            msg = "the worker cannot be started here: this process is a daemonic child itself"
-            raise InvalidSettingError(msg) from error
-        except BrokenPipeError:
-            log.debug("the worker was killed at birth")  # the next poll sees it, and starts another
-        finally:
-            theirs.close()
+        self._ear.register(self._conn.fileno(), select.POLLIN)
+        if self._process is not None:
+            with contextlib.suppress(BrokenPipeError):  # the next poll sees it, and starts another
+                self._tell_again()
 
     def _tell_again(self) -> None:
         """Tell a new process what an earlier one knew."""
@@ -342,21 +317,3 @@ class Worker:
             f"the bt_lightning worker process died (exit code {code}, start {self._starts} of"
             f" {_STARTS}); what it had to do lies on disk and is done by the next one"
         )
-
-
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keep `multiprocessing` from running the user's script again in the child.
-
-    Its imports cost seconds and hundreds of MB there, and a script without a main guard, from
-    stdin or a notebook has no second run at all.
-    """
-    main = sys.modules["__main__"]
-    hidden = {name: main.__dict__.pop(name, None) for name in ("__file__", "__spec__")}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        for name, value in hidden.items():
-            if value is not None:
-                setattr(main, name, value)

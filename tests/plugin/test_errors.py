@@ -279,8 +279,9 @@ def test_h3_a_directory_that_stops_taking_files_fails_the_save(
 
 
 @pytest.mark.filterwarnings("ignore:while ending the run")  # of the save that came after it
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
 def test_h1_a_write_that_fails_half_way_fails_the_save_and_commits_nothing(
-    runs: ModuleType, names: Any, tmp_path: Path
+    runs: ModuleType, names: Any, tmp_path: Path, on_error: str
 ) -> None:
     """DCP's writer threads swallow the error and commit metadata of tensors that are not there."""
     import errno
@@ -292,8 +293,9 @@ def test_h1_a_write_that_fails_half_way_fails_the_save_and_commits_nothing(
             worker = psutil.Process(ours(trainer)._session.worker_pid)
             worker.rlimit(psutil.RLIMIT_FSIZE, (2000, -1))
 
+    hook = callback(on_train_batch_start=full)
     with pytest.raises(OSError, match="checkpoint-2 could not be written") as raised:
-        runs.fit(tmp_path, callback(on_train_batch_start=full), save=EVERY)
+        runs.fit(tmp_path, hook, save=EVERY, bt={"on_error": on_error})
     assert raised.value.errno == errno.EFBIG
     assert names(tmp_path) == {"checkpoint-1"}
     assert list((tmp_path / ".bt_lightning" / "tmp").iterdir()) == []

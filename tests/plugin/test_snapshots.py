@@ -324,3 +324,20 @@ def test_hooks_of_lightning_are_told_from_those_of_users() -> None:
     module = Mine()
     module.on_train_batch_end = lambda *_: None
     assert overrides(module, "on_train_batch_end")
+
+
+def test_a_second_run_on_a_directory_that_is_in_use_is_refused(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    """It would wait for ever to commit, behind a run that lives."""
+    import fcntl
+    from datetime import timedelta
+
+    from bt_lightning.worker.committer import commit_lock
+
+    commit_lock(tmp_path).parent.mkdir()
+    with commit_lock(tmp_path).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="another run still commits"):
+            runs.fit(tmp_path, bt={"drain_timeout": timedelta(seconds=0.1)})
+    assert runs.fit(tmp_path, max_epochs=1).first_step == 0

@@ -253,3 +253,33 @@ def test_a_tensor_of_any_dtype_and_strides_is_copied_as_it_is(saving, state):
         assert back.dtype is plain.dtype
         assert back.shape == plain.shape
         assert torch.equal(back.flatten().view(torch.uint8), plain.flatten().view(torch.uint8))
+
+
+def test_a_copy_that_fails_is_told_and_no_other_save_shares_it(saving, state, monkeypatch):
+    """The bytes are not in the arena, though the copy is over."""
+    from bt_lightning.snapshot import copies
+
+    def fail(*_):
+        raise MemoryError
+
+    saver = saving([state.optimizer])
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "_move", fail)
+        saver.save(state(1), "checkpoint-1")
+        saver.save(state(1), "last")
+        outcome = ended(saver)
+    assert all(isinstance(what, Exception) for _, what in outcome.values())
+    assert not list_committed(saver.root)[0]
+
+
+def test_facts_that_fail_leave_no_arena_in_use(saving, state):
+    def broken(_):
+        raise RuntimeError
+
+    saver = saving([state.optimizer])
+    from bt_lightning.snapshot.take import take
+
+    with pytest.raises(RuntimeError):
+        saver.saver.save("checkpoint-1", lambda memory: take(state(1), memory=memory), broken)
+    saver.save(state(2), "checkpoint-2")
+    assert isinstance(ended(saver)["checkpoint-2"][1], Manifest)

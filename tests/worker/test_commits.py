@@ -145,10 +145,10 @@ def test_a_new_run_waits_until_the_worker_of_the_last_one_has_committed(scene, a
         worker.share(0, arena[0], SIZE)
         worker.commit(job(1))
         worker._conn.close()
-        wait_for_commits(scene.root, 0.05)
+        assert not wait_for_commits(scene.root, 0.05)
         assert not list_committed(scene.root)[0], "it waits no longer than it was told to"
     scene.eventually(lambda: not is_free(scene.root) or list_committed(scene.root)[0])
-    wait_for_commits(scene.root, 60)
+    assert wait_for_commits(scene.root, 60)
     verify(scene.root / "checkpoint-1")
     assert worker._process.is_alive()
 

@@ -1,0 +1,66 @@
+"""The start of a worker process: by `spawn`, and without a second run of the user's script."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import InvalidSettingError
+from bt_lightning.worker.process import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
+    from bt_lightning.messages import WorkerConfig
+
+log = logging.getLogger(__name__)
+
+
+def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
+    """Start a worker; return it and our end of its pipe. None if it was killed at its birth.
+
+    Raises:
+        InvalidSettingError: this process may have no children.
+    """
+    import torch.multiprocessing as mp
+
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=run, args=(theirs, config), daemon=True, name="bt_lightning worker"
+    )
+    try:
+        with _hidden_main():
+            process.start()
+    except AssertionError as error:  # multiprocessing: a daemonic process has no children
+        ours.close()
+        msg = "the worker cannot be started here: this process is a daemonic child itself"
+        raise InvalidSettingError(msg) from error
+    except BrokenPipeError:
+        log.debug("the worker was killed at birth")
+        return None, ours
+    finally:
+        theirs.close()
+    return process, ours
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep `multiprocessing` from running the user's script again in the child.
+
+    Its imports cost seconds and hundreds of MB there, and a script without a main guard, from
+    stdin or a notebook has no second run at all.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: main.__dict__.pop(name, None) for name in ("__file__", "__spec__")}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            if value is not None:
+                setattr(main, name, value)
