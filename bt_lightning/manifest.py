@@ -14,7 +14,7 @@ from bt_lightning.layout import check_checkpoint_id, check_member
 
 FORMAT: Final = "bt_lightning.checkpoint"
 FORMAT_VERSION: Final = 1
-BLOCK_BYTES: Final = 64 * 1024 * 1024
+BLOCK_BYTES: Final = 4 * 1024 * 1024
 """Bytes that one entry of `FileEntry.blocks` covers; the last block of a file may be shorter."""
 
 _HEX: Final = frozenset("0123456789abcdef")

@@ -35,7 +35,7 @@ from bt_lightning.snapshot.classes import ClassTable
 from bt_lightning.snapshot.take import Memory, Snapshot, take
 from bt_lightning.store.catalog import fetch, newest_folder
 from bt_lightning.store.publish import publish, unpublish
-from bt_lightning.store.remote import open_store
+from bt_lightning.store.remote import download_url, open_store
 from bt_lightning.store.retry import RetryingStore
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def local_copy(path: str | Path) -> Iterator[Path]:
             yield root / "checkpoint"
             shutil.rmtree(root / "checkpoint", ignore_errors=True)
             return
-        store.get_file(name, root / "checkpoint.ckpt")
+        download_url(str(path), root / "checkpoint.ckpt")
         yield root / "checkpoint.ckpt"
 
 

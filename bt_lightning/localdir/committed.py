@@ -142,5 +142,5 @@ def describe_damage(place: str, stated: FileEntry, found: FileEntry) -> str:
     bad = [index for index, (one, other) in enumerate(pairs) if one != other]
     return (
         f"the checkpoint {place} is damaged: the bytes of {stated.path} are not those that were"
-        f" saved (XXH3-128 differs, 64 MiB blocks {bad})"
+        f" saved (XXH3-128 differs, 4 MiB blocks {bad})"
     )

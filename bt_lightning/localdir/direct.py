@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.localdir.digest import Hasher
+from bt_lightning.localdir.files import write_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +61,7 @@ def _write(file: Path, image: memoryview, size: int, flag: int) -> bool:
     try:
         end = -(-size // BLOCK) * BLOCK if flag else size
         _reserve(descriptor, size)
-        _write_all(descriptor, image[:end])
+        write_all(descriptor, image[:end])
         if end > size:
             os.ftruncate(descriptor, size)
         os.fsync(descriptor)
@@ -71,11 +72,6 @@ def _write(file: Path, image: memoryview, size: int, flag: int) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data[:_CHUNK]) :]
 
 
 def _reserve(descriptor: int, size: int) -> None:

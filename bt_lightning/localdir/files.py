@@ -42,8 +42,7 @@ def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> F
         for piece in _gathered(pieces):
             view = memoryview(piece)
             hasher.update(view)
-            while view:
-                view = view[stream.write(view[:_WRITE_BYTES]) :]
+            write_all(stream.fileno(), view)
         os.fsync(stream.fileno())
     return hasher.entry(path)
 
@@ -80,6 +79,12 @@ def make_directories(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         sync_directory(folder.parent)
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all of `data`: write(2) may take less than it is given."""
+    while data:
+        data = data[os.write(descriptor, data[:_WRITE_BYTES]) :]
 
 
 def write_out(stream: BinaryIO, data: bytes) -> None:

@@ -13,6 +13,7 @@ from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.durable import publish_directory, temporary
 from bt_lightning.localdir.files import sync_directory
 from bt_lightning.manifest import Manifest
+from bt_lightning.store.download import download
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,7 @@ def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Ma
             target = built / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             folders.add(target.parent)
-            store.get_file(f"{base}/{entry.path}", target)
+            download(store, f"{base}/{entry.path}", target)
             found = digest_file(target, entry.path)
             if found != entry:
                 raise CheckpointCorruptError(describe_damage(f"{store.name}/{base}", entry, found))

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointExistsError, CheckpointNotFoundError
+from bt_lightning.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    StoreTransientError,
+)
 from bt_lightning.layout import part_name
 from bt_lightning.localdir.durable import write_new
 from bt_lightning.localdir.files import (
     make_directories,
     raise_unless_gone,
     sync_directory,
+    write_all,
     write_out,
 )
 from bt_lightning.store.port import ObjectInfo, translated
+from bt_lightning.store.sources import pieces, whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-_COPY_BYTES = 8 * 1024 * 1024
+    from bt_lightning.store.port import Reuse, Source
 
 
 class LocalStore:
@@ -36,14 +42,14 @@ class LocalStore:
         """The folder as a URL."""
         return f"file://{self._root}"  # unquoted, as fsspec takes it
 
-    def put_file(self, source: Path, key: str) -> None:
-        """Copy through a sibling, fsync, rename."""
-        with translated(f"copying {source.name} to {self.name}/{key}"), source.open("rb") as data:
+    def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
+        """Write a sibling, fsync, rename; a file that is reused whole gets another name."""
+        with translated(f"writing {self.name}/{key}"):
             part = self._part(key)
-            with part.open("wb") as target:
-                shutil.copyfileobj(data, target, _COPY_BYTES)
-                target.flush()
-                os.fsync(target.fileno())
+            if not (
+                reuse and whole(source, reuse.ranges) and _linked(self._root / reuse.key, part)
+            ):
+                _write(source, part)
             part.replace(self._root / key)
             sync_directory(part.parent)
 
@@ -74,16 +80,30 @@ class LocalStore:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 
-    def get_file(self, key: str, target: Path) -> None:
-        """Copy the file."""
-        with translated(f"copying {self.name}/{key}"):
+    def size(self, key: str) -> int | None:
+        """The file's."""
+        with translated(f"reading {self.name}/{key}"):
             try:
-                data = (self._root / key).open("rb")
-            except FileNotFoundError:
+                status = (self._root / key).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Read the file at that place."""
+        with translated(f"reading {self.name}/{key}"):
+            try:
+                data = (self._root / key).open("rb", buffering=0)
+            except (FileNotFoundError, NotADirectoryError):
                 msg = f"there is no {self.name}/{key}"
                 raise CheckpointNotFoundError(msg) from None
-            with data, target.open("xb") as stream:
-                shutil.copyfileobj(data, stream, _COPY_BYTES)
+            with data:
+                while target:
+                    count = os.preadv(data.fileno(), [target], offset)
+                    if not count:
+                        msg = f"{self.name}/{key} ends at {offset} bytes"
+                        raise StoreTransientError(msg)
+                    offset, target = offset + count, target[count:]
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every regular file under the folder `prefix`."""
@@ -109,8 +129,32 @@ class LocalStore:
                     except OSError:
                         break  # not empty, or gone already
 
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:
+        """Nothing: a write that was cut off left a sibling, which goes with its folder."""
+
     def _part(self, key: str) -> Path:
         """The sibling that becomes `key`; its name is fixed, so that a retry reuses it."""
         path = self._root / key
         make_directories(path.parent)
         return path.with_name(part_name(path.name))
+
+
+def _write(source: Source, part: Path) -> None:
+    try:
+        with part.open("wb", buffering=0) as target:
+            for piece in pieces(source):
+                write_all(target.fileno(), piece)
+            os.fsync(target.fileno())
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _linked(there: Path, part: Path) -> bool:
+    """Give a committed file, which never changes, a second name; False if that cannot be."""
+    part.unlink(missing_ok=True)
+    try:
+        part.hardlink_to(there)
+    except OSError:
+        return False  # it is gone, or this file system has no links
+    return True

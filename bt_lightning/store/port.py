@@ -15,7 +15,6 @@ from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTrans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from pathlib import Path
 
 _TRANSIENT_ERRNO = {
     errno.EAGAIN,
@@ -58,6 +57,31 @@ class ObjectInfo:
     """Bytes."""
 
 
+class Source(Protocol):
+    """Bytes to send, of a file or of memory; read by several threads at once."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def hold(self, offset: int, size: int) -> contextlib.AbstractContextManager[memoryview]:
+        """Those bytes, verified, for as long as the context lasts.
+
+        `offset` is a multiple of `BLOCK_BYTES`, and so is `size`, unless it reaches the end.
+
+        Raises `CheckpointCorruptError` if they are not the bytes that were saved.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """An object of the same store that holds some of a source's bytes at the same places."""
+
+    key: str
+    ranges: tuple[tuple[int, int], ...]
+    """(offset, size) in bytes, ascending, apart; each offset is a multiple of `BLOCK_BYTES`."""
+
+
 class Store(Protocol):
     """A bucket, or a folder that stands in for one. Keys are posix paths relative to its root.
 
@@ -69,8 +93,12 @@ class Store(Protocol):
     def name(self) -> str:
         """The URL without secrets, for messages."""
 
-    def put_file(self, source: Path, key: str) -> None:
-        """Copy a local file to `key`, replacing what is there; durable on return."""
+    def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
+        """Make `key` hold the bytes of `source`, replacing what is there; durable on return.
+
+        What `reuse` names need not cross the network. If it cannot be used, everything is sent.
+        Our errors of `source` pass through, and leave `key` without those bytes.
+        """
 
     def put(self, key: str, data: bytes) -> None:
         """Write a small object, replacing what is there; durable on return."""
@@ -84,14 +112,29 @@ class Store(Protocol):
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; None if there is none."""
 
-    def get_file(self, key: str, target: Path) -> None:
-        """Copy the object to the new local file `target`."""
+    def size(self, key: str) -> int | None:
+        """Bytes of the object; None if there is none."""
+
+    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Fill `target` with the object's bytes from `offset` on; called by several threads.
+
+        The caller verifies: a client may deliver wrong bytes without an error.
+
+        Raises `CheckpointNotFoundError` if there is no such object, and `StoreTransientError` if
+        fewer bytes came.
+        """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object under the folder `prefix`, as the store knows it now."""
 
     def delete(self, keys: Collection[str]) -> None:
         """Delete objects; those that are not there count as deleted."""
+
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:
+        """Give up what `send` began under the folder `prefix` and never finished.
+
+        Uploads to a key in `keep` stay: the next `send` to it goes on with them.
+        """
 
 
 def redact(text: str, secrets: Collection[str] = ()) -> str:

@@ -15,7 +15,8 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, MARKER, store_folder, under
-from bt_lightning.localdir.committed import check_digest, check_sizes, is_unchanged
+from bt_lightning.localdir.committed import check_sizes, is_unchanged
+from bt_lightning.store.sources import FileSource
 
 if TYPE_CHECKING:
     from bt_lightning.localdir.committed import LocalCheckpoint
@@ -50,8 +51,8 @@ def publish(store: Store, prefix: str, checkpoint: LocalCheckpoint) -> str:
         check_sizes(checkpoint.path, manifest)
         store.put(f"{base}/{MARKER}", b"{}\n")
         for entry in manifest.files:
-            check_digest(checkpoint.path, entry)  # damage must not replace a whole one there
-            store.put_file(checkpoint.path / entry.path, f"{base}/{entry.path}")
+            with FileSource(checkpoint.path / entry.path, entry) as source:
+                store.send(source, f"{base}/{entry.path}")
         _compare_sizes(store, base, checkpoint)
     except (CheckpointCorruptError, OSError) as error:
         if is_unchanged(checkpoint.path, manifest):

@@ -12,12 +12,16 @@ from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     InvalidSettingError,
+    StoreTransientError,
 )
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.port import ObjectInfo, Store, redact, secrets_of, translated
+from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+
+    from bt_lightning.store.port import Reuse, Source
 
 _CONNECT_S = 10
 _READ_S = 60
@@ -39,10 +43,31 @@ class FsspecStore:
         """The URL without secrets."""
         return self._name
 
-    def put_file(self, source: Path, key: str) -> None:
-        """Upload; S3-like stores show the object when it is complete."""
+    def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
+        """Upload in one stream, or copy in the store; S3 shows an object when it is complete."""
         with self._doing("uploading", key):
-            self._fs.put_file(str(source), self._path(key))
+            if reuse is not None and whole(source, reuse.ranges) and self._copied(reuse.key, key):
+                return
+            if source.size <= PIECE_BYTES:
+                with source.hold(0, source.size) as data:
+                    self._fs.pipe_file(self._path(key), bytes(data))
+                return
+            target = self._fs.open(self._path(key), "wb", block_size=PIECE_BYTES)
+            try:
+                for piece in pieces(source):
+                    target.write(piece)
+            except BaseException:
+                _discard(target)
+                raise
+            target.close()
+
+    def _copied(self, there: str, key: str) -> bool:
+        """Copy inside the store; False if it has no such call, or the other object is gone."""
+        try:
+            self._fs.cp_file(self._path(there), self._path(key))
+        except (FileNotFoundError, NotImplementedError):
+            return False
+        return True
 
     def put(self, key: str, data: bytes) -> None:
         """Upload a small object in one request."""
@@ -69,14 +94,27 @@ class FsspecStore:
             except (FileNotFoundError, IsADirectoryError):
                 return None
 
-    def get_file(self, key: str, target: Path) -> None:
-        """Download; the caller verifies, since a client may leave wrong bytes without an error."""
+    def size(self, key: str) -> int | None:
+        """Ask for the object's facts."""
+        with self._doing("reading", key):
+            try:
+                info = self._fs.info(self._path(key))
+            except FileNotFoundError:
+                return None
+            return None if info["type"] == "directory" else int(info["size"])
+
+    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Download that range."""
         with self._doing("downloading", key):
             try:
-                self._fs.get_file(self._path(key), str(target))
+                data = self._fs.cat_file(self._path(key), start=offset, end=offset + len(target))
             except FileNotFoundError:
                 msg = f"there is no {self._name}/{key}"
                 raise CheckpointNotFoundError(msg) from None
+            if len(data) != len(target):
+                msg = f"{self._name}/{key} gave {len(data)} of {len(target)} bytes from {offset} on"
+                raise StoreTransientError(msg)
+            target[:] = data
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object under the folder, past any cache of listings."""
@@ -95,6 +133,9 @@ class FsspecStore:
             with self._doing("deleting", key), contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(self._path(key))
 
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:
+        """Nothing: fsspec does not tell of uploads that were begun."""
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
@@ -109,6 +150,30 @@ def _defaults(scheme: str) -> dict[str, Any]:
         timeouts = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S}
         options["config_kwargs"] = {**timeouts, "retries": {"max_attempts": 1}}
     return options
+
+
+def download_url(url: str, target: Path) -> None:
+    """Copy the object at `url` to the local file `target`, as fsspec does: one that no job wrote.
+
+    Raises:
+        CheckpointNotFoundError: there is none.
+        StoreError: the store refused.
+    """
+    with translated(f"downloading {redact(url)}"):
+        filesystem, path = fsspec.core.url_to_fs(url, **_defaults(url.partition("://")[0]))
+        try:
+            filesystem.get_file(path, str(target))
+        except FileNotFoundError:
+            msg = f"there is no {redact(url)}"
+            raise CheckpointNotFoundError(msg) from None
+
+
+def _discard(target: Any) -> None:
+    """Give up a file that is being written: closing it would make a whole object of a half."""
+    with contextlib.suppress(Exception):  # the error that led here counts
+        target.discard()
+    with contextlib.suppress(AttributeError):  # of a file in memory, which only close() publishes
+        target.closed = True
 
 
 def _says_exists(error: OSError) -> bool:

@@ -10,9 +10,8 @@ from bt_lightning.errors import StoreTransientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
 
-    from bt_lightning.store.port import ObjectInfo, Store
+    from bt_lightning.store.port import ObjectInfo, Reuse, Source, Store
 
 T = TypeVar("T")
 
@@ -36,9 +35,9 @@ class LateStore:
         """The opened store's."""
         return self._open().name
 
-    def put_file(self, source: Path, key: str) -> None:
-        """Open, then put."""
-        self._open().put_file(source, key)
+    def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
+        """Open, then send."""
+        self._open().send(source, key, reuse)
 
     def put(self, key: str, data: bytes) -> None:
         """Open, then put."""
@@ -52,9 +51,13 @@ class LateStore:
         """Open, then read."""
         return self._open().read(key)
 
-    def get_file(self, key: str, target: Path) -> None:
-        """Open, then get."""
-        self._open().get_file(key, target)
+    def size(self, key: str) -> int | None:
+        """Open, then ask."""
+        return self._open().size(key)
+
+    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Open, then read."""
+        self._open().read_into(key, offset, target)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Open, then list."""
@@ -63,6 +66,10 @@ class LateStore:
     def delete(self, keys: Collection[str]) -> None:
         """Open, then delete."""
         self._open().delete(keys)
+
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:
+        """Open, then abandon."""
+        self._open().abandon(prefix, keep)
 
 
 class RetryingStore:
@@ -80,9 +87,9 @@ class RetryingStore:
         """The inner store's."""
         return self._inner.name
 
-    def put_file(self, source: Path, key: str) -> None:
+    def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Idempotent: the same bytes to the same key."""
-        self._try(lambda: self._inner.put_file(source, key))
+        self._try(lambda: self._inner.send(source, key, reuse))
 
     def put(self, key: str, data: bytes) -> None:
         """Idempotent."""
@@ -96,14 +103,13 @@ class RetryingStore:
         """Idempotent."""
         return self._try(lambda: self._inner.read(key))
 
-    def get_file(self, key: str, target: Path) -> None:
-        """Idempotent: what a failed try left is deleted first."""
+    def size(self, key: str) -> int | None:
+        """Idempotent."""
+        return self._try(lambda: self._inner.size(key))
 
-        def again() -> None:
-            target.unlink(missing_ok=True)
-            self._inner.get_file(key, target)
-
-        self._try(again)
+    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Idempotent: what a failed try wrote is written again."""
+        self._try(lambda: self._inner.read_into(key, offset, target))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Listed in full before the first is yielded, so that a retry repeats nothing."""
@@ -112,6 +118,10 @@ class RetryingStore:
     def delete(self, keys: Collection[str]) -> None:
         """Idempotent."""
         self._try(lambda: self._inner.delete(keys))
+
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:
+        """Idempotent."""
+        self._try(lambda: self._inner.abandon(prefix, keep))
 
     def _try(self, call: Callable[[], T]) -> T:
         for failures in range(self._tries - 1):

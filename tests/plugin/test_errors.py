@@ -261,6 +261,7 @@ def test_a_killed_worker_is_started_again_and_publishes(
 # H1, H3: a write that fails must fail the save
 
 
+@pytest.mark.filterwarnings("ignore:while ending the run")  # of the save that came after it
 def test_h3_a_directory_that_stops_taking_files_fails_the_save(
     runs: ModuleType, names: Any, tmp_path: Path
 ) -> None:

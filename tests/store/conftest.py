@@ -12,7 +12,9 @@ import pytest
 
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint
+from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import Manifest
+from bt_lightning.store.sources import FileSource
 
 _SERVER = """
 import sys
@@ -76,6 +78,17 @@ def s3():
 @pytest.fixture
 def s3_url(s3):
     return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def send():
+    """Send a local file as a publisher does: described first, verified on the way."""
+
+    def send(store, file, key):
+        with FileSource(file, digest_file(file, file.name)) as source:
+            store.send(source, key)
+
+    return send
 
 
 @pytest.fixture

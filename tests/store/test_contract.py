@@ -8,20 +8,22 @@ import uuid
 import pytest
 
 from bt_lightning.errors import (
+    CheckpointCorruptError,
     CheckpointError,
     CheckpointExistsError,
     CheckpointNotFoundError,
-    StoreError,
 )
 from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.store.catalog import fetch, look
+from bt_lightning.store.download import download
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.port import ObjectInfo
 from bt_lightning.store.publish import publish, unpublish
 from bt_lightning.store.remote import FsspecStore, open_store
 from bt_lightning.store.retry import RetryingStore
+from bt_lightning.store.sources import FileSource
 
 ODD = "epoch=0-step=10/val_loss=0.25@2/a b+c%20d#e[1]*\u00e9\u6f22.bin"
 MIB = 1024 * 1024
@@ -87,33 +89,37 @@ class StoreContract:
         store.put("a/b", b"x")
         assert store.read("a") is None
 
-    def test_a_file_goes_there_and_back(self, store, tmp_path):
+    def test_a_file_goes_there_and_back(self, store, tmp_path, send):
         source, target = tmp_path / "source", tmp_path / "target"
         for data in (b"", b"x" * 1000):
             source.write_bytes(data)
-            store.put_file(source, "folder/file")
-            store.get_file("folder/file", target)
+            send(store, source, "folder/file")
+            download(store, "folder/file", target)
             assert target.read_bytes() == data
             assert store.read("folder/file") == data
             assert list(store.list("")) == [ObjectInfo("folder/file", len(data))]
             target.unlink()
 
-    def test_a_big_file_goes_there_and_back(self, store, tmp_path):
+    def test_a_big_file_goes_there_and_back(self, store, tmp_path, send):
         source, target = tmp_path / "source", tmp_path / "target"
         data = os.urandom(MIB) * 20 + b"tail"
         source.write_bytes(data)
-        store.put_file(source, "big")
+        send(store, source, "big")
         assert list(store.list("")) == [ObjectInfo("big", len(data))]
-        store.get_file("big", target)
+        download(store, "big", target)
         assert target.read_bytes() == data
 
     def test_a_file_that_is_not_there_is_an_error_and_not_an_empty_file(self, store, tmp_path):
         with pytest.raises(CheckpointNotFoundError, match="nothing/here"):
-            store.get_file("nothing/here", tmp_path / "target")
+            download(store, "nothing/here", tmp_path / "target")
 
-    def test_a_source_that_is_not_there_is_an_error_and_makes_no_object(self, store, tmp_path):
-        with pytest.raises(StoreError):
-            store.put_file(tmp_path / "nowhere", "a/key")
+    def test_a_source_that_is_damaged_is_an_error_and_makes_no_object(self, store, tmp_path):
+        file = tmp_path / "source"
+        file.write_bytes(b"x" * 1000)
+        entry = digest_file(file, "source")
+        file.write_bytes(b"x" * 999 + b"y")
+        with FileSource(file, entry) as source, pytest.raises(CheckpointCorruptError):
+            store.send(source, "a/key")
         assert store.read("a/key") is None
         assert list(store.list("")) == []
 
@@ -124,14 +130,14 @@ class StoreContract:
         assert {info.key for info in store.list("job/sub")} == {"job/sub/2"}
         assert len(list(store.list(""))) == 5
 
-    def test_keys_with_odd_characters_are_kept_to_the_letter(self, store, tmp_path):
+    def test_keys_with_odd_characters_are_kept_to_the_letter(self, store, tmp_path, send):
         """Checkpoint names hold metrics, and metrics hold anything."""
         store.put(ODD, b"x")
         assert store.read(ODD) == b"x"
         assert [info.key for info in store.list(ODD.split("/", maxsplit=1)[0])] == [ODD]
-        store.get_file(ODD, tmp_path / "target")
+        download(store, ODD, tmp_path / "target")
         store.put_new(ODD + "2", b"y")
-        store.put_file(tmp_path / "target", ODD)
+        send(store, tmp_path / "target", ODD)
         store.delete([ODD])
         assert [info.key for info in store.list("")] == [ODD + "2"]
 
@@ -164,7 +170,7 @@ class StoreContract:
     def test_the_name_is_a_url_and_keys_are_named_in_errors(self, store, tmp_path):
         assert "://" in store.name
         with pytest.raises(CheckpointError) as caught:
-            store.get_file("no/key", tmp_path / "x")
+            download(store, "no/key", tmp_path / "x")
         assert f"{store.name}/no/key" in str(caught.value)
 
     @pytest.mark.parametrize("prefix", ["", "training_projects/p/jobs/j/rank-0"])
@@ -221,7 +227,7 @@ class TestRetryingStore(StoreContract):
         return lambda: RetryingStore(LocalStore(tmp_path / "store"), sleep=never)
 
 
-def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path):
+def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path, send):
     """s3fs sends parts of 50 MiB from 100 MiB on: another way than that of smaller files."""
     source, target = tmp_path / "source", tmp_path / "target"
     with source.open("wb") as stream:
@@ -229,7 +235,7 @@ def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path):
         stream.seek(100 * MIB - 7)
         stream.write(b"the end")
     store = open_store(s3_url, s3.options)
-    store.put_file(source, "big")
+    send(store, source, "big")
     assert list(store.list("")) == [ObjectInfo("big", 100 * MIB)]
-    store.get_file("big", target)
+    download(store, "big", target)
     assert digest_file(target, "x") == digest_file(source, "x")

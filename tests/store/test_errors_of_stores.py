@@ -73,30 +73,31 @@ def answering():
         yield start
 
 
-def every_call(store, tmp_path):
+def every_call(store, tmp_path, send):
     """Each method of a store, as (name, function without arguments)."""
     (tmp_path / "source").write_bytes(b"x")
     return {
         "read": lambda: store.read("a/object"),
         "put": lambda: store.put("a/object", b"x"),
         "put_new": lambda: store.put_new("a/object", b"x"),
-        "put_file": lambda: store.put_file(tmp_path / "source", "a/object"),
-        "get_file": lambda: store.get_file("a/object", tmp_path / "target"),
+        "send": lambda: send(store, tmp_path / "source", "a/object"),
+        "size": lambda: store.size("a/object"),
+        "read_into": lambda: store.read_into("a/object", 0, memoryview(bytearray(1))),
         "list": lambda: list(store.list("a")),
         "delete": lambda: store.delete(["a/object"]),
     }
 
 
-CALLS = ["read", "put", "put_new", "put_file", "get_file", "list", "delete"]
+CALLS = ["read", "put", "put_new", "send", "size", "read_into", "list", "delete"]
 
 
 # real refusals of a real server
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_bad_credentials_are_a_permanent_error(s3, s3_url, tmp_path, call):
+def test_bad_credentials_are_a_permanent_error(s3, s3_url, tmp_path, call, send):
     """As a transient one they would be tried again for hours and never be reported."""
-    act = every_call(open_store(s3_url, s3.options), tmp_path)[call]
+    act = every_call(open_store(s3_url, s3.options), tmp_path, send)[call]
     with s3.refusing_everybody(), pytest.raises(StorePermanentError) as caught:
         act()
     assert s3.options["secret"] not in str(caught.value)
@@ -104,11 +105,11 @@ def test_bad_credentials_are_a_permanent_error(s3, s3_url, tmp_path, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_refused_connection_is_a_transient_error(closed_port, tmp_path, call):
+def test_a_refused_connection_is_a_transient_error(closed_port, tmp_path, call, send):
     """A network that is away for a minute must not end a run's uploads, nor be reported."""
     endpoint = f"http://127.0.0.1:{closed_port}"
     options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
-    act = every_call(open_store("s3://bucket/x", options), tmp_path)[call]
+    act = every_call(open_store("s3://bucket/x", options), tmp_path, send)[call]
     with pytest.raises(StoreTransientError, match="s3://bucket/x"):
         act()
 

@@ -12,6 +12,7 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
+from bt_lightning.store.download import download
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.remote import open_store
 
@@ -25,8 +26,10 @@ def files(root):
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("method", ["put", "put_new", "put_file"])
-def test_a_write_is_durable_with_every_folder_that_it_made(tmp_path, store, monkeypatch, method):
+@pytest.mark.parametrize("method", ["put", "put_new", "send"])
+def test_a_write_is_durable_with_every_folder_that_it_made(
+    tmp_path, store, send, monkeypatch, method
+):
     """After a power cut of the NAS the object must be found, so each new name on the way to it
     must be on the disk, not only the last one.
     """
@@ -34,8 +37,8 @@ def test_a_write_is_durable_with_every_folder_that_it_made(tmp_path, store, monk
     synced = set()
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.add(os.fstat(fd).st_ino), real(fd))[1])
-    if method == "put_file":
-        store.put_file(tmp_path / "source", "one/two/key")
+    if method == "send":
+        send(store, tmp_path / "source", "one/two/key")
     else:
         getattr(store, method)("one/two/key", b"x")
     root = tmp_path / "store"
@@ -44,7 +47,7 @@ def test_a_write_is_durable_with_every_folder_that_it_made(tmp_path, store, monk
         assert folder.stat().st_ino in synced, f"the names in {folder.name} are not durable"
 
 
-def test_a_failed_write_leaves_the_old_object_whole(tmp_path, store, monkeypatch):
+def test_a_failed_write_leaves_the_old_object_whole(tmp_path, store, send, monkeypatch):
     store.put("a/key", b"old")
     (tmp_path / "source").write_bytes(b"new")
 
@@ -54,7 +57,7 @@ def test_a_failed_write_leaves_the_old_object_whole(tmp_path, store, monkeypatch
     monkeypatch.setattr(os, "fsync", broken)
     for write in (
         lambda: store.put("a/key", b"new"),
-        lambda: store.put_file(tmp_path / "source", "a/key"),
+        lambda: send(store, tmp_path / "source", "a/key"),
         lambda: store.put_new("a/key", b"new"),
     ):
         with pytest.raises(StoreTransientError):
@@ -146,6 +149,6 @@ def test_the_name_of_a_folder_is_the_url_that_opens_it(tmp_path, folder):
 def test_a_download_does_not_overwrite(tmp_path, store):
     store.put("key", b"x")
     (tmp_path / "target").write_text("mine")
-    with pytest.raises(StorePermanentError):
-        store.get_file("key", tmp_path / "target")
+    with pytest.raises(FileExistsError):
+        download(store, "key", tmp_path / "target")
     assert (tmp_path / "target").read_text() == "mine"
