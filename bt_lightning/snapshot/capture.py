@@ -56,8 +56,8 @@ class Capture:
         self._sources = [source for part in copies for source in part.device]
         self._devices: list[DeviceCopies] = []
         self._watched: list[list[torch.Tensor]] = []
-        self._before: list[int] = []
-        self._versions: list[int] = []
+        self._before: list[list[int]] = []
+        self._versions: list[list[int]] = []
         self._guarded = not lazy
         self._done = threading.Event()
 
@@ -89,8 +89,9 @@ class Capture:
             if not copies.cloned:
                 self._watched.append([source.tensor for source in sources if source.owned])
         self._watched += [batch.held for batch in self._host]
-        self._before = versions(self._watched)
         self._versions = self.fixed.versions()
+        counted = {id(self.fixed.lazy.held): self._versions[0]}  # thousands: not twice
+        self._before = [counted.get(id(held)) or versions(held) for held in self._watched]
         self._copier.run(self._now)
 
     def finish(self) -> None:
@@ -101,11 +102,14 @@ class Capture:
             for device in self._devices:
                 device.wait()
             # once guarded, the step that follows may have changed them since
-            whole = versions(self._watched) == self._before or self._guarded
+            whole = self._held_still() or self._guarded
         finally:
             self.torn = self.torn or not whole  # no other save may share what is not there
             self.ended_at = time.perf_counter()
             self._done.set()
+
+    def _held_still(self) -> bool:
+        return list(map(versions, self._watched)) == self._before
 
     def guard(self) -> None:
         """Return when the state may change: waits for copies on the host, not for a device."""
@@ -114,7 +118,7 @@ class Capture:
         if self._devices and not self._guarded:
             for device in self._devices:
                 device.guard()
-            self.torn = versions(self._watched) != self._before
+            self.torn = not self._held_still()
             self._guarded = True
         under_way = any(batch.held for batch in self._host)
         if under_way and not self._done.wait(_COPY_S):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bt_lightning.snapshot.gather import Gather
+from bt_lightning.snapshot.threads import copy_threads
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from bt_lightning.snapshot.arena import Arena
+    from bt_lightning.snapshot.gather import Piece
     from bt_lightning.snapshot.placing import Placement
     from bt_lightning.snapshot.take import Snapshot
 
 _BIG = 256 * 1024
+"""Bytes from which on a copy is worth a task of its own."""
 _PIECE = 192 * 1024 * 1024
 """Bytes, at least, of a part of a larger tensor: with shorter ones memmove(3) would go through the
 cache, at half the speed on machines with a large one."""
@@ -39,13 +43,15 @@ class Source:
 class HostCopies:
     """Copies of tensors on the CPU, laid out once and carried out any number of times."""
 
-    pieces: list[tuple[int, int, int]] = field(default_factory=list)
-    """(address there, address here, bytes) of what is contiguous and large."""
+    large: list[Piece] = field(default_factory=list)
+    small: list[Piece] = field(default_factory=list)
     targets: list[torch.Tensor] = field(default_factory=list)
-    """Views of the arena for the rest: small, or with strides."""
+    """Views of the arena for what is not contiguous."""
     sources: list[torch.Tensor] = field(default_factory=list)
     held: list[torch.Tensor] = field(default_factory=list)
     """Every source: their memory must stay, and their versions tell whether it changed."""
+    _arena: Arena | None = None
+    _gather: Gather | None = None
 
     def add(self, arena: Arena, offset: int, tensor: torch.Tensor) -> None:
         """Copy `tensor` to `offset` when these copies are carried out."""
@@ -55,19 +61,35 @@ class HostCopies:
         self.held.append(tensor)
         plain = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
         plain = plain and tensor.is_cpu
-        if size < _BIG or not plain:
+        if not plain:
             self.targets.append(arena.view(offset, tensor))
             self.sources.append(tensor)
             return
         there, here = arena.address + offset, tensor.data_ptr()
+        if size < _BIG:
+            self.small.append((there, here, size))
+            self._arena, self._gather = arena, None
+            return
         length = -(-size // max(1, size // _PIECE))
         for start in range(0, size, length):
-            self.pieces.append((there + start, here + start, min(length, size - start)))
+            self.large.append((there + start, here + start, min(length, size - start)))
+
+    def gather(self) -> None:
+        """Copy what is small and contiguous."""
+        if self._arena is None:
+            return
+        if self._gather is None:
+            self._gather = Gather(self.small, self._arena.address)
+        self._gather.copy(self._arena.descriptor)
 
     def same(self) -> bool:
         """Whether the bytes are in the arena already; for few small tensors only."""
-        small = not self.pieces and sum(t.nbytes for t in self.sources) < _FEW_BYTES
-        return small and all(map(_equal_bits, self.targets, self.sources))
+        few = not self.large and sum(tensor.nbytes for tensor in self.held) < _FEW_BYTES
+        return (
+            few
+            and all(ctypes.string_at(t, n) == ctypes.string_at(h, n) for t, h, n in self.small)
+            and all(map(_equal_bits, self.targets, self.sources))
+        )
 
 
 @dataclass(eq=False)
@@ -92,9 +114,13 @@ class Copies:
         """Whether the bytes are in the arena already; for few small tensors only."""
         return not self.lazy.held and not self.device and self.eager.same()
 
-    def versions(self) -> list[int]:
-        """How often each source was written to in place."""
-        return versions([self.lazy.held, self.eager.held, [s.tensor for s in self.device]])
+    def versions(self) -> list[list[int]]:
+        """How often each source was written to in place: lazy, eager, on devices."""
+        return [
+            versions(self.lazy.held),
+            versions(self.eager.held),
+            [source.tensor._version for source in self.device],
+        ]
 
 
 def storages(optimizers: Iterable[torch.optim.Optimizer]) -> frozenset[int]:
@@ -164,12 +190,13 @@ class HostCopier:
 
     def __init__(self) -> None:
         cores = len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(min(_MOST_THREADS, cores), "bt_lightning copy")
+        self._pool = copy_threads(min(_MOST_THREADS, cores), "bt_lightning copy")
 
     def run(self, batches: Sequence[HostCopies]) -> None:
         """Carry out the copies; returns when the bytes are there."""
-        pending = [self._pool.submit(_move, *piece) for batch in batches for piece in batch.pieces]
+        pending = [self._pool.submit(_move, *piece) for batch in batches for piece in batch.large]
         for batch in batches:
+            batch.gather()
             if batch.targets:
                 with torch.no_grad():
                     torch._foreach_copy_(batch.targets, batch.sources)
@@ -181,9 +208,9 @@ class HostCopier:
         self._pool.shutdown()
 
 
-def versions(batches: Iterable[Sequence[torch.Tensor]]) -> list[int]:
+def versions(tensors: Iterable[torch.Tensor]) -> list[int]:
     """How often each tensor was written to in place, as autograd counts it."""
-    return [tensor._version for batch in batches for tensor in batch]
+    return [tensor._version for tensor in tensors]
 
 
 def _move(there: int, here: int, size: int) -> None:

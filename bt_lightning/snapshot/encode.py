@@ -22,8 +22,14 @@ from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.layout import STATE, WEIGHTS
 from bt_lightning.snapshot.classes import class_name, is_namedtuple, is_plain_dataclass
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
-from bt_lightning.snapshot.foreign import descr, is_plain_config, is_text, surrogates
-from bt_lightning.snapshot.fragments import Fragment, watch
+from bt_lightning.snapshot.foreign import (
+    descr,
+    is_plain_config,
+    is_short_numbers,
+    is_text,
+    surrogates,
+)
+from bt_lightning.snapshot.fragments import WEIGHTS_KEY, Fragment, is_group, watch
 from bt_lightning.snapshot.image import storable
 from bt_lightning.snapshot.values import FORMS, pairs
 
@@ -32,21 +38,11 @@ if TYPE_CHECKING:
 
 KIND: Final = "$"
 """The key that marks an object of the tree as a typed value."""
-WEIGHTS_KEY: Final = "state_dict"
-"""The entry of a Lightning checkpoint whose tensors are the model's weights."""
-_GROUP_DEPTH = 3
 _DEPTH = 100
 """Deeper values are leftovers: each level costs several frames of Python's stack."""
 _WIDE_BITS = 4096
 """Longer whole numbers are written in base 16: Python limits the length of decimal ones."""
 _FILES = {"weights": WEIGHTS, "state": STATE}
-
-
-def _is_group(path: tuple[str, ...]) -> bool:
-    """Whether the tensors of a Lightning checkpoint lie together at `path`."""
-    return path == (WEIGHTS_KEY,) or (
-        len(path) == _GROUP_DEPTH and path[0] == "optimizer_states" and path[2] == "state"
-    )
 
 
 class _NotRepresentableError(Exception):
@@ -72,6 +68,7 @@ class Encoder:
         self._prefix = weights_prefix
         self._known = known
         self._refs: dict[tuple[Any, ...], dict[str, str]] = {}
+        self._places: set[int] = set()
         self._open: set[int] = set()
         self._token = secrets.token_hex(16)  # no text of a state can be taken for a placeholder
 
@@ -105,13 +102,15 @@ class Encoder:
         for file, tensors in before.tensors.items():
             self.tensors[file].update(tensors)
         self._refs.update(before.refs)
+        self._places |= before.places
         self.fragments[path] = before
         return self._placeholder(path)
 
     def _fits(self, fragment: Fragment) -> bool:
         """Whether none of its names is taken, and none of its tensors is tied to another's."""
         taken = any(names.keys() & self.tensors[f].keys() for f, names in fragment.tensors.items())
-        return not taken and not fragment.refs.keys() & self._refs.keys()
+        apart = fragment.places.isdisjoint(self._places)  # saves hashing thousands of identities
+        return not taken and (apart or not fragment.refs.keys() & self._refs.keys())
 
     def _fragment(self, value: Any, path: tuple[str, ...]) -> Fragment | None:
         """Encode a group by itself; None if its encoding depends on anything else."""
@@ -120,13 +119,14 @@ class Encoder:
             return None
         alone = Encoder(self._prefix)
         tree = alone._value(value, path)
-        found = Fragment(same, json.dumps(tree, separators=(",", ":")), alone.tensors, alone._refs)
+        text = json.dumps(tree, separators=(",", ":"))
+        found = Fragment(same, text, alone.tensors, alone._refs, frozenset(alone._places))
         whole = not alone.leftovers and not alone.classes and self._fits(found)
         return found if whole else None
 
     def _value(self, value: Any, path: tuple[str, ...]) -> Any:
         kind = type(value)
-        if self._known is not None and _is_group(path):
+        if self._known is not None and is_group(path):
             known, self._known = self._known, None  # not inside itself
             try:
                 return self._group(value, path, known)
@@ -178,6 +178,8 @@ class Encoder:
 
         kind = type(value)
         if kind is list:
+            if is_short_numbers(value):
+                return value  # ids of parameters, indices of a sampler: thousands
             return [sub(item, str(index)) for index, item in enumerate(value)]
         if kind is dict:
             if all(type(key) is str and is_text(key) for key in value) and KIND not in value:
@@ -311,6 +313,7 @@ class Encoder:
             except NotImplementedError as error:  # torch itself cannot copy it
                 raise _NotRepresentableError from error
             ref = self._refs[identity] = self._store(plain, path)
+            self._places.add(tensor.data_ptr())
         node: dict[str, Any] = {KIND: "tensor", **ref}
         if tensor.dtype not in SAFETENSORS:
             node["dtype"] = str(tensor.dtype).removeprefix("torch.")

@@ -6,6 +6,8 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+_LONG = 1 << 64
+
 
 def is_plain_config(config: Any) -> bool:
     """Whether a config is made of containers and primitive values, of one type at the most."""
@@ -30,6 +32,12 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_short_numbers(value: list[Any]) -> bool:
+    """Whether a list holds whole numbers only, none of them long."""
+    whole = bool(value) and set(map(type, value)) == {int}
+    return whole and -_LONG < min(value) <= max(value) < _LONG
 
 
 def surrogates(value: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -19,6 +19,9 @@ from bt_lightning.snapshot.dtypes import SAFETENSORS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+WEIGHTS_KEY: Final = "state_dict"
+"""The entry of a Lightning checkpoint whose tensors are the model's weights."""
+_GROUP_DEPTH = 3
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _DICTS = {dict, OrderedDict}
@@ -38,6 +41,15 @@ class Fragment:
     """File -> name -> tensor."""
     refs: dict[tuple[Any, ...], dict[str, str]]
     """Identity of a tensor -> its file and name."""
+    places: frozenset[int]
+    """Addresses of its tensors: groups that share none share no tensor."""
+
+
+def is_group(path: tuple[str, ...]) -> bool:
+    """Whether the tensors of a Lightning checkpoint lie together at `path`."""
+    return path == (WEIGHTS_KEY,) or (
+        len(path) == _GROUP_DEPTH and path[0] == "optimizer_states" and path[2] == "state"
+    )
 
 
 def watch(value: Any) -> Callable[[Any], bool] | None:
@@ -70,14 +82,25 @@ def _flatten(value: Any, tensors: list[torch.Tensor]) -> Any:
     if kind not in _DICTS or not _KEYS.issuperset(map(type, value)):
         return None
     items: list[Any] = []
-    for item in value.values():
-        if type(item) is torch.Tensor:  # as `_flatten` would; there are thousands of them
+    twin: Any = None
+    for item in value.values():  # the branches come to what `_flatten` would: there are thousands
+        if type(item) is torch.Tensor:
             tensors.append(item)
             items.append(torch.Tensor)
+        elif twin is not None and type(item) is dict and list(item) == twin[1]:
+            parts = list(item.values())
+            if list(map(type, parts)) != twin[2]:
+                twin = None
+                items.append(_flatten(item, tensors))
+            else:
+                tensors += parts
+                items.append(twin)
         else:
-            items.append(_flatten(item, tensors))
-            if items[-1] is None:
-                return None
+            items.append(found := _flatten(item, tensors))
+            all_tensors = type(item) is dict and found and set(found[2]) == {torch.Tensor}
+            twin = found if all_tensors and set(map(type, item)) == {str} else None
+        if items[-1] is None:
+            return None
     extra = dict(vars(value)) if kind is OrderedDict else None  # `_metadata` of a state_dict
     return kind, list(value), items, extra
 
@@ -123,4 +146,7 @@ def _sizes(tensors: list[torch.Tensor]) -> list[int]:
 
 
 def _looks(tensors: list[torch.Tensor]) -> list[Any]:
-    return [(t.dtype, t.shape, t.stride(), t.requires_grad, t.is_neg()) for t in tensors]
+    return [
+        (t.dtype, t.shape, t.is_contiguous() or t.stride(), t.requires_grad, t.is_neg())
+        for t in tensors
+    ]

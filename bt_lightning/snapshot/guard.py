@@ -86,4 +86,4 @@ def _sample(optimizer: torch.optim.Optimizer) -> list[Any]:
     values = [
         weight.detach().reshape(-1)[:1].clone().cpu().tolist() for weight in weights[:_SAMPLES]
     ]
-    return [versions([weights]), values]
+    return [versions(weights), values]

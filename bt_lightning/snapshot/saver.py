@@ -7,7 +7,7 @@ copies, and hands complete images to the worker; it decides nothing.
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import ArenaTooLargeError, SaveTimeoutError, TornSnapshotError
@@ -20,6 +20,7 @@ from bt_lightning.snapshot.last import Last
 from bt_lightning.snapshot.placing import place_files
 from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
 from bt_lightning.snapshot.take import Memory, Snapshot
+from bt_lightning.snapshot.threads import copy_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Saver:
         self._optimizers = optimizers
         self._pump = pump
         self._overlap = options.overlap
-        self._thread = ThreadPoolExecutor(1, "bt_lightning snapshot")
+        self._thread = copy_threads(1, "bt_lightning snapshot")
         self._arenas = Arenas(
             worker,
             self._thread.submit,

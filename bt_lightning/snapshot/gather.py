@@ -1,0 +1,58 @@
+"""Many small copies by few system calls, for tensors that lie next to each other in an arena.
+
+A copy of each by itself would give up the GIL and take it again thousands of times beside the
+training thread, and `torch._foreach_copy_` holds it while it looks at thousands of tensors.
+Source: pwritev(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Piece = tuple[int, int, int]
+"""(address there, address here, bytes) of contiguous memory."""
+_MOST: Final = 1024  # IOV_MAX of Linux
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class Gather:
+    """Copies of `pieces` into the memory of a file that is mapped at `address`."""
+
+    def __init__(self, pieces: Sequence[Piece], address: int) -> None:
+        self._runs = [
+            (
+                (_Vector * len(run))(*[_Vector(here, size) for _, here, size in run]),
+                run[0][0] - address,
+                sum(size for _, _, size in run),
+                run,
+            )
+            for run in _runs(pieces)
+        ]
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def copy(self, descriptor: int) -> None:
+        """Carry out the copies by `descriptor`, that of the file; gives up the GIL meanwhile."""
+        for vectors, offset, size, pieces in self._runs:
+            place = ctypes.c_int64(offset)
+            if self._libc.pwritev(descriptor, vectors, len(vectors), place) != size:
+                for piece in pieces:  # a signal cut it short, say
+                    ctypes.memmove(*piece)
+
+
+def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """The pieces in order of their place; those of a run leave no gap between them."""
+    run: list[Piece] = []
+    for piece in sorted(pieces):
+        if run and (len(run) == _MOST or run[-1][0] + run[-1][2] != piece[0]):
+            yield run
+            run = []
+        run.append(piece)
+    if run:
+        yield run
