@@ -16,6 +16,7 @@ from bt_lightning.localdir.digest import Hasher
 from bt_lightning.localdir.files import write_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
@@ -28,26 +29,32 @@ _REFUSED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_image(file: Path, path: str, image: memoryview, size: int) -> FileEntry:
+def write_image(
+    file: Path,
+    path: str,
+    image: memoryview,
+    size: int,
+    described: Callable[[FileEntry], None] = lambda _: None,
+) -> FileEntry:
     """Write the first `size` bytes of `image` to the new `file`, durably; describe it as `path`.
 
     `image` is page-aligned and `size` bytes long, rounded up to `BLOCK`. It is hashed beside the
-    writing. Called in the worker.
+    writing; `described` is called when that is done, maybe long before the bytes are durable, by
+    another thread. Called in the worker.
 
     Raises:
         OSError: the disk refused; a disk that is too small says so before the first byte.
     """
     hasher = Hasher()
     with ThreadPoolExecutor(1, "bt_lightning hash") as other:
-        pending = [
+        for start in range(0, size, _CHUNK):
             other.submit(hasher.update, image[start : min(start + _CHUNK, size)])
-            for start in range(0, size, _CHUNK)
-        ]
+        entry = other.submit(hasher.entry, path)
+        told = other.submit(lambda: described(entry.result()))
         if size < _DIRECT_BYTES or not _write(file, image, size, os.O_DIRECT):
             _write(file, image, size, 0)
-        for done in pending:
-            done.result()
-    return hasher.entry(path)
+        told.result()
+    return entry.result()
 
 
 def _write(file: Path, image: memoryview, size: int, flag: int) -> bool:

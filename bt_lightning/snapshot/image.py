@@ -1,8 +1,9 @@
 """The bytes of a safetensors file: a header, and where each tensor lies behind it.
 
-Source of the format: the safetensors README. Tensors lie in order of falling item size, then name,
-so that each begins at a multiple of its item size; the header is padded with spaces so that the
-first begins at a multiple of `ALIGNMENT`.
+Source of the format: the safetensors README. Tensors lie in order of falling item size, so that
+each begins at a multiple of its item size, then of falling size, then name: small trained tensors
+between large frozen ones (adapters) lie together, and leave most blocks of the file as they were.
+The header is padded with spaces so that the first tensor begins at a multiple of `ALIGNMENT`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class FilePlan:
 
 def plan_file(tensors: Mapping[str, torch.Tensor]) -> FilePlan:
     """Lay out a file of tensors, each as `storable` returns it."""
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    ordered = sorted(
+        tensors.items(), key=lambda item: (-item[1].element_size(), -item[1].numel(), item[0])
+    )
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts: dict[str, int] = {}
     offset = 0

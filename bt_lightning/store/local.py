@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 class LocalStore:
     """A `Store` over a local or mounted folder."""
 
+    distant = False
+    """It may be the same disk."""
+
     def __init__(self, root: Path) -> None:
         self._root = root
 

@@ -64,6 +64,14 @@ class Source(Protocol):
     def size(self) -> int:
         """Bytes."""
 
+    @property
+    def digest(self) -> str:
+        """XXH3-128 of all bytes: an upload that was cut off goes on if it is the same."""
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes that are best held at a time: a multiple of `BLOCK_BYTES`."""
+
     def hold(self, offset: int, size: int) -> contextlib.AbstractContextManager[memoryview]:
         """Those bytes, verified, for as long as the context lasts.
 
@@ -92,6 +100,10 @@ class Store(Protocol):
     @property
     def name(self) -> str:
         """The URL without secrets, for messages."""
+
+    @property
+    def distant(self) -> bool:
+        """Whether sending there and writing to the local disk go well side by side."""
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Make `key` hold the bytes of `source`, replacing what is there; durable on return.

@@ -30,6 +30,8 @@ _READ_S = 60
 class FsspecStore:
     """A `Store` over an fsspec filesystem."""
 
+    distant = True
+
     def __init__(self, url: str, storage_options: Mapping[str, object]) -> None:
         self._secrets = secrets_of(dict(storage_options))
         self._name = redact(url, self._secrets).rstrip("/")

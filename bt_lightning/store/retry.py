@@ -35,6 +35,11 @@ class LateStore:
         """The opened store's."""
         return self._open().name
 
+    @property
+    def distant(self) -> bool:
+        """The opened store's."""
+        return self._open().distant
+
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Open, then send."""
         self._open().send(source, key, reuse)
@@ -86,6 +91,11 @@ class RetryingStore:
     def name(self) -> str:
         """The inner store's."""
         return self._inner.name
+
+    @property
+    def distant(self) -> bool:
+        """The inner store's."""
+        return self._inner.distant
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Idempotent: the same bytes to the same key."""

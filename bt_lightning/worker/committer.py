@@ -25,6 +25,7 @@ from bt_lightning.localdir.durable import lock, sweep_temporaries, try_lock
 from bt_lightning.localdir.events import note
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage, Withdrawn
+from bt_lightning.worker.ahead import LentSource, Offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 
 _PATIENCE_S = 0.02
+_AHEAD_BYTES = 8 * 1024 * 1024
+"""Smaller files are sent in a moment, after the commit."""
 
 Outcome = Committed | CommitFailed | Withdrawn
 
@@ -39,13 +42,20 @@ Outcome = Committed | CommitFailed | Withdrawn
 class Committer:
     """The queue of images, and the thread that writes them.
 
-    `done` is called for each outcome, and with None when `idle` may have changed.
+    `done` is called for each outcome, and with None when `idle` may have changed; `offer` when a
+    large file of an image is described, and may be sent before it is on the disk.
     """
 
-    def __init__(self, root: Path, done: Callable[[Outcome | None], None]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        done: Callable[[Outcome | None], None],
+        offer: Callable[[Offer], None] = lambda _: None,
+    ) -> None:
         self._root = root
         self._done = done
-        self._arenas: dict[int, memoryview] = {}
+        self._offer = offer
+        self._arenas: dict[int, tuple[memoryview, int]] = {}
         self._jobs: deque[CommitImage] = deque()
         self._working = False
         self._leaving = False
@@ -64,13 +74,17 @@ class Committer:
     def share(self, index: int, descriptor: int, size: int) -> None:
         """Map an arena; takes the descriptor over."""
         try:
-            self._arenas[index] = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
-        finally:
+            view = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+        except BaseException:
             os.close(descriptor)
+            raise
+        self._arenas[index] = (view, descriptor)
 
     def drop(self, index: int) -> None:
         """Forget an arena; its memory goes with the last one who maps it."""
-        self._arenas.pop(index, None)
+        _, descriptor = self._arenas.pop(index, (None, None))
+        if descriptor is not None:
+            os.close(descriptor)
 
     def put(self, job: CommitImage) -> None:
         """Commit `job` after those that were put before; never waits."""
@@ -141,23 +155,30 @@ class Committer:
         return outcome
 
     def _write(self, job: CommitImage, final: Path, generation: int) -> Manifest:
-        arena = self._arenas[job.arena]
         facts: dict[str, Any] = dict(job.facts)
+        offer = Offer(job.checkpoint_id, generation)
 
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
             return Manifest(
                 checkpoint_id=job.checkpoint_id, generation=generation, files=entries, **facts
             )
 
-        writers = {image.path: partial(self._file, arena, image) for image in job.files}
-        manifest = commit_files(final, self._root, writers, describe)
+        writers = {image.path: partial(self._file, job.arena, image, offer) for image in job.files}
+        committed = None
+        try:
+            manifest = commit_files(final, self._root, writers, describe)
+            committed = final
+        finally:
+            offer.take_back(committed)  # before the arena is anybody else's
         self._written = {
             image.content: (final / image.path, entry)
             for image, entry in zip(job.files, manifest.files, strict=True)
         }
         return manifest
 
-    def _file(self, arena: memoryview, image: FileImage, target: Path, path: str) -> FileEntry:
+    def _file(
+        self, arena: int, image: FileImage, offer: Offer, target: Path, path: str
+    ) -> FileEntry:
         """Write one file; or link it, if its bytes are those of a file of the last checkpoint."""
         known = self._written.get(image.content)
         if known is not None and known[1].path == path:
@@ -168,7 +189,15 @@ class Committer:
             else:
                 return known[1]
         end = image.offset + -(-image.size // BLOCK) * BLOCK
-        return write_image(target, path, arena[image.offset : end], image.size)
+        view, descriptor = self._arenas[arena]
+
+        def described(entry: FileEntry) -> None:
+            if entry.size >= _AHEAD_BYTES:
+                with contextlib.suppress(OSError):  # no descriptor is free: it is sent later
+                    offer.add(path, LentSource(descriptor, image.offset, entry))
+                    self._offer(offer)
+
+        return write_image(target, path, view[image.offset : end], image.size, described)
 
     def _own(self) -> None:
         """Hold the lock that a new run waits for: this commit may be its newest checkpoint."""

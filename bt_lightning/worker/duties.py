@@ -13,20 +13,21 @@ from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
 )
-from bt_lightning.layout import MARKER, part_name, under
+from bt_lightning.layout import MARKER, part_name, store_folder, under
 from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
 from bt_lightning.localdir.durable import delete_directory, empty_trash
 from bt_lightning.localdir.requests import forget_removal, requested_removals
 from bt_lightning.manifest import Manifest
 from bt_lightning.retention import Committed, removable
 from bt_lightning.store.catalog import look
-from bt_lightning.store.publish import publish, unpublish
+from bt_lightning.store.publish import publish, send_ahead, unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
     from bt_lightning.store.port import Store
+    from bt_lightning.worker.ahead import Offer
 
 
 class Duties:
@@ -41,12 +42,38 @@ class Duties:
         self._pinned = pinned
         self._stored: dict[str, Manifest] | None = None
         self._damaged: set[str] = set()
+        self._ahead: dict[str, tuple[Offer, dict[str, str]]] = {}
         self.complaints: list[str] = []
         """What was found damaged since the reader last emptied it."""
 
     def forget(self) -> None:
         """Trust nothing known of the store; look again before the next unit."""
         self._stored = None
+        for _, sent in self._ahead.values():
+            sent.clear()  # that look sweeps folders without a manifest
+
+    def send_ahead(self, offer: Offer) -> None:
+        """Send what is lent of a checkpoint that is being committed.
+
+        Raises:
+            StoreError: the store refused; what was sent is sent again after the commit.
+        """
+        if self._store is None or not self._store.distant:
+            return
+        stored = self._known_store(self._store)
+        folder = store_folder(offer.checkpoint_id, offer.generation)
+        if folder in stored:
+            return  # the publication will take another
+        sent = self._ahead.setdefault(folder, (offer, {}))[1]
+        base = self._base(stored)
+        while (lent := offer.take()) is not None:
+            path, source = lent
+            try:
+                sent |= send_ahead(self._store, self._prefix, f"{folder}/{path}", source, base)
+            except CheckpointNotFoundError:
+                return  # the commit failed
+            finally:
+                source.close()
 
     def outbox(self) -> list[LocalCheckpoint]:
         """Committed here and not in the store, newest first; what is about to go is left out."""
@@ -71,7 +98,13 @@ class Duties:
         stored = self._known_store(self._store)
         for found in self.outbox():
             try:
-                folder = publish(self._store, self._prefix, found)
+                folder = publish(
+                    self._store,
+                    self._prefix,
+                    found,
+                    base=self._base(stored),
+                    sent=self._sent(),
+                )
             except (CheckpointNotFoundError, CheckpointExistsError):
                 continue  # replaced here, or taken there, meanwhile: the next look sees which
             except CheckpointCorruptError as error:
@@ -81,6 +114,30 @@ class Duties:
             stored[folder] = found.manifest
             return found
         return None
+
+    def delete_ahead(self) -> None:
+        """Delete what was sent ahead of checkpoints that did not come, or are not wanted."""
+        ended = [folder for folder, (offer, _) in self._ahead.items() if offer.over]
+        if self._store is None or not ended:
+            return
+        stored = self._known_store(self._store)
+        waiting = {
+            store_folder(found.manifest.checkpoint_id, found.manifest.generation)
+            for found in self.outbox()
+        }
+        for folder in ended:
+            if folder not in waiting:
+                if folder not in stored:
+                    unpublish(self._store, self._prefix, folder)
+                del self._ahead[folder]
+
+    def _sent(self) -> dict[str, str]:
+        return {key: digest for _, sent in self._ahead.values() for key, digest in sent.items()}
+
+    @staticmethod
+    def _base(stored: dict[str, Manifest]) -> tuple[str, Manifest] | None:
+        """The newest of the store: most of what did not change since is in it."""
+        return max(stored.items(), key=lambda item: item[1].order, default=None)
 
     def delete_local(self) -> None:
         """Delete from the disk whatever was asked to go and may; needs no store."""

@@ -56,6 +56,7 @@ from bt_lightning.worker.publisher import Publisher
 
 if TYPE_CHECKING:
     from bt_lightning.store.port import Store
+    from bt_lightning.worker.ahead import Offer
 
 _IDLE_S = 1.0
 """Longest wait without a look at whether the training process still lives."""
@@ -107,7 +108,7 @@ class _Loop:
         self._deadline: threading.Timer | None = None
         signal.signal(signal.SIGTERM, lambda *_: self._end_by_deadline())  # and wakes the loop
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        self._committer = Committer(self._root, self._committed)
+        self._committer = Committer(self._root, self._committed, self._offered)
 
     def run(self) -> None:
         threading.Thread(target=self._watch_trainer, daemon=True).start()
@@ -197,6 +198,10 @@ class _Loop:
             self._wake()
             self._say(outcome)
         os.eventfd_write(self._progress, 1)
+
+    def _offered(self, offer: Offer) -> None:
+        if self._publisher is not None:
+            self._publisher.offer(offer)
 
     def _published(self, event: Published | WorkFailed | None) -> None:
         if event is not None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bt_lightning.worker.ahead import Offer
     from bt_lightning.worker.duties import Duties
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class Publisher:
         self._duties = duties
         self._say = say
         self._lock: int | None = None
+        self._offer: Offer | None = None
+        self._sending: Offer | None = None
         self._has_work = True
         self._working = False
         self._next_try = 0.0
@@ -78,6 +81,18 @@ class Publisher:
             self._has_work = True
             if self.permanent:
                 self._next_try = 0.0
+            self.changed.notify_all()
+
+    def offer(self, offer: Offer) -> None:
+        """Files of a checkpoint that is being committed may be sent, if nothing else is to do.
+
+        Called by the committer's threads; never waits.
+        """
+        with self.changed:
+            if self._failures or (self._working and self._sending is not offer):
+                return
+            self._offer = offer
+            self._has_work = True
             self.changed.notify_all()
 
     def hurry(self) -> None:
@@ -112,10 +127,16 @@ class Publisher:
     def _work(self) -> Published | WorkFailed | None:
         """Do one unit; return what the training process should hear of."""
         started = time.monotonic()
+        with self.changed:
+            self._sending = offer = self._offer
+            self._offer = None
         try:
             self._duties.delete_local()  # first: a store that is down must not fill the disk
+            if offer is not None:
+                self._duties.send_ahead(offer)
             done = self._duties.publish_next()
             self._duties.delete_stored()
+            self._duties.delete_ahead()
         except (CheckpointError, OSError) as error:
             return self._fail(error)
         for complaint in self._duties.complaints:

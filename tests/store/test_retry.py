@@ -60,7 +60,7 @@ class Memory:
 
     def __init__(self, data):
         self._data = data
-        self.size = len(data)
+        self.size = self.part_bytes = len(data)
 
     @contextlib.contextmanager
     def hold(self, offset, size):
