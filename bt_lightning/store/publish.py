@@ -104,7 +104,8 @@ def send_ahead(
     """Send a file of a checkpoint that is not committed yet; return key -> digest if it is there.
 
     `key` is `<folder>/<path>` below `prefix`. Nobody sees it before `publish`, which leaves out
-    what this sent; if it never comes to that, `unpublish` deletes it. Nothing is sent to a folder that holds a checkpoint.
+    what this sent; if it never comes to that, `unpublish` deletes it. Nothing is sent to a folder
+    that holds a checkpoint.
     """
     target = under(prefix, key)
     place = target.removesuffix(f"/{source.entry.path}")
