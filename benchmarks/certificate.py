@@ -1,8 +1,8 @@
-"""A certificate for 127.0.0.1, signed by an authority that was made for it and is then forgotten."""
+"""A certificate for 127.0.0.1, signed by an authority made for it and then forgotten."""
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 from typing import TYPE_CHECKING
 
@@ -65,15 +65,15 @@ def certify(folder: Path) -> Path:
 
 
 def _builder(subject: str, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = dt.datetime.now(dt.timezone.utc)
     return (
         x509.CertificateBuilder()
         .subject_name(_name(subject))
         .issuer_name(_name("authority"))
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=2))
     )
 
 

@@ -8,11 +8,15 @@ import re
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from client_tools import MIB, PART, Bytes, opened, preallocated
-from servers import Server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from servers import Server
 
 
 class Bare:
@@ -113,7 +117,8 @@ class Bare:
                 os.pwrite(descriptor, buffer[:count], offset)
                 offset += count
             if offset != end:
-                raise ConnectionResetError(f"{end - offset} bytes are missing")
+                msg = f"{end - offset} bytes are missing"
+                raise ConnectionResetError(msg)
 
         with preallocated(target, size) as descriptor, ThreadPoolExecutor(self.connections) as pool:
             list(pool.map(fetch, range(0, size, PART)))
@@ -122,5 +127,6 @@ class Bare:
 def _answer(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
     response = connection.getresponse()
     if response.status not in {200, 206}:
-        raise ConnectionError(f"{response.status}: {response.read()[:500]!r}")
+        msg = f"{response.status}: {response.read()[:500]!r}"
+        raise ConnectionError(msg)
     return response

@@ -104,5 +104,6 @@ class MemorySource:
         for start in range(0, size, BLOCK_BYTES):
             found = xxhash.xxh3_128_hexdigest(view[start : start + BLOCK_BYTES])
             if found != self._entry.blocks[(offset + start) // BLOCK_BYTES]:
-                raise CheckpointCorruptError("the arena changed while it was sent")
+                msg = "the arena changed while it was sent"
+                raise CheckpointCorruptError(msg)
         yield view

@@ -211,7 +211,8 @@ class S5cmd:
             self.peak = max(self.peak, memory_of(process.pid, "VmHWM"))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if process.wait(0.01):
-                    raise ChildProcessError(f"s5cmd ended with {process.returncode}")
+                    msg = f"s5cmd ended with {process.returncode}"
+                    raise ChildProcessError(msg)
                 return
 
     def upload(self, source: Bytes, key: str) -> None:

@@ -5,14 +5,12 @@ Of an object it remembers the size and XXH3-128 of each part, and throws the byt
 the bucket `kept` stay in memory and can be read and copied. Run it as a program: it prints its
 port, and ends when its standard input does.
 
-`GET /-/object/BUCKET/KEY` tells what arrived, `GET /-/received` how many bytes of bodies did, and
-`POST /-/forget` drops all objects outside `kept`.
+`GET /-/object/BUCKET/KEY` tells what arrived, `GET /-/received` how many bytes of bodies did.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -22,95 +20,15 @@ import ssl
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
-import xxhash
+from sink_objects import KEPT, Content, Shared, copied, listing, receive
 from sink_wire import PIECE, Request, Wire
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-KEPT = "kept"
-PAGE = 1000
+LEAST_PART = 5 * 1024 * 1024
+"""What S3 asks of all parts but the last."""
 STATUS = {200: "OK", 204: "No Content", 206: "Partial Content", 404: "Not Found"}
 STATUS |= {400: "Bad Request", 412: "Precondition Failed", 416: "Range Not Satisfiable"}
-
-
-@dataclass
-class Part:
-    size: int
-    xxh3: str
-    memory: int = -1
-    """Descriptor of the bytes; -1 if they are gone."""
-
-    @property
-    def etag(self) -> str:
-        return f'"{self.xxh3}"'
-
-
-@dataclass
-class Content:
-    """An object: its parts in order."""
-
-    parts: list[Part]
-
-    @property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts)
-
-    @property
-    def etag(self) -> str:
-        joined = "".join(part.xxh3 for part in self.parts).encode()
-        return f'"{xxhash.xxh3_128_hexdigest(joined)}-{len(self.parts)}"'
-
-    def cut(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(descriptor, offset in it, bytes) of what holds the bytes from `begin` to `end`."""
-        start = 0
-        for part in self.parts:
-            first, last = max(begin, start), min(end, start + part.size)
-            if first < last:
-                yield part.memory, first - start, last - first
-            start += part.size
-
-    def close(self) -> None:
-        for part in self.parts:
-            if part.memory >= 0:
-                os.close(part.memory)
-
-
-@dataclass
-class Shared:
-    """What all connections see; a lock guards every use of it."""
-
-    latency: float
-    cap: float
-    objects: dict[str, Content] = field(default_factory=dict)
-    uploads: dict[str, tuple[str, dict[int, Part]]] = field(default_factory=dict)
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-    received: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-def receive(request: Request, shared: Shared, bucket: str) -> Part:
-    """The body as a part."""
-    hasher, size = xxhash.xxh3_128(), 0
-    memory = os.memfd_create("part") if bucket == KEPT else -1
-    while piece := request.body.take(PIECE):
-        hasher.update(piece)
-        size += len(piece)
-        if memory >= 0:
-            write(memory, piece)
-    with shared.lock:
-        shared.received += size
-    return Part(size, hasher.hexdigest(), memory)
-
-
-def write(descriptor: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
 
 
 class Answers:
@@ -142,10 +60,6 @@ class Answers:
     def control(self, request: Request, what: str) -> None:
         with self.shared.lock:
             found = self.shared.objects.get(what.removeprefix("object/"))
-            if what == "forget":
-                mine = self.shared.objects
-                for path in [path for path in mine if not path.startswith(f"{KEPT}/")]:
-                    del mine[path]
         if what.startswith("object/"):
             parts = [] if found is None else [(part.size, part.xxh3) for part in found.parts]
             self.send(200, json.dumps(parts))
@@ -156,61 +70,30 @@ class Answers:
         if request.method == "POST":
             keys = re.findall(r"<Key>(.*?)</Key>", request.read().decode())
             for key in keys:
-                self.drop(f"{bucket}/{key}")
+                self.shared.drop(f"{bucket}/{key}")
             self.send(200, "<DeleteResult></DeleteResult>", content_type="application/xml")
         elif request.method == "GET" and "uploads" in request.query:
             self.send(200, "<ListMultipartUploadsResult></ListMultipartUploadsResult>")
         elif request.method == "GET" and "location" in request.query:
             self.send(200, "<LocationConstraint></LocationConstraint>")
         elif request.method == "GET":
-            self.send(200, self.listing(request.query, bucket), content_type="application/xml")
+            self.send(
+                200,
+                listing(self.shared.under(bucket), bucket, request.query),
+                content_type="application/xml",
+            )
         else:
             self.send(200)
 
-    def listing(self, query: dict[str, str], bucket: str) -> str:
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        after = query.get("continuation-token", query.get("start-after", ""))
-        root = f"{bucket}/"
-        with self.shared.lock:
-            own = {p[len(root) :]: c for p, c in self.shared.objects.items() if p.startswith(root)}
-        keys = sorted(key for key in own if key.startswith(prefix) and key > after)
-        folders: dict[str, None] = {}
-        shown = []
-        for key in keys:
-            folder, found, _ = key[len(prefix) :].partition(delimiter or "\0")
-            if found and delimiter:
-                folders[f"{prefix}{folder}{delimiter}"] = None
-            else:
-                shown.append(key)
-        more = shown[PAGE:]
-        shown = shown[:PAGE]
-        items = "".join(
-            f"<Contents><Key>{escape(key)}</Key><Size>{own[key].size}</Size>"
-            f"<ETag>{escape(own[key].etag)}</ETag>"
-            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
-            for key in shown
-        )
-        items += "".join(
-            f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
-            for folder in folders
-        )
-        rest = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
-        return (
-            f"<ListBucketResult><Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix>"
-            f"<KeyCount>{len(shown) + len(folders)}</KeyCount><MaxKeys>{PAGE}</MaxKeys>"
-            f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>{rest}{items}"
-            "</ListBucketResult>"
-        )
-
     def do_put(self, request: Request, bucket: str, path: str) -> None:
         if "x-amz-copy-source" in request.headers:
-            part = self.copied(request, bucket)
+            part = copied(request, self.shared, bucket)
             if part is None:
                 self.error(404, "NoSuchKey")
                 return
         else:
             part = receive(request, self.shared, bucket)
-        copied = f"<ETag>{escape(part.etag)}</ETag>"
+        answer = f"<ETag>{escape(part.etag)}</ETag>"
         if number := request.query.get("partNumber"):
             with self.shared.lock:
                 known = self.shared.uploads.get(request.query["uploadId"])
@@ -224,37 +107,15 @@ class Answers:
             with self.shared.lock:
                 taken = path in self.shared.objects and "if-none-match" in request.headers
             if not taken:
-                self.keep(path, Content([part]))
+                self.shared.keep(path, Content([part]))
             else:
                 self.error(412, "PreconditionFailed")
                 return
             kind = "CopyObjectResult"
         if "x-amz-copy-source" in request.headers:
-            self.send(200, f"<{kind}>{copied}</{kind}>", content_type="application/xml")
+            self.send(200, f"<{kind}>{answer}</{kind}>", content_type="application/xml")
         else:
             self.send(200, etag=part.etag)
-
-    def copied(self, request: Request, bucket: str) -> Part | None:
-        """A part made of bytes that are here; None if they are not."""
-        source = unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("?")[0]
-        with self.shared.lock:
-            found = self.shared.objects.get(source)
-        if found is None or not source.startswith(f"{KEPT}/"):
-            return None
-        begin, end = 0, found.size
-        if match := re.fullmatch(
-            r"bytes=(\d+)-(\d+)", request.headers.get("x-amz-copy-source-range", "")
-        ):
-            begin, end = int(match[1]), int(match[2]) + 1
-        memory = os.memfd_create("part") if bucket == KEPT else -1
-        hasher = xxhash.xxh3_128()
-        for descriptor, offset, size in found.cut(begin, end):
-            for start in range(offset, offset + size, PIECE):
-                piece = os.pread(descriptor, min(PIECE, offset + size - start), start)
-                hasher.update(piece)
-                if memory >= 0:
-                    write(memory, memoryview(piece))
-        return Part(end - begin, hasher.hexdigest(), memory)
 
     def do_post(self, request: Request, bucket: str, path: str) -> None:
         body = request.read().decode()
@@ -277,10 +138,10 @@ class Answers:
                 content = None
             else:
                 content = Content([known[1][number] for number in numbers])
-        if content is None:
-            self.error(400, "InvalidPart")
+        if content is None or any(part.size < LEAST_PART for part in content.parts[:-1]):
+            self.error(400, "InvalidPart" if content is None else "EntityTooSmall")
             return
-        self.keep(path, content)
+        self.shared.keep(path, content)
         self.send(
             200,
             f"<CompleteMultipartUploadResult><Location>/{bucket}/{key}</Location>"
@@ -294,21 +155,8 @@ class Answers:
             with self.shared.lock:
                 self.shared.uploads.pop(upload, None)
         else:
-            self.drop(path)
+            self.shared.drop(path)
         self.send(204)
-
-    def keep(self, path: str, content: Content) -> None:
-        with self.shared.lock:
-            before = self.shared.objects.pop(path, None)
-            self.shared.objects[path] = content
-        if before is not None:
-            before.close()
-
-    def drop(self, path: str) -> None:
-        with self.shared.lock:
-            content = self.shared.objects.pop(path, None)
-        if content is not None:
-            content.close()
 
     def do_head(self, request: Request, bucket: str, path: str) -> None:
         with self.shared.lock:

@@ -28,7 +28,7 @@ import workload
 from servers import KEPT, KINDS, THROWN, Server, start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 RESULTS = Path(__file__).with_name("results") / "transfer.jsonl"
 RUN = Path(__file__).with_name("transfer_run.py")
@@ -118,7 +118,7 @@ class Prepared:
     """What the runs of one case share."""
 
     spec: dict[str, object]
-    verify: Callable[[dict[str, object], bool], bool]
+    verify: Callable[..., bool | None]
     """Given the facts of a run, and whether to look at all bytes at any price."""
     descriptor: int | None = None
 
@@ -162,8 +162,10 @@ def prepare_upload(
         spec["path"] = str(folder / "data")
         arena.write(folder / "data")
 
-    def verify(_: dict[str, object], thorough: bool) -> bool | None:
-        return workload.arrived(server, spec["bucket"], spec["key"], arena, thorough=thorough)
+    place = f"{spec['bucket']}/{spec['key']}"
+
+    def verify(_: dict[str, object], *, thorough: bool) -> bool | None:
+        return workload.arrived(server, place, arena, (0, case.size), thorough=thorough)
 
     return Prepared(spec, verify, arena.descriptor if case.in_memory else None)
 
@@ -175,8 +177,8 @@ def prepare_many(
     names = workload.small_files(arena, folder / "small", case.size // 2**20)
     spec = {"do": "many", "bucket": THROWN, "key": "many", "path": str(folder / "small")}
 
-    def verify(_: dict[str, object], thorough: bool) -> bool | None:
-        return workload.all_arrived(server, THROWN, "many", arena, names, thorough=thorough)
+    def verify(_: dict[str, object], *, thorough: bool) -> bool | None:
+        return workload.all_arrived(server, f"{THROWN}/many", arena, names, thorough=thorough)
 
     return Prepared({**spec, "names": names, "size": case.size}, verify)
 
@@ -191,7 +193,7 @@ def prepare_download(
     expected = arena.digest(0, case.size)
     closing.callback(target.unlink, missing_ok=True)
 
-    def verify(_: dict[str, object], thorough: bool) -> bool:
+    def verify(_: dict[str, object], *, thorough: bool) -> bool:
         found = workload.digest_of(target)
         target.unlink()
         return found == expected
@@ -205,7 +207,7 @@ def prepare_load(
     sizes, digest = workload.put_states(server, KEPT, "load", case.size, folder)
     target = folder / "loaded"
 
-    def verify(facts: dict[str, object], thorough: bool) -> bool:
+    def verify(facts: dict[str, object], *, thorough: bool) -> bool:
         shutil.rmtree(target)
         target.mkdir()
         return facts["digest"] == digest
@@ -231,9 +233,9 @@ def received(server: Server) -> int | None:
 
 
 def measure(
-    name: str, case: Case, repeats: int, server: Server, folder: Path, results: Path
-) -> list[dict[str, object]]:
-    rows = []
+    name: str, case: Case, repeats: int, server: Server, folder: Path
+) -> Iterator[dict[str, object]]:
+    """The rows of one case, as they come."""
     with contextlib.ExitStack() as closing:
         prepared = PREPARE[case.do](case, server, folder, closing)
         for repeat in range(repeats):
@@ -257,21 +259,17 @@ def measure(
                     "cpu_s_gb": facts["cpu_s"] / case.size * 1e9,
                     "peak": facts["peak"],
                     "sent": None if before is None else received(server) - before,
-                    "verified": prepared.verify(facts, repeat == 0),
+                    "verified": prepared.verify(facts, thorough=repeat == 0),
                 }
                 if row["verified"] is False:
                     sys.exit(f"{name}: what {client} moved is not what was there")
-                rows.append(row)
-                print(f"{name} {repeat} {client}: {row['mb_s']:.0f} MB/s", flush=True)
-                with results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                yield row
     workload.clear(server, ("",))
     for left in folder.iterdir():
         if left.is_file():
             left.unlink()
         elif left.name not in KINDS:
             shutil.rmtree(left)
-    return rows
 
 
 def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -331,7 +329,12 @@ def main() -> None:
                 servers.close()
                 server = servers.enter_context(start(case.server, folder))
             repeats = 1 if options.quick else options.repeats
-            rows = measure(name, case, repeats, server, folder, options.results)
+            rows = []
+            for row in measure(name, case, repeats, server, folder):
+                rows.append(row)
+                print(f"{name} {row['repeat']} {row['client']}: {row['mb_s']:.0f} MB/s", flush=True)
+                with options.results.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
             shown.append((name, rows))
     for name, rows in shown:
         report(name, rows)

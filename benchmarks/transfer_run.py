@@ -21,6 +21,7 @@ from client_ours import Ours
 from client_tools import Bytes, memory_of
 from clients import CLIENTS, S5cmd
 from servers import KEY, SECRET, Server
+from typing_extensions import Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ MADV_POPULATE_READ = 22
 class Clock:
     """Wall and CPU seconds of what runs inside, and the memory it took beyond what was there."""
 
-    def __enter__(self) -> Clock:
+    def __enter__(self) -> Self:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
         self.before = memory_of("self", "VmRSS")
         self.cpu = _cpu()

@@ -9,7 +9,6 @@ import os
 import ssl
 import urllib.request
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -20,6 +19,7 @@ from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from servers import Server
 
@@ -149,38 +149,40 @@ def ask(server: Server, what: str) -> object:
 
 
 def arrived(
-    server: Server, bucket: str, key: str, source: Arena, *, thorough: bool, offset: int = 0
+    server: Server, place: str, source: Arena, wanted: tuple[int, int], *, thorough: bool
 ) -> bool | None:
-    """Whether the object is what `source` holds from `offset` on; None if nobody looked.
+    """Whether the object at `place` (bucket/key) is `wanted` (offset, size) of `source`.
 
     A sink knows the digest of each part. A real server has to send everything back, which is done
-    only if `thorough`.
+    only if `thorough`; otherwise nobody looks, and the answer is None.
     """
+    offset, size = wanted
     if server.is_sink:
-        done = offset
-        for size, digest in ask(server, f"object/{bucket}/{key}"):
-            if digest != source.digest(done, size):
+        done = 0
+        for length, digest in ask(server, f"object/{place}"):
+            if digest != source.digest(offset + done, length):
                 return False
-            done += size
-        return done - offset in {source.size, MIB}
+            done += length
+        return done == size
     if not thorough:
         return None
+    bucket, _, key = place.partition("/")
     body = server.boto3().get_object(Bucket=bucket, Key=key)["Body"]
-    hasher, size = xxhash.xxh3_128(), 0
+    hasher = xxhash.xxh3_128()
     for piece in body.iter_chunks(MIB):
         hasher.update(piece)
-        size += len(piece)
-    return size in {source.size, MIB} and hasher.hexdigest() == source.digest(offset, size)
+    return hasher.hexdigest() == source.digest(offset, size)
 
 
 def all_arrived(
-    server: Server, bucket: str, prefix: str, source: Arena, names: list[str], *, thorough: bool
+    server: Server, place: str, source: Arena, names: list[str], *, thorough: bool
 ) -> bool | None:
-    """The same for small files, each of 1 MiB, which `bt_lightning` puts into a folder."""
+    """The same for files of 1 MiB under `place`, where `bt_lightning` adds a folder."""
+    bucket, _, prefix = place.partition("/")
     listed = server.boto3().list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")
     keys = {item["Key"].rpartition("/")[2]: item["Key"] for item in listed["Contents"]}
     found = [
-        arrived(server, bucket, keys[name], source, thorough=thorough, offset=number * MIB)
+        arrived(server, f"{bucket}/{keys[name]}", source, (number * MIB, MIB), thorough=thorough)
         for number, name in enumerate(names)
         if name in keys
     ]
