@@ -1,4 +1,4 @@
-"""Google Cloud Storage and Azure: bytes through obstore, all else through fsspec.
+"""Azure: bytes through obstore, all else through fsspec.
 
 Used by the worker, which was spawned: a client of obstore hangs in a forked process.
 """
@@ -6,14 +6,12 @@ Used by the worker, which was spawned: a client of obstore hangs in a forked pro
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreTransientError
-from bt_lightning.store.native_config import az_config, gs_config
+from bt_lightning.store.native_config import az_config
 from bt_lightning.store.port import secrets_of, translated
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
@@ -22,10 +20,10 @@ if TYPE_CHECKING:
 
     from bt_lightning.store.port import ObjectInfo, Reuse, Source, Store
 
-SCHEMES: Final = frozenset({"gs", "gcs", "az"})
+SCHEMES: Final = frozenset({"az"})
 _AT_ONCE: Final = 4
-_MOST_PARTS: Final = 9_000
-"""Google allows 10,000 parts, Azure 50,000 blocks."""
+_MOST_PARTS: Final = 40_000
+"""Azure allows 50,000 blocks."""
 _PLAIN_KEY: Final = re.compile(r"[\w @=+,.~/-]+", re.ASCII)
 """Keys that both clients are known to spell alike."""
 _REFUSED: Final = re.compile(r"status code: 4(?!08|16|29)\d\d")
@@ -148,25 +146,20 @@ def native(
 
     Called by `open_store` for `SCHEMES`.
     """
-    scheme, _, place = url.partition("://")
+    _, _, place = url.partition("://")
     bucket, _, folder = place.partition("/")
     if not bucket or "@" in bucket:
         return inner
-    config = (
-        az_config(options, environment)
-        if scheme == "az"
-        else gs_config(options, environment, _type_of_file)
-    )
+    config = az_config(options, environment)
     if config is None:
         return inner
     try:
-        from obstore.store import AzureStore, GCSStore
+        from obstore.store import AzureStore
     except ImportError:
         return inner
     secrets = secrets_of(dict(options)) | secrets_of(config)
-    kind: Any = AzureStore if scheme == "az" else GCSStore
-    ends = (config.get("endpoint"), config.get("base_url"))
-    http = any(str(end).startswith("http://") for end in ends)  # only when the user says so
+    kind: Any = AzureStore  # its options are typed dicts, ours are checked by it at run time
+    http = str(config.get("endpoint", "")).startswith("http://")  # only when the user says so
     with translated(f"opening {inner.name}", secrets):
         try:
             client = kind(
@@ -190,13 +183,3 @@ def _plain(error: Exception) -> OSError:
     if kind == "GenericError" and not _REFUSED.search(text):
         return ConnectionError(text)
     return OSError(text)
-
-
-def _type_of_file(path: str) -> str | None:
-    """What the credentials file at `path` says it is."""
-    try:
-        found = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
-    kind = found.get("type") if isinstance(found, dict) else None
-    return kind if isinstance(kind, str) else None

@@ -1,4 +1,4 @@
-"""What a native client of Google Cloud Storage or Azure is told, from what fsspec's would be told.
+"""What a native client of Azure is told, from what fsspec's would be told.
 
 Pure. None means that fsspec's client might find other credentials than the native one, or that
 nobody can tell: then fsspec's moves the bytes, slower and surely as the right user.
@@ -6,23 +6,12 @@ nobody can tell: then fsspec's moves the bytes, slower and surely as the right u
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     Config = dict[str, object]
-
-_GS_KNOWN: Final = frozenset({"token", "endpoint_url"})
-_GS_ENV: Final = "GOOGLE_APPLICATION_CREDENTIALS"
-_GS_FILES: Final = {
-    "service_account": "service_account",
-    "authorized_user": "application_credentials",
-}
-"""Type of a credentials file -> the native option that takes its path."""
-_GS_NATIVE: Final = ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_BEARER_TOKEN", "GOOGLE_BASE_URL")
-"""Variables that only the native client reads (and longer ones that begin so)."""
 
 _AZ_KNOWN: Final = (
     "account_name",
@@ -41,39 +30,8 @@ _AZ_NEEDS: Final = {
     "client_secret": ("client_id", "client_secret", "tenant_id"),
 }
 _AZ_NAMES: Final = {"sas_token": "sas_key"}
-_AZ_NATIVE: Final = ("AZURE_",)
-
-
-def gs_config(
-    options: Mapping[str, object],
-    environment: Mapping[str, str],
-    file_type: Callable[[str], str | None],
-) -> Config | None:
-    """Options of `obstore.store.GCSStore`; None if gcsfs has to do it.
-
-    `file_type` tells the `type` of a credentials file, None if it is none.
-    """
-    if not _GS_KNOWN.issuperset(options) or _any_begins(environment, _GS_NATIVE):
-        return None
-    config: Config = {}
-    place = options.get("endpoint_url") or environment.get("STORAGE_EMULATOR_HOST")
-    if place and "://" not in str(place):
-        return None
-    if place:
-        config["base_url"] = str(place).rstrip("/")
-    found = _gs_credentials(options.get("token"), environment, file_type)
-    return None if found is None else {**config, **found}
-
-
-def _gs_credentials(
-    token: object, environment: Mapping[str, str], file_type: Callable[[str], str | None]
-) -> Config | None:
-    if isinstance(token, dict):
-        usable = token.get("type") == "service_account"
-        return {"service_account_key": json.dumps(token)} if usable else None
-    path = environment.get(_GS_ENV) if token in {None, "google_default"} else token
-    option = _GS_FILES.get(file_type(path) or "") if isinstance(path, str) and path else None
-    return None if option is None else {option: path}
+_AZ_NATIVE: Final = "AZURE_"
+"""How the variables begin that the native client reads; of these, adlfs reads only its own."""
 
 
 def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> Config | None:
@@ -107,7 +65,3 @@ def _of_connection_string(text: str) -> Config | None:
     protocol = names.get("defaultendpointsprotocol", "https")
     place = names.get("blobendpoint") or f"{protocol}://{account}.blob.{suffix}"
     return {"account_name": account, "account_key": key, "endpoint": place.rstrip("/")}
-
-
-def _any_begins(environment: Mapping[str, str], starts: tuple[str, ...]) -> bool:
-    return any(name.startswith(starts) for name in environment)
