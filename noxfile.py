@@ -88,9 +88,11 @@ def smoke(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure what a save costs a run, next to the rivals; an hour. Rows go to benchmarks/."""
-    _install(session, extras="[demo]")
+    """Measure saves and transfers, next to the rivals; above an hour. Rows go to benchmarks/."""
+    _install(session, "bench", extras="[demo]")
     session.run("python", "benchmarks/save.py")
     session.run("python", "benchmarks/memmove.py")
     session.run("python", "benchmarks/stall.py", *session.posargs)
+    session.run("python", "benchmarks/transfer.py")
     session.run("python", "benchmarks/chart.py")
+    session.run("python", "benchmarks/transfer_chart.py")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.store.local import LocalStore
+from bt_lightning.store.native import SCHEMES, native
 from bt_lightning.store.port import ObjectInfo, Store, redact, secrets_of, translated
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
@@ -211,4 +213,6 @@ def open_store(url: str, storage_options: Mapping[str, object] | None = None) ->
     except ImportError as error:
         msg = f"the store URL {redact(url)!r} needs a package that is not installed: {error}"
         raise InvalidSettingError(msg) from error
-    return FsspecStore(url, storage_options or {})
+    options = storage_options or {}
+    store = FsspecStore(url, options)
+    return native(store, url, options, os.environ) if scheme in SCHEMES else store

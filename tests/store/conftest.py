@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -26,6 +27,10 @@ sys.stdin.read()
 server.stop()
 """
 SECRET = "s3kr3t/of+the=tests"
+AZURITE_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+"""The key of every azurite, as its documentation prints it."""
 
 
 class S3:
@@ -78,6 +83,31 @@ def s3():
 @pytest.fixture
 def s3_url(s3):
     return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def azurite():
+    """The options of an Azure emulator that runs beside the tests (npm `azurite`)."""
+    pytest.importorskip("adlfs")
+    pytest.importorskip("obstore")
+    program = shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("needs azurite: npm install -g azurite")
+    words = ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
+    with subprocess.Popen(
+        [program, *words, "--blobHost=127.0.0.1", "--blobPort=0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            lines = iter(process.stdout.readline, "")
+            address = next(line.split()[-1] for line in lines if "listens on" in line)
+            yield {
+                "connection_string": f"AccountName=devstoreaccount1;AccountKey={AZURITE_KEY};"
+                f"BlobEndpoint={address}/devstoreaccount1"
+            }
+        finally:
+            process.kill()
 
 
 @pytest.fixture

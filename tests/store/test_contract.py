@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 
+import fsspec
 import pytest
 
 from bt_lightning.errors import (
@@ -19,6 +20,7 @@ from bt_lightning.localdir.digest import digest_file
 from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.download import download
 from bt_lightning.store.local import LocalStore
+from bt_lightning.store.native import NativeStore
 from bt_lightning.store.port import ObjectInfo
 from bt_lightning.store.publish import publish, unpublish
 from bt_lightning.store.remote import FsspecStore, open_store
@@ -225,6 +227,20 @@ class TestRetryingStore(StoreContract):
             raise AssertionError(msg)
 
         return lambda: RetryingStore(LocalStore(tmp_path / "store"), sleep=never)
+
+
+class TestAzureStore(StoreContract):
+    """Control through adlfs, bytes through obstore."""
+
+    @pytest.fixture
+    def connect(self, azurite):
+        filesystem = fsspec.filesystem("az", **azurite, skip_instance_cache=True)
+        container = uuid.uuid4().hex
+        filesystem.mkdir(container)
+        return lambda: open_store(f"az://{container}/root", azurite)
+
+    def test_its_bytes_go_through_the_native_client(self, store):
+        assert isinstance(store, NativeStore)
 
 
 def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path, send):

@@ -1,0 +1,56 @@
+"""What the clients of `transfer.py` share."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1024 * 1024
+PART = 32 * MIB
+
+
+class Bytes:
+    """What is sent: a mapping, and a path under which a client that needs a file can open it."""
+
+    def __init__(self, path: str, descriptor: int, size: int, *, in_memory: bool) -> None:
+        self.path, self.size, self.in_memory = path, size, in_memory
+        self.descriptor = descriptor
+        self.mapping = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+        self.view = memoryview(self.mapping)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Bytes]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield Bytes(str(path), descriptor, os.fstat(descriptor).st_size, in_memory=False)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def preallocated(path: Path, size: int) -> Iterator[int]:
+    """A new file with its blocks: writing into holes from several threads is half as fast."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def memory_of(process: int | str, what: str) -> int:
+    """Bytes, from /proc/PID/status; 0 if the process is gone."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(rf"^{what}:\s+(\d+) kB", text, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0

@@ -1,0 +1,185 @@
+"""Azure: bytes through obstore, all else through fsspec.
+
+Used by the worker, which was spawned: a client of obstore hangs in a forked process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreTransientError
+from bt_lightning.store.native_config import az_config
+from bt_lightning.store.port import secrets_of, translated
+from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from bt_lightning.store.port import ObjectInfo, Reuse, Source, Store
+
+SCHEMES: Final = frozenset({"az"})
+_AT_ONCE: Final = 4
+_MOST_PARTS: Final = 40_000
+"""Azure allows 50,000 blocks."""
+_PLAIN_KEY: Final = re.compile(r"[\w @=+,.~/-]+", re.ASCII)
+"""Keys that both clients are known to spell alike."""
+_REFUSED: Final = re.compile(r"status code: 4(?!08|16|29)\d\d")
+_CLIENT: Final = {"connect_timeout": "10s", "timeout": "120s"}
+_RETRY: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
+
+
+class NativeStore:
+    """A `Store` that sends and reads by `client`, and asks `inner` for everything else.
+
+    Args:
+        inner: the same place through fsspec.
+        client: an obstore store, made for the bucket.
+        folder: where `inner` has its root in the bucket; empty for the bucket itself.
+        secrets: texts that no message may hold.
+    """
+
+    def __init__(self, inner: Store, client: Any, folder: str, secrets: Collection[str]) -> None:
+        self._inner = inner
+        self._client = client
+        self._folder = folder
+        self._secrets = secrets
+
+    @property
+    def name(self) -> str:
+        """The inner store's."""
+        return self._inner.name
+
+    def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
+        """Upload in parts side by side; they become an object when the last has arrived."""
+        import obstore
+
+        path = self._path(key)
+        copied = reuse is not None and whole(source, reuse.ranges)
+        if copied or not _PLAIN_KEY.fullmatch(path):
+            self._inner.send(source, key, reuse)
+            return
+        with self._doing("uploading", key):
+            if source.size <= PIECE_BYTES:
+                with source.hold(0, source.size) as data:
+                    obstore.put(self._client, path, bytes(data), use_multipart=False)
+                return
+            part = PIECE_BYTES * -(-source.size // (PIECE_BYTES * _MOST_PARTS))
+            # a piece is good until the next is asked for, a part until it is sent
+            parts = (bytes(piece) for piece in pieces(source))
+            obstore.put(
+                self._client,
+                path,
+                parts,
+                use_multipart=True,
+                chunk_size=part,
+                max_concurrency=_AT_ONCE,
+            )
+
+    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Download that range in one request."""
+        import obstore
+
+        path = self._path(key)
+        if not len(target) or not _PLAIN_KEY.fullmatch(path):
+            self._inner.read_into(key, offset, target)
+            return
+        with self._doing("downloading", key):
+            try:
+                data = obstore.get_range(self._client, path, start=offset, length=len(target))
+            except FileNotFoundError:
+                msg = f"there is no {self.name}/{key}"
+                raise CheckpointNotFoundError(msg) from None
+            if len(data) != len(target):
+                msg = f"{self.name}/{key} gave {len(data)} of {len(target)} bytes from {offset} on"
+                raise StoreTransientError(msg)
+            target[:] = memoryview(data)
+
+    def put(self, key: str, data: bytes) -> None:
+        """By fsspec."""
+        self._inner.put(key, data)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """By fsspec."""
+        self._inner.put_new(key, data)
+
+    def read(self, key: str) -> bytes | None:
+        """By fsspec."""
+        return self._inner.read(key)
+
+    def size(self, key: str) -> int | None:
+        """By fsspec."""
+        return self._inner.size(key)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """By fsspec."""
+        return self._inner.list(prefix)
+
+    def delete(self, keys: Collection[str]) -> None:
+        """By fsspec."""
+        self._inner.delete(keys)
+
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:
+        """By fsspec, which knows nothing: Azure forgets blocks of no blob after a week."""
+        self._inner.abandon(prefix, keep)
+
+    def _path(self, key: str) -> str:
+        return f"{self._folder}/{key}" if self._folder else key
+
+    @contextlib.contextmanager
+    def _doing(self, verb: str, key: str) -> Iterator[None]:
+        with translated(f"{verb} {self.name}/{key}", self._secrets):
+            try:
+                yield
+            except (CheckpointError, FileNotFoundError):
+                raise
+            except Exception as error:  # noqa: BLE001 - its classes are not known without it
+                raise _plain(error) from None  # its text tells the whole request
+
+
+def native(
+    inner: Store, url: str, options: Mapping[str, object], environment: Mapping[str, str]
+) -> Store:
+    """`inner`, with its bytes moved by obstore where that is certain to be the same user's doing.
+
+    Called by `open_store` for `SCHEMES`.
+    """
+    _, _, place = url.partition("://")
+    bucket, _, folder = place.partition("/")
+    if not bucket or "@" in bucket:
+        return inner
+    config = az_config(options, environment)
+    if config is None:
+        return inner
+    try:
+        from obstore.store import AzureStore
+    except ImportError:
+        return inner
+    secrets = secrets_of(dict(options)) | secrets_of(config)
+    kind: Any = AzureStore  # its options are typed dicts, ours are checked by it at run time
+    http = str(config.get("endpoint", "")).startswith("http://")  # only when the user says so
+    with translated(f"opening {inner.name}", secrets):
+        try:
+            client = kind(
+                bucket,
+                **config,
+                client_options={**_CLIENT, "allow_http": http},
+                retry_config=_RETRY,
+            )
+        except Exception as error:  # noqa: BLE001 - the same
+            raise _plain(error) from None
+    return NativeStore(inner, client, folder.strip("/"), secrets)
+
+
+def _plain(error: Exception) -> OSError:
+    """An error of obstore by a class that the port knows, without the request that it quotes."""
+    text = str(error).partition("\n\nDebug source")[0]
+    text = " ".join(text.split())[:1000]
+    kind = type(error).__name__
+    if kind in {"PermissionDeniedError", "UnauthenticatedError"}:
+        return PermissionError(text)
+    if kind == "GenericError" and not _REFUSED.search(text):
+        return ConnectionError(text)
+    return OSError(text)

@@ -1,0 +1,67 @@
+"""What a native client of Azure is told, from what fsspec's would be told.
+
+Pure. None means that fsspec's client might find other credentials than the native one, or that
+nobody can tell: then fsspec's moves the bytes, slower and surely as the right user.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Config = dict[str, object]
+
+_AZ_KNOWN: Final = (
+    "account_name",
+    "account_key",
+    "connection_string",
+    "sas_token",
+    "client_id",
+    "client_secret",
+    "tenant_id",
+)
+"""adlfs takes each as an option, or as a variable AZURE_STORAGE_...."""
+_AZ_SECRETS: Final = ("account_key", "connection_string", "sas_token", "client_secret")
+_AZ_NEEDS: Final = {
+    "account_key": ("account_key",),
+    "sas_token": ("sas_token",),
+    "client_secret": ("client_id", "client_secret", "tenant_id"),
+}
+_AZ_NAMES: Final = {"sas_token": "sas_key"}
+_AZ_NATIVE: Final = "AZURE_"
+"""How the variables begin that the native client reads; of these, adlfs reads only its own."""
+
+
+def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> Config | None:
+    """Options of `obstore.store.AzureStore`; None if adlfs has to do it."""
+    if not set(_AZ_KNOWN).issuperset(options):
+        return None
+    variables = {f"AZURE_STORAGE_{name.upper()}": name for name in _AZ_KNOWN}
+    if any(name.startswith(_AZ_NATIVE) and name not in variables for name in environment):
+        return None
+    given = {name: environment.get(variable) for variable, name in variables.items()}
+    given.update({name: str(value) for name, value in options.items() if value})
+    facts = {name: value for name, value in given.items() if value}
+    if len(set(_AZ_SECRETS).intersection(facts)) != 1:
+        return None  # none: adlfs has ways of its own; two: who wins is not the same in both
+    if "connection_string" in facts:
+        return _of_connection_string(facts["connection_string"])
+    kind = next(name for name in _AZ_SECRETS if name in facts)
+    names = ("account_name", *_AZ_NEEDS[kind])
+    if not set(names).issubset(facts):
+        return None
+    return {_AZ_NAMES.get(name, name): facts[name].lstrip("?") for name in names}
+
+
+def _of_connection_string(text: str) -> Config | None:
+    pairs = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
+    names = {name.lower(): value for name, value in pairs.items()}
+    account, key = names.get("accountname"), names.get("accountkey")
+    if not account or not key or "sharedaccesssignature" in names:
+        return None
+    suffix = names.get("endpointsuffix", "core.windows.net")
+    protocol = names.get("defaultendpointsprotocol", "https")
+    place = names.get("blobendpoint") or f"{protocol}://{account}.blob.{suffix}"
+    return {"account_name": account, "account_key": key, "endpoint": place.rstrip("/")}

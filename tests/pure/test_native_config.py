@@ -1,0 +1,62 @@
+"""Which credentials the native client of Azure may be given: never others than adlfs would use."""
+
+from __future__ import annotations
+
+import pytest
+
+from bt_lightning.store.native_config import az_config
+
+KEY = {"account_name": "acc", "account_key": "k"}
+APP = {"account_name": "acc", "client_id": "i", "client_secret": "s", "tenant_id": "t"}
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "config"),
+    [
+        (KEY, {}, KEY),
+        ({}, {"AZURE_STORAGE_ACCOUNT_NAME": "acc", "AZURE_STORAGE_ACCOUNT_KEY": "k"}, KEY),
+        (KEY, {"AZURE_STORAGE_ACCOUNT_NAME": "other", "PATH": "/"}, KEY),
+        (
+            {"account_name": "acc", "sas_token": "?sv=1&sig=2"},
+            {},
+            {"account_name": "acc", "sas_key": "sv=1&sig=2"},
+        ),
+        (APP, {}, APP),
+        (
+            {"connection_string": "AccountName=acc;AccountKey=a==;BlobEndpoint=http://h:1/acc/"},
+            {},
+            {"account_name": "acc", "account_key": "a==", "endpoint": "http://h:1/acc"},
+        ),
+        (
+            {"connection_string": "AccountName=acc;AccountKey=a==;EndpointSuffix=core.example"},
+            {},
+            {
+                "account_name": "acc",
+                "account_key": "a==",
+                "endpoint": "https://acc.blob.core.example",
+            },
+        ),
+    ],
+)
+def test_credentials_that_are_certain_are_passed_on(options, environment, config):
+    assert az_config(options, environment) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        ({}, {}),
+        ({"account_name": "acc"}, {}),
+        ({"account_key": "k"}, {}),
+        ({**KEY, "sas_token": "s"}, {}),
+        (KEY, {"AZURE_STORAGE_SAS_TOKEN": "s"}),
+        (KEY, {"AZURE_CLIENT_ID": "read by the native client alone"}),
+        ({**KEY, "credential": object()}, {}),
+        ({**KEY, "account_host": "h"}, {}),
+        ({"account_name": "acc", "client_id": "i", "client_secret": "s"}, {}),
+        ({"connection_string": "AccountName=acc;SharedAccessSignature=s"}, {}),
+        ({"connection_string": "UseDevelopmentStorage=true"}, {}),
+    ],
+)
+def test_whatever_is_not_certain_is_left_to_fsspec(options, environment):
+    assert az_config(options, environment) is None

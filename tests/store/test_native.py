@@ -1,0 +1,109 @@
+"""The native client of Azure, against an emulator."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+
+import fsspec
+import pytest
+
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    StorePermanentError,
+    StoreTransientError,
+)
+from bt_lightning.store.port import ObjectInfo
+from bt_lightning.store.remote import open_store
+from bt_lightning.store.sources import PIECE_BYTES
+
+
+class Memory:
+    """A source of random bytes that turns out damaged from some place on."""
+
+    def __init__(self, size, damaged_from=None):
+        self.data = os.urandom(size)
+        self.size = size
+        self.damaged_from = size if damaged_from is None else damaged_from
+
+    @contextlib.contextmanager
+    def hold(self, offset, size):
+        if offset + size > self.damaged_from:
+            msg = "damaged on the disk"
+            raise CheckpointCorruptError(msg)
+        buffer = bytearray(self.data[offset : offset + size])
+        yield memoryview(buffer)
+        buffer[:] = bytes(size)  # held bytes are good only while they are held
+
+
+@pytest.fixture
+def container(azurite):
+    name = uuid.uuid4().hex
+    fsspec.filesystem("az", **azurite, skip_instance_cache=True).mkdir(name)
+    return name
+
+
+@pytest.fixture
+def store(azurite, container):
+    return open_store(f"az://{container}/root", azurite)
+
+
+def test_several_parts_arrive_in_order_and_any_range_comes_back(store):
+    source = Memory(2 * PIECE_BYTES + 12345)
+    store.send(source, "a/big")
+    assert list(store.list("")) == [ObjectInfo("a/big", source.size)]
+    target = bytearray(source.size)
+    store.read_into("a/big", 0, memoryview(target))
+    assert target == source.data
+    part = bytearray(1000)
+    store.read_into("a/big", PIECE_BYTES - 500, memoryview(part))
+    assert part == source.data[PIECE_BYTES - 500 : PIECE_BYTES + 500]
+
+
+def test_a_source_that_turns_out_damaged_makes_no_object(store):
+    with pytest.raises(CheckpointCorruptError, match="damaged on the disk"):
+        store.send(Memory(3 * PIECE_BYTES, damaged_from=2 * PIECE_BYTES), "big")
+    with pytest.raises(CheckpointCorruptError, match="damaged on the disk"):
+        store.send(Memory(100, damaged_from=0), "small")
+    assert list(store.list("")) == []
+
+
+def test_a_damaged_source_leaves_what_was_there(store):
+    before = Memory(PIECE_BYTES + 1)
+    store.send(before, "key")
+    with pytest.raises(CheckpointCorruptError):
+        store.send(Memory(3 * PIECE_BYTES, damaged_from=2 * PIECE_BYTES), "key")
+    target = bytearray(before.size)
+    store.read_into("key", 0, memoryview(target))
+    assert target == before.data
+
+
+def test_what_is_missing_or_short_is_said(store):
+    with pytest.raises(CheckpointNotFoundError, match="nothing"):
+        store.read_into("nothing", 0, memoryview(bytearray(3)))
+    store.put("short", b"abc")
+    for offset in (1, 3, 10):
+        with pytest.raises(StoreTransientError, match="short"):
+            store.read_into("short", offset, memoryview(bytearray(3)))
+
+
+def test_a_wrong_key_is_permanent_and_told_to_nobody(azurite, container):
+    wrong = "d3Jvbmcgb25l" * 5
+    text = ";".join(
+        f"AccountKey={wrong}" if pair.startswith("AccountKey") else pair
+        for pair in azurite["connection_string"].split(";")
+    )
+    store = open_store(f"az://{container}/root", {"connection_string": text})
+    with pytest.raises(StorePermanentError) as caught:
+        store.send(Memory(10), "key")
+    assert wrong not in str(caught.value)
+    assert "Signature" not in str(caught.value)
+
+
+def test_a_server_that_is_gone_is_transient(azurite, container):
+    text = f"AccountName=a;AccountKey={'a2V5' * 5};BlobEndpoint=http://127.0.0.1:1/a"
+    store = open_store(f"az://{container}", {"connection_string": text})
+    with pytest.raises(StoreTransientError):
+        store.send(Memory(10), "key")
