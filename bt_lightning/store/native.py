@@ -41,6 +41,8 @@ class NativeStore:
         secrets: texts that no message may hold.
     """
 
+    distant = True
+
     def __init__(self, inner: Store, client: Any, folder: str, secrets: Collection[str]) -> None:
         self._inner = inner
         self._client = client
