@@ -97,7 +97,7 @@ class InvalidSettingError(CheckpointError, ValueError):
 class ReadOnlyError(CheckpointError, PermissionError):
     """Raised when something is to be written, moved or deleted by a `bt://` URL."""
 
-    exit_code = 27
+    exit_code = 28
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

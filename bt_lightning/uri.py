@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.layout import safe_parts
@@ -61,7 +61,7 @@ class BtUri:
         return f"{SCHEME}{self.project}{revision}{'/' if self.path else ''}{self.path}"
 
 
-def is_bt(path: object) -> bool:
+def is_bt(path: object) -> TypeGuard[str]:
     """Whether `path` is meant as a `bt://` URL, a good one or not."""
     return isinstance(path, str) and path.startswith(SCHEME)
 

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError, ReadOnlyError
 from bt_lightning.layout import MANIFEST, part_name
-from bt_lightning.store.ranges import PIECE_BYTES, read_range, save_file
+from bt_lightning.store.checked import PIECE_BYTES, read_range, save_file
 from bt_lightning.store.tree import Tree, open_bt_store
 from bt_lightning.uri import SCHEME
 
