@@ -85,12 +85,12 @@ def job_prefix(project: str, job: str, node_rank: int) -> str:
     return f"{jobs_prefix(project, job)}/rank-{node_rank}"
 
 
-def jobs_prefix(project: str = "", job: str = "") -> str:
+def jobs_prefix(project: str | None = None, job: str | None = None) -> str:
     """Key prefix of one job, of all jobs of a project, or of all projects."""
-    if not project:
+    if project is None:
         return _PROJECTS
     jobs = f"{_PROJECTS}/{slug(project)}/jobs"
-    return f"{jobs}/{slug(job)}" if job else jobs
+    return jobs if job is None else f"{jobs}/{slug(job)}"
 
 
 def committed_at(key: str) -> tuple[str, str, int, str] | None:

@@ -99,7 +99,8 @@ class JobView:
     def ids(self) -> list[str]:
         """The id of each checkpoint, in order of text; another node's equal id is `rank-N/<id>`.
 
-        Only manifests of folders whose name leaves the id open are read.
+        Only manifests of folders whose name leaves the id open are read. What is damaged is listed
+        by its folder's name: it is for those who ask for it to hear of it.
         """
         open_names = [place for place in self._places.values() if "@" in place.folder]
         self._load(open_names)
@@ -108,8 +109,6 @@ class JobView:
         shown = set()
         for (rank, folder), place in sorted(self._places.items()):
             checkpoint = read.get(place)
-            if place in read and checkpoint is None:
-                continue  # damaged, or gone
             name = folder if checkpoint is None else checkpoint.checkpoint_id
             owner = owners.setdefault(name, rank)
             shown.add(name if owner == rank else f"rank-{rank}/{name}")
@@ -242,7 +241,7 @@ class JobView:
             return dict(self._read)
 
 
-def list_places(store: Store, project: str = "", job: str = "") -> list[Place]:
+def list_places(store: Store, project: str | None = None, job: str | None = None) -> list[Place]:
     """Every folder with a manifest of a job, a project, or the whole store: one listing."""
     found = (committed_at(info.key) for info in store.list(jobs_prefix(project, job)))
     return [Place(*parts) for parts in found if parts is not None]
@@ -268,13 +267,13 @@ def view_job(store: Store, project: str, revision: str = LATEST) -> JobView:
         CheckpointNotFoundError: nothing is committed there.
         StoreError: the store refused.
     """
-    job = "" if revision == LATEST else revision
+    job = None if revision == LATEST else revision
     jobs: dict[str, list[Place]] = {}
     for place in list_places(store, project, job):
         jobs.setdefault(place.job, []).append(place)
     if not jobs:
         where = f"{store.name}/{jobs_prefix(project, job)}"
-        named = f"the job {slug(job)} of " if job else ""
+        named = f"the job {slug(job)} of " if job is not None else ""
         msg = f"nothing is committed of {named}the project {slug(project)}: looked in {where}"
         raise CheckpointNotFoundError(msg)
     if len(jobs) == 1:
