@@ -8,7 +8,6 @@ from hashlib import md5
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.tests.abstract import AbstractFixtures
-from fsspec.tests.abstract.common import GLOB_EDGE_CASES_TESTS
 from fsspec.tests.abstract.get import AbstractGetTests
 from fsspec.tests.abstract.open import AbstractOpenTests
 
@@ -56,7 +55,7 @@ class Fixtures(AbstractFixtures):
     def fs_join(self):
         return posixpath.join
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def local_fs(self):
         return LocalFileSystem(auto_mkdir=True)
 
@@ -113,16 +112,3 @@ class TestOpen(Fixtures, AbstractOpenTests):
         assert not fs.exists(fs_target)
         with fs.open(f"{ROOT}/other", "rb") as file:
             assert file.read() == b"data"
-
-
-class TestGlob(Fixtures):
-    """The table of globs of the suite, which it uses for copies, for listing."""
-
-    @pytest.mark.parametrize(GLOB_EDGE_CASES_TESTS["argnames"], GLOB_EDGE_CASES_TESTS["argvalues"])
-    def test_the_files_that_a_glob_copies_are_those_that_it_finds(
-        self, fs, fs_glob_edge_cases_files, path, recursive, maxdepth, expected
-    ):
-        options = {"recursive": recursive, "maxdepth": maxdepth}
-        found = fs.expand_path(f"{fs_glob_edge_cases_files}/{path}", **options)
-        files = {name.rpartition("/")[2] for name in found if fs.isfile(name)}
-        assert {name.rpartition("/")[2] for name in expected} <= files | {""}
