@@ -215,7 +215,9 @@ def test_list_takes_a_bt_url_and_shows_the_newest_first(store):
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["checkpoints"]
     assert [row["checkpoint_id"] for row in rows] == [f"checkpoint-{n}" for n in (100, 20, 3)]
-    named = run("checkpoints", "list", "bt://demo@job1/checkpoint-3", "--store", str(store), "-o", "csv")
+    named = run(
+        "checkpoints", "list", "bt://demo@job1/checkpoint-3", "--store", str(store), "-o", "csv"
+    )
     assert [line.split(",")[0] for line in named.stdout.splitlines()[1:]] == ["checkpoint-3"]
 
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to"),
+]
 EVERY_3 = {"every_n_train_steps": 3, "save_top_k": -1}
 OLD = "training_projects/demo/jobs/old/rank-0"
 
@@ -72,12 +75,13 @@ def test_a_fit_goes_on_from_a_name_without_a_load_directory(
     assert run.outcome["step"] == 3 * runs.BATCHES
 
 
-def test_a_run_that_goes_on_by_a_name_ends_as_one_that_was_never_interrupted(
+def test_a_run_that_goes_on_by_a_name_ends_as_the_one_that_goes_on_from_the_disk(
     runs: ModuleType, old: Path, tmp_path: Path
 ) -> None:
-    whole = runs.fit(tmp_path / "whole", save=EVERY_3, bt={"store": None, "job": "whole"})
-    again = start(runs, tmp_path / "new", "bt://demo@old")
-    assert again.outcome == whole.outcome
+    by_name = start(runs, tmp_path / "new", "bt://demo@old")
+    from_disk = runs.fit(tmp_path / "old", save=EVERY_3, bt={"project": "demo", "job": "old"})
+    assert from_disk.first_step == 6
+    assert by_name.outcome == from_disk.outcome
 
 
 def test_the_plain_checkpoint_io_takes_a_name_with_no_callback_of_ours(
@@ -117,7 +121,9 @@ def test_test_and_validate_and_predict_take_a_name(
     runs: ModuleType, old: Path, tmp_path: Path
 ) -> None:
     trainer = runs.trainer(tmp_path / "new", BTLightning(dir=tmp_path / "new"))
-    trainer.test(runs.Net(), runs.validation(), ckpt_path="bt://demo@old/checkpoint-3", verbose=False)
+    trainer.test(
+        runs.Net(), runs.validation(), ckpt_path="bt://demo@old/checkpoint-3", verbose=False
+    )
     saved = BTCheckpointIO().load_checkpoint("bt://demo@old/checkpoint-3")["state_dict"]
     assert runs.digest(trainer.lightning_module.state_dict()) == runs.digest(saved)
     trainer.validate(runs.Net(), runs.validation(), ckpt_path="bt://demo", verbose=False)
@@ -170,8 +176,16 @@ def test_a_changed_byte_stops_the_start(runs: ModuleType, old: Path, tmp_path: P
     ("name", "kind", "says"),
     [
         ("bt://demo@nope", CheckpointNotFoundError, "nothing is committed of the job nope"),
-        ("bt://demo@old/checkpoint-9", CheckpointNotFoundError, "it has checkpoint-3, checkpoint-6"),
-        ("bt://demo@old/checkpoint-6/model.safetensors", CheckpointNotFoundError, "name the checkpoint"),
+        (
+            "bt://demo@old/checkpoint-9",
+            CheckpointNotFoundError,
+            "it has checkpoint-3, checkpoint-6",
+        ),
+        (
+            "bt://demo@old/checkpoint-6/model.safetensors",
+            CheckpointNotFoundError,
+            "name the checkpoint",
+        ),
         ("bt://demo@a@b", InvalidSettingError, "more than one '@'"),
         ("bt://loops:run1/weights/x", InvalidSettingError, "Baseten Loops"),
     ],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+import shutil
 from hashlib import md5
+from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -100,7 +102,18 @@ class Fixtures(AbstractFixtures):
 
 
 class TestGet(Fixtures, AbstractGetTests):
-    pass
+    def test_get_directory_recursive(self, fs, publish_files, local_target):
+        """The suite's makes the folder first; the same of one that was published."""
+        publish_files({"src/file": b"data"})
+        target = Path(local_target)
+        fs.get(f"{ROOT}/src", local_target, recursive=True)
+        assert [path.name for path in target.iterdir()] == ["file"]
+        fs.get(f"{ROOT}/src", local_target, recursive=True)
+        assert (target / "src" / "file").read_bytes() == b"data"
+        shutil.rmtree(target)
+        for _ in range(2):
+            fs.get(f"{ROOT}/src/", local_target, recursive=True)
+            assert [path.name for path in target.iterdir()] == ["file"]
 
 
 class TestOpen(Fixtures, AbstractOpenTests):
