@@ -10,6 +10,7 @@ Exception
     ├── UnsafeLoadError (pickle.UnpicklingError)          needs code that nobody allowed to run
     ├── UnsupportedStateError (TypeError)                 a value that no file can hold
     ├── InvalidSettingError (ValueError)                  an argument or variable of no use
+    ├── ReadOnlyError (PermissionError)                   bt:// URLs are for reading
     ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
     ├── TornSnapshotError (RuntimeError)                  the state changed while it was copied
     ├── ArenaTooLargeError (MemoryError)                  no host memory for a snapshot
@@ -27,6 +28,7 @@ carries the exit code that the command line ends with.
 
 from __future__ import annotations
 
+import errno
 import pickle
 from typing import ClassVar
 
@@ -90,6 +92,16 @@ class InvalidSettingError(CheckpointError, ValueError):
     """Raised when an argument or an environment variable has a value that cannot be used."""
 
     exit_code = 2
+
+
+class ReadOnlyError(CheckpointError, PermissionError):
+    """Raised when something is to be written, moved or deleted by a `bt://` URL."""
+
+    exit_code = 28
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno.EROFS
 
 
 class DirectoryUnusableError(CheckpointError, OSError):

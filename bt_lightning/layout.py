@@ -21,9 +21,14 @@ DOT_DIR: Final = ".bt_lightning"
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _SLUG: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_PART: Final = 255
+_PROJECTS: Final = "training_projects"
+_MANIFEST_KEY: Final = re.compile(
+    rf"{_PROJECTS}/([^/]+)/jobs/([^/]+)/rank-(0|[1-9][0-9]{{0,8}})/(.+)/{re.escape(MANIFEST)}",
+    re.DOTALL,
+)
 
 
-def _safe_parts(path: str) -> bool:
+def safe_parts(path: str) -> bool:
     """Whether `path` is relative, posix, free of control characters, and stays under its root."""
     if not path or _UNSAFE.search(path):
         return False
@@ -43,7 +48,7 @@ def check_checkpoint_id(checkpoint_id: str) -> str:
         InvalidSettingError: the id is empty, absolute, has `..`, a dot part or control characters.
     """
     hidden = any(part.startswith(".") for part in checkpoint_id.split("/"))
-    if hidden or not _safe_parts(checkpoint_id):
+    if hidden or not safe_parts(checkpoint_id):
         msg = (
             f"checkpoint id {checkpoint_id!r} cannot be used: expected a relative path such as"
             " 'checkpoint-20' or 'a/checkpoint-7', without '..', dot folders or control characters"
@@ -58,7 +63,7 @@ def check_member(path: object) -> str:
     Raises:
         CheckpointCorruptError: the path is no text, absolute, or leaves the checkpoint.
     """
-    if not isinstance(path, str) or not _safe_parts(path):
+    if not isinstance(path, str) or not safe_parts(path):
         msg = f"a manifest names the file {path!r}, which is not a path inside the checkpoint"
         raise CheckpointCorruptError(msg)
     if path in {MANIFEST, MARKER}:
@@ -77,7 +82,24 @@ def job_prefix(project: str, job: str, node_rank: int) -> str:
 
     `project` may hold `/` (Baseten's project names may): it stays one path part.
     """
-    return f"training_projects/{slug(project)}/jobs/{slug(job)}/rank-{node_rank}"
+    return f"{jobs_prefix(project, job)}/rank-{node_rank}"
+
+
+def jobs_prefix(project: str | None = None, job: str | None = None) -> str:
+    """Key prefix of one job, of all jobs of a project, or of all projects."""
+    if project is None:
+        return _PROJECTS
+    jobs = f"{_PROJECTS}/{slug(project)}/jobs"
+    return jobs if job is None else f"{jobs}/{slug(job)}"
+
+
+def committed_at(key: str) -> tuple[str, str, int, str] | None:
+    """Project, job, node rank and folder of which `key` is the manifest; None of other keys."""
+    found = _MANIFEST_KEY.fullmatch(key)
+    if found is None:
+        return None
+    project, job, rank, folder = found.groups()
+    return project, job, int(rank), folder
 
 
 def store_folder(checkpoint_id: str, number: int) -> str:

@@ -56,6 +56,7 @@ _JOB = click.option("--job-id", help="Job in the store.  [env: BT_TRAINING_JOB_I
 
 
 @checkpoints.command("list")
+@click.argument("url", required=False)
 @_DIR
 @_STORE
 @_PROJECT
@@ -67,17 +68,23 @@ _JOB = click.option("--job-id", help="Job in the store.  [env: BT_TRAINING_JOB_I
     default="cli-table",
     show_default=True,
 )
-def list_checkpoints(
+def list_checkpoints(  # noqa: PLR0913, PLR0917 - one argument an option
+    url: str | None,
     directory: str | None,
     store: str | None,
     project: str | None,
     job_id: str | None,
     output_format: str,
 ) -> None:
-    """List committed checkpoints, newest step first."""
-    from bt_lightning.cli.listing import render, rows_of_directory, rows_of_store
+    """List committed checkpoints, newest step first.
 
-    if store:
+    With URL, bt://project[@job], those of that job in the store; without @job, of the most recent.
+    """
+    from bt_lightning.cli.listing import render, rows_of_directory, rows_of_store, rows_of_url
+
+    if url:
+        rows = rows_of_url(url, store)
+    elif store:
         rows = rows_of_store(store, _prefix(project, job_id, directory))
     else:
         rows = rows_of_directory(_directory(directory))
@@ -85,35 +92,18 @@ def list_checkpoints(
 
 
 @checkpoints.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1)
 @_DIR
-def verify(paths: tuple[Path, ...], directory: str | None) -> None:
-    """Read every byte of checkpoints on disk and compare it with their manifests.
+@_STORE
+def verify(paths: tuple[str, ...], directory: str | None, store: str | None) -> None:
+    """Read every byte of checkpoints and compare it with their manifests.
 
-    Without PATHS, verifies all that is committed under --dir. Exits with 12 if any is damaged.
+    PATHS are directories, or bt://project[@job][/checkpoint] of the store. Without any, verifies
+    all that is committed under --dir. Exits with 12 if any is damaged.
     """
-    from bt_lightning.localdir.committed import list_committed
-    from bt_lightning.localdir.committed import verify as verify_checkpoint
+    from bt_lightning.cli.verifying import verify_all
 
-    chosen = list(paths)
-    bad = 0
-    if not chosen:
-        found, refused = list_committed(_directory(directory))
-        chosen = [checkpoint.path for checkpoint in found]
-        for item in refused:
-            bad += 1
-            click.secho(f"damaged  {item.reason}", fg="red")
-    for path in chosen:
-        try:
-            manifest = verify_checkpoint(path)
-        except CheckpointError as error:
-            bad += 1
-            click.secho(f"damaged  {error}", fg="red")
-        else:
-            click.echo(f"whole    {path}  step {manifest.step}, {manifest.size:,} bytes")
-    if not chosen and not bad:
-        click.echo("nothing is committed there")
-    if bad:
+    if not verify_all(paths or _directory(directory), store):
         sys.exit(_FAILED)
 
 

@@ -14,8 +14,11 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.committed import list_committed
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.catalog import look
+from bt_lightning.store.projects import view_job
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import RetryingStore
+from bt_lightning.store.tree import checkpoint_of, open_bt_store
+from bt_lightning.uri import parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +65,15 @@ def rows_of_store(url: str, prefix: str) -> list[Row]:
         except CheckpointCorruptError as error:
             click.secho(f"left out: {error}", fg="yellow", err=True)
     return [_row(m) for m in sorted(manifests, key=lambda m: m.order, reverse=True)]
+
+
+def rows_of_url(url: str, store: str | None) -> list[Row]:
+    """What is committed of the job, or the checkpoints, that a `bt://` URL names, newest first."""
+    uri = parse(url)
+    view = view_job(open_bt_store(store, None), uri.project, uri.revision)
+    if uri.path:
+        return [_row(checkpoint_of(view, uri, uri.project).manifest)]
+    return [_row(checkpoint.manifest) for checkpoint in view.checkpoints()]
 
 
 def render(rows: list[Row], output_format: str) -> None:

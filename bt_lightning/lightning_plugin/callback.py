@@ -6,6 +6,7 @@ import os
 import warnings
 import weakref
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,12 +15,8 @@ from typing_extensions import override
 from bt_lightning.errors import CheckpointError
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.adopt import adopt
-from bt_lightning.lightning_plugin.checkpoint_io import (
-    EXTRA,
-    is_committed,
-    local_path,
-    teach_lightning,
-)
+from bt_lightning.lightning_plugin.bt_source import BtSource
+from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
 from bt_lightning.lightning_plugin.checks import (
     at_least_one,
     checkpoint_root,
@@ -39,7 +36,6 @@ from bt_lightning.lightning_plugin.resume import Decision, arrange, forget
 from bt_lightning.lightning_plugin.routing import Hooks, RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.session import Resume, Session, SessionConfig, publish_late
 from bt_lightning.lightning_plugin.watch import open_saves, remove
-from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.requests import request_removal
 from bt_lightning.settings import Job, Settings
 from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
@@ -180,7 +176,8 @@ class BTLightning(Callback):
         again = self._resumed is not None and self._resumed() is trainer
         if again:
             decision = Decision(None, None, warm=False)  # a second fit goes on where it stands
-        arrange(trainer, pl_module, decision, strict=self._strict, on_chosen=self._chosen)
+        chosen = partial(self._chosen, trainer)
+        arrange(trainer, pl_module, decision, strict=self._strict, on_chosen=chosen)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -277,7 +274,8 @@ class BTLightning(Callback):
 
     def _install(self, trainer: Trainer, root: Path) -> None:
         hooks = Hooks(self._committed, self._removed, self._missing, self._under_way)
-        self._routed = install_io(trainer, root, hooks)
+        source = BtSource(self._store, self._storage_options)
+        self._routed = install_io(trainer, root, hooks, source)
         self._routed.weights_only = self._weights_only
         teach_lightning()
 
@@ -305,10 +303,11 @@ class BTLightning(Callback):
             drain_s=self._drain_timeout.total_seconds(),
         )
 
-    def _chosen(self, path: str | None) -> None:
+    def _chosen(self, trainer: Trainer, path: str | None) -> None:
         """Every rank: the run resumes from `path`, and never deletes it."""
-        if path is not None and is_committed(path):
-            self._pinned.add(read_manifest(local_path(path)).digest)
+        digest = self._routed.settle(trainer, path) if self._routed and path else None
+        if digest is not None:
+            self._pinned.add(digest)
 
     def _committed(self, manifest: Manifest) -> None:
         if self._session is not None:

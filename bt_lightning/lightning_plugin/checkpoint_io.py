@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
-import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +16,13 @@ from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
     DirectoryUnusableError,
+    ReadOnlyError,
     StorePermanentError,
 )
 from bt_lightning.layout import MANIFEST, WEIGHTS, check_checkpoint_id
+from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.compat import teach_load_from_checkpoint
+from bt_lightning.lightning_plugin.facts import first_count, versions
 from bt_lightning.lightning_plugin.hf import ServingFiles
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both, attribute_dicts
 from bt_lightning.localdir.commit import commit
@@ -37,6 +36,7 @@ from bt_lightning.store.catalog import fetch, newest_folder
 from bt_lightning.store.publish import publish, unpublish
 from bt_lightning.store.remote import download_url, open_store
 from bt_lightning.store.retry import RetryingStore
+from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -53,15 +53,25 @@ class BTCheckpointIO(CheckpointIO):
     Usable alone, `Trainer(plugins=[BTCheckpointIO()])` or `Fabric(plugins=[BTCheckpointIO()])`;
     `BTLightning` installs one by itself. Called by Lightning on rank 0 (saving, removing) and on
     every rank (loading). Paths may be local or URLs of any fsspec filesystem; stock `.ckpt` files
-    are loaded as well.
+    are loaded as well, and checkpoints by their `bt://` names.
 
     Args:
         allowed: classes, beyond the built-in ones and `torch.serialization.add_safe_globals`, that
             a checkpoint may hold instances of and that loading may rebuild.
+        store: URL of the store that `bt://` paths are looked up in; `$BT_STORE_URL`.
+        storage_options: keyword arguments of that store's fsspec filesystem.
     """
 
-    def __init__(self, allowed: Iterable[type] = ()) -> None:
+    def __init__(
+        self,
+        allowed: Iterable[type] = (),
+        *,
+        store: str | None = None,
+        storage_options: Mapping[str, object] | None = None,
+    ) -> None:
         self.allowed: tuple[type, ...] = tuple(allowed)
+        self.bt = BtSource(store, dict(storage_options or {}))
+        """Where `bt://` paths lead."""
         self.serving = ServingFiles()
         """What is written besides the checkpoint, for those who serve it."""
         self.origin: dict[str, Any] = {}
@@ -139,11 +149,11 @@ class BTCheckpointIO(CheckpointIO):
     def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
         """What the manifest says of `checkpoint`, without its files and generation."""
         return {
-            "step": _count(checkpoint, "global_step", "step"),
-            "epoch": _count(checkpoint, "epoch"),
+            "step": first_count(checkpoint, "global_step", "step"),
+            "epoch": first_count(checkpoint, "epoch"),
             "created_at": datetime.now(timezone.utc).isoformat(),
             "metrics": _metrics(checkpoint),
-            "origin": {**self.origin, "versions": dict(_versions())},
+            "origin": {**self.origin, "versions": dict(versions())},
             "resumable": "optimizer_states" in checkpoint,
             "weights_prefix": (
                 self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
@@ -171,7 +181,7 @@ class BTCheckpointIO(CheckpointIO):
             CheckpointCorruptError: bytes are missing or changed.
             UnsafeLoadError: it holds what only `weights_only=False` may load.
         """
-        with local_copy(path) as source:
+        with self.bt.copy(path) if is_bt(path) else local_copy(path) as source:
             if source.is_dir():
                 return load_directory(
                     source,
@@ -237,7 +247,14 @@ def is_url(path: str | Path) -> bool:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """The URL of the folder that holds `url`, and the last part of it."""
+    """The URL of the folder that holds `url`, and the last part of it.
+
+    Raises:
+        ReadOnlyError: it is a `bt://` URL, under which nothing can be written or deleted.
+    """
+    if is_bt(url):
+        msg = f"{url} is for reading: save to a path, or to the store's own URL"
+        raise ReadOnlyError(msg)
     scheme, _, rest = url.partition("://")
     parent, _, name = rest.rstrip("/").rpartition("/")
     return f"{scheme}://{parent}", name
@@ -301,34 +318,10 @@ def _generation(final: Path) -> int:
         return 0
 
 
-def _count(checkpoint: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        value = checkpoint.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return value
-    return 0
-
-
 def _metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:
     extra = checkpoint.get(EXTRA)
     metrics = extra.get("metrics") if isinstance(extra, dict) else None
     return dict(metrics) if isinstance(metrics, dict) else {}
-
-
-@cache  # reading package metadata takes 10 ms
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package, module in (
-        ("bt-lightning", "bt_lightning"),
-        ("torch", "torch"),
-        ("lightning", "lightning"),
-    ):
-        if module in sys.modules:
-            try:
-                found[package] = version(package)
-            except PackageNotFoundError:
-                continue
-    return found
 
 
 def _load_committed(path: Any, **options: Any) -> dict[str, Any]:
@@ -337,7 +330,7 @@ def _load_committed(path: Any, **options: Any) -> dict[str, Any]:
 
 def teach_lightning() -> None:
     """Let `LightningModule.load_from_checkpoint` read our directories; idempotent."""
-    teach_load_from_checkpoint(_load_committed, is_committed)
+    teach_load_from_checkpoint(_load_committed, lambda path: is_bt(path) or is_committed(path))
 
 
 teach_lightning()

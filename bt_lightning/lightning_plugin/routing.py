@@ -24,6 +24,7 @@ from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.durable import delete_directory
+from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
+    from bt_lightning.lightning_plugin.bt_source import BtSource
     from bt_lightning.lightning_plugin.saves import Saves
     from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load import MapLocation
@@ -91,12 +93,16 @@ class RoutedCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: MapLocation = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load a committed directory our way, anything else by the inner IO."""
+        """Load what is committed, and `bt://` paths, our way, anything else by the inner IO."""
         weights_only = self.weights_only if weights_only is None else weights_only
         saves = self._hooks.saves()
         if saves is not None and self.is_ours(path):
             saves.settle(self._id(self._place(path)))
-        if is_committed(path) or (self.is_ours(path) and not local_path(path).is_file()):
+        if (
+            is_bt(path)
+            or is_committed(path)
+            or (self.is_ours(path) and not local_path(path).is_file())
+        ):
             return self.ours.load_checkpoint(path, map_location, weights_only)
         more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
         if takes_weights_only(self.inner.load_checkpoint):
@@ -148,6 +154,15 @@ class RoutedCheckpointIO(CheckpointIO):
             return False
         return saves.saver.pending(self._id(self._place(path)))
 
+    def settle(self, trainer: Trainer, path: str) -> str | None:
+        """Every rank: agree on what a `bt://` path means; return the digest of what `path` names.
+
+        None if nothing is committed there: a stock file, say.
+        """
+        if is_bt(path):
+            return self.ours.bt.agree(trainer, path).digest
+        return read_manifest(local_path(path)).digest if is_committed(path) else None
+
     def _id(self, place: Path) -> str:
         return place.relative_to(self.root).as_posix()
 
@@ -157,11 +172,16 @@ class RoutedCheckpointIO(CheckpointIO):
         return place.parent.resolve() / place.name
 
 
-def install_io(trainer: Trainer, root: Path, hooks: Hooks) -> RoutedCheckpointIO:
-    """Make the Trainer's checkpoints go through a `RoutedCheckpointIO`; idempotent."""
+def install_io(trainer: Trainer, root: Path, hooks: Hooks, source: BtSource) -> RoutedCheckpointIO:
+    """Make the Trainer's checkpoints go through a `RoutedCheckpointIO`; idempotent.
+
+    `source` is where `bt://` paths lead, unless the user's own `BTCheckpointIO` knows a store.
+    """
     inner = trainer.strategy.checkpoint_io
     inner = inner.inner if isinstance(inner, RoutedCheckpointIO) else inner
     ours = inner if isinstance(inner, BTCheckpointIO) else BTCheckpointIO()
+    if ours.bt.store is None:
+        ours.bt = source
     ours.origin = {
         "world_size": trainer.world_size,
         "strategy": type(trainer.strategy).__name__,

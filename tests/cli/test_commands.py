@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import LocalCheckpoint
+from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
 from bt_lightning.localdir.events import note
 from bt_lightning.manifest import Manifest
 from bt_lightning.settings import Job, Settings
@@ -195,3 +196,52 @@ def test_a_trace_of_a_directory_without_events_says_so(tmp_path):
     done = run("trace", "--dir", str(tmp_path))
     assert done.returncode == 10
     assert "has no events" in done.stderr
+
+
+@pytest.fixture
+def store(root, tmp_path):
+    """A store with the job `job1` of the project `demo`, as an environment."""
+    local = LocalStore(tmp_path / "store")
+    for step in (20, 100, 3):
+        checkpoint = LocalCheckpoint(
+            root / f"checkpoint-{step}", read_manifest(root / f"checkpoint-{step}")
+        )
+        publish(local, job_prefix("demo", "job1", 0), checkpoint)
+    return tmp_path / "store"
+
+
+def test_list_takes_a_bt_url_and_shows_the_newest_first(store):
+    done = run("checkpoints", "list", "bt://demo", "-o", "json", BT_STORE_URL=str(store))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["checkpoints"]
+    assert [row["checkpoint_id"] for row in rows] == [f"checkpoint-{n}" for n in (100, 20, 3)]
+    named = run(
+        "checkpoints", "list", "bt://demo@job1/checkpoint-3", "--store", str(store), "-o", "csv"
+    )
+    assert [line.split(",")[0] for line in named.stdout.splitlines()[1:]] == ["checkpoint-3"]
+
+
+def test_verify_takes_bt_urls_and_sees_a_changed_byte(store):
+    env = {"BT_STORE_URL": str(store)}
+    done = run("checkpoints", "verify", "bt://demo", "bt://demo@job1/checkpoint-3", **env)
+    assert done.returncode == 0, done.stderr
+    assert "whole    bt://demo (job1/checkpoint-100)  step 100, 1,200 bytes" in done.stdout
+    file = store / job_prefix("demo", "job1", 0) / "checkpoint-3" / "trainer.json"
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(b"x" + data[1:])
+    done = run("checkpoints", "verify", "bt://demo", "bt://demo@job1/checkpoint-3", **env)
+    assert done.returncode == 12
+    assert "whole    bt://demo (" in done.stdout
+    assert "checkpoint-3 is damaged: the bytes of trainer.json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [("bt://demo@nope", 10), ("bt://a@b@c", 2), ("bt://loops:r/weights/x", 2), ("nonsense", 2)],
+)
+def test_a_bad_bt_url_ends_with_its_code_and_one_line(store, url, code):
+    done = run("checkpoints", "list", url, BT_STORE_URL=str(store))
+    assert done.returncode == code
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -19,6 +19,7 @@ BUILTINS = {
     "UnsafeLoadError": pickle.UnpicklingError,
     "UnsupportedStateError": TypeError,
     "InvalidSettingError": ValueError,
+    "ReadOnlyError": PermissionError,
     "DirectoryUnusableError": OSError,
     "TornSnapshotError": RuntimeError,
     "ArenaTooLargeError": MemoryError,

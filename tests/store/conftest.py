@@ -9,12 +9,15 @@ import sys
 import urllib.request
 import uuid
 
+import fsspec
 import pytest
 
+from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import Manifest
+from bt_lightning.store.publish import publish
 from bt_lightning.store.sources import FileSource
 
 _SERVER = """
@@ -125,7 +128,7 @@ def send():
 def make():
     """Commit a small checkpoint on the disk; `files` maps paths to bytes."""
 
-    def make(root, name="checkpoint-1", step=1, generation=1, files=None):
+    def make(root, name="checkpoint-1", step=1, generation=1, files=None, created="2030-01-01"):
         files = {"model.safetensors": b"w" * 300, "sub/state.bin": b"s"} if files is None else files
 
         def describe(entries):
@@ -134,7 +137,7 @@ def make():
                 generation=generation,
                 step=step,
                 epoch=0,
-                created_at="2030-01-01T00:00:00+00:00",
+                created_at=f"{created}T00:00:00+00:00",
                 files=entries,
             )
 
@@ -142,3 +145,24 @@ def make():
         return LocalCheckpoint(root / name, commit(root / name, root, pieces, describe))
 
     return make
+
+
+@pytest.fixture
+def published(make, tmp_path):
+    """Commit a small checkpoint and publish it to a store as a job does; returns its folder."""
+
+    def published(
+        store, job="job1", name="checkpoint-1", step=1, *, project="demo", rank=0, **facts
+    ):
+        root = tmp_path / "disks" / uuid.uuid4().hex
+        local = make(root, name, step, **facts)
+        return publish(store, job_prefix(project, job, rank), local)
+
+    return published
+
+
+@pytest.fixture
+def bt_known():
+    """Lets fsspec find `bt` where this package runs from its source tree."""
+    if "bt" not in fsspec.available_protocols():
+        fsspec.register_implementation("bt", "bt_lightning.store.bt.BTFileSystem")
