@@ -26,7 +26,7 @@ _SHARE = 0.8
 class Arenas:
     """At most `count` arenas, together of at most `budget` bytes; training thread only.
 
-    `later` runs what takes long, touching and pinning, on the copy thread.
+    `later` runs what takes long, touching and pinning, on a thread of its own.
     """
 
     def __init__(
@@ -91,6 +91,10 @@ class Arenas:
         self._worker.share(arena.index, arena.descriptor, arena.size)
         self._warming[slot] = self._later(lambda: self._warm(arena))
         return arena
+
+    def warming(self, slot: int) -> Future[None]:
+        """What is done when every page of the slot's arena is there."""
+        return self._warming[slot]
 
     def use(self, slot: int, number: int) -> None:
         """The save `number` has its image there, until `release`."""

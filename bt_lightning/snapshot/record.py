@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from bt_lightning.errors import TornSnapshotError
+
 Overlap = Literal["wait", "skip", "latest"]
 Policy = Literal["auto", "lazy", "eager"]
 
@@ -61,3 +63,12 @@ class SaveRecord:
             if isinstance(value, int | float) and name != "number"
             if value or not name.endswith("_durable_s")
         }
+
+
+def torn(record: SaveRecord) -> TornSnapshotError:
+    """What is raised for a save that the torn-copy detector gave up."""
+    return TornSnapshotError(
+        f"the checkpoint {record.checkpoint_id} was given up: something other than an optimizer"
+        " step changed weights or optimizer state while they were copied beside training. Use"
+        " BTLightning(snapshot='eager'), which copies before the save returns"
+    )

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.errors import ArenaTooLargeError, SaveTimeoutError, TornSnapshotError
+from bt_lightning.errors import ArenaTooLargeError, SaveTimeoutError
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, Withdrawn
 from bt_lightning.snapshot.arenas import Arenas
 from bt_lightning.snapshot.capture import Capture, Streams
@@ -18,7 +18,7 @@ from bt_lightning.snapshot.copies import HostCopier, Sorter
 from bt_lightning.snapshot.guard import Guard
 from bt_lightning.snapshot.last import Last
 from bt_lightning.snapshot.placing import place_files
-from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
+from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions, torn
 from bt_lightning.snapshot.take import Memory, Snapshot
 from bt_lightning.snapshot.threads import copy_threads
 
@@ -59,9 +59,10 @@ class Saver:
         self._pump = pump
         self._overlap = options.overlap
         self._thread = copy_threads(1, "bt_lightning snapshot")
+        self._toucher = copy_threads(1, "bt_lightning touch")  # of arenas that no save waits for
         self._arenas = Arenas(
             worker,
-            self._thread.submit,
+            self._toucher.submit,
             count=options.count,
             budget=options.arena_memory,
             pinned_for=pinned_for,
@@ -113,9 +114,10 @@ class Saver:
         record.step = int(job.facts["step"])  # type: ignore[call-overload]
         record.bytes = sum(image.size for image in job.files)
         self._open[record.number] = record
-        capture = self._last.capture
+        capture, warm = self._last.capture, self._arenas.warming(self._last.slot)
         record.call_ms = 1000 * (time.perf_counter() - started)
-        future = self._thread.submit(self._finish, capture, job, time.perf_counter(), record)
+        now = time.perf_counter()
+        future = self._thread.submit(self._finish, capture, job, now, record, warm)
         self._copies[record.number] = (future, capture, record)
         if not capture.done and record.snapshot != "shared":
             self._copying = (capture, record)
@@ -215,10 +217,16 @@ class Saver:
             self._worker.withdraw(number)
 
     def _finish(
-        self, capture: Capture, job: CommitImage, returned: float, record: SaveRecord
+        self,
+        capture: Capture,
+        job: CommitImage,
+        returned: float,
+        record: SaveRecord,
+        warm: Future[None],
     ) -> None:
         """On the copy thread: end the copy, and hand the image over."""
         if not capture.done:
+            wait([warm])  # pages that are not there yet are slower to copy to
             capture.finish()
         record.copy_ms = 1000 * max(0.0, capture.ended_at - returned)
         if not capture.torn:
@@ -304,6 +312,7 @@ class Saver:
         self._sorter.forget()
         self._memory = Memory()
         self._arenas.close()
+        self._toucher.shutdown()
 
     def _collect(self) -> None:
         """Take what the copy thread has come to."""
@@ -316,7 +325,7 @@ class Saver:
                 continue
             self._open.pop(number, None)
             self._arenas.release(number)
-            self._ended.append((record, error if isinstance(error, Exception) else _torn(record)))
+            self._ended.append((record, error if isinstance(error, Exception) else torn(record)))
 
     def _await(self, over: Callable[[], bool]) -> None:
         until = time.monotonic() + _WAIT_S
@@ -335,11 +344,3 @@ class Saver:
             else:
                 self._pump(_LOOK_S)
             self._collect()
-
-
-def _torn(record: SaveRecord) -> TornSnapshotError:
-    return TornSnapshotError(
-        f"the checkpoint {record.checkpoint_id} was given up: something other than an optimizer"
-        " step changed weights or optimizer state while they were copied beside training. Use"
-        " BTLightning(snapshot='eager'), which copies before the save returns"
-    )
