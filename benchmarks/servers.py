@@ -43,6 +43,21 @@ class Server:
     def is_sink(self) -> bool:
         return self.name.startswith("sink")
 
+    def environment(self) -> dict[str, str]:
+        """Variables of a client's process: none of its libraries may find another place to ask."""
+        found = {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "FSSPEC_S3_KEY": KEY,
+            "FSSPEC_S3_SECRET": SECRET,
+            "FSSPEC_S3_ENDPOINT_URL": self.url,
+        }
+        return {**found, "AWS_CA_BUNDLE": self.certificate} if self.certificate else found
+
     def boto3(self, connections: int = 10) -> object:
         """A client without what costs most: a signed payload, and checksums nobody asked for."""
         return boto3.client(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from client_ours import Ours
 from client_tools import Bytes, memory_of
 from clients import CLIENTS, S5cmd
-from servers import KEY, SECRET, Server
+from servers import Server
 from typing_extensions import Self
 
 if TYPE_CHECKING:
@@ -138,12 +138,6 @@ def loader(spec: dict[str, object]) -> tuple[Callable[[], dict[str, object]], ob
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    server = spec["server"]
-    os.environ.update(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1")
-    os.environ.update(FSSPEC_S3_KEY=KEY, FSSPEC_S3_SECRET=SECRET)
-    os.environ.update(FSSPEC_S3_ENDPOINT_URL=server["url"], AWS_DEFAULT_REGION="us-east-1")
-    if server["certificate"]:
-        os.environ["AWS_CA_BUNDLE"] = server["certificate"]
     digest = None
     if spec["do"] == "load":
         how, client = loader(spec)
