@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    DirectoryFullError,
+)
 from bt_lightning.layout import MANIFEST, MARKER, generation_of, part_name, under
-from bt_lightning.localdir.committed import describe_damage
-from bt_lightning.localdir.digest import digest_file
-from bt_lightning.localdir.durable import publish_directory, temporary
-from bt_lightning.localdir.files import sync_directory
+from bt_lightning.localdir.durable import discard, tidy
+from bt_lightning.localdir.files import sync_directory, write_out
+from bt_lightning.localdir.partial import partial, publish_partial
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.download import download
+from bt_lightning.store.place import StorePlace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,42 +53,34 @@ def look(store: Store, prefix: str) -> Listing:
 def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Manifest:
     """Bring one checkpoint of the store to the directory `final` under `root`, verified, whole.
 
+    It appears in one rename, durable. A fetch that was killed or refused by the store left what it
+    had under `root`; this one verifies that and goes on. Called in the worker.
+
     Raises:
         CheckpointNotFoundError: the folder holds no committed checkpoint.
         CheckpointCorruptError: what arrived is not what the manifest says; nothing is kept.
+        DirectoryFullError: it does not fit on the disk; nothing is kept.
         StoreError: the store refused.
     """
-    base = under(prefix, folder)
-    data = store.read(f"{base}/{MANIFEST}")
-    if data is None:
-        msg = f"no committed checkpoint at {store.name}/{base}"
-        raise CheckpointNotFoundError(msg)
-    manifest = Manifest.from_bytes(data, f"{store.name}/{base}")
-    with temporary(root) as built:
-        folders = {built}
-        for entry in manifest.files:
-            target = built / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folders.add(target.parent)
-            download(store, f"{base}/{entry.path}", target)
-            found = digest_file(target, entry.path)
-            if found != entry:
-                raise CheckpointCorruptError(describe_damage(f"{store.name}/{base}", entry, found))
-            _sync_file(target)
-        (built / MANIFEST).write_bytes(data)
-        _sync_file(built / MANIFEST)
-        for path in folders:
-            sync_directory(path)
-        publish_directory(built, final, root)
+    place = StorePlace(store, prefix, folder)
+    manifest = place.manifest
+    with partial(root, manifest.digest) as built:
+        try:
+            download(place, built)
+        except (CheckpointCorruptError, CheckpointNotFoundError, DirectoryFullError):
+            discard(built)
+            raise
+        _write_durable(built / MANIFEST, place.manifest_bytes)
+        for path in {p for entry in manifest.files for p in PurePosixPath(entry.path).parents}:
+            sync_directory(built / path)
+        publish_partial(built, final, root)
+    tidy(root)
     return manifest
 
 
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_durable(file: Path, data: bytes) -> None:
+    with file.open("wb") as stream:
+        write_out(stream, data)
 
 
 def newest_folder(store: Store, prefix: str, checkpoint_id: str) -> tuple[str, int] | None:

@@ -20,6 +20,7 @@ BUILTINS = {
     "UnsupportedStateError": TypeError,
     "InvalidSettingError": ValueError,
     "DirectoryUnusableError": OSError,
+    "DirectoryFullError": errors.DirectoryUnusableError,
     "TornSnapshotError": RuntimeError,
     "ArenaTooLargeError": MemoryError,
     "SaveTimeoutError": TimeoutError,
