@@ -50,7 +50,7 @@ def read_small(place: Place, entry: FileEntry) -> bytearray:
     data = bytearray(entry.size)
     for wanted in tail(entry, 0, place.piece_bytes):
         view = memoryview(data)[wanted.offset : wanted.offset + wanted.size]
-        read_verified(place, entry, wanted.offset, view)
+        read_verified(place, entry, wanted.offset, [view])
     return data
 
 
@@ -59,17 +59,17 @@ def read_tensors(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Every tensor of some safetensors files, each in CPU memory of its own, file by file.
 
-    Several threads read; a range that lies in one tensor goes straight into its memory, and others
-    by way of a buffer, once they are verified. No header is parsed before it is verified.
+    Several threads read straight into the tensors' memory, and verify what they read; the tensors
+    are of use only if this returns. No header is parsed before it is verified.
 
     Raises:
         CheckpointCorruptError: a header is malformed, or bytes are not those of the manifest.
         StoreError: the store refused.
     """
     scratch, connections = Scratch(), place.connections
-    files = in_parallel(lambda entry: _opened(place, entry), entries.values(), connections)
+    files = in_parallel(lambda entry: _opened(place, entry, scratch), entries.values(), connections)
     wanted = [(file, part) for file in files for part in file.rest(place.piece_bytes)]
-    in_parallel(lambda pair: pair[0].read(place, pair[1], scratch), wanted, connections)
+    in_parallel(lambda pair: pair[0].read(place, pair[1]), wanted, connections)
     return {label: file.tensors for label, file in zip(entries, files, strict=True)}
 
 
@@ -80,7 +80,8 @@ class _File:
         self._entry = entry
         self._starts: list[int] = []
         self._views: list[memoryview] = []
-        self._read = begin
+        self._begin = begin
+        self._read = 0
         self.tensors: dict[str, torch.Tensor] = {}
         for slot in slots:
             self.tensors[slot.name] = tensor = _allocated(slot, f"{place}/{entry.path}")
@@ -88,59 +89,57 @@ class _File:
                 self._starts.append(begin + slot.begin)
                 self._views.append(tensor_bytes(tensor))
 
-    def take(self, offset: int, data: memoryview) -> None:
-        """Copy verified bytes from `offset` of the file on to the tensors that they belong to."""
-        end = offset + len(data)
+    def targets(self, offset: int, size: int) -> list[memoryview]:
+        """The memory that those bytes of the file go to; they lie behind the header."""
+        end, found = offset + size, []
         at = max(0, bisect_right(self._starts, offset) - 1)
         while at < len(self._starts) and self._starts[at] < end:
-            start, view = self._starts[at], self._views[at]
-            first, last = max(offset, start), min(end, start + len(view))
-            if first < last:
-                copy(view[first - start : last - start], data[first - offset : last - offset])
+            start = self._starts[at]
+            found.append(self._views[at][max(0, offset - start) : end - start])
             at += 1
-        self._read = max(self._read, end)
+        return found
+
+    def take(self, front: memoryview) -> None:
+        """Copy the verified front of the file to where it belongs."""
+        self._read = len(front)
+        data = front[self._begin :]
+        for target in self.targets(self._begin, len(data)):
+            copy(target, data[: len(target)])
+            data = data[len(target) :]
 
     def rest(self, most_bytes: int) -> Iterator[Range]:
-        """What `take` was not given yet; call it when the front of the file was."""
+        """What is behind the front; call it when `take` was."""
         return tail(self._entry, self._read, most_bytes)
 
-    def read(self, place: Place, wanted: Range, scratch: Scratch) -> None:
-        """Bring one range, verified, to where it belongs."""
-        at = bisect_right(self._starts, wanted.offset) - 1
-        if at >= 0:
-            begin = wanted.offset - self._starts[at]
-            view = self._views[at][begin : begin + wanted.size]
-            if len(view) == wanted.size:
-                read_verified(place, self._entry, wanted.offset, view)
-                return
-        data = scratch.view(wanted.size)[: wanted.size]
-        read_verified(place, self._entry, wanted.offset, data)
-        self.take(wanted.offset, data)
+    def read(self, place: Place, wanted: Range) -> None:
+        """Bring one range straight to where it belongs."""
+        targets = self.targets(wanted.offset, wanted.size)
+        read_verified(place, self._entry, wanted.offset, targets)
 
 
-def _opened(place: Place, entry: FileEntry) -> _File:
+def _opened(place: Place, entry: FileEntry, scratch: Scratch) -> _File:
     """Read the front of a file, and give each tensor its memory."""
     place.check(entry)
     name = f"{place.name}/{entry.path}"
-    head = _front(place, entry, place.piece_bytes)
+    head = _front(place, entry, place.piece_bytes, scratch)
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     if len(head) < _LENGTH_BYTES or length > min(_LONGEST_HEADER, entry.size - _LENGTH_BYTES):
         msg = f"{name} is damaged: its header of {length} bytes does not fit in {entry.size} bytes"
         raise CheckpointCorruptError(msg)
     begin = _LENGTH_BYTES + length
     if begin > len(head):
-        head = _front(place, entry, begin)
+        head = _front(place, entry, begin, scratch)
     file = _File(place.name, entry, begin, _slots(bytes(head[_LENGTH_BYTES:begin]), name, entry))
-    file.take(begin, memoryview(head)[begin:])
+    file.take(head)
     return file
 
 
-def _front(place: Place, entry: FileEntry, least_bytes: int) -> bytearray:
+def _front(place: Place, entry: FileEntry, least_bytes: int, scratch: Scratch) -> memoryview:
     """The first blocks of a file, verified: at least so many bytes, if there are so many."""
-    whole = -(-least_bytes // BLOCK_BYTES) * BLOCK_BYTES
-    head = bytearray(min(entry.size, whole))
-    if head:
-        read_verified(place, entry, 0, memoryview(head))
+    size = min(entry.size, -(-least_bytes // BLOCK_BYTES) * BLOCK_BYTES)
+    head = scratch.view(size)[:size]
+    if size:
+        read_verified(place, entry, 0, [head])
     return head
 
 

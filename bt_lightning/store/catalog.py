@@ -16,13 +16,17 @@ from bt_lightning.localdir.durable import discard, tidy
 from bt_lightning.localdir.files import sync_directory, write_out
 from bt_lightning.localdir.partial import partial, publish_partial
 from bt_lightning.manifest import Manifest
+from bt_lightning.store.cache import ManifestCache
 from bt_lightning.store.download import download
+from bt_lightning.store.parallel import in_parallel
 from bt_lightning.store.place import StorePlace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.store.port import Store
+
+_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +39,30 @@ class Listing:
     """Folders with a marker: being written or deleted, or left so by a process that died."""
 
 
-def look(store: Store, prefix: str) -> Listing:
-    """List a job's checkpoints: one listing, and one small read for each manifest."""
-    committed: dict[str, bytes] = {}
-    unfinished = set()
+def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
+    """List a job's checkpoints: one listing, and one small read for each manifest, in parallel.
+
+    With `cache_dir`, manifests that an earlier look read there are not read again; the answer is
+    the same. Called in the worker and by the command line.
+    """
+    found, unfinished = {}, set()
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
         if name in {MARKER, part_name(MARKER)}:
             unfinished.add(folder)
         elif name == MANIFEST:
-            data = store.read(info.key)
-            if data is not None:
-                committed[folder] = data
+            found[folder] = info
+    cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
+    known = {folder: cache.get(info) for folder, info in found.items()} if cache else {}
+    unread = [folder for folder in found if known.get(folder) is None]
+    read = in_parallel(lambda folder: store.read(found[folder].key), unread, _READERS)
+    for folder, data in zip(unread, read, strict=True):
+        known[folder] = data
+        if cache is not None and data is not None:
+            cache.put(found[folder], data)
+    if cache is not None:
+        cache.save()
+    committed = {folder: data for folder in found if (data := known[folder]) is not None}
     return Listing(committed, frozenset(unfinished))
 
 

@@ -69,7 +69,7 @@ def _download(place: Place, folder: Path, entries: tuple[FileEntry, ...]) -> int
 
     def bring(wanted: Range) -> None:
         view = scratch.view(-(-wanted.size // BLOCK) * BLOCK)
-        read_verified(place, wanted.entry, wanted.offset, view[: wanted.size])
+        read_verified(place, wanted.entry, wanted.offset, [view[: wanted.size]])
         _write(folder / wanted.entry.path, wanted, view)
 
     in_parallel(bring, missing, place.connections)

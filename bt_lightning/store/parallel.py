@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+_TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+"""Populated at once: faults one by one would cost as much as the reading."""
 _LONG_COPY = 256 * 1024
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,11 +45,11 @@ class Scratch:
         self._local = threading.local()
 
     def view(self, size: int) -> memoryview:
-        """This thread's buffer of at least `size` bytes, whole; the last one's bytes are lost."""
+        """This thread's buffer of at least `size` bytes, whole; what was in it may be lost."""
         found: memoryview | None = getattr(self._local, "view", None)
-        if found is None or len(found) < size:
+        if found is None or len(found) < max(size, 1):
             self._local.view = None  # let go of the smaller one first
-            found = self._local.view = memoryview(mmap.mmap(-1, size))
+            found = self._local.view = memoryview(mmap.mmap(-1, max(size, 1), flags=_TOUCHED))
         return found
 
 

@@ -20,9 +20,11 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.layout import MANIFEST, under
 from bt_lightning.localdir.committed import NO_FILE, damaged_blocks, read_manifest
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
+from bt_lightning.store.parallel import Scratch, copy
 from bt_lightning.store.sources import PIECE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
@@ -32,6 +34,8 @@ _TRIES = 3
 """Times that a block which arrived damaged is asked for in all."""
 _CONNECTIONS = 6
 _MOST_READERS = 8
+_MOST_TARGETS = 1024
+"""What preadv(2) takes at once (IOV_MAX)."""
 _ALONE_BYTES = 8 * 1024 * 1024
 """A local checkpoint up to this size is read before a second thread would have started."""
 
@@ -58,43 +62,63 @@ class Place(Protocol):
     def check(self, entry: FileEntry) -> None:
         """Raise `CheckpointCorruptError` or `CheckpointNotFoundError` unless the size is right."""
 
-    def read_into(self, entry: FileEntry, offset: int, target: memoryview) -> None:
-        """Fill `target` with the file's bytes from `offset` on, not verified.
+    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+        """Fill `targets`, one after the other, with the file's bytes from `offset` on, unverified.
 
         Raises `CheckpointCorruptError` or `StoreError`.
         """
 
 
-def read_verified(place: Place, entry: FileEntry, offset: int, target: memoryview) -> None:
-    """Fill `target`, which covers whole blocks, and compare each; ask again for those that differ.
+def read_verified(
+    place: Place, entry: FileEntry, offset: int, targets: Sequence[memoryview]
+) -> None:
+    """Fill `targets`, together whole blocks, and compare each; ask again for those that differ.
 
     Raises:
-        CheckpointCorruptError: a block keeps differing; what `target` holds is of no use.
+        CheckpointCorruptError: a block keeps differing; what `targets` hold is of no use.
         StoreError: the store refused.
     """
-    place.read_into(entry, offset, target)
-    wrong = _wrong_blocks(entry, offset, target)
+    place.read_into(entry, offset, targets)
+    wrong = list(_wrong_blocks(entry, offset, targets))
     for _ in range(_TRIES - 1):
-        if not wrong:
-            return
         again, wrong = wrong, []
         for block in again:
             start = block * BLOCK_BYTES
-            part = target[start - offset : start - offset + BLOCK_BYTES]
-            place.read_into(entry, start, part)
-            wrong += _wrong_blocks(entry, start, part)
+            parts = cut(targets, start - offset, BLOCK_BYTES)
+            place.read_into(entry, start, parts)
+            wrong += _wrong_blocks(entry, start, parts)
     if wrong:
         raise CheckpointCorruptError(damaged_blocks(place.name, entry.path, wrong))
 
 
-def _wrong_blocks(entry: FileEntry, offset: int, data: memoryview) -> list[int]:
-    first = offset // BLOCK_BYTES
-    count = -(-len(data) // BLOCK_BYTES)
-    return [first + at for at in range(count) if not is_block(entry, first + at, _part(data, at))]
+def _wrong_blocks(entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> Iterator[int]:
+    block, left, hasher = offset // BLOCK_BYTES, BLOCK_BYTES, xxhash.xxh3_128()
+    for target in targets:
+        rest = target
+        while rest:
+            part, rest = rest[:left], rest[left:]
+            hasher.update(part)
+            left -= len(part)
+            if left:
+                continue
+            if hasher.hexdigest() != entry.blocks[block]:
+                yield block
+            block, left = block + 1, BLOCK_BYTES
+            hasher.reset()
+    if left < BLOCK_BYTES and hasher.hexdigest() != entry.blocks[block]:
+        yield block
 
 
-def _part(data: memoryview, at: int) -> memoryview:
-    return data[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]
+def cut(targets: Sequence[memoryview], skip: int, size: int) -> list[memoryview]:
+    """`size` bytes of `targets` after the first `skip`, or as many as there are."""
+    found = []
+    for target in targets:
+        part = target[skip : skip + size]
+        skip = max(0, skip - len(target))
+        size -= len(part)
+        if part:
+            found.append(part)
+    return found
 
 
 def is_block(entry: FileEntry, block: int, data: memoryview) -> bool:
@@ -118,6 +142,7 @@ class StorePlace:
         """
         self._store = store
         self._base = under(prefix, folder)
+        self._scratch = Scratch()
         data = store.read(f"{self._base}/{MANIFEST}")
         if data is None:
             msg = f"no committed checkpoint at {self.name}"
@@ -144,9 +169,18 @@ class StorePlace:
             )
             raise CheckpointCorruptError(msg)
 
-    def read_into(self, entry: FileEntry, offset: int, target: memoryview) -> None:
-        """Ask the store."""
-        self._store.read_into(f"{self._base}/{entry.path}", offset, target)
+    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+        """Ask the store once; by way of a buffer of this thread's if there are several targets."""
+        key = f"{self._base}/{entry.path}"
+        if len(targets) == 1:
+            self._store.read_into(key, offset, targets[0])
+            return
+        size = sum(map(len, targets))
+        data = self._scratch.view(size)[:size]
+        self._store.read_into(key, offset, data)
+        for target in targets:
+            copy(target, data[: len(target)])
+            data = data[len(target) :]
 
 
 class DirectoryPlace:
@@ -177,15 +211,16 @@ class DirectoryPlace:
         """Open the file; a pipe or a device is none, and not read."""
         self._file(entry)
 
-    def read_into(self, entry: FileEntry, offset: int, target: memoryview) -> None:
+    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
         """Read the file at that place."""
-        file = self._file(entry)
-        while target:
-            count = os.preadv(file, [target], offset)
+        file, left = self._file(entry), list(targets)
+        while left:
+            count = os.preadv(file, left[:_MOST_TARGETS], offset)
             if not count:
                 msg = f"the checkpoint {self.name} is damaged: {entry.path} ends early"
                 raise CheckpointCorruptError(msg)
-            offset, target = offset + count, target[count:]
+            offset += count
+            left = cut(left, count, entry.size)
 
     def _file(self, entry: FileEntry) -> int:
         with self._opening:
