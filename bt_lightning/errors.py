@@ -12,6 +12,7 @@ Exception
     ├── InvalidSettingError (ValueError)                  an argument or variable of no use
     ├── ReadOnlyError (PermissionError)                   bt:// URLs are for reading
     ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
+    │   └── DirectoryFullError                            a checkpoint does not fit on its volume
     ├── TornSnapshotError (RuntimeError)                  the state changed while it was copied
     ├── ArenaTooLargeError (MemoryError)                  no host memory for a snapshot
     ├── SaveTimeoutError (TimeoutError)                   the disk does not take a save
@@ -108,6 +109,12 @@ class DirectoryUnusableError(CheckpointError, OSError):
     """Raised when the checkpoint directory cannot be created or written."""
 
     exit_code = 17
+
+
+class DirectoryFullError(DirectoryUnusableError):
+    """Raised when a checkpoint does not fit on the volume that it was to be brought to."""
+
+    exit_code = 27
 
 
 class TornSnapshotError(CheckpointError, RuntimeError):

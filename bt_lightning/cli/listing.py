@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import click
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.committed import list_committed
 from bt_lightning.manifest import Manifest
+from bt_lightning.store.cache import user_cache
 from bt_lightning.store.catalog import look
 from bt_lightning.store.projects import view_job
 from bt_lightning.store.remote import open_store
@@ -59,7 +61,8 @@ def rows_of_directory(directory: Path) -> list[Row]:
 def rows_of_store(url: str, prefix: str) -> list[Row]:
     """What is committed in one job's part of a store; what cannot be read is said on stderr."""
     manifests = []
-    for folder, data in look(RetryingStore(open_store(url)), prefix).committed.items():
+    listing = look(RetryingStore(open_store(url)), prefix, user_cache(os.environ))
+    for folder, data in listing.committed.items():
         try:
             manifests.append(Manifest.from_bytes(data, folder))
         except CheckpointCorruptError as error:

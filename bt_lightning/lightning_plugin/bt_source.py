@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.lightning_plugin.checks import portable
-from bt_lightning.store.catalog import fetch
+from bt_lightning.store.place import StorePlace
 from bt_lightning.store.tree import find_checkpoint, open_bt_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lightning.pytorch import Trainer
 
 
@@ -40,7 +35,7 @@ class BtSource:
     """Its URL; None for `$BT_STORE_URL`."""
     storage_options: dict[str, object] = field(default_factory=dict, repr=False)
     pins: dict[str, Pin] = field(default_factory=dict)
-    """What the ranks agreed on, until it is copied."""
+    """What the ranks agreed on, until it is read."""
 
     def look(self, path: str) -> Pin:
         """Find what `path` means now.
@@ -55,7 +50,7 @@ class BtSource:
         return Pin(found.place.base, found.manifest.digest)
 
     def agree(self, trainer: Trainer, path: str) -> Pin:
-        """Every rank: the next `copy` of `path` is of what rank 0 finds now, on all of them.
+        """Every rank: the next `place` of `path` is what rank 0 finds now, on all of them.
 
         Raises on every rank what `look` raised on rank 0.
         """
@@ -72,20 +67,16 @@ class BtSource:
         self.pins[path] = found
         return found
 
-    @contextmanager
-    def copy(self, path: str) -> Iterator[Path]:
-        """Yield a local directory with the checkpoint at `path`; it is gone afterwards.
+    def place(self, path: str) -> StorePlace:
+        """Where the checkpoint at `path` is read from.
 
         Raises:
             CheckpointNotFoundError: there is none, or it was replaced since the ranks agreed.
             InvalidSettingError, CheckpointCorruptError, StoreError: as `look`.
         """
         pin = self.pins.pop(path, None) or self.look(path)
-        store = open_bt_store(self.store, self.storage_options)
-        with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
-            root = Path(folder)
-            manifest = fetch(store, "", pin.base, root, root / "checkpoint")
-            if manifest.digest != pin.digest:
-                msg = f"{path} was replaced in the store while it was read: start again"
-                raise CheckpointNotFoundError(msg)
-            yield root / "checkpoint"
+        place = StorePlace(open_bt_store(self.store, self.storage_options), "", pin.base)
+        if place.manifest.digest != pin.digest:
+            msg = f"{path} was replaced in the store while it was read: start again"
+            raise CheckpointNotFoundError(msg)
+        return place

@@ -29,10 +29,11 @@ from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
 from bt_lightning.localdir.durable import delete_directory, sweep, tidy
 from bt_lightning.manifest import FileEntry, Manifest
-from bt_lightning.restore.load import load_directory, load_file
+from bt_lightning.restore.load import load, load_directory, load_file
 from bt_lightning.snapshot.classes import ClassTable
 from bt_lightning.snapshot.take import Memory, Snapshot, take
-from bt_lightning.store.catalog import fetch, newest_folder
+from bt_lightning.store.catalog import newest_folder
+from bt_lightning.store.place import StorePlace
 from bt_lightning.store.publish import publish, unpublish
 from bt_lightning.store.remote import download_url, open_store
 from bt_lightning.store.retry import RetryingStore
@@ -181,18 +182,23 @@ class BTCheckpointIO(CheckpointIO):
             CheckpointCorruptError: bytes are missing or changed.
             UnsafeLoadError: it holds what only `weights_only=False` may load.
         """
-        with self.bt.copy(path) if is_bt(path) else local_copy(path) as source:
-            if source.is_dir():
-                return load_directory(
-                    source,
-                    map_location=map_location,
-                    weights_only=weights_only,
-                    allowed=(*self.allowed, *attribute_dicts()),
-                )
-            if not source.exists():
-                msg = f"no checkpoint at {path}"
-                raise CheckpointNotFoundError(msg)
-            return load_file(source, map_location, weights_only=weights_only)
+        options: dict[str, Any] = {"map_location": map_location, "weights_only": weights_only}
+        allowed = (*self.allowed, *attribute_dicts())
+        if is_bt(path):
+            return load(self.bt.place(str(path)), allowed=allowed, **options)
+        if is_url(path):
+            place = stored_place(str(path))
+            if place is not None:
+                return load(place, allowed=allowed, **options)
+            with downloaded(str(path)) as file:
+                return load_file(file, **options)
+        source = local_path(path)
+        if source.is_dir():
+            return load_directory(source, allowed=allowed, **options)
+        if not source.exists():
+            msg = f"no checkpoint at {path}"
+            raise CheckpointNotFoundError(msg)
+        return load_file(source, **options)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -268,27 +274,28 @@ def local_path(path: str | Path) -> Path:
     ).absolute()
 
 
-@contextmanager
-def local_copy(path: str | Path) -> Iterator[Path]:
-    """Yield a local path with the content of `path`, downloaded and verified if it is a URL."""
-    if not is_url(path):
-        yield local_path(path)
-        return
-    parent, name = split_url(str(path))
+def stored_place(url: str) -> StorePlace | None:
+    """Where the checkpoint at `url` is read from; None if none is committed there.
+
+    Raises:
+        StoreTransientError: the store did not answer.
+    """
+    parent, name = split_url(url)
     store = RetryingStore(open_store(parent))
+    try:
+        found = newest_folder(store, "", name)
+    except StorePermanentError:
+        return None  # a web server that lists nothing may still have a stock file
+    return None if found is None else StorePlace(store, "", found[0])
+
+
+@contextmanager
+def downloaded(url: str) -> Iterator[Path]:
+    """Yield a local copy of the stock file at `url`."""
     with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
-        root = Path(folder)
-        try:
-            found = newest_folder(store, "", name)
-        except StorePermanentError:
-            found = None  # a web server that lists nothing may still have the file
-        if found is not None:
-            fetch(store, "", found[0], root, root / "checkpoint")
-            yield root / "checkpoint"
-            shutil.rmtree(root / "checkpoint", ignore_errors=True)
-            return
-        download_url(str(path), root / "checkpoint.ckpt")
-        yield root / "checkpoint.ckpt"
+        file = Path(folder) / "checkpoint.ckpt"
+        download_url(url, file)
+        yield file
 
 
 def is_committed(path: str | Path) -> bool:

@@ -15,7 +15,7 @@ from bt_lightning.localdir.files import raise_unless_gone
 from bt_lightning.manifest import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from bt_lightning.manifest import FileEntry
 
@@ -140,7 +140,12 @@ def describe_damage(place: str, stated: FileEntry, found: FileEntry) -> str:
     """The message for a file whose bytes are not those of the manifest: which blocks differ."""
     pairs = zip(stated.blocks, found.blocks, strict=False)
     bad = [index for index, (one, other) in enumerate(pairs) if one != other]
+    return damaged_blocks(place, stated.path, bad)
+
+
+def damaged_blocks(place: str, path: str, blocks: Sequence[int]) -> str:
+    """The message for a file of which some blocks are not those of the manifest."""
     return (
-        f"the checkpoint {place} is damaged: the bytes of {stated.path} are not those that were"
-        f" saved (XXH3-128 differs, 4 MiB blocks {bad})"
+        f"the checkpoint {place} is damaged: the bytes of {path} are not those that were"
+        f" saved (XXH3-128 differs, 4 MiB blocks {list(blocks)})"
     )

@@ -67,7 +67,7 @@ def _write(file: Path, image: memoryview, size: int, flag: int) -> bool:
         raise
     try:
         end = -(-size // BLOCK) * BLOCK if flag else size
-        _reserve(descriptor, size)
+        reserve(descriptor, size)
         write_all(descriptor, image[:end])
         if end > size:
             os.ftruncate(descriptor, size)
@@ -81,7 +81,7 @@ def _write(file: Path, image: memoryview, size: int, flag: int) -> bool:
     return True
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def reserve(descriptor: int, size: int) -> None:
     """Allocate blocks with fallocate(2); where a file system cannot, do without.
 
     Not `os.posix_fallocate`: the C library imitates it by writing into every block.

@@ -46,6 +46,11 @@ def trash(root: Path) -> Path:
     return root / DOT_DIR / "trash"
 
 
+def partials(root: Path) -> Path:
+    """Where downloads lie until they are whole; a later fetch goes on with them."""
+    return root / DOT_DIR / "partial"
+
+
 @contextlib.contextmanager
 def temporary(root: Path) -> Iterator[Path]:
     """Yield a new, owned directory on the volume of `root`; what is left of it goes at the end."""
@@ -53,7 +58,7 @@ def temporary(root: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        _discard(path)  # gone after a rename; after an exchange, what was replaced
+        discard(path)  # gone after a rename; after an exchange, what was replaced
         os.close(owner)
 
 
@@ -100,7 +105,7 @@ def publish_directory(built: Path, final: Path, root: Path) -> None:
                 os.rename(waiting / _CONTENT, final)  # if this fails too, the next sweep does it
             raise
         sync_directory(final.parent)
-        _discard(waiting)
+        discard(waiting)
     parent = final.parent
     sync_directory(parent)
     while parent != root and root in parent.parents:
@@ -118,9 +123,9 @@ def delete_directory(path: Path, root: Path) -> None:
 
 def empty_trash(root: Path) -> None:
     """Delete what a killed process had begun to delete; safe beside a live one."""
-    for waiting in _children(trash(root)):
+    for waiting in children(trash(root)):
         if waiting.name.startswith(_DELETED):
-            _discard(waiting)
+            discard(waiting)
 
 
 def write_new(final: Path, part: Path, data: bytes) -> None:
@@ -169,14 +174,14 @@ def sweep(root: Path) -> list[Path]:
     to be replaced, and whose name is still free, goes back: its process died between two renames.
     """
     restored = []
-    for waiting in _children(trash(root)):
+    for waiting in children(trash(root)):
         final = _origin(waiting, root) if waiting.name.startswith(_REPLACED) else None
         if final is not None and not os.path.lexists(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             os.rename(waiting / _CONTENT, final)
             sync_directory(final.parent)
             restored.append(final)
-        _discard(waiting)
+        discard(waiting)
     sweep_temporaries(root)
     return restored
 
@@ -184,17 +189,17 @@ def sweep(root: Path) -> list[Path]:
 def sweep_temporaries(root: Path) -> None:
     """Delete what dead processes were building under `root`; safe beside live ones."""
     for path in _ownerless(temporaries(root)):
-        _discard(path)
+        discard(path)
 
 
 def tidy(root: Path) -> None:
     """Remove the dot directory of `root` if nothing is in it."""
-    for path in (temporaries(root), trash(root), root / DOT_DIR):
+    for path in (temporaries(root), trash(root), partials(root), root / DOT_DIR):
         with contextlib.suppress(OSError):
             path.rmdir()
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
     """Delete whatever `path` is; what resists is left to the next sweep."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -203,7 +208,8 @@ def _discard(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _children(path: Path) -> list[Path]:
+def children(path: Path) -> list[Path]:
+    """What lies in the directory `path`, in order; nothing if there is none."""
     try:
         return sorted(path.iterdir())
     except FileNotFoundError:
@@ -234,7 +240,7 @@ def _ownerless(parent: Path) -> list[Path]:
     with opened(parent) as gate:
         if not try_lock(gate):
             return []
-        return [path for path in _children(parent) if not _is_owned(path)]
+        return [path for path in children(parent) if not _is_owned(path)]
 
 
 def _is_owned(path: Path) -> bool:
@@ -256,7 +262,7 @@ def _into_trash(path: Path, root: Path, kind: str) -> Path:
     try:
         os.rename(path, waiting / _CONTENT)
     except OSError:
-        _discard(waiting)
+        discard(waiting)
         raise
     return waiting
 

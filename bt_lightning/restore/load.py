@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import warnings
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
-from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.restore.decode import Decoder
 from bt_lightning.restore.read import read_small, read_tensors
 from bt_lightning.snapshot.classes import ClassTable
+from bt_lightning.store.place import DirectoryPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from bt_lightning.manifest import Manifest
+    from bt_lightning.store.place import Place
 
     MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None
 
@@ -31,35 +32,48 @@ def load_directory(
     weights_only: bool | None = None,
     allowed: Iterable[type] = (),
 ) -> dict[str, Any]:
-    """Load a committed checkpoint, each byte verified against its manifest.
-
-    Tensors come back in CPU memory, or where `map_location` says. Unless `weights_only` is False,
-    no pickle is read and only known classes are rebuilt: the built-in table, those of
-    `torch.serialization.add_safe_globals`, and `allowed`.
+    """`load` the checkpoint that is committed at `path` on this disk.
 
     Raises:
         CheckpointNotFoundError: nothing is committed at `path`.
+        CheckpointCorruptError, UnsafeLoadError: as `load`.
+    """
+    with DirectoryPlace(path) as place:
+        return load(place, map_location=map_location, weights_only=weights_only, allowed=allowed)
+
+
+def load(
+    place: Place,
+    *,
+    map_location: MapLocation = None,
+    weights_only: bool | None = None,
+    allowed: Iterable[type] = (),
+) -> dict[str, Any]:
+    """Load a committed checkpoint from a disk or a store, each byte verified by its manifest.
+
+    Tensors come back in CPU memory, or where `map_location` says. Unless `weights_only` is False,
+    no pickle is read and only known classes are rebuilt: the built-in table, those of
+    `torch.serialization.add_safe_globals`, and `allowed`. Needs no disk.
+
+    Raises:
         CheckpointCorruptError: bytes are missing or changed.
         UnsafeLoadError: it holds what only `weights_only=False` may load.
+        StoreError: the store refused.
     """
-    manifest = read_manifest(path)
-    place = str(path)
-    tensors = {
-        label: read_tensors(path / file, place, entry) if (entry := manifest.entry(file)) else {}
-        for label, file in (("weights", WEIGHTS), ("state", STATE))
-    }
-    document = _document(path, manifest)
-    leftovers = None
-    if weights_only is False:
-        leftovers = _unpickled(path, manifest, map_location)
+    entries = {"weights": place.manifest.entry(WEIGHTS), "state": place.manifest.entry(STATE)}
+    found = read_tensors(place, {label: entry for label, entry in entries.items() if entry})
+    tensors = {label: found.get(label, {}) for label in entries}
+    document = _document(place)
+    leftovers = _unpickled(place, map_location) if weights_only is False else None
     classes = ClassTable(allowed, trusted=weights_only is False)
     decoder = Decoder(
         tensors, leftovers, classes, dropped=document.get("dropped", ()), move=_mover(map_location)
     )
-    checkpoint = decoder.decode(document["tree"], f"{place}/{TREE}")
+    checkpoint = decoder.decode(document["tree"], f"{place.name}/{TREE}")
     if decoder.holes:
         warnings.warn(
-            f"left out of {place}, as nobody allowed to load them: {', '.join(decoder.holes)}."
+            f"left out of {place.name}, as nobody allowed to load them:"
+            f" {', '.join(decoder.holes)}."
             " Using one raises an error; weights_only=False loads them",
             stacklevel=2,
         )
@@ -94,27 +108,27 @@ def _mover(map_location: MapLocation) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tensor: tensor.to(target)
 
 
-def _document(path: Path, manifest: Manifest) -> dict[str, Any]:
-    entry = manifest.entry(TREE)
+def _document(place: Place) -> dict[str, Any]:
+    entry = place.manifest.entry(TREE)
     if entry is None:
-        msg = f"the checkpoint {path} is damaged: its manifest names no {TREE}"
+        msg = f"the checkpoint {place.name} is damaged: its manifest names no {TREE}"
         raise CheckpointCorruptError(msg)
     try:
-        document = json.loads(read_small(path / TREE, str(path), entry))
+        document = json.loads(read_small(place, entry))
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointCorruptError):
             raise
-        msg = f"the checkpoint {path} is damaged: {TREE} is no JSON ({error})"
+        msg = f"the checkpoint {place.name} is damaged: {TREE} is no JSON ({error})"
         raise CheckpointCorruptError(msg) from error
     if not isinstance(document, dict) or "tree" not in document:
-        msg = f"the checkpoint {path} is damaged: {TREE} holds no tree"
+        msg = f"the checkpoint {place.name} is damaged: {TREE} holds no tree"
         raise CheckpointCorruptError(msg)
     return document
 
 
-def _unpickled(path: Path, manifest: Manifest, map_location: MapLocation) -> Mapping[str, object]:
-    entry = manifest.entry(LEFTOVERS)
+def _unpickled(place: Place, map_location: MapLocation) -> Mapping[str, object]:
+    entry = place.manifest.entry(LEFTOVERS)
     if entry is None:
         return {}
-    read_small(path / LEFTOVERS, str(path), entry)  # verified before a byte of it is run
-    return load_file(path / LEFTOVERS, map_location, weights_only=False)
+    data = read_small(place, entry)  # these very bytes are run: verified, and read once
+    return load_file(BytesIO(data), map_location, weights_only=False)

@@ -1,32 +1,33 @@
-"""Reading the files of a checkpoint: straight into the tensors' memory, verified on the way."""
+"""Reading the files of a checkpoint, from a disk or a store, into the tensors' memory, verified."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import stat
+from bisect import bisect_right
 from dataclasses import dataclass
-from io import FileIO
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.localdir.committed import NO_FILE, describe_damage
-from bt_lightning.localdir.digest import Hasher
+from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.snapshot.image import tensor_bytes
+from bt_lightning.store.parallel import Scratch, copy, in_parallel
+from bt_lightning.store.place import read_verified
+from bt_lightning.store.ranges import tail
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.place import Place
+    from bt_lightning.store.ranges import Range
 
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 256 * 1024 * 1024
 _MOST_AXES: Final = 64
-_PIECE: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,86 +39,120 @@ class _Slot:
     end: int
 
 
-def read_small(file: Path, place: str, entry: FileEntry) -> bytes:
+def read_small(place: Place, entry: FileEntry) -> bytearray:
     """A whole file, verified; for those that are not tensors.
 
     Raises:
         CheckpointCorruptError: it is missing, or not what the manifest says.
+        StoreError: the store refused.
     """
-    with _opened(file, place, entry) as stream:
-        data = stream.readall() or b""
-    _check(data, place, entry)
+    place.check(entry)  # before memory is taken for what a manifest claims
+    data = bytearray(entry.size)
+    for wanted in tail(entry, 0, place.piece_bytes):
+        view = memoryview(data)[wanted.offset : wanted.offset + wanted.size]
+        read_verified(place, entry, wanted.offset, [view])
     return data
 
 
-def read_tensors(file: Path, place: str, entry: FileEntry) -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file, each in CPU memory of its own.
+def read_tensors(
+    place: Place, entries: Mapping[str, FileEntry]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Every tensor of some safetensors files, each in CPU memory of its own, file by file.
+
+    Several threads read straight into the tensors' memory, and verify what they read; the tensors
+    are of use only if this returns. No header is parsed before it is verified.
 
     Raises:
-        CheckpointCorruptError: the header is malformed, or the bytes are not those of the manifest.
+        CheckpointCorruptError: a header is malformed, or bytes are not those of the manifest.
+        StoreError: the store refused.
     """
-    hasher = Hasher()
-    tensors = {}
-    with _opened(file, place, entry) as stream:
-        for slot in _header(stream, f"{place}/{entry.path}", entry.size, hasher):
-            try:
-                tensor = torch.empty(slot.shape, dtype=slot.dtype)
-            except (RuntimeError, TypeError) as error:  # axes of which one is 0 may be too long
-                msg = f"{place}/{entry.path} is damaged: no tensor has the shape {slot.shape}"
-                raise CheckpointCorruptError(msg) from error
-            view = tensor_bytes(tensor)
-            while view:
-                count = stream.readinto(view[:_PIECE])
-                if not count:
-                    msg = f"the checkpoint {place} is damaged: {entry.path} ends early"
-                    raise CheckpointCorruptError(msg)
-                hasher.update(view[:count])
-                view = view[count:]
-            tensors[slot.name] = tensor
-    found = hasher.entry(entry.path)
-    if found != entry:
-        raise CheckpointCorruptError(describe_damage(place, entry, found))
-    return tensors
+    scratch, connections = Scratch(), place.connections
+    files = in_parallel(lambda entry: _opened(place, entry, scratch), entries.values(), connections)
+    wanted = [(file, part) for file in files for part in file.rest(place.piece_bytes)]
+    in_parallel(lambda pair: pair[0].read(place, pair[1]), wanted, connections)
+    return {label: file.tensors for label, file in zip(entries, files, strict=True)}
 
 
-def _opened(file: Path, place: str, entry: FileEntry) -> FileIO:
-    """Open a file of the size that the manifest says; a pipe or a device is none, and not read."""
-    try:
-        stream = FileIO(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    except OSError as error:
-        if error.errno not in NO_FILE:
-            raise
-        msg = f"the checkpoint {place} is damaged: its file {entry.path} is missing"
-        raise CheckpointCorruptError(msg) from error
-    status = os.fstat(stream.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size == entry.size:
-        return stream
-    stream.close()
-    msg = (
-        f"the checkpoint {place} is damaged: {entry.path} is no file of {entry.size} bytes, as its"
-        f" manifest says, but of {status.st_size}"
-    )
-    raise CheckpointCorruptError(msg)
+class _File:
+    """One safetensors file whose header is known: where each of its bytes goes."""
+
+    def __init__(self, place: str, entry: FileEntry, begin: int, slots: list[_Slot]) -> None:
+        self._entry = entry
+        self._starts: list[int] = []
+        self._views: list[memoryview] = []
+        self._begin = begin
+        self._read = 0
+        self.tensors: dict[str, torch.Tensor] = {}
+        for slot in slots:
+            self.tensors[slot.name] = tensor = _allocated(slot, f"{place}/{entry.path}")
+            if slot.end > slot.begin:
+                self._starts.append(begin + slot.begin)
+                self._views.append(tensor_bytes(tensor))
+
+    def targets(self, offset: int, size: int) -> list[memoryview]:
+        """The memory that those bytes of the file go to; they lie behind the header."""
+        end, found = offset + size, []
+        at = max(0, bisect_right(self._starts, offset) - 1)
+        while at < len(self._starts) and self._starts[at] < end:
+            start = self._starts[at]
+            found.append(self._views[at][max(0, offset - start) : end - start])
+            at += 1
+        return found
+
+    def take(self, front: memoryview) -> None:
+        """Copy the verified front of the file to where it belongs."""
+        self._read = len(front)
+        data = front[self._begin :]
+        for target in self.targets(self._begin, len(data)):
+            copy(target, data[: len(target)])
+            data = data[len(target) :]
+
+    def rest(self, most_bytes: int) -> Iterator[Range]:
+        """What is behind the front; call it when `take` was."""
+        return tail(self._entry, self._read, most_bytes)
+
+    def read(self, place: Place, wanted: Range) -> None:
+        """Bring one range straight to where it belongs."""
+        targets = self.targets(wanted.offset, wanted.size)
+        read_verified(place, self._entry, wanted.offset, targets)
 
 
-def _check(data: bytes, place: str, entry: FileEntry) -> None:
-    hasher = Hasher()
-    hasher.update(data)
-    found = hasher.entry(entry.path)
-    if found != entry:
-        raise CheckpointCorruptError(describe_damage(place, entry, found))
-
-
-def _header(stream: FileIO, place: str, size: int, hasher: Hasher) -> list[_Slot]:
-    """The slots of a safetensors file in the order of its bytes, checked before any allocation."""
-    length_bytes = stream.read(_LENGTH_BYTES) or b""
-    length = int.from_bytes(length_bytes, "little")
-    if len(length_bytes) < _LENGTH_BYTES or length > min(_LONGEST_HEADER, size - _LENGTH_BYTES):
-        msg = f"{place} is damaged: its header of {length} bytes does not fit in {size} bytes"
+def _opened(place: Place, entry: FileEntry, scratch: Scratch) -> _File:
+    """Read the front of a file, and give each tensor its memory."""
+    place.check(entry)
+    name = f"{place.name}/{entry.path}"
+    head = _front(place, entry, place.piece_bytes, scratch)
+    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+    if len(head) < _LENGTH_BYTES or length > min(_LONGEST_HEADER, entry.size - _LENGTH_BYTES):
+        msg = f"{name} is damaged: its header of {length} bytes does not fit in {entry.size} bytes"
         raise CheckpointCorruptError(msg)
-    text = stream.read(length) or b""
-    hasher.update(length_bytes)
-    hasher.update(text)
+    begin = _LENGTH_BYTES + length
+    if begin > len(head):
+        head = _front(place, entry, begin, scratch)
+    file = _File(place.name, entry, begin, _slots(bytes(head[_LENGTH_BYTES:begin]), name, entry))
+    file.take(head)
+    return file
+
+
+def _front(place: Place, entry: FileEntry, least_bytes: int, scratch: Scratch) -> memoryview:
+    """The first blocks of a file, verified: at least so many bytes, if there are so many."""
+    size = min(entry.size, -(-least_bytes // BLOCK_BYTES) * BLOCK_BYTES)
+    head = scratch.view(size)[:size]
+    if size:
+        read_verified(place, entry, 0, [head])
+    return head
+
+
+def _allocated(slot: _Slot, place: str) -> torch.Tensor:
+    try:
+        return torch.empty(slot.shape, dtype=slot.dtype)
+    except (RuntimeError, TypeError) as error:  # axes of which one is 0 may be too long
+        msg = f"{place} is damaged: no tensor has the shape {slot.shape}"
+        raise CheckpointCorruptError(msg) from error
+
+
+def _slots(text: bytes, place: str, entry: FileEntry) -> list[_Slot]:
+    """The slots of a safetensors file in the order of its bytes, checked before any allocation."""
     try:
         header = json.loads(text, object_pairs_hook=_no_twins)
         slots = sorted(
@@ -133,7 +168,7 @@ def _header(stream: FileIO, place: str, size: int, hasher: Hasher) -> list[_Slot
             msg = f"{place} is damaged: tensor {slot.name!r} begins at {slot.begin}, not {reached}"
             raise CheckpointCorruptError(msg)
         reached = slot.end
-    if reached != size - _LENGTH_BYTES - length:
+    if reached != entry.size - _LENGTH_BYTES - len(text):
         msg = f"{place} is damaged: its tensors end at {reached}, its bytes do not"
         raise CheckpointCorruptError(msg)
     return slots

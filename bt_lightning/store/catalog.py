@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    DirectoryFullError,
+)
 from bt_lightning.layout import MANIFEST, MARKER, generation_of, part_name, under
-from bt_lightning.localdir.committed import describe_damage
-from bt_lightning.localdir.digest import digest_file
-from bt_lightning.localdir.durable import publish_directory, temporary
-from bt_lightning.localdir.files import sync_directory
+from bt_lightning.localdir.durable import discard, tidy
+from bt_lightning.localdir.files import sync_directory, write_out
+from bt_lightning.localdir.partial import partial, publish_partial
 from bt_lightning.manifest import Manifest
+from bt_lightning.store.cache import ManifestCache
 from bt_lightning.store.download import download
+from bt_lightning.store.parallel import in_parallel
+from bt_lightning.store.place import StorePlace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.store.port import Store
+
+_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,60 +39,64 @@ class Listing:
     """Folders with a marker: being written or deleted, or left so by a process that died."""
 
 
-def look(store: Store, prefix: str) -> Listing:
-    """List a job's checkpoints: one listing, and one small read for each manifest."""
-    committed: dict[str, bytes] = {}
-    unfinished = set()
+def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
+    """List a job's checkpoints: one listing, and one small read for each manifest, in parallel.
+
+    With `cache_dir`, manifests that an earlier look read there are not read again; the answer is
+    the same. Called in the worker and by the command line.
+    """
+    found, unfinished = {}, set()
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
         if name in {MARKER, part_name(MARKER)}:
             unfinished.add(folder)
         elif name == MANIFEST:
-            data = store.read(info.key)
-            if data is not None:
-                committed[folder] = data
+            found[folder] = info
+    cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
+    known = {folder: cache.get(info) for folder, info in found.items()} if cache else {}
+    unread = [folder for folder in found if known.get(folder) is None]
+    read = in_parallel(lambda folder: store.read(found[folder].key), unread, _READERS)
+    for folder, data in zip(unread, read, strict=True):
+        known[folder] = data
+        if cache is not None and data is not None:
+            cache.put(found[folder], data)
+    if cache is not None:
+        cache.save()
+    committed = {folder: data for folder in found if (data := known[folder]) is not None}
     return Listing(committed, frozenset(unfinished))
 
 
 def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Manifest:
     """Bring one checkpoint of the store to the directory `final` under `root`, verified, whole.
 
+    It appears in one rename, durable. A fetch that was killed or refused by the store left what it
+    had under `root`; this one verifies that and goes on. Called in the worker.
+
     Raises:
         CheckpointNotFoundError: the folder holds no committed checkpoint.
         CheckpointCorruptError: what arrived is not what the manifest says; nothing is kept.
+        DirectoryFullError: it does not fit on the disk; nothing is kept.
         StoreError: the store refused.
     """
-    base = under(prefix, folder)
-    data = store.read(f"{base}/{MANIFEST}")
-    if data is None:
-        msg = f"no committed checkpoint at {store.name}/{base}"
-        raise CheckpointNotFoundError(msg)
-    manifest = Manifest.from_bytes(data, f"{store.name}/{base}")
-    with temporary(root) as built:
-        folders = {built}
-        for entry in manifest.files:
-            target = built / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folders.add(target.parent)
-            download(store, f"{base}/{entry.path}", target)
-            found = digest_file(target, entry.path)
-            if found != entry:
-                raise CheckpointCorruptError(describe_damage(f"{store.name}/{base}", entry, found))
-            _sync_file(target)
-        (built / MANIFEST).write_bytes(data)
-        _sync_file(built / MANIFEST)
-        for path in folders:
-            sync_directory(path)
-        publish_directory(built, final, root)
+    place = StorePlace(store, prefix, folder)
+    manifest = place.manifest
+    with partial(root, manifest.digest) as built:
+        try:
+            download(place, built)
+        except (CheckpointCorruptError, CheckpointNotFoundError, DirectoryFullError):
+            discard(built)
+            raise
+        _write_durable(built / MANIFEST, place.manifest_bytes)
+        for path in {p for entry in manifest.files for p in PurePosixPath(entry.path).parents}:
+            sync_directory(built / path)
+        publish_partial(built, final, root)
+    tidy(root)
     return manifest
 
 
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_durable(file: Path, data: bytes) -> None:
+    with file.open("wb") as stream:
+        write_out(stream, data)
 
 
 def newest_folder(store: Store, prefix: str, checkpoint_id: str) -> tuple[str, int] | None:

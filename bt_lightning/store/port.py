@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
@@ -55,6 +55,9 @@ class ObjectInfo:
     key: str
     size: int
     """Bytes."""
+    version: str | None = field(default=None, compare=False)
+    """Changes whenever the object's bytes do; None if the store does not tell. Hexadecimal MD5, if
+    it has that form."""
 
 
 class Source(Protocol):

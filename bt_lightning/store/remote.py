@@ -129,7 +129,9 @@ class FsspecStore:
             except FileNotFoundError:
                 return
         for path, info in found.items():
-            yield ObjectInfo(path[len(self._root) :].lstrip("/"), int(info["size"] or 0))
+            etag = info.get("ETag")
+            version = etag.strip('"') if isinstance(etag, str) else None
+            yield ObjectInfo(path[len(self._root) :].lstrip("/"), int(info["size"] or 0), version)
 
     def delete(self, keys: Collection[str]) -> None:
         """Delete one by one: a missing one must not hide the others."""

@@ -21,6 +21,7 @@ BUILTINS = {
     "InvalidSettingError": ValueError,
     "ReadOnlyError": PermissionError,
     "DirectoryUnusableError": OSError,
+    "DirectoryFullError": errors.DirectoryUnusableError,
     "TornSnapshotError": RuntimeError,
     "ArenaTooLargeError": MemoryError,
     "SaveTimeoutError": TimeoutError,

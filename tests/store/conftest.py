@@ -12,13 +12,14 @@ import uuid
 import fsspec
 import pytest
 
+from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.publish import publish
-from bt_lightning.store.sources import FileSource
+from bt_lightning.store.sources import PIECE_BYTES, FileSource
 
 _SERVER = """
 import sys
@@ -122,6 +123,24 @@ def send():
             store.send(source, key)
 
     return send
+
+
+@pytest.fixture
+def download():
+    """Copy one object to a new file, in pieces."""
+
+    def download(store, key, target):
+        size = store.size(key)
+        if size is None:
+            msg = f"there is no {store.name}/{key}"
+            raise CheckpointNotFoundError(msg)
+        with target.open("xb") as stream:
+            for offset in range(0, size, PIECE_BYTES):
+                piece = memoryview(bytearray(min(PIECE_BYTES, size - offset)))
+                store.read_into(key, offset, piece)
+                stream.write(piece)
+
+    return download
 
 
 @pytest.fixture

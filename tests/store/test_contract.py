@@ -18,7 +18,6 @@ from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.store.catalog import fetch, look
-from bt_lightning.store.download import download
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.native import NativeStore
 from bt_lightning.store.port import ObjectInfo
@@ -91,7 +90,7 @@ class StoreContract:
         store.put("a/b", b"x")
         assert store.read("a") is None
 
-    def test_a_file_goes_there_and_back(self, store, tmp_path, send):
+    def test_a_file_goes_there_and_back(self, store, tmp_path, send, download):
         source, target = tmp_path / "source", tmp_path / "target"
         for data in (b"", b"x" * 1000):
             source.write_bytes(data)
@@ -102,7 +101,7 @@ class StoreContract:
             assert list(store.list("")) == [ObjectInfo("folder/file", len(data))]
             target.unlink()
 
-    def test_a_big_file_goes_there_and_back(self, store, tmp_path, send):
+    def test_a_big_file_goes_there_and_back(self, store, tmp_path, send, download):
         source, target = tmp_path / "source", tmp_path / "target"
         data = os.urandom(MIB) * 20 + b"tail"
         source.write_bytes(data)
@@ -111,7 +110,9 @@ class StoreContract:
         download(store, "big", target)
         assert target.read_bytes() == data
 
-    def test_a_file_that_is_not_there_is_an_error_and_not_an_empty_file(self, store, tmp_path):
+    def test_a_file_that_is_not_there_is_an_error_and_not_an_empty_file(
+        self, store, tmp_path, download
+    ):
         with pytest.raises(CheckpointNotFoundError, match="nothing/here"):
             download(store, "nothing/here", tmp_path / "target")
 
@@ -132,7 +133,7 @@ class StoreContract:
         assert {info.key for info in store.list("job/sub")} == {"job/sub/2"}
         assert len(list(store.list(""))) == 5
 
-    def test_keys_with_odd_characters_are_kept_to_the_letter(self, store, tmp_path, send):
+    def test_keys_with_odd_characters_are_kept_to_the_letter(self, store, tmp_path, send, download):
         """Checkpoint names hold metrics, and metrics hold anything."""
         store.put(ODD, b"x")
         assert store.read(ODD) == b"x"
@@ -169,7 +170,7 @@ class StoreContract:
         assert store.read("a/key") is None
         assert [info.key for info in store.list("a")] == ["a/new"]
 
-    def test_the_name_is_a_url_and_keys_are_named_in_errors(self, store, tmp_path):
+    def test_the_name_is_a_url_and_keys_are_named_in_errors(self, store, tmp_path, download):
         assert "://" in store.name
         with pytest.raises(CheckpointError) as caught:
             download(store, "no/key", tmp_path / "x")
@@ -243,7 +244,7 @@ class TestAzureStore(StoreContract):
         assert isinstance(store, NativeStore)
 
 
-def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path, send):
+def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path, send, download):
     """s3fs sends parts of 50 MiB from 100 MiB on: another way than that of smaller files."""
     source, target = tmp_path / "source", tmp_path / "target"
     with source.open("wb") as stream:

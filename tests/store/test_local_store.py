@@ -12,7 +12,6 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.store.download import download
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.remote import open_store
 
@@ -144,11 +143,3 @@ def test_the_name_of_a_folder_is_the_url_that_opens_it(tmp_path, folder):
     store.put("key", b"x")
     assert open_store(store.name).read("key") == b"x"
     assert open_store(f"file://{tmp_path}/{folder}").read("key") == b"x"
-
-
-def test_a_download_does_not_overwrite(tmp_path, store):
-    store.put("key", b"x")
-    (tmp_path / "target").write_text("mine")
-    with pytest.raises(FileExistsError):
-        download(store, "key", tmp_path / "target")
-    assert (tmp_path / "target").read_text() == "mine"

@@ -1,0 +1,63 @@
+"""Several readers at a time, each with a buffer of its own: memory is threads times a buffer."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+_TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+"""Populated at once: faults one by one would cost as much as the reading."""
+_LONG_COPY = 256 * 1024
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_parallel(act: Callable[[T], R], items: Collection[T], threads: int) -> list[R]:
+    """Do `act` for each of `items`, up to `threads` at a time; return the results in order.
+
+    The first failure keeps what has not begun from beginning; it is raised when what had begun is
+    over, so no thread outlives the call. With one thread or one item, this thread does it.
+    """
+    if min(threads, len(items)) <= 1:
+        return [act(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items)), "bt_lightning read") as pool:
+        futures = [pool.submit(act, item) for item in items]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for future in futures:
+        if future in done and (error := future.exception()) is not None:
+            raise error
+    return [future.result() for future in futures]
+
+
+class Scratch:
+    """One page-aligned buffer for each thread that asks, used again and again."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def view(self, size: int) -> memoryview:
+        """This thread's buffer of at least `size` bytes, whole; what was in it may be lost."""
+        found: memoryview | None = getattr(self._local, "view", None)
+        if found is None or len(found) < max(size, 1):
+            self._local.view = None  # let go of the smaller one first
+            found = self._local.view = memoryview(mmap.mmap(-1, max(size, 1), flags=_TOUCHED))
+        return found
+
+
+def copy(target: memoryview, source: memoryview) -> None:
+    """Copy bytes; many of them without the interpreter's lock, as they may touch fresh memory."""
+    size = len(source)
+    if size < _LONG_COPY or len(target) != size:
+        target[:] = source
+        return
+    raw = (ctypes.c_char * size).from_buffer
+    ctypes.memmove(raw(target), raw(source), size)

@@ -1,0 +1,254 @@
+"""Where the bytes of one committed checkpoint are read from, and how they are verified.
+
+Every range is compared with the manifest's XXH3-128 of each of its blocks when it arrives. The
+digest of the whole file is not computed again: its blocks cover every byte of it once, in order
+(`Manifest.from_bytes` counts them), so equal blocks are an equal file. Only a manifest that
+contradicts itself could differ there, and its own digest speaks for that it was written so.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+import xxhash
+from typing_extensions import Self
+
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.layout import MANIFEST, under
+from bt_lightning.localdir.committed import NO_FILE, damaged_blocks, read_manifest
+from bt_lightning.manifest import BLOCK_BYTES, Manifest
+from bt_lightning.store.parallel import Scratch, copy
+from bt_lightning.store.sources import PIECE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.port import Store
+
+_TRIES = 3
+"""Times that a block which arrived damaged is asked for in all."""
+_CONNECTIONS = 6
+_MOST_READERS = 8
+_MOST_TARGETS = 1024
+"""What preadv(2) takes at once (IOV_MAX)."""
+_ALONE_BYTES = 8 * 1024 * 1024
+"""A local checkpoint up to this size is read before a second thread would have started."""
+
+
+class Place(Protocol):
+    """One committed checkpoint, wherever it lies. Read by several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """The directory or URL, for messages."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is committed there."""
+
+    @property
+    def piece_bytes(self) -> int:
+        """Bytes that are best asked for at a time: a multiple of `BLOCK_BYTES`."""
+
+    @property
+    def connections(self) -> int:
+        """Threads that are best used."""
+
+    def check(self, entry: FileEntry) -> None:
+        """Raise `CheckpointCorruptError` or `CheckpointNotFoundError` unless the size is right."""
+
+    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+        """Fill `targets`, one after the other, with the file's bytes from `offset` on, unverified.
+
+        Raises `CheckpointCorruptError` or `StoreError`.
+        """
+
+
+def read_verified(
+    place: Place, entry: FileEntry, offset: int, targets: Sequence[memoryview]
+) -> None:
+    """Fill `targets`, together whole blocks, and compare each; ask again for those that differ.
+
+    Raises:
+        CheckpointCorruptError: a block keeps differing; what `targets` hold is of no use.
+        StoreError: the store refused.
+    """
+    place.read_into(entry, offset, targets)
+    wrong = list(_wrong_blocks(entry, offset, targets))
+    for _ in range(_TRIES - 1):
+        again, wrong = wrong, []
+        for block in again:
+            start = block * BLOCK_BYTES
+            parts = cut(targets, start - offset, BLOCK_BYTES)
+            place.read_into(entry, start, parts)
+            wrong += _wrong_blocks(entry, start, parts)
+    if wrong:
+        raise CheckpointCorruptError(damaged_blocks(place.name, entry.path, wrong))
+
+
+def _wrong_blocks(entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> Iterator[int]:
+    block, left, hasher = offset // BLOCK_BYTES, BLOCK_BYTES, xxhash.xxh3_128()
+    for target in targets:
+        rest = target
+        while rest:
+            part, rest = rest[:left], rest[left:]
+            hasher.update(part)
+            left -= len(part)
+            if left:
+                continue
+            if hasher.hexdigest() != entry.blocks[block]:
+                yield block
+            block, left = block + 1, BLOCK_BYTES
+            hasher.reset()
+    if left < BLOCK_BYTES and hasher.hexdigest() != entry.blocks[block]:
+        yield block
+
+
+def cut(targets: Sequence[memoryview], skip: int, size: int) -> list[memoryview]:
+    """`size` bytes of `targets` after the first `skip`, or as many as there are."""
+    found = []
+    for target in targets:
+        part = target[skip : skip + size]
+        skip = max(0, skip - len(target))
+        size -= len(part)
+        if part:
+            found.append(part)
+    return found
+
+
+def is_block(entry: FileEntry, block: int, data: memoryview) -> bool:
+    """Whether `data` are the bytes of that block of the file."""
+    return bool(xxhash.xxh3_128_hexdigest(data) == entry.blocks[block])
+
+
+class StorePlace:
+    """A checkpoint in a store."""
+
+    piece_bytes = PIECE_BYTES
+    connections = _CONNECTIONS
+
+    def __init__(self, store: Store, prefix: str, folder: str) -> None:
+        """Read the manifest and list the folder.
+
+        Raises:
+            CheckpointNotFoundError: nothing is committed there.
+            CheckpointCorruptError: the manifest is damaged.
+            StoreError: the store refused.
+        """
+        self._store = store
+        self._base = under(prefix, folder)
+        self._scratch = Scratch()
+        data = store.read(f"{self._base}/{MANIFEST}")
+        if data is None:
+            msg = f"no committed checkpoint at {self.name}"
+            raise CheckpointNotFoundError(msg)
+        self.manifest = Manifest.from_bytes(data, self.name)
+        self.manifest_bytes = data
+        self._sizes = {info.key: info.size for info in store.list(self._base)}
+
+    @property
+    def name(self) -> str:
+        """The folder's URL, without secrets."""
+        return f"{self._store.name}/{self._base}"
+
+    def check(self, entry: FileEntry) -> None:
+        """Compare with the size that was listed."""
+        size = self._sizes.get(f"{self._base}/{entry.path}")
+        if size is None:
+            msg = f"there is no {self.name}/{entry.path}, which its manifest names"
+            raise CheckpointNotFoundError(msg)
+        if size != entry.size:
+            msg = (
+                f"the checkpoint {self.name} is damaged: {entry.path} has {size} bytes, its"
+                f" manifest says {entry.size}"
+            )
+            raise CheckpointCorruptError(msg)
+
+    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+        """Ask the store once; by way of a buffer of this thread's if there are several targets."""
+        key = f"{self._base}/{entry.path}"
+        if len(targets) == 1:
+            self._store.read_into(key, offset, targets[0])
+            return
+        size = sum(map(len, targets))
+        data = self._scratch.view(size)[:size]
+        self._store.read_into(key, offset, data)
+        for target in targets:
+            copy(target, data[: len(target)])
+            data = data[len(target) :]
+
+
+class DirectoryPlace:
+    """A committed directory on this disk. Use it in a `with` block: it keeps files open."""
+
+    piece_bytes = BLOCK_BYTES  # small: it is hashed while the processor's cache still holds it
+
+    def __init__(self, path: Path) -> None:
+        """Read the manifest.
+
+        Raises:
+            CheckpointNotFoundError: nothing is committed there.
+            CheckpointCorruptError: the manifest is damaged.
+        """
+        self._path = path
+        self.manifest = read_manifest(path)
+        many = self.manifest.size > _ALONE_BYTES
+        self.connections = min(_MOST_READERS, len(os.sched_getaffinity(0))) if many else 1
+        self._files: dict[str, int] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The directory."""
+        return str(self._path)
+
+    def check(self, entry: FileEntry) -> None:
+        """Open the file; a pipe or a device is none, and not read."""
+        self._file(entry)
+
+    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+        """Read the file at that place."""
+        file, left = self._file(entry), list(targets)
+        while left:
+            count = os.preadv(file, left[:_MOST_TARGETS], offset)
+            if not count:
+                msg = f"the checkpoint {self.name} is damaged: {entry.path} ends early"
+                raise CheckpointCorruptError(msg)
+            offset += count
+            left = cut(left, count, entry.size)
+
+    def _file(self, entry: FileEntry) -> int:
+        with self._opening:
+            if entry.path not in self._files:
+                self._files[entry.path] = self._open(entry)
+            return self._files[entry.path]
+
+    def _open(self, entry: FileEntry) -> int:
+        try:
+            file = os.open(self._path / entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            msg = f"the checkpoint {self.name} is damaged: its file {entry.path} is missing"
+            raise CheckpointCorruptError(msg) from error
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and status.st_size == entry.size:
+            return file
+        os.close(file)
+        msg = (
+            f"the checkpoint {self.name} is damaged: {entry.path} is no file of {entry.size}"
+            f" bytes, as its manifest says, but of {status.st_size}"
+        )
+        raise CheckpointCorruptError(msg)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
