@@ -41,6 +41,11 @@ class FileSource:
         """Bytes, as the manifest says."""
         return self._entry.size
 
+    @property
+    def digest(self) -> str:
+        """XXH3-128, as the manifest says."""
+        return self._entry.xxh3_128
+
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
         """Read the bytes, and compare each block with its digest."""
