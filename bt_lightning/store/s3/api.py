@@ -166,9 +166,13 @@ class Stopped(Exception):
 
 
 def _choose_signer(signature_version: object = None, **_: object) -> str | None:
-    """Keep botocore from signing our URLs by version 2, its default for them without a region."""
-    ours = _signing.get() is not None and isinstance(signature_version, str)
-    return str(signature_version) if ours else None
+    """Sign our URLs as S3 wants it: botocore's default for a URL is version 2, which is no more.
+
+    Plain version 4 would sign the digest of a body that is not there yet.
+    """
+    if _signing.get() is None or not isinstance(signature_version, str):
+        return None
+    return "s3v4-query" if signature_version == "v4-query" else signature_version
 
 
 def _remember(request: AWSRequest, **_: object) -> None:
