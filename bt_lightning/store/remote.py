@@ -126,6 +126,8 @@ class FsspecStore:
             except FileNotFoundError:
                 return
         for path, info in found.items():
+            if info["type"] == "directory":
+                continue  # some servers keep an empty folder, and list it
             yield ObjectInfo(path[len(self._root) :].lstrip("/"), int(info["size"] or 0))
 
     def delete(self, keys: Collection[str]) -> None:

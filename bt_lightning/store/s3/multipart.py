@@ -53,7 +53,11 @@ class Uploads:
         def create() -> Sent:
             asked.append(checksum)
             algorithm = checksum.name if checksum else None
-            return self._api.call("create_multipart_upload", Key=key, ChecksumAlgorithm=algorithm)
+            answer = self._api.call("create_multipart_upload", Key=key, ChecksumAlgorithm=algorithm)
+            if not answer.get("UploadId"):
+                msg = "the answer names no upload: it is none of S3's"
+                raise Failure(msg, transient=True)
+            return answer
 
         for checksum in self._choice.candidates():
             try:
@@ -117,8 +121,13 @@ class Uploads:
                 )
             )
         except Failure as failure:
-            doubtful = failure.transient or failure.code == failures.NO_UPLOAD
-            if not (doubtful and self.is_there(record.key, size, etag)):
+            if not (failure.transient or failure.code == failures.NO_UPLOAD):
+                raise
+            try:
+                done = self.is_there(record.key, size, etag)
+            except Failure:
+                raise failure from None  # what was asked for says more than the question after it
+            if not done:
                 raise
         self._forget(record)
 

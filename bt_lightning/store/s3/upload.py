@@ -139,6 +139,9 @@ class Uploader:
         if checksum is not None:
             parameters[checksum.parameter] = value
         reply = self._api.transfer(operation, data, proceed=crew.proceed, **parameters)
+        if "etag" not in reply.headers:
+            msg = "the answer names no ETag: it is none of S3's"
+            raise Failure(msg, transient=True)
         if checksum is not None:
             found = reply.headers.get(checksum.header)
             if found is None:
@@ -259,7 +262,7 @@ class _Run:
                     raise
 
             reply = retried(send, crew.rest)
-        sent: Sent = {"PartNumber": number, "ETag": reply.headers.get("etag", "")}
+        sent: Sent = {"PartNumber": number, "ETag": reply.headers["etag"]}
         if self._checksum and self._checksum.header in reply.headers:
             sent[self._checksum.parameter] = value
         return sent
