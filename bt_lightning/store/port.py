@@ -36,6 +36,8 @@ _TRANSIENT_NAMES = {
     "ConnectionError",
     "HTTPClientError",
     "HttpError",
+    "IncompleteReadError",
+    "ResponseParserError",
 }
 """Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed."""
 _SECRET = re.compile(
@@ -180,10 +182,11 @@ def translated(what: str, secrets: Collection[str] = ()) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 - clients raise whatever they like
         text = redact(f"{what}: {type(error).__name__}: {error}", secrets)
-        raise _class_of(error)(text) from None  # the cause's own text may hold a secret
+        raise class_of(error)(text) from None  # the cause's own text may hold a secret
 
 
-def _class_of(error: Exception) -> type[StoreTransientError | StorePermanentError]:
+def class_of(error: Exception) -> type[StoreTransientError | StorePermanentError]:
+    """Whether another try may cure what a client raised."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, PermissionError | FileNotFoundError):
         return StorePermanentError

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.store.port import Reuse, Source
 
+_S3 = frozenset({"s3", "s3a"})
 _CONNECT_S = 10
 _READ_S = 60
 
@@ -129,6 +130,8 @@ class FsspecStore:
             except FileNotFoundError:
                 return
         for path, info in found.items():
+            if info["type"] == "directory":
+                continue  # some servers keep an empty folder, and list it
             etag = info.get("ETag")
             version = etag.strip('"') if isinstance(etag, str) else None
             yield ObjectInfo(path[len(self._root) :].lstrip("/"), int(info["size"] or 0), version)
@@ -152,7 +155,7 @@ class FsspecStore:
 def _defaults(scheme: str) -> dict[str, Any]:
     """Options that every store needs: no stale listings, no shared client, no endless waits."""
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme in {"s3", "s3a"}:
+    if scheme in _S3:
         timeouts = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S}
         options["config_kwargs"] = {**timeouts, "retries": {"max_attempts": 1}}
     return options
@@ -194,8 +197,15 @@ def _says_exists(error: OSError) -> bool:
     )
 
 
-def open_store(url: str, storage_options: Mapping[str, object] | None = None) -> Store:
+def open_store(
+    url: str,
+    storage_options: Mapping[str, object] | None = None,
+    journal: Path | None = None,
+) -> Store:
     """The store at `url`: a plain path, `file://`, or any scheme that fsspec knows here.
+
+    `journal` is a directory of the one process that sends; with it, uploads to S3 that were cut
+    off go on where they were. Without it, they begin anew.
 
     Raises:
         InvalidSettingError: nobody knows the scheme, or its package is not installed.
@@ -216,5 +226,9 @@ def open_store(url: str, storage_options: Mapping[str, object] | None = None) ->
         msg = f"the store URL {redact(url)!r} needs a package that is not installed: {error}"
         raise InvalidSettingError(msg) from error
     options = storage_options or {}
+    if scheme in _S3:
+        from bt_lightning.store.s3.store import S3Store  # it is built upon this module
+
+        return S3Store(url, options, journal)
     store = FsspecStore(url, options)
     return native(store, url, options, os.environ) if scheme in SCHEMES else store

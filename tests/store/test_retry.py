@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,7 @@ class Memory:
     def __init__(self, data):
         self._data = data
         self.size = self.part_bytes = len(data)
+        self.digest = xxhash.xxh3_128_hexdigest(data)
 
     @contextlib.contextmanager
     def hold(self, offset, size):

@@ -1,0 +1,222 @@
+"""HTTP/1.1 over connections that are kept: bodies go from, and come into, the caller's memory.
+
+`http.client` copies neither. Timeouts hold for each `_PIECE_BYTES`, not for a whole part, so that
+a slow link is no stalled one.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import http.client
+import select
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from bt_lightning.store.s3.failures import Failure
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Mapping
+    from urllib.parse import SplitResult
+
+_PIECE_BYTES: Final = 1024 * 1024
+_ERROR_BYTES: Final = 64 * 1024
+_IDLE_S: Final = 15.0
+"""A kept connection is used again within this time: servers close theirs from 20 s on."""
+
+Connection = http.client.HTTPConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A request that is ready to be sent. The URL is a secret: it carries the signature."""
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+    """What came, unless it went into the caller's memory; errors are cut off at 64 KiB."""
+    filled: int = 0
+    """Bytes that went into the caller's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How the endpoint is reached."""
+
+    connect_s: float
+    read_s: float
+    tls: Callable[[], ssl.SSLContext]
+    proxies: Mapping[str, str]
+    """Scheme -> URL of the proxy, for this endpoint."""
+
+
+class Wire:
+    """Connections to one endpoint. Any thread may exchange; each exchange has a connection."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._lock = threading.Lock()
+        self._tls: ssl.SSLContext | None = None
+        self._idle: collections.deque[tuple[str, float, Connection]] = collections.deque()
+        weakref.finalize(self, _close_all, self._idle)
+
+    def exchange(
+        self,
+        signed: Signed,
+        body: memoryview | bytes = b"",
+        into: memoryview | None = None,
+        proceed: Callable[[int], None] = lambda _: None,
+    ) -> Reply:
+        """Send one request and read its answer; a good one's body goes `into` memory.
+
+        `proceed` is called with the number of bytes before they are sent; it may wait, or raise.
+
+        Raises:
+            OSError: the connection could not be made, broke, or stood still.
+            http.client.HTTPException: what came is no whole answer.
+        """
+        url = urlsplit(signed.url)
+        connection, fresh, target = self._connection(url)
+        kept = False
+        try:
+            if fresh:
+                connection.connect()
+                assert connection.sock is not None
+                connection.sock.settimeout(self._network.read_s)
+            _send(connection, signed, target, memoryview(body), proceed)
+            with connection.getresponse() as response:
+                reply = _read(response, into)
+                kept = response.isclosed() and not response.will_close
+        finally:
+            if kept:
+                with self._lock:
+                    self._idle.append((_place(url), time.monotonic(), connection))
+            else:
+                connection.close()
+        return reply
+
+    def _connection(self, url: SplitResult) -> tuple[Connection, bool, str]:
+        """A connection, whether it is still to be made, and the request's target on it."""
+        target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
+        proxy = self._network.proxies.get(url.scheme)
+        if proxy and url.scheme == "http":
+            target = url.geturl()
+        place = _place(url)
+        stale = time.monotonic() - _IDLE_S
+        with self._lock:
+            while self._idle:
+                there, since, connection = self._idle.pop()
+                if there == place and since > stale and not _readable(connection):
+                    return connection, False, target
+                connection.close()
+        return self._opened(url, proxy), True, target
+
+    def _opened(self, url: SplitResult, proxy: str | None) -> Connection:
+        through = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else url
+        if proxy and through.scheme != "http":
+            msg = f"a proxy that is reached by {through.scheme}:// is not supported: use http://"
+            raise Failure(msg, transient=False)
+        assert through.hostname is not None
+        timeout = self._network.connect_s
+        if url.scheme != "https":
+            return _Plain(through, timeout)
+        with self._lock:
+            self._tls = self._tls or self._network.tls()
+        connection = http.client.HTTPSConnection(
+            through.hostname, through.port, timeout=timeout, context=self._tls
+        )
+        if proxy:
+            assert url.hostname is not None
+            connection.set_tunnel(url.hostname, url.port or 443, proxy_headers(through))
+        return connection
+
+
+def proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    """The user of a proxy's URL as the header that a proxy asks for."""
+    if proxy.username is None:
+        return {}
+    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": "Basic " + base64.b64encode(user.encode()).decode("ascii")}
+
+
+class _Plain(http.client.HTTPConnection):
+    """A connection without TLS, to the endpoint or to a proxy that passes requests on."""
+
+    def __init__(self, place: SplitResult, timeout: float) -> None:
+        assert place.hostname is not None
+        super().__init__(place.hostname, place.port, timeout=timeout)
+        self.extra = proxy_headers(place)
+
+
+def _place(url: SplitResult) -> str:
+    return f"{url.scheme}://{url.netloc}"
+
+
+def _readable(connection: Connection) -> bool:
+    """Whether an idle connection has something to say: it can only be its end."""
+    if connection.sock is None:
+        return True
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _send(
+    connection: Connection,
+    signed: Signed,
+    target: str,
+    body: memoryview,
+    proceed: Callable[[int], None],
+) -> None:
+    connection.putrequest(signed.method, target)
+    for name, value in {**signed.headers, **getattr(connection, "extra", {})}.items():
+        connection.putheader(name, value)
+    if signed.method in {"PUT", "POST"}:
+        connection.putheader("Content-Length", str(len(body)))
+    try:
+        connection.endheaders()
+        while body:
+            piece = body[:_PIECE_BYTES]
+            proceed(len(piece))
+            connection.send(piece)
+            body = body[_PIECE_BYTES:]
+    except (BrokenPipeError, ConnectionResetError):
+        if not _readable(connection):
+            raise
+        # the server has answered before it took all: the answer says why
+
+
+def _read(response: http.client.HTTPResponse, into: memoryview | None) -> Reply:
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    if into is None or response.status not in {200, 206}:
+        body = response.read(_ERROR_BYTES)
+        return Reply(response.status, headers, body)
+    filled = 0
+    while filled < len(into):
+        count = response.readinto(into[filled:])
+        if not count:
+            break
+        filled += count
+    if not response.length:
+        response.read()  # nothing is left but the end itself: the connection can be kept
+    return Reply(response.status, headers, b"", filled)
+
+
+def _close_all(idle: collections.deque[tuple[str, float, Connection]]) -> None:
+    while idle:
+        idle.pop()[2].close()

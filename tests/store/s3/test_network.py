@@ -1,0 +1,159 @@
+"""TLS, proxies, kept connections and options of the user mean what they mean to s3fs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import ssl
+
+import pytest
+
+from bt_lightning.errors import StorePermanentError
+from bt_lightning.store.s3 import checksums
+from bt_lightning.store.s3.checksums import Choice
+
+DATA = b"bytes" * 100_000
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for 127.0.0.1: (its file, its key's file)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.timezone.utc)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (folder / "key.pem").write_bytes(private)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture
+def tls_proxy(proxied, weed, certificate):
+    proxy = proxied(weed)
+    proxy.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    proxy.tls.load_cert_chain(*certificate)
+    proxy.endpoint = proxy.endpoint.replace("http:", "https:")
+    return proxy
+
+
+def there_and_back(store, memory):
+    store.send(memory(DATA), "key")
+    target = memoryview(bytearray(len(DATA)))
+    store.read_into("key", 0, target)
+    return target == DATA
+
+
+def test_tls_with_the_users_authority(connect, tls_proxy, certificate, memory):
+    where = {"endpoint_url": tls_proxy.endpoint, "region_name": "us-east-1"}
+    given = {**where, "verify": str(certificate[0])}
+    assert there_and_back(connect(client_kwargs=given), memory)
+
+
+def test_tls_with_the_authority_of_the_environment(
+    connect, tls_proxy, certificate, memory, monkeypatch
+):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
+    assert there_and_back(connect(tls_proxy.endpoint), memory)
+
+
+def test_tls_without_any_check_if_the_user_says_so(connect, tls_proxy, memory):
+    where = {"endpoint_url": tls_proxy.endpoint, "region_name": "us-east-1", "verify": False}
+    assert there_and_back(connect(client_kwargs=where), memory)
+
+
+def test_a_certificate_of_nobody_known_is_a_permanent_error(connect, tls_proxy, memory):
+    """As a transient one it would be tried again for ever, and never be reported."""
+    with pytest.raises(StorePermanentError, match="CERTIFICATE_VERIFY_FAILED"):
+        connect(tls_proxy.endpoint).send(memory(DATA), "key")
+
+
+def test_a_proxy_of_the_environment_is_used(connect, proxied, weed, memory, monkeypatch):
+    proxy = proxied(weed)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, proxy.endpoint)
+    assert there_and_back(connect("http://s3.nowhere.invalid"), memory)
+    assert proxy.seen == ["PUT", "GET"]
+
+
+def test_connections_are_kept(connect, proxied, weed, memory):
+    proxy = proxied(weed)
+    store = connect(proxy.endpoint)
+    for _ in range(5):
+        assert there_and_back(store, memory)
+    assert len(proxy.clients) == 1
+    assert len(proxy.seen) == 10
+
+
+def test_a_connection_that_the_server_closed_is_replaced(connect, proxied, weed, memory):
+    proxy = proxied(weed)
+    store = connect(proxy.endpoint)
+    assert there_and_back(store, memory)
+    for client in list(proxy.clients):
+        client.shutdown(2)
+    proxy.reset()
+    assert there_and_back(store, memory)
+    assert proxy.seen == ["PUT", "GET"]
+
+
+def test_options_of_every_request_reach_ours(connect, weed, memory):
+    store = connect(s3_additional_kwargs={"ContentType": "a/kind", "Metadata": {"made-by": "us"}})
+    for size in (1000, 9 * 1024 * 1024):
+        store.send(memory(b"x" * size), f"key-{size}")
+        facts = store._api.call("head_object", Key=store._key(f"key-{size}"))
+        assert facts["ContentType"] == "a/kind"
+        assert facts["Metadata"] == {"made-by": "us"}
+
+
+@pytest.mark.parametrize("name", [each.name for each in checksums.known()])
+@pytest.mark.parametrize("size", [1000, 9 * 1024 * 1024])
+def test_every_checksum_is_one_that_the_server_compares(
+    connect, proxied, weed, memory, name, size, monkeypatch
+):
+    (checksum,) = [each for each in checksums.known() if each.name == name]
+    monkeypatch.setattr(checksums, "known", lambda: (checksum,))
+    proxy = proxied(weed)
+    store = connect(proxy.endpoint)
+    number = 1 if size == 1000 else 2
+    proxy.reset(**{f"n{number}": "flip"})
+    data = b"x" * size
+    store.send(memory(data), "key")
+    assert proxy.count("PUT") + proxy.count("UploadPart") == (2 if size == 1000 else 3)
+    target = memoryview(bytearray(size))
+    store.read_into("key", 0, target)
+    assert target == data
+
+
+def test_a_server_that_knows_no_checksum_is_asked_once(s3, s3_url, memory):
+    from bt_lightning.store.s3.store import S3Store
+
+    store = S3Store(s3_url, s3.options)
+    assert isinstance(store._uploader._choice, Choice)
+    for _ in checksums.known():
+        store.send(memory(DATA), "key")
+    assert store._uploader._choice.candidates() == (None,)
+    assert store.read("key") == DATA
