@@ -18,6 +18,7 @@ Exception
     ├── SaveTimeoutError (TimeoutError)                   the disk does not take a save
     ├── StoreError (OSError)                              the store refused
     │   ├── StoreTransientError                           another try may succeed
+    │   │   └── LeaseHeldError                            another process publishes there
     │   └── StorePermanentError                           another try will not
     ├── UploadFailedError (RuntimeError)                  the worker gave up on a checkpoint
     ├── WorkerDiedError (ChildProcessError)               the worker process is gone
@@ -145,6 +146,12 @@ class StoreTransientError(StoreError):
     """Raised when the store failed in a way that another try may cure."""
 
     exit_code = 21
+
+
+class LeaseHeldError(StoreTransientError):
+    """Raised when another process writes to the same part of the store."""
+
+    exit_code = 29
 
 
 class StorePermanentError(StoreError):

@@ -107,6 +107,11 @@ def store_folder(checkpoint_id: str, number: int) -> str:
     return checkpoint_id if number == 1 else f"{checkpoint_id}@{number}"
 
 
+def lease_folder(prefix: str) -> str:
+    """Folder of the leases of what is below `prefix` in a store."""
+    return under(prefix, f"{DOT_DIR}-lease")
+
+
 def part_name(name: str) -> str:
     """Name that a file of a folder store has while it is being written."""
     return f".{name}.part"

@@ -7,11 +7,13 @@ manifest is nobody's: a later start of the same job may sweep it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
+    LeaseHeldError,
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, MARKER, store_folder, under
@@ -20,15 +22,37 @@ from bt_lightning.store.port import Reuse
 from bt_lightning.store.sources import FileSource, same_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection
 
     from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.store.lease import Lease
     from bt_lightning.store.port import Store
+    from bt_lightning.store.sent import Sent
     from bt_lightning.store.sources import DescribedSource
 
-    Base = tuple[str, Manifest] | None
-    """Folder and manifest of a checkpoint of the store."""
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A checkpoint of the store; what others have in common with it need not be sent."""
+
+    folder: str
+    """Its key prefix."""
+    manifest: Manifest
+
+    def reuse(self, entry: FileEntry) -> Reuse | None:
+        """What of a file it has as well."""
+        older = self.manifest.entry(entry.path)
+        ranges = same_ranges(entry, older) if older is not None else ()
+        return Reuse(f"{self.folder}/{entry.path}", ranges) if ranges else None
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """Of the only process that writes to a place: its lease, and what it knows to be sent."""
+
+    lease: Lease
+    sent: Sent
 
 
 def publish(
@@ -36,19 +60,20 @@ def publish(
     prefix: str,
     checkpoint: LocalCheckpoint,
     *,
-    base: Base = None,
-    sent: Mapping[str, str] | None = None,
+    base: Base | None = None,
+    tenure: Tenure | None = None,
 ) -> str:
     """Copy a committed checkpoint into the store and commit it there; return its folder.
 
-    Idempotent. A folder whose manifest is another's is left alone: the next number is taken. `base`
-    is the folder and manifest of a checkpoint there: what did not change since is copied inside the
-    store. `sent` maps keys that were sent already to the digests of their bytes.
+    Idempotent. A folder whose manifest is another's is left alone: the next number is taken. What
+    did not change since `base` is copied inside the store. With `tenure`, what an earlier try sent
+    is not sent again, and nothing is committed once another process writes there.
 
     Raises:
         CheckpointNotFoundError: the local checkpoint was replaced or deleted meanwhile; what was
             sent of it has no manifest, so nobody sees it.
         CheckpointCorruptError: the local checkpoint is damaged.
+        LeaseHeldError: another process has come to write there.
         StoreError: the store refused.
     """
     manifest = checkpoint.manifest
@@ -67,12 +92,7 @@ def publish(
     try:
         check_sizes(checkpoint.path, manifest)
         store.put(f"{place}/{MARKER}", b"{}\n")
-        for entry in manifest.files:
-            key = f"{place}/{entry.path}"
-            if (sent or {}).get(key) == entry.xxh3_128:
-                continue
-            with FileSource(checkpoint.path / entry.path, entry) as source:
-                store.send(source, key, _reuse(prefix, base, entry))
+        _send_files(store, place, checkpoint, base, tenure)
         _compare_sizes(store, place, checkpoint)
     except (CheckpointCorruptError, OSError) as error:
         if is_unchanged(checkpoint.path, manifest):
@@ -80,13 +100,58 @@ def publish(
         raise _replaced(checkpoint) from error  # a file of it was gone, or of the next generation
     if not is_unchanged(checkpoint.path, manifest):
         raise _replaced(checkpoint)
-    store.put_new(f"{place}/{MANIFEST}", data)
-    store.delete([f"{place}/{MARKER}"])
+    _commit(store, place, data, tenure)
     return folder
 
 
-def unpublish(store: Store, prefix: str, folder: str) -> None:
-    """Delete one checkpoint, or the rest of one, from the store; idempotent."""
+def _send_files(
+    store: Store,
+    place: str,
+    checkpoint: LocalCheckpoint,
+    base: Base | None,
+    tenure: Tenure | None,
+) -> None:
+    sizes = _sizes(store, place) if tenure and tenure.sent.under(place) else {}
+    for entry in checkpoint.manifest.files:
+        key = f"{place}/{entry.path}"
+        if tenure and tenure.sent.get(key) == entry.xxh3_128 and sizes.get(key) == entry.size:
+            continue
+        with FileSource(checkpoint.path / entry.path, entry) as source:
+            _send(store, key, source, base, tenure)
+
+
+def _send(
+    store: Store, key: str, source: DescribedSource, base: Base | None, tenure: Tenure | None
+) -> None:
+    reuse = base.reuse(source.entry) if base else None
+    if tenure is None:
+        store.send(source, key, reuse)
+        return
+    tenure.sent.began(key)
+    store.send(source, key, reuse)
+    tenure.sent.add(key, source.entry.xxh3_128)
+
+
+def _commit(store: Store, place: str, manifest: bytes, tenure: Tenure | None) -> None:
+    if tenure is None:
+        store.put_new(f"{place}/{MANIFEST}", manifest)
+    else:
+        tenure.lease.confirm()
+        store.put_new(f"{place}/{MANIFEST}", manifest)
+        try:
+            tenure.lease.confirm()
+        except LeaseHeldError:  # its files may have been swept, or written over
+            store.delete([f"{place}/{MANIFEST}"])
+            raise
+        tenure.sent.drop(place)
+    store.delete([f"{place}/{MARKER}"])
+
+
+def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()) -> None:
+    """Delete one checkpoint, or the rest of one, from the store; idempotent.
+
+    The objects `keep` stay, with a marker beside them: they are of a publication that will go on.
+    """
     base = under(prefix, folder)
     keys = _own_keys(store, base)
     if not keys:
@@ -94,33 +159,23 @@ def unpublish(store: Store, prefix: str, folder: str) -> None:
     store.put(f"{base}/{MARKER}", b"{}\n")
     manifest, marker = f"{base}/{MANIFEST}", f"{base}/{MARKER}"
     store.delete([manifest])
-    store.delete([key for key in keys if key not in {manifest, marker}])
-    store.delete([marker])
+    store.delete([key for key in keys if key not in {manifest, marker, *keep}])
+    if not set(keys).intersection(keep):
+        store.delete([marker])
 
 
 def send_ahead(
-    store: Store, prefix: str, key: str, source: DescribedSource, base: Base
-) -> dict[str, str]:
-    """Send a file of a checkpoint that is not committed yet; return key -> digest if it is there.
+    store: Store, place: str, source: DescribedSource, base: Base | None, tenure: Tenure
+) -> None:
+    """Send a file of a checkpoint that is not committed yet; `tenure` is told of it.
 
-    `key` is `<folder>/<path>` below `prefix`. Nobody sees it before `publish`, which leaves out
-    what this sent; if it never comes to that, `unpublish` deletes it. Nothing is sent to a folder
-    that holds a checkpoint.
+    `place` is the key prefix that the checkpoint will have. Nobody sees the file before `publish`,
+    which leaves it out; if it never comes to that, `unpublish` deletes it. Nothing is sent to a
+    place that holds a checkpoint.
     """
-    target = under(prefix, key)
-    place = target.removesuffix(f"/{source.entry.path}")
-    if store.read(f"{place}/{MANIFEST}") is not None:
-        return {}
-    store.put(f"{place}/{MARKER}", b"{}\n")
-    store.send(source, target, _reuse(prefix, base, source.entry))
-    return {target: source.entry.xxh3_128}
-
-
-def _reuse(prefix: str, base: Base, entry: FileEntry) -> Reuse | None:
-    """What of a file the checkpoint `base` has as well."""
-    older = base[1].entry(entry.path) if base is not None else None
-    ranges = same_ranges(entry, older) if older is not None else ()
-    return Reuse(f"{under(prefix, base[0])}/{entry.path}", ranges) if base and ranges else None
+    if store.read(f"{place}/{MANIFEST}") is None:
+        store.put(f"{place}/{MARKER}", b"{}\n")
+        _send(store, f"{place}/{source.entry.path}", source, base, tenure)
 
 
 def _own_keys(store: Store, base: str) -> list[str]:
@@ -135,8 +190,12 @@ def _own_keys(store: Store, base: str) -> list[str]:
     return [key for key in keys if not key.startswith(tuple(nested))]
 
 
+def _sizes(store: Store, base: str) -> dict[str, int]:
+    return {info.key: info.size for info in store.list(base)}
+
+
 def _compare_sizes(store: Store, base: str, checkpoint: LocalCheckpoint) -> None:
-    sizes = {info.key: info.size for info in store.list(base)}
+    sizes = _sizes(store, base)
     for entry in checkpoint.manifest.files:
         size = sizes.get(f"{base}/{entry.path}")
         if size != entry.size:

@@ -39,7 +39,7 @@ class FileSource:
     """
 
     def __init__(self, file: Path, entry: FileEntry) -> None:
-        self._entry = entry
+        self.entry = entry
         self._place = str(file)
         self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         self._local = threading.local()
@@ -49,12 +49,12 @@ class FileSource:
     @property
     def size(self) -> int:
         """Bytes, as the manifest says."""
-        return self._entry.size
+        return self.entry.size
 
     @property
     def digest(self) -> str:
         """XXH3-128, as the manifest says."""
-        return self._entry.xxh3_128
+        return self.entry.xxh3_128
 
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
@@ -78,7 +78,7 @@ class FileSource:
         for start in range(0, len(view), BLOCK_BYTES):
             block = first + start // BLOCK_BYTES
             found = xxhash.xxh3_128_hexdigest(view[start : start + BLOCK_BYTES])
-            if found != self._entry.blocks[block]:
+            if found != self.entry.blocks[block]:
                 msg = (
                     f"{self._place} is damaged: its bytes are not those that were saved"
                     f" (XXH3-128 differs, 4 MiB block {block})"

@@ -139,7 +139,7 @@ class Offer:
         with self._lock:
             self._waiting[path] = source
 
-    def take(self) -> tuple[str, LentSource] | None:
+    def take(self) -> LentSource | None:
         """The next file that may be sent; None if there is none now, or the commit has ended.
 
         Called by the publisher, which closes each source when it is done with it.
@@ -149,7 +149,7 @@ class Offer:
                 return None
             path = next(iter(self._waiting))
             self._sending[path] = self._waiting.pop(path)
-            return path, self._sending[path]
+            return self._sending[path]
 
     def take_back(self, final: Path | None) -> None:
         """The checkpoint is committed at `final`, or will never be; called by the committer."""

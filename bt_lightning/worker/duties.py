@@ -1,7 +1,8 @@
 """What the worker does, one unit at a time; what is left to do is read off the disk and the store.
 
 Nothing here is remembered that a restart would need: the outbox is what is committed on the disk
-and not in the store, and removal requests lie on the disk.
+and not in the store, and removal requests lie on the disk, as does what was sent of it. Nothing is
+written to the store without the lease.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from bt_lightning.errors import (
 from bt_lightning.layout import MARKER, part_name, store_folder, under
 from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
 from bt_lightning.localdir.durable import delete_directory, empty_trash
+from bt_lightning.localdir.owner import owner_of
 from bt_lightning.localdir.requests import forget_removal, requested_removals
 from bt_lightning.manifest import Manifest
 from bt_lightning.retention import Committed, removable
-from bt_lightning.store.catalog import look
-from bt_lightning.store.publish import publish, send_ahead, unpublish
+from bt_lightning.store.catalog import Listing, look
+from bt_lightning.store.lease import Lease
+from bt_lightning.store.publish import Base, Tenure, publish, send_ahead, unpublish
+from bt_lightning.store.sent import Sent
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -42,15 +46,19 @@ class Duties:
         self._pinned = pinned
         self._stored: dict[str, Manifest] | None = None
         self._damaged: set[str] = set()
-        self._ahead: dict[str, tuple[Offer, dict[str, str]]] = {}
+        self._ahead: dict[str, Offer] = {}
+        self._held: Tenure | None = None
         self.complaints: list[str] = []
         """What was found damaged since the reader last emptied it."""
 
     def forget(self) -> None:
         """Trust nothing known of the store; look again before the next unit."""
         self._stored = None
-        for _, sent in self._ahead.values():
-            sent.clear()  # that look sweeps folders without a manifest
+
+    def leave(self) -> None:
+        """Let another process write to the store at once; the last thing that is done."""
+        if self._held is not None:
+            self._held.lease.release()
 
     def send_ahead(self, offer: Offer) -> None:
         """Send what is lent of a checkpoint that is being committed.
@@ -64,12 +72,11 @@ class Duties:
         folder = store_folder(offer.checkpoint_id, offer.generation)
         if folder in stored:
             return  # the publication will take another
-        sent = self._ahead.setdefault(folder, (offer, {}))[1]
-        base = self._base(stored)
-        while (lent := offer.take()) is not None:
-            path, source = lent
+        self._ahead.setdefault(folder, offer)
+        base, place = self._base(stored), under(self._prefix, folder)
+        while (source := offer.take()) is not None:
             try:
-                sent |= send_ahead(self._store, self._prefix, f"{folder}/{path}", source, base)
+                send_ahead(self._store, place, source, base, self._tenure)
             except CheckpointNotFoundError:
                 return  # the commit failed
             finally:
@@ -103,7 +110,7 @@ class Duties:
                     self._prefix,
                     found,
                     base=self._base(stored),
-                    sent=self._sent(),
+                    tenure=self._tenure,
                 )
             except (CheckpointNotFoundError, CheckpointExistsError):
                 continue  # replaced here, or taken there, meanwhile: the next look sees which
@@ -117,27 +124,36 @@ class Duties:
 
     def delete_ahead(self) -> None:
         """Delete what was sent ahead of checkpoints that did not come, or are not wanted."""
-        ended = [folder for folder, (offer, _) in self._ahead.items() if offer.over]
+        ended = [folder for folder, offer in self._ahead.items() if offer.over]
         if self._store is None or not ended:
             return
         stored = self._known_store(self._store)
-        waiting = {
-            store_folder(found.manifest.checkpoint_id, found.manifest.generation)
-            for found in self.outbox()
-        }
+        waiting = self._waiting()
         for folder in ended:
             if folder not in waiting:
                 if folder not in stored:
-                    unpublish(self._store, self._prefix, folder)
+                    self._unpublish(self._store, folder)
                 del self._ahead[folder]
 
-    def _sent(self) -> dict[str, str]:
-        return {key: digest for _, sent in self._ahead.values() for key, digest in sent.items()}
+    def _waiting(self) -> dict[str, LocalCheckpoint]:
+        """The outbox by the folders that its checkpoints will have."""
+        return {
+            store_folder(found.manifest.checkpoint_id, found.manifest.generation): found
+            for found in self.outbox()
+        }
 
-    @staticmethod
-    def _base(stored: dict[str, Manifest]) -> tuple[str, Manifest] | None:
+    def _unpublish(self, store: Store, folder: str, keep: Collection[str] = ()) -> None:
+        self._tenure.lease.confirm()
+        if not keep:
+            self._tenure.sent.drop(under(self._prefix, folder))
+        unpublish(store, self._prefix, folder, keep)
+
+    def _base(self, stored: dict[str, Manifest]) -> Base | None:
         """The newest of the store: most of what did not change since is in it."""
-        return max(stored.items(), key=lambda item: item[1].order, default=None)
+        if not stored:
+            return None
+        folder, manifest = max(stored.items(), key=lambda item: item[1].order)
+        return Base(under(self._prefix, folder), manifest)
 
     def delete_local(self) -> None:
         """Delete from the disk whatever was asked to go and may; needs no store."""
@@ -159,15 +175,32 @@ class Duties:
             stored = self._known_store(self._store)
             entries = [_committed(folder, manifest) for folder, manifest in stored.items()]
             for entry in removable(entries, requested, self._pinned):
-                unpublish(self._store, self._prefix, entry.place)
+                self._unpublish(self._store, entry.place)
                 del stored[entry.place]
             left |= {manifest.digest for manifest in stored.values()}
         for digest in requested - left:
             forget_removal(self._root, digest)
 
+    @property
+    def _tenure(self) -> Tenure:
+        assert self._held is not None, "nothing is done to a store before the first look at it"
+        return self._held
+
     def _known_store(self, store: Store) -> dict[str, Manifest]:
-        """What the store holds; at the first look, folders that a dead process left are swept."""
+        """What the store holds; the first look takes the lease, and sweeps what dead ones left.
+
+        Raises:
+            LeaseHeldError: another process publishes there.
+        """
         if self._stored is None:
+            if self._held is None:
+                self._held = Tenure(
+                    Lease(store, self._prefix, owner_of(self._root)),
+                    Sent(self._root, f"{store.name}/{self._prefix}"),
+                )
+            lease, sent = self._held.lease, self._held.sent
+            lease.take()
+            sent.pass_on(lease.before, lease.token)
             listing = look(store, self._prefix)
             stored = {}
             for folder, data in listing.committed.items():
@@ -175,14 +208,28 @@ class Duties:
                     stored[folder] = Manifest.from_bytes(data, f"{store.name}/{folder}")
                 except CheckpointCorruptError:
                     continue  # not ours to judge: it is neither offered, nor replaced, nor deleted
-            for folder in listing.unfinished - listing.committed.keys():
-                unpublish(store, self._prefix, folder)
-            done = listing.unfinished & listing.committed.keys()
-            for folder in sorted(done):  # the marker, whole or half written, of a dead writer
-                base = under(self._prefix, folder)
-                store.delete([under(base, MARKER), under(base, part_name(MARKER))])
             self._stored = stored
+            self._sweep(store, listing)
         return self._stored
+
+    def _sweep(self, store: Store, listing: Listing) -> None:
+        """Delete what is nobody's; what the outbox will go on with stays."""
+        waiting = self._waiting()
+        for folder in listing.unfinished - listing.committed.keys():
+            wanted = folder in waiting or folder in self._ahead
+            keep = self._tenure.sent.under(under(self._prefix, folder)) if wanted else ()
+            self._unpublish(store, folder, keep)
+        for folder in sorted(listing.unfinished & listing.committed.keys()):
+            base = under(self._prefix, folder)  # the marker, whole or half written, of a dead one
+            store.delete([under(base, MARKER), under(base, part_name(MARKER))])
+        store.abandon(
+            self._prefix,
+            {
+                under(self._prefix, f"{folder}/{entry.path}")
+                for folder, found in waiting.items()
+                for entry in found.manifest.files
+            },
+        )
 
 
 def _committed(place: str, manifest: Manifest) -> Committed:

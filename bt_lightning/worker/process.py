@@ -49,6 +49,7 @@ from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.port import redact
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
+from bt_lightning.store.sent import uploads_folder
 from bt_lightning.worker.committer import Committer, Outcome
 from bt_lightning.worker.duties import Duties
 from bt_lightning.worker.priority import lower_priority
@@ -115,6 +116,8 @@ class _Loop:
         while not self._finished():
             self._receive()
             self._answer_drain()
+        if self._publisher is not None:
+            self._publisher.leave()
 
     # waiting and listening
 
@@ -254,7 +257,11 @@ class _Loop:
 
     def _open(self) -> Store:
         if self._store is None:
-            self._store = open_store(self._config.store_url or "", self._config.storage_options)
+            self._store = open_store(
+                self._config.store_url or "",
+                self._config.storage_options,
+                journal=uploads_folder(self._root),
+            )
         return self._store
 
     def _check_store(self) -> None:

@@ -11,7 +11,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointError, StoreTransientError
+from bt_lightning.errors import CheckpointError, LeaseHeldError, StoreTransientError
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.durable import try_lock
 from bt_lightning.localdir.events import note
@@ -54,6 +54,7 @@ class Publisher:
         self._sending: Offer | None = None
         self._has_work = True
         self._working = False
+        self._left = False
         self._next_try = 0.0
         self._failures = 0
         self._reported: str | None = None
@@ -103,8 +104,15 @@ class Publisher:
             self._next_try = 0.0
             self.changed.notify_all()
 
+    def leave(self) -> None:
+        """Let other processes publish; called at the end, and nothing is done after it."""
+        with self.changed:
+            if not self._working and not self._left:
+                self._left = True
+                self._duties.leave()
+
     def _run(self) -> None:
-        while True:
+        while not self._left:
             with self.changed:
                 while (patience := self._patience()) != 0.0:
                     self.changed.wait(patience)
@@ -179,16 +187,17 @@ class Publisher:
             wait_s = _RETRY_PERMANENT_S if self.permanent else backoff(failures, random.random())
             self._next_try = time.monotonic() + wait_s
             self._has_work = True
-        if not self.permanent:
-            log.log(
-                logging.WARNING if failures == 1 else logging.DEBUG,
-                "the store failed, trying again: failures=%d error=%s",
-                failures,
-                error,
-            )
-        elif self._reported is None:  # the text names a key, so each checkpoint has another
+        if self.permanent or isinstance(error, LeaseHeldError):  # a person has to know
+            if self._reported is not None:
+                return None  # the text names a key, so each checkpoint has another
             self._reported = self.last_error
             return WorkFailed(what="publishing", error=str(error))
+        log.log(
+            logging.WARNING if failures == 1 else logging.DEBUG,
+            "the store failed, trying again: failures=%d error=%s",
+            failures,
+            error,
+        )
         return None
 
     def _own(self) -> bool:

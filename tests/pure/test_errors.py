@@ -27,6 +27,7 @@ BUILTINS = {
     "SaveTimeoutError": TimeoutError,
     "StoreError": OSError,
     "StoreTransientError": errors.StoreError,
+    "LeaseHeldError": errors.StoreTransientError,
     "StorePermanentError": errors.StoreError,
     "UploadFailedError": RuntimeError,
     "WorkerDiedError": ChildProcessError,

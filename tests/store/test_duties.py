@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from bt_lightning.errors import StoreTransientError
@@ -24,6 +26,19 @@ def store(tmp_path):
     return LocalStore(tmp_path / "store")
 
 
+@pytest.fixture
+def begin():
+    """Begin the duties of a directory, as a worker does; they end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(root, store, prefix, pinned):
+            duties = Duties(root, store, prefix, pinned)
+            stack.callback(duties.leave)
+            return duties
+
+        yield begin
+
+
 def on_disk(root):
     return [found.manifest.checkpoint_id for found in list_committed(root)[0]]
 
@@ -36,41 +51,43 @@ def waiting(duties):
     return [found.manifest.checkpoint_id for found in duties.outbox()]
 
 
-def test_the_outbox_is_what_is_here_and_not_there_newest_first(root, store, make):
+def test_the_outbox_is_what_is_here_and_not_there_newest_first(begin, root, store, make):
     for step in (1, 10, 9):
         make(root, f"checkpoint-{step}", step)
-    duties = Duties(root, store, "p", ())
+    duties = begin(root, store, "p", ())
     assert waiting(duties) == ["checkpoint-10", "checkpoint-9", "checkpoint-1"]
     assert duties.publish_next().manifest.step == 10
     assert waiting(duties) == ["checkpoint-9", "checkpoint-1"]
-    assert Duties(root, None, "p", ()).outbox() == []
+    assert begin(root, None, "p", ()).outbox() == []
 
 
-def test_a_restart_publishes_only_what_is_missing(root, store, make):
+def test_a_restart_publishes_only_what_is_missing(begin, root, store, make):
     for step in (1, 2):
         make(root, f"checkpoint-{step}", step)
-    Duties(root, store, "p", ()).publish_next()
-    again = Duties(root, store, "p", ())
+    begin(root, store, "p", ()).publish_next()
+    again = begin(root, store, "p", ())
     assert again.publish_next().manifest.step == 1
     assert again.publish_next() is None
     assert in_store(store) == {"checkpoint-1", "checkpoint-2"}
 
 
-def test_what_is_about_to_go_is_not_sent_unless_it_is_all_there_is(root, store, make):
+def test_what_is_about_to_go_is_not_sent_unless_it_is_all_there_is(begin, root, store, make):
     old = make(root, "checkpoint-1", 1)
     request_removal(root, old.manifest.digest)
-    duties = Duties(root, store, "p", ())
+    duties = begin(root, store, "p", ())
     assert waiting(duties) == ["checkpoint-1"], "the only checkpoint of a run must be safe"
     make(root, "checkpoint-2", 2)
     assert waiting(duties) == ["checkpoint-2"]
 
 
-def test_a_request_is_honoured_in_each_tier_only_when_something_newer_is_there(root, store, make):
+def test_a_request_is_honoured_in_each_tier_only_when_something_newer_is_there(
+    begin, root, store, make
+):
     """Invariant 4: the disk may be lost: what is newer there frees nothing in the store."""
     old = make(root, "checkpoint-1", 1)
     publish(store, "p", old)
     request_removal(root, old.manifest.digest)
-    duties = Duties(root, store, "p", ())
+    duties = begin(root, store, "p", ())
     duties.delete_local()
     duties.delete_stored()
     assert on_disk(root) == ["checkpoint-1"]
@@ -86,32 +103,32 @@ def test_a_request_is_honoured_in_each_tier_only_when_something_newer_is_there(r
     assert requested_removals(root) == frozenset()
 
 
-def test_pinned_checkpoints_stay_in_both_tiers_and_so_does_their_request(root, store, make):
+def test_pinned_checkpoints_stay_in_both_tiers_and_so_does_their_request(begin, root, store, make):
     """What the run resumed from is not deleted by this run; the next one may."""
     old = make(root, "checkpoint-1", 1)
     new = make(root, "checkpoint-2", 2)
     for checkpoint in (old, new):
         publish(store, "p", checkpoint)
     request_removal(root, old.manifest.digest)
-    duties = Duties(root, store, "p", {old.manifest.digest})
+    duties = begin(root, store, "p", {old.manifest.digest})
     duties.delete_local()
     duties.delete_stored()
     assert on_disk(root) == ["checkpoint-2", "checkpoint-1"]
     assert in_store(store) == {"checkpoint-1", "checkpoint-2"}
     assert requested_removals(root) == {old.manifest.digest}
-    later = Duties(root, store, "p", ())
+    later = begin(root, store, "p", ())
     later.delete_local()
     later.delete_stored()
     assert on_disk(root) == ["checkpoint-2"]
     assert in_store(store) == {"checkpoint-2"}
 
 
-def test_a_request_does_not_hit_a_later_generation_of_the_same_id(root, store, make):
+def test_a_request_does_not_hit_a_later_generation_of_the_same_id(begin, root, store, make):
     old = make(root, "last", 1, generation=1)
     request_removal(root, old.manifest.digest)
     make(root, "last", 2, generation=2)
     make(root, "checkpoint-9", 9)
-    duties = Duties(root, store, "p", ())
+    duties = begin(root, store, "p", ())
     duties.delete_local()
     while duties.publish_next():
         pass
@@ -120,8 +137,10 @@ def test_a_request_does_not_hit_a_later_generation_of_the_same_id(root, store, m
     assert requested_removals(root) == frozenset(), "the request is done: that generation is gone"
 
 
-def test_an_older_generation_goes_from_the_store_when_the_newer_one_is_there(root, store, make):
-    duties = Duties(root, store, "p", ())
+def test_an_older_generation_goes_from_the_store_when_the_newer_one_is_there(
+    begin, root, store, make
+):
+    duties = begin(root, store, "p", ())
     for generation in (1, 2, 3):
         make(root, "last", 5, generation=generation)
         assert duties.publish_next() is not None
@@ -130,11 +149,11 @@ def test_an_older_generation_goes_from_the_store_when_the_newer_one_is_there(roo
         assert in_store(store) == {expected}
 
 
-def test_without_a_store_requests_are_carried_out_on_the_disk(root, make):
+def test_without_a_store_requests_are_carried_out_on_the_disk(begin, root, make):
     old = make(root, "checkpoint-1", 1)
     make(root, "checkpoint-2", 2)
     request_removal(root, old.manifest.digest)
-    duties = Duties(root, None, "p", ())
+    duties = begin(root, None, "p", ())
     duties.delete_local()
     assert duties.publish_next() is None
     duties.delete_stored()
@@ -142,16 +161,16 @@ def test_without_a_store_requests_are_carried_out_on_the_disk(root, make):
     assert requested_removals(root) == frozenset()
 
 
-def test_another_checkpoint_of_the_disk_is_never_deleted_unasked(root, store, make):
+def test_another_checkpoint_of_the_disk_is_never_deleted_unasked(begin, root, store, make):
     """People copy checkpoints: two directories with one id are both theirs."""
     make(root, "copy-of-a", 1)
     make(root, "b", 2)
-    duties = Duties(root, store, "p", ())
+    duties = begin(root, store, "p", ())
     duties.delete_local()
     assert sorted(on_disk(root)) == ["b", "copy-of-a"]
 
 
-def test_a_store_that_fails_is_looked_at_again(root, store, make):
+def test_a_store_that_fails_is_looked_at_again(begin, root, store, make):
     make(root, "checkpoint-1", 1)
 
     class Failing(LocalStore):
@@ -164,7 +183,7 @@ def test_a_store_that_fails_is_looked_at_again(root, store, make):
             super().put_new(key, data)
 
     failing = Failing(store._root)
-    duties = Duties(root, failing, "p", ())
+    duties = begin(root, failing, "p", ())
     failing.failing = True
     with pytest.raises(StoreTransientError):
         duties.publish_next()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
@@ -88,6 +89,10 @@ class CrashingStore:
             self._live()
             self._inner.delete([key])
 
+    def abandon(self, prefix, keep):
+        self._live()
+        self._inner.abandon(prefix, keep)
+
 
 class Before:
     """A store that runs `act` once, right before call number `number` of the ones named."""
@@ -153,6 +158,7 @@ def next_start(root, store, pinned=()):
         pass
     duties.delete_local()
     duties.delete_stored()
+    duties.leave()
 
 
 def lives(act):
@@ -266,12 +272,69 @@ def test_a_death_in_the_sweep_of_the_store_is_repaired_by_the_next(empty_store, 
         delete_directory(checkpoint.path, root)
         duties = Duties(root, CrashingStore(store, last), PREFIX, ())
         done = lives(duties.delete_stored)
+        lives(duties.leave)
         assert set(look(store, PREFIX).committed) == {"checkpoint-2"}
         next_start(root, store)
         assert keys(store) == whole("checkpoint-2")
         checkpoint = make(root)
         if done:
             return
+
+
+class Counting(LocalStore):
+    """Counts what is sent."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.sent = []
+
+    def send(self, source, key, reuse=None):
+        self.sent.append(key.rpartition("/")[2])
+        super().send(source, key, reuse)
+
+
+FILES = {f"file-{number}": bytes([number]) * 100 for number in range(4)}
+
+
+def publication(root, store, last):
+    """What a worker does first; it dies before the call `last`, and leaves its lease."""
+    duties = Duties(root, CrashingStore(store, last), PREFIX, ())
+    done = lives(duties.publish_next)
+    lease = duties._held.lease
+    lease._stop()
+    store.put(lease._key(lease._number), replace(lease._me, started="long ago").to_bytes())
+    return done
+
+
+def test_a_restart_does_not_send_again_what_had_arrived(make, root, tmp_path):
+    make(root, files=FILES)
+    for last in itertools.count(8):
+        store = Counting(tmp_path / str(last))
+        done = publication(root, store, last)
+        arrived = len(store.sent)
+        next_start(root, store)
+        assert sorted(store.sent) == sorted(FILES), f"some twice, after {arrived}"
+        assert keys(store) == {f"checkpoint-1/{name}" for name in (*FILES, MANIFEST)}
+        if done:
+            return
+
+
+def test_a_restart_trusts_nothing_that_another_may_have_written_over(make, root, tmp_path):
+    """The other machine made the same steps, sent other bytes of the same sizes, and died."""
+    make(root, files=FILES)
+    store = Counting(tmp_path / "store")
+    publication(root, store, 11)
+    before = len(store.sent)
+    assert before > 1
+    other = tmp_path / "other machine"
+    make(other, files={name: bytes(100) for name in FILES})
+    publication(other, store, 21)
+    assert len(store.sent) > before + 1
+    store.sent.clear()
+    next_start(root, store)
+    assert sorted(store.sent) == sorted(FILES)
+    fetch(store, PREFIX, "checkpoint-1", tmp_path, tmp_path / "back")
+    assert verify(tmp_path / "back").digest == verify(root / "checkpoint-1").digest
 
 
 # changes on the disk meanwhile

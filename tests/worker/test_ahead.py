@@ -104,6 +104,7 @@ class Stage:
 
     def close(self):
         self.store.go_on.set()
+        self.duties.leave()
         self.committer.leave()
         self.committer._thread.join()
         self.committer.drop(0)
@@ -141,6 +142,7 @@ def test_what_was_sent_of_a_save_that_failed_is_deleted(stage, tmp_path, monkeyp
     assert isinstance(stage.save(), CommitFailed)
     stage.end()
     stage.duties.delete_ahead()
+    stage.duties.leave()
     assert list(stage.store.list("")) == []
 
 
@@ -156,6 +158,7 @@ def test_what_was_sent_of_a_save_that_is_unwanted_by_now_is_deleted(stage):
     assert stage.duties.publish_next() is not None
     request_removal(stage.root, newer.digest)
     stage.duties.delete_ahead()
+    stage.duties.leave()
     assert set(look(stage.store, PREFIX).committed) == {"checkpoint-1@2"}
     assert {info.key.split("/")[1] for info in stage.store.list("")} == {"checkpoint-1@2"}
 

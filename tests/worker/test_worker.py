@@ -278,6 +278,7 @@ def test_a_killed_worker_is_revived_and_nothing_is_lost(scene):
     assert scene.in_store() == scene.names(*range(1, 16))
     scene.events += worker.poll()
     assert scene.failures == []
+    worker.stop()
     left = [path for path in scene.folder.rglob("*") if path.name.startswith((".", "bt_publ"))]
     assert left == [], "the revived worker did not sweep"
 
@@ -744,3 +745,23 @@ def test_a_wake_is_heard_in_a_process_with_more_than_1024_open_files(scene):
         for file in files:
             file.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def test_two_runs_of_one_job_do_not_write_into_each_other(scene, tmp_path):
+    """The second is told at once, and publishes when the first has ended."""
+    scene.make(1)
+    first = scene.worker()
+    first.begin(NONE)
+    scene.watch(first, lambda: scene.published)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(scene.root / "checkpoint-1", tmp_path / "elsewhere" / "checkpoint-2")
+    scene.root = tmp_path / "elsewhere"
+    scene.make(3)
+    second = scene.worker()
+    second.begin(NONE)
+    scene.watch(second, lambda: scene.failures)
+    assert f"is written to by the process {first.pid} on " in scene.failures[0]
+    assert scene.in_store() == {"checkpoint-1"}
+    first.stop()
+    second.drain(30)
+    assert scene.in_store() == scene.names(1, 3)

@@ -83,8 +83,10 @@ def _read(file: Path) -> Record | None:
         return None
     texts = (record.store, record.key, record.identity)
     others = (record.upload_id, record.checksum, record.etag)
-    whole = all(isinstance(text, str) for text in texts) and all(
-        isinstance(text, str | None) for text in others
-    )
-    cut = isinstance(record.part_bytes, int) and record.part_bytes >= LEAST_BYTES
-    return record if whole and cut and record.part_bytes % BLOCK_BYTES == 0 else None
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    if not all(isinstance(text, str | None) for text in others):
+        return None
+    part: object = record.part_bytes
+    cut = isinstance(part, int) and part >= LEAST_BYTES and part % BLOCK_BYTES == 0
+    return record if cut else None

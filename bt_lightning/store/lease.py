@@ -1,0 +1,232 @@
+"""The right to write below one prefix of a store: at most one process has it.
+
+Lease `n` is the object `<prefix>/.bt_lightning-lease/<n>`, made by put-if-absent, so of all that
+want the next number one gets it. The highest number counts. Its holder writes it anew every
+`BEAT_S` seconds. Whoever else wants it waits until it has not changed for `EXPIRES_S` seconds of
+its own clock: no two clocks are compared. Nobody waits for a process of this machine that is gone,
+nor for one that published from the same directory, since only one process at a time can.
+
+A holder that was stopped for long may learn late that it holds no more. So it asks (`confirm`)
+before and after it makes something visible, and takes back what it made too late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.errors import CheckpointExistsError, LeaseHeldError, StoreError
+from bt_lightning.layout import lease_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bt_lightning.store.port import Store
+
+BEAT_S: Final = 20.0
+EXPIRES_S: Final = 90.0
+"""Several beats: a store may be slow, and a machine busy."""
+_LAST_BEAT_S: Final = 5.0
+"""A beat that takes longer is not waited for. It can only write a lease that counts no more."""
+_DIGITS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What a lease says of the process that holds it."""
+
+    token: str
+    """Of this one lease."""
+    owner: str
+    """Of the directory that it publishes from."""
+    host: str
+    """For people."""
+    machine: str
+    """Of the processes among which `pid` names one; empty if nobody can tell."""
+    pid: int
+    started: str
+    """When the process began, as its system counts: a later one may get the same `pid`."""
+    beat: int = 0
+
+    def to_bytes(self) -> bytes:
+        """JSON."""
+        return json.dumps(asdict(self)).encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Holder | None:
+        """None if it is none, or of a version that says something else."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+
+    @classmethod
+    def here(cls, owner: str) -> Holder:
+        """This process, with a new token."""
+        return cls(
+            token=uuid.uuid4().hex,
+            owner=owner,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            started=_started(os.getpid()),
+        )
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is known to be over: a process of this machine that is there no more."""
+        here = bool(self.machine) and self.machine == _machine()
+        return here and _started(self.pid) != self.started
+
+
+class Lease:
+    """The right of one process. `take`, `confirm` and `release` are called by one thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        owner: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        beat_s: float = BEAT_S,
+    ) -> None:
+        """`owner` is the id of the directory that this process, and no other, publishes from."""
+        self._store = store
+        self._prefix = prefix
+        self._folder = lease_folder(prefix)
+        self._me = Holder.here(owner)
+        self._clock = clock
+        self._beat_s = beat_s
+        self.before: str | None = None
+        """Token of the lease that this process's followed."""
+        self._number = 0
+        """Of the lease that this process has; 0 for none."""
+        self._lost = False
+        self._watched: tuple[int, bytes | None, float] | None = None
+        self._ending = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    @property
+    def token(self) -> str:
+        """Of the lease that this process took last."""
+        return self._me.token
+
+    def take(self) -> None:
+        """Have the lease.
+
+        Raises:
+            LeaseHeldError: another process has it. It is free when that has not been seen to write
+                it for `EXPIRES_S`; ask again.
+            StoreError: the store refused.
+        """
+        if self._number:
+            self.confirm()
+            return
+        number, data = self._newest()
+        holder = Holder.from_bytes(data) if data is not None else None
+        if number and not self._free(number, data, holder):
+            raise LeaseHeldError(self._held_by(holder))
+        self._me = Holder.here(self._me.owner)
+        try:
+            self._store.put_new(self._key(number + 1), self._me.to_bytes())
+        except CheckpointExistsError:
+            raise LeaseHeldError(self._held_by(None)) from None
+        self._number, self._watched = number + 1, None
+        self._store.delete([self._key(number)] if number else [])
+        self._ending = threading.Event()
+        self._beating = threading.Thread(
+            target=self._beat, args=[self._ending], daemon=True, name="bt_lightning lease"
+        )
+        self._beating.start()
+        self.before = holder.token if holder is not None else None
+
+    def confirm(self) -> None:
+        """Return if this process has the lease.
+
+        Raises:
+            LeaseHeldError: another process took it.
+            StoreError: the store refused.
+        """
+        number, data = self._newest()
+        holder = Holder.from_bytes(data) if data is not None else None
+        if number == self._number and holder is not None and holder.token == self._me.token:
+            return
+        self._stop()
+        self._number, self._lost = 0, True
+        raise LeaseHeldError(self._held_by(holder))
+
+    def release(self) -> None:
+        """Have it no more, and let others know; what the store says to that does not matter."""
+        if self._number:
+            self._stop()  # first: a late beat would bring the lease back
+            with contextlib.suppress(StoreError):
+                self.confirm()
+                self._store.delete([self._key(self._number)])
+            self._number = 0
+
+    def _free(self, number: int, data: bytes | None, holder: Holder | None) -> bool:
+        if holder is not None and (
+            holder.gone or (holder.owner == self._me.owner and not self._lost)
+        ):
+            return True  # if it was lost to one of the same owner, the directory was copied
+        now = self._clock()
+        if self._watched is None or self._watched[:2] != (number, data):
+            self._watched = (number, data, now)
+        return now - self._watched[2] >= EXPIRES_S
+
+    def _newest(self) -> tuple[int, bytes | None]:
+        """Number and content of the lease that counts; 0 and None if there is none."""
+        names = [info.key.rpartition("/")[2] for info in self._store.list(self._folder)]
+        number = max((int(name) for name in names if name.isdecimal()), default=0)
+        return number, self._store.read(self._key(number)) if number else None
+
+    def _key(self, number: int) -> str:
+        return f"{self._folder}/{number:0{_DIGITS}}"
+
+    def _beat(self, ending: threading.Event) -> None:
+        """On a thread of its own: an upload may take longer than a lease lasts."""
+        me, key = self._me, self._key(self._number)
+        while not ending.wait(self._beat_s):
+            me = replace(me, beat=me.beat + 1)
+            with contextlib.suppress(StoreError):  # whether it was in time is for `confirm` to see
+                self._store.put(key, me.to_bytes())
+
+    def _stop(self) -> None:
+        if self._beating is not None:
+            self._ending.set()
+            self._beating.join(_LAST_BEAT_S)
+            self._beating = None
+
+    def _held_by(self, holder: Holder | None) -> str:
+        who = f"the process {holder.pid} on {holder.host}" if holder else "another process"
+        return (
+            f"{self._store.name}/{self._prefix} is written to by {who}, and only one may. It is"
+            f" taken over when that one has shown no life for {EXPIRES_S:.0f} seconds. If both are"
+            " meant to run, give them different jobs: BTLightning(job=...) or BT_TRAINING_JOB_ID"
+        )
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """Clock ticks from boot to the start of a process; empty if there is none of that number."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in {b"Z", b"X"} else fields[19].decode("ascii")
