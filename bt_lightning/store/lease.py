@@ -153,7 +153,7 @@ class Lease:
         """Return if this process has the lease.
 
         Raises:
-            LeaseHeldError: another process took it.
+            LeaseHeldError: another process took it, or somebody deleted it.
             StoreError: the store refused.
         """
         number, data = self._newest()
@@ -161,7 +161,11 @@ class Lease:
         if number == self._number and holder is not None and holder.token == self._me.token:
             return
         self._stop()
-        self._number, self._lost = 0, True
+        self._number = 0
+        if not number:
+            msg = f"the lease of {self._store.name}/{self._prefix} was deleted: it is made again"
+            raise LeaseHeldError(msg)
+        self._lost = True
         raise LeaseHeldError(self._held_by(holder))
 
     def release(self) -> None:

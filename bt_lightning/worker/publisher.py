@@ -187,7 +187,8 @@ class Publisher:
             wait_s = _RETRY_PERMANENT_S if self.permanent else backoff(failures, random.random())
             self._next_try = time.monotonic() + wait_s
             self._has_work = True
-        if self.permanent or isinstance(error, LeaseHeldError):  # a person has to know
+        held = isinstance(error, LeaseHeldError) and failures > 1  # one that was deleted is not
+        if self.permanent or held:  # a person has to know
             if self._reported is not None:
                 return None  # the text names a key, so each checkpoint has another
             self._reported = self.last_error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -37,7 +38,11 @@ MANIFEST, WEIGHTS = "bt_manifest.json", "model.safetensors"
 
 def blocked(store: Path) -> None:
     """Make every write to the store fail for good: a file stands where its folder should be."""
-    (store / "training_projects").write_text("in the way")
+    projects = store / "training_projects"
+    while not projects.is_file():  # the worker may be making its lease there
+        shutil.rmtree(projects, ignore_errors=True)
+        with contextlib.suppress(IsADirectoryError):
+            projects.write_text("in the way")
 
 
 def unblocked(store: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_lease_that_somebody_deleted_is_made_again(store, lease):
     ours = lease(store)
     ours.take()
     store.delete([info.key for info in store.list("")])
-    with pytest.raises(LeaseHeldError):
+    with pytest.raises(LeaseHeldError, match="was deleted"):
         ours.confirm()
     ours.take()
     ours.confirm()
