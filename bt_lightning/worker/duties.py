@@ -46,7 +46,8 @@ class Duties:
         self._pinned = pinned
         self._stored: dict[str, Manifest] | None = None
         self._damaged: set[str] = set()
-        self._ahead: dict[str, Offer] = {}
+        self._begun: dict[str, Offer | None] = {}
+        """Folders with files of what may never be published; None for what an earlier try sent."""
         self._held: Tenure | None = None
         self.complaints: list[str] = []
         """What was found damaged since the reader last emptied it."""
@@ -72,7 +73,8 @@ class Duties:
         folder = store_folder(offer.checkpoint_id, offer.generation)
         if folder in stored:
             return  # the publication will take another
-        self._ahead.setdefault(folder, offer)
+        if self._begun.get(folder) is None:
+            self._begun[folder] = offer
         base, place = self._base(stored), under(self._prefix, folder)
         while (source := offer.take()) is not None:
             try:
@@ -122,9 +124,9 @@ class Duties:
             return found
         return None
 
-    def delete_ahead(self) -> None:
-        """Delete what was sent ahead of checkpoints that did not come, or are not wanted."""
-        ended = [folder for folder, offer in self._ahead.items() if offer.over]
+    def delete_begun(self) -> None:
+        """Delete what was sent of checkpoints that did not come, or are not wanted any more."""
+        ended = [folder for folder, offer in self._begun.items() if offer is None or offer.over]
         if self._store is None or not ended:
             return
         stored = self._known_store(self._store)
@@ -133,7 +135,7 @@ class Duties:
             if folder not in waiting:
                 if folder not in stored:
                     self._unpublish(self._store, folder)
-                del self._ahead[folder]
+                del self._begun[folder]
 
     def _waiting(self) -> dict[str, LocalCheckpoint]:
         """The outbox by the folders that its checkpoints will have."""
@@ -216,9 +218,11 @@ class Duties:
         """Delete what is nobody's; what the outbox will go on with stays."""
         waiting = self._waiting()
         for folder in listing.unfinished - listing.committed.keys():
-            wanted = folder in waiting or folder in self._ahead
+            wanted = folder in waiting or folder in self._begun
             keep = self._tenure.sent.under(under(self._prefix, folder)) if wanted else ()
             self._unpublish(store, folder, keep)
+            if keep:
+                self._begun.setdefault(folder, None)
         for folder in sorted(listing.unfinished & listing.committed.keys()):
             base = under(self._prefix, folder)  # the marker, whole or half written, of a dead one
             store.delete([under(base, MARKER), under(base, part_name(MARKER))])

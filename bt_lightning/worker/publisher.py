@@ -144,7 +144,7 @@ class Publisher:
                 self._duties.send_ahead(offer)
             done = self._duties.publish_next()
             self._duties.delete_stored()
-            self._duties.delete_ahead()
+            self._duties.delete_begun()
         except (CheckpointError, OSError) as error:
             return self._fail(error)
         for complaint in self._duties.complaints:

@@ -158,6 +158,7 @@ def next_start(root, store, pinned=()):
         pass
     duties.delete_local()
     duties.delete_stored()
+    duties.delete_begun()
     duties.leave()
 
 
@@ -317,6 +318,23 @@ def test_a_restart_does_not_send_again_what_had_arrived(make, root, tmp_path):
         assert keys(store) == {f"checkpoint-1/{name}" for name in (*FILES, MANIFEST)}
         if done:
             return
+
+
+def test_what_was_kept_for_a_publication_that_never_comes_is_deleted(make, root, tmp_path):
+    """Something newer was saved meanwhile, and retention let go of this one."""
+    checkpoint = make(root, files=FILES)
+    store = Counting(tmp_path / "store")
+    publication(root, store, 11)
+    assert store.sent
+    duties = Duties(root, store, PREFIX, ())
+    duties.delete_stored()
+    assert len(keys(store)) > 1
+    make(root, "checkpoint-2", 2)
+    request_removal(root, checkpoint.manifest.digest)
+    assert duties.publish_next().manifest.step == 2
+    duties.delete_begun()
+    duties.leave()
+    assert keys(store) == whole("checkpoint-2")
 
 
 def test_a_restart_trusts_nothing_that_another_may_have_written_over(make, root, tmp_path):

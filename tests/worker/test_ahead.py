@@ -125,7 +125,7 @@ def test_the_bytes_are_those_of_the_save_though_the_arena_is_used_again(stage, t
     stage.end()
     assert look(stage.store, PREFIX).committed == {}, "seen before it was published"
     assert stage.duties.publish_next() is not None
-    stage.duties.delete_ahead()
+    stage.duties.delete_begun()
     assert stage.store.sent.count(f"{PREFIX}/checkpoint-1/model.safetensors") == 1
     fetch(stage.store, PREFIX, "checkpoint-1", tmp_path, tmp_path / "back")
     assert verify(tmp_path / "back").digest == verify(stage.root / "checkpoint-1").digest
@@ -141,7 +141,7 @@ def test_what_was_sent_of_a_save_that_failed_is_deleted(stage, tmp_path, monkeyp
     monkeypatch.setattr(commit, "publish_directory", refuse)
     assert isinstance(stage.save(), CommitFailed)
     stage.end()
-    stage.duties.delete_ahead()
+    stage.duties.delete_begun()
     stage.duties.leave()
     assert list(stage.store.list("")) == []
 
@@ -157,7 +157,7 @@ def test_what_was_sent_of_a_save_that_is_unwanted_by_now_is_deleted(stage):
     stage.end()
     assert stage.duties.publish_next() is not None
     request_removal(stage.root, newer.digest)
-    stage.duties.delete_ahead()
+    stage.duties.delete_begun()
     stage.duties.leave()
     assert set(look(stage.store, PREFIX).committed) == {"checkpoint-1@2"}
     assert {info.key.split("/")[1] for info in stage.store.list("")} == {"checkpoint-1@2"}
