@@ -115,7 +115,10 @@ class Duties:
                     tenure=self._tenure,
                 )
             except (CheckpointNotFoundError, CheckpointExistsError):
-                continue  # replaced here, or taken there, meanwhile: the next look sees which
+                # replaced here, or taken there, meanwhile: the next look sees which
+                manifest = found.manifest
+                self._begun[store_folder(manifest.checkpoint_id, manifest.generation)] = None
+                continue
             except CheckpointCorruptError as error:
                 self._damaged.add(found.manifest.digest)  # must not stand before the whole ones
                 self.complaints.append(str(error))
