@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _LOCK_S = 0.1
 _RETRY_PERMANENT_S = 60.0
+_LEAVE_S = 2.0
 
 
 class Publisher:
@@ -105,17 +106,25 @@ class Publisher:
             self.changed.notify_all()
 
     def leave(self) -> None:
-        """Let other processes publish; called at the end, and nothing is done after it."""
+        """Delete what may go here, and let other processes publish; nothing is done after it.
+
+        A unit under way is waited for, but not long: the store may hang.
+        """
         with self.changed:
-            if not self._working and not self._left:
-                self._left = True
+            self._left = True
+            idle = self.changed.wait_for(lambda: not self._working, _LEAVE_S)
+            if idle and self._lock is not None:
+                with contextlib.suppress(OSError):  # the next start tries again
+                    self._duties.delete_local()
                 self._duties.leave()
 
     def _run(self) -> None:
-        while not self._left:
+        while True:
             with self.changed:
                 while (patience := self._patience()) != 0.0:
                     self.changed.wait(patience)
+                if self._left:
+                    return
                 if not self._own():
                     self.changed.wait(_LOCK_S)
                     continue
@@ -126,6 +135,7 @@ class Publisher:
                 self._say(event)  # before this counts as idle: a drain is answered then
             with self.changed:
                 self._working = False
+                self.changed.notify_all()
             self._say(None)
 
     def _patience(self) -> float | None:

@@ -37,12 +37,13 @@ MANIFEST, WEIGHTS = "bt_manifest.json", "model.safetensors"
 
 
 def blocked(store: Path) -> None:
-    """Make every write to the store fail for good: a file stands where its folder should be."""
-    projects = store / "training_projects"
-    while not projects.is_file():  # the worker may be making its lease there
-        shutil.rmtree(projects, ignore_errors=True)
-        with contextlib.suppress(IsADirectoryError):
-            projects.write_text("in the way")
+    """Make every later write to the store fail for good: a file stands where its folder was."""
+    projects, until = store / "training_projects", time.monotonic() + 60
+    while not list(projects.glob("*/jobs/*/rank-0/.bt_lightning-lease/*[0-9]")):
+        assert time.monotonic() < until, "the worker did not begin"
+        time.sleep(0.005)
+    shutil.rmtree(projects)
+    projects.write_text("in the way")
 
 
 def unblocked(store: Path) -> None:
