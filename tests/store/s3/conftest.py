@@ -80,6 +80,8 @@ class FaultProxy(ThreadingTCPServer):
         with self.changed:
             self.faults = {int(name[1:]): kind for name, kind in faults.items()}
             self.seen = []
+            self.received = 0
+            """Bytes of bodies."""
             self.under_way = 0
 
     def began(self, operation):
@@ -154,6 +156,8 @@ class _Handler(StreamRequestHandler):
         if headers.pop("expect", None):
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = bytearray(self.rfile.read(size))
+        with self.server.changed:
+            self.server.received += len(body)
         if len(body) != size:
             return False  # the client died
         if fault in _STATUS:
