@@ -6,23 +6,18 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import xxhash
 from servers import KEY, SECRET, Server
 
-from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
 from bt_lightning.localdir.digest import Hasher
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.catalog import fetch
-from bt_lightning.store.download import download
 from bt_lightning.store.port import Reuse
 from bt_lightning.store.publish import publish
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.sources import FileSource
+from bt_lightning.worker.ahead import LentSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from client_tools import Bytes
 
 
@@ -55,7 +50,8 @@ class Ours:
 
         known = None if reuse is None else Reuse(reuse[0], tuple(map(tuple, reuse[1])))
         if source.in_memory:
-            self.store.send(MemorySource(source, self.entry), key, known)
+            with contextlib.closing(LentSource(source.descriptor, 0, self.entry)) as arena:
+                self.store.send(arena, key, known)
         else:
             with FileSource(Path(source.path), self.entry) as file:
                 self.store.send(file, key, known)
@@ -72,38 +68,3 @@ class Ours:
         final = target.parent / "fetched"
         fetch(self.store, prefix, checkpoint, target.parent, final)
         (final / name).rename(target)
-
-
-class OursPlain(Ours):
-    """The same client without checkpoints around it."""
-
-    def download(self, key: str, target: Path, size: int) -> None:
-
-        download(self.store, key, target)
-
-
-class MemorySource:
-    """A `store.port.Source` over a mapping, as the arena is one: verified, never copied."""
-
-    def __init__(self, source: Bytes, entry: object) -> None:
-        self._view, self._entry = source.view, entry
-
-    @property
-    def size(self) -> int:
-        return self._entry.size
-
-    @property
-    def digest(self) -> str:
-        """XXH3-128 of all bytes."""
-        return self._entry.xxh3_128
-
-    @contextlib.contextmanager
-    def hold(self, offset: int, size: int) -> Iterator[memoryview]:
-
-        view = self._view[offset : offset + size]
-        for start in range(0, size, BLOCK_BYTES):
-            found = xxhash.xxh3_128_hexdigest(view[start : start + BLOCK_BYTES])
-            if found != self._entry.blocks[(offset + start) // BLOCK_BYTES]:
-                msg = "the arena changed while it was sent"
-                raise CheckpointCorruptError(msg)
-        yield view

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from client_bare import Bare
-from client_ours import Ours, OursPlain
+from client_ours import Ours
 from client_tools import MIB, PART, Bytes, memory_of, preallocated
 from servers import KEY, SECRET, Server
 
@@ -228,7 +228,6 @@ class S5cmd:
 CLIENTS: dict[str, Callable[[Server, str, int], Client]] = {
     "http": Bare,
     "ours": Ours,
-    "ours-plain": OursPlain,
     "obstore": Obstore,
     "obstore-mmap": ObstoreMapped,
     "boto3": Boto3,

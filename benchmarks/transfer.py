@@ -36,7 +36,6 @@ GB = 10**9
 LABELS = {
     "http": "HTTP alone (the floor)",
     "ours": "bt_lightning",
-    "ours-plain": "bt_lightning, unverified",
     "obstore": "obstore",
     "obstore-mmap": "obstore, handed an mmap",
     "boto3": "boto3",
@@ -50,7 +49,7 @@ LABELS = {
 }
 SENDERS = ["http", "ours", "obstore", "boto3", "s3fs", "s5cmd", "s3torchconnector"]
 FASTEST = ["http", "ours", "obstore", "boto3", "s5cmd"]
-FETCHERS = ["http", "ours", "ours-plain", "obstore", "boto3", "s3fs", "s5cmd", "s3torchconnector"]
+FETCHERS = ["http", "ours", "obstore", "boto3", "s3fs", "s5cmd", "s3torchconnector"]
 LOADERS = ["ours", "lightning", "boto3+safetensors", "boto3+torch", "s5cmd+safetensors"]
 
 
