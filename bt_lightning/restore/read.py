@@ -137,7 +137,7 @@ def _opened(place: Place, entry: FileEntry, scratch: Scratch) -> _File:
 def _front(place: Place, entry: FileEntry, least_bytes: int, scratch: Scratch) -> memoryview:
     """The first blocks of a file, verified: at least so many bytes, if there are so many."""
     size = min(entry.size, -(-least_bytes // BLOCK_BYTES) * BLOCK_BYTES)
-    head = scratch.view(size)[:size]
+    head = scratch.view(size)
     if size:
         read_verified(place, entry, 0, [head])
     return head

@@ -45,12 +45,12 @@ class Scratch:
         self._local = threading.local()
 
     def view(self, size: int) -> memoryview:
-        """This thread's buffer of at least `size` bytes, whole; what was in it may be lost."""
+        """`size` bytes of this thread's buffer, from its front; what was in it may be lost."""
         found: memoryview | None = getattr(self._local, "view", None)
         if found is None or len(found) < max(size, 1):
             self._local.view = None  # let go of the smaller one first
             found = self._local.view = memoryview(mmap.mmap(-1, max(size, 1), flags=_TOUCHED))
-        return found
+        return found[:size]
 
 
 def copy(target: memoryview, source: memoryview) -> None:

@@ -176,7 +176,7 @@ class StorePlace:
             self._store.read_into(key, offset, targets[0])
             return
         size = sum(map(len, targets))
-        data = self._scratch.view(size)[:size]
+        data = self._scratch.view(size)
         self._store.read_into(key, offset, data)
         for target in targets:
             copy(target, data[: len(target)])
