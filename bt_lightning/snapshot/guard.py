@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bt_lightning.snapshot.copies import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
 _SAMPLES = 64
 
@@ -31,7 +30,9 @@ class Guard:
         self._settle = settle
         self._patient: dict[type, bool] = {}
         """Class of optimizer -> whether it changes nothing before its closure is over."""
-        self._handle = register_optimizer_step_pre_hook(self._before_step)
+        # a compiled step would trace through the hook, and run what it does later than it says
+        hook = torch.compiler.disable(self._before_step)  # type: ignore[no-untyped-call]
+        self._handle = register_optimizer_step_pre_hook(hook)
 
     def close(self) -> None:
         """Let every optimizer go."""

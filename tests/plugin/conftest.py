@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import bt_lightning
+from bt_lightning.snapshot import capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -181,3 +183,27 @@ def names() -> Any:
         return {str(found.path.relative_to(root)) for found in list_committed(root)[0]}
 
     return names
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Copies beside training begin only when somebody waits for them."""
+    finish, wait = capture.Capture.finish, capture.Capture.guard
+
+    def held(self: Any) -> None:
+        assert self.gate.wait(60)
+        finish(self)
+
+    def guard(self: Any) -> None:
+        self.gate.set()
+        wait(self)
+
+    original = capture.Capture.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.gate = threading.Event()
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(capture.Capture, "__init__", init)
+    monkeypatch.setattr(capture.Capture, "finish", held)
+    monkeypatch.setattr(capture.Capture, "guard", guard)

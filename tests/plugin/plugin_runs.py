@@ -5,6 +5,7 @@ Dropout, BatchNorm, three random generators in the step, AdamW, a scheduler per 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import random
@@ -18,7 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
-from bt_lightning import BTLightning
+from bt_lightning import BTCheckpointIO, BTLightning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,11 +75,15 @@ class Net(L.LightningModule):
         self.batches: list[int] = []
         self.lr = 1e-2
 
-    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+    def note(self, index: int) -> None:
+        """Begin a step, or end the run."""
         if self.stop_at is not None and self.trainer.global_step >= self.stop_at:
             self.end()
         self.steps.append(self.trainer.global_step)
         self.batches.append(index)
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        self.note(index)
         loss = self.loss(batch)
         self.log("loss", loss)
         return loss
@@ -112,9 +117,7 @@ class TwoOptimizers(Net):
         self.automatic_optimization = False
 
     def training_step(self, batch: torch.Tensor, index: int) -> None:
-        if self.stop_at is not None and self.trainer.global_step >= self.stop_at:
-            self.end()
-        self.steps.append(self.trainer.global_step)
+        self.note(index)
         for optimizer in self.optimizers():
             optimizer.zero_grad()
             self.manual_backward(self.loss(batch))
@@ -141,6 +144,26 @@ class SaveAtLastBatch(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.is_last_batch:
             trainer.save_checkpoint(self.root / f"mine-{trainer.global_step}")
+
+
+class Wanted(Callback):
+    """Notes weights and optimizer states at each save, before anything else can happen to them."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, dict[str, Any]] = {}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+        state = {"state_dict": checkpoint["state_dict"], "optimizer_states": optimizers}
+        self.states[trainer.global_step] = copy.deepcopy(state)
+
+    def check(self, root: Path) -> None:
+        """Every checkpoint holds what its save saw, bit by bit."""
+        assert self.states
+        for step, state in self.states.items():
+            found = BTCheckpointIO().load_checkpoint(root / f"checkpoint-{step}")
+            for part, wanted in state.items():
+                assert digest(found[part]) == digest(wanted), f"{part} of step {step}"
 
 
 def digest(*values: Any) -> str:

@@ -15,64 +15,16 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from bt_lightning import BTCheckpointIO, BTLightning
 from bt_lightning.lightning_plugin.watch import Watch, overrides
 from bt_lightning.localdir.events import read_events
-from bt_lightning.snapshot import capture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
     from types import ModuleType
 
 EVERY = {"every_n_train_steps": 1, "save_top_k": -1}
 
 
-class Wanted(Callback):
-    """Notes the weights at each save, before anything else can happen to them."""
-
-    def __init__(self) -> None:
-        self.weights: dict[int, dict[str, torch.Tensor]] = {}
-
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        saved = checkpoint["state_dict"]
-        self.weights[trainer.global_step] = {name: t.clone() for name, t in saved.items()}
-
-
-@pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Copies beside training begin only when somebody waits for them."""
-    finish, wait = capture.Capture.finish, capture.Capture.guard
-
-    def held(self: Any) -> None:
-        assert self.gate.wait(60)
-        finish(self)
-
-    def guard(self: Any) -> None:
-        self.gate.set()
-        wait(self)
-
-    original = capture.Capture.__init__
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        import threading
-
-        self.gate = threading.Event()
-        original(self, *args, **kwargs)
-
-    monkeypatch.setattr(capture.Capture, "__init__", init)
-    monkeypatch.setattr(capture.Capture, "finish", held)
-    monkeypatch.setattr(capture.Capture, "guard", guard)
-
-
 def saves_of(root: Path) -> list[dict[str, Any]]:
     return [event for event in read_events(root) if event["event"] == "save"]
-
-
-def check(root: Path, wanted: Wanted) -> None:
-    """Every checkpoint holds the weights that its save saw."""
-    assert wanted.weights
-    for step, weights in wanted.weights.items():
-        found = BTCheckpointIO().load_checkpoint(root / f"checkpoint-{step}")["state_dict"]
-        for name, tensor in weights.items():
-            assert torch.equal(found[name], tensor), f"{name} of step {step}"
 
 
 @pytest.mark.usefixtures("late")
@@ -80,9 +32,9 @@ def check(root: Path, wanted: Wanted) -> None:
 def test_a_checkpoint_holds_what_its_save_saw(
     runs: ModuleType, tmp_path: Path, snapshot: str
 ) -> None:
-    wanted = Wanted()
+    wanted = runs.Wanted()
     runs.fit(tmp_path, wanted, bt={"snapshot": snapshot}, max_epochs=1)
-    check(tmp_path, wanted)
+    wanted.check(tmp_path)
     kinds = {event["snapshot"] for event in saves_of(tmp_path)}
     assert kinds == {"eager" if snapshot == "eager" else "lazy"}
 
@@ -91,20 +43,20 @@ def test_a_checkpoint_holds_what_its_save_saw(
 def test_manual_optimization_with_two_optimizers_changes_nothing_too_early(
     runs: ModuleType, tmp_path: Path
 ) -> None:
-    wanted = Wanted()
+    wanted = runs.Wanted()
     save = {"every_n_train_steps": 2, "save_top_k": -1}
     runs.fit(tmp_path, wanted, make=runs.TwoOptimizers, save=save, max_epochs=2)
-    check(tmp_path, wanted)
+    wanted.check(tmp_path)
 
 
 @pytest.mark.usefixtures("late")
 def test_gradient_accumulation_and_clipping_change_nothing_too_early(
     runs: ModuleType, tmp_path: Path
 ) -> None:
-    wanted = Wanted()
+    wanted = runs.Wanted()
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "max_epochs": 2}
     runs.fit(tmp_path, wanted, **options)
-    check(tmp_path, wanted)
+    wanted.check(tmp_path)
 
 
 @pytest.mark.usefixtures("late")
@@ -118,10 +70,10 @@ def test_a_module_that_clips_its_weights_behind_a_save_is_copied_at_once(
             for weight in self.parameters():
                 weight.data.clamp_(-0.01, 0.01)
 
-    wanted = Wanted()
+    wanted = runs.Wanted()
     with caplog.at_level(logging.INFO, "bt_lightning"):
         runs.fit(tmp_path, wanted, make=Clipping, max_epochs=1)
-    check(tmp_path, wanted)
+    wanted.check(tmp_path)
     told = [record.message for record in caplog.records if "on_train_batch_end" in record.message]
     assert len(told) == 1
     assert "snapshot='lazy'" in told[0]
@@ -143,10 +95,10 @@ class Swapping(Callback):
 def test_a_callback_that_swaps_weights_for_validation_waits_for_the_copy(
     runs: ModuleType, tmp_path: Path
 ) -> None:
-    wanted = Wanted()
+    wanted = runs.Wanted()
     save = {"every_n_train_steps": 3, "save_top_k": -1}
     runs.fit(tmp_path, wanted, Swapping(), save=save, max_epochs=1, val_check_interval=3)
-    check(tmp_path, wanted)
+    wanted.check(tmp_path)
 
 
 @pytest.mark.usefixtures("late")
@@ -154,10 +106,10 @@ def test_weight_averaging_of_lightning_is_saved_as_it_was(runs: ModuleType, tmp_
     averaging = getattr(L.pytorch.callbacks, "EMAWeightAveraging", None)
     if averaging is None:
         pytest.skip("this Lightning has none")
-    wanted = Wanted()
+    wanted = runs.Wanted()
     save = {"every_n_train_steps": 3, "save_top_k": -1}
     runs.fit(tmp_path, averaging(), wanted, save=save, max_epochs=2, val_check_interval=3)
-    check(tmp_path, wanted)
+    wanted.check(tmp_path)
 
 
 class Touching(Callback):

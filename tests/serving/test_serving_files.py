@@ -81,6 +81,15 @@ def test_a_transformers_model_loads_with_from_pretrained_and_resumes(tmp_path):
     assert torch.equal(again.probe.weight, module.probe.weight), "a weight beside the model is lost"
 
 
+def test_a_compiled_model_has_the_names_that_from_pretrained_wants(tmp_path):
+    module = Tuned(torch.compile(llama(), backend="eager"))
+    fit(module, tmp_path)
+    served = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    trained = module.lm._orig_mod.state_dict()
+    assert served.state_dict().keys() == trained.keys()
+    assert all(torch.equal(served.state_dict()[name], trained[name]) for name in trained)
+
+
 def test_a_peft_model_loads_as_an_adapter_and_resumes(tmp_path):
     config = LoraConfig(r=4, target_modules=["q_proj"])
     module = Tuned(get_peft_model(llama(), config))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bt_lightning.errors import TornSnapshotError
+from bt_lightning.snapshot.guard import Guard
 
 MAKERS = {
     "foreach": lambda weights: torch.optim.SGD(weights, lr=1.0, momentum=0.5, foreach=True),
@@ -32,6 +33,10 @@ def state_of():
         return flat
 
     return values
+
+
+inductor = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+"""What torch says of itself when the first optimizer step is compiled."""
 
 
 def train_step(optimizer, module, *, closure):
@@ -213,3 +218,48 @@ def test_an_lbfgs_step_which_calls_its_closure_many_times_changes_nothing_too_ea
         assert manifest.step == number
         found = saver.tensors("checkpoint-1")
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+@inductor
+def test_a_compiled_optimizer_step_is_held_back(saving, counting, checkpoint_of, slow_copies):
+    """The copy has not begun when the step is called, and begins while the step is held."""
+    torch._dynamo.reset()
+    optimizer = MAKERS["foreach"](counting.parameters())
+    module_grads(counting)
+    step = torch.compile(optimizer.step, backend="eager")
+    step()
+    saver = saving([optimizer], snapshot="lazy")
+    settle = saver.saver.settle
+    for number in range(3):
+        checkpoint = checkpoint_of(counting, [optimizer], number)
+        wanted = [weight.detach().clone() for weight in counting.weights]
+        with slow_copies() as release:
+            saver.save(checkpoint, "checkpoint-1")
+
+            def held():
+                release()
+                settle()
+
+            saver.saver.settle = held
+            step()
+        ((_, manifest),) = saver.outcomes()
+        assert manifest.step == number
+        found = saver.tensors("checkpoint-1")
+        for index, weight in enumerate(wanted):
+            assert torch.equal(found[f"weights.{index}"], weight)
+            assert not torch.equal(counting.weights[index], weight)
+
+
+@inductor
+def test_the_guard_is_no_part_of_a_compiled_step(counting):
+    """What is traced takes effect when its graph has run: here, after the update."""
+    torch._dynamo.reset()
+    optimizer = MAKERS["foreach"](counting.parameters())
+    module_grads(counting)
+    compiling = []
+    guard = Guard(lambda: compiling.append(torch.compiler.is_compiling()))
+    try:
+        torch.compile(optimizer.step, backend="eager")()
+    finally:
+        guard.close()
+    assert compiling == [False]
