@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import xxhash
 
 from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
-from bt_lightning.layout import check_checkpoint_id, check_member
+from bt_lightning.layout import MANIFEST, check_checkpoint_id, check_member
 
 FORMAT: Final = "bt_lightning.checkpoint"
 FORMAT_VERSION: Final = 1
@@ -166,8 +167,13 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
         msg = f"block_bytes is {payload['block_bytes']!r}, expected {BLOCK_BYTES}"
         raise ValueError(msg)
     files = tuple(_entry(item) for item in payload["files"])
-    if len({entry.path for entry in files}) != len(files):
+    paths = {entry.path for entry in files}
+    if len(paths) != len(files):
         msg = "two entries have one path"
+        raise ValueError(msg)
+    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+    if folders & (paths | {MANIFEST}):
+        msg = "one path is a file and a folder"
         raise ValueError(msg)
     return Manifest(
         checkpoint_id=check_checkpoint_id(_of(str, payload["id"])),

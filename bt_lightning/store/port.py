@@ -38,8 +38,10 @@ _TRANSIENT_NAMES = {
     "HttpError",
     "IncompleteReadError",
     "ResponseParserError",
+    "TimeoutError",
 }
-"""Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed."""
+"""Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed. That
+of asyncio is another than the built-in one in Python 3.10."""
 _SECRET = re.compile(
     r"(?i)((?:secret|token|password|passwd|signature|credential|sig"
     r"|(?:access|account|api|private|shared)[_-]?key)[\w-]*[\"']?\s*[=:]\s*)"

@@ -41,7 +41,7 @@ def entries(draw):
 
 @st.composite
 def manifests(draw):
-    files = draw(st.lists(entries(), max_size=4, unique_by=lambda entry: entry.path))
+    files = draw(st.lists(entries(), max_size=4, unique_by=lambda entry: entry.path.split("/")[0]))
     return Manifest(
         checkpoint_id=draw(paths),
         generation=draw(st.integers(1, 10**9)),
@@ -247,6 +247,15 @@ def test_two_entries_with_one_path_are_refused():
     payload["files"] *= 2
     with pytest.raises(CheckpointCorruptError, match="two entries"):
         parse(sealed(payload))
+
+
+@pytest.mark.parametrize("two", [("a", "a/b"), ("a/b/c", "a"), ("x", "bt_manifest.json/x")])
+def test_a_path_that_is_a_file_and_a_folder_is_refused(two):
+    """A download could only fail, and say so as if the disk had refused."""
+    entry = json.loads(build().to_bytes())["files"][0]
+    with pytest.raises(CheckpointCorruptError, match="a file and a folder"):
+        parse(edited(files=[{**entry, "path": path} for path in two]))
+
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,12 @@ def known() -> tuple[Checksum, ...]:
         from awscrt import checksums
     except ImportError:
         return (crc32,)
-    return (
-        Checksum("CRC64NVME", 8, checksums.crc64nvme),
-        Checksum("CRC32C", 4, checksums.crc32c),
-        crc32,
-    )
+    crc32c = Checksum("CRC32C", 4, checksums.crc32c)
+    try:
+        crc64nvme = Checksum("CRC64NVME", 8, checksums.crc64nvme)
+    except AttributeError:  # before awscrt 0.23, which botocore may have brought
+        return (crc32c, crc32)
+    return (crc64nvme, crc32c, crc32)
 
 
 class Choice:
@@ -63,7 +64,10 @@ class Choice:
     def settle(self, checksum: Checksum | None) -> None:
         """The server took `checksum`, and refused those before it."""
         left = self._left
-        self._left = left[left.index(checksum) :] if checksum in left else ()
+        if checksum is None:
+            self._left = ()
+        elif checksum in left:  # else it was passed over, and is struck out already
+            self._left = left[left.index(checksum) :]
 
     def ignored(self, checksum: Checksum) -> None:
         """The server passed over `checksum` without a word: try another with the next object."""

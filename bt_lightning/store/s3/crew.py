@@ -43,12 +43,17 @@ class Crew:
                     for _ in range(min(self._pace.width - self._running, len(waiting))):
                         if self._stop.is_set():
                             break
-                        self._running += 1
                         thread = threading.Thread(
                             target=self._work, args=(waiting, do), name="bt-s3-send", daemon=True
                         )
+                        try:
+                            thread.start()
+                        except RuntimeError:  # of the limit of threads here
+                            if not self._running:
+                                raise
+                            break  # those that run do it too, slower
+                        self._running += 1
                         threads.append(thread)
-                        thread.start()
                     self._changed.wait()
         finally:
             self._stop.set()  # an interrupt of this thread ends the others, at their next piece

@@ -17,11 +17,20 @@ if TYPE_CHECKING:
 
 SLOW_DOWN: Final = frozenset({"SlowDown", "503", "429", "TooManyRequests", "ThrottlingException"})
 ELSEWHERE: Final = frozenset(
-    {"301", "307", "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"}
+    {
+        "301",
+        "307",
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "AuthorizationHeaderMalformed",
+        "AuthorizationQueryParametersError",
+    }
 )
-"""The bucket is in another region."""
+"""The bucket is in another region; the last is said of a signature in a URL."""
 NO_UPLOAD: Final = "NoSuchUpload"
 MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
+UNLISTED: Final = frozenset({"NotImplemented", "501", "MethodNotAllowed", "405", "AccessDenied"})
+"""Answers of a server that does not tell of uploads."""
 UNKNOWN_TO_SERVER: Final = frozenset(
     {
         "400",
@@ -61,8 +70,8 @@ def of_reply(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
     code, message = str(status), ""
     try:
         root = ET.fromstring(body)  # noqa: S314 - of the server that holds the data; 64 KiB at most
-    except ET.ParseError:
-        pass
+    except (ET.ParseError, LookupError, ValueError):
+        pass  # a page of a proxy, in an encoding that nobody knows
     else:
         for element in root.iter():
             name = element.tag.rpartition("}")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,17 +59,22 @@ class Journal:
                     yield record
 
     def write(self, record: Record) -> None:
-        """Put the record in the place of the one of the same key."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Put the record in the place of the one of the same key.
+
+        A disk that refuses is no failure: what is uploaded may be all that can be saved from it.
+        """
         file = self._file(record.store, record.key)
         part = file.with_suffix(".part")
-        with part.open("wb") as stream:
-            write_out(stream, json.dumps(asdict(record)).encode("ascii"))
-        part.replace(file)
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as stream:
+                write_out(stream, json.dumps(asdict(record)).encode("ascii"))
+            part.replace(file)
 
     def remove(self, record: Record) -> None:
         """Forget it: the upload is complete, or was given up."""
-        self._file(record.store, record.key).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing knows it any more: the next try finds that out
+            self._file(record.store, record.key).unlink(missing_ok=True)
 
     def _file(self, store: str, key: str) -> Path:
         return self._folder / (xxhash.xxh3_128_hexdigest(f"{store}\n{key}".encode()) + _SUFFIX)
@@ -79,7 +85,7 @@ def _read(file: Path) -> Record | None:
     try:
         data: Any = json.loads(file.read_bytes())
         record = Record(**data)
-    except (FileNotFoundError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None
     texts = (record.store, record.key, record.identity)
     others = (record.upload_id, record.checksum, record.etag)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.store.s3 import failures
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from bt_lightning.store.s3.journal import Journal
     from bt_lightning.store.s3.plan import Part
 
+log = logging.getLogger(__name__)
+
 Sent = dict[str, Any]
 """A part that the server has, as `CompleteMultipartUpload` names it."""
 
-_UNLISTED: Final = frozenset({"NotImplemented", "501", "MethodNotAllowed", "405", "AccessDenied"})
-"""Answers of a server that does not tell of uploads."""
 _MD5_CHARS: Final = 32
 
 
@@ -38,10 +39,10 @@ class Uploads:
         self._journal = journal
         self._choice = choice
 
-    @property
-    def survive(self) -> bool:
-        """Whether an upload that is cut off will be known to the next try."""
-        return self._journal is not None
+    def survives(self, record: Record) -> bool:
+        """Whether the next try will know of this upload if it is cut off now."""
+        known = self._journal.find(self._store, record.key) if self._journal else None
+        return known is not None and known.upload_id == record.upload_id
 
     def begin(self, key: str, identity: str, part_bytes: int) -> Record:
         """Begin an upload in parts of that size; the journal knows of it before the server does."""
@@ -64,7 +65,8 @@ class Uploads:
                 answer = retried(create)
             except Failure as failure:
                 if checksum is None or failure.code not in failures.UNKNOWN_TO_SERVER:
-                    self._forget(record)
+                    if not failure.transient:
+                        self._forget(record)  # else one may have begun whose answer was lost
                     raise
             else:
                 break
@@ -99,9 +101,9 @@ class Uploads:
                     found[number] = {"PartNumber": number, "ETag": part["ETag"]}
                     if checksum and part.get(checksum.parameter):
                         found[number][checksum.parameter] = part[checksum.parameter]
-            if not answer.get("IsTruncated"):
-                return found
-            marker = {"PartNumberMarker": answer["NextPartNumberMarker"]}
+            before, marker = marker, {"PartNumberMarker": answer.get("NextPartNumberMarker")}
+            if not answer.get("IsTruncated") or marker == before:
+                return found  # what a server keeps to itself is sent again
 
     def complete(self, record: Record, sent: Sequence[Sent], size: int) -> None:
         """Make an object of the parts. An earlier try that was carried out is recognised."""
@@ -155,10 +157,19 @@ class Uploads:
             raise
 
     def end(self, key: str) -> None:
-        """Give up what the journal says was begun to `key`."""
+        """Give up what the journal says was begun to `key`; who may not must still be able to send.
+
+        Raises `Failure` if another try may succeed.
+        """
         record = self._journal.find(self._store, key) if self._journal else None
-        if record is not None:
+        if record is None:
+            return
+        try:
             self.give_up(record)
+        except Failure as failure:
+            if failure.transient:
+                raise
+            log.warning("parts are left in the store: key=%s answer=%s", key, failure.code)
 
     def give_up(self, record: Record) -> None:
         """Let the server drop the parts; on failure the journal still has the upload."""
@@ -203,17 +214,18 @@ class Uploads:
                     )
                 )
             except Failure as failure:
-                if failure.code in _UNLISTED:
+                if failure.code in failures.UNLISTED:
                     return  # what the journal has must do
                 raise
             for upload in answer.get("Uploads", ()):
                 yield upload["Key"], upload["UploadId"]
-            if not answer.get("IsTruncated"):
-                return
+            before = marker
             marker = {
                 "KeyMarker": answer.get("NextKeyMarker"),
                 "UploadIdMarker": answer.get("NextUploadIdMarker"),
             }
+            if not answer.get("IsTruncated") or marker == before:
+                return
 
     def _write(self, record: Record) -> None:
         if self._journal is not None:

@@ -162,12 +162,13 @@ class Uploader:
             try:
                 resumed = self._uploads.parts(record, plan)
             except Failure as failure:
-                if failure.code not in failures.MISSING | {failures.NO_UPLOAD}:
+                if failure.code in failures.MISSING | {failures.NO_UPLOAD}:
+                    if self._uploads.was_completed(record, source.size):
+                        return
+                    self._uploads.forget(record)
+                elif failure.code not in failures.UNLISTED:
                     raise
-                if self._uploads.was_completed(record, source.size):
-                    return
-                self._uploads.forget(record)
-                record = None
+                record = None  # one that may not be listed is given up, and begun anew
         if record is None:
             record = self._uploads.begin(key, identity, part)
         try:
@@ -180,7 +181,7 @@ class Uploader:
             self._drop(record)
             raise
         except BaseException:
-            if not self._uploads.survive:
+            if not self._uploads.survives(record):
                 self._drop(record)
             raise
 
@@ -193,7 +194,7 @@ class Uploader:
         if failure.code in _LOST and resumed:
             failure = Failure(str(failure), code=failure.code, transient=True)
             self._drop(record)
-        elif not (failure.transient and self._uploads.survive):
+        elif not (failure.transient and self._uploads.survives(record)):
             self._drop(record)
         return failure
 

@@ -213,7 +213,7 @@ def _read(response: http.client.HTTPResponse, into: memoryview | None) -> Reply:
             break
         filled += count
     if not response.length:
-        response.read()  # nothing is left but the end itself: the connection can be kept
+        response.read(1)  # if nothing is left but the end itself, the connection can be kept
     return Reply(response.status, headers, b"", filled)
 
 

@@ -24,6 +24,7 @@ _STATUS = {
     "503": (503, "SlowDown"),
     "403": (403, "AccessDenied"),
     "200-error": (200, "InternalError"),
+    "region": (400, "AuthorizationQueryParametersError"),
 }
 _OPERATIONS = (
     ("POST", r"uploads", "Create"),
