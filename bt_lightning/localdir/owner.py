@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,21 @@ if TYPE_CHECKING:
 
 
 def owner_of(root: Path) -> str:
-    """The id of the directory, made at the first call. By one process at a time."""
+    """The id of the directory, made at the first call. By one process at a time.
+
+    A full disk gets another at each call: then nobody is taken for its earlier holder.
+    """
     file = root / DOT_DIR / "owner"
     try:
         if found := file.read_text(encoding="ascii").strip():
             return found
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):
         pass
     owner = uuid.uuid4().hex
-    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
-    with part.open("wb") as stream:
-        write_out(stream, owner.encode("ascii"))
-    part.replace(file)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as stream:
+            write_out(stream, owner.encode("ascii"))
+        part.replace(file)
     return owner

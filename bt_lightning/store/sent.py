@@ -6,7 +6,9 @@ next one only if that follows at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -51,7 +53,8 @@ class Sent:
     def add(self, key: str, digest: str) -> None:
         """These bytes are there. Lost with the power at worst: then they are sent again."""
         self._digests[key] = digest
-        with self._file.open("a", encoding="ascii") as stream:
+        with contextlib.suppress(OSError), self._file.open("r+", encoding="ascii") as stream:
+            stream.seek(0, os.SEEK_END)
             stream.write(json.dumps([key, digest]) + "\n")
 
     def under(self, folder: str) -> frozenset[str]:
@@ -64,15 +67,23 @@ class Sent:
             self._keep({key: d for key, d in self._digests.items() if key not in gone})
 
     def _keep(self, digests: dict[str, str]) -> None:
-        """Durable: what is forgotten must not come back with a crash."""
+        """Durable: what is forgotten must not come back with a crash.
+
+        On a full disk nothing is remembered: sending may be what saves the bytes that are on it.
+        """
         self._digests = digests
         lines = [json.dumps(line) + "\n" for line in (self._token, *digests.items())]
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         part = self._file.with_suffix(".part")
-        with part.open("wb") as stream:
-            write_out(stream, "".join(lines).encode("ascii"))
-        part.replace(self._file)
-        sync_directory(self._file.parent)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as stream:
+                write_out(stream, "".join(lines).encode("ascii"))
+            part.replace(self._file)
+            sync_directory(self._file.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> tuple[str | None, dict[str, str]]:

@@ -257,7 +257,6 @@ def test_a_path_that_is_a_file_and_a_folder_is_refused(two):
         parse(edited(files=[{**entry, "path": path} for path in two]))
 
 
-
 @pytest.mark.parametrize(
     "path",
     ["../x", "a/../../x", "/etc/passwd", "", ".", "a//b", "a\\b", "bt_manifest.json", 1, None],

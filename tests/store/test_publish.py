@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import shutil
+import subprocess
 import uuid
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -318,6 +321,24 @@ def test_a_restart_does_not_send_again_what_had_arrived(make, root, tmp_path):
         assert keys(store) == {f"checkpoint-1/{name}" for name in (*FILES, MANIFEST)}
         if done:
             return
+
+
+def test_a_full_disk_does_not_keep_its_checkpoint_from_the_store(make, root, store):
+    """It may be all that can be saved of it."""
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", root]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        make(root, files=FILES)
+        with contextlib.suppress(OSError), (root / "rest").open("wb") as stream:
+            while True:
+                stream.write(bytes(4096))
+                stream.flush()
+        next_start(root, store)
+        assert keys(store) == {f"checkpoint-1/{name}" for name in (*FILES, MANIFEST)}
+    finally:
+        subprocess.run(["umount", root], check=True)
 
 
 def test_what_was_kept_for_a_publication_that_never_comes_is_deleted(make, root, tmp_path):

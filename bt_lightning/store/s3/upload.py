@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _LOST: Final = frozenset({"InvalidPart", "InvalidPartOrder"})
 """Answers of a server that no longer has what it listed."""
 
+_UNKNOWN: Final = failures.MISSING | failures.UNLISTED | {failures.NO_UPLOAD}
+"""Answers of a server that does not tell of the parts of an upload."""
+
 Plan = tuple[Send | Copy, ...]
 
 
@@ -162,13 +165,11 @@ class Uploader:
             try:
                 resumed = self._uploads.parts(record, plan)
             except Failure as failure:
-                if failure.code in failures.MISSING | {failures.NO_UPLOAD}:
-                    if self._uploads.was_completed(record, source.size):
-                        return
-                    self._uploads.forget(record)
-                elif failure.code not in failures.UNLISTED:
+                if failure.code not in _UNKNOWN:
                     raise
-                record = None  # one that may not be listed is given up, and begun anew
+                if self._uploads.was_completed(record, source.size):
+                    return
+                record = None  # it is given up, and begun anew
         if record is None:
             record = self._uploads.begin(key, identity, part)
         try:

@@ -81,7 +81,9 @@ def test_who_may_not_abort_can_send_all_the_same(connect, cut_off, refusing, mem
     assert bytes_of(store, "key") == other
 
 
-def test_an_abort_that_may_work_later_is_tried_later(connect, cut_off, refusing, memory, uploads_of):
+def test_an_abort_that_may_work_later_is_tried_later(
+    connect, cut_off, refusing, memory, uploads_of
+):
     refusing("InternalError", "abort_multipart_upload")
     with pytest.raises(StoreTransientError):
         connect().send(memory(os.urandom(SIZE)), "key")
@@ -169,7 +171,7 @@ def endless():
 
 def test_no_more_is_read_than_was_asked_for(connect, endless):
     """A server that ignores ranges may have a hundred gigabytes to give."""
-    store = connect("http://127.0.0.1:{}".format(endless.server_address[1]))
+    store = connect(f"http://127.0.0.1:{endless.server_address[1]}")
     target = memoryview(bytearray(1000))
     store.read_into("key", 0, target)
     assert endless.sent < 64 * MIB
@@ -190,7 +192,7 @@ def test_lists_that_never_end_are_left(memory):
 
 def test_a_checksum_that_the_server_passes_over_costs_the_others_nothing(s3, s3_url, memory):
     store = S3Store(s3_url, s3.options)
-    first, *others = checksums.known()
+    _, *others = checksums.known()
     store.send(memory(b"x"), "key")
     assert store._uploader._choice.candidates() == (*others, None)
 
