@@ -85,7 +85,8 @@ class RoutedCheckpointIO(CheckpointIO):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
         place, saves = self._place(path), self._hooks.saves()
-        if saves is not None and saves.save(self.ours, checkpoint, self._id(place)):
+        if saves is not None:
+            saves.save(self.ours, checkpoint, self._id(place))
             return
         self._hooks.committed(self.ours.save_local(checkpoint, place, self.root))
 

@@ -34,6 +34,7 @@ class Told:
     """What is told of saves; called on the training thread."""
 
     committed: Callable[[Manifest], None]
+    """This process has committed it; what the worker commits, the worker knows."""
     unwanted: Callable[[Manifest], None]
     """It is committed, and was asked to go meanwhile."""
     ended: Callable[[SaveRecord], None]
@@ -52,26 +53,36 @@ class Saves:
         self._began: dict[int, float] = {}
         self._warned: set[str] = set()
 
-    def save(self, io: BTCheckpointIO, checkpoint: dict[str, Any], checkpoint_id: str) -> bool:
-        """Take a snapshot of `checkpoint`; False if the caller has to write it itself."""
+    def save(self, io: BTCheckpointIO, checkpoint: dict[str, Any], checkpoint_id: str) -> None:
+        """Take a snapshot of `checkpoint`, or write it where there is no memory for one.
+
+        Raises:
+            DirectoryUnusableError: the disk refused what was written here.
+        """
         self._unwanted.discard(checkpoint_id)
-        began = time.time()
+        began, started = time.time(), time.perf_counter()
         record = self.saver.save(
             checkpoint_id,
             lambda memory: io.take(checkpoint, memory),
             lambda snapshot: io.facts(checkpoint, snapshot),
         )
-        if record is None:
+        self._began[record.number] = began
+        if record.snapshot == "direct":
             self._once(
                 "there is not enough host memory for a snapshot (see arena_memory): training waits"
                 " while its checkpoints are written"
             )
-            return False
-        self._began[record.number] = began
-        if record.decision == "skipped":
+            try:
+                self._write(io, checkpoint, record)
+            except BaseException:
+                record.decision = "failed"
+                raise
+            finally:
+                record.call_ms = 1000 * (time.perf_counter() - started)
+                self._told(record)
+        elif record.decision == "skipped":
             record.step = int(checkpoint.get("global_step", 0))
             self._told(record)
-        return True
 
     def settle(self, checkpoint_id: str) -> None:
         """Wait until no save of `checkpoint_id` is under way."""
@@ -96,10 +107,7 @@ class Saves:
         for record, outcome in self.saver.ended():
             if isinstance(outcome, bytes):
                 manifest = Manifest.from_bytes(outcome, record.checkpoint_id)
-                self._saved[manifest.digest] = record
-                if len(self._saved) > _MOST:  # without a store none is ever published
-                    del self._saved[next(iter(self._saved))]
-                self._tell.committed(manifest)
+                self._expect(manifest, record)
                 if record.checkpoint_id in self._unwanted:
                     self._unwanted.discard(record.checkpoint_id)
                     self._tell.unwanted(manifest)
@@ -123,6 +131,35 @@ class Saves:
             if record is not None:
                 record.remote_durable_s = event.remote_durable_s
                 self._tell.ended(record)
+
+    def _write(self, io: BTCheckpointIO, checkpoint: dict[str, Any], record: SaveRecord) -> None:
+        """Commit `checkpoint` on this thread, and note of it what the worker notes of its own."""
+        record.step = int(checkpoint.get("global_step", 0))
+        self.settle(record.checkpoint_id)  # or an older state would take the place of this one
+        started, cpu = time.perf_counter(), time.thread_time()
+        manifest = io.save_local(checkpoint, self._root / record.checkpoint_id, self._root)
+        record.write_s, record.cpu_s = time.perf_counter() - started, time.thread_time() - cpu
+        record.local_durable_s = time.time() - self._began[record.number]
+        record.step, record.bytes = manifest.step, manifest.size
+        with contextlib.suppress(OSError):  # an event is no checkpoint
+            note(
+                self._root,
+                "durable",
+                number=record.number,
+                checkpoint=record.checkpoint_id,
+                bytes=record.bytes,
+                write_s=record.write_s,
+                local_durable_s=record.local_durable_s,
+                cpu_s=record.cpu_s,
+            )
+        self._expect(manifest, record)
+        self._tell.committed(manifest)
+
+    def _expect(self, manifest: Manifest, record: SaveRecord) -> None:
+        """Wait for the news that the store has it."""
+        self._saved[manifest.digest] = record
+        if len(self._saved) > _MOST:  # without a store none is ever published
+            del self._saved[next(iter(self._saved))]
 
     def _explained(self, record: SaveRecord, error: Exception) -> Exception:
         if isinstance(error, OSError) and not isinstance(error, CheckpointError):

@@ -153,7 +153,7 @@ class Session:
         return self.saves
 
     def committed(self, manifest: Manifest) -> None:
-        """A checkpoint is on disk: tell the worker."""
+        """This process has put a checkpoint on the disk: tell the worker."""
         try:
             write_hint(self._config.root, manifest.checkpoint_id, manifest.step)
         except OSError as error:

@@ -53,7 +53,7 @@ class SaveRecord:
     local_durable_s: float = 0.0
     remote_durable_s: float = 0.0
     cpu_s: float = 0.0
-    """Seconds of CPU that the worker took to commit it."""
+    """Seconds of CPU that it took to commit it: of the worker, or of this thread if `direct`."""
 
     def metrics(self) -> dict[str, float]:
         """The numbers that are known, for loggers."""

@@ -86,11 +86,11 @@ class Saver:
         checkpoint_id: str,
         take: Callable[[Memory], Snapshot],
         facts: Callable[[Snapshot], dict[str, Any]],
-    ) -> SaveRecord | None:
+    ) -> SaveRecord:
         """Take a snapshot of what `take` lays out, to be committed as `checkpoint_id`.
 
-        Returns when the state may change except by an optimizer. None if there is no memory for
-        a snapshot: then the caller has to write it.
+        Returns when the state may change except by an optimizer. If there is no memory for a
+        snapshot the record says `direct`: the caller has to write it, and to complete the record.
 
         Raises:
             SaveTimeoutError: the disk has not taken the save before for an hour.
@@ -109,7 +109,8 @@ class Saver:
             try:
                 job = self._taken(record, slot, take, facts, began)
             except ArenaTooLargeError:
-                return None
+                record.snapshot = "direct"
+                return record
         assert self._last is not None
         record.step = int(job.facts["step"])  # type: ignore[call-overload]
         record.bytes = sum(image.size for image in job.files)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import json
 import logging
 import signal
 from typing import TYPE_CHECKING, Any
@@ -12,8 +14,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from bt_lightning import BTCheckpointIO, BTLightning
+from bt_lightning import BTCheckpointIO, BTLightning, DirectoryUnusableError
+from bt_lightning.layout import DOT_DIR
+from bt_lightning.lightning_plugin import checkpoint_io, session
 from bt_lightning.lightning_plugin.watch import Watch, overrides
+from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.events import read_events
 
 if TYPE_CHECKING:
@@ -202,6 +207,69 @@ def test_without_memory_for_an_arena_training_writes_by_itself_and_says_so_once(
         runs.fit(tmp_path, bt={"arena_memory": 10}, max_epochs=1)
     assert len([w for w in caught if "host memory" in str(w.message)]) == 1
     assert names(tmp_path) == {f"checkpoint-{step}" for step in range(1, 9)}
+
+
+def test_a_save_that_training_writes_by_itself_leaves_the_numbers_of_any_other(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger, root = CSVLogger(tmp_path / "logs"), tmp_path / "root"
+    options = {"arena_memory": 10, "store": str(tmp_path / "store")}
+    with pytest.warns(UserWarning, match="not enough host memory"):
+        runs.fit(root, logger=logger, bt=options, max_epochs=1)
+    events = list(read_events(root))
+    for kind in ("save", "durable", "published"):
+        named = {e.get("checkpoint_id", e.get("checkpoint")) for e in events if e["event"] == kind}
+        assert named == {f"checkpoint-{step}" for step in range(1, 9)}, kind
+    for event in saves_of(root):
+        assert event["checkpoint_id"] == f"checkpoint-{event['step']}"
+        assert (event["snapshot"], event["decision"]) == ("direct", "saved")
+        size = read_manifest(root / event["checkpoint_id"]).size
+        assert event["bytes"] == size
+        assert 0 < event["write_s"] <= event["local_durable_s"]
+        assert event["call_ms"] >= 1000 * event["write_s"]
+        assert event["copy_ms"] == event["guard_ms"] == 0
+    durable = [event for event in events if event["event"] == "durable"]
+    for save, event in zip(saves_of(root), durable, strict=True):
+        for name in ("number", "bytes", "write_s", "local_durable_s", "cpu_s"):
+            assert event[name] == save[name]
+    with open(f"{logger.log_dir}/metrics.csv") as file:  # noqa: PTH123
+        rows = [row for row in csv.DictReader(file) if row.get("checkpoint/bytes")]
+    assert len(rows) >= 8
+    assert all(float(row["checkpoint/call_ms"]) > 0 for row in rows)
+    assert any(float(row["checkpoint/remote_durable_s"] or 0) > 0 for row in rows)
+
+
+def test_a_save_that_training_could_not_write_is_noted_as_failed(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_io, "commit", full)
+    with (
+        pytest.warns(UserWarning, match="not enough host memory"),
+        pytest.raises(DirectoryUnusableError, match="checkpoint-1 could not be written"),
+    ):
+        runs.fit(tmp_path, bt={"arena_memory": 10}, max_epochs=1)
+    (event,) = saves_of(tmp_path)
+    assert (event["snapshot"], event["decision"], event["step"]) == ("direct", "failed", 1)
+    assert event["bytes"] == event["local_durable_s"] == 0
+
+
+def test_who_commits_writes_the_hint_and_nobody_else(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes would write over each other, and the trainer is behind the worker."""
+    hints: list[str] = []
+    monkeypatch.setattr(session, "write_hint", lambda _, name, __: hints.append(name))
+    runs.fit(tmp_path, max_epochs=1)
+    assert not hints
+    assert json.loads((tmp_path / DOT_DIR / "latest.json").read_text())["step"] == 8
+    with pytest.warns(UserWarning, match="not enough host memory"):
+        runs.fit(tmp_path / "direct", bt={"arena_memory": 10}, max_epochs=1)
+    assert hints == [f"checkpoint-{step}" for step in range(1, 9)]
 
 
 @pytest.mark.parametrize("overlap", ["skip", "latest"])

@@ -148,11 +148,12 @@ def test_a_state_that_grows_gets_a_larger_arena(saving, checkpoint_of):
 
 def test_without_room_in_memory_the_caller_is_asked_to_write(saving, state, monkeypatch):
     saver = saving([state.optimizer], arena_memory=1000)
-    assert saver.save(state(1), "checkpoint-1") is None
+    assert saver.save(state(1), "checkpoint-1").snapshot == "direct"
     assert saver.outcomes() == []
     monkeypatch.setattr(arenas_module, "memory_available", lambda *_: 5_000_000)
     saver.saver._arenas._budget = None
-    assert saver.save(state(2), "checkpoint-2") is None
+    assert saver.save(state(2), "checkpoint-2").snapshot == "direct"
+    assert saver.outcomes() == []
 
 
 def test_the_memory_that_is_left_is_read_off_the_kernel_and_the_cgroup(tmp_path):
