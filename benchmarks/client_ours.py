@@ -50,7 +50,7 @@ class Ours:
 
         known = None if reuse is None else Reuse(reuse[0], tuple(map(tuple, reuse[1])))
         if source.in_memory:
-            with contextlib.closing(LentSource(source.descriptor, 0, self.entry)) as arena:
+            with contextlib.closing(LentSource(source.view, self.entry)) as arena:
                 self.store.send(arena, key, known)
         else:
             with FileSource(Path(source.path), self.entry) as file:

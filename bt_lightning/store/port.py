@@ -87,6 +87,26 @@ class Source(Protocol):
         Raises `CheckpointCorruptError` if they are not the bytes that were saved.
         """
 
+    def lend(self, offset: int, size: int) -> contextlib.AbstractContextManager[Lent]:
+        """The same bytes without a copy, for a sender that looks at them piece by piece."""
+
+
+class Lent(Protocol):
+    """Bytes whose memory may be wanted back at any moment; one thread looks at them.
+
+    Whoever wants it back waits for whoever looks: nobody waits for anything within a look.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def look(self, start: int, stop: int) -> contextlib.AbstractContextManager[memoryview]:
+        """Those of them, counted from the first that was lent.
+
+        Raises `CheckpointCorruptError` if they are not the bytes that were saved.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Reuse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import threading
@@ -11,6 +12,7 @@ import xxhash
 from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.localdir.mapped import MappedFile
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.port import Source
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.port import Lent
 
 PIECE_BYTES = 32 * 1024 * 1024
 """Bytes that are held at a time, unless more must be: a multiple of `BLOCK_BYTES`."""
@@ -32,19 +35,51 @@ class DescribedSource(Source, Protocol):
         """What the manifest says of the bytes."""
 
 
-class FileSource:
+class Held:
+    """A `Lent` of bytes that stay where they are."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self.size = len(data)
+
+    @contextlib.contextmanager
+    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+        """A slice of them."""
+        yield self._data[start:stop]
+
+
+class Steady(abc.ABC):
+    """A source that lends what it holds: nobody waits for its memory."""
+
+    @abc.abstractmethod
+    def hold(self, offset: int, size: int) -> contextlib.AbstractContextManager[memoryview]:
+        """As in `Source`."""
+
+    @contextlib.contextmanager
+    def lend(self, offset: int, size: int) -> Iterator[Lent]:
+        """Hold the bytes for as long."""
+        with self.hold(offset, size) as data:
+            yield Held(data)
+
+
+class FileSource(Steady):
     """A file of a committed checkpoint. Use it in a `with` block, or close it.
 
-    Each thread that holds bytes has one buffer, so it may hold one range at a time.
+    It is mapped. Where that cannot be done safely, each thread that holds bytes has one buffer, so
+    it may hold one range at a time.
     """
+
+    part_bytes = PIECE_BYTES
 
     def __init__(self, file: Path, entry: FileEntry) -> None:
         self.entry = entry
         self._place = str(file)
         self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        self._mapped: MappedFile | None = None
+        if os.fstat(self._descriptor).st_size == entry.size:
+            with contextlib.suppress(OSError):
+                self._mapped = MappedFile(self._descriptor, entry.size)
         self._local = threading.local()
-
-    part_bytes = PIECE_BYTES
 
     @property
     def size(self) -> int:
@@ -59,6 +94,18 @@ class FileSource:
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
         """Read the bytes, and compare each block with its digest."""
+        view = self._read(offset, size)
+        self._check(view, offset)
+        try:
+            yield view
+        finally:
+            if self._mapped is not None:
+                self._mapped.let_go(offset, size)
+
+    def _read(self, offset: int, size: int) -> memoryview:
+        if self._mapped is not None:
+            with contextlib.suppress(OSError):  # reading it the other way says what it is
+                return self._mapped.read(offset, size)
         buffer: bytearray | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < size:
             buffer = self._local.buffer = bytearray(size)
@@ -70,8 +117,7 @@ class FileSource:
                 msg = f"{self._place} is damaged: it ends at {offset + done} of {self.size} bytes"
                 raise CheckpointCorruptError(msg)
             done += count
-        self._check(view, offset)
-        yield view
+        return view
 
     def _check(self, view: memoryview, offset: int) -> None:
         first = offset // BLOCK_BYTES
@@ -93,6 +139,8 @@ class FileSource:
 
     def close(self) -> None:
         """Close the file."""
+        if self._mapped is not None:
+            self._mapped.close()
         os.close(self._descriptor)
 
 

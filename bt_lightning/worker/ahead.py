@@ -7,7 +7,6 @@ is committed: from then on they come from its files. Taking back never waits for
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.port import Lent
 
 _PART_BYTES = 8 * 1024 * 1024
 
@@ -27,15 +27,15 @@ class LentSource:
     """The bytes of one file of a checkpoint: of an arena at first, of the disk later."""
 
     part_bytes = _PART_BYTES
-    """Small, since what is held is a copy: the arena may be wanted back at any moment."""
+    """Small, since what is held is a copy."""
 
-    def __init__(self, descriptor: int, offset: int, entry: FileEntry) -> None:
-        """`descriptor` is the arena's, and stays the caller's; the bytes begin at `offset`."""
+    def __init__(self, image: memoryview, entry: FileEntry) -> None:
+        """`image` is of the arena's mapping, and is let go by `take_back`."""
         self._entry = entry
-        self._offset = offset
-        self._arena: int | None = os.dup(descriptor)
+        self._image: memoryview | None = image
         self._file: FileSource | None = None
         self._readers = 0
+        self._settled = False
         self._closed = False
         self._changed = threading.Condition()
         self._local = threading.local()
@@ -57,40 +57,53 @@ class LentSource:
 
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
-        """Copy the bytes out of the arena, or read and verify those of the file.
+        """Copy the bytes out of the arena, or hold those of the file.
 
         Raises `CheckpointNotFoundError` if the commit failed, and there will be no such file.
         """
-        with self._changed:
-            arena, file = self._arena, self._file
-            self._readers += arena is not None
-        if arena is not None:
-            try:
-                view = self._copy(arena, offset, size)
-            finally:
-                with self._changed:
-                    self._readers -= 1
-                    self._changed.notify_all()
-            yield view
-        elif file is not None:
-            with file.hold(offset, size) as view:
-                yield view
+        with self.image() as image:
+            copy = None if image is None else self._copy(image[offset : offset + size])
+        if copy is not None:
+            yield copy
         else:
+            with self.file().hold(offset, size) as view:
+                yield view
+
+    @contextlib.contextmanager
+    def lend(self, offset: int, size: int) -> Iterator[Lent]:
+        """Look into the arena; once it is taken back, into the file, verified as a whole then."""
+        with contextlib.ExitStack() as until_then:
+            yield _Range(self, offset, size, until_then)
+
+    @contextlib.contextmanager
+    def image(self) -> Iterator[memoryview | None]:
+        """The bytes in the arena, which waits as long; None if it was taken back."""
+        with self._changed:
+            image = self._image
+            self._readers += image is not None
+        try:
+            yield image
+        finally:
+            with self._changed:
+                self._readers -= image is not None
+                self._changed.notify_all()
+
+    def file(self) -> FileSource:
+        """The committed file, once the arena was taken back."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._settled)  # for those who still look, no longer
+            file = self._file
+        if file is None:
             msg = f"{self._entry.path} was given up before it was sent"
             raise CheckpointNotFoundError(msg)
+        return file
 
-    def _copy(self, arena: int, offset: int, size: int) -> memoryview:
+    def _copy(self, data: memoryview) -> memoryview:
         buffer: bytearray | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < size:
-            buffer = self._local.buffer = bytearray(size)
-        view = memoryview(buffer)[:size]
-        done = 0
-        while done < size:
-            count = os.preadv(arena, [view[done:]], self._offset + offset + done)
-            if not count:
-                msg = f"the arena ends within {self._entry.path}"
-                raise CheckpointNotFoundError(msg)
-            done += count
+        if buffer is None or len(buffer) < len(data):
+            buffer = self._local.buffer = bytearray(len(data))
+        view = memoryview(buffer)[: len(data)]
+        view[:] = data
         return view
 
     def take_back(self, file: Path | None) -> None:
@@ -100,11 +113,11 @@ class LentSource:
             with contextlib.suppress(OSError):  # it is gone again: this publication is, too
                 found = FileSource(file, self._entry)
         with self._changed:
-            arena, self._arena = self._arena, None
+            self._image = None
             self._changed.wait_for(lambda: not self._readers)
             self._file, found = (None, found) if self._closed else (found, None)
-        if arena is not None:
-            os.close(arena)
+            self._settled = True
+            self._changed.notify_all()
         if found is not None:
             found.close()
 
@@ -115,6 +128,30 @@ class LentSource:
             file, self._file = self._file, None
         if file is not None:
             file.close()
+
+
+class _Range:
+    """What is lent of one source to one thread."""
+
+    def __init__(
+        self, source: LentSource, offset: int, size: int, until_then: contextlib.ExitStack
+    ) -> None:
+        self.size = size
+        self._source = source
+        self._offset = offset
+        self._until_then = until_then
+        self._held: memoryview | None = None
+
+    @contextlib.contextmanager
+    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+        with self._source.image() as image:
+            if image is not None:
+                yield image[self._offset + start : self._offset + stop]
+                return
+        if self._held is None:
+            hold = self._source.file().hold(self._offset, self.size)
+            self._held = self._until_then.enter_context(hold)
+        yield self._held[start:stop]
 
 
 class Offer:

@@ -55,7 +55,7 @@ class Committer:
         self._root = root
         self._done = done
         self._offer = offer
-        self._arenas: dict[int, tuple[memoryview, int]] = {}
+        self._arenas: dict[int, memoryview] = {}
         self._jobs: deque[CommitImage] = deque()
         self._working = False
         self._leaving = False
@@ -74,17 +74,13 @@ class Committer:
     def share(self, index: int, descriptor: int, size: int) -> None:
         """Map an arena; takes the descriptor over."""
         try:
-            view = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
-        except BaseException:
+            self._arenas[index] = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+        finally:
             os.close(descriptor)
-            raise
-        self._arenas[index] = (view, descriptor)
 
     def drop(self, index: int) -> None:
         """Forget an arena; its memory goes with the last one who maps it."""
-        _, descriptor = self._arenas.pop(index, (None, None))
-        if descriptor is not None:
-            os.close(descriptor)
+        self._arenas.pop(index, None)
 
     def put(self, job: CommitImage) -> None:
         """Commit `job` after those that were put before; never waits."""
@@ -189,15 +185,14 @@ class Committer:
             else:
                 return known[1]
         end = image.offset + -(-image.size // BLOCK) * BLOCK
-        view, descriptor = self._arenas[arena]
+        view = self._arenas[arena][image.offset : end]
 
         def described(entry: FileEntry) -> None:
             if entry.size >= _AHEAD_BYTES:
-                with contextlib.suppress(OSError):  # no descriptor is free: it is sent later
-                    offer.add(path, LentSource(descriptor, image.offset, entry))
-                    self._offer(offer)
+                offer.add(path, LentSource(view[: entry.size], entry))
+                self._offer(offer)
 
-        return write_image(target, path, view[image.offset : end], image.size, described)
+        return write_image(target, path, view, image.size, described)
 
     def _own(self) -> None:
         """Hold the lock that a new run waits for: this commit may be its newest checkpoint."""

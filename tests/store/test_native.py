@@ -17,10 +17,10 @@ from bt_lightning.errors import (
 )
 from bt_lightning.store.port import ObjectInfo
 from bt_lightning.store.remote import open_store
-from bt_lightning.store.sources import PIECE_BYTES
+from bt_lightning.store.sources import PIECE_BYTES, Steady
 
 
-class Memory:
+class Memory(Steady):
     """A source of random bytes that turns out damaged from some place on."""
 
     def __init__(self, size, damaged_from=None):

@@ -18,6 +18,7 @@ from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.utils import get_environ_proxies
 from fsspec.asyn import sync
 
+from bt_lightning.errors import CheckpointError
 from bt_lightning.store.s3 import failures
 from bt_lightning.store.s3.failures import Failure
 from bt_lightning.store.s3.wire import Network, Reply, Signed, Wire
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from botocore.awsrequest import AWSRequest
+
+    from bt_lightning.store.port import Lent
 
 T = TypeVar("T")
 
@@ -61,7 +64,7 @@ class Api:
     def transfer(
         self,
         operation: str,
-        body: memoryview | bytes = b"",
+        body: Lent | None = None,
         into: memoryview | None = None,
         proceed: Callable[[int], None] = lambda _: None,
         **parameters: Any,
@@ -71,7 +74,7 @@ class Api:
             try:
                 signed = sync(self._fs.loop, self._signed, operation, parameters)
                 reply = self._connections().exchange(signed, body, into, proceed)
-            except Stopped:
+            except (Stopped, CheckpointError):  # the latter is of who lends the bytes
                 raise
             except Exception as error:  # noqa: BLE001 - as above
                 raise failures.of_exception(error) from None

@@ -7,8 +7,12 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bt_lightning.manifest import BLOCK_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bt_lightning.store.port import Lent
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,8 @@ class Checksum:
     """As `ChecksumAlgorithm` names it."""
     width: int
     """Bytes of a value."""
-    function: Callable[[memoryview], int]
+    function: Callable[[memoryview, int], int]
+    """Given bytes, and the value of those before them."""
 
     @property
     def parameter(self) -> str:
@@ -31,9 +36,13 @@ class Checksum:
         """Name of the value's header."""
         return f"x-amz-checksum-{self.name.lower()}"
 
-    def of(self, data: memoryview) -> str:
-        """The value for `data`, as S3 writes it."""
-        return base64.b64encode(self.function(data).to_bytes(self.width, "big")).decode("ascii")
+    def of(self, data: Lent) -> str:
+        """The value for all of `data`, as S3 writes it."""
+        value = 0
+        for start in range(0, data.size, BLOCK_BYTES):
+            with data.look(start, min(start + BLOCK_BYTES, data.size)) as block:
+                value = self.function(block, value)
+        return base64.b64encode(value.to_bytes(self.width, "big")).decode("ascii")
 
 
 def known() -> tuple[Checksum, ...]:

@@ -23,7 +23,7 @@ from bt_lightning.store.sources import whole
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from bt_lightning.store.port import Reuse, Source
+    from bt_lightning.store.port import Lent, Reuse, Source
     from bt_lightning.store.s3.api import Api
     from bt_lightning.store.s3.checksums import Checksum
     from bt_lightning.store.s3.journal import Journal, Record
@@ -114,7 +114,7 @@ class Uploader:
 
     def _at_once(self, source: Source, key: str) -> None:
         crew = Crew(Pace(), self._bandwidth)
-        with source.hold(0, source.size) as data:
+        with source.lend(0, source.size) as data:
             for checksum in self._choice.candidates():
                 value = checksum.of(data) if checksum else None
                 send = functools.partial(
@@ -132,7 +132,7 @@ class Uploader:
     def _bytes(
         self,
         operation: str,
-        data: memoryview,
+        data: Lent,
         checksum: Checksum | None,
         value: str | None,
         crew: Crew,
@@ -157,8 +157,7 @@ class Uploader:
     def _in_parts(self, source: Source, key: str, reuse: Reuse | None, etag: str) -> None:
         identity = _identity(source, reuse)
         record = self._uploads.resumable(key, identity)
-        wanted = min(self._part_bytes, source.part_bytes)
-        part = record.part_bytes if record else part_size(source.size, wanted)
+        part = record.part_bytes if record else part_size(source.size, self._part_bytes)
         plan = plan_parts(source.size, part, reuse.ranges if reuse else ())
         resumed: dict[int, Sent] = {}
         if record is not None:
@@ -244,7 +243,7 @@ class _Run:
         return [self._sent[number] for number in sorted(self._sent)]
 
     def _send(self, part: Send | Copy, number: int, crew: Crew) -> Sent:
-        with self._source.hold(part.offset, part.size) as data:
+        with self._source.lend(part.offset, part.size) as data:
             value = self._checksum.of(data) if self._checksum else None
 
             def send() -> Reply:

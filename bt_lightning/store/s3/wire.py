@@ -10,6 +10,7 @@ import base64
 import collections
 import http.client
 import select
+import ssl
 import threading
 import time
 import weakref
@@ -20,9 +21,10 @@ from urllib.parse import unquote, urlsplit
 from bt_lightning.store.s3.failures import Failure
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Mapping
     from urllib.parse import SplitResult
+
+    from bt_lightning.store.port import Lent
 
 _PIECE_BYTES: Final = 1024 * 1024
 _ERROR_BYTES: Final = 64 * 1024
@@ -78,7 +80,7 @@ class Wire:
     def exchange(
         self,
         signed: Signed,
-        body: memoryview | bytes = b"",
+        body: Lent | None = None,
         into: memoryview | None = None,
         proceed: Callable[[int], None] = lambda _: None,
     ) -> Reply:
@@ -98,7 +100,7 @@ class Wire:
                 connection.connect()
                 assert connection.sock is not None
                 connection.sock.settimeout(self._network.read_s)
-            _send(connection, signed, target, memoryview(body), proceed)
+            _send(connection, signed, target, body, proceed)
             with connection.getresponse() as response:
                 reply = _read(response, into)
                 kept = response.isclosed() and not response.will_close
@@ -180,25 +182,47 @@ def _send(
     connection: Connection,
     signed: Signed,
     target: str,
-    body: memoryview,
+    body: Lent | None,
     proceed: Callable[[int], None],
 ) -> None:
     connection.putrequest(signed.method, target)
     for name, value in {**signed.headers, **getattr(connection, "extra", {})}.items():
         connection.putheader(name, value)
+    size = body.size if body else 0
     if signed.method in {"PUT", "POST"}:
-        connection.putheader("Content-Length", str(len(body)))
+        connection.putheader("Content-Length", str(size))
     try:
         connection.endheaders()
-        while body:
-            piece = body[:_PIECE_BYTES]
-            proceed(len(piece))
-            connection.send(piece)
-            body = body[_PIECE_BYTES:]
+        for start in range(0, size, _PIECE_BYTES):
+            assert body is not None
+            stop = min(start + _PIECE_BYTES, size)
+            proceed(stop - start)
+            if isinstance(connection.sock, ssl.SSLSocket):
+                # a copy: encryption may wait for the network in the middle
+                with body.look(start, stop) as piece:
+                    copy = bytes(piece)
+                connection.send(copy)
+            else:
+                _send_plain(connection, body, start, stop)
     except (BrokenPipeError, ConnectionResetError):
         if not _readable(connection):
             raise
         # the server has answered before it took all: the answer says why
+
+
+def _send_plain(connection: Connection, body: Lent, start: int, stop: int) -> None:
+    """Hand the bytes to the kernel, as many at a time as it takes without waiting."""
+    sock = connection.sock
+    assert sock is not None
+    timeout = sock.gettimeout()
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    while start < stop:
+        if not poll.poll(None if timeout is None else 1000 * timeout):
+            msg = f"the server took nothing for {timeout:g} s"
+            raise TimeoutError(msg)
+        with body.look(start, stop) as piece:
+            start += sock.send(piece)
 
 
 def _read(response: http.client.HTTPResponse, into: memoryview | None) -> Reply:

@@ -16,6 +16,7 @@ import pytest
 import xxhash
 
 from bt_lightning.store.s3.store import S3Store
+from bt_lightning.store.sources import Steady
 
 MIB = 1024 * 1024
 _ERROR = "<Error><Code>{}</Code><Message>as the test wants it</Message></Error>"
@@ -36,7 +37,7 @@ _OPERATIONS = (
 )
 
 
-class Memory:
+class Memory(Steady):
     """Bytes to send. `held` is called with each range that is asked for."""
 
     def __init__(self, data, held=lambda offset, size: None):

@@ -21,6 +21,7 @@ from bt_lightning.store.s3.multipart import Uploads
 from bt_lightning.store.s3.pace import Pace
 from bt_lightning.store.s3.plan import Send
 from bt_lightning.store.s3.store import S3Store
+from bt_lightning.store.sources import Held
 
 MIB = 1024 * 1024
 SIZE = 17 * MIB
@@ -239,7 +240,7 @@ def test_the_page_of_a_proxy_is_a_transient_error(page):
 
 
 def test_checksums_are_those_of_the_algorithms():
-    values = {each.name: each.of(memoryview(b"123456789")) for each in checksums.known()}
+    values = {each.name: each.of(Held(memoryview(b"123456789"))) for each in checksums.known()}
     known = {"CRC32": "y/Q5Jg==", "CRC32C": "4waSgw==", "CRC64NVME": "rosUhgp5mIg="}
     assert values == {name: known[name] for name in values}
     assert all(isinstance(each, Checksum) for each in checksums.known())

@@ -10,11 +10,12 @@ from pathlib import Path
 import xxhash
 
 from bt_lightning.store.s3.store import S3Store
+from bt_lightning.store.sources import Steady
 
 MIB = 1024 * 1024
 
 
-class Content:
+class Content(Steady):
     def __init__(self, seed):
         self._data = memoryview(random.Random(seed).randbytes(MIB) * 41)
         self.size = self.part_bytes = len(self._data)

@@ -1,0 +1,127 @@
+"""Bytes that are sent out of an arena whose memory is wanted back in the middle of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+
+import pytest
+
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    StoreTransientError,
+)
+from bt_lightning.localdir.digest import digest_file
+from bt_lightning.worker.ahead import LentSource
+
+MIB = 1024 * 1024
+SIZE = 20 * MIB + 77
+
+
+class Wanted(LentSource):
+    """Is taken back, and its memory used again, right before the n-th look at it."""
+
+    def __init__(self, memory, entry, countdown, file):
+        super().__init__(memoryview(memory), entry)
+        self.memory, self.countdown, self.after = memory, countdown, file
+        self.lock = threading.Lock()
+
+    def image(self):
+        with self.lock:
+            self.countdown -= 1
+            due = not self.countdown
+        if due:
+            self.take_back(self.after)
+            self.memory[:] = bytes(len(self.memory))
+        return super().image()
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(os.urandom(SIZE))
+    return file
+
+
+@pytest.fixture
+def wanted(file):
+    def make(countdown, after=file, damage=None):
+        data = bytearray(file.read_bytes())
+        entry = digest_file(file, file.name)
+        if damage is not None:
+            changed = bytearray(data)
+            changed[damage] ^= 1
+            file.write_bytes(changed)
+        return Wanted(data, entry, countdown, after)
+
+    return make
+
+
+def stored(store):
+    target = memoryview(bytearray(store.size("key")))
+    store.read_into("key", 0, target)
+    return bytes(target)
+
+
+# three parts, 6 blocks that are summed and 21 pieces that are sent: 27 looks and more
+@pytest.mark.parametrize("countdown", [1, 2, 5, 9, 14, 20, 26])
+def test_the_bytes_are_those_of_the_save(connect, wanted, file, countdown):
+    store = connect()
+    with contextlib.closing(wanted(countdown)) as source:
+        store.send(source, "key")
+    assert source.countdown <= 0, "it was never taken back"
+    assert stored(store) == file.read_bytes()
+
+
+@pytest.mark.parametrize("part_bytes", [8 * MIB, 32 * MIB])
+def test_a_commit_that_failed_ends_it(connect, wanted, uploads_of, part_bytes):
+    store = connect(part_bytes=part_bytes)
+    with (
+        contextlib.closing(wanted(12, after=None)) as source,
+        pytest.raises(CheckpointNotFoundError, match=r"model\.safetensors was given up"),
+    ):
+        store.send(source, "key")
+    assert store.size("key") is None
+    assert uploads_of(store) == []
+
+
+def test_a_file_that_is_damaged_is_not_sent_on(connect, wanted, uploads_of):
+    store = connect(part_bytes=32 * MIB)
+    with (
+        contextlib.closing(wanted(10, damage=3)) as source,
+        pytest.raises(CheckpointCorruptError, match="not those that were saved"),
+    ):
+        store.send(source, "key")
+    assert store.size("key") is None
+    assert uploads_of(store) == []
+
+
+def test_whoever_wants_the_memory_back_never_waits_for_the_network(connect, wanted, file):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        store = connect(f"http://127.0.0.1:{server.getsockname()[1]}", part_bytes=32 * MIB)
+        source = wanted(-1)
+        errors = []
+
+        def send():
+            try:
+                store.send(source, "key")
+            except StoreTransientError as error:
+                errors.append(error)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        connection, _ = server.accept()
+        connection.recv(1)  # the request has begun, and nobody reads the rest of it
+        source.take_back(file)
+        source.memory[:] = bytes(SIZE)
+        assert sender.is_alive(), "the body went nowhere, and the upload waits"
+        connection.close()
+        while sender.is_alive():  # its other tries
+            server.settimeout(0.1)
+            with contextlib.suppress(TimeoutError):
+                server.accept()[0].close()
+        assert len(errors) == 1
+        source.close()
