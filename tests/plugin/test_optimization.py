@@ -1,0 +1,120 @@
+"""Ways to optimize that Lightning offers: each snapshot beside them is of one step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import pytest
+import torch
+
+from bt_lightning.localdir.events import read_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+
+def fit_and_check(runs: ModuleType, root: Path, make: Any, *more: Any, **options: Any) -> Any:
+    """Train with lazy snapshots, each of which begins to be copied when somebody waits for it."""
+    wanted = runs.Wanted()
+    bt = {"snapshot": "lazy"}
+    run = runs.fit(root, *more, wanted, make=make, bt=bt, **{"max_epochs": 2, **options})
+    wanted.check(root)
+    saves = [event for event in read_events(root) if event["event"] == "save"]
+    assert {event["snapshot"] for event in saves} == {"lazy"}
+    return run
+
+
+@pytest.mark.usefixtures("late")
+def test_two_optimizers_that_are_toggled_as_a_gan_does(runs: ModuleType, tmp_path: Path) -> None:
+    """What is toggled off has `requires_grad` False for a while: also when it is saved."""
+
+    class Toggling(runs.TwoOptimizers):
+        def training_step(self, batch: torch.Tensor, index: int) -> None:
+            self.note(index)
+            for optimizer in self.optimizers():
+                self.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                optimizer.step()
+                self.trainer.save_checkpoint(tmp_path / f"checkpoint-{self.trainer.global_step}")
+                self.untoggle_optimizer(optimizer)
+
+    run = fit_and_check(runs, tmp_path, Toggling, save={"save_top_k": 0})
+    assert run.trainer.global_step == 32
+    assert all(weight.requires_grad for weight in run.module.parameters())
+
+
+@pytest.mark.usefixtures("late")
+def test_two_optimizers_of_which_one_steps_twice_before_the_other(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    """A closure, then none, with a save between the two steps of one batch."""
+
+    class Uneven(runs.TwoOptimizers):
+        def training_step(self, batch: torch.Tensor, index: int) -> None:
+            self.note(index)
+            one, other = self.optimizers()
+
+            def closure() -> torch.Tensor:
+                one.zero_grad()
+                loss = self.loss(batch)
+                self.manual_backward(loss)
+                return loss
+
+            one.step(closure=closure)
+            self.trainer.save_checkpoint(tmp_path / f"checkpoint-{self.trainer.global_step}")
+            one.step(closure=closure)
+            other.zero_grad()
+            self.manual_backward(self.loss(batch))
+            other.step()
+
+    run = fit_and_check(runs, tmp_path, Uneven, save={"save_top_k": 0})
+    assert run.trainer.global_step == 48
+
+
+@pytest.mark.usefixtures("late")
+def test_lbfgs_which_calls_its_closure_again_and_again(runs: ModuleType, tmp_path: Path) -> None:
+    class Quadratic(runs.Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    run = fit_and_check(runs, tmp_path, Quadratic, max_epochs=1)
+    assert len(run.module.steps) > run.trainer.global_step, "the closure was called more than once"
+
+
+@pytest.mark.usefixtures("late")
+def test_lbfgs_by_hand(runs: ModuleType, tmp_path: Path) -> None:
+    class ByHand(runs.Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: torch.Tensor, index: int) -> None:
+            optimizer = self.optimizers()
+
+            def closure() -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = self.loss(batch)
+                self.manual_backward(loss)
+                return loss
+
+            optimizer.step(closure=closure)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    assert fit_and_check(runs, tmp_path, ByHand, max_epochs=1).trainer.global_step == 8
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("name", ["WeightAveraging", "EMAWeightAveraging"])
+def test_averaged_weights_and_those_that_train_are_of_one_step(
+    runs: ModuleType, tmp_path: Path, name: str
+) -> None:
+    """The averages are what is saved as `state_dict`; they change beside the optimizer."""
+    averaging = getattr(L.pytorch.callbacks, name, None)
+    if averaging is None:
+        pytest.skip("this Lightning has none")
+    fit_and_check(runs, tmp_path, runs.Net, averaging(), val_check_interval=4)
