@@ -14,6 +14,8 @@ from bt_lightning.manifest import BLOCK_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+PLAN_VERSION: Final = 1
+"""Another whenever `plan_parts` cuts otherwise: uploads that were begun before begin anew."""
 MAX_PARTS: Final = 10_000
 PART_BYTES: Final = 32 * 1024 * 1024
 """Of a part that is sent: serves fast links and slow ones (docs/design.md)."""

@@ -17,7 +17,16 @@ from bt_lightning.store.s3.crew import Crew
 from bt_lightning.store.s3.failures import Failure
 from bt_lightning.store.s3.multipart import Uploads
 from bt_lightning.store.s3.pace import Bandwidth, Pace
-from bt_lightning.store.s3.plan import COPY_BYTES, PART_BYTES, Copy, Send, part_size, plan_parts
+from bt_lightning.store.s3.plan import (
+    COPY_BYTES,
+    LEAST_BYTES,
+    PART_BYTES,
+    PLAN_VERSION,
+    Copy,
+    Send,
+    part_size,
+    plan_parts,
+)
 from bt_lightning.store.sources import whole
 
 if TYPE_CHECKING:
@@ -292,6 +301,10 @@ class _Run:
 
 
 def _identity(source: Source, reuse: Reuse | None) -> str:
-    """Digest of what makes two uploads the same: the bytes, and what is copied."""
+    """Digest of what makes two uploads the same: the bytes, what is copied, and how it is cut.
+
+    A part is known by its number and size alone: cut otherwise, it would hold other bytes.
+    """
     facts = [source.digest, source.size, reuse and [reuse.key, reuse.ranges]]
+    facts += [PLAN_VERSION, COPY_BYTES, LEAST_BYTES]
     return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
