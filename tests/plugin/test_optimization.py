@@ -118,3 +118,96 @@ def test_averaged_weights_and_those_that_train_are_of_one_step(
     if averaging is None:
         pytest.skip("this Lightning has none")
     fit_and_check(runs, tmp_path, runs.Net, averaging(), val_check_interval=4)
+
+
+@pytest.mark.usefixtures("late")
+def test_stochastic_weight_averaging_puts_its_average_in_place(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    """It replaces weights and runs one epoch more, of one step, for the batch statistics."""
+    averaging = L.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1)
+    run = fit_and_check(runs, tmp_path, runs.Net, averaging, max_epochs=3, val_check_interval=4)
+    assert run.trainer.global_step == 25
+
+
+class SwapForValidation(L.Callback):
+    """Validates with an average of its own, kept and swapped in behind every counter of torch."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.average = [weight.detach().clone() for weight in pl_module.parameters()]
+        self.swaps = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        for mean, weight in zip(self.average, pl_module.parameters(), strict=True):
+            mean.lerp_(weight.detach(), 0.5)
+
+    def swap(self, pl_module: Any) -> None:
+        self.swaps += 1
+        for mean, weight in zip(self.average, pl_module.parameters(), strict=True):
+            mean.data, weight.data = weight.data, mean.data
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.swap(pl_module)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.swap(pl_module)
+
+
+class CopyForValidation(SwapForValidation):
+    """The same by copies into the weights' own memory."""
+
+    def swap(self, pl_module: Any) -> None:
+        self.swaps += 1
+        for mean, weight in zip(self.average, pl_module.parameters(), strict=True):
+            kept = weight.data.clone()
+            weight.data.copy_(mean)
+            mean.copy_(kept)
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("kind", [SwapForValidation, CopyForValidation])
+@pytest.mark.parametrize("save", [{"every_n_train_steps": 1}, {"monitor": "val"}])
+def test_a_validation_that_swaps_weights_leaves_a_pending_save_whole(
+    runs: ModuleType, tmp_path: Path, kind: Any, save: dict[str, Any]
+) -> None:
+    """A save after a training batch is pending when validation begins; another, when it ends."""
+    swapping = kind()
+    options = {"val_check_interval": 2, "num_sanity_val_steps": 0}
+    fit_and_check(runs, tmp_path, runs.Net, swapping, save={"save_top_k": -1, **save}, **options)
+    assert swapping.swaps == 16
+
+
+@pytest.mark.usefixtures("late")
+def test_accumulated_gradients_with_saves_between_the_steps(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    """Batches between two steps change batch statistics and gradients, and no weights."""
+
+    class SaveEachBatch(L.Callback):
+        saved = 0
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"checkpoint-{trainer.global_step}")
+            self.saved += 1
+
+    saving = SaveEachBatch()
+    options = {"accumulate_grad_batches": 3, "save": {"save_top_k": 0}}
+    run = fit_and_check(runs, tmp_path, runs.Net, saving, **options)
+    assert run.trainer.global_step == 6  # 8 batches an epoch: steps after the 3rd, 6th and last
+    assert saving.saved == 16
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("way", ["foreach", "fused"])
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD"])
+def test_optimizers_that_change_all_weights_at_once(
+    runs: ModuleType, tmp_path: Path, kind: str, way: str
+) -> None:
+    """Fused ones do not count their changes in `_version`: only the guard holds them back."""
+
+    class Fast(runs.Net):
+        def configure_optimizers(self) -> Any:
+            more = {"momentum": 0.9} if kind == "SGD" else {}
+            return getattr(torch.optim, kind)(self.parameters(), lr=1e-2, **{way: True}, **more)
+
+    fit_and_check(runs, tmp_path, Fast)
