@@ -21,7 +21,7 @@ import bt_lightning
 from bt_lightning.snapshot import capture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
 HERE = Path(__file__).parent
@@ -186,13 +186,17 @@ def names() -> Any:
 
 
 @pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Copies beside training begin only when somebody waits for them."""
+def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Copies beside training begin only when somebody waits for them, or calls this."""
     finish, wait = capture.Capture.finish, capture.Capture.guard
+    made: list[Any] = []
 
     def held(self: Any) -> None:
         assert self.gate.wait(60)
-        finish(self)
+        try:
+            finish(self)
+        finally:
+            self.copied.set()
 
     def guard(self: Any) -> None:
         self.gate.set()
@@ -201,9 +205,17 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     original = capture.Capture.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.gate = threading.Event()
+        self.gate, self.copied = threading.Event(), threading.Event()
         original(self, *args, **kwargs)
+        made.append(self)
+
+    def copy_now() -> None:
+        while made:
+            pending = made.pop()
+            pending.gate.set()
+            assert pending.copied.wait(60)
 
     monkeypatch.setattr(capture.Capture, "__init__", init)
     monkeypatch.setattr(capture.Capture, "finish", held)
     monkeypatch.setattr(capture.Capture, "guard", guard)
+    return copy_now

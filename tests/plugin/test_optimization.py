@@ -164,16 +164,22 @@ class CopyForValidation(SwapForValidation):
             mean.copy_(kept)
 
 
-@pytest.mark.usefixtures("late")
 @pytest.mark.parametrize("kind", [SwapForValidation, CopyForValidation])
 @pytest.mark.parametrize("save", [{"every_n_train_steps": 1}, {"monitor": "val"}])
 def test_a_validation_that_swaps_weights_leaves_a_pending_save_whole(
-    runs: ModuleType, tmp_path: Path, kind: Any, save: dict[str, Any]
+    runs: ModuleType, tmp_path: Path, late: Any, kind: Any, save: dict[str, Any]
 ) -> None:
-    """A save after a training batch is pending when validation begins; another, when it ends."""
+    """What is still to be copied when validation begins would be copied in the midst of it."""
+
+    class CopyMeanwhile(runs.Net):
+        def validation_step(self, batch: torch.Tensor, index: int) -> None:
+            late()
+            super().validation_step(batch, index)
+
     swapping = kind()
     options = {"val_check_interval": 2, "num_sanity_val_steps": 0}
-    fit_and_check(runs, tmp_path, runs.Net, swapping, save={"save_top_k": -1, **save}, **options)
+    saving = {"save_top_k": -1, **save}
+    fit_and_check(runs, tmp_path, CopyMeanwhile, swapping, save=saving, **options)
     assert swapping.swaps == 16
 
 
