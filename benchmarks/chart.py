@@ -1,4 +1,4 @@
-"""`docs/stall.png` and the tables of `docs/benchmarks.md`, from the rows of `stall.py`."""
+"""`docs/stall.png` and the tables of `docs/benchmarks.md`, from the newest rows of `stall.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import matplotlib as mpl
-from stall import CASES, LABELS, RESULTS, report, summary
+from stall import CASES, LABELS, RESULTS, last_run, report, summary
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ def main() -> None:
     shown = [case for case in TITLES if any(row["case"] == case for row in rows)]
     figure, axes = plt.subplots(len(shown), 1, figsize=(8, 2.2 * len(shown)), squeeze=False)
     for case, axis in zip(shown, axes[:, 0], strict=True):
-        lines = summary([row for row in rows if row["case"] == case])
+        lines = summary(last_run(rows, case))
         lines.sort(key=lambda line: -line["lost"])
         names = [LABELS[line["system"]] for line in lines]
         measured = [1000 * line["lost"] for line in lines]
@@ -44,7 +44,7 @@ def main() -> None:
     figure.tight_layout()
     figure.savefig(CHART, dpi=150)
     for case in CASES:
-        mine = [row for row in rows if row["case"] == case]
+        mine = last_run(rows, case)
         if mine:
             report(case, mine)
 
