@@ -1,4 +1,8 @@
-"""A file as memory whose errors are raised: reading a plain mapping of it could end the process."""
+"""A file as memory whose errors are raised: reading a plain mapping of it could end the process.
+
+What was read in may be lost again before it is looked at: the file is cut short by somebody else,
+or memory is short and the disk refuses a second time. Then a look still ends the process.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,10 @@ class MappedFile:
         if sys.platform != "linux" or not size:
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         # private, so that its address can be asked for; nobody writes to it
-        self._map = mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE)
+        try:
+            self._map = mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE)
+        except ValueError as error:  # what Python says of a file that is shorter
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
         self._view = memoryview(self._map)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._advise = ctypes.CDLL(None, use_errno=True).madvise  # mmap's own keeps the GIL
@@ -49,6 +56,8 @@ class MappedFile:
 
     def let_go(self, offset: int, size: int) -> None:
         """A range is not looked at any more: the page cache alone has it."""
+        if self._map.closed:
+            return  # its addresses may be of other memory now, which this would empty
         self._advise(self._address + offset, size, mmap.MADV_DONTNEED)
 
     def close(self) -> None:

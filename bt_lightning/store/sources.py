@@ -77,7 +77,7 @@ class FileSource(Steady):
         self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         self._mapped: MappedFile | None = None
         if os.fstat(self._descriptor).st_size == entry.size:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # then it is read
                 self._mapped = MappedFile(self._descriptor, entry.size)
         self._local = threading.local()
 

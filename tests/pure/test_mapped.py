@@ -53,6 +53,21 @@ def test_a_view_outlives_the_mapping(mapped, file):
     assert view == file.read_bytes()
 
 
+def test_a_file_that_is_shorter_than_it_should_be_cannot_be_mapped(file):
+    with file.open("rb") as stream, pytest.raises(OSError, match=r"Input/output|support"):
+        MappedFile(stream.fileno(), SIZE + PAGE)
+
+
+def test_nothing_is_let_go_of_what_is_no_longer_mapped(mapped):
+    """Its address may be of other memory by then, and giving that up would empty it."""
+    advised = []
+    mapped._advise = lambda *arguments: advised.append(arguments)
+    mapped.let_go(0, PAGE)
+    mapped.close()
+    mapped.let_go(0, PAGE)
+    assert len(advised) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="mapped on Linux only")
 def test_an_empty_file_is_refused(tmp_path):
     with (tmp_path / "empty").open("w+b") as stream, pytest.raises(OSError, match="support"):

@@ -215,10 +215,11 @@ def _send_plain(connection: Connection, body: Lent, start: int, stop: int) -> No
     sock = connection.sock
     assert sock is not None
     timeout = sock.gettimeout()
+    assert timeout is not None  # of `Network`, on every connection
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     while start < stop:
-        if not poll.poll(None if timeout is None else 1000 * timeout):
+        if not poll.poll(1000 * timeout):
             msg = f"the server took nothing for {timeout:g} s"
             raise TimeoutError(msg)
         with body.look(start, stop) as piece:
