@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import matplotlib as mpl
-from stall import CASES, LABELS, RESULTS, last_run, report, summary
+from rows import last_run
+from stall import CASES, LABELS, RESULTS, report, summary
 
 mpl.use("agg")
 import matplotlib.pyplot as plt

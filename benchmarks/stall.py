@@ -137,13 +137,6 @@ def measure(case: str, repeats: int, folder: Path) -> list[dict[str, object]]:
     return rows
 
 
-def last_run(rows: list[dict[str, object]], case: str) -> list[dict[str, object]]:
-    """The rows of the newest run of a case: a run is compared with its own baseline only."""
-    mine = [row for row in rows if row["case"] == case]
-    began = max((row["at"] for row in mine if row["repeat"] == 0), default="")
-    return [row for row in mine if row["at"] >= began]
-
-
 def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     """One line a system, of the rows of one run of one case: medians; times in seconds."""
     plain = {row["repeat"]: row["run_s"] for row in rows if row["system"] == "none"}

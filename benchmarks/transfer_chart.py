@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from chart import OURS, THEIRS
+from rows import last_run
 from transfer import CASES, LABELS, RESULTS, report, summary
 
 mpl.use("agg")
@@ -31,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
     shown = [name for name in SHOWN if any(row["case"] == name for row in rows)]
-    counts = [len({row["client"] for row in rows if row["case"] == name}) for name in shown]
+    counts = [len({row["client"] for row in last_run(rows, name)}) for name in shown]
     figure, axes = plt.subplots(
         len(shown),
         1,
@@ -40,7 +41,7 @@ def main() -> None:
         gridspec_kw={"height_ratios": counts},
     )
     for name, axis in zip(shown, axes[:, 0], strict=True):
-        lines = summary([row for row in rows if row["case"] == name])[::-1]
+        lines = summary(last_run(rows, name))[::-1]
         speeds = [line["mb_s"] for line in lines]
         labels = [LABELS[line["client"]] for line in lines]
         colors = [color_of(line["client"]) for line in lines]
@@ -55,7 +56,7 @@ def main() -> None:
     figure.tight_layout()
     figure.savefig(options.chart, dpi=150)
     for name in CASES:
-        mine = [row for row in rows if row["case"] == name]
+        mine = last_run(rows, name)
         if mine:
             report(name, mine)
 
