@@ -106,6 +106,12 @@ class ReadOnlyError(CheckpointError, PermissionError):
         self.errno = errno.EROFS
 
 
+class CheckpointProtectedError(CheckpointError, PermissionError):
+    """Somebody protected the checkpoint: it cannot be deleted."""
+
+    exit_code = 30
+
+
 class DirectoryUnusableError(CheckpointError, OSError):
     """Raised when the checkpoint directory cannot be created or written."""
 

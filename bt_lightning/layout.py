@@ -15,6 +15,11 @@ TREE: Final = "trainer.json"
 LEFTOVERS: Final = "leftovers.pt"
 MARKER: Final = "bt_publishing.json"
 """In a store: says that the folder is being written or deleted, so a later start may sweep it."""
+PUBLISHING: Final = b"{}\n"
+DELETING: Final = b'{"deleting": true}\n'
+"""What the marker says."""
+PROTECTION: Final = "bt_protected.json"
+"""Beside a manifest: says that the checkpoint must not be deleted."""
 DOT_DIR: Final = ".bt_lightning"
 """Everything that is not a checkpoint yet, or no longer, on the volume of the checkpoints."""
 
@@ -66,7 +71,7 @@ def check_member(path: object) -> str:
     if not isinstance(path, str) or not safe_parts(path):
         msg = f"a manifest names the file {path!r}, which is not a path inside the checkpoint"
         raise CheckpointCorruptError(msg)
-    if path in {MANIFEST, MARKER}:
+    if path in {MANIFEST, MARKER, PROTECTION}:
         msg = f"a manifest names the file {path!r}, which is not data of a checkpoint"
         raise CheckpointCorruptError(msg)
     return path
@@ -110,6 +115,11 @@ def store_folder(checkpoint_id: str, number: int) -> str:
 def lease_folder(prefix: str) -> str:
     """Folder of the leases of what is below `prefix` in a store."""
     return under(prefix, f"{DOT_DIR}-lease")
+
+
+def removals_folder(prefix: str) -> str:
+    """Folder of the digests whose removal was asked for of the job below `prefix` in a store."""
+    return under(prefix, f"{DOT_DIR}-remove")
 
 
 def part_name(name: str) -> str:

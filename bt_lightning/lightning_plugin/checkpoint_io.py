@@ -28,6 +28,7 @@ from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
 from bt_lightning.localdir.durable import delete_directory, sweep, tidy
+from bt_lightning.localdir.protect import is_protected
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.load import load, load_directory, load_file
 from bt_lightning.snapshot.classes import ClassTable
@@ -202,15 +203,18 @@ class BTCheckpointIO(CheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the checkpoint at `path`; its name goes first, so nobody sees a part of it."""
+        """Delete the checkpoint at `path`, its name first; one that is protected stays."""
         if is_url(path):
             parent, name = split_url(str(path))
             store = RetryingStore(open_store(parent))
             while (found := newest_folder(store, "", name)) is not None:
-                unpublish(store, "", found[0])
+                if not unpublish(store, "", found[0]):
+                    return
             store.delete([name])
             return
         target = local_path(path)
+        if is_protected(target):
+            return
         if target.is_dir() and not target.is_symlink():
             delete_directory(target, target.parent)
             tidy(target.parent)

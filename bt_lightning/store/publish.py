@@ -16,7 +16,15 @@ from bt_lightning.errors import (
     LeaseHeldError,
     StoreTransientError,
 )
-from bt_lightning.layout import MANIFEST, MARKER, store_folder, under
+from bt_lightning.layout import (
+    DELETING,
+    MANIFEST,
+    MARKER,
+    PROTECTION,
+    PUBLISHING,
+    store_folder,
+    under,
+)
 from bt_lightning.localdir.committed import check_sizes, is_unchanged
 from bt_lightning.store.port import Reuse
 from bt_lightning.store.sources import FileSource, same_ranges
@@ -91,7 +99,7 @@ def publish(
         number += 1
     try:
         check_sizes(checkpoint.path, manifest)
-        store.put(f"{place}/{MARKER}", b"{}\n")
+        store.put(f"{place}/{MARKER}", PUBLISHING)
         _send_files(store, place, checkpoint, base, tenure)
         _compare_sizes(store, place, checkpoint)
     except (CheckpointCorruptError, OSError) as error:
@@ -147,21 +155,29 @@ def _commit(store: Store, place: str, manifest: bytes, tenure: Tenure | None) ->
     store.delete([f"{place}/{MARKER}"])
 
 
-def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()) -> None:
+def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()) -> bool:
     """Delete one checkpoint, or the rest of one, from the store; idempotent.
 
     The objects `keep` stay, with a marker beside them: they are of a publication that will go on.
+    Returns False, and deletes nothing, if the checkpoint is protected.
     """
     base = under(prefix, folder)
     keys = _own_keys(store, base)
     if not keys:
-        return
-    store.put(f"{base}/{MARKER}", b"{}\n")
-    manifest, marker = f"{base}/{MANIFEST}", f"{base}/{MARKER}"
+        return True
+    manifest, marker, protection = (f"{base}/{n}" for n in (MANIFEST, MARKER, PROTECTION))
+    store.put(marker, DELETING)
+    # The marker first: of one that deletes and one that protects, one at least sees the other.
+    if manifest in keys and store.read(protection) is not None:
+        store.delete([marker])
+        return False
     store.delete([manifest])
     store.delete([key for key in keys if key not in {manifest, marker, *keep}])
-    if not set(keys).intersection(keep):
+    if set(keys).intersection(keep):
+        store.put(marker, PUBLISHING)
+    else:
         store.delete([marker])
+    return True
 
 
 def send_ahead(
@@ -174,7 +190,7 @@ def send_ahead(
     place that holds a checkpoint.
     """
     if store.read(f"{place}/{MANIFEST}") is None:
-        store.put(f"{place}/{MARKER}", b"{}\n")
+        store.put(f"{place}/{MARKER}", PUBLISHING)
         _send(store, f"{place}/{source.entry.path}", source, base, tenure)
 
 

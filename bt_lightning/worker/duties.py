@@ -18,16 +18,18 @@ from bt_lightning.layout import MARKER, part_name, store_folder, under
 from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
 from bt_lightning.localdir.durable import delete_directory, empty_trash
 from bt_lightning.localdir.owner import owner_of
-from bt_lightning.localdir.requests import forget_removal, requested_removals
+from bt_lightning.localdir.protect import is_protected
+from bt_lightning.localdir.requests import forget_removal, request_removal, requested_removals
 from bt_lightning.manifest import Manifest
 from bt_lightning.retention import Committed, removable
+from bt_lightning.store import removals
 from bt_lightning.store.catalog import Listing, look
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.publish import Base, Tenure, publish, send_ahead, unpublish
 from bt_lightning.store.sent import Sent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from bt_lightning.store.port import Store
@@ -147,11 +149,11 @@ class Duties:
             for found in self.outbox()
         }
 
-    def _unpublish(self, store: Store, folder: str, keep: Collection[str] = ()) -> None:
+    def _unpublish(self, store: Store, folder: str, keep: Collection[str] = ()) -> bool:
         self._tenure.lease.confirm()
         if not keep:
             self._tenure.sent.drop(under(self._prefix, folder))
-        unpublish(store, self._prefix, folder, keep)
+        return unpublish(store, self._prefix, folder, keep)
 
     def _base(self, stored: dict[str, Manifest]) -> Base | None:
         """The newest of the store: most of what did not change since is in it."""
@@ -168,23 +170,41 @@ class Duties:
             return
         local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
         entries = [_committed(place, found.manifest) for place, found in local.items()]
-        for entry in removable(entries, requested, self._pinned):
+        for entry in removable(entries, requested, self._kept(local.values())):
             if entry.digest in requested:  # an older generation elsewhere on disk is the user's
                 delete_directory(local[entry.place].path, self._root)
 
     def delete_stored(self) -> None:
-        """Delete from the store whatever may go there, and drop the requests that are done."""
+        """Delete from the store whatever may go there, and drop the requests that are done.
+
+        What was asked for in the store, from wherever, is taken over first: disk and store alike.
+        """
+        if self._store is not None:
+            self._known_store(self._store)
+            self._take_requests(self._store)
         requested = requested_removals(self._root)
-        left = {found.manifest.digest for found in list_committed(self._root)[0]}
+        local = list_committed(self._root)[0]
+        left = {found.manifest.digest for found in local}
         if self._store is not None:
             stored = self._known_store(self._store)
             entries = [_committed(folder, manifest) for folder, manifest in stored.items()]
-            for entry in removable(entries, requested, self._pinned):
-                self._unpublish(self._store, entry.place)
-                del stored[entry.place]
+            for entry in removable(entries, requested, self._kept(local)):
+                if self._unpublish(self._store, entry.place):  # what is protected stays
+                    del stored[entry.place]
             left |= {manifest.digest for manifest in stored.values()}
         for digest in requested - left:
             forget_removal(self._root, digest)
+
+    def _kept(self, local: Iterable[LocalCheckpoint]) -> set[str]:
+        """Digests of what no rule deletes, from the disk or from the store."""
+        protected = {found.manifest.digest for found in local if is_protected(found.path)}
+        return protected.union(self._pinned)
+
+    def _take_requests(self, store: Store) -> None:
+        asked = removals.requested_removals(store, self._prefix)
+        for digest in asked:
+            request_removal(self._root, digest)
+        removals.forget_removals(store, self._prefix, asked)
 
     @property
     def _tenure(self) -> Tenure:

@@ -20,6 +20,7 @@ BUILTINS = {
     "UnsupportedStateError": TypeError,
     "InvalidSettingError": ValueError,
     "ReadOnlyError": PermissionError,
+    "CheckpointProtectedError": PermissionError,
     "DirectoryUnusableError": OSError,
     "DirectoryFullError": errors.DirectoryUnusableError,
     "TornSnapshotError": RuntimeError,

@@ -7,8 +7,12 @@ import contextlib
 import pytest
 
 from bt_lightning.errors import StoreTransientError
+from bt_lightning.localdir import protect
 from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.requests import request_removal, requested_removals
+from bt_lightning.protection import Protection
+from bt_lightning.store import protect as stored_protect
+from bt_lightning.store import removals
 from bt_lightning.store.catalog import look
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.publish import publish
@@ -191,3 +195,43 @@ def test_a_store_that_fails_is_looked_at_again(begin, root, store, make):
     failing.failing = False
     assert duties.publish_next().manifest.step == 1
     assert in_store(store) == {"checkpoint-1"}
+
+
+def test_what_was_asked_for_in_the_store_goes_from_the_disk_and_the_store(begin, root, store, make):
+    old, _ = make(root, "checkpoint-1", 1), make(root, "checkpoint-2", 2)
+    duties = begin(root, store, "p", ())
+    while duties.publish_next():
+        pass
+    removals.request_removal(store, "p", old.manifest.digest)
+    duties.delete_stored()
+    duties.delete_local()
+    assert on_disk(root) == ["checkpoint-2"]
+    assert in_store(store) == {"checkpoint-2"}
+    assert removals.requested_removals(store, "p") == frozenset()
+    duties.delete_stored()
+    assert not requested_removals(root)
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_no_rule_deletes_what_is_protected_until_it_is_unprotected(begin, root, store, make, where):
+    old, _ = make(root, "checkpoint-1", 1), make(root, "checkpoint-2", 2)
+    duties = begin(root, store, "p", ())
+    while duties.publish_next():
+        pass
+    if where == "disk":
+        protect.protect(old.path, Protection())
+    else:
+        stored_protect.protect(store, "p/checkpoint-1", Protection())
+    request_removal(root, old.manifest.digest)
+    duties.delete_stored()
+    duties.delete_local()
+    assert "checkpoint-1" in in_store(store)
+    assert ("checkpoint-1" in on_disk(root)) == (where == "disk")
+    if where == "disk":
+        protect.unprotect(old.path)
+    else:
+        stored_protect.unprotect(store, "p/checkpoint-1")
+    duties.delete_stored()
+    duties.delete_local()
+    assert on_disk(root) == ["checkpoint-2"]
+    assert in_store(store) == {"checkpoint-2"}
