@@ -1,131 +1,144 @@
-"""The table of checkpoints, as text, CSV or JSON."""
+"""The list of checkpoints: what is shown of each, in what order."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import sys
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.localdir.committed import list_committed
-from bt_lightning.manifest import Manifest
-from bt_lightning.store.cache import user_cache
-from bt_lightning.store.catalog import look
-from bt_lightning.store.projects import view_job
-from bt_lightning.store.remote import open_store
-from bt_lightning.store.retry import RetryingStore
-from bt_lightning.store.tree import checkpoint_of, open_bt_store
-from bt_lightning.uri import parse
+from bt_lightning.cli.output import Column, as_csv, as_json, number, table
+from bt_lightning.cli.text import human_size, natural, short_time
+from bt_lightning.errors import InvalidSettingError
+from bt_lightning.manage.about import adapter_config, base_model, checkpoint_type
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
-_UNITS = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
+    from bt_lightning.manage.shelf import Item, Shelf
 
+SORTS = ("checkpoint-id", "size", "created", "type", "step")
+METRIC = "metric:"
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One checkpoint, as every output format shows it."""
-
-    checkpoint_id: str
-    step: int
-    epoch: int
-    generation: int
-    size_bytes: int
-    size_human_readable: str
-    created_at: str
-    metrics: dict[str, float]
-
-
-def human_size(size: int) -> str:
-    """Decimal units, as Baseten shows them: `1.50 GB`, `512 B`."""
-    for unit, factor in _UNITS:
-        if size >= factor:
-            return f"{size / factor:.2f} {unit}"
-    return f"{size} B"
+_CSV = (
+    "Job ID",
+    "Checkpoint ID",
+    "Checkpoint Name",
+    "Type",
+    "Base Model",
+    "Size (bytes)",
+    "Size (human readable)",
+    "Created At",
+    "Step",
+    "Epoch",
+    "Metrics",
+    "Sync Status",
+    "Protected",
+)
 
 
-def rows_of_directory(directory: Path) -> list[Row]:
-    """What is committed under a directory; what cannot be read is said on stderr."""
-    found, refused = list_committed(directory)
-    for item in refused:
-        click.secho(f"left out: {item.reason}", fg="yellow", err=True)
-    return [_row(checkpoint.manifest) for checkpoint in found]
+def sort_items(items: Sequence[Item], by: str, order: str) -> list[Item]:
+    """The items in order; those without the metric that is asked for come last, either way.
+
+    Raises:
+        InvalidSettingError: nothing can be sorted by that.
+    """
+    keys: dict[str, Callable[[Item], Any]] = {
+        "checkpoint-id": lambda item: natural(item.name),
+        "size": lambda item: item.manifest.size,
+        "created": lambda item: item.manifest.created_at,
+        "type": checkpoint_type,
+        "step": lambda item: item.manifest.step,
+    }
+    reverse = order == "desc"
+    if by in keys:
+        named = sorted(items, key=lambda item: natural(item.name))
+        return sorted(named, key=keys[by], reverse=reverse)
+    metric = by.removeprefix(METRIC)
+    if metric == by or not metric:
+        msg = f"cannot sort by {by!r}: expected {', '.join(SORTS)} or {METRIC}<name>"
+        raise InvalidSettingError(msg)
+    values = [(item.manifest.metrics.get(metric, math.nan), item) for item in items]
+    with_it = [pair for pair in values if not math.isnan(pair[0])]
+    with_it.sort(key=lambda pair: pair[0], reverse=reverse)
+    return [item for _, item in [*with_it, *(pair for pair in values if math.isnan(pair[0]))]]
 
 
-def rows_of_store(url: str, prefix: str) -> list[Row]:
-    """What is committed in one job's part of a store; what cannot be read is said on stderr."""
-    manifests = []
-    listing = look(RetryingStore(open_store(url)), prefix, user_cache(os.environ))
-    for folder, data in listing.committed.items():
-        try:
-            manifests.append(Manifest.from_bytes(data, folder))
-        except CheckpointCorruptError as error:
-            click.secho(f"left out: {error}", fg="yellow", err=True)
-    return [_row(m) for m in sorted(manifests, key=lambda m: m.order, reverse=True)]
+def record(item: Item, shelf: Shelf) -> dict[str, Any]:
+    """One checkpoint as JSON has it: Baseten's keys, then ours."""
+    manifest = item.manifest
+    config = adapter_config(shelf, item)
+    return {
+        "job_id": item.job,
+        "id": manifest.digest,
+        "checkpoint_id": item.name,
+        "checkpoint_type": checkpoint_type(item),
+        "base_model": base_model(item, config),
+        "size_bytes": manifest.size,
+        "size_human_readable": human_size(manifest.size),
+        "created_at": manifest.created_at,
+        **({"lora_adapter_config": config} if config is not None else {}),
+        "project": item.project,
+        "node_rank": item.node_rank,
+        "step": manifest.step,
+        "epoch": manifest.epoch,
+        "metrics": {name: number(value) for name, value in manifest.metrics.items()},
+        "resumable": manifest.resumable,
+        "sync_status": item.sync_status,
+        "protected": item.protected,
+    }
 
 
-def rows_of_url(url: str, store: str | None) -> list[Row]:
-    """What is committed of the job, or the checkpoints, that a `bt://` URL names, newest first."""
-    uri = parse(url)
-    view = view_job(open_bt_store(store, None), uri.project, uri.revision)
-    if uri.path:
-        return [_row(checkpoint_of(view, uri, uri.project).manifest)]
-    return [_row(checkpoint.manifest) for checkpoint in view.checkpoints()]
-
-
-def render(rows: list[Row], output_format: str) -> None:
-    """Print the rows to stdout."""
+def render(
+    found: Sequence[tuple[Shelf, Sequence[Item]]], output_format: str, job_id: str | None
+) -> None:
+    """Print the checkpoints of one job (`job_id`), or of several (None), to stdout."""
+    pairs = [(shelf, item) for shelf, items in found for item in items]
     if output_format == "json":
-        payload = {"total_checkpoints": len(rows), "checkpoints": [asdict(row) for row in rows]}
-        click.echo(json.dumps(payload, indent=2))
+        records = [record(item, shelf) for shelf, item in pairs]
+        as_json({"job_id": job_id, "total_checkpoints": len(records), "checkpoints": records})
     elif output_format == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(Row.__slots__)
-        writer.writerows(
-            [json.dumps(v) if isinstance(v, dict) else v for v in asdict(row).values()]
-            for row in rows
-        )
-    elif not rows:
-        click.echo("No checkpoints found.")
+        as_csv(_CSV, [_csv_row(record(item, shelf)) for shelf, item in pairs])
     else:
-        _table(rows)
+        title = "Checkpoints of all jobs" if job_id is None else f"Checkpoints for job: {job_id}"
+        columns = _COLUMNS if job_id is None else (_JOB, *_COLUMNS[1:])
+        table(title, columns, [record(item, shelf) for shelf, item in pairs])
 
 
-def _table(rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="Checkpoints", title_justify="left")
-    for name in ("Checkpoint", "Step", "Epoch", "Size", "Created at", "Metrics"):
-        table.add_column(name, justify="right" if name in {"Step", "Epoch", "Size"} else "left")
-    for row in rows:
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items())
-        cells = [row.checkpoint_id, row.step, row.epoch, row.size_human_readable]
-        cells += [row.created_at[:19].replace("T", " ") + "Z", metrics]
-        table.add_row(*[Text(_printable(str(cell))) for cell in cells])
-    Console().print(table)
-
-
-def _printable(text: str) -> str:
-    """No control character of a name reaches a terminal."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def _row(manifest: Manifest) -> Row:
-    return Row(
-        checkpoint_id=manifest.checkpoint_id,
-        step=manifest.step,
-        epoch=manifest.epoch,
-        generation=manifest.generation,
-        size_bytes=manifest.size,
-        size_human_readable=human_size(manifest.size),
-        created_at=manifest.created_at,
-        metrics=manifest.metrics,
+def _csv_row(row: dict[str, Any]) -> list[object]:
+    names = (
+        "job_id",
+        "id",
+        "checkpoint_id",
+        "checkpoint_type",
+        "base_model",
+        "size_bytes",
+        "size_human_readable",
+        "created_at",
+        "step",
+        "epoch",
     )
+    last = [json.dumps(row["metrics"]), row["sync_status"] or "", str(row["protected"]).lower()]
+    return [*(row[name] if row[name] is not None else "" for name in names), *last]
+
+
+def _metrics(row: dict[str, Any]) -> str:
+    values = row["metrics"].items()
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values)
+
+
+_JOB = Column("Job ID", lambda row: row["job_id"], rank=10)
+_COLUMNS = (
+    replace(_JOB, rank=2),
+    Column("Checkpoint Name", lambda row: row["checkpoint_id"]),
+    Column("Type", lambda row: row["checkpoint_type"], rank=6),
+    Column("Base Model", lambda row: row["base_model"] or "", rank=5, hide_empty=True),
+    Column("Step", lambda row: str(row["step"]), right=True),
+    Column("Epoch", lambda row: str(row["epoch"]), right=True, rank=4),
+    Column("Size", lambda row: row["size_human_readable"], right=True),
+    Column("Created At", lambda row: short_time(row["created_at"]), rank=3),
+    Column("Sync", lambda row: row["sync_status"] or "", rank=7, hide_empty=True),
+    Column("Kept", lambda row: "protected" if row["protected"] else "", rank=1, hide_empty=True),
+    Column("Metrics", _metrics, rank=8, hide_empty=True),
+    Column("Checkpoint ID", lambda row: row["id"], rank=9),
+)

@@ -11,7 +11,7 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     DirectoryFullError,
 )
-from bt_lightning.layout import MANIFEST, MARKER, generation_of, part_name, under
+from bt_lightning.layout import MANIFEST, MARKER, PROTECTION, generation_of, part_name, under
 from bt_lightning.localdir.durable import discard, tidy
 from bt_lightning.localdir.files import sync_directory, write_out
 from bt_lightning.localdir.partial import partial, publish_partial
@@ -37,6 +37,8 @@ class Listing:
     """Folder -> bytes of its manifest."""
     unfinished: frozenset[str]
     """Folders with a marker: being written or deleted, or left so by a process that died."""
+    protected: frozenset[str] = frozenset()
+    """Folders that somebody protected."""
 
 
 def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
@@ -45,11 +47,13 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
     With `cache_dir`, manifests that an earlier look read there are not read again; the answer is
     the same. Called in the worker and by the command line.
     """
-    found, unfinished = {}, set()
+    found, unfinished, protected = {}, set(), set()
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
         if name in {MARKER, part_name(MARKER)}:
             unfinished.add(folder)
+        elif name == PROTECTION:
+            protected.add(folder)
         elif name == MANIFEST:
             found[folder] = info
     cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
@@ -63,7 +67,7 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
     if cache is not None:
         cache.save()
     committed = {folder: data for folder in found if (data := known[folder]) is not None}
-    return Listing(committed, frozenset(unfinished))
+    return Listing(committed, frozenset(unfinished), frozenset(protected))
 
 
 def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Manifest:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import subprocess
@@ -17,7 +15,6 @@ from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
 from bt_lightning.localdir.events import note
 from bt_lightning.manifest import Manifest
-from bt_lightning.settings import Job, Settings
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.publish import publish
 
@@ -69,43 +66,6 @@ def test_help_names_the_commands_and_needs_no_torch():
     assert subprocess.check_output([sys.executable, "-c", probe], text=True).endswith("set()\n")
 
 
-def test_list_shows_the_newest_step_first_as_a_table(root):
-    done = run("checkpoints", "list", "--dir", str(root))
-    assert done.returncode == 0
-    positions = [done.stdout.index(f"checkpoint-{step}") for step in (100, 20, 3)]
-    assert positions == sorted(positions)
-    assert "1.20 KB" in done.stdout
-    assert "val_loss 0.5" in done.stdout
-
-
-def test_list_as_json_and_csv_hold_the_same(root):
-    found = json.loads(run("checkpoints", "list", "-o", "json", BT_CHECKPOINT_DIR=str(root)).stdout)
-    assert found["total_checkpoints"] == 3
-    first = found["checkpoints"][0]
-    assert first["checkpoint_id"] == "checkpoint-100"
-    assert first["created_at"] == "2026-01-02T03:04:05+00:00"
-    text = run("checkpoints", "list", "-o", "csv", "--dir", str(root)).stdout
-    rows = list(csv.DictReader(io.StringIO(text)))
-    assert [row["checkpoint_id"] for row in rows] == [
-        "checkpoint-100",
-        "checkpoint-20",
-        "checkpoint-3",
-    ]
-    assert rows[0]["size_bytes"] == str(first["size_bytes"])
-
-
-def test_list_of_a_store_shows_the_job_of_the_directory(root, tmp_path):
-    prefix = Job.named(Settings(), str(root)).prefix
-    publish(LocalStore(tmp_path / "store"), prefix, make(root, "checkpoint-7", 7))
-    done = run("checkpoints", "list", "--dir", str(root), "--store", f"file://{tmp_path}/store")
-    assert "checkpoint-7" in done.stdout
-    assert "checkpoint-20" not in done.stdout
-
-
-def test_nothing_committed_is_said_in_words(tmp_path):
-    assert run("checkpoints", "list", "--dir", str(tmp_path)).stdout == "No checkpoints found.\n"
-
-
 def test_verify_tells_whole_from_damaged_and_ends_with_12(root):
     assert run("checkpoints", "verify", "--dir", str(root)).returncode == 0
     file = root / "checkpoint-20" / "trainer.json"
@@ -130,7 +90,9 @@ def test_verify_tells_whole_from_damaged_and_ends_with_12(root):
             2,
             "no fsspec filesystem",
         ),
-        (("checkpoints", "list", "--store", "file:///tmp"), 2, "name the job"),
+        (("checkpoints", "list", "--store", "file:///tmp/none"), 10, "nothing is committed"),
+        (("checkpoints", "list", "--dir", "/tmp", "--sort", "age"), 2, "cannot sort by"),
+        (("checkpoints", "list", "--dir", "/tmp", "--all-jobs"), 2, "name it with --store"),
         (("nonsense",), 2, "No such command"),
     ],
 )
@@ -210,15 +172,18 @@ def store(root, tmp_path):
     return tmp_path / "store"
 
 
-def test_list_takes_a_bt_url_and_shows_the_newest_first(store):
-    done = run("checkpoints", "list", "bt://demo", "-o", "json", BT_STORE_URL=str(store))
+def test_list_takes_a_bt_url(store):
+    done = run(
+        *("checkpoints", "list", "bt://demo", "-o", "json", "--sort", "step", "--order", "desc"),
+        BT_STORE_URL=str(store),
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["checkpoints"]
     assert [row["checkpoint_id"] for row in rows] == [f"checkpoint-{n}" for n in (100, 20, 3)]
     named = run(
         "checkpoints", "list", "bt://demo@job1/checkpoint-3", "--store", str(store), "-o", "csv"
     )
-    assert [line.split(",")[0] for line in named.stdout.splitlines()[1:]] == ["checkpoint-3"]
+    assert [line.split(",")[2] for line in named.stdout.splitlines()[1:]] == ["checkpoint-3"]
 
 
 def test_verify_takes_bt_urls_and_sees_a_changed_byte(store):

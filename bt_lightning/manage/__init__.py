@@ -1,0 +1,1 @@
+"""Looking after checkpoints: find, list, compare, fetch, protect and delete them."""

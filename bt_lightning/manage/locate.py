@@ -1,0 +1,198 @@
+"""Which checkpoints somebody means: from options and the environment to a shelf."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
+from bt_lightning.layout import MANIFEST, committed_at, jobs_prefix, slug, under
+from bt_lightning.manage.shelf import (
+    DirectoryShelf,
+    Item,
+    JoinedShelf,
+    Shelf,
+    StoreShelf,
+    items_of_job,
+    read_listing,
+)
+from bt_lightning.settings import Job, Settings
+from bt_lightning.store.cache import user_cache
+from bt_lightning.store.catalog import look
+from bt_lightning.store.tree import open_bt_store
+from bt_lightning.uri import LATEST, is_bt, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bt_lightning.store.port import Store
+    from bt_lightning.store.projects import Place, StoredCheckpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What was asked for. None where nothing was said."""
+
+    url: str | None = None
+    """`bt://project[@job]`, or a directory."""
+    directory: str | None = None
+    store: str | None = None
+    project: str | None = None
+    job: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A job with something committed in a store."""
+
+    project: str
+    job: str
+    items: tuple[Item, ...]
+    """Newest first."""
+    refused: tuple[str, ...] = ()
+
+    @property
+    def began(self) -> str:
+        """`created_at` of the oldest checkpoint that is still there."""
+        return min((item.manifest.created_at for item in self.items), default="")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(item.manifest.size for item in self.items)
+
+
+def open_shelf(target: Target, notice: Callable[[str], None]) -> Shelf:
+    """The shelf that is meant; `notice` is told if it had to be chosen among several.
+
+    A URL counts before a store, a store before a directory; of a store without a named job, the job
+    that the directory publishes to, else the one that began last.
+
+    Raises:
+        InvalidSettingError: nothing is named, or it is no directory, URL or store.
+        CheckpointNotFoundError: the store has no such project or job.
+        StoreError: the store refused.
+    """
+    if target.url and not is_bt(target.url):
+        return DirectoryShelf(directory_of(target.url))
+    settings = Settings.from_environ(os.environ)
+    cache = user_cache(os.environ)
+    if target.url:
+        uri = parse(target.url)
+        store = open_bt_store(target.store, None)
+        job = None if uri.revision == LATEST else uri.revision
+        return _newest(store, uri.project, job, notice)
+    if not target.store:
+        if target.directory:
+            return DirectoryShelf(directory_of(target.directory))
+        msg = "name a directory with --dir (or BT_CHECKPOINT_DIR), or a store with --store"
+        raise InvalidSettingError(msg)
+    store = open_bt_store(target.store, None)
+    if target.job is None and target.directory:
+        root = directory_of(target.directory)
+        own = Job.named(settings, str(root))
+        project = target.project or own.project
+        return JoinedShelf(StoreShelf(store, project, own.job, cache), DirectoryShelf(root))
+    within, named = target.project or settings.project, target.job or settings.job
+    if within and named:
+        return StoreShelf(store, within, named, cache)
+    return _newest(store, within, named, notice)
+
+
+def every_shelf(target: Target) -> list[Shelf]:
+    """The shelf of each job of the store, or of the project that is named; newest job first.
+
+    Raises as `open_shelf`.
+    """
+    if not target.store:
+        msg = "all jobs are those of a store: name it with --store (or BT_STORE_URL)"
+        raise InvalidSettingError(msg)
+    store = open_bt_store(target.store, None)
+    shelves: list[Shelf] = []
+    for job in survey(store, target.project):
+        shelf = StoreShelf(store, job.project, job.job, user_cache(os.environ))
+        shelf.know(job.items, job.refused)
+        shelves.append(shelf)
+    return shelves
+
+
+def split_url(target: Target) -> tuple[Target, str | None]:
+    """`target` with the URL of its job only, and the checkpoint that the URL names, if any.
+
+    Raises:
+        InvalidSettingError: it is no such URL.
+    """
+    if not target.url or not is_bt(target.url):
+        return target, None
+    uri = parse(target.url)
+    return replace(target, url=str(replace(uri, path=""))), uri.path or None
+
+
+def directory_named(target: Target) -> Path:
+    """The directory that is named.
+
+    Raises:
+        InvalidSettingError: none is, or there is none.
+    """
+    if not target.directory:
+        msg = "name a directory with --dir (or BT_CHECKPOINT_DIR)"
+        raise InvalidSettingError(msg)
+    return directory_of(target.directory)
+
+
+def directory_of(text: str) -> Path:
+    """The directory of that name.
+
+    Raises:
+        InvalidSettingError: there is none.
+    """
+    path = Path(text).expanduser().resolve()
+    if not path.is_dir():
+        msg = f"{path} is no directory"
+        raise InvalidSettingError(msg)
+    return path
+
+
+def survey(store: Store, project: str | None = None, job: str | None = None) -> list[StoredJob]:
+    """Every job of a store, or of a project of it, the one that began last first: one listing.
+
+    Manifests that the user's cache has are not read again.
+    """
+    prefix = jobs_prefix(project, job if project else None)
+    listing = look(store, prefix, user_cache(os.environ))
+    read, refused = read_listing(store, prefix, listing.committed)
+    protected = {under(prefix, folder) for folder in listing.protected}
+    jobs: dict[tuple[str, str], dict[Place, StoredCheckpoint]] = {}
+    for folder in listing.committed:
+        parts = committed_at(f"{under(prefix, folder)}/{MANIFEST}")
+        if parts is not None and (job is None or parts[1] == slug(job)):
+            jobs[parts[0], parts[1]] = {}
+    for place, checkpoint in read.items():
+        if (place.project, place.job) in jobs:
+            jobs[place.project, place.job][place] = checkpoint
+    found = []
+    for names, own in jobs.items():
+        mine = [reason for reason in refused if f"{jobs_prefix(*names)}/" in reason]
+        found.append(StoredJob(*names, tuple(items_of_job(store, own, protected)), tuple(mine)))
+    return sorted(found, key=lambda j: (j.began, j.job), reverse=True)
+
+
+def _newest(
+    store: Store, project: str | None, job: str | None, notice: Callable[[str], None]
+) -> StoreShelf:
+    found = survey(store, project, job)
+    if not found:
+        of = f" of the project {project}" if project else f" of the job {job}" if job else ""
+        msg = f"nothing is committed{of} in {store.name}"
+        raise CheckpointNotFoundError(msg)
+    chosen = found[0]
+    if len(found) > 1:
+        notice(
+            f"{len(found)} jobs: this is {chosen.job} of {chosen.project}, which began last."
+            " Name another with --job-id"
+        )
+    shelf = StoreShelf(store, chosen.project, chosen.job, user_cache(os.environ))
+    shelf.know(chosen.items, chosen.refused)
+    return shelf

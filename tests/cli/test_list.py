@@ -1,0 +1,181 @@
+"""`checkpoints list`: Baseten's options, columns and keys, and what we add."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+
+from bt_lightning.layout import PROTECTION, job_prefix
+from bt_lightning.protection import Protection
+from bt_lightning.settings import Job, Settings
+from bt_lightning.store.local import LocalStore
+from bt_lightning.store.publish import publish
+
+ADAPTER = {"base_model_name_or_path": "meta/llama", "r": 8}
+
+
+@pytest.fixture
+def root(tmp_path, make):
+    folder = tmp_path / "ck"
+    for step in (20, 100, 3):
+        make(folder, f"checkpoint-{step}", step)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path, make):
+    """Two jobs of one project, and one of another; `late` began last."""
+    store = LocalStore(tmp_path / "store")
+    files = {"adapter_config.json": json.dumps(ADAPTER).encode(), "adapter_model.safetensors": b"x"}
+    for project, job, steps in (("demo", "early", (1, 2, 11)), ("demo", "late", (30,))):
+        for step in steps:
+            made = make(tmp_path / job, f"checkpoint-{step}", step)
+            publish(store, job_prefix(project, job, 0), made)
+    made = make(tmp_path / "o", "lora", 7, files=files, metrics={"acc": 0.5, "loss": math.nan})
+    publish(store, job_prefix("other", "tune", 0), made)
+    return store
+
+
+def listed(done):
+    return json.loads(done.stdout)["checkpoints"]
+
+
+def names(done):
+    return [row["checkpoint_id"] for row in listed(done)]
+
+
+def test_the_table_of_a_directory(cli, root, golden):
+    golden(
+        "list-directory.txt",
+        cli("checkpoints", "list", "--dir", root, env={"BT_TRAINING_JOB_ID": "j1"}).stdout,
+    )
+
+
+def test_json_of_a_job_has_the_keys_of_baseten_and_ours(cli, store, golden):
+    done = cli("checkpoints", "list", "--store", store.name, "--job-id", "tune", "-o", "json")
+    golden("list-job.json", done.stdout)
+    row = listed(done)[0]
+    assert row["lora_adapter_config"] == ADAPTER
+    assert row["metrics"] == {"acc": 0.5, "loss": "NaN"}
+
+
+def test_csv_holds_the_same_as_json(cli, root):
+    rows = listed(cli("checkpoints", "list", "--dir", root, "-o", "json"))
+    text = cli("checkpoints", "list", "--dir", root, "-o", "csv").stdout
+    cells = list(csv.DictReader(io.StringIO(text)))
+    assert [cell["Checkpoint Name"] for cell in cells] == [row["checkpoint_id"] for row in rows]
+    assert [int(cell["Size (bytes)"]) for cell in cells] == [row["size_bytes"] for row in rows]
+    assert [json.loads(cell["Metrics"]) for cell in cells] == [row["metrics"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("by", "steps"),
+    [
+        ("checkpoint-id", [3, 20, 100]),
+        ("created", [3, 20, 100]),
+        ("size", [3, 20, 100]),
+        ("step", [3, 20, 100]),
+        ("type", [3, 20, 100]),
+        ("metric:val_loss", [100, 20, 3]),
+    ],
+)
+def test_each_sort_works_both_ways(cli, root, by, steps):
+    for order, expected in (("asc", steps), ("desc", steps[::-1] if by != "type" else steps)):
+        found = names(
+            cli("checkpoints", "list", "--dir", root, "-ojson", "--sort", by, "--order", order)
+        )
+        assert found == [f"checkpoint-{step}" for step in expected]
+
+
+def test_what_lacks_the_metric_or_has_none_of_it_comes_last_either_way(cli, tmp_path, make):
+    for step, metrics in enumerate([{"m": 2.0}, {}, {"m": math.nan}, {"m": 1.0}], 1):
+        make(tmp_path, f"c{step}", step, metrics)
+    for order, expected in (("asc", ["c4", "c1"]), ("desc", ["c1", "c4"])):
+        args = ("--dir", tmp_path, "-ojson", "--sort", "metric:m", "--order", order)
+        assert names(cli("checkpoints", "list", *args))[:2] == expected
+
+
+def test_without_a_job_the_one_that_began_last_is_shown_and_that_is_said(cli, store):
+    done = cli("checkpoints", "list", "--store", store.name, "-o", "json")
+    assert json.loads(done.stdout)["job_id"] == "late"
+    assert "3 jobs" in done.stderr
+    only = cli("checkpoints", "list", "--store", store.name, "--project", "other", "-o", "json")
+    assert json.loads(only.stdout)["job_id"] == "tune"
+    assert not only.stderr
+
+
+def test_all_jobs_of_the_store_or_of_a_project(cli, store, golden):
+    done = cli("checkpoints", "list", "--store", store.name, "--all-jobs")
+    golden("list-all-jobs.txt", done.stdout)
+    args = ("--store", store.name, "--project", "demo", "--all-jobs", "-ojson")
+    rows = listed(cli("checkpoints", "list", *args))
+    assert {row["job_id"] for row in rows} == {"early", "late"}
+
+
+def test_one_checkpoint_by_name_or_by_url(cli, store):
+    one = cli(
+        "checkpoints", "list", "bt://demo@early/checkpoint-2", "--store", store.name, "-ojson"
+    )
+    assert names(one) == ["checkpoint-2"]
+    args = ("--store", store.name, "--job-id", "early", "--checkpoint-name", "latest", "-ojson")
+    assert names(cli("checkpoints", "list", *args)) == ["checkpoint-11"]
+    args = ("--store", store.name, "--job-id", "early", "--checkpoint-name", "checkpoint-3")
+    done = cli("checkpoints", "list", *args, code=10)
+    assert "checkpoint-2" in done.stderr
+
+
+def test_a_directory_and_its_store_tell_what_is_not_uploaded_yet(cli, root, tmp_path, make):
+    store = LocalStore(tmp_path / "store")
+    publish(store, Job.named(Settings(), str(root)).prefix, make(root, "checkpoint-7", 7))
+    done = cli("checkpoints", "list", "--dir", root, "--store", store.name, "-ojson")
+    status = {row["checkpoint_id"]: row["sync_status"] for row in listed(done)}
+    assert status.pop("checkpoint-7") == "COMPLETE"
+    assert set(status.values()) == {"SYNCING"}
+    assert len(status) == 3
+
+
+def test_protected_ones_are_told_from_the_others(cli, store):
+    base = f"{job_prefix('demo', 'early', 0)}/checkpoint-2"
+    store.put(f"{base}/{PROTECTION}", Protection(by="ada").to_bytes())
+    done = cli("checkpoints", "list", "--store", store.name, "--job-id", "early", "-ojson")
+    assert [row["checkpoint_id"] for row in listed(done) if row["protected"]] == ["checkpoint-2"]
+
+
+def test_two_nodes_with_one_id_are_told_apart(cli, tmp_path, make):
+    store = LocalStore(tmp_path / "store")
+    for rank in (0, 1):
+        made = make(tmp_path / str(rank), "checkpoint-5", 5, metrics={"rank": rank})
+        publish(store, job_prefix("p", "j", rank), made)
+    done = cli("checkpoints", "list", "--store", store.name, "-ojson")
+    assert sorted(names(done)) == ["checkpoint-5", "rank-1/checkpoint-5"]
+
+
+def test_nothing_committed_is_said_in_words(cli, tmp_path):
+    job = Job.named(Settings(), str(tmp_path)).job
+    said = cli("checkpoints", "list", "--dir", tmp_path).stdout
+    assert said == f"No checkpoints found for job: {job}.\n"
+    empty = json.loads(cli("checkpoints", "list", "--dir", tmp_path, "-ojson").stdout)
+    assert empty == {"job_id": job, "total_checkpoints": 0, "checkpoints": []}
+    assert cli("checkpoints", "list", "--dir", tmp_path, "-ocsv").stdout.count("\n") == 1
+
+
+def test_errors_are_json_where_json_was_asked_for(cli, tmp_path):
+    for args, kind, code in (
+        (("--dir", tmp_path / "none"), "InvalidSettingError", 2),
+        (("--dir", tmp_path, "--order", "up"), "UsageError", 2),
+        (("--dir", tmp_path, "--checkpoint-name", "x"), "CheckpointNotFoundError", 10),
+    ):
+        done = cli("checkpoints", "list", *args, "-o", "json", code=code)
+        said = json.loads(done.stderr)["error"]
+        assert (said["type"], said["exit_code"]) == (kind, code)
+        assert not done.stdout
+
+
+def test_a_cell_never_begins_a_formula(cli, tmp_path, make):
+    make(tmp_path, "=cmd|' /C calc'!A0", 1)
+    text = cli("checkpoints", "list", "--dir", tmp_path, "-o", "csv").stdout
+    assert next(csv.DictReader(io.StringIO(text)))["Checkpoint Name"].startswith("'=")
