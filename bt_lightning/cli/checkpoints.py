@@ -11,6 +11,7 @@ import click
 from bt_lightning.cli.options import (
     directory_option,
     format_option,
+    one_of,
     say_refused,
     shelf_of,
     store_option,
@@ -97,3 +98,71 @@ def verify(paths: tuple[str, ...], directory: str | None, store: str | None) -> 
 
     if not verify_all(paths or directory_named(Target(directory=directory)), store):
         sys.exit(_DAMAGED)
+
+
+@checkpoints.command()
+@click.argument("checkpoint", default="latest")
+@target_options
+@click.option("--tensors", is_flag=True, help="Every tensor, not the totals of modules.")
+@format_option
+def show(checkpoint: str, target: Target, tensors: bool, output_format: str) -> None:
+    """Show one checkpoint: its facts, its files, and its tensors.
+
+    CHECKPOINT is an id, `latest`, or bt://project[@job][/checkpoint]. Of large files only headers
+    are read, and no code of a .ckpt or .pt is run.
+    """
+    from bt_lightning.cli.showing import show as shown
+
+    shelf, item = one_of(target, checkpoint)
+    shown(shelf, item, output_format, every_tensor=tensors)
+
+
+@checkpoints.command()
+@click.argument("checkpoint", default="latest")
+@target_options
+@format_option
+def files(checkpoint: str, target: Target, output_format: str) -> None:
+    """List the files of one checkpoint."""
+    from bt_lightning.cli.showing import files as shown
+
+    _, item = one_of(target, checkpoint)
+    shown(item, output_format)
+
+
+@checkpoints.command()
+@click.argument("before")
+@click.argument("after", default="latest")
+@target_options
+@format_option
+def diff(before: str, after: str, target: Target, output_format: str) -> None:
+    """Compare the tensors of two checkpoints: added, removed, reshaped, changed.
+
+    Exits with 1 if they differ. Digests tell most of what is equal; only the rest is read.
+    """
+    from bt_lightning.cli.showing import diff as shown
+
+    if shown(one_of(target, before), one_of(target, after), output_format):
+        sys.exit(1)
+
+
+@checkpoints.command()
+@target_options
+@click.option("--checkpoint-name", metavar="NAME", help="Of this one only; `latest` is the newest.")
+@click.option(
+    "--expires",
+    type=click.IntRange(1, 7 * 24 * 3600),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the URLs work, at most a week.",
+)
+@click.option("--output", type=click.Path(dir_okay=False), help="File to write; else stdout.")
+def urls(target: Target, checkpoint_name: str | None, expires: int, output: str | None) -> None:
+    """Print a URL for each file, signed where the store signs, as JSON.
+
+    The keys are those of `truss train get_checkpoint_urls`. Whoever has such a URL can read the
+    file until it expires: a file written with --output is for its owner only.
+    """
+    from bt_lightning.cli.urls import write_urls
+
+    write_urls(shelf_of(target), checkpoint_name, expires, output)

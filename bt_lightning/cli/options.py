@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.manage.locate import Target
-    from bt_lightning.manage.shelf import Shelf
+    from bt_lightning.manage.shelf import Item, Shelf
 
 directory_option = click.option(
     "--dir",
@@ -67,6 +67,19 @@ def shelf_of(target: Target) -> Shelf:
     from bt_lightning.manage.locate import open_shelf
 
     return open_shelf(target, lambda text: click.secho(text, fg="yellow", err=True))
+
+
+def one_of(target: Target, name: str) -> tuple[Shelf, Item]:
+    """The checkpoint `name` of what the options name; of its own job, if it is a `bt://` URL."""
+    from bt_lightning.manage.locate import Target, split_url
+    from bt_lightning.manage.shelf import find
+    from bt_lightning.uri import is_bt
+
+    named: str | None = name
+    if is_bt(name):
+        target, named = split_url(Target(url=name, store=target.store))
+    shelf = shelf_of(target)
+    return shelf, find(shelf, named or "latest")
 
 
 def say_refused(shelf: Shelf) -> None:

@@ -44,7 +44,7 @@ def table(title: str, columns: Sequence[Column], rows: Sequence[object]) -> None
     console = Console(highlight=False)
     texts = [[printable(column.cell(row)) for column in columns] for row in rows]
     shown, hidden = _fitting(columns, texts, console.width if console.is_terminal else None)
-    drawn = Table(title=Text(printable(title)), title_justify="left", box=box.ROUNDED)
+    drawn = Table(box=box.ROUNDED)
     for index in shown:
         column = columns[index]
         drawn.add_column(column.title, justify="right" if column.right else "left", no_wrap=False)
@@ -52,6 +52,7 @@ def table(title: str, columns: Sequence[Column], rows: Sequence[object]) -> None
         drawn.add_row(*[Text(cells[index], overflow="fold") for index in shown])
     if not console.is_terminal:
         console.width = 1000  # for a pipe or a file nothing is cut or wrapped
+    console.print(Text(printable(title), style="bold"))
     console.print(drawn)
     if hidden:
         names = ", ".join(columns[index].title for index in hidden)

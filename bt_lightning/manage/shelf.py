@@ -66,6 +66,9 @@ class Shelf(Protocol):
     def place(self, item: Item) -> place.Place:
         """Where its bytes are read."""
 
+    def url(self, item: Item, path: str, expires_s: int) -> str:
+        """A URL of one of its files; signed, and so a secret, where the store signs."""
+
     def protection(self, item: Item) -> Protection | None:
         """Who protects it, and why; None if nobody does."""
 
@@ -131,6 +134,10 @@ class DirectoryShelf:
     def place(self, item: Item) -> place.Place:
         """A directory; close it after use."""
         return DirectoryPlace(self._path(item))
+
+    def url(self, item: Item, path: str, expires_s: int) -> str:  # noqa: ARG002 - has no end
+        """A file:// URL."""
+        return (self._path(item) / path).resolve().as_uri()
 
     def protection(self, item: Item) -> Protection | None:
         """Read from the disk."""
@@ -202,6 +209,10 @@ class StoreShelf:
         """The folder in the store."""
         return StorePlace(self.store, "", item.where)
 
+    def url(self, item: Item, path: str, expires_s: int) -> str:
+        """As the store signs it."""
+        return self.store.sign(f"{item.where}/{path}", expires_s)
+
     def protection(self, item: Item) -> Protection | None:
         """Read from the store."""
         data = self.store.read(f"{item.where}/{PROTECTION}")
@@ -245,21 +256,25 @@ class JoinedShelf:
 
     def place(self, item: Item) -> place.Place:
         """In the store, if it is there."""
-        return self._of(item).place(item)
+        return self._holding(item).place(item)
+
+    def url(self, item: Item, path: str, expires_s: int) -> str:
+        """In the store, if it is there."""
+        return self._holding(item).url(item, path, expires_s)
 
     def protection(self, item: Item) -> Protection | None:
         """In the store, if it is there."""
-        return self._of(item).protection(item)
+        return self._holding(item).protection(item)
 
     def protect(self, item: Item, protection: Protection) -> None:
         """In the store, if it is there."""
-        self._of(item).protect(item, protection)
+        self._holding(item).protect(item, protection)
 
     def unprotect(self, item: Item) -> None:
         """In the store, if it is there."""
-        self._of(item).unprotect(item)
+        self._holding(item).unprotect(item)
 
-    def _of(self, item: Item) -> Shelf:
+    def _holding(self, item: Item) -> Shelf:
         return self._directory if item.where in self._local else self._store
 
 

@@ -136,6 +136,10 @@ class LocalStore:
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
         """Nothing: a write that was cut off left a sibling, which goes with its folder."""
 
+    def sign(self, key: str, expires_s: int) -> str:  # noqa: ARG002 - a file has no such end
+        """The file's own URL."""
+        return (self._root / key).resolve().as_uri()
+
     def _part(self, key: str) -> Path:
         """The sibling that becomes `key`; its name is fixed, so that a retry reuses it."""
         path = self._root / key

@@ -127,6 +127,10 @@ class NativeStore:
         """By fsspec, which knows nothing: Azure forgets blocks of no blob after a week."""
         self._inner.abandon(prefix, keep)
 
+    def sign(self, key: str, expires_s: int) -> str:
+        """By fsspec."""
+        return self._inner.sign(key, expires_s)
+
     def _path(self, key: str) -> str:
         return f"{self._folder}/{key}" if self._folder else key
 

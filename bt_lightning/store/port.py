@@ -175,6 +175,12 @@ class Store(Protocol):
         Uploads to a key in `keep` stay: the next `send` to it goes on with them.
         """
 
+    def sign(self, key: str, expires_s: int) -> str:
+        """A URL that lets whoever has it read the object for `expires_s` seconds: a secret.
+
+        Where the store signs nothing, the object's own URL, which needs the store's credentials.
+        """
+
 
 def redact(text: str, secrets: Collection[str] = ()) -> str:
     """`text` without user info in URLs, without `secret=...` values, and without `secrets`."""

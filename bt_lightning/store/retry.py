@@ -76,6 +76,10 @@ class LateStore:
         """Open, then abandon."""
         self._open().abandon(prefix, keep)
 
+    def sign(self, key: str, expires_s: int) -> str:
+        """Open, then sign."""
+        return self._open().sign(key, expires_s)
+
 
 class RetryingStore:
     """A `Store` whose every call is tried up to `tries` times."""
@@ -132,6 +136,10 @@ class RetryingStore:
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
         """Idempotent."""
         self._try(lambda: self._inner.abandon(prefix, keep))
+
+    def sign(self, key: str, expires_s: int) -> str:
+        """Idempotent."""
+        return self._try(lambda: self._inner.sign(key, expires_s))
 
     def _try(self, call: Callable[[], T]) -> T:
         for failures in range(self._tries - 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.request
 import uuid
 
 import fsspec
@@ -41,6 +42,16 @@ class StoreContract:
     @pytest.fixture
     def store(self, connect):
         return connect()
+
+    def test_a_signed_url_lets_anybody_read_who_has_it(self, store):
+        store.put("a/b c", b"bytes")
+        url = store.sign("a/b c", 60)
+        if url.startswith(("http", "file")):
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                assert answer.read() == b"bytes"
+        else:  # nothing is signed there
+            assert "://" in url
+            assert url.endswith("/a/b c")
 
     def test_an_empty_store_holds_nothing_and_says_so_without_an_error(self, store):
         assert store.read("nothing/here") is None

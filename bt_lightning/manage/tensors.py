@@ -1,0 +1,173 @@
+"""The tensors of a file by its header alone; and what differs between two sets of them. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from bt_lightning.errors import CheckpointCorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+LENGTH_BYTES: Final = 8
+MAX_HEADER_BYTES: Final = 100_000_000
+"""As the safetensors library has it."""
+_BITS: Final = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor, as a header describes it."""
+
+    name: str
+    dtype: str
+    """In the words of safetensors: `F32`, `BF16`, `F8_E4M3`."""
+    shape: tuple[int, ...]
+    size: int
+    """Bytes."""
+    offset: int | None = None
+    """Of its first byte in the file; None where the file's format hides it."""
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file of tensors says of itself."""
+
+    tensors: tuple[Tensor, ...]
+    """In order of name."""
+    metadata: Mapping[str, str]
+
+
+def header_bytes(start: bytes, file_size: int, where: str) -> int:
+    """Length of the header of a safetensors file that begins with the 8 bytes `start`.
+
+    Raises:
+        CheckpointCorruptError: it is longer than the file, or than any such header is.
+    """
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if len(start) < LENGTH_BYTES or length > file_size - LENGTH_BYTES:
+        msg = (
+            f"{where} is no safetensors file: its header would be longer than its {file_size} bytes"
+        )
+        raise CheckpointCorruptError(msg)
+    if length > MAX_HEADER_BYTES:
+        msg = f"{where} has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read"
+        raise CheckpointCorruptError(msg)
+    return length
+
+
+def parse_header(data: bytes, file_size: int, where: str) -> Header:
+    """Parse the JSON of a safetensors header; every tensor must lie in the file, apart from others.
+
+    Raises:
+        CheckpointCorruptError: it is none, or contradicts itself.
+    """
+    try:
+        said = json.loads(data.decode(), object_pairs_hook=_unique)
+        if not isinstance(said, dict):
+            _bad("it is no object")
+        metadata = said.pop("__metadata__", {})
+        begin = LENGTH_BYTES + len(data)
+        tensors = [_tensor(name, facts, begin) for name, facts in said.items()]
+        if not all(isinstance(v, str) for v in metadata.values()):
+            _bad("its metadata are not text")
+        _check_places(tensors, file_size)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        msg = f"{where} has a damaged safetensors header: {_reason(error)}"
+        raise CheckpointCorruptError(msg) from error
+    return Header(tuple(sorted(tensors, key=lambda t: t.name)), metadata)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    said = dict(pairs)
+    if len(said) != len(pairs):
+        _bad("it has a name twice")
+    return said
+
+
+def _tensor(name: str, facts: dict[str, Any], begin: int) -> Tensor:
+    dtype, shape, (first, last) = facts["dtype"], facts["shape"], facts["data_offsets"]
+    numbers = [*shape, first, last]
+    if any(type(number) is not int or number < 0 for number in numbers) or last < first:
+        _bad(f"{name!r} has the shape {shape} and lies from {first} to {last}")
+    if not isinstance(dtype, str):
+        _bad(f"{name!r} has the dtype {dtype!r}")
+    bits = _BITS.get(dtype)
+    if bits is not None and math.prod(shape) * bits != (last - first) * 8:
+        _bad(f"{name!r}, {dtype} {shape}, has {last - first} bytes")
+    return Tensor(name, dtype, tuple(shape), last - first, begin + first)
+
+
+def _check_places(tensors: Iterable[Tensor], file_size: int) -> None:
+    end = 0
+    for tensor in sorted(tensors, key=lambda t: (t.offset or 0, t.size)):
+        offset = tensor.offset or 0
+        if offset < end:
+            _bad(f"{tensor.name!r} lies over another tensor")
+        end = offset + tensor.size
+    if end > file_size:
+        _bad(f"its tensors end at {end}, the file at {file_size}")
+
+
+def _bad(reason: str) -> None:
+    raise ValueError(reason)
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A tensor of two checkpoints that is not the same in both."""
+
+    name: str
+    kind: str
+    """`added`, `removed`, `reshaped` (shape or dtype) or `changed` (its bytes)."""
+    before: Tensor | None
+    after: Tensor | None
+
+
+def compare(
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    equal: Callable[[Tensor, Tensor], bool],
+) -> list[Difference]:
+    """What `after` has otherwise than `before`, by name; `equal` is asked of like forms."""
+    found = []
+    for name in sorted({*before, *after}):
+        old, new = before.get(name), after.get(name)
+        if old is None or new is None:
+            found.append(Difference(name, "added" if old is None else "removed", old, new))
+        elif (old.dtype, old.shape) != (new.dtype, new.shape):
+            found.append(Difference(name, "reshaped", old, new))
+        elif not equal(old, new):
+            found.append(Difference(name, "changed", old, new))
+    return found
+
+
+def by_module(tensors: Iterable[Tensor], depth: int = 1) -> dict[str, tuple[int, int, int]]:
+    """Tensors, elements and bytes by the first parts of their names, in order."""
+    totals: dict[str, tuple[int, int, int]] = {}
+    for tensor in tensors:
+        parts = tensor.name.split(".")
+        module = ".".join(parts[: max(1, min(depth, len(parts) - 1))])
+        number, count, size = totals.get(module, (0, 0, 0))
+        totals[module] = (number + 1, count + tensor.count, size + tensor.size)
+    return dict(sorted(totals.items()))
