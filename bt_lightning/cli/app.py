@@ -11,6 +11,7 @@ import click
 
 from bt_lightning import __version__
 from bt_lightning.cli.checkpoints import checkpoints
+from bt_lightning.cli.moving import copy, download, export
 from bt_lightning.cli.options import directory_option
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError
 
@@ -99,4 +100,6 @@ def trace(directory: str | None, output: str) -> None:
     click.echo(f"{output}: {saves} saves, {len(events)} events. Open it in https://ui.perfetto.dev")
 
 
+for command in (download, copy, export):
+    checkpoints.add_command(command)
 main.add_command(checkpoints)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from bt_lightning.manage.locate import Target
     from bt_lightning.manage.shelf import Item, Shelf
@@ -71,15 +71,26 @@ def shelf_of(target: Target) -> Shelf:
 
 def one_of(target: Target, name: str) -> tuple[Shelf, Item]:
     """The checkpoint `name` of what the options name; of its own job, if it is a `bt://` URL."""
+    return some_of(target, [name])[0]
+
+
+def some_of(target: Target, names: Sequence[str]) -> list[tuple[Shelf, Item]]:
+    """The checkpoints of these names, found before anything is done with the first of them."""
     from bt_lightning.manage.locate import Target, split_url
     from bt_lightning.manage.shelf import find
     from bt_lightning.uri import is_bt
 
-    named: str | None = name
-    if is_bt(name):
-        target, named = split_url(Target(url=name, store=target.store))
-    shelf = shelf_of(target)
-    return shelf, find(shelf, named or "latest")
+    own: Shelf | None = None
+    found = []
+    for name in names:
+        if is_bt(name):
+            at, named = split_url(Target(url=name, store=target.store))
+            shelf = shelf_of(at)
+            found.append((shelf, find(shelf, named or "latest")))
+        else:
+            own = own or shelf_of(target)
+            found.append((own, find(own, name)))
+    return found
 
 
 def say_refused(shelf: Shelf) -> None:

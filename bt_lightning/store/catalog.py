@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+import xxhash
+
 from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
@@ -24,6 +26,8 @@ from bt_lightning.store.place import StorePlace
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.place import Place
     from bt_lightning.store.port import Store
 
 _READERS = 16
@@ -83,19 +87,36 @@ def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Ma
         StoreError: the store refused.
     """
     place = StorePlace(store, prefix, folder)
-    manifest = place.manifest
-    with partial(root, manifest.digest) as built:
+    bring(place, root, final)
+    return place.manifest
+
+
+def bring(
+    place: Place, root: Path, final: Path, entries: tuple[FileEntry, ...] | None = None
+) -> None:
+    """Bring a checkpoint to `final` under `root`: one rename, durable.
+
+    With `entries`, only those files of it, and no manifest: the directory is no checkpoint then. A
+    call for the same goes on with what an earlier one left under `root`. Raises as `fetch`.
+    """
+    files = place.manifest.files if entries is None else entries
+    name = place.manifest.digest
+    if entries is not None:
+        paths = "\n".join(entry.path for entry in entries)
+        name = xxhash.xxh3_128_hexdigest(f"{name}\n{paths}".encode())
+    with partial(root, name) as built:
         try:
-            download(place, built)
+            download(place, built, files)
         except (CheckpointCorruptError, CheckpointNotFoundError, DirectoryFullError):
             discard(built)
             raise
-        _write_durable(built / MANIFEST, place.manifest_bytes)
-        for path in {p for entry in manifest.files for p in PurePosixPath(entry.path).parents}:
+        if entries is None:
+            _write_durable(built / MANIFEST, place.manifest.to_bytes())
+        sync_directory(built)
+        for path in {p for entry in files for p in PurePosixPath(entry.path).parents}:
             sync_directory(built / path)
         publish_partial(built, final, root)
     tidy(root)
-    return manifest
 
 
 def _write_durable(file: Path, data: bytes) -> None:

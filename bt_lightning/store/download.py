@@ -35,8 +35,10 @@ _SPARE_BYTES: Final = 16 * 1024 * 1024
 """Left free: directories, manifests, and what the run writes before its first save."""
 
 
-def download(place: Place, folder: Path) -> int:
+def download(place: Place, folder: Path, entries: tuple[FileEntry, ...] | None = None) -> int:
     """Bring every file of `place` to `folder`, verified and durable; return the bytes fetched.
+
+    With `entries`, only those of its files.
 
     What an earlier call left in `folder` is kept as far as it is right. Memory: `connections`
     times `piece_bytes` of `place`. Called in the process that fetches, by one thread.
@@ -47,16 +49,16 @@ def download(place: Place, folder: Path) -> int:
         StoreError: the store refused.
         OSError: the disk refused.
     """
-    entries = place.manifest.files
+    entries = place.manifest.files if entries is None else entries
     for entry in entries:
         place.check(entry)
-    _check_room(place, folder)
+    _check_room(place, folder, entries)
     try:
         return _download(place, folder, entries)
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise _full(place, folder, place.manifest.size) from error
+        raise _full(place, folder, sum(entry.size for entry in entries)) from error
 
 
 def _download(place: Place, folder: Path, entries: tuple[FileEntry, ...]) -> int:
@@ -139,9 +141,9 @@ def _finish(folder: Path, entry: FileEntry) -> None:
         os.close(descriptor)
 
 
-def _check_room(place: Place, folder: Path) -> None:
+def _check_room(place: Place, folder: Path, entries: tuple[FileEntry, ...]) -> None:
     """Raise `DirectoryFullError` unless the bytes that are not allocated yet will fit."""
-    needed = sum(entry.size - _allocated(folder / entry.path) for entry in place.manifest.files)
+    needed = sum(entry.size - _allocated(folder / entry.path) for entry in entries)
     volume = os.statvfs(folder)
     if needed + _SPARE_BYTES > volume.f_bavail * volume.f_frsize:
         raise _full(place, folder, needed)

@@ -27,6 +27,7 @@ from bt_lightning.layout import (
 )
 from bt_lightning.localdir.committed import check_sizes, is_unchanged
 from bt_lightning.store.port import Reuse
+from bt_lightning.store.relay import PlaceSource
 from bt_lightning.store.sources import FileSource, same_ranges
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.store.lease import Lease
+    from bt_lightning.store.place import Place
     from bt_lightning.store.port import Store
     from bt_lightning.store.sent import Sent
     from bt_lightning.store.sources import DescribedSource
@@ -86,22 +88,16 @@ def publish(
     """
     manifest = checkpoint.manifest
     data = manifest.to_bytes()
-    number = manifest.generation
-    while True:
-        folder = store_folder(manifest.checkpoint_id, number)
-        place = under(prefix, folder)
-        there = store.read(f"{place}/{MANIFEST}")
-        if there == data:
-            store.delete([f"{place}/{MARKER}"])  # of a publisher that died at its last step
-            return folder
-        if there is None:
-            break
-        number += 1
+    folder, there = _folder_for(store, prefix, manifest, data)
+    place = under(prefix, folder)
+    if there:
+        store.delete([f"{place}/{MARKER}"])  # of a publisher that died at its last step
+        return folder
     try:
         check_sizes(checkpoint.path, manifest)
         store.put(f"{place}/{MARKER}", PUBLISHING)
         _send_files(store, place, checkpoint, base, tenure)
-        _compare_sizes(store, place, checkpoint)
+        _compare_sizes(store, place, manifest)
     except (CheckpointCorruptError, OSError) as error:
         if is_unchanged(checkpoint.path, manifest):
             raise
@@ -110,6 +106,40 @@ def publish(
         raise _replaced(checkpoint)
     _commit(store, place, data, tenure)
     return folder
+
+
+def copy(place: Place, store: Store, prefix: str, lease: Lease, base: Base | None = None) -> str:
+    """Copy a committed checkpoint from anywhere into the store; return its folder there.
+
+    Every byte is verified on its way, through memory only. `base` is the checkpoint itself, if it
+    lies in the same store: it is copied inside of it then. Otherwise as `publish`.
+    """
+    manifest = place.manifest
+    data = manifest.to_bytes()
+    folder, there = _folder_for(store, prefix, manifest, data)
+    target = under(prefix, folder)
+    if there:
+        store.delete([f"{target}/{MARKER}"])
+        return folder
+    store.put(f"{target}/{MARKER}", PUBLISHING)
+    for entry in manifest.files:
+        place.check(entry)
+        _send(store, f"{target}/{entry.path}", PlaceSource(place, entry), base, None)
+    _compare_sizes(store, target, manifest)
+    lease.confirm()
+    _commit(store, target, data, None)
+    return folder
+
+
+def _folder_for(store: Store, prefix: str, manifest: Manifest, data: bytes) -> tuple[str, bool]:
+    """Where a checkpoint belongs, and whether it is there; what is another's is left alone."""
+    number = manifest.generation
+    while True:
+        folder = store_folder(manifest.checkpoint_id, number)
+        there = store.read(f"{under(prefix, folder)}/{MANIFEST}")
+        if there is None or there == data:
+            return folder, there is not None
+        number += 1
 
 
 def _send_files(
@@ -210,9 +240,9 @@ def _sizes(store: Store, base: str) -> dict[str, int]:
     return {info.key: info.size for info in store.list(base)}
 
 
-def _compare_sizes(store: Store, base: str, checkpoint: LocalCheckpoint) -> None:
+def _compare_sizes(store: Store, base: str, manifest: Manifest) -> None:
     sizes = _sizes(store, base)
-    for entry in checkpoint.manifest.files:
+    for entry in manifest.files:
         size = sizes.get(f"{base}/{entry.path}")
         if size != entry.size:
             msg = (
