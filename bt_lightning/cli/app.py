@@ -11,6 +11,8 @@ import click
 
 from bt_lightning import __version__
 from bt_lightning.cli.checkpoints import checkpoints
+from bt_lightning.cli.jobs import jobs, projects
+from bt_lightning.cli.keeping import delete, protect, unprotect
 from bt_lightning.cli.moving import copy, download, export
 from bt_lightning.cli.options import directory_option
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError
@@ -100,6 +102,7 @@ def trace(directory: str | None, output: str) -> None:
     click.echo(f"{output}: {saves} saves, {len(events)} events. Open it in https://ui.perfetto.dev")
 
 
-for command in (download, copy, export):
+for command in (download, copy, export, protect, unprotect, delete):
     checkpoints.add_command(command)
-main.add_command(checkpoints)
+for group in (checkpoints, jobs, projects):
+    main.add_command(group)

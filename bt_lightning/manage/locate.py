@@ -21,6 +21,7 @@ from bt_lightning.manage.shelf import (
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.cache import user_cache
 from bt_lightning.store.catalog import look
+from bt_lightning.store.projects import list_places
 from bt_lightning.store.tree import open_bt_store
 from bt_lightning.uri import LATEST, is_bt, parse
 
@@ -116,6 +117,25 @@ def every_shelf(target: Target) -> list[Shelf]:
         shelf.know(job.items, job.refused)
         shelves.append(shelf)
     return shelves
+
+
+def project_of(store: Store, project: str | None, job: str) -> str:
+    """The project of a job, if it is not said: the only one of the store that has such a job.
+
+    Raises:
+        CheckpointNotFoundError: none has, so far as anything is committed of it.
+        InvalidSettingError: several have.
+    """
+    if project is not None:
+        return project
+    found = sorted({place.project for place in list_places(store) if place.job == slug(job)})
+    if not found:
+        msg = f"nothing is committed of the job {job} in {store.name}: name its --project"
+        raise CheckpointNotFoundError(msg)
+    if len(found) > 1:
+        msg = f"the job {job} is in the projects {', '.join(found)}: name one with --project"
+        raise InvalidSettingError(msg)
+    return found[0]
 
 
 def split_url(target: Target) -> tuple[Target, str | None]:

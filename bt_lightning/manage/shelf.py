@@ -233,22 +233,22 @@ class JoinedShelf:
     """A job's part of a store, and the directory that it is published from, as one."""
 
     def __init__(self, store: StoreShelf, directory: DirectoryShelf) -> None:
-        self._store, self._directory = store, directory
+        self.store_shelf, self.directory_shelf = store, directory
         self.name, self.project, self.job = store.name, store.project, store.job
         self._local: set[str] = set()
 
     @property
     def refused(self) -> list[str]:
         """Of both."""
-        return [*self._store.refused, *self._directory.refused]
+        return [*self.store_shelf.refused, *self.directory_shelf.refused]
 
     def items(self) -> list[Item]:
         """What the store has, and what only the disk has yet."""
-        stored = self._store.items()
+        stored = self.store_shelf.items()
         known = {item.manifest.digest for item in stored}
         local = [
             replace(item, job=self.job, project=self.project, sync_status=SYNCING)
-            for item in self._directory.items()
+            for item in self.directory_shelf.items()
             if item.manifest.digest not in known
         ]
         self._local = {item.where for item in local}
@@ -274,8 +274,12 @@ class JoinedShelf:
         """In the store, if it is there."""
         self._holding(item).unprotect(item)
 
+    def only_on_disk(self, item: Item) -> bool:
+        """Whether the store does not have it yet, as of the last `items`."""
+        return item.where in self._local
+
     def _holding(self, item: Item) -> Shelf:
-        return self._directory if item.where in self._local else self._store
+        return self.directory_shelf if self.only_on_disk(item) else self.store_shelf
 
 
 def read_listing(

@@ -17,6 +17,7 @@ from bt_lightning.manage.shelf import StoreShelf
 from bt_lightning.store.catalog import bring
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.publish import Base, copy
+from bt_lightning.store.removals import forget_removals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +131,7 @@ def copy_item(
     if isinstance(shelf, StoreShelf) and shelf.store.name == store.name:
         base = Base(item.where, item.manifest)
     with holding(store, prefix) as lease, opened(shelf, item) as place:
+        forget_removals(store, prefix, frozenset({item.manifest.digest}))
         folder = copy(Counted(place, on_bytes), store, prefix, lease, base)
     return f"{prefix}/{folder}"
 

@@ -1,0 +1,214 @@
+"""Deleting checkpoints, jobs and projects. A checkpoint's name goes first; what is protected stays.
+
+A deletion that was killed left nothing half visible; the next one of the same job finishes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    CheckpointProtectedError,
+    InvalidSettingError,
+    LeaseHeldError,
+)
+from bt_lightning.layout import (
+    DELETING,
+    MARKER,
+    job_prefix,
+    jobs_prefix,
+    slug,
+    under,
+)
+from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf, StoreShelf
+from bt_lightning.manage.transfer import holding
+from bt_lightning.manifest import Manifest
+from bt_lightning.store.catalog import look
+from bt_lightning.store.publish import unpublish
+from bt_lightning.store.removals import forget_removals, request_removal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bt_lightning.manage.shelf import Item, Shelf
+    from bt_lightning.store.port import Store
+
+
+@dataclass(slots=True)
+class Deletion:
+    """What came of a deletion. Names of checkpoints; of a job or a project, `<job>/<name>`."""
+
+    deleted: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    """The job runs: its worker deletes them with its next save."""
+    kept: list[str] = field(default_factory=list)
+    """Protected."""
+
+
+def kept_by_rule(
+    items: Sequence[Item], last: int | None, best: Sequence[str], mode: str
+) -> set[str]:
+    """Names of those that a rule keeps: the `last` newest, and the best by each metric.
+
+    A metric is best where it is lowest (`mode` `min`) or highest (`max`); NaN is never best.
+
+    Raises:
+        InvalidSettingError: no checkpoint has such a metric: all would go.
+    """
+    newest = sorted(items, key=lambda item: item.manifest.order, reverse=True)
+    kept = {item.name for item in newest[: last or 0]}
+    for metric in best:
+        values = [(item.manifest.metrics.get(metric), item) for item in newest]
+        known = [(value, item) for value, item in values if value is not None and value == value]  # noqa: PLR0124
+        if not known:
+            msg = f"no checkpoint has the metric {metric!r}: nothing would be kept by it"
+            raise InvalidSettingError(msg)
+        choose = min if mode == "min" else max
+        kept.add(choose(known, key=lambda pair: pair[0])[1].name)
+    return kept
+
+
+def delete_items(shelf: Shelf, items: Sequence[Item]) -> Deletion:
+    """Delete checkpoints of one job where they lie: in its store, on its disk, or on both.
+
+    Raises:
+        StoreError: a store refused; what was deleted by then is gone.
+        CheckpointNotFoundError: another of that name came meanwhile.
+    """
+    done = Deletion()
+    if isinstance(shelf, StoreShelf):
+        _delete_stored(shelf, items, done)
+    elif isinstance(shelf, DirectoryShelf):
+        for item in items:
+            _delete_local(shelf, item, done)
+    else:
+        assert isinstance(shelf, JoinedShelf)
+        stored = [item for item in items if not shelf.only_on_disk(item)]
+        _delete_stored(shelf.store_shelf, stored, done)
+        gone = {item.manifest.digest for item in items if item.name not in done.kept}
+        local = Deletion()
+        for item in shelf.directory_shelf.items():
+            if item.manifest.digest in gone:
+                _delete_local(shelf.directory_shelf, item, local)
+        done.deleted += [name for name in local.deleted if name not in done.deleted]
+        done.kept += [name for name in local.kept if name not in done.deleted]
+    return done
+
+
+def finish_deletions(shelf: Shelf) -> list[str]:
+    """Finish what killed deletions began in a job's part of a store; names of what went.
+
+    Nothing is done while the job runs: its worker does it when it starts.
+    """
+    if isinstance(shelf, JoinedShelf):
+        shelf = shelf.store_shelf
+    if not isinstance(shelf, StoreShelf):
+        return []
+    store, job = shelf.store, jobs_prefix(shelf.project, shelf.job)
+    done = []
+    for folder in sorted(_half_deleted(store, job)):
+        node, _, name = folder.partition("/")
+        with contextlib.suppress(LeaseHeldError), holding(store, under(job, node)):
+            unpublish(store, under(job, node), name)
+            done.append(name)
+    return done
+
+
+def delete_job(store: Store, project: str, job: str) -> Deletion:
+    """Delete all that a job has in a store, but for what is protected. Idempotent.
+
+    Raises:
+        CheckpointNotFoundError: it has nothing there.
+        LeaseHeldError: it is running.
+        StoreError: the store refused; the next call goes on.
+    """
+    prefix = jobs_prefix(project, job)
+    keys = [info.key for info in store.list(prefix)]
+    if not keys:
+        msg = f"{store.name} has nothing of the job {job} of the project {project}"
+        raise CheckpointNotFoundError(msg)
+    done = Deletion()
+    nodes = {key.removeprefix(f"{prefix}/").partition("/")[0] for key in keys}
+    for node in sorted(nodes):
+        rank = node.removeprefix("rank-")
+        if node.startswith("rank-") and rank.isascii() and rank.isdigit():
+            _delete_node(store, job_prefix(project, job, int(rank)), slug(job), done)
+    kept = [f"{prefix}/{name.partition('/')[2]}/" for name in done.kept]
+    rest = [info.key for info in store.list(prefix)]
+    store.delete([key for key in rest if not key.startswith(tuple(kept))])
+    return done
+
+
+def jobs_of(store: Store, project: str) -> list[str]:
+    """Every job of a project that has anything in a store, even if nothing is committed of it."""
+    prefix = f"{jobs_prefix(project)}/"
+    keys = (info.key for info in store.list(jobs_prefix(project)))
+    return sorted({key.removeprefix(prefix).partition("/")[0] for key in keys})
+
+
+def _delete_node(store: Store, prefix: str, job: str, done: Deletion) -> None:
+    try:
+        with holding(store, prefix):
+            node = prefix.rpartition("/")[2]
+            for folder in sorted(look(store, prefix).committed):
+                gone = unpublish(store, prefix, folder)
+                (done.deleted if gone else done.kept).append(f"{job}/{node}/{folder}")
+    except LeaseHeldError as error:
+        msg = f"{error}. Stop the job before deleting it"
+        raise LeaseHeldError(msg) from error
+
+
+def _delete_stored(shelf: StoreShelf, items: Sequence[Item], done: Deletion) -> None:
+    by_node: dict[int, list[Item]] = defaultdict(list)
+    for item in items:
+        by_node[item.node_rank].append(item)
+    for rank, own in by_node.items():
+        prefix = job_prefix(shelf.project, shelf.job, rank)
+        for item in own:  # first: a restart of the job must not publish it anew from its disk
+            request_removal(shelf.store, prefix, item.manifest.digest)
+        try:
+            with holding(shelf.store, prefix):
+                _delete_ids(shelf.store, prefix, own, done)
+        except LeaseHeldError:
+            done.asked += [item.name for item in own]
+    shelf.forget()
+
+
+def _delete_ids(store: Store, prefix: str, items: Sequence[Item], done: Deletion) -> None:
+    """Delete every generation of the items."""
+    listing = look(store, prefix)
+    ids = {item.manifest.checkpoint_id: item for item in items}
+    kept: set[str] = set()
+    for folder, data in listing.committed.items():
+        try:
+            name = Manifest.from_bytes(data, folder).checkpoint_id
+        except CheckpointCorruptError:
+            continue  # not one of those that were listed
+        if name in ids and not unpublish(store, prefix, folder):
+            kept.add(name)
+    forget_removals(store, prefix, frozenset(ids[name].manifest.digest for name in kept))
+    for name, item in ids.items():
+        (done.kept if name in kept else done.deleted).append(item.name)
+
+
+def _half_deleted(store: Store, prefix: str) -> list[str]:
+    listing = look(store, prefix)
+    return [
+        folder
+        for folder in listing.unfinished - listing.committed.keys()
+        if store.read(f"{under(prefix, folder)}/{MARKER}") == DELETING
+    ]
+
+
+def _delete_local(shelf: DirectoryShelf, item: Item, done: Deletion) -> None:
+    try:
+        shelf.delete(item)
+    except CheckpointProtectedError:
+        done.kept.append(item.name)
+    else:
+        done.deleted.append(item.name)

@@ -1,0 +1,305 @@
+"""`protect`, `unprotect`, `delete`, `jobs`, `projects`: what goes, what stays, and kills."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION, job_prefix, jobs_prefix
+from bt_lightning.localdir.committed import list_committed, verify
+from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
+from bt_lightning.manage.shelf import StoreShelf
+from bt_lightning.protection import Protection
+from bt_lightning.settings import Job, Settings
+from bt_lightning.store.lease import Lease
+from bt_lightning.store.local import LocalStore
+from bt_lightning.store.protect import protect
+from bt_lightning.store.publish import publish
+from bt_lightning.store.removals import requested_removals
+from bt_lightning.worker.duties import Duties
+
+PREFIX = job_prefix("p", "j", 0)
+
+
+@pytest.fixture
+def store(tmp_path, make):
+    """The job `j` of the project `p` with four checkpoints, and `k` with one."""
+    store = LocalStore(tmp_path / "store")
+    for step in (1, 2, 3, 4):
+        publish(store, PREFIX, make(tmp_path / "source", f"c-{step}", step))
+    publish(store, job_prefix("p", "k", 0), make(tmp_path / "other", "c-9", 9))
+    return store
+
+
+def left(cli, store, job="j"):
+    done = cli(
+        "checkpoints", "list", "--store", store.name, "--project", "p", "--job-id", job, "-ojson"
+    )
+    return [row["checkpoint_id"] for row in json.loads(done.stdout)["checkpoints"]]
+
+
+def at(store):
+    return ("--store", store.name, "--project", "p", "--job-id", "j")
+
+
+def test_protect_says_who_and_why_and_keeps_from_deletion(cli, store):
+    cli("checkpoints", "protect", "c-1", "c-3", *at(store), "--why", "paper", "--by", "ada")
+    said = json.loads(cli("checkpoints", "show", "c-1", *at(store), "-ojson").stdout)
+    assert (said["protection"]["by"], said["protection"]["why"]) == ("ada", "paper")
+    done = cli("checkpoints", "delete", "c-1", "c-2", *at(store), "--yes", "-ojson")
+    assert json.loads(done.stdout) == {
+        "deleted": ["c-2"],
+        "asked": [],
+        "kept_checkpoints": ["c-1"],
+        "dry_run": False,
+    }
+    assert left(cli, store) == ["c-1", "c-3", "c-4"]
+    cli("checkpoints", "unprotect", "c-1", *at(store))
+    cli("checkpoints", "delete", "c-1", *at(store), "--yes")
+    assert left(cli, store) == ["c-3", "c-4"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (("--keep-last", "2"), ["c-3", "c-4"]),
+        (("--keep-best", "val_loss", "--mode", "max"), ["c-1"]),
+        (("--keep-best", "val_loss", "--keep-last", "0"), ["c-4"]),
+        (("--keep-best", "val_loss", "--mode", "max", "--keep-last", "1"), ["c-1", "c-4"]),
+    ],
+)
+def test_a_rule_says_what_stays(cli, store, rule, kept):
+    before = left(cli, store)
+    dry = cli("checkpoints", "delete", *rule, *at(store), "--dry-run").stdout
+    assert dry.count("would be deleted") == 4 - len(kept)
+    assert left(cli, store) == before
+    cli("checkpoints", "delete", *rule, *at(store), "--yes")
+    assert left(cli, store) == kept
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        ((), 2),
+        (("c-1", "--keep-last", "1"), 2),
+        (("--keep-best", "nothing", "--yes"), 2),
+        (("nothing", "--yes"), 10),
+        (("c-1",), 2),  # nobody can be asked
+    ],
+)
+def test_nothing_goes_unless_it_is_clear_what(cli, store, args, code):
+    cli("checkpoints", "delete", *args, *at(store), code=code)
+    assert len(left(cli, store)) == 4
+
+
+def on_terminal(*args, answer):
+    """Run a command with a terminal for its input, on which somebody types `answer`."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "wb", buffering=0) as keyboard:
+        keyboard.write(answer.encode() + b"\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "bt_lightning", *args],
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        os.close(theirs)
+    return done
+
+
+def test_what_is_typed_decides(store, cli):
+    said = on_terminal("checkpoints", "delete", "c-1", *at(store), answer="y")
+    assert said.returncode == 1
+    assert "Nothing was deleted" in said.stderr
+    said = on_terminal("jobs", "delete", "j", "--store", store.name, answer="k")
+    assert said.returncode == 1
+    assert len(left(cli, store)) == 4
+    said = on_terminal("checkpoints", "delete", "c-1", *at(store), answer="yes")
+    assert said.returncode == 0, said.stderr
+    assert "c-1: deleted" in said.stdout
+    said = on_terminal("jobs", "delete", "j", "--store", store.name, answer="j")
+    assert said.returncode == 0, said.stderr
+    assert not list(store.list(jobs_prefix("p", "j")))
+
+
+def test_all_generations_of_an_id_go_at_once(cli, store, tmp_path, make):
+    publish(store, PREFIX, make(tmp_path / "again", "c-2", 5))
+    assert store.read(f"{PREFIX}/c-2@2/{MANIFEST}")
+    cli("checkpoints", "delete", "c-2", *at(store), "--yes")
+    assert left(cli, store) == ["c-1", "c-3", "c-4"]
+    assert not list(store.list(f"{PREFIX}/c-2"))
+
+
+def test_a_running_job_is_asked_and_its_worker_deletes(cli, store, tmp_path, make):
+    root = tmp_path / "ck"
+    make(root, "a", 1)
+    make(root, "b", 2)
+    duties = Duties(root, store, job_prefix("p", "live", 0), ())
+    while duties.publish_next():
+        pass
+    done = cli("checkpoints", "delete", "bt://p@live/a", "--store", store.name, "--yes", "-ojson")
+    assert json.loads(done.stdout)["asked"] == ["a"]
+    assert sorted(left(cli, store, "live")) == ["a", "b"]
+    cli("jobs", "delete", "live", "--store", store.name, "--yes", code=29)
+    duties.delete_stored()
+    duties.delete_local()
+    duties.leave()
+    assert left(cli, store, "live") == ["b"]
+    assert [found.path.name for found in list_committed(root)[0]] == ["b"]
+
+
+def test_a_restart_does_not_publish_anew_what_was_deleted(cli, store, tmp_path):
+    cli("checkpoints", "delete", "c-2", *at(store), "--yes")
+    duties = Duties(tmp_path / "source", store, PREFIX, ())
+    duties.delete_stored()
+    duties.delete_local()
+    assert duties.publish_next() is None
+    duties.leave()
+    assert left(cli, store) == ["c-1", "c-3", "c-4"]
+    assert requested_removals(store, PREFIX) == frozenset()
+
+
+def test_a_copy_of_what_was_deleted_stays(cli, store, tmp_path):
+    cli("checkpoints", "delete", "c-2", *at(store), "--yes")
+    args = ("c-2", "--dir", tmp_path / "source", "--to", store.name, "--to-project", "p")
+    cli("checkpoints", "copy", *args, "--to-job-id", "j")
+    assert requested_removals(store, PREFIX) == frozenset()
+
+
+def test_delete_from_a_directory_and_from_both(cli, store, tmp_path, make):
+    root = tmp_path / "ck"
+    for step in (1, 2):
+        made = make(root, f"d-{step}", step)
+    publish(store, Job.named(Settings(), str(root)).prefix, made)
+    cli("checkpoints", "protect", "d-1", "--dir", root)
+    cli("checkpoints", "delete", "d-1", "--dir", root, "--yes")
+    assert (root / "d-1" / MANIFEST).exists()
+    cli("checkpoints", "delete", "d-2", "--dir", root, "--store", store.name, "--yes")
+    assert [path.name for path in root.iterdir() if not path.name.startswith(".")] == ["d-1"]
+    cli("checkpoints", "unprotect", "d-1", "--dir", root)
+    cli("checkpoints", "delete", "d-1", "--dir", root, "--yes")
+    assert not list(root.iterdir())
+
+
+class Killed(BaseException):
+    pass
+
+
+class Mortal:
+    """A store whose process dies before its call number `last`; of a deletion, before each key."""
+
+    def __init__(self, inner, last):
+        self._inner, self._left = inner, last
+        self.name = inner.name
+
+    def _live(self):
+        self._left -= 1
+        if self._left < 0:
+            raise Killed
+
+    def delete(self, keys):
+        for key in keys:
+            self._live()
+            self._inner.delete([key])
+
+    def __getattr__(self, name):
+        call = getattr(self._inner, name)
+
+        def mortal(*args):
+            self._live()
+            return call(*args)
+
+        return mortal
+
+
+@pytest.mark.parametrize("what", ["two", "job"])
+def test_a_deletion_killed_at_any_request_leaves_whole_ones_and_is_finished_by_the_next(
+    tmp_path, make, monkeypatch, what
+):
+    monkeypatch.setattr("bt_lightning.manage.transfer.Lease.release", lambda _: None)
+    monkeypatch.setattr("bt_lightning.store.lease.Holder.gone", property(lambda _: True))
+    monkeypatch.setattr("bt_lightning.manage.transfer.Lease._beat", lambda *_: None)
+
+    def run(store):
+        if what == "job":
+            delete_job(store, "p", "j")
+        else:
+            shelf = StoreShelf(store, "p", "j")
+            wanted = {"c-1", "c-2", "c-3"}
+            finish_deletions(shelf)
+            items = [item for item in shelf.items() if item.name in wanted]
+            delete_items(shelf, items)
+
+    for last in itertools.count():
+        store = LocalStore(tmp_path / str(last))
+        for step in (1, 2, 3):
+            publish(store, PREFIX, make(tmp_path / f"s{last}", f"c-{step}", step))
+        protect(store, f"{PREFIX}/c-3", Protection(by="ada"))
+        whole = StoreShelf(store, "p", "j")
+        names = {item.name for item in whole.items()}
+        finished = False
+        try:
+            run(Mortal(store, last))
+            finished = True
+        except Killed:
+            pass
+        left = {item.name for item in StoreShelf(store, "p", "j").items()}
+        assert "c-3" in left
+        assert left <= names
+        for name in left:
+            assert verify(tmp_path / str(last) / PREFIX / name)
+        run(store)
+        keys = {info.key for info in store.list(jobs_prefix("p", "j"))}
+        data = {key for key in keys if "/.bt_lightning" not in key}
+        files = ("trainer.json", MANIFEST, PROTECTION)
+        assert data == {f"{PREFIX}/c-3/{name}" for name in files}, last
+        assert not [key for key in keys if key.endswith(MARKER)]
+        if finished:
+            break
+    assert last > 10
+
+
+def test_naming_what_was_half_deleted_finishes_it(cli, store):
+    base = f"{PREFIX}/c-2"
+    store.put(f"{base}/{MARKER}", DELETING)
+    store.delete([f"{base}/{MANIFEST}"])
+    done = cli("checkpoints", "delete", "c-2", *at(store), "--yes")
+    assert done.stdout == "c-2: deleted\n"
+    assert not list(store.list(base))
+
+
+def test_jobs_and_projects_are_listed_shown_and_deleted(cli, store, golden):
+    golden("jobs.txt", cli("jobs", "list", "--store", store.name).stdout)
+    golden("jobs.json", cli("jobs", "list", "--store", store.name, "-ojson").stdout)
+    golden("projects.txt", cli("projects", "list", "--store", store.name).stdout)
+    assert "c-4" in cli("jobs", "show", "j", "--store", store.name).stdout
+    assert " k " in cli("projects", "show", "p", "--store", store.name).stdout
+    for kind in ("jobs", "projects"):
+        assert cli(kind, "list", "--store", store.name, "-ocsv").stdout.startswith("Project,")
+    cli("projects", "show", "none", "--store", store.name, code=10)
+    cli("jobs", "delete", "none", "--store", store.name, "--yes", code=10)
+    cli("checkpoints", "protect", "c-9", "--store", store.name, "--job-id", "k")
+    dry = cli("projects", "delete", "p", "--store", store.name, "--dry-run").stdout
+    assert dry.count("would be deleted") == 4
+    done = cli("projects", "delete", "p", "--store", store.name, "--yes", "-ojson")
+    assert json.loads(done.stdout)["kept_checkpoints"] == ["k/rank-0/c-9"]
+    assert left(cli, store, "k") == ["c-9"]
+    assert left(cli, store) == []
+
+
+def test_a_project_with_a_running_job_keeps_that_job_and_says_so(cli, store):
+    lease = Lease(store, PREFIX, "somebody")
+    lease.take()
+    try:
+        cli("projects", "delete", "p", "--store", store.name, "--yes", code=29)
+    finally:
+        lease.release()
+    assert len(left(cli, store)) == 4
+    assert left(cli, store, "k") == []
