@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -42,6 +44,7 @@ def checkpoints() -> None:
 )
 @click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True)
 @click.option("--all-jobs", is_flag=True, help="Of every job of the store, or of --project.")
+@click.option("--non-interactive", is_flag=True, help="Print the list, on a terminal too.")
 @format_option
 def list_checkpoints(
     url: str | None,
@@ -50,13 +53,14 @@ def list_checkpoints(
     sort: str,
     order: str,
     all_jobs: bool,
+    non_interactive: bool,
     output_format: str,
 ) -> None:
     """List committed checkpoints.
 
     URL is bt://project[@job][/checkpoint] of the store, or a directory. With a store and no job,
     shows the job that --dir publishes to, else the one that began last. With both, what only the
-    directory has yet is SYNCING.
+    directory has yet is SYNCING. On a terminal, opens the explorer if it is installed.
     """
     from bt_lightning.cli.listing import render, sort_items
     from bt_lightning.manage.locate import every_shelf, split_url
@@ -68,6 +72,11 @@ def list_checkpoints(
     if url:
         target, named = split_url(replace(target, url=url))
         checkpoint_name = checkpoint_name or named
+    if not all_jobs and not non_interactive and output_format == "cli-table" and _on_terminal():
+        from bt_lightning.cli.explore.app import Explorer
+
+        Explorer(shelf_of(target), checkpoint_name).run()
+        return
     shelves = every_shelf(target) if all_jobs else [shelf_of(target)]
     found = []
     for shelf in shelves:
@@ -81,6 +90,32 @@ def list_checkpoints(
         )
         return
     render(found, output_format, job_id)
+
+
+@checkpoints.command()
+@click.argument("checkpoint", required=False)
+@target_options
+@click.option("--web", is_flag=True, help="In a browser of this machine, behind a one-time URL.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of --web; 0 is any.")
+def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> None:
+    """Walk through checkpoints, their files and tensors, and compare two of them.
+
+    CHECKPOINT is an id to begin in, or bt://project[@job][/checkpoint]. Press ? for the keys.
+    """
+    from bt_lightning.manage.locate import split_url
+    from bt_lightning.uri import is_bt
+
+    _need_textual()
+    if checkpoint and is_bt(checkpoint):
+        target, checkpoint = split_url(replace(target, url=checkpoint))
+    if web:
+        from bt_lightning.cli.explore.web import serve
+
+        serve(target, checkpoint, port)
+        return
+    from bt_lightning.cli.explore.app import Explorer
+
+    Explorer(shelf_of(target), checkpoint).run()
 
 
 @checkpoints.command()
@@ -166,3 +201,16 @@ def urls(target: Target, checkpoint_name: str | None, expires: int, output: str 
     from bt_lightning.cli.urls import write_urls
 
     write_urls(shelf_of(target), checkpoint_name, expires, output)
+
+
+def _on_terminal() -> bool:
+    """Whether the explorer can be used: a person is there, and it is installed."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        return False
+    return importlib.util.find_spec("textual") is not None
+
+
+def _need_textual() -> None:
+    if importlib.util.find_spec("textual") is None:
+        msg = "the explorer needs Textual: pip install 'bt_lightning[explore]'"
+        raise click.UsageError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from typing import TYPE_CHECKING
 
@@ -98,8 +99,7 @@ class RangeFile(io.RawIOBase):
         """Go somewhere, as files do."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
         if base + offset < 0:
-            msg = f"negative position {base + offset}"
-            raise ValueError(msg)
+            raise OSError(errno.EINVAL, f"negative position {base + offset}")
         self._at = base + offset
         return self._at
 

@@ -122,7 +122,7 @@ def parse_zip(file: IO[bytes], where: str) -> Header:
                 raise CheckpointCorruptError(msg)
             with archive.open(names[0]) as member:
                 data = member.read(MAX_PICKLE_BYTES)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
         msg = f"{where} is no zip file as torch.save writes it: {error}"
         raise CheckpointCorruptError(msg) from error
     return parse_pickle(data, where)

@@ -1,0 +1,42 @@
+"""The explorer's application: what it looks at, and who may still be reading for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import App
+from textual.binding import Binding
+
+from bt_lightning.cli.explore.screens import FilesScreen, PickScreen
+from bt_lightning.manage.shelf import find
+
+if TYPE_CHECKING:
+    from bt_lightning.manage.shelf import Shelf
+
+
+class Explorer(App[None]):
+    """Walks through the checkpoints of one shelf. Reads only; a thread at a time reads for it."""
+
+    ENABLE_COMMAND_PALETTE = False
+    TITLE = "bt-lightning"
+    CSS = """
+    Screen { layers: base; }
+    #title { height: 1; text-style: bold; background: $panel; padding: 0 1; }
+    #filter { height: 1; border: none; padding: 0 1; background: $surface; }
+    #foot { height: auto; max-height: 6; background: $panel; padding: 0 1; }
+    #hints { height: 1; color: $text-muted; padding: 0 1; }
+    #page { padding: 1 2; }
+    """
+    BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "Quit", priority=True)]
+
+    def __init__(self, shelf: Shelf, name: str | None = None) -> None:
+        """`name`: the checkpoint to begin in."""
+        super().__init__()
+        self.shelf = shelf
+        self._first = name
+
+    def on_mount(self) -> None:
+        """Begin with the list, or in a checkpoint of it."""
+        self.push_screen(PickScreen(self.shelf))
+        if self._first is not None:
+            self.push_screen(FilesScreen(self.shelf, find(self.shelf, self._first)))

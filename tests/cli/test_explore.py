@@ -1,0 +1,232 @@
+"""The explorer, by its keys; and by nothing that a file or a name says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.text import Text
+from safetensors.torch import save
+from textual.widgets import Input, Static
+
+from bt_lightning.cli.explore import views
+from bt_lightning.cli.explore.app import Explorer
+from bt_lightning.cli.explore.fuzzy import best, fuzzy
+from bt_lightning.cli.explore.lines import Lines
+from bt_lightning.cli.explore.reading import text_lines
+from bt_lightning.cli.explore.screens import FilesScreen, LinesScreen, PageScreen, PickScreen
+from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.manage.shelf import DirectoryShelf
+
+
+def weights(value):
+    return {
+        "model.safetensors": save({"a.weight": torch.full((2, 3), value), "b": torch.ones(1)}),
+        "trainer.json": json.dumps({"epoch": value}).encode(),
+        "deep/er/notes.md": b"# Title\n\x1b[31mred\n",
+        "weights.ckpt": b"no zip",
+    }
+
+
+@pytest.fixture
+def shelf(tmp_path, make):
+    for step in (3, 20, 100):
+        make(tmp_path / "ck", f"checkpoint-{step}", step, files=weights(float(step)))
+    make(tmp_path / "ck", "best", 50, files=weights(50.0))
+    return DirectoryShelf(tmp_path / "ck")
+
+
+def explored(shelf, steps, name=None):
+    """Run the explorer, and `steps` with it: a coroutine of the app and its pilot."""
+
+    async def run():
+        app = Explorer(shelf, name)
+        async with app.run_test(size=(100, 24)) as pilot:
+            await settled(pilot)
+            await steps(app, pilot)
+
+    asyncio.run(run())
+
+
+async def settled(pilot):
+    for _ in range(3):  # a key opens a screen, that begins to read, and shows what it read
+        await pilot.pause()
+        await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+
+
+async def press(pilot, *keys):
+    await pilot.press(*keys)
+    await settled(pilot)
+
+
+def seen(app):
+    """What the list of the screen says."""
+    lines = app.screen.query_one(Lines)
+    return [line.plain for line in lines._lines[0 : len(lines._lines)]]
+
+
+def foot(app):
+    return str(app.screen.query_one("#foot", Static).render())
+
+
+def test_the_list_is_the_newest_first_and_typing_filters_it(shelf):
+    async def steps(app, pilot):
+        assert isinstance(app.screen, PickScreen)
+        assert [line.split()[0] for line in seen(app)] == [
+            "checkpoint-100", "best", "checkpoint-20", "checkpoint-3",
+        ]  # fmt: skip
+        assert "val_loss" in foot(app)
+        await press(pilot, "b", "s")
+        assert seen(app)[0].startswith("best")
+        await press(pilot, "enter")
+        assert isinstance(app.screen, FilesScreen)
+        await press(pilot, "left")
+        await press(pilot, "escape")
+        assert len(seen(app)) == 4
+        await press(pilot, "left")
+        assert isinstance(app.screen, PickScreen)  # the first screen stays
+
+    explored(shelf, steps)
+
+
+def test_files_folders_tensors_and_texts(shelf):
+    async def steps(app, pilot):
+        await press(pilot, "enter")
+        assert [line.split()[0] for line in seen(app)] == [
+            "..", "deep/", "model.safetensors", "trainer.json", "weights.ckpt",
+        ]  # fmt: skip
+        await press(pilot, "right")
+        assert seen(app)[1].startswith("er/")
+        await press(pilot, "right")
+        await press(pilot, "enter")
+        assert any("red" in line for line in seen(app))
+        assert not any("\x1b" in line for line in seen(app))
+        await press(pilot, "left", "left", "left")
+        await press(pilot, "down", "enter")
+        shown = seen(app)
+        assert any(line.startswith("Tensors: 2  |  Parameters: 7") for line in shown)
+        assert any("a.weight" in line and "F32" in line and "2 x 3" in line for line in shown)
+        await press(pilot, "left")
+        await press(pilot, "down", "enter")
+        assert '  "epoch": 100.0' in seen(app)
+        await press(pilot, "escape")
+        await press(pilot, "down", "enter")
+        assert isinstance(app.screen, LinesScreen)
+        assert "no zip" in foot(app) or "zip file" in foot(app)
+
+    explored(shelf, steps)
+
+
+def test_the_url_of_a_file_and_the_keys(shelf):
+    async def steps(app, pilot):
+        for close in ("left", "escape", "q", "enter"):
+            await press(pilot, "right")
+            await press(pilot, "down", "right")
+            assert isinstance(app.screen, PageScreen)
+            assert "file://" in str(app.screen.query_one("#page", Static).render())
+            await press(pilot, close)
+            assert isinstance(app.screen, FilesScreen)
+            await press(pilot, "left")
+        await press(pilot, "question_mark")
+        assert "compare" in str(app.screen.query_one("#page", Static).render())
+        await press(pilot, "q")
+        assert isinstance(app.screen, PickScreen)
+
+    explored(shelf, steps)
+
+
+def test_two_checkpoints_are_compared(shelf):
+    async def steps(app, pilot):
+        await press(pilot, "ctrl+d")
+        assert "marked: checkpoint-100" in foot(app)
+        await press(pilot, "down", "down", "ctrl+d")
+        shown = seen(app)
+        assert shown[0] == "1 changed"
+        assert "a.weight" in shown[1]
+        await press(pilot, "left")
+        assert "marked" not in foot(app)
+
+    explored(shelf, steps)
+
+
+def test_the_manifest_and_another_metric(shelf, make, tmp_path):
+    make(tmp_path / "ck", "more", 200, metrics={"acc": 0.5, "loss": 2.0}, files=weights(1.0))
+
+    async def steps(app, pilot):
+        assert foot(app).splitlines()[-1].startswith("acc")
+        await press(pilot, "ctrl+n")
+        assert foot(app).splitlines()[-1].startswith("loss")
+        await press(pilot, "ctrl+o")
+        assert any('"id": "more"' in line for line in seen(app))
+
+    explored(shelf, steps)
+
+
+def test_a_checkpoint_to_begin_in_and_an_empty_directory(shelf, tmp_path):
+    async def steps(app, _):
+        assert isinstance(app.screen, FilesScreen)
+
+    explored(shelf, steps, "checkpoint-3")
+    with pytest.raises(CheckpointNotFoundError):
+        explored(shelf, steps, "checkpoint-4")
+    (tmp_path / "empty").mkdir()
+
+    async def nothing(app, pilot):
+        assert "No checkpoints" in foot(app)
+        await press(pilot, "enter", "ctrl+d", "ctrl+o", "right")
+
+    explored(DirectoryShelf(tmp_path / "empty"), nothing)
+
+
+def test_a_list_of_many_draws_what_is_seen_only(shelf, monkeypatch):
+    drawn = []
+    real = views.marked
+    monkeypatch.setattr(views, "marked", lambda *args: drawn.append(args) or real(*args))
+    items = shelf.items() * 2500
+    monkeypatch.setattr(DirectoryShelf, "items", lambda _: items)
+
+    async def steps(app, pilot):
+        assert len(app.screen.query_one(Lines)._lines) == 10_000
+        await press(pilot, "end")
+        assert app.screen.query_one(Lines).chosen == 9_999
+        await press(pilot, "home", "pagedown", *"20")
+        assert app.screen.query_one(Input).value == "20"
+        assert len(drawn) < 9_000
+
+    explored(shelf, steps)
+
+
+@given(st.text(max_size=12), st.text(max_size=30))
+def test_letters_are_found_in_their_order(query, text):
+    found = fuzzy(query, text)
+    wanted = [c for c in query.lower() if c != " "]
+    if found is not None and query.lower() not in text.lower():
+        places = found[1]
+        assert list(places) == sorted(places)
+        assert [text.lower()[place] for place in places] == wanted
+
+
+def test_the_best_fit_is_first_and_no_query_keeps_the_order():
+    texts = ["checkpoint-120", "checkpoint-20", "c-h-k-2-0"]
+    assert best("20", texts) == [1, 0, 2]
+    assert best(" ", texts) == [0, 1, 2]
+    assert best("xyz", texts) == []
+
+
+@given(st.lists(st.floats(), max_size=60), st.integers(-1, 40))
+def test_a_sparkline_of_any_values_fits(values, width):
+    line = views.sparkline(values, width)
+    assert len(line) <= max(0, width)
+    assert len(line) == 0 or any(math.isfinite(value) for value in values)
+
+
+@given(st.binary(max_size=200), st.sampled_from(["a.json", "a.py", "a", "a.md", "b.yaml"]))
+def test_no_file_reaches_the_terminal_raw(data, path):
+    lines = text_lines(path, data)
+    assert all(isinstance(line, Text) and line.plain.isprintable() for line in lines)
