@@ -26,12 +26,13 @@ from bt_lightning.layout import (
     under,
 )
 from bt_lightning.localdir.committed import check_sizes, is_unchanged
+from bt_lightning.store.metered import Metered
 from bt_lightning.store.port import Reuse
 from bt_lightning.store.relay import PlaceSource
 from bt_lightning.store.sources import FileSource, same_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import FileEntry, Manifest
@@ -63,6 +64,8 @@ class Tenure:
 
     lease: Lease
     sent: Sent
+    on_bytes: Callable[[int], None] | None = None
+    """Told of bytes as they are sent, by several threads."""
 
 
 def publish(
@@ -153,6 +156,8 @@ def _send_files(
     for entry in checkpoint.manifest.files:
         key = f"{place}/{entry.path}"
         if tenure and tenure.sent.get(key) == entry.xxh3_128 and sizes.get(key) == entry.size:
+            if tenure.on_bytes is not None:
+                tenure.on_bytes(entry.size)
             continue
         with FileSource(checkpoint.path / entry.path, entry) as source:
             _send(store, key, source, base, tenure)
@@ -166,7 +171,8 @@ def _send(
         store.send(source, key, reuse)
         return
     tenure.sent.began(key)
-    store.send(source, key, reuse)
+    metered = source if tenure.on_bytes is None else Metered(source, tenure.on_bytes)
+    store.send(metered, key, reuse)
     tenure.sent.add(key, source.entry.xxh3_128)
 
 

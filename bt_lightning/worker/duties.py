@@ -13,6 +13,7 @@ from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointExistsError,
     CheckpointNotFoundError,
+    StoreError,
 )
 from bt_lightning.layout import MARKER, part_name, store_folder, under
 from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
@@ -20,6 +21,7 @@ from bt_lightning.localdir.durable import delete_directory, empty_trash
 from bt_lightning.localdir.owner import owner_of
 from bt_lightning.localdir.protect import is_protected
 from bt_lightning.localdir.requests import forget_removal, request_removal, requested_removals
+from bt_lightning.localdir.uploading import UploadMeter
 from bt_lightning.manifest import Manifest
 from bt_lightning.retention import Committed, removable
 from bt_lightning.store import removals
@@ -51,6 +53,7 @@ class Duties:
         self._begun: dict[str, Offer | None] = {}
         """Folders with files of what may never be published; None for what an earlier try sent."""
         self._held: Tenure | None = None
+        self._meter = UploadMeter(root)
         self.complaints: list[str] = []
         """What was found damaged since the reader last emptied it."""
 
@@ -107,7 +110,10 @@ class Duties:
         if self._store is None:
             return None
         stored = self._known_store(self._store)
-        for found in self.outbox():
+        outbox = self.outbox()
+        for behind, found in zip(reversed(range(len(outbox))), outbox, strict=True):
+            manifest = found.manifest
+            self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
             try:
                 folder = publish(
                     self._store,
@@ -118,15 +124,20 @@ class Duties:
                 )
             except (CheckpointNotFoundError, CheckpointExistsError):
                 # replaced here, or taken there, meanwhile: the next look sees which
-                manifest = found.manifest
                 self._begun[store_folder(manifest.checkpoint_id, manifest.generation)] = None
                 continue
             except CheckpointCorruptError as error:
                 self._damaged.add(found.manifest.digest)  # must not stand before the whole ones
                 self.complaints.append(str(error))
                 continue
+            except StoreError as error:
+                self._meter.end(str(error))
+                raise
+            self._meter.end()
             stored[folder] = found.manifest
             return found
+        if outbox:
+            self._meter.end()
         return None
 
     def delete_begun(self) -> None:
@@ -222,6 +233,7 @@ class Duties:
                 self._held = Tenure(
                     Lease(store, self._prefix, owner_of(self._root)),
                     Sent(self._root, f"{store.name}/{self._prefix}"),
+                    self._meter.add,
                 )
             lease, sent = self._held.lease, self._held.sent
             lease.take()
