@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bt_lightning.layout import DOT_DIR
 
@@ -100,7 +100,15 @@ def read_uploading(root: Path) -> Uploading | None:
         said = Uploading(**json.loads((root / DOT_DIR / FILE).read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    numbers = (said.pid, said.at, said.began, said.bytes_done, said.bytes_total, said.waiting)
-    whole = all(type(number) in {int, float} for number in numbers) and type(said.pid) is int
-    texts = isinstance(said.checkpoint, str) and isinstance(said.error, str)
-    return said if whole and texts and 0 < said.pid < _MOST_PIDS else None
+    numbers: tuple[Any, ...] = (
+        said.pid,
+        said.at,
+        said.began,
+        said.bytes_done,
+        said.bytes_total,
+        said.waiting,
+    )
+    whole = all(type(number) in {int, float} for number in numbers)
+    texts: tuple[Any, ...] = (said.checkpoint, said.error)
+    whole = whole and all(isinstance(text, str) for text in texts)
+    return said if whole and 0 < int(said.pid) < _MOST_PIDS else None

@@ -25,7 +25,7 @@ class Lines(ScrollView, can_focus=False):
     COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--chosen"}
     DEFAULT_CSS = """
     Lines { height: 1fr; }
-    Lines > .lines--chosen { background: $accent 40%; text-style: bold; }
+    Lines > .lines--chosen { background: $primary 70%; color: $text; text-style: bold; }
     """
     chosen: reactive[int] = reactive(0)
 
