@@ -11,7 +11,7 @@ import click
 
 from bt_lightning import __version__
 from bt_lightning.cli.checkpoints import checkpoints
-from bt_lightning.cli.health import doctor, status
+from bt_lightning.cli.health import doctor, report, status
 from bt_lightning.cli.jobs import jobs, projects
 from bt_lightning.cli.keeping import delete, protect, unprotect
 from bt_lightning.cli.moving import copy, download, export
@@ -105,6 +105,7 @@ def trace(directory: str | None, output: str) -> None:
 
 main.add_command(status)
 main.add_command(doctor)
+main.add_command(report)
 for command in (download, copy, export, protect, unprotect, delete):
     checkpoints.add_command(command)
 for group in (checkpoints, jobs, projects):

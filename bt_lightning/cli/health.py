@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bt_lightning.cli.options import directory_option, store_option
+from bt_lightning.cli.options import directory_option, shelf_of, store_option, target_options
 
 if TYPE_CHECKING:
     from bt_lightning.manage.doctor import Finding
+    from bt_lightning.manage.locate import Target
     from bt_lightning.manage.status import Status
 
 _text_or_json = click.option(
@@ -77,6 +80,35 @@ def doctor(directory: str | None, store: str | None, output_format: str) -> None
         click.echo("All that a save needs works.")
     if failed:
         sys.exit(1)
+
+
+@click.command()
+@target_options
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="File to write.",
+)
+def report(target: Target, output: Path) -> None:
+    """Write one HTML page about a job: metrics across restarts, what saving cost, failures.
+
+    It needs nothing but itself, and prints well. What saving cost is known from --dir only.
+    """
+    from bt_lightning.cli.report import page
+    from bt_lightning.localdir.events import read_events
+    from bt_lightning.manage.locate import directory_of
+
+    shelf = shelf_of(target)
+    items = shelf.items()
+    events: list[dict[str, Any]] = []
+    if target.directory:
+        with suppress(FileNotFoundError):  # nothing was saved from there
+            events = list(read_events(directory_of(target.directory)))
+    text = page(shelf.project, shelf.job, shelf.name, items, shelf.refused, events)
+    output.write_text(text, encoding="utf-8")
+    click.echo(f"{output}: {len(items)} checkpoints, {len(events)} events")
 
 
 def screen(seen: Status) -> str:
