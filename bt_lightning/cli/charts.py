@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 720, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 34
+_MOST = 1e300
+"""Beyond it a range overflows; NaN is not within it either."""
 _STEPS = (1, 2, 2.5, 5, 10)
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2")
 
@@ -50,7 +52,7 @@ def chart(
     Returns an empty text if there is nothing to draw.
     """
     finite = [
-        Series(one.name, [(x, y) for x, y in one.points if math.isfinite(x) and math.isfinite(y)])
+        Series(one.name, [(x, y) for x, y in one.points if abs(x) <= _MOST and abs(y) <= _MOST])
         for one in series
     ]
     xs = [x for one in finite for x, _ in one.points]
