@@ -107,7 +107,7 @@ class ReadOnlyError(CheckpointError, PermissionError):
 
 
 class CheckpointProtectedError(CheckpointError, PermissionError):
-    """Somebody protected the checkpoint: it cannot be deleted."""
+    """Raised when a checkpoint that somebody protected is to be deleted."""
 
     exit_code = 30
 
