@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from bt_lightning.cli.options import (
-    directory_option,
     format_option,
     one_of,
     say_refused,
     shelf_of,
-    store_option,
     target_options,
 )
 
@@ -119,19 +117,27 @@ def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> Non
 
 
 @checkpoints.command()
-@click.argument("paths", nargs=-1)
-@directory_option
-@store_option
-def verify(paths: tuple[str, ...], directory: str | None, store: str | None) -> None:
+@click.argument("checkpoints", nargs=-1)
+@target_options
+@click.option("--quick", is_flag=True, help="Manifests and sizes only; reads no data.")
+@click.option("--deep", is_flag=True, help="The headers of files of tensors too.")
+@format_option
+def verify(
+    checkpoints: tuple[str, ...], target: Target, quick: bool, deep: bool, output_format: str
+) -> None:
     """Read every byte of checkpoints and compare it with their manifests.
 
-    PATHS are directories, or bt://project[@job][/checkpoint] of the store. Without any, verifies
-    all that is committed under --dir. Exits with 12 if any is damaged.
+    CHECKPOINTS are ids, paths of directories, or bt://project[@job][/checkpoint] of the store.
+    Without any, verifies all of --dir, or of the job in the store. Exits with 12 if any is damaged.
     """
     from bt_lightning.cli.verifying import verify_all
-    from bt_lightning.manage.locate import Target, directory_named
+    from bt_lightning.manage.verify import BYTES, DEEP, QUICK
 
-    if not verify_all(paths or directory_named(Target(directory=directory)), store):
+    if quick and deep:
+        msg = "--quick and --deep exclude each other"
+        raise click.UsageError(msg)
+    depth = QUICK if quick else DEEP if deep else BYTES
+    if not verify_all(target, checkpoints, depth, output_format):
         sys.exit(_DAMAGED)
 
 

@@ -2,53 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.localdir.committed import list_committed, verify
+from bt_lightning.cli.options import shelf_of, some_of
+from bt_lightning.cli.output import as_csv, as_json
+from bt_lightning.cli.progress import progress
+from bt_lightning.cli.text import printable
+from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.layout import MANIFEST
+from bt_lightning.manage.shelf import DirectoryShelf, find
+from bt_lightning.manage.verify import QUICK, Verdict, verify_items
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
-    from bt_lightning.manifest import Manifest
+    from collections.abc import Sequence
+
+    from bt_lightning.manage.locate import Target
+    from bt_lightning.manage.shelf import Item, Shelf
 
 
-def verify_all(places: tuple[str, ...] | Path, store: str | None) -> bool:
-    """Verify the checkpoints at these paths and URLs, or all under a directory; False if any fails.
+def verify_all(target: Target, names: Sequence[str], depth: str, output_format: str) -> bool:
+    """Verify the named checkpoints, or all that the options name; False if any is damaged.
+
+    A name is an id, a `bt://` URL, or the path of a checkpoint's directory.
 
     Raises:
-        InvalidSettingError: a `bt://` URL is none, or there is no store for it.
+        InvalidSettingError: nothing is named, or a `bt://` URL is none.
         StoreError: the store refused: that says nothing of a checkpoint.
     """
-    good = True
-    if isinstance(places, Path):
-        found, refused = list_committed(places)
-        for item in refused:
-            good = False
-            click.secho(f"damaged  {item.reason}", fg="red")
-        places = tuple(str(checkpoint.path) for checkpoint in found)
-        if not places and good:
-            click.echo("nothing is committed there")
-    for place in places:
-        try:
-            name, manifest = _verified(place, store)
-        except (CheckpointCorruptError, CheckpointNotFoundError) as error:
-            good = False
-            click.secho(f"damaged  {error}", fg="red")
+    pairs: list[tuple[Shelf, Item]] = []
+    verdicts: list[Verdict] = []
+    if names:
+        for name in names:
+            try:
+                pairs.append(_named(target, name))
+            except CheckpointNotFoundError as error:
+                verdicts.append(Verdict(name, whole=False, says=str(error)))
+    else:
+        shelf = shelf_of(target)
+        pairs = [(shelf, item) for item in shelf.items()]
+        verdicts = [Verdict(shelf.name, whole=False, says=reason) for reason in shelf.refused]
+    total = 0 if depth == QUICK else sum(item.manifest.size for _, item in pairs)
+    with progress("verify", total) as on_bytes:
+        verdicts += verify_items(pairs, depth, on_bytes)
+    _print(verdicts, output_format)
+    return all(verdict.whole for verdict in verdicts)
+
+
+def _named(target: Target, name: str) -> tuple[Shelf, Item]:
+    path = Path(name)
+    if not is_bt(name) and (path / MANIFEST).exists():
+        shelf = DirectoryShelf(path.resolve())
+        return shelf, find(shelf, ".")
+    if not is_bt(name) and not target.store and (path.is_absolute() or not target.directory):
+        msg = f"no committed checkpoint at {path}: it has no {MANIFEST}"
+        raise CheckpointNotFoundError(msg)
+    return some_of(target, [name])[0]
+
+
+def _print(verdicts: Sequence[Verdict], output_format: str) -> None:
+    if output_format == "json":
+        damaged = sum(not verdict.whole for verdict in verdicts)
+        as_json({"damaged": damaged, "checkpoints": [asdict(verdict) for verdict in verdicts]})
+    elif output_format == "csv":
+        as_csv(("Checkpoint", "Whole", "Says"), [[v.name, v.whole, v.says] for v in verdicts])
+    elif not verdicts:
+        click.echo("nothing is committed there")
+    for verdict in verdicts if output_format == "cli-table" else ():
+        if verdict.whole:
+            click.echo(f"whole    {printable(verdict.name)}  {verdict.says}")
         else:
-            click.echo(f"whole    {name}  step {manifest.step}, {manifest.size:,} bytes")
-    return good
-
-
-def _verified(place: str, store: str | None) -> tuple[str, Manifest]:
-    if not is_bt(place):
-        return place, verify(Path(place))
-    from bt_lightning.store.checked import verify_stored
-    from bt_lightning.store.tree import find_checkpoint, open_bt_store
-
-    opened = open_bt_store(store, None)
-    found = find_checkpoint(opened, place)
-    verify_stored(opened, found.place.base, found.manifest.files)
-    return f"{place} ({found.place.job}/{found.place.folder})", found.manifest
+            click.secho(f"damaged  {printable(verdict.says)}", fg="red")

@@ -75,29 +75,6 @@ def save_file(store: Store, base: str, entry: FileEntry, target: Path) -> None:
         os.close(descriptor)
 
 
-def verify_stored(store: Store, base: str, entries: tuple[FileEntry, ...]) -> None:
-    """Read every byte of these files and compare it with the digests; keeps nothing.
-
-    Raises:
-        CheckpointCorruptError, CheckpointNotFoundError, StoreError: as `read_range`.
-    """
-    for entry in entries:
-        size = store.size(f"{base}/{entry.path}")
-        if size != entry.size:
-            there = "is missing" if size is None else f"has {size} bytes"
-            msg = (
-                f"the checkpoint {store.name}/{base} is damaged: {entry.path} {there}, its manifest"
-                f" says {entry.size}"
-            )
-            raise CheckpointCorruptError(msg)
-
-        def check(offset: int, entry: FileEntry = entry) -> None:
-            piece = memoryview(bytearray(min(PIECE_BYTES, entry.size - offset)))
-            _read_blocks(store, base, entry, offset, piece)
-
-        _each_piece(check, 0, entry.size)
-
-
 def _each_piece(act: Callable[[int], None], first: int, last: int) -> None:
     """Call `act` with the offset of each piece, several at a time; raise what the first one did."""
     offsets = range(first, last, PIECE_BYTES)

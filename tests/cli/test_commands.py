@@ -190,14 +190,14 @@ def test_verify_takes_bt_urls_and_sees_a_changed_byte(store):
     env = {"BT_STORE_URL": str(store)}
     done = run("checkpoints", "verify", "bt://demo", "bt://demo@job1/checkpoint-3", **env)
     assert done.returncode == 0, done.stderr
-    assert "whole    bt://demo (job1/checkpoint-100)  step 100, 1,200 bytes" in done.stdout
+    assert "jobs/job1/rank-0/checkpoint-100  step 100, 1,200 bytes" in done.stdout
     file = store / job_prefix("demo", "job1", 0) / "checkpoint-3" / "trainer.json"
     data = file.read_bytes()
     file.unlink()
     file.write_bytes(b"x" + data[1:])
     done = run("checkpoints", "verify", "bt://demo", "bt://demo@job1/checkpoint-3", **env)
     assert done.returncode == 12
-    assert "whole    bt://demo (" in done.stdout
+    assert "whole    training_projects/demo/jobs/job1/" in done.stdout
     assert "checkpoint-3 is damaged: the bytes of trainer.json" in done.stdout
 
 
@@ -210,3 +210,30 @@ def test_a_bad_bt_url_ends_with_its_code_and_one_line(store, url, code):
     assert done.returncode == code
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_quick_sees_sizes_and_deep_sees_sense(tmp_path):
+    def describe(files):
+        return Manifest(
+            checkpoint_id="c",
+            generation=1,
+            step=1,
+            epoch=0,
+            created_at="2026-01-02T03:04:05+00:00",
+            files=files,
+        )
+
+    streams = {"model.safetensors": lambda: iter([b"nonsense" * 9])}
+    commit(tmp_path / "c", tmp_path, streams, describe)
+    args = ("checkpoints", "verify", "--dir", str(tmp_path))
+    assert run(*args).returncode == 0
+    assert run(*args, "--deep").returncode == 12
+    file = tmp_path / "c" / "model.safetensors"
+    file.write_bytes(b"Nonsense" * 9)
+    assert run(*args, "--quick").returncode == 0
+    done = run(*args, "-o", "json")
+    assert done.returncode == 12
+    assert json.loads(done.stdout)["damaged"] == 1
+    file.write_bytes(b"short")
+    assert run(*args, "--quick").returncode == 12
+    assert run(*args, "--quick", "--deep").returncode == 2

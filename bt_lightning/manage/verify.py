@@ -1,0 +1,73 @@
+"""Whether checkpoints are what was saved, wherever they lie; several are looked at at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.manage.contents import has_tensors, tensors_of
+from bt_lightning.manage.reading import opened
+from bt_lightning.store.place import read_verified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bt_lightning.manage.shelf import Item, Shelf
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.place import Place
+
+_THREADS = 4
+QUICK, BYTES, DEEP = "quick", "bytes", "deep"
+"""Manifests and sizes; every byte too; the headers of tensor files, and their sense, as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a look at one checkpoint came to."""
+
+    name: str
+    whole: bool
+    says: str
+    """What is wrong, or its step and size."""
+
+
+def verify_items(
+    pairs: Sequence[tuple[Shelf, Item]], depth: str, on_bytes: Callable[[int], None]
+) -> Iterator[Verdict]:
+    """A verdict for each, in their order. Nothing is kept, nothing of them is run.
+
+    Raises:
+        StoreError: a store refused; that says nothing of a checkpoint.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(lambda pair: _verdict(pair[0], pair[1], depth, on_bytes), pairs)
+
+
+def _verdict(shelf: Shelf, item: Item, depth: str, on_bytes: Callable[[int], None]) -> Verdict:
+    manifest = item.manifest
+    try:
+        with opened(shelf, item) as place:
+            if place.manifest.digest != manifest.digest:
+                says = f"{item.name} was replaced while it was read: verify again"
+                return Verdict(item.where, whole=False, says=says)
+            for entry in manifest.files:
+                place.check(entry)
+                if depth != QUICK:
+                    _read(place, entry, on_bytes)
+        if depth == DEEP:
+            for entry in manifest.files:
+                if has_tensors(entry.path):
+                    tensors_of(shelf, item, entry)
+    except (CheckpointCorruptError, CheckpointNotFoundError) as error:
+        return Verdict(item.where, whole=False, says=str(error))
+    return Verdict(item.where, whole=True, says=f"step {manifest.step}, {manifest.size:,} bytes")
+
+
+def _read(place: Place, entry: FileEntry, on_bytes: Callable[[int], None]) -> None:
+    piece = memoryview(bytearray(min(place.piece_bytes, entry.size)))
+    for offset in range(0, entry.size, max(1, place.piece_bytes)):
+        count = min(len(piece), entry.size - offset)
+        read_verified(place, entry, offset, [piece[:count]])
+        on_bytes(count)
