@@ -104,6 +104,8 @@ def committed_at(key: str) -> tuple[str, str, int, str] | None:
     if found is None:
         return None
     project, job, rank, folder = found.groups()
+    if not safe_parts(folder):
+        return None  # a bucket takes any key; no folder of ours has such a name
     return project, job, int(rank), folder
 
 

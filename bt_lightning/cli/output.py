@@ -60,7 +60,7 @@ def table(title: str, columns: Sequence[Column], rows: Sequence[object]) -> None
 
 
 def as_csv(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print CSV with a header to stdout. No cell begins a formula when a spreadsheet opens it."""
+    """Print CSV with a header to stdout. No cell acts on a terminal or begins a formula."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(titles)
     writer.writerows([_inert(cell) for cell in row] for row in rows)
@@ -81,7 +81,10 @@ def number(value: float) -> float | str:
 
 
 def _inert(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in {"=", "+", "@", "\t", "\r"} else cell
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text[:1] in {"=", "+", "@"} else text
 
 
 def _fitting(

@@ -22,6 +22,7 @@ from bt_lightning.layout import (
     MARKER,
     job_prefix,
     jobs_prefix,
+    lease_folder,
     slug,
     under,
 )
@@ -90,7 +91,8 @@ def delete_items(shelf: Shelf, items: Sequence[Item]) -> Deletion:
         assert isinstance(shelf, JoinedShelf)
         stored = [item for item in items if not shelf.only_on_disk(item)]
         _delete_stored(shelf.store_shelf, stored, done)
-        gone = {item.manifest.digest for item in items if item.name not in done.kept}
+        ours = {item.name for item in items}.difference(done.kept, done.asked)
+        gone = {item.manifest.digest for item in items if item.name in ours}
         local = Deletion()
         for item in shelf.directory_shelf.items():
             if item.manifest.digest in gone:
@@ -138,9 +140,7 @@ def delete_job(store: Store, project: str, job: str) -> Deletion:
         rank = node.removeprefix("rank-")
         if node.startswith("rank-") and rank.isascii() and rank.isdigit():
             _delete_node(store, job_prefix(project, job, int(rank)), slug(job), done)
-    kept = [f"{prefix}/{name.partition('/')[2]}/" for name in done.kept]
-    rest = [info.key for info in store.list(prefix)]
-    store.delete([key for key in rest if not key.startswith(tuple(kept))])
+    store.delete([key for key in keys if not key.startswith(f"{prefix}/rank-")])
     return done
 
 
@@ -155,9 +155,13 @@ def _delete_node(store: Store, prefix: str, job: str, done: Deletion) -> None:
     try:
         with holding(store, prefix):
             node = prefix.rpartition("/")[2]
+            kept = [f"{lease_folder(prefix)}/"]  # goes last, with the lease itself
             for folder in sorted(look(store, prefix).committed):
                 gone = unpublish(store, prefix, folder)
                 (done.deleted if gone else done.kept).append(f"{job}/{node}/{folder}")
+                kept += [] if gone else [f"{prefix}/{folder}/"]
+            keys = [info.key for info in store.list(prefix)]
+            store.delete([key for key in keys if not key.startswith(tuple(kept))])
     except LeaseHeldError as error:
         msg = f"{error}. Stop the job before deleting it"
         raise LeaseHeldError(msg) from error

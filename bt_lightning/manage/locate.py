@@ -79,7 +79,6 @@ def open_shelf(target: Target, notice: Callable[[str], None]) -> Shelf:
     if target.url and not is_bt(target.url):
         return DirectoryShelf(directory_of(target.url))
     settings = Settings.from_environ(os.environ)
-    cache = user_cache(os.environ)
     if target.url:
         uri = parse(target.url)
         store = open_bt_store(target.store, None)
@@ -90,12 +89,17 @@ def open_shelf(target: Target, notice: Callable[[str], None]) -> Shelf:
             return DirectoryShelf(directory_of(target.directory))
         msg = "name a directory with --dir (or BT_CHECKPOINT_DIR), or a store with --store"
         raise InvalidSettingError(msg)
-    store = open_bt_store(target.store, None)
+    return _stored(target, settings, notice)
+
+
+def _stored(target: Target, settings: Settings, notice: Callable[[str], None]) -> Shelf:
+    store, cache = open_bt_store(target.store, None), user_cache(os.environ)
     if target.job is None and target.directory:
-        root = directory_of(target.directory)
+        root = Path(target.directory).expanduser().resolve()
         own = Job.named(settings, str(root))
-        project = target.project or own.project
-        return JoinedShelf(StoreShelf(store, project, own.job, cache), DirectoryShelf(root))
+        stored = StoreShelf(store, target.project or own.project, own.job, cache)
+        lost = not root.is_dir()  # another machine, or one that lost its disk
+        return stored if lost else JoinedShelf(stored, DirectoryShelf(root))
     within, named = target.project or settings.project, target.job or settings.job
     if within and named:
         return StoreShelf(store, within, named, cache)

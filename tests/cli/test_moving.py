@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from bt_lightning.layout import MANIFEST, job_prefix
+from bt_lightning.layout import MANIFEST, committed_at, job_prefix
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.durable import partials
@@ -159,3 +159,9 @@ def test_export_as_ckpt_is_what_torch_loads(cli, tmp_path):
     assert torch.equal(loaded["state_dict"]["w"], state["state_dict"]["w"])
     assert torch.equal(loaded["optimizer_states"][0]["state"][0]["m"], torch.ones(4))
     assert loaded["global_step"] == 9
+
+
+@pytest.mark.parametrize("part", ["../../up", "a/../../../up", "a//b", "./c", "/etc", "\x1b[31m"])
+def test_a_key_that_climbs_out_of_its_folder_is_nobodys_checkpoint(part):
+    """A bucket takes any key; a download of this one would land beside its target."""
+    assert committed_at(f"{job_prefix('p', 'j', 0)}/{part}/{MANIFEST}") is None

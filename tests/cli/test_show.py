@@ -116,6 +116,7 @@ def test_escape_sequences_in_names_of_files_tensors_and_reasons_stay_out_of_the_
     evil = "\x1b[31mred\x07\u202e"
     make(tmp_path, "c", 1, files={"m.safetensors": save({evil: torch.ones(1)})})
     protect(tmp_path / "c", Protection(by=evil, why=evil))
-    for args in (("show", "c", "--tensors"), ("show", "c"), ("files", "c"), ("list",)):
+    csv = ("show", "c", "-o", "csv")
+    for args in (("show", "c", "--tensors"), ("show", "c"), ("files", "c"), ("list",), csv):
         said = cli("checkpoints", *args, "--dir", tmp_path).output
         assert not {"\x1b", "\x07", "\u202e"}.intersection(said)
