@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         as_json = _wants_json(sys.argv[1:])
+        if os.environ.get("NO_COLOR"):
+            ctx.color = False
         try:
             return super().invoke(ctx)
         except CheckpointError as error:
@@ -39,7 +42,7 @@ class _Group(click.Group):
                 raise
             _say("UsageError", error.format_message(), error.exit_code, as_json=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             sys.exit(_INTERRUPTED)
 
