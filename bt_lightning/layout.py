@@ -52,8 +52,7 @@ def check_checkpoint_id(checkpoint_id: str) -> str:
     Raises:
         InvalidSettingError: the id is empty, absolute, has `..`, a dot part or control characters.
     """
-    hidden = any(part.startswith(".") for part in checkpoint_id.split("/"))
-    if hidden or not safe_parts(checkpoint_id):
+    if hidden(checkpoint_id) or not safe_parts(checkpoint_id):
         msg = (
             f"checkpoint id {checkpoint_id!r} cannot be used: expected a relative path such as"
             " 'checkpoint-20' or 'a/checkpoint-7', without '..', dot folders or control characters"
@@ -104,8 +103,8 @@ def committed_at(key: str) -> tuple[str, str, int, str] | None:
     if found is None:
         return None
     project, job, rank, folder = found.groups()
-    if not safe_parts(folder):
-        return None  # a bucket takes any key; no folder of ours has such a name
+    if not safe_parts(folder) or hidden(folder):
+        return None  # a bucket takes any key; no folder of a checkpoint has such a name
     return project, job, int(rank), folder
 
 
@@ -117,6 +116,16 @@ def store_folder(checkpoint_id: str, number: int) -> str:
 def lease_folder(prefix: str) -> str:
     """Folder of the leases of what is below `prefix` in a store."""
     return under(prefix, f"{DOT_DIR}-lease")
+
+
+def hidden(folder: str) -> bool:
+    """Whether a part of a folder's name begins with a dot: no checkpoint's does."""
+    return any(part.startswith(".") for part in folder.split("/"))
+
+
+def trash_folder(prefix: str) -> str:
+    """Folder of what was put aside of the job below `prefix` in a store."""
+    return under(prefix, f"{DOT_DIR}-trash")
 
 
 def removals_folder(prefix: str) -> str:

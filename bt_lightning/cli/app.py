@@ -17,6 +17,7 @@ from bt_lightning.cli.jobs import jobs, projects
 from bt_lightning.cli.keeping import delete, protect, unprotect
 from bt_lightning.cli.moving import copy, download, export
 from bt_lightning.cli.options import directory_option
+from bt_lightning.cli.trashing import trash
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def trace(directory: str | None, output: str) -> None:
 main.add_command(status)
 main.add_command(doctor)
 main.add_command(report)
-for command in (download, copy, export, protect, unprotect, delete):
+for command in (download, copy, export, protect, unprotect, delete, trash):
     checkpoints.add_command(command)
 for group in (checkpoints, jobs, projects):
     main.add_command(group)

@@ -72,6 +72,12 @@ def unprotect(checkpoints: tuple[str, ...], target: Target) -> None:
     show_default=True,
     help="Which value of a metric is best.",
 )
+@click.option(
+    "--trash",
+    type=click.IntRange(1),
+    metavar="DAYS",
+    help="Put them aside for so long; `trash restore` brings them back.",
+)
 @dry_run_option
 @yes_option
 @format_option
@@ -81,6 +87,7 @@ def delete(
     keep_last: int | None,
     keep_best: tuple[str, ...],
     mode: str,
+    trash: int | None,
     dry_run: bool,
     yes: bool,
     output_format: str,
@@ -92,6 +99,7 @@ def delete(
     """
     from bt_lightning.cli.text import printable
     from bt_lightning.manage.delete import delete_items, finish_deletions, kept_by_rule
+    from bt_lightning.manage.trash import trash_items
     from bt_lightning.uri import is_bt
 
     rule = keep_last is not None or bool(keep_best)
@@ -126,7 +134,10 @@ def delete(
         return
     size = sum(item.manifest.size for item in items if not item.protected)
     ask(f"{len(names) - len(protected)} checkpoints of {shelf.name}", "yes", size, names, yes=yes)
-    report_of(delete_items(shelf, items), output_format)
+    if trash is None:
+        report_of(delete_items(shelf, items), output_format)
+    else:
+        report_of(trash_items(shelf, items, trash), output_format)
 
 
 def ask(what: str, word: str, size: int, names: Sequence[str], *, yes: bool) -> None:

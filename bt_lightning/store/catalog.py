@@ -13,7 +13,15 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     DirectoryFullError,
 )
-from bt_lightning.layout import MANIFEST, MARKER, PROTECTION, generation_of, part_name, under
+from bt_lightning.layout import (
+    MANIFEST,
+    MARKER,
+    PROTECTION,
+    generation_of,
+    hidden,
+    part_name,
+    under,
+)
 from bt_lightning.localdir.durable import discard, tidy
 from bt_lightning.localdir.files import sync_directory, write_out
 from bt_lightning.localdir.partial import partial, publish_partial
@@ -54,6 +62,8 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
     found, unfinished, protected = {}, set(), set()
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
+        if hidden(folder):
+            continue  # what was put aside is nobody's
         if name in {MARKER, part_name(MARKER)}:
             unfinished.add(folder)
         elif name == PROTECTION:

@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -15,6 +16,7 @@ from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION, job_pref
 from bt_lightning.localdir.committed import list_committed, verify
 from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
 from bt_lightning.manage.shelf import StoreShelf
+from bt_lightning.manage.trash import restore, trash_items, trashed
 from bt_lightning.protection import Protection
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.lease import Lease
@@ -303,3 +305,70 @@ def test_a_project_with_a_running_job_keeps_that_job_and_says_so(cli, store):
         lease.release()
     assert len(left(cli, store)) == 4
     assert left(cli, store, "k") == []
+
+
+@pytest.mark.parametrize("where", ["store", "disk"])
+def test_the_trash_keeps_what_was_deleted_for_its_days(cli, store, tmp_path, monkeypatch, where):
+    place = at(store) if where == "store" else ("--dir", tmp_path / "source")
+    cli("checkpoints", "protect", "c-3", *place)
+    done = cli("checkpoints", "delete", "c-2", "c-3", *place, "--trash", "7", "--yes", "-ojson")
+    assert json.loads(done.stdout)["deleted"] == ["c-2"]
+    assert json.loads(done.stdout)["kept_checkpoints"] == ["c-3"]
+    listed = json.loads(cli("checkpoints", "list", *place, "-ojson").stdout)["checkpoints"]
+    assert [row["checkpoint_id"] for row in listed] == ["c-1", "c-3", "c-4"]
+    rows = json.loads(cli("checkpoints", "trash", "list", *place, "-ojson").stdout)["trash"]
+    assert [row["checkpoint_id"] for row in rows] == ["c-2"]
+    cli("checkpoints", "trash", "restore", "c-2", *place)
+    cli("checkpoints", "verify", "c-2", *at(store))
+    assert "is empty" in cli("checkpoints", "trash", "list", *place).stdout
+    cli("checkpoints", "trash", "restore", "c-2", *place, code=10)
+    cli("checkpoints", "delete", "c-2", *place, "--trash", "1", "--yes")
+    cli("checkpoints", "trash", "empty", *place, code=2)  # nobody can be asked
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 25 * 3600)
+    assert "is empty" in cli("checkpoints", "trash", "list", *place).stdout
+    cli("checkpoints", "delete", "c-1", *place, "--trash", "1", "--yes")
+    assert "c-1: deleted" in cli("checkpoints", "trash", "empty", *place, "--yes").stdout
+    assert not [info.key for info in store.list(PREFIX) if "trash" in info.key]
+
+
+def test_a_worker_takes_no_notice_of_the_trash(cli, store, tmp_path):
+    cli("checkpoints", "delete", "c-4", *at(store), "--trash", "7", "--yes")
+    duties = Duties(tmp_path / "source", store, PREFIX, ())
+    duties.delete_stored()
+    duties.delete_local()
+    assert duties.publish_next() is None
+    duties.leave()
+    rows = json.loads(cli("checkpoints", "trash", "list", *at(store), "-ojson").stdout)["trash"]
+    assert [row["checkpoint_id"] for row in rows] == ["c-4"]
+    assert left(cli, store) == ["c-1", "c-2", "c-3"]
+    cli("jobs", "delete", "j", "--store", store.name, "--yes")
+    assert not list(store.list(jobs_prefix("p", "j")))
+
+
+def test_a_move_to_the_trash_killed_at_any_request_loses_nothing(tmp_path, make, monkeypatch):
+    monkeypatch.setattr("bt_lightning.manage.transfer.Lease.release", lambda _: None)
+    monkeypatch.setattr("bt_lightning.store.lease.Holder.gone", property(lambda _: True))
+    monkeypatch.setattr("bt_lightning.manage.transfer.Lease._beat", lambda *_: None)
+    for last in itertools.count():
+        store = LocalStore(tmp_path / str(last))
+        for step in (1, 2):
+            publish(store, PREFIX, make(tmp_path / f"s{last}", f"c-{step}", step))
+        finished = False
+        try:
+            shelf = StoreShelf(Mortal(store, last), "p", "j")
+            trash_items(shelf, [item for item in shelf.items() if item.name == "c-1"], 7)
+            finished = True
+        except Killed:
+            pass
+        whole = StoreShelf(store, "p", "j")
+        there = {item.name for item in whole.items()}
+        aside = {one.name for one in trashed(whole)}
+        assert "c-2" in there
+        assert "c-1" in there | aside
+        if "c-1" not in there:
+            restore(whole, "c-1")
+        assert verify(tmp_path / str(last) / PREFIX / "c-1")
+        if finished:
+            break
+    assert last > 10
