@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or no child could be interrupted
 _OURS = ("BT_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
 
 
