@@ -94,10 +94,12 @@ def delete(
 ) -> None:
     """Delete checkpoints: those that are named, or all but those that --keep-... keeps.
 
-    Protected ones stay. What belongs to a job that is running is deleted by its own worker with its
-    next save. With --store and --dir both, goes from both.
+    Protected ones stay; was one of them named, the exit code is 30. What belongs to a job that is
+    running is deleted by its own worker with its next save. With --store and --dir both, goes from
+    both.
     """
     from bt_lightning.cli.text import printable
+    from bt_lightning.errors import CheckpointProtectedError
     from bt_lightning.manage.delete import delete_items, finish_deletions, kept_by_rule
     from bt_lightning.manage.trash import trash_items
     from bt_lightning.uri import is_bt
@@ -134,10 +136,10 @@ def delete(
         return
     size = sum(item.manifest.size for item in items if not item.protected)
     ask(f"{len(names) - len(protected)} checkpoints of {shelf.name}", "yes", size, names, yes=yes)
-    if trash is None:
-        report_of(delete_items(shelf, items), output_format)
-    else:
-        report_of(trash_items(shelf, items, trash), output_format)
+    done = delete_items(shelf, items) if trash is None else trash_items(shelf, items, trash)
+    report_of(done, output_format)
+    if done.kept and not rule:  # named, and still there: a script must see that
+        sys.exit(CheckpointProtectedError.exit_code)
 
 
 def ask(what: str, word: str, size: int, names: Sequence[str], *, yes: bool) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.place import Place
 
 _ZIPS = (".ckpt", ".pt", ".pth", ".bin")
+_ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 _LARGEST_PICKLE = 20_000_000
 
 
@@ -52,6 +53,16 @@ def tensors_of(shelf: Shelf, item: Item, entry: FileEntry) -> Header:
         msg = f"{where} has {entry.size} bytes; metadata of at most {_LARGEST_PICKLE} are read"
         raise CheckpointCorruptError(msg)
     return parse_pickle(read_file(shelf, item, entry), where)
+
+
+def is_of_others(shelf: Shelf, item: Item, entry: FileEntry) -> bool:
+    """Whether a file is named like torch's, yet none: a raw `.bin`, or torch's before 1.6."""
+    if not entry.path.endswith(_ZIPS):
+        return False
+    with opened(shelf, item) as place:
+        place.check(entry)
+        start = _read(place, entry, 0, min(len(_ZIP_START), entry.size))
+    return start != _ZIP_START and (entry.path.endswith(".bin") or start[:1] == _PICKLE_START)
 
 
 def same_bytes(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.manage.contents import has_tensors, tensors_of
+from bt_lightning.manage.contents import has_tensors, is_of_others, tensors_of
 from bt_lightning.manage.reading import opened
 from bt_lightning.store.place import read_verified
 
@@ -58,7 +58,7 @@ def _verdict(shelf: Shelf, item: Item, depth: str, on_bytes: Callable[[int], Non
                     _read(place, entry, on_bytes)
         if depth == DEEP:
             for entry in manifest.files:
-                if has_tensors(entry.path):
+                if has_tensors(entry.path) and not is_of_others(shelf, item, entry):
                     tensors_of(shelf, item, entry)
     except (CheckpointCorruptError, CheckpointNotFoundError) as error:
         return Verdict(item.where, whole=False, says=str(error))

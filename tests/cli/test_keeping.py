@@ -54,7 +54,7 @@ def test_protect_says_who_and_why_and_keeps_from_deletion(cli, store):
     cli("checkpoints", "protect", "c-1", "c-3", *at(store), "--why", "paper", "--by", "ada")
     said = json.loads(cli("checkpoints", "show", "c-1", *at(store), "-ojson").stdout)
     assert (said["protection"]["by"], said["protection"]["why"]) == ("ada", "paper")
-    done = cli("checkpoints", "delete", "c-1", "c-2", *at(store), "--yes", "-ojson")
+    done = cli("checkpoints", "delete", "c-1", "c-2", *at(store), "--yes", "-ojson", code=30)
     assert json.loads(done.stdout) == {
         "deleted": ["c-2"],
         "asked": [],
@@ -181,7 +181,7 @@ def test_delete_from_a_directory_and_from_both(cli, store, tmp_path, make):
         made = make(root, f"d-{step}", step)
     publish(store, Job.named(Settings(), str(root)).prefix, made)
     cli("checkpoints", "protect", "d-1", "--dir", root)
-    cli("checkpoints", "delete", "d-1", "--dir", root, "--yes")
+    cli("checkpoints", "delete", "d-1", "--dir", root, "--yes", code=30)
     assert (root / "d-1" / MANIFEST).exists()
     cli("checkpoints", "delete", "d-2", "--dir", root, "--store", store.name, "--yes")
     assert [path.name for path in root.iterdir() if not path.name.startswith(".")] == ["d-1"]
