@@ -311,7 +311,8 @@ def test_a_project_with_a_running_job_keeps_that_job_and_says_so(cli, store):
 def test_the_trash_keeps_what_was_deleted_for_its_days(cli, store, tmp_path, monkeypatch, where):
     place = at(store) if where == "store" else ("--dir", tmp_path / "source")
     cli("checkpoints", "protect", "c-3", *place)
-    done = cli("checkpoints", "delete", "c-2", "c-3", *place, "--trash", "7", "--yes", "-ojson")
+    words = ("c-2", "c-3", *place, "--trash", "7", "--yes", "-ojson")
+    done = cli("checkpoints", "delete", *words, code=30)
     assert json.loads(done.stdout)["deleted"] == ["c-2"]
     assert json.loads(done.stdout)["kept_checkpoints"] == ["c-3"]
     listed = json.loads(cli("checkpoints", "list", *place, "-ojson").stdout)["checkpoints"]
