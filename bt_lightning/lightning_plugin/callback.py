@@ -7,7 +7,6 @@ import warnings
 import weakref
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
@@ -18,12 +17,9 @@ from bt_lightning.lightning_plugin.adopt import adopt
 from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
 from bt_lightning.lightning_plugin.checks import (
-    at_least_one,
     checkpoint_root,
     is_of_a_save,
-    one_of,
     portable,
-    positive,
     refuse_sharded,
     refuse_twins,
     scalars,
@@ -32,15 +28,17 @@ from bt_lightning.lightning_plugin.checks import (
 from bt_lightning.lightning_plugin.exact import Exactness
 from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.namespace import Callback
+from bt_lightning.lightning_plugin.options import Options
 from bt_lightning.lightning_plugin.resume import Decision, arrange, forget
 from bt_lightning.lightning_plugin.routing import Hooks, RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.session import Resume, Session, SessionConfig, publish_late
 from bt_lightning.lightning_plugin.watch import open_saves, remove
 from bt_lightning.localdir.requests import request_removal
-from bt_lightning.settings import Job, Settings
-from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
+from bt_lightning.snapshot.record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning.pytorch import LightningModule, Trainer
 
     from bt_lightning.lightning_plugin.saves import Saves
@@ -108,27 +106,25 @@ class BTLightning(Callback):
         arena_memory: int | None = None,
     ) -> None:
         super().__init__()
-        one_of("resume", resume, ("auto", "require", "never", "weights"))
-        one_of("snapshot", snapshot, ("auto", "lazy", "eager"))
-        one_of("overlap", overlap, ("wait", "skip", "latest"))
-        at_least_one("arenas", arenas)
-        one_of("on_error", on_error, ("raise", "warn"))
-        positive("drain_timeout", drain_timeout)
-        self._settings = Settings.from_environ(os.environ)
-        self._dir = os.fspath(dir) if dir is not None else self._settings.checkpoint_dir
-        self._store = store or self._settings.store_url
-        self._load_dir = os.fspath(load_dir) if load_dir is not None else self._settings.load_dir
-        self._resume: Resume = resume
-        self._strict = strict
-        self._weights_only = weights_only
+        self._options = Options(
+            dir=dir,
+            store=store,
+            load_dir=load_dir,
+            resume=resume,
+            strict=strict,
+            weights_only=weights_only,
+            exact=exact,
+            on_error=on_error,
+            drain_timeout=drain_timeout,
+            storage_options=storage_options,
+            project=project,
+            job=job,
+            snapshot=snapshot,
+            overlap=overlap,
+            arenas=arenas,
+            arena_memory=arena_memory,
+        ).merged(os.environ)
         self._exact = Exactness() if exact else None
-        self._on_error = on_error
-        self._drain_timeout = drain_timeout
-        self._storage_options = dict(storage_options or {})
-        self._names = (project, job)
-        self._options = SnapshotOptions(
-            snapshot=snapshot, overlap=overlap, arenas=arenas, arena_memory=arena_memory
-        )
         self._config: SessionConfig | None = None
         self._session: Session | None = None
         self._routed: RoutedCheckpointIO | None = None
@@ -153,7 +149,7 @@ class BTLightning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
         refuse_sharded(trainer)
-        root = checkpoint_root(self._dir, trainer)
+        root = checkpoint_root(self._options.dir, trainer)
         adopted = adopt(trainer, root)  # at every stage: its first directory stays
         if compat.is_trial(trainer):
             return
@@ -177,7 +173,7 @@ class BTLightning(Callback):
         if again:
             decision = Decision(None, None, warm=False)  # a second fit goes on where it stands
         chosen = partial(self._chosen, trainer)
-        arrange(trainer, pl_module, decision, strict=self._strict, on_chosen=chosen)
+        arrange(trainer, pl_module, decision, strict=self._options.strict, on_chosen=chosen)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,7 +187,7 @@ class BTLightning(Callback):
             self._exact.on_fit_start(trainer)
         if self._session is not None:
             self._session.begin(frozenset(self._pinned))
-            open_saves(trainer, pl_module, self._session, self._options)
+            open_saves(trainer, pl_module, self._session, self._options.snapshots)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -274,34 +270,20 @@ class BTLightning(Callback):
 
     def _install(self, trainer: Trainer, root: Path) -> None:
         hooks = Hooks(self._committed, self._removed, self._missing, self._under_way)
-        source = BtSource(self._store, self._storage_options)
+        source = BtSource(self._options.store, dict(self._options.storage_options or {}))
         self._routed = install_io(trainer, root, hooks, source)
-        self._routed.weights_only = self._weights_only
+        self._routed.weights_only = self._options.weights_only
         teach_lightning()
 
     def _open(self, root: Path) -> Decision:
         """Rank 0: open the session and decide; an error is a decision that every rank raises."""
         try:
-            self._config = self._configure(root)
+            self._config = self._options.session(root)
             self._session = Session(self._config)
             return self._session.decide()
         except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
             self._close()
             return Decision(None, None, warm=False, error=portable(error))
-
-    def _configure(self, root: Path) -> SessionConfig:
-        job = Job.named(self._settings, str(root))
-        project, name = self._names
-        return SessionConfig(
-            root=root,
-            load_dir=Path(self._load_dir).expanduser().resolve() if self._load_dir else None,
-            store_url=self._store,
-            storage_options=self._storage_options,
-            job=Job(project=project or job.project, job=name or job.job, node_rank=job.node_rank),
-            resume=self._resume,
-            weights_only=self._weights_only,
-            drain_s=self._drain_timeout.total_seconds(),
-        )
 
     def _chosen(self, trainer: Trainer, path: str | None) -> None:
         """Every rank: the run resumes from `path`, and never deletes it."""
@@ -314,7 +296,9 @@ class BTLightning(Callback):
             self._session.committed(manifest)
         elif self._config is not None:
             config, pinned = self._config, frozenset(self._pinned)
-            on_error = "warn" if self._failing else self._on_error  # its own failure is to speak
+            on_error = (
+                "warn" if self._failing else self._options.on_error
+            )  # its own failure is to speak
             self._report(lambda: publish_late(config, pinned), on_error)
 
     def _removed(self, manifest: Manifest) -> None:
@@ -339,7 +323,7 @@ class BTLightning(Callback):
         try:
             act()
         except CheckpointError as error:
-            if (on_error or self._on_error) == "raise" or is_of_a_save(error):
+            if (on_error or self._options.on_error) == "raise" or is_of_a_save(error):
                 raise
             warnings.warn(str(error), stacklevel=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,9 @@ def is_of_a_save(error: CheckpointError) -> bool:
     return isinstance(error, DirectoryUnusableError | SaveTimeoutError | TornSnapshotError)
 
 
-def checkpoint_root(chosen: str | None, trainer: Trainer) -> Path:
+def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> Path:
     """The absolute directory of the checkpoints."""
-    chosen = chosen or f"{trainer.default_root_dir}/bt_checkpoints"
+    chosen = os.fspath(chosen or f"{trainer.default_root_dir}/bt_checkpoints")
     if "://" in chosen and not chosen.startswith("file://"):
         msg = (
             f"dir is {redact(chosen)!r}, a URL: checkpoints are written to a local directory"

@@ -1,0 +1,96 @@
+"""What a user asks of `BTLightning`: checked at once, merged with the environment, made a session.
+
+An argument is a field here, named as the argument, and a line of `BTLightning.__init__`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bt_lightning.lightning_plugin.checks import at_least_one, one_of, positive
+from bt_lightning.lightning_plugin.session import Resume, SessionConfig
+from bt_lightning.settings import Job, Settings
+from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import timedelta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of `BTLightning`, which documents them.
+
+    Raises:
+        InvalidSettingError: for a value that cannot be used.
+    """
+
+    dir: str | os.PathLike[str] | None
+    store: str | None = field(repr=False)
+    load_dir: str | os.PathLike[str] | None
+    resume: Resume
+    strict: bool | None
+    weights_only: bool | None
+    exact: bool
+    on_error: Literal["raise", "warn"]
+    drain_timeout: timedelta
+    storage_options: dict[str, Any] | None = field(repr=False)
+    project: str | None
+    job: str | None
+    snapshot: Policy
+    overlap: Overlap
+    arenas: int
+    arena_memory: int | None
+    settings: Settings = field(default_factory=Settings, repr=False)
+    """What the environment says of what the user left open."""
+
+    def __post_init__(self) -> None:
+        one_of("resume", self.resume, ("auto", "require", "never", "weights"))
+        one_of("snapshot", self.snapshot, ("auto", "lazy", "eager"))
+        one_of("overlap", self.overlap, ("wait", "skip", "latest"))
+        at_least_one("arenas", self.arenas)
+        one_of("on_error", self.on_error, ("raise", "warn"))
+        positive("drain_timeout", self.drain_timeout)
+
+    def merged(self, environ: Mapping[str, str]) -> Options:
+        """These, with what the environment says wherever the user said nothing.
+
+        Raises:
+            InvalidSettingError: a variable cannot be used.
+        """
+        settings = Settings.from_environ(environ)
+        return replace(
+            self,
+            dir=os.fspath(self.dir) if self.dir is not None else settings.checkpoint_dir,
+            store=self.store or settings.store_url,
+            load_dir=os.fspath(self.load_dir) if self.load_dir is not None else settings.load_dir,
+            storage_options=dict(self.storage_options or {}),
+            settings=settings,
+        )
+
+    @property
+    def snapshots(self) -> SnapshotOptions:
+        """How saves are taken."""
+        return SnapshotOptions(
+            snapshot=self.snapshot,
+            overlap=self.overlap,
+            arenas=self.arenas,
+            arena_memory=self.arena_memory,
+        )
+
+    def session(self, root: Path) -> SessionConfig:
+        """What the session of a fit that saves to `root`, absolute, is opened with."""
+        job = Job.named(self.settings, str(root))
+        return SessionConfig(
+            root=root,
+            load_dir=Path(self.load_dir).expanduser().resolve() if self.load_dir else None,
+            store_url=self.store,
+            storage_options=dict(self.storage_options or {}),
+            job=replace(job, project=self.project or job.project, job=self.job or job.job),
+            resume=self.resume,
+            weights_only=self.weights_only,
+            drain_s=self.drain_timeout.total_seconds(),
+        )
