@@ -21,6 +21,8 @@ class WorkerConfig:
     """Key prefix of this job and node in the store."""
     drain_s: float
     """Seconds that the worker may go on after the training process is gone."""
+    standby: bool = False
+    """Publish only while no worker of a training process wants to. It commits no images."""
 
 
 # training process -> worker

@@ -177,6 +177,15 @@ class Lease:
                 self._store.delete([self._key(self._number)])
             self._number = 0
 
+    def hand_over(self) -> None:
+        """Have it no more, for another process of the same directory, which need not wait.
+
+        The lease stays in the store, so nobody else comes between; it is `before` of the next.
+        """
+        if self._number:
+            self._stop()
+            self._number = 0
+
     def _free(self, number: int, data: bytes | None, holder: Holder | None) -> bool:
         if holder is not None and (
             holder.gone or (holder.owner == self._me.owner and not self._lost)

@@ -66,6 +66,8 @@ class Tenure:
     sent: Sent
     on_bytes: Callable[[int], None] | None = None
     """Told of bytes as they are sent, by several threads."""
+    check: Callable[[], None] = lambda: None
+    """Called before each file; what it raises ends the publication, for another to go on with."""
 
 
 def publish(
@@ -154,6 +156,8 @@ def _send_files(
 ) -> None:
     sizes = _sizes(store, place) if tenure and tenure.sent.under(place) else {}
     for entry in checkpoint.manifest.files:
+        if tenure is not None:
+            tenure.check()
         key = f"{place}/{entry.path}"
         if tenure and tenure.sent.get(key) == entry.xxh3_128 and sizes.get(key) == entry.size:
             if tenure.on_bytes is not None:

@@ -51,7 +51,10 @@ class Committer:
         root: Path,
         done: Callable[[Outcome | None], None],
         offer: Callable[[Offer], None] = lambda _: None,
+        *,
+        start: bool = True,
     ) -> None:
+        """`start=False` for a worker that no training process gives images to."""
         self._root = root
         self._done = done
         self._offer = offer
@@ -63,7 +66,8 @@ class Committer:
         self._owner: int | None = None
         self._written: dict[int, tuple[Path, FileEntry]] = {}
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning commits")
-        self._thread.start()
+        if start:
+            self._thread.start()
 
     @property
     def idle(self) -> bool:

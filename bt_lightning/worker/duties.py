@@ -31,7 +31,7 @@ from bt_lightning.store.publish import Base, Tenure, publish, send_ahead, unpubl
 from bt_lightning.store.sent import Sent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
     from bt_lightning.store.port import Store
@@ -42,12 +42,19 @@ class Duties:
     """Publishing and deleting for one checkpoint directory and one part of a store."""
 
     def __init__(
-        self, root: Path, store: Store | None, prefix: str, pinned: Collection[str]
+        self,
+        root: Path,
+        store: Store | None,
+        prefix: str,
+        pinned: Collection[str],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` is called between two files; what it raises ends the unit, for others to do."""
         self._root = root
         self._store = store
         self._prefix = prefix
         self._pinned = pinned
+        self._check = check
         self._stored: dict[str, Manifest] | None = None
         self._damaged: set[str] = set()
         self._begun: dict[str, Offer | None] = {}
@@ -65,6 +72,13 @@ class Duties:
         """Let another process write to the store at once; the last thing that is done."""
         if self._held is not None:
             self._held.lease.release()
+
+    def hand_over(self) -> None:
+        """Let another process of this directory go on; what is known of the store is forgotten."""
+        if self._held is not None:
+            self._held.lease.hand_over()
+        self._held = self._stored = None
+        self._begun.clear()
 
     def send_ahead(self, offer: Offer) -> None:
         """Send what is lent of a checkpoint that is being committed.
@@ -234,6 +248,7 @@ class Duties:
                     Lease(store, self._prefix, owner_of(self._root)),
                     Sent(self._root, f"{store.name}/{self._prefix}"),
                     self._meter.add,
+                    self._check,
                 )
             lease, sent = self._held.lease, self._held.sent
             lease.take()

@@ -54,6 +54,7 @@ from bt_lightning.worker.committer import Committer, Outcome
 from bt_lightning.worker.duties import Duties
 from bt_lightning.worker.priority import lower_priority
 from bt_lightning.worker.publisher import Publisher
+from bt_lightning.worker.turn import Turn
 
 if TYPE_CHECKING:
     from bt_lightning.store.port import Store
@@ -109,7 +110,9 @@ class _Loop:
         self._deadline: threading.Timer | None = None
         signal.signal(signal.SIGTERM, lambda *_: self._end_by_deadline())  # and wakes the loop
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        self._committer = Committer(self._root, self._committed, self._offered)
+        self._committer = Committer(
+            self._root, self._committed, self._offered, start=not config.standby
+        )
 
     def run(self) -> None:
         threading.Thread(target=self._watch_trainer, daemon=True).start()
@@ -219,8 +222,12 @@ class _Loop:
                 self._answer(message)
             case Begin(pinned):
                 store = RetryingStore(LateStore(self._open)) if self._config.store_url else None
-                duties = Duties(self._root, store, self._config.prefix, pinned)
-                self._publisher = Publisher(self._root, duties, self._published)
+                standby = self._config.standby
+                turn = Turn(self._root, standby=standby)
+                duties = Duties(self._root, store, self._config.prefix, pinned, turn.check)
+                self._publisher = Publisher(
+                    self._root, duties, turn, self._published, standby=standby
+                )
             case CommitImage():
                 self._committer.put(message)
             case Withdraw(number):
@@ -307,5 +314,7 @@ class _Loop:
                 reason = "another worker holds the directory"
             elif reason is None and waiting:
                 reason = f"{redact(self._config.store_url or '')} has not answered yet"
+            if self._ends_at is None:
+                publisher.go_on()
         self._drain_by = None
         self._say(Drained(waiting=waiting, reason=reason))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
 import threading
 import time
@@ -12,22 +11,25 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError, LeaseHeldError, StoreTransientError
-from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.durable import try_lock
 from bt_lightning.localdir.events import note
 from bt_lightning.messages import Published, WorkFailed
 from bt_lightning.store.retry import backoff
+from bt_lightning.worker.turn import TurnWantedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.worker.ahead import Offer
     from bt_lightning.worker.duties import Duties
+    from bt_lightning.worker.turn import Turn
 
 log = logging.getLogger(__name__)
 
 _LOCK_S = 0.1
+_LOOK_S = 2.0
+"""How often a standby worker looks at the disk."""
 _RETRY_PERMANENT_S = 60.0
 _LEAVE_S = 2.0
 
@@ -41,7 +43,13 @@ class Publisher:
     """
 
     def __init__(
-        self, root: Path, duties: Duties, say: Callable[[Published | WorkFailed | None], None]
+        self,
+        root: Path,
+        duties: Duties,
+        turn: Turn,
+        say: Callable[[Published | WorkFailed | None], None],
+        *,
+        standby: bool = False,
     ) -> None:
         self.changed = threading.Condition()
         self.last_error: str | None = None
@@ -50,13 +58,16 @@ class Publisher:
         self._root = root
         self._duties = duties
         self._say = say
-        self._lock: int | None = None
+        self._turn = turn
+        self._standby = standby
+        self._closing = False
         self._offer: Offer | None = None
         self._sending: Offer | None = None
         self._has_work = True
         self._working = False
         self._left = False
         self._next_try = 0.0
+        self._next_look = 0.0
         self._failures = 0
         self._reported: str | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning publish")
@@ -71,7 +82,7 @@ class Publisher:
     @property
     def owns(self) -> bool:
         """Whether this worker, and no earlier run's, publishes from the directory."""
-        return self._lock is not None
+        return self._turn.held
 
     def waiting(self) -> tuple[str, ...]:
         """Ids of what is committed here and not in the store."""
@@ -98,12 +109,18 @@ class Publisher:
             self.changed.notify_all()
 
     def hurry(self) -> None:
-        """Look again at once, whatever the last try came to."""
+        """Look again at once, whatever the last try came to: no training process goes on."""
         with self.changed:
+            self._closing = True
             self._has_work = True
             self.permanent = False
             self._next_try = 0.0
             self.changed.notify_all()
+
+    def go_on(self) -> None:
+        """What `hurry` was called for is over, and a training process may come again."""
+        with self.changed:
+            self._closing = False
 
     def leave(self) -> None:
         """Delete what may go here, and let other processes publish; nothing is done after it.
@@ -113,9 +130,10 @@ class Publisher:
         with self.changed:
             self._left = True
             idle = self.changed.wait_for(lambda: not self._working, _LEAVE_S)
-            if idle and self._lock is not None:
-                with contextlib.suppress(OSError):  # the next start tries again
-                    self._duties.delete_local()
+            if idle and self._turn.held:
+                if self._may_delete:
+                    with contextlib.suppress(OSError):  # the next start tries again
+                        self._duties.delete_local()
                 self._duties.leave()
 
     def _run(self) -> None:
@@ -125,7 +143,7 @@ class Publisher:
                     self.changed.wait(patience)
                 if self._left:
                     return
-                if not self._own():
+                if not self._turn.take():
                     self.changed.wait(_LOCK_S)
                     continue
                 self._has_work = False  # a wake during the work asks for another look
@@ -140,7 +158,16 @@ class Publisher:
 
     def _patience(self) -> float | None:
         """Seconds to wait before the next unit; None without work, 0.0 for none."""
-        return max(0.0, self._next_try - time.monotonic()) if self._has_work else None
+        patience = max(0.0, self._next_try - time.monotonic()) if self._has_work else None
+        if not self._standby or patience == 0.0:
+            return patience
+        if self._turn.wanted():
+            return 0.0
+        now = time.monotonic()
+        if now >= self._next_look:  # nobody wakes it
+            self._next_look = now + _LOOK_S
+            self._has_work = True
+        return _LOCK_S if patience is None else min(patience, _LOCK_S)
 
     def _work(self) -> Published | WorkFailed | None:
         """Do one unit; return what the training process should hear of."""
@@ -149,12 +176,10 @@ class Publisher:
             self._sending = offer = self._offer
             self._offer = None
         try:
-            self._duties.delete_local()  # first: a store that is down must not fill the disk
-            if offer is not None:
-                self._duties.send_ahead(offer)
-            done = self._duties.publish_next()
-            self._duties.delete_stored()
-            self._duties.delete_begun()
+            done = self._unit(offer)
+        except TurnWantedError:
+            self._give_up()
+            return None
         except (CheckpointError, OSError) as error:
             return self._fail(error)
         for complaint in self._duties.complaints:
@@ -187,6 +212,36 @@ class Publisher:
             )
         return event
 
+    @property
+    def _may_delete(self) -> bool:
+        """A trainer may just be choosing what to resume from; its own worker is told of it."""
+        return self._closing or not self._standby
+
+    def _unit(self, offer: Offer | None) -> LocalCheckpoint | None:
+        """Publish one checkpoint, and delete what may go; return what was published."""
+        self._turn.check()
+        deletes = self._may_delete
+        if deletes:
+            self._duties.delete_local()  # first: a store that is down must not fill the disk
+        if offer is not None:
+            self._duties.send_ahead(offer)
+        done = self._duties.publish_next()
+        if deletes:
+            self._duties.delete_stored()
+        self._duties.delete_begun()
+        return done
+
+    def _give_up(self) -> None:
+        """Let the worker of a training process publish, until it is gone."""
+        self._duties.hand_over()
+        self._turn.give_up()
+        with self.changed:
+            self._failures = 0
+            self._next_try = 0.0
+            self.permanent = False
+            self.last_error = self._reported = None
+            self._has_work = True
+
     def _fail(self, error: Exception) -> WorkFailed | None:
         self._duties.forget()
         with self.changed:
@@ -210,15 +265,3 @@ class Publisher:
             error,
         )
         return None
-
-    def _own(self) -> bool:
-        """Hold the directory's only right to publish; an earlier run's worker may still drain."""
-        if self._lock is None:
-            path = self._root / DOT_DIR / "worker.lock"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            if not try_lock(descriptor):
-                os.close(descriptor)
-                return False
-            self._lock = descriptor
-        return True

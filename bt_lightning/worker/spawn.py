@@ -26,9 +26,11 @@ def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
     Raises:
         InvalidSettingError: this process may have no children.
     """
-    import torch.multiprocessing as mp
-
-    context = mp.get_context("spawn")
+    if "torch" in sys.modules:
+        from torch.multiprocessing import get_context
+    else:  # the same process without torch, which a job runner has no use for
+        from multiprocessing import get_context
+    context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
         target=run, args=(theirs, config), daemon=True, name="bt_lightning worker"

@@ -73,13 +73,14 @@ class Scene:
         files = {"model.safetensors": lambda: [b"%d" % step * 1000]}
         return commit(self.root / name, self.root, files, describe)
 
-    def worker(self, url="", drain_s=30.0, options=None, root=None) -> Worker:
+    def worker(self, url="", drain_s=30.0, options=None, root=None, **more) -> Worker:
         config = WorkerConfig(
             root=str(root or self.root),
             store_url=self.folder.as_uri() if url == "" else url,
             storage_options=options or {},
             prefix=PREFIX,
             drain_s=drain_s,
+            **more,
         )
         worker = Worker(config)
         self.workers.append(worker)

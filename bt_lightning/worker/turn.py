@@ -1,0 +1,106 @@
+"""Whose turn it is to publish from a directory: one worker's at a time, and a trainer's first.
+
+`worker.lock` is held by the worker whose turn it is, `worker.want` by those of a training process
+that wait for it. A standby worker takes its turn while nobody holds either, and gives it up when
+somebody holds the second. Both are held by flock(2): the kernel drops them with their process, so
+there is no clock, and nothing is left by a kill.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from bt_lightning.layout import DOT_DIR
+from bt_lightning.localdir.durable import lock, try_lock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TurnWantedError(Exception):
+    """Raised in a standby worker, between two steps of a unit, when a trainer's wants its turn."""
+
+
+class Turn:
+    """One worker's claim. One thread calls its methods; `held` is read by others."""
+
+    def __init__(self, root: Path, *, standby: bool) -> None:
+        self._folder = root / DOT_DIR
+        self._standby = standby
+        self._lock: int | None = None
+        self._want: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this worker, and no other, publishes from the directory."""
+        return self._lock is not None
+
+    def take(self) -> bool:
+        """Have the turn, if that is possible at once; never waits."""
+        if self._lock is not None:
+            return True
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._standby:
+            if self._others_want():
+                return False
+        elif self._want is None:
+            want = self._opened("worker.want")
+            if _locked(want, fcntl.LOCK_SH):
+                self._want = want
+            else:
+                os.close(want)  # a standby worker looks just now; the next try has it
+        mine = self._opened("worker.lock")
+        # without locks a standby worker never knows whether a trainer's publishes beside it
+        if not try_lock(mine) or (self._standby and not _knows_locks(mine)):
+            os.close(mine)
+            return False
+        self._lock = mine
+        if self._want is not None:
+            os.close(self._want)
+            self._want = None
+        return True
+
+    def wanted(self) -> bool:
+        """Whether the turn is to be given up: asked by a standby worker that has it."""
+        return self._standby and self._lock is not None and self._others_want()
+
+    def check(self) -> None:
+        """Raise `TurnWantedError` if the turn is to be given up."""
+        if self.wanted():
+            msg = "the worker of a training process wants to publish from this directory"
+            raise TurnWantedError(msg)
+
+    def give_up(self) -> None:
+        """Let another worker have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _others_want(self) -> bool:
+        want = self._opened("worker.want")
+        try:
+            return not _locked(want, fcntl.LOCK_EX)
+        finally:
+            os.close(want)
+
+    def _opened(self, name: str) -> int:
+        return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _locked(descriptor: int, operation: int) -> bool:
+    try:
+        lock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _knows_locks(descriptor: int) -> bool:
+    """Whether the file system has locks at all: `try_lock` says yes where it has none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
