@@ -10,7 +10,7 @@ nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"  # pip finds the CPU build of torch
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "tests", "oldest", "smoke"]
+nox.options.sessions = ["lint", "types", "tests", "oldest", "smoke", "truss"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = "constraints.txt"
@@ -81,9 +81,19 @@ def smoke(session: nox.Session) -> None:
     """Run what needs no torch from the built wheel, on every supported Python."""
     session.install("-q", "--no-deps", ".")
     session.install("-q", "-c", CONSTRAINTS, "click", "fsspec", "rich", "xxhash", "pytest")
+    session.install("-q", "-c", CONSTRAINTS, "typing-extensions")
     session.install("-q", "-c", CONSTRAINTS, "hypothesis", "pytest-timeout")
     session.run("bt-lightning", "--help")
     session.run("pytest", "tests/pure", *session.posargs)
+
+
+@nox.session
+def truss(session: nox.Session) -> None:
+    """Compare our definitions with those of truss, which wants an older rich than textual."""
+    session.install("-q", "--no-deps", ".")
+    session.install("-q", *nox.project.dependency_groups(PROJECT, "truss"))
+    session.run("python", "-c", "import truss_train")  # or the tests would be skipped
+    session.run("pytest", "tests/truss", "tests/pure/test_config_file.py", *session.posargs)
 
 
 @nox.session

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bt_lightning.config_file.load import load_config
     from bt_lightning.errors import (
         ArenaTooLargeError,
         CheckpointCorruptError,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         CheckpointMismatchError,
         CheckpointNotFoundError,
         CheckpointProtectedError,
+        ConfigNotFoundError,
         DirectoryFullError,
         DirectoryUnusableError,
         DrainTimeoutError,
@@ -54,6 +56,7 @@ _HOME = {
     "CheckpointMismatchError": _ERRORS,
     "CheckpointNotFoundError": _ERRORS,
     "CheckpointProtectedError": _ERRORS,
+    "ConfigNotFoundError": _ERRORS,
     "DirectoryFullError": _ERRORS,
     "DirectoryUnusableError": _ERRORS,
     "DrainTimeoutError": _ERRORS,
@@ -70,6 +73,7 @@ _HOME = {
     "UnsupportedStateError": _ERRORS,
     "UploadFailedError": _ERRORS,
     "WorkerDiedError": _ERRORS,
+    "load_config": "bt_lightning.config_file.load",
     "resume_path": f"{_PLUGIN}.path",
 }
 
@@ -84,6 +88,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "CheckpointProtectedError",
+    "ConfigNotFoundError",
     "DirectoryFullError",
     "DirectoryUnusableError",
     "DrainTimeoutError",
@@ -100,6 +105,7 @@ __all__ = [
     "UnsupportedStateError",
     "UploadFailedError",
     "WorkerDiedError",
+    "load_config",
     "resume_path",
 ]
 

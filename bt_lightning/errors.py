@@ -10,6 +10,7 @@ Exception
     ├── UnsafeLoadError (pickle.UnpicklingError)          needs code that nobody allowed to run
     ├── UnsupportedStateError (TypeError)                 a value that no file can hold
     ├── InvalidSettingError (ValueError)                  an argument or variable of no use
+    │   └── ConfigNotFoundError (FileNotFoundError)       no config file of that name
     ├── ReadOnlyError (PermissionError)                   bt:// URLs are for reading
     ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
     │   └── DirectoryFullError                            a checkpoint does not fit on its volume
@@ -94,6 +95,12 @@ class InvalidSettingError(CheckpointError, ValueError):
     """Raised when an argument or an environment variable has a value that cannot be used."""
 
     exit_code = 2
+
+
+class ConfigNotFoundError(InvalidSettingError, FileNotFoundError):
+    """Raised when the file that defines a training project is not there."""
+
+    exit_code = 32
 
 
 class ReadOnlyError(CheckpointError, PermissionError):

@@ -19,6 +19,7 @@ BUILTINS = {
     "UnsafeLoadError": pickle.UnpicklingError,
     "UnsupportedStateError": TypeError,
     "InvalidSettingError": ValueError,
+    "ConfigNotFoundError": FileNotFoundError,
     "ReadOnlyError": PermissionError,
     "CheckpointProtectedError": PermissionError,
     "DirectoryUnusableError": OSError,

@@ -11,6 +11,15 @@ from lightning.fabric import Fabric
 
 import bt_lightning
 from bt_lightning import BTCheckpointIO, BTLightning, BTModelCheckpoint
+from bt_lightning.definitions import (
+    BasetenCheckpoint,
+    CheckpointingConfig,
+    Image,
+    LoadCheckpointConfig,
+    Runtime,
+    TrainingJob,
+    as_definition,
+)
 
 
 def train(module: L.LightningModule) -> None:
@@ -40,3 +49,15 @@ def save(fabric: Fabric) -> dict[str, torch.Tensor]:
         return dict(io.load_checkpoint("checkpoint-1", map_location="cpu", weights_only=True))
     except bt_lightning.CheckpointCorruptError as error:
         raise ValueError(error.message) from error
+
+
+def steps(file: str) -> list[str]:
+    config = CheckpointingConfig(enabled=True, volume_size_gib=500)
+    earlier = BasetenCheckpoint.from_latest_checkpoint(project_name="p")
+    runtime = Runtime(
+        checkpointing_config=config,
+        load_checkpoint_config=LoadCheckpointConfig(enabled=True, checkpoints=[earlier]),
+    )
+    job = TrainingJob(image=Image(base_image="python:3.11"), runtime=runtime)
+    taken: TrainingJob = as_definition(job.model_dump(mode="json"), TrainingJob)
+    return [*bt_lightning.load_config(file).job.runtime.start_commands, repr(taken)]

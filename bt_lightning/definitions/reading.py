@@ -1,0 +1,169 @@
+"""Reads a value as what the annotation of a field says. Pure; knows no definition by name."""
+
+from __future__ import annotations
+
+import re
+import types
+from dataclasses import dataclass
+from enum import Enum
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NoReturn,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
+
+from bt_lightning.errors import InvalidSettingError
+
+TRUSS_ROOTS: Final = ("truss_train", "truss")
+"""Top-level packages of Baseten's client, whose objects are read by the names of their classes."""
+
+_WHOLE: Final = re.compile(r"[+-]?[0-9]+")
+_SCALARS: Final = {str: "text", int: "a whole number", bool: "True or False"}
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How strictly a value is read."""
+
+    serialised: bool = False
+    """Members of enums may be given by value, and every object is built and checked anew."""
+    lax: bool = False
+    """What truss converts in its older classes: `"2"` is 2, a tuple is a list."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A class that reads its own values."""
+
+    @classmethod
+    def read(cls, value: object, at: str, how: How) -> Any:
+        """Return `value` as an object of this class; `at` names the place in errors."""
+
+
+def read(hint: Any, value: object, at: str, how: How) -> Any:
+    """`value` as the type `hint`, checked by the rules that are annotated to it.
+
+    A rule is a function that takes a value of the right type and says what was expected and what
+    to do about it, or None if the value is fine.
+
+    Raises:
+        InvalidSettingError: naming `at`, what is there and what was expected.
+    """
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _ruled(hint, value, at, how)
+    if origin in {Union, types.UnionType}:
+        return _one_of(get_args(hint), value, at, how)
+    if origin is list:
+        return _listed(get_args(hint)[0], value, at, how)
+    if origin is dict:
+        return _mapped(get_args(hint)[1], value, at, how)
+    if origin is Literal:
+        return _literal(get_args(hint), value, at)
+    if hint in _SCALARS:
+        return _scalar(hint, value, at, how)
+    if issubclass(hint, Enum):
+        return _member(hint, value, at, how)
+    assert issubclass(hint, Readable)
+    return hint.read(value, at, how)
+
+
+def refuse(at: str, value: object, expected: str) -> NoReturn:
+    """Raise that `value` is of the wrong type; the value itself may be a secret, so not shown."""
+    msg = f"{at} is of type {type(value).__name__}, expected {expected}"
+    raise InvalidSettingError(msg)
+
+
+def is_of_truss(kind: type) -> bool:
+    """Whether a class comes from Baseten's client."""
+    return kind.__module__.partition(".")[0] in TRUSS_ROOTS
+
+
+def _ruled(hint: Any, value: object, at: str, how: How) -> Any:
+    plain, *rules = get_args(hint)
+    value = read(plain, value, at, how)
+    for rule in rules:
+        if complaint := rule(value):
+            msg = f"{at} is {value!r}, {complaint}"
+            raise InvalidSettingError(msg)
+    return value
+
+
+def _one_of(options: tuple[Any, ...], value: object, at: str, how: How) -> Any:
+    """Optional things, and text or a definition: no field of truss has any other union."""
+    if value is None and types.NoneType in options:
+        return None
+    kinds = [option for option in options if option is not types.NoneType]
+    if len(kinds) == 1:
+        return read(kinds[0], value, at, how)
+    text, definition = kinds
+    return read(text if isinstance(value, str) else definition, value, at, how)
+
+
+def _listed(hint: Any, value: object, at: str, how: How) -> list[Any]:
+    if not isinstance(value, list | tuple if how.lax else list):
+        refuse(at, value, "a list")
+    return [read(hint, item, f"{at}[{index}]", how) for index, item in enumerate(value)]
+
+
+def _mapped(hint: Any, value: object, at: str, how: How) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        refuse(at, value, "a mapping of names to values")
+    return {
+        read(str, key, f"a name in {at}", how): read(hint, item, f"{at}[{key!r}]", how)
+        for key, item in value.items()
+    }
+
+
+def _literal(allowed: tuple[Any, ...], value: object, at: str) -> Any:
+    if value not in allowed or not isinstance(value, str):
+        msg = f"{at} is {value!r}, expected {' or '.join(map(repr, allowed))}"
+        raise InvalidSettingError(msg)
+    return value
+
+
+def _scalar(kind: type, value: object, at: str, how: How) -> Any:
+    if kind is str and isinstance(value, str):
+        return _text(value, at)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    if kind is int and how.lax:
+        if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+            return int(value)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    refuse(at, value, _SCALARS[kind])
+
+
+def _text(value: str, at: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        msg = f"{at} holds half a character (a lone surrogate), expected text that UTF-8 can write"
+        raise InvalidSettingError(msg) from error
+    return str.__str__(value)
+
+
+def _member(kind: type[Enum], value: object, at: str, how: How) -> Enum:
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, Enum) and type(value).__name__ == kind.__name__:
+        text: object = value.value if is_of_truss(type(value)) else None
+    else:
+        text = value if how.serialised or how.lax else None
+    for member in kind:
+        if isinstance(text, str) and member.value == text:
+            return member
+    shown = repr(value) if isinstance(value, str | Enum) else f"of type {type(value).__name__}"
+    members = ", ".join(
+        f"{kind.__name__}.{member.name}" for member in kind if member.name[0] != "_"
+    )
+    msg = f"{at} is {shown}, expected one of {members}"
+    raise InvalidSettingError(msg)

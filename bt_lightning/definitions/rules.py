@@ -1,0 +1,83 @@
+"""What a value of a field has to be. Each rule says what was expected and what to do, or None."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+
+from bt_lightning.layout import safe_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_MEMORY: Final = re.compile(r"[0-9]+(\.[0-9]*)?([kMGTPE]|[KMGTPE]i|[eE][0-9]+)?")
+
+
+def at_least(least: int, advice: str) -> Callable[[int], str | None]:
+    """The rule that a number is `least` or more; `advice` says what to do about it."""
+
+    def rule(value: int) -> str | None:
+        return None if value >= least else f"expected at least {least}: {advice}"
+
+    return rule
+
+
+def _not_blank(value: str) -> str | None:
+    return None if value.strip() else "expected text: write one, or leave the field out"
+
+
+def _name(value: str) -> str | None:
+    if not value.strip() or _CONTROL.search(value):
+        return "expected a name without control characters: write it as Baseten shows it"
+    return None
+
+
+def _is_id(value: str) -> str | None:
+    if "/" in value or not safe_parts(value):
+        return (
+            "expected an id such as 'gvpql31', which is no path: take it from"
+            " `bt-lightning jobs list` or from Baseten's page of the job"
+        )
+    return None
+
+
+def _checkpoint(value: str) -> str | None:
+    if value == "." or safe_parts(value):
+        return None
+    return (
+        "expected the name of a checkpoint, a relative path such as 'checkpoint-20', without '..',"
+        " empty parts and control characters: take it from `bt-lightning checkpoints list`"
+    )
+
+
+def _path(value: str) -> str | None:
+    if not value.strip() or _CONTROL.search(value):
+        return "expected a path without control characters: write one, or leave the field out"
+    return None
+
+
+def _absolute(value: str) -> str | None:
+    if not value.startswith("/") or _CONTROL.search(value):
+        return "expected an absolute path such as '/models/base': begin it with '/'"
+    return None
+
+
+def _memory(value: str) -> str | None:
+    if _MEMORY.fullmatch(value):
+        return None
+    return "expected a number with a unit, such as '16Gi' or '512Mi': write it so"
+
+
+Text: TypeAlias = Annotated[str, _not_blank]
+"""Not empty, and not blanks only."""
+Name: TypeAlias = Annotated[str, _name]
+"""Of a project, a job or a secret: may hold blanks and `/`."""
+Id: TypeAlias = Annotated[str, _is_id]
+"""Of a job or a run: one part of a path, and none that leaves its folder."""
+CheckpointName: TypeAlias = Annotated[str, _checkpoint]
+"""The folder of a checkpoint below that of its job; `.` is the folder of the job itself."""
+FilePath: TypeAlias = Annotated[str, _path]
+AbsolutePath: TypeAlias = Annotated[str, _absolute]
+Memory: TypeAlias = Annotated[str, _memory]
+"""Bytes, as Kubernetes writes them."""

@@ -1,0 +1,24 @@
+"""Train the character GPT: what examples/config.py starts, on Baseten or anywhere."""
+
+from __future__ import annotations
+
+import lightning as L
+from char_gpt import CharGPT, PythonDocs
+from torch.utils.data import DataLoader
+
+from bt_lightning import BTLightning
+
+LENGTH = 64
+
+
+def main() -> None:
+    L.seed_everything(7)
+    docs = PythonDocs(LENGTH, size=100_000)
+    model = CharGPT(alphabet=len(docs.alphabet), length=LENGTH)
+    save = L.pytorch.callbacks.ModelCheckpoint(every_n_train_steps=50, save_top_k=-1)
+    trainer = L.Trainer(max_steps=200, callbacks=[save, BTLightning()], logger=False)
+    trainer.fit(model, DataLoader(docs, batch_size=16, shuffle=True))
+
+
+if __name__ == "__main__":
+    main()
