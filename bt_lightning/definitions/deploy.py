@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from enum import Enum
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 from typing_extensions import override
 
@@ -96,3 +96,11 @@ class DeployCheckpointsConfig(Definition):
     model_name: str | None = None
     runtime: DeployCheckpointsRuntime | None = None
     compute: Compute | None = None
+
+    @override
+    def model_dump(self, *, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
+        """The fields as plain values; the accelerator as text here, as truss writes it."""
+        plain: dict[str, Any] = super().model_dump(mode=mode)
+        if self.compute is not None and self.compute.accelerator is not None:
+            plain["compute"]["accelerator"] = self.compute.accelerator.model_dump(mode=mode)
+        return plain
