@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
 from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -38,6 +36,8 @@ class FsspecStore:
     def __init__(self, url: str, storage_options: Mapping[str, object]) -> None:
         self._secrets = secrets_of(dict(storage_options))
         self._name = redact(url, self._secrets).rstrip("/")
+        import fsspec
+
         options: dict[str, Any] = {**_defaults(url.partition("://")[0]), **storage_options}
         with translated(f"opening {self._name}", self._secrets):
             self._fs, root = fsspec.core.url_to_fs(url, **options)
@@ -177,6 +177,8 @@ def download_url(url: str, target: Path) -> None:
         CheckpointNotFoundError: there is none.
         StoreError: the store refused.
     """
+    import fsspec
+
     with translated(f"downloading {redact(url)}"):
         filesystem, path = fsspec.core.url_to_fs(url, **_defaults(url.partition("://")[0]))
         try:
@@ -223,6 +225,25 @@ def open_store(
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme in {"", "file", "local"}:
         return LocalStore(Path(url.partition("://")[2] if scheme else url).absolute())
+    options = storage_options or {}
+    if scheme in _S3:
+        from bt_lightning.store.s3.quick import quick
+
+        def opened() -> Store:
+            _check_known(scheme, url)
+            from bt_lightning.store.s3.store import S3Store  # it is built upon this module
+
+            return S3Store(url, options, journal)
+
+        return opened() if journal else quick(url, options, os.environ, opened)
+    _check_known(scheme, url)
+    store = FsspecStore(url, options)
+    return native(store, url, options, os.environ) if scheme in SCHEMES else store
+
+
+def _check_known(scheme: str, url: str) -> None:
+    import fsspec
+
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError as error:
@@ -234,10 +255,3 @@ def open_store(
     except ImportError as error:
         msg = f"the store URL {redact(url)!r} needs a package that is not installed: {error}"
         raise InvalidSettingError(msg) from error
-    options = storage_options or {}
-    if scheme in _S3:
-        from bt_lightning.store.s3.store import S3Store  # it is built upon this module
-
-        return S3Store(url, options, journal)
-    store = FsspecStore(url, options)
-    return native(store, url, options, os.environ) if scheme in SCHEMES else store

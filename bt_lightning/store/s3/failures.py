@@ -7,8 +7,6 @@ import ssl
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Final
 
-from botocore.exceptions import ClientError
-
 from bt_lightning.errors import StoreTransientError
 from bt_lightning.store.port import class_of
 
@@ -89,6 +87,8 @@ def of_exception(error: Exception) -> Failure:
     """The failure that a client's exception tells of."""
     if isinstance(error, Failure):
         return error
+    from botocore.exceptions import ClientError
+
     if isinstance(error, ClientError):
         details = error.response.get("Error", {})
         code = str(details.get("Code", ""))

@@ -51,7 +51,7 @@ class Reply:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
-    """What came, unless it went into the caller's memory; errors are cut off at 64 KiB."""
+    """What came, unless it went into the caller's memory; cut off at what may be read of it."""
     filled: int = 0
     """Bytes that went into the caller's memory."""
 
@@ -83,8 +83,12 @@ class Wire:
         body: Lent | None = None,
         into: memoryview | None = None,
         proceed: Callable[[int], None] = lambda _: None,
+        *,
+        most_bytes: int = _ERROR_BYTES,
     ) -> Reply:
         """Send one request and read its answer; a good one's body goes `into` memory.
+
+        Without such memory, and of errors, at most `most_bytes` are read.
 
         `proceed` is called with the number of bytes before they are sent; it may wait, or raise.
 
@@ -102,7 +106,7 @@ class Wire:
                 connection.sock.settimeout(self._network.read_s)
             _send(connection, signed, target, body, proceed)
             with connection.getresponse() as response:
-                reply = _read(response, into)
+                reply = _read(response, into, most_bytes)
                 kept = response.isclosed() and not response.will_close
         finally:
             if kept:
@@ -226,10 +230,10 @@ def _send_plain(connection: Connection, body: Lent, start: int, stop: int) -> No
             start += sock.send(piece)
 
 
-def _read(response: http.client.HTTPResponse, into: memoryview | None) -> Reply:
+def _read(response: http.client.HTTPResponse, into: memoryview | None, most_bytes: int) -> Reply:
     headers = {name.lower(): value for name, value in response.getheaders()}
     if into is None or response.status not in {200, 206}:
-        body = response.read(_ERROR_BYTES)
+        body = response.read(most_bytes)
         return Reply(response.status, headers, body)
     filled = 0
     while filled < len(into):

@@ -1,0 +1,132 @@
+"""What a plain request to S3 needs to know, where nobody could understand it otherwise. Pure.
+
+None means that botocore might find other credentials or another endpoint than this module, or that
+nobody can tell: then its client asks, slower and surely as the right user at the right place.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+"""Buckets that every way of addressing takes; those with dots do not fit every certificate."""
+_REGION: Final = re.compile(r"(?:af|ap|ca|eu|il|me|mx|sa|us)-[a-z]+-[0-9]")
+"""Regions of the partition `aws`; the others have endings of their own."""
+_DEFAULT_REGION: Final = "us-east-1"
+_KEYS: Final = ("key", "secret", "token")
+_CLIENT: Final = ("endpoint_url", "region_name")
+_VARIABLES: Final = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_SESSION_TOKEN": "token",
+    "AWS_DEFAULT_REGION": "region",
+    "AWS_ENDPOINT_URL": "endpoint",
+    "AWS_ENDPOINT_URL_S3": "endpoint_s3",
+}
+_HARMLESS: Final = {"AWS_EC2_METADATA_DISABLED", "AWS_PAGER", "AWS_REGION"}
+"""botocore reads the first for credentials of the machine only, the others not at all."""
+_PROFILE: Final = {
+    "aws_access_key_id": "key",
+    "aws_secret_access_key": "secret",
+    "aws_session_token": "token",
+    "region": "region",
+    "endpoint_url": "endpoint",
+}
+_NO_MATTER: Final = {"output", "cli_pager", "cli_auto_prompt", "cli_timestamp_format"}
+_ELSEWHERE: Final = ("AWS_", "FSSPEC_", "BOTO_")
+_TRUST: Final = {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A bucket, and who asks."""
+
+    url: str
+    """Of the bucket, without a `/` at its end; no secret."""
+    region: str
+    key: str = field(repr=False)
+    secret: str = field(repr=False)
+    token: str | None = field(repr=False, default=None)
+
+
+def access(
+    bucket: str,
+    options: Mapping[str, object],
+    environment: Mapping[str, str],
+    profile: Mapping[str, str],
+) -> Access | None:
+    """How to ask a bucket; None if botocore has to find out.
+
+    `options` are those of s3fs, `profile` the lines of the default profile in the user's files.
+    """
+    if not _NAME.fullmatch(bucket) or _unsure(environment):
+        return None
+    if not {*_PROFILE, *_NO_MATTER}.issuperset(profile):
+        return None
+    given = _of_options(options)
+    if given is None:
+        return None
+    said = {name: environment.get(variable, "") for variable, name in _VARIABLES.items()}
+    filed = {name: profile.get(line, "") for line, name in _PROFILE.items()}
+    keys = next((own for own in (given, said, filed) if own.get("key") or own.get("secret")), {})
+    region = given.get("region") or said["region"] or filed["region"]
+    endpoint = given.get("endpoint") or said["endpoint_s3"] or said["endpoint"] or filed["endpoint"]
+    url = _bucket_url(bucket, endpoint, region)
+    if url is None or not keys.get("key") or not keys.get("secret"):
+        return None
+    token = keys.get("token") or None
+    return Access(url, region or _DEFAULT_REGION, keys["key"], keys["secret"], token)
+
+
+def _unsure(environment: Mapping[str, str]) -> bool:
+    """Whether a variable is set that may change what botocore does."""
+    known = {*_VARIABLES, *_HARMLESS}
+    for name, value in environment.items():
+        if not value:
+            continue
+        proxy = name.lower().endswith("_proxy") and name.lower() != "no_proxy"
+        if proxy or name in _TRUST or (name.startswith(_ELSEWHERE) and name not in known):
+            return True
+    return False
+
+
+def _of_options(options: Mapping[str, object]) -> dict[str, str] | None:
+    client = options.get("client_kwargs", {})
+    if not isinstance(client, dict) or not set(_CLIENT).issuperset(client):
+        return None
+    if not {*_KEYS, "client_kwargs"}.issuperset(options):
+        return None
+    given = {name: value for name, value in options.items() if name in _KEYS}
+    given.update(endpoint=client.get("endpoint_url"), region=client.get("region_name"))
+    found = {name: value for name, value in given.items() if value is not None}
+    if not all(isinstance(value, str) for value in found.values()):
+        return None
+    return {name: str(value) for name, value in found.items()}
+
+
+def _bucket_url(bucket: str, endpoint: str, region: str) -> str | None:
+    """Where botocore finds the bucket: in the path of an endpoint that is given, else by name."""
+    if not endpoint:
+        at = "s3" if region == _DEFAULT_REGION else f"s3.{region}"
+        return f"https://{bucket}.{at}.amazonaws.com" if _REGION.fullmatch(region) else None
+    try:
+        url = urlsplit(endpoint)
+        port = url.port
+    except ValueError:
+        return None
+    plain = url.path in {"", "/"} and not url.query and not url.fragment
+    if url.scheme not in {"http", "https"} or not url.hostname or not plain:
+        return None
+    ours = {url.hostname, f"{url.hostname}:{port}"}  # in small letters, and without a user
+    usual = {"http": 80, "https": 443}[url.scheme]
+    if ":" in url.hostname or url.netloc not in ours or port == usual:
+        return None
+    if url.hostname.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        return None  # there the name of a host says more than this module knows
+    return f"{url.scheme}://{url.netloc}/{bucket}"
