@@ -8,6 +8,7 @@ an answer in another form, s3fs is asked again, and it alone from then on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -152,7 +153,7 @@ class _Bucket:
 
     def __init__(self, asked: Access) -> None:
         self._asked = asked
-        self._wire = Wire(Network(_CONNECT_S, _READ_S, _tls, {}))
+        self._wire = Wire(Network(_CONNECT_S, _READ_S, lambda: _tls(asked.trust), {}))
 
     def read(self, key: str) -> bytes | None:
         reply = self._get(key, {})
@@ -226,15 +227,16 @@ def _mac(key: bytes, text: str) -> bytes:
     return hmac.new(key, text.encode(), hashlib.sha256).digest()
 
 
-def _tls() -> ssl.SSLContext:
-    """Trust whom botocore trusts: certifi's list where that is installed."""
+def _tls(trust: str | None) -> ssl.SSLContext:
+    """Trust whom botocore trusts: that file, else certifi's where that is installed."""
     import ssl
 
-    try:
-        from certifi import where
-    except ImportError:
-        return ssl.create_default_context()
-    return ssl.create_default_context(cafile=where())
+    if trust is None:
+        with contextlib.suppress(ImportError):
+            from certifi import where
+
+            trust = where()
+    return ssl.create_default_context(cafile=trust)
 
 
 def _profile(environment: Mapping[str, str]) -> dict[str, str] | None:

@@ -40,7 +40,7 @@ _PROFILE: Final = {
 }
 _NO_MATTER: Final = {"output", "cli_pager", "cli_auto_prompt", "cli_timestamp_format"}
 _ELSEWHERE: Final = ("AWS_", "FSSPEC_", "BOTO_")
-_TRUST: Final = {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+_TRUST: Final = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,8 @@ class Access:
     key: str = field(repr=False)
     secret: str = field(repr=False)
     token: str | None = field(repr=False, default=None)
+    trust: str | None = None
+    """File of certificates that is trusted instead of the usual ones."""
 
 
 def access(
@@ -81,17 +83,18 @@ def access(
     if url is None or not keys.get("key") or not keys.get("secret"):
         return None
     token = keys.get("token") or None
-    return Access(url, region or _DEFAULT_REGION, keys["key"], keys["secret"], token)
+    trust = next((environment[name] for name in _TRUST if environment.get(name)), None)
+    return Access(url, region or _DEFAULT_REGION, keys["key"], keys["secret"], token, trust)
 
 
 def _unsure(environment: Mapping[str, str]) -> bool:
     """Whether a variable is set that may change what botocore does."""
-    known = {*_VARIABLES, *_HARMLESS}
+    known = {*_VARIABLES, *_HARMLESS, *_TRUST}
     for name, value in environment.items():
         if not value:
             continue
         proxy = name.lower().endswith("_proxy") and name.lower() != "no_proxy"
-        if proxy or name in _TRUST or (name.startswith(_ELSEWHERE) and name not in known):
+        if proxy or (name.startswith(_ELSEWHERE) and name not in known):
             return True
     return False
 

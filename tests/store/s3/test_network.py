@@ -8,7 +8,8 @@ import ssl
 
 import pytest
 
-from bt_lightning.errors import StorePermanentError
+from bt_lightning.errors import StoreError, StorePermanentError
+from bt_lightning.store.remote import open_store
 from bt_lightning.store.s3 import checksums
 from bt_lightning.store.s3.checksums import Choice
 
@@ -88,6 +89,26 @@ def test_a_certificate_of_nobody_known_is_a_permanent_error(connect, tls_proxy, 
     """As a transient one it would be tried again for ever, and never be reported."""
     with pytest.raises(StorePermanentError, match="CERTIFICATE_VERIFY_FAILED"):
         connect(tls_proxy.endpoint).send(memory(DATA), "key")
+
+
+def test_quick_listings_trust_the_same_authority_and_no_other(
+    tls_proxy, certificate, weed, monkeypatch
+):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    where = {"endpoint_url": tls_proxy.endpoint, "region_name": "us-east-1"}
+    options = {**weed.options, "client_kwargs": where}
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr("bt_lightning.store.s3.store.S3Store.__init__", None)
+        assert list(open_store("s3://bucket/tls", options).list("none")) == []
+    assert tls_proxy.seen == ["GET"]
+    for bundle in ("", str(certificate[1])):
+        monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
+        with pytest.raises(StoreError):
+            list(open_store("s3://bucket/tls", options).list("none"))
+    assert tls_proxy.seen == ["GET"]
 
 
 def test_a_proxy_of_the_environment_is_used(connect, proxied, weed, memory, monkeypatch):

@@ -115,7 +115,7 @@ def test_the_signature_is_that_of_botocore(path, query, token):
         ({}, {}, {}),
         ({}, {"AWS_ACCESS_KEY_ID": "a"}, {}),
         ({}, {**KEYS, "AWS_PROFILE": "other"}, {}),
-        ({}, {**KEYS, "AWS_CA_BUNDLE": "/x"}, {}),
+        ({}, {**KEYS, "AWS_USE_FIPS_ENDPOINT": "true"}, {}),
         ({}, {**KEYS, "https_proxy": "http://proxy"}, {}),
         ({}, {**KEYS, "FSSPEC_S3_KEY": "x"}, {}),
         ({}, KEYS, {"s3": "\naddressing_style = virtual"}),
