@@ -80,7 +80,7 @@ def list_checkpoints(
     for shelf in shelves:
         items = [find(shelf, checkpoint_name)] if checkpoint_name else shelf.items()
         say_refused(shelf)
-        found.append((shelf, sort_items(items, sort, order)))
+        found.append((shelf, sort_items(shelf, items, sort, order)))
     job_id = None if all_jobs else shelves[0].job
     if output_format == "cli-table" and not any(items for _, items in found):
         click.echo(

@@ -52,7 +52,7 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
         Target(store=store, project=project, job=job_id),
         lambda text: click.secho(text, fg="yellow", err=True),
     )
-    render([(shelf, sort_items(shelf.items(), "created", "asc"))], output_format, shelf.job)
+    render([(shelf, sort_items(shelf, shelf.items(), "created", "asc"))], output_format, shelf.job)
 
 
 @jobs.command("delete")

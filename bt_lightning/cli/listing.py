@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.cli.output import Column, as_csv, as_json, number, table
 from bt_lightning.cli.text import human_size, natural, short_time
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.manage.about import adapter_config, base_model, checkpoint_type
+from bt_lightning.manage.about import about
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from bt_lightning.manage.about import About
     from bt_lightning.manage.shelf import Item, Shelf
 
 SORTS = ("checkpoint-id", "size", "created", "type", "step")
@@ -37,19 +38,23 @@ _CSV = (
 )
 
 
-def sort_items(items: Sequence[Item], by: str, order: str) -> list[Item]:
+def sort_items(shelf: Shelf, items: Sequence[Item], by: str, order: str) -> list[Item]:
     """The items in order; those without the metric that is asked for come last, either way.
 
     Raises:
         InvalidSettingError: nothing can be sorted by that.
+        StoreError: the store refused to tell of what type they are.
     """
     keys: dict[str, Callable[[Item], Any]] = {
         "checkpoint-id": lambda item: natural(item.name),
         "size": lambda item: item.manifest.size,
         "created": lambda item: item.manifest.created_at,
-        "type": checkpoint_type,
         "step": lambda item: item.manifest.step,
     }
+    if by == "type":
+        kinds = about([(shelf, item) for item in items])
+        types = {item.where: one.kind for item, one in zip(items, kinds, strict=True)}
+        keys["type"] = lambda item: types[item.where]
     reverse = order == "desc"
     if by in keys:
         named = sorted(items, key=lambda item: natural(item.name))
@@ -64,20 +69,23 @@ def sort_items(items: Sequence[Item], by: str, order: str) -> list[Item]:
     return [item for _, item in [*with_it, *(pair for pair in values if math.isnan(pair[0]))]]
 
 
-def record(item: Item, shelf: Shelf) -> dict[str, Any]:
-    """One checkpoint as JSON has it: Baseten's keys, then ours."""
+def records(pairs: Sequence[tuple[Shelf, Item]]) -> list[dict[str, Any]]:
+    """Checkpoints as JSON has them: Baseten's keys, then ours."""
+    return [_record(item, one) for (_, item), one in zip(pairs, about(pairs), strict=True)]
+
+
+def _record(item: Item, known: About) -> dict[str, Any]:
     manifest = item.manifest
-    config = adapter_config(shelf, item)
     return {
         "job_id": item.job,
         "id": manifest.digest,
         "checkpoint_id": item.name,
-        "checkpoint_type": checkpoint_type(item),
-        "base_model": base_model(item, config),
+        "checkpoint_type": known.kind,
+        "base_model": known.base_model,
         "size_bytes": manifest.size,
         "size_human_readable": human_size(manifest.size),
         "created_at": manifest.created_at,
-        **({"lora_adapter_config": config} if config is not None else {}),
+        **({} if known.adapter is None else {"lora_adapter_config": known.adapter}),
         "project": item.project,
         "node_rank": item.node_rank,
         "step": manifest.step,
@@ -93,16 +101,15 @@ def render(
     found: Sequence[tuple[Shelf, Sequence[Item]]], output_format: str, job_id: str | None
 ) -> None:
     """Print the checkpoints of one job (`job_id`), or of several (None), to stdout."""
-    pairs = [(shelf, item) for shelf, items in found for item in items]
+    rows = records([(shelf, item) for shelf, items in found for item in items])
     if output_format == "json":
-        records = [record(item, shelf) for shelf, item in pairs]
-        as_json({"job_id": job_id, "total_checkpoints": len(records), "checkpoints": records})
+        as_json({"job_id": job_id, "total_checkpoints": len(rows), "checkpoints": rows})
     elif output_format == "csv":
-        as_csv(_CSV, [_csv_row(record(item, shelf)) for shelf, item in pairs])
+        as_csv(_CSV, [_csv_row(row) for row in rows])
     else:
         title = "Checkpoints of all jobs" if job_id is None else f"Checkpoints for job: {job_id}"
         columns = _COLUMNS if job_id is None else (_JOB, *_COLUMNS[1:])
-        table(title, columns, [record(item, shelf) for shelf, item in pairs])
+        table(title, columns, rows)
 
 
 def _csv_row(row: dict[str, Any]) -> list[object]:

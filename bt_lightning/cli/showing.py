@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bt_lightning.cli.listing import record
+from bt_lightning.cli.listing import records
 from bt_lightning.cli.output import Column, as_csv, as_json, table
 from bt_lightning.cli.text import human_size, printable
 from bt_lightning.errors import CheckpointCorruptError
@@ -28,7 +28,7 @@ def show(shelf: Shelf, item: Item, output_format: str, *, every_tensor: bool) ->
     protection = shelf.protection(item)
     if output_format == "json":
         said = {
-            **record(item, shelf),
+            **records([(shelf, item)])[0],
             "location": _location(shelf, item),
             "protection": None
             if protection is None

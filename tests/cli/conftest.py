@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint
 from bt_lightning.manifest import Manifest
 
-_GOLDEN = Path(__file__).with_name("golden")
+_HERE = Path(__file__).parent
+_GOLDEN = _HERE / "golden"
+if str(_HERE) not in sys.path:
+    sys.path.insert(0, str(_HERE))  # for `hostile`, which is no test
 
 
 @pytest.fixture

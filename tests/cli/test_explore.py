@@ -18,8 +18,9 @@ from bt_lightning.cli.explore import views
 from bt_lightning.cli.explore.app import Explorer
 from bt_lightning.cli.explore.fuzzy import best, fuzzy
 from bt_lightning.cli.explore.lines import Lines
+from bt_lightning.cli.explore.lists import PageScreen
 from bt_lightning.cli.explore.reading import text_lines
-from bt_lightning.cli.explore.screens import FilesScreen, LinesScreen, PageScreen, PickScreen
+from bt_lightning.cli.explore.screens import FilesScreen, LinesScreen, PickScreen
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.manage.shelf import DirectoryShelf
 

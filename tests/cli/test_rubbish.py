@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hostile import arguments, manifests, pickles, safetensors, values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.cli.app import main
+from bt_lightning.cli.explore.reading import file_lines
+from bt_lightning.cli.explore.views import facts, labels, trend
 from bt_lightning.errors import CheckpointError
 from bt_lightning.layout import MANIFEST, job_prefix
+from bt_lightning.manage.about import about
+from bt_lightning.manage.shelf import DirectoryShelf, StoreShelf
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.publish import publish
 
-SETTINGS = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+HOSTILE = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+FEW = settings(HOSTILE, max_examples=100)
 CODES = {0, 1, 2, *(kind.exit_code for kind in CheckpointError.__subclasses__()), 13, 21, 22, 27}
 PREFIX = job_prefix("p", "j", 0)
-hostile = st.sampled_from(
-    [
-        "..", "../x", "/etc/passwd", "a/../../b", "\x1b]0;x\x07", "\u202e", "\udcff", "%2e%2e",
-        "bt://", "bt://p@", "bt://p@j/", "bt://p@j/../..", "bt://p/c-1/../../x", "BT://P", "s3://",
-        "file://", "nope://x", "c-1@1", "c-1@9999999999999999999", "rank-0/c-1", "rank-x/c-1", ".",
-        "latest", "~", "$HOME", "*", "**", "[", "c-1\n", " ", "-" * 300, "x" * 5000, "💥",
-    ]
-)  # fmt: skip
-
-
-def can_be_an_argument(word):
-    """Whether the system can hand it to a program: bytes, none of them 0."""
-    try:
-        return b"\0" not in os.fsencode(word)
-    except UnicodeEncodeError:
-        return False
-
-
-words = hostile | st.text(max_size=20) | st.binary(max_size=20).map(os.fsdecode)
-words = words.filter(can_be_an_argument)
 COMMANDS = [
     ("checkpoints", "list", "--checkpoint-name"),
     ("checkpoints", "list", "--sort"),
+    ("checkpoints", "list", "--project"),
+    ("checkpoints", "list", "--job-id"),
     ("checkpoints", "list", "--non-interactive"),
     ("checkpoints", "show"),
     ("checkpoints", "files"),
@@ -52,19 +39,26 @@ COMMANDS = [
     ("checkpoints", "diff", "c-1"),
     ("checkpoints", "urls", "--checkpoint-name"),
     ("checkpoints", "protect"),
+    ("checkpoints", "protect", "c-1", "--why"),
+    ("checkpoints", "protect", "c-1", "--by"),
     ("checkpoints", "unprotect"),
     ("checkpoints", "delete", "--yes"),
+    ("checkpoints", "delete", "--yes", "--trash", "1"),
     ("checkpoints", "delete", "--dry-run", "--keep-best"),
+    ("checkpoints", "trash", "restore"),
     ("checkpoints", "download"),
     ("checkpoints", "download", "--include"),
     ("checkpoints", "download", "--exclude"),
+    ("checkpoints", "export", "--to", "hf", "--output", "out"),
+    ("checkpoints", "copy", "c-1", "--to", "copies", "--to-project"),
+    ("checkpoints", "copy", "c-1", "--to", "copies", "--to-job-id"),
     ("jobs", "show"),
+    ("jobs", "show", "j", "--project"),
     ("jobs", "delete", "--yes"),
     ("projects", "show"),
     ("projects", "delete", "--dry-run"),
 ]
-
-TAKES_WORD = {"--checkpoint-name", "--sort", "--keep-best", "--include", "--exclude"}
+TAKES_JSON = {"list", "show", "files", "verify", "diff", "delete"}
 
 
 @pytest.fixture
@@ -76,6 +70,7 @@ def place(tmp_path, make, monkeypatch):
     (tmp_path / "here" / "deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "deep")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path, store, made, make
 
 
@@ -85,7 +80,7 @@ def run(*args):
         raise done.exception
     assert done.exit_code in CODES, done.output
     assert "Traceback" not in done.output
-    assert not {"\x1b", "\x07", "\u202e"}.intersection(done.output)
+    assert not {"\x1b", "\x07", "\u202e", "\x9b", "\u2066"}.intersection(done.output)
     return done
 
 
@@ -97,26 +92,36 @@ def outside(tmp_path):
     }
 
 
-@given(st.sampled_from(COMMANDS), words, st.booleans())
-@SETTINGS
+@given(st.sampled_from(COMMANDS), arguments, st.booleans())
+@HOSTILE
 def test_any_word_in_any_place_ends_in_a_known_way(place, command, word, as_json):
     tmp_path, store, made, _ = place
     publish(store, PREFIX, made)  # an earlier word may have deleted it
     before = outside(tmp_path)
+    names = command[:3] if command[1] == "trash" else command[:2]
     rest = ("--store", store.name)
-    takes_json = command[1] not in {"urls", "protect", "unprotect", "download"}
+    takes_json = command[1] in TAKES_JSON
     if as_json and takes_json:
         rest += ("-o", "json")
-    dash = () if command[-1] in TAKES_WORD else ("--",)
-    done = run(*command[:2], *rest, *command[2:], *dash, word)
+    is_value = command[-1].startswith("--") and command[-1] not in {"--yes", "--dry-run"}
+    dash = () if is_value and command[-1] != "--non-interactive" else ("--",)
+    done = run(*names, *rest, *command[len(names) :], *dash, word)
     if done.exit_code and as_json and takes_json and done.stderr:
         last = [line for line in done.stderr.splitlines() if line.startswith('{"error"')]
         assert not last or json.loads(last[-1])["error"]["exit_code"] == done.exit_code
     assert outside(tmp_path) <= before
 
 
+@given(st.sampled_from(["--store", "--dir"]), arguments, st.sampled_from(["list", "verify"]))
+@FEW
+def test_any_word_for_a_store_or_a_directory_ends_in_a_known_way(place, option, word, command):
+    before = outside(place[0])
+    run("checkpoints", command, option, word)
+    assert outside(place[0]) <= before
+
+
 @given(st.binary(max_size=60) | st.sampled_from([b"{}", b"[]", b"null", b"[" * 9999]))
-@SETTINGS
+@FEW
 def test_any_bytes_for_a_manifest_are_left_out_and_named(place, data):
     _, store, _, _ = place
     store.put(f"{PREFIX}/bad/{MANIFEST}", data)
@@ -126,11 +131,102 @@ def test_any_bytes_for_a_manifest_are_left_out_and_named(place, data):
     assert run("checkpoints", "verify", "--store", store.name).exit_code == 12
 
 
-@given(st.binary(max_size=200), st.sampled_from(["m.safetensors", "m.ckpt", "m.pt", ".metadata"]))
-@SETTINGS
-def test_any_bytes_for_a_file_of_tensors_are_shown_or_refused(place, data, name):
+OF_MANIFESTS = [
+    ("checkpoints", "list", "-o", "json"),
+    ("checkpoints", "list", "-o", "csv", "--sort", "metric:val_loss"),
+    ("checkpoints", "list", "--non-interactive", "--sort", "step"),
+    ("checkpoints", "list", "--all-jobs"),
+    ("checkpoints", "show", "bad"),
+    ("checkpoints", "show", "bad", "-o", "json"),
+    ("checkpoints", "files", "bad"),
+    ("checkpoints", "diff", "bad", "c-1"),
+    ("checkpoints", "verify", "--quick"),
+    ("checkpoints", "verify", "--deep"),
+    ("checkpoints", "urls"),
+    ("checkpoints", "download", "bad"),
+    ("checkpoints", "download", "bad", "--include", "**"),
+    ("checkpoints", "export", "bad", "--to", "hf", "--output", "out"),
+    ("checkpoints", "copy", "bad", "--to", "copies"),
+    ("checkpoints", "delete", "--keep-best", "val_loss", "--dry-run"),
+    ("report", "--output", "report.html"),
+    ("jobs", "list"),
+    ("projects", "list", "-o", "json"),
+]
+
+
+@given(st.data(), st.sampled_from(OF_MANIFESTS))
+@HOSTILE
+def test_a_manifest_that_says_anything_harms_nobody(place, data, command):
+    tmp_path, store, made, _ = place
+    written = data.draw(manifests(made.manifest.to_bytes()))
+    base = f"{PREFIX}/bad"
+    store.put(f"{base}/{MANIFEST}", written)
+    for entry in made.manifest.files:
+        store.put(f"{base}/{entry.path}", (made.path / entry.path).read_bytes())
+    before = outside(tmp_path)
+    run(*command, "--store", store.name)
+    assert outside(tmp_path) <= before
+    shelf = StoreShelf(store, "p", "j")
+    items = shelf.items()
+    assert "c-1" in {item.name for item in items}
+    kinds = about([(shelf, item) for item in items])
+    drawn = [*labels(items, kinds), *(line for item in items for line in facts(item).split("\n"))]
+    metrics = {name for item in items for name in item.manifest.metrics}
+    drawn += [trend(items, metric, 60) for metric in metrics]
+    assert all(line.isprintable() for line in drawn)
+
+
+def look_into(root, made, command):
+    """Run a command that reads a file of tensors; and show it as the explorer does."""
+    run("checkpoints", *command, "--dir", str(root))
+    shelf = DirectoryShelf(Path(root))
+    (item,) = [item for item in shelf.items() if item.name == "c"]
+    try:
+        lines = file_lines(shelf, item, made.manifest.files[0])
+    except CheckpointError:
+        return
+    assert all(line.plain.isprintable() for line in lines)
+
+
+OF_TENSORS = [
+    ("show", "c"),
+    ("show", "c", "--tensors"),
+    ("show", "c", "-o", "json"),
+    ("show", "c", "-o", "csv"),
+    ("diff", "c", "other"),
+    ("diff", "other", "c", "-o", "csv"),
+    ("verify", "--deep"),
+]
+
+
+@given(safetensors(), st.sampled_from(OF_TENSORS))
+@HOSTILE
+def test_any_header_of_safetensors_is_shown_or_refused(place, data, command):
     tmp_path, _, _, make = place
-    root = Path(tmp_path) / "here" / "deep" / "ck"
-    make(root, "c", 1, files={name: data})
-    for args in (("show", "c"), ("show", "c", "-o", "json"), ("verify", "--deep")):
-        run("checkpoints", *args, "--dir", str(root))
+    root = tmp_path / "here" / "deep" / "ck"
+    make(root, "other", 2, files={"m.safetensors": b"\x02" + b"\0" * 7 + b"{}"})
+    look_into(root, make(root, "c", 1, files={"m.safetensors": data}), command)
+
+
+@given(
+    pickles() | st.binary(max_size=200),
+    st.sampled_from(["m.ckpt", "m.pt", "m.bin", ".metadata"]),
+    st.sampled_from(OF_TENSORS[:4] + OF_TENSORS[-1:]),
+)
+@HOSTILE
+def test_any_pickle_is_shown_or_refused_and_none_of_its_code_runs(place, data, name, command):
+    tmp_path, _, _, make = place
+    root = tmp_path / "here" / "deep" / "ck"
+    look_into(root, make(root, "c", 1, files={name: data}), command)
+
+
+@given(st.dictionaries(st.text(max_size=8), values, max_size=4), st.sampled_from(OF_TENSORS[:4]))
+@FEW
+def test_any_configuration_of_an_adapter_is_shown_or_left_out(place, said, command):
+    tmp_path, _, _, make = place
+    root = tmp_path / "here" / "deep" / "ck"
+    data = json.dumps({"base_model_name_or_path": said, **said}).encode()
+    make(root, "c", 1, files={"adapter_config.json": data})
+    run("checkpoints", *command, "--dir", str(root))
+    for form in ("json", "csv", "cli-table"):
+        run("checkpoints", "list", "--dir", str(root), "-o", form)

@@ -58,6 +58,10 @@ class Lines(ScrollView, can_focus=False):
         """Choose another line."""
         self.chosen += by
 
+    def sideways(self, by: int) -> None:
+        """Scroll by half of what is seen, to the right or to the left."""
+        self.scroll_relative(x=by * max(1, self.size.width // 2), animate=False)
+
     def validate_chosen(self, chosen: int) -> int:
         """Stay among the lines."""
         return max(0, min(chosen, len(self._lines) - 1))

@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from bt_lightning.cli.text import human_size, printable, short_time
-from bt_lightning.manage.about import checkpoint_type
 from bt_lightning.manage.tensors import by_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from bt_lightning.manage.about import About
     from bt_lightning.manage.shelf import Item
     from bt_lightning.manage.tensors import Difference, Header, Tensor
     from bt_lightning.manifest import FileEntry, Manifest
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"added": "green", "removed": "red", "reshaped": "magenta", "changed": "yellow"}
-_MIN_SHAPE, _MAX_NAME, _MAX_LABEL = 12, 80, 48
+_MAX_NAME, _MAX_LABEL = 80, 48
 
 
-def labels(items: Sequence[Item]) -> list[str]:
+def labels(items: Sequence[Item], known: Sequence[About]) -> list[str]:
     """Checkpoints, a line each, as Baseten's picker has them, and their steps; in columns."""
     width = min(max((len(item.name) for item in items), default=0), _MAX_LABEL)
-    return [_label(item, width) for item in items]
+    return [_label(item, one.kind, width) for item, one in zip(items, known, strict=True)]
 
 
-def _label(item: Item, width: int) -> str:
+def _label(item: Item, kind: str, width: int) -> str:
     parts = [
         printable(item.name).ljust(width),
-        f"[{checkpoint_type(item)}]",
+        f"[{kind}]",
         human_size(item.manifest.size).rjust(9),
         short_time(item.manifest.created_at),
         f"step {item.manifest.step}",
@@ -140,7 +140,7 @@ def tensor_lines(header: Header) -> list[Text]:
     if 1 < len(modules) < len(tensors):
         lines += [
             Text(
-                f"  {printable(name)}: {number} tensors, {elements:,} parameters, "
+                f"  {printable(name)}: {_tensors(number)}, {elements:,} parameters, "
                 f"{human_size(module)}",
                 style="dim",
             )
@@ -148,15 +148,22 @@ def tensor_lines(header: Header) -> list[Text]:
         ]
     names = [printable(tensor.name) for tensor in tensors]
     width = min(max(map(len, names), default=0), _MAX_NAME)
-    shapes = max([_MIN_SHAPE, *(len(shape_text(tensor)) for tensor in tensors)])
-    for name, tensor in zip(names, tensors, strict=True):
+    cells = [
+        (printable(t.dtype), shape_text(t), f"{t.count:,}", human_size(t.size)) for t in tensors
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for name, (dtype, shape, elements, bytes_of_it) in zip(names, cells, strict=True):
         line = Text(no_wrap=True)
         line.append(name.ljust(width))
-        line.append(f"  {printable(tensor.dtype):<8}", style="cyan")
-        line.append(f"  {shape_text(tensor):<{shapes}}")
-        line.append(f"  {tensor.count:>15,}  {human_size(tensor.size):>10}", style="dim")
+        line.append(f"  {dtype:<{widths[0]}}", style="cyan")
+        line.append(f"  {shape:<{widths[1]}}")
+        line.append(f"  {elements:>{widths[2]}}  {bytes_of_it:>{widths[3]}}", style="dim")
         lines.append(line)
     return lines
+
+
+def _tensors(number: int) -> str:
+    return f"{number:,} tensor{'' if number == 1 else 's'}"
 
 
 def difference_lines(found: Sequence[Difference]) -> list[Text]:
