@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -18,7 +19,12 @@ from bt_lightning.cli.keeping import delete, protect, unprotect
 from bt_lightning.cli.moving import copy, download, export
 from bt_lightning.cli.options import directory_option
 from bt_lightning.cli.trashing import trash
-from bt_lightning.errors import CheckpointError, CheckpointNotFoundError
+from bt_lightning.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    DirectoryFullError,
+    DirectoryUnusableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +44,13 @@ class _Group(click.Group):
         except CheckpointError as error:
             _say(type(error).__name__, str(error), error.exit_code, as_json=as_json)
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # of `| head`: click ends quietly
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            code = (DirectoryFullError if full else DirectoryUnusableError).exit_code
+            _say(type(error).__name__, str(error), code, as_json=as_json)
+            sys.exit(code)
         except click.ClickException as error:
             if not as_json:
                 raise
@@ -73,8 +86,8 @@ def main() -> None:
     """Look after the checkpoints of PyTorch Lightning runs.
 
     Exit codes: 0 done, 1 answered no, 2 wrong usage or setting, 10 not found, 12 damaged, 13 of a
-    newer format, 17 directory unusable, 20-22 store refused, 27 disk full, 29 a running job has
-    it, 30 protected, 130 interrupted.
+    newer format, 17 directory or file unusable, 20-22 store refused, 27 disk full, 29 a running
+    job has it, 30 protected, 130 interrupted.
     """
 
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _MARGIN, _PER_COLUMN = 1, 3
-_LEAST = 24
-"""Cells: a last column that may be cut keeps this many."""
+_DEEPEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +66,28 @@ def as_csv(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def as_json(payload: object) -> None:
-    """Print JSON, indented by 2, to stdout; ASCII only, so any terminal and locale takes it."""
-    click.echo(json.dumps(payload, indent=2, allow_nan=False))
+    """Print JSON, indented by 2, to stdout; ASCII only, so any terminal and locale takes it.
+
+    What files say may be no JSON at all: numbers that are not finite become text, as `number` has
+    it, and what is nested deeper than anybody reads is `...`.
+    """
+    click.echo(json.dumps(_plain(payload, _DEEPEST), indent=2, allow_nan=False))
+
+
+def _plain(value: object, depth: int) -> object:
+    if isinstance(value, float):
+        return number(value)
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if not depth:
+        return "..."
+    if isinstance(value, dict):
+        return {key: _plain(inner, depth - 1) for key, inner in value.items()}
+    return [_plain(inner, depth - 1) for inner in value]
 
 
 def number(value: float) -> float | str:
-    """A metric as JSON has it: numbers, or `NaN`, `Infinity`, `-Infinity` as text."""
+    """A number as JSON has it, or one of the texts `NaN`, `Infinity`, `-Infinity`."""
     if value != value:  # noqa: PLR0124 - only NaN differs from itself
         return "NaN"
     if value in {float("inf"), float("-inf")}:

@@ -28,7 +28,7 @@ class About:
     """What one checkpoint is."""
 
     kind: str
-    """`lora` if it holds an adapter, `whisper` if the model is one, else `full`: as Baseten says."""
+    """`lora` if it holds an adapter, `whisper` if the model is one, else `full`, as of Baseten."""
     base_model: str | None
     """The model that was trained on, as the adapter or the manifest's origin names it."""
     adapter: dict[str, Any] | None

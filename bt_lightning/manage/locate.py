@@ -25,6 +25,8 @@ from bt_lightning.store.projects import list_places
 from bt_lightning.store.tree import open_bt_store
 from bt_lightning.uri import LATEST, is_bt, parse
 
+_SHOWN = 200
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -172,8 +174,13 @@ def directory_of(text: str) -> Path:
     Raises:
         InvalidSettingError: there is none.
     """
-    path = Path(text).expanduser().resolve()
-    if not path.is_dir():
+    try:
+        path = Path(text).expanduser().resolve()
+        known = path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, nobody's home
+        msg = f"{text[:_SHOWN]} is no directory: {error}"
+        raise InvalidSettingError(msg) from error
+    if not known:
         msg = f"{path} is no directory"
         raise InvalidSettingError(msg)
     return path

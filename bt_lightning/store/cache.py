@@ -42,7 +42,7 @@ class ManifestCache:
 
     def __init__(self, folder: Path, place: str) -> None:
         """`folder` is the user's own; `place` names the store and the prefix, without secrets."""
-        self._place = place.encode()
+        self._place = place.encode(errors="surrogatepass")
         name = hashlib.blake2b(self._place, digest_size=16).hexdigest()
         self._file = folder / f"manifests-{name}"
         self._found = _parse(self._file, self._place)

@@ -51,8 +51,9 @@ values = _leaves | st.recursive(
 def _places(value, at=()):
     """The way to every part of a JSON tree."""
     yield at
-    parts = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in parts if isinstance(value, dict | list) else ():
+    if not isinstance(value, dict | list):
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         yield from _places(inner, (*at, key))
 
 
