@@ -78,8 +78,8 @@ def _restarts(saves: Sequence[dict[str, Any]]) -> list[float]:
     """Steps of the first save of each run but the first: numbers begin anew with a run."""
     found = []
     for before, event in itertools.pairwise(saves):
-        if event.get("number", 0) <= before.get("number", 0):
-            found.append(float(event.get("step", 0)))
+        if _real(event.get("number", 0)) <= _real(before.get("number", 0)):
+            found.append(_real(event.get("step", 0)))
     return found
 
 
@@ -98,8 +98,9 @@ def _tiles(
             (f"{stall / 1000:.2f} s", f"of training went into {len(saves)} saves"),
             (str(len(restarts)), "restarts"),
         ]
-        first, last = saves[0].get("began", saves[0]["at"]), saves[-1]["at"]
-        tiles.append((human_duration(max(0.0, last - first)), "from first to last save"))
+        took = _real(saves[-1]["at"]) - _real(saves[0].get("began", saves[0]["at"]))
+        if math.isfinite(took):
+            tiles.append((human_duration(max(0.0, took)), "from first to last save"))
     drawn = "".join(f"<div><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in tiles)
     return f'<div class="tiles">{drawn}</div>'
 
@@ -110,7 +111,7 @@ def _metrics(items: Sequence[Item], restarts: Sequence[float]) -> str:
     parts = []
     for name in names[:_MOST_METRICS]:
         points = [
-            (float(item.manifest.step), item.manifest.metrics[name])
+            (_real(item.manifest.step), item.manifest.metrics[name])
             for item in ordered
             if name in item.manifest.metrics
         ]
@@ -131,12 +132,13 @@ def _costs(saves: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
     waits = list(zip(number, map(_stall, saves), strict=True))
     stall = Series("milliseconds that training waited", waits)
     parts = ["<h2>What each save cost training</h2>", chart([stall], "save", "ms", bars=True)]
-    index = {event.get("checkpoint_id"): float(n) for n, event in enumerate(saves, 1)}
-    done = [event for event in events if event.get("checkpoint") in index]
+    index = {str(event.get("checkpoint_id")): float(n) for n, event in enumerate(saves, 1)}
+    done = [event for event in events if str(event.get("checkpoint")) in index]
 
     def points(kind: str, field: str, unit: float) -> list[tuple[float, float]]:
-        found = [(index[e["checkpoint"]], e.get(field)) for e in done if e["event"] == kind]
-        return sorted((x, y / unit) for x, y in found if isinstance(y, int | float))
+        own = [event for event in done if event["event"] == kind]
+        found = [(index[str(e["checkpoint"])], _real(e.get(field)) / unit) for e in own]
+        return sorted((x, y) for x, y in found if math.isfinite(y))
 
     ends = [
         Series("seconds until durable on the disk", points("durable", "local_durable_s", 1)),
@@ -157,7 +159,7 @@ def _failures(refused: Sequence[str], saves: Sequence[dict[str, Any]]) -> str:
     found += [
         f"save {event.get('number')} of step {event.get('step')}: {event['decision']}"
         for event in saves
-        if event.get("decision") in {"skipped", "replaced"}
+        if event.get("decision") in ("skipped", "replaced")
     ]
     if not found:
         return "<h2>Failures</h2><p>None.</p>"
@@ -184,5 +186,13 @@ def _table(items: Sequence[Item]) -> str:
 
 
 def _stall(event: dict[str, Any]) -> float:
-    parts = (event.get(name, 0.0) for name in ("call_ms", "guard_ms"))
-    return math.fsum(part for part in parts if isinstance(part, int | float))
+    parts = (_real(event.get(name, 0.0)) for name in ("call_ms", "guard_ms"))
+    return math.fsum(part for part in parts if math.isfinite(part))
+
+
+def _real(value: object) -> float:
+    """A number of an event or a manifest; NaN, which is not drawn, if it is none that fits."""
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan

@@ -40,8 +40,8 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def short_time(created_at: str) -> str:
-    """An ISO 8601 time in UTC as `2026-01-02 03:04:05Z`."""
-    return created_at[:19].replace("T", " ") + "Z" if created_at else ""
+    """An ISO 8601 time in UTC as `2026-01-02 03:04:05Z`; printable, whatever it is."""
+    return printable(created_at[:19]).replace("T", " ") + "Z" if created_at else ""
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ _LANES = {"training waits": 1, "copy": 2, "write to disk": 3, "publish": 4}
 def trace(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The JSON object of the trace event format, times in microseconds.
 
+    An event without what is drawn of it is left out.
+
     Source: the "Trace Event Format" document of the Chromium project.
     """
     made: list[dict[str, Any]] = [
@@ -20,7 +23,8 @@ def trace(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
         for name, lane in _LANES.items()
     ]
     for event in events:
-        made += _SPANS.get(event["event"], _nothing)(event)
+        with contextlib.suppress(KeyError, TypeError, OverflowError):  # of another version
+            made += _SPANS.get(event["event"], _nothing)(event)
     return {"traceEvents": made, "displayTimeUnit": "ms"}
 
 

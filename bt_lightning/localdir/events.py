@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = "events.jsonl"
+_LATEST = 1e12
+"""Seconds of the epoch, some 30,000 years on."""
 
 
 def note(root: Path, event: str, **facts: object) -> None:
@@ -46,7 +48,14 @@ def read_events(root: Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # cut off by a kill or a full disk
-            if isinstance(event, dict) and "event" in event and "at" in event:
+            if isinstance(event, dict) and _is_event(event):
                 yield event
+
+
+def _is_event(event: dict[str, Any]) -> bool:
+    """Whether it says what and when; what else it says is up to who reads it."""
+    kind, at = event.get("event"), event.get("at")
+    when = isinstance(at, int | float) and not isinstance(at, bool) and abs(at) < _LATEST
+    return isinstance(kind, str) and when

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _ARENAS = 3
 """No more saves than these are under way at a time."""
+_FOREVER_MS = 1e12
 _LIVE_S = 10
 """A worker that is gone, or silent for so long in an upload, is not uploading."""
 
@@ -88,7 +89,7 @@ def look(root: Path) -> Status:
         directory=str(root),
         at=now,
         saves=len(saves),
-        skipped=sum(event.get("decision") in {"skipped", "replaced"} for event in saves),
+        skipped=sum(event.get("decision") in ("skipped", "replaced") for event in saves),
         last_save=saves[-1] if saves else None,
         staged=sum(_is_staged(event, durable) for event in saves[-_ARENAS:]),
         checkpoints=len(found),
@@ -114,9 +115,10 @@ def _events(root: Path) -> list[dict[str, Any]]:
 
 def _is_staged(save: dict[str, Any], durable: list[dict[str, Any]]) -> bool:
     """Whether a save is in memory only. Numbers begin anew with each run; times do not."""
-    if save.get("decision") in {"skipped", "replaced"}:
+    if save.get("decision") in ("skipped", "replaced"):
         return False
-    began = save.get("began", save["at"])
+    began = save.get("began")
+    began = began if isinstance(began, int | float) else save["at"]
     return not any(
         event.get("checkpoint") == save.get("checkpoint_id") and event["at"] >= began
         for event in durable
@@ -126,4 +128,5 @@ def _is_staged(save: dict[str, Any], durable: list[dict[str, Any]]) -> bool:
 def _stall(event: dict[str, Any]) -> float:
     """Seconds for which training stood still in a save."""
     parts = (event.get(name, 0.0) for name in ("call_ms", "guard_ms"))
-    return math.fsum(part for part in parts if isinstance(part, int | float)) / 1000
+    known = (part for part in parts if isinstance(part, int | float) and abs(part) < _FOREVER_MS)
+    return math.fsum(known) / 1000

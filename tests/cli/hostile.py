@@ -57,6 +57,13 @@ def _places(value, at=()):
         yield from _places(inner, (*at, key))
 
 
+def signed(said):
+    """The bytes of a manifest, with the digest that it should have."""
+    said.pop("digest", None)
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return json.dumps({**said, "digest": xxhash.xxh3_128_hexdigest(canonical)}).encode()
+
+
 @st.composite
 def manifests(draw, whole):
     """The manifest of bytes `whole` with up to three parts made into something else.
@@ -73,9 +80,7 @@ def manifests(draw, whole):
             del inner[place[-1]]
         else:
             inner[place[-1]] = draw(values)
-    said.pop("digest", None)
-    canonical = json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
-    return json.dumps({**said, "digest": xxhash.xxh3_128_hexdigest(canonical)}).encode()
+    return signed(said)
 
 
 _numbers = st.integers(-9, 48) | st.sampled_from([2**31, 2**63, 2**64, 2**70, -(2**63)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hostile import arguments, manifests, pickles, safetensors, values
+from hostile import arguments, manifests, pickles, safetensors, signed, values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -174,6 +174,51 @@ def test_a_manifest_that_says_anything_harms_nobody(place, data, command):
     metrics = {name for item in items for name in item.manifest.metrics}
     drawn += [trend(items, metric, 60) for metric in metrics]
     assert all(line.isprintable() for line in drawn)
+
+
+@pytest.mark.parametrize("command", [("report",), *OF_MANIFESTS[:7]], ids=" ".join)
+def test_numbers_and_times_that_are_none_are_shown_all_the_same(place, command):
+    _, store, made, _ = place
+    facts = ({"step": 10**400}, {"created_at": "\x1b[31m"}, {"metrics": {"a": 1e308, "b": "nan"}})
+    for number, changes in enumerate(facts):
+        said = {**json.loads(made.manifest.to_bytes()), "id": f"bad{number or ''}", **changes}
+        store.put(f"{PREFIX}/{said['id']}/{MANIFEST}", signed(said))
+    run(*command, "--store", store.name)
+    shelf = StoreShelf(store, "p", "j")
+    assert len(shelf.items()) == 4
+    lines = labels(shelf.items(), about([(shelf, item) for item in shelf.items()]))
+    assert all(line.isprintable() for line in lines)
+
+
+_facts = st.dictionaries(
+    st.sampled_from(
+        [
+            *("at", "began", "number", "step", "checkpoint_id", "checkpoint", "decision"),
+            *("call_ms", "guard_ms", "copy_ms", "bytes", "write_s", "local_durable_s"),
+        ]
+    ),
+    values | st.sampled_from(["c-1", "skipped", 5, 0.5]),
+)
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda kind, facts: {"event": kind, "at": 1.7e9, **facts},
+            st.sampled_from(["save", "durable", "published"]) | values,
+            _facts,
+        ),
+        max_size=5,
+    ),
+    st.sampled_from(["status", "report", "trace", "status -o json"]),
+)
+@FEW
+def test_a_run_may_have_noted_anything(place, events, command):
+    root = place[2].path.parent
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    (root / ".bt_lightning").mkdir(exist_ok=True)
+    (root / ".bt_lightning" / "events.jsonl").write_text(lines)
+    run(*command.split(), "--dir", str(root))
 
 
 def look_into(root, made, command):
