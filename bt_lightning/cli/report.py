@@ -31,8 +31,10 @@ border-radius:2px;margin-right:.35em}
 table{border-collapse:collapse;width:100%;font-size:.85rem}
 th,td{text-align:left;padding:.25rem .5rem;border-bottom:1px solid #e5e7eb;overflow-wrap:anywhere}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+th,td.n,td.t{white-space:nowrap}
 .bad{color:#b91c1c}.note{color:#6b7280;font-size:.85rem}
-@media print{body{margin:0;max-width:none}h2,figure,tr{break-inside:avoid}}
+@media print{body{margin:0;max-width:none;font-size:12px}h2,figure,tr{break-inside:avoid}
+h2{break-after:avoid}}
 """
 _MOST_ROWS = 200
 _MOST_METRICS = 6
@@ -106,7 +108,8 @@ def _tiles(
 
 
 def _metrics(items: Sequence[Item], restarts: Sequence[float]) -> str:
-    names = sorted({name for item in items for name in item.manifest.metrics})
+    known = {name for item in items for name in item.manifest.metrics}
+    names = sorted(known, key=lambda name: ("loss" not in name.lower(), name))
     ordered = sorted(items, key=lambda item: item.manifest.order)
     parts = []
     for name in names[:_MOST_METRICS]:
@@ -171,7 +174,7 @@ def _table(items: Sequence[Item]) -> str:
     rows = "".join(
         f'<tr><td>{_text(item.name)}</td><td class="n">{item.manifest.step:,}</td>'
         f'<td class="n">{human_size(item.manifest.size)}</td>'
-        f"<td>{_text(short_time(item.manifest.created_at))}</td>"
+        f'<td class="t">{_text(short_time(item.manifest.created_at))}</td>'
         f"<td>{_text(', '.join(f'{k} {v:.4g}' for k, v in item.manifest.metrics.items()))}</td>"
         f"<td>{'protected' if item.protected else ''}</td></tr>"
         for item in items[:_MOST_ROWS]
