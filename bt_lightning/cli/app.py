@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -39,6 +40,8 @@ class _Group(click.Group):
         as_json = _wants_json(sys.argv[1:])
         if os.environ.get("NO_COLOR"):
             ctx.color = False
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # of what its locale has no sign for
         try:
             return super().invoke(ctx)
         except CheckpointError as error:

@@ -27,7 +27,13 @@ that is not finite is one of the texts `NaN`, `Infinity`, `-Infinity`. With `-o 
 JSON too, on stderr: `{"error": {"type", "message", "exit_code"}}`. What is not a terminal is never
 asked anything, and gets no colours; `NO_COLOR` turns them off on a terminal.
 
-Shell completion, here for bash: `eval "$(_BT_LIGHTNING_COMPLETE=bash_source bt-lightning)"`.
+Shell completion is a line of the shell's own start file:
+
+| Shell | Line |
+|---|---|
+| bash | `eval "$(_BT_LIGHTNING_COMPLETE=bash_source bt-lightning)"` |
+| zsh | `eval "$(_BT_LIGHTNING_COMPLETE=zsh_source bt-lightning)"` |
+| fish | `_BT_LIGHTNING_COMPLETE=fish_source bt-lightning \\| source` |
 """
 
 

@@ -9,8 +9,10 @@ import pty
 import select
 import signal
 import struct
+import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,77 @@ def test_ctrl_c_at_a_question_deletes_nothing_and_shows_no_traceback(root):
     assert asked.interrupted() == 130
     assert b"Traceback" not in asked.shown
     assert (root / "checkpoint-3").is_dir()
+
+
+def piped(*args, stdout=subprocess.PIPE, **env):
+    """Run a command that has no terminal."""
+    words = [sys.executable, "-m", "bt_lightning", *map(str, args)]
+    return subprocess.run(
+        words, stdout=stdout, stderr=subprocess.PIPE, env={**os.environ, **env}, check=False
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("command", ["list", "show", "verify"])
+def test_a_locale_without_a_sign_for_something_shows_the_rest(root, make, encoding, command):
+    make(root, "größe-💥\u202e", 30)
+    done = piped("checkpoints", command, "--dir", root, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = "größe-💥\N{REPLACEMENT CHARACTER}"
+    ways = [shown.encode(way, errors="replace") for way in (encoding, "utf-8")]
+    assert any(way in done.stdout for way in ways)  # click takes plain ASCII for a mistake
+
+
+@pytest.mark.parametrize("form", ["cli-table", "csv", "json"])
+def test_who_listens_no_more_hears_of_no_error(root, form):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "wb") as pipe:
+        done = piped("checkpoints", "list", "--dir", root, "-o", form, stdout=pipe)
+    assert b"Traceback" not in done.stderr
+    assert b"error" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_the_output_is_said_in_one_line(root):
+    with Path("/dev/full").open("wb") as full:
+        done = piped("checkpoints", "list", "--dir", root, stdout=full)
+    assert done.returncode == 27
+    assert done.stderr.startswith(b"error: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_file_that_cannot_be_written_is_said_in_one_line(root, tmp_path):
+    for output, code in ((tmp_path / "none" / "report.html", 17), (tmp_path, 2)):
+        done = piped("report", "--dir", root, "--output", output)
+        assert done.returncode == code
+        assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_a_script_that_completes(shell):
+    start = "from bt_lightning.cli.app import main; main(prog_name='bt-lightning')"
+    variable = {"_BT_LIGHTNING_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(
+        [sys.executable, "-c", start],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variable},
+        check=True,
+    )
+    assert "_bt_lightning_completion" in done.stdout
+    asked = {"COMP_WORDS": "bt-lightning checkpoints pro", "COMP_CWORD": "2"}
+    if shell == "fish":
+        asked["COMP_CWORD"] = "pro"
+    variable = {"_BT_LIGHTNING_COMPLETE": f"{shell}_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", start],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variable, **asked},
+        check=True,
+    )
+    assert "protect" in done.stdout
 
 
 def test_a_watch_follows_until_ctrl_c(root):
