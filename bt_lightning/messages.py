@@ -23,6 +23,8 @@ class WorkerConfig:
     """Seconds that the worker may go on after the training process is gone."""
     standby: bool = False
     """Publish only while no worker of a training process wants to. It commits no images."""
+    budget: int | None = None
+    """Bytes that the checkpoint directory may take; None: what its volume has."""
 
 
 # training process -> worker
@@ -45,6 +47,23 @@ class Fetch:
     folder: str
     target: str
     """Checkpoint id that it gets under the checkpoint directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Ask: does the store hold a checkpoint whole, byte by byte? Answer: `Answer` with None."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRoom:
+    """Ask: make room on the disk for what this process writes. Answer: `Answer` with `Room`."""
+
+    size: int
+    """Bytes."""
+    checkpoint_id: str
+    """For whose sake, for the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +116,8 @@ class CommitImage:
     """Keyword arguments of `Manifest`, without its files and generation."""
     began: float
     """`time.time()` at the call that saved."""
+    after: int = 0
+    """Newest generation of that id that the training process knows of, wherever it lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +164,19 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What there is on the disk for a checkpoint, and what was done to have it."""
+
+    fits: bool
+    evicted: tuple[str, ...] = ()
+    """Ids of the checkpoints whose copies on the disk were deleted; the store has them."""
+    says: str = ""
+    """If it does not fit: the numbers, and what stands in the way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """A save is committed on the local disk; its arena is free."""
+    """A save is committed, on the local disk or else in the store; its arena is free."""
 
     number: int
     manifest: bytes
@@ -154,6 +186,10 @@ class Committed:
     """Seconds from the call that saved to here."""
     cpu_s: float
     """Seconds of CPU that the commit took in the worker."""
+    evicted: int = 0
+    """Copies on the disk that made room for it."""
+    streamed: bool = False
+    """It was sent to the store, and the disk has no copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +198,8 @@ class CommitFailed:
 
     number: int
     error: Exception
+    evicted: int = 0
+    """Copies on the disk that made room in vain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which committed checkpoints may go now. Pure: the rule of invariant 4, and nothing else."""
+"""Which committed checkpoints, and which copies of them, may go now. Pure: invariant 4's rule."""
 
 from __future__ import annotations
 
@@ -49,3 +49,15 @@ def removable(
         if any(k.order > entry.order and k.resumable >= entry.resumable for k in kept)
     ]
     return sorted(may_go, key=lambda entry: entry.order)
+
+
+def evictable(
+    local: Iterable[Committed], stored: Collection[str], kept: Collection[str]
+) -> list[Committed]:
+    """The checkpoints whose copy on the disk may go to make room, in that order: oldest first.
+
+    Only what the store holds (`stored`: digests), so that the checkpoint itself stays; never what
+    is in `kept` (digests): resumed from, or protected. So the newest copy goes last.
+    """
+    spare = [entry for entry in local if entry.digest in stored and entry.digest not in kept]
+    return sorted(spare, key=lambda entry: entry.order)

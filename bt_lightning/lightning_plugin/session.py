@@ -36,7 +36,7 @@ from bt_lightning.messages import (
 from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.store.port import redact
-from bt_lightning.worker.committer import wait_for_commits
+from bt_lightning.worker.commit_lock import wait_for_commits
 from bt_lightning.worker.handle import Worker
 
 if TYPE_CHECKING:

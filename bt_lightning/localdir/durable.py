@@ -14,6 +14,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def publish_directory(built: Path, final: Path, root: Path) -> None:
     if not os.path.lexists(final):
         os.rename(built, final)
     elif not _renameat2(built, final, _RENAME_EXCHANGE):
-        waiting = _into_trash(final, root, _REPLACED)
+        waiting = _set_aside(final, root)
         try:
             os.rename(built, final)
         except BaseException:
@@ -114,11 +115,21 @@ def publish_directory(built: Path, final: Path, root: Path) -> None:
 
 
 def delete_directory(path: Path, root: Path) -> None:
-    """Take the name away first, so that nobody sees half a checkpoint; then delete the bytes."""
+    """Take the name away first, so that nobody sees half a checkpoint; then delete the bytes.
+
+    One rename, which needs no room where the trash is there already (`make_trash`).
+    """
+    make_trash(root)
+    waiting = trash(root) / f"{_DELETED}{uuid.uuid4().hex}"
     with contextlib.suppress(FileNotFoundError):
-        waiting = _into_trash(path, root, _DELETED)
+        os.rename(path, waiting)
         sync_directory(path.parent)
-        shutil.rmtree(waiting, ignore_errors=True)
+        discard(waiting)
+
+
+def make_trash(root: Path) -> None:
+    """Have the trash, before the disk is full: a new directory takes room."""
+    trash(root).mkdir(parents=True, exist_ok=True)
 
 
 def empty_trash(root: Path) -> None:
@@ -251,10 +262,10 @@ def _is_owned(path: Path) -> bool:
         return False
 
 
-def _into_trash(path: Path, root: Path, kind: str) -> Path:
+def _set_aside(path: Path, root: Path) -> Path:
     """Move `path` into the trash with a note of where it was; return its place there."""
-    trash(root).mkdir(parents=True, exist_ok=True)
-    waiting = Path(tempfile.mkdtemp(prefix=kind, dir=trash(root)))
+    make_trash(root)
+    waiting = Path(tempfile.mkdtemp(prefix=_REPLACED, dir=trash(root)))
     with (waiting / _NOTE).open("wb") as note:
         write_out(note, path.relative_to(root).as_posix().encode())
     for folder in (waiting, trash(root), root / DOT_DIR):

@@ -31,9 +31,11 @@ def note(root: Path, event: str, **facts: object) -> None:
     line = json.dumps({"event": event, "at": time.time(), **facts}) + "\n"
     folder = root / DOT_DIR
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        size = os.fstat(descriptor).st_size
+        torn = size and os.pread(descriptor, 1, size - 1) != b"\n"  # a full disk took half of it
+        os.write(descriptor, f"{chr(10) if torn else ''}{line}".encode())
     finally:
         os.close(descriptor)
 

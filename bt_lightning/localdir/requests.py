@@ -18,9 +18,13 @@ _FOLDER = "remove"
 
 def request_removal(root: Path, digest: str) -> None:
     """Ask that the checkpoint with this manifest digest goes, in every tier."""
-    folder = root / DOT_DIR / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / digest).touch()
+    make_requests(root)
+    (root / DOT_DIR / _FOLDER / digest).touch()
+
+
+def make_requests(root: Path) -> None:
+    """Have the folder of requests, before the disk is full: a new directory takes room."""
+    (root / DOT_DIR / _FOLDER).mkdir(parents=True, exist_ok=True)
 
 
 def requested_removals(root: Path) -> frozenset[str]:

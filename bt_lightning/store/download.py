@@ -16,23 +16,22 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import DirectoryFullError
 from bt_lightning.localdir.direct import BLOCK, reserve
+from bt_lightning.localdir.room import FULL, measure, planned, spare
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.parallel import Scratch, in_parallel
 from bt_lightning.store.place import is_block, read_verified
-from bt_lightning.store.ranges import Range, ranges
+from bt_lightning.store.ranges import Range, ranges, tail
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bt_lightning.localdir.room import Disk
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.place import Place
 
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _DIRECT_BYTES = 8 * 1024 * 1024
 """Ranges from this size on are written past the page cache."""
-_SPARE_BYTES: Final = 16 * 1024 * 1024
-"""Left free: directories, manifests, and what the run writes before its first save."""
 
 
 def download(place: Place, folder: Path, entries: tuple[FileEntry, ...] | None = None) -> int:
@@ -56,9 +55,42 @@ def download(place: Place, folder: Path, entries: tuple[FileEntry, ...] | None =
     try:
         return _download(place, folder, entries)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise _full(place, folder, sum(entry.size for entry in entries)) from error
+
+
+def check_room(place: Place, disk: Disk) -> None:
+    """Raise `DirectoryFullError` unless the disk takes this checkpoint, and then another like it.
+
+    What a run resumed from stays on the disk: it must leave room for what the run saves.
+    """
+    needed = planned(entry.size for entry in place.manifest.files)
+    if 2 * needed > disk.room:
+        msg = (
+            f"the checkpoint {place.name} takes {needed:,} bytes, and as much again has to be free"
+            f" for the next one; {disk.describe()}"
+        )
+        raise DirectoryFullError(msg)
+
+
+def verify(place: Place) -> None:
+    """Read every byte of a checkpoint, and keep nothing.
+
+    Raises:
+        CheckpointCorruptError, CheckpointNotFoundError: it is not what its manifest says.
+        StoreError: the store refused.
+    """
+    scratch = Scratch()
+    for entry in place.manifest.files:
+        place.check(entry)
+
+    def read(wanted: Range) -> None:
+        view = scratch.view(wanted.size)
+        read_verified(place, wanted.entry, wanted.offset, [view])
+
+    parts = [part for e in place.manifest.files for part in tail(e, 0, place.piece_bytes)]
+    in_parallel(read, parts, place.connections)
 
 
 def _download(place: Place, folder: Path, entries: tuple[FileEntry, ...]) -> int:
@@ -144,8 +176,7 @@ def _finish(folder: Path, entry: FileEntry) -> None:
 def _check_room(place: Place, folder: Path, entries: tuple[FileEntry, ...]) -> None:
     """Raise `DirectoryFullError` unless the bytes that are not allocated yet will fit."""
     needed = sum(entry.size - _allocated(folder / entry.path) for entry in entries)
-    volume = os.statvfs(folder)
-    if needed + _SPARE_BYTES > volume.f_bavail * volume.f_frsize:
+    if needed > measure(folder, None).room:
         raise _full(place, folder, needed)
 
 
@@ -158,9 +189,9 @@ def _allocated(file: Path) -> int:
 
 
 def _full(place: Place, folder: Path, needed: int) -> DirectoryFullError:
-    volume = os.statvfs(folder)
+    disk = measure(folder, None)
     return DirectoryFullError(
         f"the checkpoint {place.name} does not fit on the volume of {folder}: it needs"
-        f" {max(needed, 0) + _SPARE_BYTES:,} more bytes, {volume.f_bavail * volume.f_frsize:,} are"
-        " free. Free some space, or use another BT_CHECKPOINT_DIR"
+        f" {max(needed, 0) + spare(disk.size):,} more bytes, {disk.free:,} are free. Free some"
+        " space, or use another BT_CHECKPOINT_DIR"
     )

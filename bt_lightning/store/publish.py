@@ -32,7 +32,7 @@ from bt_lightning.store.relay import PlaceSource
 from bt_lightning.store.sources import FileSource, same_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import FileEntry, Manifest
@@ -56,6 +56,14 @@ class Base:
         older = self.manifest.entry(entry.path)
         ranges = same_ranges(entry, older) if older is not None else ()
         return Reuse(f"{self.folder}/{entry.path}", ranges) if ranges else None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A checkpoint that lies in no directory: its files by their paths, which stay as they are."""
+
+    manifest: Manifest
+    sources: Mapping[str, DescribedSource]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +101,7 @@ def publish(
     """
     manifest = checkpoint.manifest
     data = manifest.to_bytes()
-    folder, there = _folder_for(store, prefix, manifest, data)
+    folder, there = folder_for(store, prefix, manifest)
     place = under(prefix, folder)
     if there:
         store.delete([f"{place}/{MARKER}"])  # of a publisher that died at its last step
@@ -113,6 +121,47 @@ def publish(
     return folder
 
 
+def publish_sources(
+    store: Store, prefix: str, content: Content, *, base: Base | None, tenure: Tenure
+) -> str:
+    """Commit in the store what lies in no directory of the disk; return its folder.
+
+    Otherwise as `publish`.
+
+    Raises:
+        LeaseHeldError: another process has come to write there.
+        StoreError: the store refused; what was sent has no manifest, so nobody sees it.
+    """
+    manifest = content.manifest
+    data = manifest.to_bytes()
+    folder, there = folder_for(store, prefix, manifest)
+    place = under(prefix, folder)
+    if there:
+        store.delete([f"{place}/{MARKER}"])
+        return folder
+    store.put(f"{place}/{MARKER}", PUBLISHING)
+    sizes = _sent_sizes(store, place, tenure)
+    for entry in manifest.files:
+        if not _is_sent(tenure, sizes, f"{place}/{entry.path}", entry):
+            _send(store, f"{place}/{entry.path}", content.sources[entry.path], base, tenure)
+    _compare_sizes(store, place, manifest)
+    _commit(store, place, data, tenure)
+    return folder
+
+
+def is_published(store: Store, prefix: str, folder: str, manifest: Manifest) -> bool:
+    """Whether the store holds this checkpoint just now, each file in its full length.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    place = under(prefix, folder)
+    if store.read(f"{place}/{MANIFEST}") != manifest.to_bytes():
+        return False
+    sizes = _sizes(store, place)
+    return all(sizes.get(f"{place}/{entry.path}") == entry.size for entry in manifest.files)
+
+
 def copy(place: Place, store: Store, prefix: str, lease: Lease, base: Base | None = None) -> str:
     """Copy a committed checkpoint from anywhere into the store; return its folder there.
 
@@ -121,7 +170,7 @@ def copy(place: Place, store: Store, prefix: str, lease: Lease, base: Base | Non
     """
     manifest = place.manifest
     data = manifest.to_bytes()
-    folder, there = _folder_for(store, prefix, manifest, data)
+    folder, there = folder_for(store, prefix, manifest)
     target = under(prefix, folder)
     if there:
         store.delete([f"{target}/{MARKER}"])
@@ -136,8 +185,9 @@ def copy(place: Place, store: Store, prefix: str, lease: Lease, base: Base | Non
     return folder
 
 
-def _folder_for(store: Store, prefix: str, manifest: Manifest, data: bytes) -> tuple[str, bool]:
+def folder_for(store: Store, prefix: str, manifest: Manifest) -> tuple[str, bool]:
     """Where a checkpoint belongs, and whether it is there; what is another's is left alone."""
+    data = manifest.to_bytes()
     number = manifest.generation
     while True:
         folder = store_folder(manifest.checkpoint_id, number)
@@ -154,17 +204,29 @@ def _send_files(
     base: Base | None,
     tenure: Tenure | None,
 ) -> None:
-    sizes = _sizes(store, place) if tenure and tenure.sent.under(place) else {}
+    sizes = _sent_sizes(store, place, tenure)
     for entry in checkpoint.manifest.files:
         if tenure is not None:
             tenure.check()
         key = f"{place}/{entry.path}"
-        if tenure and tenure.sent.get(key) == entry.xxh3_128 and sizes.get(key) == entry.size:
-            if tenure.on_bytes is not None:
-                tenure.on_bytes(entry.size)
+        if _is_sent(tenure, sizes, key, entry):
             continue
         with FileSource(checkpoint.path / entry.path, entry) as source:
             _send(store, key, source, base, tenure)
+
+
+def _sent_sizes(store: Store, place: str, tenure: Tenure | None) -> dict[str, int]:
+    return _sizes(store, place) if tenure and tenure.sent.under(place) else {}
+
+
+def _is_sent(tenure: Tenure | None, sizes: Mapping[str, int], key: str, entry: FileEntry) -> bool:
+    """Whether an earlier try sent that file, and it is there; its bytes count as sent."""
+    sent = tenure is not None and tenure.sent.get(key) == entry.xxh3_128
+    if not sent or sizes.get(key) != entry.size:
+        return False
+    if tenure is not None and tenure.on_bytes is not None:
+        tenure.on_bytes(entry.size)
+    return True
 
 
 def _send(

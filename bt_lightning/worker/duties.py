@@ -60,6 +60,8 @@ class Duties:
         self._begun: dict[str, Offer | None] = {}
         """Folders with files of what may never be published; None for what an earlier try sent."""
         self._held: Tenure | None = None
+        self._newest: dict[str, Manifest] = {}
+        """By id; kept when the store is looked at again, as it may not answer."""
         self._meter = UploadMeter(root)
         self.complaints: list[str] = []
         """What was found damaged since the reader last emptied it."""
@@ -148,7 +150,7 @@ class Duties:
                 self._meter.end(str(error))
                 raise
             self._meter.end()
-            stored[folder] = found.manifest
+            self._add(stored, folder, found.manifest)
             return found
         if outbox:
             self._meter.end()
@@ -166,6 +168,12 @@ class Duties:
                 if folder not in stored:
                     self._unpublish(self._store, folder)
                 del self._begun[folder]
+
+    def _add(self, stored: dict[str, Manifest], folder: str, manifest: Manifest) -> None:
+        stored[folder] = manifest
+        known = self._newest.get(manifest.checkpoint_id)
+        if known is None or known.order < manifest.order:
+            self._newest[manifest.checkpoint_id] = manifest
 
     def _waiting(self) -> dict[str, LocalCheckpoint]:
         """The outbox by the folders that its checkpoints will have."""
@@ -194,7 +202,7 @@ class Duties:
         if not requested:
             return
         local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
-        entries = [_committed(place, found.manifest) for place, found in local.items()]
+        entries = [as_committed(place, found.manifest) for place, found in local.items()]
         for entry in removable(entries, requested, self._kept(local.values())):
             if entry.digest in requested:  # an older generation elsewhere on disk is the user's
                 delete_directory(local[entry.place].path, self._root)
@@ -212,7 +220,7 @@ class Duties:
         left = {found.manifest.digest for found in local}
         if self._store is not None:
             stored = self._known_store(self._store)
-            entries = [_committed(folder, manifest) for folder, manifest in stored.items()]
+            entries = [as_committed(folder, manifest) for folder, manifest in stored.items()]
             for entry in removable(entries, requested, self._kept(local)):
                 if self._unpublish(self._store, entry.place):  # what is protected stays
                     del stored[entry.place]
@@ -254,12 +262,13 @@ class Duties:
             lease.take()
             sent.pass_on(lease.before, lease.token)
             listing = look(store, self._prefix)
-            stored = {}
+            stored: dict[str, Manifest] = {}
             for folder, data in listing.committed.items():
                 try:
-                    stored[folder] = Manifest.from_bytes(data, f"{store.name}/{folder}")
+                    manifest = Manifest.from_bytes(data, f"{store.name}/{folder}")
                 except CheckpointCorruptError:
                     continue  # not ours to judge: it is neither offered, nor replaced, nor deleted
+                self._add(stored, folder, manifest)
             self._stored = stored
             self._sweep(store, listing)
         return self._stored
@@ -286,7 +295,8 @@ class Duties:
         )
 
 
-def _committed(place: str, manifest: Manifest) -> Committed:
+def as_committed(place: str, manifest: Manifest) -> Committed:
+    """A checkpoint of a tier, as the rules of retention see it."""
     return Committed(
         place=place,
         checkpoint_id=manifest.checkpoint_id,

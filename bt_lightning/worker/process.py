@@ -36,29 +36,36 @@ from bt_lightning.messages import (
     DropArena,
     Fetch,
     ListStore,
+    MakeRoom,
     Published,
     ShareArena,
     Stop,
     StoredCheckpoint,
+    Verify,
     Wake,
     Withdraw,
     WorkerConfig,
     WorkFailed,
 )
-from bt_lightning.store.catalog import fetch, look
+from bt_lightning.store.catalog import bring, look
+from bt_lightning.store.download import check_room, verify
+from bt_lightning.store.place import StorePlace
 from bt_lightning.store.port import redact
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.store.sent import uploads_folder
 from bt_lightning.worker.committer import Committer, Outcome
-from bt_lightning.worker.duties import Duties
 from bt_lightning.worker.priority import lower_priority
 from bt_lightning.worker.publisher import Publisher
+from bt_lightning.worker.room import RoomMaker
+from bt_lightning.worker.sparing import SparingDuties
 from bt_lightning.worker.turn import Turn
 
 if TYPE_CHECKING:
     from bt_lightning.store.port import Store
     from bt_lightning.worker.ahead import Offer
+
+    Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
 
 _IDLE_S = 1.0
 """Longest wait without a look at whether the training process still lives."""
@@ -110,8 +117,18 @@ class _Loop:
         self._deadline: threading.Timer | None = None
         signal.signal(signal.SIGTERM, lambda *_: self._end_by_deadline())  # and wakes the loop
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        self._room = RoomMaker(
+            self._root,
+            config.budget,
+            lambda: self._publisher,
+            has_store=config.store_url is not None,
+        )
         self._committer = Committer(
-            self._root, self._committed, self._offered, start=not config.standby
+            self._root,
+            self._committed,
+            self._offered,
+            room=self._room,
+            start=not config.standby,
         )
 
     def run(self) -> None:
@@ -218,13 +235,13 @@ class _Loop:
 
     def _handle(self, message: object) -> None:
         match message:
-            case CheckStore() | ListStore() | Fetch():
+            case CheckStore() | ListStore() | Fetch() | Verify() | MakeRoom():
                 self._answer(message)
             case Begin(pinned):
                 store = RetryingStore(LateStore(self._open)) if self._config.store_url else None
                 standby = self._config.standby
                 turn = Turn(self._root, standby=standby)
-                duties = Duties(self._root, store, self._config.prefix, pinned, turn.check)
+                duties = SparingDuties(self._root, store, self._config.prefix, pinned, turn.check)
                 self._publisher = Publisher(
                     self._root, duties, turn, self._published, standby=standby
                 )
@@ -249,7 +266,7 @@ class _Loop:
         if self._publisher is not None:
             (self._publisher.hurry if hurry else self._publisher.wake)()
 
-    def _answer(self, question: CheckStore | ListStore | Fetch) -> None:
+    def _answer(self, question: Question) -> None:
         try:
             match question:
                 case CheckStore():
@@ -259,6 +276,11 @@ class _Loop:
                     self._say(Answer(self._list_store()))
                 case Fetch(folder, target):
                     self._say(Answer(self._fetch(folder, target)))
+                case Verify(folder):
+                    self._verify(folder)
+                    self._say(Answer(None))
+                case MakeRoom(size, checkpoint_id):
+                    self._say(Answer(self._room.make(size, checkpoint_id)))
         except (CheckpointError, OSError) as error:
             self._say(Answer(None, error))
 
@@ -293,8 +315,13 @@ class _Loop:
 
     def _fetch(self, folder: str, target: str) -> str:
         final = self._root / check_checkpoint_id(target)
-        fetch(RetryingStore(self._open()), self._config.prefix, folder, self._root, final)
+        place = StorePlace(RetryingStore(self._open()), self._config.prefix, folder)
+        check_room(place, self._room.measure())
+        bring(place, self._root, final)
         return str(final)
+
+    def _verify(self, folder: str) -> None:
+        verify(StorePlace(RetryingStore(self._open()), self._config.prefix, folder))
 
     def _answer_drain(self) -> None:
         if self._drain_by is None:

@@ -7,10 +7,12 @@ import logging
 import random
 import threading
 import time
+from collections import deque
+from concurrent.futures import Future
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from bt_lightning.errors import CheckpointError, LeaseHeldError, StoreTransientError
+from bt_lightning.errors import CheckpointError, LeaseHeldError, StoreError, StoreTransientError
 from bt_lightning.localdir.events import note
 from bt_lightning.messages import Published, WorkFailed
 from bt_lightning.store.retry import backoff
@@ -21,10 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.localdir.committed import LocalCheckpoint
+    from bt_lightning.manifest import Manifest
     from bt_lightning.worker.ahead import Offer
-    from bt_lightning.worker.duties import Duties
+    from bt_lightning.worker.sparing import SparingDuties
     from bt_lightning.worker.turn import Turn
 
+    Task = tuple[Callable[[SparingDuties], object], Future[object]]
+
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _LOCK_S = 0.1
@@ -32,6 +38,10 @@ _LOOK_S = 2.0
 """How often a standby worker looks at the disk."""
 _RETRY_PERMANENT_S = 60.0
 _LEAVE_S = 2.0
+_TURN_S = 1800.0
+"""Longest wait for the unit under way: an upload of the checkpoint before, say."""
+_FRESH_S = 10.0
+"""A store that failed so lately is not asked for room again."""
 
 
 class Publisher:
@@ -45,7 +55,7 @@ class Publisher:
     def __init__(
         self,
         root: Path,
-        duties: Duties,
+        duties: SparingDuties,
         turn: Turn,
         say: Callable[[Published | WorkFailed | None], None],
         *,
@@ -63,6 +73,8 @@ class Publisher:
         self._closing = False
         self._offer: Offer | None = None
         self._sending: Offer | None = None
+        self._tasks: deque[Task] = deque()
+        self._failed_at = 0.0
         self._has_work = True
         self._working = False
         self._left = False
@@ -70,6 +82,8 @@ class Publisher:
         self._next_look = 0.0
         self._failures = 0
         self._reported: str | None = None
+        with contextlib.suppress(OSError):  # it is full already, or gone
+            duties.prepare()
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning publish")
         self._thread.start()
 
@@ -107,6 +121,37 @@ class Publisher:
             self._offer = offer
             self._has_work = True
             self.changed.notify_all()
+
+    def newest(self, checkpoint_id: str) -> Manifest | None:
+        """The newest generation of an id that the store is known to hold."""
+        return self._duties.newest(checkpoint_id)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the store need not be asked just now: its last word, if that was no and is fresh."""
+        with self.changed:
+            fresh = time.monotonic() - self._failed_at < _FRESH_S
+            return self.last_error if self._failures and fresh else None
+
+    def perform(self, task: Callable[[SparingDuties], T]) -> T:
+        """Do `task` on the publisher's thread before its next unit; return what it returned.
+
+        Called by other threads of the worker, which wait.
+
+        Raises:
+            StoreTransientError: the unit under way does not end, or the worker is leaving.
+            CheckpointError, OSError: what `task` raised.
+        """
+        future: Future[T] = Future()
+        with self.changed:
+            if not self._left:
+                self._tasks.append((task, future))  # type: ignore[arg-type]  # of any result
+                self.changed.notify_all()
+                self.changed.wait_for(lambda: future.running() or future.done(), _TURN_S)
+        if not future.running() and future.cancel():
+            msg = f"the store is busy: nothing else was done for it within {_TURN_S:.0f} s"
+            raise StoreTransientError(msg)
+        return future.result()
 
     def hurry(self) -> None:
         """Look again at once, whatever the last try came to: no training process goes on."""
@@ -146,9 +191,11 @@ class Publisher:
                 if not self._turn.take():
                     self.changed.wait(_LOCK_S)
                     continue
-                self._has_work = False  # a wake during the work asks for another look
+                task = self._next_task()
+                if task is None:
+                    self._has_work = False  # a wake during the work asks for another look
                 self._working = True
-            event = self._work()
+            event = self._work() if task is None else self._perform(*task)
             if event is not None:
                 self._say(event)  # before this counts as idle: a drain is answered then
             with self.changed:
@@ -156,8 +203,30 @@ class Publisher:
                 self.changed.notify_all()
             self._say(None)
 
+    def _next_task(self) -> Task | None:
+        while self._tasks:
+            task = self._tasks.popleft()
+            if task[1].set_running_or_notify_cancel():
+                self.changed.notify_all()
+                return task
+        return None
+
+    def _perform(
+        self, task: Callable[[SparingDuties], object], future: Future[object]
+    ) -> WorkFailed | None:
+        try:
+            result = task(self._duties)
+        except (CheckpointError, OSError) as error:
+            event = self._fail(error) if isinstance(error, StoreError) else None
+            future.set_exception(error)
+            return event
+        future.set_result(result)
+        return None
+
     def _patience(self) -> float | None:
         """Seconds to wait before the next unit; None without work, 0.0 for none."""
+        if self._tasks:
+            return 0.0
         patience = max(0.0, self._next_try - time.monotonic()) if self._has_work else None
         if not self._standby or patience == 0.0:
             return patience
@@ -248,6 +317,7 @@ class Publisher:
             self.last_error = str(error)
             self.permanent = not isinstance(error, StoreTransientError)
             self._failures += 1
+            self._failed_at = time.monotonic()
             failures = self._failures
             wait_s = _RETRY_PERMANENT_S if self.permanent else backoff(failures, random.random())
             self._next_try = time.monotonic() + wait_s

@@ -353,7 +353,7 @@ def test_a_second_run_on_a_directory_that_is_in_use_is_refused(
     import fcntl
     from datetime import timedelta
 
-    from bt_lightning.worker.committer import commit_lock
+    from bt_lightning.worker.commit_lock import commit_lock
 
     commit_lock(tmp_path).parent.mkdir()
     with commit_lock(tmp_path).open("w") as held:

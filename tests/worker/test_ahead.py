@@ -17,6 +17,7 @@ from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.local import LocalStore
 from bt_lightning.worker.committer import Committer
 from bt_lightning.worker.duties import Duties
+from bt_lightning.worker.room import RoomMaker
 
 MIB = 1024 * 1024
 SIZE = 32 * MIB
@@ -56,7 +57,8 @@ class Stage:
         self.duties = Duties(self.root, self.store, PREFIX, ())
         self.sender = None
         self.outcomes, self.committed = [], threading.Event()
-        self.committer = Committer(self.root, self._done, self._offer)
+        room = RoomMaker(self.root, None, lambda: None, has_store=False)
+        self.committer = Committer(self.root, self._done, self._offer, room=room)
         descriptor = os.memfd_create("arena")
         os.ftruncate(descriptor, SIZE)
         self.memory = mmap.mmap(descriptor, SIZE)

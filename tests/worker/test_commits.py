@@ -19,7 +19,7 @@ from bt_lightning.localdir.direct import BLOCK, write_image
 from bt_lightning.localdir.durable import try_lock
 from bt_lightning.localdir.events import read_events
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
-from bt_lightning.worker.committer import commit_lock, wait_for_commits
+from bt_lightning.worker.commit_lock import commit_lock, wait_for_commits
 
 NONE = frozenset()
 SIZE = 64 * BLOCK

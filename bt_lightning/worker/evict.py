@@ -1,0 +1,102 @@
+"""Deleting copies on the disk of what the store has; on the publisher's thread."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bt_lightning.localdir.away import note_away
+from bt_lightning.localdir.events import note
+from bt_lightning.localdir.reading import evict as evict_directory
+from bt_lightning.localdir.room import Disk, measure, usage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from bt_lightning.localdir.committed import LocalCheckpoint
+    from bt_lightning.worker.sparing import SparingDuties
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """What is wanted."""
+
+    root: Path
+    budget: int | None
+    size: int
+    """Bytes that are to be free."""
+    checkpoint_id: str
+    """For whose sake."""
+    evicted: list[str]
+    """Ids of those that went, in order; added to as they go."""
+    more: bool
+    """One is to go in any case."""
+
+    def short(self, disk: Disk) -> int:
+        """Bytes that are missing; 0 if there is room."""
+        return max(0, self.size - disk.room)
+
+    @property
+    def over(self) -> bool:
+        """Whether enough was done."""
+        enough = not self.short(measure(self.root, self.budget))
+        return enough and (bool(self.evicted) or not self.more)
+
+
+def evict(duties: SparingDuties, plan: Eviction, refusal: str | None) -> str:
+    """Delete what was asked to go, then copies of what the store has, until there is room.
+
+    The rule: a copy goes only if the store, asked just before, holds that very checkpoint with
+    every file in its length, and this process has the lease then; if nobody reads it; and if it is
+    neither what the run resumed from nor protected. The oldest goes first, the newest last, and
+    none if all of them together would not be enough. `refusal` is why the store need not be asked.
+
+    Returns why there is no more room, for people.
+
+    Raises:
+        StoreError: the store did not say that it has it: what was not deleted by then stays.
+    """
+    duties.delete_local()
+    if plan.over:
+        return ""
+    if refusal is not None:
+        return f"the store does not answer: {refusal}"
+    candidates = duties.evictable()
+    disk = measure(plan.root, plan.budget)
+    if sum(usage(found.path) for found in candidates) >= plan.short(disk):
+        for found in candidates:
+            if plan.over:
+                return ""
+            if duties.is_stored(found.manifest):
+                _evict(plan, found)
+    return _why(duties, candidates)
+
+
+def _evict(plan: Eviction, found: LocalCheckpoint) -> None:
+    manifest, size = found.manifest, usage(found.path)
+    with contextlib.suppress(OSError):  # so full that it must go first
+        note_away(plan.root, manifest)
+    if not evict_directory(found.path, plan.root):
+        return
+    plan.evicted.append(manifest.checkpoint_id)
+    with contextlib.suppress(OSError):  # an event is no checkpoint
+        note_away(plan.root, manifest)
+        note(
+            plan.root,
+            "evicted",
+            checkpoint=manifest.checkpoint_id,
+            bytes=size,
+            needed_by=plan.checkpoint_id,
+            free=measure(plan.root, None).free,
+        )
+
+
+def _why(duties: SparingDuties, candidates: Sequence[LocalCheckpoint]) -> str:
+    """What the rest of the disk is taken by."""
+    waiting, kept = len(duties.outbox()), duties.kept_here()
+    return (
+        f"{len(candidates)} checkpoints on the disk could make room, {waiting} are not in the store"
+        f" yet, and {kept} stay: resumed from, or protected"
+    )

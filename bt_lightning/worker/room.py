@@ -1,0 +1,94 @@
+"""Room on the disk for one more checkpoint, made by deleting what the store has as well.
+
+What is asked for here is done by the publisher's thread, between two of its units: it alone knows
+the store, and has the lease.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
+from bt_lightning.localdir.durable import empty_trash
+from bt_lightning.localdir.room import measure
+from bt_lightning.messages import Room
+from bt_lightning.worker.evict import Eviction, evict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from bt_lightning.localdir.room import Disk
+    from bt_lightning.manifest import Manifest
+    from bt_lightning.store.sources import DescribedSource
+    from bt_lightning.worker.publisher import Publisher
+
+
+class RoomMaker:
+    """Makes room in one checkpoint directory; used by the committer and by the worker's loop."""
+
+    def __init__(
+        self,
+        root: Path,
+        budget: int | None,
+        publisher: Callable[[], Publisher | None],
+        *,
+        has_store: bool,
+    ) -> None:
+        """`publisher` gives the one that may delete; None as long as nothing may be deleted."""
+        self._has_store = has_store
+        self._root = root
+        self._budget = budget
+        self._publisher = publisher
+
+    def measure(self) -> Disk:
+        """Look at the disk."""
+        return measure(self._root, self._budget)
+
+    def stored(self, checkpoint_id: str) -> Manifest | None:
+        """The newest generation of an id that the store is known to hold."""
+        publisher = self._publisher()
+        return publisher.newest(checkpoint_id) if publisher is not None else None
+
+    def stream(
+        self, describe: Callable[[int], Manifest], sources: Mapping[str, DescribedSource]
+    ) -> Manifest:
+        """Commit in the store, as `SparingDuties.stream`, unless it has just refused something.
+
+        Raises:
+            StoreError: it cannot be used, or refuses.
+            CheckpointExistsError: somebody else committed it just now.
+        """
+        publisher = self._publisher()
+        if publisher is None or not self._has_store:
+            msg = "there is no store" if publisher is not None else "nothing is published yet"
+            raise StorePermanentError(msg)
+        if (refusal := publisher.refusal) is not None:
+            raise StoreTransientError(refusal)
+        return publisher.perform(lambda duties: duties.stream(describe, sources))
+
+    def make(self, size: int, checkpoint_id: str, *, more: bool = False) -> Room:
+        """Have room for `size` bytes: delete the trash, then evict, as far as it is needed.
+
+        With `more`, the disk refused although there seemed to be room: evict one at least.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        disk = self.measure()
+        if disk.room >= size and not more:
+            return Room(fits=True)
+        empty_trash(self._root)
+        publisher = self._publisher()
+        evicted: list[str] = []
+        why = "nothing may be deleted before the run has begun"
+        if publisher is not None:
+            plan = Eviction(self._root, self._budget, size, checkpoint_id, evicted, more=more)
+            try:
+                why = publisher.perform(lambda duties: evict(duties, plan, publisher.refusal))
+            except (CheckpointError, OSError) as error:
+                why = str(error)
+        disk = self.measure()
+        fits = disk.room >= size and (bool(evicted) or not more)
+        says = f"it needs {size:,} bytes, and {disk.describe()}; {why}"
+        return Room(fits=fits, evicted=tuple(evicted), says="" if fits else says)
