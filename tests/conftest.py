@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import signal
+import subprocess
 import threading
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
@@ -66,3 +71,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def small_disk(_no_leaks: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts file systems of a few megabytes: `small_disk(size_bytes, kind="tmpfs" | "ext4")`."""
+    with contextlib.ExitStack() as mounted:
+        yield lambda size, kind="tmpfs": _mounted(tmp_path, size, kind, mounted)
+
+
+def _mounted(tmp_path: Path, size: int, kind: str, mounted: contextlib.ExitStack) -> Path:
+    place = tmp_path / f"disk-{uuid.uuid4().hex[:8]}"
+    place.mkdir()
+    if kind == "tmpfs":
+        _run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place)
+    else:
+        image = place.with_suffix(".img")
+        with image.open("wb") as file:
+            file.truncate(size)
+        _run("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", image)
+        _run("mount", "-o", "loop", image, place)
+    mounted.callback(subprocess.run, ["umount", "-l", place], check=True, capture_output=True)
+    return place
+
+
+def _run(*command: object) -> None:
+    """Run a command that only root may; where nobody may, the test is skipped."""
+    words = [str(word) for word in command]
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"needs {words[0]}")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs the right to do this: {' '.join(words)}: {done.stderr.strip()}")

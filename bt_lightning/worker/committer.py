@@ -31,10 +31,18 @@ from bt_lightning.localdir.durable import lock, sweep_temporaries
 from bt_lightning.localdir.events import note
 from bt_lightning.localdir.room import is_full, planned
 from bt_lightning.manifest import FileEntry, Manifest
-from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage, Withdrawn
+from bt_lightning.messages import (
+    CommitFailed,
+    CommitImage,
+    Committed,
+    FileImage,
+    Published,
+    Withdrawn,
+)
 from bt_lightning.worker.ahead import LentSource, Offer
 from bt_lightning.worker.commit_lock import commit_lock
 from bt_lightning.worker.images import ImageSource
+from bt_lightning.worker.publisher import note_published
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +86,7 @@ class Committer:
     def __init__(
         self,
         root: Path,
-        done: Callable[[Outcome | None], None],
+        done: Callable[[Outcome | Published | None], None],
         offer: Callable[[Offer], None] = lambda _: None,
         *,
         start: bool = True,
@@ -155,6 +163,8 @@ class Committer:
             except (CheckpointError, OSError) as error:
                 outcome = CommitFailed(number=job.number, error=error)
             self._done(outcome)  # before this counts as idle: the process may end then
+            if isinstance(outcome, Committed) and outcome.streamed:
+                self._done(self._published(outcome))
             with self._changed:
                 self._working = False
             self._done(None)
@@ -185,6 +195,19 @@ class Committer:
                 cpu_s=outcome.cpu_s,
             )
         return outcome
+
+    def _published(self, outcome: Committed) -> Published:
+        """What the publisher says of what it publishes."""
+        manifest = Manifest.from_bytes(outcome.manifest, "an image")
+        event = Published(
+            checkpoint_id=manifest.checkpoint_id,
+            digest=manifest.digest,
+            size=manifest.size,
+            seconds=outcome.write_s,
+            remote_durable_s=outcome.durable_s,
+        )
+        note_published(self._root, event)
+        return event
 
     def _found(self, job: CommitImage, final: Path) -> _Kept | None:
         """What was committed of this very save before, by a worker that died over its word."""

@@ -216,7 +216,7 @@ class _Loop:
 
     # what the threads have come to; called by them
 
-    def _committed(self, outcome: Outcome | None) -> None:
+    def _committed(self, outcome: Outcome | Published | None) -> None:
         if outcome is not None:
             self._wake()
             self._say(outcome)

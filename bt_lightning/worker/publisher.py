@@ -7,8 +7,6 @@ import logging
 import random
 import threading
 import time
-from collections import deque
-from concurrent.futures import Future
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +14,7 @@ from bt_lightning.errors import CheckpointError, LeaseHeldError, StoreError, Sto
 from bt_lightning.localdir.events import note
 from bt_lightning.messages import Published, WorkFailed
 from bt_lightning.store.retry import backoff
+from bt_lightning.worker.errands import Errands
 from bt_lightning.worker.turn import TurnWantedError
 
 if TYPE_CHECKING:
@@ -25,10 +24,9 @@ if TYPE_CHECKING:
     from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import Manifest
     from bt_lightning.worker.ahead import Offer
+    from bt_lightning.worker.errands import Errand
     from bt_lightning.worker.sparing import SparingDuties
     from bt_lightning.worker.turn import Turn
-
-    Task = tuple[Callable[[SparingDuties], object], Future[object]]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -38,8 +36,6 @@ _LOOK_S = 2.0
 """How often a standby worker looks at the disk."""
 _RETRY_PERMANENT_S = 60.0
 _LEAVE_S = 2.0
-_TURN_S = 1800.0
-"""Longest wait for the unit under way: an upload of the checkpoint before, say."""
 _FRESH_S = 10.0
 """A store that failed so lately is not asked for room again."""
 
@@ -73,7 +69,7 @@ class Publisher:
         self._closing = False
         self._offer: Offer | None = None
         self._sending: Offer | None = None
-        self._tasks: deque[Task] = deque()
+        self._errands: Errands[SparingDuties] = Errands(self.changed)
         self._failed_at = 0.0
         self._has_work = True
         self._working = False
@@ -142,16 +138,7 @@ class Publisher:
             StoreTransientError: the unit under way does not end, or the worker is leaving.
             CheckpointError, OSError: what `task` raised.
         """
-        future: Future[T] = Future()
-        with self.changed:
-            if not self._left:
-                self._tasks.append((task, future))  # type: ignore[arg-type]  # of any result
-                self.changed.notify_all()
-                self.changed.wait_for(lambda: future.running() or future.done(), _TURN_S)
-        if not future.running() and future.cancel():
-            msg = f"the store is busy: nothing else was done for it within {_TURN_S:.0f} s"
-            raise StoreTransientError(msg)
-        return future.result()
+        return self._errands.wait(task)
 
     def hurry(self) -> None:
         """Look again at once, whatever the last try came to: no training process goes on."""
@@ -174,6 +161,7 @@ class Publisher:
         """
         with self.changed:
             self._left = True
+            self._errands.close()
             idle = self.changed.wait_for(lambda: not self._working, _LEAVE_S)
             if idle and self._turn.held:
                 if self._may_delete:
@@ -191,11 +179,11 @@ class Publisher:
                 if not self._turn.take():
                     self.changed.wait(_LOCK_S)
                     continue
-                task = self._next_task()
-                if task is None:
+                errand = self._errands.take()
+                if errand is None:
                     self._has_work = False  # a wake during the work asks for another look
                 self._working = True
-            event = self._work() if task is None else self._perform(*task)
+            event = self._work() if errand is None else self._do(errand)
             if event is not None:
                 self._say(event)  # before this counts as idle: a drain is answered then
             with self.changed:
@@ -203,29 +191,14 @@ class Publisher:
                 self.changed.notify_all()
             self._say(None)
 
-    def _next_task(self) -> Task | None:
-        while self._tasks:
-            task = self._tasks.popleft()
-            if task[1].set_running_or_notify_cancel():
-                self.changed.notify_all()
-                return task
-        return None
-
-    def _perform(
-        self, task: Callable[[SparingDuties], object], future: Future[object]
-    ) -> WorkFailed | None:
-        try:
-            result = task(self._duties)
-        except (CheckpointError, OSError) as error:
-            event = self._fail(error) if isinstance(error, StoreError) else None
-            future.set_exception(error)
-            return event
-        future.set_result(result)
-        return None
+    def _do(self, errand: Errand[SparingDuties]) -> WorkFailed | None:
+        """Do what another thread asks for; its failures are that thread's, and the store's."""
+        error = errand.run(self._duties)
+        return self._fail(error) if isinstance(error, StoreError) else None
 
     def _patience(self) -> float | None:
         """Seconds to wait before the next unit; None without work, 0.0 for none."""
-        if self._tasks:
+        if self._errands.waiting:
             return 0.0
         patience = max(0.0, self._next_try - time.monotonic()) if self._has_work else None
         if not self._standby or patience == 0.0:
@@ -270,15 +243,7 @@ class Publisher:
             seconds=time.monotonic() - started,
             remote_durable_s=time.time() - began,
         )
-        with contextlib.suppress(OSError):
-            note(
-                self._root,
-                "published",
-                checkpoint=event.checkpoint_id,
-                bytes=event.size,
-                publish_s=event.seconds,
-                remote_durable_s=event.remote_durable_s,
-            )
+        note_published(self._root, event)
         return event
 
     @property
@@ -335,3 +300,16 @@ class Publisher:
             error,
         )
         return None
+
+
+def note_published(root: Path, event: Published) -> None:
+    """Note that the store has a checkpoint."""
+    with contextlib.suppress(OSError):  # an event is no checkpoint
+        note(
+            root,
+            "published",
+            checkpoint=event.checkpoint_id,
+            bytes=event.size,
+            publish_s=event.seconds,
+            remote_durable_s=event.remote_durable_s,
+        )

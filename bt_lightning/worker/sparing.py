@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanentError
+from bt_lightning.localdir.away import note_away
 from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.durable import make_trash
 from bt_lightning.localdir.requests import make_requests
@@ -102,4 +104,6 @@ class SparingDuties(Duties):
             raise
         self._meter.end()
         self._add(stored, folder, manifest)
+        with contextlib.suppress(OSError):  # it is committed all the same
+            note_away(self._root, manifest)
         return manifest

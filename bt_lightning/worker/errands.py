@@ -1,0 +1,90 @@
+"""What one thread has another one do for it, between two units of its own work."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from bt_lightning.errors import CheckpointError, StoreTransientError
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+T = TypeVar("T")
+W = TypeVar("W")
+
+TURN_S = 1800.0
+"""Longest wait for the unit under way: an upload of the checkpoint before, say."""
+
+
+class Errand(Generic[W]):
+    """One thing to do with the `W` of the other thread."""
+
+    def __init__(self, act: Callable[[W], Any]) -> None:
+        self._act = act
+        self.result: Future[Any] = Future()
+
+    def run(self, tool: W) -> Exception | None:
+        """Do it, and tell who waits; return what it raised."""
+        try:
+            result = self._act(tool)
+        except (CheckpointError, OSError) as error:
+            self.result.set_exception(error)
+            return error
+        self.result.set_result(result)
+        return None
+
+
+class Errands(Generic[W]):
+    """A queue of them, guarded by `changed`, which is notified when it changes."""
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self._queue: deque[Errand[W]] = deque()
+        self._closed = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to do; `changed` is held."""
+        return bool(self._queue)
+
+    def wait(self, act: Callable[[W], T], limit_s: float = TURN_S) -> T:
+        """Have `act` done, and wait for it; once it has begun, for as long as it takes.
+
+        Raises:
+            StoreTransientError: it did not begin within `limit_s` seconds, or never will.
+            CheckpointError, OSError: what it raised.
+        """
+        errand: Errand[W] = Errand(act)
+        result: Future[T] = errand.result
+        with self._changed:
+            if not self._closed:
+                self._queue.append(errand)
+                self._changed.notify_all()
+                begun = lambda: result.running() or result.done() or self._closed  # noqa: E731
+                self._changed.wait_for(begun, limit_s)
+        if not result.running() and result.cancel():
+            msg = (
+                f"the worker has not come to it within {limit_s:.0f} s"
+                if not self._closed
+                else "the worker is leaving"
+            )
+            raise StoreTransientError(msg)
+        return result.result()
+
+    def take(self) -> Errand[W] | None:
+        """The next one that somebody still waits for, begun; `changed` is held."""
+        while self._queue:
+            errand = self._queue.popleft()
+            if errand.result.set_running_or_notify_cancel():
+                self._changed.notify_all()
+                return errand
+        return None
+
+    def close(self) -> None:
+        """No more will be done; `changed` is held."""
+        self._closed = True
+        self._queue.clear()
+        self._changed.notify_all()
