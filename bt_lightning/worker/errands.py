@@ -24,17 +24,24 @@ class Errand(Generic[W]):
 
     def __init__(self, act: Callable[[W], Any]) -> None:
         self._act = act
+        self._value: Any = None
+        self._error: Exception | None = None
         self.result: Future[Any] = Future()
 
     def run(self, tool: W) -> Exception | None:
-        """Do it, and tell who waits; return what it raised."""
+        """Do it; return what it raised. Who waits hears of it by `tell`."""
         try:
-            result = self._act(tool)
+            self._value = self._act(tool)
         except (CheckpointError, OSError) as error:
-            self.result.set_exception(error)
-            return error
-        self.result.set_result(result)
-        return None
+            self._error = error
+        return self._error
+
+    def tell(self) -> None:
+        """Let who waits go on."""
+        if self._error is not None:
+            self.result.set_exception(self._error)
+        else:
+            self.result.set_result(self._value)
 
 
 class Errands(Generic[W]):

@@ -24,10 +24,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointError, StoreError, StorePermanentError
-from bt_lightning.layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.messages import (
-    Answer,
     Begin,
     CheckStore,
     CommitImage,
@@ -40,20 +37,15 @@ from bt_lightning.messages import (
     Published,
     ShareArena,
     Stop,
-    StoredCheckpoint,
     Verify,
     Wake,
     Withdraw,
     WorkerConfig,
     WorkFailed,
 )
-from bt_lightning.store.catalog import bring, look
-from bt_lightning.store.download import check_room, verify
-from bt_lightning.store.place import StorePlace
 from bt_lightning.store.port import redact
-from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
-from bt_lightning.store.sent import uploads_folder
+from bt_lightning.worker.answers import Answers
 from bt_lightning.worker.committer import Committer, Outcome
 from bt_lightning.worker.priority import lower_priority
 from bt_lightning.worker.publisher import Publisher
@@ -62,10 +54,7 @@ from bt_lightning.worker.sparing import SparingDuties
 from bt_lightning.worker.turn import Turn
 
 if TYPE_CHECKING:
-    from bt_lightning.store.port import Store
     from bt_lightning.worker.ahead import Offer
-
-    Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
 
 _IDLE_S = 1.0
 """Longest wait without a look at whether the training process still lives."""
@@ -104,7 +93,6 @@ class _Loop:
         parent = multiprocessing.parent_process()
         self._parent = parent.pid if parent is not None else os.getppid()
         self._root = Path(config.root)
-        self._store: Store | None = None
         self._publisher: Publisher | None = None
         self._stopped = False
         self._orphaned = False  # no one listens any more
@@ -123,6 +111,7 @@ class _Loop:
             lambda: self._publisher,
             has_store=config.store_url is not None,
         )
+        self._answers = Answers(config, self._room)
         self._committer = Committer(
             self._root,
             self._committed,
@@ -236,9 +225,11 @@ class _Loop:
     def _handle(self, message: object) -> None:
         match message:
             case CheckStore() | ListStore() | Fetch() | Verify() | MakeRoom():
-                self._answer(message)
+                self._say(self._answers.answer(message))
             case Begin(pinned):
-                store = RetryingStore(LateStore(self._open)) if self._config.store_url else None
+                store = (
+                    RetryingStore(LateStore(self._answers.open)) if self._config.store_url else None
+                )
                 standby = self._config.standby
                 turn = Turn(self._root, standby=standby)
                 duties = SparingDuties(self._root, store, self._config.prefix, pinned, turn.check)
@@ -265,63 +256,6 @@ class _Loop:
     def _wake(self, *, hurry: bool = False) -> None:
         if self._publisher is not None:
             (self._publisher.hurry if hurry else self._publisher.wake)()
-
-    def _answer(self, question: Question) -> None:
-        try:
-            match question:
-                case CheckStore():
-                    self._check_store()
-                    self._say(Answer(None))
-                case ListStore():
-                    self._say(Answer(self._list_store()))
-                case Fetch(folder, target):
-                    self._say(Answer(self._fetch(folder, target)))
-                case Verify(folder):
-                    self._verify(folder)
-                    self._say(Answer(None))
-                case MakeRoom(size, checkpoint_id):
-                    self._say(Answer(self._room.make(size, checkpoint_id)))
-        except (CheckpointError, OSError) as error:
-            self._say(Answer(None, error))
-
-    def _open(self) -> Store:
-        if self._store is None:
-            self._store = open_store(
-                self._config.store_url or "",
-                self._config.storage_options,
-                journal=uploads_folder(self._root),
-            )
-        return self._store
-
-    def _check_store(self) -> None:
-        """Write, read and delete: what every publish will need."""
-        store = RetryingStore(self._open(), tries=2)
-        key = f"{self._config.prefix}/{DOT_DIR}-probe"  # one name: a killed check leaves no trail
-        try:
-            store.put_new(key, b"probe")
-            if store.read(key) != b"probe":
-                msg = f"{store.name} does not give back what was written to it"
-                raise StorePermanentError(msg)
-        finally:
-            with contextlib.suppress(StoreError):
-                store.delete([key])
-
-    def _list_store(self) -> list[StoredCheckpoint]:
-        listing = look(RetryingStore(self._open()), self._config.prefix)
-        return [
-            StoredCheckpoint(folder=folder, manifest=data)
-            for folder, data in listing.committed.items()
-        ]
-
-    def _fetch(self, folder: str, target: str) -> str:
-        final = self._root / check_checkpoint_id(target)
-        place = StorePlace(RetryingStore(self._open()), self._config.prefix, folder)
-        check_room(place, self._room.measure())
-        bring(place, self._root, final)
-        return str(final)
-
-    def _verify(self, folder: str) -> None:
-        verify(StorePlace(RetryingStore(self._open()), self._config.prefix, folder))
 
     def _answer_drain(self) -> None:
         if self._drain_by is None:

@@ -194,7 +194,9 @@ class Publisher:
     def _do(self, errand: Errand[SparingDuties]) -> WorkFailed | None:
         """Do what another thread asks for; its failures are that thread's, and the store's."""
         error = errand.run(self._duties)
-        return self._fail(error) if isinstance(error, StoreError) else None
+        event = self._fail(error) if isinstance(error, StoreError) else None
+        errand.tell()  # who waits may ask what the store said last
+        return event
 
     def _patience(self) -> float | None:
         """Seconds to wait before the next unit; None without work, 0.0 for none."""

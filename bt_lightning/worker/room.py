@@ -53,11 +53,19 @@ class RoomMaker:
     def stream(
         self, describe: Callable[[int], Manifest], sources: Mapping[str, DescribedSource]
     ) -> Manifest:
-        """Commit in the store, as `SparingDuties.stream`, unless it has just refused something.
+        """Commit in the store, as `SparingDuties.stream`.
 
         Raises:
             StoreError: it cannot be used, or refuses.
             CheckpointExistsError: somebody else committed it just now.
+        """
+        return self.publisher().perform(lambda duties: duties.stream(describe, sources))
+
+    def publisher(self) -> Publisher:
+        """Who commits in the store.
+
+        Raises:
+            StoreError: nobody can, or the store has just refused something.
         """
         publisher = self._publisher()
         if publisher is None or not self._has_store:
@@ -65,7 +73,7 @@ class RoomMaker:
             raise StorePermanentError(msg)
         if (refusal := publisher.refusal) is not None:
             raise StoreTransientError(refusal)
-        return publisher.perform(lambda duties: duties.stream(describe, sources))
+        return publisher
 
     def make(self, size: int, checkpoint_id: str, *, more: bool = False) -> Room:
         """Have room for `size` bytes: delete the trash, then evict, as far as it is needed.

@@ -23,7 +23,7 @@ from bt_lightning.manifest import Manifest
 from bt_lightning.messages import ListStore
 from bt_lightning.store.lease import Holder
 from bt_lightning.store.local import LocalStore
-from bt_lightning.worker.committer import wait_for_commits
+from bt_lightning.worker.commit_lock import wait_for_commits
 from bt_lightning.worker.turn import Turn
 
 NONE = frozenset()
