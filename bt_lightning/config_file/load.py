@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -122,9 +123,11 @@ def _importable_truss() -> Iterator[Collection[str]]:
     try:
         yield missing
     finally:
-        added = [Path(entry).absolute() for entry in sys.path if entry not in path]
-        for name in sys.modules.keys() - known:
-            if name in made or _lies_in(sys.modules[name], added):
+        added = [entry for entry in sys.path if entry not in path]
+        new = sys.modules.keys() - known
+        roots = {root for root in new if "." not in root and _is_found_in(root, added)}
+        for name in new:
+            if name in made or name.partition(".")[0] in roots:
                 del sys.modules[name]
         sys.path[:] = path
 
@@ -136,6 +139,8 @@ def _is_installed(package: str) -> bool:
     return spec is not None and spec.origin is not None  # None: any folder of that name
 
 
-def _lies_in(module: ModuleType, folders: list[Path]) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and any(Path(file).is_relative_to(folder) for folder in folders)
+def _is_found_in(name: str, folders: list[str]) -> bool:
+    """Whether a module that was imported came from one of the entries of `sys.path`."""
+    spec = PathFinder.find_spec(name, folders) if folders else None
+    loaded = getattr(sys.modules[name], "__spec__", None)
+    return spec is not None and loaded is not None and spec.origin == loaded.origin

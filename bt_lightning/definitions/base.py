@@ -75,7 +75,7 @@ class Definition:
         elif isinstance(value, Mapping):
             kind, values = cls._kind(value, at), dict(value)
         if kind is None or not issubclass(kind, cls):
-            refuse(at, value, f"a {cls.__name__}")
+            refuse(at, value, cls.__name__)
         new = kind.__new__(kind)
         new._fill(values, How(serialised=how.serialised, lax=kind._lax))
         return new

@@ -83,7 +83,7 @@ def refuse(at: str, value: object, expected: str) -> NoReturn:
 
 def is_of_truss(kind: type) -> bool:
     """Whether a class comes from Baseten's client."""
-    return kind.__module__.partition(".")[0] in TRUSS_ROOTS
+    return str(kind.__module__).partition(".")[0] in TRUSS_ROOTS
 
 
 def _ruled(hint: Any, value: object, at: str, how: How) -> Any:
@@ -104,6 +104,8 @@ def _one_of(options: tuple[Any, ...], value: object, at: str, how: How) -> Any:
     if len(kinds) == 1:
         return read(kinds[0], value, at, how)
     text, definition = kinds
+    if value is None or isinstance(value, int | float | bytes):
+        refuse(at, value, f"text or {definition.__name__}")
     return read(text if isinstance(value, str) else definition, value, at, how)
 
 

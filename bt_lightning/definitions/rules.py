@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
-from bt_lightning.layout import safe_parts
+from bt_lightning.layout import hidden, safe_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,11 +43,12 @@ def _is_id(value: str) -> str | None:
 
 
 def _checkpoint(value: str) -> str | None:
-    if value == "." or safe_parts(value):
+    if value == "." or (safe_parts(value) and not hidden(value)):
         return None
     return (
         "expected the name of a checkpoint, a relative path such as 'checkpoint-20', without '..',"
-        " empty parts and control characters: take it from `bt-lightning checkpoints list`"
+        " dot folders, empty parts and control characters: take it from"
+        " `bt-lightning checkpoints list`"
     )
 
 

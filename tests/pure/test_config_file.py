@@ -186,6 +186,18 @@ def test_two_configs_with_a_module_of_one_name_each_get_their_own(tmp_path):
     assert names == ["one", "two"]
 
 
+def test_what_a_config_imports_from_elsewhere_stays_imported(config, tmp_path, monkeypatch):
+    """numpy in a virtual environment of that very folder, say: it cannot be imported twice."""
+    site = tmp_path / ".venv" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "installed_once.py").write_text("")
+    monkeypatch.syspath_prepend(str(site))
+    text = "import os, sys\nsys.path.insert(0, os.path.dirname(__file__))\nimport installed_once\n"
+    load_config(config(text + GOOD))
+    assert "installed_once" in sys.modules
+    monkeypatch.delitem(sys.modules, "installed_once")
+
+
 def test_what_is_installed_of_truss_is_not_stood_in_for(config, monkeypatch):
     """Half of it comes from an old version, say: the other half still has stand-ins."""
     real = ModuleType("truss_train")

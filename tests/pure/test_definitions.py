@@ -100,6 +100,10 @@ WRONG = {
         lambda: BasetenCheckpoint.from_named_checkpoint("/etc", "j"),
         "expected the name of a checkpoint",
     ),
+    "a checkpoint in a folder of temporaries": (
+        lambda: BasetenCheckpoint.from_named_checkpoint(".bt_lightning/checkpoint-1", "j"),
+        "without .* dot folders",
+    ),
     "a checkpoint that ends in a slash": (
         lambda: BasetenCheckpoint.from_named_checkpoint("checkpoint-20/", "j"),
         "without .* empty parts",
@@ -119,7 +123,7 @@ WRONG = {
     ),
     "a reference that is text": (
         lambda: LoadCheckpointConfig(checkpoints=["bt://p"]),
-        r"checkpoints\[0\] is of type str, expected a CheckpointRef",
+        r"checkpoints\[0\] is of type str, expected CheckpointRef",
     ),
     "a reference that is none": (CheckpointRef, "says nothing by itself"),
     "no node": (lambda: Compute(node_count=0), "node_count is 0, expected at least 1"),
@@ -149,7 +153,7 @@ WRONG = {
     "a variable with '='": (lambda: Runtime(environment_variables={"A=B": "x"}), "rename it"),
     "a variable that is a number": (
         lambda: Runtime(environment_variables={"A": 1}),
-        r"environment_variables\['A'\] is of type int, expected a SecretReference",
+        r"environment_variables\['A'\] is of type int, expected text or SecretReference",
     ),
     "two spellings of the cache": (
         lambda: Runtime(enable_cache=True, cache_config=CacheConfig()),
@@ -218,7 +222,7 @@ WRONG = {
     "a job without an image": (TrainingJob, "TrainingJob needs image"),
     "a job that is an image": (
         lambda: TrainingProject(name="p", job=IMAGE),
-        r"TrainingProject\.job is of type Image, expected a TrainingJob",
+        r"TrainingProject\.job is of type Image, expected TrainingJob",
     ),
     "both kinds of checkpoints": (
         lambda: CheckpointList(
@@ -392,7 +396,7 @@ def test_a_reference_is_told_by_its_typ_or_by_its_fields(form, ref):
 
 
 def test_a_reference_of_one_kind_is_not_taken_for_another():
-    with pytest.raises(InvalidSettingError, match="expected a NamedCheckpoint"):
+    with pytest.raises(InvalidSettingError, match="expected NamedCheckpoint"):
         as_definition(LATEST, NamedCheckpoint)
     with pytest.raises(InvalidSettingError, match="NamedCheckpoint has no field 'project_name'"):
         as_definition(LATEST.model_dump(), NamedCheckpoint)
@@ -415,7 +419,7 @@ def test_a_checkpoint_to_deploy_keeps_its_kind():
     "value", [None, 3, "x", [], object(), SimpleNamespace(name="p", job=None), Image, b"", {"x"}]
 )
 def test_rubbish_is_no_definition(value):
-    with pytest.raises(InvalidSettingError, match="expected a TrainingProject"):
+    with pytest.raises(InvalidSettingError, match="expected TrainingProject"):
         as_definition(value, TrainingProject)
 
 
@@ -427,8 +431,14 @@ def test_a_mapping_with_names_that_are_none_is_refused(key):
 
 def test_a_class_of_the_same_name_from_elsewhere_is_not_taken_for_one_of_truss():
     image = type("Image", (), {"base_image": "x", "model_fields_set": {"base_image"}})()
-    with pytest.raises(InvalidSettingError, match="expected a Image"):
+    with pytest.raises(InvalidSettingError, match="expected Image"):
         as_definition(image, Image)
+
+
+def test_an_object_that_tells_nothing_of_its_class_is_rubbish_too():
+    stranger = type("TrainingProject", (), {"__module__": None})()
+    with pytest.raises(InvalidSettingError, match="expected TrainingProject"):
+        as_definition(stranger, TrainingProject)
 
 
 def test_a_user_s_own_subclass_is_taken_as_what_it_is():

@@ -66,11 +66,13 @@ VISIBLE = TEXT.filter(str.strip)
 PART = st.text(st.sampled_from("abz09-_.@ "), min_size=1, max_size=8).filter(
     lambda text: text not in {".", ".."}
 )
+VISIBLE_PART = PART.filter(lambda text: text[0] != ".")
 RULED = {
     rules.Text: VISIBLE,
     rules.Name: VISIBLE,
     rules.Id: PART,
-    rules.CheckpointName: st.lists(PART, min_size=1, max_size=3).map("/".join) | st.just("."),
+    rules.CheckpointName: st.lists(VISIBLE_PART, min_size=1, max_size=3).map("/".join)
+    | st.just("."),
     rules.FilePath: VISIBLE,
     rules.AbsolutePath: TEXT.map("/{}".format),
     rules.Memory: st.sampled_from(["2Gi", "512Mi", "1.5G", "1000", "1e9", "3Ti", "64k"]),
