@@ -68,7 +68,7 @@ def _compiled(file: Path) -> CodeType:
     except OSError as error:
         msg = f"{file} cannot be read ({error.strerror}), expected a Python file: name the file"
         raise InvalidSettingError(msg) from error
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # all of compile()
         line, reason = getattr(error, "lineno", None), getattr(error, "msg", None)
         where = f"{file}, line {line}" if line else str(file)
         msg = f"{where}: {reason or error}; expected a Python file that defines a TrainingProject"

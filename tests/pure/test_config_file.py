@@ -93,6 +93,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 WRONG = {
     "a syntax error": ("x = 1\nx = (\n", r"config\.py, line 2: .*never closed"),
+    "an expression without end": ("x = " + "-" * 200_000 + "1", "expected a Python file"),
     "a NUL byte": ("x = '\0'", "expected a Python file"),
     "a foreign encoding": ("# coding: klingon\n", "unknown encoding: klingon"),
     "no project": ("x = 1", "has no global that is a TrainingProject, expected one: write"),

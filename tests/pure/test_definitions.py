@@ -10,6 +10,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bt_lightning import definitions
 from bt_lightning.definitions import (
@@ -421,6 +423,35 @@ def test_a_checkpoint_to_deploy_keeps_its_kind():
 def test_rubbish_is_no_definition(value):
     with pytest.raises(InvalidSettingError, match="expected TrainingProject"):
         as_definition(value, TrainingProject)
+
+
+KINDS = [
+    kind
+    for kind in map(vars(definitions).get, definitions.__all__)
+    if isinstance(kind, type) and issubclass(kind, definitions.Definition)
+    if kind is not TrainingProject  # whose form is without the job
+]
+NAMES = sorted({name for kind in KINDS for name in kind.names()})
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 99) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, database=None, max_examples=300)
+@given(st.sampled_from(KINDS), JSON)
+def test_any_json_is_a_definition_or_a_refusal(kind, value):
+    """Anything else that is raised would be a traceback instead of what to do."""
+    try:
+        made = as_definition(value, kind)
+    except InvalidSettingError:
+        return
+    form = made.model_dump(mode="json")
+    assert as_definition(form, type(made)).model_dump(mode="json") == form
 
 
 @pytest.mark.parametrize("key", [3, None, ("a",), b"name"])
