@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bt_lightning.manage.locate import Target
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+FOR_GOOD = "for good"
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
 
 
@@ -115,7 +116,7 @@ def delete(
         if finished:
             click.echo(f"finished what was begun: {printable(', '.join(finished))}", err=True)
         if not rule and not checkpoints:
-            report(finished, [], [], output_format, dry_run=False)
+            report(finished, [], [], output_format)
             return
     if rule:
         items = shelf.items()
@@ -135,14 +136,25 @@ def delete(
         report(going, [], protected, output_format, dry_run=True)
         return
     size = sum(item.manifest.size for item in items if not item.protected)
-    ask(f"{len(names) - len(protected)} checkpoints of {shelf.name}", "yes", size, names, yes=yes)
+    what = f"{len(names) - len(protected)} checkpoints of {shelf.name}"
+    lasts = FOR_GOOD if trash is None else f"for {trash} days at least, then for good"
+    ask(what, "yes", size, names, yes=yes, lasts=lasts)
     done = delete_items(shelf, items) if trash is None else trash_items(shelf, items, trash)
-    report_of(done, output_format)
+    word = "deleted" if trash is None else f"put aside for {trash} days"
+    report(done.deleted, done.asked, done.kept, output_format, word=word)
     if done.kept and not rule:  # named, and still there: a script must see that
         sys.exit(CheckpointProtectedError.exit_code)
 
 
-def ask(what: str, word: str, size: int, names: Sequence[str], *, yes: bool) -> None:
+def ask(
+    what: str,
+    word: str,
+    size: int,
+    names: Sequence[str],
+    *,
+    yes: bool,
+    lasts: str = FOR_GOOD,
+) -> None:
     """Have the user type `word`, or give up with exit code 1; with `yes`, do not ask.
 
     Raises:
@@ -153,11 +165,11 @@ def ask(what: str, word: str, size: int, names: Sequence[str], *, yes: bool) -> 
     if yes:
         return
     if not sys.stdin.isatty():
-        msg = "this deletes for good, and there is no terminal to ask on: say --yes, or --dry-run"
+        msg = f"this deletes {lasts}, and there is no terminal to ask on: say --yes, or --dry-run"
         raise click.UsageError(msg)
     for name in names:
         click.echo(f"  {printable(name)}", err=True)
-    click.echo(f"This deletes {printable(what)}, {human_size(size)}, for good.", err=True)
+    click.echo(f"This deletes {printable(what)}, {human_size(size)}, {lasts}.", err=True)
     typed = click.prompt(
         f"Type {printable(word)} to go on", default="", show_default=False, err=True
     )
@@ -168,7 +180,7 @@ def ask(what: str, word: str, size: int, names: Sequence[str], *, yes: bool) -> 
 
 def report_of(done: Deletion, output_format: str) -> None:
     """Say what a deletion did."""
-    report(done.deleted, done.asked, done.kept, output_format, dry_run=False)
+    report(done.deleted, done.asked, done.kept, output_format)
 
 
 def report(
@@ -177,14 +189,15 @@ def report(
     kept: Sequence[str],
     output_format: str,
     *,
-    dry_run: bool,
+    dry_run: bool = False,
+    word: str = "deleted",
 ) -> None:
-    """Say what was, or would be, deleted."""
+    """Say what was, or would be, deleted; `word` is what was done."""
     from bt_lightning.cli.output import as_csv, as_json
     from bt_lightning.cli.text import printable
 
     rows = [
-        *((name, "would be deleted" if dry_run else "deleted") for name in deleted),
+        *((name, "would be deleted" if dry_run else word) for name in deleted),
         *((name, "asked of the running job") for name in asked),
         *((name, "kept: protected") for name in kept),
     ]

@@ -74,7 +74,7 @@ def empty_trash(target: Target, yes: bool) -> None:
         size = sum(one.size for one in found)
         names = [one.name for one in found]
         ask(f"the trash of {shelf.name}", "yes", size, names, yes=yes)
-    report([one.name for one in empty(shelf)], [], [], "cli-table", dry_run=False)
+    report([one.name for one in empty(shelf)], [], [], "cli-table")
 
 
 def _utc(seconds: float) -> str:

@@ -69,7 +69,10 @@ def _print(verdicts: Sequence[Verdict], output_format: str) -> None:
         damaged = sum(not verdict.whole for verdict in verdicts)
         as_json({"damaged": damaged, "checkpoints": [asdict(verdict) for verdict in verdicts]})
     elif output_format == "csv":
-        as_csv(("Checkpoint", "Whole", "Says"), [[v.name, v.whole, v.says] for v in verdicts])
+        as_csv(
+            ("Checkpoint", "Whole", "Says"),
+            [[v.name, str(v.whole).lower(), v.says] for v in verdicts],
+        )
     elif not verdicts:
         click.echo("nothing is committed there")
     for verdict in verdicts if output_format == "cli-table" else ():

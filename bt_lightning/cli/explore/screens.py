@@ -30,7 +30,7 @@ _URL_S = 3600
 class PickScreen(ListScreen):
     """The checkpoints of a job."""
 
-    hints = "enter open  ctrl+d compare  ctrl+o manifest  ctrl+n metric  ? keys  ctrl+c quit"
+    hints = "enter open  ctrl+d compare  ctrl+o manifest  ctrl+n metric  ? keys"
     BINDINGS: ClassVar = [
         Binding("ctrl+d", "compare", priority=True),
         Binding("ctrl+o", "manifest", priority=True),
