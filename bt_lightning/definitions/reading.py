@@ -25,6 +25,8 @@ TRUSS_ROOTS: Final = ("truss_train", "truss")
 """Top-level packages of Baseten's client, whose objects are read by the names of their classes."""
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
+_USER: Final = re.compile(r"//[^/@]*@")
+"""User and password in a URL, which no error shows."""
 _SCALARS: Final = {str: "text", int: "a whole number", bool: "True or False"}
 
 
@@ -91,7 +93,7 @@ def _ruled(hint: Any, value: object, at: str, how: How) -> Any:
     value = read(plain, value, at, how)
     for rule in rules:
         if complaint := rule(value):
-            msg = f"{at} is {value!r}, {complaint}"
+            msg = f"{at} is {_USER.sub('//...@', repr(value))}, {complaint}"
             raise InvalidSettingError(msg)
     return value
 

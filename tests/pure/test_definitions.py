@@ -307,6 +307,12 @@ def test_values_of_variables_are_in_no_text_and_in_no_error():
         assert "hunter2" not in str(caught.value)
 
 
+def test_the_password_in_a_url_is_in_no_error():
+    with pytest.raises(InvalidSettingError, match=r"//\.\.\.@bucket") as caught:
+        WeightsSource(source="s3://key:hunter2@bucket/x", mount_location="/m")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_field_is_checked_when_it_is_assigned_and_keeps_its_value_if_refused():
     config = LoadCheckpointConfig(enabled=True)
     with pytest.raises(InvalidSettingError, match="checkpoints is empty"):
