@@ -13,6 +13,8 @@ def last_run(rows: list[Row], case: str) -> list[Row]:
         measured = (row.get("system", row.get("client")), row["repeat"])
         if measured in seen or (found and row["repeat"] > found[-1]["repeat"]):
             break  # of the run before
+        if found and row.get("commit") != found[-1].get("commit"):
+            break  # a run may come in pieces, all of one commit
         seen.add(measured)
         found.append(row)
     return found[::-1]

@@ -3,7 +3,8 @@
 Each run is a process of its own (`stall_run.py`); systems are interleaved, each repeat in another
 order; the raw rows are appended to `benchmarks/results/stall.jsonl`. S_lost is the time that a run
 with saves takes more than the run without, of the same repeat, divided by the saves. Run it with
-`nox -s bench`; a case by itself with `python benchmarks/stall.py --case device`.
+`nox -s bench`; a case by itself with `python benchmarks/stall.py --case device`. A long case may be
+run in pieces: `--repeats 1 --first 3` measures every system once, as the repeat 3.
 """
 
 from __future__ import annotations
@@ -68,13 +69,19 @@ CASES = {
         {"size": 3 * GB // 2, "tensors": 80, "every": 80, "steps": 170},
         5,
     ),
+    "memory": (
+        ["none", *OURS, *RIVALS],
+        {"size": 3 * GB // 2, "tensors": 80, "every": 20, "steps": 50, "sample": 1},
+        5,
+    ),
     "cpu": (
         ["none", *OURS, *RIVALS],
         {"size": 400 * 10**6, "every": 20, "steps": 50, "step": "cpu", "threads": 2},
         5,
     ),
 }
-"""`size` bytes in `tensors` tensors; `every` so many steps a save; `step-s` seconds a step."""
+"""`size` bytes in `tensors` tensors; `every` so many steps a save; `step-s` seconds a step; with
+`sample` the memory is looked at, which takes a little time of its own."""
 
 
 def floors(size: int, folder: Path) -> dict[str, float]:
@@ -114,13 +121,28 @@ def run(system: str, arguments: dict[str, object], folder: Path) -> dict[str, ob
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(case: str, repeats: int, folder: Path) -> list[dict[str, object]]:
+def commit() -> str:
+    """What is measured; with a + if files of the package differ from it."""
+    here = RUN.parents[1]
+    asked = ["git", "-C", str(here), "describe", "--always", "--exclude=*", "--abbrev=7"]
+    name = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    changed = subprocess.run(
+        ["git", "-C", str(here), "diff", "--quiet", "HEAD", "--", "bt_lightning"], check=False
+    )
+    return f"{name}+" if changed.returncode else name
+
+
+def measure(
+    case: str, numbers: range, folder: Path, only: list[str] | None = None
+) -> list[dict[str, object]]:
     systems, arguments, _ = CASES[case]
+    systems = [system for system in systems if not only or system in only]
     rows = []
-    for repeat in range(repeats):
+    for repeat in numbers:
         facts = {
             "case": case,
             "repeat": repeat,
+            "commit": commit(),
             "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **arguments,
         }
@@ -140,6 +162,7 @@ def measure(case: str, repeats: int, folder: Path) -> list[dict[str, object]]:
 def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     """One line a system, of the rows of one run of one case: medians; times in seconds."""
     plain = {row["repeat"]: row["run_s"] for row in rows if row["system"] == "none"}
+    beside = {row["repeat"]: row.get("peak_memory", 0) for row in rows if row["system"] == "none"}
     lines = []
     for system in [name for name in LABELS if name != "none"]:
         mine = [row for row in rows if row["system"] == system]
@@ -160,6 +183,12 @@ def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
                 "durable": statistics.median(durable) if durable else None,
                 "cpu": statistics.median(row["cpu_s"] for row in mine),
                 "rss": statistics.median(row["peak_rss"] for row in mine),
+                "more": statistics.median(
+                    row.get("peak_memory", 0) - beside.get(row["repeat"], 0) for row in mine
+                ),
+                "worker": statistics.median(
+                    s for row in mine for s in row.get("worker_s", [])[1:] or [0.0]
+                ),
             }
         )
     return lines
@@ -171,12 +200,16 @@ def report(case: str, rows: list[dict[str, object]]) -> None:
     floor = [row for row in rows if row["system"] == "floor"]
     copy, write = (statistics.median(row[k] for row in floor) for k in ("memcpy_s", "write_s"))
     print(f"  floors: memcpy {1000 * copy:.0f} ms, write and fsync {1000 * write:.0f} ms")
-    print("  ms a save                       S_lost   S_call   step  1st step  durable")
+    print(
+        "  ms a save                       S_lost   S_call   step  1st step  durable"
+        "  worker CPU  more MB"
+    )
     for line in summary(rows):
         durable = "-" if line["durable"] is None else f"{1000 * line['durable']:8.0f}"
         print(
             f"  {LABELS[line['system']]:<28} {1000 * line['lost']:9.1f} {1000 * line['call']:8.1f}"
             f" {1000 * line['step']:7.1f} {1000 * line['first']:8.1f} {durable:>8}"
+            f" {1000 * line['worker']:11.0f} {line['more'] / 1e6:8.0f}"
         )
 
 
@@ -184,13 +217,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=list(CASES), action="append")
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--system", choices=list(LABELS), action="append", help="default: all")
+    parser.add_argument("--first", type=int, default=0, help="number of the first repeat")
     parser.add_argument("--dir", type=Path, help="where to write; default: a temporary folder")
     options = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         for case in options.case or CASES:
-            rows = measure(case, options.repeats or CASES[case][2], Path(folder))
-            report(case, rows)
+            repeats = options.repeats or CASES[case][2]
+            numbers = range(options.first, options.first + repeats)
+            report(case, measure(case, numbers, Path(folder), options.system))
 
 
 if __name__ == "__main__":

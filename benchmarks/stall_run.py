@@ -8,6 +8,7 @@ for a device that computes by itself, and an update that writes one number to ea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
@@ -15,12 +16,13 @@ import os
 import resource
 import shutil
 import statistics
-import sys
+import threading
 import time
 import warnings
 from pathlib import Path
 
 import lightning as L
+import psutil
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -176,10 +178,41 @@ class Staged(Callback):
             self.io.staging = None
 
 
+class Sampler(threading.Thread):
+    """The memory of this process and its children, looked at fifty times a second.
+
+    Memory that is shared (an arena, the tensors of a stager) is counted once, code of libraries and
+    cached files not at all. Source: proc_pid_status(5).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        own = psutil.Process()
+        while not self._over.wait(0.02):
+            private = shared = 0
+            for process in (own, *own.children(recursive=True)):
+                with contextlib.suppress(OSError):  # it has just ended
+                    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                    sizes = {k: v for k, _, v in (line.partition(":") for line in lines)}
+                    if "RssAnon" in sizes:
+                        private += 1024 * int(sizes["RssAnon"].split()[0])
+                        shared = max(shared, 1024 * int(sizes["RssShmem"].split()[0]))
+            self.peak = max(self.peak, private + shared)
+
+    def close(self) -> int:
+        self._over.set()
+        self.join()
+        return self.peak
+
+
 def system(name: str, root: Path, every: int):
-    """(callbacks, plugins, durable seconds after the run)."""
+    """(callbacks, plugins, facts after the run)."""
     if name == "none":  # with the callback that saves, which never does
-        return [ModelCheckpoint(dirpath=root, every_n_train_steps=10**9)], [], list
+        return [ModelCheckpoint(dirpath=root, every_n_train_steps=10**9)], [], dict
     saving = ModelCheckpoint(
         dirpath=None if name.startswith("ours") else root, every_n_train_steps=every
     )
@@ -188,16 +221,21 @@ def system(name: str, root: Path, every: int):
 
         def durable():
             found = [e for e in read_events(root) if e["event"] == "save"]
-            print(json.dumps(found), file=sys.stderr)
-            return [e["local_durable_s"] for e in found if e["local_durable_s"]]
+            return {
+                "durable_s": [e["local_durable_s"] for e in found if e["local_durable_s"]],
+                "worker_s": [e["cpu_s"] for e in found if e["local_durable_s"]],
+                "guard_ms": [e["guard_ms"] for e in found],
+                "decisions": [e["decision"] for e in found],
+                "kinds": [e["snapshot"] for e in found],
+            }
 
         return [BTLightning(dir=root, overlap=overlap), saving], [], durable
     if name == "plain":
-        return [saving], [], list
+        return [saving], [], dict
     if name == "async":
-        return [saving], [AsyncCheckpointIO()], list
+        return [saving], [AsyncCheckpointIO()], dict
     io = DcpIO(name.partition("-")[2].upper())
-    return [saving, Staged(io)], [io], lambda: io.durable
+    return [saving, Staged(io)], [io], lambda: {"durable_s": io.durable}
 
 
 def main() -> None:
@@ -210,6 +248,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=80)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--dir", type=Path, required=True)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -223,7 +262,7 @@ def main() -> None:
         ) if options.system == "dcp-thread" else _tcp_group()
     kind = Waiting if options.step == "wait" else Computing
     module = kind(options.size, options.tensors, options.step_s)
-    callbacks, plugins, durable = system(options.system, options.dir, options.every)
+    callbacks, plugins, told = system(options.system, options.dir, options.every)
     clock = Clock()
     trainer = L.Trainer(
         max_steps=options.steps,
@@ -236,8 +275,14 @@ def main() -> None:
         plugins=plugins,
     )
     clock.watch(trainer)
+    sampler = Sampler() if options.sample else None
+    if sampler is not None:
+        sampler.start()
     trainer.fit(module, DataLoader(torch.zeros(10**6, 1)))
-    print(json.dumps(facts(clock, durable)), flush=True)
+    found = facts(clock, told)
+    if sampler is not None:
+        found["peak_memory"] = sampler.close()
+    print(json.dumps(found), flush=True)
 
 
 def _tcp_group() -> None:
@@ -250,7 +295,7 @@ def _tcp_group() -> None:
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
 
 
-def facts(clock: Clock, durable) -> dict[str, object]:
+def facts(clock: Clock, told) -> dict[str, object]:
     times = [*clock.starts, clock.ended]
     steps = [later - sooner for sooner, later in itertools.pairwise(times)]
     usual = statistics.median(steps)
@@ -267,7 +312,8 @@ def facts(clock: Clock, durable) -> dict[str, object]:
         "saves": len(clock.calls),
         "call_s": clock.calls,
         "extra_s": extra,
-        "durable_s": durable(),
+        "durable_s": [],
+        **told(),
         "cpu_s": sum(u.ru_utime + u.ru_stime for u in (own, children)),
         "peak_rss": own.ru_maxrss * 1024,
     }

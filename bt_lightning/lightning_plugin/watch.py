@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.facts import versions
 from bt_lightning.lightning_plugin.namespace import Callback
 from bt_lightning.snapshot.estimate import state_size
 
@@ -170,6 +171,7 @@ def open_saves(
 ) -> Saves:
     """Let this fit save by snapshots; on the rank that writes, when the fit starts."""
     compat.warm_dump()
+    versions()  # reads files, once
     saves = session.snapshots(
         lambda: trainer.optimizers,
         options,
