@@ -187,7 +187,8 @@ class BTLightning(Callback):
             self._exact.on_fit_start(trainer)
         if self._session is not None:
             self._session.begin(frozenset(self._pinned))
-            open_saves(trainer, pl_module, self._session, self._options.snapshots)
+            prefix = self._routed.ours.serving.weights_prefix if self._routed is not None else ""
+            open_saves(trainer, pl_module, self._session, self._options.snapshots, prefix)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

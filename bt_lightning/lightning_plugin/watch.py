@@ -7,6 +7,7 @@ average weights, change them too: before such a hook runs, the copy is brought t
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -14,7 +15,8 @@ from typing_extensions import override
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.facts import versions
 from bt_lightning.lightning_plugin.namespace import Callback
-from bt_lightning.snapshot.estimate import state_size
+from bt_lightning.snapshot.estimate import outline, state_size
+from bt_lightning.snapshot.take import foresee
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -72,8 +74,11 @@ def obstacle(module: LightningModule) -> str | None:
 class Watch(Callback):
     """Stands before every other callback of the Trainer, on the rank that writes."""
 
-    def __init__(self, trainer: Trainer, module: LightningModule, saver: Saver) -> None:
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, saver: Saver, weights_prefix: str
+    ) -> None:
         self._saver: Saver | None = saver
+        self._prefix = weights_prefix
         owners = [*trainer.callbacks, module]  # type: ignore[attr-defined]
         self._foreign = frozenset(
             hook
@@ -155,6 +160,7 @@ class Watch(Callback):
         if self._saver is not None:
             self._states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
             self._saver.prepare(state_size(module, trainer.optimizers))
+            self._saver.foresee(partial(foresee, outline(module, trainer.optimizers), self._prefix))
 
     def _before(self, *hooks: str) -> None:
         if self._saver is not None and not self._foreign.isdisjoint(hooks):
@@ -167,7 +173,11 @@ class Watch(Callback):
 
 
 def open_saves(
-    trainer: Trainer, module: LightningModule, session: Session, options: SnapshotOptions
+    trainer: Trainer,
+    module: LightningModule,
+    session: Session,
+    options: SnapshotOptions,
+    weights_prefix: str,
 ) -> Saves:
     """Let this fit save by snapshots; on the rank that writes, when the fit starts."""
     compat.warm_dump()
@@ -187,7 +197,7 @@ def open_saves(
             reason,
         )
     remove(trainer)
-    watch = Watch(trainer, module, saves.saver)
+    watch = Watch(trainer, module, saves.saver, weights_prefix)
     # before every other callback; a new list, as the old one is being walked
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
     for logger in trainer.loggers:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.snapshot.gather import Gather
+from bt_lightning.snapshot.spots import spot
 from bt_lightning.snapshot.threads import copy_threads
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bt_lightning.snapshot.arena import Arena
     from bt_lightning.snapshot.gather import Piece
     from bt_lightning.snapshot.placing import Placement
+    from bt_lightning.snapshot.spots import Spot
     from bt_lightning.snapshot.take import Snapshot
 
 _BIG = 256 * 1024
@@ -53,19 +55,17 @@ class HostCopies:
     _arena: Arena | None = None
     _gather: Gather | None = None
 
-    def add(self, arena: Arena, offset: int, tensor: torch.Tensor) -> None:
-        """Copy `tensor` to `offset` when these copies are carried out."""
-        size = tensor.numel() * tensor.element_size()
+    def add(self, arena: Arena, offset: int, spot: Spot) -> None:
+        """Copy a tensor to `offset` when these copies are carried out."""
+        _, tensor, _, here, size, plain = spot
         if size == 0:
             return
         self.held.append(tensor)
-        plain = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-        plain = plain and tensor.is_cpu
         if not plain:
             self.targets.append(arena.view(offset, tensor))
             self.sources.append(tensor)
             return
-        there, here = arena.address + offset, tensor.data_ptr()
+        there = arena.address + offset
         if size < _BIG:
             self.small.append((there, here, size))
             self._arena, self._gather = arena, None
@@ -101,14 +101,14 @@ class Copies:
     eager: HostCopies = field(default_factory=HostCopies)
     device: list[Source] = field(default_factory=list)
 
-    def add(self, arena: Arena, offset: int, tensor: torch.Tensor, owned: Collection[int]) -> None:
+    def add(self, arena: Arena, offset: int, spot: Spot, owned: Collection[int]) -> None:
         """Sort one tensor in; `owned` are addresses of the storages that optimizers change."""
-        is_owned = bool(owned) and tensor.untyped_storage().data_ptr() in owned
+        tensor, is_owned = spot.tensor, spot.storage in owned
         if tensor.is_cuda:
             self.device.append(Source(offset, tensor, is_owned))
         else:
             lazy = is_owned and tensor.is_cpu
-            (self.lazy if lazy else self.eager).add(arena, offset, tensor)
+            (self.lazy if lazy else self.eager).add(arena, offset, spot)
 
     def same(self) -> bool:
         """Whether the bytes are in the arena already; for few small tensors only."""
@@ -170,18 +170,17 @@ class Sorter:
             owned, fixed = storages(optimizers), Copies()
             self._fixed[arena.index] = (key, fixed)
             for path, file in files.items():
+                start, offsets = placement.starts[path], file.plan.offsets
                 for fragment in file.fixed:
-                    for name, tensor in fragment.tensors[path].items():
-                        place = placement.starts[path] + file.plan.offsets[name]
-                        fixed.add(arena, place, tensor, owned)
+                    for known_spot in fragment.spots[path]:
+                        fixed.add(arena, start + offsets[known_spot.name], known_spot, owned)
         rest = Copies()
         for path, name in others:
             tensor = files[path].tensors[name]
             if owned is None and tensor.nbytes >= _FEW_BYTES:
                 owned = storages(optimizers)
-            rest.add(
-                arena, placement.starts[path] + files[path].plan.offsets[name], tensor, owned or ()
-            )
+            place = placement.starts[path] + files[path].plan.offsets[name]
+            rest.add(arena, place, spot(name, tensor), owned or ())
         return [fixed, rest]
 
 

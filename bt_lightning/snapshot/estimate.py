@@ -31,6 +31,27 @@ def state_size(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimiz
     return size
 
 
+def outline(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """The large groups of the next checkpoint: aliases of their tensors, in dicts of its own.
+
+    Training thread. Without what a class of the user's makes by a `state_dict` of its own, which
+    may cost something, or count.
+    """
+    found: dict[str, Any] = {}
+    if type(module).state_dict is torch.nn.Module.state_dict:
+        found["state_dict"] = module.state_dict()
+    if all(type(opt).state_dict is torch.optim.Optimizer.state_dict for opt in optimizers):
+        states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+        found["optimizer_states"] = [{"state": _aliases(state)} for state in states]
+    return found
+
+
+def _aliases(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: _aliases(item) for key, item in value.items()}
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
 def _values(state: Any) -> Iterable[Any]:
     return state.values() if isinstance(state, dict) else ()
 

@@ -10,14 +10,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from bt_lightning.snapshot.dtypes import SAFETENSORS
+from bt_lightning.snapshot.image import row
+from bt_lightning.snapshot.spots import spot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bt_lightning.snapshot.image import Row
+    from bt_lightning.snapshot.spots import Spot
 
 WEIGHTS_KEY: Final = "state_dict"
 """The entry of a Lightning checkpoint whose tensors are the model's weights."""
@@ -44,6 +50,26 @@ class Fragment:
     places: frozenset[int]
     """Addresses of its tensors: groups that share none share no tensor."""
 
+    def prepare(self) -> None:
+        """Make at once what is otherwise made when it is first asked for."""
+        _ = self.rows, self.spots
+
+    @cached_property
+    def rows(self) -> dict[str, list[Row]]:
+        """File -> the rows of its tensors, sorted."""
+        return {
+            file: sorted(row(name, tensor) for name, tensor in tensors.items())
+            for file, tensors in self.tensors.items()
+        }
+
+    @cached_property
+    def spots(self) -> dict[str, list[Spot]]:
+        """File -> where its tensors lie in memory."""
+        return {
+            file: [spot(name, tensor) for name, tensor in tensors.items()]
+            for file, tensors in self.tensors.items()
+        }
+
 
 def is_group(path: tuple[str, ...]) -> bool:
     """Whether the tensors of a Lightning checkpoint lie together at `path`."""
@@ -62,7 +88,7 @@ def watch(value: Any) -> Callable[[Any], bool] | None:
     shape = _flatten(value, tensors)
     if shape is None or not tensors or not all(map(_is_plain, tensors)):
         return None
-    same_tensors = _all(tensors)
+    same_tensors = _Tensors(tensors).same
 
     def same(other: Any) -> bool:
         others: list[torch.Tensor] = []
@@ -116,37 +142,40 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-def _all(tensors: list[torch.Tensor]) -> Callable[[list[torch.Tensor]], bool]:
+class _Tensors:
     """Whether other tensors are these, or views of the same memory that look the same.
 
     Whole lists are compared, attribute by attribute: that is several times quicker than one by one.
     """
-    ids, places, sizes = list(map(id, tensors)), _places(tensors), _sizes(tensors)
-    looks = _looks(tensors)
 
-    def same(others: list[torch.Tensor]) -> bool:
-        if list(map(id, others)) == ids:  # the very objects: only their memory can be another
-            return _places(others) == places and _sizes(others) == sizes
-        return (
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self._ids = list(map(id, tensors))
+        self._tensors = tensors  # alive, or another object might get the id of one
+        self._places, self._forms, self._flags = _places(tensors), _forms(tensors), _flags(tensors)
+
+    def same(self, others: list[torch.Tensor]) -> bool:
+        """As they are at this moment."""
+        ids = list(map(id, others))
+        if ids == self._ids:  # the very objects: only their memory can be another
+            return _places(others) == self._places and _forms(others) == self._forms
+        alike = (
             all(tensor.layout is torch.strided for tensor in others)
-            and _places(others) == places
-            and _looks(others) == looks
+            and _places(others) == self._places
+            and _forms(others) == self._forms
+            and _flags(others) == self._flags
         )
-
-    same.__dict__["tensors"] = tensors  # alive, or another object might get the id of one
-    return same
+        if alike:
+            self._ids, self._tensors = ids, others  # which may come again
+        return alike
 
 
 def _places(tensors: list[torch.Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _sizes(tensors: list[torch.Tensor]) -> list[int]:
-    return [tensor.numel() for tensor in tensors]
+def _forms(tensors: list[torch.Tensor]) -> list[Any]:
+    return [(t.dtype, t.shape, t.is_contiguous() or t.stride()) for t in tensors]
 
 
-def _looks(tensors: list[torch.Tensor]) -> list[Any]:
-    return [
-        (t.dtype, t.shape, t.is_contiguous() or t.stride(), t.requires_grad, t.is_neg())
-        for t in tensors
-    ]
+def _flags(tensors: list[torch.Tensor]) -> list[Any]:
+    return [(t.requires_grad, t.is_neg()) for t in tensors]

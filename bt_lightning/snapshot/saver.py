@@ -117,8 +117,7 @@ class Saver:
         self._open[record.number] = record
         capture, warm = self._last.capture, self._arenas.warming(self._last.slot)
         record.call_ms = 1000 * (time.perf_counter() - started)
-        now = time.perf_counter()
-        future = self._thread.submit(self._finish, capture, job, now, record, warm)
+        future = self._thread.submit(self._finish, capture, job, time.perf_counter(), record, warm)
         self._copies[record.number] = (future, capture, record)
         if not capture.done and record.snapshot != "shared":
             self._copying = (capture, record)
@@ -194,8 +193,7 @@ class Saver:
 
     def _slot(self, record: SaveRecord) -> int | None:
         """An idle slot, by the overlap policy; None if this save is skipped."""
-        slot = self._arenas.idle()
-        if slot is not None:
+        if (slot := self._arenas.idle()) is not None:
             return slot
         self._pump(0.0)
         if (slot := self._arenas.idle()) is not None:
@@ -255,6 +253,11 @@ class Saver:
     def prepare(self, size: int) -> None:
         """Have an arena ready for a state of about `size` bytes; does not wait for it."""
         self._arenas.prepare(size)
+
+    def foresee(self, look: Callable[[], Memory]) -> None:
+        """Let `look` tell, beside training, what the first save will find."""
+        if not self._numbers:
+            self._memory.foreseen = self._thread.submit(look)
 
     # outcomes
 

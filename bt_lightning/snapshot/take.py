@@ -11,10 +11,11 @@ import torch
 from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.layout import LEFTOVERS, TREE
 from bt_lightning.snapshot.encode import Encoder
-from bt_lightning.snapshot.image import FilePlan, file_pieces, plan_file, storable
+from bt_lightning.snapshot.image import FilePlan, file_pieces, plan_file, plan_rows, row, storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future
 
     from bt_lightning.snapshot.fragments import Fragment
 
@@ -70,6 +71,23 @@ class Memory:
     """File -> (what its layout depends on, its layout)."""
     misses: dict[tuple[str, ...], int] = field(default_factory=dict)
     """Path -> how often in a row its fragment was of no use."""
+    prefix: str = ""
+    """The `weights_prefix` that the fragments were encoded with."""
+
+    foreseen: Future[Memory] | None = None
+    """What is being encoded beside training, for the first save."""
+
+    def open(self, prefix: str) -> dict[tuple[str, ...], Fragment]:
+        """The fragments that were encoded with `prefix`."""
+        foreseen, self.foreseen = self.foreseen, None
+        # one that failed says nothing: the save meets what is wrong, and raises it
+        if foreseen is not None and not foreseen.cancel() and foreseen.exception() is None:
+            other = foreseen.result()
+            self.fragments, self.prefix = other.fragments, other.prefix
+        if prefix != self.prefix:
+            self.fragments, self.prefix = {}, prefix
+            self.plans.clear()
+        return self.fragments
 
     def keep(self, fragments: Mapping[tuple[str, ...], Fragment]) -> tuple[Fragment, ...]:
         """Remember what lasts from save to save; return it.
@@ -96,7 +114,7 @@ def take(
     Raises:
         UnsupportedStateError: a value can be neither encoded nor pickled, or is sharded.
     """
-    encoder = Encoder(weights_prefix, None if memory is None else memory.fragments)
+    encoder = Encoder(weights_prefix, None if memory is None else memory.open(weights_prefix))
     tree = encoder.encode(checkpoint)
     pickled, dropped = _pickle(encoder.leftovers)
     files = {path: tensors for path, tensors in encoder.tensors.items() if tensors}
@@ -116,6 +134,18 @@ def take(
     )
 
 
+def foresee(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> Memory:
+    """A memory for the first save of a checkpoint that will have these parts.
+
+    For any thread: tensors and dicts of `checkpoint` are nobody else's; they may alias the state.
+    """
+    encoder = Encoder(weights_prefix, {})
+    encoder.encode(checkpoint)
+    for fragment in encoder.fragments.values():
+        fragment.prepare()
+    return Memory(encoder.fragments, prefix=weights_prefix)
+
+
 def _file(
     path: str,
     tensors: dict[str, torch.Tensor],
@@ -133,7 +163,11 @@ def _file(
     kinds = frozenset((name, tensors[name].dtype, tensors[name].shape) for name in others)
     key = (fixed, kinds)
     last = memory.plans.get(path)
-    plan = last[1] if last is not None and last[0] == key else plan_file(tensors)
+    if last is not None and last[0] == key:
+        plan = last[1]
+    else:
+        known = [each for fragment in fixed for each in fragment.rows[path]]
+        plan = plan_rows(known + [row(name, tensors[name]) for name in others])
     memory.plans[path] = (key, plan)
     return TensorFile(plan, tensors, fixed, others)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 
 import pytest
 import torch
 
+from bt_lightning.snapshot import encode, fragments
+from bt_lightning.snapshot.estimate import outline
 from bt_lightning.snapshot.fragments import watch
-from bt_lightning.snapshot.take import Memory, take
+from bt_lightning.snapshot.image import plan_file
+from bt_lightning.snapshot.take import Memory, foresee, take
 
 
 def group():
@@ -63,6 +67,32 @@ def test_an_object_whose_memory_was_exchanged_is_seen():
     same = watch(tensors)
     tensors["w1"].data = torch.ones(3, 2)
     assert not same(tensors)
+
+
+IN_PLACE = {
+    "transposed": lambda t: t.t_(),
+    "of another shape": lambda t: setattr(t, "data", t.detach().view(2, 3)),
+    "of another dtype": lambda t: setattr(t, "data", t.detach().view(torch.int32)),
+}
+
+
+@pytest.mark.parametrize("change", list(IN_PLACE))
+def test_an_object_that_is_another_tensor_in_the_same_place_is_seen(change):
+    tensors = group()
+    same = watch(tensors)
+    IN_PLACE[change](tensors["w1"])
+    assert not same(tensors)
+
+
+def test_views_that_come_again_are_told_by_their_identity(monkeypatch):
+    tensors = group()
+    views = {name: tensor.detach() for name, tensor in tensors.items()}
+    same = watch(tensors)
+    assert same(views)
+    monkeypatch.setattr(fragments, "_flags", None)  # what only strangers are asked for
+    assert same(views)
+    views["w2"].data = torch.ones(3, 2)
+    assert not same(views)
 
 
 @pytest.mark.parametrize("odd", [[torch.zeros(1)], {1.5: 1}, object(), torch.zeros(2).to_sparse()])
@@ -126,3 +156,91 @@ def test_tensors_that_are_made_for_each_save_are_not_kept():
         take({"state_dict": made}, memory=memory)
         del made
     assert [ref() for ref in seen[4:]] == [None] * 4
+
+
+def stepped(count=12):
+    module = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(count)])
+    optimizer = torch.optim.AdamW(module.parameters())
+    for weight in module.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    return module, optimizer
+
+
+def dumped(module, optimizer):
+    return {
+        "state_dict": module.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def foreseen(module, optimizer, prefix=""):
+    memory, look = Memory(), Future()
+    memory.foreseen = look
+    look.set_result(foresee(outline(module, [optimizer]), prefix))
+    return memory
+
+
+def test_a_first_save_encodes_nothing_that_was_foreseen(monkeypatch):
+    module, optimizer = stepped()
+    memory = foreseen(module, optimizer)
+    optimizer.step()  # values are copied later
+    wanted = content(take(dumped(module, optimizer)))
+    monkeypatch.setattr(fragments, "watch", None)
+    monkeypatch.setattr(encode, "watch", lambda _: pytest.fail("a group was encoded"))
+    assert content(take(dumped(module, optimizer), memory=memory)) == wanted
+
+
+SINCE = {
+    "a layer": lambda m, o: m.__setitem__(3, torch.nn.Linear(4, 4)),
+    "the dtype": lambda m, o: m.half(),
+    "weights that were exchanged": lambda m, o: setattr(m[1].weight, "data", torch.ones(4, 4)),
+    "a state that was loaded": lambda m, o: o.load_state_dict(o.state_dict()),
+    "a group": lambda m, o: o.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]}),
+    "a moment": lambda m, o: o.state[m[0].weight].update(exp_avg=torch.ones(4, 4)),
+    "what is trained": lambda m, o: m[0].requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("change", list(SINCE))
+def test_what_changed_since_it_was_foreseen_is_encoded_as_it_is(change):
+    module, optimizer = stepped()
+    memory = foreseen(module, optimizer)
+    SINCE[change](module, optimizer)
+    kept = content(take(dumped(module, optimizer), memory=memory))
+    assert kept == content(take(dumped(module, optimizer)))
+
+
+def test_what_was_foreseen_with_another_prefix_names_nothing():
+    module, optimizer = stepped()
+    memory = foreseen(module, optimizer, prefix="0.")
+    kept = content(take(dumped(module, optimizer), memory=memory))
+    assert kept == content(take(dumped(module, optimizer)))
+
+
+def test_a_foresight_that_failed_is_no_harm():
+    module, optimizer = stepped()
+    memory = Memory()
+    memory.foreseen = Future()
+    memory.foreseen.set_exception(RuntimeError("dictionary changed size during iteration"))
+    kept = content(take(dumped(module, optimizer), memory=memory))
+    assert kept == content(take(dumped(module, optimizer)))
+
+
+def test_a_state_dict_of_the_users_own_is_not_asked_for_early():
+    class Own(torch.nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            pytest.fail("it may cost something")
+
+    module = Own(2, 2)
+    assert "state_dict" not in outline(module, [torch.optim.SGD(module.parameters())])
+
+
+def test_a_header_is_spelled_as_json_spells_it():
+    names = ["a", '"quoted"', "\\", "é", "\n", "\U0001f600", ""]
+    tensors = {name: torch.zeros(2, 3)[:, : i % 4] for i, name in enumerate(names)}
+    header = plan_file({**tensors, "scalar": torch.tensor(1, dtype=torch.int64)}).header
+    text = header[8:].rstrip(b" ").decode()
+    assert json.dumps(json.loads(text), separators=(",", ":")) == text
+    assert json.loads(text).keys() == {"__metadata__", "scalar", *names}
