@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bt_lightning.snapshot.arena import Arena
     from bt_lightning.snapshot.copies import Source
 
@@ -37,7 +39,8 @@ class DeviceCopies:
         self.cloned = False
         """Whether the state may change while the copies are under way."""
         self._stream = stream
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # the copy thread sleeps until it comes, where it would spin on a core that training needs
+        self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._held: list[torch.Tensor] = []
 
     def start(self, sources: list[Source], arena: Arena, *, lazy: bool) -> None:
@@ -51,7 +54,7 @@ class DeviceCopies:
             self._stream.wait_event(began)
             with torch.cuda.stream(self._stream):
                 for run in _runs(frozen):
-                    self._copy(run, arena)
+                    _copy(run, arena)
             self._done.record(self._stream)
         self._held = [source.tensor for source in frozen]  # their memory is read till the end
         if not lazy and not self.cloned:
@@ -77,24 +80,38 @@ class DeviceCopies:
             self._done.synchronize()
         self._held.clear()
 
-    def _copy(self, run: list[Source], arena: Arena) -> None:
-        if len(run) == 1:
-            target = arena.view(run[0].offset, run[0].tensor)
-            target.copy_(run[0].tensor, non_blocking=True)
-            return
-        packed = torch.cat([source.tensor.reshape(-1).view(torch.uint8) for source in run])
-        arena.view(run[0].offset, packed).copy_(packed, non_blocking=True)
-
     def _has_room(self, size: int) -> bool:
         free, _ = torch.cuda.mem_get_info(self.device)
         cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return _MARGIN + size <= (free + cached) // _ROOM
 
 
+def _copy(run: list[Source], arena: Arena) -> None:
+    """Enqueue the copy of tensors that lie behind each other in the arena."""
+    parts = [source.tensor.reshape(-1).view(torch.uint8) for source in run]
+    data = torch.cat(parts) if len(parts) > 1 else parts[0]
+    for start, end in _cuts(run[0].offset, data.numel()):
+        target = arena.memory[run[0].offset + start : run[0].offset + end]
+        target.copy_(data[start:end], non_blocking=True)
+
+
 def _plain(tensor: torch.Tensor, *, copy: bool) -> torch.Tensor:
     """Contiguous on its device; a new tensor, on the compute stream, if `copy` or if need be."""
     plain = tensor.resolve_conj().resolve_neg().contiguous()
     return plain.clone() if copy and plain.data_ptr() == tensor.data_ptr() else plain
+
+
+def _cuts(offset: int, size: int) -> Iterator[tuple[int, int]]:
+    """Parts (start, end) of `size` bytes for `offset` of an arena, each within one step of `Pins`.
+
+    A copy must not reach beyond what was registered in one call: such a range is an invalid value.
+    Source: CUDA's driver API, cuMemcpyAsync and cuMemHostRegister.
+    """
+    start = 0
+    while start < size:
+        end = min(size, start + _PIN_STEP - (offset + start) % _PIN_STEP)
+        yield start, end
+        start = end
 
 
 def _runs(sources: list[Source]) -> list[list[Source]]:
@@ -123,7 +140,11 @@ class Pins:
     _pinned: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     def pin(self, arena: Arena) -> None:
-        """Register the arena, in steps; copies work without, at half the speed."""
+        """Register the arena, in steps, all of it or nothing; no copy may be under way.
+
+        Copies work without, but slower, and the host waits for them. In steps, since a call holds
+        up every page fault of the process.
+        """
         steps = self._pinned.setdefault(arena.index, [])
         for start in range(0, arena.size, _PIN_STEP):
             if arena.abandoned:
@@ -131,9 +152,12 @@ class Pins:
             address, size = arena.address + start, min(_PIN_STEP, arena.size - start)
             with torch.cuda.device(self.device):  # else this thread opens a context on device 0
                 code = torch.cuda.cudart().cudaHostRegister(address, size, 0)  # type: ignore[no-untyped-call]
-            if int(code) != 0:
-                log.warning("CUDA cannot pin the arena (error %d): copies take longer", int(code))
-                return
+                if int(code) != 0:
+                    log.warning(
+                        "CUDA cannot pin the arena (error %d): saves take longer", int(code)
+                    )
+                    self.unpin(arena)  # a copy from a pinned to another part is refused
+                    return
             steps.append((address, size))
 
     def unpin(self, arena: Arena) -> None:

@@ -136,6 +136,8 @@ class Saver:
         placement = place_files(snapshot)
         arena = self._arenas.ready(slot, placement.end)
         copies = self._sorter.sort(snapshot, placement, arena, self._optimizers())
+        if any(part.device for part in copies):  # no copy may meet memory that is half registered
+            wait([self._arenas.warming(slot)], _WAIT_S)
         capture = Capture(copies, self._copier, lazy=self.lazy)
         for path, file in snapshot.tensor_files.items():
             arena.write(placement.starts[path], file.plan.header)
@@ -301,10 +303,8 @@ class Saver:
             SaveTimeoutError: the disk has not taken it for an hour.
         """
         self.settle()
-        if checkpoint_id is None:
-            self._await(lambda: not self._open)
-        else:
-            self._await(lambda: not self.pending(checkpoint_id))
+        every = checkpoint_id is None
+        self._await(lambda: not (self._open if every else self.pending(str(checkpoint_id))))
 
     def close(self) -> None:
         """Give up the threads and the memory; images that the worker has not committed are lost."""
@@ -324,8 +324,7 @@ class Saver:
             if not future.done():
                 continue
             del self._copies[number]
-            error = future.exception()
-            if error is None and not capture.torn:
+            if (error := future.exception()) is None and not capture.torn:
                 continue
             self._open.pop(number, None)
             self._arenas.release(number)

@@ -18,6 +18,17 @@ def busy(seconds=0.2):
     torch.cuda._sleep(int(seconds * 1.5e9))
 
 
+def test_a_tensor_larger_than_what_is_pinned_at_a_time_arrives(saving, checkpoint_of, monkeypatch):
+    monkeypatch.setattr(cuda, "_PIN_STEP", 1024 * 1024)
+    module = torch.nn.ParameterList([torch.randn(3 * 2**20 + 5, device="cuda") for _ in range(3)])
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    saver = saving([optimizer])
+    saver.save(checkpoint_of(module, [optimizer], 1), "checkpoint-1")
+    saver.outcomes()
+    found = saver.tensors("checkpoint-1")
+    assert all(torch.equal(found[str(i)], weight.cpu()) for i, weight in enumerate(module))
+
+
 @pytest.mark.parametrize("room", [True, False], ids=["clone", "guard"])
 @pytest.mark.parametrize("own_stream", [False, True], ids=["default stream", "another stream"])
 def test_every_snapshot_is_of_one_step(
