@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 
 _HEADER = 256
 """Bytes that one tensor adds to a header and to the tree."""
+_DUMPING = ("state_dict", "_save_to_state_dict", "get_extra_state")
+_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+)
 
 
 def state_size(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
@@ -34,16 +41,25 @@ def state_size(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimiz
 def outline(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
     """The large groups of the next checkpoint: aliases of their tensors, in dicts of its own.
 
-    Training thread. Without what a class of the user's makes by a `state_dict` of its own, which
-    may cost something, or count.
+    Training thread of one rank. Runs no code but torch's: a `state_dict` or a hook of the user's
+    may cost something, count, or wait for the other ranks, so what has one is left out.
     """
     found: dict[str, Any] = {}
-    if type(module).state_dict is torch.nn.Module.state_dict:
+    if all(map(_is_stock, module.modules())):
         found["state_dict"] = module.state_dict()
-    if all(type(opt).state_dict is torch.optim.Optimizer.state_dict for opt in optimizers):
+    if all(map(_is_stock, optimizers)):
         states = [optimizer.state_dict()["state"] for optimizer in optimizers]
         found["optimizer_states"] = [{"state": _aliases(state)} for state in states]
     return found
+
+
+def _is_stock(owner: torch.nn.Module | torch.optim.Optimizer) -> bool:
+    """Whether torch alone makes the `state_dict` of this module, or optimizer."""
+    base = torch.nn.Module if isinstance(owner, torch.nn.Module) else torch.optim.Optimizer
+    own = any(
+        getattr(type(owner), name, None) is not getattr(base, name, None) for name in _DUMPING
+    )
+    return not own and not any(vars(owner).get(hooks) for hooks in _HOOKS)
 
 
 def _aliases(value: Any) -> Any:

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -20,6 +21,7 @@ from bt_lightning.lightning_plugin import checkpoint_io, session
 from bt_lightning.lightning_plugin.watch import Watch, overrides
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.events import read_events
+from bt_lightning.snapshot.encode import Encoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +44,24 @@ def test_a_checkpoint_holds_what_its_save_saw(
     wanted.check(tmp_path)
     kinds = {event["snapshot"] for event in saves_of(tmp_path)}
     assert kinds == {"eager" if snapshot == "eager" else "lazy"}
+
+
+@pytest.mark.usefixtures("late")
+def test_a_first_save_finds_its_state_encoded(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, threads = Encoder._fragment, []
+
+    def noted(self: Encoder, value: Any, path: tuple[str, ...]) -> Any:
+        threads.append(threading.current_thread().name)
+        return encode(self, value, path)
+
+    monkeypatch.setattr(Encoder, "_fragment", noted)
+    wanted = runs.Wanted()
+    runs.fit(tmp_path, wanted, save={"every_n_train_steps": 3, "save_top_k": -1}, max_epochs=1)
+    wanted.check(tmp_path)
+    assert threads
+    assert all(name.startswith("bt_lightning snapshot") for name in threads)
 
 
 @pytest.mark.usefixtures("late")

@@ -228,13 +228,29 @@ def test_a_foresight_that_failed_is_no_harm():
     assert kept == content(take(dumped(module, optimizer)))
 
 
-def test_a_state_dict_of_the_users_own_is_not_asked_for_early():
-    class Own(torch.nn.Linear):
-        def state_dict(self, *args, **kwargs):
-            pytest.fail("it may cost something")
+class Dumping(torch.nn.Linear):
+    def state_dict(self, *args, **kwargs):
+        pytest.fail("it may wait for the other ranks")
 
-    module = Own(2, 2)
-    assert "state_dict" not in outline(module, [torch.optim.SGD(module.parameters())])
+
+class Extra(torch.nn.Linear):
+    def get_extra_state(self):
+        pytest.fail("it may cost something")
+
+
+def hooked():
+    module = torch.nn.Linear(2, 2)
+    module.register_state_dict_pre_hook(lambda *_: pytest.fail("it may count"))
+    return module
+
+
+@pytest.mark.parametrize("make", [lambda: Dumping(2, 2), lambda: Extra(2, 2), hooked])
+def test_code_of_the_users_own_is_not_run_early(make):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), make())
+    optimizer = torch.optim.SGD(module.parameters())
+    assert outline(module, [optimizer]) == {"optimizer_states": [{"state": {}}]}
+    optimizer.register_state_dict_pre_hook(lambda *_: pytest.fail("it may count"))
+    assert outline(module, [optimizer]) == {}
 
 
 def test_a_header_is_spelled_as_json_spells_it():
@@ -244,3 +260,14 @@ def test_a_header_is_spelled_as_json_spells_it():
     text = header[8:].rstrip(b" ").decode()
     assert json.dumps(json.loads(text), separators=(",", ":")) == text
     assert json.loads(text).keys() == {"__metadata__", "scalar", *names}
+
+
+def test_what_was_foreseen_lies_apart_from_what_training_changes():
+    module, optimizer = stepped()
+    parts = outline(module, [optimizer])
+    state = parts["optimizer_states"][0]["state"][0]
+    assert state is not optimizer.state[module[0].weight]
+    before = module[0].weight.data_ptr(), state["exp_avg"].data_ptr()
+    module[0].weight.data = torch.ones(4, 4)
+    optimizer.state[module[0].weight]["exp_avg"].data = torch.ones(4, 4)
+    assert before == (parts["state_dict"]["0.weight"].data_ptr(), state["exp_avg"].data_ptr())
