@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +105,9 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
     from bt_lightning.cli.progress import progress
     from bt_lightning.cli.text import human_size, printable
     from bt_lightning.errors import CheckpointExistsError
+    from bt_lightning.localdir.durable import rename_new, sweep_temporaries, temporary, tidy
+    from bt_lightning.localdir.files import sync_directory
+    from bt_lightning.localdir.usable import usable_root
     from bt_lightning.manage.transfer import download_item, serving_files
 
     shelf, item = one_of(target, checkpoint)
@@ -115,20 +116,24 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
         msg = f"{output} is there already: move it, or name another"
         raise CheckpointExistsError(msg)
     entries = list(item.manifest.files) if to == "ckpt" else serving_files(item.manifest)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    root = usable_root(output.parent)
+    sweep_temporaries(root)  # of an export that was killed
     size = sum(entry.size for entry in entries)
-    with ExitStack() as stack:
-        scratch = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix=".bt-", dir=output.parent))
-        )
-        on_bytes = stack.enter_context(progress(item.name, size))
-        folder = download_item(shelf, item, scratch, entries, on_bytes)
-        assert folder is not None, "a new directory holds nothing yet"
+    with temporary(root) as scratch:
+        with progress(item.name, size) as on_bytes:
+            made = download_item(shelf, item, scratch, entries, on_bytes)
+        assert made is not None, "a new directory holds nothing yet"
         if to == "ckpt":
             from bt_lightning.restore.export import write_ckpt
 
-            write_ckpt(folder, output, trust_pickle=trust_pickle)
-            size = output.stat().st_size
-        else:
-            folder.rename(output)
+            folder, made = made, scratch / "made.ckpt"
+            write_ckpt(folder, made, trust_pickle=trust_pickle)
+            size = made.stat().st_size
+        try:
+            rename_new(made, output)
+        except FileExistsError as error:
+            msg = f"{output} was made by somebody else meanwhile: it was left as it is"
+            raise CheckpointExistsError(msg) from error
+        sync_directory(root)
+    tidy(root)
     click.echo(printable(f"{output}: {human_size(size)} of {item.name}"))

@@ -86,8 +86,10 @@ def lock(descriptor: int, operation: int) -> None:
             raise
 
 
-def publish_directory(built: Path, final: Path, root: Path) -> None:
+def publish_directory(built: Path, final: Path, root: Path, *, replace: bool = True) -> None:
     """Give the finished directory `built` its `final` name, durably; replace what is there.
+
+    Without `replace`, what is there stays, and `FileExistsError` is raised.
 
     Readers see the old directory or the new one, each whole. Where the kernel or the file system
     cannot exchange two names, the old directory waits in the trash for the moment between two
@@ -95,7 +97,9 @@ def publish_directory(built: Path, final: Path, root: Path) -> None:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     sync_directory(built)
-    if not os.path.lexists(final):
+    if not replace:
+        rename_new(built, final)
+    elif not os.path.lexists(final):
         os.rename(built, final)
     elif not _renameat2(built, final, _RENAME_EXCHANGE):
         waiting = _set_aside(final, root)
@@ -173,9 +177,18 @@ def _write_new_by_rename(final: Path, part: Path, data: bytes) -> None:
 
 def rename_new(one: Path, other: Path) -> None:
     """Rename `one` to `other` if that name is free; else raise `FileExistsError`."""
-    if not _renameat2(one, other, _RENAME_NOREPLACE):
+    if _renameat2(one, other, _RENAME_NOREPLACE):
+        return
+    if not one.is_dir():
         os.link(one, other)  # two steps: a kill between them leaves the old name as well
         one.unlink()
+        return
+    try:
+        os.rename(one, other)  # takes the place of an empty directory, and of nothing else
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST}:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(other)) from error
+        raise
 
 
 def sweep(root: Path) -> list[Path]:

@@ -51,11 +51,15 @@ def partial(root: Path, name: str) -> Iterator[Path]:
         os.close(owner)
 
 
-def publish_partial(built: Path, final: Path, root: Path) -> None:
-    """Give the directory that `partial` yielded, now whole and durable, its final name."""
+def publish_partial(built: Path, final: Path, root: Path, *, replace: bool = True) -> None:
+    """Give the directory that `partial` yielded, now whole and durable, its final name.
+
+    Raises:
+        FileExistsError: something has that name, and is not to be replaced.
+    """
     with opened(built.parent) as gate:
         lock(gate, fcntl.LOCK_EX)
-        publish_directory(built, final, root)
+        publish_directory(built, final, root, replace=replace)
         discard(built)  # gone after a rename; after an exchange, what was replaced
 
 

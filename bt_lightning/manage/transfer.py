@@ -104,7 +104,11 @@ def download_item(
     root = usable_root(target)
     try:
         with opened(shelf, item) as place:
-            bring(Counted(place, on_bytes), root, final, None if whole else tuple(entries))
+            some = None if whole else tuple(entries)
+            bring(Counted(place, on_bytes), root, final, some, replace=False)
+    except FileExistsError as error:
+        msg = f"{final} was made by somebody else meanwhile: it was left as it is"
+        raise CheckpointExistsError(msg) from error
     finally:
         tidy(root)
     return final

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
+    InvalidSettingError,
     LeaseHeldError,
 )
 from bt_lightning.layout import DOT_DIR, MANIFEST, job_prefix, trash_folder, under
@@ -54,14 +55,18 @@ def trash_items(shelf: Shelf, items: Sequence[Item], days: float) -> Deletion:
 
     Raises:
         LeaseHeldError: the job runs, so that its store is its own.
+        InvalidSettingError: of a store and a directory, only the directory has one of them.
         StoreError, OSError: not all was put aside; what was is nowhere lost.
     """
     expires = int(time.time() + days * _DAY_S)
     free = [item for item in items if shelf.protection(item) is None]
     done = Deletion(kept=[item.name for item in items if item not in free])
     if isinstance(shelf, JoinedShelf):
+        local = [item.name for item in free if shelf.only_on_disk(item)]
+        if local:
+            msg = f"the store does not have {', '.join(local)} yet: put aside with --dir alone"
+            raise InvalidSettingError(msg)
         shelf = shelf.store_shelf
-        free = [item for item in free if item.where.startswith("training_projects/")]
     if isinstance(shelf, StoreShelf):
         for item in free:
             _copy_aside(shelf, item, expires)

@@ -102,9 +102,16 @@ def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Ma
 
 
 def bring(
-    place: Place, root: Path, final: Path, entries: tuple[FileEntry, ...] | None = None
+    place: Place,
+    root: Path,
+    final: Path,
+    entries: tuple[FileEntry, ...] | None = None,
+    *,
+    replace: bool = True,
 ) -> None:
-    """Bring a checkpoint to `final` under `root`: one rename, durable.
+    """Bring a checkpoint to `final` under `root`: one rename, durable; replace what is there.
+
+    Without `replace`, what got that name meanwhile stays, and `FileExistsError` is raised.
 
     With `entries`, only those files of it, and no manifest: the directory is no checkpoint then. A
     call for the same goes on with what an earlier one left under `root`. Raises as `fetch`.
@@ -125,7 +132,7 @@ def bring(
         sync_directory(built)
         for path in {p for entry in files for p in PurePosixPath(entry.path).parents}:
             sync_directory(built / path)
-        publish_partial(built, final, root)
+        publish_partial(built, final, root, replace=replace)
     tidy(root)
 
 

@@ -333,6 +333,17 @@ def test_the_trash_keeps_what_was_deleted_for_its_days(cli, store, tmp_path, mon
     assert not [info.key for info in store.list(PREFIX) if "trash" in info.key]
 
 
+def test_what_only_the_disk_has_is_put_aside_there_only(cli, store, tmp_path, make):
+    root = tmp_path / "ck"
+    made = [make(root, f"d-{step}", step) for step in (1, 2)]
+    publish(store, Job.named(Settings(), str(root)).prefix, made[0])
+    words = ("checkpoints", "delete", "d-1", "d-2", "--dir", root, "--yes", "--trash", "1")
+    assert "--dir alone" in cli(*words, "--store", store.name, code=2).stderr
+    assert sorted(path.name for path in root.iterdir() if path.name[0] != ".") == ["d-1", "d-2"]
+    cli(*words)
+    assert not [path for path in root.iterdir() if path.name[0] != "."]
+
+
 def test_a_worker_takes_no_notice_of_the_trash(cli, store, tmp_path):
     cli("checkpoints", "delete", "c-4", *at(store), "--trash", "7", "--yes")
     duties = Duties(tmp_path / "source", store, PREFIX, ())

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 from bt_lightning.layout import MANIFEST, committed_at, job_prefix
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.localdir.committed import verify
-from bt_lightning.localdir.durable import partials
+from bt_lightning.localdir.durable import partials, temporaries
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.publish import publish
@@ -63,6 +63,38 @@ def test_download_never_goes_over_something_else(cli, store, tmp_path):
     assert (target / "mine").read_text() == "precious"
     (tmp_path / "to" / "checkpoint-1").symlink_to(tmp_path)
     cli(*args, "checkpoint-1", code=11)
+
+
+@pytest.mark.parametrize("meanwhile", ["file", "folder"])
+@pytest.mark.parametrize("command", ["download", "export"])
+def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, command, meanwhile):
+    from bt_lightning.store import catalog
+
+    target = tmp_path / "there"
+    final = target / ("checkpoint-1" if command == "download" else "out")
+    real = catalog.download
+
+    def download(*args):
+        if meanwhile == "folder":
+            final.mkdir()
+        (final / "mine" if meanwhile == "folder" else final).write_text("of somebody")
+        return real(*args)
+
+    monkeypatch.setattr(catalog, "download", download)
+    to = {"download": ("--target-directory", target), "export": ("--to", "hf", "--output", final)}
+    done = cli("checkpoints", command, "checkpoint-1", "--store", store.name, *to[command], code=11)
+    assert "left as it is" in done.stderr
+    found = [p for p in target.rglob("*") if p.is_file() and ".bt_lightning" not in p.parts]
+    assert [path.read_text() for path in found] == ["of somebody"]
+
+
+def test_what_a_killed_export_left_goes_with_the_next(cli, store, tmp_path):
+    left = temporaries(tmp_path / "out") / "of-a-dead-one"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    out = tmp_path / "out" / "made"
+    cli("checkpoints", "export", "--store", store.name, "--to", "hf", "--output", out)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["made"]
 
 
 def test_a_damaged_file_is_never_given_out(cli, store, tmp_path):

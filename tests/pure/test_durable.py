@@ -602,6 +602,20 @@ def test_rename_new_gives_a_free_name_and_refuses_a_taken_one(tmp_path, kernel):
     assert (tmp_path / "one").read_text() == "2"
 
 
+@pytest.mark.parametrize("taken", ["file", "folder"])
+def test_a_directory_gets_a_free_name_and_takes_the_place_of_nothing(tmp_path, kernel, taken):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "f").touch()
+    rename_new(tmp_path / "one", tmp_path / "other")
+    assert files_under(tmp_path) == {"other/f"}
+    mine = tmp_path / "mine" if taken == "file" else tmp_path / "mine" / "of-somebody"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("1")
+    with temporary(tmp_path) as built, pytest.raises(FileExistsError):
+        publish_directory(built, tmp_path / "mine", tmp_path, replace=False)
+    assert mine.read_text() == "1"
+
+
 def test_publishing_onto_a_free_name_below_new_folders_makes_them(tmp_path, kernel):
     with temporary(tmp_path) as built:
         (built / "f").touch()

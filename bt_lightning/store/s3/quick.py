@@ -191,7 +191,7 @@ class _Bucket:
             try:
                 return self._wire.exchange(signed, most_bytes=_LARGEST)
             except (OSError, http.client.HTTPException, Failure) as error:
-                if not again:
+                if not again or isinstance(error, TimeoutError):  # s3fs may wait as long again
                     raise _Doubt from error
         raise AssertionError
 
