@@ -128,6 +128,8 @@ def test_a_bucket_that_does_not_exist_is_a_permanent_error(s3):
     store = open_store("s3://no-such-bucket/x", s3.options)
     with pytest.raises(StorePermanentError):
         store.put("key", b"x")
+    with pytest.raises(StorePermanentError, match="no bucket no-such-bucket"):
+        list(store.list("folder"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, StorePermanentError, StoreTransientError
 from bt_lightning.layout import under
-from bt_lightning.store.port import Reuse, redact
+from bt_lightning.store.port import ObjectInfo, Reuse, redact
 from bt_lightning.store.remote import FsspecStore
 from bt_lightning.store.s3.api import Api, retried
 from bt_lightning.store.s3.failures import MISSING, Failure
@@ -94,6 +94,23 @@ class S3Store(FsspecStore):
         if reply.filled != len(target):
             msg = f"gave {reply.filled} of {len(target)} bytes from {offset} on"
             raise Failure(msg, transient=True)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """As s3fs lists; but a bucket that is not there is an error, and no empty one."""
+        found = list(super().list(prefix))
+        if not found:
+            with self._doing("listing", prefix):
+                self._check_bucket()
+        return iter(found)
+
+    def _check_bucket(self) -> None:
+        try:
+            self._api.call("head_bucket")
+        except Failure as failure:
+            if failure.code not in {*MISSING, "NoSuchBucket"}:
+                return  # it answered the listing: not everybody may ask this
+            msg = f"there is no bucket {self._api.bucket}"
+            raise Failure(msg, transient=False) from None
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
         """Abort multipart uploads: those that the server lists, and those of the journal."""
