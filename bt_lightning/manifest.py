@@ -64,6 +64,11 @@ class Manifest:
         return (self.step, self.generation, self.created_at)
 
     @property
+    def interim(self) -> bool:
+        """Whether no `ModelCheckpoint` asked for it; `origin["interim"]` says what did."""
+        return bool(self.origin.get("interim"))
+
+    @property
     def size(self) -> int:
         """Bytes of all files, without the manifest itself."""
         return sum(entry.size for entry in self.files)

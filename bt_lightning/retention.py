@@ -20,6 +20,8 @@ class Committed:
     order: tuple[int, int, str]
     resumable: bool = True
     """Whether training can go on from it; weights alone do not stand in for such a one."""
+    interim: bool = False
+    """Whether no `ModelCheckpoint` asked for it: it is kept until a newer one can be resumed."""
 
 
 def removable(
@@ -27,19 +29,25 @@ def removable(
 ) -> list[Committed]:
     """The checkpoints of one tier that may be deleted from that tier now, oldest first.
 
-    A checkpoint may go when its removal was requested (`requested`: digests), or when a newer one
-    of the same id stands beside it; but never one in `pinned` (digests), and only while the tier
-    holds a newer one that stays, and that can be resumed from if this one can.
+    A checkpoint may go when its removal was requested (`requested`: digests), when a newer one of
+    the same id stands beside it, or when it is an interim one and superseded; but never one in
+    `pinned` (digests), and only while the tier holds a newer one that stays, and that can be
+    resumed from if this one can.
     """
     entries = list(committed)
     newest_of_id = {
         entry.checkpoint_id: entry.order for entry in sorted(entries, key=lambda entry: entry.order)
     }
+    newest = _newest(entries)
     unwanted = [
         entry
         for entry in entries
         if entry.digest not in pinned
-        and (entry.digest in requested or entry.order < newest_of_id[entry.checkpoint_id])
+        and (
+            entry.digest in requested
+            or _is_superseded(entry, newest)
+            or entry.order < newest_of_id[entry.checkpoint_id]
+        )
     ]
     gone = {entry.place for entry in unwanted}
     kept = [entry for entry in entries if entry.place not in gone]
@@ -61,3 +69,18 @@ def evictable(
     """
     spare = [entry for entry in local if entry.digest in stored and entry.digest not in kept]
     return sorted(spare, key=lambda entry: entry.order)
+
+
+def superseded(committed: Iterable[Committed]) -> frozenset[str]:
+    """Digests of the interim checkpoints with a newer one beside them that can be resumed from."""
+    entries = list(committed)
+    newest = _newest(entries)
+    return frozenset(entry.digest for entry in entries if _is_superseded(entry, newest))
+
+
+def _newest(entries: list[Committed]) -> tuple[int, int, str] | None:
+    return max((entry.order for entry in entries if entry.resumable), default=None)
+
+
+def _is_superseded(entry: Committed, newest: tuple[int, int, str] | None) -> bool:
+    return entry.interim and newest is not None and entry.order < newest

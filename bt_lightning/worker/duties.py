@@ -23,7 +23,7 @@ from bt_lightning.localdir.protect import is_protected
 from bt_lightning.localdir.requests import forget_removal, request_removal, requested_removals
 from bt_lightning.localdir.uploading import UploadMeter
 from bt_lightning.manifest import Manifest
-from bt_lightning.retention import Committed, removable
+from bt_lightning.retention import Committed, removable, superseded
 from bt_lightning.store import removals
 from bt_lightning.store.catalog import Listing, look
 from bt_lightning.store.lease import Lease
@@ -110,7 +110,7 @@ class Duties:
         if self._store is None:
             return []
         local, _ = list_committed(self._root)
-        requested = requested_removals(self._root)
+        requested = requested_removals(self._root) | self._superseded(local)
         stored = list((self._stored or {}).values())  # another thread may be adding to it
         published = {manifest.digest for manifest in stored}
         wanted = [found for found in local if found.manifest.digest not in requested]
@@ -198,13 +198,13 @@ class Duties:
     def delete_local(self) -> None:
         """Delete from the disk whatever was asked to go and may; needs no store."""
         empty_trash(self._root)
-        requested = requested_removals(self._root)
-        if not requested:
-            return
         local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
+        wanted_gone = requested_removals(self._root) | self._superseded(local.values())
+        if not wanted_gone:
+            return
         entries = [as_committed(place, found.manifest) for place, found in local.items()]
-        for entry in removable(entries, requested, self._kept(local.values())):
-            if entry.digest in requested:  # an older generation elsewhere on disk is the user's
+        for entry in removable(entries, wanted_gone, self._kept(local.values())):
+            if entry.digest in wanted_gone:  # an older generation elsewhere on disk is the user's
                 delete_directory(local[entry.place].path, self._root)
 
     def delete_stored(self) -> None:
@@ -227,6 +227,14 @@ class Duties:
             left |= {manifest.digest for manifest in stored.values()}
         for digest in requested - left:
             forget_removal(self._root, digest)
+
+    def _superseded(self, local: Iterable[LocalCheckpoint]) -> frozenset[str]:
+        """Digests of the interim checkpoints of the disk that a newer one stands in for."""
+        local = list(local)
+        if not any(found.manifest.interim for found in local):
+            return frozenset()
+        entries = [as_committed(found.path.as_posix(), found.manifest) for found in local]
+        return superseded(entries) - self._kept(local)
 
     def _kept(self, local: Iterable[LocalCheckpoint]) -> set[str]:
         """Digests of what no rule deletes, from the disk or from the store."""
@@ -303,4 +311,5 @@ def as_committed(place: str, manifest: Manifest) -> Committed:
         digest=manifest.digest,
         order=manifest.order,
         resumable=manifest.resumable,
+        interim=manifest.interim,
     )

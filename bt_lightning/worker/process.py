@@ -2,7 +2,8 @@
 
 It lives as long as the training process, and after that until everything in the arenas is committed
 and the outbox is empty, or its deadline is over. SIGINT is ignored (Ctrl-C reaches the whole
-group); SIGTERM and the end of the pipe, also by SIGKILL of the trainer, both mean: drain, then
+group). SIGTERM, which a platform sends to every process, means: hurry; the training process decides
+what is still to be saved. The end of the pipe, also by SIGKILL of the trainer, means: drain, then
 leave. Commits and publishing each have a thread: a slow store holds up no commit, and neither holds
 up a message.
 """
@@ -103,7 +104,7 @@ class _Loop:
         self._signals, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         self._deadline: threading.Timer | None = None
-        signal.signal(signal.SIGTERM, lambda *_: self._end_by_deadline())  # and wakes the loop
+        signal.signal(signal.SIGTERM, lambda *_: None)  # wakes the loop
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         self._room = RoomMaker(
             self._root,
@@ -137,7 +138,7 @@ class _Loop:
         for source in wait(sources, self._patience()):
             if source == self._signals:
                 os.read(self._signals, 64)
-                self._leave_soon()
+                self._wake(hurry=True)
             elif source == self._progress:
                 os.eventfd_read(self._progress)
             else:
@@ -189,8 +190,10 @@ class _Loop:
         self._end_by_deadline()
 
     def _finished(self) -> bool:
-        if self._stopped or self._ends_at is None:
-            return self._stopped
+        if self._stopped:
+            return self._committer.idle  # what was handed over is not lost by a hasty end
+        if self._ends_at is None:
+            return False
         publisher = self._publisher
         done = publisher is None or publisher.idle or publisher.permanent
         return (self._committer.idle and done) or time.monotonic() >= self._ends_at
@@ -249,6 +252,7 @@ class _Loop:
                 self._wake(hurry=True)
             case Stop():
                 self._stopped = True
+                self._end_by_deadline()
             case _:
                 msg = f"the worker got {message!r}, which it does not know"
                 raise TypeError(msg)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,9 +31,15 @@ def tiers(draw):
             checkpoint_id=draw(st.sampled_from("abc")),
             digest=draw(st.sampled_from(["d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7"])),
             order=(draw(st.integers(0, 4)), draw(st.integers(1, 3)), draw(st.sampled_from("xy"))),
+            interim=draw(st.booleans()),
         )
         for index in range(count)
     ]
+
+
+def overtaken(tier) -> set[str]:
+    """Places of interim checkpoints that are not the newest."""
+    return {e.place for e in tier if e.interim and any(o.order > e.order for o in tier)}
 
 
 digest_sets = st.sets(st.sampled_from(["d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7", "other"]))
@@ -51,7 +59,8 @@ def test_the_newest_of_a_tier_never_goes(tier, requested, pinned):
 def test_what_goes_leaves_something_newer_that_nobody_wants_gone(tier, requested, pinned):
     gone = removable(tier, requested, pinned)
     kept = [entry for entry in tier if entry not in gone]
-    stays = [entry for entry in kept if entry.digest in pinned or entry.digest not in requested]
+    wanted = [e for e in kept if e.digest not in requested and e.place not in overtaken(tier)]
+    stays = [entry for entry in kept if entry.digest in pinned or entry in wanted]
     for entry in gone:
         assert any(other.order > entry.order for other in stays)
 
@@ -64,12 +73,14 @@ def test_a_pinned_checkpoint_never_goes(tier, requested, pinned):
 
 @relaxed
 @given(tiers(), digest_sets, digest_sets)
-def test_only_what_was_requested_or_has_a_newer_generation_goes(tier, requested, pinned):
+def test_only_what_was_requested_or_overtaken_or_has_a_newer_generation_goes(
+    tier, requested, pinned
+):
     for entry in removable(tier, requested, pinned):
         newer = [
             o for o in tier if o.checkpoint_id == entry.checkpoint_id and o.order > entry.order
         ]
-        assert entry.digest in requested or newer
+        assert entry.digest in requested or entry.place in overtaken(tier) or newer
 
 
 @relaxed
@@ -87,7 +98,8 @@ def test_everything_that_may_go_goes_oldest_first_and_once(tier, requested, pinn
     unwanted = [
         entry
         for entry in tier
-        if entry.digest not in pinned and (entry.digest in requested or entry.place in superseded)
+        if entry.digest not in pinned
+        and (entry.digest in requested or entry.place in superseded | overtaken(tier))
     ]
     stays = [entry.order for entry in tier if entry not in unwanted]
     expected = {entry.place for entry in unwanted if any(order > entry.order for order in stays)}
@@ -167,3 +179,16 @@ def test_weights_alone_do_not_stand_in_for_what_can_be_resumed():
     assert removable([full, weights], {"d1"}, ()) == []
     newer = entry(3, True)
     assert removable([full, weights, newer], {"d1", "d2"}, ()) == [full, weights]
+
+
+def test_an_interim_checkpoint_goes_when_a_newer_one_can_be_resumed():
+    interim = replace(committed("interim-1", 1), interim=True)
+    assert removable([interim], (), ()) == []
+    assert removable([interim, replace(committed("b", 2), resumable=False)], (), ()) == []
+    assert removable([interim, committed("b", 2)], (), ()) == [interim]
+    assert removable([interim, committed("b", 2)], (), {"interim-1@1"}) == []
+
+
+def test_of_interim_checkpoints_alone_the_newest_stays():
+    tier = [replace(committed(f"interim-{step}", step), interim=True) for step in (1, 2, 3)]
+    assert removable(tier, (), ()) == tier[:2]

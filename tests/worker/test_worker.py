@@ -318,25 +318,29 @@ def test_a_worker_that_dies_again_and_again_is_reported_once(scene):
     assert worker.poll() == []
 
 
-def test_sigterm_lets_the_worker_finish_and_leave(scene):
-    """A platform that stops a job sends it to every process of the container."""
-    worker = scene.worker()
-    worker.begin(NONE)
-    worker.ask(ListStore(), 20)
-    scene.make(*range(1, 8))
-    worker.wake()
-    os.kill(worker.pid, signal.SIGTERM)
-    assert end_of(worker) == 0
-    assert scene.in_store() == scene.names(*range(1, 8))
-
-
-def test_sigterm_sends_also_what_was_committed_just_before_it_without_a_wake(scene):
-    """The commit is the promise; the wake is only a hint, and may be lost with the trainer."""
+def test_sigterm_makes_the_worker_hurry_and_stay_for_what_the_trainer_still_saves(scene):
+    """A platform that stops a job sends it to every process: the newest save is yet to come."""
     worker = scene.worker()
     worker.begin(NONE)
     worker.drain(30)
-    scene.make(1)
+    pid = worker.pid
+    scene.make(*range(1, 8))
+    os.kill(pid, signal.SIGTERM)  # and no wake: the trainer may be lost before it sends one
+    scene.watch(worker, lambda: scene.in_store() == scene.names(*range(1, 8)))
+    os.kill(pid, signal.SIGTERM)
+    scene.make(8)
+    worker.drain(30)
+    assert worker.pid == pid
+    assert scene.in_store() == scene.names(*range(1, 9))
+
+
+def test_a_worker_that_got_sigterm_leaves_when_its_trainer_is_gone(scene):
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.drain(30)
     os.kill(worker.pid, signal.SIGTERM)
+    scene.make(1)
+    worker._conn.close()
     assert end_of(worker) == 0
     assert scene.in_store() == scene.names(1)
 
