@@ -43,24 +43,23 @@ def judge(at: Situation) -> Word:
 
     A save that may not end in time is tried only where it can harm no other.
     """
-    left = at.left_s - EXIT_S
     if at.covered:
         return "leave"
-    cost = at.behind_s + (at.save_s or 0.0)
-    spare = left - cost
-    if at.later_s is None:
-        if cost < spare:  # it is asked again on the way there
-            return "later"
-    elif at.later_s > 0 and at.later_s <= spare:
+    left = at.left_s - EXIT_S
+    spare = left - at.behind_s - (at.save_s or 0.0)
+    if _worth_waiting(at, left, spare):
         return "later"
     if not at.safe or left <= 0:
         return "leave"
-    if at.under_way:
-        if at.save_s is None:
-            return "finish"
-        if spare < 0:
-            return "leave"
-    return "save"
+    if at.under_way and at.save_s is None:
+        return "finish"
+    return "leave" if at.under_way and spare < 0 else "save"
+
+
+def _worth_waiting(at: Situation, left: float, spare: float) -> bool:
+    if at.later_s is None:
+        return spare > left / 2 > 0  # it is asked again on the way there
+    return 0 < at.later_s <= spare
 
 
 def drain_s(left_s: float, limit_s: float) -> float:

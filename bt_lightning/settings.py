@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,13 +33,16 @@ class Settings:
     """`BT_TRAINING_JOB_ID`."""
     node_rank: int = 0
     """`BT_NODE_RANK`: this node's place among the nodes of the job."""
+    grace: timedelta | None = None
+    """`BT_GRACE_S`: from SIGTERM until the platform kills the process; None: nobody said."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read the `BT_*` variables; an empty one counts as unset.
 
         Raises:
-            InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0.
+            InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, or `BT_GRACE_S`
+                no number of seconds above 0.
         """
         node_rank = environ.get("BT_NODE_RANK") or "0"
         if not (node_rank.isascii() and node_rank.isdigit()):
@@ -53,7 +57,21 @@ class Settings:
             or None,
             job=environ.get("BT_TRAINING_JOB_ID") or None,
             node_rank=int(node_rank),
+            grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
         )
+
+
+def _seconds(name: str, text: str | None) -> timedelta | None:
+    if text is None:
+        return None
+    try:
+        found = timedelta(seconds=float(text))
+    except (ValueError, OverflowError):
+        found = timedelta(0)
+    if found <= timedelta(0):
+        msg = f"{name} is {text!r}, expected a number of seconds above 0"
+        raise InvalidSettingError(msg)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing_extensions import override
 from bt_lightning.errors import CheckpointError
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.adopt import adopt
+from bt_lightning.lightning_plugin.boundary import Boundary
 from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
 from bt_lightning.lightning_plugin.checks import (
@@ -77,6 +78,11 @@ class BTLightning(Callback):
             or replace one that waits (`"latest"`, with two arenas).
         arenas: buffers in host memory, each as large as a checkpoint.
         arena_memory: bytes that all arenas may take; without room, training writes by itself.
+        grace: what the platform gives from SIGTERM until it kills; `$BT_GRACE_S`. None: unknown.
+        interval: also save every so often by itself, keeping the newest; `"auto"` follows what
+            saves cost and how often runs fail.
+        failures_every: for `"auto"`: mean time between failures to assume at first.
+        max_overhead: for `"auto"`: the fraction of the time that saves may cost.
 
     Raises:
         InvalidSettingError: at once, for an argument that cannot be used.
@@ -104,6 +110,10 @@ class BTLightning(Callback):
         overlap: Overlap = "wait",
         arenas: int = 1,
         arena_memory: int | None = None,
+        grace: timedelta | None = None,
+        interval: Literal["auto"] | timedelta | None = None,
+        failures_every: timedelta = timedelta(days=1),
+        max_overhead: float = 0.01,
     ) -> None:
         super().__init__()
         self._options = Options(
@@ -123,11 +133,16 @@ class BTLightning(Callback):
             overlap=overlap,
             arenas=arenas,
             arena_memory=arena_memory,
+            grace=grace,
+            interval=interval,
+            failures_every=failures_every,
+            max_overhead=max_overhead,
         ).merged(os.environ)
         self._exact = Exactness() if exact else None
         self._config: SessionConfig | None = None
         self._session: Session | None = None
         self._routed: RoutedCheckpointIO | None = None
+        self._boundary: Boundary | None = None
         self._pinned: set[str] = set()
         self._failing = False
         self._resumed: weakref.ref[Any] | None = None
@@ -141,7 +156,7 @@ class BTLightning(Callback):
     @override
     def __getstate__(self) -> dict[str, Any]:
         """Spawned ranks get a callback without the processes of this one."""
-        return {**self.__dict__, "_session": None, "_resumed": None}
+        return {**self.__dict__, "_session": None, "_resumed": None, "_boundary": None}
 
     # the life of a fit
 
@@ -158,7 +173,9 @@ class BTLightning(Callback):
         if stage != "fit":
             return
         self._clear(trainer)  # what a fit left that ended without a word
-        if not adopted:
+        self._boundary = Boundary(self._options, root)
+        self._boundary.listen(trainer)
+        if not adopted and self._options.interval is None:
             warn_of_no_saves(trainer)
         decision: Decision | None = None
         if trainer.is_global_zero:
@@ -189,6 +206,8 @@ class BTLightning(Callback):
             self._session.begin(frozenset(self._pinned))
             prefix = self._routed.ours.serving.weights_prefix if self._routed is not None else ""
             open_saves(trainer, pl_module, self._session, self._options.snapshots, prefix)
+        if self._boundary is not None:
+            self._boundary.join(trainer, pl_module, self._session)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -221,9 +240,13 @@ class BTLightning(Callback):
         """Publish what is committed; the exception that ends the run is the one that is raised."""
         self._failing = True
         session, self._session = self._session, None
+        boundary, self._boundary = self._boundary, None
         self._clear(trainer)
         if session is not None:
-            session.abandon()
+            session.abandon(boundary.left_s if boundary is not None else None)
+        if boundary is not None:
+            boundary.report(failed=True)
+            boundary.leave(trainer)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -231,8 +254,17 @@ class BTLightning(Callback):
         self._active = False
         session, self._session = self._session, None
         remove(trainer)
-        if session is not None:
-            self._report(session.finish)
+        boundary = self._boundary
+        if boundary is None:
+            return
+        with boundary.signals.held():
+            if session is not None:
+                self._report(lambda: session.finish(boundary.left_s))
+        boundary.report(failed=False)
+        boundary.leave(trainer)
+        self._boundary = None
+        if boundary.signals.told is not None:
+            raise boundary.end(trainer)
 
     # state
 
@@ -244,6 +276,8 @@ class BTLightning(Callback):
         if not self._active:
             return
         extra: dict[str, Any] = {"metrics": scalars(trainer.callback_metrics)}
+        if self._boundary is not None and self._boundary.reason is not None:
+            extra["interim"] = self._boundary.reason
         if self._exact is not None:
             extra["exact"] = self._exact.on_save(trainer, checkpoint)
         checkpoint[EXTRA] = extra
@@ -268,6 +302,9 @@ class BTLightning(Callback):
         if self._exact is not None:
             self._exact.reset()
         self._close()
+        if self._boundary is not None:
+            self._boundary.leave(trainer)
+            self._boundary = None
 
     def _install(self, trainer: Trainer, root: Path) -> None:
         hooks = Hooks(self._committed, self._removed, self._missing, self._under_way)
@@ -324,7 +361,9 @@ class BTLightning(Callback):
         try:
             act()
         except CheckpointError as error:
-            if (on_error or self._options.on_error) == "raise" or is_of_a_save(error):
+            ending = self._boundary is not None and self._boundary.signals.told is not None
+            raised = (on_error or self._options.on_error) == "raise" or is_of_a_save(error)
+            if raised and not ending:  # a signal speaks for itself, by the exit status
                 raise
             warnings.warn(str(error), stacklevel=2)
 

@@ -155,7 +155,7 @@ class BTCheckpointIO(CheckpointIO):
             "epoch": first_count(checkpoint, "epoch"),
             "created_at": datetime.now(timezone.utc).isoformat(),
             "metrics": _metrics(checkpoint),
-            "origin": {**self.origin, "versions": dict(versions())},
+            "origin": {**self.origin, "versions": dict(versions()), **_interim(checkpoint)},
             "resumable": "optimizer_states" in checkpoint,
             "weights_prefix": (
                 self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
@@ -327,6 +327,12 @@ def _generation(final: Path) -> int:
         return read_manifest(final).generation
     except (CheckpointNotFoundError, CheckpointCorruptError):
         return 0
+
+
+def _interim(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    extra = checkpoint.get(EXTRA)
+    reason = extra.get("interim") if isinstance(extra, dict) else None
+    return {"interim": reason} if isinstance(reason, str) else {}
 
 
 def _metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:

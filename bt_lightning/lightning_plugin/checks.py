@@ -51,6 +51,13 @@ def positive(name: str, value: timedelta) -> None:
         raise InvalidSettingError(msg)
 
 
+def fraction(name: str, value: float) -> None:
+    """Raise `InvalidSettingError` unless `value` is above 0 and at most 1."""
+    if not 0 < value <= 1:
+        msg = f"{name} is {value!r}, expected a fraction above 0 and at most 1"
+        raise InvalidSettingError(msg)
+
+
 def is_of_a_save(error: CheckpointError) -> bool:
     """Whether a save failed, and not an upload: nothing else holds what was to be saved."""
     return isinstance(error, DirectoryUnusableError | SaveTimeoutError | TornSnapshotError)

@@ -149,9 +149,7 @@ def wait_for_zero(trainer: Trainer, limit: timedelta) -> None:
     """
     if trainer.world_size == 1:
         return
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    store, key = _get_default_store(), f"bt_lightning/zero/{next(_TURNS)}"
+    store, key = store_of_ranks(), turn("zero")
     if trainer.global_rank == 0:
         store.set(key, "here")
         return
@@ -176,15 +174,13 @@ def exchange(trainer: Trainer, payload: bytes, timeout: timedelta) -> list[bytes
     """
     if trainer.world_size == 1:
         return [payload]
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    store, label = _get_default_store(), f"exchange/{next(_TURNS)}"
+    store, label = store_of_ranks(), turn("exchange")
     if trainer.global_rank != 0:
-        store.set(f"bt_lightning/{label}/{trainer.global_rank}", payload)  # type: ignore[arg-type]
+        store.set(f"{label}/{trainer.global_rank}", payload)
         return None
     payloads = [payload]
     for rank in range(1, trainer.world_size):
-        key = f"bt_lightning/{label}/{rank}"
+        key = f"{label}/{rank}"
         store.wait([key], timeout)
         payloads.append(store.get(key))
         store.delete_key(key)
@@ -218,6 +214,44 @@ def _loop_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 def is_last_batch(trainer: Trainer) -> bool:
     """Whether the batch that was trained last ends its epoch."""
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that has just ended."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def batches_to_step(trainer: Trainer) -> int:
+    """How many batches are missing until gradients that were accumulated are used; 0 for none."""
+    if not trainer.fit_loop._should_accumulate():
+        return 0
+    ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return int(-ready % trainer.accumulate_grad_batches)
+
+
+def plain_batches(trainer: Trainer) -> int:
+    """How many batches follow at least before a validation or the end of the epoch."""
+    ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    left = trainer.num_training_batches - ready
+    every = getattr(trainer, "val_check_batch", None)
+    if every is None:
+        return 0  # it comes by the clock
+    if every != float("inf"):
+        left = min(left, every - ready % every)
+    return int(min(max(0, left - 1), 1_000_000))
+
+
+def turn(label: str) -> str:
+    """A name that no two meetings of this process's ranks share, the same on each of them."""
+    return f"bt_lightning/{label}/{next(_TURNS)}"
+
+
+def store_of_ranks() -> Any:
+    """The key-value store of the process group."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
 
 
 def close_epoch(checkpoint: dict[str, Any]) -> None:

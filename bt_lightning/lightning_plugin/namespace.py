@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins import CheckpointIO
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+    from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 elif "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
     from lightning_fabric.plugins import CheckpointIO
-    from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+    from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 else:
     from lightning.fabric.plugins import CheckpointIO
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+    from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 _FABRICS = ("lightning.fabric", "lightning_fabric")
 _PYTORCHES = ("lightning.pytorch", "pytorch_lightning")
@@ -47,6 +47,7 @@ def attribute_dicts() -> tuple[type, ...]:
 
 __all__ = [
     "Callback",
+    "Checkpoint",
     "CheckpointIO",
     "ModelCheckpoint",
     "accept_in_both",

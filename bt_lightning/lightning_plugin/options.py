@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bt_lightning.lightning_plugin.checks import at_least_one, one_of, positive
+from bt_lightning.lightning_plugin.checks import at_least_one, fraction, one_of, positive
 from bt_lightning.lightning_plugin.session import Resume, SessionConfig
 from bt_lightning.settings import Job, Settings
 from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import timedelta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,10 @@ class Options:
     overlap: Overlap
     arenas: int
     arena_memory: int | None
+    grace: timedelta | None
+    interval: Literal["auto"] | timedelta | None
+    failures_every: timedelta
+    max_overhead: float
     settings: Settings = field(default_factory=Settings, repr=False)
     """What the environment says of what the user left open."""
 
@@ -54,6 +58,14 @@ class Options:
         at_least_one("arenas", self.arenas)
         one_of("on_error", self.on_error, ("raise", "warn"))
         positive("drain_timeout", self.drain_timeout)
+        positive("failures_every", self.failures_every)
+        fraction("max_overhead", self.max_overhead)
+        if self.grace is not None:
+            positive("grace", self.grace)
+        if isinstance(self.interval, timedelta):
+            positive("interval", self.interval)
+        elif self.interval is not None:
+            one_of("interval", self.interval, ("auto",))
 
     def merged(self, environ: Mapping[str, str]) -> Options:
         """These, with what the environment says wherever the user said nothing.
@@ -68,6 +80,7 @@ class Options:
             store=self.store or settings.store_url,
             load_dir=os.fspath(self.load_dir) if self.load_dir is not None else settings.load_dir,
             storage_options=dict(self.storage_options or {}),
+            grace=self.grace if self.grace is not None else settings.grace,
             settings=settings,
         )
 

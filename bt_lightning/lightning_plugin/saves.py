@@ -45,6 +45,11 @@ class Saves:
 
     def __init__(self, saver: Saver, root: Path, policy: Policy, told: Told) -> None:
         self.saver = saver
+        self.taken = 0
+        """How many saves of this fit were begun of a state that can be resumed from."""
+        self.newest: SaveRecord | None = None
+        """The last of them that is committed."""
+        self._resumable: set[int] = set()
         self._root = root
         self._policy = policy
         self._tell = told
@@ -67,6 +72,9 @@ class Saves:
             lambda snapshot: io.facts(checkpoint, snapshot),
         )
         self._began[record.number] = began
+        if record.decision != "skipped" and "optimizer_states" in checkpoint:
+            self.taken += 1
+            self._resumable.add(record.number)
         if record.snapshot == "direct":
             self._once(
                 "there is not enough host memory for a snapshot (see arena_memory): training waits"
@@ -167,6 +175,10 @@ class Saves:
         return error
 
     def _told(self, record: SaveRecord) -> None:
+        if record.number in self._resumable:
+            self._resumable.discard(record.number)
+            if record.decision in {"saved", "waited"}:
+                self.newest = record
         self._tell.ended(record)
         with contextlib.suppress(OSError):  # an event is no checkpoint
             note(

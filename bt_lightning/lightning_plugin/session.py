@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     DirectoryUnusableError,
     DrainTimeoutError,
+    SaveTimeoutError,
     StoreTransientError,
     UploadFailedError,
 )
 from bt_lightning.lightning_plugin.resume import Decision
+from bt_lightning.lightning_plugin.rhythm import Rhythm
 from bt_lightning.lightning_plugin.saves import Saves, Told
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.committed import list_committed
@@ -86,6 +89,9 @@ class Session:
         self._worker = _worker(config)
         self.saves: Saves | None = None
         """The snapshots of this fit, once it has started."""
+        self.rhythm = Rhythm()
+        """What steps and saves of this fit take."""
+        self._newest: SaveRecord | None = None
         self._failures: list[str] = []
         self._published: list[Published] = []
         self._listed: list[Stored] = []
@@ -94,6 +100,11 @@ class Session:
     def worker_pid(self) -> int | None:
         """Process id of the worker, while there is one."""
         return self._worker.pid
+
+    @property
+    def newest(self) -> SaveRecord | None:
+        """The newest save of this fit that is committed and can be resumed from."""
+        return self.saves.newest if self.saves is not None else self._newest
 
     def decide(self) -> Decision:
         """Check the store, then choose what to start from.
@@ -148,7 +159,12 @@ class Session:
     ) -> Saves:
         """From now on saves are snapshots that the worker commits."""
         saver = Saver(self._worker, optimizers, self.pump, options, pinned_for=pinned_for)
-        told = Told(self.committed, self.remove, on_saved)
+
+        def ended(record: SaveRecord) -> None:
+            self.rhythm.saved(record)
+            on_saved(record)
+
+        told = Told(self.committed, self.remove, ended)
         self.saves = Saves(saver, self._config.root, options.snapshot, told)
         return self.saves
 
@@ -209,8 +225,10 @@ class Session:
             )
             raise UploadFailedError(msg)
 
-    def finish(self) -> None:
+    def finish(self, left_s: Callable[[], float] | None = None) -> None:
         """Wait until every save is committed, and all that is committed published; end the worker.
+
+        `left_s` says how long that may take from now on; None: an hour, and the drain timeout.
 
         Raises:
             DrainTimeoutError: some of it is not.
@@ -218,31 +236,41 @@ class Session:
         """
         errors = []
         try:
-            for act in (self._end_saving, self._end_publishing, self.poll):
+            for act in (self._end_saving, self._end_publishing, lambda _: self.poll()):
                 try:
-                    act()
+                    act(left_s)
                 except CheckpointError as error:
                     errors.append(error)
         finally:
             self._close_saves()
-            self._worker.stop()
+            self._worker.stop(hasty=left_s is not None)
         for other in errors[1:]:
             log.error("%s", other)
         if errors:
             raise errors[0]
 
-    def _end_saving(self) -> None:
+    def settle_saves(self, limit_s: float) -> None:
+        """Wait until every save is committed or given up, at most `limit_s`; `poll` tells of it."""
         if self.saves is not None:
-            self.saves.saver.drain()
+            with contextlib.suppress(SaveTimeoutError):
+                self.saves.saver.drain(limit_s=limit_s)
+
+    def _end_saving(self, left_s: Callable[[], float] | None) -> None:
+        if self.saves is not None:
+            if left_s is None:
+                self.saves.saver.drain()
+            else:
+                self.saves.saver.drain(limit_s=left_s())
             self.saves.collect()
 
-    def _end_publishing(self) -> None:
-        self._worker.drain(self._config.drain_s)
+    def _end_publishing(self, left_s: Callable[[], float] | None) -> None:
+        more = () if left_s is None else (left_s,)
+        self._worker.drain(self._config.drain_s, *more)
 
-    def abandon(self) -> None:
+    def abandon(self, left_s: Callable[[], float] | None = None) -> None:
         """End the session of a run that failed: publish what is there; its failure speaks."""
         try:
-            self.finish()
+            self.finish(left_s)
         except (CheckpointError, DrainTimeoutError) as error:
             warnings.warn(f"while ending the run: {error}", stacklevel=2)
 
@@ -252,6 +280,7 @@ class Session:
         self._worker.kill()
 
     def _close_saves(self) -> None:
+        self._newest = self.newest
         saves, self.saves = self.saves, None
         if saves is not None:
             saves.saver.close()

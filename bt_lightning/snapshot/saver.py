@@ -292,19 +292,24 @@ class Saver:
         ended, self._ended = self._ended, []
         return ended
 
-    def pending(self, checkpoint_id: str) -> bool:
+    def pending(self, checkpoint_id: str | None) -> bool:
         """Whether a save of this id is neither committed nor given up."""
         return any(record.checkpoint_id == checkpoint_id for record in self._open.values())
 
-    def drain(self, checkpoint_id: str | None = None) -> None:
+    @property
+    def under_way(self) -> int:
+        """How many saves are neither committed nor given up."""
+        return len(self._open)
+
+    def drain(self, checkpoint_id: str | None = None, limit_s: float = _WAIT_S) -> None:
         """Wait until every save, or every one of `checkpoint_id`, is committed or given up.
 
         Raises:
-            SaveTimeoutError: the disk has not taken it for an hour.
+            SaveTimeoutError: the disk has not taken it within `limit_s`.
         """
         self.settle()
         every = checkpoint_id is None
-        self._await(lambda: not (self._open if every else self.pending(str(checkpoint_id))))
+        self._await(lambda: not (self._open if every else self.pending(checkpoint_id)), limit_s)
 
     def close(self) -> None:
         """Give up the threads and the memory; images that the worker has not committed are lost."""
@@ -330,20 +335,21 @@ class Saver:
             self._arenas.release(number)
             self._ended.append((record, error if isinstance(error, Exception) else torn(record)))
 
-    def _await(self, over: Callable[[], bool]) -> None:
-        until = time.monotonic() + _WAIT_S
+    def _await(self, over: Callable[[], bool], limit_s: float = _WAIT_S) -> None:
+        until = time.monotonic() + limit_s
         self._collect()
         while not over():
             if time.monotonic() > until:
                 names = ", ".join(record.checkpoint_id for record in self._open.values())
                 msg = (
-                    f"the disk has not taken {names} within {_WAIT_S / 60:.0f} minutes: check the"
-                    " volume of BT_CHECKPOINT_DIR"
+                    f"the disk has not taken {names} within {limit_s:.0f} s: check the volume of"
+                    " BT_CHECKPOINT_DIR"
                 )
                 raise SaveTimeoutError(msg)
             copying = [future for future, _, _ in self._copies.values()]
+            look_s = min(_LOOK_S, max(0.0, until - time.monotonic()))
             if copying:
-                wait(copying[:1], _LOOK_S)  # what it came to is collected below
+                wait(copying[:1], look_s)  # what it came to is collected below
             else:
-                self._pump(_LOOK_S)
+                self._pump(look_s)
             self._collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import threading
 import time
@@ -35,6 +36,7 @@ from bt_lightning.messages import (
 from bt_lightning.worker.spawn import spawn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
@@ -43,6 +45,8 @@ Event = Published | WorkFailed | Outcome
 _STARTS = 5
 """A worker that died is started again this often: what it has to do is read off the disk."""
 _EXIT_S = 10.0
+_LATE_S = 0.5
+"""Between two looks at how much time is left; also what an answer may come late."""
 
 
 class Worker:
@@ -211,25 +215,22 @@ class Worker:
             with contextlib.suppress(OSError):
                 self._conn.poll(timeout_s)
 
-    def drain(self, timeout_s: float) -> None:
-        """Wait until everything committed is published.
+    def drain(self, timeout_s: float, left_s: Callable[[], float] = lambda: math.inf) -> None:
+        """Wait until everything committed is published, at most `timeout_s`.
+
+        `left_s` is asked again and again: a signal may leave less time than there was at first.
 
         Raises:
             DrainTimeoutError: some of it is not; it stays on the disk for the next start.
         """
+        timeout_s = min(timeout_s, max(0.0, left_s()))
         until = time.monotonic() + timeout_s
         result: Drained | None = None
         while result is None and time.monotonic() < until:
             try:
                 self._send(Drain(max(0.0, until - time.monotonic())))
-                # the worker answers at the deadline, unless a call to the store hangs
-                while (message := self._next(until + _EXIT_S)) is not None:
-                    if isinstance(message, Drained):
-                        result = message
-                        break
-                    self._keep(message)
-                else:
-                    break
+                result = self._drained(until, left_s)
+                break
             except WorkerDiedError:
                 self._revive()
         if result is not None and not result.waiting:
@@ -242,14 +243,30 @@ class Worker:
         )
         raise DrainTimeoutError(msg)
 
-    def stop(self) -> None:
-        """End the process; idempotent."""
+    def _drained(self, until: float, left_s: Callable[[], float]) -> Drained | None:
+        """The answer to `Drain`, which the worker gives at the deadline unless a store hangs."""
+        while time.monotonic() < until + _EXIT_S and left_s() > -_LATE_S:
+            message = self._next(min(until + _EXIT_S, time.monotonic() + _LATE_S))
+            if isinstance(message, Drained):
+                return message
+            if message is not None:
+                self._keep(message)
+        return None
+
+    def stop(self, *, hasty: bool = False) -> None:
+        """End the process; idempotent.
+
+        `hasty` does not wait for a commit under way; the process ends when that is done.
+        """
         if self._process is None:
             return
         with contextlib.suppress(WorkerDiedError):
             self._send(Stop())
-        self._process.join(_EXIT_S)
-        self.kill()
+        if self._process is None:
+            return  # it had died
+        self._process.join(_LATE_S if hasty else _EXIT_S)
+        if not hasty or not self._process.is_alive():
+            self.kill()
 
     def kill(self) -> None:
         """End the process at once; what it was doing is done again by the next one."""

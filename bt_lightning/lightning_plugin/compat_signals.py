@@ -1,0 +1,70 @@
+"""The private names of Lightning that signals take, beside those in `compat`.
+
+Lightning's own handler of SIGTERM runs a collective inside the handler (2.6): ranks that are hit at
+different moments wait for each other for ever. The methods that it registers are replaced on the
+instance, so that Lightning still registers, composes and puts back handlers as it always does.
+Source: `_SignalConnector`, of 2.4 and 2.6.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning.pytorch import Trainer
+
+_METHODS = ("register_signal_handlers", "_sigterm_notifier_fn", "_slurm_sigusr_handler_fn")
+
+
+def hear(
+    trainer: Trainer,
+    before: Callable[[], None],
+    on_sigterm: Callable[[int, Any], None],
+    on_requeue: Callable[[int, Any], None],
+) -> None:
+    """Let Lightning register these handlers instead of its own, after a call of `before`."""
+    connector = trainer._signal_connector
+    register = type(connector).register_signal_handlers
+
+    def register_signal_handlers() -> None:
+        before()
+        register(connector)
+
+    handlers = (register_signal_handlers, on_sigterm, on_requeue)
+    vars(connector).update(zip(_METHODS, handlers, strict=True))
+
+
+def forget(trainer: Trainer) -> None:
+    """Undo `hear`; idempotent. Lightning itself puts the handlers back when a run is over."""
+    for name in _METHODS:
+        vars(trainer._signal_connector).pop(name, None)
+
+
+def forward(trainer: Trainer, signum: int) -> None:
+    """Send a signal to the ranks that this process launched."""
+    launcher = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(signum)
+
+
+def requeue(trainer: Trainer, signum: int) -> None:
+    """Do what Lightning does when SLURM announces the end: save `hpc_ckpt_N.ckpt`, requeue."""
+    connector = trainer._signal_connector
+    type(connector)._slurm_sigusr_handler_fn(connector, signum, None)  # type: ignore[arg-type]
+
+
+def ended_by_signal(trainer: Trainer, code: int) -> SystemExit:
+    """What Lightning raises at the end of a run that was told to end, with an exit status."""
+    trainer._signal_connector.received_sigterm = True
+    module = sys.modules[type(trainer.fit_loop).__module__]
+    error: SystemExit = module.SIGTERMException()
+    error.code = code
+    return error
+
+
+def is_end_by_signal(error: BaseException) -> bool:
+    """Whether `error` is what `ended_by_signal` makes."""
+    return any(kind.__name__ == "SIGTERMException" for kind in type(error).__mro__)

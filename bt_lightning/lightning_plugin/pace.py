@@ -1,0 +1,68 @@
+"""When a save of our own is due: by a fixed interval, or one that follows what is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from bt_lightning.interval import FIRST_S, Record, best, record_of
+from bt_lightning.localdir.events import note, read_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bt_lightning.lightning_plugin.options import Options
+    from bt_lightning.lightning_plugin.rhythm import Rhythm
+
+_AGAIN_S = 1.0
+"""After a boundary at which it could not save."""
+
+
+class Pace:
+    """Kept by the rank that writes. Counts from the newest save, whoever asked for it."""
+
+    def __init__(self, options: Options, root: Path) -> None:
+        self._root = root
+        self._fixed = isinstance(options.interval, timedelta)
+        self._prior_s = options.failures_every.total_seconds()
+        self._overhead = options.max_overhead
+        self._record = Record()
+        self.interval_s: float | None = None
+        """Seconds from one save to the next; None: there are none of our own."""
+        if isinstance(options.interval, timedelta):
+            self.interval_s = options.interval.total_seconds()
+        elif options.interval == "auto":
+            self.interval_s = FIRST_S
+            with contextlib.suppress(FileNotFoundError):
+                self._record = record_of(read_events(root))
+        self._began = self._saved_at = time.monotonic()
+        self._not_before = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether to save at the next boundary; called on any thread."""
+        wanted = self.interval_s is not None and now - self._saved_at >= self.interval_s
+        return wanted and now >= self._not_before
+
+    def answered(self, now: float, *, saved: bool) -> None:
+        """What was due has been decided."""
+        if saved:
+            self._saved_at = now
+        else:
+            self._not_before = now + _AGAIN_S
+
+    def look(self, now: float, rhythm: Rhythm, *, taken: int) -> None:
+        """After a batch, beside which so many saves were taken: follow what they took."""
+        if taken:
+            self._saved_at = now
+        cost_s = rhythm.cost_s
+        if self.interval_s is None or self._fixed or cost_s is None:
+            return
+        record = Record(self._record.observed_s + now - self._began, self._record.failures)
+        mtbf_s = record.mtbf_s(self._prior_s)
+        found = best(cost_s, mtbf_s, self._overhead, rhythm.takes_s)
+        if abs(found - self.interval_s) > 0.1 * self.interval_s:
+            with contextlib.suppress(OSError):  # an event is no checkpoint
+                note(self._root, "interval", interval_s=found, cost_s=cost_s, mtbf_s=mtbf_s)
+            self.interval_s = found
