@@ -45,7 +45,7 @@ def judge(at: Situation) -> Word:
     """
     if at.covered:
         return "leave"
-    left = at.left_s - EXIT_S
+    left = rest_s(at.left_s)
     spare = left - at.behind_s - (at.save_s or 0.0)
     if _worth_waiting(at, left, spare):
         return "later"
@@ -62,6 +62,6 @@ def _worth_waiting(at: Situation, left: float, spare: float) -> bool:
     return 0 < at.later_s <= spare
 
 
-def drain_s(left_s: float, limit_s: float) -> float:
-    """How long the end of the run may wait for the disk and the store; `limit_s` is the user's."""
-    return max(0.0, min(limit_s, left_s - EXIT_S))
+def rest_s(left_s: float) -> float:
+    """How long the end of the run may wait for the disk and the store."""
+    return max(0.0, left_s - EXIT_S)

@@ -8,12 +8,15 @@ that a save that a `ModelCheckpoint` just made of the same state is not made twi
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.lightning_plugin import compat, compat_signals
 from bt_lightning.lightning_plugin.agreement import Alone, Position, Together, Wish
 from bt_lightning.lightning_plugin.namespace import Checkpoint
@@ -21,7 +24,7 @@ from bt_lightning.lightning_plugin.pace import Pace
 from bt_lightning.lightning_plugin.signals import Signals, Told
 from bt_lightning.lightning_plugin.watch import overrides
 from bt_lightning.localdir.events import note
-from bt_lightning.preemption import ASSUMED_GRACE_S, EXIT_S, Situation, Word, drain_s, judge
+from bt_lightning.preemption import ASSUMED_GRACE_S, Situation, Word, judge, rest_s
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +55,6 @@ class Boundary(Checkpoint):
         self._position: Position = (0, 0)
         self._marked = self._measured = 0
         self._swaps = False
-        self._done = False
 
     # the life of a fit
 
@@ -67,8 +69,25 @@ class Boundary(Checkpoint):
         self._swaps = any(overrides(o, hook) for o in (*callbacks, module) for hook in _SWAPPING)
         trainer.callbacks = [*callbacks, self]  # type: ignore[attr-defined]
 
-    def leave(self, trainer: Trainer) -> None:
-        """Every rank: the fit is over, however it ended; idempotent."""
+    def finish(self, session: Session) -> None:
+        """Rank 0: end the session of a fit that is over, in the time that there is.
+
+        Raises:
+            DrainTimeoutError: not all is in the store, and no signal came that explains it.
+            DirectoryUnusableError, TornSnapshotError, UploadFailedError: as `Session.poll`.
+        """
+        try:
+            session.finish(self.left_s)
+        except DrainTimeoutError as error:
+            if self.signals.told is None:
+                raise
+            warnings.warn(str(error), stacklevel=2)  # the exit status says the rest
+
+    def leave(self, trainer: Trainer, session: Session | None, *, failed: bool) -> None:
+        """Every rank: the fit is over, however it ended. Rank 0 notes it, for who starts it again.
+
+        `session` is over too; None if it never began, or on the other ranks.
+        """
         if self._agreement is not None:
             self._agreement.close()
         self._agreement = self._session = None
@@ -76,30 +95,23 @@ class Boundary(Checkpoint):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if self in callbacks:
             trainer.callbacks = [c for c in callbacks if c is not self]  # type: ignore[attr-defined]
+        if session is None:
+            return
+        newest, told = session.newest, self.signals.told
+        facts: dict[str, Any] = {"checkpoint": None, "step": None}
+        if newest is not None:
+            facts = {"checkpoint": newest.checkpoint_id, "step": newest.step}
+        if told is not None:
+            self._preempted(told, **facts)
+        elif self._pace is not None:  # it began to train
+            self._note("ended", failed=failed, **facts)
 
     def left_s(self) -> float:
-        """How long the end of the run may take from now on."""
-        limit = self._options.drain_timeout.total_seconds()
+        """How long the end of the run may take from now on, by a signal that came."""
         told = self.signals.told
         if told is None or self._grace_s is None:
-            return limit
-        return drain_s(self._grace_s - (time.monotonic() - told.at), limit)
-
-    def report(self, *, failed: bool) -> None:
-        """Rank 0, at the end: note how the run ended, for those who start it again."""
-        session, told = self._session, self.signals.told
-        if session is None or self._done:
-            return
-        self._done = True
-        newest = session.newest
-        facts = {
-            "checkpoint": newest.checkpoint_id if newest else None,
-            "step": newest.step if newest else None,
-        }
-        if told is None:
-            self._note("ended", failed=failed, **facts)
-        else:
-            self._preempted(told, **facts)
+            return math.inf
+        return rest_s(self._grace_s - (time.monotonic() - told.at))
 
     # hooks
 
@@ -217,6 +229,11 @@ class Boundary(Checkpoint):
             self.signals.told = Told(signal.SIGTERM, time.monotonic())
         later_s, until = self._exact_in(trainer, session)
         told = self.signals.requeue if wish == "requeue" else self.signals.told
+        grace_s = ASSUMED_GRACE_S if self._grace_s is None else self._grace_s
+
+        def left_s() -> float:
+            return grace_s - (time.monotonic() - told.at if told is not None else 0.0)
+
         word: Word = "finish"
         while word == "finish":
             session.pump(0.0)
@@ -226,12 +243,10 @@ class Boundary(Checkpoint):
                 if later_s == 0 and not under_way and not self._covered(session):
                     return "save", until
                 return ("later" if batch and until[0] > self._position[0] else "leave"), until
-            grace_s = ASSUMED_GRACE_S if self._grace_s is None else self._grace_s
-            left_s = grace_s - (time.monotonic() - told.at if told is not None else 0.0)
             save_s = session.rhythm.save_s
             word = judge(
                 Situation(
-                    left_s=left_s,
+                    left_s=left_s(),
                     covered=later_s == 0 and self._covered(session),
                     safe=not (self._swaps and 0 < self._position[1] < _VALIDATED),
                     under_way=under_way,
@@ -241,7 +256,7 @@ class Boundary(Checkpoint):
                 )
             )
             if word == "finish":
-                session.settle_saves(max(0.0, left_s - EXIT_S))
+                session.settle_saves(lambda: rest_s(left_s()))
         return word, until
 
     def _exact_in(self, trainer: Trainer, session: Session) -> tuple[float | None, Position]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from datetime import timedelta
 from functools import partial
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
-from bt_lightning.errors import CheckpointError
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.adopt import adopt
 from bt_lightning.lightning_plugin.boundary import Boundary
@@ -19,8 +17,6 @@ from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
 from bt_lightning.lightning_plugin.checks import (
     checkpoint_root,
-    is_of_a_save,
-    portable,
     refuse_sharded,
     refuse_twins,
     scalars,
@@ -31,19 +27,17 @@ from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.namespace import Callback
 from bt_lightning.lightning_plugin.options import Options
 from bt_lightning.lightning_plugin.resume import Decision, arrange, forget
-from bt_lightning.lightning_plugin.routing import Hooks, RoutedCheckpointIO, install_io
-from bt_lightning.lightning_plugin.session import Resume, Session, SessionConfig, publish_late
+from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO, install_io
+from bt_lightning.lightning_plugin.session import Resume  # noqa: TC001
 from bt_lightning.lightning_plugin.watch import open_saves, remove
-from bt_lightning.localdir.requests import request_removal
+from bt_lightning.lightning_plugin.writing import Writing
 from bt_lightning.snapshot.record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
+from bt_lightning.worker.handle import ever
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning.pytorch import LightningModule, Trainer
-
-    from bt_lightning.lightning_plugin.saves import Saves
-    from bt_lightning.manifest import Manifest
 
 _DECIDING = timedelta(hours=24)
 """Longest wait of the other ranks for rank 0: it may fetch a large checkpoint."""
@@ -139,12 +133,9 @@ class BTLightning(Callback):
             max_overhead=max_overhead,
         ).merged(os.environ)
         self._exact = Exactness() if exact else None
-        self._config: SessionConfig | None = None
-        self._session: Session | None = None
+        self._writing = Writing(self._options)
         self._routed: RoutedCheckpointIO | None = None
         self._boundary: Boundary | None = None
-        self._pinned: set[str] = set()
-        self._failing = False
         self._resumed: weakref.ref[Any] | None = None
         self._active = False
 
@@ -156,7 +147,7 @@ class BTLightning(Callback):
     @override
     def __getstate__(self) -> dict[str, Any]:
         """Spawned ranks get a callback without the processes of this one."""
-        return {**self.__dict__, "_session": None, "_resumed": None, "_boundary": None}
+        return {**self.__dict__, "_resumed": None, "_boundary": None}
 
     # the life of a fit
 
@@ -179,13 +170,13 @@ class BTLightning(Callback):
             warn_of_no_saves(trainer)
         decision: Decision | None = None
         if trainer.is_global_zero:
-            decision = self._open(root)
+            decision = self._writing.open(root)
         compat.wait_for_zero(trainer, _DECIDING)
         decision = trainer.strategy.broadcast(decision)
         assert decision is not None
         if decision.error is not None:
             raise decision.error
-        self._active, self._failing = True, False
+        self._active, self._writing.failing = True, False
         again = self._resumed is not None and self._resumed() is trainer
         if again:
             decision = Decision(None, None, warm=False)  # a second fit goes on where it stands
@@ -202,12 +193,13 @@ class BTLightning(Callback):
             self._routed.ours.serving = serving_files(pl_module)
         if self._exact is not None:
             self._exact.on_fit_start(trainer)
-        if self._session is not None:
-            self._session.begin(frozenset(self._pinned))
+        session = self._writing.session
+        if session is not None:
+            session.begin(frozenset(self._writing.pinned))
             prefix = self._routed.ours.serving.weights_prefix if self._routed is not None else ""
-            open_saves(trainer, pl_module, self._session, self._options.snapshots, prefix)
+            open_saves(trainer, pl_module, session, self._options.snapshots, prefix)
         if self._boundary is not None:
-            self._boundary.join(trainer, pl_module, self._session)
+            self._boundary.join(trainer, pl_module, session)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -225,44 +217,41 @@ class BTLightning(Callback):
         batch_idx: int,
     ) -> None:
         """Rank 0: raise what the worker could not do; a few microseconds when it is well."""
-        self._poll()
+        self._writing.poll()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank 0: as `on_train_batch_end`."""
         if self._active:
-            self._poll()
+            self._writing.poll()
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Publish what is committed; the exception that ends the run is the one that is raised."""
-        self._failing = True
-        session, self._session = self._session, None
+        self._writing.failing = True
+        session = self._writing.take()
         boundary, self._boundary = self._boundary, None
         self._clear(trainer)
         if session is not None:
-            session.abandon(boundary.left_s if boundary is not None else None)
+            session.abandon(boundary.left_s if boundary is not None else ever)
         if boundary is not None:
-            boundary.report(failed=True)
-            boundary.leave(trainer)
+            boundary.leave(trainer, session, failed=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Rank 0: wait for the store, at most `drain_timeout`, and end the worker."""
         self._active = False
-        session, self._session = self._session, None
+        session = self._writing.take()
+        boundary, self._boundary = self._boundary, None
         remove(trainer)
-        boundary = self._boundary
         if boundary is None:
             return
-        with boundary.signals.held():
-            if session is not None:
-                self._report(lambda: session.finish(boundary.left_s))
-        boundary.report(failed=False)
-        boundary.leave(trainer)
-        self._boundary = None
+        if session is not None:
+            with boundary.signals.held():
+                self._writing.report(lambda: boundary.finish(session))
+        boundary.leave(trainer, session, failed=False)
         if boundary.signals.told is not None:
             raise boundary.end(trainer)
 
@@ -277,7 +266,7 @@ class BTLightning(Callback):
             return
         extra: dict[str, Any] = {"metrics": scalars(trainer.callback_metrics)}
         if self._boundary is not None and self._boundary.reason is not None:
-            extra["interim"] = self._boundary.reason
+            extra["origin"] = {"interim": self._boundary.reason}
         if self._exact is not None:
             extra["exact"] = self._exact.on_save(trainer, checkpoint)
         checkpoint[EXTRA] = extra
@@ -301,73 +290,19 @@ class BTLightning(Callback):
         forget(trainer)
         if self._exact is not None:
             self._exact.reset()
-        self._close()
-        if self._boundary is not None:
-            self._boundary.leave(trainer)
-            self._boundary = None
+        self._writing.close()
+        boundary, self._boundary = self._boundary, None
+        if boundary is not None:
+            boundary.leave(trainer, None, failed=True)
 
     def _install(self, trainer: Trainer, root: Path) -> None:
-        hooks = Hooks(self._committed, self._removed, self._missing, self._under_way)
         source = BtSource(self._options.store, dict(self._options.storage_options or {}))
-        self._routed = install_io(trainer, root, hooks, source)
+        self._routed = install_io(trainer, root, self._writing.hooks, source)
         self._routed.weights_only = self._options.weights_only
         teach_lightning()
-
-    def _open(self, root: Path) -> Decision:
-        """Rank 0: open the session and decide; an error is a decision that every rank raises."""
-        try:
-            self._config = self._options.session(root)
-            self._session = Session(self._config)
-            return self._session.decide()
-        except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
-            self._close()
-            return Decision(None, None, warm=False, error=portable(error))
 
     def _chosen(self, trainer: Trainer, path: str | None) -> None:
         """Every rank: the run resumes from `path`, and never deletes it."""
         digest = self._routed.settle(trainer, path) if self._routed and path else None
         if digest is not None:
-            self._pinned.add(digest)
-
-    def _committed(self, manifest: Manifest) -> None:
-        if self._session is not None:
-            self._session.committed(manifest)
-        elif self._config is not None:
-            config, pinned = self._config, frozenset(self._pinned)
-            on_error = (
-                "warn" if self._failing else self._options.on_error
-            )  # its own failure is to speak
-            self._report(lambda: publish_late(config, pinned), on_error)
-
-    def _removed(self, manifest: Manifest) -> None:
-        if self._session is not None:
-            self._session.remove(manifest)
-        elif self._config is not None:
-            request_removal(self._config.root, manifest.digest)  # for the next worker
-
-    def _missing(self, checkpoint_id: str) -> None:
-        if self._session is not None:
-            self._session.remove_stored(checkpoint_id)
-
-    def _under_way(self) -> Saves | None:
-        return self._session.saves if self._session is not None else None
-
-    def _poll(self) -> None:
-        if self._session is not None:
-            self._report(self._session.poll)
-
-    def _report(self, act: Any, on_error: str | None = None) -> None:
-        """Run `act`; raise its failure, or warn of an upload's, as the user chose."""
-        try:
-            act()
-        except CheckpointError as error:
-            ending = self._boundary is not None and self._boundary.signals.told is not None
-            raised = (on_error or self._options.on_error) == "raise" or is_of_a_save(error)
-            if raised and not ending:  # a signal speaks for itself, by the exit status
-                raise
-            warnings.warn(str(error), stacklevel=2)
-
-    def _close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+            self._writing.pinned.add(digest)

@@ -154,8 +154,8 @@ class BTCheckpointIO(CheckpointIO):
             "step": first_count(checkpoint, "global_step", "step"),
             "epoch": first_count(checkpoint, "epoch"),
             "created_at": datetime.now(timezone.utc).isoformat(),
-            "metrics": _metrics(checkpoint),
-            "origin": {**self.origin, "versions": dict(versions()), **_interim(checkpoint)},
+            "metrics": _extra(checkpoint, "metrics"),
+            "origin": {**self.origin, "versions": dict(versions()), **_extra(checkpoint, "origin")},
             "resumable": "optimizer_states" in checkpoint,
             "weights_prefix": (
                 self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
@@ -329,16 +329,11 @@ def _generation(final: Path) -> int:
         return 0
 
 
-def _interim(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+def _extra(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What `BTLightning` added under `name`, if it did."""
     extra = checkpoint.get(EXTRA)
-    reason = extra.get("interim") if isinstance(extra, dict) else None
-    return {"interim": reason} if isinstance(reason, str) else {}
-
-
-def _metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:
-    extra = checkpoint.get(EXTRA)
-    metrics = extra.get("metrics") if isinstance(extra, dict) else None
-    return dict(metrics) if isinstance(metrics, dict) else {}
+    found = extra.get(name) if isinstance(extra, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def _load_committed(path: Any, **options: Any) -> dict[str, Any]:

@@ -63,8 +63,3 @@ def ended_by_signal(trainer: Trainer, code: int) -> SystemExit:
     error: SystemExit = module.SIGTERMException()
     error.code = code
     return error
-
-
-def is_end_by_signal(error: BaseException) -> bool:
-    """Whether `error` is what `ended_by_signal` makes."""
-    return any(kind.__name__ == "SIGTERMException" for kind in type(error).__mro__)

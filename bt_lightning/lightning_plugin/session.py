@@ -40,7 +40,7 @@ from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.store.port import redact
 from bt_lightning.worker.commit_lock import wait_for_commits
-from bt_lightning.worker.handle import Worker
+from bt_lightning.worker.handle import Worker, ever
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 
 Resume = Literal["auto", "require", "never", "weights"]
 _ASK_S = 60.0
+_EXIT_S = 10.0
+"""What a worker may take to end."""
 _FETCH_S = 24 * 3600.0
 
 
@@ -225,10 +227,10 @@ class Session:
             )
             raise UploadFailedError(msg)
 
-    def finish(self, left_s: Callable[[], float] | None = None) -> None:
+    def finish(self, left_s: Callable[[], float] = ever) -> None:
         """Wait until every save is committed, and all that is committed published; end the worker.
 
-        `left_s` says how long that may take from now on; None: an hour, and the drain timeout.
+        `left_s` says how long that may take from now on, beside an hour and the drain timeout.
 
         Raises:
             DrainTimeoutError: some of it is not.
@@ -243,31 +245,27 @@ class Session:
                     errors.append(error)
         finally:
             self._close_saves()
-            self._worker.stop(hasty=left_s is not None)
+            self._worker.stop(hasty=left_s() < _EXIT_S)
         for other in errors[1:]:
             log.error("%s", other)
         if errors:
             raise errors[0]
 
-    def settle_saves(self, limit_s: float) -> None:
-        """Wait until every save is committed or given up, at most `limit_s`; `poll` tells of it."""
+    def settle_saves(self, left_s: Callable[[], float]) -> None:
+        """Wait for the saves under way, as long as `left_s` says; `poll` tells of them."""
         if self.saves is not None:
             with contextlib.suppress(SaveTimeoutError):
-                self.saves.saver.drain(limit_s=limit_s)
+                self.saves.saver.drain(left_s=left_s)
 
-    def _end_saving(self, left_s: Callable[[], float] | None) -> None:
+    def _end_saving(self, left_s: Callable[[], float]) -> None:
         if self.saves is not None:
-            if left_s is None:
-                self.saves.saver.drain()
-            else:
-                self.saves.saver.drain(limit_s=left_s())
+            self.saves.saver.drain(left_s=left_s)
             self.saves.collect()
 
-    def _end_publishing(self, left_s: Callable[[], float] | None) -> None:
-        more = () if left_s is None else (left_s,)
-        self._worker.drain(self._config.drain_s, *more)
+    def _end_publishing(self, left_s: Callable[[], float]) -> None:
+        self._worker.drain(self._config.drain_s, left_s)
 
-    def abandon(self, left_s: Callable[[], float] | None = None) -> None:
+    def abandon(self, left_s: Callable[[], float] = ever) -> None:
         """End the session of a run that failed: publish what is there; its failure speaks."""
         try:
             self.finish(left_s)

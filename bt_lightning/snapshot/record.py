@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from bt_lightning.errors import TornSnapshotError
+from bt_lightning.errors import SaveTimeoutError, TornSnapshotError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Overlap = Literal["wait", "skip", "latest"]
 Policy = Literal["auto", "lazy", "eager"]
@@ -71,4 +74,13 @@ def torn(record: SaveRecord) -> TornSnapshotError:
         f"the checkpoint {record.checkpoint_id} was given up: something other than an optimizer"
         " step changed weights or optimizer state while they were copied beside training. Use"
         " BTLightning(snapshot='eager'), which copies before the save returns"
+    )
+
+
+def too_slow(records: Iterable[SaveRecord], waited_s: float) -> SaveTimeoutError:
+    """What is raised for saves that the disk did not take in time."""
+    names = ", ".join(record.checkpoint_id for record in records)
+    return SaveTimeoutError(
+        f"the disk has not taken {names} within {waited_s:.0f} s: check the volume of"
+        " BT_CHECKPOINT_DIR"
     )

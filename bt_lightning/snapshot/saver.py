@@ -10,7 +10,7 @@ import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.errors import ArenaTooLargeError, SaveTimeoutError
+from bt_lightning.errors import ArenaTooLargeError
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, Withdrawn
 from bt_lightning.snapshot.arenas import Arenas
 from bt_lightning.snapshot.capture import Capture, Streams
@@ -18,9 +18,10 @@ from bt_lightning.snapshot.copies import HostCopier, Sorter
 from bt_lightning.snapshot.guard import Guard
 from bt_lightning.snapshot.last import Last
 from bt_lightning.snapshot.placing import place_files
-from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions, torn
+from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions, too_slow, torn
 from bt_lightning.snapshot.take import Memory, Snapshot
 from bt_lightning.snapshot.threads import copy_threads
+from bt_lightning.worker.handle import ever
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -301,15 +302,17 @@ class Saver:
         """How many saves are neither committed nor given up."""
         return len(self._open)
 
-    def drain(self, checkpoint_id: str | None = None, limit_s: float = _WAIT_S) -> None:
+    def drain(self, checkpoint_id: str | None = None, left_s: Callable[[], float] = ever) -> None:
         """Wait until every save, or every one of `checkpoint_id`, is committed or given up.
 
+        `left_s` is asked again and again how long that may take: a signal may leave less time.
+
         Raises:
-            SaveTimeoutError: the disk has not taken it within `limit_s`.
+            SaveTimeoutError: the disk has not taken it in that time, or within an hour.
         """
         self.settle()
         every = checkpoint_id is None
-        self._await(lambda: not (self._open if every else self.pending(checkpoint_id)), limit_s)
+        self._await(lambda: not (self._open if every else self.pending(checkpoint_id)), left_s)
 
     def close(self) -> None:
         """Give up the threads and the memory; images that the worker has not committed are lost."""
@@ -335,19 +338,15 @@ class Saver:
             self._arenas.release(number)
             self._ended.append((record, error if isinstance(error, Exception) else torn(record)))
 
-    def _await(self, over: Callable[[], bool], limit_s: float = _WAIT_S) -> None:
-        until = time.monotonic() + limit_s
+    def _await(self, over: Callable[[], bool], left_s: Callable[[], float] = ever) -> None:
+        started = time.monotonic()
         self._collect()
         while not over():
-            if time.monotonic() > until:
-                names = ", ".join(record.checkpoint_id for record in self._open.values())
-                msg = (
-                    f"the disk has not taken {names} within {limit_s:.0f} s: check the volume of"
-                    " BT_CHECKPOINT_DIR"
-                )
-                raise SaveTimeoutError(msg)
+            waited_s = time.monotonic() - started
+            look_s = min(_LOOK_S, _WAIT_S - waited_s, left_s())
+            if look_s <= 0:
+                raise too_slow(self._open.values(), waited_s)
             copying = [future for future, _, _ in self._copies.values()]
-            look_s = min(_LOOK_S, max(0.0, until - time.monotonic()))
             if copying:
                 wait(copying[:1], look_s)  # what it came to is collected below
             else:

@@ -49,6 +49,11 @@ _LATE_S = 0.5
 """Between two looks at how much time is left; also what an answer may come late."""
 
 
+def ever() -> float:
+    """How much time is left where nobody set a limit."""
+    return math.inf
+
+
 class Worker:
     """One worker process, as the rank that writes sees it. Not shared between processes.
 
@@ -215,7 +220,7 @@ class Worker:
             with contextlib.suppress(OSError):
                 self._conn.poll(timeout_s)
 
-    def drain(self, timeout_s: float, left_s: Callable[[], float] = lambda: math.inf) -> None:
+    def drain(self, timeout_s: float, left_s: Callable[[], float] = ever) -> None:
         """Wait until everything committed is published, at most `timeout_s`.
 
         `left_s` is asked again and again: a signal may leave less time than there was at first.

@@ -269,7 +269,7 @@ def fit(root, stop_at, seed):
         # kill every rank once rank 0's last save is on the disk
         if not trainer.is_global_zero:
             signal.pause()
-        bt._session.saves.saver.drain()
+        bt._writing.session.saves.saver.drain()
         runs.kill_group()
 
     module = runs.Net(stop_at, end)

@@ -316,7 +316,7 @@ bt = BTLightning(dir=root)
 
 def end():
     # the snapshot is complete in the arena, and the worker was told; nothing more is waited for
-    saver = bt._session.saves.saver
+    saver = bt._writing.session.saves.saver
     saver.settle()
     for future, _, _ in list(saver._copies.values()):
         future.result()

@@ -1,0 +1,95 @@
+"""The checkpoint directory as the rank that writes uses it: during a fit, and after one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import CheckpointError
+from bt_lightning.lightning_plugin.checks import is_of_a_save, portable
+from bt_lightning.lightning_plugin.resume import Decision
+from bt_lightning.lightning_plugin.routing import Hooks
+from bt_lightning.lightning_plugin.session import Session, SessionConfig, publish_late
+from bt_lightning.localdir.requests import request_removal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bt_lightning.lightning_plugin.options import Options
+    from bt_lightning.lightning_plugin.saves import Saves
+    from bt_lightning.manifest import Manifest
+
+
+class Writing:
+    """Every rank has one; the session in it only the rank that writes, and only during a fit."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._config: SessionConfig | None = None
+        self.session: Session | None = None
+        self.pinned: set[str] = set()
+        """Digests of what this run resumed from: it never deletes them."""
+        self.failing = False
+        """The fit has failed, and its own failure is to speak."""
+        self.hooks = Hooks(self._committed, self._removed, self._missing, self._under_way)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process has no processes of its own."""
+        return {**self.__dict__, "session": None}
+
+    def open(self, root: Path) -> Decision:
+        """Rank 0: open the session and decide; an error is a decision that every rank raises."""
+        try:
+            self._config = self._options.session(root)
+            self.session = Session(self._config)
+            return self.session.decide()
+        except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
+            self.close()
+            return Decision(None, None, warm=False, error=portable(error))
+
+    def take(self) -> Session | None:
+        """The session, which the caller ends; from here on there is none."""
+        session, self.session = self.session, None
+        return session
+
+    def close(self) -> None:
+        """End the session of a fit that never began; idempotent."""
+        session = self.take()
+        if session is not None:
+            session.close()
+
+    def poll(self) -> None:
+        """Raise what the worker could not do; a few microseconds when it is well."""
+        if self.session is not None:
+            self.report(self.session.poll)
+
+    def report(self, act: Callable[[], None], on_error: str | None = None) -> None:
+        """Run `act`; raise its failure, or warn of an upload's, as the user chose."""
+        try:
+            act()
+        except CheckpointError as error:
+            if (on_error or self._options.on_error) == "raise" or is_of_a_save(error):
+                raise
+            warnings.warn(str(error), stacklevel=2)
+
+    def _committed(self, manifest: Manifest) -> None:
+        if self.session is not None:
+            self.session.committed(manifest)
+        elif self._config is not None:
+            config, pinned = self._config, frozenset(self.pinned)
+            on_error = "warn" if self.failing else None
+            self.report(lambda: publish_late(config, pinned), on_error)
+
+    def _removed(self, manifest: Manifest) -> None:
+        if self.session is not None:
+            self.session.remove(manifest)
+        elif self._config is not None:
+            request_removal(self._config.root, manifest.digest)  # for the next worker
+
+    def _missing(self, checkpoint_id: str) -> None:
+        if self.session is not None:
+            self.session.remove_stored(checkpoint_id)
+
+    def _under_way(self) -> Saves | None:
+        return self.session.saves if self.session is not None else None
