@@ -237,7 +237,7 @@ class Boundary(Checkpoint):
         word: Word = "finish"
         while word == "finish":
             session.pump(0.0)
-            under_way = session.saves.saver.under_way if session.saves is not None else 0
+            under_way = session.saves.saver.pending() if session.saves is not None else 0
             if wish == "save":
                 batch = self._position[1] == 0
                 if later_s == 0 and not under_way and not self._covered(session):
@@ -295,7 +295,7 @@ class Boundary(Checkpoint):
             return
         now, taken = time.monotonic(), saves.taken - self._measured
         self._measured = saves.taken
-        session.rhythm.batch(now, taken, busy=saves.saver.under_way > 0)
+        session.rhythm.batch(now, taken, busy=saves.saver.pending() > 0)
         if self._pace is not None:
             self._pace.look(now, session.rhythm, taken=taken)
 

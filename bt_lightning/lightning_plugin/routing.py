@@ -153,7 +153,7 @@ class RoutedCheckpointIO(CheckpointIO):
         saves = self._hooks.saves()
         if saves is None or not self.is_ours(path):
             return False
-        return saves.saver.pending(self._id(self._place(path)))
+        return bool(saves.saver.pending(self._id(self._place(path))))
 
     def settle(self, trainer: Trainer, path: str) -> str | None:
         """Every rank: agree on what a `bt://` path means; return the digest of what `path` names.

@@ -293,14 +293,10 @@ class Saver:
         ended, self._ended = self._ended, []
         return ended
 
-    def pending(self, checkpoint_id: str | None) -> bool:
-        """Whether a save of this id is neither committed nor given up."""
-        return any(record.checkpoint_id == checkpoint_id for record in self._open.values())
-
-    @property
-    def under_way(self) -> int:
-        """How many saves are neither committed nor given up."""
-        return len(self._open)
+    def pending(self, checkpoint_id: str | None = None) -> int:
+        """How many saves, of this id or of any, are neither committed nor given up."""
+        ids = [record.checkpoint_id for record in self._open.values()]
+        return len(ids) if checkpoint_id is None else ids.count(checkpoint_id)
 
     def drain(self, checkpoint_id: str | None = None, left_s: Callable[[], float] = ever) -> None:
         """Wait until every save, or every one of `checkpoint_id`, is committed or given up.
@@ -311,8 +307,7 @@ class Saver:
             SaveTimeoutError: the disk has not taken it in that time, or within an hour.
         """
         self.settle()
-        every = checkpoint_id is None
-        self._await(lambda: not (self._open if every else self.pending(checkpoint_id)), left_s)
+        self._await(lambda: not self.pending(checkpoint_id), left_s)
 
     def close(self) -> None:
         """Give up the threads and the memory; images that the worker has not committed are lost."""
