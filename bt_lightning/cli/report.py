@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from datetime import datetime, timezone
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def page(
         _tiles(items, saves, restarts),
         _metrics(items, restarts),
         _costs(saves, events),
-        _failures(refused, saves),
+        _failures(refused, events),
         _table(items),
     ]
     body = "\n".join(part for part in parts if part)
@@ -157,13 +158,15 @@ def _costs(saves: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
     return "".join(parts)
 
 
-def _failures(refused: Sequence[str], saves: Sequence[dict[str, Any]]) -> str:
+def _failures(refused: Sequence[str], events: Sequence[dict[str, Any]]) -> str:
     found = [f"damaged: {reason}" for reason in refused]
-    found += [
-        f"save {event.get('number')} of step {event.get('step')}: {event['decision']}"
-        for event in saves
-        if event.get("decision") in ("skipped", "replaced")
-    ]
+    for event in events:
+        if event["event"] == "save" and event.get("decision") in ("skipped", "replaced"):
+            step, decision = event.get("step"), event["decision"]
+            found.append(f"save {event.get('number')} of step {step}: {decision}")
+        elif event["event"] == "store_failed":
+            at = datetime.fromtimestamp(event["at"], timezone.utc)
+            found.append(f"store, {at:%Y-%m-%d %H:%M:%SZ}: {event.get('error')}")
     if not found:
         return "<h2>Failures</h2><p>None.</p>"
     lines = "".join(f'<li class="bad">{_text(line)}</li>' for line in found[:_MOST_ROWS])

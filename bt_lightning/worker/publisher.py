@@ -289,6 +289,9 @@ class Publisher:
             wait_s = _RETRY_PERMANENT_S if self.permanent else backoff(failures, random.random())
             self._next_try = time.monotonic() + wait_s
             self._has_work = True
+        if failures == 1:  # until the next success it is one failure
+            with contextlib.suppress(OSError):
+                note(self._root, "store_failed", error=str(error), permanent=self.permanent)
         held = isinstance(error, LeaseHeldError) and failures > 1  # one that was deleted is not
         if self.permanent or held:  # a person has to know
             if self._reported is not None:

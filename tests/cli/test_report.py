@@ -51,17 +51,19 @@ def test_a_page_shows_metrics_costs_restarts_and_failures(cli, tmp_path, make):
         facts = {"number": number, "checkpoint_id": name, "step": step, "decision": decision}
         note(root, "save", call_ms=3.0, guard_ms=1.0, began=1.0, **facts)
         note(root, "durable", number=number, checkpoint=name, bytes=7, local_durable_s=0.5)
+    note(root, "store_failed", error="listing s3://b: 403 AccessDenied", permanent=True)
     (root / "bad").mkdir()
     (root / "bad" / "bt_manifest.json").write_text("{")
     out = tmp_path / "report.html"
     done = cli("report", "--dir", root, "--output", out, env={"BT_TRAINING_JOB_ID": "j1"})
-    assert "3 checkpoints, 6 events" in done.stdout
+    assert "3 checkpoints, 7 events" in done.stdout
     shown = Page(out.read_text())
     assert shown.text.count("val_loss") >= 3
     assert "0.01 s" in shown.text
     assert "restarts" in shown.text
     assert "save 2 of step 20: skipped" in shown.text
     assert "damaged: " in shown.text
+    assert "listing s3://b: 403 AccessDenied" in shown.text
     assert ("class", "mark") in shown.attributes
     assert not {"script", "link", "img", "iframe"}.intersection(shown.tags)
     assert not [value for name, value in shown.attributes if name in {"src", "href"}]

@@ -26,6 +26,7 @@ from bt_lightning.errors import (
     WorkerDiedError,
 )
 from bt_lightning.localdir.committed import verify
+from bt_lightning.localdir.events import read_events
 from bt_lightning.localdir.requests import request_removal, requested_removals
 from bt_lightning.messages import CheckStore, Fetch, ListStore
 
@@ -558,6 +559,8 @@ def test_work_goes_on_when_the_cause_of_a_failure_is_mended(scene):
     worker.drain(30)
     assert scene.in_store() == scene.names(1, 2)
     assert len(scene.failures) == 1
+    noted = [event for event in read_events(scene.root) if event["event"] == "store_failed"]
+    assert [(event["permanent"], event["error"]) for event in noted] == [(True, scene.failures[0])]
 
 
 def test_a_second_failure_after_a_success_is_reported_again(scene):
