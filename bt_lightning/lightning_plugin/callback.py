@@ -107,7 +107,7 @@ class BTLightning(Callback):
         grace: timedelta | None = None,
         interval: Literal["auto"] | timedelta | None = None,
         failures_every: timedelta = timedelta(days=1),
-        max_overhead: float = 0.01,
+        max_overhead: float = 0.05,
     ) -> None:
         super().__init__()
         self._options = Options(

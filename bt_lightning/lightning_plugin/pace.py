@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.rhythm import Rhythm
 
 _AGAIN_S = 1.0
-"""After a boundary at which it could not save."""
+"""After a boundary at which it could not save, at most."""
 
 
 class Pace:
@@ -50,7 +50,7 @@ class Pace:
         if saved:
             self._saved_at = now
         else:
-            self._not_before = now + _AGAIN_S
+            self._not_before = now + min(_AGAIN_S, self.interval_s or _AGAIN_S)
 
     def look(self, now: float, rhythm: Rhythm, *, taken: int) -> None:
         """After a batch, beside which so many saves were taken: follow what they took."""

@@ -28,6 +28,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from bt_lightning import BTLightning
+from bt_lightning.lightning_plugin.session import Session
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 8, 2  # 64 saves
 
@@ -85,10 +86,11 @@ class Moment(Callback):
             return
         cls.wanted = None
         for _ in range(found.get("times", 1)):
+            signum = found.get("signal", signal.SIGTERM)
             if found.get("all"):
-                os.killpg(0, signal.SIGTERM)
+                os.killpg(0, signum)
             else:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signum)
 
     def setup(self, *_: object, stage: str) -> None:
         self.reach("setup")
@@ -105,8 +107,13 @@ class Moment(Callback):
     def on_train_end(self, *_: object) -> None:
         self.reach("train_end")
 
-    def teardown(self, *_: object, stage: str) -> None:
-        self.reach("teardown")
+
+finish = Session.finish
+
+
+def told_while_finishing(session: Session, *args: object) -> None:
+    Moment.reach("drain")
+    finish(session, *args)
 
 
 class Journal(Callback):
@@ -140,6 +147,7 @@ def train(
     logging.disable(logging.WARNING)
     Moment.wanted, Moment.rank = moment, rank
     L.seed_everything(seed, verbose=False)
+    Session.finish = told_while_finishing
     notes = Journal(journal, life)
     wanted = {"every_n_train_steps": EVERY, "save_top_k": 3, "monitor": "step", "mode": "max"}
     callbacks: list[Callback] = [

