@@ -64,8 +64,10 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, STEPS_PER_EPOCH)
+        # by steps: Lightning 2.4 steps one by epochs wrongly when it resumes inside an epoch
+        by_step = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": by_step}
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         Moment.reach("save", self.trainer.global_step)
