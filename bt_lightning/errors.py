@@ -23,7 +23,8 @@ Exception
     │   └── StorePermanentError                           another try will not
     ├── UploadFailedError (RuntimeError)                  the worker gave up on a checkpoint
     ├── WorkerDiedError (ChildProcessError)               the worker process is gone
-    └── DrainTimeoutError (TimeoutError)                  not everything reached the store in time
+    ├── DrainTimeoutError (TimeoutError)                  not everything reached the store in time
+    └── JobRunningError (RuntimeError)                    another run has the job or its directory
 
 Each class takes one positional message, so that it survives pickling between processes, and
 carries the exit code that the command line ends with.
@@ -189,3 +190,9 @@ class DrainTimeoutError(CheckpointError, TimeoutError):
     """Raised when checkpoints are still waiting for the store at the deadline."""
 
     exit_code = 25
+
+
+class JobRunningError(CheckpointError, RuntimeError):
+    """Raised when a job is to be run that another process runs already."""
+
+    exit_code = 31

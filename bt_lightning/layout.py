@@ -118,6 +118,11 @@ def lease_folder(prefix: str) -> str:
     return under(prefix, f"{DOT_DIR}-lease")
 
 
+def run_folder(prefix: str) -> str:
+    """Folder of what says who runs the job and node below `prefix` in a store."""
+    return under(prefix, f"{DOT_DIR}-run")
+
+
 def hidden(folder: str) -> bool:
     """Whether a part of a folder's name begins with a dot: no checkpoint's does."""
     return any(part.startswith(".") for part in folder.split("/"))

@@ -44,10 +44,6 @@ class Settings:
             InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, or `BT_GRACE_S`
                 no number of seconds above 0.
         """
-        node_rank = environ.get("BT_NODE_RANK") or "0"
-        if not (node_rank.isascii() and node_rank.isdigit()):
-            msg = f"BT_NODE_RANK is {node_rank!r}, expected a whole number of at least 0"
-            raise InvalidSettingError(msg)
         return cls(
             checkpoint_dir=environ.get("BT_CHECKPOINT_DIR") or None,
             load_dir=environ.get("BT_LOAD_CHECKPOINT_DIR") or None,
@@ -56,7 +52,7 @@ class Settings:
             or environ.get("BT_TRAINING_PROJECT_ID")
             or None,
             job=environ.get("BT_TRAINING_JOB_ID") or None,
-            node_rank=int(node_rank),
+            node_rank=whole_number(environ, "BT_NODE_RANK", 0),
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
         )
 
@@ -72,6 +68,19 @@ def _seconds(name: str, text: str | None) -> timedelta | None:
         msg = f"{name} is {text!r}, expected a number of seconds above 0"
         raise InvalidSettingError(msg)
     return found
+
+
+def whole_number(environ: Mapping[str, str], name: str, default: int) -> int:
+    """The whole number of at least 0 that the variable `name` says; an empty one is unset.
+
+    Raises:
+        InvalidSettingError: it says something else.
+    """
+    text = environ.get(name) or str(default)
+    if not (text.isascii() and text.isdigit()):
+        msg = f"{name} is {text!r}, expected a whole number of at least 0"
+        raise InvalidSettingError(msg)
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

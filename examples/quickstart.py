@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -98,7 +99,7 @@ class Job:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                start_new_session=True,  # so that `kill_all` reaches the uploader, and not us
+                start_new_session=True,  # so that `kill_all` does not reach us
             )
         self._steps = self._read()
         first = next(self._steps, None)
@@ -127,7 +128,12 @@ class Job:
     def kill_all(self) -> None:
         """Kill the training and all that it started, if it runs."""
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            pid = self._process.pid
+            uploader = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            os.killpg(pid, signal.SIGKILL)
+            for child in map(int, uploader):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
 
     def attempts(self) -> list[Losses]:
         """The step and the loss of each step that was recorded, one list for each start."""

@@ -19,6 +19,7 @@ from bt_lightning.cli.jobs import jobs, projects
 from bt_lightning.cli.keeping import delete, protect, unprotect
 from bt_lightning.cli.moving import copy, download, export
 from bt_lightning.cli.options import directory_option
+from bt_lightning.cli.running import run
 from bt_lightning.cli.trashing import trash
 from bt_lightning.errors import (
     CheckpointError,
@@ -90,7 +91,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 answered no, 2 wrong usage or setting, 10 not found, 12 damaged, 13 of a
     newer format, 17 directory or file unusable, 20-22 store refused, 27 disk full, 29 a running
-    job has it, 30 protected, 130 interrupted.
+    job has it, 30 protected, 31 the job runs already, 130 interrupted.
     """
 
 
@@ -123,6 +124,7 @@ def trace(directory: str | None, output: str) -> None:
     click.echo(f"{output}: {saves} saves, {len(events)} events. Open it in https://ui.perfetto.dev")
 
 
+main.add_command(run)
 main.add_command(status)
 main.add_command(doctor)
 main.add_command(report)

@@ -85,6 +85,9 @@ class BTLightning(Callback):
         UploadFailedError: once, at the next hook, when the store refuses for good.
     """
 
+    implied = False
+    """Whether nobody asked for it: it joined the Trainer by itself."""
+
     def __init__(
         self,
         dir: str | os.PathLike[str] | None = None,

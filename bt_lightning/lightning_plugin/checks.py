@@ -76,12 +76,17 @@ def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> 
     return Path(chosen.removeprefix("file://")).expanduser().resolve()
 
 
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether the strategy writes around the CheckpointIO: nothing of ours would be committed."""
+    return not {kind.__name__ for kind in type(trainer.strategy).__mro__}.isdisjoint(_SHARDED)
+
+
 def refuse_sharded(trainer: Trainer) -> None:
-    """Such a strategy writes around the CheckpointIO: nothing of ours would be committed."""
-    names = {kind.__name__ for kind in type(trainer.strategy).__mro__} & set(_SHARDED)
-    if names:
+    """Raise `InvalidSettingError` for a strategy that writes around the CheckpointIO."""
+    if is_sharded(trainer):
+        name = type(trainer.strategy).__name__
         msg = (
-            f"BTLightning does not write the checkpoints of {names.pop()} yet: use strategy 'ddp',"
+            f"BTLightning does not write the checkpoints of {name} yet: use strategy 'ddp',"
             " or take BTLightning out of the callbacks"
         )
         raise InvalidSettingError(msg)
@@ -89,7 +94,8 @@ def refuse_sharded(trainer: Trainer) -> None:
 
 def refuse_twins(trainer: Trainer) -> None:
     """Two would both wrap the Trainer, and each lose half of what happens."""
-    twins = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
+    found = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
+    twins = [c for c in found if not c.implied]  # those give way by themselves
     if len(twins) > 1:
         msg = f"the Trainer has {len(twins)} BTLightning callbacks, expected one"
         raise InvalidSettingError(msg)

@@ -108,6 +108,8 @@ class Lease:
         self._beat_s = beat_s
         self.before: str | None = None
         """Token of the lease that this process's followed."""
+        self.seen: Holder | None = None
+        """Whom the last `take` found."""
         self._number = 0
         """Of the lease that this process has; 0 for none."""
         self._lost = False
@@ -132,7 +134,7 @@ class Lease:
             self.confirm()
             return
         number, data = self._newest()
-        holder = Holder.from_bytes(data) if data is not None else None
+        self.seen = holder = Holder.from_bytes(data) if data is not None else None
         if number and not self._free(number, data, holder):
             raise LeaseHeldError(self._held_by(holder))
         self._me = Holder.here(self._me.owner)

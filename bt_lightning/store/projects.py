@@ -21,6 +21,7 @@ from bt_lightning.layout import (
     slug,
 )
 from bt_lightning.manifest import Manifest
+from bt_lightning.store.records import read_records
 from bt_lightning.uri import LATEST
 
 if TYPE_CHECKING:
@@ -257,11 +258,14 @@ def list_jobs(store: Store, project: str) -> list[str]:
     return sorted({place.job for place in list_places(store, project)})
 
 
-def view_job(store: Store, project: str, revision: str = LATEST) -> JobView:
+def view_job(
+    store: Store, project: str, revision: str = LATEST, *, without: str | None = None
+) -> JobView:
     """Look at a job, or, for `latest`, at the most recent job of the project: one listing.
 
-    The most recent job is the one that began last: whose oldest checkpoint is the youngest. With
-    several jobs that needs each manifest of the project, once.
+    The most recent job is the one that began last, as its record says; of a job without one, when
+    its oldest checkpoint was made. With several jobs that needs each manifest and each record of
+    the project, once. `latest` is never the job `without`.
 
     Raises:
         CheckpointNotFoundError: nothing is committed there.
@@ -270,7 +274,8 @@ def view_job(store: Store, project: str, revision: str = LATEST) -> JobView:
     job = None if revision == LATEST else revision
     jobs: dict[str, list[Place]] = {}
     for place in list_places(store, project, job):
-        jobs.setdefault(place.job, []).append(place)
+        if job is not None or place.job != without:
+            jobs.setdefault(place.job, []).append(place)
     if not jobs:
         where = f"{store.name}/{jobs_prefix(project, job)}"
         named = f"the job {slug(job)} of " if job is not None else ""
@@ -280,7 +285,13 @@ def view_job(store: Store, project: str, revision: str = LATEST) -> JobView:
         return JobView(store, next(iter(jobs.values())))
     read = read_all(store, [place for places in jobs.values() for place in places])
     views = [JobView(store, places, read) for places in jobs.values()]
-    return max(views, key=lambda view: (view.began(), view.job))
+    records = read_records(store, [(view.project, view.job) for view in views])
+
+    def began(view: JobView) -> tuple[str, str]:
+        record = records.get((view.project, view.job))
+        return (record.created_at if record is not None else view.began(), view.job)
+
+    return max(views, key=began)
 
 
 def read_checkpoint(store: Store, place: Place) -> StoredCheckpoint | None:

@@ -229,24 +229,23 @@ class Worker:
             DrainTimeoutError: some of it is not; it stays on the disk for the next start.
         """
         timeout_s = min(timeout_s, max(0.0, left_s()))
+        result = self.drained(timeout_s, left_s)
+        if result is None or result.waiting:
+            raise undrained(result, timeout_s)
+
+    def drained(self, timeout_s: float, left_s: Callable[[], float] = ever) -> Drained | None:
+        """Wait until everything committed is published, or the time is over; what is left then.
+
+        None if the worker did not answer.
+        """
         until = time.monotonic() + timeout_s
-        result: Drained | None = None
-        while result is None and time.monotonic() < until:
+        while time.monotonic() < until:
             try:
                 self._send(Drain(max(0.0, until - time.monotonic())))
-                result = self._drained(until, left_s)
-                break
+                return self._drained(until, left_s)
             except WorkerDiedError:
                 self._revive()
-        if result is not None and not result.waiting:
-            return
-        names = ", ".join(result.waiting) if result is not None else "unknown"
-        reason = (result.reason if result is not None else None) or "the store is too slow"
-        msg = (
-            f"not everything reached the store within {timeout_s:.0f} s ({reason}). Waiting on"
-            f" disk: {names}. The next start with the same BT_CHECKPOINT_DIR sends it"
-        )
-        raise DrainTimeoutError(msg)
+        return None
 
     def _drained(self, until: float, left_s: Callable[[], float]) -> Drained | None:
         """The answer to `Drain`, which the worker gives at the deadline unless a store hangs."""
@@ -339,3 +338,13 @@ class Worker:
             f"the bt_lightning worker process died (exit code {code}, start {self._starts} of"
             f" {_STARTS}); what it had to do lies on disk and is done by the next one"
         )
+
+
+def undrained(result: Drained | None, seconds: float) -> DrainTimeoutError:
+    """What to raise when something still waits for the store after `seconds`."""
+    names = ", ".join(result.waiting) if result is not None else "unknown"
+    reason = (result.reason if result is not None else None) or "the store is too slow"
+    return DrainTimeoutError(
+        f"not everything reached the store within {seconds:.0f} s ({reason}). Waiting on"
+        f" disk: {names}. The next start with the same BT_CHECKPOINT_DIR sends it"
+    )

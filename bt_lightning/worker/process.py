@@ -69,6 +69,8 @@ EXIT_BUG = 70
 def run(conn: Connection, config: WorkerConfig) -> None:
     """Entry of the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(PermissionError):
+        os.setsid()  # what a job's runner sends to its group, SIGKILL at last, is for the training
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     lower_priority()

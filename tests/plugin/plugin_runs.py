@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -40,6 +41,8 @@ def stop() -> None:
 
 def kill_group() -> None:
     """End this process, its ranks and its workers at once, as a lost machine does."""
+    for child in multiprocessing.active_children():  # the worker has a group of its own
+        child.kill()
     os.killpg(0, signal.SIGKILL)
 
 

@@ -1,0 +1,1 @@
+"""Running a job: what Baseten does around a training script, on any machine."""

@@ -1,0 +1,230 @@
+"""What is asked for becomes what is run: environment, torchrun's words, what follows an end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
+from bt_lightning.job_record import Attempt, JobRecord
+from bt_lightning.runtime.plan import Machine, Wish, plan_command
+from bt_lightning.runtime.policy import Exit, Policy, final_code, pause_s
+from bt_lightning.runtime.references import parse_reference
+from bt_lightning.runtime.spec import Nodes, Reference, environment, shell
+from bt_lightning.runtime.torchrun import elastic
+
+HERE = Machine(Path("/work-dir"), 2, Path("/cache"))
+
+
+def plan(environ=None, words=("python", "train.py"), **wish):
+    return plan_command(words, Wish(**wish), environ or {}, HERE)
+
+
+def variables(spec, inherited=None, retry=0):
+    return environment(spec, inherited or {}, retry, Path("/scratch"))
+
+
+def test_a_command_gets_every_variable_that_baseten_sets():
+    spec = plan(project="demo/qwen", job_id="gvpql31", job_name="n", store="s3://b/x")
+    assert variables(spec, {"HOME": "/h", "BT_RETRY_COUNT": "9"}, retry=3) == {
+        "HOME": "/h",
+        "BT_TRAINING_JOB_ID": "gvpql31",
+        "BT_TRAINING_JOB_NAME": "n",
+        "BT_TRAINING_PROJECT_ID": "demo/qwen",
+        "BT_TRAINING_PROJECT_NAME": "demo/qwen",
+        "BT_NUM_GPUS": "2",
+        "BT_GROUP_SIZE": "1",
+        "BT_NODE_RANK": "0",
+        "BT_LEADER_ADDR": "127.0.0.1",
+        "BT_RETRY_COUNT": "3",
+        "BT_SCRATCH_DIR": "/scratch",
+        "BT_STORE_URL": "s3://b/x",
+        "BT_CHECKPOINT_DIR": "/work-dir/bt_checkpoints/gvpql31",
+        "BT_LIGHTNING": "1",
+    }
+
+
+def test_variables_that_a_job_does_not_have_are_not_inherited():
+    stale = {"BT_STORE_URL": "", "BT_LOAD_CHECKPOINT_DIR": "", "BT_WORKING_DIR": "/x"}
+    seen = variables(plan(), stale)
+    assert not set(stale) & set(seen)
+    assert variables(plan({"BT_GRACE_S": "5"}), {})["BT_GRACE_S"] == "5"
+
+
+def test_a_new_job_has_an_id_as_basetens_and_each_another():
+    ids = {plan().job_id for _ in range(20)}
+    assert len(ids) == 20
+    assert all(re.fullmatch("[a-z0-9]{7}", one) for one in ids)
+
+
+def test_what_baseten_set_already_is_kept():
+    environ = {
+        "BT_TRAINING_JOB_ID": "abc1234",
+        "BT_TRAINING_PROJECT_NAME": "p",
+        "BT_CHECKPOINT_DIR": "/mnt/ckpts",
+        "BT_LOAD_CHECKPOINT_DIR": "/tmp/loaded",
+        "BT_GROUP_SIZE": "4",
+        "BT_NODE_RANK": "3",
+        "BT_LEADER_ADDR": "10.0.0.1",
+        "BT_NUM_GPUS": "8",
+    }
+    seen = variables(plan(environ), environ)
+    assert {name: seen[name] for name in environ} == environ
+
+
+@pytest.mark.parametrize(
+    ("environ", "wish", "said"),
+    [
+        ({"BT_NODE_RANK": "2", "BT_GROUP_SIZE": "2", "BT_LEADER_ADDR": "a"}, {}, "from 0 to 1"),
+        ({"BT_GROUP_SIZE": "2"}, {}, "BT_LEADER_ADDR"),
+        ({"BT_GROUP_SIZE": "0"}, {}, "BT_GROUP_SIZE"),
+        ({"BT_NUM_GPUS": "two"}, {}, "BT_NUM_GPUS is 'two'"),
+        ({}, {"job_id": "../x"}, "job id"),
+        ({}, {"load": ("latest",)}, "no store is named"),
+        ({}, {"load": ("a/../b",), "store": "s"}, "cannot be used"),
+        ({}, {"load": ("",), "store": "s"}, "names no checkpoint"),
+        ({}, {"processes": 2}, "--elastic"),
+    ],
+)
+def test_a_wish_of_no_use_is_refused_before_anything_runs(environ, wish, said):
+    with pytest.raises(InvalidSettingError, match=said):
+        plan(environ, **wish)
+
+
+def test_what_is_loaded_has_a_folder_of_its_own_job():
+    """Another job's leftovers in Baseten's shared default would be resumed from."""
+    spec = plan(load=("latest",), store="s", job_id="me")
+    assert str(spec.load_dir) == "/tmp/loaded_checkpoints/me"
+    assert str(plan(load=("latest",), store="s", load_dir="/d").load_dir) == "/d"
+    assert plan().load_dir is None
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("latest", Reference()),
+        ("gvpql31", Reference(None, "gvpql31", None)),
+        ("gvpql31/a/checkpoint-7", Reference(None, "gvpql31", "a/checkpoint-7")),
+        ("bt://p", Reference("p", None, None)),
+        ("bt://p@latest/c-1", Reference("p", None, "c-1")),
+        ("bt://p@j/c-1", Reference("p", "j", "c-1")),
+    ],
+)
+def test_references_as_people_write_them(text, means):
+    assert parse_reference(text) == means
+
+
+def test_one_node_runs_standalone():
+    words = elastic(["python3", "-u", "-W", "error", "t.py", "--lr", "1"], Nodes(), 4, "j")
+    assert words == (
+        *("python3", "-u", "-W", "error", "-m", "torch.distributed.run"),
+        *("--nnodes=1", "--nproc-per-node=4", "--max-restarts=0", "--standalone"),
+        *("t.py", "--lr", "1"),
+    )
+
+
+def test_several_nodes_meet_at_the_first():
+    nodes = Nodes(rank=1, size=2, leader="10.0.0.1", num_gpus=8)
+    words = elastic(["/usr/bin/python3.11", "-m", "pkg.train", "-m"], nodes, 8, "j")
+    assert "--rdzv-endpoint=10.0.0.1:29400" in words
+    assert "--node-rank=1" in words
+    assert words[-3:] == ("--module", "pkg.train", "-m")
+    assert elastic(["./a.out", "x"], nodes, 1, "j")[-3:] == ("--no-python", "./a.out", "x")
+
+
+@pytest.mark.parametrize("words", [["python"], ["python", "-c", "1"], ["python", "-u", "-"]])
+def test_elastic_needs_a_program(words):
+    with pytest.raises(InvalidSettingError, match="names none"):
+        elastic(words, Nodes(), 1, "j")
+
+
+def test_start_commands_share_a_shell_and_stop_at_the_first_that_fails(tmp_path):
+    def run(*lines):
+        done = subprocess.run(
+            shell(lines), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout
+
+    (tmp_path / "sub").mkdir()
+    assert run("cd sub", "export A='b  c'", 'echo "$A" $(basename $PWD)') == (0, "b  c sub\n")
+    assert run("echo 1", "sh -c 'exit 7'", "echo 2") == (7, "1\n")
+    assert run("false || true", "echo on # a comment", "cat <<X\nhere\nX") == (0, "on\nhere\n")
+    assert run("false; true", "true && false")[0] == 1
+    assert run("set -e", "false; echo never", "echo never")[1] == ""
+    assert run("exit 0", "echo never") == (0, "")
+    assert run("if")[0] != 0
+    assert run("kill -TERM $$", "echo never") == (143, "")
+
+
+@pytest.mark.parametrize(
+    ("ended", "stopping", "outcome"),
+    [
+        (Exit(0), False, "done"),
+        (Exit(0, told=True), False, "preempted"),
+        (Exit(143), False, "preempted"),
+        (Exit(-15), False, "preempted"),
+        (Exit(-9), False, "failed"),
+        (Exit(1), False, "failed"),
+        (Exit(0), True, "stopped"),
+        (Exit(-15), True, "stopped"),
+    ],
+)
+def test_what_an_end_means(ended, stopping, outcome):
+    assert Policy().outcome(ended, stopping=stopping) == outcome
+
+
+def test_only_failures_use_up_the_retries():
+    policy = Policy(retries=2)
+    assert [policy.again("failed", n) for n in (1, 2, 3)] == [True, True, False]
+    assert policy.again("preempted", 99)
+    assert not policy.again("done", 0)
+    assert not policy.again("stopped", 0)
+
+
+def test_a_stopped_job_never_ends_as_if_it_were_complete():
+    assert final_code("stopped", Exit(0), 15) == 143
+    assert final_code("stopped", Exit(3), 15) == 3
+    assert final_code("failed", Exit(-9), None) == 137
+    assert final_code("done", Exit(0), None) == 0
+
+
+@given(st.integers(0, 10**6))
+def test_pauses_grow_and_end(count):
+    assert 0 <= pause_s(count) <= pause_s(count + 1) <= 60
+
+
+texts = st.text(max_size=20)
+records = st.builds(
+    JobRecord,
+    project=texts,
+    job_id=texts,
+    job_name=texts,
+    node_rank=st.integers(0, 9),
+    group_size=st.integers(1, 9),
+    host=texts,
+    status=st.sampled_from(["CREATED", "RUNNING", "COMPLETED", "FAILED", "STOPPED"]),
+    checkpoint_sync_status=st.sampled_from(["SYNCING", "COMPLETED", None]),
+    created_at=texts,
+    updated_at=texts,
+    ended_at=st.none() | texts,
+    attempts=st.lists(
+        st.builds(Attempt, number=st.integers(0, 9), started_at=texts, outcome=texts), max_size=3
+    ).map(tuple),
+    waiting=st.lists(texts, max_size=3).map(tuple),
+)
+
+
+@given(records)
+def test_a_record_comes_back(record):
+    assert JobRecord.from_bytes(record.to_bytes(), "x") == record
+
+
+@given(st.binary(max_size=60) | records.map(lambda record: record.to_bytes()[:-9]))
+def test_rubbish_is_no_record(data):
+    with pytest.raises(CheckpointCorruptError, match="record of the job at here"):
+        JobRecord.from_bytes(data, "here")
