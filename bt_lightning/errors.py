@@ -13,7 +13,7 @@ Exception
     │   └── ConfigNotFoundError (FileNotFoundError)       no config file of that name
     ├── ReadOnlyError (PermissionError)                   bt:// URLs are for reading
     ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
-    │   └── DirectoryFullError                            a checkpoint does not fit on its volume
+    │   └── DirectoryFullError                            there is no room for a checkpoint
     ├── TornSnapshotError (RuntimeError)                  the state changed while it was copied
     ├── ArenaTooLargeError (MemoryError)                  no host memory for a snapshot
     ├── SaveTimeoutError (TimeoutError)                   the disk does not take a save
@@ -127,9 +127,13 @@ class DirectoryUnusableError(CheckpointError, OSError):
 
 
 class DirectoryFullError(DirectoryUnusableError):
-    """Raised when a checkpoint does not fit on the volume that it was to be brought to."""
+    """Raised when there is no room for a checkpoint on its volume, or within its budget."""
 
     exit_code = 27
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno.ENOSPC
 
 
 class TornSnapshotError(CheckpointError, RuntimeError):

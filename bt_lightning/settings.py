@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,14 +36,16 @@ class Settings:
     """`BT_NODE_RANK`: this node's place among the nodes of the job."""
     grace: timedelta | None = None
     """`BT_GRACE_S`: from SIGTERM until the platform kills the process; None: nobody said."""
+    volume_size_gib: float | None = None
+    """`BT_VOLUME_SIZE_GIB`: what the checkpoint directory may take; more than 0."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read the `BT_*` variables; an empty one counts as unset.
 
         Raises:
-            InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, or `BT_GRACE_S`
-                no number of seconds above 0.
+            InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, `BT_GRACE_S` no
+                number of seconds above 0, or `BT_VOLUME_SIZE_GIB` no number of GiB above 0.
         """
         return cls(
             checkpoint_dir=environ.get("BT_CHECKPOINT_DIR") or None,
@@ -54,6 +57,7 @@ class Settings:
             job=environ.get("BT_TRAINING_JOB_ID") or None,
             node_rank=whole_number(environ, "BT_NODE_RANK", 0),
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
+            volume_size_gib=_gib("BT_VOLUME_SIZE_GIB", environ.get("BT_VOLUME_SIZE_GIB") or None),
         )
 
 
@@ -81,6 +85,19 @@ def whole_number(environ: Mapping[str, str], name: str, default: int) -> int:
         msg = f"{name} is {text!r}, expected a whole number of at least 0"
         raise InvalidSettingError(msg)
     return int(text)
+
+
+def _gib(name: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < math.inf:
+        msg = f"{name} is {text!r}, expected a number of GiB above 0"
+        raise InvalidSettingError(msg)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.checkpoint_io import is_url
 from bt_lightning.lightning_plugin.compat import is_last_batch
 from bt_lightning.lightning_plugin.namespace import model_checkpoint_classes
+from bt_lightning.lightning_plugin.places import is_url
 from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO
 
 if TYPE_CHECKING:

@@ -1,16 +1,28 @@
-"""What `bt://` paths mean to a CheckpointIO: one store, and one answer for all ranks."""
+"""What paths mean that lead to a store: one store, and one answer for all ranks.
+
+Those are `bt://` paths, and paths of the checkpoint directory whose copies made room for others.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
+from bt_lightning.layout import check_checkpoint_id, under
 from bt_lightning.lightning_plugin.checks import portable
+from bt_lightning.settings import Job, Settings
+from bt_lightning.store.catalog import newest_folder
 from bt_lightning.store.place import StorePlace
 from bt_lightning.store.tree import find_checkpoint, open_bt_store
+from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning.pytorch import Trainer
 
 
@@ -36,6 +48,10 @@ class BtSource:
     storage_options: dict[str, object] = field(default_factory=dict, repr=False)
     pins: dict[str, Pin] = field(default_factory=dict)
     """What the ranks agreed on, until it is read."""
+    root: Path | None = None
+    """A checkpoint directory, of whose checkpoints the store may have the only copy."""
+    prefix: str = ""
+    """Key prefix of those in the store."""
 
     def look(self, path: str) -> Pin:
         """Find what `path` means now.
@@ -46,25 +62,74 @@ class BtSource:
             CheckpointCorruptError: its manifest is damaged.
             StoreError: the store refused.
         """
+        if not is_bt(path):
+            return self._look_away(path)
         found = find_checkpoint(open_bt_store(self.store, self.storage_options), path)
         return Pin(found.place.base, found.manifest.digest)
+
+    def _look_away(self, path: str) -> Pin:
+        """What the store has of the checkpoint that had, or would have, that path on the disk."""
+        checkpoint_id = self.id_of(path)
+        if checkpoint_id is None or self.store is None:
+            msg = f"no checkpoint at {path}"
+            raise CheckpointNotFoundError(msg)
+        store = open_bt_store(self.store, self.storage_options)
+        found = newest_folder(store, self.prefix, checkpoint_id)
+        if found is None:
+            msg = f"no checkpoint at {path}, nor in {store.name}/{self.prefix}"
+            raise CheckpointNotFoundError(msg)
+        place = StorePlace(store, self.prefix, found[0])
+        return Pin(under(self.prefix, found[0]), place.manifest.digest)
+
+    def id_of(self, path: str) -> str | None:
+        """The id that a local path means in our directory; None if it leads elsewhere."""
+        if self.root is None or "://" in path:
+            return None
+        place = Path(path).absolute()
+        place = place.resolve() if place.is_symlink() else place.parent.resolve() / place.name
+        try:
+            return check_checkpoint_id(place.relative_to(self.root).as_posix())
+        except (ValueError, InvalidSettingError):
+            return None
+
+    def pin(self, path: str, folder: str, digest: str) -> None:
+        """The next `place` of `path` is this folder of the store."""
+        self.pins[path] = Pin(under(self.prefix, folder), digest)
 
     def agree(self, trainer: Trainer, path: str) -> Pin:
         """Every rank: the next `place` of `path` is what rank 0 finds now, on all of them.
 
         Raises on every rank what `look` raised on rank 0.
         """
+        found = self._agreed(trainer, path, self.look)
+        assert found is not None
+        return found
+
+    def agree_away(self, trainer: Trainer, path: str) -> Pin | None:
+        """As `agree`, for a path of our directory; None where rank 0 finds it on the disk.
+
+        None as well if it is nowhere: who loads it says so.
+        """
+
+        def look(path: str) -> Pin | None:
+            with contextlib.suppress(CheckpointNotFoundError):
+                return None if Path(path).exists() else self.look(path)
+            return None
+
+        return self._agreed(trainer, path, look)
+
+    def _agreed(self, trainer: Trainer, path: str, look: Callable[[str], Pin | None]) -> Pin | None:
         found: Pin | Exception | None = None
         if trainer.is_global_zero:
             try:
-                found = self.look(path)
+                found = look(path)
             except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
                 found = portable(error)
         found = trainer.strategy.broadcast(found)
         if isinstance(found, Exception):
             raise found
-        assert found is not None
-        self.pins[path] = found
+        if found is not None:
+            self.pins[path] = found
         return found
 
     def place(self, path: str) -> StorePlace:
@@ -80,3 +145,32 @@ class BtSource:
             msg = f"{path} was replaced in the store while it was read: start again"
             raise CheckpointNotFoundError(msg)
         return place
+
+
+_OPEN: dict[Path, BtSource] = {}
+"""By checkpoint directory: what a Trainer of this process was given."""
+
+
+def remember(source: BtSource) -> None:
+    """Let `source_of` find this source, for those who load without a Trainer."""
+    if source.root is not None:
+        _OPEN[source.root] = source
+
+
+def source_of(path: str) -> BtSource | None:
+    """Whose directory a local path that is not there lies in; None if in none that has a store.
+
+    Of a Trainer of this process, else of the environment: `BT_CHECKPOINT_DIR`, `BT_STORE_URL`.
+    """
+    for source in (*_OPEN.values(), _of_environment()):
+        if source is not None and source.store is not None and source.id_of(path) is not None:
+            return None if Path(path).exists() else source
+    return None
+
+
+def _of_environment() -> BtSource | None:
+    settings = Settings.from_environ(os.environ)
+    if settings.checkpoint_dir is None or settings.store_url is None:
+        return None
+    root = Path(settings.checkpoint_dir).expanduser().resolve()
+    return BtSource(settings.store_url, root=root, prefix=Job.named(settings, str(root)).prefix)

@@ -13,7 +13,6 @@ from typing_extensions import override
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.adopt import adopt
 from bt_lightning.lightning_plugin.boundary import Boundary
-from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
 from bt_lightning.lightning_plugin.checks import (
     checkpoint_root,
@@ -61,7 +60,8 @@ class BTLightning(Callback):
         strict: whether names of weights must match; None: the module's `strict_loading`.
         weights_only: False also loads what was pickled. It runs code that the checkpoint names.
         exact: keep and restore the random generators and dataloader states of every rank.
-        on_error: `"raise"` a failed upload at the next hook, or `"warn"`.
+        on_error: `"raise"` a failed upload, or a save that no disk or store had room for, at the
+            next hook, or `"warn"` and go on.
         drain_timeout: how long the end of a run waits for the store.
         storage_options: keyword arguments of the store's fsspec filesystem.
         project: its name in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
@@ -77,12 +77,14 @@ class BTLightning(Callback):
             saves cost and how often runs fail.
         failures_every: for `"auto"`: mean time between failures to assume at first.
         max_overhead: for `"auto"`: the fraction of the time that saves may cost.
+        volume_size_gib: what `dir` may take, in GiB; `$BT_VOLUME_SIZE_GIB`, else its volume.
 
     Raises:
         InvalidSettingError: at once, for an argument that cannot be used.
         DirectoryUnusableError, StoreError: at the start of `fit`, on every rank, for a directory
             or a store that cannot be written.
         UploadFailedError: once, at the next hook, when the store refuses for good.
+        DirectoryFullError: once, at the next hook, for a save that there was no room for.
     """
 
     implied = False
@@ -111,6 +113,7 @@ class BTLightning(Callback):
         interval: Literal["auto"] | timedelta | None = None,
         failures_every: timedelta = timedelta(days=1),
         max_overhead: float = 0.05,
+        volume_size_gib: float | None = None,
     ) -> None:
         super().__init__()
         self._options = Options(
@@ -134,6 +137,7 @@ class BTLightning(Callback):
             interval=interval,
             failures_every=failures_every,
             max_overhead=max_overhead,
+            volume_size_gib=volume_size_gib,
         ).merged(os.environ)
         self._exact = Exactness() if exact else None
         self._writing = Writing(self._options)
@@ -179,6 +183,8 @@ class BTLightning(Callback):
         assert decision is not None
         if decision.error is not None:
             raise decision.error
+        if self._routed is not None and decision.folder and decision.path and decision.digest:
+            self._routed.away.pin(decision.path, decision.folder, decision.digest)
         self._active, self._writing.failing = True, False
         again = self._resumed is not None and self._resumed() is trainer
         if again:
@@ -299,7 +305,7 @@ class BTLightning(Callback):
             boundary.leave(trainer, None, failed=True)
 
     def _install(self, trainer: Trainer, root: Path) -> None:
-        source = BtSource(self._options.store, dict(self._options.storage_options or {}))
+        source = self._options.source(root)
         self._routed = install_io(trainer, root, self._writing.hooks, source)
         self._routed.weights_only = self._options.weights_only
         teach_lightning()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import warnings
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,35 +13,42 @@ from typing_extensions import override
 from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
-    DirectoryUnusableError,
-    ReadOnlyError,
-    StorePermanentError,
 )
-from bt_lightning.layout import MANIFEST, WEIGHTS, check_checkpoint_id
-from bt_lightning.lightning_plugin.bt_source import BtSource
+from bt_lightning.layout import WEIGHTS, check_checkpoint_id
+from bt_lightning.lightning_plugin.bt_source import BtSource, source_of
 from bt_lightning.lightning_plugin.compat import teach_load_from_checkpoint
 from bt_lightning.lightning_plugin.facts import first_count, versions
 from bt_lightning.lightning_plugin.hf import ServingFiles
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both, attribute_dicts
+from bt_lightning.lightning_plugin.places import (
+    downloaded,
+    is_committed,
+    is_url,
+    local_path,
+    split_url,
+    stored_place,
+    unwritten,
+)
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
 from bt_lightning.localdir.durable import delete_directory, sweep, tidy
 from bt_lightning.localdir.protect import is_protected
+from bt_lightning.localdir.room import planned
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.load import load, load_directory, load_file
 from bt_lightning.snapshot.classes import ClassTable
 from bt_lightning.snapshot.take import Memory, Snapshot, take
 from bt_lightning.store.catalog import newest_folder
-from bt_lightning.store.place import StorePlace
 from bt_lightning.store.publish import publish, unpublish
-from bt_lightning.store.remote import download_url, open_store
+from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from bt_lightning.restore.load import MapLocation
+    from bt_lightning.store.place import Place
 
 EXTRA = "bt_lightning"
 """Key of the checkpoint dictionary under which `BTLightning` keeps what is its own."""
@@ -112,29 +117,36 @@ class BTCheckpointIO(CheckpointIO):
         parent, name = split_url(str(path))
         store = RetryingStore(open_store(parent, storage_options))
         previous = newest_folder(store, "", check_checkpoint_id(name))
-        generation = previous[1] + 1 if previous else 1
+        after = previous[1] if previous else 0
         with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
             root = Path(folder)
-            manifest = self.save_local(checkpoint, root / name, root, generation=generation)
+            manifest = self.save_local(checkpoint, root / name, root, after)
             publish(store, "", LocalCheckpoint(root / name, manifest))
         if previous:
             unpublish(store, "", previous[0])
 
     def save_local(
-        self, checkpoint: dict[str, Any], final: Path, root: Path, generation: int = 0
+        self,
+        checkpoint: dict[str, Any],
+        final: Path,
+        root: Path,
+        after: int = 0,
+        room: Callable[[int], None] = lambda _: None,
     ) -> Manifest:
         """Commit `checkpoint` as the directory `final` under `root`; the next generation of its id.
 
-        `generation` 0 means one more than what `final` holds now.
+        That is one more than `final` holds now, and more than `after`. `room` is called with the
+        bytes that it will take, before any is written.
         """
         checkpoint_id = check_checkpoint_id(final.relative_to(root).as_posix())
         snapshot = self.take(checkpoint)
         facts = self.facts(checkpoint, snapshot)
 
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
-            number = generation or _generation(final) + 1
+            number = 1 + max(after, _generation(final))
             return Manifest(checkpoint_id=checkpoint_id, generation=number, files=entries, **facts)
 
+        room(planned(snapshot.sizes))
         try:
             return commit(final, root, snapshot.files, describe)
         except OSError as error:
@@ -186,11 +198,11 @@ class BTCheckpointIO(CheckpointIO):
         options: dict[str, Any] = {"map_location": map_location, "weights_only": weights_only}
         allowed = (*self.allowed, *attribute_dicts())
         if is_bt(path):
-            return load(self.bt.place(str(path)), allowed=allowed, **options)
+            return self.load_place(self.bt.place(str(path)), **options)
         if is_url(path):
             place = stored_place(str(path))
             if place is not None:
-                return load(place, allowed=allowed, **options)
+                return self.load_place(place, **options)
             with downloaded(str(path)) as file:
                 return load_file(file, **options)
         source = local_path(path)
@@ -200,6 +212,10 @@ class BTCheckpointIO(CheckpointIO):
             msg = f"no checkpoint at {path}"
             raise CheckpointNotFoundError(msg)
         return load_file(source, **options)
+
+    def load_place(self, place: Place, **options: Any) -> dict[str, Any]:
+        """As `load_checkpoint`, of what lies there."""
+        return load(place, allowed=(*self.allowed, *attribute_dicts()), **options)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -251,77 +267,6 @@ class BTCheckpointIO(CheckpointIO):
             )
 
 
-def is_url(path: str | Path) -> bool:
-    """Whether `path` is a URL of anything but the local disk."""
-    return isinstance(path, str) and "://" in path and not path.startswith(("file://", "local://"))
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """The URL of the folder that holds `url`, and the last part of it.
-
-    Raises:
-        ReadOnlyError: it is a `bt://` URL, under which nothing can be written or deleted.
-    """
-    if is_bt(url):
-        msg = f"{url} is for reading: save to a path, or to the store's own URL"
-        raise ReadOnlyError(msg)
-    scheme, _, rest = url.partition("://")
-    parent, _, name = rest.rstrip("/").rpartition("/")
-    return f"{scheme}://{parent}", name
-
-
-def local_path(path: str | Path) -> Path:
-    """The absolute path of a local checkpoint; symbolic links stay what they are."""
-    text = str(path)
-    return Path(
-        text.partition("://")[2] if text.startswith(("file://", "local://")) else text
-    ).absolute()
-
-
-def stored_place(url: str) -> StorePlace | None:
-    """Where the checkpoint at `url` is read from; None if none is committed there.
-
-    Raises:
-        StoreTransientError: the store did not answer.
-    """
-    parent, name = split_url(url)
-    store = RetryingStore(open_store(parent))
-    try:
-        found = newest_folder(store, "", name)
-    except StorePermanentError:
-        return None  # a web server that lists nothing may still have a stock file
-    return None if found is None else StorePlace(store, "", found[0])
-
-
-@contextmanager
-def downloaded(url: str) -> Iterator[Path]:
-    """Yield a local copy of the stock file at `url`."""
-    with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
-        file = Path(folder) / "checkpoint.ckpt"
-        download_url(url, file)
-        yield file
-
-
-def is_committed(path: str | Path) -> bool:
-    """Whether the local `path` is a committed checkpoint directory."""
-    return not is_url(path) and (local_path(path) / MANIFEST).is_file()
-
-
-def unwritten(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:
-    """The error of a save that the disk refused: what happened, with numbers, and what to do."""
-    try:
-        free = f"{shutil.disk_usage(root).free:,} bytes free"
-    except OSError:
-        free = "free space unknown"
-    failed = DirectoryUnusableError(
-        f"the checkpoint {checkpoint_id} could not be written to {root}"
-        f" ({error.strerror or error}, {free}). What was committed before is untouched: free some"
-        " space, keep fewer checkpoints (save_top_k), or use another BT_CHECKPOINT_DIR"
-    )
-    failed.errno = error.errno
-    return failed
-
-
 def _generation(final: Path) -> int:
     try:
         return read_manifest(final).generation
@@ -337,12 +282,19 @@ def _extra(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _load_committed(path: Any, **options: Any) -> dict[str, Any]:
+    source = None if is_bt(path) else source_of(str(path))
+    if source is not None:
+        return BTCheckpointIO().load_place(source.place(str(path)), **options)
     return BTCheckpointIO().load_checkpoint(path, **options)
+
+
+def _is_ours(path: Any) -> bool:
+    return is_bt(path) or is_committed(path) or source_of(str(path)) is not None
 
 
 def teach_lightning() -> None:
     """Let `LightningModule.load_from_checkpoint` read our directories; idempotent."""
-    teach_load_from_checkpoint(_load_committed, lambda path: is_bt(path) or is_committed(path))
+    teach_load_from_checkpoint(_load_committed, _is_ours)
 
 
 teach_lightning()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from bt_lightning.errors import (
     CheckpointError,
+    DirectoryFullError,
     DirectoryUnusableError,
     InvalidSettingError,
     SaveTimeoutError,
@@ -58,9 +60,18 @@ def fraction(name: str, value: float) -> None:
         raise InvalidSettingError(msg)
 
 
+def some_gib(name: str, value: float | None) -> None:
+    """Raise `InvalidSettingError` unless `value` is None, or a number of more than 0."""
+    if value is not None and not 0 < value < math.inf:
+        msg = f"{name} is {value!r}, expected a number of GiB that is more than 0"
+        raise InvalidSettingError(msg)
+
+
 def is_of_a_save(error: CheckpointError) -> bool:
-    """Whether a save failed, and not an upload: nothing else holds what was to be saved."""
-    return isinstance(error, DirectoryUnusableError | SaveTimeoutError | TornSnapshotError)
+    """Whether a save failed that the user has no say in: neither an upload nor want of room."""
+    full = isinstance(error, DirectoryFullError)
+    kinds = DirectoryUnusableError | SaveTimeoutError | TornSnapshotError
+    return isinstance(error, kinds) and not full
 
 
 def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> Path:

@@ -11,13 +11,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bt_lightning.lightning_plugin.checks import at_least_one, fraction, one_of, positive
+from bt_lightning.lightning_plugin.bt_source import BtSource
+from bt_lightning.lightning_plugin.checks import (
+    at_least_one,
+    fraction,
+    one_of,
+    positive,
+    some_gib,
+)
 from bt_lightning.lightning_plugin.session import Resume, SessionConfig
 from bt_lightning.settings import Job, Settings
 from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,7 @@ class Options:
     interval: Literal["auto"] | timedelta | None
     failures_every: timedelta
     max_overhead: float
+    volume_size_gib: float | None
     settings: Settings = field(default_factory=Settings, repr=False)
     """What the environment says of what the user left open."""
 
@@ -66,6 +77,7 @@ class Options:
             positive("interval", self.interval)
         elif self.interval is not None:
             one_of("interval", self.interval, ("auto",))
+        some_gib("volume_size_gib", self.volume_size_gib)
 
     def merged(self, environ: Mapping[str, str]) -> Options:
         """These, with what the environment says wherever the user said nothing.
@@ -81,8 +93,22 @@ class Options:
             load_dir=os.fspath(self.load_dir) if self.load_dir is not None else settings.load_dir,
             storage_options=dict(self.storage_options or {}),
             grace=self.grace if self.grace is not None else settings.grace,
+            volume_size_gib=(
+                self.volume_size_gib
+                if self.volume_size_gib is not None
+                else settings.volume_size_gib
+            ),
             settings=settings,
         )
+
+    def source(self, root: Path) -> BtSource:
+        """The store that paths lead to, those under `root`, absolute, included."""
+        options = dict(self.storage_options or {})
+        return BtSource(self.store, options, root=root, prefix=self._job(root).prefix)
+
+    def _job(self, root: Path) -> Job:
+        job = Job.named(self.settings, str(root))
+        return replace(job, project=self.project or job.project, job=self.job or job.job)
 
     @property
     def snapshots(self) -> SnapshotOptions:
@@ -96,14 +122,15 @@ class Options:
 
     def session(self, root: Path) -> SessionConfig:
         """What the session of a fit that saves to `root`, absolute, is opened with."""
-        job = Job.named(self.settings, str(root))
+        budget = self.volume_size_gib
         return SessionConfig(
             root=root,
             load_dir=Path(self.load_dir).expanduser().resolve() if self.load_dir else None,
             store_url=self.store,
             storage_options=dict(self.storage_options or {}),
-            job=replace(job, project=self.project or job.project, job=self.job or job.job),
+            job=self._job(root),
             resume=self.resume,
             weights_only=self.weights_only,
             drain_s=self.drain_timeout.total_seconds(),
+            budget=int(budget * _GIB) if budget is not None else None,
         )

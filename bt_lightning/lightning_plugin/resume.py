@@ -28,6 +28,8 @@ class Decision:
     digest: str | None
     warm: bool
     """Take the weights only: a new run begins at step 0."""
+    folder: str | None = None
+    """Where it is read from in the store, if the disk has no room for it."""
     error: Exception | None = None
     """Why there is no decision: raised on every rank."""
 

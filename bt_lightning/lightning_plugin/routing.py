@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,11 @@ from bt_lightning.errors import (
     InvalidSettingError,
 )
 from bt_lightning.layout import check_checkpoint_id
-from bt_lightning.lightning_plugin.checkpoint_io import (
-    BTCheckpointIO,
-    is_committed,
-    is_url,
-    local_path,
-)
+from bt_lightning.lightning_plugin.bt_source import remember
+from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both
+from bt_lightning.lightning_plugin.places import is_committed, is_url, local_path
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.durable import delete_directory
 from bt_lightning.uri import is_bt
@@ -52,6 +50,8 @@ class Hooks:
     """A checkpoint id is to go that this disk does not hold."""
     saves: Callable[[], Saves | None]
     """The snapshots of the fit that is running."""
+    known: Callable[[str], bool]
+    """Whether a checkpoint id is committed, maybe in the store only."""
 
 
 class RoutedCheckpointIO(CheckpointIO):
@@ -67,8 +67,11 @@ class RoutedCheckpointIO(CheckpointIO):
         ours: BTCheckpointIO,
         root: Path,
         hooks: Hooks,
+        away: BtSource,
     ) -> None:
+        """`away` is where checkpoints of `root` are whose copies there made room for others."""
         self.inner = inner
+        self.away = away
         self.ours = ours
         self.root = root
         self.weights_only: bool | None = None
@@ -99,12 +102,14 @@ class RoutedCheckpointIO(CheckpointIO):
         saves = self._hooks.saves()
         if saves is not None and self.is_ours(path):
             saves.settle(self._id(self._place(path)))
-        if (
-            is_bt(path)
-            or is_committed(path)
-            or (self.is_ours(path) and not local_path(path).is_file())
-        ):
+        if is_bt(path):
             return self.ours.load_checkpoint(path, map_location, weights_only)
+        if str(path) not in self.away.pins and is_committed(path):
+            with contextlib.suppress(CheckpointNotFoundError):  # it made room just now
+                return self.ours.load_checkpoint(path, map_location, weights_only)
+        if str(path) in self.away.pins or (self.is_ours(path) and not local_path(path).is_file()):
+            place = self.away.place(str(path))
+            return self.ours.load_place(place, map_location=map_location, weights_only=weights_only)
         more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
         if takes_weights_only(self.inner.load_checkpoint):
             more["weights_only"] = weights_only
@@ -149,11 +154,12 @@ class RoutedCheckpointIO(CheckpointIO):
         return _FOREIGN.fullmatch(local_path(path).name) is None
 
     def pending(self, path: str | Path) -> bool:
-        """Whether a save to `path` is under way; its directory is not there yet."""
+        """Whether a save to `path` is under way, or done; its directory need not be there."""
         saves = self._hooks.saves()
         if saves is None or not self.is_ours(path):
             return False
-        return bool(saves.saver.pending(self._id(self._place(path))))
+        checkpoint_id = self._id(self._place(path))
+        return bool(saves.saver.pending(checkpoint_id)) or self._hooks.known(checkpoint_id)
 
     def settle(self, trainer: Trainer, path: str) -> str | None:
         """Every rank: agree on what a `bt://` path means; return the digest of what `path` names.
@@ -162,6 +168,10 @@ class RoutedCheckpointIO(CheckpointIO):
         """
         if is_bt(path):
             return self.ours.bt.agree(trainer, path).digest
+        if path in self.away.pins:
+            return self.away.pins[path].digest  # as rank 0 decided
+        if self.is_ours(path) and (pin := self.away.agree_away(trainer, path)) is not None:
+            return pin.digest
         return read_manifest(local_path(path)).digest if is_committed(path) else None
 
     def _id(self, place: Path) -> str:
@@ -187,5 +197,6 @@ def install_io(trainer: Trainer, root: Path, hooks: Hooks, source: BtSource) -> 
         "world_size": trainer.world_size,
         "strategy": type(trainer.strategy).__name__,
     }
-    trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, hooks)
+    trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, hooks, source)
+    remember(source)
     return routed

@@ -10,8 +10,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.errors import CheckpointError, TornSnapshotError
-from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, unwritten
+from bt_lightning.errors import CheckpointError, DirectoryFullError, TornSnapshotError
+from bt_lightning.lightning_plugin.places import unwritten
 from bt_lightning.localdir.events import note
 from bt_lightning.manifest import Manifest
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from bt_lightning.messages import Published
+    from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
+    from bt_lightning.messages import Published, Room
     from bt_lightning.snapshot.record import Policy, SaveRecord
     from bt_lightning.snapshot.saver import Saver
 
@@ -38,6 +39,8 @@ class Told:
     unwanted: Callable[[Manifest], None]
     """It is committed, and was asked to go meanwhile."""
     ended: Callable[[SaveRecord], None]
+    room: Callable[[int, str], Room]
+    """So many bytes are needed for that id: what could be done. Waits."""
 
 
 class Saves:
@@ -57,6 +60,8 @@ class Saves:
         self._saved: dict[str, SaveRecord] = {}
         self._began: dict[int, float] = {}
         self._warned: set[str] = set()
+        self._refused: list[DirectoryFullError] = []
+        """Saves of this thread that there was no room for; raised by `collect`."""
 
     def save(self, io: BTCheckpointIO, checkpoint: dict[str, Any], checkpoint_id: str) -> None:
         """Take a snapshot of `checkpoint`, or write it where there is no memory for one.
@@ -82,6 +87,9 @@ class Saves:
             )
             try:
                 self._write(io, checkpoint, record)
+            except DirectoryFullError as error:
+                record.decision = "refused"
+                self._refused.append(error)
             except BaseException:
                 record.decision = "failed"
                 raise
@@ -108,10 +116,12 @@ class Saves:
         """Tell of every save that ended since the last call; raise the first failure.
 
         Raises:
+            DirectoryFullError: there was no room for it, neither on the disk nor in the store.
             DirectoryUnusableError: the disk refused.
             TornSnapshotError: the state changed while it was copied, with `snapshot="lazy"`.
         """
-        failures: list[Exception] = []
+        failures: list[Exception] = list(self._refused)
+        self._refused.clear()
         for record, outcome in self.saver.ended():
             if isinstance(outcome, bytes):
                 manifest = Manifest.from_bytes(outcome, record.checkpoint_id)
@@ -124,8 +134,9 @@ class Saves:
                 self.saver.lazy = False
                 warnings.warn(f"{outcome}. This run does so from here on", stacklevel=2)
             elif outcome is not None:
-                record.decision = "failed"
                 failures.append(self._explained(record, outcome))
+                full = isinstance(failures[-1], DirectoryFullError)
+                record.decision = "refused" if full else "failed"
             self._told(record)
         for failure in failures[1:]:
             log.error("%s", failure)
@@ -145,7 +156,13 @@ class Saves:
         record.step = int(checkpoint.get("global_step", 0))
         self.settle(record.checkpoint_id)  # or an older state would take the place of this one
         started, cpu = time.perf_counter(), time.thread_time()
-        manifest = io.save_local(checkpoint, self._root / record.checkpoint_id, self._root)
+        final, after = (
+            self._root / record.checkpoint_id,
+            self.saver.generation(record.checkpoint_id),
+        )
+        manifest = io.save_local(
+            checkpoint, final, self._root, after, lambda size: self._make_room(record, size)
+        )
         record.write_s, record.cpu_s = time.perf_counter() - started, time.thread_time() - cpu
         record.local_durable_s = time.time() - self._began[record.number]
         record.step, record.bytes = manifest.step, manifest.size
@@ -162,6 +179,17 @@ class Saves:
             )
         self._expect(manifest, record)
         self._tell.committed(manifest)
+
+    def _make_room(self, record: SaveRecord, size: int) -> None:
+        room = self._tell.room(size, record.checkpoint_id)
+        record.evicted = len(room.evicted)
+        if not room.fits:
+            msg = (
+                f"the checkpoint {record.checkpoint_id} was not saved: {room.says}. What training"
+                " writes by itself goes to the disk only (see arena_memory): free some space, or"
+                " keep fewer checkpoints (save_top_k)"
+            )
+            raise DirectoryFullError(msg)
 
     def _expect(self, manifest: Manifest, record: SaveRecord) -> None:
         """Wait for the news that the store has it."""

@@ -9,55 +9,51 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import (
-    CheckpointCorruptError,
     CheckpointError,
-    CheckpointNotFoundError,
+    DirectoryFullError,
     DirectoryUnusableError,
     DrainTimeoutError,
     SaveTimeoutError,
-    StoreTransientError,
     UploadFailedError,
 )
-from bt_lightning.lightning_plugin.resume import Decision
+from bt_lightning.lightning_plugin.choice import Choice
+from bt_lightning.lightning_plugin.known import Known
 from bt_lightning.lightning_plugin.rhythm import Rhythm
 from bt_lightning.lightning_plugin.saves import Saves, Told
 from bt_lightning.localdir.commit import write_hint
-from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.durable import sweep
 from bt_lightning.localdir.requests import request_removal
+from bt_lightning.localdir.room import is_full
 from bt_lightning.localdir.usable import usable_root
 from bt_lightning.manifest import Manifest
 from bt_lightning.messages import (
-    CheckStore,
-    Fetch,
-    ListStore,
+    Committed,
+    MakeRoom,
     Published,
-    StoredCheckpoint,
+    Room,
     WorkerConfig,
     WorkFailed,
 )
-from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
 from bt_lightning.snapshot.saver import Saver
-from bt_lightning.store.port import redact
 from bt_lightning.worker.commit_lock import wait_for_commits
 from bt_lightning.worker.handle import Worker, ever
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import torch
 
+    from bt_lightning.lightning_plugin.resume import Decision
     from bt_lightning.settings import Job
     from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
 
 log = logging.getLogger(__name__)
 
 Resume = Literal["auto", "require", "never", "weights"]
-_ASK_S = 60.0
 _EXIT_S = 10.0
 """What a worker may take to end."""
-_FETCH_S = 24 * 3600.0
+_ROOM_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +68,8 @@ class SessionConfig:
     resume: Resume
     weights_only: bool | None
     drain_s: float
+    budget: int | None = None
+    """Bytes that `root` may take."""
 
 
 class Session:
@@ -79,7 +77,11 @@ class Session:
 
     def __init__(self, config: SessionConfig) -> None:
         self._config = config
-        usable_root(config.root)
+        full = False
+        try:
+            usable_root(config.root)
+        except DirectoryFullError:  # an earlier run may just be making room
+            full = True
         if not wait_for_commits(config.root, config.drain_s):
             msg = (
                 f"another run still commits to {config.root} after {config.drain_s:.0f} s: end it,"
@@ -88,6 +90,8 @@ class Session:
             raise DirectoryUnusableError(msg)
         for path in sweep(config.root):
             log.warning("put back %s, which a killed process was about to replace", path)
+        if full:
+            usable_root(config.root)
         self._worker = _worker(config)
         self.saves: Saves | None = None
         """The snapshots of this fit, once it has started."""
@@ -96,7 +100,9 @@ class Session:
         self._newest: SaveRecord | None = None
         self._failures: list[str] = []
         self._published: list[Published] = []
-        self._listed: list[Stored] = []
+        self._unasked: list[str] = []
+        """Digests of what is to go, which a full disk did not take the request for."""
+        self.known = Known()
 
     @property
     def worker_pid(self) -> int | None:
@@ -109,43 +115,12 @@ class Session:
         return self.saves.newest if self.saves is not None else self._newest
 
     def decide(self) -> Decision:
-        """Check the store, then choose what to start from.
-
-        Raises:
-            StoreError: the store cannot be used, or not be reached while nothing is on disk.
-            CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
-        """
-        config, found = self._config, Found()
-        self._listed = self._stored()
-        if config.resume == "never":
-            return Decision(None, None, warm=False)
-        own = find_own(config.root, self._listed, self._fetch, found)
-        if not own and config.load_dir is not None:
-            find_loaded(
-                config.load_dir,
-                config.job.node_rank,
-                found,
-                weights_only=config.weights_only,
-                warm=config.resume == "weights",
-            )
-        if found.path is None and config.resume == "require":
-            store = redact(config.store_url) if config.store_url else None
-            places = ", ".join(str(p) for p in (config.root, store, config.load_dir) if p)
-            msg = (
-                f"resume='require', and no usable checkpoint in {places}. Considered:\n"
-                f"{found.describe()}"
-            )
-            raise CheckpointNotFoundError(msg)
-        if found.path is None and found.damaged:
-            msg = (
-                "none of this job's checkpoints can be used, and starting afresh could hide that."
-                f" Considered:\n{found.describe()}\nRepair one, or start with resume='never'"
-            )
-            raise CheckpointCorruptError(msg)
-        if len(found.considered) > 1 or (found.considered and found.path is None):
-            log.warning("looked for a checkpoint to resume from:\n%s", found.describe())
-        warm = config.resume == "weights" and not found.own
-        return Decision(found.path, found.digest, warm=warm)
+        """Check the store, then choose what to start from; raises as `Choice.decide`."""
+        choice = Choice(self._config, self._worker)
+        decision = choice.decide()
+        for stored in choice.listed:
+            self.known.add(stored.manifest)
+        return decision
 
     def begin(self, pinned: frozenset[str]) -> None:
         """Let the worker publish and delete; what the run resumed from is never deleted."""
@@ -161,17 +136,19 @@ class Session:
     ) -> Saves:
         """From now on saves are snapshots that the worker commits."""
         saver = Saver(self._worker, optimizers, self.pump, options, pinned_for=pinned_for)
+        saver.generation = self.known.generation
 
         def ended(record: SaveRecord) -> None:
             self.rhythm.saved(record)
             on_saved(record)
 
-        told = Told(self.committed, self.remove, ended)
+        told = Told(self.committed, self.remove, ended, self._room)
         self.saves = Saves(saver, self._config.root, options.snapshot, told)
         return self.saves
 
     def committed(self, manifest: Manifest) -> None:
         """This process has put a checkpoint on the disk: tell the worker."""
+        self.known.add(manifest)
         try:
             write_hint(self._config.root, manifest.checkpoint_id, manifest.step)
         except OSError as error:
@@ -180,14 +157,33 @@ class Session:
 
     def remove(self, manifest: Manifest) -> None:
         """A checkpoint is to go, when something newer is safe: tell the worker."""
-        request_removal(self._config.root, manifest.digest)
-        self._worker.wake()
+        self._request([manifest.digest])
 
     def remove_stored(self, checkpoint_id: str) -> None:
-        """A checkpoint that this disk does not hold is to go: after a lost disk, from the store."""
-        for stored in self._listed:
-            if stored.manifest.checkpoint_id == checkpoint_id:
-                self.remove(stored.manifest)
+        """A checkpoint that this disk does not hold is to go from the store.
+
+        The disk was lost, or its copy made room.
+        """
+        self._request(self.known.forget(checkpoint_id))
+
+    def _request(self, digests: Iterable[str]) -> None:
+        """Ask for removals; what a full disk does not take is asked again."""
+        self._unasked += digests
+        asked, self._unasked = self._unasked, []
+        for digest in asked:
+            try:
+                request_removal(self._config.root, digest)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self._unasked.append(digest)
+        self._worker.wake()
+
+    def _room(self, size: int, checkpoint_id: str) -> Room:
+        """Have room on the disk for what this process writes itself; waits for the worker."""
+        room = self._worker.ask(MakeRoom(size, checkpoint_id), _ROOM_S)
+        assert isinstance(room, Room)
+        return room
 
     def pump(self, timeout_s: float) -> None:
         """Wait for events of the worker, at most so long, and take them."""
@@ -200,6 +196,8 @@ class Session:
                 log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
                 self._published.append(event)
             elif self.saves is not None:
+                if isinstance(event, Committed):  # before anybody asks for its removal
+                    self.known.add(Manifest.from_bytes(event.manifest, "a save"))
                 self.saves.saver.handle(event)
 
     def poll(self) -> None:
@@ -214,6 +212,8 @@ class Session:
         told = self._failures or self._published or self._worker.stirred
         if not told and (self.saves is None or not self.saves.saver.stirred):
             return  # as at nearly every step
+        if self._unasked:
+            self._request([])
         self.pump(0.0)
         published, self._published = self._published, []
         if self.saves is not None:
@@ -283,33 +283,6 @@ class Session:
         if saves is not None:
             saves.saver.close()
 
-    def _stored(self) -> list[Stored]:
-        if self._config.store_url is None:
-            return []
-        try:
-            self._worker.ask(CheckStore(), _ASK_S)
-            answer = self._worker.ask(ListStore(), _ASK_S)
-        except StoreTransientError as error:
-            fresh = self._config.resume == "never"
-            if not fresh and not list_committed(self._config.root)[0]:
-                raise  # the store may hold this job's checkpoints: starting afresh would lose them
-            warnings.warn(f"the store does not answer, going on from disk: {error}", stacklevel=2)
-            return []
-        stored = []
-        for item in answer if isinstance(answer, list) else ():
-            try:
-                stored.append(_stored(item))
-            except CheckpointError as error:
-                log.warning("left out a checkpoint of the store: %s", error)
-        return stored
-
-    def _fetch(self, stored: Stored) -> str:
-        """Bring a checkpoint of the store to the disk; its own name, unless damage has that."""
-        target = stored.manifest.checkpoint_id
-        if (self._config.root / target).exists():
-            target = f"{target}-{stored.manifest.digest[:8]}"
-        return str(self._worker.ask(Fetch(stored.folder, target), _FETCH_S))
-
 
 def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:
     """Publish what was committed when no fit is running, as by `trainer.save_checkpoint` after one.
@@ -335,11 +308,8 @@ def _worker(config: SessionConfig) -> Worker:
             storage_options=dict(config.storage_options),
             prefix=config.job.prefix,
             drain_s=config.drain_s,
+            budget=config.budget,
         )
     )
     worker.start()
     return worker
-
-
-def _stored(item: StoredCheckpoint) -> Stored:
-    return Stored(item.folder, Manifest.from_bytes(item.manifest, f"store {item.folder}"))

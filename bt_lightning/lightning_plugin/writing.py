@@ -32,7 +32,9 @@ class Writing:
         """Digests of what this run resumed from: it never deletes them."""
         self.failing = False
         """The fit has failed, and its own failure is to speak."""
-        self.hooks = Hooks(self._committed, self._removed, self._missing, self._under_way)
+        self.hooks = Hooks(
+            self._committed, self._removed, self._missing, self._under_way, self._is_known
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no processes of its own."""
@@ -90,6 +92,9 @@ class Writing:
     def _missing(self, checkpoint_id: str) -> None:
         if self.session is not None:
             self.session.remove_stored(checkpoint_id)
+
+    def _is_known(self, checkpoint_id: str) -> bool:
+        return self.session is not None and checkpoint_id in self.session.known
 
     def _under_way(self) -> Saves | None:
         return self.session.saves if self.session is not None else None

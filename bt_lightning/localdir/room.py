@@ -21,6 +21,7 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the kernel says of a volume, or a quota, that is full."""
 _PAGE: Final = 4096
 _SECTOR: Final = 512
+_LEAST_SPARE: Final = 64 * 1024
 _MOST_SPARE: Final = 16 * 1024 * 1024
 _SPARE_PART: Final = 64
 _DIGEST_LINE: Final = 48
@@ -73,7 +74,7 @@ def spare(size: int) -> int:
 
     Requests to remove, events and manifests must be written when there is room for nothing else.
     """
-    return min(_MOST_SPARE, size // _SPARE_PART)
+    return max(_LEAST_SPARE, min(_MOST_SPARE, size // _SPARE_PART))
 
 
 def usage(root: Path) -> int:

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import SaveTimeoutError, TornSnapshotError
+from bt_lightning.messages import CommitFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+if TYPE_CHECKING:
+    from bt_lightning.messages import Committed
 
 Overlap = Literal["wait", "skip", "latest"]
 Policy = Literal["auto", "lazy", "eager"]
@@ -42,7 +46,8 @@ class SaveRecord:
     """`lazy`, `eager`, `clone` (on the device), `shared` (the bytes of the save before), `direct`
     (written by the training process itself), or `none` (skipped)."""
     decision: str = "saved"
-    """`saved`, `waited` (for an arena), `replaced` (a queued save gave way), `skipped`."""
+    """`saved`, `waited` (for an arena), `replaced` (a queued save gave way), `skipped`, `torn`,
+    `refused` (there was no room for it), `failed`."""
     bytes: int = 0
     call_ms: float = 0.0
     """Milliseconds that the call to save held the training thread."""
@@ -57,6 +62,19 @@ class SaveRecord:
     remote_durable_s: float = 0.0
     cpu_s: float = 0.0
     """Seconds of CPU that it took to commit it: of the worker, or of this thread if `direct`."""
+    evicted: int = 0
+    """Copies on the disk, of checkpoints in the store, that made room for it."""
+    streamed: bool = False
+    """Whether it went to the store only, as the disk had no room."""
+
+    def take(self, event: Committed | CommitFailed) -> None:
+        """Take the numbers that the worker says."""
+        self.evicted = event.evicted
+        if isinstance(event, CommitFailed):
+            return
+        self.write_s, self.cpu_s = event.write_s, event.cpu_s
+        self.local_durable_s = event.durable_s
+        self.streamed = event.streamed
 
     def metrics(self) -> dict[str, float]:
         """The numbers that are known, for loggers."""

@@ -53,6 +53,8 @@ class Saver:
 
         `pinned_for` is the CUDA device that the state lies on, if it does.
         """
+        self.generation: Callable[[str], int] = lambda _: 0
+        """The newest generation of an id that this process knows of."""
         self.lazy = options.snapshot != "eager"
         """Whether what only optimizers change is copied beside training."""
         self._worker = worker
@@ -192,6 +194,7 @@ class Saver:
             files=images,
             facts=facts,
             began=began,
+            after=self.generation(record.checkpoint_id),
         )
 
     def _slot(self, record: SaveRecord) -> int | None:
@@ -272,12 +275,9 @@ class Saver:
             record.decision = "replaced"
             self._ended.append((record, None))
             return
-        if isinstance(event, CommitFailed):
-            self._ended.append((record, event.error))
-            return
-        record.write_s, record.cpu_s = event.write_s, event.cpu_s
-        record.local_durable_s = event.durable_s
-        self._ended.append((record, event.manifest))
+        record.take(event)
+        came = event.error if isinstance(event, CommitFailed) else event.manifest
+        self._ended.append((record, came))
 
     @property
     def stirred(self) -> bool:

@@ -61,6 +61,12 @@ class Snapshot:
             found[path] = lambda content=content: iter([content])  # type: ignore[misc]
         return found
 
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each file."""
+        tensors = [file.plan.size for file in self.tensor_files.values()]
+        return [*tensors, *map(len, self.small_files.values())]
+
 
 @dataclass
 class Memory:

@@ -18,7 +18,13 @@ from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.layout import MANIFEST, under
-from bt_lightning.localdir.committed import NO_FILE, damaged_blocks, read_manifest
+from bt_lightning.localdir.committed import (
+    NO_FILE,
+    damaged_blocks,
+    is_unchanged,
+    read_manifest,
+)
+from bt_lightning.localdir.reading import hold
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
 from bt_lightning.store.parallel import Scratch, copy
 from bt_lightning.store.sources import PIECE_BYTES
@@ -200,6 +206,7 @@ class DirectoryPlace:
         many = self.manifest.size > _ALONE_BYTES
         self.connections = min(_MOST_READERS, len(os.sched_getaffinity(0))) if many else 1
         self._files: dict[str, int] = {}
+        self._held: int | None = None
         self._opening = threading.Lock()
 
     @property
@@ -224,9 +231,21 @@ class DirectoryPlace:
 
     def _file(self, entry: FileEntry) -> int:
         with self._opening:
+            if self._held is None:
+                self._held = self._hold()
             if entry.path not in self._files:
                 self._files[entry.path] = self._open(entry)
             return self._files[entry.path]
+
+    def _hold(self) -> int:
+        """Keep the directory from making room for others while it is read."""
+        held = hold(self._path)
+        if held is not None:
+            if is_unchanged(self._path, self.manifest):
+                return held
+            os.close(held)
+        msg = f"the checkpoint {self.name} was replaced or deleted before it was read"
+        raise CheckpointNotFoundError(msg)
 
     def _open(self, entry: FileEntry) -> int:
         try:
@@ -252,3 +271,6 @@ class DirectoryPlace:
     def __exit__(self, *_: object) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None

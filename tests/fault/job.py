@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
-from bt_lightning.lightning_plugin.session import Session
+from bt_lightning.lightning_plugin.known import Known
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 5, 2  # 40 saves; some fall on an epoch's last batch
 
@@ -36,9 +37,9 @@ class Points(Dataset[torch.Tensor]):
 
 
 class Net(L.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        layers = [torch.nn.Linear(8, 32), torch.nn.Dropout(0.3), torch.nn.Linear(32, 1)]
+        layers = [torch.nn.Linear(8, width), torch.nn.Dropout(0.3), torch.nn.Linear(width, 1)]
         self.net = torch.nn.Sequential(*layers)
 
     def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
@@ -66,18 +67,42 @@ class Journal(Callback):
         self.write(event="start", step=trainer.global_step, resumed=trainer.ckpt_path)
 
 
-def train(root: str, store: str, journal: str, life: int, seed: int) -> None:
+class Slow(Callback):
+    """Gives each step a length."""
+
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+
+    def on_train_batch_end(self, *_: object) -> None:
+        if self._step_s:
+            time.sleep(self._step_s)
+
+
+def train(
+    root: str,
+    store: str,
+    journal: str,
+    life: int,
+    seed: int,
+    *,
+    width: int = 32,
+    keep: int = 3,
+    on_error: str = "raise",
+    step_s: float = 0.0,
+    options: dict[str, object] | None = None,
+) -> None:
+    """`step_s`: seconds that a step takes at least."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     L.seed_everything(seed, verbose=False)
     notes = Journal(journal, life)
-    committed = Session.committed
+    add = Known.add
 
-    def noted(session: Session, manifest: object) -> None:
-        committed(session, manifest)
+    def noted(known: Known, manifest: object) -> None:
+        add(known, manifest)
         notes.write(event="committed", step=manifest.step, digest=manifest.digest)
 
-    Session.committed = noted
+    Known.add = noted
     trainer = L.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
@@ -85,12 +110,20 @@ def train(root: str, store: str, journal: str, life: int, seed: int) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[
-            BTLightning(dir=root, store=store, project="p", job="j"),
-            ModelCheckpoint(every_n_train_steps=EVERY, save_top_k=3, monitor="step", mode="max"),
+            BTLightning(
+                dir=root,
+                store=store,
+                project="p",
+                job="j",
+                on_error=on_error,
+                storage_options=options,
+            ),
+            ModelCheckpoint(every_n_train_steps=EVERY, save_top_k=keep, monitor="step", mode="max"),
             notes,
+            Slow(step_s),
         ],
     )
-    model = Net()
+    model = Net(width)
     trainer.fit(model, StatefulDataLoader(Points(), batch_size=4, shuffle=True))
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():

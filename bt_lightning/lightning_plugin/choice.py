@@ -1,0 +1,135 @@
+"""What a run starts from: the store is looked at, and one checkpoint chosen, on rank 0."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    DirectoryFullError,
+    StoreTransientError,
+)
+from bt_lightning.lightning_plugin.resume import Decision
+from bt_lightning.localdir.away import newest_away
+from bt_lightning.localdir.committed import list_committed
+from bt_lightning.manifest import Manifest
+from bt_lightning.messages import CheckStore, Fetch, ListStore, StoredCheckpoint, Verify
+from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
+from bt_lightning.store.port import redact
+
+if TYPE_CHECKING:
+    from bt_lightning.lightning_plugin.session import SessionConfig
+    from bt_lightning.worker.handle import Worker
+
+log = logging.getLogger(__name__)
+
+_ASK_S = 60.0
+_FETCH_S = 24 * 3600.0
+
+
+class Choice:
+    """Made once, before a fit begins."""
+
+    def __init__(self, config: SessionConfig, worker: Worker) -> None:
+        self._config = config
+        self._worker = worker
+        self.listed: list[Stored] = []
+        """What the store held of this job."""
+        self._straight: dict[str, str] = {}
+        """Path -> folder of the store, of what the disk has no room for."""
+
+    def decide(self) -> Decision:
+        """Check the store, then choose what to start from.
+
+        Raises:
+            StoreError: the store cannot be used, or not be reached while nothing is on disk.
+            CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
+        """
+        config, found = self._config, Found()
+        self.listed = self._stored()
+        if config.resume == "never":
+            return Decision(None, None, warm=False)
+        own = find_own(config.root, self.listed, self._fetch, found)
+        if not own and config.load_dir is not None:
+            find_loaded(
+                config.load_dir,
+                config.job.node_rank,
+                found,
+                weights_only=config.weights_only,
+                warm=config.resume == "weights",
+            )
+        if found.path is None and config.resume == "require":
+            store = redact(config.store_url) if config.store_url else None
+            places = ", ".join(str(p) for p in (config.root, store, config.load_dir) if p)
+            msg = (
+                f"resume='require', and no usable checkpoint in {places}. Considered:\n"
+                f"{found.describe()}"
+            )
+            raise CheckpointNotFoundError(msg)
+        if found.path is None and found.damaged:
+            msg = (
+                "none of this job's checkpoints can be used, and starting afresh could hide that."
+                f" Considered:\n{found.describe()}\nRepair one, or start with resume='never'"
+            )
+            raise CheckpointCorruptError(msg)
+        if len(found.considered) > 1 or (found.considered and found.path is None):
+            log.warning("looked for a checkpoint to resume from:\n%s", found.describe())
+        warm = config.resume == "weights" and not found.own
+        folder = self._straight.get(found.path or "")
+        return Decision(found.path, found.digest, warm=warm, folder=folder)
+
+    def _stored(self) -> list[Stored]:
+        if self._config.store_url is None:
+            return []
+        try:
+            self._worker.ask(CheckStore(), _ASK_S)
+            answer = self._worker.ask(ListStore(), _ASK_S)
+        except StoreTransientError as error:
+            if self._config.resume != "never":
+                self._refuse_older(error)
+            warnings.warn(f"the store does not answer, going on from disk: {error}", stacklevel=2)
+            return []
+        stored = []
+        for item in answer if isinstance(answer, list) else ():
+            try:
+                stored.append(_stored(item))
+            except CheckpointError as error:
+                log.warning("left out a checkpoint of the store: %s", error)
+        return stored
+
+    def _refuse_older(self, error: StoreTransientError) -> None:
+        """Without the store, go on from the disk only if nothing newer is in the store alone."""
+        local, away = list_committed(self._config.root)[0], newest_away(self._config.root)
+        if not local:
+            raise error  # it may hold this job's checkpoints: starting afresh would lose them
+        if away is not None and away.order > local[0].manifest.order:
+            msg = (
+                f"{error}. The newest checkpoint, {away.checkpoint}, is in the store only: start"
+                " again when it answers"
+            )
+            raise StoreTransientError(msg) from error
+
+    def _fetch(self, stored: Stored) -> str:
+        """Bring a checkpoint of the store to the disk; its own name, unless damage has that.
+
+        Where the disk has no room, the path that it would have: it is read from the store then.
+        """
+        target = stored.manifest.checkpoint_id
+        if (self._config.root / target).exists():
+            target = f"{target}-{stored.manifest.digest[:8]}"
+        try:
+            return str(self._worker.ask(Fetch(stored.folder, target), _FETCH_S))
+        except DirectoryFullError as error:
+            log.warning("%s is read straight from the store: %s", stored.folder, error)
+        self._worker.ask(Verify(stored.folder), _FETCH_S)
+        path = str(self._config.root / target)
+        self._straight[path] = stored.folder
+        return path
+
+
+def _stored(item: StoredCheckpoint) -> Stored:
+    return Stored(item.folder, Manifest.from_bytes(item.manifest, f"store {item.folder}"))

@@ -1,0 +1,98 @@
+"""Where a path of a checkpoint leads: to this disk or to a store, and what is there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import (
+    DirectoryFullError,
+    DirectoryUnusableError,
+    ReadOnlyError,
+    StorePermanentError,
+)
+from bt_lightning.layout import MANIFEST
+from bt_lightning.localdir.room import is_full
+from bt_lightning.store.catalog import newest_folder
+from bt_lightning.store.place import StorePlace
+from bt_lightning.store.remote import download_url, open_store
+from bt_lightning.store.retry import RetryingStore
+from bt_lightning.uri import is_bt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether `path` is a URL of anything but the local disk."""
+    return isinstance(path, str) and "://" in path and not path.startswith(("file://", "local://"))
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """The URL of the folder that holds `url`, and the last part of it.
+
+    Raises:
+        ReadOnlyError: it is a `bt://` URL, under which nothing can be written or deleted.
+    """
+    if is_bt(url):
+        msg = f"{url} is for reading: save to a path, or to the store's own URL"
+        raise ReadOnlyError(msg)
+    scheme, _, rest = url.partition("://")
+    parent, _, name = rest.rstrip("/").rpartition("/")
+    return f"{scheme}://{parent}", name
+
+
+def local_path(path: str | Path) -> Path:
+    """The absolute path of a local checkpoint; symbolic links stay what they are."""
+    text = str(path)
+    return Path(
+        text.partition("://")[2] if text.startswith(("file://", "local://")) else text
+    ).absolute()
+
+
+def stored_place(url: str) -> StorePlace | None:
+    """Where the checkpoint at `url` is read from; None if none is committed there.
+
+    Raises:
+        StoreTransientError: the store did not answer.
+    """
+    parent, name = split_url(url)
+    store = RetryingStore(open_store(parent))
+    try:
+        found = newest_folder(store, "", name)
+    except StorePermanentError:
+        return None  # a web server that lists nothing may still have a stock file
+    return None if found is None else StorePlace(store, "", found[0])
+
+
+@contextmanager
+def downloaded(url: str) -> Iterator[Path]:
+    """Yield a local copy of the stock file at `url`."""
+    with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
+        file = Path(folder) / "checkpoint.ckpt"
+        download_url(url, file)
+        yield file
+
+
+def is_committed(path: str | Path) -> bool:
+    """Whether the local `path` is a committed checkpoint directory."""
+    return not is_url(path) and (local_path(path) / MANIFEST).is_file()
+
+
+def unwritten(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:
+    """The error of a save that the disk refused: what happened, with numbers, and what to do."""
+    try:
+        free = f"{shutil.disk_usage(root).free:,} bytes free"
+    except OSError:
+        free = "free space unknown"
+    kind = DirectoryFullError if is_full(error) else DirectoryUnusableError
+    failed = kind(
+        f"the checkpoint {checkpoint_id} could not be written to {root}"
+        f" ({error.strerror or error}, {free}). What was committed before is untouched: free some"
+        " space, keep fewer checkpoints (save_top_k), or use another BT_CHECKPOINT_DIR"
+    )
+    failed.errno = error.errno
+    return failed
