@@ -11,7 +11,6 @@ from bt_lightning.messages import CommitFailed
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-if TYPE_CHECKING:
     from bt_lightning.messages import Committed
 
 Overlap = Literal["wait", "skip", "latest"]
