@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _VALIDATED = 1 << 40
 _EPOCH_END = _VALIDATED + 1
+_OURS = "bt_lightning."
 _SWAPPING = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
 
 
@@ -66,7 +67,8 @@ class Boundary(Checkpoint):
         """Every rank, when the fit starts: stand behind every other callback."""
         self._session = session
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        self._swaps = any(overrides(o, hook) for o in (*callbacks, module) for hook in _SWAPPING)
+        owners = [o for o in (*callbacks, module) if not type(o).__module__.startswith(_OURS)]
+        self._swaps = any(overrides(o, hook) for o in owners for hook in _SWAPPING)
         trainer.callbacks = [*callbacks, self]  # type: ignore[attr-defined]
 
     def finish(self, session: Session) -> None:

@@ -61,8 +61,10 @@ class Pace:
             return
         record = Record(self._record.observed_s + now - self._began, self._record.failures)
         mtbf_s = record.mtbf_s(self._prior_s)
-        found = best(cost_s, mtbf_s, self._overhead, rhythm.takes_s)
+        takes_s = rhythm.takes_s
+        found = best(cost_s, mtbf_s, self._overhead, takes_s)
         if abs(found - self.interval_s) > 0.1 * self.interval_s:
             with contextlib.suppress(OSError):  # an event is no checkpoint
-                note(self._root, "interval", interval_s=found, cost_s=cost_s, mtbf_s=mtbf_s)
+                facts = {"cost_s": cost_s, "mtbf_s": mtbf_s, "takes_s": takes_s}
+                note(self._root, "interval", interval_s=found, **facts)
             self.interval_s = found

@@ -46,9 +46,9 @@ class Points(Dataset[torch.Tensor]):
 
 
 class Net(L.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        layers = [torch.nn.Linear(8, 32), torch.nn.Dropout(0.3), torch.nn.Linear(32, 1)]
+        layers = [torch.nn.Linear(8, width), torch.nn.Dropout(0.3), torch.nn.Linear(width, 1)]
         self.net = torch.nn.Sequential(*layers)
 
     def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
@@ -64,10 +64,8 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, STEPS_PER_EPOCH)
-        # by steps: Lightning 2.4 steps one by epochs wrongly when it resumes inside an epoch
-        by_step = {"scheduler": scheduler, "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": by_step}
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         Moment.reach("save", self.trainer.global_step)
@@ -144,6 +142,9 @@ def train(
     save: dict[str, object] | None = None,
     grace_s: float | None = 60.0,
     interval_s: float | None = None,
+    bt: dict[str, object] | None = None,
+    width: int = 32,
+    validation_batches: int = 4,
 ) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -154,12 +155,15 @@ def train(
     wanted = {"every_n_train_steps": EVERY, "save_top_k": 3, "monitor": "step", "mode": "max"}
     callbacks: list[Callback] = [
         BTLightning(
-            dir=root,
-            store=store,
-            project="p",
-            job="j",
-            grace=timedelta(seconds=grace_s) if grace_s else None,
-            interval=timedelta(seconds=interval_s) if interval_s else None,
+            **{
+                "dir": root,
+                "store": store,
+                "project": "p",
+                "job": "j",
+                "grace": timedelta(seconds=grace_s) if grace_s else None,
+                "interval": timedelta(seconds=interval_s) if interval_s else None,
+                **(bt or {}),
+            }
         ),
         ModelCheckpoint(**(wanted if save is None else save)),
         notes,
@@ -179,10 +183,10 @@ def train(
             **(trainer_options or {}),
         }
     )
-    model, points = Net(), Points(4 * STEPS_PER_EPOCH * ranks)
+    model, points = Net(width), Points(4 * STEPS_PER_EPOCH * ranks)
     sampler = StatefulDistributedSampler(points, ranks, rank, shuffle=True) if ranks > 1 else None
     loader = StatefulDataLoader(points, batch_size=4, sampler=sampler, shuffle=sampler is None)
-    trainer.fit(model, loader, DataLoader(Points(32), batch_size=8))
+    trainer.fit(model, loader, DataLoader(Points(8 * validation_batches), batch_size=8))
     Moment.reach("after")
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
