@@ -174,7 +174,8 @@ def test_the_screens_of_the_explorer(root, golden, tmp_path, monkeypatch, width)
 
     asyncio.run(walk())
     text = "\n".join(shown)
-    where = r"file:.*?(?=\n\s*\n)" if width < 120 else r"file:\S*"
-    text = re.sub(where, "<url>", text, flags=re.DOTALL)  # as long as the folder's name,
+    text = re.sub(
+        r"file:.*?(?=\n\s*\n)", "<url>", text, flags=re.DOTALL
+    )  # as long as the folder's name,
     text = re.sub(r"\n\s*\n", "\n", text)  # so that fewer lines are empty
     golden(f"explorer-{width}.txt", text, tmp_path)
