@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import xxhash
 
@@ -38,15 +38,19 @@ class Settings:
     """`BT_GRACE_S`: from SIGTERM until the platform kills the process; None: nobody said."""
     volume_size_gib: float | None = None
     """`BT_VOLUME_SIZE_GIB`: what the checkpoint directory may take; more than 0."""
+    interval: Literal["auto"] | timedelta | None = None
+    """`BT_SAVE_INTERVAL`: `auto`, or seconds between saves; None: only `ModelCheckpoint` saves."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read the `BT_*` variables; an empty one counts as unset.
 
         Raises:
-            InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, `BT_GRACE_S` no
-                number of seconds above 0, or `BT_VOLUME_SIZE_GIB` no number of GiB above 0.
+            InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, `BT_GRACE_S` or
+                `BT_SAVE_INTERVAL` no number of seconds above 0, or `BT_VOLUME_SIZE_GIB` no number
+                of GiB above 0.
         """
+        interval = environ.get("BT_SAVE_INTERVAL") or None
         return cls(
             checkpoint_dir=environ.get("BT_CHECKPOINT_DIR") or None,
             load_dir=environ.get("BT_LOAD_CHECKPOINT_DIR") or None,
@@ -58,6 +62,7 @@ class Settings:
             node_rank=whole_number(environ, "BT_NODE_RANK", 0),
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
             volume_size_gib=_gib("BT_VOLUME_SIZE_GIB", environ.get("BT_VOLUME_SIZE_GIB") or None),
+            interval="auto" if interval == "auto" else _seconds("BT_SAVE_INTERVAL", interval),
         )
 
 

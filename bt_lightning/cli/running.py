@@ -80,6 +80,11 @@ class _Run(click.Command):
     help="Most that the checkpoint directory may take.  [env: BT_VOLUME_SIZE_GIB]",
 )
 @click.option(
+    "--interval",
+    metavar="auto|SECONDS",
+    help="Let Trainers also save every so often by themselves.  [env: BT_SAVE_INTERVAL]",
+)
+@click.option(
     "--grace",
     "grace_s",
     type=click.FloatRange(min=0, min_open=True),

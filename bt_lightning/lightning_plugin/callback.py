@@ -74,7 +74,7 @@ class BTLightning(Callback):
         arena_memory: bytes that all arenas may take; without room, training writes by itself.
         grace: what the platform gives from SIGTERM until it kills; `$BT_GRACE_S`. None: unknown.
         interval: also save every so often by itself, keeping the newest; `"auto"` follows what
-            saves cost and how often runs fail.
+            saves cost and how often runs fail. `$BT_SAVE_INTERVAL`, else none.
         failures_every: for `"auto"`: mean time between failures to assume at first.
         max_overhead: for `"auto"`: the fraction of the time that saves may cost.
         volume_size_gib: what `dir` may take, in GiB; `$BT_VOLUME_SIZE_GIB`, else its volume.
@@ -171,10 +171,10 @@ class BTLightning(Callback):
         if stage != "fit":
             return
         self._clear(trainer)  # what a fit left that ended without a word
+        if not adopted:
+            self._nobody_saves(trainer)
         self._boundary = Boundary(self._options, root)
         self._boundary.listen(trainer)
-        if not adopted and self._options.interval is None:
-            warn_of_no_saves(trainer)
         decision: Decision | None = None
         if trainer.is_global_zero:
             decision = self._writing.open(root)
@@ -291,6 +291,11 @@ class BTLightning(Callback):
             self._exact.on_load(trainer, checkpoint, exact)
 
     # parts
+
+    def _nobody_saves(self, trainer: Trainer) -> None:
+        """Every rank: no `ModelCheckpoint` writes to the directory."""
+        if self._options.interval is None:
+            warn_of_no_saves(trainer)
 
     def _clear(self, trainer: Trainer) -> None:
         """Undo what was arranged for a fit that did not come to use it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -42,6 +43,12 @@ class ImpliedBTLightning(BTLightning):
         if reason:
             self._install(trainer, checkpoint_root(self._options.dir, trainer))  # it may read ours
             log.warning("%s: its checkpoints stay Lightning's own", reason)
+
+    @override
+    def _nobody_saves(self, trainer: Trainer) -> None:
+        """The script saves elsewhere, or not at all: save by itself, or the job cannot go on."""
+        if self._options.interval is None:
+            self._options = replace(self._options, interval="auto")
 
     def _objection(self, trainer: Trainer, stage: str) -> str | None:
         """Why this Trainer is left alone; empty if nobody needs to know; None if it is not."""

@@ -98,6 +98,7 @@ class Options:
                 if self.volume_size_gib is not None
                 else settings.volume_size_gib
             ),
+            interval=self.interval if self.interval is not None else settings.interval,
             settings=settings,
         )
 

@@ -45,6 +45,7 @@ class Wish:
     processes: int | None = None
     """Of each node, under torchrun."""
     grace_s: float | None = None
+    interval: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +88,12 @@ def plan_command(
         directory=machine.directory,
         nodes=nodes,
         checkpoint_dir=_absolute(folder, machine.directory),
-        volume_size_gib=wish.volume_size_gib,
+        volume_size_gib=wish.volume_size_gib or settings.volume_size_gib,
         store_url=store,
         references=references,
         load_dir=_load_dir(wish.load_dir, settings, references, store, job_id),
         grace_s=_grace_s(wish, settings),
+        interval=_interval(wish, environ),
     )
 
 
@@ -118,7 +120,7 @@ def plan_project(
     saving, store = runtime.checkpointing_config, _store(wish, settings, machine)
     folder = wish.directory or saving.checkpoint_path or settings.checkpoint_dir
     folder = folder or f"bt_checkpoints/{slug(job_id)}"
-    size = wish.volume_size_gib or saving.volume_size_gib
+    size = wish.volume_size_gib or saving.volume_size_gib or settings.volume_size_gib
     references = tuple(parse_reference(text) for text in wish.load) or _references(runtime)
     named = runtime.load_checkpoint_config
     chosen = wish.load_dir or (named.download_folder if named is not None else None)
@@ -141,6 +143,7 @@ def plan_project(
         workdir=job.enable_baseten_workdir,
         cache=_cache(environ, machine) if cache is not None and cache.enabled else None,
         grace_s=_grace_s(wish, settings),
+        interval=_interval(wish, environ),
     )
 
 
@@ -186,6 +189,13 @@ def _grace_s(wish: Wish, settings: Settings) -> float | None:
     if wish.grace_s is not None:
         return wish.grace_s
     return None if settings.grace is None else settings.grace.total_seconds()
+
+
+def _interval(wish: Wish, environ: Mapping[str, str]) -> str | None:
+    text = wish.interval or environ.get("BT_SAVE_INTERVAL") or None
+    if text is not None:
+        Settings.from_environ({"BT_SAVE_INTERVAL": text})  # or it would be refused in training
+    return text
 
 
 def _absolute(folder: str, directory: Path) -> Path:

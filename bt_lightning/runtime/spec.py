@@ -82,6 +82,8 @@ class JobSpec:
     """Below it lie the caches of the project and of the team."""
     grace_s: float | None = None
     """Seconds that the platform gives between SIGTERM and SIGKILL."""
+    interval: str | None = None
+    """`auto`, or seconds between saves of Trainers by themselves."""
 
 
 def environment(
@@ -102,6 +104,7 @@ def environment(
         "BT_SCRATCH_DIR": str(scratch),
         "BT_WORKING_DIR": str(spec.directory) if spec.workdir else None,
         "BT_STORE_URL": spec.store_url,
+        "BT_SAVE_INTERVAL": spec.interval,
         "BT_GRACE_S": None if spec.grace_s is None else f"{spec.grace_s:g}",
         **_checkpointing(spec),
         **caches(spec),

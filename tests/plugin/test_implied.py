@@ -120,6 +120,17 @@ def test_a_strategy_that_writes_around_the_io_is_left_alone(runs, tmp_path, monk
 
 
 @pytest.mark.usefixtures("_on")
+def test_a_script_that_saves_elsewhere_is_saved_at_an_interval(runs, tmp_path, names):
+    """Or nothing of it could go on."""
+    save = L.pytorch.callbacks.ModelCheckpoint(tmp_path / "elsewhere")
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[save])
+    (callback,) = ours(trainer)
+    trainer.fit(runs.Net(), runs.loader())
+    assert callback._options.interval == "auto"
+    assert save.best_model_path.startswith(str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.usefixtures("_on")
 def test_a_trial_does_not_take_the_directory(runs, tmp_path, names):
     L.Trainer(fast_dev_run=True, accelerator="cpu", logger=False).fit(runs.Net(), runs.loader())
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False)
