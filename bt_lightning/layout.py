@@ -138,6 +138,17 @@ def removals_folder(prefix: str) -> str:
     return under(prefix, f"{DOT_DIR}-remove")
 
 
+def files_mark(prefix: str) -> str:
+    """Key of what says which directory the files are of that belong to no checkpoint."""
+    return under(prefix, f"{DOT_DIR}-files")
+
+
+def folders_of(path: str) -> list[str]:
+    """Every folder that `path` lies in, below the root, the innermost first."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
 def part_name(name: str) -> str:
     """Name that a file of a folder store has while it is being written."""
     return f".{name}.part"

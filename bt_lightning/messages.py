@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bt_lightning.globs import Patterns  # noqa: TC001 - a dataclass of it is pickled
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
@@ -25,6 +27,8 @@ class WorkerConfig:
     """Publish only while no worker of a training process wants to. It commits no images."""
     budget: int | None = None
     """Bytes that the checkpoint directory may take; None: what its volume has."""
+    files: Patterns | None = None
+    """Which files that belong to no checkpoint are sent to the store as well; None for none."""
 
 
 # training process -> worker
@@ -228,6 +232,8 @@ class WorkFailed:
 
     what: str
     error: str
+    of_a_file: bool = False
+    """It is of a file that belongs to no checkpoint: no reason to end a training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +241,6 @@ class Drained:
     """Nothing is left to do, or the deadline is over."""
 
     waiting: tuple[str, ...]
-    """Ids that are committed here and not in the store."""
+    """Ids that are committed here and not in the store, and paths of files that are not."""
     reason: str | None
     """The last error of the store, if one stands in the way."""

@@ -7,11 +7,11 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointExistsError, CheckpointNotFoundError
+from bt_lightning.globs import chosen
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, job_prefix
 from bt_lightning.localdir.committed import check_sizes, read_manifest
 from bt_lightning.localdir.durable import tidy
 from bt_lightning.localdir.usable import usable_root
-from bt_lightning.manage.globs import chosen
 from bt_lightning.manage.reading import opened
 from bt_lightning.manage.shelf import StoreShelf
 from bt_lightning.store.catalog import bring

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from bt_lightning.layout import (
     MANIFEST,
     MARKER,
     PROTECTION,
+    folders_of,
     generation_of,
     hidden,
     part_name,
@@ -51,6 +52,17 @@ class Listing:
     """Folders with a marker: being written or deleted, or left so by a process that died."""
     protected: frozenset[str] = frozenset()
     """Folders that somebody protected."""
+    others: dict[str, int] = field(default_factory=dict)
+    """Path -> bytes of every other object that is not hidden, those of checkpoints included."""
+
+    def loose(self) -> dict[str, int]:
+        """Path -> bytes of the files that belong to no checkpoint."""
+        owned = self.committed.keys() | self.unfinished
+        return {
+            path: size
+            for path, size in self.others.items()
+            if not any(folder in owned for folder in folders_of(path))
+        }
 
 
 def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
@@ -59,7 +71,7 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
     With `cache_dir`, manifests that an earlier look read there are not read again; the answer is
     the same. Called in the worker and by the command line.
     """
-    found, unfinished, protected = {}, set(), set()
+    found, unfinished, protected, others = {}, set(), set(), {}
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
         if hidden(folder):
@@ -70,6 +82,8 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
             protected.add(folder)
         elif name == MANIFEST:
             found[folder] = info
+        elif not hidden(name):
+            others[f"{folder}/{name}" if folder else name] = info.size
     cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
     known = {folder: cache.get(info) for folder, info in found.items()} if cache else {}
     unread = [folder for folder in found if known.get(folder) is None]
@@ -81,7 +95,7 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
     if cache is not None:
         cache.save()
     committed = {folder: data for folder in found if (data := known[folder]) is not None}
-    return Listing(committed, frozenset(unfinished), frozenset(protected))
+    return Listing(committed, frozenset(unfinished), frozenset(protected), others)
 
 
 def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Manifest:

@@ -22,6 +22,8 @@ from bt_lightning.layout import (
     MARKER,
     PROTECTION,
     PUBLISHING,
+    hidden,
+    part_name,
     store_folder,
     under,
 )
@@ -192,9 +194,20 @@ def folder_for(store: Store, prefix: str, manifest: Manifest) -> tuple[str, bool
     while True:
         folder = store_folder(manifest.checkpoint_id, number)
         there = store.read(f"{under(prefix, folder)}/{MANIFEST}")
-        if there is None or there == data:
+        if there == data or (there is None and not _is_users(store, under(prefix, folder))):
             return folder, there is not None
         number += 1
+
+
+def _is_users(store: Store, place: str) -> bool:
+    """Whether a folder without a manifest holds files of the user's: then it is no checkpoint's.
+
+    Whoever publishes or deletes a checkpoint has its marker there first, and takes it away last.
+    """
+    names = [key.removeprefix(f"{place}/") for key in _own_keys(store, place)]
+    if any(not hidden(name) for name in names):
+        return MARKER not in names
+    return store.size(place) is not None  # a file of that name
 
 
 def _send_files(
@@ -261,11 +274,12 @@ def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()
     """Delete one checkpoint, or the rest of one, from the store; idempotent.
 
     The objects `keep` stay, with a marker beside them: they are of a publication that will go on.
-    Returns False, and deletes nothing, if the checkpoint is protected.
+    Returns False, and deletes nothing, if the checkpoint is protected. A folder with neither
+    manifest nor marker is none: it holds files of the user's, which stay.
     """
     base = under(prefix, folder)
     keys = _own_keys(store, base)
-    if not keys:
+    if not {f"{base}/{name}" for name in (MANIFEST, MARKER, part_name(MARKER))}.intersection(keys):
         return True
     manifest, marker, protection = (f"{base}/{n}" for n in (MANIFEST, MARKER, PROTECTION))
     store.put(marker, DELETING)
@@ -291,7 +305,7 @@ def send_ahead(
     which leaves it out; if it never comes to that, `unpublish` deletes it. Nothing is sent to a
     place that holds a checkpoint.
     """
-    if store.read(f"{place}/{MANIFEST}") is None:
+    if store.read(f"{place}/{MANIFEST}") is None and not _is_users(store, place):
         store.put(f"{place}/{MARKER}", PUBLISHING)
         _send(store, f"{place}/{source.entry.path}", source, base, tenure)
 

@@ -7,6 +7,7 @@ written to the store without the lease.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.store.port import Store
     from bt_lightning.worker.ahead import Offer
+    from bt_lightning.worker.files import LooseFiles
 
 
 class Duties:
@@ -47,14 +49,25 @@ class Duties:
         store: Store | None,
         prefix: str,
         pinned: Collection[str],
+        *,
         check: Callable[[], None] = lambda: None,
+        files: LooseFiles | None = None,
     ) -> None:
-        """`check` is called between two files; what it raises ends the unit, for others to do."""
+        """`check` is called between two files; what it raises ends the unit, for others to do.
+
+        `files` are those that belong to no checkpoint, if they are to be sent; none without a
+        store.
+        """
         self._root = root
         self._store = store
         self._prefix = prefix
         self._pinned = pinned
         self._check = check
+        self.files = files
+        self._loose: dict[str, int] = {}
+        """Files of the store that belong to no checkpoint, as of the last look at it."""
+        self._unreadable: frozenset[str] = frozenset()
+        """Folders of the store whose manifest cannot be read."""
         self._stored: dict[str, Manifest] | None = None
         self._damaged: set[str] = set()
         self._begun: dict[str, Offer | None] = {}
@@ -69,6 +82,8 @@ class Duties:
     def forget(self) -> None:
         """Trust nothing known of the store; look again before the next unit."""
         self._stored = None
+        if self.files is not None:
+            self.files.forget()
 
     def leave(self) -> None:
         """Let another process write to the store at once; the last thing that is done."""
@@ -79,7 +94,8 @@ class Duties:
         """Let another process of this directory go on; what is known of the store is forgotten."""
         if self._held is not None:
             self._held.lease.hand_over()
-        self._held = self._stored = None
+        self._held = None
+        self.forget()
         self._begun.clear()
 
     def send_ahead(self, offer: Offer) -> None:
@@ -156,6 +172,20 @@ class Duties:
             self._meter.end()
         return None
 
+    def send_files(self, go_on: Callable[[], bool]) -> bool:
+        """Send files that belong to no checkpoint, for a while; return whether there are more.
+
+        Raises:
+            StoreError: the store refused.
+        """
+        if self.files is None or self._store is None or not self.files.ready:
+            return False
+        stored = self._known_store(self._store)
+        self.files.begin(self._store, self._prefix, self._loose)
+        checkpoints = {*stored, *self._unreadable, *self._begun}
+        lease = self._tenure.lease
+        return self.files.send(self._store, self._prefix, lease, checkpoints, go_on)
+
     def delete_begun(self) -> None:
         """Delete what was sent of checkpoints that did not come, or are not wanted any more."""
         ended = [folder for folder, offer in self._begun.items() if offer is None or offer.over]
@@ -174,6 +204,9 @@ class Duties:
         known = self._newest.get(manifest.checkpoint_id)
         if known is None or known.order < manifest.order:
             self._newest[manifest.checkpoint_id] = manifest
+
+    def _unsent_files(self) -> list[str]:
+        return self.files.unsent() if self.files is not None else []
 
     def _waiting(self) -> dict[str, LocalCheckpoint]:
         """The outbox by the folders that its checkpoints will have."""
@@ -272,12 +305,12 @@ class Duties:
             listing = look(store, self._prefix)
             stored: dict[str, Manifest] = {}
             for folder, data in listing.committed.items():
-                try:
-                    manifest = Manifest.from_bytes(data, f"{store.name}/{folder}")
-                except CheckpointCorruptError:
-                    continue  # not ours to judge: it is neither offered, nor replaced, nor deleted
-                self._add(stored, folder, manifest)
+                with contextlib.suppress(CheckpointCorruptError):
+                    # not ours to judge: it is neither offered, nor replaced, nor deleted
+                    self._add(stored, folder, Manifest.from_bytes(data, f"{store.name}/{folder}"))
             self._stored = stored
+            self._unreadable = frozenset(listing.committed.keys() - stored.keys())
+            self._loose = listing.loose()
             self._sweep(store, listing)
         return self._stored
 
@@ -299,7 +332,7 @@ class Duties:
                 under(self._prefix, f"{folder}/{entry.path}")
                 for folder, found in waiting.items()
                 for entry in found.manifest.files
-            },
+            }.union(under(self._prefix, path) for path in self._unsent_files()),
         )
 
 

@@ -48,6 +48,7 @@ from bt_lightning.store.port import redact
 from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.worker.answers import Answers
 from bt_lightning.worker.committer import Committer, Outcome
+from bt_lightning.worker.files import LooseFiles
 from bt_lightning.worker.priority import lower_priority
 from bt_lightning.worker.publisher import Publisher
 from bt_lightning.worker.room import RoomMaker
@@ -168,6 +169,7 @@ class _Loop:
         self._orphaned = True
         self._committer.leave()
         self._leave_soon()
+        self._wake(hurry=True)  # again, if it was to leave already: what is here now is all
 
     def _leave_soon(self) -> None:
         if self._ends_at is None:
@@ -237,7 +239,10 @@ class _Loop:
                 )
                 standby = self._config.standby
                 turn = Turn(self._root, standby=standby)
-                duties = SparingDuties(self._root, store, self._config.prefix, pinned, turn.check)
+                files = self._files() if store is not None else None
+                duties = SparingDuties(
+                    self._root, store, self._config.prefix, pinned, check=turn.check, files=files
+                )
                 self._publisher = Publisher(
                     self._root, duties, turn, self._published, standby=standby
                 )
@@ -261,7 +266,15 @@ class _Loop:
 
     def _wake(self, *, hurry: bool = False) -> None:
         if self._publisher is not None:
-            (self._publisher.hurry if hurry else self._publisher.wake)()
+            if hurry:
+                self._publisher.hurry(gone=self._orphaned or self._config.standby)
+            else:
+                self._publisher.wake()
+
+    def _files(self) -> LooseFiles | None:
+        patterns = self._config.files
+        place = f"{redact(self._config.store_url or '')}\n{self._config.prefix}"
+        return LooseFiles(self._root, patterns, place) if patterns is not None else None
 
     def _answer_drain(self) -> None:
         if self._drain_by is None:
@@ -276,7 +289,7 @@ class _Loop:
             others = not publisher.owns and not self._config.store_url
             if not (over or publisher.idle or publisher.permanent or others):
                 return
-            waiting, reason = publisher.waiting(), publisher.last_error
+            waiting, reason = publisher.waiting(), publisher.reason
             if reason is None and not publisher.owns:
                 reason = "another worker holds the directory"
             elif reason is None and waiting:

@@ -15,6 +15,7 @@ from bt_lightning.localdir.events import note
 from bt_lightning.messages import Published, WorkFailed
 from bt_lightning.store.retry import backoff
 from bt_lightning.worker.errands import Errands
+from bt_lightning.worker.looks import Looks
 from bt_lightning.worker.turn import TurnWantedError
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _LOCK_S = 0.1
-_LOOK_S = 2.0
-"""How often a standby worker looks at the disk."""
+_LONGEST_S = 60.0
 _RETRY_PERMANENT_S = 60.0
 _LEAVE_S = 2.0
 _FRESH_S = 10.0
@@ -66,7 +66,7 @@ class Publisher:
         self._say = say
         self._turn = turn
         self._standby = standby
-        self._closing = False
+        self._looks = Looks(duties.files, standby=standby)
         self._offer: Offer | None = None
         self._sending: Offer | None = None
         self._errands: Errands[SparingDuties] = Errands(self.changed)
@@ -75,7 +75,6 @@ class Publisher:
         self._working = False
         self._left = False
         self._next_try = 0.0
-        self._next_look = 0.0
         self._failures = 0
         self._reported: str | None = None
         with contextlib.suppress(OSError):  # it is full already, or gone
@@ -87,7 +86,7 @@ class Publisher:
     def idle(self) -> bool:
         """Whether nothing is left to do."""
         with self.changed:
-            return not self._has_work and not self._working
+            return not self._has_work and not self._working and not self._looks.unsettled
 
     @property
     def owns(self) -> bool:
@@ -95,8 +94,14 @@ class Publisher:
         return self._turn.held
 
     def waiting(self) -> tuple[str, ...]:
-        """Ids of what is committed here and not in the store."""
-        return tuple(found.manifest.checkpoint_id for found in self._duties.outbox())
+        """Ids of what is committed here and not in the store; then the paths of files."""
+        ids = tuple(found.manifest.checkpoint_id for found in self._duties.outbox())
+        return ids + self._looks.waiting
+
+    @property
+    def reason(self) -> str | None:
+        """What stands in the way of something, if anything does."""
+        return self.last_error or self._looks.reason
 
     def wake(self) -> None:
         """The disk changed: look again."""
@@ -140,10 +145,13 @@ class Publisher:
         """
         return self._errands.wait(task)
 
-    def hurry(self) -> None:
-        """Look again at once, whatever the last try came to: no training process goes on."""
+    def hurry(self, *, gone: bool) -> None:
+        """Look again at once, whatever the last try came to: a training process ends, or is gone.
+
+        A standby worker is told only when it is gone.
+        """
         with self.changed:
-            self._closing = True
+            self._looks.end(gone=gone)
             self._has_work = True
             self.permanent = False
             self._next_try = 0.0
@@ -152,7 +160,7 @@ class Publisher:
     def go_on(self) -> None:
         """What `hurry` was called for is over, and a training process may come again."""
         with self.changed:
-            self._closing = False
+            self._looks.go_on()
 
     def leave(self) -> None:
         """Delete what may go here, and let other processes publish; nothing is done after it.
@@ -180,13 +188,15 @@ class Publisher:
                     self.changed.wait(_LOCK_S)
                     continue
                 errand = self._errands.take()
+                asked = self._has_work or self._standby
                 if errand is None:
                     self._has_work = False  # a wake during the work asks for another look
                 self._working = True
-            event = self._work() if errand is None else self._do(errand)
+            event = self._work(asked=asked) if errand is None else self._do(errand)
             if event is not None:
                 self._say(event)  # before this counts as idle: a drain is answered then
             with self.changed:
+                self._looks.plan()
                 self._working = False
                 self.changed.notify_all()
             self._say(None)
@@ -202,24 +212,24 @@ class Publisher:
         """Seconds to wait before the next unit; None without work, 0.0 for none."""
         if self._errands.waiting:
             return 0.0
-        patience = max(0.0, self._next_try - time.monotonic()) if self._has_work else None
-        if not self._standby or patience == 0.0:
-            return patience
-        if self._turn.wanted():
+        at = self._next_try if self._has_work else self._looks.next_at
+        if self._standby and self._turn.wanted():
             return 0.0
-        now = time.monotonic()
-        if now >= self._next_look:  # nobody wakes it
-            self._next_look = now + _LOOK_S
-            self._has_work = True
-        return _LOCK_S if patience is None else min(patience, _LOCK_S)
+        if at is None:
+            return None
+        longest = _LOCK_S if self._standby else _LONGEST_S
+        return min(longest, max(0.0, at - time.monotonic()))
 
-    def _work(self) -> Published | WorkFailed | None:
-        """Do one unit; return what the training process should hear of."""
+    def _work(self, *, asked: bool) -> Published | WorkFailed | None:
+        """Do one unit, if `asked` to or if a file may be sent; return what is to be heard of."""
         started = time.monotonic()
-        with self.changed:
-            self._sending = offer = self._offer
-            self._offer = None
         try:
+            if not self._looks.look() and not asked:
+                self._complain()
+                return None
+            with self.changed:
+                self._sending = offer = self._offer
+                self._offer = None
             done = self._unit(offer)
         except TurnWantedError:
             self._give_up()
@@ -229,6 +239,7 @@ class Publisher:
         for complaint in self._duties.complaints:
             self._say(WorkFailed(what="publishing", error=complaint))
         self._duties.complaints.clear()
+        self._complain()
         with self.changed:
             self._failures = 0
             self.permanent = False
@@ -251,7 +262,7 @@ class Publisher:
     @property
     def _may_delete(self) -> bool:
         """A trainer may just be choosing what to resume from; its own worker is told of it."""
-        return self._closing or not self._standby
+        return self._looks.gone or not self._standby
 
     def _unit(self, offer: Offer | None) -> LocalCheckpoint | None:
         """Publish one checkpoint, and delete what may go; return what was published."""
@@ -262,10 +273,18 @@ class Publisher:
         if offer is not None:
             self._duties.send_ahead(offer)
         done = self._duties.publish_next()
+        if done is None and self._duties.send_files(self._goes_on):
+            self.wake()
         if deletes:
             self._duties.delete_stored()
         self._duties.delete_begun()
         return done
+
+    def _goes_on(self) -> bool:
+        """Whether files may be sent on: nothing else came that is worth more."""
+        self._turn.check()
+        with self.changed:
+            return not self._has_work and not self._errands.waiting
 
     def _give_up(self) -> None:
         """Let the worker of a training process publish, until it is gone."""
@@ -277,6 +296,11 @@ class Publisher:
             self.permanent = False
             self.last_error = self._reported = None
             self._has_work = True
+
+    def _complain(self) -> None:
+        """Say which files cannot be sent."""
+        for complaint in self._looks.complaints():
+            self._say(WorkFailed(what="sending files", error=complaint, of_a_file=True))
 
     def _fail(self, error: Exception) -> WorkFailed | None:
         self._duties.forget()

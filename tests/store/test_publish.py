@@ -345,7 +345,7 @@ def test_what_was_kept_for_a_publication_that_never_comes_is_deleted(make, root,
     """Something newer was saved meanwhile, and retention let go of this one."""
     checkpoint = make(root, files=FILES)
     store = Counting(tmp_path / "store")
-    publication(root, store, 11)
+    publication(root, store, 13)
     assert store.sent
     duties = Duties(root, store, PREFIX, ())
     duties.delete_stored()
@@ -362,12 +362,12 @@ def test_a_restart_trusts_nothing_that_another_may_have_written_over(make, root,
     """The other machine made the same steps, sent other bytes of the same sizes, and died."""
     make(root, files=FILES)
     store = Counting(tmp_path / "store")
-    publication(root, store, 11)
+    publication(root, store, 13)
     before = len(store.sent)
     assert before > 1
     other = tmp_path / "other machine"
     make(other, files={name: bytes(100) for name in FILES})
-    publication(other, store, 21)
+    publication(other, store, 25)
     assert len(store.sent) > before + 1
     store.sent.clear()
     next_start(root, store)

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint patterns name. Pure.
+"""Which files patterns name. Pure.
 
 `*` is any run of characters but `/`, `?` one of them, `**` any run at all; a pattern is compared
 with the whole path. So `*.safetensors` names files at the top only, `**/*.safetensors` those below
@@ -8,12 +8,25 @@ time in proportion to path times pattern, whatever the pattern.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _ANY, _RUN, _DEEP = "?", "*", "**"
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """A choice of files; without any pattern, all of them."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def choose(self, path: str) -> bool:
+        """Whether a file is wanted."""
+        return chosen(path, self.include, self.exclude)
 
 
 def matches(pattern: str, path: str) -> bool:
