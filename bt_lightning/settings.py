@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import xxhash
 
 from bt_lightning.errors import InvalidSettingError
+from bt_lightning.globs import Patterns
 from bt_lightning.layout import job_prefix, slug
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Settings:
     """`BT_VOLUME_SIZE_GIB`: what the checkpoint directory may take; more than 0."""
     interval: Literal["auto"] | timedelta | None = None
     """`BT_SAVE_INTERVAL`: `auto`, or seconds between saves; None: only `ModelCheckpoint` saves."""
+    files: Patterns = field(default_factory=Patterns)
+    """`BT_SYNC_INCLUDE`, `BT_SYNC_EXCLUDE`: patterns, with commas between them, of the files that
+    are sent though they belong to no checkpoint."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -63,6 +67,9 @@ class Settings:
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
             volume_size_gib=_gib("BT_VOLUME_SIZE_GIB", environ.get("BT_VOLUME_SIZE_GIB") or None),
             interval="auto" if interval == "auto" else _seconds("BT_SAVE_INTERVAL", interval),
+            files=Patterns(
+                _listed(environ.get("BT_SYNC_INCLUDE")), _listed(environ.get("BT_SYNC_EXCLUDE"))
+            ),
         )
 
 
@@ -103,6 +110,10 @@ def _gib(name: str, text: str | None) -> float | None:
         msg = f"{name} is {text!r}, expected a number of GiB above 0"
         raise InvalidSettingError(msg)
     return found
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(part for part in map(str.strip, (text or "").split(",")) if part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,9 @@ class BTLightning(Callback):
         failures_every: for `"auto"`: mean time between failures to assume at first.
         max_overhead: for `"auto"`: the fraction of the time that saves may cost.
         volume_size_gib: what `dir` may take, in GiB; `$BT_VOLUME_SIZE_GIB`, else its volume.
+        sync_files: send all other files below `dir` to the store as well, when they rest.
+        sync_include: only those that these patterns name; `$BT_SYNC_INCLUDE`.
+        sync_exclude: not those that these patterns name; `$BT_SYNC_EXCLUDE`.
 
     Raises:
         InvalidSettingError: at once, for an argument that cannot be used.
@@ -114,6 +117,9 @@ class BTLightning(Callback):
         failures_every: timedelta = timedelta(days=1),
         max_overhead: float = 0.05,
         volume_size_gib: float | None = None,
+        sync_files: bool = True,
+        sync_include: list[str] | None = None,
+        sync_exclude: list[str] | None = None,
     ) -> None:
         super().__init__()
         self._options = Options(
@@ -138,6 +144,9 @@ class BTLightning(Callback):
             failures_every=failures_every,
             max_overhead=max_overhead,
             volume_size_gib=volume_size_gib,
+            sync_files=sync_files,
+            sync_include=sync_include,
+            sync_exclude=sync_exclude,
         ).merged(os.environ)
         self._exact = Exactness() if exact else None
         self._writing = Writing(self._options)

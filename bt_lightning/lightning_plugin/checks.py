@@ -67,6 +67,14 @@ def some_gib(name: str, value: float | None) -> None:
         raise InvalidSettingError(msg)
 
 
+def patterns(name: str, value: object) -> None:
+    """Raise `InvalidSettingError` unless `value` is None or a list of patterns."""
+    whole = isinstance(value, list | tuple) and all(isinstance(one, str) and one for one in value)
+    if value is not None and not whole:
+        msg = f"{name} is {value!r}, expected a list of patterns such as ['**/*.json']"
+        raise InvalidSettingError(msg)
+
+
 def is_of_a_save(error: CheckpointError) -> bool:
     """Whether a save failed that the user has no say in: neither an upload nor want of room."""
     full = isinstance(error, DirectoryFullError)

@@ -11,11 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bt_lightning.globs import Patterns
 from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.checks import (
     at_least_one,
     fraction,
     one_of,
+    patterns,
     positive,
     some_gib,
 )
@@ -59,6 +61,9 @@ class Options:
     failures_every: timedelta
     max_overhead: float
     volume_size_gib: float | None
+    sync_files: bool
+    sync_include: list[str] | None
+    sync_exclude: list[str] | None
     settings: Settings = field(default_factory=Settings, repr=False)
     """What the environment says of what the user left open."""
 
@@ -68,6 +73,8 @@ class Options:
         one_of("overlap", self.overlap, ("wait", "skip", "latest"))
         at_least_one("arenas", self.arenas)
         one_of("on_error", self.on_error, ("raise", "warn"))
+        patterns("sync_include", self.sync_include)
+        patterns("sync_exclude", self.sync_exclude)
         positive("drain_timeout", self.drain_timeout)
         positive("failures_every", self.failures_every)
         fraction("max_overhead", self.max_overhead)
@@ -121,6 +128,17 @@ class Options:
             arena_memory=self.arena_memory,
         )
 
+    @property
+    def files(self) -> Patterns | None:
+        """Which files that belong to no checkpoint are sent to the store; None for none."""
+        if not self.sync_files:
+            return None
+        include, exclude, own = self.sync_include, self.sync_exclude, self.settings.files
+        return Patterns(
+            own.include if include is None else tuple(include),
+            own.exclude if exclude is None else tuple(exclude),
+        )
+
     def session(self, root: Path) -> SessionConfig:
         """What the session of a fit that saves to `root`, absolute, is opened with."""
         budget = self.volume_size_gib
@@ -134,4 +152,5 @@ class Options:
             weights_only=self.weights_only,
             drain_s=self.drain_timeout.total_seconds(),
             budget=int(budget * _GIB) if budget is not None else None,
+            files=self.files,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from bt_lightning.globs import Patterns
     from bt_lightning.lightning_plugin.resume import Decision
     from bt_lightning.settings import Job
     from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
@@ -70,6 +71,7 @@ class SessionConfig:
     drain_s: float
     budget: int | None = None
     """Bytes that `root` may take."""
+    files: Patterns | None = None  # that belong to no checkpoint and are sent to the store too
 
 
 class Session:
@@ -190,7 +192,9 @@ class Session:
         if timeout_s:
             self._worker.await_event(timeout_s)
         for event in self._worker.poll():
-            if isinstance(event, WorkFailed):
+            if isinstance(event, WorkFailed) and event.of_a_file:
+                log.warning("%s", event.error)  # no reason to end a training
+            elif isinstance(event, WorkFailed):
                 self._failures.append(f"{event.what} failed: {event.error}")
             elif isinstance(event, Published):
                 log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
@@ -292,7 +296,7 @@ def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:
     """
     if config.store_url is None:
         return
-    worker = _worker(config)
+    worker = _worker(replace(config, files=None))
     try:
         worker.begin(pinned)
         worker.drain(config.drain_s)
@@ -309,6 +313,7 @@ def _worker(config: SessionConfig) -> Worker:
             prefix=config.job.prefix,
             drain_s=config.drain_s,
             budget=config.budget,
+            files=config.files,
         )
     )
     worker.start()
