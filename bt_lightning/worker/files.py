@@ -260,7 +260,7 @@ class LooseFiles:
     def _refuse(self, store: Store, prefix: str, path: str, error: Exception) -> None:
         """One file failed for good; if it is not the file but the store, raise what that says."""
         if isinstance(error, StorePermanentError):
-            probe = under(prefix, f"{DOT_DIR}-probe")
+            probe = under(prefix, f"{DOT_DIR}-files-probe")
             store.put(probe, b"probe")
             store.delete([probe])
         self._seen[path].refused = str(error)

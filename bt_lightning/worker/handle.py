@@ -47,6 +47,7 @@ _STARTS = 5
 _EXIT_S = 10.0
 _LATE_S = 0.5
 """Between two looks at how much time is left; also what an answer may come late."""
+_NAMED = 20
 
 
 def ever() -> float:
@@ -221,7 +222,7 @@ class Worker:
                 self._conn.poll(timeout_s)
 
     def drain(self, timeout_s: float, left_s: Callable[[], float] = ever) -> None:
-        """Wait until everything committed is published, at most `timeout_s`.
+        """Wait until all that is committed is published, and other files are sent.
 
         `left_s` is asked again and again: a signal may leave less time than there was at first.
 
@@ -342,9 +343,15 @@ class Worker:
 
 def undrained(result: Drained | None, seconds: float) -> DrainTimeoutError:
     """What to raise when something still waits for the store after `seconds`."""
-    names = ", ".join(result.waiting) if result is not None else "unknown"
+    names = _some(result.waiting) if result is not None else "unknown"
     reason = (result.reason if result is not None else None) or "the store is too slow"
     return DrainTimeoutError(
         f"not everything reached the store within {seconds:.0f} s ({reason}). Waiting on"
         f" disk: {names}. The next start with the same BT_CHECKPOINT_DIR sends it"
     )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """All of them, or the first and how many more: there may be thousands of files."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

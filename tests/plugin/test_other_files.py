@@ -61,7 +61,7 @@ def test_variables_choose_what_arguments_leave_open(
 
 @pytest.mark.parametrize("value", ["*.json", [""], [1]])
 def test_patterns_that_are_none_are_refused(value: Any) -> None:
-    with pytest.raises(InvalidSettingError, match="sync_include is .*expected a list of patterns"):
+    with pytest.raises(InvalidSettingError, match="expected a list of patterns"):
         BTLightning(sync_include=value)
 
 
