@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -16,6 +19,17 @@ from bt_lightning.store.catalog import look
 from bt_lightning.store.local import LocalStore
 from bt_lightning.worker.handle import Worker
 
+_SERVER = """
+import sys
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
+s3_backends["123456789012"]["aws"].create_bucket("bucket", "us-east-1")
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
+server.start()
+print("ready", flush=True)
+sys.stdin.read()
+server.stop()
+"""
 PREFIX = job_prefix("p", "j", 0)
 
 
@@ -41,6 +55,19 @@ class Scene:
         self.events: list[Published | WorkFailed] = []
 
     eventually = staticmethod(eventually)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def s3_at(port):
+        """A real S3 server with the bucket `bucket`, while the block lasts."""
+        command = [sys.executable, "-c", _SERVER, str(port)]
+        ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, text=True, **ends) as server:
+            try:
+                assert server.stdout.readline() == "ready\n"
+                yield
+            finally:
+                server.kill()
 
     def outcome(self, worker, number):
         """Wait for the outcome of the save with this number."""

@@ -109,19 +109,6 @@ def test_a_worker_that_is_killed_over_a_file_sends_it_whole(scene, seed):
     assert not part.exists()
 
 
-SERVER = """
-import sys
-from moto.s3.models import s3_backends
-from moto.server import ThreadedMotoServer
-s3_backends["123456789012"]["aws"].create_bucket("bucket", "us-east-1")
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
-server.start()
-print("ready", flush=True)
-sys.stdin.read()
-server.stop()
-"""
-
-
 def test_a_store_that_comes_back_gets_everything(scene):
     """A real S3 server; one file goes in one request, one in parts."""
     from bt_lightning.store.remote import open_store
@@ -137,22 +124,16 @@ def test_a_store_that_comes_back_gets_everything(scene):
         worker = begun(scene, url="s3://bucket/x", options=options)
         with pytest.raises(DrainTimeoutError, match=r"large\.bin"):
             worker.drain(1)
-    command = [sys.executable, "-c", SERVER, str(port)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, text=True, **pipes) as server:
-        try:
-            assert server.stdout.readline() == "ready\n"
-            worker.drain(60)
-            store = open_store("s3://bucket/x", options)
-            found = look(store, scene.prefix).loose()
-            names = [file.relative_to(scene.root).as_posix() for file in (small, large)]
-            assert found == {names[0]: 1, names[1]: large.stat().st_size, "empty": 0}
-            for file, name in zip((small, large), names, strict=True):
-                data = memoryview(bytearray(found[name]))
-                store.read_into(f"{scene.prefix}/{name}", 0, data)
-                assert data == file.read_bytes()
-        finally:
-            server.kill()
+    with scene.s3_at(port):
+        worker.drain(60)
+        store = open_store("s3://bucket/x", options)
+        found = look(store, scene.prefix).loose()
+        names = [file.relative_to(scene.root).as_posix() for file in (small, large)]
+        assert found == {names[0]: 1, names[1]: large.stat().st_size, "empty": 0}
+        for file, name in zip((small, large), names, strict=True):
+            data = memoryview(bytearray(found[name]))
+            store.read_into(f"{scene.prefix}/{name}", 0, data)
+            assert data == file.read_bytes()
     scene.events += worker.poll()
     assert scene.failures == []
 

@@ -578,19 +578,6 @@ def test_a_second_failure_after_a_success_is_reported_again(scene):
     scene.watch(worker, lambda: len(scene.failures) == 2)
 
 
-SERVER = """
-import sys
-from moto.s3.models import s3_backends
-from moto.server import ThreadedMotoServer
-s3_backends["123456789012"]["aws"].create_bucket("bucket", "us-east-1")
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
-server.start()
-print("ready", flush=True)
-sys.stdin.read()
-server.stop()
-"""
-
-
 def test_a_failure_that_another_try_cures_is_never_reported(scene):
     """Invariant 5. A real S3 endpoint that comes up only after the first tries."""
     with socket.socket() as holder:
@@ -601,20 +588,10 @@ def test_a_failure_that_another_try_cures_is_never_reported(scene):
         worker.begin(NONE)
         with pytest.raises(DrainTimeoutError, match="s3://bucket/x"):
             worker.drain(0.5)
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(port)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout.readline() == "ready\n"
-            worker.drain(30)
-            (stored,) = worker.ask(ListStore(), 20)
-            assert stored.folder == "checkpoint-1"
-        finally:
-            server.kill()
+    with scene.s3_at(port):
+        worker.drain(30)
+        (stored,) = worker.ask(ListStore(), 20)
+        assert stored.folder == "checkpoint-1"
     scene.events += worker.poll()
     assert scene.published == ["checkpoint-1"]
     assert scene.failures == []
