@@ -37,7 +37,8 @@ from bt_lightning.runtime.tenancy import lock_directory, take_job
 from bt_lightning.store.records import read_record
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import RetryingStore
-from bt_lightning.worker.handle import Worker, undrained
+from bt_lightning.worker.handle import Worker
+from bt_lightning.worker.undrained import undrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

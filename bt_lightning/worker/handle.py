@@ -11,7 +11,6 @@ from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
-    DrainTimeoutError,
     StoreTransientError,
     WorkerDiedError,
 )
@@ -34,6 +33,7 @@ from bt_lightning.messages import (
     WorkFailed,
 )
 from bt_lightning.worker.spawn import spawn
+from bt_lightning.worker.undrained import undrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,6 @@ _STARTS = 5
 _EXIT_S = 10.0
 _LATE_S = 0.5
 """Between two looks at how much time is left; also what an answer may come late."""
-_NAMED = 20
 
 
 def ever() -> float:
@@ -339,19 +338,3 @@ class Worker:
             f"the bt_lightning worker process died (exit code {code}, start {self._starts} of"
             f" {_STARTS}); what it had to do lies on disk and is done by the next one"
         )
-
-
-def undrained(result: Drained | None, seconds: float) -> DrainTimeoutError:
-    """What to raise when something still waits for the store after `seconds`."""
-    names = _some(result.waiting) if result is not None else "unknown"
-    reason = (result.reason if result is not None else None) or "the store is too slow"
-    return DrainTimeoutError(
-        f"not everything reached the store within {seconds:.0f} s ({reason}). Waiting on"
-        f" disk: {names}. The next start with the same BT_CHECKPOINT_DIR sends it"
-    )
-
-
-def _some(names: tuple[str, ...]) -> str:
-    """All of them, or the first and how many more: there may be thousands of files."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
