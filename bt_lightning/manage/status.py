@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _ARENAS = 3
 """No more saves than these are under way at a time."""
 _FOREVER_MS = 1e12
+_ENDS = ("durable", "streamed", "refused")
+"""Events after which a save is in memory no more."""
 _LIVE_S = 10
 """A worker that is gone, or silent for so long in an upload, is not uploading."""
 
@@ -76,7 +78,7 @@ def look(root: Path) -> Status:
     """Look at the run of a checkpoint directory. Called by the command line; reads only."""
     events = _events(root)
     saves = [event for event in events if event["event"] == "save"]
-    durable = [event for event in events if event["event"] == "durable"]
+    durable = [event for event in events if event["event"] in _ENDS]
     found, refused = list_committed(root)
     said = read_uploading(root)
     now = time.time()
@@ -115,7 +117,7 @@ def _events(root: Path) -> list[dict[str, Any]]:
 
 def _is_staged(save: dict[str, Any], durable: list[dict[str, Any]]) -> bool:
     """Whether a save is in memory only. Numbers begin anew with each run; times do not."""
-    if save.get("decision") in ("skipped", "replaced"):
+    if save.get("decision") in ("skipped", "replaced", "refused"):
         return False
     began = save.get("began")
     began = began if isinstance(began, int | float) else save["at"]

@@ -1,0 +1,158 @@
+"""Room is measured, never remembered; and what keeps a copy on the disk, or lets it go."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bt_lightning.errors import StoreTransientError
+from bt_lightning.localdir.away import newest_away, note_away
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.durable import delete_directory, make_trash
+from bt_lightning.localdir.events import FILE, note, read_events
+from bt_lightning.localdir.reading import evict, hold
+from bt_lightning.localdir.room import Disk, measure, planned, spare, usage
+from bt_lightning.manifest import Manifest
+from bt_lightning.retention import Committed, evictable
+from bt_lightning.worker.errands import Errands
+
+relaxed = settings(deadline=None, database=None, max_examples=100)
+
+
+def make(root, step=1, size=5000):
+    def describe(entries):
+        return Manifest(
+            checkpoint_id=f"checkpoint-{step}",
+            generation=1,
+            step=step,
+            epoch=0,
+            created_at="2030-01-01T00:00:00+00:00",
+            files=entries,
+        )
+
+    files = {"model.safetensors": lambda: [bytes(size)], "trainer.json": lambda: [b"{}"]}
+    return commit(root / f"checkpoint-{step}", root, files, describe)
+
+
+@pytest.mark.parametrize("sizes", [[0], [1, 4096, 4097], [10_000_000], [5, 20_000_000, 3]])
+def test_what_is_planned_is_at_least_what_a_checkpoint_takes(tmp_path, sizes):
+    def describe(entries):
+        return Manifest(
+            checkpoint_id="a",
+            generation=1,
+            step=1,
+            epoch=0,
+            created_at="2030-01-01T00:00:00+00:00",
+            files=entries,
+        )
+
+    files = {f"file-{n}": (lambda size=size: [bytes(size)]) for n, size in enumerate(sizes)}
+    commit(tmp_path / "a", tmp_path, files, describe)
+    assert usage(tmp_path / "a") <= planned(sizes)
+
+
+def test_a_file_of_two_names_counts_once_and_a_hole_not_at_all(tmp_path):
+    (tmp_path / "one").write_bytes(bytes(100_000))
+    before = usage(tmp_path)
+    assert 100_000 <= before < 110_000
+    (tmp_path / "two").hardlink_to(tmp_path / "one")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(10_000_000)
+    (tmp_path / "link").symlink_to("/usr")
+    assert usage(tmp_path) < before + 20_000
+
+
+def test_the_room_is_the_least_of_what_the_volume_and_the_budget_leave(tmp_path):
+    free = Disk(free=10_000_000, size=100_000_000)
+    assert free.room == 10_000_000 - spare(100_000_000)
+    held = Disk(free=10_000_000, size=100_000_000, used=3_000_000, budget=4_000_000)
+    assert held.room == 1_000_000 - spare(4_000_000)
+    assert "3,000,000 of the budget of 4,000,000 are used" in held.describe()
+    assert measure(tmp_path, None).used == 0
+    assert measure(tmp_path, 1).room < 0
+
+
+@relaxed
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abcdefgh")), max_size=8),
+    st.sets(st.sampled_from("abcdefgh")),
+    st.sets(st.sampled_from("abcdefgh")),
+)
+def test_only_what_the_store_has_may_go_and_the_newest_goes_last(entries, stored, kept):
+    local = [
+        Committed(place=str(n), checkpoint_id=f"c{n}", digest=digest, order=(step, 1, str(n)))
+        for n, (step, digest) in enumerate(entries)
+    ]
+    chosen = evictable(local, stored, kept)
+    assert all(entry.digest in stored - kept for entry in chosen)
+    assert [entry.order for entry in chosen] == sorted(entry.order for entry in chosen)
+    assert len(chosen) == sum(entry.digest in stored - kept for entry in local)
+
+
+def test_a_copy_that_is_read_is_not_evicted_and_goes_when_it_is_not(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "checkpoint-1"
+    reader = hold(path)
+    assert not evict(path, tmp_path)
+    assert path.exists()
+    os.close(reader)
+    assert evict(path, tmp_path)
+    assert evict(path, tmp_path), "it is gone already"
+    assert hold(path) is None
+
+
+def fill(file):
+    with file.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
+
+
+def test_deleting_needs_no_room(small_disk):
+    root = small_disk(1024 * 1024)
+    make(root)
+    make_trash(root)
+    with pytest.raises(OSError, match="No space"):
+        fill(root / "rest")
+    delete_directory(root / "checkpoint-1", root)
+    assert not (root / "checkpoint-1").exists()
+    assert measure(root, None).free > 0
+
+
+def test_half_a_line_that_a_full_disk_left_spoils_no_other_event(tmp_path):
+    note(tmp_path, "one")
+    file = tmp_path / ".bt_lightning" / FILE
+    with file.open("ab") as stream:
+        stream.write(b'{"event": "tw')
+    note(tmp_path, "three")
+    note(tmp_path, "four")
+    assert [event["event"] for event in read_events(tmp_path)] == ["one", "three", "four"]
+
+
+def test_only_a_newer_checkpoint_replaces_the_note_of_what_the_store_alone_has(tmp_path):
+    assert newest_away(tmp_path) is None
+    two, one = make(tmp_path, 2), make(tmp_path, 1)
+    note_away(tmp_path, two)
+    note_away(tmp_path, one)
+    assert newest_away(tmp_path).order == two.order
+    file = tmp_path / ".bt_lightning" / "store_only.json"
+    for rubbish in ("", "[]", "{}", '{"step": "x"}', "[" * 10_000, '{"checkpoint": 1}'):
+        file.write_text(rubbish)
+        assert newest_away(tmp_path) is None
+
+
+def test_an_errand_that_nobody_begins_is_given_up_and_never_done():
+    changed = threading.Condition()
+    errands = Errands(changed)
+    done = []
+    with pytest.raises(StoreTransientError, match="has not come to it"):
+        errands.wait(done.append, limit_s=0.01)
+    with changed:
+        assert errands.take() is None
+        errands.close()
+    with pytest.raises(StoreTransientError, match="is leaving"):
+        errands.wait(done.append)
+    assert done == []
