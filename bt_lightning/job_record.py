@@ -65,6 +65,14 @@ class JobRecord:
         """Whether the job has ended."""
         return self.status in {"COMPLETED", "FAILED", "STOPPED"}
 
+    def knows_more_than(self, other: JobRecord) -> bool:
+        """Whether this one of the same job is the newer: one may not have reached its store."""
+        return self._age > other._age
+
+    @property
+    def _age(self) -> tuple[int, str]:
+        return max((one.number for one in self.attempts), default=-1), self.updated_at
+
     def to_bytes(self) -> bytes:
         """JSON, ASCII, a line."""
         said = {"format": _FORMAT, **asdict(self)}

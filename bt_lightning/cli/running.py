@@ -111,8 +111,8 @@ def run(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> None:
     store: the next start of the same job sends it. 31: another run has the job.
     """
     from bt_lightning.errors import InvalidSettingError
+    from bt_lightning.runtime.holding import Hearing
     from bt_lightning.runtime.policy import Policy
-    from bt_lightning.runtime.run import Hearing
     from bt_lightning.runtime.run import run as run_job
 
     if not words:

@@ -37,6 +37,7 @@ from bt_lightning.messages import (
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.commit_lock import wait_for_commits
 from bt_lightning.worker.handle import Worker, ever
+from bt_lightning.worker.turn import stands_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -248,8 +249,6 @@ class Session:
                 except CheckpointError as error:
                     errors.append(error)
         finally:
-            if self._unasked:
-                log.warning("the disk is full: %d checkpoints that may go stay", len(self._unasked))
             self._close_saves()
             self._worker.stop(hasty=left_s() < _EXIT_S)
         for other in errors[1:]:
@@ -269,7 +268,8 @@ class Session:
             self.saves.collect()
 
     def _end_publishing(self, left_s: Callable[[], float]) -> None:
-        self._worker.drain(self._config.drain_s, left_s)
+        if not _is_attended(self._config):
+            self._worker.drain(self._config.drain_s, left_s)
 
     def abandon(self, left_s: Callable[[], float] = ever) -> None:
         """End the session of a run that failed: publish what is there; its failure speaks."""
@@ -296,7 +296,7 @@ def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:
     Raises:
         DrainTimeoutError, UploadFailedError: it is on disk, and the next start sends it.
     """
-    if config.store_url is None:
+    if config.store_url is None or _is_attended(config):
         return
     worker = _worker(replace(config, files=None))
     try:
@@ -304,6 +304,12 @@ def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:
         worker.drain(config.drain_s)
     finally:
         worker.stop()
+
+
+def _is_attended(config: SessionConfig) -> bool:
+    """Whether the runner of this job sends what is left on the disk, and waits for that."""
+    url, prefix = config.store_url, config.job.prefix
+    return url is not None and stands_by(config.root, url, prefix)
 
 
 def _worker(config: SessionConfig) -> Worker:

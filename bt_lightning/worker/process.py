@@ -53,7 +53,7 @@ from bt_lightning.worker.priority import lower_priority
 from bt_lightning.worker.publisher import Publisher
 from bt_lightning.worker.room import RoomMaker
 from bt_lightning.worker.sparing import SparingDuties
-from bt_lightning.worker.turn import Turn
+from bt_lightning.worker.turn import Turn, stand_by
 
 if TYPE_CHECKING:
     from bt_lightning.worker.ahead import Offer
@@ -239,6 +239,8 @@ class _Loop:
                 )
                 standby = self._config.standby
                 turn = Turn(self._root, standby=standby)
+                if standby and self._config.store_url:
+                    stand_by(self._root, self._config.store_url, self._config.prefix)
                 files = self._files() if store is not None else None
                 duties = SparingDuties(
                     self._root, store, self._config.prefix, pinned, check=turn.check, files=files

@@ -2,21 +2,28 @@
 
 `worker.lock` is held by the worker whose turn it is, `worker.want` by those of a training process
 that wait for it. A standby worker takes its turn while nobody holds either, and gives it up when
-somebody holds the second. Both are held by flock(2): the kernel drops them with their process, so
-there is no clock, and nothing is left by a kill.
+somebody holds the second. `worker.standby` is held by a standby worker as long as it lives, and
+says what it sends to: a training that ends there need not wait for the store. All are held by
+flock(2): the kernel drops them with their process, so there is no clock, and nothing is left by a
+kill.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import xxhash
 
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.durable import lock, try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_STANDBY: Final = "worker.standby"
 
 
 class TurnWantedError(Exception):
@@ -87,6 +94,40 @@ class Turn:
 
     def _opened(self, name: str) -> int:
         return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def stand_by(root: Path, store_url: str, prefix: str) -> int:
+    """Say that this process sends to that place what others leave in `root`, as long as it lives.
+
+    Returns the descriptor that says so. Called in a standby worker.
+    """
+    path = root / DOT_DIR / _STANDBY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if try_lock(descriptor):
+        os.pwrite(descriptor, _place(store_url, prefix), 0)
+    return descriptor
+
+
+def stands_by(root: Path, store_url: str, prefix: str) -> bool:
+    """Whether a standby worker sends to that place what lies in `root`.
+
+    False where the file system has no locks. Called in a training process, at its end.
+    """
+    try:
+        descriptor = os.open(root / DOT_DIR / _STANDBY, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        wanted = _place(store_url, prefix)
+        return os.pread(descriptor, len(wanted), 0) == wanted and not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _place(store_url: str, prefix: str) -> bytes:
+    """A digest: the URL may hold a secret."""
+    return xxhash.xxh3_128_hexdigest(f"{store_url}\n{prefix}".encode()).encode("ascii")
 
 
 def _locked(descriptor: int, operation: int) -> bool:
