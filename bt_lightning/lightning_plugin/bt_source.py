@@ -162,9 +162,11 @@ def source_of(path: str) -> BtSource | None:
 
     Of a Trainer of this process, else of the environment: `BT_CHECKPOINT_DIR`, `BT_STORE_URL`.
     """
+    if "://" in path or Path(path).exists():
+        return None
     for source in (*_OPEN.values(), _of_environment()):
         if source is not None and source.store is not None and source.id_of(path) is not None:
-            return None if Path(path).exists() else source
+            return source
     return None
 
 

@@ -249,6 +249,8 @@ class Session:
                 except CheckpointError as error:
                     errors.append(error)
         finally:
+            if self._unasked:
+                log.warning("the disk is full: %d checkpoints that may go stay", len(self._unasked))
             self._close_saves()
             self._worker.stop(hasty=left_s() < _EXIT_S)
         for other in errors[1:]:

@@ -91,10 +91,10 @@ class Worker:
         """Tell a new process what an earlier one knew."""
         for index, (descriptor, size) in self._arenas.items():
             self._send_arena(index, descriptor, size)
+        if self._begun is not None:  # first: a commit may need room
+            self._conn.send(self._begun)  # type: ignore[union-attr]  # start() sets it
         for job in self._open.values():
-            self._conn.send(job)  # type: ignore[union-attr]  # start() sets it
-        if self._begun is not None:
-            self._conn.send(self._begun)  # type: ignore[union-attr]
+            self._conn.send(job)  # type: ignore[union-attr]
 
     def _send_arena(self, index: int, descriptor: int, size: int) -> None:
         assert self._conn is not None

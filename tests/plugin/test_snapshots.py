@@ -261,7 +261,7 @@ def test_a_save_that_training_writes_by_itself_leaves_the_numbers_of_any_other(
     assert any(float(row["checkpoint/remote_durable_s"] or 0) > 0 for row in rows)
 
 
-def test_a_save_that_training_could_not_write_is_noted_as_failed(
+def test_a_save_that_training_had_no_room_to_write_is_noted_as_refused(
     runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -274,7 +274,7 @@ def test_a_save_that_training_could_not_write_is_noted_as_failed(
     ):
         runs.fit(tmp_path, bt={"arena_memory": 10}, max_epochs=1)
     (event,) = saves_of(tmp_path)
-    assert (event["snapshot"], event["decision"], event["step"]) == ("direct", "failed", 1)
+    assert (event["snapshot"], event["decision"], event["step"]) == ("direct", "refused", 1)
     assert event["bytes"] == event["local_durable_s"] == 0
 
 

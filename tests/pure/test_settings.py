@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -123,3 +124,12 @@ def test_the_text_of_a_worker_s_configuration_shows_no_storage_option():
     )
     assert "hunter2" not in repr(config)
     assert "hunter2" not in str(config)
+
+
+def test_the_grace_is_a_number_of_seconds():
+    assert Settings.from_environ({}).grace is None
+    assert Settings.from_environ({"BT_GRACE_S": ""}).grace is None
+    assert Settings.from_environ({"BT_GRACE_S": "1.5"}).grace == timedelta(seconds=1.5)
+    for text in ("0", "-3", "soon", "nan", "1e300", "inf"):
+        with pytest.raises(InvalidSettingError, match="BT_GRACE_S is"):
+            Settings.from_environ({"BT_GRACE_S": text})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import time
 
 import pytest
@@ -273,3 +274,33 @@ def test_a_store_that_is_down_fails_the_save_at_once_and_the_next_ones_work_when
     assert isinstance(disk.save(worker, 5), Committed)
     worker.drain(60)
     assert disk.safe() == disk.scene.names(1, 2, 5)
+
+
+def test_a_worker_killed_over_a_save_that_needs_room_is_replaced_and_makes_it(small):
+    disk = small(5 * MB)
+    worker = disk.begin()
+    disk.save(worker, 1)
+    disk.save(worker, 2)
+    worker.drain(30)
+    os.kill(worker.pid, signal.SIGSTOP)
+    job = disk.job(3)
+    worker.commit(job)
+    os.kill(worker.pid, signal.SIGKILL)
+    outcome = disk.scene.outcome(worker, job.number)
+    assert isinstance(outcome, Committed), outcome.error
+    assert outcome.evicted == 1
+    assert disk.safe() == disk.scene.names(1, 2, 3)
+
+
+def test_what_was_streamed_before_a_kill_is_not_sent_again(small):
+    disk = small(MB)
+    worker = disk.begin()
+    job = disk.job(1)
+    worker.commit(job)
+    disk.scene.eventually(disk.scene.in_store)
+    os.kill(worker.pid, signal.SIGKILL)
+    outcome = disk.scene.outcome(worker, job.number)
+    assert isinstance(outcome, Committed)
+    assert Manifest.from_bytes(outcome.manifest, "").generation == 1
+    worker.drain(30)
+    assert disk.scene.in_store() == {"checkpoint-1"}
