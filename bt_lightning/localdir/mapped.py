@@ -41,14 +41,16 @@ class MappedFile:
             self.close()
             raise
 
+    def expect(self, offset: int, size: int) -> None:
+        """Begin to read the range in, in large pieces; `read` waits for them."""
+        self._advise(self._address + offset, size, mmap.MADV_WILLNEED)
+
     def read(self, offset: int, size: int) -> memoryview:
         """The range, read in; `offset` is a multiple of the page size.
 
         Raises `OSError` if the disk refuses it, or the file has become shorter.
         """
-        start = self._address + offset
-        self._advise(start, size, mmap.MADV_WILLNEED)  # in large pieces; the next waits for them
-        if self._advise(start, size, _POPULATE_READ):
+        if self._advise(self._address + offset, size, _POPULATE_READ):
             code = ctypes.get_errno()
             code = errno.EIO if code == errno.EFAULT else code
             raise OSError(code, os.strerror(code))

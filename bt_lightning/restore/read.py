@@ -14,7 +14,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.snapshot.image import tensor_bytes
-from bt_lightning.store.parallel import Scratch, copy, in_parallel
+from bt_lightning.store.parallel import Scratch, copy, in_huge_pages, in_parallel
 from bt_lightning.store.place import read_verified
 from bt_lightning.store.ranges import tail
 
@@ -121,7 +121,7 @@ def _opened(place: Place, entry: FileEntry, scratch: Scratch) -> _File:
     """Read the front of a file, and give each tensor its memory."""
     place.check(entry)
     name = f"{place.name}/{entry.path}"
-    head = _front(place, entry, place.piece_bytes, scratch)
+    head = _front(place, entry, BLOCK_BYTES, scratch)
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     if len(head) < _LENGTH_BYTES or length > min(_LONGEST_HEADER, entry.size - _LENGTH_BYTES):
         msg = f"{name} is damaged: its header of {length} bytes does not fit in {entry.size} bytes"
@@ -145,10 +145,12 @@ def _front(place: Place, entry: FileEntry, least_bytes: int, scratch: Scratch) -
 
 def _allocated(slot: _Slot, place: str) -> torch.Tensor:
     try:
-        return torch.empty(slot.shape, dtype=slot.dtype)
+        tensor = torch.empty(slot.shape, dtype=slot.dtype)
     except (RuntimeError, TypeError) as error:  # axes of which one is 0 may be too long
         msg = f"{place} is damaged: no tensor has the shape {slot.shape}"
         raise CheckpointCorruptError(msg) from error
+    in_huge_pages(tensor.data_ptr(), slot.end - slot.begin)
+    return tensor
 
 
 def _slots(text: bytes, place: str, entry: FileEntry) -> list[_Slot]:

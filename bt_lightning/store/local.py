@@ -92,7 +92,7 @@ class LocalStore:
                 return None
             return status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
         """Read the file at that place."""
         with translated(f"reading {self.name}/{key}"):
             try:
@@ -101,12 +101,14 @@ class LocalStore:
                 msg = f"there is no {self.name}/{key}"
                 raise CheckpointNotFoundError(msg) from None
             with data:
-                while target:
-                    count = os.preadv(data.fileno(), [target], offset)
-                    if not count:
-                        msg = f"{self.name}/{key} ends at {offset} bytes"
-                        raise StoreTransientError(msg)
-                    offset, target = offset + count, target[count:]
+                for target in targets:
+                    rest = target
+                    while rest:
+                        count = os.preadv(data.fileno(), [rest], offset)
+                        if not count:
+                            msg = f"{self.name}/{key} ends at {offset} bytes"
+                            raise StoreTransientError(msg)
+                        offset, rest = offset + count, rest[count:]
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every regular file under the folder `prefix`."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreTransientError
 from bt_lightning.store.native_config import az_config
+from bt_lightning.store.parallel import scatter
 from bt_lightning.store.port import secrets_of, translated
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
@@ -80,24 +81,24 @@ class NativeStore:
                 max_concurrency=_AT_ONCE,
             )
 
-    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
         """Download that range in one request."""
         import obstore
 
-        path = self._path(key)
-        if not len(target) or not _PLAIN_KEY.fullmatch(path):
-            self._inner.read_into(key, offset, target)
+        path, size = self._path(key), sum(map(len, targets))
+        if not size or not _PLAIN_KEY.fullmatch(path):
+            self._inner.read_into(key, offset, *targets)
             return
         with self._doing("downloading", key):
             try:
-                data = obstore.get_range(self._client, path, start=offset, length=len(target))
+                data = obstore.get_range(self._client, path, start=offset, length=size)
             except FileNotFoundError:
                 msg = f"there is no {self.name}/{key}"
                 raise CheckpointNotFoundError(msg) from None
-            if len(data) != len(target):
-                msg = f"{self.name}/{key} gave {len(data)} of {len(target)} bytes from {offset} on"
+            if len(data) != size:
+                msg = f"{self.name}/{key} gave {len(data)} of {size} bytes from {offset} on"
                 raise StoreTransientError(msg)
-            target[:] = memoryview(data)
+            scatter(memoryview(data), targets)
 
     def put(self, key: str, data: bytes) -> None:
         """By fsspec."""

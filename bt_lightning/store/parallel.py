@@ -9,11 +9,15 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
 _TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 """Populated at once: faults one by one would cost as much as the reading."""
 _LONG_COPY = 256 * 1024
+_HUGE_BYTES = 2 * 1024 * 1024
+_ADVISE = getattr(ctypes.CDLL(None), "madvise", None)
+if _ADVISE is not None:
+    _ADVISE.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -56,8 +60,27 @@ class Scratch:
 def copy(target: memoryview, source: memoryview) -> None:
     """Copy bytes; many of them without the interpreter's lock, as they may touch fresh memory."""
     size = len(source)
-    if size < _LONG_COPY or len(target) != size:
+    if size < _LONG_COPY or len(target) != size or source.readonly:
         target[:] = source
         return
     raw = (ctypes.c_char * size).from_buffer
     ctypes.memmove(raw(target), raw(source), size)
+
+
+def scatter(source: memoryview, targets: Iterable[memoryview]) -> None:
+    """Copy bytes to where they belong, one target after the other."""
+    for target in targets:
+        copy(target, source[: len(target)])
+        source = source[len(target) :]
+
+
+def in_huge_pages(address: int, size: int) -> None:
+    """Ask for huge pages where fresh memory begins to be used; systems without them do not mind.
+
+    Touching 4 KiB at a time can cost more than reading and hashing what goes there.
+    """
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if _ADVISE is not None and advice is not None and last - first >= 2 * _HUGE_BYTES:
+        _ADVISE(first, last - first, advice)

@@ -26,7 +26,6 @@ from bt_lightning.localdir.committed import (
 )
 from bt_lightning.localdir.reading import hold
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
-from bt_lightning.store.parallel import Scratch, copy
 from bt_lightning.store.sources import PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -148,7 +147,6 @@ class StorePlace:
         """
         self._store = store
         self._base = under(prefix, folder)
-        self._scratch = Scratch()
         data = store.read(f"{self._base}/{MANIFEST}")
         if data is None:
             msg = f"no committed checkpoint at {self.name}"
@@ -176,17 +174,8 @@ class StorePlace:
             raise CheckpointCorruptError(msg)
 
     def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
-        """Ask the store once; by way of a buffer of this thread's if there are several targets."""
-        key = f"{self._base}/{entry.path}"
-        if len(targets) == 1:
-            self._store.read_into(key, offset, targets[0])
-            return
-        size = sum(map(len, targets))
-        data = self._scratch.view(size)
-        self._store.read_into(key, offset, data)
-        for target in targets:
-            copy(target, data[: len(target)])
-            data = data[len(target) :]
+        """Ask the store once."""
+        self._store.read_into(f"{self._base}/{entry.path}", offset, *targets)
 
 
 class DirectoryPlace:

@@ -102,7 +102,7 @@ class Lent(Protocol):
         """Bytes."""
 
     def look(self, start: int, stop: int) -> contextlib.AbstractContextManager[memoryview]:
-        """Those of them, counted from the first that was lent.
+        """Those of them, counted from the first that was lent; they lie in one block.
 
         Raises `CheckpointCorruptError` if they are not the bytes that were saved.
         """
@@ -154,8 +154,10 @@ class Store(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of the object; None if there is none."""
 
-    def read_into(self, key: str, offset: int, target: memoryview) -> None:
-        """Fill `target` with the object's bytes from `offset` on; called by several threads.
+    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+        """Fill `targets`, one after the other, with the object's bytes from `offset` on.
+
+        Called by several threads.
 
         The caller verifies: a client may deliver wrong bytes without an error.
 

@@ -15,6 +15,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.native import SCHEMES, native
+from bt_lightning.store.parallel import scatter
 from bt_lightning.store.port import ObjectInfo, Store, redact, secrets_of, translated
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
@@ -108,18 +109,19 @@ class FsspecStore:
                 return None
             return None if info["type"] == "directory" else int(info["size"])
 
-    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
         """Download that range."""
+        size = sum(map(len, targets))
         with self._doing("downloading", key):
             try:
-                data = self._fs.cat_file(self._path(key), start=offset, end=offset + len(target))
+                data = self._fs.cat_file(self._path(key), start=offset, end=offset + size)
             except FileNotFoundError:
                 msg = f"there is no {self._name}/{key}"
                 raise CheckpointNotFoundError(msg) from None
-            if len(data) != len(target):
-                msg = f"{self._name}/{key} gave {len(data)} of {len(target)} bytes from {offset} on"
+            if len(data) != size:
+                msg = f"{self._name}/{key} gave {len(data)} of {size} bytes from {offset} on"
                 raise StoreTransientError(msg)
-            target[:] = data
+            scatter(memoryview(data), targets)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object under the folder, past any cache of listings."""

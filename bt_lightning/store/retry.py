@@ -60,9 +60,9 @@ class LateStore:
         """Open, then ask."""
         return self._open().size(key)
 
-    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
         """Open, then read."""
-        self._open().read_into(key, offset, target)
+        self._open().read_into(key, offset, *targets)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Open, then list."""
@@ -121,9 +121,9 @@ class RetryingStore:
         """Idempotent."""
         return self._try(lambda: self._inner.size(key))
 
-    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
         """Idempotent: what a failed try wrote is written again."""
-        self._try(lambda: self._inner.read_into(key, offset, target))
+        self._try(lambda: self._inner.read_into(key, offset, *targets))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Listed in full before the first is yielded, so that a retry repeats nothing."""

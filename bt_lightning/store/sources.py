@@ -62,11 +62,11 @@ class Steady(abc.ABC):
             yield Held(data)
 
 
-class FileSource(Steady):
+class FileSource:
     """A file of a committed checkpoint. Use it in a `with` block, or close it.
 
     It is mapped. Where that cannot be done safely, each thread that holds bytes has one buffer, so
-    it may hold one range at a time.
+    it may hold one range at a time, or have one lent.
     """
 
     part_bytes = PIECE_BYTES
@@ -94,7 +94,11 @@ class FileSource(Steady):
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
         """Read the bytes, and compare each block with its digest."""
-        view = self._read(offset, size)
+        if self._mapped is not None:
+            self._mapped.expect(offset, size)
+        view = self._from_map(offset, size)
+        if view is None:
+            view = self._from_disk(offset, size)
         self._check(view, offset)
         try:
             yield view
@@ -102,10 +106,34 @@ class FileSource(Steady):
             if self._mapped is not None:
                 self._mapped.let_go(offset, size)
 
-    def _read(self, offset: int, size: int) -> memoryview:
+    @contextlib.contextmanager
+    def lend(self, offset: int, size: int) -> Iterator[Lent]:
+        """The bytes block by block; each is compared with its digest when it is first looked at."""
+        if self._mapped is not None:
+            self._mapped.expect(offset, size)
+        try:
+            yield _LentFile(self, offset, size)
+        finally:
+            if self._mapped is not None:
+                self._mapped.let_go(offset, size)
+
+    def block(self, offset: int) -> tuple[memoryview, bool]:
+        """The block that begins at `offset`, verified, and whether it outlasts the next one."""
+        size = min(BLOCK_BYTES, self.size - offset)
+        view = self._from_map(offset, size)
+        stays = view is not None
+        if view is None:
+            view = self._from_disk(offset, size)
+        self._check(view, offset)
+        return view, stays
+
+    def _from_map(self, offset: int, size: int) -> memoryview | None:
         if self._mapped is not None:
             with contextlib.suppress(OSError):  # reading it the other way says what it is
                 return self._mapped.read(offset, size)
+        return None
+
+    def _from_disk(self, offset: int, size: int) -> memoryview:
         buffer: bytearray | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < size:
             buffer = self._local.buffer = bytearray(size)
@@ -142,6 +170,33 @@ class FileSource(Steady):
         if self._mapped is not None:
             self._mapped.close()
         os.close(self._descriptor)
+
+
+class _LentFile:
+    """A range of a file, lent to one thread."""
+
+    def __init__(self, source: FileSource, offset: int, size: int) -> None:
+        self.size = size
+        self._source = source
+        self._offset = offset
+        self._seen: dict[int, memoryview] = {}
+        self._passing: tuple[int, memoryview] | None = None
+
+    @contextlib.contextmanager
+    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+        first = start - start % BLOCK_BYTES
+        yield self._block(first)[start - first : stop - first]
+
+    def _block(self, first: int) -> memoryview:
+        if first in self._seen:
+            return self._seen[first]
+        if self._passing is None or self._passing[0] != first:
+            view, stays = self._source.block(self._offset + first)
+            if stays:
+                self._seen[first] = view
+                return view
+            self._passing = first, view
+        return self._passing[1]
 
 
 def pieces(source: Source) -> Iterator[memoryview]:

@@ -71,7 +71,7 @@ class LentSource:
 
     @contextlib.contextmanager
     def lend(self, offset: int, size: int) -> Iterator[Lent]:
-        """Look into the arena; once it is taken back, into the file, verified as a whole then."""
+        """Look into the arena; once it is taken back, into the file, verified by its blocks."""
         with contextlib.ExitStack() as until_then:
             yield _Range(self, offset, size, until_then)
 
@@ -140,7 +140,7 @@ class _Range:
         self._source = source
         self._offset = offset
         self._until_then = until_then
-        self._held: memoryview | None = None
+        self._file: Lent | None = None
 
     @contextlib.contextmanager
     def look(self, start: int, stop: int) -> Iterator[memoryview]:
@@ -148,10 +148,11 @@ class _Range:
             if image is not None:
                 yield image[self._offset + start : self._offset + stop]
                 return
-        if self._held is None:
-            hold = self._source.file().hold(self._offset, self.size)
-            self._held = self._until_then.enter_context(hold)
-        yield self._held[start:stop]
+        if self._file is None:
+            lent = self._source.file().lend(self._offset, self.size)
+            self._file = self._until_then.enter_context(lent)
+        with self._file.look(start, stop) as view:
+            yield view
 
 
 class Offer:

@@ -25,7 +25,7 @@ from bt_lightning.store.s3.wire import Network, Reply, Signed, Wire
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from botocore.awsrequest import AWSRequest
 
@@ -65,8 +65,8 @@ class Api:
         self,
         operation: str,
         body: Lent | None = None,
-        into: memoryview | None = None,
-        proceed: Callable[[int], None] = lambda _: None,
+        into: Sequence[memoryview] | None = None,
+        proceed: Callable[[int], int] = int,
         **parameters: Any,
     ) -> Reply:
         """Do an operation that sends `body`, or reads `into` memory; return a good answer."""

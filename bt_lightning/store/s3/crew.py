@@ -67,7 +67,7 @@ class Crew:
             while (part := self._next(waiting)) is not None:
                 do(part)
                 with self._changed:
-                    self._pace.finished(part.size, time.monotonic())
+                    self._pace.finished()
                     self._changed.notify()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that asked
             with self._changed:
@@ -85,14 +85,20 @@ class Crew:
                 return None
             return waiting.popleft()
 
-    def proceed(self, size: int) -> None:
-        """Wait until `size` bytes may be sent. Raises `Stopped` when the run is given up."""
+    def proceed(self, most: int) -> int:
+        """Wait until bytes may be sent; return how many of `most`.
+
+        Raises `Stopped` when the run is given up.
+        """
         if self._bandwidth is not None:
-            with self._changed:
-                wait = self._bandwidth.wait(size, time.monotonic())
+            most, wait = self._bandwidth.take(most, time.monotonic())
             self._stop.wait(wait)
         if self._stop.is_set():
             raise Stopped
+        with self._changed:
+            if self._pace.sent(most, time.monotonic()):
+                self._changed.notify_all()
+        return most
 
     def rest(self, seconds: float) -> None:
         """Wait before another try; the end of the run ends it too."""

@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 START: Final = 4
 MOST: Final = 16
-_WORTH: Final = 1.1
-"""Twice the connections must carry this much more, or half of them do as well."""
 _CALM_PARTS: Final = 32
 """Parts without a complaint after which one more connection is tried."""
+_FLIGHT_S: Final = 10.0
+"""Parts under way are cut off by a kill: no more of them than the link carries in this time."""
+_LOOK_S: Final = 0.1
+_BUFFERED: Final = 8 * 1024 * 1024
+"""Bytes of a connection that the systems at both ends take before anything was carried."""
+_PIECE_S: Final = 0.25
+_LEAST_PIECE: Final = 16 * 1024
+_FAST: Final = 256e6
+"""Bytes a second of a connection that the processors limit, and not the link."""
 
 
 class Pace:
     """Finds the number of connections. One lock of the caller's guards it.
 
-    It doubles them as long as that carries more, and halves them when the server asks for less.
+    Stores give each connection a share, so many are needed, and on a slow link few. It begins with
+    a few, and takes as many more as the link carries; it halves them when the server asks for less.
     """
 
-    def __init__(self, start: int = START, most: int = MOST) -> None:
+    def __init__(self, part_bytes: int, start: int = START, most: int = MOST) -> None:
+        """`part_bytes` is what each connection sends at a time."""
         self.width = start
         """Connections to use now."""
+        self._part_bytes = part_bytes
         self._most = most
-        self._climbing = True
-        self._before: tuple[int, float] | None = None
+        self._sent = 0
+        self._since: float | None = None
         self._halved_at: float | None = None
         self._calm = 0
-        self._begin()
 
-    def _begin(self) -> None:
-        self._ignore = self.width  # these were begun at the width before
-        self._parts = 0
-        self._bytes = 0
-        self._since = 0.0
+    def sent(self, size: int, now: float) -> bool:
+        """Take note of `size` bytes handed over at `now`, in seconds of any clock.
 
-    def finished(self, size: int, now: float) -> None:
-        """Take note of a part of `size` bytes that arrived at `now`, in seconds of any clock."""
-        if not self._climbing:
-            self._recover()
-            return
-        if self._ignore:
-            self._ignore -= 1
+        Returns whether there may be more connections from now on.
+        """
+        if self._since is None:
             self._since = now
-            return
-        self._parts += 1
-        self._bytes += size
-        if self._parts >= self.width:
-            self._judge(self._bytes / max(now - self._since, 1e-9))
+        self._sent += size
+        passed = now - self._since
+        if passed < _LOOK_S or self.width >= self._most or self._halved_at is not None:
+            return False
+        rate = (self._sent - self.width * _BUFFERED) / passed
+        if rate > self.width * _FAST:
+            return False
+        width = min(self._most, int(rate * _FLIGHT_S / self._part_bytes))
+        grown = width > self.width
+        self.width = max(self.width, width)
+        return grown
 
-    def _judge(self, rate: float) -> None:
-        if self._before is not None and rate < self._before[1] * _WORTH:
-            self.width = self._before[0]
-            self._climbing = False
-            return
-        self._before = (self.width, rate)
-        self._climbing = self.width < self._most
-        self.width = min(2 * self.width, self._most)
-        self._begin()
-
-    def _recover(self) -> None:
+    def finished(self) -> None:
+        """Take note of a part that arrived."""
         if self._halved_at is None:
             return
         self._calm += 1
@@ -74,20 +74,25 @@ class Pace:
         self._calm = 0
         if self._halved_at is not None and began < self._halved_at:
             return
-        self._climbing = False
         self._halved_at = now
         self.width = max(1, self.width // 2)
 
 
 class Bandwidth:
-    """Bytes a second that may be sent. One lock of the caller's guards it."""
+    """Bytes a second that may be sent by all connections together; called by any thread."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._free_at: float | None = None
+        self._lock = threading.Lock()
 
-    def wait(self, size: int, now: float) -> float:
-        """Take `size` bytes; return the seconds to wait before they are sent."""
-        start = now if self._free_at is None else max(now, self._free_at)
-        self._free_at = start + size / self._rate
-        return start - now
+    def take(self, most: int, now: float) -> tuple[int, float]:
+        """Take up to `most` bytes; return how many, and the seconds to wait before they are sent.
+
+        They are few enough that no connection falls silent for long: servers close such.
+        """
+        size = min(most, max(_LEAST_PIECE, int(self._rate * _PIECE_S)))
+        with self._lock:
+            start = now if self._free_at is None else max(now, self._free_at)
+            self._free_at = start + size / self._rate
+        return size, start - now

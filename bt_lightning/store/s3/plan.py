@@ -18,7 +18,9 @@ PLAN_VERSION: Final = 1
 """Another whenever `plan_parts` cuts otherwise: uploads that were begun before begin anew."""
 MAX_PARTS: Final = 10_000
 PART_BYTES: Final = 32 * 1024 * 1024
-"""Of a part that is sent: serves fast links and slow ones (docs/design.md)."""
+"""Of a part that is sent, at least: serves fast links and slow ones (docs/design.md)."""
+_SIDE_BY_SIDE: Final = 16
+"""Connections that should come to their ends together."""
 COPY_BYTES: Final = 256 * 1024 * 1024
 """Of a part that the server copies: a request must be answered before the read timeout."""
 LEAST_BYTES: Final = 2 * BLOCK_BYTES
@@ -47,8 +49,14 @@ class Copy(Part):
 
 
 def part_size(size: int, least: int = PART_BYTES) -> int:
-    """Bytes of a part for an object of `size` bytes: as few as `MAX_PARTS` allow, but `least`."""
-    return max(least, _up(-(-size // MAX_PARTS)))
+    """Bytes of a part for an object of `size` bytes: `least` to twice that.
+
+    Larger ones cost less, and as few as fill all connections equally often are best. Of objects
+    above 10,000 times that, as few as `MAX_PARTS` allow.
+    """
+    rounds = -(-size // (_SIDE_BY_SIDE * 2 * least))
+    even = _up(-(-size // (_SIDE_BY_SIDE * rounds))) if size else 0
+    return max(min(max(even, least), 2 * least), _up(-(-size // MAX_PARTS)))
 
 
 def plan_parts(

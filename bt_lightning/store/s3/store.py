@@ -16,7 +16,7 @@ from bt_lightning.store.s3.plan import PART_BYTES
 from bt_lightning.store.s3.upload import Uploader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from bt_lightning.store.port import Source
@@ -66,23 +66,24 @@ class S3Store(FsspecStore):
             answer = self._uploader.head(self._key(key))
             return None if answer is None else int(answer["ContentLength"])
 
-    def read_into(self, key: str, offset: int, target: memoryview) -> None:
-        """Download that range, straight into `target`."""
-        if not target:
+    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+        """Download that range in one request, straight into `targets`."""
+        size = sum(map(len, targets))
+        if not size:
             return
         with self._doing("downloading", key):
             try:
-                retried(lambda: self._read_once(key, offset, target))
+                retried(lambda: self._read_once(key, offset, size, targets))
             except Failure as failure:
                 if failure.code in MISSING:
                     msg = f"there is no {self._name}/{key}"
                     raise CheckpointNotFoundError(msg) from None
                 raise
 
-    def _read_once(self, key: str, offset: int, target: memoryview) -> None:
-        span = f"bytes={offset}-{offset + len(target) - 1}"
+    def _read_once(self, key: str, offset: int, size: int, targets: Sequence[memoryview]) -> None:
+        span = f"bytes={offset}-{offset + size - 1}"
         try:
-            reply = self._api.transfer("get_object", into=target, Key=self._key(key), Range=span)
+            reply = self._api.transfer("get_object", into=targets, Key=self._key(key), Range=span)
         except Failure as failure:
             if failure.code in {_RANGE, "InvalidRange"}:
                 msg = f"it ends before {offset}"
@@ -91,8 +92,8 @@ class S3Store(FsspecStore):
         if reply.status == _OK and offset:
             msg = "the server does not know ranges"
             raise Failure(msg, transient=False)
-        if reply.filled != len(target):
-            msg = f"gave {reply.filled} of {len(target)} bytes from {offset} on"
+        if reply.filled != size:
+            msg = f"gave {reply.filled} of {size} bytes from {offset} on"
             raise Failure(msg, transient=True)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

@@ -122,7 +122,7 @@ class Uploader:
         )
 
     def _at_once(self, source: Source, key: str) -> None:
-        crew = Crew(Pace(), self._bandwidth)
+        crew = Crew(Pace(source.size), self._bandwidth)
         with source.lend(0, source.size) as data:
             for checksum in self._choice.candidates():
                 value = checksum.of(data) if checksum else None
@@ -182,7 +182,7 @@ class Uploader:
             record = self._uploads.begin(key, identity, part)
         try:
             run = _Run(self, self._api, source, record, (reuse.key, etag) if reuse else None)
-            sent = run.parts(plan, resumed, Crew(Pace(), self._bandwidth))
+            sent = run.parts(plan, resumed, Crew(Pace(part), self._bandwidth))
             self._uploads.complete(record, sent, source.size)
         except Failure as failure:
             raise self._ended(record, failure, resumed=bool(resumed)) from None

@@ -1,7 +1,7 @@
 """HTTP/1.1 over connections that are kept: bodies go from, and come into, the caller's memory.
 
-`http.client` copies neither. Timeouts hold for each `_PIECE_BYTES`, not for a whole part, so that
-a slow link is no stalled one.
+`http.client` copies neither. Timeouts hold for each piece, not for a whole part, so that a slow
+link is no stalled one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.s3.failures import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from urllib.parse import SplitResult
 
     from bt_lightning.store.port import Lent
 
-_PIECE_BYTES: Final = 1024 * 1024
 _ERROR_BYTES: Final = 64 * 1024
 _IDLE_S: Final = 15.0
 """A kept connection is used again within this time: servers close theirs from 20 s on."""
@@ -81,8 +81,8 @@ class Wire:
         self,
         signed: Signed,
         body: Lent | None = None,
-        into: memoryview | None = None,
-        proceed: Callable[[int], None] = lambda _: None,
+        into: Sequence[memoryview] | None = None,
+        proceed: Callable[[int], int] = int,
         *,
         most_bytes: int = _ERROR_BYTES,
     ) -> Reply:
@@ -90,7 +90,8 @@ class Wire:
 
         Without such memory, and of errors, at most `most_bytes` are read.
 
-        `proceed` is called with the number of bytes before they are sent; it may wait, or raise.
+        `proceed` is called with a number of bytes before they are sent; it may wait, or raise, and
+        returns how many of them may be.
 
         Raises:
             OSError: the connection could not be made, broke, or stood still.
@@ -187,7 +188,7 @@ def _send(
     signed: Signed,
     target: str,
     body: Lent | None,
-    proceed: Callable[[int], None],
+    proceed: Callable[[int], int],
 ) -> None:
     connection.putrequest(signed.method, target)
     for name, value in {**signed.headers, **getattr(connection, "extra", {})}.items():
@@ -197,10 +198,11 @@ def _send(
         connection.putheader("Content-Length", str(size))
     try:
         connection.endheaders()
-        for start in range(0, size, _PIECE_BYTES):
+        start = 0
+        while start < size:
             assert body is not None
-            stop = min(start + _PIECE_BYTES, size)
-            proceed(stop - start)
+            ahead = min(BLOCK_BYTES - start % BLOCK_BYTES, size - start)
+            stop = start + proceed(ahead)
             if isinstance(connection.sock, ssl.SSLSocket):
                 # a copy: encryption may wait for the network in the middle
                 with body.look(start, stop) as piece:
@@ -208,6 +210,7 @@ def _send(
                 connection.send(copy)
             else:
                 _send_plain(connection, body, start, stop)
+            start = stop
     except (BrokenPipeError, ConnectionResetError):
         if not _readable(connection):
             raise
@@ -230,17 +233,18 @@ def _send_plain(connection: Connection, body: Lent, start: int, stop: int) -> No
             start += sock.send(piece)
 
 
-def _read(response: http.client.HTTPResponse, into: memoryview | None, most_bytes: int) -> Reply:
+def _read(
+    response: http.client.HTTPResponse, into: Sequence[memoryview] | None, most_bytes: int
+) -> Reply:
     headers = {name.lower(): value for name, value in response.getheaders()}
     if into is None or response.status not in {200, 206}:
         body = response.read(most_bytes)
         return Reply(response.status, headers, body)
     filled = 0
-    while filled < len(into):
-        count = response.readinto(into[filled:])
-        if not count:
-            break
-        filled += count
+    for target in into:
+        rest = target
+        while rest and (count := response.readinto(rest)):
+            filled, rest = filled + count, rest[count:]
     if not response.length:
         response.read(1)  # if nothing is left but the end itself, the connection can be kept
     return Reply(response.status, headers, b"", filled)

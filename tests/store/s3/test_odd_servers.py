@@ -219,10 +219,10 @@ def test_a_system_that_gives_no_more_threads_is_served_by_those_there_are(monkey
     monkeypatch.setattr(threading.Thread, "start", limited)
     parts = [Send(number, 1) for number in range(100)]
     done = []
-    Crew(Pace()).run(parts, done.append)
+    Crew(Pace(MIB)).run(parts, done.append)
     assert sorted(part.offset for part in done) == list(range(100))
     with pytest.raises(RuntimeError, match="start new thread"):
-        Crew(Pace()).run(parts, done.append)
+        Crew(Pace(MIB)).run(parts, done.append)
 
 
 @pytest.mark.parametrize(

@@ -76,10 +76,25 @@ def test_parts_without_reuse_are_equal_but_for_the_last(size):
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [(1, PART_BYTES), (10_000 * PART_BYTES, PART_BYTES), (5 * 1024 * GIB, 528 * MIB)],
+    [
+        (1, PART_BYTES),
+        (16 * PART_BYTES, PART_BYTES),
+        (10_000 * 2 * PART_BYTES, 2 * PART_BYTES),
+        (5 * 1024 * GIB, 528 * MIB),
+    ],
 )
 def test_parts_grow_only_as_far_as_the_limit_asks(size, expected):
     assert part_size(size) == expected
+
+
+@given(st.integers(1, 40 * GIB))
+@relaxed
+def test_parts_fill_sixteen_connections_equally_often(size):
+    part = part_size(size)
+    count = -(-size // part)
+    assert PART_BYTES <= part <= 2 * PART_BYTES
+    if part > PART_BYTES:
+        assert -count % 16 <= count // 8 + 1, "the last round leaves many of them idle"
 
 
 def test_what_is_the_same_is_copied_and_the_rest_is_sent():
