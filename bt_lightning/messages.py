@@ -19,6 +19,10 @@ class WorkerConfig:
     store_url: str | None = field(repr=False)
     storage_options: dict[str, object] = field(default_factory=dict, repr=False)
     """Keyword arguments of the fsspec filesystem; may hold secrets, so it has no repr."""
+    upload_bytes_s: float | None = None
+    """Bytes a second that uploads take at most; None for as many as go."""
+    content_md5: bool = False
+    """Whether S3 gets a `Content-MD5` with each part."""
     prefix: str
     """Key prefix of this job and node in the store."""
     drain_s: float

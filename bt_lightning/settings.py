@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+LEAST_MB_S = 0.1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Where checkpoints go and come from, as the environment says it."""
@@ -33,6 +36,8 @@ class Settings:
     """`BT_TRAINING_PROJECT_NAME`, else `BT_TRAINING_PROJECT_ID`."""
     job: str | None = None
     """`BT_TRAINING_JOB_ID`."""
+    upload_mb_s: float | None = None
+    """`BT_UPLOAD_MB_S`: megabytes a second that uploads take at most."""
     node_rank: int = 0
     """`BT_NODE_RANK`: this node's place among the nodes of the job."""
     grace: timedelta | None = None
@@ -51,8 +56,8 @@ class Settings:
 
         Raises:
             InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, `BT_GRACE_S` or
-                `BT_SAVE_INTERVAL` no number of seconds above 0, or `BT_VOLUME_SIZE_GIB` no number
-                of GiB above 0.
+                `BT_SAVE_INTERVAL` no number of seconds above 0, `BT_VOLUME_SIZE_GIB` no number of
+                GiB above 0, or `BT_UPLOAD_MB_S` no number of at least 0.1.
         """
         interval = environ.get("BT_SAVE_INTERVAL") or None
         return cls(
@@ -63,6 +68,7 @@ class Settings:
             or environ.get("BT_TRAINING_PROJECT_ID")
             or None,
             job=environ.get("BT_TRAINING_JOB_ID") or None,
+            upload_mb_s=_rate(environ.get("BT_UPLOAD_MB_S")),
             node_rank=whole_number(environ, "BT_NODE_RANK", 0),
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
             volume_size_gib=_gib("BT_VOLUME_SIZE_GIB", environ.get("BT_VOLUME_SIZE_GIB") or None),
@@ -114,6 +120,24 @@ def _gib(name: str, text: str | None) -> float | None:
 
 def _listed(text: str | None) -> tuple[str, ...]:
     return tuple(part for part in map(str.strip, (text or "").split(",")) if part)
+
+
+def _rate(text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    least_rate("BT_UPLOAD_MB_S", rate)
+    return rate
+
+
+def least_rate(name: str, megabytes: float | None) -> None:
+    """Raise `InvalidSettingError` for a rate at which servers would close the connections."""
+    if megabytes is not None and not LEAST_MB_S <= megabytes < math.inf:
+        msg = f"{name} is {megabytes:g}, expected megabytes a second of at least {LEAST_MB_S:g}"
+        raise InvalidSettingError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,9 @@ class BTLightning(Callback):
             next hook, or `"warn"` and go on.
         drain_timeout: how long the end of a run waits for the store.
         storage_options: keyword arguments of the store's fsspec filesystem.
+        upload_mb_s: megabytes (10^6) a second that the uploads of one rank take at most;
+            `$BT_UPLOAD_MB_S`, else as many as go. A store that is a folder has no limit.
+        content_md5: send a `Content-MD5` with each part, for S3 buckets that insist on it.
         project: its name in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
         job: its name in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
         snapshot: `"lazy"` copies what only optimizers change beside forward and backward, `"eager"`
@@ -106,6 +109,8 @@ class BTLightning(Callback):
         on_error: Literal["raise", "warn"] = "raise",
         drain_timeout: timedelta = timedelta(seconds=120),
         storage_options: dict[str, Any] | None = None,
+        upload_mb_s: float | None = None,
+        content_md5: bool = False,
         project: str | None = None,
         job: str | None = None,
         snapshot: Policy = "auto",
@@ -133,6 +138,8 @@ class BTLightning(Callback):
             on_error=on_error,
             drain_timeout=drain_timeout,
             storage_options=storage_options,
+            upload_mb_s=upload_mb_s,
+            content_md5=content_md5,
             project=project,
             job=job,
             snapshot=snapshot,

@@ -22,7 +22,7 @@ from bt_lightning.lightning_plugin.checks import (
     some_gib,
 )
 from bt_lightning.lightning_plugin.session import Resume, SessionConfig
-from bt_lightning.settings import Job, Settings
+from bt_lightning.settings import Job, Settings, least_rate
 from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Options:
     on_error: Literal["raise", "warn"]
     drain_timeout: timedelta
     storage_options: dict[str, Any] | None = field(repr=False)
+    upload_mb_s: float | None
+    content_md5: bool
     project: str | None
     job: str | None
     snapshot: Policy
@@ -85,6 +87,7 @@ class Options:
         elif self.interval is not None:
             one_of("interval", self.interval, ("auto",))
         some_gib("volume_size_gib", self.volume_size_gib)
+        least_rate("upload_mb_s", self.upload_mb_s)
 
     def merged(self, environ: Mapping[str, str]) -> Options:
         """These, with what the environment says wherever the user said nothing.
@@ -106,6 +109,7 @@ class Options:
                 else settings.volume_size_gib
             ),
             interval=self.interval if self.interval is not None else settings.interval,
+            upload_mb_s=settings.upload_mb_s if self.upload_mb_s is None else self.upload_mb_s,
             settings=settings,
         )
 
@@ -148,6 +152,8 @@ class Options:
             store_url=self.store,
             storage_options=dict(self.storage_options or {}),
             job=self._job(root),
+            upload_mb_s=self.upload_mb_s,
+            content_md5=self.content_md5,
             resume=self.resume,
             weights_only=self.weights_only,
             drain_s=self.drain_timeout.total_seconds(),

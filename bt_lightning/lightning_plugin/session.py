@@ -66,6 +66,8 @@ class SessionConfig:
     load_dir: Path | None
     store_url: str | None = field(repr=False)
     storage_options: dict[str, object] = field(default_factory=dict, repr=False)
+    upload_mb_s: float | None
+    content_md5: bool
     job: Job
     resume: Resume
     weights_only: bool | None
@@ -320,6 +322,8 @@ def _worker(config: SessionConfig) -> Worker:
             root=str(config.root),
             store_url=config.store_url,
             storage_options=dict(config.storage_options),
+            upload_bytes_s=config.upload_mb_s and config.upload_mb_s * 1e6,
+            content_md5=config.content_md5,
             prefix=config.job.prefix,
             drain_s=config.drain_s,
             budget=config.budget,

@@ -8,18 +8,18 @@ from __future__ import annotations
 import contextlib
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreTransientError
 from bt_lightning.store.native_config import az_config
 from bt_lightning.store.parallel import scatter
-from bt_lightning.store.port import secrets_of, translated
+from bt_lightning.store.port import Store, secrets_of, translated
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from bt_lightning.store.port import ObjectInfo, Reuse, Source, Store
+    from bt_lightning.store.port import ObjectInfo, Reuse, Source
 
 SCHEMES: Final = frozenset({"az"})
 _AT_ONCE: Final = 4
@@ -30,6 +30,13 @@ _PLAIN_KEY: Final = re.compile(r"[\w @=+,.~/-]+", re.ASCII)
 _REFUSED: Final = re.compile(r"status code: 4(?!08|16|29)\d\d")
 _CLIENT: Final = {"connect_timeout": "10s", "timeout": "120s"}
 _RETRY: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
+
+
+class Limited(Store, Protocol):
+    """A store that keeps to the user's limit."""
+
+    def proceed(self, size: int) -> None:
+        """Wait until so many bytes may be sent."""
 
 
 class NativeStore:
@@ -44,7 +51,7 @@ class NativeStore:
 
     distant = True
 
-    def __init__(self, inner: Store, client: Any, folder: str, secrets: Collection[str]) -> None:
+    def __init__(self, inner: Limited, client: Any, folder: str, secrets: Collection[str]) -> None:
         self._inner = inner
         self._client = client
         self._folder = folder
@@ -67,11 +74,12 @@ class NativeStore:
         with self._doing("uploading", key):
             if source.size <= PIECE_BYTES:
                 with source.hold(0, source.size) as data:
+                    self._inner.proceed(source.size)
                     obstore.put(self._client, path, bytes(data), use_multipart=False)
                 return
             part = PIECE_BYTES * -(-source.size // (PIECE_BYTES * _MOST_PARTS))
             # a piece is good until the next is asked for, a part until it is sent
-            parts = (bytes(piece) for piece in pieces(source))
+            parts = (self._due(piece) for piece in pieces(source))
             obstore.put(
                 self._client,
                 path,
@@ -80,6 +88,10 @@ class NativeStore:
                 chunk_size=part,
                 max_concurrency=_AT_ONCE,
             )
+
+    def _due(self, piece: memoryview) -> bytes:
+        self._inner.proceed(len(piece))
+        return bytes(piece)
 
     def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
         """Download that range in one request."""
@@ -147,7 +159,7 @@ class NativeStore:
 
 
 def native(
-    inner: Store, url: str, options: Mapping[str, object], environment: Mapping[str, str]
+    inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
 ) -> Store:
     """`inner`, with its bytes moved by obstore where that is certain to be the same user's doing.
 

@@ -30,7 +30,7 @@ def in_parallel(act: Callable[[T], R], items: Collection[T], threads: int) -> li
     """
     if min(threads, len(items)) <= 1:
         return [act(item) for item in items]
-    with ThreadPoolExecutor(min(threads, len(items)), "bt_lightning read") as pool:
+    with ThreadPoolExecutor(min(threads, len(items)), "bt_lightning store") as pool:
         futures = [pool.submit(act, item) for item in items]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)

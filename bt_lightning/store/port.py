@@ -9,7 +9,7 @@ import contextlib
 import errno
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
 
@@ -115,6 +115,19 @@ class Reuse:
     key: str
     ranges: tuple[tuple[int, int], ...]
     """(offset, size) in bytes, ascending, apart; each offset is a multiple of `BLOCK_BYTES`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """How a user wants bytes to be sent."""
+
+    bytes_s: float | None = None
+    """Bytes a second that all connections together send at most; None for as many as go."""
+    content_md5: bool = False
+    """Whether S3 gets a `Content-MD5` with each part, for buckets that insist on it."""
+
+
+AS_IT_GOES: Final = Sending()
 
 
 class Store(Protocol):

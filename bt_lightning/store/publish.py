@@ -8,7 +8,7 @@ manifest is nobody's: a later start of the same job may sweep it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import (
     CheckpointCorruptError,
@@ -29,6 +29,7 @@ from bt_lightning.layout import (
 )
 from bt_lightning.localdir.committed import check_sizes, is_unchanged
 from bt_lightning.store.metered import Metered
+from bt_lightning.store.parallel import in_parallel
 from bt_lightning.store.port import Reuse
 from bt_lightning.store.relay import PlaceSource
 from bt_lightning.store.sources import FileSource, same_ranges
@@ -43,6 +44,12 @@ if TYPE_CHECKING:
     from bt_lightning.store.port import Store
     from bt_lightning.store.sent import Sent
     from bt_lightning.store.sources import DescribedSource
+
+
+_SMALL_BYTES: Final = 8 * 1024 * 1024
+_SMALL_AT_ONCE: Final = 8
+_WORTH_A_THREAD: Final = 4
+"""Small files for which another thread is begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +224,23 @@ def _send_files(
     base: Base | None,
     tenure: Tenure | None,
 ) -> None:
+    """Large files one after the other, each in parts side by side; small ones side by side."""
     sizes = _sent_sizes(store, place, tenure)
-    for entry in checkpoint.manifest.files:
+
+    def send(entry: FileEntry) -> None:
         if tenure is not None:
             tenure.check()
         key = f"{place}/{entry.path}"
         if _is_sent(tenure, sizes, key, entry):
-            continue
+            return
         with FileSource(checkpoint.path / entry.path, entry) as source:
             _send(store, key, source, base, tenure)
+
+    small = [entry for entry in checkpoint.manifest.files if entry.size <= _SMALL_BYTES]
+    for entry in checkpoint.manifest.files:
+        if entry.size > _SMALL_BYTES:
+            send(entry)
+    in_parallel(send, small, min(_SMALL_AT_ONCE, len(small) // _WORTH_A_THREAD))
 
 
 def _sent_sizes(store: Store, place: str, tenure: Tenure | None) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,17 @@ from bt_lightning.errors import (
     InvalidSettingError,
     StoreTransientError,
 )
+from bt_lightning.store.bandwidth import Bandwidth
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.native import SCHEMES, native
 from bt_lightning.store.parallel import scatter
-from bt_lightning.store.port import ObjectInfo, Store, redact, secrets_of, translated
+from bt_lightning.store.port import AS_IT_GOES, ObjectInfo, Store, redact, secrets_of, translated
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from bt_lightning.store.port import Reuse, Source
+    from bt_lightning.store.port import Reuse, Sending, Source
 
 _S3 = frozenset({"s3", "s3a"})
 _CONNECT_S = 10
@@ -34,7 +36,9 @@ class FsspecStore:
 
     distant = True
 
-    def __init__(self, url: str, storage_options: Mapping[str, object]) -> None:
+    def __init__(
+        self, url: str, storage_options: Mapping[str, object], sending: Sending = AS_IT_GOES
+    ) -> None:
         self._secrets = secrets_of(dict(storage_options))
         self._name = redact(url, self._secrets).rstrip("/")
         import fsspec
@@ -43,6 +47,7 @@ class FsspecStore:
         with translated(f"opening {self._name}", self._secrets):
             self._fs, root = fsspec.core.url_to_fs(url, **options)
         self._root = root.rstrip("/")
+        self._bandwidth = Bandwidth(sending.bytes_s) if sending.bytes_s else None
 
     @property
     def name(self) -> str:
@@ -56,16 +61,23 @@ class FsspecStore:
                 return
             if source.size <= PIECE_BYTES:
                 with source.hold(0, source.size) as data:
+                    self.proceed(source.size)
                     self._fs.pipe_file(self._path(key), bytes(data))
                 return
             target = self._fs.open(self._path(key), "wb", block_size=PIECE_BYTES)
             try:
                 for piece in pieces(source):
+                    self.proceed(len(piece))
                     target.write(piece)
             except BaseException:
                 _discard(target)
                 raise
             target.close()
+
+    def proceed(self, size: int) -> None:
+        """Wait until the user's limit lets bytes be sent: with these clients, whole pieces."""
+        if self._bandwidth is not None:
+            time.sleep(self._bandwidth.take_all(size, time.monotonic()))
 
     def _copied(self, there: str, key: str) -> bool:
         """Copy inside the store; False if it has no such call, or the other object is gone."""
@@ -214,11 +226,13 @@ def open_store(
     url: str,
     storage_options: Mapping[str, object] | None = None,
     journal: Path | None = None,
+    sending: Sending = AS_IT_GOES,
 ) -> Store:
     """The store at `url`: a plain path, `file://`, or any scheme that fsspec knows here.
 
     `journal` is a directory of the one process that sends; with it, uploads to S3 that were cut
-    off go on where they were. Without it, they begin anew.
+    off go on where they were. Without it, they begin anew. What is a folder here is sent without a
+    limit.
 
     Raises:
         InvalidSettingError: nobody knows the scheme, or its package is not installed.
@@ -235,11 +249,11 @@ def open_store(
             _check_known(scheme, url)
             from bt_lightning.store.s3.store import S3Store  # it is built upon this module
 
-            return S3Store(url, options, journal)
+            return S3Store(url, options, journal, sending=sending)
 
         return opened() if journal else quick(url, options, os.environ, opened)
     _check_known(scheme, url)
-    store = FsspecStore(url, options)
+    store = FsspecStore(url, options, sending)
     return native(store, url, options, os.environ) if scheme in SCHEMES else store
 
 

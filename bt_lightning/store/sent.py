@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -26,13 +27,14 @@ def uploads_folder(root: Path) -> Path:
 
 
 class Sent:
-    """Key -> digest of the object there, in a file to which lines are added. One thread's."""
+    """Key -> digest of the object there, in a file to which lines are added. Any thread's."""
 
     def __init__(self, root: Path, place: str) -> None:
         """`place` names the part of the store that is meant."""
         name = f"sent-{xxhash.xxh3_128_hexdigest(place.encode())}.jsonl"
         self._file = uploads_folder(root) / name
         self._token, self._digests = _read(self._file)
+        self._lock = threading.Lock()
 
     def pass_on(self, before: str | None, token: str) -> None:
         """The lease `token` followed the lease `before`: forget what was sent under any other."""
@@ -47,15 +49,17 @@ class Sent:
 
     def began(self, key: str) -> None:
         """Other bytes are about to be sent to `key`."""
-        if key in self._digests:
-            self._keep({other: d for other, d in self._digests.items() if other != key})
+        with self._lock:
+            if key in self._digests:
+                self._keep({other: d for other, d in self._digests.items() if other != key})
 
     def add(self, key: str, digest: str) -> None:
         """These bytes are there. Lost with the power at worst: then they are sent again."""
-        self._digests[key] = digest
-        with contextlib.suppress(OSError), self._file.open("r+", encoding="ascii") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.write(json.dumps([key, digest]) + "\n")
+        with self._lock:
+            self._digests[key] = digest
+            with contextlib.suppress(OSError), self._file.open("r+", encoding="ascii") as stream:
+                stream.seek(0, os.SEEK_END)
+                stream.write(json.dumps([key, digest]) + "\n")
 
     def under(self, folder: str) -> frozenset[str]:
         """The keys in a folder."""
@@ -63,8 +67,9 @@ class Sent:
 
     def drop(self, folder: str) -> None:
         """Forget what is in a folder: it is published, or about to be deleted."""
-        if gone := self.under(folder):
-            self._keep({key: d for key, d in self._digests.items() if key not in gone})
+        with self._lock:
+            if gone := self.under(folder):
+                self._keep({key: d for key, d in self._digests.items() if key not in gone})
 
     def _keep(self, digests: dict[str, str]) -> None:
         """Durable: what is forgotten must not come back with a crash.

@@ -66,7 +66,8 @@ class Answers:
             self._store = open_store(
                 self._config.store_url or "",
                 self._config.storage_options,
-                journal=uploads_folder(self._root),
+                uploads_folder(self._root),
+                Sending(bytes_s=self._config.upload_bytes_s, content_md5=self._config.content_md5),
             )
         return self._store
 

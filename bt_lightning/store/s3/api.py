@@ -96,6 +96,8 @@ class Api:
         name = client.meta.method_to_api_mapping[operation]
         members = client.meta.service_model.operation_model(name).input_shape.members
         everything = {**self._fs.s3_additional_kwargs, **self._fs.req_kw, **given}
+        for key in [key for key in everything if key.startswith("SSECustomer")]:
+            everything[f"CopySource{key}"] = everything[key]  # what we copy is ours
         everything["Bucket"] = self.bucket
         return {
             name: value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,6 +44,15 @@ class Checksum:
             with data.look(start, min(start + BLOCK_BYTES, data.size)) as block:
                 value = self.function(block, value)
         return base64.b64encode(value.to_bytes(self.width, "big")).decode("ascii")
+
+
+def content_md5(data: Lent) -> str:
+    """The value of a `Content-MD5` header."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for start in range(0, data.size, BLOCK_BYTES):
+        with data.look(start, min(start + BLOCK_BYTES, data.size)) as block:
+            digest.update(block)
+    return base64.b64encode(digest.digest()).decode("ascii")
 
 
 def known() -> tuple[Checksum, ...]:

@@ -13,7 +13,8 @@ from bt_lightning.store.s3.failures import SLOW_DOWN, Failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from bt_lightning.store.s3.pace import Bandwidth, Pace
+    from bt_lightning.store.bandwidth import Bandwidth
+    from bt_lightning.store.s3.pace import Pace
     from bt_lightning.store.s3.plan import Part
 
 P = TypeVar("P", bound="Part")
@@ -92,7 +93,7 @@ class Crew:
         """
         if self._bandwidth is not None:
             most, wait = self._bandwidth.take(most, time.monotonic())
-            self._stop.wait(wait)
+            self.rest(wait)
         if self._stop.is_set():
             raise Stopped
         with self._changed:
@@ -101,7 +102,7 @@ class Crew:
         return most
 
     def rest(self, seconds: float) -> None:
-        """Wait before another try; the end of the run ends it too."""
+        """Wait; the end of the run ends it too."""
         self._stop.wait(seconds)
 
     def seen(self, failure: Failure, began: float) -> None:

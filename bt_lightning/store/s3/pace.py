@@ -1,8 +1,7 @@
-"""How many parts are under way at a time, and how many bytes a second. Pure: clocks are passed."""
+"""How many parts are under way at a time. Pure: clocks are passed."""
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 START: Final = 4
@@ -14,8 +13,6 @@ _FLIGHT_S: Final = 10.0
 _LOOK_S: Final = 0.1
 _BUFFERED: Final = 8 * 1024 * 1024
 """Bytes of a connection that the systems at both ends take before anything was carried."""
-_PIECE_S: Final = 0.25
-_LEAST_PIECE: Final = 16 * 1024
 _FAST: Final = 256e6
 """Bytes a second of a connection that the processors limit, and not the link."""
 
@@ -76,23 +73,3 @@ class Pace:
             return
         self._halved_at = now
         self.width = max(1, self.width // 2)
-
-
-class Bandwidth:
-    """Bytes a second that may be sent by all connections together; called by any thread."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._free_at: float | None = None
-        self._lock = threading.Lock()
-
-    def take(self, most: int, now: float) -> tuple[int, float]:
-        """Take up to `most` bytes; return how many, and the seconds to wait before they are sent.
-
-        They are few enough that no connection falls silent for long: servers close such.
-        """
-        size = min(most, max(_LEAST_PIECE, int(self._rate * _PIECE_S)))
-        with self._lock:
-            start = now if self._free_at is None else max(now, self._free_at)
-            self._free_at = start + size / self._rate
-        return size, start - now

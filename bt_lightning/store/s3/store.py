@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, StorePermanentError, StoreTransientError
 from bt_lightning.layout import under
-from bt_lightning.store.port import ObjectInfo, Reuse, redact
+from bt_lightning.store.port import AS_IT_GOES, ObjectInfo, Reuse, redact
 from bt_lightning.store.remote import FsspecStore
 from bt_lightning.store.s3.api import Api, retried
 from bt_lightning.store.s3.failures import MISSING, Failure
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from bt_lightning.store.port import Source
+    from bt_lightning.store.port import Sending, Source
 
 _OK = 200
 _RANGE = "416"
@@ -35,14 +35,14 @@ class S3Store(FsspecStore):
         journal: Path | None = None,
         *,
         part_bytes: int = PART_BYTES,
-        bandwidth: float | None = None,
+        sending: Sending = AS_IT_GOES,
     ) -> None:
         """Open the store.
 
         `journal` is a directory of one writer's, in which uploads that are cut off are remembered.
-        `part_bytes` is a multiple of `BLOCK_BYTES`, at least two. `bandwidth` is in bytes a second.
+        `part_bytes` is a multiple of `BLOCK_BYTES`, at least two.
         """
-        super().__init__(url, storage_options)
+        super().__init__(url, storage_options, sending)
         bucket, self._base, _ = self._fs.split_path(self._root)
         self._api = Api(self._fs, bucket)
         self._uploader = Uploader(
@@ -50,7 +50,7 @@ class S3Store(FsspecStore):
             self._name,
             Journal(journal) if journal else None,
             part_bytes=part_bytes,
-            bandwidth=bandwidth,
+            sending=sending,
         )
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:

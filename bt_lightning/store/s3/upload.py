@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
+from bt_lightning.store.bandwidth import Bandwidth
+from bt_lightning.store.port import AS_IT_GOES
 from bt_lightning.store.s3 import failures
 from bt_lightning.store.s3.api import retried
-from bt_lightning.store.s3.checksums import Choice, named
+from bt_lightning.store.s3.checksums import Choice, content_md5, named
 from bt_lightning.store.s3.crew import Crew
 from bt_lightning.store.s3.failures import Failure
 from bt_lightning.store.s3.multipart import Uploads
-from bt_lightning.store.s3.pace import Bandwidth, Pace
+from bt_lightning.store.s3.pace import Pace
 from bt_lightning.store.s3.plan import (
     COPY_BYTES,
     LEAST_BYTES,
@@ -32,7 +34,7 @@ from bt_lightning.store.sources import whole
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from bt_lightning.store.port import Lent, Reuse, Source
+    from bt_lightning.store.port import Lent, Reuse, Sending, Source
     from bt_lightning.store.s3.api import Api
     from bt_lightning.store.s3.checksums import Checksum
     from bt_lightning.store.s3.journal import Journal, Record
@@ -58,13 +60,14 @@ class Uploader:
         journal: Journal | None,
         *,
         part_bytes: int = PART_BYTES,
-        bandwidth: float | None = None,
+        sending: Sending = AS_IT_GOES,
     ) -> None:
         self._api = api
         self._choice = Choice()
         self._uploads = Uploads(api, store, journal, self._choice)
         self._part_bytes = part_bytes
-        self._bandwidth = Bandwidth(bandwidth) if bandwidth else None
+        self._bandwidth = Bandwidth(sending.bytes_s) if sending.bytes_s else None
+        self._content_md5 = sending.content_md5
 
     def abandon(self, folder: str, keep: Collection[str]) -> None:
         """Give up uploads to keys that begin with `folder`, but for those in `keep`."""
@@ -150,6 +153,8 @@ class Uploader:
         """Send bytes, and compare what the server says of them with their checksum."""
         if checksum is not None:
             parameters[checksum.parameter] = value
+        if self._content_md5:
+            parameters["ContentMD5"] = content_md5(data)
         reply = self._api.transfer(operation, data, proceed=crew.proceed, **parameters)
         if "etag" not in reply.headers:
             msg = "the answer names no ETag: it is none of S3's"

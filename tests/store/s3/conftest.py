@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import xxhash
 
+from bt_lightning.store.port import AS_IT_GOES
 from bt_lightning.store.s3.store import S3Store
 from bt_lightning.store.sources import Steady
 
@@ -82,6 +83,7 @@ class FaultProxy(ThreadingTCPServer):
         with self.changed:
             self.faults = {int(name[1:]): kind for name, kind in faults.items()}
             self.seen = []
+            self.headers = []
             self.received = 0
             """Bytes of bodies."""
             self.under_way = 0
@@ -144,6 +146,7 @@ class _Handler(StreamRequestHandler):
         while (header := self.rfile.readline().decode("latin-1").strip()) != "":
             name, _, value = header.partition(":")
             headers[name.lower()] = value.strip()
+        self.server.headers.append(headers)
         fault = self.server.began(_operation(method, target, headers))
         try:
             return self._served(method, target, headers, fault)
@@ -239,6 +242,7 @@ def connect(weed, tmp_path):
         journal=tmp_path / "journal",
         kind=None,
         part_bytes=8 * MIB,
+        sending=AS_IT_GOES,
         **options,
     ):
         """`kind` is that of a fault: what stalls should not do so for long."""
@@ -249,7 +253,7 @@ def connect(weed, tmp_path):
             "config_kwargs": {**timeouts, "retries": {"max_attempts": 0}},
             **options,
         }
-        return S3Store(url, options, journal, part_bytes=part_bytes)
+        return S3Store(url, options, journal, part_bytes=part_bytes, sending=sending)
 
     return connect
 

@@ -234,7 +234,7 @@ def test_an_object_that_cannot_be_reused_is_sent_whole(connect, memory, data, ke
 
 def test_a_slow_link_is_not_a_stalled_one(connect, memory):
     """Timeouts hold for a piece: a part may take longer than any of them."""
-    from bt_lightning.store.s3.pace import Bandwidth
+    from bt_lightning.store.bandwidth import Bandwidth
 
     timeouts = {"connect_timeout": 5, "read_timeout": 0.4}
     store = connect(config_kwargs=timeouts)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
+import hashlib
 import ipaddress
+import random
 import ssl
+from types import SimpleNamespace
 
 import pytest
 
 from bt_lightning.errors import StoreError, StorePermanentError
+from bt_lightning.store.port import Reuse, Sending
 from bt_lightning.store.remote import open_store
-from bt_lightning.store.s3 import checksums
+from bt_lightning.store.s3 import checksums, crew
 from bt_lightning.store.s3.checksums import Choice
 
+MIB = 1024 * 1024
 DATA = b"bytes" * 100_000
 
 
@@ -148,6 +154,57 @@ def test_options_of_every_request_reach_ours(connect, weed, memory):
         facts = store._api.call("head_object", Key=store._key(f"key-{size}"))
         assert facts["ContentType"] == "a/kind"
         assert facts["Metadata"] == {"made-by": "us"}
+
+
+@pytest.mark.parametrize("kind", ["AES256", "customer"])
+def test_encryption_that_is_set_for_s3fs_holds_for_files_too(connect, memory, kind):
+    key = "0123456789abcdef" * 2
+    words = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
+    words = {"ServerSideEncryption": "AES256"} if kind == "AES256" else words
+    store, data = connect(s3_additional_kwargs=words), random.Random(1).randbytes(20 * MIB)
+    for name, size in (("small", 1000), ("large", 20 * MIB)):
+        store.send(memory(data[:size]), name)
+        facts = store._api.call("head_object", Key=store._key(name))
+        if kind == "AES256":
+            assert facts["ServerSideEncryption"] == "AES256"
+        else:
+            assert facts["SSECustomerAlgorithm"] == "AES256"
+        target = memoryview(bytearray(size))
+        store.read_into(name, 0, target)
+        assert target == data[:size]
+    store.put("note", b"by s3fs")
+    assert store.read("note") == b"by s3fs"
+    changed = memory(data[: 16 * MIB] + bytes(4 * MIB))
+    store.send(changed, "next", Reuse("large", ((0, 16 * MIB),)))
+    target = memoryview(bytearray(20 * MIB))
+    store.read_into("next", 0, target)
+    assert target == changed._data
+    if kind == "customer":
+        with pytest.raises(StoreError):
+            connect().read_into("large", 0, target)
+
+
+def test_a_bucket_that_insists_on_md5_gets_it(connect, proxied, weed, memory):
+    proxy = proxied(weed)
+    store = connect(proxy.endpoint, sending=Sending(content_md5=True))
+    for size in (1000, 9 * MIB):
+        data = b"y" * size
+        store.send(memory(data), f"key-{size}")
+        wanted = base64.b64encode(hashlib.md5(data[: 8 * MIB]).digest()).decode()
+        assert wanted in {headers.get("content-md5") for headers in proxy.headers}
+
+
+def test_no_more_is_sent_than_the_user_allows(connect, proxied, weed, memory, monkeypatch):
+    """By a clock that stands still: each waits until those before it had their time."""
+    waited = []
+    proxy = proxied(weed)
+    store = connect(proxy.endpoint, sending=Sending(bytes_s=1e6))
+    monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: 5.0))
+    monkeypatch.setattr(crew.Crew, "rest", lambda _, seconds: waited.append(seconds))
+    store.send(memory(b"z" * 20 * MIB), "key")
+    assert len(waited) >= 20 * MIB / 250_000, "no connection falls silent for long"
+    assert len(set(waited)) == len(waited), "they share one cap"
+    assert 20.9 - 0.25 <= max(waited) <= 20.98, "21 MB at 1 MB a second"
 
 
 @pytest.mark.parametrize("name", [each.name for each in checksums.known()])
