@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from servers import KEY, SECRET, Server
 
 from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
-from bt_lightning.localdir.digest import Hasher
+from bt_lightning.localdir.digest import Hasher, digest_file
 from bt_lightning.store.catalog import fetch
 from bt_lightning.store.port import Reuse
 from bt_lightning.store.publish import publish
@@ -40,9 +40,12 @@ class Ours:
     def prepare(self, source: Bytes) -> None:
         """Digests, before the clock starts: a committed checkpoint has them."""
 
-        hasher = Hasher()
-        hasher.update(source.view)
-        self.entry = hasher.entry(Path(source.path).name)
+        if source.in_memory:
+            hasher = Hasher()
+            hasher.update(source.view)
+            self.entry = hasher.entry(Path(source.path).name)
+        else:
+            self.entry = digest_file(Path(source.path), Path(source.path).name)
 
     def upload(
         self, source: Bytes, key: str, reuse: tuple[str, list[tuple[int, int]]] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import re
@@ -14,16 +15,30 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 PART = 32 * MIB
+MADV_POPULATE_READ = 22
 
 
 class Bytes:
-    """What is sent: a mapping, and a path under which a client that needs a file can open it."""
+    """What is sent, and a path under which a client that needs a file can open it.
+
+    A file is mapped by the client that wants it so, on its own time.
+    """
 
     def __init__(self, path: str, descriptor: int, size: int, *, in_memory: bool) -> None:
         self.path, self.size, self.in_memory = path, size, in_memory
         self.descriptor = descriptor
-        self.mapping = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
-        self.view = memoryview(self.mapping)
+
+    @functools.cached_property
+    def mapping(self) -> mmap.mmap:
+        """All bytes, read in at once where the system can."""
+        made = mmap.mmap(self.descriptor, self.size, prot=mmap.PROT_READ)
+        with contextlib.suppress(OSError):  # before Linux 5.14
+            made.madvise(MADV_POPULATE_READ)
+        return made
+
+    @functools.cached_property
+    def view(self) -> memoryview:
+        return memoryview(self.mapping)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 PAGE = mmap.PAGESIZE
+MADV_POPULATE_WRITE = 23
 
 
 class Arena:
@@ -61,6 +62,8 @@ class Arena:
         return [(0, first), (last, self.size - last)]
 
     def write(self, path: Path) -> None:
+        with contextlib.suppress(OSError):  # a write from pages that are not there comes in crumbs
+            self.mapping.madvise(MADV_POPULATE_WRITE)
         with path.open("xb", buffering=0) as file:
             view = self.view
             while view:
