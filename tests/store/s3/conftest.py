@@ -175,6 +175,9 @@ class _Handler(StreamRequestHandler):
         status, reply, data = self._passed_on(method, target, headers, bytes(body))
         if fault == "lost":
             return self._reset()
+        if fault == "flip" and method == "GET" and data:
+            data = bytearray(data)
+            data[len(data) // 2] ^= 1
         head = [f"HTTP/1.1 {status} x"]
         skip = {"connection", "transfer-encoding", "content-length"}
         head += [f"{name}: {value}" for name, value in reply if name.lower() not in skip]

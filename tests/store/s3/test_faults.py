@@ -13,11 +13,15 @@ import pytest
 
 from bt_lightning.errors import (
     CheckpointCorruptError,
+    CheckpointError,
     StoreError,
     StorePermanentError,
     StoreTransientError,
 )
+from bt_lightning.localdir.committed import verify
+from bt_lightning.store.catalog import fetch
 from bt_lightning.store.port import Reuse
+from bt_lightning.store.publish import publish
 from bt_lightning.store.retry import RetryingStore
 
 MIB = 1024 * 1024
@@ -93,6 +97,52 @@ def test_any_one_request_of_a_download_may_fail(connect, proxied, weed, memory, 
     store.read_into("key", 5 * MIB, target)
     assert target == data[5 * MIB : 8 * MIB]
     assert proxy.seen == ["GET", "GET"]
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_a_burst_of_refusals_is_outlasted(connect, proxied, weed, memory, data, length, uploads_of):
+    """From each request of an upload on, and of a download."""
+    proxy = proxied(weed)
+    store = RetryingStore(connect(proxy.endpoint), sleep=lambda _: None)
+    for number in steps():
+        proxy.reset(**{f"n{number + more}": "503" for more in range(length)})
+        store.send(memory(data), f"key-{number}")
+        if len(proxy.seen) < number:
+            break
+        assert bytes_of(connect(), f"key-{number}") == data
+    assert number == 6
+    assert uploads_of(connect()) == []
+    proxy.reset(**{f"n{number}": "503" for number in range(1, length + 1)})
+    target = memoryview(bytearray(MIB))
+    store.read_into("key-1", 0, target)
+    assert target == data[:MIB]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_one_request_of_a_fetch_may_fail(connect, proxied, weed, make, data, kind, tmp_path):
+    """Manifest, list and ranges: it ends with the right bytes, or with an error and nothing."""
+    local = make(tmp_path / "local", files={"large": data, "small": data[:1000]})
+    publish(connect(), "p", local)
+    proxy = proxied(weed)
+    for number in steps():
+        store = RetryingStore(connect(proxy.endpoint, kind=kind), sleep=lambda _: None)
+        root = tmp_path / str(number)
+        root.mkdir()
+        proxy.reset(**{f"n{number}": kind})
+        failed = None
+        try:
+            fetch(store, "p", "checkpoint-1", root, root / "back")
+        except CheckpointError as error:
+            failed = error
+        if failed is not None:
+            assert kind in {"403", "flip", "200-error", "truncate"}, failed
+            assert not (root / "back").exists()
+            proxy.reset()
+            fetch(store, "p", "checkpoint-1", root, root / "back")
+        elif len(proxy.seen) < number:
+            break
+        assert verify(root / "back").digest == local.manifest.digest
+    assert number >= 5, "manifest, list, the large file's ranges, the small file"
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "stall", "truncate"])
