@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.store.port import Lent
 
+_ENCRYPTED_BYTES: Final = 256 * 1024
 _ERROR_BYTES: Final = 64 * 1024
 _IDLE_S: Final = 15.0
 """A kept connection is used again within this time: servers close theirs from 20 s on."""
@@ -204,10 +205,7 @@ def _send(
             ahead = min(BLOCK_BYTES - start % BLOCK_BYTES, size - start)
             stop = start + proceed(ahead)
             if isinstance(connection.sock, ssl.SSLSocket):
-                # a copy: encryption may wait for the network in the middle
-                with body.look(start, stop) as piece:
-                    copy = bytes(piece)
-                connection.send(copy)
+                _send_encrypted(connection, body, start, stop)
             else:
                 _send_plain(connection, body, start, stop)
             start = stop
@@ -215,6 +213,14 @@ def _send(
         if not _readable(connection):
             raise
         # the server has answered before it took all: the answer says why
+
+
+def _send_encrypted(connection: Connection, body: Lent, start: int, stop: int) -> None:
+    """Send a copy: encryption may wait for the network in the middle, each time up to a timeout."""
+    for first in range(start, stop, _ENCRYPTED_BYTES):
+        with body.look(first, min(first + _ENCRYPTED_BYTES, stop)) as piece:
+            copy = bytes(piece)
+        connection.send(copy)
 
 
 def _send_plain(connection: Connection, body: Lent, start: int, stop: int) -> None:
