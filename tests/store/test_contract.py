@@ -102,6 +102,15 @@ class StoreContract:
         store.put("a/b", b"x")
         assert store.read("a") is None
 
+    def test_one_request_fills_several_pieces_of_memory(self, store):
+        data = os.urandom(700_000)
+        store.put("key", data)
+        buffer = bytearray(600_000)
+        view = memoryview(buffer)
+        targets = [view[:1], view[1:1], view[1:400_000], view[400_000:600_000]]
+        store.read_into("key", 50_000, *targets)
+        assert buffer == data[50_000:650_000]
+
     def test_a_file_goes_there_and_back(self, store, tmp_path, send, download):
         source, target = tmp_path / "source", tmp_path / "target"
         for data in (b"", b"x" * 1000):

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import threading
 import uuid
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -17,6 +18,7 @@ from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
+    StorePermanentError,
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, MARKER
@@ -321,6 +323,38 @@ def test_a_restart_does_not_send_again_what_had_arrived(make, root, tmp_path):
         assert keys(store) == {f"checkpoint-1/{name}" for name in (*FILES, MANIFEST)}
         if done:
             return
+
+
+def test_many_small_files_go_side_by_side(make, root, tmp_path):
+    """Whoever sends waits for another who sends: one after the other, nobody would come through."""
+    pair = threading.Barrier(2, timeout=30)
+
+    class Paired(LocalStore):
+        def send(self, source, key, reuse=None):
+            pair.wait()
+            super().send(source, key, reuse)
+
+    files = {f"file-{number}": bytes([number]) * 100 for number in range(8)}
+    local = make(root, files=files)
+    store = Paired(tmp_path / "store")
+    publish(store, "", local)
+    fetch(store, "", "checkpoint-1", tmp_path, tmp_path / "back")
+    assert verify(tmp_path / "back").digest == local.manifest.digest
+
+
+def test_of_many_small_files_one_that_fails_ends_the_publication(make, root, tmp_path):
+    class Refusing(LocalStore):
+        def send(self, source, key, reuse=None):
+            if key.endswith("file-17"):
+                msg = "no"
+                raise StorePermanentError(msg)
+            super().send(source, key, reuse)
+
+    local = make(root, files={f"file-{number}": b"x" * 100 for number in range(40)})
+    store = Refusing(tmp_path / "store")
+    with pytest.raises(StorePermanentError, match="no"):
+        publish(store, "", local)
+    assert store.read(f"checkpoint-1/{MANIFEST}") is None
 
 
 def test_a_full_disk_does_not_keep_its_checkpoint_from_the_store(make, root, store):

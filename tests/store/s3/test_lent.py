@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -15,6 +16,8 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.localdir.digest import digest_file
+from bt_lightning.store import sources
+from bt_lightning.store.sources import FileSource
 from bt_lightning.worker.ahead import LentSource
 
 MIB = 1024 * 1024
@@ -125,3 +128,41 @@ def test_whoever_wants_the_memory_back_never_waits_for_the_network(connect, want
                 server.accept()[0].close()
         assert len(errors) == 1
         source.close()
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_is_verified_by_its_blocks_in_any_order(file, monkeypatch, mapped):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "as on some network file systems")
+
+    if not mapped:
+        monkeypatch.setattr(sources, "MappedFile", refuse)
+    data, entry = file.read_bytes(), digest_file(file, file.name)
+    with FileSource(file, entry) as source, source.lend(4 * MIB, 12 * MIB) as lent:
+        for start, stop in ((0, 4 * MIB), (9 * MIB, 10 * MIB), (5, 77), (4 * MIB, 6 * MIB), (1, 2)):
+            with lent.look(start, stop) as view:
+                assert view == data[4 * MIB + start : 4 * MIB + stop]
+    changed = bytearray(data)
+    changed[9 * MIB] ^= 1
+    file.write_bytes(changed)
+    with FileSource(file, entry) as source, source.lend(4 * MIB, 12 * MIB) as lent:
+        with lent.look(0, 4 * MIB) as view:
+            assert view == data[4 * MIB : 8 * MIB]
+        with pytest.raises(CheckpointCorruptError, match="block 2"), lent.look(4 * MIB, 5 * MIB):
+            pass
+
+
+def test_a_disk_that_refuses_a_mapped_page_is_asked_the_other_way(file, monkeypatch):
+    """One buffer serves all blocks then: none may be taken for another."""
+
+    def refuse(*_):
+        raise OSError(errno.EIO, "as a disk says it")
+
+    data, entry = file.read_bytes(), digest_file(file, file.name)
+    with FileSource(file, entry) as source, source.lend(0, 12 * MIB) as lent:
+        with lent.look(0, MIB) as view:
+            assert view == data[:MIB]
+        monkeypatch.setattr(sources.MappedFile, "read", refuse)
+        for start in (4 * MIB, 8 * MIB, 4 * MIB, 0):
+            with lent.look(start, start + MIB) as view:
+                assert view == data[start : start + MIB]
