@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 
 _SMALL_BYTES: Final = 8 * 1024 * 1024
-_SMALL_AT_ONCE: Final = 8
-_WORTH_A_THREAD: Final = 4
-"""Small files for which another thread is begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +233,11 @@ def _send_files(
         with FileSource(checkpoint.path / entry.path, entry) as source:
             _send(store, key, source, base, tenure)
 
-    small = [entry for entry in checkpoint.manifest.files if entry.size <= _SMALL_BYTES]
     for entry in checkpoint.manifest.files:
         if entry.size > _SMALL_BYTES:
             send(entry)
-    in_parallel(send, small, min(_SMALL_AT_ONCE, len(small) // _WORTH_A_THREAD))
+    small = [entry for entry in checkpoint.manifest.files if entry.size <= _SMALL_BYTES]
+    in_parallel(send, small, min(8, len(small) // 4))  # for fewer files no thread is worth it
 
 
 def _sent_sizes(store: Store, place: str, tenure: Tenure | None) -> dict[str, int]:

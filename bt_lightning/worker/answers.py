@@ -21,6 +21,7 @@ from bt_lightning.messages import (
 from bt_lightning.store.catalog import bring, look
 from bt_lightning.store.download import check_room, verify
 from bt_lightning.store.place import StorePlace
+from bt_lightning.store.port import Sending
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.sent import uploads_folder
