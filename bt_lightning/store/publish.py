@@ -233,10 +233,8 @@ def _send_files(
         with FileSource(checkpoint.path / entry.path, entry) as source:
             _send(store, key, source, base, tenure)
 
-    for entry in checkpoint.manifest.files:
-        if entry.size > _SMALL_BYTES:
-            send(entry)
     small = [entry for entry in checkpoint.manifest.files if entry.size <= _SMALL_BYTES]
+    in_parallel(send, [each for each in checkpoint.manifest.files if each.size > _SMALL_BYTES], 1)
     in_parallel(send, small, min(8, len(small) // 4))  # for fewer files no thread is worth it
 
 
