@@ -108,6 +108,12 @@ def committed_at(key: str) -> tuple[str, str, int, str] | None:
     return project, job, int(rank), folder
 
 
+def node_of(folder: str) -> tuple[str, str, int] | None:
+    """Project, job and node rank of the folder `.../rank-<node>` of a store; None of others."""
+    found = committed_at(f"{folder}/-/{MANIFEST}")
+    return None if found is None or "/" in found[3] else found[:3]
+
+
 def store_folder(checkpoint_id: str, number: int) -> str:
     """Folder of a checkpoint in the store; `number` counts generations of one id from 1."""
     return checkpoint_id if number == 1 else f"{checkpoint_id}@{number}"

@@ -11,9 +11,11 @@ from bt_lightning.cli.keeping import ask, dry_run_option, report, report_of, yes
 from bt_lightning.cli.options import format_option, store_option
 
 if TYPE_CHECKING:
+    from bt_lightning.job_record import JobRecord
     from bt_lightning.manage.locate import StoredJob
     from bt_lightning.store.port import Store
 
+_ATTEMPTS = 5
 _project_option = click.option(
     "--project", help="Of this project.  [env: BT_TRAINING_PROJECT_NAME]"
 )
@@ -44,15 +46,52 @@ def list_jobs(store: str | None, project: str | None, output_format: str) -> Non
 @_project_option
 @format_option
 def show_job(job_id: str, store: str | None, project: str | None, output_format: str) -> None:
-    """Show one job: its checkpoints, from its first to its newest."""
-    from bt_lightning.cli.listing import render, sort_items
-    from bt_lightning.manage.locate import Target, open_shelf
+    """Show one job: what its runner says, and its checkpoints, from its first to its newest."""
+    from dataclasses import asdict
 
-    shelf = open_shelf(
-        Target(store=store, project=project, job=job_id),
-        lambda text: click.secho(text, fg="yellow", err=True),
-    )
-    render([(shelf, sort_items(shelf, shelf.items(), "created", "asc"))], output_format, shelf.job)
+    from bt_lightning.cli.listing import records, render, sort_items
+    from bt_lightning.cli.output import as_json
+    from bt_lightning.manage.locate import Target, open_shelf, project_of
+
+    opened = _opened(store)
+    project = project_of(opened, project or _own_project(), job_id)
+    found = _survey(opened, project, job_id)
+    record = found[0].record if found else None
+    if record is not None and output_format == "cli-table":
+        for line in _said(record):
+            click.echo(line)
+        if not found[0].items:
+            return
+    target = Target(store=store, project=project, job=job_id)
+    shelf = open_shelf(target, lambda text: click.secho(text, fg="yellow", err=True))
+    items = sort_items(shelf, shelf.items(), "created", "asc")
+    if output_format == "json":
+        rows = records([(shelf, item) for item in items])
+        job = None if record is None else asdict(record)
+        listed = {"total_checkpoints": len(rows), "checkpoints": rows}
+        as_json({"job_id": shelf.job, "job": job, **listed})
+    else:
+        render([(shelf, items)], output_format, shelf.job)
+
+
+def _said(record: JobRecord) -> list[str]:
+    """What a runner wrote of its job, for people."""
+    from bt_lightning.cli.text import printable, short_time
+
+    ended = f", ended {short_time(record.ended_at)}" if record.ended_at else ""
+    silent = "" if record.over else f", last heard of {short_time(record.updated_at)}"
+    sync = f", sync {record.checkpoint_sync_status}" if record.checkpoint_sync_status else ""
+    lines = [
+        f"{record.status}{sync} on {record.host}",
+        f"began {short_time(record.created_at)}{ended}{silent}",
+    ]
+    for one in record.attempts[-_ATTEMPTS:]:
+        code = f"signal {one.signal}" if one.signal else f"exit code {one.exit_code}"
+        end = f"{one.outcome} with {code}" if one.ended_at else "is running"
+        lines.append(f"attempt {one.number}, {short_time(one.started_at)}: {end}")
+    if record.waiting:
+        lines.append(f"not in the store: {', '.join(record.waiting)}")
+    return [printable(line) for line in lines]
 
 
 @jobs.command("delete")
@@ -215,6 +254,7 @@ def _last(job: StoredJob) -> str:
 
 
 def _record(job: StoredJob) -> dict[str, Any]:
+    record = job.record
     return {
         "project": job.project,
         "job_id": job.job,
@@ -225,6 +265,10 @@ def _record(job: StoredJob) -> dict[str, Any]:
         "size_bytes": job.size,
         "created_at": job.began or None,
         "last_saved_at": _last(job) or None,
+        "status": record.status if record is not None else None,
+        "checkpoint_sync_status": record.checkpoint_sync_status if record is not None else None,
+        "attempts": len(record.attempts) if record is not None else None,
+        "updated_at": record.updated_at if record is not None else None,
     }
 
 
@@ -237,7 +281,7 @@ def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
         as_json({"total_jobs": len(rows), "jobs": rows})
     elif output_format == "csv":
         names = "Project,Job ID,Checkpoints,Damaged,Protected,Step,Size (bytes),Created At"
-        titles = (*names.split(","), "Last Saved At")
+        titles = (*names.split(","), "Last Saved At", "Status", "Sync", "Attempts", "Updated At")
         as_csv(titles, [["" if v is None else v for v in row.values()] for row in rows])
     elif not rows:
         click.echo("No jobs found.")
@@ -245,11 +289,15 @@ def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
         columns = (
             Column("Project", lambda row: row["project"]),
             Column("Job ID", lambda row: row["job_id"]),
+            Column("Status", _text("status"), hide_empty=True),
             Column("Checkpoints", lambda row: str(row["checkpoints"]), right=True, rank=2),
             Column("Step", lambda row: str(row["step"] or 0), right=True),
             Column("Size", lambda row: human_size(row["size_bytes"]), right=True),
             Column("Began", lambda row: short_time(row["created_at"] or ""), rank=3),
             Column("Last Saved At", lambda row: short_time(row["last_saved_at"] or ""), rank=1),
+            Column(
+                "Sync", lambda row: row["checkpoint_sync_status"] or "", rank=6, hide_empty=True
+            ),
             Column("Protected", _count("protected"), right=True, rank=4, hide_empty=True),
             Column("Damaged", _count("damaged"), right=True, rank=5, hide_empty=True),
         )
@@ -258,3 +306,7 @@ def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
 
 def _count(name: str) -> Any:
     return lambda row: str(row[name]) if row[name] else ""
+
+
+def _text(name: str) -> Any:
+    return lambda row: row[name] or ""

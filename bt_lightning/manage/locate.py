@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
-from bt_lightning.layout import MANIFEST, committed_at, jobs_prefix, slug, under
+from bt_lightning.layout import MANIFEST, committed_at, jobs_prefix, node_of, slug, under
 from bt_lightning.manage.shelf import (
     DirectoryShelf,
     Item,
@@ -22,6 +22,7 @@ from bt_lightning.settings import Job, Settings
 from bt_lightning.store.cache import user_cache
 from bt_lightning.store.catalog import look
 from bt_lightning.store.projects import list_places
+from bt_lightning.store.records import read_records
 from bt_lightning.store.tree import open_bt_store
 from bt_lightning.uri import LATEST, is_bt, parse
 
@@ -30,6 +31,7 @@ _SHOWN = 200
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bt_lightning.job_record import JobRecord
     from bt_lightning.store.port import Store
     from bt_lightning.store.projects import Place, StoredCheckpoint
 
@@ -48,17 +50,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """A job with something committed in a store."""
+    """A job with something committed in a store, or with a record of its runner."""
 
     project: str
     job: str
     items: tuple[Item, ...]
     """Newest first."""
     refused: tuple[str, ...] = ()
+    record: JobRecord | None = None
+    """Of node 0, if a runner wrote one."""
 
     @property
     def began(self) -> str:
-        """`created_at` of the oldest checkpoint that is still there."""
+        """As its record says; else `created_at` of the oldest checkpoint that is still there."""
+        if self.record is not None:
+            return self.record.created_at
         return min((item.manifest.created_at for item in self.items), default="")
 
     @property
@@ -119,6 +125,8 @@ def every_shelf(target: Target) -> list[Shelf]:
     store = open_bt_store(target.store, None)
     shelves: list[Shelf] = []
     for job in survey(store, target.project):
+        if not (job.items or job.refused):
+            continue  # its runner has begun, and nothing is committed
         shelf = StoreShelf(store, job.project, job.job, user_cache(os.environ))
         shelf.know(job.items, job.refused)
         shelves.append(shelf)
@@ -203,17 +211,21 @@ def survey(store: Store, project: str | None = None, job: str | None = None) -> 
     for place, checkpoint in read.items():
         if (place.project, place.job) in jobs:
             jobs[place.project, place.job][place] = checkpoint
+    nodes = [node_of(under(prefix, folder)) for folder in listing.records]
+    known = {node[:2] for node in nodes if node is not None and (job in {None, node[1]})}
+    records = read_records(store, sorted(known))
     found = []
-    for names, own in jobs.items():
-        mine = [reason for reason in refused if f"{jobs_prefix(*names)}/" in reason]
-        found.append(StoredJob(*names, tuple(items_of_job(store, own, protected)), tuple(mine)))
+    for names in {**jobs, **records}:
+        mine = tuple(reason for reason in refused if f"{jobs_prefix(*names)}/" in reason)
+        items = tuple(items_of_job(store, jobs.get(names, {}), protected))
+        found.append(StoredJob(*names, items, mine, records.get(names)))
     return sorted(found, key=lambda j: (j.began, j.job), reverse=True)
 
 
 def _newest(
     store: Store, project: str | None, job: str | None, notice: Callable[[str], None]
 ) -> StoreShelf:
-    found = survey(store, project, job)
+    found = [one for one in survey(store, project, job) if one.items or one.refused]
     if not found:
         of = f" of the project {project}" if project else f" of the job {job}" if job else ""
         msg = f"nothing is committed{of} in {store.name}"

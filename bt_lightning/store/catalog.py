@@ -13,6 +13,7 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     DirectoryFullError,
 )
+from bt_lightning.job_record import RECORD
 from bt_lightning.layout import (
     MANIFEST,
     MARKER,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.place import Place
-    from bt_lightning.store.port import Store
+    from bt_lightning.store.port import ObjectInfo, Store
 
 _READERS = 16
 
@@ -54,6 +55,8 @@ class Listing:
     """Folders that somebody protected."""
     others: dict[str, int] = field(default_factory=dict)
     """Path -> bytes of every other object that is not hidden, those of checkpoints included."""
+    records: frozenset[str] = frozenset()
+    """Folders of nodes with the record of a runner."""
 
     def loose(self) -> dict[str, int]:
         """Path -> bytes of the files that belong to no checkpoint."""
@@ -71,7 +74,7 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
     With `cache_dir`, manifests that an earlier look read there are not read again; the answer is
     the same. Called in the worker and by the command line.
     """
-    found, unfinished, protected, others = {}, set(), set(), {}
+    found, unfinished, protected, others, records = {}, set(), set(), {}, set()
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
         if hidden(folder):
@@ -82,9 +85,24 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
             protected.add(folder)
         elif name == MANIFEST:
             found[folder] = info
+        elif name == RECORD:
+            records.add(folder)
         elif not hidden(name):
             others[f"{folder}/{name}" if folder else name] = info.size
     cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
+    return Listing(
+        committed=_manifests(store, found, cache),
+        unfinished=frozenset(unfinished),
+        protected=frozenset(protected),
+        others=others,
+        records=frozenset(records),
+    )
+
+
+def _manifests(
+    store: Store, found: dict[str, ObjectInfo], cache: ManifestCache | None
+) -> dict[str, bytes]:
+    """The bytes of each manifest; those that were deleted since are left out."""
     known = {folder: cache.get(info) for folder, info in found.items()} if cache else {}
     unread = [folder for folder in found if known.get(folder) is None]
     read = in_parallel(lambda folder: store.read(found[folder].key), unread, _READERS)
@@ -94,8 +112,7 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
             cache.put(found[folder], data)
     if cache is not None:
         cache.save()
-    committed = {folder: data for folder in found if (data := known[folder]) is not None}
-    return Listing(committed, frozenset(unfinished), frozenset(protected), others)
+    return {folder: data for folder in found if (data := known[folder]) is not None}
 
 
 def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Manifest:

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from bt_lightning.job_record import Attempt, JobRecord
 from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION, job_prefix, jobs_prefix
 from bt_lightning.localdir.committed import list_committed, verify
 from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
@@ -23,6 +24,7 @@ from bt_lightning.store.lease import Lease
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.protect import protect
 from bt_lightning.store.publish import publish
+from bt_lightning.store.records import write_record
 from bt_lightning.store.removals import requested_removals
 from bt_lightning.worker.duties import Duties
 
@@ -384,3 +386,51 @@ def test_a_move_to_the_trash_killed_at_any_request_loses_nothing(tmp_path, make,
         if finished:
             break
     assert last > 10
+
+
+@pytest.fixture
+def recorded(store):
+    """The job `j` runs; `none` has begun and saved nothing."""
+    for job, status in (("j", "COMPLETED"), ("none", "RUNNING")):
+        record = JobRecord(
+            project="p",
+            job_id=job,
+            job_name=job,
+            node_rank=0,
+            group_size=1,
+            host="node-7",
+            status=status,
+            checkpoint_sync_status="COMPLETED" if status == "COMPLETED" else "SYNCING",
+            created_at="2026-03-01T00:00:00+00:00",
+            updated_at="2026-03-01T01:00:00+00:00",
+            ended_at="2026-03-01T01:00:00+00:00" if status == "COMPLETED" else None,
+            attempts=(
+                Attempt(
+                    number=0,
+                    started_at="2026-03-01T00:00:00+00:00",
+                    ended_at="2026-03-01T00:10:00+00:00",
+                    signal=9,
+                    outcome="failed",
+                ),
+                Attempt(number=1, started_at="2026-03-01T00:10:05+00:00"),
+            ),
+        )
+        write_record(store, job_prefix("p", job, 0), record)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_jobs_say_what_their_runners_say(cli, store, golden):
+    golden("jobs-recorded.txt", cli("jobs", "list", "--store", store.name).stdout)
+    place = ("--store", store.name, "--project", "p")
+    golden("job-show.txt", cli("jobs", "show", "j", *place).stdout)
+    golden("job-show-empty.txt", cli("jobs", "show", "none", *place).stdout)
+    said = json.loads(cli("jobs", "show", "j", *place, "-ojson").stdout)
+    assert said["job"]["status"] == "COMPLETED"
+    assert len(said["checkpoints"]) == 4
+    assert "j-none" not in cli("checkpoints", "list", "--all-jobs", *place).stdout
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_job_with_a_record_only_is_deleted_too(cli, store):
+    cli("jobs", "delete", "none", "--store", store.name, "--project", "p", "--yes")
+    assert not list(store.list(jobs_prefix("p", "none")))
