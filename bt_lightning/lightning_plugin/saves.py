@@ -112,6 +112,11 @@ class Saves:
         self._unwanted.add(checkpoint_id)
         return True
 
+    @property
+    def stirred(self) -> bool:
+        """Whether `collect` may come to something."""
+        return bool(self._refused) or self.saver.stirred
+
     def collect(self) -> None:
         """Tell of every save that ended since the last call; raise the first failure.
 

@@ -217,7 +217,7 @@ class Session:
             WorkerDiedError: the worker keeps dying.
         """
         told = self._failures or self._published or self._worker.stirred
-        if not told and (self.saves is None or not self.saves.saver.stirred):
+        if not told and (self.saves is None or not self.saves.stirred):
             return  # as at nearly every step
         if self._unasked:
             self._request([])
