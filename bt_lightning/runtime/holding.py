@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from bt_lightning.globs import Patterns
     from bt_lightning.job_record import Status, Sync
     from bt_lightning.manifest import Manifest
     from bt_lightning.runtime.child import Child
@@ -156,7 +155,7 @@ class Holding:
                 " checkpoint there: delete it if that is not meant"
             )
 
-    def start_worker(self, drain_s: float, files: Patterns) -> None:
+    def start_worker(self, drain_s: float, settings: Settings) -> None:
         """Start the process that sends what training processes leave, and any other file."""
         spec = self._spec
         if self._root is None or spec.store_url is None:
@@ -168,7 +167,8 @@ class Holding:
                 prefix=self._prefix,
                 drain_s=drain_s,
                 standby=True,
-                files=files,
+                files=settings.files,
+                upload_bytes_s=settings.upload_mb_s and settings.upload_mb_s * 1e6,
             )
         )
         self._closing.callback(self._worker.stop)
@@ -269,10 +269,10 @@ def _manifests(root: Path) -> Iterator[Manifest]:
     return (found.manifest for found in list_committed(root)[0])
 
 
-def files_of(spec: JobSpec, inherited: Mapping[str, str]) -> Patterns:
-    """Which files that belong to no checkpoint are sent: as the command's variables say.
+def settings_of(spec: JobSpec, inherited: Mapping[str, str]) -> Settings:
+    """What the command's variables say of uploads: which other files, and how fast.
 
     Raises:
         InvalidSettingError: they cannot be used.
     """
-    return Settings.from_environ({**inherited, **spec.variables}).files
+    return Settings.from_environ({**inherited, **spec.variables})

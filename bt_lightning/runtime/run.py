@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.usable import usable_root
 from bt_lightning.runtime.child import Child, ending_by_exit
-from bt_lightning.runtime.holding import Hearing, Holding, files_of
+from bt_lightning.runtime.holding import Hearing, Holding, settings_of
 from bt_lightning.runtime.spec import caches
 from bt_lightning.runtime.supervise import Supervisor
 from bt_lightning.runtime.tenancy import lock_directory
@@ -54,7 +54,7 @@ def run(
             scratch = stack.enter_context(_scratch(inherited))
             for folder in caches(spec).values():
                 Path(folder).mkdir(parents=True, exist_ok=True)
-            job.start_worker(drain_s, files_of(spec, inherited))
+            job.start_worker(drain_s, settings_of(spec, inherited))
         child = stack.enter_context(Child(spec.grace_s, held))
         supervisor = Supervisor(
             spec=spec,
