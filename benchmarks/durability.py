@@ -20,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
+import workload
 from servers import KEPT, KEY, SECRET, Server, start
 
 RESULTS = Path(__file__).with_name("results") / "durability.jsonl"
@@ -63,7 +65,7 @@ def ours(server: Server, folder: Path, size: int) -> float:
         callbacks=[
             BTLightning(
                 folder,
-                store=f"s3://{KEPT}/run",
+                store=f"s3://{KEPT}/{uuid.uuid4().hex}",  # nothing there to resume from
                 storage_options=options,
                 drain_timeout=timedelta(minutes=2),
             ),
@@ -154,6 +156,7 @@ def main() -> None:
                     sys.exit(f"{kind} failed:\n{done.stderr[-3000:]}")
                 seconds[kind].append(json.loads(done.stdout.splitlines()[-1]))
                 shutil.rmtree(folder)
+                workload.clear(server, ("",))
                 row = {
                     "case": "durability",
                     "client": kind,
