@@ -39,9 +39,10 @@ from bt_lightning.restore.load import load, load_directory, load_file
 from bt_lightning.snapshot.classes import ClassTable
 from bt_lightning.snapshot.take import Memory, Snapshot, take
 from bt_lightning.store.catalog import newest_folder
-from bt_lightning.store.publish import publish, unpublish
+from bt_lightning.store.publish import publish
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.retry import RetryingStore
+from bt_lightning.store.unpublish import unpublish
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf, StoreShelf
 from bt_lightning.manage.transfer import holding
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.catalog import look
-from bt_lightning.store.publish import unpublish
 from bt_lightning.store.removals import forget_removals, request_removal
+from bt_lightning.store.unpublish import unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

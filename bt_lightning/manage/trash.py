@@ -24,8 +24,9 @@ from bt_lightning.manage.delete import Deletion, delete_items
 from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf, StoreShelf
 from bt_lightning.manage.transfer import holding
 from bt_lightning.store.place import StorePlace
-from bt_lightning.store.publish import Base, copy, unpublish
+from bt_lightning.store.publish import Base, copy
 from bt_lightning.store.removals import forget_removals
+from bt_lightning.store.unpublish import unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

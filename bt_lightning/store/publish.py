@@ -1,8 +1,7 @@
-"""Local checkpoint -> store, and the way out of it. The order of every write and delete is here.
+"""Local checkpoint -> store: marker, files, manifest (put-if-absent), marker away.
 
-Publish: marker, files, manifest (put-if-absent), marker away. Delete: marker, manifest, files,
-marker away. So a folder without a manifest is never a checkpoint, and one with a marker and no
-manifest is nobody's: a later start of the same job may sweep it.
+So a folder without a manifest is never a checkpoint, and one with a marker and no manifest is
+nobody's: a later start of the same job may sweep it. The way out is `store.unpublish`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,10 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.layout import (
-    DELETING,
     MANIFEST,
     MARKER,
-    PROTECTION,
     PUBLISHING,
     hidden,
-    part_name,
     store_folder,
     under,
 )
@@ -33,9 +29,10 @@ from bt_lightning.store.parallel import in_parallel
 from bt_lightning.store.port import Reuse
 from bt_lightning.store.relay import PlaceSource
 from bt_lightning.store.sources import FileSource, same_ranges
+from bt_lightning.store.unpublish import own_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
 
     from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import FileEntry, Manifest
@@ -208,7 +205,7 @@ def _is_users(store: Store, place: str) -> bool:
 
     Whoever publishes or deletes a checkpoint has its marker there first, and takes it away last.
     """
-    names = [key.removeprefix(f"{place}/") for key in _own_keys(store, place)]
+    names = [key.removeprefix(f"{place}/") for key in own_keys(store, place)]
     if any(not hidden(name) for name in names):
         return MARKER not in names
     return store.size(place) is not None  # a file of that name
@@ -280,32 +277,6 @@ def _commit(store: Store, place: str, manifest: bytes, tenure: Tenure | None) ->
     store.delete([f"{place}/{MARKER}"])
 
 
-def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()) -> bool:
-    """Delete one checkpoint, or the rest of one, from the store; idempotent.
-
-    The objects `keep` stay, with a marker beside them: they are of a publication that will go on.
-    Returns False, and deletes nothing, if the checkpoint is protected. A folder with neither
-    manifest nor marker is none: it holds files of the user's, which stay.
-    """
-    base = under(prefix, folder)
-    keys = _own_keys(store, base)
-    if not {f"{base}/{name}" for name in (MANIFEST, MARKER, part_name(MARKER))}.intersection(keys):
-        return True
-    manifest, marker, protection = (f"{base}/{n}" for n in (MANIFEST, MARKER, PROTECTION))
-    store.put(marker, DELETING)
-    # The marker first: of one that deletes and one that protects, one at least sees the other.
-    if manifest in keys and store.read(protection) is not None:
-        store.delete([marker])
-        return False
-    store.delete([manifest])
-    store.delete([key for key in keys if key not in {manifest, marker, *keep}])
-    if set(keys).intersection(keep):
-        store.put(marker, PUBLISHING)
-    else:
-        store.delete([marker])
-    return True
-
-
 def send_ahead(
     store: Store, place: str, source: DescribedSource, base: Base | None, tenure: Tenure
 ) -> None:
@@ -318,18 +289,6 @@ def send_ahead(
     if store.read(f"{place}/{MANIFEST}") is None and not _is_users(store, place):
         store.put(f"{place}/{MARKER}", PUBLISHING)
         _send(store, f"{place}/{source.entry.path}", source, base, tenure)
-
-
-def _own_keys(store: Store, base: str) -> list[str]:
-    """Keys of the checkpoint at `base`; of another one below it (`a` and `a/b`), none."""
-    keys = [info.key for info in store.list(base)]
-    ends = (f"/{MANIFEST}", f"/{MARKER}")
-    nested = {
-        key.rpartition("/")[0] + "/"
-        for key in keys
-        if key.endswith(ends) and key.rpartition("/")[0] != base
-    }
-    return [key for key in keys if not key.startswith(tuple(nested))]
 
 
 def _sizes(store: Store, base: str) -> dict[str, int]:

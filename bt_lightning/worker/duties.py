@@ -28,8 +28,9 @@ from bt_lightning.retention import Committed, removable, superseded
 from bt_lightning.store import removals
 from bt_lightning.store.catalog import Listing, look
 from bt_lightning.store.lease import Lease
-from bt_lightning.store.publish import Base, Tenure, publish, send_ahead, unpublish
+from bt_lightning.store.publish import Base, Tenure, publish, send_ahead
 from bt_lightning.store.sent import Sent
+from bt_lightning.store.unpublish import unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

@@ -27,8 +27,8 @@ from bt_lightning.localdir.committed import verify
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.bt import BTFileSystem
 from bt_lightning.store.projects import list_jobs, list_projects, view_job
-from bt_lightning.store.publish import unpublish
 from bt_lightning.store.remote import open_store
+from bt_lightning.store.unpublish import unpublish
 
 pytestmark = pytest.mark.usefixtures("bt_known")
 JOB1 = job_prefix("demo", "job1", 0)

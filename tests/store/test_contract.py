@@ -22,11 +22,12 @@ from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.native import NativeStore
 from bt_lightning.store.port import ObjectInfo
-from bt_lightning.store.publish import publish, unpublish
+from bt_lightning.store.publish import publish
 from bt_lightning.store.remote import FsspecStore, open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.store.s3.store import S3Store
 from bt_lightning.store.sources import FileSource
+from bt_lightning.store.unpublish import unpublish
 
 ODD = "epoch=0-step=10/val_loss=0.25@2/a b+c%20d#e[1]*\u00e9\u6f22.bin"
 MIB = 1024 * 1024

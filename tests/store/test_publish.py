@@ -27,8 +27,9 @@ from bt_lightning.localdir.durable import delete_directory, sweep, temporaries, 
 from bt_lightning.localdir.requests import request_removal, requested_removals
 from bt_lightning.store.catalog import fetch, look, newest_folder
 from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish, unpublish
+from bt_lightning.store.publish import publish
 from bt_lightning.store.remote import FsspecStore
+from bt_lightning.store.unpublish import unpublish
 from bt_lightning.worker.duties import Duties
 
 PREFIX = "training_projects/p/jobs/j/rank-0"

@@ -15,7 +15,8 @@ from bt_lightning.manifest import Manifest
 from bt_lightning.store.catalog import look
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish, unpublish
+from bt_lightning.store.publish import publish
+from bt_lightning.store.unpublish import unpublish
 from bt_lightning.worker.files import REST_S, RESTLESS_S, LooseFiles
 
 PREFIX = "p/rank-0"

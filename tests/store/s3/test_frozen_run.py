@@ -9,8 +9,8 @@ import pytest
 
 from bt_lightning.store.catalog import look
 from bt_lightning.store.place import StorePlace
-from bt_lightning.store.publish import unpublish
 from bt_lightning.store.s3.store import S3Store
+from bt_lightning.store.unpublish import unpublish
 
 MIB = 1024 * 1024
 FLOATS = MIB // 4

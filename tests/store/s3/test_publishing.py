@@ -11,9 +11,10 @@ import pytest
 from bt_lightning.localdir.committed import verify
 from bt_lightning.messages import WorkerConfig
 from bt_lightning.store.catalog import fetch, look
-from bt_lightning.store.publish import Base, publish, unpublish
+from bt_lightning.store.publish import Base, publish
 from bt_lightning.store.s3.store import S3Store
 from bt_lightning.store.sent import uploads_folder
+from bt_lightning.store.unpublish import unpublish
 from bt_lightning.worker.handle import Worker
 
 MIB = 1024 * 1024
