@@ -14,7 +14,7 @@ from bt_lightning.errors import CheckpointError, LeaseHeldError, StoreError, Sto
 from bt_lightning.localdir.events import note
 from bt_lightning.messages import Published, WorkFailed
 from bt_lightning.store.retry import backoff
-from bt_lightning.worker.errands import Errands
+from bt_lightning.worker.errands import TURN_S, Errands
 from bt_lightning.worker.looks import Looks
 from bt_lightning.worker.turn import TurnWantedError
 
@@ -36,6 +36,8 @@ _LOCK_S = 0.1
 _LONGEST_S = 60.0
 _RETRY_PERMANENT_S = 60.0
 _LEAVE_S = 2.0
+_OTHERS_S = 10.0
+"""Longest wait of a worker whose training process is gone for another to leave the directory."""
 _FRESH_S = 10.0
 """A store that failed so lately is not asked for room again."""
 
@@ -143,7 +145,9 @@ class Publisher:
             StoreTransientError: the unit under way does not end, or the worker is leaving.
             CheckpointError, OSError: what `task` raised.
         """
-        return self._errands.wait(task)
+        # The next run's worker may hold the directory while its commits wait for this one's.
+        alone = self._looks.gone and not self._turn.held
+        return self._errands.wait(task, _OTHERS_S if alone else TURN_S)
 
     def hurry(self, *, gone: bool) -> None:
         """Look again at once, whatever the last try came to: a training process ends, or is gone.
