@@ -96,7 +96,7 @@ class Session:
         for path in sweep(config.root):
             log.warning("put back %s, which a killed process was about to replace", path)
         if full:
-            usable_root(config.root)
+            _full_root(config)
         self._worker = _worker(config)
         self.saves: Saves | None = None
         """The snapshots of this fit, once it has started."""
@@ -292,6 +292,20 @@ class Session:
         saves, self.saves = self.saves, None
         if saves is not None:
             saves.saver.close()
+
+
+def _full_root(config: SessionConfig) -> None:
+    """Try a full directory again; with a store, saves will make room, or go there.
+
+    Raises:
+        DirectoryFullError: it is full still, and there is no store.
+    """
+    try:
+        usable_root(config.root)
+    except DirectoryFullError as error:
+        if config.store_url is None:
+            raise
+        log.warning("going on with the store: %s", error)
 
 
 def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:

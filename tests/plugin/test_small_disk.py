@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -190,3 +191,17 @@ def test_a_start_without_the_store_goes_on_from_nothing_older_than_what_it_alone
     (root / ".bt_lightning" / "store_only.json").write_text(json.dumps(away))
     with pytest.raises(StoreTransientError, match="checkpoint-9, is in the store only"):
         runs.fit(root, make=net(runs), save=save, bt=options)
+
+
+def test_a_run_starts_on_a_disk_that_is_full_of_its_own_copies(
+    runs: ModuleType, small_disk: Any, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    root, store = small_disk(4 * MB), tmp_path / "store"
+    runs.fit(root, make=net(runs, stop_at=16), save=EVERY, bt=bt(store))
+    with contextlib.suppress(OSError), (root / "rest").open("wb", buffering=0) as rest:
+        while True:
+            rest.write(bytes(4096))
+    second = runs.fit(root, make=net(runs), save=EVERY, bt=bt(store))
+    assert second.first_step == 16
+    assert second.outcome == uninterrupted
+    assert steps(root) | steps(store) == set(range(1, 25))
