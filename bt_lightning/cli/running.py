@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -156,15 +157,18 @@ def _spec(words: Sequence[str], options: dict[str, Any], *, is_command: bool) ->
 
 
 def _say(text: str) -> None:
-    from bt_lightning.cli.text import printable
-
-    click.secho(f"bt-lightning: {printable(text)}", err=True, dim=True)
+    _tell(text, dim=True)
 
 
 def _warn(text: str) -> None:
+    _tell(text, fg="yellow")
+
+
+def _tell(text: str, **style: Any) -> None:
     from bt_lightning.cli.text import printable
 
-    click.secho(f"bt-lightning: {printable(text)}", err=True, fg="yellow")
+    with contextlib.suppress(OSError):  # nobody listens: a closed terminal ends no training
+        click.secho(f"bt-lightning: {printable(text)}", err=True, **style)
 
 
 def _shown(url: str) -> str:

@@ -40,13 +40,24 @@ def note(root: Path, event: str, **facts: object) -> None:
         os.close(descriptor)
 
 
-def read_events(root: Path) -> Iterator[dict[str, Any]]:
+def events_size(root: Path | None) -> int:
+    """Bytes of the events of `root`: where those that follow begin."""
+    try:
+        return 0 if root is None else (root / DOT_DIR / FILE).stat().st_size
+    except OSError:
+        return 0
+
+
+def read_events(root: Path, start: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the events of `root` in the order of their lines; half a line at the end is left out.
+
+    Those from byte `start` on; all of them, if the file has been replaced by a shorter one.
 
     Raises:
         FileNotFoundError: there are none.
     """
     with (root / DOT_DIR / FILE).open("rb") as lines:
+        lines.seek(start if start <= os.fstat(lines.fileno()).st_size else 0)
         for line in lines:
             try:
                 event = json.loads(line)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from typing_extensions import Self
 
+from bt_lightning.runtime.family import adopt_orphans, catches, family, reap
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
@@ -26,9 +28,12 @@ FORWARDED: Final = (
     signal.SIGUSR1,
     signal.SIGUSR2,
     signal.SIGWINCH,
+    signal.SIGTSTP,
 )
 ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 """Signals that tell a job to end; what SIGUSR1 of SLURM means, the training decides."""
+_ASKED_FOR: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
+"""Signals that end whoever has no handler for them, such as torchrun above a training that has."""
 _IMPATIENT: Final = 3
 """Ctrl-C so often means now."""
 _NOT_FOUND, _NOT_RUN = 127, 126
@@ -39,6 +44,8 @@ _LEFT_S: Final = 10.0
 """For what an ended command left in the background."""
 _SAVING_S: Final = 120.0
 """For what was told to end and outlives the script that started it: training that saves."""
+_KILLED_S: Final = 5.0
+"""Until what was killed is gone; a process that waits for a dead disk may never be."""
 
 
 class Child:
@@ -48,15 +55,14 @@ class Child:
     started, and a Ctrl-C of the terminal reaches it once, from here.
     """
 
-    def __init__(self, grace_s: float | None = None, keep_open: Sequence[int] = ()) -> None:
-        """What lives `grace_s` after it was told to end is killed.
-
-        `keep_open` are descriptors that the commands inherit.
-        """
+    def __init__(self, grace_s: float | None = None) -> None:
+        """What lives `grace_s` after it was told to end is killed."""
         self.stopped_by: int | None = None
         """The first signal that told the job to end."""
+        self.keep_open: tuple[int, ...] = ()
+        """Descriptors that the commands inherit."""
         self._grace_s = grace_s
-        self._keep_open = tuple(keep_open)
+        self._preparing = False
         self._stopped_at = 0.0
         self._group: int | None = None
         self._interrupts = 0
@@ -75,7 +81,8 @@ class Child:
         return self._stopped_at + self._grace_s - time.monotonic()
 
     def __enter__(self) -> Self:
-        """From here on signals are forwarded."""
+        """From here on no signal is lost, and no orphan."""
+        adopt_orphans()
         for number in FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup: as it was asked
                 self._before[number] = signal.signal(number, self._forward)
@@ -85,6 +92,15 @@ class Child:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # as signal() gave it
 
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """While there is no command to pass it on to, a signal to end is an exception."""
+        self._preparing = True
+        try:
+            yield
+        finally:
+            self._preparing = False
+
     def run(
         self,
         command: Sequence[str],
@@ -92,7 +108,7 @@ class Child:
         environment: Mapping[str, str],
         tick: Callable[[], None],
     ) -> int:
-        """Run a command until it and all in its group have ended; its exit code, `-N` by signal N.
+        """Run a command until it and all that it started have ended; its code, `-N` by signal N.
 
         `tick` is called at least every second.
 
@@ -104,7 +120,7 @@ class Child:
                 command,
                 cwd=directory,
                 env=environment,
-                pass_fds=self._keep_open,
+                pass_fds=self.keep_open,
                 start_new_session=True,
             )
         except FileNotFoundError:
@@ -116,9 +132,9 @@ class Child:
             if self.stopped_by is not None:  # it came when there was nobody to pass it on to
                 self._signal(self.stopped_by)
             self._await(child, tick)
-            self._end_group(child.pid, tick)
+            self._end_rest(tick)
         finally:
-            self._signal(signal.SIGKILL)
+            self._kill_all()
             self._group = None
         return child.returncode
 
@@ -133,33 +149,68 @@ class Child:
         with _ending(child.pid) as poll:
             while child.poll() is None:
                 poll.poll(_LOOK_MS)
+                reap(child.pid)
                 if self._overdue():
                     self._signal(signal.SIGKILL)
                 tick()
 
-    def _end_group(self, group: int, tick: Callable[[], None]) -> None:
+    def _end_rest(self, tick: Callable[[], None]) -> None:
         """Let what the command left end: a script may be gone before its training has saved."""
         stopping = self.stopped_by is not None
         if not stopping:
-            self._signal(signal.SIGTERM)
+            _send(signal.SIGTERM, family())
         until = time.monotonic() + (_SAVING_S if stopping else _LEFT_S)
-        while _lives(group) and time.monotonic() < until and not self._overdue():
+        while family() and time.monotonic() < until and not self._overdue():
             time.sleep(_TICK_S)
             tick()
+
+    def _kill_all(self) -> None:
+        until = time.monotonic() + _KILLED_S
+        while (left := family()) and time.monotonic() < until:
+            _send(signal.SIGKILL, left)
+            time.sleep(_TICK_S)
+        reap(0)
 
     def _overdue(self) -> bool:
         return self.impatient or self.left_s <= 0
 
     def _forward(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGTSTP:
+            self._pause()
+            return
+        if self._preparing and number in ENDING:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         if number in ENDING and self.stopped_by is None:
             self.stopped_by, self._stopped_at = number, time.monotonic()
         self._interrupts += number == signal.SIGINT
         self._signal(number)
 
     def _signal(self, number: int) -> None:
-        if self._group is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._group, number)
+        if self._group is None:
+            return
+        if number in _ASKED_FOR and (asked := [p for p in family() if catches(p, number)]):
+            _send(number, asked)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._group, number)
+
+    def _pause(self) -> None:
+        """Ctrl-Z: the command as well stands still, until the shell goes on with this process.
+
+        The kernel forgets a SIGTSTP for which there is no such shell, and all goes on.
+        """
+        stopped = family() if self._group is not None else []
+        _send(signal.SIGSTOP, stopped)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)  # here it stops
+        signal.signal(signal.SIGTSTP, self._forward)
+        _send(signal.SIGCONT, stopped)
+
+
+def _send(number: int, pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 @contextlib.contextmanager
@@ -171,32 +222,3 @@ def _ending(pid: int) -> Iterator[select.poll]:
         yield poll
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def ending_by_exit() -> Iterator[None]:
-    """While there is no command to pass it on to, a signal to end is `SystemExit`."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _lives(group: int) -> bool:
-    """Whether a process group has a process; those that were left to this one are reaped."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True

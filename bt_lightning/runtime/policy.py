@@ -41,7 +41,8 @@ class Policy:
         """What an attempt came to; `stopping`: the runner was told to end, and passed it on."""
         if stopping:
             return "stopped"
-        if ended.told or ended.status in self.preemption_codes:
+        # of two processes of a training the one tells, too, that torchrun ends since the other died
+        if (ended.told and ended.code == 0) or ended.status in self.preemption_codes:
             return "preempted"
         return "done" if ended.code == 0 else "failed"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.usable import usable_root
-from bt_lightning.runtime.child import Child, ending_by_exit
+from bt_lightning.runtime.child import Child
 from bt_lightning.runtime.holding import Hearing, Holding, settings_of
 from bt_lightning.runtime.spec import caches
 from bt_lightning.runtime.supervise import Supervisor
@@ -42,12 +42,13 @@ def run(
             be loaded cannot be.
     """
     with contextlib.ExitStack() as stack:
-        held: list[int] = []
-        with ending_by_exit():
+        child = stack.enter_context(Child(spec.grace_s))
+        with child.preparing():
             root = None if spec.checkpoint_dir is None else usable_root(spec.checkpoint_dir)
             if root is not None:
-                held = [lock_directory(root, spec.job_id)]
-                stack.callback(os.close, held[0])
+                held = lock_directory(root, spec.job_id)
+                stack.callback(os.close, held)
+                child.keep_open = (held,)
             job = stack.enter_context(Holding(spec, root, hearing))
             job.open()
             job.load_references()
@@ -55,7 +56,6 @@ def run(
             for folder in caches(spec).values():
                 Path(folder).mkdir(parents=True, exist_ok=True)
             job.start_worker(drain_s, settings_of(spec, inherited))
-        child = stack.enter_context(Child(spec.grace_s, held))
         supervisor = Supervisor(
             spec=spec,
             policy=policy,

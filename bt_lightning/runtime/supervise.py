@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.job_record import Attempt
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.events import events_size, read_events
 from bt_lightning.runtime.keeper import utc_now
 from bt_lightning.runtime.policy import Exit, pause_s
 from bt_lightning.runtime.spec import environment
@@ -49,7 +49,10 @@ class Supervisor:
             OSError: the system could not start a process.
         """
         failures, quick = 0, 0
+        ended = Exit(0)
         for number in itertools.count(first):
+            if self.child.stopped_by is not None:
+                return "stopped", ended
             started = time.monotonic()
             outcome, ended = self._attempt(number)
             failures += outcome == "failed"
@@ -60,17 +63,15 @@ class Supervisor:
             what = "was preempted" if outcome == "preempted" else f"failed with {_how(ended)}"
             self.say(f"the command {what}: attempt {number + 1} begins in {wait_s:.0f} s")
             self.child.sleep(wait_s, self.tick)
-            if self.child.stopped_by is not None:
-                return "stopped", ended
         return outcome, ended
 
     def _attempt(self, number: int) -> tuple[Outcome, Exit]:
         spec, child = self.spec, self.child
         self.keeper.began(Attempt(number=number, started_at=utc_now()))
-        began = time.time()
         variables = environment(spec, self.inherited, number, self.scratch)
+        begun = events_size(spec.checkpoint_dir)
         code = child.run(spec.command, spec.directory, variables, self.tick)
-        ended = Exit(code, told=_was_told(spec.checkpoint_dir, began))
+        ended = Exit(code, told=_was_told(spec.checkpoint_dir, begun))
         outcome = self.policy.outcome(ended, stopping=child.stopped_by is not None)
         self.keeper.ended(
             exit_code=code if code >= 0 else None,
@@ -80,11 +81,12 @@ class Supervisor:
         return outcome, ended
 
 
-def _was_told(root: Path | None, since: float) -> bool:
+def _was_told(root: Path | None, start: int) -> bool:
+    """Whether an event behind byte `start` says so; not by the clock, which may be set back."""
     if root is None:
         return False
     try:
-        return any(e["event"] == _TOLD and e["at"] >= since for e in read_events(root))
+        return any(event["event"] == _TOLD for event in read_events(root, start))
     except OSError:
         return False
 

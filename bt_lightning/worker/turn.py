@@ -18,6 +18,7 @@ import xxhash
 
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.durable import lock, try_lock
+from bt_lightning.localdir.room import is_full
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,13 +100,18 @@ class Turn:
 def stand_by(root: Path, store_url: str, prefix: str) -> int:
     """Say that this process sends to that place what others leave in `root`, as long as it lives.
 
-    Returns the descriptor that says so. Called in a standby worker.
+    Returns the descriptor that says so. On a full disk it may say nothing: then a training waits
+    for the store itself. Called in a standby worker.
     """
     path = root / DOT_DIR / _STANDBY
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     if try_lock(descriptor):
-        os.pwrite(descriptor, _place(store_url, prefix), 0)
+        try:
+            os.pwrite(descriptor, _place(store_url, prefix), 0)
+        except OSError as error:
+            if not is_full(error):
+                raise
     return descriptor
 
 

@@ -166,6 +166,7 @@ def test_start_commands_share_a_shell_and_stop_at_the_first_that_fails(tmp_path)
     [
         (Exit(0), False, "done"),
         (Exit(0, told=True), False, "preempted"),
+        (Exit(1, told=True), False, "failed"),
         (Exit(143), False, "preempted"),
         (Exit(-15), False, "preempted"),
         (Exit(-9), False, "failed"),
