@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.usable import usable_root
 from bt_lightning.runtime.child import Child
 from bt_lightning.runtime.holding import Hearing, Holding, settings_of
+from bt_lightning.runtime.scratch import scratch_directory
 from bt_lightning.runtime.spec import caches
 from bt_lightning.runtime.supervise import Supervisor
 from bt_lightning.runtime.tenancy import lock_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from bt_lightning.runtime.policy import Policy
     from bt_lightning.runtime.spec import JobSpec
@@ -52,7 +51,8 @@ def run(
             job = stack.enter_context(Holding(spec, root, hearing))
             job.open()
             job.load_references()
-            scratch = stack.enter_context(_scratch(inherited))
+            scratch, held_scratch = stack.enter_context(scratch_directory(inherited, root))
+            held.append(held_scratch)
             for folder in caches(spec).values():
                 Path(folder).mkdir(parents=True, exist_ok=True)
             job.start_worker(drain_s, settings_of(spec, inherited))
@@ -68,16 +68,3 @@ def run(
         )
         outcome, ended = supervisor.run(job.attempts)
         return job.finish(outcome, ended, child, drain_s)
-
-
-@contextlib.contextmanager
-def _scratch(inherited: Mapping[str, str]) -> Iterator[Path]:
-    """A directory for the job alone, below `BT_SCRATCH_DIR` if that is set; gone at its end."""
-    base = inherited.get("BT_SCRATCH_DIR") or None
-    if base is not None:
-        Path(base).mkdir(parents=True, exist_ok=True)
-    path = tempfile.mkdtemp(prefix="bt-scratch-", dir=base)
-    try:
-        yield Path(path)
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -39,6 +39,26 @@ def test_the_command_sees_the_variables_and_a_scratch_that_goes(runner):
     assert (len(job), on) == (7, "1")
 
 
+def test_a_scratch_that_a_killed_run_left_goes_with_the_next_one(runner, gate):
+    """Not while its command still uses it; and never that of another job."""
+    base = runner.path / "scratch"
+    other = base / "bt-scratch-other"
+    other.mkdir(parents=True)
+    env = {"BT_SCRATCH_DIR": str(base)}
+    line = f"{gate.arrive}; {gate.wait}; test -d $BT_SCRATCH_DIR && touch survived"
+    first = runner.start("--job-id", "j", "--", "sh", "-c", line, env=env)
+    gate.reached()
+    first.kill()
+    first.wait()
+    runner("--job-id", "j", "--", "true", code=31, env=env)
+    gate.open()
+    first.communicate()  # its end is the end of the pipe
+    assert (runner.path / "survived").exists()
+    assert len(list(base.iterdir())) == 2
+    runner("--job-id", "j", "--", "true", env=env)
+    assert list(base.iterdir()) == [other]
+
+
 def test_a_failed_command_is_started_again_and_counts(runner):
     line = 'echo $BT_RETRY_COUNT; [ "$BT_RETRY_COUNT" -ge 2 ]'
     out, err = runner("--job-id", "j", "--retries", "2", "--", "sh", "-c", line)
