@@ -147,12 +147,16 @@ def write_new(final: Path, part: Path, data: bytes) -> None:
     """Make the small file `final` with `data`, whole and durable, if the name is free.
 
     The bytes have no name until they are complete; where a file system cannot do that, they have
-    the name `part`. Raises `FileExistsError` if `final` exists. Source: open(2), O_TMPFILE.
+    the name `part`. Raises `FileExistsError` if `final` exists, and `FileNotFoundError` if its
+    folder is gone. Source: open(2), O_TMPFILE.
     """
     with opened(final.parent) as folder:
         try:
             descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o644, dir_fd=folder)
         except OSError as error:
+            if not os.fstat(folder).st_nlink:  # some file systems call that forbidden
+                gone = errno.ENOENT
+                raise FileNotFoundError(gone, os.strerror(gone), str(final.parent)) from error
             if error.errno not in _NO_TMPFILE:
                 raise
             _write_new_by_rename(final, part, data)

@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
+    CheckpointError,
     CheckpointExistsError,
     CheckpointNotFoundError,
     StoreTransientError,
@@ -25,10 +26,13 @@ from bt_lightning.store.port import ObjectInfo, translated
 from bt_lightning.store.sources import pieces, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from bt_lightning.store.port import Reuse, Source
+
+
+_TRIES = 16
 
 
 class LocalStore:
@@ -47,8 +51,8 @@ class LocalStore:
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Write a sibling, fsync, rename; a file that is reused whole gets another name."""
-        with translated(f"writing {self.name}/{key}"):
-            part = self._part(key)
+
+        def write(part: Path) -> None:
             if not (
                 reuse and whole(source, reuse.ranges) and _linked(self._root / reuse.key, part)
             ):
@@ -56,24 +60,34 @@ class LocalStore:
             part.replace(self._root / key)
             sync_directory(part.parent)
 
+        self._make(key, write)
+
     def put(self, key: str, data: bytes) -> None:
         """Write a sibling, fsync, rename."""
-        with translated(f"writing {self.name}/{key}"):
-            part = self._part(key)
+
+        def write(part: Path) -> None:
             with part.open("wb") as stream:
                 write_out(stream, data)
             part.replace(self._root / key)
             sync_directory(part.parent)
 
+        self._make(key, write)
+
     def put_new(self, key: str, data: bytes) -> None:
         """Write without a name, fsync, give it the name if that is free."""
-        with translated(f"writing {self.name}/{key}"):
+
+        def write(part: Path) -> None:
             try:
-                write_new(self._root / key, self._part(key), data)
+                write_new(self._root / key, part, data)
             except FileExistsError:
-                if self.read(key) != data:
+                found = self.read(key)
+                if found is None and not (self._root / key).is_dir():
+                    raise FileNotFoundError(key) from None  # somebody deletes it: once more
+                if found != data:
                     msg = f"{self.name}/{key} exists and holds other bytes"
                     raise CheckpointExistsError(msg) from None
+
+        self._make(key, write)
 
     def read(self, key: str) -> bytes | None:
         """The file's bytes."""
@@ -142,11 +156,24 @@ class LocalStore:
         """The file's own URL."""
         return (self._root / key).resolve().as_uri()
 
-    def _part(self, key: str) -> Path:
-        """The sibling that becomes `key`; its name is fixed, so that a retry reuses it."""
+    def _make(self, key: str, write: Callable[[Path], None]) -> None:
+        """Call `write` with the sibling that becomes `key`: a fixed name, so a retry reuses it.
+
+        Somebody else's `delete` may take the folder away while it is empty: then both come again.
+        """
         path = self._root / key
-        make_directories(path.parent)
-        return path.with_name(part_name(path.name))
+        with translated(f"writing {self.name}/{key}"):
+            for last in (False,) * _TRIES + (True,):
+                try:
+                    make_directories(path.parent)
+                    write(path.with_name(part_name(path.name)))
+                except CheckpointError:
+                    raise
+                except (FileNotFoundError, FileExistsError):  # the second: gone when looked at
+                    if last:
+                        raise
+                else:
+                    return
 
 
 def _version(status: os.stat_result) -> str:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
 
+_PROBES = 8
+
 
 class Answers:
     """Called by the worker's loop, which waits for each."""
@@ -77,8 +79,12 @@ class Answers:
         store = RetryingStore(self.open(), tries=2)
         key = f"{self._config.prefix}/{DOT_DIR}-probe"  # one name: a killed check leaves no trail
         try:
-            store.put_new(key, b"probe")
-            if store.read(key) != b"probe":
+            for _ in range(_PROBES):
+                store.put_new(key, b"probe")
+                found = store.read(key)
+                if found is not None:
+                    break  # else another process's check took it away: they share the name
+            if found != b"probe":
                 msg = f"{store.name} does not give back what was written to it"
                 raise StorePermanentError(msg)
         finally:

@@ -12,6 +12,7 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
+from bt_lightning.store import local
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.remote import open_store
 
@@ -44,6 +45,32 @@ def test_a_write_is_durable_with_every_folder_that_it_made(
     assert (root / "one/two/key").stat().st_ino in synced
     for folder in (root / "one/two", root / "one", root):
         assert folder.stat().st_ino in synced, f"the names in {folder.name} are not durable"
+
+
+@pytest.mark.parametrize("method", ["put", "put_new", "send"])
+def test_who_deletes_takes_no_folder_from_who_writes_beside_it(
+    tmp_path, store, send, monkeypatch, method
+):
+    """It was empty when it was looked at; the two are processes of different jobs, or lives."""
+    (tmp_path / "source").write_bytes(b"x")
+    store.put("one/two/other", b"x")
+    real, left = local.make_directories, [5]
+
+    def taken(path):
+        real(path)
+        if left[0]:
+            left[0] -= 1
+            store.delete([f"{path.relative_to(tmp_path / 'store')}/other"])
+
+    monkeypatch.setattr(local, "make_directories", taken)
+    if method == "send":
+        send(store, tmp_path / "source", "one/two/key")
+    else:
+        getattr(store, method)("one/two/key", b"x")
+    assert files(tmp_path / "store") == {"one/two/key"}
+    left[0] = 1000
+    with pytest.raises(StorePermanentError, match="No such file"):
+        store.put("three/key", b"x")
 
 
 def test_a_failed_write_leaves_the_old_object_whole(tmp_path, store, send, monkeypatch):

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.events import read_events
 from bt_lightning.localdir.requests import request_removal, requested_removals
-from bt_lightning.messages import CheckStore, Fetch, ListStore
+from bt_lightning.messages import CheckStore, Fetch, ListStore, WorkerConfig
+from bt_lightning.worker.answers import Answers
 
 NONE = frozenset()
 SLACK_S = 12.0
@@ -211,6 +213,28 @@ def test_a_store_that_can_be_used_is_checked_and_left_clean(scene):
     worker = scene.worker()
     assert worker.ask(CheckStore(), 20) is None
     assert not [path for path in scene.folder.rglob("*") if path.is_file()]
+
+
+def test_two_checks_of_one_store_at_once_disturb_nobody(scene):
+    """A worker that was left by a kill checks it beside that of the next run."""
+    config = WorkerConfig(
+        root=str(scene.root), store_url=scene.folder.as_uri(), prefix=scene.prefix, drain_s=1.0
+    )
+    answers = [Answers(config, None) for _ in range(2)]
+    failed = []
+
+    def check(one):
+        for _ in range(200):
+            answer = one.answer(CheckStore())
+            if answer.error is not None:
+                failed.append(answer.error)
+
+    threads = [threading.Thread(target=check, args=[one]) for one in answers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
 
 
 def test_a_store_that_cannot_be_used_says_why(scene):
