@@ -20,6 +20,7 @@ BUILTINS = {
     "UnsupportedStateError": TypeError,
     "InvalidSettingError": ValueError,
     "ConfigNotFoundError": FileNotFoundError,
+    "JobRunningError": RuntimeError,
     "ReadOnlyError": PermissionError,
     "CheckpointProtectedError": PermissionError,
     "DirectoryUnusableError": OSError,
