@@ -52,7 +52,7 @@ def run(
             job.open()
             job.load_references()
             scratch, held_scratch = stack.enter_context(scratch_directory(inherited, root))
-            held.append(held_scratch)
+            child.keep_open += (held_scratch,)
             for folder in caches(spec).values():
                 Path(folder).mkdir(parents=True, exist_ok=True)
             job.start_worker(drain_s, settings_of(spec, inherited))
