@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 
 import lightning as L
+import psutil
 import pytest
 
 from bt_lightning import BTLightning
 from bt_lightning.lightning_plugin import implied
+from bt_lightning.localdir.events import read_events
 
 RUN = ("run",)
 MODULE = "from bt_lightning.cli.app import main; main()"
@@ -155,3 +160,53 @@ def test_an_unchanged_script_is_killed_started_again_and_ends_as_if_it_had_not_b
     assert record["checkpoint_sync_status"] == "COMPLETED"
     kept = sorted(path.parent.name for path in (tmp_path / "store").rglob("bt_manifest.json"))
     assert kept == ["checkpoint-24"]
+
+
+LIGHTNING_CLI = """
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import DemoModel, BoringDataModule
+
+
+def cli_main():
+    cli = LightningCLI(DemoModel, BoringDataModule)
+
+
+if __name__ == "__main__":
+    cli_main()
+"""
+"""Of Lightning's documentation of its LightningCLI, word by word but for comments."""
+
+
+@pytest.mark.timeout(300)  # two starts of a script that imports torch
+def test_the_script_of_lightnings_documentation_is_killed_and_goes_on(scripts, tmp_path, names):
+    script, root = scripts.write(LIGHTNING_CLI), tmp_path / "ck"
+    job = ("--store", tmp_path / "store", "--job-id", "j", "--dir", root, "--retries", "1")
+    fit = ("fit", "--trainer.accelerator=cpu", "--trainer.max_epochs=20")
+    words = (sys.executable, "-m", "bt_lightning", *RUN, *job, "--", sys.executable, script, *fit)
+    with (tmp_path / "log").open("w") as log:
+        runner = subprocess.Popen(
+            [str(word) for word in words],
+            cwd=tmp_path,
+            env=scripts.environ(),
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            while not names(root):
+                assert runner.poll() is None, (tmp_path / "log").read_text()
+                os.sched_yield()
+            (training,) = (
+                child
+                for child in psutil.Process(runner.pid).children(recursive=True)
+                if str(script) in child.cmdline()
+            )
+            training.kill()
+            assert runner.wait(200) == 0, (tmp_path / "log").read_text()
+        finally:
+            runner.terminate()
+            runner.wait(60)
+    record = json.loads((root / ".bt_lightning" / "job.json").read_text())
+    assert [one["signal"] for one in record["attempts"]] == [signal.SIGKILL, None]
+    assert (record["status"], record["newest_step"]) == ("COMPLETED", 20 * 64)
+    first, second = (event["step"] for event in read_events(root) if event["event"] == "began")
+    assert first == 0 < second
