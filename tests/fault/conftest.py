@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fault.nursery import Nursery
+
 
 @pytest.fixture(scope="session")
 def killing():
@@ -22,6 +24,6 @@ def killing():
 
 @pytest.fixture
 def nursery(killing):
-    found = killing.Nursery()
+    found = Nursery(killing.JOB)
     yield found
     found.close()

@@ -6,7 +6,6 @@ child trains, and the parent prints the child's pid at once and its exit status 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -14,57 +13,17 @@ import sys
 import time
 import traceback
 import warnings
-from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch.utils.data import Dataset
+from model import Journal, Net, Points, digest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
 from bt_lightning.lightning_plugin.known import Known
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 5, 2  # 40 saves; some fall on an epoch's last batch
-
-
-class Points(Dataset[torch.Tensor]):
-    def __len__(self) -> int:
-        return 4 * STEPS_PER_EPOCH
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.full((8,), index / 64)
-
-
-class Net(L.LightningModule):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        layers = [torch.nn.Linear(8, width), torch.nn.Dropout(0.3), torch.nn.Linear(width, 1)]
-        self.net = torch.nn.Sequential(*layers)
-
-    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
-        loss = (self.net(batch) - 1).pow(2).mean()
-        self.log("loss", loss)
-        return loss
-
-    def configure_optimizers(self) -> dict[str, object]:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-
-class Journal(Callback):
-    """Writes what the test asserts on, one JSON line each, unbuffered."""
-
-    def __init__(self, path: str, life: int) -> None:
-        self._path, self._life = path, life
-
-    def write(self, **facts: object) -> None:
-        with Path(self._path).open("a") as file:
-            file.write(json.dumps({"life": self._life, **facts}) + "\n")
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.write(event="start", step=trainer.global_step, resumed=trainer.ckpt_path)
 
 
 class Slow(Callback):
@@ -123,15 +82,9 @@ def train(
             Slow(step_s),
         ],
     )
-    model = Net(width)
-    trainer.fit(model, StatefulDataLoader(Points(), batch_size=4, shuffle=True))
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    for state in trainer.optimizers[0].state_dict()["state"].values():
-        for name in sorted(state):
-            digest.update(state[name].numpy().tobytes())
-    notes.write(event="end", step=trainer.global_step, digest=digest.hexdigest())
+    points = Points(4 * STEPS_PER_EPOCH)
+    trainer.fit(Net(width), StatefulDataLoader(points, batch_size=4, shuffle=True))
+    notes.write(event="end", step=trainer.global_step, digest=digest(trainer))
 
 
 def main() -> None:

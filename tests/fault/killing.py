@@ -10,8 +10,6 @@ import random
 import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,43 +20,14 @@ from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import DOT_DIR, MARKER
 from bt_lightning.localdir.committed import list_committed, verify
 from bt_lightning.localdir.requests import requested_removals
+from tests.fault.nursery import LIMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.fault.nursery import Nursery
+
 JOB = Path(__file__).with_name("job.py")
-LIMIT_S = 60.0
-
-
-class Nursery:
-    """The forking process of job.py."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(JOB)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            bufsize=1,
-        )
-        assert self._line() == "ready"
-
-    def start(self, **command: object) -> int:
-        print(json.dumps(command), file=self._process.stdin, flush=True)
-        return int(self._line())
-
-    def status(self) -> int:
-        """Exit status of the job that was started last; waits for its end."""
-        return int(self._line())
-
-    def _line(self) -> str:
-        return self._process.stdout.readline().strip()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(LIMIT_S)
-        self._process.stdout.close()
 
 
 class Run:

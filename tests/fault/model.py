@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Dataset
 
 
@@ -37,6 +40,21 @@ class Net(L.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+class Journal(Callback):
+    """Writes what the test asserts on, one JSON line each, unbuffered."""
+
+    def __init__(self, path: str, life: int) -> None:
+        self._path, self._life = path, life
+
+    def write(self, **facts: object) -> None:
+        with Path(self._path).open("a") as file:
+            file.write(json.dumps({"life": self._life, **facts}) + "\n")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.write(event="start", step=trainer.global_step, resumed=trainer.ckpt_path)
 
 
 def digest(trainer: L.Trainer) -> str:

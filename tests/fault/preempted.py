@@ -8,7 +8,6 @@ was killed: nobody else would tell them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -18,12 +17,12 @@ import time
 import traceback
 import warnings
 from datetime import timedelta
-from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch.utils.data import DataLoader, Dataset
+from model import Journal, Net, Points, digest
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
@@ -33,39 +32,21 @@ from bt_lightning.lightning_plugin.session import Session
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 8, 2  # 64 saves
 
 
-class Points(Dataset[torch.Tensor]):
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
+class Telling(Points):
     def __getitem__(self, index: int) -> torch.Tensor:
         Moment.reach("dataloading", index)
-        return torch.full((8,), index / self.length)
+        return super().__getitem__(index)
 
 
-class Net(L.LightningModule):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        layers = [torch.nn.Linear(8, width), torch.nn.Dropout(0.3), torch.nn.Linear(width, 1)]
-        self.net = torch.nn.Sequential(*layers)
-
-    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+class TellingNet(Net):
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
         Moment.reach("step", self.trainer.global_step)
-        loss = (self.net(batch) - 1).pow(2).mean()
-        self.log("loss", loss)
-        return loss
+        return super().training_step(batch, index)
 
     def validation_step(self, batch: torch.Tensor, index: int) -> None:
         sanity = self.trainer.sanity_checking
         Moment.reach("sanity" if sanity else "validation", self.trainer.global_step + index)
         self.log("val", self.net(batch).mean(), sync_dist=True)
-
-    def configure_optimizers(self) -> dict[str, object]:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         Moment.reach("save", self.trainer.global_step)
@@ -114,19 +95,6 @@ finish = Session.finish
 def told_while_finishing(session: Session, *args: object) -> None:
     Moment.reach("drain")
     finish(session, *args)
-
-
-class Journal(Callback):
-    def __init__(self, path: str, life: int) -> None:
-        self._path, self._life = path, life
-
-    def write(self, **facts: object) -> None:
-        with Path(self._path).open("a") as file:
-            file.write(json.dumps({"life": self._life, **facts}) + "\n")
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_rank == 0:
-            self.write(event="start", step=trainer.global_step, resumed=trainer.ckpt_path)
 
 
 def train(
@@ -183,19 +151,14 @@ def train(
             **(trainer_options or {}),
         }
     )
-    model, points = Net(width), Points(4 * STEPS_PER_EPOCH * ranks)
+    points = Telling(4 * STEPS_PER_EPOCH * ranks)
     sampler = StatefulDistributedSampler(points, ranks, rank, shuffle=True) if ranks > 1 else None
     loader = StatefulDataLoader(points, batch_size=4, sampler=sampler, shuffle=sampler is None)
-    trainer.fit(model, loader, DataLoader(Points(8 * validation_batches), batch_size=8))
+    validation = DataLoader(Telling(8 * validation_batches), batch_size=8)
+    trainer.fit(TellingNet(width), loader, validation)
     Moment.reach("after")
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    for state in trainer.optimizers[0].state_dict()["state"].values():
-        for name in sorted(state):
-            digest.update(state[name].numpy().tobytes())
     if rank == 0:
-        notes.write(event="end", step=trainer.global_step, digest=digest.hexdigest())
+        notes.write(event="end", step=trainer.global_step, digest=digest(trainer))
 
 
 def child(command: dict[str, object], rank: int, ranks: int, port: int) -> None:

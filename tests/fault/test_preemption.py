@@ -10,8 +10,6 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -22,55 +20,18 @@ import pytest
 from bt_lightning.interval import best
 from bt_lightning.localdir.committed import list_committed, verify
 from bt_lightning.localdir.events import read_events
+from tests.fault.nursery import Nursery
 
 JOB = Path(__file__).with_name("preempted.py")
-LIMIT_S = 60.0
 LIGHTNING = tuple(int(part) for part in version("lightning").split(".")[:2])
 EXACT = LIGHTNING >= (2, 6)
 """Before, Lightning makes the iterator of a resumed epoch twice, and draws twice."""
 ENDED = 128 + signal.SIGTERM
 
 
-class Nursery:
-    """The forking process of preempted.py."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(JOB)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            bufsize=1,
-        )
-        assert self._line() == "ready"
-
-    def start(self, **command: object) -> list[int]:
-        print(json.dumps(command), file=self._process.stdin, flush=True)
-        return [int(pid) for pid in self._line().split()]
-
-    def statuses(self, pids: list[int]) -> list[int]:
-        """How the ranks ended; a run that does not end within the limit is a hang."""
-        ended, _, _ = select.select([self._process.stdout], [], [], LIMIT_S)
-        if not ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pids[0], signal.SIGKILL)
-            self._line()
-            pytest.fail(f"hung for {LIMIT_S} s")
-        return [int(status) for status in self._line().split()]
-
-    def _line(self) -> str:
-        return self._process.stdout.readline().strip()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(LIMIT_S)
-        self._process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def nursery():
-    found = Nursery()
+    found = Nursery(JOB)
     yield found
     found.close()
 
@@ -92,7 +53,7 @@ class Run:
 
     def start(self, **more: object) -> list[int]:
         self.lives += 1
-        return self.nursery.start(
+        return self.nursery.start_ranks(
             root=str(self.root),
             store=(self.folder / "store").as_uri(),
             journal=str(self.journal),

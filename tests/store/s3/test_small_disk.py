@@ -17,6 +17,7 @@ from bt_lightning.store.catalog import look
 from bt_lightning.store.download import verify
 from bt_lightning.store.place import StorePlace
 from bt_lightning.store.remote import open_store
+from tests.fault.nursery import Nursery
 
 WIDTH = 4000  # 0.5 MB a checkpoint
 PREFIX = job_prefix("p", "j", 0)
@@ -37,7 +38,7 @@ def test_checkpoints_of_many_times_the_disk_all_reach_the_bucket(
     killing, weed, small_disk, tmp_path, size
 ):
     url = f"s3://bucket/{uuid.uuid4().hex}"
-    nursery = killing.Nursery()
+    nursery = Nursery(killing.JOB)
     try:
         digest, _ = killing.reference(nursery, tmp_path / "whole", width=WIDTH)
         run = killing.Run(
