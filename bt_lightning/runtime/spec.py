@@ -94,7 +94,7 @@ def environment(
     ours = {
         "BT_TRAINING_JOB_ID": spec.job_id,
         "BT_TRAINING_JOB_NAME": spec.job_name,
-        "BT_TRAINING_PROJECT_ID": spec.project,
+        "BT_TRAINING_PROJECT_ID": _project_id(spec, inherited),
         "BT_TRAINING_PROJECT_NAME": spec.project,
         "BT_NUM_GPUS": str(nodes.num_gpus),
         "BT_GROUP_SIZE": str(nodes.size),
@@ -112,6 +112,12 @@ def environment(
     known = {name: value for name, value in ours.items() if value is not None}
     kept = {name: value for name, value in inherited.items() if name not in ours}
     return {**kept, **known, **spec.variables}
+
+
+def _project_id(spec: JobSpec, inherited: Mapping[str, str]) -> str:
+    """That of the platform, in a job of its own: its APIs know the project by no other."""
+    same = inherited.get("BT_TRAINING_PROJECT_NAME") == spec.project
+    return (same and inherited.get("BT_TRAINING_PROJECT_ID")) or spec.project
 
 
 def _checkpointing(spec: JobSpec) -> dict[str, str | None]:

@@ -56,6 +56,13 @@ def test_variables_that_a_job_does_not_have_are_not_inherited():
     assert variables(plan({"BT_GRACE_S": "5"}), {})["BT_GRACE_S"] == "5"
 
 
+def test_inside_a_job_of_the_platform_its_project_keeps_its_id():
+    platform = {"BT_TRAINING_PROJECT_ID": "aghi527", "BT_TRAINING_PROJECT_NAME": "my runs"}
+    assert variables(plan(platform), platform)["BT_TRAINING_PROJECT_ID"] == "aghi527"
+    other = variables(plan(platform, project="mine"), platform)
+    assert other["BT_TRAINING_PROJECT_ID"] == other["BT_TRAINING_PROJECT_NAME"] == "mine"
+
+
 def test_a_new_job_has_an_id_as_basetens_and_each_another():
     ids = {plan().job_id for _ in range(20)}
     assert len(ids) == 20
