@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from bt_lightning.globs import Patterns  # noqa: TC001 - a dataclass of it is pickled
+
+WORKER_NAME: Final = "bt-worker"
+"""What ps(1) calls a worker process; 15 bytes at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

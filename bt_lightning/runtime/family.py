@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from bt_lightning.messages import WORKER_NAME
+
 _SET_CHILD_SUBREAPER: Final = 36
 """Of prctl(2)."""
 _PROC: Final = Path("/proc")
@@ -30,13 +32,15 @@ def adopt_orphans() -> None:
 def family() -> list[int]:
     """The processes below this one that live and have another session, so: what commands started.
 
-    Without the children of `multiprocessing`, which are our own.
+    Without the children of `multiprocessing`, which are our own, and without workers: one whose
+    training was killed may be just committing its last checkpoint, and ends by itself.
     """
     below: dict[int, list[tuple[int, int, str]]] = {}
     for pid in _pids():
         if (found := _stat(pid)) is not None:
-            parent, session, state = found
-            below.setdefault(parent, []).append((pid, session, state))
+            parent, session, state, name = found
+            if name != WORKER_NAME:
+                below.setdefault(parent, []).append((pid, session, state))
     ours, own = _spared(), os.getsid(0)
     lives, at = [], [os.getpid()]
     while at:
@@ -78,11 +82,13 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir(_PROC) if name.isdigit()]  # noqa: PTH208 - it is faster
 
 
-def _stat(pid: int) -> tuple[int, int, str] | None:
-    """Parent, session and state of a process; None if it is gone."""
+def _stat(pid: int) -> tuple[int, int, str, str] | None:
+    """Parent, session, state and name of a process; None if it is gone."""
     try:
         line = (_PROC / str(pid) / "stat").read_bytes()
     except OSError:
         return None
-    state, parent, _, session = line.rpartition(b")")[2].split()[:4]  # its name may hold anything
-    return int(parent), int(session), state.decode("ascii")
+    front, _, rest = line.rpartition(b")")  # the name may hold anything
+    state, parent, _, session = rest.split()[:4]
+    name = front.partition(b"(")[2].decode("utf-8", "replace")
+    return int(parent), int(session), state.decode("ascii"), name

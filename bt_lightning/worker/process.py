@@ -49,7 +49,7 @@ from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.worker.answers import Answers
 from bt_lightning.worker.committer import Committer, Outcome
 from bt_lightning.worker.files import LooseFiles
-from bt_lightning.worker.priority import lower_priority
+from bt_lightning.worker.priority import lower_priority, stand_apart
 from bt_lightning.worker.publisher import Publisher
 from bt_lightning.worker.room import RoomMaker
 from bt_lightning.worker.sparing import SparingDuties
@@ -70,8 +70,7 @@ EXIT_BUG = 70
 def run(conn: Connection, config: WorkerConfig) -> None:
     """Entry of the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(PermissionError):
-        os.setsid()  # what a job's runner sends to its group, SIGKILL at last, is for the training
+    stand_apart()
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     lower_priority()

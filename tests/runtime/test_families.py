@@ -104,3 +104,40 @@ def test_a_disk_that_the_command_fills_at_once_keeps_its_small_files_going(
     assert "Traceback" not in err
     (sent,) = (tmp_path / "store").rglob("result.json")
     assert sent.read_text() == "x\n"
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+
+from bt_lightning.localdir.commit import commit
+from bt_lightning.manifest import Manifest
+from bt_lightning.messages import WorkerConfig
+from bt_lightning.worker.handle import Worker
+
+root = Path(os.environ["BT_CHECKPOINT_DIR"])
+facts = dict(checkpoint_id="c-1", generation=1, step=1, epoch=0)
+made = "2030-01-01T00:00:00+00:00"
+commit(root / "c-1", root, {"f": lambda: [b"x"]}, lambda files: Manifest(
+    files=files, created_at=made, **facts))
+os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")
+os.environ["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"  # nobody is there
+worker = Worker(WorkerConfig(root=str(root), store_url="s3://b/x", prefix="p", drain_s=60))
+worker.start()
+worker.begin(frozenset())
+while Path(f"/proc/{worker.pid}/comm").read_text() != "bt-worker\\n":
+    os.sched_yield()
+print(worker.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_worker_of_a_killed_training_is_spared(runner):
+    """It may be just committing the last checkpoint, and has a deadline of its own."""
+    (runner.path / "killed.py").write_text(KILLED)
+    line = f"exec {sys.executable} killed.py > out 2>&1"  # the worker keeps what it inherits open
+    runner("--", "sh", "-c", line, code=137)
+    worker = psutil.Process(int((runner.path / "out").read_text().split()[0]))
+    assert worker.name() == "bt-worker"
+    worker.kill()
+    worker.wait(30)
