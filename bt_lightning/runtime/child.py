@@ -65,6 +65,7 @@ class Child:
         self._preparing = False
         self._stopped_at = 0.0
         self._group: int | None = None
+        self._missed: set[int] = set()
         self._interrupts = 0
         self._before: dict[int, object] = {}
 
@@ -115,6 +116,7 @@ class Child:
         Raises:
             OSError: the system has no room for another process.
         """
+        self._missed.clear()
         try:
             child = subprocess.Popen(  # noqa: S603 - what the user asked to be run
                 command,
@@ -129,8 +131,9 @@ class Child:
             return _NOT_RUN
         self._group = child.pid
         try:
-            if self.stopped_by is not None:  # it came when there was nobody to pass it on to
-                self._signal(self.stopped_by)
+            # these came when there was nobody to pass them on to
+            for number in self._missed | ({self.stopped_by} if self.stopped_by else set()):
+                self._signal(number)
             self._await(child, tick)
             self._end_rest(tick)
         finally:
@@ -187,6 +190,7 @@ class Child:
 
     def _signal(self, number: int) -> None:
         if self._group is None:
+            self._missed.add(number)
             return
         if number in _ASKED_FOR and (asked := [p for p in family() if catches(p, number)]):
             _send(number, asked)
@@ -199,7 +203,7 @@ class Child:
 
         The kernel forgets a SIGTSTP for which there is no such shell, and all goes on.
         """
-        stopped = family() if self._group is not None else []
+        stopped = family()
         _send(signal.SIGSTOP, stopped)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTSTP)  # here it stops
