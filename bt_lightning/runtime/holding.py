@@ -24,6 +24,7 @@ from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.owner import owner_of
 from bt_lightning.messages import Published, WorkerConfig, WorkFailed
 from bt_lightning.runtime.keeper import Keeper, read_local, utc_now
+from bt_lightning.runtime.patience import within
 from bt_lightning.runtime.policy import Exit, Outcome, final_code
 from bt_lightning.runtime.references import load, resolve, strangers
 from bt_lightning.runtime.tenancy import take_job
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from bt_lightning.store.port import Store
 
 _TRIES: Final = 4
+_ANSWER_S: Final = 15.0
+"""For the first answer of a store, the tries included; then training begins without it."""
 _RECORD_S: Final = 10.0
 _SPARE_S: Final = 2.0
 """Of the grace that a platform gives, for the last record."""
@@ -127,14 +130,14 @@ class Holding:
             self._record = replace(self._record, created_at=known[0], attempts=known[1])
 
     def _take(self, store: Store) -> None:
+        try:
+            before = within(_ANSWER_S, lambda: read_record(store, self._prefix), store.name)
+        except CheckpointCorruptError as error:
+            self._hearing.warn(f"{error}: it is begun anew")
+            before = None
         if self._root is not None:
             lease = take_job(store, self._prefix, owner_of(self._root), self._hearing.warn)
             self._closing.callback(lease.release)
-        try:
-            before = read_record(store, self._prefix)
-        except CheckpointCorruptError as error:
-            self._hearing.warn(f"{error}: it is begun anew")
-            return
         if before is not None:
             self._goes_on(before)
 

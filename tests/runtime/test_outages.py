@@ -182,3 +182,18 @@ def test_what_was_not_sent_is_named_and_the_next_start_sends_it(runner, road, jo
     assert names == ALL, err
     assert record["status"] == "COMPLETED"
     assert [one["outcome"] for one in record["attempts"]] == ["done", "done"]
+
+
+@pytest.mark.timeout(300)
+def test_a_store_that_never_answers_does_not_keep_a_job_from_beginning(runner):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        env = {
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+        }
+        words = ("--store", "s3://bucket/x", "--job-id", "j", "--drain-timeout", "1")
+        out, err = runner(*words, "--", "echo", "ran", env=env)
+    assert out == "ran\n"
+    assert "begins without it" in err
+    assert SECRET not in err

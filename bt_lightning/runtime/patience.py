@@ -1,0 +1,39 @@
+"""A first question to a store that may never answer: its client's own limits add up to minutes."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from bt_lightning.errors import StoreTransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+def within(limit_s: float, ask: Callable[[], T], store: str) -> T:
+    """What `ask` returns or raises, on a thread of its own.
+
+    Raises:
+        StoreTransientError: it has not ended within `limit_s`; its thread is left behind.
+    """
+    answers: list[T] = []
+    failures: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            failures.append(error)
+
+    thread = threading.Thread(target=act, daemon=True, name="bt_lightning first question")
+    thread.start()
+    thread.join(limit_s)
+    if failures:
+        raise failures[0]
+    if answers:
+        return answers[0]
+    msg = f"{store} has not answered within {limit_s:.0f} s"
+    raise StoreTransientError(msg)
