@@ -260,7 +260,7 @@ def test_without_time_for_a_save_what_is_saved_is_kept(nursery, tmp_path):
     ("width", "bt"), [(32, {}), (100_000, {"arena_memory": 1})], ids=["small", "large and slow"]
 )
 def test_the_interval_follows_what_saves_were_measured_to_take(nursery, tmp_path, width, bt):
-    trainer_options = {"max_epochs": 2}
+    trainer_options = {"max_epochs": 6}  # long enough for the first save to be measured
     bt = {"interval": "auto", **bt}
     run = Run(nursery, tmp_path, 1, trainer_options=trainer_options, width=width, bt=bt)
     assert run.live() == [0], run.errors()
