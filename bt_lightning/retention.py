@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from bt_lightning.manifest import Manifest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
@@ -22,6 +24,18 @@ class Committed:
     """Whether training can go on from it; weights alone do not stand in for such a one."""
     interim: bool = False
     """Whether no `ModelCheckpoint` asked for it: it is kept until a newer one can be resumed."""
+
+    @classmethod
+    def of(cls, place: str, manifest: Manifest) -> Committed:
+        """The checkpoint of a manifest."""
+        return cls(
+            place=place,
+            checkpoint_id=manifest.checkpoint_id,
+            digest=manifest.digest,
+            order=manifest.order,
+            resumable=manifest.resumable,
+            interim=manifest.interim,
+        )
 
 
 def removable(

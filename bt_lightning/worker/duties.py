@@ -123,16 +123,19 @@ class Duties:
                 source.close()
 
     def outbox(self) -> list[LocalCheckpoint]:
-        """Committed here and not in the store, newest first; what is about to go is left out."""
+        """Committed here and not in the store, newest first; what would go there is left out."""
         if self._store is None:
             return []
         local, _ = list_committed(self._root)
+        stored = list((self._stored or {}).items())  # another thread may be adding to it
+        published = {manifest.digest for _, manifest in stored}
+        unsent = {f.path.as_posix(): f for f in local if f.manifest.digest not in published}
+        sent = [Committed.of(folder, manifest) for folder, manifest in stored]
+        entries = [Committed.of(place, found.manifest) for place, found in unsent.items()]
         requested = requested_removals(self._root) | self._superseded(local)
-        stored = list((self._stored or {}).values())  # another thread may be adding to it
-        published = {manifest.digest for manifest in stored}
-        wanted = [found for found in local if found.manifest.digest not in requested]
-        unsent = [found for found in (wanted or local) if found.manifest.digest not in published]
-        return [found for found in unsent if found.manifest.digest not in self._damaged]
+        for entry in removable(sent + entries, requested, self._kept(local)):
+            unsent.pop(entry.place, None)  # or it would be sent, deleted, and sent again
+        return [f for f in unsent.values() if f.manifest.digest not in self._damaged]
 
     def publish_next(self) -> LocalCheckpoint | None:
         """Publish the newest checkpoint of the outbox; None if it is empty.
@@ -236,7 +239,7 @@ class Duties:
         wanted_gone = requested_removals(self._root) | self._superseded(local.values())
         if not wanted_gone:
             return
-        entries = [as_committed(place, found.manifest) for place, found in local.items()]
+        entries = [Committed.of(place, found.manifest) for place, found in local.items()]
         for entry in removable(entries, wanted_gone, self._kept(local.values())):
             if entry.digest in wanted_gone:  # an older generation elsewhere on disk is the user's
                 delete_directory(local[entry.place].path, self._root)
@@ -254,7 +257,7 @@ class Duties:
         left = {found.manifest.digest for found in local}
         if self._store is not None:
             stored = self._known_store(self._store)
-            entries = [as_committed(folder, manifest) for folder, manifest in stored.items()]
+            entries = [Committed.of(folder, manifest) for folder, manifest in stored.items()]
             for entry in removable(entries, requested, self._kept(local)):
                 if self._unpublish(self._store, entry.place):  # what is protected stays
                     del stored[entry.place]
@@ -267,7 +270,7 @@ class Duties:
         local = list(local)
         if not any(found.manifest.interim for found in local):
             return frozenset()
-        entries = [as_committed(found.path.as_posix(), found.manifest) for found in local]
+        entries = [Committed.of(found.path.as_posix(), found.manifest) for found in local]
         return superseded(entries) - self._kept(local)
 
     def _kept(self, local: Iterable[LocalCheckpoint]) -> set[str]:
@@ -335,15 +338,3 @@ class Duties:
                 for entry in found.manifest.files
             }.union(under(self._prefix, path) for path in self._unsent_files()),
         )
-
-
-def as_committed(place: str, manifest: Manifest) -> Committed:
-    """A checkpoint of a tier, as the rules of retention see it."""
-    return Committed(
-        place=place,
-        checkpoint_id=manifest.checkpoint_id,
-        digest=manifest.digest,
-        order=manifest.order,
-        resumable=manifest.resumable,
-        interim=manifest.interim,
-    )

@@ -10,9 +10,9 @@ from bt_lightning.localdir.away import note_away
 from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.durable import make_trash
 from bt_lightning.localdir.requests import make_requests
-from bt_lightning.retention import evictable
+from bt_lightning.retention import Committed, evictable
 from bt_lightning.store.publish import Content, folder_for, is_published, publish_sources
-from bt_lightning.worker.duties import Duties, as_committed
+from bt_lightning.worker.duties import Duties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ class SparingDuties(Duties):
             return []
         stored = {manifest.digest for manifest in self._known_store(self._store).values()}
         local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
-        entries = [as_committed(place, found.manifest) for place, found in local.items()]
+        entries = [Committed.of(place, found.manifest) for place, found in local.items()]
         chosen = evictable(entries, stored, self._kept(local.values()))
         return [local[entry.place] for entry in chosen]
 

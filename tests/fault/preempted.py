@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -27,6 +28,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from bt_lightning import BTLightning
+from bt_lightning.lightning_plugin.agreement import Together
 from bt_lightning.lightning_plugin.session import Session
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 8, 2  # 64 saves
@@ -57,6 +59,8 @@ class Moment(Callback):
 
     wanted: dict[str, object] | None = None
     rank = 0
+    heard = threading.Event()
+    """Whether rank 0 has asked for what a signal wants."""
 
     @classmethod
     def reach(cls, name: str, number: int = 0) -> None:
@@ -72,6 +76,9 @@ class Moment(Callback):
                 os.killpg(0, signum)
             else:
                 os.kill(os.getpid(), signum)
+        if cls.rank != 0 and not found.get("all"):
+            # rank 0 hears of it from this rank: a short run must not be over by then
+            assert cls.heard.wait(60)
 
     def setup(self, *_: object, stage: str) -> None:
         self.reach("setup")
@@ -87,6 +94,15 @@ class Moment(Callback):
 
     def on_train_end(self, *_: object) -> None:
         self.reach("train_end")
+
+
+promise = Together._ask
+
+
+def told_of_promises(agreement: Together) -> None:
+    promise(agreement)
+    if agreement._asked is not None:
+        Moment.heard.set()
 
 
 finish = Session.finish
@@ -119,6 +135,7 @@ def train(
     Moment.wanted, Moment.rank = moment, rank
     L.seed_everything(seed, verbose=False)
     Session.finish = told_while_finishing
+    Together._ask = told_of_promises
     notes = Journal(journal, life)
     wanted = {"every_n_train_steps": EVERY, "save_top_k": 3, "monitor": "step", "mode": "max"}
     callbacks: list[Callback] = [

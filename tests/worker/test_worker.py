@@ -170,6 +170,22 @@ def test_the_only_checkpoint_is_not_deleted_until_something_newer_is_committed(s
     assert scene.on_disk() == scene.in_store() == scene.names(2)
 
 
+def test_an_old_copy_that_is_to_go_is_not_sent_again_when_it_is_the_last_on_the_disk(scene):
+    """The disk keeps it for want of a newer one; the store has one, and does not want it."""
+    old, new = scene.make(1, 2)
+    worker = scene.worker()
+    worker.begin(NONE)
+    worker.drain(30)
+    shutil.rmtree(scene.root / new.checkpoint_id)  # to make room
+    request_removal(scene.root, old.digest)
+    worker.drain(10)
+    worker.poll()
+    worker.drain(10)
+    assert scene.on_disk() == scene.names(1)
+    assert scene.in_store() == scene.names(2)
+    assert worker.poll() == []
+
+
 def test_a_pinned_checkpoint_is_never_deleted(scene):
     old, _ = scene.make(1, 2)
     worker = scene.worker()
