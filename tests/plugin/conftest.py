@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -107,6 +108,7 @@ class Scripts:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
         package = Path(bt_lightning.__file__).parents[1]
         return {
+            "PYTHONFAULTHANDLER": "1",
             **kept,
             "PYTHONPATH": os.pathsep.join((str(package), str(HERE))),
             "PYTHONWARNINGS": "ignore",
@@ -149,13 +151,21 @@ class Scripts:
             try:
                 out, err = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, 9)
-                out, err = process.communicate()
-                pytest.fail(f"hung for {timeout} s\n{out}\n{err[-6000:]}")
+                out, err = self._stacks(process)
+                pytest.fail(f"hung for {timeout} s\n{out}\n{err[-12000:]}")
         found = Process(process.returncode, out, err)
         assert code is None or found.code == code, str(found)
         return found
+
+    @staticmethod
+    def _stacks(process: subprocess.Popen[str]) -> tuple[str, str]:
+        """End a script that hangs, and all of its group; each says where its threads stand."""
+        for signum, patience in ((signal.SIGABRT, 10), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=patience)
+        raise AssertionError
 
 
 @pytest.fixture(scope="session")
