@@ -129,10 +129,11 @@ class Duties:
         local, _ = list_committed(self._root)
         stored = list((self._stored or {}).items())  # another thread may be adding to it
         published = {manifest.digest for _, manifest in stored}
-        unsent = {f.path.as_posix(): f for f in local if f.manifest.digest not in published}
+        requested = requested_removals(self._root) | self._superseded(local)
+        wanted = [found for found in local if found.manifest.digest not in requested] or local
+        unsent = {f.path.as_posix(): f for f in wanted if f.manifest.digest not in published}
         sent = [Committed.of(folder, manifest) for folder, manifest in stored]
         entries = [Committed.of(place, found.manifest) for place, found in unsent.items()]
-        requested = requested_removals(self._root) | self._superseded(local)
         for entry in removable(sent + entries, requested, self._kept(local)):
             unsent.pop(entry.place, None)  # or it would be sent, deleted, and sent again
         return [f for f in unsent.values() if f.manifest.digest not in self._damaged]
