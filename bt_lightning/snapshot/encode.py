@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from bt_lightning.errors import UnsupportedStateError
-from bt_lightning.layout import STATE, WEIGHTS
 from bt_lightning.snapshot.classes import class_name, is_namedtuple, is_plain_dataclass
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
 from bt_lightning.snapshot.foreign import (
@@ -29,8 +28,9 @@ from bt_lightning.snapshot.foreign import (
     is_text,
     surrogates,
 )
-from bt_lightning.snapshot.fragments import WEIGHTS_KEY, Fragment, is_group, watch
+from bt_lightning.snapshot.fragments import Fragment, is_group, watch
 from bt_lightning.snapshot.image import storable
+from bt_lightning.snapshot.names import Names
 from bt_lightning.snapshot.values import FORMS, pairs
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ _DEPTH = 100
 """Deeper values are leftovers: each level costs several frames of Python's stack."""
 _WIDE_BITS = 4096
 """Longer whole numbers are written in base 16: Python limits the length of decimal ones."""
-_FILES = {"weights": WEIGHTS, "state": STATE}
 
 
 class _NotRepresentableError(Exception):
@@ -50,25 +49,21 @@ class _NotRepresentableError(Exception):
 
 
 class Encoder:
-    """Encodes one checkpoint; `tensors` and `leftovers` fill up as `encode` walks it.
+    """Encodes one checkpoint; `names` and `leftovers` fill up as `encode` walks it.
 
-    `known` are the fragments of the save before, by path; `fragments` becomes those of this one.
+    `known` are the fragments of the save before, by path; `names` has those of this one.
     """
 
     def __init__(
         self, weights_prefix: str = "", known: Mapping[tuple[str, ...], Fragment] | None = None
     ) -> None:
-        self.tensors: dict[str, dict[str, torch.Tensor]] = {file: {} for file in _FILES.values()}
-        """File -> name -> tensor, as `storable` returns it."""
-        self.fragments: dict[tuple[str, ...], Fragment] = {}
+        self.names = Names(weights_prefix)
         self.leftovers: dict[str, object] = {}
         """Path in the state -> a value that the tree cannot hold."""
         self.classes: dict[type, str] = {}
         """Class named in the tree -> path of the first value that has it."""
         self._prefix = weights_prefix
         self._known = known
-        self._refs: dict[tuple[Any, ...], dict[str, str]] = {}
-        self._places: set[int] = set()
         self._open: set[int] = set()
         self._token = secrets.token_hex(16)  # no text of a state can be taken for a placeholder
 
@@ -83,7 +78,7 @@ class Encoder:
     def text(self, tree: Any, dropped: list[str]) -> str:
         """The content of `trainer.json`, ASCII."""
         text = json.dumps({"tree": tree, "dropped": dropped}, separators=(",", ":"))
-        for path, fragment in self.fragments.items():
+        for path, fragment in self.names.fragments.items():
             text = text.replace(json.dumps(self._placeholder(path)), fragment.text, 1)
         return text
 
@@ -95,22 +90,12 @@ class Encoder:
     ) -> Any:
         """A value of which the text may be known from the save before."""
         before = known.get(path)
-        if before is None or not self._fits(before) or not before.same(value):
+        if before is None or not self.names.fits(before) or not before.same(value):
             before = self._fragment(value, path)
             if before is None:
                 return self._value(value, path)
-        for file, tensors in before.tensors.items():
-            self.tensors[file].update(tensors)
-        self._refs.update(before.refs)
-        self._places |= before.places
-        self.fragments[path] = before
+        self.names.add(path, before)
         return self._placeholder(path)
-
-    def _fits(self, fragment: Fragment) -> bool:
-        """Whether none of its names is taken, and none of its tensors is tied to another's."""
-        taken = any(names.keys() & self.tensors[f].keys() for f, names in fragment.tensors.items())
-        apart = fragment.places.isdisjoint(self._places)  # saves hashing thousands of identities
-        return not taken and (apart or not fragment.refs.keys() & self._refs.keys())
 
     def _fragment(self, value: Any, path: tuple[str, ...]) -> Fragment | None:
         """Encode a group by itself; None if its encoding depends on anything else."""
@@ -120,8 +105,9 @@ class Encoder:
         alone = Encoder(self._prefix)
         tree = alone._value(value, path)
         text = json.dumps(tree, separators=(",", ":"))
-        found = Fragment(same, text, alone.tensors, alone._refs, frozenset(alone._places))
-        whole = not alone.leftovers and not alone.classes and self._fits(found)
+        names = alone.names
+        found = Fragment(same, text, names.tensors, names.refs, frozenset(names.places))
+        whole = not alone.leftovers and not alone.classes and self.names.fits(found)
         return found if whole else None
 
     def _value(self, value: Any, path: tuple[str, ...]) -> Any:
@@ -152,17 +138,13 @@ class Encoder:
             self._open.discard(id(value))
 
     def _or_leftover(self, encode: Any, value: object, path: tuple[str, ...]) -> Any:
-        parts: list[dict[str, Any]] = [self.leftovers, *self.tensors.values()]
-        before = [len(part) for part in parts]
+        tensors, leftovers = self.names.mark(), len(self.leftovers)
         try:
             return encode(value, path)
         except _NotRepresentableError:
-            for part, length in zip(parts, before, strict=True):
-                for key in list(part)[length:]:
-                    del part[key]  # it goes with the whole
-            known = {label: self.tensors[file] for label, file in _FILES.items()}
-            kept = {k: ref for k, ref in self._refs.items() if ref["name"] in known[ref["file"]]}
-            self._refs = kept
+            self.names.back_to(tensors)  # they go with the whole
+            for key in list(self.leftovers)[leftovers:]:
+                del self.leftovers[key]
             return self._leftover(value, path)
 
     def _leftover(self, value: object, path: tuple[str, ...]) -> dict[str, str]:
@@ -270,7 +252,7 @@ class Encoder:
             "dtype": kind,
             "shape": list(value.shape),
             "order": "F" if fortran else "C",
-            "v": self._store(content, path),
+            "v": self.names.store(content, path),
         }
 
     def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:
@@ -306,33 +288,18 @@ class Encoder:
             tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(),
             tensor.is_conj(), tensor.is_neg(),
         )  # fmt: skip
-        ref = self._refs.get(identity) if tensor.numel() else None
+        ref = self.names.find(identity) if tensor.numel() else None
         if ref is None:
             try:
                 plain = storable(tensor)
             except NotImplementedError as error:  # torch itself cannot copy it
                 raise _NotRepresentableError from error
-            ref = self._refs[identity] = self._store(plain, path)
-            self._places.add(tensor.data_ptr())
+            ref = self.names.store(plain, path)
+            self.names.keep(identity, ref)
         node: dict[str, Any] = {KIND: "tensor", **ref}
         if tensor.dtype not in SAFETENSORS:
             node["dtype"] = str(tensor.dtype).removeprefix("torch.")
         return {**node, **_flags(tensor)}
-
-    def _store(self, tensor: torch.Tensor, path: tuple[str, ...]) -> dict[str, str]:
-        """Give the tensor its file and a name there that is still free."""
-        is_weight = len(path) > 1 and path[0] == WEIGHTS_KEY
-        key = ".".join(path[1:]) if is_weight else ""
-        if is_weight and key.startswith(self._prefix) and key != self._prefix:
-            label, name = "weights", key.removeprefix(self._prefix)
-        else:
-            label, name = "state", ".".join(path)
-        name = name.encode("utf-8", "backslashreplace").decode()  # no other reader takes surrogates
-        file = self.tensors[_FILES[label]]
-        while name in file or name == "__metadata__":
-            name += "'"
-        file[name] = tensor
-        return {"file": label, "name": name}
 
 
 def _flags(tensor: torch.Tensor) -> dict[str, bool]:

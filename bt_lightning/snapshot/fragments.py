@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -32,6 +33,7 @@ _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _DICTS = {dict, OrderedDict}
 _KEYS = {str, int}
+_DTYPE, _SHAPE = attrgetter("dtype"), attrgetter("shape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,11 +172,14 @@ class _Tensors:
 
 
 def _places(tensors: list[torch.Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+    return list(map(torch.Tensor.data_ptr, tensors))
 
 
 def _forms(tensors: list[torch.Tensor]) -> list[Any]:
-    return [(t.dtype, t.shape, t.is_contiguous() or t.stride()) for t in tensors]
+    # lists, not a tuple for each tensor: thousands of those would set off the garbage collector
+    contiguous = list(map(torch.Tensor.is_contiguous, tensors))
+    strides = [t.stride() for t, is_so in zip(tensors, contiguous, strict=True) if not is_so]
+    return [list(map(_DTYPE, tensors)), list(map(_SHAPE, tensors)), contiguous, strides]
 
 
 def _flags(tensors: list[torch.Tensor]) -> list[Any]:

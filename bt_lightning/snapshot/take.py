@@ -123,14 +123,14 @@ def take(
     encoder = Encoder(weights_prefix, None if memory is None else memory.open(weights_prefix))
     tree = encoder.encode(checkpoint)
     pickled, dropped = _pickle(encoder.leftovers)
-    files = {path: tensors for path, tensors in encoder.tensors.items() if tensors}
+    files = {path: tensors for path, tensors in encoder.names.tensors.items() if tensors}
     for path, extra in (more or {}).items():
         files[path] = {name: storable(tensor) for name, tensor in extra.items()}
     small = {TREE: encoder.text(tree, dropped).encode("ascii")}
     if pickled is not None:
         small[LEFTOVERS] = pickled
     kinds = [(path, _type_name(value)) for path, value in encoder.leftovers.items()]
-    fragments = memory.keep(encoder.fragments) if memory is not None else ()
+    fragments = memory.keep(encoder.names.fragments) if memory is not None else ()
     return Snapshot(
         {path: _file(path, tensors, fragments, memory) for path, tensors in files.items()},
         small,
@@ -147,9 +147,9 @@ def foresee(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> Memory:
     """
     encoder = Encoder(weights_prefix, {})
     encoder.encode(checkpoint)
-    for fragment in encoder.fragments.values():
+    for fragment in encoder.names.fragments.values():
         fragment.prepare()
-    return Memory(encoder.fragments, prefix=weights_prefix)
+    return Memory(encoder.names.fragments, prefix=weights_prefix)
 
 
 def _file(

@@ -1,0 +1,95 @@
+"""Which file and name each tensor of a checkpoint has: one for all that are the same memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from bt_lightning.layout import STATE, WEIGHTS
+from bt_lightning.snapshot.fragments import WEIGHTS_KEY
+
+if TYPE_CHECKING:
+    import torch
+
+    from bt_lightning.snapshot.fragments import Fragment
+
+_FILES: Final = {"weights": WEIGHTS, "state": STATE}
+Ref = dict[str, str]
+"""File, as the tree calls it, and name."""
+
+
+class Names:
+    """Those of one checkpoint, as its tree is encoded."""
+
+    def __init__(self, weights_prefix: str) -> None:
+        self.tensors: dict[str, dict[str, torch.Tensor]] = {file: {} for file in _FILES.values()}
+        """File -> name -> tensor, as `storable` returns it."""
+        self.fragments: dict[tuple[str, ...], Fragment] = {}
+        """Path in the state -> what its group came to."""
+        self.refs: dict[tuple[Any, ...], Ref] = {}
+        """Identity of a tensor, with its address as the second item -> its file and name."""
+        self.places: set[int] = set()
+        """Their addresses."""
+        self._prefix = weights_prefix
+
+    def find(self, identity: tuple[Any, ...]) -> Ref | None:
+        """File and name of a tensor that was met before, in a group or not."""
+        ref = self.refs.get(identity)
+        for fragment in self.fragments.values() if ref is None else ():
+            if ref is None and identity[1] in fragment.places:
+                ref = fragment.refs.get(identity)
+        return ref
+
+    def keep(self, identity: tuple[Any, ...], ref: Ref) -> None:
+        """Give the same answer when that tensor comes again."""
+        self.refs[identity] = ref
+        self.places.add(identity[1])
+
+    def store(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Ref:
+        """Give the tensor its file and a name there that is still free."""
+        is_weight = len(path) > 1 and path[0] == WEIGHTS_KEY
+        key = ".".join(path[1:]) if is_weight else ""
+        if is_weight and key.startswith(self._prefix) and key != self._prefix:
+            label, name = "weights", key.removeprefix(self._prefix)
+        else:
+            label, name = "state", ".".join(path)
+        name = name.encode("utf-8", "backslashreplace").decode()  # no other reader takes surrogates
+        file = self.tensors[_FILES[label]]
+        while name in file or name == "__metadata__":
+            name += "'"
+        file[name] = tensor
+        return {"file": label, "name": name}
+
+    def fits(self, fragment: Fragment) -> bool:
+        """Whether none of its names is taken, and none of its tensors is tied to another's."""
+        if any(names.keys() & self.tensors[f].keys() for f, names in fragment.tensors.items()):
+            return False
+        met = [(self.places, self.refs), *((f.places, f.refs) for f in self.fragments.values())]
+        return all(  # places first: that saves hashing thousands of identities
+            fragment.places.isdisjoint(places) or not fragment.refs.keys() & refs.keys()
+            for places, refs in met
+        )
+
+    def add(self, path: tuple[str, ...], fragment: Fragment) -> None:
+        """Take all names of a group that fits."""
+        for file, tensors in fragment.tensors.items():
+            self.tensors[file].update(tensors)
+        self.fragments[path] = fragment
+
+    def mark(self) -> list[int]:
+        """Where `back_to` goes back to."""
+        return list(map(len, self.tensors.values()))
+
+    def back_to(self, mark: list[int]) -> None:
+        """Forget the tensors that were stored since."""
+        for tensors, length in zip(self.tensors.values(), mark, strict=True):
+            for name in list(tensors)[length:]:
+                del tensors[name]
+        self.refs = {
+            identity: ref
+            for identity, ref in self.refs.items()
+            if ref["name"] in self.tensors[_FILES[ref["file"]]]
+        }
+        self.fragments = {path: f for path, f in self.fragments.items() if self._has(f)}
+
+    def _has(self, fragment: Fragment) -> bool:
+        return all(n.keys() <= self.tensors[f].keys() for f, n in fragment.tensors.items())
