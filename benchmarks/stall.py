@@ -46,7 +46,7 @@ CASES = {
     ),
     "many": (
         ["none", *OURS, *RIVALS],
-        {"size": 20 * 10**6, "tensors": 2000, "every": 20, "steps": 90, "step-s": 0.05},
+        {"size": 20 * 10**6, "tensors": 2000, "every": 20, "steps": 250, "step-s": 0.05},
         5,
     ),
     "tight": (
@@ -56,12 +56,12 @@ CASES = {
     ),
     "small": (
         ["none", *OURS],
-        {"size": GB // 10, "tensors": 8, "every": 80, "steps": 170},
+        {"size": GB // 10, "tensors": 8, "every": 80, "steps": 330},
         5,
     ),
     "large": (
         ["none", *OURS],
-        {"size": 4 * GB, "tensors": 8, "every": 20, "steps": 45, "step-s": 0.4},
+        {"size": 4 * GB, "tensors": 8, "every": 20, "steps": 85, "step-s": 0.4},
         5,
     ),
     "medium": (
@@ -70,7 +70,7 @@ CASES = {
         5,
     ),
     "memory": (
-        ["none", *OURS, *RIVALS],
+        ["none", *OURS, "dcp-thread"],
         {"size": 3 * GB // 2, "tensors": 80, "every": 20, "steps": 50, "sample": 1},
         5,
     ),
