@@ -127,8 +127,18 @@ def everybody(moment: dict[str, object], who: str) -> dict[str, object]:
     return {**moment, "all": who == "all", "rank": 1 if who == "peer" else 0}
 
 
-@pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize(("ranks", "who"), [(1, "main"), (2, "all"), (2, "main"), (2, "peer")])
+CASES = [
+    *(pytest.param(1, "main", where, id=f"1-main-{where}") for where in WHERE),
+    *(
+        pytest.param(2, who, where, id=f"2-{who}-{where}")
+        for who in ("all", "peer")
+        for where in WHERE
+    ),
+    *(pytest.param(2, "main", where, id=f"2-main-{where}") for where in ("step", "validation")),
+]
+
+
+@pytest.mark.parametrize(("ranks", "who", "where"), CASES)
 def test_a_run_that_is_told_to_end_saves_where_it_stands_and_goes_on_exactly(
     nursery, tmp_path, ranks, who, where
 ):

@@ -699,7 +699,7 @@ def test_workers_of_two_directories_do_not_wait_for_each_other(scene, tmp_path):
     first.begin(NONE)
     scene.watch(first, lambda: scene.published)
     (tmp_path / "root2").mkdir()
-    second = scene.worker(root=tmp_path / "root2")
+    second = scene.worker((tmp_path / "store2").as_uri(), root=tmp_path / "root2")
     second.begin(NONE)
     second.drain(20)
 
