@@ -16,6 +16,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = "constraints.txt"
 OLDEST = "lightning==2.4.0"
 WORKERS = os.environ.get("BT_TEST_WORKERS", "2")
+PARALLEL = ("-n", WORKERS, "--dist", "worksteal")  # a module mostly has one worker: one start of it
 
 
 def _install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -36,7 +37,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, in parallel, against the newest supported Lightning."""
     _install(session, "test")
-    session.run("pytest", "-n", WORKERS, "-m", "not slow", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs)
 
 
 @nox.session
@@ -46,14 +47,14 @@ def oldest(session: nox.Session) -> None:
     session.install("-q", OLDEST, "setuptools<81")
     session.install("-q", ".", *nox.project.dependency_groups(PROJECT, "test"))
     session.install("-q", OLDEST)
-    session.run("pytest", "-n", WORKERS, "-m", "not slow", "tests/plugin", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not slow", "tests/plugin", *session.posargs)
 
 
 @nox.session
 def matrix(session: nox.Session) -> None:
     """Run the long fault tests: 200 kills at seeded random moments."""
     _install(session, "test")
-    session.run("pytest", "-n", WORKERS, "-m", "slow", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "slow", *session.posargs)
 
 
 @nox.session
