@@ -176,7 +176,7 @@ class Sorter:
                         fixed.add(arena, start + offsets[known_spot.name], known_spot, owned)
         rest = Copies()
         for path, name in others:
-            tensor = files[path].tensors[name]
+            tensor = files[path].others[name]
             if owned is None and tensor.nbytes >= _FEW_BYTES:
                 owned = storages(optimizers)
             place = placement.starts[path] + files[path].plan.offsets[name]

@@ -106,7 +106,7 @@ class Encoder:
         tree = alone._value(value, path)
         text = json.dumps(tree, separators=(",", ":"))
         names = alone.names
-        found = Fragment(same, text, names.tensors, names.refs, frozenset(names.places))
+        found = Fragment(same, text, names.single, names.refs, frozenset(names.places))
         whole = not alone.leftovers and not alone.classes and self.names.fits(found)
         return found if whole else None
 

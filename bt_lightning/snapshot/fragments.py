@@ -8,10 +8,12 @@ microsecond, encoding it ten.
 
 from __future__ import annotations
 
+import operator
+from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -33,7 +35,7 @@ _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 _DICTS = {dict, OrderedDict}
 _KEYS = {str, int}
-_DTYPE, _SHAPE = attrgetter("dtype"), attrgetter("shape")
+_DTYPE, _REQUIRES_GRAD = map(operator.attrgetter, ("dtype", "requires_grad"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,18 +149,19 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 class _Tensors:
     """Whether other tensors are these, or views of the same memory that look the same.
 
-    Whole lists are compared, attribute by attribute: that is several times quicker than one by one.
+    What is remembered of thousands of tensors is a few dense arrays: objects for each of them would
+    be as many cache misses at each save, and work for the garbage collector.
     """
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self._ids = list(map(id, tensors))
-        self._tensors = tensors  # alive, or another object might get the id of one
+        self._tensors = tensors  # alive, or another might get the memory of one
         self._places, self._forms, self._flags = _places(tensors), _forms(tensors), _flags(tensors)
 
     def same(self, others: list[torch.Tensor]) -> bool:
         """As they are at this moment."""
-        ids = list(map(id, others))
-        if ids == self._ids:  # the very objects: only their memory can be another
+        if len(others) != len(self._tensors):
+            return False
+        if all(map(operator.is_, others, self._tensors)):  # only their memory can be another
             return _places(others) == self._places and _forms(others) == self._forms
         alike = (
             all(tensor.layout is torch.strided for tensor in others)
@@ -167,20 +170,21 @@ class _Tensors:
             and _flags(others) == self._flags
         )
         if alike:
-            self._ids, self._tensors = ids, others  # which may come again
+            self._tensors = others  # which may come again
         return alike
 
 
-def _places(tensors: list[torch.Tensor]) -> list[int]:
-    return list(map(torch.Tensor.data_ptr, tensors))
+def _places(tensors: list[torch.Tensor]) -> array[int]:
+    return array("Q", map(torch.Tensor.data_ptr, tensors))
 
 
 def _forms(tensors: list[torch.Tensor]) -> list[Any]:
-    # lists, not a tuple for each tensor: thousands of those would set off the garbage collector
-    contiguous = list(map(torch.Tensor.is_contiguous, tensors))
+    dims = array("B", map(torch.Tensor.dim, tensors))
+    sizes = array("q", chain.from_iterable(map(torch.Tensor.size, tensors)))
+    contiguous = bytes(map(torch.Tensor.is_contiguous, tensors))
     strides = [t.stride() for t, is_so in zip(tensors, contiguous, strict=True) if not is_so]
-    return [list(map(_DTYPE, tensors)), list(map(_SHAPE, tensors)), contiguous, strides]
+    return [list(map(_DTYPE, tensors)), dims, sizes, contiguous, strides]
 
 
-def _flags(tensors: list[torch.Tensor]) -> list[Any]:
-    return [(t.requires_grad, t.is_neg()) for t in tensors]
+def _flags(tensors: list[torch.Tensor]) -> bytes:
+    return bytes(map(_REQUIRES_GRAD, tensors)) + bytes(map(torch.Tensor.is_neg, tensors))

@@ -8,6 +8,8 @@ from bt_lightning.layout import STATE, WEIGHTS
 from bt_lightning.snapshot.fragments import WEIGHTS_KEY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import torch
 
     from bt_lightning.snapshot.fragments import Fragment
@@ -21,12 +23,12 @@ class Names:
     """Those of one checkpoint, as its tree is encoded."""
 
     def __init__(self, weights_prefix: str) -> None:
-        self.tensors: dict[str, dict[str, torch.Tensor]] = {file: {} for file in _FILES.values()}
-        """File -> name -> tensor, as `storable` returns it."""
+        self.single: dict[str, dict[str, torch.Tensor]] = {file: {} for file in _FILES.values()}
+        """File -> name -> tensor, as `storable` returns it; without those of groups."""
         self.fragments: dict[tuple[str, ...], Fragment] = {}
         """Path in the state -> what its group came to."""
         self.refs: dict[tuple[Any, ...], Ref] = {}
-        """Identity of a tensor, with its address as the second item -> its file and name."""
+        """Identity of a single tensor, its address the second item -> its file and name."""
         self.places: set[int] = set()
         """Their addresses."""
         self._prefix = weights_prefix
@@ -53,16 +55,17 @@ class Names:
         else:
             label, name = "state", ".".join(path)
         name = name.encode("utf-8", "backslashreplace").decode()  # no other reader takes surrogates
-        file = self.tensors[_FILES[label]]
-        while name in file or name == "__metadata__":
+        file = _FILES[label]
+        while name == "__metadata__" or any(name in names for names in self._of(file)):
             name += "'"
-        file[name] = tensor
+        self.single[file][name] = tensor
         return {"file": label, "name": name}
 
     def fits(self, fragment: Fragment) -> bool:
         """Whether none of its names is taken, and none of its tensors is tied to another's."""
-        if any(names.keys() & self.tensors[f].keys() for f, names in fragment.tensors.items()):
-            return False
+        for file, names in fragment.tensors.items():
+            if any(names.keys() & others.keys() for others in self._of(file)):
+                return False
         met = [(self.places, self.refs), *((f.places, f.refs) for f in self.fragments.values())]
         return all(  # places first: that saves hashing thousands of identities
             fragment.places.isdisjoint(places) or not fragment.refs.keys() & refs.keys()
@@ -71,25 +74,26 @@ class Names:
 
     def add(self, path: tuple[str, ...], fragment: Fragment) -> None:
         """Take all names of a group that fits."""
-        for file, tensors in fragment.tensors.items():
-            self.tensors[file].update(tensors)
         self.fragments[path] = fragment
 
-    def mark(self) -> list[int]:
+    def mark(self) -> tuple[int, ...]:
         """Where `back_to` goes back to."""
-        return list(map(len, self.tensors.values()))
+        return len(self.fragments), *map(len, self.single.values())
 
-    def back_to(self, mark: list[int]) -> None:
-        """Forget the tensors that were stored since."""
-        for tensors, length in zip(self.tensors.values(), mark, strict=True):
-            for name in list(tensors)[length:]:
-                del tensors[name]
+    def back_to(self, mark: tuple[int, ...]) -> None:
+        """Forget what was named since."""
+        parts: list[dict[Any, Any]] = [self.fragments, *self.single.values()]
+        for part, length in zip(parts, mark, strict=True):
+            for key in list(part)[length:]:
+                del part[key]
         self.refs = {
             identity: ref
             for identity, ref in self.refs.items()
-            if ref["name"] in self.tensors[_FILES[ref["file"]]]
+            if ref["name"] in self.single[_FILES[ref["file"]]]
         }
-        self.fragments = {path: f for path, f in self.fragments.items() if self._has(f)}
 
-    def _has(self, fragment: Fragment) -> bool:
-        return all(n.keys() <= self.tensors[f].keys() for f, n in fragment.tensors.items())
+    def _of(self, file: str) -> Iterator[Mapping[str, torch.Tensor]]:
+        """What has a name in a file; never one merged dict: there are thousands at each save."""
+        yield self.single[file]
+        for fragment in self.fragments.values():
+            yield fragment.tensors[file]

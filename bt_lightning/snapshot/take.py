@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from bt_lightning.snapshot.fragments import Fragment
+    from bt_lightning.snapshot.names import Names
 
 _MISSES = 3
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
@@ -28,13 +29,21 @@ HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 class TensorFile:
     """One safetensors file: its layout, and the tensors that belong there."""
 
+    path: str
+    """Inside the checkpoint."""
     plan: FilePlan
-    tensors: dict[str, torch.Tensor]
-    """Name -> tensor, as `storable` returns it; on any device."""
-    fixed: tuple[Fragment, ...] = ()
-    """Groups of `tensors` that may be, object by object, those of an earlier snapshot."""
-    others: tuple[str, ...] = ()
-    """Names of the tensors outside those groups."""
+    fixed: tuple[Fragment, ...]
+    """Groups of tensors that may be, object by object, those of an earlier snapshot."""
+    others: dict[str, torch.Tensor]
+    """Name -> tensor outside those groups, as `storable` returns it; on any device."""
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Name -> tensor, of all that belong there."""
+        found = dict(self.others)
+        for fragment in self.fixed:
+            found.update(fragment.tensors[self.path])
+        return found
 
 
 @dataclass(frozen=True)
@@ -123,16 +132,12 @@ def take(
     encoder = Encoder(weights_prefix, None if memory is None else memory.open(weights_prefix))
     tree = encoder.encode(checkpoint)
     pickled, dropped = _pickle(encoder.leftovers)
-    files = {path: tensors for path, tensors in encoder.names.tensors.items() if tensors}
-    for path, extra in (more or {}).items():
-        files[path] = {name: storable(tensor) for name, tensor in extra.items()}
     small = {TREE: encoder.text(tree, dropped).encode("ascii")}
     if pickled is not None:
         small[LEFTOVERS] = pickled
     kinds = [(path, _type_name(value)) for path, value in encoder.leftovers.items()]
-    fragments = memory.keep(encoder.names.fragments) if memory is not None else ()
     return Snapshot(
-        {path: _file(path, tensors, fragments, memory) for path, tensors in files.items()},
+        _tensor_files(encoder.names, more or {}, memory),
         small,
         tuple(pair for pair in kinds if pair[0] not in dropped),
         tuple(pair for pair in kinds if pair[0] in dropped),
@@ -152,30 +157,44 @@ def foresee(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> Memory:
     return Memory(encoder.names.fragments, prefix=weights_prefix)
 
 
+def _tensor_files(
+    names: Names, more: Mapping[str, Mapping[str, torch.Tensor]], memory: Memory | None
+) -> dict[str, TensorFile]:
+    """The files of all tensors; those that are empty are left out, but for `more`."""
+    kept = memory.keep(names.fragments) if memory is not None else ()
+    once = [fragment for fragment in names.fragments.values() if fragment not in kept]
+    found = {}
+    for path, single in names.single.items():
+        others = dict(single)
+        for fragment in once:
+            others.update(fragment.tensors[path])
+        fixed = tuple(fragment for fragment in kept if fragment.tensors[path])
+        if fixed or others:
+            found[path] = _file(path, fixed, others, memory)
+    for path, extra in more.items():
+        others = {name: storable(tensor) for name, tensor in extra.items()}
+        found[path] = _file(path, (), others, memory)
+    return found
+
+
 def _file(
     path: str,
-    tensors: dict[str, torch.Tensor],
-    fragments: tuple[Fragment, ...],
+    fixed: tuple[Fragment, ...],
+    others: dict[str, torch.Tensor],
     memory: Memory | None,
 ) -> TensorFile:
     """Lay out one file; as the last time, if nothing that the layout depends on has changed."""
-    fixed = tuple(fragment for fragment in fragments if fragment.tensors.get(path))
     if memory is None:
-        return TensorFile(plan_file(tensors), tensors, others=tuple(tensors))
-    within: set[str] = set()
-    for fragment in fixed:
-        within.update(fragment.tensors[path])
-    others = tuple(name for name in tensors if name not in within)
-    kinds = frozenset((name, tensors[name].dtype, tensors[name].shape) for name in others)
-    key = (fixed, kinds)
+        return TensorFile(path, plan_file(others), fixed, others)
+    key = (fixed, frozenset((name, each.dtype, each.shape) for name, each in others.items()))
     last = memory.plans.get(path)
     if last is not None and last[0] == key:
         plan = last[1]
     else:
         known = [each for fragment in fixed for each in fragment.rows[path]]
-        plan = plan_rows(known + [row(name, tensors[name]) for name in others])
+        plan = plan_rows(known + [row(name, tensor) for name, tensor in others.items()])
     memory.plans[path] = (key, plan)
-    return TensorFile(plan, tensors, fixed, others)
+    return TensorFile(path, plan, fixed, others)
 
 
 def _type_name(value: object) -> str:

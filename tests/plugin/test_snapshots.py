@@ -8,6 +8,7 @@ import json
 import logging
 import signal
 import threading
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -22,6 +23,7 @@ from bt_lightning.lightning_plugin.watch import Watch, overrides
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.events import read_events
 from bt_lightning.snapshot.encode import Encoder
+from bt_lightning.snapshot.take import Memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +58,15 @@ def test_a_first_save_finds_its_state_encoded(
         threads.append(threading.current_thread().name)
         return encode(self, value, path)
 
+    recall = Memory.open
+
+    def patient(self: Memory, prefix: str) -> Any:
+        if self.foreseen is not None:
+            wait([self.foreseen], 60)  # three quick steps may be over before it has begun
+        return recall(self, prefix)
+
     monkeypatch.setattr(Encoder, "_fragment", noted)
+    monkeypatch.setattr(Memory, "open", patient)
     wanted = runs.Wanted()
     runs.fit(tmp_path, wanted, save={"every_n_train_steps": 3, "save_top_k": -1}, max_epochs=1)
     wanted.check(tmp_path)
