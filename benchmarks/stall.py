@@ -79,22 +79,42 @@ CASES = {
         {"size": 400 * 10**6, "every": 20, "steps": 50, "step": "cpu", "threads": 2},
         5,
     ),
+    "cuda-8": (
+        ["none", *OURS, *RIVALS],
+        {"size": 8 * GB, "tensors": 80, "every": 20, "steps": 65, "step": "cuda", "step-s": 0.5},
+        5,
+    ),
+    "cuda-32": (
+        ["none", *OURS, "dcp-thread"],
+        {"size": 32 * GB, "tensors": 320, "every": 20, "steps": 45, "step": "cuda", "step-s": 2},
+        5,
+    ),
 }
 """`size` bytes in `tensors` tensors; `every` so many steps a save; `step-s` seconds a step; with
 `sample` the memory is looked at, which takes a little time of its own."""
 
 
-def floors(size: int, folder: Path) -> dict[str, float]:
-    """Seconds of one memcpy and of one write and fsync of `size` bytes, here and now."""
+def possible() -> list[str]:
+    """The cases that this machine can run."""
+    import torch
+
+    return [case for case in CASES if torch.cuda.is_available() or not case.startswith("cuda")]
+
+
+def floors(size: int, folder: Path, *, cuda: bool) -> dict[str, float]:
+    """Seconds of one memcpy and of one write and fsync of `size` bytes, here and now.
+
+    With `cuda` the copy is one from the device into pinned memory.
+    """
     import torch
 
     torch.set_num_threads(1)
-    source = torch.ones(size, dtype=torch.uint8)
-    target = torch.ones(size, dtype=torch.uint8)
+    source = torch.ones(size, dtype=torch.uint8, device="cuda" if cuda else "cpu")
+    target = torch.ones(size, dtype=torch.uint8, pin_memory=cuda)
     started = time.perf_counter()
     target.copy_(source)
     copied = time.perf_counter()
-    view = memoryview(source.numpy())
+    view = memoryview(target.numpy())
     with (folder / "raw").open("xb", buffering=0) as file:
         while view:
             view = view[file.write(view[: 16 * 2**20]) :]
@@ -153,7 +173,9 @@ def measure(
                 file.write(json.dumps(rows[-1]) + "\n")
         shutil.rmtree(folder / "ck", ignore_errors=True)
         os.sync()
-        rows.append({**facts, "system": "floor", **floors(int(arguments["size"]), folder)})
+        cuda = arguments.get("step") == "cuda"
+        floor = floors(int(arguments["size"]), folder, cuda=cuda)
+        rows.append({**facts, "system": "floor", **floor})
         with RESULTS.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     return rows
@@ -223,7 +245,7 @@ def main() -> None:
     options = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-        for case in options.case or CASES:
+        for case in options.case or possible():
             repeats = options.repeats or CASES[case][2]
             numbers = range(options.first, options.first + repeats)
             report(case, measure(case, numbers, Path(folder), options.system))

@@ -1,8 +1,9 @@
 """One training run of `stall.py`, in a process of its own; prints one JSON line.
 
 The state is `size` bytes: weights and two moments for each. With `--step wait` a step is a wait, as
-for a device that computes by itself, and an update that writes one number to each tensor; with
-`--step cpu` it is a real forward, backward and AdamW of a multilayer perceptron on the CPU.
+for a device that computes by itself, and an update that writes one number to each tensor. With
+`--step cpu` it is a real forward, backward and AdamW of a multilayer perceptron on the CPU. With
+`--step cuda` the state lies on a CUDA device, which multiplies matrices for as long.
 """
 
 from __future__ import annotations
@@ -76,6 +77,28 @@ class Waiting(L.LightningModule):
         return Stamping(self.parameters())
 
 
+class OnDevice(Waiting):
+    """The wait is work of a CUDA device, which the training thread waits for at each step."""
+
+    def on_train_start(self) -> None:
+        self.factor = torch.randn(4096, 4096, device=self.device)
+        self.product = torch.empty_like(self.factor)
+        self.rounds = 50
+        self._multiply()  # the first is slower
+        started = time.perf_counter()
+        self._multiply()
+        self.rounds = max(1, round(self.step_s * self.rounds / (time.perf_counter() - started)))
+
+    def _multiply(self) -> None:
+        for _ in range(self.rounds):
+            torch.mm(self.factor, self.factor, out=self.product)
+        torch.cuda.synchronize()
+
+    def training_step(self, batch, index):
+        self._multiply()
+        return sum(layer[:1].sum() for layer in self.layers[:1])
+
+
 class Computing(L.LightningModule):
     def __init__(self, size: int, tensors: int, step_s: float) -> None:
         super().__init__()
@@ -126,15 +149,15 @@ class DcpIO(CheckpointIO):
     torchtitan does it.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, pinned: bool) -> None:
         from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
         from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
         options = StagingOptions(
-            use_pinned_memory=False,
+            use_pinned_memory=pinned,
             use_shared_memory=True,
             use_async_staging=True,
-            use_non_blocking_copy=False,
+            use_non_blocking_copy=pinned,
         )
         self.stager = DefaultStager(options)
         self.kind = AsyncCheckpointerType[kind]
@@ -209,7 +232,7 @@ class Sampler(threading.Thread):
         return self.peak
 
 
-def system(name: str, root: Path, every: int):
+def system(name: str, root: Path, every: int, *, cuda: bool):
     """(callbacks, plugins, facts after the run)."""
     if name == "none":  # with the callback that saves, which never does
         return [ModelCheckpoint(dirpath=root, every_n_train_steps=10**9)], [], dict
@@ -234,8 +257,11 @@ def system(name: str, root: Path, every: int):
         return [saving], [], dict
     if name == "async":
         return [saving], [AsyncCheckpointIO()], dict
-    io = DcpIO(name.partition("-")[2].upper())
+    io = DcpIO(name.partition("-")[2].upper(), pinned=cuda)
     return [saving, Staged(io)], [io], lambda: {"durable_s": io.durable}
+
+
+KINDS = {"wait": Waiting, "cpu": Computing, "cuda": OnDevice}
 
 
 def main() -> None:
@@ -243,7 +269,7 @@ def main() -> None:
     parser.add_argument("--system", required=True)
     parser.add_argument("--size", type=int, default=1_500_000_000)
     parser.add_argument("--tensors", type=int, default=80)
-    parser.add_argument("--step", choices=["wait", "cpu"], default="wait")
+    parser.add_argument("--step", choices=list(KINDS), default="wait")
     parser.add_argument("--step-s", type=float, default=0.1)
     parser.add_argument("--every", type=int, default=80)
     parser.add_argument("--steps", type=int, default=300)
@@ -260,14 +286,15 @@ def main() -> None:
         torch.distributed.init_process_group(
             "gloo", rank=0, world_size=1, store=torch.distributed.HashStore()
         ) if options.system == "dcp-thread" else _tcp_group()
-    kind = Waiting if options.step == "wait" else Computing
-    module = kind(options.size, options.tensors, options.step_s)
-    callbacks, plugins, told = system(options.system, options.dir, options.every)
+    cuda = options.step == "cuda"
+    module = KINDS[options.step](options.size, options.tensors, options.step_s)
+    callbacks, plugins, told = system(options.system, options.dir, options.every, cuda=cuda)
     clock = Clock()
     trainer = L.Trainer(
         max_steps=options.steps,
         max_epochs=-1,
-        accelerator="cpu",
+        accelerator=options.step if cuda else "cpu",
+        devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
