@@ -59,7 +59,7 @@ class Answers:
                     verify(self._place(folder))
                     return Answer(None)
                 case MakeRoom(size, checkpoint_id):
-                    return Answer(self._room.make(size, checkpoint_id))
+                    return Answer(self._room.make(size, checkpoint_id, send=True))
         except (CheckpointError, OSError) as error:
             return Answer(None, error)
 

@@ -12,7 +12,7 @@ from bt_lightning.localdir.reading import evict as evict_directory
 from bt_lightning.localdir.room import Disk, measure, usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from bt_lightning.localdir.committed import LocalCheckpoint
@@ -33,6 +33,8 @@ class Eviction:
     """Ids of those that went, in order; added to as they go."""
     more: bool
     """One is to go in any case."""
+    send: Callable[[], bool] | None = None
+    """Publishes one checkpoint that waits for the store, if any does; None: not for this."""
 
     def short(self, disk: Disk) -> int:
         """Bytes that are missing; 0 if there is room."""
@@ -51,7 +53,8 @@ def evict(duties: SparingDuties, plan: Eviction, refusal: str | None) -> str:
     The rule: a copy goes only if the store, asked just before, holds that very checkpoint with
     every file in its length, and this process has the lease then; if nobody reads it; and if it is
     neither what the run resumed from nor protected. The oldest goes first, the newest last, and
-    none if all of them together would not be enough. `refusal` is why the store need not be asked.
+    none if all of them together would not be enough. What waits for the store is sent first if the
+    plan says so. `refusal` is why the store need not be asked.
 
     Returns why there is no more room, for people.
 
@@ -63,15 +66,37 @@ def evict(duties: SparingDuties, plan: Eviction, refusal: str | None) -> str:
         return ""
     if refusal is not None:
         return f"the store does not answer: {refusal}"
-    candidates = duties.evictable()
-    disk = measure(plan.root, plan.budget)
-    if sum(usage(found.path) for found in candidates) >= plan.short(disk):
-        for found in candidates:
-            if plan.over:
-                return ""
-            if duties.is_stored(found.manifest):
-                _evict(plan, found)
-    return _why(duties, candidates)
+    while True:
+        candidates = duties.evictable()
+        if _enough(plan, candidates):
+            _evict_all(duties, plan, candidates)
+        if plan.over:
+            return ""
+        if not _sent_one(duties, plan, candidates):
+            return _why(duties, candidates)
+
+
+def _evict_all(
+    duties: SparingDuties, plan: Eviction, candidates: Sequence[LocalCheckpoint]
+) -> None:
+    for found in candidates:
+        if plan.over:
+            return
+        if duties.is_stored(found.manifest):
+            _evict(plan, found)
+
+
+def _sent_one(duties: SparingDuties, plan: Eviction, candidates: Sequence[LocalCheckpoint]) -> bool:
+    """Send what waits, if that is wanted, and could make room together with `candidates`."""
+    if plan.send is None:
+        return False
+    waiting = duties.outbox()
+    return bool(waiting) and _enough(plan, [*candidates, *waiting]) and plan.send()
+
+
+def _enough(plan: Eviction, found: Sequence[LocalCheckpoint]) -> bool:
+    """Whether there would be room without all of these."""
+    return sum(usage(each.path) for each in found) >= plan.short(measure(plan.root, plan.budget))
 
 
 def _evict(plan: Eviction, found: LocalCheckpoint) -> None:

@@ -26,7 +26,7 @@ from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage, Published
 from bt_lightning.worker.ahead import LentSource, Offer
 from bt_lightning.worker.images import ImageSource
-from bt_lightning.worker.publisher import note_published
+from bt_lightning.worker.published import note_published
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

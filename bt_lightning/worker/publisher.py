@@ -7,15 +7,15 @@ import logging
 import random
 import threading
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.errors import CheckpointError, LeaseHeldError, StoreError, StoreTransientError
 from bt_lightning.localdir.events import note
-from bt_lightning.messages import Published, WorkFailed
+from bt_lightning.messages import WorkFailed
 from bt_lightning.store.retry import backoff
 from bt_lightning.worker.errands import TURN_S, Errands
 from bt_lightning.worker.looks import Looks
+from bt_lightning.worker.published import published
 from bt_lightning.worker.turn import TurnWantedError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import Manifest
+    from bt_lightning.messages import Published
     from bt_lightning.worker.ahead import Offer
     from bt_lightning.worker.errands import Errand
     from bt_lightning.worker.sparing import SparingDuties
@@ -249,19 +250,19 @@ class Publisher:
             self.permanent = False
             self.last_error = self._reported = None
             self._has_work = self._has_work or done is not None
-        if done is None:
-            return None
-        manifest = done.manifest
-        began = datetime.fromisoformat(manifest.created_at).timestamp()
-        event = Published(
-            checkpoint_id=manifest.checkpoint_id,
-            digest=manifest.digest,
-            size=manifest.size,
-            seconds=time.monotonic() - started,
-            remote_durable_s=time.time() - began,
-        )
-        note_published(self._root, event)
-        return event
+        return published(self._root, done.manifest, started) if done is not None else None
+
+    def publish_now(self) -> bool:
+        """Publish one checkpoint that waits; False if none does. Called inside an errand.
+
+        Raises:
+            StoreError: the store refused.
+        """
+        started = time.monotonic()
+        done = self._duties.publish_next()
+        if done is not None:
+            self._say(published(self._root, done.manifest, started))
+        return done is not None
 
     @property
     def _may_delete(self) -> bool:
@@ -333,16 +334,3 @@ class Publisher:
             error,
         )
         return None
-
-
-def note_published(root: Path, event: Published) -> None:
-    """Note that the store has a checkpoint."""
-    with contextlib.suppress(OSError):  # an event is no checkpoint
-        note(
-            root,
-            "published",
-            checkpoint=event.checkpoint_id,
-            bytes=event.size,
-            publish_s=event.seconds,
-            remote_durable_s=event.remote_durable_s,
-        )

@@ -75,10 +75,13 @@ class RoomMaker:
             raise StoreTransientError(refusal)
         return publisher
 
-    def make(self, size: int, checkpoint_id: str, *, more: bool = False) -> Room:
+    def make(
+        self, size: int, checkpoint_id: str, *, more: bool = False, send: bool = False
+    ) -> Room:
         """Have room for `size` bytes: delete the trash, then evict, as far as it is needed.
 
-        With `more`, the disk refused although there seemed to be room: evict one at least.
+        With `more`, the disk refused although there seemed to be room: evict one at least. With
+        `send`, what waits for the store is sent until it may go: for who has no other way.
 
         Raises:
             OSError: the directory cannot be read.
@@ -91,7 +94,10 @@ class RoomMaker:
         evicted: list[str] = []
         why = "nothing may be deleted before the run has begun"
         if publisher is not None:
-            plan = Eviction(self._root, self._budget, size, checkpoint_id, evicted, more=more)
+            now = publisher.publish_now if send and self._has_store else None
+            plan = Eviction(
+                self._root, self._budget, size, checkpoint_id, evicted, more=more, send=now
+            )
             try:
                 why = publisher.perform(lambda duties: evict(duties, plan, publisher.refusal))
             except (CheckpointError, OSError) as error:

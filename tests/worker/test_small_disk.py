@@ -22,6 +22,8 @@ from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImag
 from bt_lightning.protection import Protection
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.local import LocalStore
+from bt_lightning.worker.evict import Eviction, evict
+from bt_lightning.worker.sparing import SparingDuties
 
 NONE = frozenset()
 MB = 2**20
@@ -232,6 +234,29 @@ def test_a_copy_whose_checkpoint_the_store_has_lost_stays(small):
     (disk.scene.folder / PREFIX / "checkpoint-2" / MANIFEST).unlink()
     assert disk.save(worker, 3).streamed
     assert disk.scene.on_disk() == disk.scene.names(1, 2)
+
+
+@pytest.mark.parametrize("sends", [True, False])
+def test_what_waits_for_the_store_is_sent_to_make_room_for_who_has_no_other_way(scene, sends):
+    scene.make(1, 2)
+    duties = SparingDuties(scene.root, LocalStore(scene.folder), PREFIX, NONE)
+    duties.prepare()
+    assert duties.evictable() == []  # it has the lease, and all files that it needs
+    each, budget = usage(scene.root / "checkpoint-1"), 64 * 1024 + usage(scene.root)
+    send = (lambda: duties.publish_next() is not None) if sends else None
+    evicted = []
+    plan = Eviction(scene.root, budget, each // 2, "checkpoint-3", evicted, more=False, send=send)
+    try:
+        why = evict(duties, plan, None)
+    finally:
+        duties.leave()
+    if sends:
+        assert (why, evicted) == ("", ["checkpoint-2"])  # the newest goes to the store first
+        assert scene.in_store() == scene.names(2)
+    else:
+        assert "2 are not in the store yet" in why
+        assert not evicted
+    assert scene.on_disk() == (scene.names(1) if sends else scene.names(1, 2))
 
 
 def test_a_worker_that_lost_its_lease_evicts_and_streams_nothing(small, monkeypatch):
