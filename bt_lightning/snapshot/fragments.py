@@ -155,7 +155,8 @@ class _Tensors:
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self._tensors = tensors  # alive, or another might get the memory of one
-        self._places, self._forms, self._flags = _places(tensors), _forms(tensors), _flags(tensors)
+        self._places, self._forms = _places(tensors), _forms(tensors)
+        self._negated = _negated(tensors)
 
     def same(self, others: list[torch.Tensor]) -> bool:
         """As they are at this moment."""
@@ -167,7 +168,7 @@ class _Tensors:
             all(tensor.layout is torch.strided for tensor in others)
             and _places(others) == self._places
             and _forms(others) == self._forms
-            and _flags(others) == self._flags
+            and _negated(others) == self._negated
         )
         if alike:
             self._tensors = others  # which may come again
@@ -183,8 +184,9 @@ def _forms(tensors: list[torch.Tensor]) -> list[Any]:
     sizes = array("q", chain.from_iterable(map(torch.Tensor.size, tensors)))
     contiguous = bytes(map(torch.Tensor.is_contiguous, tensors))
     strides = [t.stride() for t, is_so in zip(tensors, contiguous, strict=True) if not is_so]
-    return [list(map(_DTYPE, tensors)), dims, sizes, contiguous, strides]
+    grads = bytes(map(_REQUIRES_GRAD, tensors))
+    return [list(map(_DTYPE, tensors)), dims, sizes, contiguous, strides, grads]
 
 
-def _flags(tensors: list[torch.Tensor]) -> bytes:
-    return bytes(map(_REQUIRES_GRAD, tensors)) + bytes(map(torch.Tensor.is_neg, tensors))
+def _negated(tensors: list[torch.Tensor]) -> bytes:
+    return bytes(map(torch.Tensor.is_neg, tensors))

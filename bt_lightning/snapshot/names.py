@@ -35,11 +35,12 @@ class Names:
 
     def find(self, identity: tuple[Any, ...]) -> Ref | None:
         """File and name of a tensor that was met before, in a group or not."""
-        ref = self.refs.get(identity)
-        for fragment in self.fragments.values() if ref is None else ():
-            if ref is None and identity[1] in fragment.places:
-                ref = fragment.refs.get(identity)
-        return ref
+        if identity in self.refs:
+            return self.refs[identity]
+        for fragment in self.fragments.values():
+            if identity[1] in fragment.places and identity in fragment.refs:
+                return fragment.refs[identity]
+        return None
 
     def keep(self, identity: tuple[Any, ...], ref: Ref) -> None:
         """Give the same answer when that tensor comes again."""

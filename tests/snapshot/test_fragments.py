@@ -73,6 +73,7 @@ IN_PLACE = {
     "transposed": lambda t: t.t_(),
     "of another shape": lambda t: setattr(t, "data", t.detach().view(2, 3)),
     "of another dtype": lambda t: setattr(t, "data", t.detach().view(torch.int32)),
+    "one that is trained": lambda t: t.requires_grad_(),
 }
 
 
@@ -89,7 +90,7 @@ def test_views_that_come_again_are_told_by_their_identity(monkeypatch):
     views = {name: tensor.detach() for name, tensor in tensors.items()}
     same = watch(tensors)
     assert same(views)
-    monkeypatch.setattr(fragments, "_flags", None)  # what only strangers are asked for
+    monkeypatch.setattr(fragments, "_negated", None)  # what only strangers are asked for
     assert same(views)
     views["w2"].data = torch.ones(3, 2)
     assert not same(views)
