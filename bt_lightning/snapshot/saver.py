@@ -310,9 +310,12 @@ class Saver:
         self._await(lambda: not self.pending(checkpoint_id), left_s)
 
     def close(self) -> None:
-        """Give up the threads and the memory; images that the worker has not committed are lost."""
+        """Give up the threads and the memory; a copy that was begun is handed over first.
+
+        That takes as long as memory does. The worker keeps an arena as long as it has its image.
+        """
         self._guard.close()
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown()
         self._copier.close()
         self._last = self._copying = None
         self._copies.clear()

@@ -51,7 +51,8 @@ class Committer:
         self._done = done
         self._keeper = Keeper(root, room, offer)
         self._arenas: dict[int, memoryview] = {}
-        self._jobs: deque[CommitImage] = deque()
+        self._jobs: deque[tuple[CommitImage, memoryview]] = deque()
+        """Each with its arena, which may be dropped while it waits."""
         self._working = False
         self._leaving = False
         self._changed = threading.Condition()
@@ -80,15 +81,15 @@ class Committer:
     def put(self, job: CommitImage) -> None:
         """Commit `job` after those that were put before; never waits."""
         with self._changed:
-            self._jobs.append(job)
+            self._jobs.append((job, self._arenas[job.arena]))
             self._changed.notify()
 
     def withdraw(self, number: int) -> None:
         """Give up a job that has not begun; any other has, or will have, its own outcome."""
         with self._changed:
-            found = [job for job in self._jobs if job.number == number]
-            for job in found:
-                self._jobs.remove(job)
+            found = [waiting for waiting in self._jobs if waiting[0].number == number]
+            for waiting in found:
+                self._jobs.remove(waiting)
         for _ in found:
             self._done(Withdrawn(number))
 
@@ -106,12 +107,13 @@ class Committer:
                 if not self._jobs:
                     self._disown()
                     return
-                job = self._jobs.popleft()
+                job, arena = self._jobs.popleft()
                 self._working = True
             try:
-                told = self._keeper.keep(job, self._arenas[job.arena])
+                told = self._keeper.keep(job, arena)
             except (CheckpointError, OSError) as error:
                 told = [CommitFailed(number=job.number, error=error)]
+            del arena  # or a dropped one would stay until the next job
             for event in told:
                 self._done(event)  # before this counts as idle: the process may end then
             with self._changed:

@@ -68,6 +68,22 @@ def test_an_image_becomes_a_committed_checkpoint_with_its_bytes(scene, arena):
     assert kinds == ["durable", "published"]
 
 
+def test_images_that_wait_outlast_their_arena(scene, arena):
+    """A trainer that is told to end, and has no time, gives its arenas back and goes."""
+    worker = scene.worker(url=None)
+    worker.begin(NONE)
+    worker.share(0, arena[0], SIZE)
+    os.kill(worker.pid, signal.SIGSTOP)
+    for number in (1, 2, 3):
+        worker.commit(job(number, step=number, content=(number, number + 3)))
+    worker.drop(0)
+    os.kill(worker.pid, signal.SIGCONT)
+    worker.stop(hasty=True)
+    assert scene.on_disk() == scene.names(1, 2, 3)
+    for name in scene.names(1, 2, 3):
+        verify(scene.root / name)
+
+
 def test_the_same_id_again_is_the_next_generation(scene, arena):
     worker = scene.worker(url=None)
     worker.begin(NONE)
