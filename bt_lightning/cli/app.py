@@ -38,6 +38,12 @@ _INTERRUPTED = 130
 class _Group(click.Group):
     """Turns what this package raises on purpose into one line on stderr and its exit code."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            _give_up_unwritten()
+
     def invoke(self, ctx: click.Context) -> Any:
         as_json = _wants_json(sys.argv[1:])
         if os.environ.get("NO_COLOR"):
@@ -64,6 +70,18 @@ class _Group(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             sys.exit(_INTERRUPTED)
+
+
+def _give_up_unwritten() -> None:
+    """Drop what a stream did not take: Python would try again at its end, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _say(name: str, message: str, exit_code: int, *, as_json: bool) -> None:
