@@ -129,6 +129,7 @@ def run(case: Case, client: str, server: Server, prepared: Prepared) -> dict[str
         "client": client,
         "server": asdict(server),
         "connections": case.connections,
+        "bytes": case.size,
         "descriptor": prepared.descriptor,
         **prepared.spec,
     }

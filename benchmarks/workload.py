@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import xxhash
+from client_tools import MADV_POPULATE_WRITE
 
 from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.digest import Hasher, digest_file
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 PAGE = mmap.PAGESIZE
-MADV_POPULATE_WRITE = 23
 
 
 class Arena:

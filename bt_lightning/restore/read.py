@@ -14,7 +14,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.snapshot.image import tensor_bytes
-from bt_lightning.store.parallel import Scratch, copy, in_huge_pages, in_parallel
+from bt_lightning.store.parallel import HUGE_BYTES, Scratch, copy, in_huge_pages, in_parallel
 from bt_lightning.store.place import read_verified
 from bt_lightning.store.ranges import tail
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 256 * 1024 * 1024
 _MOST_AXES: Final = 64
+_IN_HUGE_PAGES_BYTES: Final = 2 * HUGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +145,15 @@ def _front(place: Place, entry: FileEntry, least_bytes: int, scratch: Scratch) -
 
 
 def _allocated(slot: _Slot, place: str) -> torch.Tensor:
+    size = slot.end - slot.begin
+    if size >= _IN_HUGE_PAGES_BYTES:
+        memory = torch.frombuffer(in_huge_pages(size), dtype=torch.uint8)
+        return memory.view(slot.dtype).view(slot.shape)
     try:
-        tensor = torch.empty(slot.shape, dtype=slot.dtype)
+        return torch.empty(slot.shape, dtype=slot.dtype)
     except (RuntimeError, TypeError) as error:  # axes of which one is 0 may be too long
         msg = f"{place} is damaged: no tensor has the shape {slot.shape}"
         raise CheckpointCorruptError(msg) from error
-    in_huge_pages(tensor.data_ptr(), slot.end - slot.begin)
-    return tensor
 
 
 def _slots(text: bytes, place: str, entry: FileEntry) -> list[_Slot]:

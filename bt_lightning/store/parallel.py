@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
@@ -11,13 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-_TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+HUGE_BYTES = 2 * 1024 * 1024
+_FRESH = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_TOUCHED = _FRESH | mmap.MAP_POPULATE
 """Populated at once: faults one by one would cost as much as the reading."""
 _LONG_COPY = 256 * 1024
-_HUGE_BYTES = 2 * 1024 * 1024
-_ADVISE = getattr(ctypes.CDLL(None), "madvise", None)
-if _ADVISE is not None:
-    _ADVISE.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -74,13 +73,21 @@ def scatter(source: memoryview, targets: Iterable[memoryview]) -> None:
         source = source[len(target) :]
 
 
-def in_huge_pages(address: int, size: int) -> None:
-    """Ask for huge pages where fresh memory begins to be used; systems without them do not mind.
+def in_huge_pages(size: int) -> memoryview:
+    """Fresh memory that is its caller's, and is given back with the last view of it.
 
-    Touching 4 KiB at a time can cost more than reading and hashing what goes there.
+    It begins with a huge page, where the system has them: touching 4 KiB at a time can cost more
+    than reading and hashing what goes there. Raises `MemoryError`.
     """
-    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    try:
+        memory = mmap.mmap(-1, size + 2 * HUGE_BYTES, flags=_FRESH)
+    except OSError as error:
+        msg = f"no memory for {size:,} bytes"
+        raise MemoryError(msg) from error
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    first = -address % HUGE_BYTES
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if _ADVISE is not None and advice is not None and last - first >= 2 * _HUGE_BYTES:
-        _ADVISE(first, last - first, advice)
+    if advice is not None:
+        with contextlib.suppress(OSError):  # of a kernel without them
+            memory.madvise(advice, first, round(size / HUGE_BYTES) * HUGE_BYTES)
+    return memoryview(memory)[first : first + size]

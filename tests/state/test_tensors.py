@@ -11,6 +11,7 @@ from state_tools import bits, returns_the_same, round_trip, same, tree_of
 
 from bt_lightning import BTCheckpointIO, UnsupportedStateError
 from bt_lightning.layout import LEFTOVERS, STATE, WEIGHTS
+from bt_lightning.store.parallel import HUGE_BYTES as HUGE
 
 DTYPES = sorted({item for item in vars(torch).values() if isinstance(item, torch.dtype)}, key=str)
 QUANTIZED = [dtype for dtype in DTYPES if str(dtype).startswith(("torch.qint", "torch.quint"))]
@@ -183,6 +184,20 @@ def test_every_tensor_owns_its_memory_after_a_load(place):
     back = round_trip({"one": torch.ones(3), "two": torch.ones(3)}, place)
     back["one"].add_(1)
     assert back["two"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [HUGE, 2 * HUGE - 2, 2 * HUGE, 5 * HUGE // 2 - 2, 7 * HUGE // 2])
+def test_a_large_tensor_comes_back_in_memory_of_its_own(size, place):
+    tensors = [_filled(torch.bfloat16, size // 2), _filled(torch.uint8, 2, size // 2)]
+    loaded = round_trip(tensors, place)
+    for tensor, saved in zip(loaded, tensors, strict=True):
+        assert bits(tensor) == bits(saved)
+        assert tensor.untyped_storage().nbytes() == size
+        assert tensor.storage_offset() == 0
+    loaded[0].zero_()
+    assert bits(loaded[1]) == bits(tensors[1])
+    kept = loaded.pop()[1]
+    assert bits(kept) == bits(tensors[1][1])
 
 
 def test_saving_leaves_the_state_as_it_is(place):

@@ -6,6 +6,7 @@ nobody can tell: then its client asks, slower and surely as the right user at th
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _REGION: Final = re.compile(r"(?:af|ap|ca|eu|il|me|mx|sa|us)-[a-z]+-[0-9]")
 """Regions of the partition `aws`; the others have endings of their own."""
 _DEFAULT_REGION: Final = "us-east-1"
-_KEYS: Final = ("key", "secret", "token")
+_PLAIN: Final = ("key", "secret", "token", "endpoint_url")
 _CLIENT: Final = ("endpoint_url", "region_name")
 _VARIABLES: Final = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -29,6 +30,13 @@ _VARIABLES: Final = {
     "AWS_ENDPOINT_URL": "endpoint",
     "AWS_ENDPOINT_URL_S3": "endpoint_s3",
 }
+_OPTIONS: Final = {
+    "FSSPEC_S3_KEY": "key",
+    "FSSPEC_S3_SECRET": "secret",
+    "FSSPEC_S3_TOKEN": "token",
+    "FSSPEC_S3_ENDPOINT_URL": "endpoint_url",
+}
+"""Options of s3fs that fsspec takes from the environment where the caller gives none."""
 _HARMLESS: Final = {"AWS_EC2_METADATA_DISABLED", "AWS_PAGER", "AWS_REGION"}
 """botocore reads the first for credentials of the machine only, the others not at all."""
 _PROFILE: Final = {
@@ -71,7 +79,7 @@ def access(
         return None
     if not {*_PROFILE, *_NO_MATTER}.issuperset(profile):
         return None
-    given = _of_options(options)
+    given = _of_options({**_set_by_fsspec(environment), **options})
     if given is None:
         return None
     said = {name: environment.get(variable, "") for variable, name in _VARIABLES.items()}
@@ -89,7 +97,9 @@ def access(
 
 def _unsure(environment: Mapping[str, str]) -> bool:
     """Whether a variable is set that may change what botocore does."""
-    known = {*_VARIABLES, *_HARMLESS, *_TRUST}
+    known = {*_VARIABLES, *_OPTIONS, *_HARMLESS, *_TRUST}
+    if any(environment.get(name) == "" for name in _OPTIONS):
+        return True  # s3fs hands an empty key on
     for name, value in environment.items():
         if not value:
             continue
@@ -99,14 +109,30 @@ def _unsure(environment: Mapping[str, str]) -> bool:
     return False
 
 
+def _set_by_fsspec(environment: Mapping[str, str]) -> dict[str, object]:
+    """What fsspec makes options of; a value that is JSON is none of text there."""
+    found: dict[str, object] = {}
+    for variable, name in _OPTIONS.items():
+        if variable in environment:
+            text = environment[variable]
+            try:
+                found[name] = json.loads(text)
+            except ValueError:
+                found[name] = text
+    return found
+
+
 def _of_options(options: Mapping[str, object]) -> dict[str, str] | None:
     client = options.get("client_kwargs", {})
     if not isinstance(client, dict) or not set(_CLIENT).issuperset(client):
         return None
-    if not {*_KEYS, "client_kwargs"}.issuperset(options):
+    if not {*_PLAIN, "client_kwargs"}.issuperset(options):
         return None
-    given = {name: value for name, value in options.items() if name in _KEYS}
-    given.update(endpoint=client.get("endpoint_url"), region=client.get("region_name"))
+    given = {name: value for name, value in options.items() if name in _PLAIN}
+    first, second = given.pop("endpoint_url", None), client.get("endpoint_url")
+    if first and second and first != second:
+        return None  # s3fs refuses that
+    given.update(endpoint=first or second, region=client.get("region_name"))
     found = {name: value for name, value in given.items() if value is not None}
     if not all(isinstance(value, str) for value in found.values()):
         return None

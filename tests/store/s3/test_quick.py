@@ -16,7 +16,7 @@ from botocore.credentials import Credentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bt_lightning.errors import StoreError
+from bt_lightning.errors import CheckpointNotFoundError, StoreError, StoreTransientError
 from bt_lightning.store.port import ObjectInfo
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.s3.quick import QuickStore, sign
@@ -123,11 +123,25 @@ def test_the_signature_is_that_of_botocore(path, query, token):
         ({"anon": True}, KEYS, {}),
         ({"key": "a"}, KEYS, {}),
         ({"client_kwargs": {"verify": False}}, KEYS, {}),
+        ({"endpoint_url": "http://a", "client_kwargs": {"endpoint_url": "http://b"}}, KEYS, {}),
+        ({}, {**KEYS, "FSSPEC_S3_ANON": "true"}, {}),
+        ({}, {**KEYS, "FSSPEC_S3": "{}"}, {}),
+        ({}, {**KEYS, "FSSPEC_S3_TOKEN": ""}, {}),
+        ({}, {"FSSPEC_S3_KEY": "a", "FSSPEC_S3_SECRET": "12"}, {}),
     ],
 )
 def test_where_botocore_may_know_more_it_is_asked(options, environment, profile):
     environment = {"AWS_DEFAULT_REGION": "eu-west-1", **environment}
     assert access("bucket", options, environment, profile) is None
+
+
+def test_what_fsspec_makes_options_of_counts_like_options():
+    there = {"FSSPEC_S3_KEY": "k", "FSSPEC_S3_SECRET": "s", "FSSPEC_S3_ENDPOINT_URL": "http://a:90"}
+    found = access("bucket", {}, {**KEYS, **there}, {})
+    assert (found.key, found.secret, found.url) == ("k", "s", "http://a:90/bucket")
+    given = {"key": "own", "secret": "own", "endpoint_url": "http://b:90"}
+    found = access("bucket", given, {**there, "FSSPEC_S3_TOKEN": "of-both"}, {})
+    assert (found.key, found.url, found.token) == ("own", "http://b:90/bucket", "of-both")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +201,52 @@ def test_it_lists_and_reads_as_s3fs_does_and_opens_nothing(server, monkeypatch):
     assert [quick.read(key) for key in keys] == [b"x" * n for n in range(5)]
     assert quick.read("jobs/none") is None
     assert list(quick.list("nothing")) == []
+
+
+def test_it_reads_ranges_into_memory_and_opens_nothing(server, monkeypatch):
+    S3Store("s3://bucket/quick", server.options).put("k/é +", bytes(range(250)))
+    monkeypatch.setattr(S3Store, "__init__", None)
+    store = open_store("s3://bucket/quick", server.options)
+    front, back = bytearray(10), bytearray(40)
+    store.read_into("k/é +", 200, memoryview(front), memoryview(back))
+    assert (front, back) == (bytes(range(200, 210)), bytes(range(210, 250)))
+    store.read_into("k/é +", 3)
+
+
+def test_a_range_that_is_not_there_is_asked_of_s3fs_and_its_error_counts(server):
+    store = open_store("s3://bucket/quick", server.options)
+    assert isinstance(store, QuickStore)
+    with pytest.raises(CheckpointNotFoundError, match="there is no"):
+        store.read_into("none", 0, memoryview(bytearray(1)))
+    S3Store("s3://bucket/quick", server.options).put("short", b"abc")
+    store = open_store("s3://bucket/quick", server.options)
+    with pytest.raises(StoreTransientError):
+        store.read_into("short", 1, memoryview(bytearray(3)))
+
+
+@pytest.mark.parametrize(
+    ("status", "span", "body"),
+    [
+        (206, "bytes 5-9/20", b"12345"),
+        (206, "bytes 4-8/20", b"1234"),
+        (206, "", b"12345"),
+        (200, "bytes 4-8/20", b"12345"),
+        (200, "", b"everything"),
+        (416, "", b""),
+        (503, "", b""),
+    ],
+)
+def test_other_bytes_than_asked_for_are_not_taken(status, span, body):
+    class Instead:
+        def read_into(self, key, offset, target):
+            target[:] = b"right"
+
+    with answering(status, body, [("Content-Range", span)] if span else ()) as endpoint:
+        options = {"key": "a", "secret": "b", "endpoint_url": endpoint}
+        store = QuickStore("s3://bucket/x", options, access("bucket", options, {}, {}), Instead)
+        found = bytearray(5)
+        store.read_into("k", 4, memoryview(found))
+    assert found == b"right"
 
 
 def test_more_than_a_page_is_listed_whole(s3):
