@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bt_lightning.manage.shelf import Item, Shelf
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.store.place import Place
-    from bt_lightning.store.port import Store
+    from bt_lightning.store.port import Arrived, Store
 
 
 class Counted:
@@ -41,9 +41,15 @@ class Counted:
         """As the inner one."""
         self._inner.check(entry)
 
-    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+    def read_into(
+        self,
+        entry: FileEntry,
+        offset: int,
+        targets: Sequence[memoryview],
+        arrived: Arrived = int,
+    ) -> None:
         """As the inner one; called by several threads."""
-        self._inner.read_into(entry, offset, targets)
+        self._inner.read_into(entry, offset, targets, arrived)
         self._on_bytes(sum(map(len, targets)))
 
 

@@ -22,6 +22,7 @@ from bt_lightning.localdir.files import (
     write_all,
     write_out,
 )
+from bt_lightning.store.parallel import fill
 from bt_lightning.store.port import ObjectInfo, translated
 from bt_lightning.store.sources import pieces, whole
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-    from bt_lightning.store.port import Reuse, Source
+    from bt_lightning.store.port import Arrived, Reuse, Source
 
 
 _TRIES = 16
@@ -106,7 +107,9 @@ class LocalStore:
                 return None
             return status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+    def read_into(
+        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+    ) -> None:
         """Read the file at that place."""
         with translated(f"reading {self.name}/{key}"):
             try:
@@ -115,14 +118,11 @@ class LocalStore:
                 msg = f"there is no {self.name}/{key}"
                 raise CheckpointNotFoundError(msg) from None
             with data:
-                for target in targets:
-                    rest = target
-                    while rest:
-                        count = os.preadv(data.fileno(), [rest], offset)
-                        if not count:
-                            msg = f"{self.name}/{key} ends at {offset} bytes"
-                            raise StoreTransientError(msg)
-                        offset, rest = offset + count, rest[count:]
+                data.seek(offset)
+                filled = fill(targets, data.readinto, arrived)
+            if filled != sum(map(len, targets)):
+                msg = f"{self.name}/{key} ends at {offset + filled} bytes"
+                raise StoreTransientError(msg)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every regular file under the folder `prefix`."""

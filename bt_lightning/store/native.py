@@ -19,7 +19,7 @@ from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from bt_lightning.store.port import ObjectInfo, Reuse, Source
+    from bt_lightning.store.port import Arrived, ObjectInfo, Reuse, Source
 
 SCHEMES: Final = frozenset({"az"})
 _AT_ONCE: Final = 4
@@ -93,7 +93,13 @@ class NativeStore:
         self._inner.proceed(len(piece))
         return bytes(piece)
 
-    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+    def read_into(
+        self,
+        key: str,
+        offset: int,
+        *targets: memoryview,
+        arrived: Arrived = int,  # noqa: ARG002
+    ) -> None:
         """Download that range in one request."""
         import obstore
 

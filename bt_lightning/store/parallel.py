@@ -9,6 +9,8 @@ import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
+from bt_lightning.manifest import BLOCK_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
@@ -71,6 +73,30 @@ def scatter(source: memoryview, targets: Iterable[memoryview]) -> None:
     for target in targets:
         copy(target, source[: len(target)])
         source = source[len(target) :]
+
+
+def fill(
+    targets: Iterable[memoryview],
+    read: Callable[[memoryview], int | None],
+    arrived: Callable[[int], object],
+) -> int:
+    """Fill one target after the other by `read`, which says how many bytes it put where it may.
+
+    Ends early when it put none. `arrived` hears of each block, at first of 0. Returns the bytes.
+    """
+    filled = told = 0
+    arrived(0)
+    for target in targets:
+        rest = target
+        while rest:
+            count = read(rest[: told + BLOCK_BYTES - filled])
+            if not count:
+                return filled
+            filled, rest = filled + count, rest[count:]
+            if filled - told == BLOCK_BYTES:  # not for each of many small ones
+                arrived(filled)
+                told = filled
+    return filled
 
 
 def in_huge_pages(size: int) -> memoryview:

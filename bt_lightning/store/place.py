@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.port import Store
+    from bt_lightning.store.port import Arrived, Store
 
 _TRIES = 3
 """Times that a block which arrived damaged is asked for in all."""
@@ -67,8 +67,16 @@ class Place(Protocol):
     def check(self, entry: FileEntry) -> None:
         """Raise `CheckpointCorruptError` or `CheckpointNotFoundError` unless the size is right."""
 
-    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+    def read_into(
+        self,
+        entry: FileEntry,
+        offset: int,
+        targets: Sequence[memoryview],
+        arrived: Arrived = int,
+    ) -> None:
         """Fill `targets`, one after the other, with the file's bytes from `offset` on, unverified.
+
+        `arrived` is as in `Store.read_into`.
 
         Raises `CheckpointCorruptError` or `StoreError`.
         """
@@ -83,20 +91,48 @@ def read_verified(
         CheckpointCorruptError: a block keeps differing; what `targets` hold is of no use.
         StoreError: the store refused.
     """
-    place.read_into(entry, offset, targets)
-    wrong = list(_wrong_blocks(entry, offset, targets))
+    arrival = _Arrival(entry, offset, targets)
+    place.read_into(entry, offset, targets, arrival)
+    wrong = arrival.wrong_blocks()
     for _ in range(_TRIES - 1):
         again, wrong = wrong, []
         for block in again:
             start = block * BLOCK_BYTES
             parts = cut(targets, start - offset, BLOCK_BYTES)
             place.read_into(entry, start, parts)
-            wrong += _wrong_blocks(entry, start, parts)
+            wrong += _Arrival(entry, start, parts).wrong_blocks()
     if wrong:
         raise CheckpointCorruptError(damaged_blocks(place.name, entry.path, wrong))
 
 
-def _wrong_blocks(entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> Iterator[int]:
+class _Arrival:
+    """The blocks of one range, each compared while the processor's cache still holds it."""
+
+    def __init__(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+        self._range = entry, offset, targets
+        self(0)
+
+    def __call__(self, filled: int) -> None:
+        """So many bytes have arrived; 0 when they will be written again."""
+        if not filled:
+            self._compared = 0
+            self._wrong: list[int] = []
+            self._rest = _differences(*self._range)
+        while self._compared + BLOCK_BYTES <= filled:
+            self._wrong += next(self._rest)
+            self._compared += BLOCK_BYTES
+
+    def wrong_blocks(self) -> list[int]:
+        """The numbers of the blocks that differ; call it when all have arrived."""
+        for wrong in self._rest:
+            self._wrong += wrong
+        return self._wrong
+
+
+def _differences(
+    entry: FileEntry, offset: int, targets: Sequence[memoryview]
+) -> Iterator[list[int]]:
+    """For each block in turn, which is looked at only then: its number if it differs."""
     block, left, hasher = offset // BLOCK_BYTES, BLOCK_BYTES, xxhash.xxh3_128()
     for target in targets:
         rest = target
@@ -106,12 +142,11 @@ def _wrong_blocks(entry: FileEntry, offset: int, targets: Sequence[memoryview]) 
             left -= len(part)
             if left:
                 continue
-            if hasher.hexdigest() != entry.blocks[block]:
-                yield block
+            yield [block] if hasher.hexdigest() != entry.blocks[block] else []
             block, left = block + 1, BLOCK_BYTES
             hasher.reset()
-    if left < BLOCK_BYTES and hasher.hexdigest() != entry.blocks[block]:
-        yield block
+    if left < BLOCK_BYTES:
+        yield [block] if hasher.hexdigest() != entry.blocks[block] else []
 
 
 def cut(targets: Sequence[memoryview], skip: int, size: int) -> list[memoryview]:
@@ -173,9 +208,15 @@ class StorePlace:
             )
             raise CheckpointCorruptError(msg)
 
-    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+    def read_into(
+        self,
+        entry: FileEntry,
+        offset: int,
+        targets: Sequence[memoryview],
+        arrived: Arrived = int,
+    ) -> None:
         """Ask the store once."""
-        self._store.read_into(f"{self._base}/{entry.path}", offset, *targets)
+        self._store.read_into(f"{self._base}/{entry.path}", offset, *targets, arrived=arrived)
 
 
 class DirectoryPlace:
@@ -207,7 +248,13 @@ class DirectoryPlace:
         """Open the file; a pipe or a device is none, and not read."""
         self._file(entry)
 
-    def read_into(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
+    def read_into(
+        self,
+        entry: FileEntry,
+        offset: int,
+        targets: Sequence[memoryview],
+        arrived: Arrived = int,  # noqa: ARG002 - what is read is one block
+    ) -> None:
         """Read the file at that place."""
         file, left = self._file(entry), list(targets)
         while left:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -129,6 +130,9 @@ class Sending:
 
 AS_IT_GOES: Final = Sending()
 
+Arrived = Callable[[int], object]
+"""Takes bytes that have arrived so far; 0 when they will be written again."""
+
 
 class Store(Protocol):
     """A bucket, or a folder that stands in for one. Keys are posix paths relative to its root.
@@ -167,12 +171,16 @@ class Store(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of the object; None if there is none."""
 
-    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+    def read_into(
+        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+    ) -> None:
         """Fill `targets`, one after the other, with the object's bytes from `offset` on.
 
         Called by several threads.
 
-        The caller verifies: a client may deliver wrong bytes without an error.
+        The caller verifies: a client may deliver wrong bytes without an error. It need not wait
+        for the last: a store may call `arrived`, in this thread, with the number of bytes that are
+        there so far, and calls it with 0 before it writes them again.
 
         Raises `CheckpointNotFoundError` if there is no such object, and `StoreTransientError` if
         fewer bytes came.

@@ -24,7 +24,7 @@ from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from bt_lightning.store.port import Reuse, Sending, Source
+    from bt_lightning.store.port import Arrived, Reuse, Sending, Source
 
 _S3 = frozenset({"s3", "s3a"})
 _CONNECT_S = 10
@@ -121,7 +121,13 @@ class FsspecStore:
                 return None
             return None if info["type"] == "directory" else int(info["size"])
 
-    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+    def read_into(
+        self,
+        key: str,
+        offset: int,
+        *targets: memoryview,
+        arrived: Arrived = int,  # noqa: ARG002
+    ) -> None:
         """Download that range."""
         size = sum(map(len, targets))
         with self._doing("downloading", key):

@@ -11,7 +11,7 @@ from bt_lightning.errors import StoreTransientError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from bt_lightning.store.port import ObjectInfo, Reuse, Source, Store
+    from bt_lightning.store.port import Arrived, ObjectInfo, Reuse, Source, Store
 
 T = TypeVar("T")
 
@@ -60,9 +60,11 @@ class LateStore:
         """Open, then ask."""
         return self._open().size(key)
 
-    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+    def read_into(
+        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+    ) -> None:
         """Open, then read."""
-        self._open().read_into(key, offset, *targets)
+        self._open().read_into(key, offset, *targets, arrived=arrived)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Open, then list."""
@@ -121,9 +123,16 @@ class RetryingStore:
         """Idempotent."""
         return self._try(lambda: self._inner.size(key))
 
-    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+    def read_into(
+        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+    ) -> None:
         """Idempotent: what a failed try wrote is written again."""
-        self._try(lambda: self._inner.read_into(key, offset, *targets))
+
+        def read() -> None:
+            arrived(0)
+            self._inner.read_into(key, offset, *targets, arrived=arrived)
+
+        self._try(read)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Listed in full before the first is yielded, so that a retry repeats nothing."""

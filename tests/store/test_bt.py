@@ -533,8 +533,8 @@ def test_a_byte_that_changed_on_the_way_is_asked_for_again(folder, fresh, publis
     published(folder, files={"f": b"whole"})
     fs, real, calls = fresh(), type(folder).read_into, []
 
-    def read_into(self, key, offset, target):
-        real(self, key, offset, target)
+    def read_into(self, key, offset, target, **words):
+        real(self, key, offset, target, **words)
         calls.append(key)
         if len(calls) == 1:
             target[0] ^= 1
@@ -695,7 +695,9 @@ def test_a_small_read_of_a_named_checkpoint_costs_one_listing_and_few_reads(
         monkeypatch.setattr(
             type(folder),
             name,
-            lambda self, *a, _n=name, _r=real: (calls.append(_n), _r(self, *a))[1],
+            lambda self, *a, _n=name, _r=real, **words: (calls.append(_n), _r(self, *a, **words))[
+                1
+            ],
         )
     assert fresh().cat("demo@job1/checkpoint-7/sub/state.bin") == b"s"
     assert sorted(calls) == ["list", "read", "read_into"]

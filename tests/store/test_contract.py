@@ -18,6 +18,7 @@ from bt_lightning.errors import (
 from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.digest import digest_file
+from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.native import NativeStore
@@ -111,6 +112,20 @@ class StoreContract:
         targets = [view[:1], view[1:1], view[1:400_000], view[400_000:600_000]]
         store.read_into("key", 50_000, *targets)
         assert buffer == data[50_000:650_000]
+
+    def test_what_it_says_has_arrived_is_there(self, store):
+        data = os.urandom(2 * BLOCK_BYTES + 9)
+        store.put("key", data)
+        buffer, told = bytearray(len(data) - 5), []
+        view = memoryview(buffer)
+
+        def arrived(count):
+            told.append(count)
+            assert buffer[:count] == data[5 : 5 + count]
+
+        store.read_into("key", 5, view[:7], view[7:], arrived=arrived)
+        assert buffer == data[5:]
+        assert sorted(set(told)) in ([], [0], [0, BLOCK_BYTES, 2 * BLOCK_BYTES])
 
     def test_a_file_goes_there_and_back(self, store, tmp_path, send, download):
         source, target = tmp_path / "source", tmp_path / "target"

@@ -82,9 +82,9 @@ class CrashingStore:
         self._live()
         return self._inner.size(key)
 
-    def read_into(self, key, offset, target):
+    def read_into(self, key, offset, *targets, **words):
         self._live()
-        self._inner.read_into(key, offset, target)
+        self._inner.read_into(key, offset, *targets, **words)
 
     def list(self, prefix):
         self._live()

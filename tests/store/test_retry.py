@@ -35,13 +35,13 @@ class Flaky:
         return self._inner.name
 
     def __getattr__(self, method):
-        def call(*args):
+        def call(*args, **words):
             self.calls += 1
             failing = self.calls <= self._failures
             message = f"failure {self.calls}"
             if failing and not self._after:
                 raise self._kind(message)
-            result = getattr(self._inner, method)(*args)
+            result = getattr(self._inner, method)(*args, **words)
             result = iter(list(result)) if method == "list" else result
             if failing:
                 raise self._kind(message)

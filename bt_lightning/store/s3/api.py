@@ -21,11 +21,11 @@ from fsspec.asyn import sync
 from bt_lightning.errors import CheckpointError
 from bt_lightning.store.s3 import failures
 from bt_lightning.store.s3.failures import Failure
-from bt_lightning.store.s3.wire import Network, Reply, Signed, Wire
+from bt_lightning.store.s3.wire import Into, Network, Reply, Signed, Wire
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from botocore.awsrequest import AWSRequest
 
@@ -65,7 +65,7 @@ class Api:
         self,
         operation: str,
         body: Lent | None = None,
-        into: Sequence[memoryview] | None = None,
+        into: Into | None = None,
         proceed: Callable[[int], int] = int,
         **parameters: Any,
     ) -> Reply:

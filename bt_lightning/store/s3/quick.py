@@ -25,13 +25,13 @@ from bt_lightning.store.port import ObjectInfo, redact, secrets_of
 from bt_lightning.store.retry import LateStore
 from bt_lightning.store.s3.failures import Failure
 from bt_lightning.store.s3.quick_config import Access, access
-from bt_lightning.store.s3.wire import Network, Reply, Signed, Wire
+from bt_lightning.store.s3.wire import Into, Network, Reply, Signed, Wire
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from bt_lightning.store.port import Store
+    from bt_lightning.store.port import Arrived, Store
 
 _EMPTY: Final = hashlib.sha256().hexdigest()
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
@@ -97,17 +97,20 @@ class QuickStore(LateStore):
                 return (ObjectInfo(key[cut:], size, version) for key, size, version in found)
         return super().list(prefix)
 
-    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+    def read_into(
+        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+    ) -> None:
         """One request, straight into `targets`."""
         bucket = self._bucket
         if bucket is not None:
             try:
-                bucket.read_into(under(self._base, key), offset, targets)
+                bucket.read_into(under(self._base, key), offset, Into(targets, arrived))
             except _Doubt:
                 self._bucket = None
             else:
                 return
-        super().read_into(key, offset, *targets)
+        arrived(0)
+        super().read_into(key, offset, *targets, arrived=arrived)
 
     def _opened(self) -> Store:
         with self._lock:
@@ -183,12 +186,12 @@ class _Bucket:
             raise _Doubt
         return reply.body
 
-    def read_into(self, key: str, offset: int, targets: Sequence[memoryview]) -> None:
-        size = sum(map(len, targets))
+    def read_into(self, key: str, offset: int, into: Into) -> None:
+        size = sum(map(len, into.targets))
         if not size:
             return
         span = f"{offset}-{offset + size - 1}"
-        reply = self._get(key, {}, span, targets)
+        reply = self._get(key, {}, span, into)
         stated = reply.headers.get("content-range", "").partition("/")[0]
         if (reply.status, stated, reply.filled) != (_PARTIAL, f"bytes {span}", size):
             raise _Doubt
@@ -220,7 +223,7 @@ class _Bucket:
         path: str,
         query: Mapping[str, str],
         span: str | None = None,
-        into: Sequence[memoryview] | None = None,
+        into: Into | None = None,
     ) -> Reply:
         for again in (True, False):
             signed = sign(self._asked, path, query, datetime.now(timezone.utc), span)

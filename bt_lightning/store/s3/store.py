@@ -14,12 +14,13 @@ from bt_lightning.store.s3.failures import MISSING, Failure
 from bt_lightning.store.s3.journal import Journal
 from bt_lightning.store.s3.plan import PART_BYTES
 from bt_lightning.store.s3.upload import Uploader
+from bt_lightning.store.s3.wire import Into
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
-    from bt_lightning.store.port import Sending, Source
+    from bt_lightning.store.port import Arrived, Sending, Source
 
 _OK = 200
 _RANGE = "416"
@@ -66,24 +67,26 @@ class S3Store(FsspecStore):
             answer = self._uploader.head(self._key(key))
             return None if answer is None else int(answer["ContentLength"])
 
-    def read_into(self, key: str, offset: int, *targets: memoryview) -> None:
+    def read_into(
+        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+    ) -> None:
         """Download that range in one request, straight into `targets`."""
         size = sum(map(len, targets))
         if not size:
             return
         with self._doing("downloading", key):
             try:
-                retried(lambda: self._read_once(key, offset, size, targets))
+                retried(lambda: self._read_once(key, offset, size, Into(targets, arrived)))
             except Failure as failure:
                 if failure.code in MISSING:
                     msg = f"there is no {self._name}/{key}"
                     raise CheckpointNotFoundError(msg) from None
                 raise
 
-    def _read_once(self, key: str, offset: int, size: int, targets: Sequence[memoryview]) -> None:
+    def _read_once(self, key: str, offset: int, size: int, into: Into) -> None:
         span = f"bytes={offset}-{offset + size - 1}"
         try:
-            reply = self._api.transfer("get_object", into=targets, Key=self._key(key), Range=span)
+            reply = self._api.transfer("get_object", into=into, Key=self._key(key), Range=span)
         except Failure as failure:
             if failure.code in {_RANGE, "InvalidRange"}:
                 msg = f"it ends before {offset}"

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.store.parallel import fill
 from bt_lightning.store.s3.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from urllib.parse import SplitResult
 
-    from bt_lightning.store.port import Lent
+    from bt_lightning.store.port import Arrived, Lent
 
 _ENCRYPTED_BYTES: Final = 256 * 1024
 _ERROR_BYTES: Final = 64 * 1024
@@ -58,6 +59,15 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Into:
+    """Memory for the body of a good answer."""
+
+    targets: Sequence[memoryview]
+    arrived: Arrived
+    """As for `Store.read_into`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """How the endpoint is reached."""
 
@@ -82,7 +92,7 @@ class Wire:
         self,
         signed: Signed,
         body: Lent | None = None,
-        into: Sequence[memoryview] | None = None,
+        into: Into | None = None,
         proceed: Callable[[int], int] = int,
         *,
         most_bytes: int = _ERROR_BYTES,
@@ -239,18 +249,12 @@ def _send_plain(connection: Connection, body: Lent, start: int, stop: int) -> No
             start += sock.send(piece)
 
 
-def _read(
-    response: http.client.HTTPResponse, into: Sequence[memoryview] | None, most_bytes: int
-) -> Reply:
+def _read(response: http.client.HTTPResponse, into: Into | None, most_bytes: int) -> Reply:
     headers = {name.lower(): value for name, value in response.getheaders()}
     if into is None or response.status not in {200, 206}:
         body = response.read(most_bytes)
         return Reply(response.status, headers, body)
-    filled = 0
-    for target in into:
-        rest = target
-        while rest and (count := response.readinto(rest)):
-            filled, rest = filled + count, rest[count:]
+    filled = fill(into.targets, response.readinto, into.arrived)
     if not response.length:
         response.read(1)  # if nothing is left but the end itself, the connection can be kept
     return Reply(response.status, headers, b"", filled)
