@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,12 @@ class Ours:
         }
         if server.certificate:
             options["client_kwargs"]["verify"] = server.certificate
-        self.store = open_store(f"s3://{bucket}", options)
-        self.store.read("nothing")  # connects
+        url = f"s3://{bucket}"
+        self.journal = tempfile.TemporaryDirectory()
+        self.sending = open_store(url, options, Path(self.journal.name))  # as the worker does
+        self.store = open_store(url, options)
+        for store in (self.sending, self.store):
+            store.read("nothing")  # connects
 
     def prepare(self, source: Bytes) -> None:
         """Digests, before the clock starts: a committed checkpoint has them."""
@@ -54,14 +59,14 @@ class Ours:
         known = None if reuse is None else Reuse(reuse[0], tuple(map(tuple, reuse[1])))
         if source.in_memory:
             with contextlib.closing(LentSource(source.view, self.entry)) as arena:
-                self.store.send(arena, key, known)
+                self.sending.send(arena, key, known)
         else:
             with FileSource(Path(source.path), self.entry) as file:
-                self.store.send(file, key, known)
+                self.sending.send(file, key, known)
 
     def upload_many(self, folder: Path, names: list[str], prefix: str) -> None:
 
-        publish(self.store, prefix, LocalCheckpoint(folder, read_manifest(folder)))
+        publish(self.sending, prefix, LocalCheckpoint(folder, read_manifest(folder)))
 
     def download(self, key: str, target: Path, size: int) -> None:
         """The checkpoint whose one file is `key`."""
