@@ -19,7 +19,7 @@ from bt_lightning.store.place import read_verified
 from bt_lightning.store.ranges import tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.place import Place
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 256 * 1024 * 1024
 _MOST_AXES: Final = 64
-_IN_HUGE_PAGES_BYTES: Final = 2 * HUGE_BYTES
+_LEAST_HUGE: Final = 2 * HUGE_BYTES
+_MOST_HUGE: Final = 4096
+"""Tensors of a file that have mappings of their own: a process may have 65,530 in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ class _Slot:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.begin
 
 
 def read_small(place: Place, entry: FileEntry) -> bytearray:
@@ -84,8 +90,10 @@ class _File:
         self._begin = begin
         self._read = 0
         self.tensors: dict[str, torch.Tensor] = {}
+        mapped = _largest(slots)
         for slot in slots:
-            self.tensors[slot.name] = tensor = _allocated(slot, f"{place}/{entry.path}")
+            tensor = _allocated(slot, f"{place}/{entry.path}", mapped=slot.name in mapped)
+            self.tensors[slot.name] = tensor
             if slot.end > slot.begin:
                 self._starts.append(begin + slot.begin)
                 self._views.append(tensor_bytes(tensor))
@@ -144,14 +152,23 @@ def _front(place: Place, entry: FileEntry, least_bytes: int, scratch: Scratch) -
     return head
 
 
-def _allocated(slot: _Slot, place: str) -> torch.Tensor:
-    size = slot.end - slot.begin
-    if size >= _IN_HUGE_PAGES_BYTES:
-        memory = torch.frombuffer(in_huge_pages(size), dtype=torch.uint8)
+def _largest(slots: Iterable[_Slot]) -> set[str]:
+    """The names of those that get mappings of their own."""
+    large = sorted((slot for slot in slots if slot.size >= _LEAST_HUGE), key=lambda s: -s.size)
+    return {slot.name for slot in large[:_MOST_HUGE]}
+
+
+def _allocated(slot: _Slot, place: str, *, mapped: bool) -> torch.Tensor:
+    if mapped:
+        memory = torch.frombuffer(in_huge_pages(slot.size), dtype=torch.uint8)
         return memory.view(slot.dtype).view(slot.shape)
     try:
         return torch.empty(slot.shape, dtype=slot.dtype)
-    except (RuntimeError, TypeError) as error:  # axes of which one is 0 may be too long
+    except (RuntimeError, TypeError) as error:
+        if slot.size:
+            msg = f"no memory for the tensor {slot.name!r} of {slot.size:,} bytes of {place}"
+            raise MemoryError(msg) from error
+        # axes of which one is 0 may be too long
         msg = f"{place} is damaged: no tensor has the shape {slot.shape}"
         raise CheckpointCorruptError(msg) from error
 

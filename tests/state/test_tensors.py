@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import mmap
+import os
 
 import pytest
 import torch
@@ -198,6 +201,36 @@ def test_a_large_tensor_comes_back_in_memory_of_its_own(size, place):
     assert bits(loaded[1]) == bits(tensors[1])
     kept = loaded.pop()[1]
     assert bits(kept) == bits(tensors[1][1])
+
+
+def test_many_large_tensors_do_not_use_up_the_mappings_of_a_process(place, monkeypatch):
+    monkeypatch.setattr("bt_lightning.restore.read._MOST_HUGE", 2)
+    sizes = [2 * HUGE, 3 * HUGE, 2 * HUGE, 4 * HUGE, 2 * HUGE]
+    tensors = [_filled(torch.uint8, size) for size in sizes]
+    loaded = round_trip(tensors, place)
+    assert [bits(tensor) for tensor in loaded] == [bits(tensor) for tensor in tensors]
+    assert [tensor.data_ptr() % HUGE == 0 for tensor in loaded] == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("size", [8, 2 * HUGE])
+def test_memory_that_is_not_there_is_no_damage(size, place, monkeypatch):
+    BTCheckpointIO().save_checkpoint({"a": torch.zeros(size, dtype=torch.uint8)}, place)
+
+    def refuse(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")  # noqa: TRY003, EM101
+
+    real = mmap.mmap
+
+    class Full(mmap.mmap):
+        def __new__(cls, descriptor, length, **words):
+            if length > 2 * HUGE:  # of the tensor; what is read at a time is less
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            return real.__new__(cls, descriptor, length, **words)
+
+    monkeypatch.setattr("bt_lightning.restore.read.torch.empty", refuse)
+    monkeypatch.setattr("bt_lightning.store.parallel.mmap.mmap", Full)
+    with pytest.raises(MemoryError, match=f"no memory for .*{size:,} bytes"):
+        BTCheckpointIO().load_checkpoint(place)
 
 
 def test_saving_leaves_the_state_as_it_is(place):

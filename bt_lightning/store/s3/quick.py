@@ -1,10 +1,10 @@
 """Listings and reads of S3 without a client of AWS's: for people and accelerators that wait.
 
 The import of s3fs and the making of its client take 0.4 s, a listing takes 0.01 s, and a gigabyte
-not much longer than that client on a quick network. So where
-`quick_config` is certain of the place and of the credentials, plain signed requests ask. What they
-are told counts only if it is what was asked for: of anything else, a refusal, an error, a redirect,
-an answer in another form, s3fs is asked again, and it alone from then on.
+on a quick network not much longer than that client. So where `quick_config` is certain of the place
+and of the credentials, plain signed requests ask. What they are told counts only if it is what was
+asked for: of anything else, a refusal, an error, a redirect, an answer in another form, s3fs is
+asked again, and it alone from then on.
 """
 
 from __future__ import annotations
