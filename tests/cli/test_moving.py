@@ -117,11 +117,11 @@ def test_what_was_cut_off_is_gone_on_with(cli, store, tmp_path, monkeypatch):
     asked = []
     read = StorePlace.read_into
 
-    def dying(self, entry, offset, targets):
+    def dying(self, entry, offset, targets, arrived):
         asked.append(entry.path)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        read(self, entry, offset, targets)
+        read(self, entry, offset, targets, arrived)
 
     monkeypatch.setattr(StorePlace, "connections", 1)
     monkeypatch.setattr(StorePlace, "read_into", dying)
