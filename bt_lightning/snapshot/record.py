@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bt_lightning.errors import SaveTimeoutError, TornSnapshotError
-from bt_lightning.messages import CommitFailed
+from bt_lightning.messages import CommitFailed, CommitImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bt_lightning.messages import Committed
+    from bt_lightning.messages import Committed, FileImage
 
 Overlap = Literal["wait", "skip", "latest"]
 Policy = Literal["auto", "lazy", "eager"]
@@ -65,6 +65,25 @@ class SaveRecord:
     """Copies on the disk, of checkpoints in the store, that made room for it."""
     streamed: bool = False
     """Whether it went to the store only, as the disk had no room."""
+
+    def job(
+        self,
+        arena: int,
+        files: tuple[FileImage, ...],
+        facts: dict[str, Any],
+        began: float,
+        after: int,
+    ) -> CommitImage:
+        """What the worker is told to commit; the fields of `CommitImage`."""
+        return CommitImage(
+            number=self.number,
+            arena=arena,
+            checkpoint_id=self.checkpoint_id,
+            files=files,
+            facts=facts,
+            began=began,
+            after=after,
+        )
 
     def take(self, event: Committed | CommitFailed) -> None:
         """Take the numbers that the worker says."""

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from bt_lightning.messages import FileImage
-    from bt_lightning.snapshot.arena import Arena
     from bt_lightning.worker.handle import Worker
 
 _WAIT_S = 3600.0
@@ -152,7 +150,8 @@ class Saver:
         images = placement.images(record.number)
         known = {image.path: image for image in images if image.path in snapshot.tensor_files}
         self._last = Last(snapshot, placement, capture, arena, slot, known, placement.end)
-        return self._job(record, arena, images, said, began)
+        after = self.generation(record.checkpoint_id)
+        return record.job(arena.index, images, said, began, after)
 
     def _shared(
         self,
@@ -177,25 +176,8 @@ class Saver:
         self._arenas.use(last.slot, record.number)
         record.snapshot = "shared"
         images = (*last.images.values(), *placement.images(record.number))
-        return self._job(record, last.arena, images, said, began)
-
-    def _job(
-        self,
-        record: SaveRecord,
-        arena: Arena,
-        images: tuple[FileImage, ...],
-        facts: dict[str, Any],
-        began: float,
-    ) -> CommitImage:
-        return CommitImage(
-            number=record.number,
-            arena=arena.index,
-            checkpoint_id=record.checkpoint_id,
-            files=images,
-            facts=facts,
-            began=began,
-            after=self.generation(record.checkpoint_id),
-        )
+        after = self.generation(record.checkpoint_id)
+        return record.job(last.arena.index, images, said, began, after)
 
     def _slot(self, record: SaveRecord) -> int | None:
         """An idle slot, by the overlap policy; None if this save is skipped."""
