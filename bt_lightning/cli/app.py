@@ -41,6 +41,11 @@ class _Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().main(*args, **kwargs)
+        except OSError as error:  # of any output, that of --help too
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            code = (DirectoryFullError if full else DirectoryUnusableError).exit_code
+            _say(type(error).__name__, str(error), code, as_json=_wants_json(sys.argv[1:]))
+            sys.exit(code)
         finally:
             _give_up_unwritten()
 
@@ -55,13 +60,6 @@ class _Group(click.Group):
         except CheckpointError as error:
             _say(type(error).__name__, str(error), error.exit_code, as_json=as_json)
             sys.exit(error.exit_code)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # of `| head`: click ends quietly
-            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-            code = (DirectoryFullError if full else DirectoryUnusableError).exit_code
-            _say(type(error).__name__, str(error), code, as_json=as_json)
-            sys.exit(code)
         except click.ClickException as error:
             if not as_json:
                 raise

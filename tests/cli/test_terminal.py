@@ -153,9 +153,13 @@ def test_who_listens_no_more_hears_of_no_error(root, form):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_the_output_is_said_in_one_line(root):
+@pytest.mark.parametrize(
+    "args", [("checkpoints", "list"), ("--help",), ("checkpoints", "--help"), ("--version",)]
+)
+def test_a_full_disk_under_the_output_is_said_in_one_line(root, args):
+    place = ("--dir", root) if args[-1] == "list" else ()
     with Path("/dev/full").open("wb") as full:
-        done = piped("checkpoints", "list", "--dir", root, stdout=full)
+        done = piped(*args, *place, stdout=full)
     assert done.returncode == 27
     assert done.stderr.startswith(b"error: ")
     assert done.stderr.count(b"\n") == 1
