@@ -14,6 +14,7 @@ import urllib.request
 import uuid
 
 _START_S = 180
+_LOOK_S = 0.2
 
 _CONFIG = """
 [global]
@@ -73,6 +74,7 @@ def running(place, mon, port, key, secret):
                 )
             until_then.callback(process.wait)
             until_then.callback(process.kill)
+            return process
 
         address = f"[v1:127.0.0.1:{mon}]"
         do("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, monitors)
@@ -85,10 +87,13 @@ def running(place, mon, port, key, secret):
         keep("ceph-mgr", "-i", "x")
         user = ("--uid=tests", "--display-name=tests", f"--access-key={key}", f"--secret={secret}")
         do("radosgw-admin", "user", "create", *user)
-        keep("radosgw", "-n", "client.rgw")
+        gateway = keep("radosgw", "-n", "client.rgw")
         deadline = time.monotonic() + _START_S
         while not _serves(port):
-            assert time.monotonic() < deadline, (place / "radosgw.out").read_text()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                gateway.wait(_LOOK_S)
+            lives = gateway.poll() is None and time.monotonic() < deadline
+            assert lives, (place / "radosgw.out").read_text()
         yield
 
 
@@ -99,5 +104,4 @@ def _serves(port):
     except urllib.error.HTTPError:
         return True
     except OSError:
-        time.sleep(0.2)
         return False

@@ -23,6 +23,9 @@ from bt_lightning.store.catalog import fetch
 from bt_lightning.store.port import Reuse
 from bt_lightning.store.publish import publish
 from bt_lightning.store.retry import RetryingStore
+from bt_lightning.store.s3 import quick
+from bt_lightning.store.s3.quick import QuickStore
+from bt_lightning.store.s3.quick_config import access
 
 MIB = 1024 * 1024
 SIZE = 17 * MIB
@@ -125,14 +128,32 @@ def test_a_burst_of_refusals_is_outlasted(connect, proxied, weed, memory, data, 
     assert target == data[:MIB]
 
 
+@pytest.fixture(params=["s3fs", "plain"])
+def reader(request, connect, weed, monkeypatch):
+    """What opens a store to read by a client of AWS's, or by plain requests while they serve."""
+    monkeypatch.setattr(quick, "_READ_S", 1.0)
+
+    def reader(endpoint, kind):
+        def slow():
+            return connect(endpoint, kind=kind)
+
+        options = {**weed.options, "client_kwargs": {"endpoint_url": endpoint}}
+        asked = access("bucket", options, {}, {})
+        return slow() if request.param == "s3fs" else QuickStore(slow().name, options, asked, slow)
+
+    return reader
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_one_request_of_a_fetch_may_fail(connect, proxied, weed, make, data, kind, tmp_path):
+def test_any_one_request_of_a_fetch_may_fail(
+    connect, reader, proxied, weed, make, data, kind, tmp_path
+):
     """Manifest, list and ranges: it ends with the right bytes, or with an error and nothing."""
     local = make(tmp_path / "local", files={"large": data, "small": data[:1000]})
     publish(connect(), "p", local)
     proxy = proxied(weed)
     for number in steps():
-        store = RetryingStore(connect(proxy.endpoint, kind=kind), sleep=lambda _: None)
+        store = RetryingStore(reader(proxy.endpoint, kind), sleep=lambda _: None)
         root = tmp_path / str(number)
         root.mkdir()
         proxy.reset(**{f"n{number}": kind})
