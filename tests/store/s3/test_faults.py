@@ -47,11 +47,6 @@ def bytes_of(store, key):
     return bytes(target)
 
 
-def needs_a_server_that_verifies(kind):
-    if kind == "flip" and os.environ.get("BT_TEST_S3") == "radosgw":
-        pytest.skip("Ceph 16 knows none of S3's checksums")
-
-
 def steps():
     """Numbers of the requests of one `send`; the caller stops when none was faulted."""
     return range(1, 30)
@@ -63,7 +58,6 @@ def steps():
 def test_any_one_request_of_an_upload_may_fail(
     connect, proxied, weed, memory, data, uploads_of, tmp_path, kind, resumes
 ):
-    needs_a_server_that_verifies(kind)
     proxy = proxied(weed)
     straight = connect()
     journal = tmp_path / "journal" if resumes else None
@@ -72,7 +66,11 @@ def test_any_one_request_of_an_upload_may_fail(
         key = f"{kind}/{number}"
         proxy.reset(**{f"n{number}": kind})
         refused = kind == "403" or (kind == "flip" and number == 5)  # in the list of parts
-        with pytest.raises(StorePermanentError) if refused and number <= 5 else NOTHING:
+        expected = NOTHING
+        if refused and number <= 5:  # a server may read a list of parts that was flipped, or not
+            error = StorePermanentError
+            expected = pytest.raises(error) if kind == "403" else contextlib.suppress(error)
+        with expected:
             store.send(memory(data), key)
         assert bytes_of(straight, key) in ({None, data} if refused else {data})
         fewer = len(proxy.seen) < number
@@ -87,7 +85,6 @@ def test_any_one_request_of_an_upload_may_fail(
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"403", "200-error"}])
 def test_a_small_object_may_fail_once(connect, proxied, weed, memory, kind):
-    needs_a_server_that_verifies(kind)
     proxy = proxied(weed)
     proxy.reset(n1=kind)
     connect(proxy.endpoint, kind=kind).send(memory(b"small" * 1000), "key")
