@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import nox
 
@@ -16,6 +18,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = "constraints.txt"
 OLDEST = "lightning==2.4.0"
 CEPH = ("ceph-common", "ceph-mon", "ceph-mgr", "ceph-osd", "radosgw")
+AZURITE = "azurite@3"
 RADOSGW = {"BT_TEST_S3": "radosgw"}
 WORKERS = os.environ.get("BT_TEST_WORKERS", "2")
 PARALLEL = ("-n", WORKERS, "--dist", "worksteal")  # a module mostly has one worker: one start of it
@@ -26,6 +29,16 @@ def _install(session: nox.Session, *groups: str, extras: str = "") -> None:
     session.install("-q", "-c", CONSTRAINTS, "torch")
     needs = nox.project.dependency_groups(PROJECT, *groups) if groups else ()
     session.install("-q", "-c", CONSTRAINTS, f".{extras}", *needs)
+
+
+def _azurite(session: nox.Session) -> dict[str, str]:
+    """Install the emulator of Azure where there is npm; elsewhere its tests are skipped."""
+    place = Path(session.virtualenv.location, "azurite")
+    program = place / "node_modules" / ".bin" / "azurite-blob"
+    if not program.exists() and shutil.which("npm"):
+        words = ("install", "--silent", "--no-audit", "--no-fund", "--prefix", str(place), AZURITE)
+        session.run("npm", *words, external=True, silent=True, success_codes=range(256))
+    return {"BT_TEST_AZURITE": str(program)} if program.exists() else {}
 
 
 @nox.session
@@ -39,7 +52,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, in parallel, against the newest supported Lightning."""
     _install(session, "test")
-    session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs, env=_azurite(session))
 
 
 @nox.session

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # gRPC, which no emulator has
 os.environ.pop("PYTHONUNBUFFERED", None)  # users have none: what is buffered may fail at the end
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # or no child could be interrupted

@@ -1,4 +1,4 @@
-"""Azure: bytes through obstore, all else through fsspec.
+"""A store whose bytes go through obstore, and all else through fsspec.
 
 Used by the worker, which was spawned: a client of obstore hangs in a forked process.
 """
@@ -11,20 +11,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreTransientError
-from bt_lightning.store.native_config import az_config
 from bt_lightning.store.parallel import scatter
-from bt_lightning.store.port import Store, secrets_of, translated
+from bt_lightning.store.port import Store, translated
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from bt_lightning.store.port import Arrived, ObjectInfo, Reuse, Source
 
-SCHEMES: Final = frozenset({"az"})
 _AT_ONCE: Final = 4
-_MOST_PARTS: Final = 40_000
-"""Azure allows 50,000 blocks."""
 _PLAIN_KEY: Final = re.compile(r"[\w @=+,.~/-]+", re.ASCII)
 """Keys that both clients are known to spell alike."""
 _REFUSED: Final = re.compile(r"status code: 4(?!08|16|29)\d\d")
@@ -33,7 +29,11 @@ _RETRY: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 
 
 class Limited(Store, Protocol):
-    """A store that keeps to the user's limit."""
+    """A store over a filesystem of fsspec, which keeps to the user's limit."""
+
+    @property
+    def filesystem(self) -> Any:
+        """The filesystem of fsspec, for what only one kind of store can be asked."""
 
     def proceed(self, size: int) -> None:
         """Wait until so many bytes may be sent."""
@@ -47,15 +47,19 @@ class NativeStore:
         client: an obstore store, made for the bucket.
         folder: where `inner` has its root in the bucket; empty for the bucket itself.
         secrets: texts that no message may hold.
+        most_parts: the most that an object may be sent in.
     """
 
     distant = True
 
-    def __init__(self, inner: Limited, client: Any, folder: str, secrets: Collection[str]) -> None:
+    def __init__(
+        self, inner: Limited, client: Any, folder: str, secrets: Collection[str], most_parts: int
+    ) -> None:
         self._inner = inner
         self._client = client
         self._folder = folder
         self._secrets = secrets
+        self._most_parts = most_parts
 
     @property
     def name(self) -> str:
@@ -71,15 +75,14 @@ class NativeStore:
         if copied or not _PLAIN_KEY.fullmatch(path):
             self._inner.send(source, key, reuse)
             return
-        with self._doing("uploading", key):
+        with self._doing("uploading", key), self._sending(path) as tell:
             if source.size <= PIECE_BYTES:
                 with source.hold(0, source.size) as data:
-                    self._inner.proceed(source.size)
-                    obstore.put(self._client, path, bytes(data), use_multipart=False)
+                    obstore.put(self._client, path, self._due(data, tell), use_multipart=False)
                 return
-            part = PIECE_BYTES * -(-source.size // (PIECE_BYTES * _MOST_PARTS))
+            part = PIECE_BYTES * -(-source.size // (PIECE_BYTES * self._most_parts))
             # a piece is good until the next is asked for, a part until it is sent
-            parts = (self._due(piece) for piece in pieces(source))
+            parts = (self._due(piece, tell) for piece in pieces(source))
             obstore.put(
                 self._client,
                 path,
@@ -89,9 +92,16 @@ class NativeStore:
                 max_concurrency=_AT_ONCE,
             )
 
-    def _due(self, piece: memoryview) -> bytes:
+    def _due(self, piece: memoryview, tell: Callable[[bytes], None]) -> bytes:
         self._inner.proceed(len(piece))
-        return bytes(piece)
+        data = bytes(piece)
+        tell(data)
+        return data
+
+    @contextlib.contextmanager
+    def _sending(self, path: str) -> Iterator[Callable[[bytes], None]]:  # noqa: ARG002
+        """Around one upload; what comes out of it is told each byte, in their order."""
+        yield lambda _: None
 
     def read_into(
         self,
@@ -143,7 +153,7 @@ class NativeStore:
         self._inner.delete(keys)
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
-        """By fsspec, which knows nothing: Azure forgets blocks of no blob after a week."""
+        """By fsspec."""
         self._inner.abandon(prefix, keep)
 
     def sign(self, key: str, expires_s: int) -> str:
@@ -164,38 +174,21 @@ class NativeStore:
                 raise _plain(error) from None  # its text tells the whole request
 
 
-def native(
-    inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
-) -> Store:
-    """`inner`, with its bytes moved by obstore where that is certain to be the same user's doing.
+def connected(kind: Any, bucket: str, config: Mapping[str, object], *, http: bool) -> Any:
+    """A client of obstore's class `kind`; plain HTTP only if the user says so.
 
-    Called by `open_store` for `SCHEMES`.
+    Raises:
+        OSError: it refuses `config`.
     """
-    _, _, place = url.partition("://")
-    bucket, _, folder = place.partition("/")
-    if not bucket or "@" in bucket:
-        return inner
-    config = az_config(options, environment)
-    if config is None:
-        return inner
     try:
-        from obstore.store import AzureStore
-    except ImportError:
-        return inner
-    secrets = secrets_of(dict(options)) | secrets_of(config)
-    kind: Any = AzureStore  # its options are typed dicts, ours are checked by it at run time
-    http = str(config.get("endpoint", "")).startswith("http://")  # only when the user says so
-    with translated(f"opening {inner.name}", secrets):
-        try:
-            client = kind(
-                bucket,
-                **config,
-                client_options={**_CLIENT, "allow_http": http},
-                retry_config=_RETRY,
-            )
-        except Exception as error:  # noqa: BLE001 - the same
-            raise _plain(error) from None
-    return NativeStore(inner, client, folder.strip("/"), secrets)
+        return kind(
+            bucket,
+            **config,
+            client_options={**_CLIENT, "allow_http": http},
+            retry_config=_RETRY,
+        )
+    except Exception as error:  # noqa: BLE001 - its classes are not known without it
+        raise _plain(error) from None
 
 
 def _plain(error: Exception) -> OSError:

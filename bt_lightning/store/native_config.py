@@ -1,7 +1,7 @@
-"""What a native client of Azure is told, from what fsspec's would be told.
+"""What a native client is told, from what fsspec's would be told.
 
-Pure. None means that fsspec's client might find other credentials than the native one, or that
-nobody can tell: then fsspec's moves the bytes, slower and surely as the right user.
+Pure. Where fsspec's client might find other credentials than the native one, or nobody can tell,
+fsspec's moves the bytes, slower and surely as the right user.
 """
 
 from __future__ import annotations
@@ -32,6 +32,18 @@ _AZ_NEEDS: Final = {
 _AZ_NAMES: Final = {"sas_token": "sas_key"}
 _AZ_NATIVE: Final = "AZURE_"
 """How the variables begin that the native client reads; of these, adlfs reads only its own."""
+_GS_KNOWN: Final = ("access", "endpoint_url", "project", "token")
+_GS_NATIVE: Final = (
+    "GOOGLE_BASE_URL",
+    "GOOGLE_BEARER_TOKEN",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+    "GOOGLE_SKIP_SIGNATURE",
+)
+"""Variables that the native client reads, and gcsfs does not."""
+_GS_CERTIFICATE: Final = "GOOGLE_API_USE_CLIENT_CERTIFICATE"
+"""With it gcsfs shows a certificate of the user's, which the native client has not."""
 
 
 def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> Config | None:
@@ -53,6 +65,12 @@ def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> 
     if not set(names).issubset(facts):
         return None
     return {_AZ_NAMES.get(name, name): facts[name].lstrip("?") for name in names}
+
+
+def gs_certain(options: Mapping[str, object], environment: Mapping[str, str]) -> bool:
+    """Whether `obstore.store.GCSStore` with the token of gcsfs asks for all that gcsfs would."""
+    ours = set(_GS_KNOWN).issuperset(options)
+    return ours and not any(environment.get(name) for name in (*_GS_NATIVE, _GS_CERTIFICATE))
 
 
 def _of_connection_string(text: str) -> Config | None:

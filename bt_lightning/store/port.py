@@ -40,9 +40,12 @@ _TRANSIENT_NAMES = {
     "IncompleteReadError",
     "ResponseParserError",
     "TimeoutError",
+    "TransportError",
 }
-"""Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed. That
-of asyncio is another than the built-in one in Python 3.10."""
+"""Base classes of botocore, aiohttp, gcsfs and google-auth, by name: those packages may not be
+installed. That of asyncio is another than the built-in one in Python 3.10."""
+_REFUSED = re.compile("4(?!08|29)[0-9]{2}")
+"""Statuses of HTTP that another try does not change."""
 _SECRET = re.compile(
     r"(?i)((?:secret|token|password|passwd|signature|credential|sig"
     r"|(?:access|account|api|private|shared)[_-]?key)[\w-]*[\"']?\s*[=:]\s*)"
@@ -239,7 +242,8 @@ def translated(what: str, secrets: Collection[str] = ()) -> Iterator[None]:
 def class_of(error: Exception) -> type[StoreTransientError | StorePermanentError]:
     """Whether another try may cure what a client raised."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, PermissionError | FileNotFoundError):
+    refused = str(getattr(error, "code", "")) if "HttpError" in names else ""
+    if isinstance(error, PermissionError | FileNotFoundError) or _REFUSED.fullmatch(refused):
         return StorePermanentError
     if isinstance(error, TimeoutError | ConnectionError) or names & _TRANSIENT_NAMES:
         return StoreTransientError

@@ -14,9 +14,9 @@ from bt_lightning.errors import (
     InvalidSettingError,
     StoreTransientError,
 )
+from bt_lightning.store import azure, gcs
 from bt_lightning.store.bandwidth import Bandwidth
 from bt_lightning.store.local import LocalStore
-from bt_lightning.store.native import SCHEMES, native
 from bt_lightning.store.parallel import scatter
 from bt_lightning.store.port import AS_IT_GOES, ObjectInfo, Store, redact, secrets_of, translated
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from bt_lightning.store.port import Arrived, Reuse, Sending, Source
 
 _S3 = frozenset({"s3", "s3a"})
+_NATIVE = {
+    **dict.fromkeys(azure.SCHEMES, azure.native),
+    **dict.fromkeys(gcs.SCHEMES, gcs.native),
+}
 _CONNECT_S = 10
 _READ_S = 60
 
@@ -53,6 +57,11 @@ class FsspecStore:
     def name(self) -> str:
         """The URL without secrets."""
         return self._name
+
+    @property
+    def filesystem(self) -> Any:
+        """The filesystem of fsspec, for what only one kind of store can be asked."""
+        return self._fs
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Upload in one stream, or copy in the store; S3 shows an object when it is complete."""
@@ -262,7 +271,8 @@ def open_store(
         return opened() if journal else quick(url, options, os.environ, opened)
     _check_known(scheme, url)
     store = FsspecStore(url, options, sending)
-    return native(store, url, options, os.environ) if scheme in SCHEMES else store
+    native = _NATIVE.get(scheme)
+    return store if native is None else native(store, url, options, os.environ)
 
 
 def _check_known(scheme: str, url: str) -> None:

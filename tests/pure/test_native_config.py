@@ -1,10 +1,10 @@
-"""Which credentials the native client of Azure may be given: never others than adlfs would use."""
+"""Which credentials a native client may be given: never others than fsspec's would use."""
 
 from __future__ import annotations
 
 import pytest
 
-from bt_lightning.store.native_config import az_config
+from bt_lightning.store.native_config import az_config, gs_certain
 
 KEY = {"account_name": "acc", "account_key": "k"}
 APP = {"account_name": "acc", "client_id": "i", "client_secret": "s", "tenant_id": "t"}
@@ -60,3 +60,21 @@ def test_credentials_that_are_certain_are_passed_on(options, environment, config
 )
 def test_whatever_is_not_certain_is_left_to_fsspec(options, environment):
     assert az_config(options, environment) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "certain"),
+    [
+        ({}, {}, True),
+        ({"token": "key.json", "project": "p", "access": "read_write"}, {"PATH": "/"}, True),
+        ({"endpoint_url": "http://h:1"}, {"GOOGLE_APPLICATION_CREDENTIALS": "key.json"}, True),
+        ({"requester_pays": True}, {}, False),
+        ({"session_kwargs": {"trust_env": True}}, {}, False),
+        ({}, {"GOOGLE_BEARER_TOKEN": "another's"}, False),
+        ({}, {"GOOGLE_SERVICE_ACCOUNT": "another.json"}, False),
+        ({}, {"GOOGLE_API_USE_CLIENT_CERTIFICATE": "true"}, False),
+        ({}, {"GOOGLE_BEARER_TOKEN": ""}, True),
+    ],
+)
+def test_google_s_bytes_go_where_gcsfs_would_send_them(options, environment, certain):
+    assert gs_certain(options, environment) is certain

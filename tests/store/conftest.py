@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ import time
 import urllib.request
 import uuid
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -46,6 +48,7 @@ AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 """The key of every azurite, as its documentation prints it."""
+AZURITE = os.environ.get("BT_TEST_AZURITE", "azurite-blob")
 
 
 class S3:
@@ -195,7 +198,7 @@ def azurite():
     """The options of an Azure emulator that runs beside the tests (npm `azurite`)."""
     pytest.importorskip("adlfs")
     pytest.importorskip("obstore")
-    program = shutil.which("azurite-blob")
+    program = shutil.which(AZURITE)
     if program is None:
         pytest.skip("needs azurite: npm install -g azurite")
     words = ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
@@ -213,6 +216,75 @@ def azurite():
             }
         finally:
             process.kill()
+
+
+class Gcs:
+    """A server of GCS, and how gcsfs is told of it: by the key of a service account."""
+
+    def __init__(self, endpoint: str, key: Path) -> None:
+        self.endpoint = endpoint
+        self.options = {"endpoint_url": endpoint, "token": str(key), "project": "tests"}
+
+    def bucket(self) -> str:
+        name = uuid.uuid4().hex
+        fsspec.filesystem("gs", skip_instance_cache=True, **self.options).mkdir(name)
+        return name
+
+    def told(self, what: str = "") -> dict[str, Any]:
+        """Tell the server what to do from now on; the multipart uploads and tokens that it has."""
+        with urllib.request.urlopen(f"{self.endpoint}/bench/{what}", timeout=10) as answer:
+            return json.load(answer)
+
+
+@contextlib.contextmanager
+def _gcs(place):
+    for name in ("gcsfs", "obstore", "gcp_storage_emulator"):
+        pytest.importorskip(name)
+    program = Path(__file__).with_name("gcs_server.py")
+    with subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            endpoint = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+            key = place / "key.json"
+            key.write_text(json.dumps(_service_account(f"{endpoint}/token")))
+            yield Gcs(endpoint, key)
+        finally:
+            process.kill()
+
+
+def _service_account(token_uri):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    pem = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return {
+        "type": "service_account",
+        "project_id": "tests",
+        "private_key_id": "1",
+        "private_key": pem.decode(),
+        "client_email": "tests@tests.iam.gserviceaccount.com",
+        "client_id": "1",
+        "token_uri": token_uri,
+    }
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory):
+    """A server of GCS."""
+    with _gcs(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_gcs(tmp_path):
+    """A server of GCS for one test."""
+    with _gcs(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture

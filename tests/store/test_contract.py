@@ -20,6 +20,7 @@ from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.catalog import fetch, look
+from bt_lightning.store.gcs import GcsStore
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.native import NativeStore
 from bt_lightning.store.port import ObjectInfo
@@ -276,6 +277,12 @@ class TestRetryingStore(StoreContract):
         return lambda: RetryingStore(LocalStore(tmp_path / "store"), sleep=never)
 
 
+LARGE = pytest.mark.filterwarnings(
+    "ignore:Sending a large body directly:ResourceWarning"
+)  # aiohttp's
+
+
+@LARGE
 class TestAzureStore(StoreContract):
     """Control through adlfs, bytes through obstore."""
 
@@ -288,6 +295,19 @@ class TestAzureStore(StoreContract):
 
     def test_its_bytes_go_through_the_native_client(self, store):
         assert isinstance(store, NativeStore)
+
+
+@LARGE
+class TestGcsStore(StoreContract):
+    """Control through gcsfs, bytes through obstore."""
+
+    @pytest.fixture
+    def connect(self, gcs):
+        bucket = gcs.bucket()
+        return lambda: open_store(f"gs://{bucket}/root", gcs.options)
+
+    def test_its_bytes_go_through_the_native_client(self, store):
+        assert isinstance(store, GcsStore)
 
 
 def test_a_file_of_several_parts_goes_to_s3_and_back(s3, s3_url, tmp_path, send, download):

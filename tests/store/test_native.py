@@ -1,4 +1,4 @@
-"""The native client of Azure, against an emulator."""
+"""The native clients of Azure and Google, against emulators."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from bt_lightning.store.sources import PIECE_BYTES, Steady
 class Memory(Steady):
     """A source of random bytes that turns out damaged from some place on."""
 
+    part_bytes = PIECE_BYTES
+
     def __init__(self, size, damaged_from=None):
         self.data = os.urandom(size)
         self.size = size
@@ -45,9 +47,13 @@ def container(azurite):
     return name
 
 
-@pytest.fixture
-def store(azurite, container):
-    return open_store(f"az://{container}/root", azurite)
+@pytest.fixture(params=["azure", "gcs"])
+def store(request):
+    if request.param == "azure":
+        options = request.getfixturevalue("azurite")
+        return open_store(f"az://{request.getfixturevalue('container')}/root", options)
+    gcs = request.getfixturevalue("gcs")
+    return open_store(f"gs://{gcs.bucket()}/root", gcs.options)
 
 
 def test_several_parts_arrive_in_order_and_any_range_comes_back(store):

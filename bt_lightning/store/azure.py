@@ -1,0 +1,45 @@
+"""Azure: its bytes through obstore where that is certain to be the same user's doing.
+
+Parts of no blob need no care: Azure forgets them after a week.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.store.native import NativeStore, connected
+from bt_lightning.store.native_config import az_config
+from bt_lightning.store.port import secrets_of, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bt_lightning.store.native import Limited
+    from bt_lightning.store.port import Store
+
+SCHEMES: Final = ("az",)
+_MOST_PARTS: Final = 40_000
+"""Azure allows 50,000 blocks."""
+
+
+def native(
+    inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
+) -> Store:
+    """The store at `url`, which `inner` is by adlfs; called by `open_store` for `SCHEMES`.
+
+    Raises:
+        StoreError: the options were refused.
+    """
+    container, _, folder = url.partition("://")[2].partition("/")
+    config = az_config(options, environment)
+    if not container or "@" in container or config is None:
+        return inner
+    try:
+        from obstore.store import AzureStore
+    except ImportError:
+        return inner
+    http = str(config.get("endpoint", "")).startswith("http://")
+    secrets = secrets_of(dict(options)) | secrets_of(config)
+    with translated(f"opening {inner.name}", secrets):
+        client = connected(AzureStore, container, config, http=http)
+    return NativeStore(inner, client, folder.strip("/"), secrets, _MOST_PARTS)

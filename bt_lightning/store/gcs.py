@@ -1,0 +1,174 @@
+"""Google Cloud Storage: its bytes through obstore, as the user that gcsfs found.
+
+Two things more than obstore does: what the store holds is compared with what was sent, and parts
+that a killed process left are given up, which Google would keep, and bill, for ever.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+import xml.etree.ElementTree as ET
+from datetime import timezone
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from bt_lightning.errors import StoreTransientError
+from bt_lightning.store.native import NativeStore, connected
+from bt_lightning.store.native_config import gs_certain
+from bt_lightning.store.port import secrets_of, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from bt_lightning.store.native import Limited
+    from bt_lightning.store.port import Store
+
+SCHEMES: Final = ("gs", "gcs")
+_MOST_PARTS: Final = 8_000
+"""Google allows 10,000."""
+_GOOGLE: Final = "https://storage.googleapis.com"
+_JSON_API: Final = "/storage/v1/"
+
+
+class GcsStore(NativeStore):
+    """A `NativeStore` of a bucket of Google's.
+
+    Args:
+        inner: the same place through gcsfs.
+        client: obstore's for the bucket.
+        bucket: its name.
+        folder: where `inner` has its root in the bucket.
+        secrets: texts that no message may hold.
+    """
+
+    def __init__(
+        self, inner: Limited, client: Any, bucket: str, folder: str, secrets: Collection[str]
+    ) -> None:
+        super().__init__(inner, client, folder, secrets, _MOST_PARTS)
+        self._bucket = bucket
+        self._lock = threading.Lock()
+        self._under_way: set[str] = set()
+
+    @contextlib.contextmanager
+    def _sending(self, path: str) -> Iterator[Callable[[bytes], None]]:
+        """Compare the store's CRC32C of the object with that of the bytes that were handed over."""
+        import google_crc32c
+
+        checksum: Any = google_crc32c.Checksum  # it has no types
+        sent = checksum()
+        with self._lock:
+            self._under_way.add(path)
+        try:
+            yield sent.update
+        finally:
+            with self._lock:
+                self._under_way.discard(path)
+        names = (self._bucket, path)
+        facts = self._inner.filesystem.call("GET", "b/{}/o/{}", *names, json_out=True)
+        held = facts.get("crc32c")
+        # there is none of an object under a key that the customer supplies
+        if held and held != base64.b64encode(sent.digest()).decode():
+            msg = f"gs://{self._bucket}/{path} does not hold the bytes that were sent"
+            raise StoreTransientError(msg)
+
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:  # noqa: ARG002
+        """Abort multipart uploads; not even one to a key in `keep` can be gone on with."""
+        with self._doing("giving up uploads under", prefix):
+            for path, upload in list(self._uploads(self._path(prefix) if prefix else "")):
+                with self._lock:
+                    ours = path in self._under_way
+                if not ours:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._ask("DELETE", f"/{quote(path)}", uploadId=upload)
+
+    def _uploads(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Key and id of the multipart uploads below that folder of the bucket."""
+        start: dict[str, str] = {}
+        while True:
+            page = ET.fromstring(  # noqa: S314 - of the server that holds the data
+                self._ask("GET", "", uploads="", prefix=f"{folder}/" if folder else "", **start)
+            )
+            facts = {_tag(element): element.text or "" for element in page}
+            for element in page:
+                if _tag(element) == "Upload":
+                    words = {_tag(child): child.text or "" for child in element}
+                    yield words["Key"], words["UploadId"]
+            if facts.get("IsTruncated") != "true":
+                return
+            start = {
+                "key-marker": facts["NextKeyMarker"],
+                "upload-id-marker": facts["NextUploadIdMarker"],
+            }
+
+    def _ask(self, method: str, path: str, **query: str) -> bytes:
+        """Send one request to the XML API, as gcsfs sends its own to the other one."""
+        filesystem = self._inner.filesystem
+        url = f"{_endpoint(filesystem)}/{self._bucket}{path}"
+        _, body = filesystem.call(method, url, **query)
+        return bytes(body)
+
+
+def native(
+    inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
+) -> Store:
+    """The store at `url`, which `inner` is by gcsfs; called by `open_store` for `SCHEMES`.
+
+    Raises:
+        StoreError: the options were refused.
+    """
+    bucket, _, folder = url.partition("://")[2].partition("/")
+    if not bucket or "#" in url or not gs_certain(options, environment):
+        return inner
+    try:
+        import google_crc32c  # noqa: F401 - gcsfs comes with it
+        from obstore.store import GCSStore
+    except ImportError:
+        return inner
+    secrets = secrets_of(dict(options))
+    filesystem = inner.filesystem
+    with translated(f"opening {inner.name}", secrets):
+        if _zonal(filesystem, bucket):
+            return inner
+    credentials, endpoint = filesystem.credentials, _endpoint(filesystem)
+    if credentials.credentials is None:
+        return inner  # nobody's: a public bucket
+    config: dict[str, Any] = {"credential_provider": _Credential(credentials)}
+    if endpoint != _GOOGLE:
+        config["base_url"] = endpoint
+    with translated(f"opening {inner.name}", secrets):
+        client = connected(GCSStore, bucket, config, http=endpoint.startswith("http://"))
+    return GcsStore(inner, client, bucket, folder.strip("/"), secrets)
+
+
+class _Credential:
+    """What obstore asks for a token: gcsfs's own, so both are one user, however it was found."""
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+
+    def __call__(self) -> dict[str, object]:
+        """The token, renewed if it is about to end; on a thread of obstore's."""
+        self._credentials.maybe_refresh()
+        found = self._credentials.credentials
+        ends = found.expiry and found.expiry.replace(tzinfo=timezone.utc)
+        return {"token": found.token, "expires_at": ends}
+
+
+def _zonal(filesystem: Any, bucket: str) -> bool:
+    """Whether the bucket is one of a zone, which the XML API does not serve; gcsfs keeps it."""
+    ask = getattr(filesystem, "_is_zonal_bucket", None)  # not of every release
+    if ask is None:
+        return False
+    from fsspec.asyn import sync
+
+    return bool(sync(filesystem.loop, ask, bucket))
+
+
+def _endpoint(filesystem: Any) -> str:
+    return str(filesystem.base).removesuffix(_JSON_API)
+
+
+def _tag(element: ET.Element) -> str:
+    return element.tag.rpartition("}")[2]
