@@ -191,7 +191,7 @@ class Decoder:
     def _numpy_array(self, node: dict[str, Any]) -> Any:
         import numpy as np
 
-        raw = self._tensors[node["v"]["file"]][node["v"]["name"]].numpy()
+        raw = self._tensors[node["v"]["file"]][node["v"]["name"]].cpu().numpy()
         dtype, shape = _numpy_dtype(node["dtype"]), node["shape"]
         if raw.nbytes != math.prod(shape) * dtype.itemsize or any(axis < 0 for axis in shape):
             msg = f"an array of shape {shape} and {raw.nbytes} bytes"
@@ -210,6 +210,8 @@ class Decoder:
         key = (node["file"], node["name"], node.get("dtype"), *flags, move)
         if key not in self._made:
             tensor = self._tensors[node["file"]][node["name"]]
+            if not move:
+                tensor = tensor.cpu()
             if "dtype" in node:
                 dtype = plain_dtype(node["dtype"])
                 if dtype is None:
@@ -221,7 +223,7 @@ class Decoder:
         return self._made[key]
 
     def _part(self, node: dict[str, Any]) -> torch.Tensor:
-        """A dense part of a sparse tensor, still on the host: there its invariants are checked."""
+        """A dense part of a sparse tensor, on the host: there its invariants are checked."""
         if node.get(KIND) != "tensor":
             msg = "a part of a sparse tensor is no tensor"
             raise TypeError(msg)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
 from bt_lightning.restore.decode import Decoder
+from bt_lightning.restore.home import HOST, Device
 from bt_lightning.restore.read import read_small, read_tensors
 from bt_lightning.snapshot.classes import ClassTable
 from bt_lightning.store.place import DirectoryPlace
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from bt_lightning.restore.home import Home
     from bt_lightning.store.place import Place
 
     MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None
@@ -51,23 +53,28 @@ def load(
 ) -> dict[str, Any]:
     """Load a committed checkpoint from a disk or a store, each byte verified by its manifest.
 
-    Tensors come back in CPU memory, or where `map_location` says. Unless `weights_only` is False,
-    no pickle is read and only known classes are rebuilt: the built-in table, those of
+    Tensors come back in CPU memory, or where `map_location` says; a CUDA device that it names gets
+    them while others arrive, and the host never holds them all. Unless `weights_only` is False, no
+    pickle is read and only known classes are rebuilt: the built-in table, those of
     `torch.serialization.add_safe_globals`, and `allowed`. Needs no disk.
 
     Raises:
+        InvalidSettingError: `map_location` names a device that torch cannot use here.
         CheckpointCorruptError: bytes are missing or changed.
         UnsafeLoadError: it holds what only `weights_only=False` may load.
         StoreError: the store refused.
     """
+    target = _target(map_location)
     entries = {"weights": place.manifest.entry(WEIGHTS), "state": place.manifest.entry(STATE)}
-    found = read_tensors(place, {label: entry for label, entry in entries.items() if entry})
+    found = read_tensors(
+        place, {label: entry for label, entry in entries.items() if entry}, _home(target)
+    )
     tensors = {label: found.get(label, {}) for label in entries}
     document = _document(place)
     leftovers = _unpickled(place, map_location) if weights_only is False else None
     classes = ClassTable(allowed, trusted=weights_only is False)
     decoder = Decoder(
-        tensors, leftovers, classes, dropped=document.get("dropped", ()), move=_mover(map_location)
+        tensors, leftovers, classes, dropped=document.get("dropped", ()), move=_mover(target)
     )
     checkpoint = decoder.decode(document["tree"], f"{place.name}/{TREE}")
     if decoder.holes:
@@ -91,21 +98,42 @@ def load_file(
     )
 
 
-def _mover(map_location: MapLocation) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What brings a CPU tensor to where `map_location`, as `torch.load` takes it, wants it."""
-    if map_location is None:
+def _target(map_location: MapLocation) -> torch.device | Callable[..., Any] | None:
+    """Where `map_location`, as `torch.load` takes it, wants CPU tensors; None: where they are."""
+    if isinstance(map_location, dict):
+        map_location = map_location.get("cpu")
+    if map_location is None or callable(map_location):
+        return map_location
+    try:
+        return torch.empty(0, device=map_location).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        msg = f"map_location is {str(map_location)!r}, which torch cannot use here: {reason}"
+        raise InvalidSettingError(msg) from error
+
+
+def _home(target: torch.device | Callable[..., Any] | None) -> Home:
+    if isinstance(target, torch.device) and target.type == "cuda":
+        return Device(target)
+    return HOST
+
+
+def _mover(
+    target: torch.device | Callable[..., Any] | None,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What brings a tensor to where it is wanted."""
+    if target is None:
         return lambda tensor: tensor
-    if callable(map_location):
+    if isinstance(target, torch.device):
+        return lambda tensor: tensor.to(target)
 
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            dense = tensor.layout is torch.strided
-            storage = tensor.untyped_storage() if dense else torch.empty(0).untyped_storage()
-            moved = map_location(storage, "cpu")
-            return tensor if moved is None else tensor.to(moved.device)
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        dense = tensor.layout is torch.strided
+        storage = tensor.untyped_storage() if dense else torch.empty(0).untyped_storage()
+        moved = target(storage, "cpu")
+        return tensor if moved is None else tensor.to(moved.device)
 
-        return move
-    target = map_location.get("cpu", "cpu") if isinstance(map_location, dict) else map_location
-    return lambda tensor: tensor.to(target)
+    return move
 
 
 def _document(place: Place) -> dict[str, Any]:

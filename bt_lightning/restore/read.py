@@ -8,20 +8,21 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.restore.home import HOST
 from bt_lightning.snapshot.dtypes import TORCH
-from bt_lightning.snapshot.image import tensor_bytes
-from bt_lightning.store.parallel import HUGE_BYTES, Scratch, copy, in_huge_pages, in_parallel
+from bt_lightning.store.parallel import HUGE_BYTES, Scratch, in_parallel, scatter
 from bt_lightning.store.place import read_verified
 from bt_lightning.store.ranges import tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    import torch
+
     from bt_lightning.manifest import FileEntry
+    from bt_lightning.restore.home import Home
     from bt_lightning.store.place import Place
     from bt_lightning.store.ranges import Range
 
@@ -30,7 +31,7 @@ _LONGEST_HEADER: Final = 256 * 1024 * 1024
 _MOST_AXES: Final = 64
 _LEAST_HUGE: Final = 2 * HUGE_BYTES
 _MOST_HUGE: Final = 4096
-"""Tensors of a file that have mappings of their own: a process may have 65,530 in all."""
+"""Tensors of a file that are large in the sense of `Home`: a process may have 65,530 mappings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,21 @@ def read_small(place: Place, entry: FileEntry) -> bytearray:
 
 
 def read_tensors(
-    place: Place, entries: Mapping[str, FileEntry]
+    place: Place, entries: Mapping[str, FileEntry], home: Home = HOST
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Every tensor of some safetensors files, each in CPU memory of its own, file by file.
+    """Every tensor of some safetensors files, each in memory of its own, file by file.
 
-    Several threads read straight into the tensors' memory, and verify what they read; the tensors
-    are of use only if this returns. No header is parsed before it is verified.
+    Several threads read, on the host straight into the tensors' memory, and verify what they read;
+    the tensors are of use only if this returns. No header is parsed before it is verified.
 
     Raises:
         CheckpointCorruptError: a header is malformed, or bytes are not those of the manifest.
         StoreError: the store refused.
     """
     scratch, connections = Scratch(), place.connections
-    files = in_parallel(lambda entry: _opened(place, entry, scratch), entries.values(), connections)
+    files = in_parallel(
+        lambda entry: _opened(place, entry, scratch, home), entries.values(), connections
+    )
     wanted = [(file, part) for file in files for part in file.rest(place.piece_bytes)]
     in_parallel(lambda pair: pair[0].read(place, pair[1]), wanted, connections)
     return {label: file.tensors for label, file in zip(entries, files, strict=True)}
@@ -83,28 +86,31 @@ def read_tensors(
 class _File:
     """One safetensors file whose header is known: where each of its bytes goes."""
 
-    def __init__(self, place: str, entry: FileEntry, begin: int, slots: list[_Slot]) -> None:
+    def __init__(
+        self, place: str, entry: FileEntry, begin: int, slots: list[_Slot], home: Home
+    ) -> None:
         self._entry = entry
+        self._home = home
         self._starts: list[int] = []
-        self._views: list[memoryview] = []
+        self._flats: list[Any] = []
         self._begin = begin
         self._read = 0
         self.tensors: dict[str, torch.Tensor] = {}
-        mapped = _largest(slots)
+        large = _largest(slots)
         for slot in slots:
-            tensor = _allocated(slot, f"{place}/{entry.path}", mapped=slot.name in mapped)
+            tensor = _allocated(slot, f"{place}/{entry.path}", home, large=slot.name in large)
             self.tensors[slot.name] = tensor
             if slot.end > slot.begin:
                 self._starts.append(begin + slot.begin)
-                self._views.append(tensor_bytes(tensor))
+                self._flats.append(home.flat(tensor))
 
-    def targets(self, offset: int, size: int) -> list[memoryview]:
+    def targets(self, offset: int, size: int) -> list[Any]:
         """The memory that those bytes of the file go to; they lie behind the header."""
         end, found = offset + size, []
         at = max(0, bisect_right(self._starts, offset) - 1)
         while at < len(self._starts) and self._starts[at] < end:
             start = self._starts[at]
-            found.append(self._views[at][max(0, offset - start) : end - start])
+            found.append(self._flats[at][max(0, offset - start) : end - start])
             at += 1
         return found
 
@@ -112,21 +118,24 @@ class _File:
         """Copy the verified front of the file to where it belongs."""
         self._read = len(front)
         data = front[self._begin :]
-        for target in self.targets(self._begin, len(data)):
-            copy(target, data[: len(target)])
-            data = data[len(target) :]
+        targets = self.targets(self._begin, len(data))
+        if targets:
+            self._home.receive(targets, len(data), lambda memory: scatter(data, memory))
 
     def rest(self, most_bytes: int) -> Iterator[Range]:
         """What is behind the front; call it when `take` was."""
         return tail(self._entry, self._read, most_bytes)
 
     def read(self, place: Place, wanted: Range) -> None:
-        """Bring one range straight to where it belongs."""
-        targets = self.targets(wanted.offset, wanted.size)
-        read_verified(place, self._entry, wanted.offset, targets)
+        """Bring one range to where it belongs."""
+        self._home.receive(
+            self.targets(wanted.offset, wanted.size),
+            wanted.size,
+            lambda memory: read_verified(place, self._entry, wanted.offset, memory),
+        )
 
 
-def _opened(place: Place, entry: FileEntry, scratch: Scratch) -> _File:
+def _opened(place: Place, entry: FileEntry, scratch: Scratch, home: Home) -> _File:
     """Read the front of a file, and give each tensor its memory."""
     place.check(entry)
     name = f"{place.name}/{entry.path}"
@@ -138,7 +147,8 @@ def _opened(place: Place, entry: FileEntry, scratch: Scratch) -> _File:
     begin = _LENGTH_BYTES + length
     if begin > len(head):
         head = _front(place, entry, begin, scratch)
-    file = _File(place.name, entry, begin, _slots(bytes(head[_LENGTH_BYTES:begin]), name, entry))
+    slots = _slots(bytes(head[_LENGTH_BYTES:begin]), name, entry)
+    file = _File(place.name, entry, begin, slots, home)
     file.take(head)
     return file
 
@@ -153,17 +163,14 @@ def _front(place: Place, entry: FileEntry, least_bytes: int, scratch: Scratch) -
 
 
 def _largest(slots: Iterable[_Slot]) -> set[str]:
-    """The names of those that get mappings of their own."""
+    """The names of those that are worth mappings of their own."""
     large = sorted((slot for slot in slots if slot.size >= _LEAST_HUGE), key=lambda s: -s.size)
     return {slot.name for slot in large[:_MOST_HUGE]}
 
 
-def _allocated(slot: _Slot, place: str, *, mapped: bool) -> torch.Tensor:
-    if mapped:
-        memory = torch.frombuffer(in_huge_pages(slot.size), dtype=torch.uint8)
-        return memory.view(slot.dtype).view(slot.shape)
+def _allocated(slot: _Slot, place: str, home: Home, *, large: bool) -> torch.Tensor:
     try:
-        return torch.empty(slot.shape, dtype=slot.dtype)
+        return home.empty(slot.shape, slot.dtype, large=large)
     except (RuntimeError, TypeError) as error:
         if slot.size:
             msg = f"no memory for the tensor {slot.name!r} of {slot.size:,} bytes of {place}"

@@ -9,6 +9,7 @@ import torch
 from state_tools import ALLOWED, Foreign, Frozen, Pair, Plain, same
 
 from bt_lightning import BTCheckpointIO
+from bt_lightning.errors import InvalidSettingError
 
 TO_META = {
     "text": "meta",
@@ -123,10 +124,48 @@ def test_arrays_of_numpy_stay_arrays(place):
     assert back["x"].tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "location", ["cuda:99", torch.device("cuda:99"), {"cpu": "cuda:99"}, "nowhere"], ids=str
+)
+def test_a_device_that_is_not_there_is_no_damage_to_the_checkpoint(location, saved):
+    with pytest.raises(InvalidSettingError, match=r"map_location is '(cuda:99|nowhere)'"):
+        BTCheckpointIO(ALLOWED).load_checkpoint(saved, map_location=location)
+
+
 @pytest.mark.gpu
-def test_tensors_go_to_a_gpu_and_come_from_one(place):
+@pytest.mark.parametrize(
+    "location",
+    ["cuda", {"cpu": "cuda:0"}, lambda storage, _: storage.cuda()],
+    ids=["text", "dict", "function"],
+)
+def test_tensors_go_to_a_gpu_and_come_from_one(location, place):
     state = {"a": torch.ones(3, device="cuda"), "b": torch.ones(2, device="cuda").t()}
     BTCheckpointIO().save_checkpoint(state, place)
     assert BTCheckpointIO().load_checkpoint(place)["a"].device.type == "cpu"
-    for location in ("cuda", {"cpu": "cuda:0"}, lambda s, _: s.cuda()):
-        assert BTCheckpointIO().load_checkpoint(place, map_location=location)["b"].is_cuda
+    assert BTCheckpointIO().load_checkpoint(place, map_location=location)["b"].is_cuda
+
+
+@pytest.mark.gpu
+def test_what_a_gpu_gets_is_what_was_saved(saved):
+    """In every form: sparse tensors are made on the host, arrays of numpy stay there."""
+    back = BTCheckpointIO(ALLOWED).load_checkpoint(saved, map_location="cuda")
+    found = list(_tensors(back))
+    assert len(found) == 11
+    assert all(tensor.is_cuda and tensor.is_leaf for tensor in found)
+    assert back["tied"][0] is back["tied"][1]
+    for ours, there in zip(_tensors(_state()), found, strict=True):
+        assert torch.equal(ours.view(torch.uint8), there.cpu().view(torch.uint8))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_what_is_made_of_parts_on_the_host_goes_to_a_gpu_as_well(place):
+    import numpy as np
+
+    state = {"coo": torch.eye(3).to_sparse(), "csr": torch.eye(3).to_sparse_csr(), "n": np.eye(3)}
+    BTCheckpointIO().save_checkpoint(state, place)
+    back = BTCheckpointIO().load_checkpoint(place, map_location="cuda")
+    assert back["coo"].is_cuda
+    assert back["csr"].is_cuda
+    assert torch.equal(back["coo"].to_dense().cpu(), torch.eye(3))
+    assert back["n"].tolist() == np.eye(3).tolist()
