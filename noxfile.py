@@ -51,7 +51,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, in parallel, against the newest supported Lightning."""
-    _install(session, "test")
+    _install(session, "test", "clouds")
     session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs, env=_azurite(session))
 
 
