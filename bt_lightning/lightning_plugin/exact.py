@@ -31,7 +31,7 @@ def rng_state(device: torch.device | None) -> dict[str, Any]:
     """State of every generator that training on this rank draws from."""
     version, internal, gauss = random.getstate()
     # one tensor is quicker to write than 625 numbers
-    python = (version, torch.tensor(internal, dtype=torch.int64), gauss)
+    python = (version, torch.tensor(internal, dtype=torch.int64, device="cpu"), gauss)
     state: dict[str, Any] = {"python": python, "torch": torch.get_rng_state()}
     if "numpy" in sys.modules:
         import numpy as np

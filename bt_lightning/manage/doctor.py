@@ -189,8 +189,8 @@ def _store(url: str) -> Iterator[Finding]:
                 yield Finding(name, "ok", says)
     finally:
         with suppress(CheckpointError):  # said above, if it cannot be deleted
-            store.abandon(folder, ())
             store.delete([info.key for info in store.list(folder)])
+            store.abandon(folder, ())
 
 
 def _put(store: Store, folder: str) -> str:

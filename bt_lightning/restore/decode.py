@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 
+_MADE_ON_HOST = ("numpy.ndarray", "sparse_coo", "sparse_compressed")
+
+
 class Decoder:
     """Decodes one tree. `tensors`: file label -> name -> tensor."""
 
@@ -191,7 +194,7 @@ class Decoder:
     def _numpy_array(self, node: dict[str, Any]) -> Any:
         import numpy as np
 
-        raw = self._tensors[node["v"]["file"]][node["v"]["name"]].cpu().numpy()
+        raw = self._tensors[node["v"]["file"]][node["v"]["name"]].numpy()
         dtype, shape = _numpy_dtype(node["dtype"]), node["shape"]
         if raw.nbytes != math.prod(shape) * dtype.itemsize or any(axis < 0 for axis in shape):
             msg = f"an array of shape {shape} and {raw.nbytes} bytes"
@@ -210,8 +213,6 @@ class Decoder:
         key = (node["file"], node["name"], node.get("dtype"), *flags, move)
         if key not in self._made:
             tensor = self._tensors[node["file"]][node["name"]]
-            if not move:
-                tensor = tensor.cpu()
             if "dtype" in node:
                 dtype = plain_dtype(node["dtype"])
                 if dtype is None:
@@ -266,6 +267,25 @@ class Decoder:
             )
             raise UnsafeLoadError(msg)
         return self._leftovers[path]
+
+
+def on_host(tree: object) -> set[tuple[str, str]]:
+    """(file label, name) of the tensors that are wanted on the host, whatever `move` does.
+
+    Arrays of numpy are made of their memory, and sparse tensors are checked there.
+    """
+    found: set[tuple[str, str]] = set()
+    rest: list[tuple[object, bool]] = [(tree, False)]
+    while rest:
+        node, wanted = rest.pop()
+        if isinstance(node, list):
+            rest += [(item, wanted) for item in node]
+        elif isinstance(node, dict):
+            wanted = wanted or node.get(KIND) in _MADE_ON_HOST
+            if wanted and isinstance(node.get("name"), str) and isinstance(node.get("file"), str):
+                found.add((node["file"], node["name"]))
+            rest += [(item, wanted) for item in node.values()]
+    return found
 
 
 def _flagged(tensor: torch.Tensor, parameter: bool, grad: bool) -> torch.Tensor:  # noqa: FBT001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 
 from bt_lightning.snapshot.image import tensor_bytes
-from bt_lightning.store.parallel import in_huge_pages
+from bt_lightning.store.parallel import copy, in_huge_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     Fill = Callable[[Sequence[memoryview]], object]
 
@@ -38,7 +39,7 @@ class Host:
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:
         """With huge pages if it is large."""
         if not large:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         size = torch.Size(shape).numel() * dtype.itemsize
         memory = torch.frombuffer(in_huge_pages(size), dtype=torch.uint8)
         return memory.view(dtype).view(shape)
@@ -62,28 +63,42 @@ class Device:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         cuda = device.type == "cuda"
-        # that of the caller: what it still runs may use memory that it has given back
+        # the caller's, whose order the allocator relies on: what it has given back may be in use
         self._stream = torch.cuda.current_stream(device) if cuda else None
         self._local = threading.local()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:  # noqa: ARG002
-        """On the device."""
-        return torch.empty(shape, dtype=dtype, device=self._device)
+        """On the device, of the memory of the caller's stream."""
+        with self._there():
+            return torch.empty(shape, dtype=dtype, device=self._device)
 
     def flat(self, tensor: torch.Tensor) -> torch.Tensor:
         """A view of its bytes."""
         return tensor.reshape(-1).view(torch.uint8)
 
-    def receive(self, targets: Sequence[torch.Tensor], size: int, fill: Fill) -> None:
-        """Into this thread's buffer, and from there; returns when the device has the bytes."""
+    def receive(self, targets: Sequence[torch.Tensor | memoryview], size: int, fill: Fill) -> None:
+        """Into this thread's buffer, and from there, to the host too; returns when all is there."""
         buffer = self._buffer(size)
         fill([tensor_bytes(buffer)])
-        with torch.cuda.stream(self._stream):  # of None: nothing
+        # where the caller makes inference tensors, other threads could not write them
+        with self._there(), torch.inference_mode():
             for target in targets:
-                part, buffer = buffer[: target.numel()], buffer[target.numel() :]
-                target.copy_(part, non_blocking=True)
+                part, buffer = buffer[: len(target)], buffer[len(target) :]
+                if isinstance(target, memoryview):
+                    copy(target, tensor_bytes(part))
+                else:
+                    target.copy_(part, non_blocking=True)
         if self._stream is not None:
             self._stream.synchronize()  # the buffer is written again
+
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        # the device first: to leave a stream selects the one before, and opens a context there
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            yield
 
     def _buffer(self, size: int) -> torch.Tensor:
         found: torch.Tensor | None = getattr(self._local, "buffer", None)
@@ -95,10 +110,10 @@ class Device:
     def _pinned(self, size: int) -> torch.Tensor:
         if self._stream is not None:
             try:
-                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
             except RuntimeError as error:
                 log.warning("CUDA cannot pin memory, the restore takes longer: %s", error)
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 HOST: Final = Host()

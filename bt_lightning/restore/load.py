@@ -11,7 +11,7 @@ import torch
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
-from bt_lightning.restore.decode import Decoder
+from bt_lightning.restore.decode import Decoder, on_host
 from bt_lightning.restore.home import HOST, Device
 from bt_lightning.restore.read import read_small, read_tensors
 from bt_lightning.snapshot.classes import ClassTable
@@ -66,11 +66,15 @@ def load(
     """
     target = _target(map_location)
     entries = {"weights": place.manifest.entry(WEIGHTS), "state": place.manifest.entry(STATE)}
+    document = _document(place)
+    home = _home(target)
     found = read_tensors(
-        place, {label: entry for label, entry in entries.items() if entry}, _home(target)
+        place,
+        {label: entry for label, entry in entries.items() if entry},
+        home,
+        () if home is HOST else on_host(document["tree"]),
     )
     tensors = {label: found.get(label, {}) for label in entries}
-    document = _document(place)
     leftovers = _unpickled(place, map_location) if weights_only is False else None
     classes = ClassTable(allowed, trusted=weights_only is False)
     decoder = Decoder(
@@ -129,7 +133,9 @@ def _mover(
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         dense = tensor.layout is torch.strided
-        storage = tensor.untyped_storage() if dense else torch.empty(0).untyped_storage()
+        storage = (
+            tensor.untyped_storage() if dense else torch.empty(0, device="cpu").untyped_storage()
+        )
         moved = target(storage, "cpu")
         return tensor if moved is None else tensor.to(moved.device)
 

@@ -17,7 +17,7 @@ from bt_lightning.store.place import read_verified
 from bt_lightning.store.ranges import tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     import torch
 
@@ -63,21 +63,28 @@ def read_small(place: Place, entry: FileEntry) -> bytearray:
 
 
 def read_tensors(
-    place: Place, entries: Mapping[str, FileEntry], home: Home = HOST
+    place: Place,
+    entries: Mapping[str, FileEntry],
+    home: Home = HOST,
+    on_host: Collection[tuple[str, str]] = (),
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Every tensor of some safetensors files, each in memory of its own, file by file.
 
     Several threads read, on the host straight into the tensors' memory, and verify what they read;
-    the tensors are of use only if this returns. No header is parsed before it is verified.
+    the tensors are of use only if this returns. No header is parsed before it is verified. Those
+    whose (label, name) is in `on_host` come to the host, the others to `home`.
 
     Raises:
         CheckpointCorruptError: a header is malformed, or bytes are not those of the manifest.
         StoreError: the store refused.
     """
     scratch, connections = Scratch(), place.connections
-    files = in_parallel(
-        lambda entry: _opened(place, entry, scratch, home), entries.values(), connections
-    )
+
+    def opened(label: str) -> _File:
+        held = {name for file, name in on_host if file == label}
+        return _opened(place, entries[label], scratch, home, held)
+
+    files = in_parallel(opened, entries, connections)
     wanted = [(file, part) for file in files for part in file.rest(place.piece_bytes)]
     in_parallel(lambda pair: pair[0].read(place, pair[1]), wanted, connections)
     return {label: file.tensors for label, file in zip(entries, files, strict=True)}
@@ -87,7 +94,12 @@ class _File:
     """One safetensors file whose header is known: where each of its bytes goes."""
 
     def __init__(
-        self, place: str, entry: FileEntry, begin: int, slots: list[_Slot], home: Home
+        self,
+        place: str,
+        entry: FileEntry,
+        begin: int,
+        slots: Mapping[_Slot, Home],
+        home: Home,
     ) -> None:
         self._entry = entry
         self._home = home
@@ -97,12 +109,12 @@ class _File:
         self._read = 0
         self.tensors: dict[str, torch.Tensor] = {}
         large = _largest(slots)
-        for slot in slots:
-            tensor = _allocated(slot, f"{place}/{entry.path}", home, large=slot.name in large)
+        for slot, there in slots.items():
+            tensor = _allocated(slot, f"{place}/{entry.path}", there, large=slot.name in large)
             self.tensors[slot.name] = tensor
             if slot.end > slot.begin:
                 self._starts.append(begin + slot.begin)
-                self._flats.append(home.flat(tensor))
+                self._flats.append(there.flat(tensor))
 
     def targets(self, offset: int, size: int) -> list[Any]:
         """The memory that those bytes of the file go to; they lie behind the header."""
@@ -135,7 +147,9 @@ class _File:
         )
 
 
-def _opened(place: Place, entry: FileEntry, scratch: Scratch, home: Home) -> _File:
+def _opened(
+    place: Place, entry: FileEntry, scratch: Scratch, home: Home, on_host: Collection[str]
+) -> _File:
     """Read the front of a file, and give each tensor its memory."""
     place.check(entry)
     name = f"{place.name}/{entry.path}"
@@ -148,7 +162,8 @@ def _opened(place: Place, entry: FileEntry, scratch: Scratch, home: Home) -> _Fi
     if begin > len(head):
         head = _front(place, entry, begin, scratch)
     slots = _slots(bytes(head[_LENGTH_BYTES:begin]), name, entry)
-    file = _File(place.name, entry, begin, slots, home)
+    homes = {slot: HOST if slot.name in on_host else home for slot in slots}
+    file = _File(place.name, entry, begin, homes, home)
     file.take(head)
     return file
 

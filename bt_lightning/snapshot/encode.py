@@ -245,7 +245,7 @@ class Encoder:
         content = (
             torch.frombuffer(bytearray(raw), dtype=torch.uint8)
             if raw
-            else torch.empty(0, dtype=torch.uint8)
+            else torch.empty(0, dtype=torch.uint8, device="cpu")
         )
         return {
             KIND: "numpy.ndarray",

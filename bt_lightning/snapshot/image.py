@@ -49,7 +49,7 @@ def storable(tensor: torch.Tensor) -> torch.Tensor:
     return (
         plain.reshape(-1).view(torch.uint8).reshape(shape)
         if plain.numel()
-        else torch.empty(shape, dtype=torch.uint8)
+        else torch.empty(shape, dtype=torch.uint8, device=tensor.device)
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.store.native import NativeStore, connected
+from bt_lightning.store.native import NativeStore, connected, plain
 from bt_lightning.store.native_config import az_config
 from bt_lightning.store.port import secrets_of, translated
 
@@ -30,9 +30,10 @@ def native(
     Raises:
         StoreError: the options were refused.
     """
-    container, _, folder = url.partition("://")[2].partition("/")
+    root = url.partition("://")[2].rstrip("/")
+    container, _, folder = root.partition("/")
     config = az_config(options, environment)
-    if not container or "@" in container or config is None:
+    if not plain(root) or "@" in container or config is None:
         return inner
     try:
         from obstore.store import AzureStore
@@ -42,4 +43,4 @@ def native(
     secrets = secrets_of(dict(options)) | secrets_of(config)
     with translated(f"opening {inner.name}", secrets):
         client = connected(AzureStore, container, config, http=http)
-    return NativeStore(inner, client, folder.strip("/"), secrets, _MOST_PARTS)
+    return NativeStore(inner, client, folder, secrets, _MOST_PARTS)

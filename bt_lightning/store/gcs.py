@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import threading
 import xml.etree.ElementTree as ET
 from datetime import timezone
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from bt_lightning.errors import StoreTransientError
-from bt_lightning.store.native import NativeStore, connected
+from bt_lightning.errors import StorePermanentError, StoreTransientError
+from bt_lightning.store.native import NativeStore, connected, plain
 from bt_lightning.store.native_config import gs_certain
-from bt_lightning.store.port import secrets_of, translated
+from bt_lightning.store.port import class_of, secrets_of, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     from bt_lightning.store.native import Limited
     from bt_lightning.store.port import Store
 
+log = logging.getLogger(__name__)
+
 SCHEMES: Final = ("gs", "gcs")
 _MOST_PARTS: Final = 8_000
 """Google allows 10,000."""
 _GOOGLE: Final = "https://storage.googleapis.com"
+_REGIONAL: Final = frozenset({"NON_HIERARCHICAL", "HIERARCHICAL"})
 _JSON_API: Final = "/storage/v1/"
 
 
@@ -38,16 +42,22 @@ class GcsStore(NativeStore):
     Args:
         inner: the same place through gcsfs.
         client: obstore's for the bucket.
-        bucket: its name.
-        folder: where `inner` has its root in the bucket.
+        credential: what that client asks for tokens.
+        root: where `inner` has its root: the bucket, or a folder in it.
         secrets: texts that no message may hold.
     """
 
     def __init__(
-        self, inner: Limited, client: Any, bucket: str, folder: str, secrets: Collection[str]
+        self,
+        inner: Limited,
+        client: Any,
+        credential: Credential,
+        root: str,
+        secrets: Collection[str],
     ) -> None:
+        self._bucket, _, folder = root.partition("/")
         super().__init__(inner, client, folder, secrets, _MOST_PARTS)
-        self._bucket = bucket
+        self._credential = credential
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
 
@@ -75,26 +85,34 @@ class GcsStore(NativeStore):
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:  # noqa: ARG002
         """Abort multipart uploads; not even one to a key in `keep` can be gone on with."""
+        folder = "/".join(filter(None, (self._folder, prefix)))
         with self._doing("giving up uploads under", prefix):
-            for path, upload in list(self._uploads(self._path(prefix) if prefix else "")):
-                with self._lock:
-                    ours = path in self._under_way
-                if not ours:
-                    with contextlib.suppress(FileNotFoundError):
-                        self._ask("DELETE", f"/{quote(path)}", uploadId=upload)
+            try:
+                for path, upload in list(self._uploads(f"{folder}/" if folder else "")):
+                    with self._lock:
+                        ours = path in self._under_way
+                    if not ours:
+                        with contextlib.suppress(FileNotFoundError):
+                            self._ask("DELETE", f"/{quote(path)}", uploadId=upload)
+            except Exception as error:
+                if class_of(error) is not StorePermanentError:
+                    raise
+                # not everybody may ask, nor every server answer: then a lifecycle rule has to
+                log.warning("parts of killed uploads to %s stay there: %s", self.name, error)
 
-    def _uploads(self, folder: str) -> Iterator[tuple[str, str]]:
-        """Key and id of the multipart uploads below that folder of the bucket."""
+    def _uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Key and id of the multipart uploads to keys that begin so."""
         start: dict[str, str] = {}
         while True:
             page = ET.fromstring(  # noqa: S314 - of the server that holds the data
-                self._ask("GET", "", uploads="", prefix=f"{folder}/" if folder else "", **start)
+                self._ask("GET", "", uploads="", prefix=prefix, **start)
             )
             facts = {_tag(element): element.text or "" for element in page}
             for element in page:
                 if _tag(element) == "Upload":
                     words = {_tag(child): child.text or "" for child in element}
-                    yield words["Key"], words["UploadId"]
+                    if words["Key"].startswith(prefix):
+                        yield words["Key"], words["UploadId"]
             if facts.get("IsTruncated") != "true":
                 return
             start = {
@@ -109,6 +127,11 @@ class GcsStore(NativeStore):
         _, body = filesystem.call(method, url, **query)
         return bytes(body)
 
+    def _cause(self, error: Exception) -> Exception:
+        """Why there was no token, where that is it: obstore takes every reason for a refusal."""
+        failure, cause = self._credential.failure, super()._cause(error)
+        return failure if failure is not None and cause is not error else cause
+
 
 def native(
     inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
@@ -118,9 +141,10 @@ def native(
     Raises:
         StoreError: the options were refused.
     """
-    bucket, _, folder = url.partition("://")[2].partition("/")
-    if not bucket or "#" in url or not gs_certain(options, environment):
+    root = url.partition("://")[2].rstrip("/")
+    if not plain(root) or not gs_certain(options, environment):
         return inner
+    bucket = root.partition("/")[0]
     try:
         import google_crc32c  # noqa: F401 - gcsfs comes with it
         from obstore.store import GCSStore
@@ -129,41 +153,64 @@ def native(
     secrets = secrets_of(dict(options))
     filesystem = inner.filesystem
     with translated(f"opening {inner.name}", secrets):
-        if _zonal(filesystem, bucket):
+        if not _alike(filesystem) or not _regional(filesystem, bucket):
             return inner
-    credentials, endpoint = filesystem.credentials, _endpoint(filesystem)
-    if credentials.credentials is None:
-        return inner  # nobody's: a public bucket
-    config: dict[str, Any] = {"credential_provider": _Credential(credentials)}
+    credential, endpoint = Credential(filesystem.credentials), _endpoint(filesystem)
+    config: dict[str, Any] = {"credential_provider": credential}
     if endpoint != _GOOGLE:
         config["base_url"] = endpoint
     with translated(f"opening {inner.name}", secrets):
         client = connected(GCSStore, bucket, config, http=endpoint.startswith("http://"))
-    return GcsStore(inner, client, bucket, folder.strip("/"), secrets)
+    return GcsStore(inner, client, credential, root, secrets)
 
 
-class _Credential:
+class Credential:
     """What obstore asks for a token: gcsfs's own, so both are one user, however it was found."""
 
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
+        self.failure: Exception | None = None
+        """Why there was none when it was last asked for."""
 
     def __call__(self) -> dict[str, object]:
         """The token, renewed if it is about to end; on a thread of obstore's."""
-        self._credentials.maybe_refresh()
+        try:
+            self._credentials.maybe_refresh()
+        except Exception as error:
+            self.failure = error
+            raise
+        self.failure = None
         found = self._credentials.credentials
         ends = found.expiry and found.expiry.replace(tzinfo=timezone.utc)
         return {"token": found.token, "expires_at": ends}
 
 
-def _zonal(filesystem: Any, bucket: str) -> bool:
-    """Whether the bucket is one of a zone, which the XML API does not serve; gcsfs keeps it."""
-    ask = getattr(filesystem, "_is_zonal_bucket", None)  # not of every release
-    if ask is None:
-        return False
+def _alike(filesystem: Any) -> bool:
+    """Whether gcsfs shows nothing but a token, as obstore does; it is told so in many places."""
+    from google.auth.credentials import AnonymousCredentials
+
+    found = filesystem.credentials.credentials
+    return (
+        found is not None  # nobody's: a public bucket
+        and not isinstance(found, AnonymousCredentials)
+        and not getattr(found, "quota_project_id", None)
+        and not filesystem.requester_pays
+        and not filesystem.session_kwargs
+        and not getattr(filesystem, "_use_client_cert", False)
+    )
+
+
+def _regional(filesystem: Any, bucket: str) -> bool:
+    """Whether the bucket is certain to be none of a single zone, which the XML API does not serve.
+
+    gcsfs, which looks before its own requests as well, keeps the answer.
+    """
+    look = getattr(filesystem, "_lookup_bucket_type", None)
+    if look is None:
+        return True  # a gcsfs that knows nothing of zones, or was told not to ask
     from fsspec.asyn import sync
 
-    return bool(sync(filesystem.loop, ask, bucket))
+    return sync(filesystem.loop, look, bucket).name in _REGIONAL
 
 
 def _endpoint(filesystem: Any) -> str:

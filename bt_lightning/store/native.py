@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from bt_lightning.store.port import Arrived, ObjectInfo, Reuse, Source
 
 _AT_ONCE: Final = 4
-_PLAIN_KEY: Final = re.compile(r"[\w @=+,.~/-]+", re.ASCII)
-"""Keys that both clients are known to spell alike."""
+_PLAIN: Final = re.compile(r"(?!\.\.?(/|$))[\w @=+,.~-]+", re.ASCII)
 _REFUSED: Final = re.compile(r"status code: 4(?!08|16|29)\d\d")
+_UPLOAD: Final = re.compile("uploadId=|NoSuchUpload")
 _CLIENT: Final = {"connect_timeout": "10s", "timeout": "120s"}
 _RETRY: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
+
+
+def plain(path: str) -> bool:
+    """Whether both clients are known to spell that path of a bucket alike."""
+    return all(_PLAIN.fullmatch(part) for part in path.split("/"))
 
 
 class Limited(Store, Protocol):
@@ -72,7 +77,7 @@ class NativeStore:
 
         path = self._path(key)
         copied = reuse is not None and whole(source, reuse.ranges)
-        if copied or not _PLAIN_KEY.fullmatch(path):
+        if copied or not plain(path):
             self._inner.send(source, key, reuse)
             return
         with self._doing("uploading", key), self._sending(path) as tell:
@@ -81,16 +86,19 @@ class NativeStore:
                     obstore.put(self._client, path, self._due(data, tell), use_multipart=False)
                 return
             part = PIECE_BYTES * -(-source.size // (PIECE_BYTES * self._most_parts))
-            # a piece is good until the next is asked for, a part until it is sent
-            parts = (self._due(piece, tell) for piece in pieces(source))
-            obstore.put(
-                self._client,
-                path,
-                parts,
-                use_multipart=True,
-                chunk_size=part,
-                max_concurrency=_AT_ONCE,
-            )
+            parts = _Parts(self._due(piece, tell) for piece in pieces(source))
+            try:
+                obstore.put(
+                    self._client,
+                    path,
+                    parts,
+                    use_multipart=True,
+                    chunk_size=part,
+                    max_concurrency=_AT_ONCE,
+                )
+            except Exception as error:  # noqa: BLE001 - of any client
+                # that the upload could not be given up either hides why it had to be
+                raise parts.failure or error from None
 
     def _due(self, piece: memoryview, tell: Callable[[bytes], None]) -> bytes:
         self._inner.proceed(len(piece))
@@ -114,7 +122,7 @@ class NativeStore:
         import obstore
 
         path, size = self._path(key), sum(map(len, targets))
-        if not size or not _PLAIN_KEY.fullmatch(path):
+        if not size or not plain(path):
             self._inner.read_into(key, offset, *targets)
             return
         with self._doing("downloading", key):
@@ -168,10 +176,14 @@ class NativeStore:
         with translated(f"{verb} {self.name}/{key}", self._secrets):
             try:
                 yield
-            except (CheckpointError, FileNotFoundError):
+            except CheckpointError:
                 raise
             except Exception as error:  # noqa: BLE001 - its classes are not known without it
-                raise _plain(error) from None  # its text tells the whole request
+                raise self._cause(error) from None  # its text tells the whole request
+
+    def _cause(self, error: Exception) -> Exception:
+        """What to say of an error: one of obstore's in other words, any other as it is."""
+        return _plain(error)
 
 
 def connected(kind: Any, bucket: str, config: Mapping[str, object], *, http: bool) -> Any:
@@ -191,11 +203,40 @@ def connected(kind: Any, bucket: str, config: Mapping[str, object], *, http: boo
         raise _plain(error) from None
 
 
-def _plain(error: Exception) -> OSError:
+class _Parts:
+    """Parts of an upload: a piece is good until the next is asked for, a part until it is sent."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self.failure: Exception | None = None
+        """What kept the last from being made."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._parts)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+def _plain(error: Exception) -> Exception:
     """An error of obstore by a class that the port knows, without the request that it quotes."""
+    missing = isinstance(error, FileNotFoundError)
+    if not missing and not type(error).__module__.startswith("obstore"):
+        return error
     text = str(error).partition("\n\nDebug source")[0]
+    gone = missing and _UPLOAD.search(str(error))
     text = " ".join(text.split())[:1000]
     kind = type(error).__name__
+    if gone:  # somebody gave the upload up; another begins anew
+        return ConnectionError(text)
+    if missing:
+        return FileNotFoundError(text)
     if kind in {"PermissionDeniedError", "UnauthenticatedError"}:
         return PermissionError(text)
     if kind == "GenericError" and not _REFUSED.search(text):

@@ -40,10 +40,9 @@ _GS_NATIVE: Final = (
     "GOOGLE_SERVICE_ACCOUNT_KEY",
     "GOOGLE_SERVICE_ACCOUNT_PATH",
     "GOOGLE_SKIP_SIGNATURE",
+    "SERVICE_ACCOUNT",
 )
 """Variables that the native client reads, and gcsfs does not."""
-_GS_CERTIFICATE: Final = "GOOGLE_API_USE_CLIENT_CERTIFICATE"
-"""With it gcsfs shows a certificate of the user's, which the native client has not."""
 
 
 def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> Config | None:
@@ -68,9 +67,8 @@ def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> 
 
 
 def gs_certain(options: Mapping[str, object], environment: Mapping[str, str]) -> bool:
-    """Whether `obstore.store.GCSStore` with the token of gcsfs asks for all that gcsfs would."""
-    ours = set(_GS_KNOWN).issuperset(options)
-    return ours and not any(environment.get(name) for name in (*_GS_NATIVE, _GS_CERTIFICATE))
+    """Whether `obstore.store.GCSStore` is told nothing that gcsfs is not, and the reverse."""
+    return set(_GS_KNOWN).issuperset(options) and not any(map(environment.get, _GS_NATIVE))
 
 
 def _of_connection_string(text: str) -> Config | None:

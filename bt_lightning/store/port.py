@@ -40,11 +40,10 @@ _TRANSIENT_NAMES = {
     "IncompleteReadError",
     "ResponseParserError",
     "TimeoutError",
-    "TransportError",
 }
-"""Base classes of botocore, aiohttp, gcsfs and google-auth, by name: those packages may not be
-installed. That of asyncio is another than the built-in one in Python 3.10."""
-_REFUSED = re.compile("4(?!08|29)[0-9]{2}")
+"""Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed. That
+of asyncio is another than the built-in one in Python 3.10."""
+_REFUSED = re.compile("4(?!08|29)[0-9]{2}|501")
 """Statuses of HTTP that another try does not change."""
 _SECRET = re.compile(
     r"(?i)((?:secret|token|password|passwd|signature|credential|sig"
@@ -242,6 +241,8 @@ def translated(what: str, secrets: Collection[str] = ()) -> Iterator[None]:
 def class_of(error: Exception) -> type[StoreTransientError | StorePermanentError]:
     """Whether another try may cure what a client raised."""
     names = {kind.__name__ for kind in type(error).__mro__}
+    if _no_token_yet(error):
+        return StoreTransientError
     refused = str(getattr(error, "code", "")) if "HttpError" in names else ""
     if isinstance(error, PermissionError | FileNotFoundError) or _REFUSED.fullmatch(refused):
         return StorePermanentError
@@ -250,3 +251,15 @@ def class_of(error: Exception) -> type[StoreTransientError | StorePermanentError
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
         return StoreTransientError
     return StorePermanentError
+
+
+def _no_token_yet(error: BaseException | None) -> bool:
+    """Whether google-auth could not ask for a token, which gcsfs may call invalid credentials."""
+    while error is not None:
+        kinds = {kind.__name__: kind.__module__ for kind in type(error).__mro__}
+        if kinds.get("GoogleAuthError", "").startswith("google.auth") and (
+            "TransportError" in kinds or getattr(error, "retryable", False)
+        ):
+            return True
+        error = error.__cause__
+    return False

@@ -72,7 +72,7 @@ def test_whatever_is_not_certain_is_left_to_fsspec(options, environment):
         ({"session_kwargs": {"trust_env": True}}, {}, False),
         ({}, {"GOOGLE_BEARER_TOKEN": "another's"}, False),
         ({}, {"GOOGLE_SERVICE_ACCOUNT": "another.json"}, False),
-        ({}, {"GOOGLE_API_USE_CLIENT_CERTIFICATE": "true"}, False),
+        ({}, {"SERVICE_ACCOUNT": "me@example.com"}, False),
         ({}, {"GOOGLE_BEARER_TOKEN": ""}, True),
     ],
 )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 
+import numpy as np
 import pytest
 import torch
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
-from bt_lightning.layout import WEIGHTS
+from bt_lightning.layout import STATE, TREE, WEIGHTS
 from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.restore.decode import on_host
 from bt_lightning.restore.home import HOST, Device
 from bt_lightning.restore.read import read_tensors
 from bt_lightning.store.local import LocalStore
@@ -32,8 +35,9 @@ def _weights():
 
 @pytest.fixture(params=["directory", "store"])
 def weights(request, tmp_path):
-    """A checkpoint, in both kinds of places."""
-    BTCheckpointIO().save_checkpoint({"state_dict": _weights()}, tmp_path / "checkpoint-1")
+    """A checkpoint of two files, in both kinds of places."""
+    state = {"state_dict": _weights(), "moments": torch.arange(BLOCK_BYTES)}
+    BTCheckpointIO().save_checkpoint(state, tmp_path / "checkpoint-1")
     if request.param == "store":
         yield StorePlace(LocalStore(tmp_path), "", "checkpoint-1")
     else:
@@ -41,19 +45,34 @@ def weights(request, tmp_path):
             yield place
 
 
+def _entries(place):
+    named = {"weights": place.manifest.entry(WEIGHTS), "state": place.manifest.entry(STATE)}
+    return {label: entry for label, entry in named.items() if entry}
+
+
+def _each(files):
+    for label, tensors in files.items():
+        for name, tensor in tensors.items():
+            yield label, name, tensor
+
+
+def _same_bytes(one, other):
+    flat = [tensor.cpu().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    assert torch.equal(*flat)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_tensor_arrives_as_on_the_host(device, weights):
-    entries = {"weights": weights.manifest.entry(WEIGHTS)}
-    wanted = read_tensors(weights, entries, HOST)["weights"]
-    found = read_tensors(weights, entries, Device(torch.device(device)))["weights"]
-    assert wanted.keys() == found.keys() >= _weights().keys()
-    for name, tensor in wanted.items():
-        there = found[name]
+    entries = _entries(weights)
+    wanted = read_tensors(weights, entries, HOST)
+    found = read_tensors(weights, entries, Device(torch.device(device)))
+    assert wanted["weights"].keys() == found["weights"].keys() >= _weights().keys()
+    assert wanted["state"].keys() == found["state"].keys()
+    for label, name, tensor in _each(wanted):
+        there = found[label][name]
         assert there.device.type == device
         assert (there.dtype, there.shape) == (tensor.dtype, tensor.shape)
-        assert torch.equal(
-            there.cpu().reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)
-        )
+        _same_bytes(there, tensor)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -72,23 +91,63 @@ def test_a_flipped_bit_is_found_on_its_way_to_a_device(device, tmp_path):
             read_tensors(place, entries, home)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_tensors_that_are_wanted_on_the_host_stay_there(device, weights):
+    entries = _entries(weights)
+    wanted = read_tensors(weights, entries, HOST)
+    held = {("weights", name) for name in list(wanted["weights"])[::2]}
+    found = read_tensors(weights, entries, Device(torch.device(device)), held)
+    for label, name, tensor in _each(wanted):
+        there = found[label][name]
+        assert there.device.type == ("cpu" if (label, name) in held else device)
+        _same_bytes(there, tensor)
+
+
+def test_arrays_and_parts_of_sparse_tensors_are_wanted_on_the_host(tmp_path):
+    state = {
+        "array": np.arange(5),
+        "sparse": [torch.eye(3).to_sparse()],
+        "dense": torch.ones(2),
+        "nested": {"arrays": (np.ones(3), torch.zeros(1))},
+    }
+    BTCheckpointIO().save_checkpoint(state, tmp_path / "checkpoint-1")
+    tree = json.loads((tmp_path / "checkpoint-1" / TREE).read_text())["tree"]
+    with DirectoryPlace(tmp_path / "checkpoint-1") as place:
+        every = {(label, name) for label, name, _ in _each(read_tensors(place, _entries(place)))}
+    held = on_host(tree)
+    assert len(every) == 6
+    assert held < every
+    assert len(held) == 4
+
+
+@pytest.mark.parametrize("kind", ["meta", "inference"])
+@pytest.mark.parametrize("home", [HOST, Device(torch.device("cpu"))], ids=["host", "buffers"])
+def test_what_the_caller_set_for_new_tensors_changes_none(kind, home, weights):
+    entries = _entries(weights)
+    wanted = read_tensors(weights, entries)
+    with torch.device("meta") if kind == "meta" else torch.inference_mode():
+        found = read_tensors(weights, entries, home)
+    for label, name, tensor in _each(wanted):
+        _same_bytes(found[label][name], tensor)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("own_stream", [False, True], ids=["default stream", "another stream"])
 def test_memory_that_a_stream_still_works_on_is_not_written_early(own_stream, weights):
     """The allocator hands out what was given back while kernels that use it still wait."""
-    entries = {"weights": weights.manifest.entry(WEIGHTS)}
-    wanted = read_tensors(weights, entries, HOST)["weights"]
+    entries = _entries(weights)
+    wanted = read_tensors(weights, entries, HOST)
     stream = torch.cuda.Stream() if own_stream else torch.cuda.current_stream()
+    for busy in (stream, torch.cuda.default_stream()):
+        with torch.cuda.stream(busy):
+            held = [torch.empty_like(tensor, device="cuda") for _, _, tensor in _each(wanted)]
+            torch.cuda._sleep(int(0.5 * 1.5e9))
+            for tensor in held:
+                tensor.zero_()
+            del held, tensor
+    gc.collect()
     with torch.cuda.stream(stream):
-        held = {name: torch.empty_like(tensor, device="cuda") for name, tensor in wanted.items()}
-        torch.cuda._sleep(int(0.5 * 1.5e9))
-        for tensor in held.values():
-            tensor.zero_()
-        del held, tensor
-        gc.collect()
-        found = read_tensors(weights, entries, Device(torch.device("cuda")))["weights"]
+        found = read_tensors(weights, entries, Device(torch.device("cuda")))
     torch.cuda.synchronize()
-    for name, tensor in wanted.items():
-        assert torch.equal(
-            found[name].cpu().reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)
-        )
+    for label, name, tensor in _each(wanted):
+        _same_bytes(found[label][name], tensor)

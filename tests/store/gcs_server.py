@@ -43,6 +43,7 @@ class Bench(Storage):
         self.lock = threading.RLock()
         self.only_new = False
         self.damage = False
+        self.listing = {"status": "200", "heeds": "prefix"}
         self.token_s = 3600
         self.uploads = {}
         self.tokens = {}
@@ -120,6 +121,10 @@ class Handler(RequestHandler):
         """Of the tests alone: what is there, and what the server is to do from now on."""
         if what == "damage":
             self.storage.damage = query["on"] == "1"
+        elif what == "listing":
+            self.storage.listing.update(query)
+        elif what == "forget":
+            self.storage.uploads = {}
         elif what == "refuse":
             self.storage.tokens = dict.fromkeys(self.storage.tokens, 0)
         elif what == "tokens":
@@ -151,10 +156,15 @@ class Handler(RequestHandler):
 
     def _xml_get(self, bucket, key, query, _):
         if not key and "uploads" in query:
+            listing = self.storage.listing
+            if listing["status"] != "200":
+                self._answer(int(listing["status"]), b"<Error><Code>AccessDenied</Code></Error>")
+                return
+            prefix = query.get(listing["heeds"], "")
             found = [
                 f"<Upload><Key>{escape(name)}</Key><UploadId>{upload}</UploadId></Upload>"
                 for upload, ((there, name), _) in sorted(self.storage.uploads.items())
-                if there == bucket and name.startswith(query.get("prefix", ""))
+                if there == bucket and name.startswith(prefix)
                 if upload > query.get("upload-id-marker", "")
             ]
             more = len(found) > 1  # a page of one, so that the tests see several

@@ -25,7 +25,7 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.store.local import LocalStore
-from bt_lightning.store.port import redact, secrets_of, translated
+from bt_lightning.store.port import class_of, redact, secrets_of, translated
 from bt_lightning.store.remote import FsspecStore, open_store
 
 relaxed = settings(deadline=None, database=None)
@@ -370,3 +370,35 @@ def test_a_taken_key_is_known_by_its_code_where_the_server_gives_no_message(monk
     store.put_new("key", b"ours")
     with pytest.raises(CheckpointExistsError, match="other bytes"):
         store.put_new("key", b"theirs")
+
+
+def test_gcsfs_s_errors_are_told_apart():
+    retry = pytest.importorskip("gcsfs.retry")
+    from google.auth import exceptions as auth
+
+    def after(error, *causes):
+        whole = error
+        for cause in causes:
+            error.__cause__ = cause
+            error = cause
+        return whole
+
+    def refused(code):
+        return retry.HttpError({"code": code, "message": "no"})
+
+    hiccup = auth.RefreshError(auth.TransportError("no route"))
+    for error, kind in (
+        (refused(401), StorePermanentError),
+        (refused("403"), StorePermanentError),
+        (refused(408), StoreTransientError),
+        (refused(429), StoreTransientError),
+        (refused(501), StorePermanentError),
+        (refused(503), StoreTransientError),
+        (retry.HttpError(), StoreTransientError),
+        (after(refused(401), auth.RefreshError("invalid_grant")), StorePermanentError),
+        (after(refused(401), auth.RefreshError("busy", retryable=True)), StoreTransientError),
+        (after(refused(401), hiccup, auth.TransportError("no route")), StoreTransientError),
+        (auth.TransportError("no route"), StoreTransientError),
+        (auth.DefaultCredentialsError("none"), StorePermanentError),
+    ):
+        assert class_of(error) is kind, repr(error)

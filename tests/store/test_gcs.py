@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from bt_lightning.errors import StorePermanentError, StoreTransientError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    StorePermanentError,
+    StoreTransientError,
+)
 from bt_lightning.store.gcs import GcsStore, native
 from bt_lightning.store.port import ObjectInfo
 from bt_lightning.store.remote import FsspecStore, open_store
@@ -55,6 +61,13 @@ class Bytes(Steady):
         yield memoryview(self.data)[offset : offset + size]
 
 
+def _fails(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
 @pytest.fixture
 def url(own_gcs):
     return f"gs://{own_gcs.bucket()}/root"
@@ -66,8 +79,6 @@ def store(own_gcs, url):
 
 
 def _killed_upload(gcs, url, key):
-    import json
-
     words = [sys.executable, "-c", _UPLOAD, json.dumps([url, gcs.options]), key]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "under way\n"
@@ -112,6 +123,72 @@ def test_parts_of_a_killed_upload_are_given_up(own_gcs, url, store):
     assert list(store.list("")) == []
 
 
+def test_only_uploads_of_its_own_folder_are_given_up_though_the_server_lists_all(
+    own_gcs, url, store
+):
+    _killed_upload(own_gcs, url, "other/model")
+    own_gcs.told("listing?heeds=nothing")
+    store.abandon("job", ())
+    assert len(own_gcs.told()["uploads"]) == 1
+
+
+@pytest.mark.parametrize("status", [403, 405])
+def test_who_may_not_list_uploads_publishes_all_the_same(own_gcs, store, caplog, status):
+    own_gcs.told(f"listing?status={status}")
+    store.abandon("job", ())
+    assert "parts of killed uploads to gs://" in caplog.text
+
+
+@pytest.mark.parametrize("act", ["send", "abandon"])
+def test_a_control_request_that_fails_once_is_transient(store, monkeypatch, act):
+    import aiohttp
+    import requests
+    from gcsfs.retry import HttpError
+
+    for error in (
+        aiohttp.ClientConnectionError(),
+        HttpError({"code": 503, "message": "busy"}),
+        TimeoutError(),
+        ConnectionResetError(104, "reset"),
+        requests.exceptions.ProxyError(),
+    ):
+        monkeypatch.setattr(store._inner.filesystem, "call", _fails(error))
+        with pytest.raises(StoreTransientError):
+            store.send(Bytes(10), "key") if act == "send" else store.abandon("job", ())
+
+
+def test_a_server_of_tokens_that_is_gone_is_transient(own_gcs, url, tmp_path):
+    key = json.loads(Path(own_gcs.options["token"]).read_text())
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps({**key, "token_uri": "http://127.0.0.1:1/token"}))
+    store = open_store(url, {**own_gcs.options, "token": str(file)})
+    assert isinstance(store, GcsStore)
+    for act in (
+        lambda: store.send(Bytes(10), "key"),
+        lambda: store.read_into("key", 0, memoryview(bytearray(3))),
+        lambda: store.size("key"),
+    ):
+        with pytest.raises(StoreTransientError):
+            act()
+
+
+def test_an_upload_that_somebody_gave_up_is_transient_and_its_id_is_not_told(own_gcs, store):
+    source = Bytes(5 * PIECE_BYTES, 3 * PIECE_BYTES, lambda: own_gcs.told("forget"))
+    with pytest.raises(StoreTransientError) as caught:
+        store.send(source, "key")
+    assert "Debug source" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_is_told_though_the_upload_cannot_be_given_up(own_gcs, store):
+    def damaged():
+        own_gcs.told("forget")
+        raise CheckpointCorruptError("damaged on the disk")  # noqa: TRY003, EM101
+
+    with pytest.raises(CheckpointCorruptError, match="damaged on the disk"):
+        store.send(Bytes(5 * PIECE_BYTES, 3 * PIECE_BYTES, damaged), "key")
+
+
 def test_an_upload_that_goes_on_is_not_given_up(own_gcs, store):
     stopped, go_on = threading.Event(), threading.Event()
 
@@ -130,6 +207,30 @@ def test_an_upload_that_goes_on_is_not_given_up(own_gcs, store):
     assert list(store.list("")) == [ObjectInfo("job/model", source.size)]
 
 
+def test_the_class_of_gcsfs_that_users_have_does_the_same(own_gcs, url, monkeypatch):
+    """The tests choose the other one, as this asks for the kind of a bucket by gRPC."""
+    from gcsfs.extended_gcsfs import BucketType, ExtendedGcsFileSystem
+
+    async def look(*_):
+        return BucketType.NON_HIERARCHICAL
+
+    monkeypatch.setattr(ExtendedGcsFileSystem, "_get_bucket_type", look)
+    known = sys.modules["fsspec.registry"]._registry
+    monkeypatch.setitem(known, "gs", ExtendedGcsFileSystem)
+    store = open_store(url, own_gcs.options)
+    assert isinstance(store, GcsStore)
+    assert isinstance(store._inner.filesystem, ExtendedGcsFileSystem)
+    source = Bytes(PIECE_BYTES + 1)
+    store.send(source, "key")
+    store.put_new("new", b"1")
+    buffer = bytearray(source.size)
+    store.read_into("key", 0, memoryview(buffer))
+    assert buffer == source.data
+    store.abandon("", ())
+    store.delete(["new"])
+    assert list(store.list("")) == [ObjectInfo("key", source.size)]
+
+
 def test_a_server_that_is_gone_is_transient(own_gcs, tmp_path):
     store = open_store(
         "gs://bucket/root", {**own_gcs.options, "endpoint_url": "http://127.0.0.1:1"}
@@ -139,17 +240,56 @@ def test_a_server_that_is_gone_is_transient(own_gcs, tmp_path):
         store.send(Bytes(10), "key")
 
 
-@pytest.mark.parametrize("other", [{"requester_pays": True}, {"token": "anon"}])
+def _who_pays():
+    from google.oauth2.credentials import Credentials
+
+    return {"token": Credentials("t", quota_project_id="another")}
+
+
+def _nobody():
+    from google.auth.credentials import AnonymousCredentials
+
+    return {"token": AnonymousCredentials()}
+
+
+@pytest.mark.parametrize(
+    "other", [lambda: {"requester_pays": True}, lambda: {"token": "anon"}, _who_pays, _nobody]
+)
 def test_what_only_gcsfs_can_do_it_does(own_gcs, other):
-    store = open_store("gs://bucket/root", {**own_gcs.options, **other})
+    store = open_store("gs://bucket/root", {**own_gcs.options, **other()})
     assert isinstance(store, FsspecStore)
 
 
-def test_a_bucket_of_one_zone_stays_with_gcsfs(own_gcs, url):
+def test_settings_of_fsspec_count_as_well(own_gcs, monkeypatch):
+    from fsspec.config import conf
+
+    assert isinstance(open_store("gs://bucket", own_gcs.options), GcsStore)
+    monkeypatch.setitem(conf, "gs", {"requester_pays": True})
+    assert isinstance(open_store("gs://bucket", own_gcs.options), FsspecStore)
+
+
+@pytest.mark.parametrize("root", ["bucket//x", "bucket/x//y", "bucket/./y", "bucket/x/../y"])
+def test_a_root_that_the_two_spell_differently_stays_with_gcsfs(own_gcs, root):
+    assert isinstance(open_store(f"gs://{root}", own_gcs.options), FsspecStore)
+
+
+@pytest.mark.parametrize(
+    ("kind", "native_too"),
+    [
+        ("ZONAL_HIERARCHICAL", False),
+        ("UNKNOWN", False),
+        ("HIERARCHICAL", True),
+        ("NON_HIERARCHICAL", True),
+    ],
+)
+def test_a_bucket_that_may_be_of_one_zone_stays_with_gcsfs(own_gcs, url, kind, native_too):
+    from gcsfs.extended_gcsfs import BucketType
+
     inner = FsspecStore(url, own_gcs.options)
 
-    async def zonal(bucket):
-        return bucket in url
+    async def look(bucket):
+        assert bucket in url
+        return BucketType[kind]
 
-    inner.filesystem._is_zonal_bucket = zonal
-    assert native(inner, url, own_gcs.options, {}) is inner
+    inner.filesystem._lookup_bucket_type = look
+    assert isinstance(native(inner, url, own_gcs.options, {}), GcsStore) is native_too

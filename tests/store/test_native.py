@@ -15,6 +15,7 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
+from bt_lightning.store.native import plain
 from bt_lightning.store.port import ObjectInfo
 from bt_lightning.store.remote import open_store
 from bt_lightning.store.sources import PIECE_BYTES, Steady
@@ -93,6 +94,15 @@ def test_what_is_missing_or_short_is_said(store):
     for offset in (1, 3, 10):
         with pytest.raises(StoreTransientError, match="short"):
             store.read_into("short", offset, memoryview(bytearray(3)))
+
+
+@pytest.mark.parametrize(
+    ("path", "alike"),
+    [("a", True), ("a/b c/d=1,@x.y", True), (".a/..b/c..", True), ("a%20b", False)]
+    + [(path, False) for path in ("", "a/", "/a", "a//b", "a/./b", "../b", "a/..", "a/.")],
+)
+def test_only_what_both_clients_spell_alike_goes_by_the_native_one(path, alike):
+    assert plain(path) is alike
 
 
 def test_a_wrong_key_is_permanent_and_told_to_nobody(azurite, container):
