@@ -266,6 +266,10 @@ _TRIALS = (
     ("conditional put", _put_new, "use a server with If-None-Match, or never two writers"),
     ("list", _list, "allow s3:ListBucket"),
     ("large files", _large, "allow multipart uploads; check the network"),
-    ("abandon", _abandon, "allow s3:AbortMultipartUpload and s3:ListBucketMultipartUploads"),
+    (
+        "abandon",
+        _abandon,
+        "allow s3:AbortMultipartUpload and s3:ListBucketMultipartUploads (or its like)",
+    ),
     ("delete", _delete, "allow s3:DeleteObject"),
 )

@@ -241,6 +241,7 @@ class Decoder:
             node["size"],
             is_coalesced=node["coalesced"],
             check_invariants=True,
+            device="cpu",
         )
         return self._sparse(node, tensor)
 
@@ -253,6 +254,7 @@ class Decoder:
             node["size"],
             layout=layout,
             check_invariants=True,
+            device="cpu",
         )
         return self._sparse(node, tensor)
 

@@ -15,10 +15,10 @@ from datetime import timezone
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from bt_lightning.errors import StorePermanentError, StoreTransientError
+from bt_lightning.errors import StoreTransientError
 from bt_lightning.store.native import NativeStore, connected, plain
 from bt_lightning.store.native_config import gs_certain
-from bt_lightning.store.port import class_of, secrets_of, translated
+from bt_lightning.store.port import secrets_of, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -33,6 +33,8 @@ _MOST_PARTS: Final = 8_000
 """Google allows 10,000."""
 _GOOGLE: Final = "https://storage.googleapis.com"
 _REGIONAL: Final = frozenset({"NON_HIERARCHICAL", "HIERARCHICAL"})
+_UNASKED: Final = "credential provider"
+"""How obstore calls what it asks for tokens; all else that is wrong with it is a refusal."""
 _JSON_API: Final = "/storage/v1/"
 
 
@@ -87,18 +89,12 @@ class GcsStore(NativeStore):
         """Abort multipart uploads; not even one to a key in `keep` can be gone on with."""
         folder = "/".join(filter(None, (self._folder, prefix)))
         with self._doing("giving up uploads under", prefix):
-            try:
-                for path, upload in list(self._uploads(f"{folder}/" if folder else "")):
-                    with self._lock:
-                        ours = path in self._under_way
-                    if not ours:
-                        with contextlib.suppress(FileNotFoundError):
-                            self._ask("DELETE", f"/{quote(path)}", uploadId=upload)
-            except Exception as error:
-                if class_of(error) is not StorePermanentError:
-                    raise
-                # not everybody may ask, nor every server answer: then a lifecycle rule has to
-                log.warning("parts of killed uploads to %s stay there: %s", self.name, error)
+            for path, upload in list(self._uploads(f"{folder}/" if folder else "")):
+                with self._lock:
+                    ours = path in self._under_way
+                if not ours:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._ask("DELETE", f"/{quote(path)}", uploadId=upload)
 
     def _uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Key and id of the multipart uploads to keys that begin so."""
@@ -129,8 +125,10 @@ class GcsStore(NativeStore):
 
     def _cause(self, error: Exception) -> Exception:
         """Why there was no token, where that is it: obstore takes every reason for a refusal."""
-        failure, cause = self._credential.failure, super()._cause(error)
-        return failure if failure is not None and cause is not error else cause
+        failure = self._credential.failure
+        if failure is not None and _UNASKED in str(error):
+            return failure
+        return super()._cause(error)
 
 
 def native(
@@ -170,17 +168,17 @@ class Credential:
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
         self.failure: Exception | None = None
-        """Why there was none when it was last asked for."""
+        """Why there was none, the last time that this was so."""
 
     def __call__(self) -> dict[str, object]:
-        """The token, renewed if it is about to end; on a thread of obstore's."""
+        """The token, renewed if it is about to end and can be; on a thread of obstore's."""
+        found = self._credentials.credentials
         try:
             self._credentials.maybe_refresh()
         except Exception as error:
             self.failure = error
-            raise
-        self.failure = None
-        found = self._credentials.credentials
+            if not found.valid:
+                raise
         ends = found.expiry and found.expiry.replace(tzinfo=timezone.utc)
         return {"token": found.token, "expires_at": ends}
 
@@ -210,7 +208,12 @@ def _regional(filesystem: Any, bucket: str) -> bool:
         return True  # a gcsfs that knows nothing of zones, or was told not to ask
     from fsspec.asyn import sync
 
-    return sync(filesystem.loop, look, bucket).name in _REGIONAL
+    kind = sync(filesystem.loop, look, bucket).name
+    if kind not in _REGIONAL:
+        log.warning(
+            "gs://%s is a bucket of the kind %s for gcsfs, which moves the bytes", bucket, kind
+        )
+    return kind in _REGIONAL
 
 
 def _endpoint(filesystem: Any) -> str:

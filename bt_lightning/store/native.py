@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = 4
 _PLAIN: Final = re.compile(r"(?!\.\.?(/|$))[\w @=+,.~-]+", re.ASCII)
-_REFUSED: Final = re.compile(r"status code: 4(?!08|16|29)\d\d")
+_REFUSED: Final = re.compile(r"status code: (4(?!08|16|29)\d\d|501)")
 _UPLOAD: Final = re.compile("uploadId=|NoSuchUpload")
 _CLIENT: Final = {"connect_timeout": "10s", "timeout": "120s"}
 _RETRY: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
@@ -96,9 +96,10 @@ class NativeStore:
                     chunk_size=part,
                     max_concurrency=_AT_ONCE,
                 )
-            except Exception as error:  # noqa: BLE001 - of any client
-                # that the upload could not be given up either hides why it had to be
-                raise parts.failure or error from None
+            except Exception:
+                if parts.failure is not None:  # that the upload cannot be given up may hide it
+                    raise parts.failure from parts.failure.__cause__
+                raise
 
     def _due(self, piece: memoryview, tell: Callable[[bytes], None]) -> bytes:
         self._inner.proceed(len(piece))
@@ -178,8 +179,11 @@ class NativeStore:
                 yield
             except CheckpointError:
                 raise
-            except Exception as error:  # noqa: BLE001 - its classes are not known without it
-                raise self._cause(error) from None  # its text tells the whole request
+            except Exception as error:
+                cause = self._cause(error)
+                if cause is error:
+                    raise
+                raise cause from cause.__cause__  # not from one whose text tells the whole request
 
     def _cause(self, error: Exception) -> Exception:
         """What to say of an error: one of obstore's in other words, any other as it is."""

@@ -45,6 +45,12 @@ _TRANSIENT_NAMES = {
 of asyncio is another than the built-in one in Python 3.10."""
 _REFUSED = re.compile("4(?!08|29)[0-9]{2}|501")
 """Statuses of HTTP that another try does not change."""
+_NO_ANSWER = {"OAuthError", "RefreshError", "ResponseError", "TransportError"}
+_NO_TOKEN_EVER = re.compile(
+    "invalid_(grant|client|scope|request)|unauthorized_client|access_denied|PERMISSION_DENIED"
+    '|necessary fields|(Status: |"code": )40[0134]'
+)
+"""What google-auth raises when it has no token, and what it says when it will never have one."""
 _SECRET = re.compile(
     r"(?i)((?:secret|token|password|passwd|signature|credential|sig"
     r"|(?:access|account|api|private|shared)[_-]?key)[\w-]*[\"']?\s*[=:]\s*)"
@@ -254,12 +260,12 @@ def class_of(error: Exception) -> type[StoreTransientError | StorePermanentError
 
 
 def _no_token_yet(error: BaseException | None) -> bool:
-    """Whether google-auth could not ask for a token, which gcsfs may call invalid credentials."""
+    """Whether google-auth had no token just then, which gcsfs calls invalid credentials."""
     while error is not None:
         kinds = {kind.__name__: kind.__module__ for kind in type(error).__mro__}
-        if kinds.get("GoogleAuthError", "").startswith("google.auth") and (
-            "TransportError" in kinds or getattr(error, "retryable", False)
-        ):
-            return True
+        if kinds.get("GoogleAuthError", "").startswith(
+            "google.auth"
+        ) and not kinds.keys().isdisjoint(_NO_ANSWER):
+            return not _NO_TOKEN_EVER.search(str(error))
         error = error.__cause__
     return False

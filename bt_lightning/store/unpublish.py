@@ -5,8 +5,10 @@ Without its manifest it is none any more; what a kill leaves has a marker and is
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from bt_lightning.errors import StorePermanentError
 from bt_lightning.layout import (
     DELETING,
     MANIFEST,
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from bt_lightning.store.port import Store
+
+log = logging.getLogger(__name__)
 
 
 def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()) -> bool:
@@ -59,3 +63,15 @@ def own_keys(store: Store, base: str) -> list[str]:
         if key.endswith(ends) and key.rpartition("/")[0] != base
     }
     return [key for key in keys if not key.startswith(tuple(nested))]
+
+
+def give_up_uploads(store: Store, prefix: str, keep: Collection[str]) -> None:
+    """`Store.abandon`, where the store lets us; it costs money, not checkpoints, where it does not.
+
+    Raises:
+        StoreTransientError: the store did not answer.
+    """
+    try:
+        store.abandon(prefix, keep)
+    except StorePermanentError as error:
+        log.warning("parts of uploads that were cut off stay in the store: %s", error)

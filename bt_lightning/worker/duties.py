@@ -30,7 +30,7 @@ from bt_lightning.store.catalog import Listing, look
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.publish import Base, Tenure, publish, send_ahead
 from bt_lightning.store.sent import Sent
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.store.unpublish import give_up_uploads, unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -331,7 +331,8 @@ class Duties:
         for folder in sorted(listing.unfinished & listing.committed.keys()):
             base = under(self._prefix, folder)  # the marker, whole or half written, of a dead one
             store.delete([under(base, MARKER), under(base, part_name(MARKER))])
-        store.abandon(
+        give_up_uploads(
+            store,
             self._prefix,
             {
                 under(self._prefix, f"{folder}/{entry.path}")

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from state_tools import same
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
 from bt_lightning.layout import STATE, TREE, WEIGHTS
@@ -129,6 +130,21 @@ def test_what_the_caller_set_for_new_tensors_changes_none(kind, home, weights):
         found = read_tensors(weights, entries, home)
     for label, name, tensor in _each(wanted):
         _same_bytes(found[label][name], tensor)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_default_device_of_the_caller_s_is_not_where_a_state_goes(place):
+    state = {
+        "dense": torch.ones(3),
+        "none": torch.empty(0),
+        "array": np.arange(3),
+        "coo": torch.eye(3).to_sparse(),
+        "csr": torch.eye(3).to_sparse_csr(),
+    }
+    with torch.device("meta"):
+        BTCheckpointIO().save_checkpoint(state, place)
+        back = BTCheckpointIO().load_checkpoint(place)
+    same(state, back)
 
 
 @pytest.mark.gpu

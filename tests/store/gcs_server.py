@@ -97,16 +97,20 @@ class Handler(RequestHandler):
         parts = urlsplit(self.path)
         query = {k: v[0] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
         root, _, rest = parts.path.lstrip("/").partition("/")
+        if root == "token":
+            self._token()  # who asks may have begun another request, and not go on with it before
+            return
+        known = root == "bench" or self._known(query)
+        body = None if known and root in JSON_ROOTS else _read_raw_data(self) or b""
         with self.storage.lock:
             if root == "bench":
                 self._bench(rest, query)
-            elif root == "token":
-                self._token()
-            elif not self._known(query):
-                _read_raw_data(self)
+            elif not known:
                 error = {"error": {"code": 401, "message": "Invalid Credentials"}}
                 self._answer(401, json.dumps(error).encode())
-            elif root in JSON_ROOTS:
+            elif body is not None:
+                self._xml(root, unquote(rest), query, body)
+            else:
                 self.storage.only_new = query.get("ifGenerationMatch") == "0"
                 try:
                     by_json()
@@ -114,8 +118,6 @@ class Handler(RequestHandler):
                     self._answer(412, b'{"error": {"code": 412, "message": "conditionNotMet"}}')
                 finally:
                     self.storage.only_new = False
-            else:
-                self._xml(root, unquote(rest), query)
 
     def _bench(self, what, query):
         """Of the tests alone: what is there, and what the server is to do from now on."""
@@ -147,8 +149,7 @@ class Handler(RequestHandler):
         shown = self.headers.get("Authorization", "").removeprefix("Bearer ")
         return self.storage.tokens.get(shown, 0) > time.time() or "Signature" in query
 
-    def _xml(self, bucket, key, query):
-        body = _read_raw_data(self) or b""
+    def _xml(self, bucket, key, query, body):
         try:
             getattr(self, f"_xml_{self.command.lower()}")(bucket, key, query, body)
         except (KeyError, NotFound):

@@ -400,5 +400,9 @@ def test_gcsfs_s_errors_are_told_apart():
         (after(refused(401), hiccup, auth.TransportError("no route")), StoreTransientError),
         (auth.TransportError("no route"), StoreTransientError),
         (auth.DefaultCredentialsError("none"), StorePermanentError),
+        (auth.OAuthError('Error code 503: {"code": 503}'), StoreTransientError),
+        (auth.RefreshError("not acquired", '{"error": {"code": 403}}'), StorePermanentError),
+        (auth.RefreshError("not acquired", '{"error": {"code": 503}}'), StoreTransientError),
+        (auth.TransportError("no service account. Status: 404"), StorePermanentError),
     ):
         assert class_of(error) is kind, repr(error)

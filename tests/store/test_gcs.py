@@ -21,6 +21,7 @@ from bt_lightning.store.gcs import GcsStore, native
 from bt_lightning.store.port import ObjectInfo
 from bt_lightning.store.remote import FsspecStore, open_store
 from bt_lightning.store.sources import PIECE_BYTES, Steady
+from bt_lightning.worker.duties import Duties
 
 _UPLOAD = """
 import contextlib, json, sys, time
@@ -133,10 +134,18 @@ def test_only_uploads_of_its_own_folder_are_given_up_though_the_server_lists_all
 
 
 @pytest.mark.parametrize("status", [403, 405])
-def test_who_may_not_list_uploads_publishes_all_the_same(own_gcs, store, caplog, status):
+def test_who_may_not_list_uploads_is_told_so_and_publishes_all_the_same(
+    own_gcs, store, make, tmp_path, caplog, status
+):
+    checkpoint = make(tmp_path / "out", "checkpoint-1")
     own_gcs.told(f"listing?status={status}")
-    store.abandon("job", ())
-    assert "parts of killed uploads to gs://" in caplog.text
+    with pytest.raises(StorePermanentError, match="giving up uploads"):
+        store.abandon("job", ())
+    duties = Duties(tmp_path / "out", store, "job", ())
+    assert duties.publish_next().manifest == checkpoint.manifest
+    duties.leave()
+    assert "stay in the store: giving up uploads under gs://" in caplog.text
+    assert store.read("job/checkpoint-1/bt_manifest.json") is not None
 
 
 @pytest.mark.parametrize("act", ["send", "abandon"])
@@ -155,6 +164,61 @@ def test_a_control_request_that_fails_once_is_transient(store, monkeypatch, act)
         monkeypatch.setattr(store._inner.filesystem, "call", _fails(error))
         with pytest.raises(StoreTransientError):
             store.send(Bytes(10), "key") if act == "send" else store.abandon("job", ())
+
+
+def _hiccup():
+    """As gcsfs raises when a machine's own server of tokens does not answer."""
+    from gcsfs.retry import HttpError
+    from google.auth.exceptions import RefreshError, TransportError
+
+    unreached = TransportError("no route")
+    unrefreshed = RefreshError(unreached)
+    unrefreshed.__cause__ = unreached
+    whole = HttpError({"code": 401, "message": "Invalid Credentials"})
+    whole.__cause__ = unrefreshed
+    return whole
+
+
+@pytest.mark.parametrize("leg", ["tokens", "requests"])
+def test_a_hiccup_of_the_server_of_tokens_is_transient_on_every_way(store, monkeypatch, leg):
+    there = {
+        "tokens": (store._credential._credentials, "maybe_refresh"),
+        "requests": (store._inner.filesystem, "call"),
+    }
+    monkeypatch.setattr(*there[leg], _fails(_hiccup()))
+    monkeypatch.setattr("google.oauth2.service_account.Credentials.valid", False)
+    acts = [lambda: store.send(Bytes(10), "key"), lambda: store.abandon("", ())]
+    if leg == "tokens":
+        acts = [acts[0], lambda: store.read_into("key", 0, memoryview(bytearray(3)))]
+    for act in acts:
+        with pytest.raises(StoreTransientError):
+            act()
+
+
+@pytest.mark.parametrize("ask", [1, 2])
+def test_a_hiccup_in_the_middle_of_an_upload_is_transient(own_gcs, store, monkeypatch, ask):
+    own_gcs.told("tokens?last=60")
+    credentials, asked = store._credential._credentials, []
+    real = credentials.maybe_refresh
+
+    def refresh():
+        asked.append(None)
+        if len(asked) == ask:
+            raise _hiccup()
+        real()
+
+    monkeypatch.setattr(credentials, "maybe_refresh", refresh)
+    with pytest.raises(StoreTransientError):
+        store.send(Bytes(3 * PIECE_BYTES), "key")
+    assert len(asked) >= ask
+
+
+def test_a_token_that_still_holds_is_used_when_no_other_comes(own_gcs, store, monkeypatch):
+    own_gcs.told("tokens?last=280")  # gcsfs wants 300 s, google-auth is content with 225
+    store.send(Bytes(10), "one")
+    monkeypatch.setattr(store._credential._credentials, "maybe_refresh", _fails(_hiccup()))
+    monkeypatch.setattr(store._inner.filesystem, "call", lambda *_, **__: {})
+    store.send(Bytes(10), "two")
 
 
 def test_a_server_of_tokens_that_is_gone_is_transient(own_gcs, url, tmp_path):
