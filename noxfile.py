@@ -36,7 +36,8 @@ def _azurite(session: nox.Session) -> dict[str, str]:
     place = Path(session.virtualenv.location, "azurite")
     program = place / "node_modules" / ".bin" / "azurite-blob"
     if not program.exists() and shutil.which("npm"):
-        words = ("install", "--silent", "--no-audit", "--no-fund", "--prefix", str(place), AZURITE)
+        quietly = ("--silent", "--no-audit", "--no-fund", "--fetch-retries=1")
+        words = ("install", *quietly, "--prefix", str(place), AZURITE)
         session.run("npm", *words, external=True, silent=True, success_codes=range(256))
     if program.exists():
         return {"BT_TEST_AZURITE": str(program)}
