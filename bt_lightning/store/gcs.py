@@ -109,12 +109,13 @@ class GcsStore(NativeStore):
                     words = {_tag(child): child.text or "" for child in element}
                     if words["Key"].startswith(prefix):
                         yield words["Key"], words["UploadId"]
-            if facts.get("IsTruncated") != "true":
-                return
+            before = start
             start = {
-                "key-marker": facts["NextKeyMarker"],
-                "upload-id-marker": facts["NextUploadIdMarker"],
+                "key-marker": facts.get("NextKeyMarker", ""),
+                "upload-id-marker": facts.get("NextUploadIdMarker", ""),
             }
+            if facts.get("IsTruncated") != "true" or start == before:
+                return
 
     def _ask(self, method: str, path: str, **query: str) -> bytes:
         """Send one request to the XML API, as gcsfs sends its own to the other one."""

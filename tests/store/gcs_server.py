@@ -43,7 +43,7 @@ class Bench(Storage):
         self.lock = threading.RLock()
         self.only_new = False
         self.damage = False
-        self.listing = {"status": "200", "heeds": "prefix"}
+        self.listing = {"status": "200", "heeds": "prefix", "after": "upload-id-marker"}
         self.token_s = 3600
         self.uploads = {}
         self.tokens = {}
@@ -166,7 +166,7 @@ class Handler(RequestHandler):
                 f"<Upload><Key>{escape(name)}</Key><UploadId>{upload}</UploadId></Upload>"
                 for upload, ((there, name), _) in sorted(self.storage.uploads.items())
                 if there == bucket and name.startswith(prefix)
-                if upload > query.get("upload-id-marker", "")
+                if upload > query.get(listing["after"], "")
             ]
             more = len(found) > 1  # a page of one, so that the tests see several
             last = found[0].partition("<UploadId>")[2].partition("<")[0] if found else ""

@@ -82,8 +82,10 @@ def store(own_gcs, url):
 def _killed_upload(gcs, url, key):
     words = [sys.executable, "-c", _UPLOAD, json.dumps([url, gcs.options]), key]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "under way\n"
-        process.kill()
+        try:
+            assert process.stdout.readline() == "under way\n"
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("size", [0, 100, 2 * PIECE_BYTES + 1])
@@ -108,7 +110,8 @@ def test_who_is_refused_is_told_so_and_tells_no_secret(own_gcs, store):
     own_gcs.told("refuse")
     with pytest.raises(StorePermanentError) as caught:
         store.send(Bytes(10), "other")
-    assert "token" not in str(caught.value).lower().replace("invalid_token", "")
+    assert store._credential()["token"] not in str(caught.value)
+    assert "Authorization" not in str(caught.value)
     with pytest.raises(StorePermanentError):
         store.read_into("key", 0, memoryview(bytearray(10)))
 
@@ -131,6 +134,14 @@ def test_only_uploads_of_its_own_folder_are_given_up_though_the_server_lists_all
     own_gcs.told("listing?heeds=nothing")
     store.abandon("job", ())
     assert len(own_gcs.told()["uploads"]) == 1
+
+
+def test_a_listing_of_uploads_that_never_ends_is_left(own_gcs, url, store):
+    for key in ("job/a", "job/b", "job/c"):
+        _killed_upload(own_gcs, url, key)
+    own_gcs.told("listing?after=nothing")
+    store.abandon("job", ())
+    assert len(own_gcs.told()["uploads"]) == 2  # of the page that came again and again
 
 
 @pytest.mark.parametrize("status", [403, 405])
