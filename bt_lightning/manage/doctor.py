@@ -190,6 +190,7 @@ def _store(url: str) -> Iterator[Finding]:
     finally:
         with suppress(CheckpointError):  # said above, if it cannot be deleted
             store.delete([info.key for info in store.list(folder)])
+        with suppress(CheckpointError):  # the same
             store.abandon(folder, ())
 
 
