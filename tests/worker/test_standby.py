@@ -77,6 +77,7 @@ def test_a_standby_makes_room_for_a_trainers_worker_and_resumes_when_that_is_kil
 
 def test_a_drain_of_a_standby_waits_for_the_trainers_worker_that_still_publishes(scene, standby):
     normal = trainer(scene)
+    normal.drain(30)  # it has the directory now: else the standby may publish all of them
     scene.make(*range(2, 8))
     normal.wake()
     scene.watch(normal, lambda: scene.published)
