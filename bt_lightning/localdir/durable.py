@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.layout import DOT_DIR, check_checkpoint_id
+from bt_lightning.localdir.beneath import new_file
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.files import opened, sync_directory, write_out
 
@@ -143,39 +144,40 @@ def empty_trash(root: Path) -> None:
             discard(waiting)
 
 
-def write_new(final: Path, part: Path, data: bytes) -> None:
-    """Make the small file `final` with `data`, whole and durable, if the name is free.
+def write_new(folder: int, name: str, part: str, data: bytes) -> None:
+    """Make the small file `name` in a folder, whole and durable, if the name is free.
 
-    The bytes have no name until they are complete; where a file system cannot do that, they have
-    the name `part`. Raises `FileExistsError` if `final` exists, and `FileNotFoundError` if its
-    folder is gone. Source: open(2), O_TMPFILE.
+    `folder` is a descriptor that can be synced. The bytes have no name until they are complete;
+    where a file system cannot do that, they have the name `part`. Raises `FileExistsError` if
+    `name` exists, and `FileNotFoundError` if the folder is gone. Source: open(2), O_TMPFILE.
     """
-    with opened(final.parent) as folder:
-        try:
-            descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o644, dir_fd=folder)
-        except OSError as error:
-            if not os.fstat(folder).st_nlink:  # some file systems call that forbidden
-                gone = errno.ENOENT
-                raise FileNotFoundError(gone, os.strerror(gone), str(final.parent)) from error
-            if error.errno not in _NO_TMPFILE:
-                raise
-            _write_new_by_rename(final, part, data)
-        else:
-            with os.fdopen(descriptor, "wb") as stream:
-                write_out(stream, data)
-                # without a dir_fd Python would call link(2), which cannot follow the link in /proc
-                nameless = f"/proc/self/fd/{descriptor}"
-                os.link(nameless, final.name, dst_dir_fd=folder, follow_symlinks=True)
-        os.fsync(folder)
+    try:
+        descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o644, dir_fd=folder)
+    except OSError as error:
+        if not os.fstat(folder).st_nlink:  # some file systems call that forbidden
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
+        if error.errno not in _NO_TMPFILE:
+            raise
+        _write_new_by_rename(folder, name, part, data)
+    else:
+        with os.fdopen(descriptor, "wb") as stream:
+            write_out(stream, data)
+            # without a dir_fd Python would call link(2), which cannot follow the link in /proc
+            nameless = f"/proc/self/fd/{descriptor}"
+            os.link(nameless, name, dst_dir_fd=folder, follow_symlinks=True)
+    os.fsync(folder)
 
 
-def _write_new_by_rename(final: Path, part: Path, data: bytes) -> None:
-    with part.open("wb") as stream:
+def _write_new_by_rename(folder: int, name: str, part: str, data: bytes) -> None:
+    descriptor = new_file(folder, part)
+    with os.fdopen(descriptor, "wb") as stream:
         write_out(stream, data)
     try:
-        rename_new(part, final)
+        if not _renameat2(part, name, _RENAME_NOREPLACE, folder):
+            os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            os.unlink(part, dir_fd=folder)
     except FileExistsError:
-        part.unlink()
+        os.unlink(part, dir_fd=folder)
         raise
 
 
@@ -309,13 +311,13 @@ def _origin(waiting: Path, root: Path) -> Path | None:
         return None  # no checkpoint, and nobody knows its name
 
 
-def _renameat2(one: Path, other: Path, flag: int) -> bool:
+def _renameat2(one: Path | str, other: Path | str, flag: int, folder: int = _AT_FDCWD) -> bool:
     """Call renameat2(2); False if this kernel, C library or file system does not know `flag`."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return False
     names = (os.fsencode(one), os.fsencode(other))
-    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], flag) == 0:
+    if libc.renameat2(folder, names[0], folder, names[1], flag) == 0:
         return True
     code = ctypes.get_errno()
     if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:

@@ -14,30 +14,25 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.layout import part_name
+from bt_lightning.localdir import beneath
+from bt_lightning.localdir.beneath import made_folder
 from bt_lightning.localdir.durable import write_new
-from bt_lightning.localdir.files import (
-    make_directories,
-    raise_unless_gone,
-    sync_directory,
-    write_all,
-    write_out,
-)
+from bt_lightning.localdir.files import write_all
 from bt_lightning.store.parallel import fill
 from bt_lightning.store.port import ObjectInfo, translated
 from bt_lightning.store.sources import pieces, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
     from bt_lightning.store.port import Arrived, Reuse, Source
-
 
 _TRIES = 16
 
 
 class LocalStore:
-    """A `Store` over a local or mounted folder."""
+    """A `Store` over a local or mounted folder. Links in it are neither followed nor listed."""
 
     distant = False
     """It may be the same disk."""
@@ -53,36 +48,35 @@ class LocalStore:
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Write a sibling, fsync, rename; a file that is reused whole gets another name."""
 
-        def write(part: Path) -> None:
-            if not (
-                reuse and whole(source, reuse.ranges) and _linked(self._root / reuse.key, part)
-            ):
-                _write(source, part)
-            part.replace(self._root / key)
-            sync_directory(part.parent)
+        def write(folder: int, name: str) -> None:
+            part = part_name(name)
+            again = reuse is not None and whole(source, reuse.ranges)
+            if reuse is not None and again and self._link(reuse.key, folder, part):
+                os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+            else:
+                _write(pieces(source), folder, name)
+            os.fsync(folder)
 
         self._make(key, write)
 
     def put(self, key: str, data: bytes) -> None:
         """Write a sibling, fsync, rename."""
 
-        def write(part: Path) -> None:
-            with part.open("wb") as stream:
-                write_out(stream, data)
-            part.replace(self._root / key)
-            sync_directory(part.parent)
+        def write(folder: int, name: str) -> None:
+            _write([memoryview(data)], folder, name)
+            os.fsync(folder)
 
         self._make(key, write)
 
     def put_new(self, key: str, data: bytes) -> None:
         """Write without a name, fsync, give it the name if that is free."""
 
-        def write(part: Path) -> None:
+        def write(folder: int, name: str) -> None:
             try:
-                write_new(self._root / key, part, data)
+                write_new(folder, name, part_name(name), data)
             except FileExistsError:
                 found = self.read(key)
-                if found is None and not (self._root / key).is_dir():
+                if found is None and not _taken(folder, name):
                     raise FileNotFoundError(key) from None  # somebody deletes it: once more
                 if found != data:
                     msg = f"{self.name}/{key} exists and holds other bytes"
@@ -94,17 +88,23 @@ class LocalStore:
         """The file's bytes."""
         with translated(f"reading {self.name}/{key}"):
             try:
-                return (self._root / key).read_bytes()
+                descriptor = beneath.open_file(self._root, key)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
+            with os.fdopen(descriptor, "rb") as file:
+                return file.read()
 
     def size(self, key: str) -> int | None:
         """The file's."""
         with translated(f"reading {self.name}/{key}"):
+            place, name = beneath.split(key)
             try:
-                status = (self._root / key).stat()
+                with beneath.folder(self._root, place) as folder:
+                    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            if stat.S_ISLNK(status.st_mode):
+                raise beneath.link_in_the_way(key)
             return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read_into(
@@ -113,11 +113,11 @@ class LocalStore:
         """Read the file at that place."""
         with translated(f"reading {self.name}/{key}"):
             try:
-                data = (self._root / key).open("rb", buffering=0)
+                descriptor = beneath.open_file(self._root, key)
             except (FileNotFoundError, NotADirectoryError):
                 msg = f"there is no {self.name}/{key}"
                 raise CheckpointNotFoundError(msg) from None
-            with data:
+            with os.fdopen(descriptor, "rb", buffering=0) as data:
                 data.seek(offset)
                 filled = fill(targets, data.readinto, arrived)
             if filled != sum(map(len, targets)):
@@ -127,46 +127,47 @@ class LocalStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every regular file under the folder `prefix`."""
         with translated(f"listing {self.name}/{prefix}"):
-            for place, _, files in os.walk(self._root / prefix, onerror=raise_unless_gone):
-                folder = os.path.relpath(place, self._root)
-                for file in files:
-                    with contextlib.suppress(FileNotFoundError):
-                        status = os.stat(f"{place}/{file}")  # noqa: PTH116 - tens of thousands
-                        key = file if folder == "." else f"{folder}/{file}"
-                        yield ObjectInfo(key, status.st_size, _version(status))
+            for key, status in beneath.walk(self._root, prefix):
+                yield ObjectInfo(key, status.st_size, _version(status))
 
     def delete(self, keys: Collection[str]) -> None:
         """Delete the files, and the folders that they leave empty."""
         with translated(f"deleting from {self.name}"):
             for key in keys:
-                path = self._root / key
-                path.unlink(missing_ok=True)
-                for folder in path.parents:
-                    if folder == self._root or self._root not in folder.parents:
-                        break
-                    try:
-                        folder.rmdir()
-                    except OSError:
-                        break  # not empty, or gone already
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    self._delete(key)
+
+    def _delete(self, key: str) -> None:
+        place, name = beneath.split(key)
+        with beneath.folder(self._root, place) as folder, contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+        while place:
+            place, name = beneath.split(place)
+            with beneath.folder(self._root, place) as folder:
+                try:
+                    os.rmdir(name, dir_fd=folder)
+                except OSError:
+                    return  # not empty, or gone already
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
         """Nothing: a write that was cut off left a sibling, which goes with its folder."""
 
     def sign(self, key: str, expires_s: int) -> str:  # noqa: ARG002 - a file has no such end
         """The file's own URL."""
-        return (self._root / key).resolve().as_uri()
+        self.size(key)  # whoever opens it would follow a link
+        return (self._root.resolve() / key).as_uri()
 
-    def _make(self, key: str, write: Callable[[Path], None]) -> None:
-        """Call `write` with the sibling that becomes `key`: a fixed name, so a retry reuses it.
+    def _make(self, key: str, write: Callable[[int, str], None]) -> None:
+        """Call `write` with the folder of `key`, which can be synced, and its name there.
 
         Somebody else's `delete` may take the folder away while it is empty: then both come again.
         """
-        path = self._root / key
         with translated(f"writing {self.name}/{key}"):
+            place, name = beneath.split(key)
             for last in (False,) * _TRIES + (True,):
                 try:
-                    make_directories(path.parent)
-                    write(path.with_name(part_name(path.name)))
+                    with made_folder(self._root, place) as folder:
+                        write(folder, name)
                 except CheckpointError:
                     raise
                 except (FileNotFoundError, FileExistsError):  # the second: gone when looked at
@@ -175,28 +176,45 @@ class LocalStore:
                 else:
                     return
 
+    def _link(self, key: str, folder: int, part: str) -> bool:
+        """Give a committed file, which never changes, another name; False if that cannot be."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
+        place, name = beneath.split(key)
+        try:
+            with beneath.folder(self._root, place) as there:
+                os.link(name, part, src_dir_fd=there, dst_dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            return False  # it is gone, or this file system has no links
+        return stat.S_ISREG(os.stat(part, dir_fd=folder, follow_symlinks=False).st_mode)
+
 
 def _version(status: os.stat_result) -> str:
     """Every write here makes a new file: the inode or the time differs, and mostly both."""
     return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
-def _write(source: Source, part: Path) -> None:
+def _write(data: Iterable[memoryview], folder: int, name: str) -> None:
+    """Write a sibling, a fixed name so that a retry reuses it; fsync, rename."""
+    part = part_name(name)
+    descriptor = beneath.new_file(folder, part)
     try:
-        with part.open("wb", buffering=0) as target:
-            for piece in pieces(source):
-                write_all(target.fileno(), piece)
-            os.fsync(target.fileno())
+        for piece in data:
+            write_all(descriptor, piece)
+        os.fsync(descriptor)
+        beneath.rename(folder, part, name, descriptor)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
         raise
+    finally:
+        os.close(descriptor)
 
 
-def _linked(there: Path, part: Path) -> bool:
-    """Give a committed file, which never changes, a second name; False if that cannot be."""
-    part.unlink(missing_ok=True)
+def _taken(folder: int, name: str) -> bool:
+    """Whether something that is no file has the name."""
     try:
-        part.hardlink_to(there)
-    except OSError:
-        return False  # it is gone, or this file system has no links
-    return True
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(status.st_mode)
