@@ -72,6 +72,7 @@ def list_files(
 )
 @_include
 @_exclude
+@click.option("--replace", is_flag=True, help="Replace files that are there and differ.")
 def download_job(
     job_id: str,
     store: str | None,
@@ -79,11 +80,13 @@ def download_job(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     target_directory: Path,
+    replace: bool,
 ) -> None:
     """Bring the files of a job that belong to no checkpoint to a directory.
 
-    Each appears when it is whole, and replaces one of its name. They have no digests: what comes
-    is what the store gives. For checkpoints, see `checkpoints download`.
+    Each appears when it is whole. If others have their names there, nothing is brought, unless
+    --replace is given. They have no digests: what comes is what the store gives. For checkpoints,
+    see `checkpoints download`.
     """
     from bt_lightning.cli.progress import progress
     from bt_lightning.cli.text import human_size, printable
@@ -92,7 +95,7 @@ def download_job(
     opened, found = _found(job_id, store, project, include, exclude)
     size = sum(file.size for file in found)
     with progress(job_id, size) as on_bytes:
-        download_files(opened, found, target_directory, on_bytes)
+        download_files(opened, found, target_directory, on_bytes, replace=replace)
     click.echo(printable(f"{target_directory}: {len(found)} files, {human_size(size)}"))
 
 

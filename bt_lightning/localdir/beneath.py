@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _STEP: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LISTED: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""How a file is opened that may be a link, a pipe or a device."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _LONGEST: Final = 4096
 """Bytes of a path (PATH_MAX): nobody could name what lies deeper."""
@@ -90,7 +91,7 @@ def open_file(root: Path, path: str) -> int:
     place, name = split(path)
     with folder(root, place) as within:
         try:
-            descriptor = os.open(name, _READ, dir_fd=within)
+            descriptor = os.open(name, READ, dir_fd=within)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise link_in_the_way(path) from error
@@ -169,7 +170,7 @@ def _files_in(root: Path, place: str, waiting: list[str]) -> Iterator[tuple[str,
 
 def link_in_the_way(path: str) -> OSError:
     """The error of a path that a symbolic link is part of."""
-    said = "a symbolic link is in the way: below the folder of a store, none is followed"
+    said = "a symbolic link is in the way, and none is followed there"
     return OSError(errno.ELOOP, said, path)
 
 

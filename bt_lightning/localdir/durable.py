@@ -173,12 +173,17 @@ def _write_new_by_rename(folder: int, name: str, part: str, data: bytes) -> None
     with os.fdopen(descriptor, "wb") as stream:
         write_out(stream, data)
     try:
-        if not _renameat2(part, name, _RENAME_NOREPLACE, folder):
-            os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-            os.unlink(part, dir_fd=folder)
+        rename_new_in(folder, part, name)
     except FileExistsError:
         os.unlink(part, dir_fd=folder)
         raise
+
+
+def rename_new_in(folder: int, part: str, name: str) -> None:
+    """`rename_new` of a file within the folder of that descriptor."""
+    if not _renameat2(part, name, _RENAME_NOREPLACE, folder):
+        os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        os.unlink(part, dir_fd=folder)
 
 
 def rename_new(one: Path, other: Path) -> None:

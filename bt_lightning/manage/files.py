@@ -7,25 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import stat
+import uuid
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
-from bt_lightning.errors import CheckpointNotFoundError, DirectoryUnusableError
+from bt_lightning.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    DirectoryUnusableError,
+)
 from bt_lightning.layout import hidden, jobs_prefix, safe_parts, slug, under
+from bt_lightning.localdir.beneath import READ, folder, made_folder, new_file, split
+from bt_lightning.localdir.durable import rename_new_in
 from bt_lightning.store.catalog import look
 from bt_lightning.store.parallel import in_parallel
 from bt_lightning.store.sources import PIECE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from bt_lightning.globs import Patterns
     from bt_lightning.store.port import Store
 
 _READERS: Final = 8
 _PIECE: Final = PIECE_BYTES // 4
+_COMPARED: Final = 1024 * 1024
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,40 +81,40 @@ def job_files(store: Store, project: str, job: str, patterns: Patterns) -> list[
 
 
 def download_files(
-    store: Store, files: Sequence[StoredFile], target: Path, on_bytes: Callable[[int], None]
+    store: Store,
+    files: Sequence[StoredFile],
+    target: Path,
+    on_bytes: Callable[[int], None],
+    *,
+    replace: bool = False,
 ) -> None:
     """Bring files below the directory `target`, several at a time; each appears when it is whole.
 
-    A file that is there is replaced.
+    What is there already stays, unless it is to be replaced: the very same file is passed over.
 
     Raises:
-        DirectoryUnusableError: the directory cannot be written, or a link leads out of it.
+        CheckpointExistsError: others have these names; if their sizes say so, nothing was written.
+        DirectoryUnusableError: the directory cannot be written, or a link is in it on the way.
         StoreError, CheckpointNotFoundError: the store refused, or a file is gone meanwhile.
     """
-    root = Path(os.path.realpath(target))
+    if not replace:
+        taken = [file.name for file in files if _is_taken(target, file)]
+        if taken:
+            raise _exists(target, taken)
 
     def bring(file: StoredFile) -> None:
-        final = root / file.name
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if Path(os.path.realpath(final.parent)) != final.parent:
-                msg = f"{final.parent} is a link: a file of the store is not written through one"
-                raise DirectoryUnusableError(msg)
-            _bring(store, file, final, on_bytes)
-        except OSError as error:
-            if isinstance(error, DirectoryUnusableError | CheckpointNotFoundError):
-                raise
-            if error.errno is None:
-                raise
-            msg = f"{final} cannot be written: {error.strerror}"
-            raise DirectoryUnusableError(msg) from error
+        with _usable(target, file), made_folder(target, split(file.name)[0]) as folder:
+            _bring(store, file, folder, target if not replace else None, on_bytes)
 
     in_parallel(bring, files, _READERS)
 
 
-def _bring(store: Store, file: StoredFile, final: Path, on_bytes: Callable[[int], None]) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=final.parent)
-    part = Path(name)
+def _bring(
+    store: Store, file: StoredFile, within: int, new: Path | None, on_bytes: Callable[[int], None]
+) -> None:
+    """Write one file into its folder; `new` is the directory where it must replace none."""
+    name, part = split(file.name)[1], f".{uuid.uuid4().hex}.part"
+    descriptor = new_file(within, part)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             buffer = memoryview(bytearray(min(_PIECE, file.size)))
@@ -113,17 +123,58 @@ def _bring(store: Store, file: StoredFile, final: Path, on_bytes: Callable[[int]
                 store.read_into(file.key, offset, piece)
                 stream.write(piece)
                 on_bytes(len(piece))
-        part.chmod(0o666 & ~_umask())
-        part.replace(final)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+        if new is None:
+            os.replace(part, name, src_dir_fd=within, dst_dir_fd=within)
+        else:
+            _give_name(within, part, name, file, new)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=within)
 
 
-def _umask() -> int:
-    """That of this process, which only setting it tells otherwise."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").split("\n"):
-        if line.startswith("Umask:"):
-            return int(line.partition(":")[2], 8)
-    return 0o022
+def _give_name(within: int, part: str, name: str, file: StoredFile, target: Path) -> None:
+    try:
+        rename_new_in(within, part, name)
+    except FileExistsError as error:
+        with (
+            os.fdopen(os.open(part, READ, dir_fd=within), "rb") as ours,
+            os.fdopen(os.open(name, READ, dir_fd=within), "rb") as theirs,
+        ):
+            same = all(a == b for a, b in zip(_pieces(ours), _pieces(theirs), strict=False))
+            if not same or os.fstat(ours.fileno()).st_size != os.fstat(theirs.fileno()).st_size:
+                raise _exists(target, [file.name]) from error
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: file.read(_COMPARED), b"")
+
+
+def _is_taken(target: Path, file: StoredFile) -> bool:
+    """Whether the name is that of something that is certainly another, before anything is read."""
+    place, name = split(file.name)
+    try:
+        with _usable(target, file), folder(target, place) as within:
+            status = os.stat(name, dir_fd=within, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(status.st_mode) or status.st_size != file.size
+
+
+@contextlib.contextmanager
+def _usable(target: Path, file: StoredFile) -> Iterator[None]:
+    """Say of which file the system refused something, and what."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, CheckpointError | FileNotFoundError):
+            raise
+        msg = f"{target / file.name} cannot be written: {error.strerror}"
+        raise DirectoryUnusableError(msg) from error
+
+
+def _exists(target: Path, names: Sequence[str]) -> CheckpointExistsError:
+    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return CheckpointExistsError(
+        f"{target} has other files of these names: {', '.join(names[:_NAMED])}{more}. They were"
+        " left as they are: name another directory, or say that they are to be replaced"
+    )

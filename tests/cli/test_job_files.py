@@ -58,15 +58,44 @@ def test_they_are_brought_to_a_directory_nodes_apart(cli, stored, tmp_path):
     assert (target / "rank-1/results.json").stat().st_mode & 0o444
 
 
-def test_of_one_node_they_have_their_own_paths_and_replace_what_is_there(cli, stored, tmp_path):
+def test_of_one_node_they_have_their_own_paths_and_come_again(cli, stored, tmp_path):
     stored.delete([f"{job_prefix('demo', 'job1', 1)}/results.json"])
     target = tmp_path / "got"
-    for text in (b"{}", b'{"a": 1}'):
+    for text, more in ((b"{}", ()), (b"{}", ()), (b'{"a": 1}', ("--replace",))):
         stored.put(f"{job_prefix('demo', 'job1', 0)}/results.json", text)
-        run(cli, stored, "download", "--target-directory", target)
+        run(cli, stored, "download", "--target-directory", target, *more)
         assert (target / "results.json").read_bytes() == text
     assert (target / "empty").read_bytes() == b""
     assert not list(target.rglob(".*"))
+
+
+@pytest.mark.parametrize("theirs", [b"mine, and longer", b"[]", None, "link", "folder"])
+def test_what_it_did_not_bring_is_not_replaced(cli, stored, tmp_path, theirs):
+    """Somebody calls it in a directory of his own, where `results.json` is his work of a week."""
+    stored.delete([f"{job_prefix('demo', 'job1', 1)}/results.json"])
+    target = tmp_path / "got"
+    target.mkdir()
+    mine, outside = target / "results.json", tmp_path / "outside"
+    outside.write_bytes(b"{}")
+    if theirs is None:
+        mine.touch()
+    elif theirs == "link":
+        mine.symlink_to(outside)
+    elif theirs == "folder":
+        mine.mkdir()
+    else:
+        mine.write_bytes(theirs)
+    before = [mine.is_symlink(), mine.is_dir() or mine.read_bytes()]
+    done = run(cli, stored, "download", "--target-directory", target, code=11)
+    assert "results.json" in done.stderr
+    assert [mine.is_symlink(), mine.is_dir() or mine.read_bytes()] == before
+    assert not list(target.rglob(".*"))
+    if theirs != b"[]":  # its size says that it is another, before anything is asked for
+        assert [path.name for path in target.iterdir()] == ["results.json"]
+    if theirs != "folder":
+        run(cli, stored, "download", "--target-directory", target, "--replace")
+        assert not mine.is_symlink()
+        assert mine.read_bytes() == outside.read_bytes() == b"{}"
 
 
 def test_none_is_an_error(cli, stored):
@@ -84,7 +113,7 @@ def test_nothing_is_written_through_a_link_or_out_of_the_directory(cli, stored, 
     (target / "rank-0").mkdir(parents=True)
     (target / "rank-0" / "logs").symlink_to(outside)
     done = run(cli, stored, "download", "--target-directory", target, code=17)
-    assert "is a link" in done.stderr
+    assert "symbolic link is in the way" in done.stderr
     assert list(outside.iterdir()) == []
 
 
