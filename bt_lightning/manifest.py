@@ -10,7 +10,13 @@ from typing import Any, Final
 
 import xxhash
 
-from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
+from bt_lightning import bounded
+from bt_lightning.bounded import parse_json
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    FormatVersionError,
+    UnsupportedStateError,
+)
 from bt_lightning.layout import MANIFEST, check_checkpoint_id, check_member
 
 FORMAT: Final = "bt_lightning.checkpoint"
@@ -87,10 +93,20 @@ class Manifest:
         return replace(self, generation=generation)
 
     def to_bytes(self) -> bytes:
-        """The file's bytes: JSON with a digest of itself, so that damage is seen."""
+        """The file's bytes: JSON with a digest of itself, so that damage is seen.
+
+        Raises:
+            UnsupportedStateError: no reader would take it, because it is too large.
+        """
         payload = _to_json(self)
         payload["digest"] = self.digest
-        return (json.dumps(payload, indent=1) + "\n").encode("ascii")
+        data = (json.dumps(payload, indent=1) + "\n").encode("ascii")
+        try:
+            bounded.MANIFEST.check(data)
+        except CheckpointCorruptError as error:
+            msg = f"{self.checkpoint_id} cannot be saved, its manifest is too large: {error}"
+            raise UnsupportedStateError(msg) from error
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
@@ -101,9 +117,9 @@ class Manifest:
             CheckpointCorruptError: anything else that is not a whole, undamaged manifest.
         """
         try:
-            payload = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            msg = f"the manifest {where} is damaged: it is no JSON ({error})"
+            payload = parse_json(data, bounded.MANIFEST)
+        except CheckpointCorruptError as error:
+            msg = f"the manifest {where} is damaged: {error}"
             raise CheckpointCorruptError(msg) from error
         if not isinstance(payload, dict) or payload.get("format") != FORMAT:
             msg = f"the manifest {where} is damaged: expected a JSON object of format {FORMAT!r}"
