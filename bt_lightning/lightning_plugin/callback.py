@@ -62,7 +62,8 @@ class BTLightning(Callback):
         exact: keep and restore the random generators and dataloader states of every rank.
         on_error: `"raise"` a failed upload, or a save that no disk or store had room for, at the
             next hook, or `"warn"` and go on.
-        drain_timeout: how long the end of a run waits for the store.
+        drain_timeout: how long the end of a run waits for the store. Each time is a `timedelta`, or
+            seconds as a number.
         storage_options: keyword arguments of the store's fsspec filesystem.
         upload_mb_s: megabytes (10^6) a second that the uploads of one rank take at most;
             `$BT_UPLOAD_MB_S`, else as many as go. A store that is a folder has no limit.
@@ -107,7 +108,7 @@ class BTLightning(Callback):
         weights_only: bool | None = None,
         exact: bool = True,
         on_error: Literal["raise", "warn"] = "raise",
-        drain_timeout: timedelta = timedelta(seconds=120),
+        drain_timeout: timedelta | float = timedelta(seconds=120),
         storage_options: dict[str, Any] | None = None,
         upload_mb_s: float | None = None,
         content_md5: bool = False,
@@ -117,9 +118,9 @@ class BTLightning(Callback):
         overlap: Overlap = "wait",
         arenas: int = 1,
         arena_memory: int | None = None,
-        grace: timedelta | None = None,
-        interval: Literal["auto"] | timedelta | None = None,
-        failures_every: timedelta = timedelta(days=1),
+        grace: timedelta | float | None = None,
+        interval: Literal["auto"] | timedelta | float | None = None,
+        failures_every: timedelta | float = timedelta(days=1),
         max_overhead: float = 0.05,
         volume_size_gib: float | None = None,
         sync_files: bool = True,
@@ -127,7 +128,7 @@ class BTLightning(Callback):
         sync_exclude: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self._options = Options(
+        self._options = Options.of(
             dir=dir,
             store=store,
             load_dir=load_dir,

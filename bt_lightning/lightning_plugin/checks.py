@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import pickle
 from pathlib import Path
@@ -22,57 +21,13 @@ from bt_lightning.errors import (
 from bt_lightning.store.port import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import timedelta
+    from collections.abc import Mapping
 
     from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise `InvalidSettingError` unless `value` is one of `choices`."""
-    if value not in choices:
-        msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
-        raise InvalidSettingError(msg)
-
-
-def at_least_one(name: str, value: int) -> None:
-    """Raise `InvalidSettingError` unless `value` is a whole number of at least 1."""
-    if value < 1:
-        msg = f"{name} is {value!r}, expected a whole number of at least 1"
-        raise InvalidSettingError(msg)
-
-
-def positive(name: str, value: timedelta) -> None:
-    """Raise `InvalidSettingError` unless `value` is some time."""
-    if value.total_seconds() <= 0:
-        msg = f"{name} is {value}, expected more than nothing"
-        raise InvalidSettingError(msg)
-
-
-def fraction(name: str, value: float) -> None:
-    """Raise `InvalidSettingError` unless `value` is above 0 and at most 1."""
-    if not 0 < value <= 1:
-        msg = f"{name} is {value!r}, expected a fraction above 0 and at most 1"
-        raise InvalidSettingError(msg)
-
-
-def some_gib(name: str, value: float | None) -> None:
-    """Raise `InvalidSettingError` unless `value` is None, or a number of more than 0."""
-    if value is not None and not 0 < value < math.inf:
-        msg = f"{name} is {value!r}, expected a number of GiB that is more than 0"
-        raise InvalidSettingError(msg)
-
-
-def patterns(name: str, value: object) -> None:
-    """Raise `InvalidSettingError` unless `value` is None or a list of patterns."""
-    whole = isinstance(value, list | tuple) and all(isinstance(one, str) and one for one in value)
-    if value is not None and not whole:
-        msg = f"{name} is {value!r}, expected a list of patterns such as ['**/*.json']"
-        raise InvalidSettingError(msg)
 
 
 def is_of_a_save(error: CheckpointError) -> bool:

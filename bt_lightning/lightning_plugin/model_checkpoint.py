@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from typing_extensions import override
 
 from bt_lightning.errors import InvalidSettingError
+from bt_lightning.lightning_plugin.arguments import duration
 from bt_lightning.lightning_plugin.namespace import ModelCheckpoint
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class BTModelCheckpoint(ModelCheckpoint):
         save_top_k: how many to keep; -1 all, 0 none.
         save_last: also keep the newest under the name `last`, as a copy (True) or a link.
         every_n_train_steps: save every so many optimizer steps.
-        train_time_interval: save every so much time.
+        train_time_interval: save every so much time: a `timedelta`, or seconds as a number.
         every_n_epochs: save every so many epochs.
         save_on_train_epoch_end: save at the end of the train epoch instead of after validation.
         save_weights_only: leave optimizers out; such a checkpoint cannot be resumed.
@@ -44,7 +45,7 @@ class BTModelCheckpoint(ModelCheckpoint):
         save_top_k: int = 1,
         save_last: bool | Literal["link"] | None = None,
         every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
+        train_time_interval: timedelta | float | None = None,
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         save_weights_only: bool = False,
@@ -53,6 +54,9 @@ class BTModelCheckpoint(ModelCheckpoint):
         dirpath: str | Path | None = None,
         filename: str | None = None,
     ) -> None:
+        every = train_time_interval
+        if every is not None:
+            every = duration("train_time_interval", every)
         newer = {"save_on_exception": True} if save_on_exception else {}  # not in Lightning 2.4
         super().__init__(
             dirpath=dirpath,
@@ -64,7 +68,7 @@ class BTModelCheckpoint(ModelCheckpoint):
             save_weights_only=save_weights_only,
             mode=mode,
             every_n_train_steps=every_n_train_steps,
-            train_time_interval=train_time_interval,
+            train_time_interval=every,
             every_n_epochs=every_n_epochs,
             save_on_train_epoch_end=save_on_train_epoch_end,
             **newer,

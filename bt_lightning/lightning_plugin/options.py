@@ -7,38 +7,83 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bt_lightning.globs import Patterns
+from bt_lightning.lightning_plugin import arguments
 from bt_lightning.lightning_plugin.bt_source import BtSource
-from bt_lightning.lightning_plugin.checks import (
-    at_least_one,
-    fraction,
-    one_of,
-    patterns,
-    positive,
-    some_gib,
-)
 from bt_lightning.lightning_plugin.session import Resume, SessionConfig
 from bt_lightning.settings import Job, Settings, least_rate
 from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from datetime import timedelta
 
 
 _GIB = 2**30
 
 
+def _maybe(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """None says nothing; anything else is checked."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _among(*choices: str) -> Callable[[str, Any], Any]:
+    return lambda name, value: arguments.one_of(name, value, choices)
+
+
+def _whole(least: int) -> Callable[[str, Any], int]:
+    return lambda name, value: arguments.whole(name, value, least)
+
+
+def _interval(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return arguments.one_of(name, value, ("auto",))
+    return arguments.duration(name, value)
+
+
+def _rate(name: str, value: Any) -> float:
+    found = arguments.number(name, value, "a number of megabytes a second")
+    least_rate(name, found)
+    return found
+
+
+_CHECKED: dict[str, Callable[[str, Any], Any]] = {
+    "dir": _maybe(arguments.path),
+    "store": _maybe(arguments.path),
+    "load_dir": _maybe(arguments.path),
+    "resume": _among("auto", "require", "never", "weights"),
+    "strict": _maybe(arguments.flag),
+    "weights_only": _maybe(arguments.flag),
+    "exact": arguments.flag,
+    "on_error": _among("raise", "warn"),
+    "drain_timeout": arguments.duration,
+    "storage_options": _maybe(arguments.options),
+    "upload_mb_s": _maybe(_rate),
+    "content_md5": arguments.flag,
+    "project": _maybe(arguments.text),
+    "job": _maybe(arguments.text),
+    "snapshot": _among("auto", "lazy", "eager"),
+    "overlap": _among("wait", "skip", "latest"),
+    "arenas": _whole(1),
+    "arena_memory": _maybe(_whole(0)),
+    "grace": _maybe(arguments.duration),
+    "interval": _maybe(_interval),
+    "failures_every": arguments.duration,
+    "max_overhead": arguments.fraction,
+    "volume_size_gib": _maybe(arguments.gib),
+    "sync_files": arguments.flag,
+    "sync_include": _maybe(arguments.patterns),
+    "sync_exclude": _maybe(arguments.patterns),
+}
+"""Argument -> what its value becomes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The arguments of `BTLightning`, which documents them.
-
-    Raises:
-        InvalidSettingError: for a value that cannot be used.
-    """
+    """The arguments of `BTLightning`, which documents them."""
 
     dir: str | os.PathLike[str] | None
     store: str | None = field(repr=False)
@@ -69,25 +114,14 @@ class Options:
     settings: Settings = field(default_factory=Settings, repr=False)
     """What the environment says of what the user left open."""
 
-    def __post_init__(self) -> None:
-        one_of("resume", self.resume, ("auto", "require", "never", "weights"))
-        one_of("snapshot", self.snapshot, ("auto", "lazy", "eager"))
-        one_of("overlap", self.overlap, ("wait", "skip", "latest"))
-        at_least_one("arenas", self.arenas)
-        one_of("on_error", self.on_error, ("raise", "warn"))
-        patterns("sync_include", self.sync_include)
-        patterns("sync_exclude", self.sync_exclude)
-        positive("drain_timeout", self.drain_timeout)
-        positive("failures_every", self.failures_every)
-        fraction("max_overhead", self.max_overhead)
-        if self.grace is not None:
-            positive("grace", self.grace)
-        if isinstance(self.interval, timedelta):
-            positive("interval", self.interval)
-        elif self.interval is not None:
-            one_of("interval", self.interval, ("auto",))
-        some_gib("volume_size_gib", self.volume_size_gib)
-        least_rate("upload_mb_s", self.upload_mb_s)
+    @classmethod
+    def of(cls, **given: Any) -> Options:
+        """Options of the arguments as the user passed them.
+
+        Raises:
+            InvalidSettingError: for a value that cannot be used.
+        """
+        return cls(**{name: _CHECKED[name](name, value) for name, value in given.items()})
 
     def merged(self, environ: Mapping[str, str]) -> Options:
         """These, with what the environment says wherever the user said nothing.

@@ -255,7 +255,7 @@ def test_with_checkpoints_on_disk_a_dead_store_is_a_warning_at_the_start(
             "resume is 'yes', expected one of 'auto', 'require', 'never', 'weights'",
         ),
         ({"on_error": "ignore"}, "on_error is 'ignore', expected one of 'raise', 'warn'"),
-        ({"drain_timeout": timedelta(0)}, "drain_timeout is 0:00:00, expected more than nothing"),
+        ({"drain_timeout": timedelta(0)}, "drain_timeout is 0:00:00, expected seconds as a"),
     ],
 )
 def test_an_argument_that_cannot_be_used_fails_at_once(

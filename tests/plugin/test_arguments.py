@@ -1,0 +1,125 @@
+"""Every argument of `BTLightning`: what people write is taken, the rest refused by its name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from bt_lightning import BTLightning, BTModelCheckpoint, InvalidSettingError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+RUBBISH: dict[str, tuple[Any, ...]] = {
+    "dir": (3, b"runs", ["a"]),
+    "store": (3, b"s3://x"),
+    "load_dir": (3, {}),
+    "resume": (None, True, "yes", 1, ["auto"]),
+    "strict": ("false", 1, 0),
+    "weights_only": ("False", 0),
+    "exact": (None, "yes", 1),
+    "on_error": (None, "ignore", ["raise"]),
+    "drain_timeout": (None, "60", 0, -1, math.nan, math.inf, True, 1e300, timedelta(0)),
+    "storage_options": ("key=x", [1], {1: 2}),
+    "upload_mb_s": ("5", True, 0, 0.01, math.nan, math.inf),
+    "content_md5": (None, "yes"),
+    "project": (3, Path("x")),
+    "job": (3, b"x"),
+    "snapshot": (None, "fast", True),
+    "overlap": (None, "drop", ["wait"]),
+    "arenas": (None, "2", 0, -1, 1.0, True),
+    "arena_memory": ("1GB", -1, 1e9, True),
+    "grace": ("30", "0:00:30", 0, -5, math.nan, math.inf, False, timedelta(seconds=-1)),
+    "interval": ("often", 0, -1, math.nan, True, ["auto"], timedelta(0)),
+    "failures_every": (None, "5", 0, math.inf, timedelta(0)),
+    "max_overhead": (None, "5%", 0, 5, -0.1, math.nan, True),
+    "volume_size_gib": ("10", 0, -1, math.inf, math.nan, True),
+    "sync_files": (None, "no", 1),
+    "sync_include": ("*.json", [""], [1], 3),
+    "sync_exclude": ("*.json", [None], {"a": 1}),
+}
+
+
+def test_every_argument_is_tried() -> None:
+    assert set(RUBBISH) == set(inspect.signature(BTLightning).parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in RUBBISH.items() for value in values]
+)
+def test_rubbish_is_refused_at_once_by_its_name(name: str, value: object) -> None:
+    with pytest.raises(InvalidSettingError, match=f"^{name} is .*, expected"):
+        BTLightning(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["drain_timeout", "grace", "interval", "failures_every"])
+@pytest.mark.parametrize("value", [90, 90.0, np.float32(90), np.int64(90), timedelta(seconds=90)])
+def test_a_time_is_a_timedelta_or_seconds(name: str, value: Any) -> None:
+    options = BTLightning(**{name: value})._options
+    assert getattr(options, name) == timedelta(seconds=90)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = BTLightning(
+        arenas=np.int64(2),  # type: ignore[arg-type]
+        arena_memory=np.int64(10**9),  # type: ignore[arg-type]
+        upload_mb_s=np.float64(5),
+        volume_size_gib=np.int32(3),
+    )._options
+    assert (options.arenas, options.arena_memory) == (2, 10**9)
+    assert (options.upload_mb_s, options.volume_size_gib) == (5.0, 3.0)
+
+
+def test_a_store_may_be_a_path(tmp_path: Path) -> None:
+    assert BTLightning(store=tmp_path)._options.store == str(tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_refused_dictionary_is_not_shown() -> None:
+    """It holds passwords."""
+    with pytest.raises(InvalidSettingError) as caught:
+        BTLightning(storage_options=[{"secret": "hunter2hunter2"}])  # type: ignore[arg-type]
+    assert "hunter2" not in str(caught.value)
+    assert "of the type list" in str(caught.value)
+
+
+def test_a_model_checkpoint_takes_seconds_too() -> None:
+    found = BTModelCheckpoint(train_time_interval=90)._train_time_interval
+    assert found == timedelta(seconds=90)
+    with pytest.raises(InvalidSettingError, match="train_time_interval is '90', expected"):
+        BTModelCheckpoint(train_time_interval="90")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jsonargparse, by how it is called
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("20", 20), ("20.5", 20.5), ("12:00:00", 43200), ('"12:00:00"', 43200), ("0:00:20", 20)],
+)
+def test_the_command_line_of_lightning_takes_the_same(
+    runs: ModuleType, tmp_path: Path, text: str, seconds: float
+) -> None:
+    """YAML itself reads an unquoted 12:00:00 as the number of its seconds."""
+    from lightning.pytorch.cli import LightningCLI
+
+    config = tmp_path / "config.yaml"
+    lines = [f"      {name}: {text}" for name in ("grace", "failures_every", "interval")]
+    config.write_text(
+        "trainer:\n  logger: false\n  callbacks:\n"
+        "  - class_path: bt_lightning.BTLightning\n    init_args:\n" + "\n".join(lines)
+    )
+    cli = LightningCLI(
+        runs.Net,
+        run=False,
+        args=["--config", str(config)],
+        save_config_callback=None,
+        seed_everything_default=False,
+    )
+    (ours,) = [c for c in cli.trainer.callbacks if isinstance(c, BTLightning)]
+    expected = timedelta(seconds=seconds)
+    assert ours._options.grace == ours._options.failures_every == expected
+    assert ours._options.interval == expected
