@@ -24,6 +24,7 @@ from bt_lightning.layout import under
 from bt_lightning.store.port import ObjectInfo, redact, secrets_of
 from bt_lightning.store.retry import LateStore
 from bt_lightning.store.s3.failures import Failure
+from bt_lightning.store.s3.patience import Allowance
 from bt_lightning.store.s3.quick_config import Access, access
 from bt_lightning.store.s3.wire import Into, Network, Reply, Signed, Wire
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 _EMPTY: Final = hashlib.sha256().hexdigest()
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
-_LARGEST: Final = 64 * 1024 * 1024
-"""Bytes of an answer; what is larger is no small read."""
+_LARGEST: Final = Allowance(64 * 1024 * 1024)
+"""What is larger is no small read."""
 _CONNECT_S, _READ_S = 10.0, 60.0
 _OK, _PARTIAL, _MISSING = 200, 206, 404
 
@@ -228,7 +229,7 @@ class _Bucket:
         for again in (True, False):
             signed = sign(self._asked, path, query, datetime.now(timezone.utc), span)
             try:
-                return self._wire.exchange(signed, into=into, most_bytes=_LARGEST)
+                return self._wire.exchange(signed, into=into, allowance=_LARGEST)
             except (OSError, http.client.HTTPException, Failure) as error:
                 if not again or isinstance(error, TimeoutError):  # s3fs may wait as long again
                     raise _Doubt from error

@@ -1,35 +1,39 @@
 """HTTP/1.1 over connections that are kept: bodies go from, and come into, the caller's memory.
 
-`http.client` copies neither. Timeouts hold for each piece, not for a whole part, so that a slow
-link is no stalled one.
+`http.client` copies neither. Who makes progress is waited for, so that a slow link is no stalled
+one (`patience`); what answers without end, or too slowly, is left.
 """
 
 from __future__ import annotations
 
 import base64
 import collections
+import functools
 import http.client
+import io
 import select
-import ssl
 import threading
 import time
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.parallel import fill
 from bt_lightning.store.s3.failures import Failure
+from bt_lightning.store.s3.patience import Allowance, Arriving, Patience
+from bt_lightning.store.s3.sending import send_body
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
     from collections.abc import Callable, Mapping, Sequence
     from urllib.parse import SplitResult
 
     from bt_lightning.store.port import Arrived, Lent
 
-_ENCRYPTED_BYTES: Final = 256 * 1024
-_ERROR_BYTES: Final = 64 * 1024
+SMALL: Final = Allowance(64 * 1024, most_s=300.0)
+"""For answers that say no more than that something was done, and for errors."""
 _IDLE_S: Final = 15.0
 """A kept connection is used again within this time: servers close theirs from 20 s on."""
 
@@ -53,7 +57,7 @@ class Reply:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
-    """What came, unless it went into the caller's memory; cut off at what may be read of it."""
+    """What came, unless it went into the caller's memory; cut off after what is allowed."""
     filled: int = 0
     """Bytes that went into the caller's memory."""
 
@@ -94,12 +98,12 @@ class Wire:
         body: Lent | None = None,
         into: Into | None = None,
         proceed: Callable[[int], int] = int,
-        *,
-        most_bytes: int = _ERROR_BYTES,
+        allowance: Allowance = SMALL,
     ) -> Reply:
         """Send one request and read its answer; a good one's body goes `into` memory.
 
-        Without such memory, and of errors, at most `most_bytes` are read.
+        Without such memory, and of errors, no more is read than `allowance` says. No redirect is
+        followed.
 
         `proceed` is called with a number of bytes before they are sent; it may wait, or raise, and
         returns how many of them may be.
@@ -114,11 +118,21 @@ class Wire:
         try:
             if fresh:
                 connection.connect()
-                assert connection.sock is not None
-                connection.sock.settimeout(self._network.read_s)
-            _send(connection, signed, target, body, proceed)
+            assert connection.sock is not None
+            connection.sock.settimeout(self._network.read_s)
+            patience = Patience(connection.sock, self._network.read_s, _allowed(allowance, into))
+            try:
+                _send_head(connection, signed, target, body.size if body else 0)
+                if body is not None:
+                    send_body(connection.sock, body, proceed, patience)
+            except (BrokenPipeError, ConnectionResetError):
+                if not _readable(connection):
+                    raise
+                # the server has answered before it took all: the answer says why
+            answer = functools.partial(_Response, patience)
+            connection.response_class = cast("type[http.client.HTTPResponse]", answer)
             with connection.getresponse() as response:
-                reply = _read(response, into, most_bytes)
+                reply = _read(response, into, allowance.body_bytes)
                 kept = response.isclosed() and not response.will_close
         finally:
             if kept:
@@ -172,6 +186,14 @@ def proxy_headers(proxy: SplitResult) -> dict[str, str]:
     return {"Proxy-Authorization": "Basic " + base64.b64encode(user.encode()).decode("ascii")}
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer that is waited for with patience."""
+
+    def __init__(self, patience: Patience, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(Arriving(sock, self.fp.detach(), patience))
+
+
 class _Plain(http.client.HTTPConnection):
     """A connection without TLS, to the endpoint or to a proxy that passes requests on."""
 
@@ -194,59 +216,20 @@ def _readable(connection: Connection) -> bool:
     return bool(poll.poll(0))
 
 
-def _send(
-    connection: Connection,
-    signed: Signed,
-    target: str,
-    body: Lent | None,
-    proceed: Callable[[int], int],
-) -> None:
+def _allowed(allowance: Allowance, into: Into | None) -> Allowance:
+    """A body that goes into memory may be as large as that, and takes its time."""
+    if into is None:
+        return allowance
+    return Allowance(max(allowance.body_bytes, sum(map(len, into.targets))))
+
+
+def _send_head(connection: Connection, signed: Signed, target: str, size: int) -> None:
     connection.putrequest(signed.method, target)
     for name, value in {**signed.headers, **getattr(connection, "extra", {})}.items():
         connection.putheader(name, value)
-    size = body.size if body else 0
     if signed.method in {"PUT", "POST"}:
         connection.putheader("Content-Length", str(size))
-    try:
-        connection.endheaders()
-        start = 0
-        while start < size:
-            assert body is not None
-            ahead = min(BLOCK_BYTES - start % BLOCK_BYTES, size - start)
-            stop = start + proceed(ahead)
-            if isinstance(connection.sock, ssl.SSLSocket):
-                _send_encrypted(connection, body, start, stop)
-            else:
-                _send_plain(connection, body, start, stop)
-            start = stop
-    except (BrokenPipeError, ConnectionResetError):
-        if not _readable(connection):
-            raise
-        # the server has answered before it took all: the answer says why
-
-
-def _send_encrypted(connection: Connection, body: Lent, start: int, stop: int) -> None:
-    """Send a copy: encryption may wait for the network in the middle, each time up to a timeout."""
-    for first in range(start, stop, _ENCRYPTED_BYTES):
-        with body.look(first, min(first + _ENCRYPTED_BYTES, stop)) as piece:
-            copy = bytes(piece)
-        connection.send(copy)
-
-
-def _send_plain(connection: Connection, body: Lent, start: int, stop: int) -> None:
-    """Hand the bytes to the kernel, as many at a time as it takes without waiting."""
-    sock = connection.sock
-    assert sock is not None
-    timeout = sock.gettimeout()
-    assert timeout is not None  # of `Network`, on every connection
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    while start < stop:
-        if not poll.poll(1000 * timeout):
-            msg = f"the server took nothing for {timeout:g} s"
-            raise TimeoutError(msg)
-        with body.look(start, stop) as piece:
-            start += sock.send(piece)
+    connection.endheaders()
 
 
 def _read(response: http.client.HTTPResponse, into: Into | None, most_bytes: int) -> Reply:
