@@ -168,6 +168,29 @@ def generation_of(folder: str, checkpoint_id: str) -> int | None:
     return int(number) if name == checkpoint_id and number.isascii() and number.isdigit() else None
 
 
+def plain_folder(url: str) -> str | None:
+    """The path of a store that is a folder of this machine; None for a URL of another scheme.
+
+    A relative path without `./` is refused: it may be a URL whose scheme was forgotten, and would
+    become a folder of the working directory without a word.
+
+    Raises:
+        InvalidSettingError: it is such a path, or empty.
+    """
+    scheme, separator, rest = url.partition("://")
+    path = rest if separator else url
+    if separator and scheme not in {"file", "local"}:
+        return None
+    if path and (separator or path.startswith(("/", "./", "../")) or path in {".", ".."}):
+        return path
+    shown = url.rpartition("@")[2].removeprefix("~/")  # what stands before may be a secret
+    msg = (
+        f"the store {shown!r} is neither a URL nor an absolute path: write its scheme, as in"
+        f" s3://bucket/folder, or ./{shown} for a folder of the working directory"
+    )
+    raise InvalidSettingError(msg)
+
+
 def under(prefix: str, folder: str) -> str:
     """Key of `folder` below `prefix`, which may be empty."""
     return f"{prefix}/{folder}" if prefix else folder

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bt_lightning.globs import Patterns
+from bt_lightning.layout import plain_folder
 from bt_lightning.lightning_plugin import arguments
 from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.session import Resume, SessionConfig
@@ -127,13 +128,16 @@ class Options:
         """These, with what the environment says wherever the user said nothing.
 
         Raises:
-            InvalidSettingError: a variable cannot be used.
+            InvalidSettingError: a variable or the store's URL cannot be used.
         """
         settings = Settings.from_environ(environ)
+        store = self.store or settings.store_url
+        if store is not None:
+            plain_folder(store)  # or a forgotten scheme would be found out by a process later
         return replace(
             self,
             dir=os.fspath(self.dir) if self.dir is not None else settings.checkpoint_dir,
-            store=self.store or settings.store_url,
+            store=store,
             load_dir=os.fspath(self.load_dir) if self.load_dir is not None else settings.load_dir,
             storage_options=dict(self.storage_options or {}),
             grace=self.grace if self.grace is not None else settings.grace,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from bt_lightning.definitions import LatestCheckpoint, NamedCheckpoint, on_a_store
 from bt_lightning.definitions.checkpoints import LOADED_CHECKPOINTS
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.layout import slug
+from bt_lightning.layout import plain_folder, slug
 from bt_lightning.runtime.references import parse_reference
 from bt_lightning.runtime.spec import JobSpec, Nodes, Reference, shell
 from bt_lightning.runtime.torchrun import elastic
@@ -182,7 +182,9 @@ def _nodes(environ: Mapping[str, str], settings: Settings, num_gpus: int, nodes:
 def _store(wish: Wish, settings: Settings, machine: Machine) -> str | None:
     """The store's URL; a plain path, which means another folder in another directory, absolute."""
     url = wish.store or settings.store_url
-    return url if url is None or "://" in url else str(machine.directory / url)
+    if url is None or plain_folder(url) is None or "://" in url:
+        return url
+    return str(machine.directory / url)
 
 
 def _grace_s(wish: Wish, settings: Settings) -> float | None:

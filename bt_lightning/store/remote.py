@@ -14,6 +14,7 @@ from bt_lightning.errors import (
     InvalidSettingError,
     StoreTransientError,
 )
+from bt_lightning.layout import plain_folder
 from bt_lightning.store import azure, gcs
 from bt_lightning.store.bandwidth import Bandwidth
 from bt_lightning.store.local import LocalStore
@@ -252,12 +253,14 @@ def open_store(
     limit.
 
     Raises:
-        InvalidSettingError: nobody knows the scheme, or its package is not installed.
+        InvalidSettingError: nobody knows the scheme, its package is not installed, or the path is
+            relative and does not say so by `./`.
         StoreError: the options were refused.
     """
-    scheme = url.partition("://")[0] if "://" in url else ""
-    if scheme in {"", "file", "local"}:
-        return LocalStore(Path(url.partition("://")[2] if scheme else url).absolute())
+    folder = plain_folder(url)
+    if folder is not None:
+        return LocalStore(Path(folder).absolute())
+    scheme = url.partition("://")[0]
     options = storage_options or {}
     if scheme in _S3:
         from bt_lightning.store.s3.quick import quick

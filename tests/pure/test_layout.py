@@ -18,6 +18,7 @@ from bt_lightning.layout import (
     check_member,
     generation_of,
     job_prefix,
+    plain_folder,
     slug,
     store_folder,
     under,
@@ -206,3 +207,28 @@ def test_an_empty_prefix_adds_no_slash():
 @given(ids)
 def test_an_accepted_id_can_be_made_a_path_of_this_machine(checkpoint_id):
     os.fsencode(checkpoint_id)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/a/b", "/a/b"),
+        ("./a", "./a"),
+        ("../a", "../a"),
+        (".", "."),
+        ("file:///a", "/a"),
+        ("file://a/b", "a/b"),
+        ("local:///a", "/a"),
+        ("s3://bucket/a", None),
+        ("memory://a", None),
+    ],
+)
+def test_a_folder_is_told_from_a_url(url, path):
+    assert plain_folder(url) == path
+
+
+@pytest.mark.parametrize("url", ["", "a", "a/b", "~/a", "s3:/bucket", "key:hunter2@bucket", ".a/b"])
+def test_a_path_that_may_be_a_url_without_its_scheme_is_refused(url):
+    with pytest.raises(InvalidSettingError, match="s3://") as caught:
+        plain_folder(url)
+    assert "hunter2" not in str(caught.value)

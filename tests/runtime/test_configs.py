@@ -121,7 +121,7 @@ def test_what_only_baseten_has_is_refused(runner, config):
         "load_checkpoint_config=definitions.LoadCheckpointConfig(enabled=True, checkpoints=["
         "definitions.LoopsCheckpoint.from_checkpoint(run_id='r', checkpoint_name='c')]),"
     )
-    _, err = runner("--store", "store", config(loops), env={"HF_TOKEN": "x"}, code=2)
+    _, err = runner("--store", "./store", config(loops), env={"HF_TOKEN": "x"}, code=2)
     assert "Loops" in err
 
 
@@ -146,7 +146,7 @@ def test_the_example_trains_to_its_end(runner, tmp_path):
     for file in EXAMPLES.glob("*.py"):
         shutil.copy(file, tmp_path)
     env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    process = runner.start("--store", "store", "--job-id", "j", "config.py", env=env)
+    process = runner.start("--store", "./store", "--job-id", "j", "config.py", env=env)
     out, err = process.communicate(timeout=250)
     assert process.returncode == 0, f"{out}\n{err}"
     record = runner.record()

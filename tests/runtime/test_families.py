@@ -100,7 +100,7 @@ def test_a_disk_that_the_command_fills_at_once_keeps_its_small_files_going(
     """The worker begins when nothing can be written down any more."""
     root = small_disk(1 << 20)
     line = "cd $BT_CHECKPOINT_DIR; echo x > result.json; dd if=/dev/zero of=big bs=64k; exit 0"
-    _, err = runner("--store", "store", "--dir", root, "--job-id", "j", "--", "sh", "-c", line)
+    _, err = runner("--store", "./store", "--dir", root, "--job-id", "j", "--", "sh", "-c", line)
     assert "Traceback" not in err
     (sent,) = (tmp_path / "store").rglob("result.json")
     assert sent.read_text() == "x\n"

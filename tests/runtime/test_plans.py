@@ -93,8 +93,10 @@ def test_what_baseten_set_already_is_kept():
         ({"BT_NUM_GPUS": "two"}, {}, "BT_NUM_GPUS is 'two'"),
         ({}, {"job_id": "../x"}, "job id"),
         ({}, {"load": ("latest",)}, "no store is named"),
-        ({}, {"load": ("a/../b",), "store": "s"}, "cannot be used"),
-        ({}, {"load": ("",), "store": "s"}, "names no checkpoint"),
+        ({}, {"load": ("a/../b",), "store": "/s"}, "cannot be used"),
+        ({}, {"load": ("",), "store": "/s"}, "names no checkpoint"),
+        ({}, {"store": "runs/exp"}, "neither a URL nor an absolute path"),
+        ({"BT_STORE_URL": "runs/exp"}, {}, "neither a URL nor an absolute path"),
         ({}, {"processes": 2}, "--elastic"),
     ],
 )
@@ -105,9 +107,9 @@ def test_a_wish_of_no_use_is_refused_before_anything_runs(environ, wish, said):
 
 def test_what_is_loaded_has_a_folder_of_its_own_job():
     """Another job's leftovers in Baseten's shared default would be resumed from."""
-    spec = plan(load=("latest",), store="s", job_id="me")
+    spec = plan(load=("latest",), store="/s", job_id="me")
     assert str(spec.load_dir) == "/tmp/loaded_checkpoints/me"
-    assert str(plan(load=("latest",), store="s", load_dir="/d").load_dir) == "/d"
+    assert str(plan(load=("latest",), store="/s", load_dir="/d").load_dir) == "/d"
     assert plan().load_dir is None
 
 

@@ -246,10 +246,20 @@ def test_a_path_and_a_file_url_are_the_same_folder(tmp_path, url):
 
 def test_a_relative_path_is_taken_from_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    store = open_store("some/folder")
+    store = open_store("./some/folder")
     store.put("key", b"x")
     assert (tmp_path / "some/folder/key").exists()
     assert store.name == (tmp_path / "some/folder").as_uri()
+
+
+@pytest.mark.parametrize(
+    "url", ["some/folder", "folder", "~/folder", "s3:/bucket/x", "", "file://"]
+)
+def test_a_url_whose_scheme_was_forgotten_makes_no_folder(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidSettingError, match=r"s3://bucket/folder.*\./"):
+        open_store(url)
+    assert list(tmp_path.iterdir()) == []
 
 
 # secrets

@@ -87,6 +87,14 @@ class Api:
             raise failure
         raise AssertionError
 
+    def url(self, key: str, expires_s: int) -> str:
+        """A URL that lets whoever has it read an object: a secret."""
+        try:
+            signed = sync(self._fs.loop, self._signed, "get_object", {"Key": key}, expires_s)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise failures.of_exception(error) from None
+        return str(signed.url)
+
     async def _client(self) -> Any:
         await self._fs.set_session()
         return await self._fs.get_s3(self.bucket)
@@ -111,7 +119,9 @@ class Api:
         answer: dict[str, Any] = await method(**self._parameters(client, operation, parameters))
         return answer
 
-    async def _signed(self, operation: str, parameters: dict[str, Any]) -> Signed:
+    async def _signed(
+        self, operation: str, parameters: dict[str, Any], expires_s: int = _EXPIRES_S
+    ) -> Signed:
         client = await self._client()
         events = client.meta.events
         events.register_first("choose-signer.s3", _choose_signer, unique_id=f"{_NAME}-choose")
@@ -122,7 +132,7 @@ class Api:
             url = await client.generate_presigned_url(
                 operation,
                 Params=self._parameters(client, operation, parameters),
-                ExpiresIn=_EXPIRES_S,
+                ExpiresIn=expires_s,
             )
         finally:
             _signing.reset(token)

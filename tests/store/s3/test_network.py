@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
+import urllib.request
 from types import SimpleNamespace
 
 import pytest
@@ -188,3 +189,14 @@ def test_a_server_that_knows_no_checksum_is_asked_once(s3, s3_url, memory):
         store.send(memory(DATA), "key")
     assert store._uploader._choice.candidates() == (None,)
     assert store.read("key") == DATA
+
+
+def test_urls_are_signed_by_version_4(s3, s3_url, connect):
+    """Version 2 reads no object under a key of KMS, and no region takes it that is younger."""
+    for store in (open_store(s3_url, s3.options), connect()):
+        store.put("a/b c", DATA)
+        url = store.sign("a/b c", 60)
+        assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
+        assert "X-Amz-Expires=60" in url
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.read() == DATA
