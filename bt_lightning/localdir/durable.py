@@ -22,6 +22,7 @@ from bt_lightning.layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.localdir.beneath import new_file
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.files import opened, sync_directory, write_out
+from bt_lightning.localdir.locks import lock, naming, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _TRIES = 8
 _REPLACED = "replaced-"
@@ -64,29 +64,6 @@ def temporary(root: Path) -> Iterator[Path]:
         os.close(owner)
 
 
-def try_lock(descriptor: int) -> bool:
-    """Take the exclusive lock that dies with this process; False if another process has it.
-
-    A file system without locks counts as free: one writer to a directory is the rule there.
-    """
-    try:
-        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def lock(descriptor: int, operation: int) -> None:
-    """Call flock(2); a file system without locks counts as free."""
-    try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-
-
 def publish_directory(built: Path, final: Path, root: Path, *, replace: bool = True) -> None:
     """Give the finished directory `built` its `final` name, durably; replace what is there.
 
@@ -98,20 +75,13 @@ def publish_directory(built: Path, final: Path, root: Path, *, replace: bool = T
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     sync_directory(built)
-    if not replace:
-        rename_new(built, final)
-    elif not os.path.lexists(final):
-        os.rename(built, final)
-    elif not _renameat2(built, final, _RENAME_EXCHANGE):
-        waiting = _set_aside(final, root)
-        try:
+    with naming(root):
+        if not replace:
+            rename_new(built, final)
+        elif not os.path.lexists(final):
             os.rename(built, final)
-        except BaseException:
-            if not os.path.lexists(final):
-                os.rename(waiting / _CONTENT, final)  # if this fails too, the next sweep does it
-            raise
-        sync_directory(final.parent)
-        discard(waiting)
+        elif not _renameat2(built, final, _RENAME_EXCHANGE):
+            _replace(built, final, root)
     parent = final.parent
     sync_directory(parent)
     while parent != root and root in parent.parents:
@@ -119,17 +89,25 @@ def publish_directory(built: Path, final: Path, root: Path, *, replace: bool = T
         sync_directory(parent)
 
 
-def delete_directory(path: Path, root: Path) -> None:
+def delete_directory(path: Path, root: Path, digest: str | None = None) -> bool:
     """Take the name away first, so that nobody sees half a checkpoint; then delete the bytes.
 
-    One rename, which needs no room where the trash is there already (`make_trash`).
+    With `digest`, only if the manifest there is still the one with that digest: somebody may just
+    have put a newer generation in its place. One rename, which needs no room where the trash is
+    there already (`make_trash`). Returns whether this call took the name away.
     """
     make_trash(root)
     waiting = trash(root) / f"{_DELETED}{uuid.uuid4().hex}"
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, waiting)
-        sync_directory(path.parent)
-        discard(waiting)
+    try:
+        with naming(root):
+            if digest is not None and read_manifest(path).digest != digest:
+                return False
+            os.rename(path, waiting)
+    except FileNotFoundError:  # or `CheckpointNotFoundError`
+        return False
+    sync_directory(path.parent)
+    discard(waiting)
+    return True
 
 
 def make_trash(root: Path) -> None:
@@ -284,6 +262,19 @@ def _is_owned(path: Path) -> bool:
             return not try_lock(descriptor)
     except OSError:
         return False
+
+
+def _replace(built: Path, final: Path, root: Path) -> None:
+    """Give `built` the name `final` in two renames; the old one is put back if the second fails."""
+    waiting = _set_aside(final, root)
+    try:
+        os.rename(built, final)
+    except BaseException:
+        if not os.path.lexists(final):
+            os.rename(waiting / _CONTENT, final)  # if this fails too, the next sweep does it
+        raise
+    sync_directory(final.parent)
+    discard(waiting)
 
 
 def _set_aside(path: Path, root: Path) -> Path:

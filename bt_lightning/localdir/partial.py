@@ -13,16 +13,9 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from bt_lightning.localdir.durable import (
-    children,
-    discard,
-    lock,
-    partials,
-    publish_directory,
-    temporary,
-    try_lock,
-)
+from bt_lightning.localdir.durable import children, discard, partials, publish_directory, temporary
 from bt_lightning.localdir.files import opened
+from bt_lightning.localdir.locks import lock, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,9 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from bt_lightning.localdir.durable import delete_directory, lock, try_lock
+from bt_lightning.localdir.durable import delete_directory
 from bt_lightning.localdir.files import opened
+from bt_lightning.localdir.locks import lock, try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path

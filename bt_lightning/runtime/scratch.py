@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import xxhash
 
-from bt_lightning.localdir.durable import try_lock
+from bt_lightning.localdir.locks import try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import JobRunningError, LeaseHeldError
 from bt_lightning.layout import DOT_DIR, run_folder
-from bt_lightning.localdir.durable import try_lock
+from bt_lightning.localdir.locks import try_lock
 from bt_lightning.store.lease import EXPIRES_S, Lease
 
 if TYPE_CHECKING:

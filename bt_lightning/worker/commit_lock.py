@@ -1,18 +1,62 @@
-"""The lock that says whether a worker still commits: a new run waits for it."""
+"""The lock of whoever commits to a directory, and deletes from it: a new run waits for it."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.durable import try_lock
+from bt_lightning.localdir.locks import lock, try_lock
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _PATIENCE_S = 0.02
+
+
+class CommitLock:
+    """One process's hold on it. The kernel drops it with the process."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._descriptor: int | None = None
+        self._changing = threading.Lock()
+
+    def take(self) -> None:
+        """Have it until `give_up`; waits for who has it. Called by one thread."""
+        descriptor = self._opened()
+        lock(descriptor, fcntl.LOCK_EX)
+        with self._changing:
+            self._descriptor = descriptor
+
+    def give_up(self) -> None:
+        """Let a new run begin; waits for what is done in a `held` block."""
+        with self._changing:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """Whether this process has it while the block lasts: it is taken if it is free."""
+        with self._changing:
+            if self._descriptor is not None:
+                yield True
+                return
+            descriptor = self._opened()
+            try:
+                yield try_lock(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _opened(self) -> int:
+        (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
+        return os.open(commit_lock(self._root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def wait_for_commits(root: Path, limit_s: float) -> bool:

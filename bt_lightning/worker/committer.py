@@ -6,7 +6,6 @@ killed is started again, and told again) it commits once.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import threading
@@ -14,18 +13,15 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError
-from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.durable import lock, sweep_temporaries
+from bt_lightning.localdir.durable import sweep_temporaries
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, Published, Withdrawn
-from bt_lightning.worker.commit_lock import commit_lock
-from bt_lightning.worker.keeper import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from bt_lightning.worker.ahead import Offer
-    from bt_lightning.worker.room import RoomMaker
+    from bt_lightning.worker.commit_lock import CommitLock
+    from bt_lightning.worker.keeper import Keeper
 
 Outcome = Committed | CommitFailed | Withdrawn
 
@@ -33,30 +29,29 @@ Outcome = Committed | CommitFailed | Withdrawn
 class Committer:
     """The queue of images, and the thread that writes them.
 
-    `done` is called for each outcome, and with None when `idle` may have changed; `offer` when a
-    large file of an image is described, and may be sent before it is on the disk.
+    `done` is called for each outcome, and with None when `idle` may have changed.
     """
 
     def __init__(
         self,
         root: Path,
+        keeper: Keeper,
+        lock: CommitLock,
         done: Callable[[Outcome | Published | None], None],
-        offer: Callable[[Offer], None] = lambda _: None,
         *,
         start: bool = True,
-        room: RoomMaker,
     ) -> None:
         """`start=False` for a worker that no training process gives images to."""
         self._root = root
+        self._keeper = keeper
+        self._lock = lock
         self._done = done
-        self._keeper = Keeper(root, room, offer)
         self._arenas: dict[int, memoryview] = {}
         self._jobs: deque[tuple[CommitImage, memoryview]] = deque()
         """Each with its arena, which may be dropped while it waits."""
         self._working = False
         self._leaving = False
         self._changed = threading.Condition()
-        self._owner: int | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning commits")
         if start:
             self._thread.start()
@@ -100,13 +95,13 @@ class Committer:
             self._changed.notify()
 
     def _run(self) -> None:
-        self._own()
+        self._lock.take()  # a new run waits for it: this commit may be its newest checkpoint
+        sweep_temporaries(self._root)  # of a worker that was killed over its commit
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._leaving)
                 if not self._jobs:
-                    self._disown()
-                    return
+                    break
                 job, arena = self._jobs.popleft()
                 self._working = True
             try:
@@ -119,15 +114,4 @@ class Committer:
             with self._changed:
                 self._working = False
             self._done(None)
-
-    def _own(self) -> None:
-        """Hold the lock that a new run waits for: this commit may be its newest checkpoint."""
-        (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
-        self._owner = os.open(commit_lock(self._root), os.O_RDWR | os.O_CREAT, 0o666)
-        lock(self._owner, fcntl.LOCK_EX)
-        sweep_temporaries(self._root)  # of a worker that was killed over its commit
-
-    def _disown(self) -> None:
-        assert self._owner is not None
-        os.close(self._owner)
-        self._owner = None
+        self._lock.give_up()

@@ -18,22 +18,21 @@ from bt_lightning.errors import (
 )
 from bt_lightning.layout import MARKER, part_name, store_folder, under
 from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
-from bt_lightning.localdir.durable import delete_directory, empty_trash
 from bt_lightning.localdir.owner import owner_of
-from bt_lightning.localdir.protect import is_protected
 from bt_lightning.localdir.requests import forget_removal, request_removal, requested_removals
 from bt_lightning.localdir.uploading import UploadMeter
 from bt_lightning.manifest import Manifest
-from bt_lightning.retention import Committed, removable, superseded
+from bt_lightning.retention import Committed, removable
 from bt_lightning.store import removals
 from bt_lightning.store.catalog import Listing, look
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.publish import Base, Tenure, publish, send_ahead
 from bt_lightning.store.sent import Sent
 from bt_lightning.store.unpublish import give_up_uploads, unpublish
+from bt_lightning.worker.remover import Remover
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from bt_lightning.store.port import Store
@@ -53,16 +52,18 @@ class Duties:
         *,
         check: Callable[[], None] = lambda: None,
         files: LooseFiles | None = None,
+        remover: Remover | None = None,
     ) -> None:
-        """`check` is called between two files; what it raises ends the unit, for others to do.
+        """`remover` deletes from the disk; it heeds `pinned` as well.
 
+        `check` is called between two files; what it raises ends the unit, for others to do.
         `files` are those that belong to no checkpoint, if they are to be sent; none without a
         store.
         """
         self._root = root
         self._store = store
         self._prefix = prefix
-        self._pinned = pinned
+        self._remover = Remover(root, pinned) if remover is None else remover
         self._check = check
         self.files = files
         self._loose: dict[str, int] = {}
@@ -129,12 +130,12 @@ class Duties:
         local, _ = list_committed(self._root)
         stored = list((self._stored or {}).items())  # another thread may be adding to it
         published = {manifest.digest for _, manifest in stored}
-        requested = requested_removals(self._root) | self._superseded(local)
+        requested = requested_removals(self._root) | self._remover.superseded(local)
         wanted = [found for found in local if found.manifest.digest not in requested] or local
         unsent = {f.path.as_posix(): f for f in wanted if f.manifest.digest not in published}
         sent = [Committed.of(folder, manifest) for folder, manifest in stored]
         entries = [Committed.of(place, found.manifest) for place, found in unsent.items()]
-        for entry in removable(sent + entries, requested, self._kept(local)):
+        for entry in removable(sent + entries, requested, self._remover.kept(local)):
             unsent.pop(entry.place, None)  # or it would be sent, deleted, and sent again
         return [f for f in unsent.values() if f.manifest.digest not in self._damaged]
 
@@ -152,13 +153,14 @@ class Duties:
             manifest = found.manifest
             self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
             try:
-                folder = publish(
-                    self._store,
-                    self._prefix,
-                    found,
-                    base=self._base(stored),
-                    tenure=self._tenure,
-                )
+                with self._remover.sending(manifest):
+                    folder = publish(
+                        self._store,
+                        self._prefix,
+                        found,
+                        base=self._base(stored),
+                        tenure=self._tenure,
+                    )
             except (CheckpointNotFoundError, CheckpointExistsError):
                 # replaced here, or taken there, meanwhile: the next look sees which
                 self._begun[store_folder(manifest.checkpoint_id, manifest.generation)] = None
@@ -235,15 +237,7 @@ class Duties:
 
     def delete_local(self) -> None:
         """Delete from the disk whatever was asked to go and may; needs no store."""
-        empty_trash(self._root)
-        local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
-        wanted_gone = requested_removals(self._root) | self._superseded(local.values())
-        if not wanted_gone:
-            return
-        entries = [Committed.of(place, found.manifest) for place, found in local.items()]
-        for entry in removable(entries, wanted_gone, self._kept(local.values())):
-            if entry.digest in wanted_gone:  # an older generation elsewhere on disk is the user's
-                delete_directory(local[entry.place].path, self._root)
+        self._remover.clear()
 
     def delete_stored(self) -> None:
         """Delete from the store whatever may go there, and drop the requests that are done.
@@ -259,30 +253,18 @@ class Duties:
         if self._store is not None:
             stored = self._known_store(self._store)
             entries = [Committed.of(folder, manifest) for folder, manifest in stored.items()]
-            for entry in removable(entries, requested, self._kept(local)):
+            for entry in removable(entries, requested, self._remover.kept(local)):
                 if self._unpublish(self._store, entry.place):  # what is protected stays
                     del stored[entry.place]
             left |= {manifest.digest for manifest in stored.values()}
         for digest in requested - left:
             forget_removal(self._root, digest)
 
-    def _superseded(self, local: Iterable[LocalCheckpoint]) -> frozenset[str]:
-        """Digests of the interim checkpoints of the disk that a newer one stands in for."""
-        local = list(local)
-        if not any(found.manifest.interim for found in local):
-            return frozenset()
-        entries = [Committed.of(found.path.as_posix(), found.manifest) for found in local]
-        return superseded(entries) - self._kept(local)
-
-    def _kept(self, local: Iterable[LocalCheckpoint]) -> set[str]:
-        """Digests of what no rule deletes, from the disk or from the store."""
-        protected = {found.manifest.digest for found in local if is_protected(found.path)}
-        return protected.union(self._pinned)
-
     def _take_requests(self, store: Store) -> None:
         asked = removals.requested_removals(store, self._prefix)
         for digest in asked:
             request_removal(self._root, digest)
+            self._remover.wake()
         removals.forget_removals(store, self._prefix, asked)
 
     @property

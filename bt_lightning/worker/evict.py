@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.away import note_away
 from bt_lightning.localdir.events import note
-from bt_lightning.localdir.reading import evict as evict_directory
 from bt_lightning.localdir.room import Disk, measure, usage
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Eviction:
 
 
 def evict(duties: SparingDuties, plan: Eviction, refusal: str | None) -> str:
-    """Delete what was asked to go, then copies of what the store has, until there is room.
+    """Delete copies of what the store has, until there is room.
 
     The rule: a copy goes only if the store, asked just before, holds that very checkpoint with
     every file in its length, and this process has the lease then; if nobody reads it; and if it is
@@ -61,9 +60,6 @@ def evict(duties: SparingDuties, plan: Eviction, refusal: str | None) -> str:
     Raises:
         StoreError: the store did not say that it has it: what was not deleted by then stays.
     """
-    duties.delete_local()
-    if plan.over:
-        return ""
     if refusal is not None:
         return f"the store does not answer: {refusal}"
     while True:
@@ -83,7 +79,7 @@ def _evict_all(
         if plan.over:
             return
         if duties.is_stored(found.manifest):
-            _evict(plan, found)
+            _evict(duties, plan, found)
 
 
 def _sent_one(duties: SparingDuties, plan: Eviction, candidates: Sequence[LocalCheckpoint]) -> bool:
@@ -99,11 +95,11 @@ def _enough(plan: Eviction, found: Sequence[LocalCheckpoint]) -> bool:
     return sum(usage(each.path) for each in found) >= plan.short(measure(plan.root, plan.budget))
 
 
-def _evict(plan: Eviction, found: LocalCheckpoint) -> None:
+def _evict(duties: SparingDuties, plan: Eviction, found: LocalCheckpoint) -> None:
     manifest, size = found.manifest, usage(found.path)
     with contextlib.suppress(OSError):  # so full that it must go first
         note_away(plan.root, manifest)
-    if not evict_directory(found.path, plan.root):
+    if not duties.remover.evict(found.path):
         return
     plan.evicted.append(manifest.checkpoint_id)
     with contextlib.suppress(OSError):  # an event is no checkpoint

@@ -19,7 +19,6 @@ from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.localdir.commit import commit_files, write_hint
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.direct import BLOCK, write_image
-from bt_lightning.localdir.durable import delete_directory
 from bt_lightning.localdir.events import note
 from bt_lightning.localdir.room import is_full, planned
 from bt_lightning.manifest import FileEntry, Manifest
@@ -74,6 +73,7 @@ class Keeper:
             CheckpointError, OSError: it cannot be committed; not for want of room.
         """
         started, cpu = time.monotonic(), time.process_time()
+        self._room.settle()
         final = self._root / check_checkpoint_id(job.checkpoint_id)
         try:
             kept = self._found(job, final) or self._kept(job, arena, final)
@@ -132,8 +132,9 @@ class Keeper:
 
         The newer one is in the store. A reader of the name finds it there.
         """
-        if _standing(final) is not None:
-            delete_directory(final, self._root)
+        standing = _standing(final)
+        if standing is not None:
+            self._room.retire(final, standing.digest)
 
     def _kept(self, job: CommitImage, arena: memoryview, final: Path) -> _Kept:
         """Commit on the disk, when need be in place of copies; else in the store.

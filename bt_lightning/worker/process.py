@@ -4,8 +4,8 @@ It lives as long as the training process, and after that until everything in the
 and the outbox is empty, or its deadline is over. SIGINT is ignored (Ctrl-C reaches the whole
 group). SIGTERM, which a platform sends to every process, means: hurry; the training process decides
 what is still to be saved. The end of the pipe, also by SIGKILL of the trainer, means: drain, then
-leave. Commits and publishing each have a thread: a slow store holds up no commit, and neither holds
-up a message.
+leave. Commits, removals and publishing each have a thread: a slow store holds up neither a commit
+nor a removal, and none of them holds up a message.
 """
 
 from __future__ import annotations
@@ -47,10 +47,13 @@ from bt_lightning.messages import (
 from bt_lightning.store.port import redact
 from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.worker.answers import Answers
+from bt_lightning.worker.commit_lock import CommitLock
 from bt_lightning.worker.committer import Committer, Outcome
 from bt_lightning.worker.files import LooseFiles
+from bt_lightning.worker.keeper import Keeper
 from bt_lightning.worker.priority import lower_priority, stand_apart
 from bt_lightning.worker.publisher import Publisher
+from bt_lightning.worker.remover import Remover
 from bt_lightning.worker.room import RoomMaker
 from bt_lightning.worker.sparing import SparingDuties
 from bt_lightning.worker.turn import Turn, stand_by
@@ -97,6 +100,8 @@ class _Loop:
         self._parent = parent.pid if parent is not None else os.getppid()
         self._root = Path(config.root)
         self._publisher: Publisher | None = None
+        self._remover: Remover | None = None
+        self._lock = CommitLock(self._root)
         self._stopped = False
         self._orphaned = False  # no one listens any more
         self._conn_ended = False  # as a thread found when it had something to say
@@ -112,15 +117,13 @@ class _Loop:
             self._root,
             config.budget,
             lambda: self._publisher,
+            lambda: self._remover,
             has_store=config.store_url is not None,
         )
         self._answers = Answers(config, self._room)
+        keeper = Keeper(self._root, self._room, self._offered)
         self._committer = Committer(
-            self._root,
-            self._committed,
-            self._offered,
-            room=self._room,
-            start=not config.standby,
+            self._root, keeper, self._lock, self._committed, start=not config.standby
         )
 
     def run(self) -> None:
@@ -128,6 +131,8 @@ class _Loop:
         while not self._finished():
             self._receive()
             self._answer_drain()
+        if self._remover is not None and not self._config.standby:
+            self._remover.leave()
         if self._publisher is not None:
             self._publisher.leave()
 
@@ -199,7 +204,12 @@ class _Loop:
             return False
         publisher = self._publisher
         done = publisher is None or publisher.idle or publisher.permanent
-        return (self._committer.idle and done) or time.monotonic() >= self._ends_at
+        return (self._settled and done) or time.monotonic() >= self._ends_at
+
+    @property
+    def _settled(self) -> bool:
+        """Whether nothing is left to do on the disk."""
+        return self._committer.idle and (self._remover is None or self._remover.idle)
 
     def _say(self, message: object) -> None:
         if not self._orphaned and not self._conn_ended:
@@ -233,20 +243,7 @@ class _Loop:
             case CheckStore() | ListStore() | Fetch() | Verify() | MakeRoom():
                 self._say(self._answers.answer(message))
             case Begin(pinned):
-                store = (
-                    RetryingStore(LateStore(self._answers.open)) if self._config.store_url else None
-                )
-                standby = self._config.standby
-                turn = Turn(self._root, standby=standby)
-                if standby and self._config.store_url:
-                    stand_by(self._root, self._config.store_url, self._config.prefix)
-                files = self._files() if store is not None else None
-                duties = SparingDuties(
-                    self._root, store, self._config.prefix, pinned, check=turn.check, files=files
-                )
-                self._publisher = Publisher(
-                    self._root, duties, turn, self._published, standby=standby
-                )
+                self._begin(pinned)
             case CommitImage():
                 self._committer.put(message)
             case Withdraw(number):
@@ -265,7 +262,29 @@ class _Loop:
                 msg = f"the worker got {message!r}, which it does not know"
                 raise TypeError(msg)
 
+    def _begin(self, pinned: frozenset[str]) -> None:
+        """From now on delete and publish."""
+        url, standby = self._config.store_url, self._config.standby
+        self._remover = Remover(
+            self._root, pinned, self._lock, lambda: self._published(None), start=not standby
+        )
+        turn = Turn(self._root, standby=standby)
+        if standby and url:
+            stand_by(self._root, url, self._config.prefix)
+        duties = SparingDuties(
+            self._root,
+            RetryingStore(LateStore(self._answers.open)) if url else None,
+            self._config.prefix,
+            pinned,
+            check=turn.check,
+            files=self._files() if url else None,
+            remover=self._remover,
+        )
+        self._publisher = Publisher(self._root, duties, turn, self._published, standby=standby)
+
     def _wake(self, *, hurry: bool = False) -> None:
+        if self._remover is not None:
+            self._remover.wake()
         if self._publisher is not None:
             if hurry:
                 self._publisher.hurry(gone=self._orphaned or self._config.standby)
@@ -282,7 +301,7 @@ class _Loop:
             return
         publisher = self._publisher
         over = time.monotonic() >= self._drain_by
-        if not over and not self._committer.idle:
+        if not over and not self._settled:
             return
         waiting: tuple[str, ...] = ()
         reason = None

@@ -168,7 +168,7 @@ class Publisher:
             self._looks.go_on()
 
     def leave(self) -> None:
-        """Delete what may go here, and let other processes publish; nothing is done after it.
+        """Let other processes publish; nothing is done after it.
 
         A unit under way is waited for, but not long: the store may hang.
         """
@@ -177,7 +177,7 @@ class Publisher:
             self._errands.close()
             idle = self.changed.wait_for(lambda: not self._working, _LEAVE_S)
             if idle and self._turn.held:
-                if self._may_delete:
+                if self._standby and self._may_delete:
                     with contextlib.suppress(OSError):  # the next start tries again
                         self._duties.delete_local()
                 self._duties.leave()
@@ -273,8 +273,8 @@ class Publisher:
         """Publish one checkpoint, and delete what may go; return what was published."""
         self._turn.check()
         deletes = self._may_delete
-        if deletes:
-            self._duties.delete_local()  # first: a store that is down must not fill the disk
+        if deletes and self._standby:  # else the remover's thread does it
+            self._duties.delete_local()
         if offer is not None:
             self._duties.send_ahead(offer)
         done = self._duties.publish_next()

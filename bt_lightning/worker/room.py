@@ -1,7 +1,8 @@
 """Room on the disk for one more checkpoint, made by deleting what the store has as well.
 
-What is asked for here is done by the publisher's thread, between two of its units: it alone knows
-the store, and has the lease.
+What may go from the disk anyhow goes first, on the caller's thread: that needs no store. All else
+is done by the publisher's thread, between two of its units: it alone knows the store, and has the
+lease.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
-from bt_lightning.localdir.durable import empty_trash
+from bt_lightning.localdir.durable import delete_directory
 from bt_lightning.localdir.room import measure
 from bt_lightning.messages import Room
 from bt_lightning.worker.evict import Eviction, evict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
     from bt_lightning.store.sources import DescribedSource
     from bt_lightning.worker.publisher import Publisher
+    from bt_lightning.worker.remover import Remover
 
 
 class RoomMaker:
@@ -32,14 +34,16 @@ class RoomMaker:
         root: Path,
         budget: int | None,
         publisher: Callable[[], Publisher | None],
+        remover: Callable[[], Remover | None] = lambda: None,
         *,
         has_store: bool,
     ) -> None:
-        """`publisher` gives the one that may delete; None as long as nothing may be deleted."""
+        """`publisher` and `remover` give None as long as nothing may be deleted."""
         self._has_store = has_store
         self._root = root
         self._budget = budget
         self._publisher = publisher
+        self._remover = remover
 
     def measure(self) -> Disk:
         """Look at the disk."""
@@ -78,7 +82,7 @@ class RoomMaker:
     def make(
         self, size: int, checkpoint_id: str, *, more: bool = False, send: bool = False
     ) -> Room:
-        """Have room for `size` bytes: delete the trash, then evict, as far as it is needed.
+        """Have room for `size` bytes: delete what may go, then evict, as far as it is needed.
 
         With `more`, the disk refused although there seemed to be room: evict one at least. With
         `send`, what waits for the store is sent until it may go: for who has no other way.
@@ -89,7 +93,8 @@ class RoomMaker:
         disk = self.measure()
         if disk.room >= size and not more:
             return Room(fits=True)
-        empty_trash(self._root)
+        if self._cleared(size, more=more):
+            return Room(fits=True)
         publisher = self._publisher()
         evicted: list[str] = []
         why = "nothing may be deleted before the run has begun"
@@ -106,3 +111,29 @@ class RoomMaker:
         fits = disk.room >= size and (bool(evicted) or not more)
         says = f"it needs {size:,} bytes, and {disk.describe()}; {why}"
         return Room(fits=fits, evicted=tuple(evicted), says="" if fits else says)
+
+    def _cleared(self, size: int, *, more: bool) -> bool:
+        """Delete what may go anyhow, what is being sent last; whether there is room then.
+
+        With `more`, only if something went.
+        """
+        remover = self._remover()
+        for sent in (False, True):
+            went = remover.clear(sent=sent) if remover is not None else 0
+            if self.measure().room >= size and (went or not more):
+                return True
+        return False
+
+    def settle(self) -> None:
+        """Wait for the removals that were allowed so far."""
+        remover = self._remover()
+        if remover is not None:
+            remover.settle()
+
+    def retire(self, path: Path, digest: str) -> None:
+        """Delete a generation of which the store has a newer one."""
+        remover = self._remover()
+        if remover is not None:
+            remover.retire(path, digest)
+        else:
+            delete_directory(path, self._root, digest)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import Manifest
     from bt_lightning.store.sources import DescribedSource
+    from bt_lightning.worker.remover import Remover
 
 
 class SparingDuties(Duties):
@@ -29,6 +30,11 @@ class SparingDuties(Duties):
         """Have what deleting needs, before the disk is full."""
         make_trash(self._root)
         make_requests(self._root)
+
+    @property
+    def remover(self) -> Remover:
+        """Who deletes from the disk."""
+        return self._remover
 
     def newest(self, checkpoint_id: str) -> Manifest | None:
         """The newest generation of an id that the store is known to hold; by any thread."""
@@ -45,7 +51,7 @@ class SparingDuties(Duties):
         stored = {manifest.digest for manifest in self._known_store(self._store).values()}
         local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
         entries = [Committed.of(place, found.manifest) for place, found in local.items()]
-        chosen = evictable(entries, stored, self._kept(local.values()))
+        chosen = evictable(entries, stored, self._remover.kept(local.values()))
         return [local[entry.place] for entry in chosen]
 
     def is_stored(self, manifest: Manifest) -> bool:
@@ -65,7 +71,7 @@ class SparingDuties(Duties):
     def kept_here(self) -> int:
         """How many checkpoints on the disk no rule deletes."""
         local = list_committed(self._root)[0]
-        kept = self._kept(local)
+        kept = self._remover.kept(local)
         return sum(found.manifest.digest in kept for found in local)
 
     def stream(

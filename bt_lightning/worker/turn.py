@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import xxhash
 
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.durable import lock, try_lock
+from bt_lightning.localdir.locks import lock, try_lock
 from bt_lightning.localdir.room import is_full
 
 if TYPE_CHECKING:

@@ -15,8 +15,10 @@ from bt_lightning.localdir.requests import request_removal
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
 from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.local import LocalStore
+from bt_lightning.worker.commit_lock import CommitLock
 from bt_lightning.worker.committer import Committer
 from bt_lightning.worker.duties import Duties
+from bt_lightning.worker.keeper import Keeper
 from bt_lightning.worker.room import RoomMaker
 
 MIB = 1024 * 1024
@@ -58,7 +60,8 @@ class Stage:
         self.sender = None
         self.outcomes, self.committed = [], threading.Event()
         room = RoomMaker(self.root, None, lambda: None, has_store=False)
-        self.committer = Committer(self.root, self._done, self._offer, room=room)
+        keeper, lock = Keeper(self.root, room, self._offer), CommitLock(self.root)
+        self.committer = Committer(self.root, keeper, lock, self._done)
         descriptor = os.memfd_create("arena")
         os.ftruncate(descriptor, SIZE)
         self.memory = mmap.mmap(descriptor, SIZE)

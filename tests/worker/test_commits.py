@@ -16,8 +16,8 @@ from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.localdir.committed import list_committed, read_manifest, verify
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.direct import BLOCK, write_image
-from bt_lightning.localdir.durable import try_lock
 from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.locks import try_lock
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
 from bt_lightning.worker.commit_lock import commit_lock, wait_for_commits
 
@@ -79,7 +79,7 @@ def test_images_that_wait_outlast_their_arena(scene, arena):
     worker.drop(0)
     os.kill(worker.pid, signal.SIGCONT)
     worker.stop(hasty=True)
-    assert scene.on_disk() == scene.names(1, 2, 3)
+    scene.eventually(lambda: scene.on_disk() == scene.names(1, 2, 3))
     for name in scene.names(1, 2, 3):
         verify(scene.root / name)
 

@@ -16,7 +16,7 @@ import pytest
 import bt_lightning
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.layout import DOT_DIR, lease_folder
-from bt_lightning.localdir import durable
+from bt_lightning.localdir import locks
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.requests import request_removal, requested_removals
 from bt_lightning.manifest import Manifest
@@ -200,7 +200,7 @@ def test_a_standby_keeps_out_where_a_file_system_has_no_locks(tmp_path, monkeypa
     def no_locks(descriptor, operation):
         raise OSError(errno.ENOLCK, "no locks here")
 
-    monkeypatch.setattr(durable.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     assert Turn(tmp_path, standby=False).take()
     assert not Turn(tmp_path, standby=True).take()
 
