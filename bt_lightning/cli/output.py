@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _MARGIN, _PER_COLUMN = 1, 3
 _DEEPEST = 64
+_PIECES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +35,20 @@ class Column:
     """Not shown in the table if no row has anything in it."""
 
 
-def table(title: str, columns: Sequence[Column], rows: Sequence[object]) -> None:
-    """Print a rounded table; columns that do not fit are left out, by rank, and named below."""
+def table(
+    title: str, columns: Sequence[Column], rows: Sequence[object], most: int | None = None
+) -> None:
+    """Print a rounded table; columns that do not fit are left out, by rank, and named below.
+
+    Rows beyond the first `most` are counted only.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    texts = [[printable(column.cell(row)) for column in columns] for row in rows]
+    texts = [[printable(column.cell(row)) for column in columns] for row in rows[:most]]
     shown, hidden = _fitting(columns, texts, console.width if console.is_terminal else None)
     drawn = Table(box=box.ROUNDED)
     for index in shown:
@@ -53,6 +60,8 @@ def table(title: str, columns: Sequence[Column], rows: Sequence[object]) -> None
         console.width = 1000  # for a pipe or a file nothing is cut or wrapped
     console.print(Text(printable(title), style="bold"))
     console.print(drawn)
+    if len(rows) > len(texts):
+        click.echo(f"{len(texts):,} of {len(rows):,} are shown: -o csv or -o json has all of them")
     if hidden:
         names = ", ".join(columns[index].title for index in hidden)
         click.secho(f"not shown in this width: {names}", dim=True)
@@ -71,7 +80,10 @@ def as_json(payload: object) -> None:
     What files say may be no JSON at all: numbers that are not finite become text, as `number` has
     it, and what is nested deeper than anybody reads is `...`.
     """
-    click.echo(json.dumps(_plain(payload, _DEEPEST), indent=2, allow_nan=False))
+    pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(_plain(payload, _DEEPEST))
+    while text := "".join(itertools.islice(pieces, _PIECES)):
+        click.echo(text, nl=False)  # the pieces of a long list together take more than the list
+    click.echo()
 
 
 def _plain(value: object, depth: int) -> object:

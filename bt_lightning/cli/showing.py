@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from bt_lightning.manage.shelf import Item, Shelf
     from bt_lightning.manage.tensors import Difference, Tensor
 
+_MOST_ROWS = 1000
+"""That a person is shown: a table of many takes minutes to draw."""
+
 
 def show(shelf: Shelf, item: Item, output_format: str, *, every_tensor: bool) -> None:
     """Print one checkpoint: facts, who protects it, files, and its tensors by module or each."""
@@ -72,10 +75,11 @@ def show(shelf: Shelf, item: Item, output_format: str, *, every_tensor: bool) ->
     if not tensors:
         return
     if every_tensor:
-        table("Tensors", _TENSOR_COLUMNS, tensors)
+        table("Tensors", _TENSOR_COLUMNS, tensors, _MOST_ROWS)
     else:
         totals = by_module((tensor for _, tensor in tensors), 2)
-        table("Tensors by module (--tensors shows each)", _MODULE_COLUMNS, list(totals.items()))
+        title = "Tensors by module (--tensors shows each)"
+        table(title, _MODULE_COLUMNS, list(totals.items()), _MOST_ROWS)
     count = sum(tensor.count for _, tensor in tensors)
     size = human_size(sum(tensor.size for _, tensor in tensors))
     click.echo(f"Tensors: {len(tensors)}  |  Parameters: {count:,}  |  Size: {size}")
@@ -89,7 +93,7 @@ def files(item: Item, output_format: str) -> None:
     elif output_format == "csv":
         as_csv(tuple(rows[0]) if rows else (), [list(row.values()) for row in rows])
     else:
-        table("Files", _FILE_COLUMNS, rows)
+        table("Files", _FILE_COLUMNS, rows, _MOST_ROWS)
 
 
 def diff(before: tuple[Shelf, Item], after: tuple[Shelf, Item], output_format: str) -> bool:
@@ -116,7 +120,7 @@ def diff(before: tuple[Shelf, Item], after: tuple[Shelf, Item], output_format: s
     elif not found:
         click.echo("The tensors are the same, to the byte.")
     else:
-        table(f"{before[1].name} -> {after[1].name}", _DIFF_COLUMNS, found)
+        table(f"{before[1].name} -> {after[1].name}", _DIFF_COLUMNS, found, _MOST_ROWS)
     return bool(found)
 
 

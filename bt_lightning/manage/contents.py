@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.pickled import parse_pickle, parse_zip
 from bt_lightning.manage.reading import opened, read_file, read_range
 from bt_lightning.manage.tensors import LENGTH_BYTES, Header, header_bytes, parse_header
+from bt_lightning.manage.unpickle import MOST_BYTES
 from bt_lightning.manifest import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _ZIPS = (".ckpt", ".pt", ".pth", ".bin")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
-_LARGEST_PICKLE = 20_000_000
 
 
 def has_tensors(path: str) -> bool:
@@ -49,8 +48,8 @@ def tensors_of(shelf: Shelf, item: Item, entry: FileEntry) -> Header:
     if entry.path.endswith(_ZIPS):
         with opened(shelf, item) as place, io.BufferedReader(RangeFile(place, entry)) as file:
             return parse_zip(file, where)
-    if entry.size > _LARGEST_PICKLE:
-        msg = f"{where} has {entry.size} bytes; metadata of at most {_LARGEST_PICKLE} are read"
+    if entry.size > MOST_BYTES:
+        msg = f"{where} is too large to look into: of its {entry.size} bytes none are read"
         raise CheckpointCorruptError(msg)
     return parse_pickle(read_file(shelf, item, entry), where)
 
@@ -110,7 +109,8 @@ class RangeFile(io.RawIOBase):
         """Go somewhere, as files do."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
         if base + offset < 0:
-            raise OSError(errno.EINVAL, f"negative position {base + offset}")
+            msg = f"a negative position, {base + offset}"
+            raise ValueError(msg)
         self._at = base + offset
         return self._at
 

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 LENGTH_BYTES: Final = 8
-MAX_HEADER_BYTES: Final = 100_000_000
-"""As the safetensors library has it."""
+MOST_HEADER_BYTES: Final = 12_000_000
+_MOST_LISTS: Final = 300_000
+_MOST_COMMAS: Final = 600_000
+"""Of a header, which is JSON: what a hundred thousand tensors have."""
+MOST_SIDES: Final = 64
+"""Of a shape, as torch has it."""
 _BITS: Final = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -66,8 +70,11 @@ def header_bytes(start: bytes, file_size: int, where: str) -> int:
             f"{where} is no safetensors file: its header would be longer than its {file_size} bytes"
         )
         raise CheckpointCorruptError(msg)
-    if length > MAX_HEADER_BYTES:
-        msg = f"{where} has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read"
+    if length > MOST_HEADER_BYTES:
+        msg = (
+            f"{where} is too large to look into: it has a header of {length} bytes, and at most"
+            f" {MOST_HEADER_BYTES} are read"
+        )
         raise CheckpointCorruptError(msg)
     return length
 
@@ -76,8 +83,11 @@ def parse_header(data: bytes, file_size: int, where: str) -> Header:
     """Parse the JSON of a safetensors header; every tensor must lie in the file, apart from others.
 
     Raises:
-        CheckpointCorruptError: it is none, or contradicts itself.
+        CheckpointCorruptError: it is none, contradicts itself, or is too large.
     """
+    if data.count(b"[") + data.count(b"{") > _MOST_LISTS or data.count(b",") > _MOST_COMMAS:
+        msg = f"{where} is too large to look into: its header has too many entries"
+        raise CheckpointCorruptError(msg)
     try:
         said = json.loads(data.decode(), object_pairs_hook=_unique)
         if not isinstance(said, dict):
@@ -104,7 +114,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor(name: str, facts: dict[str, Any], begin: int) -> Tensor:
     dtype, shape, (first, last) = facts["dtype"], facts["shape"], facts["data_offsets"]
     numbers = [*shape, first, last]
-    if any(type(number) is not int or number < 0 for number in numbers) or last < first:
+    if len(shape) > MOST_SIDES:
+        _bad(f"{name!r} has {len(shape)} dimensions")
+    if any(type(n) is not int or not 0 <= n < 2**64 for n in numbers) or last < first:
         _bad(f"{name!r} has the shape {shape} and lies from {first} to {last}")
     if not isinstance(dtype, str):
         _bad(f"{name!r} has the dtype {dtype!r}")

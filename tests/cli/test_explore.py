@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 
+import greedy
 import pytest
 import torch
 from hypothesis import given
@@ -231,3 +232,31 @@ def test_a_sparkline_of_any_values_fits(values, width):
 def test_no_file_reaches_the_terminal_raw(data, path):
     lines = text_lines(path, data)
     assert all(isinstance(line, Text) and line.plain.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 400 + b"0," * 400_000 + b"0" + b"]" * 400,
+        b"[" + b"[]," * 330_000 + b"0]",
+        b"\n" * 999_999,
+        b"[" * 999_999,
+    ],
+    ids=["deep", "wide", "lines", "brackets"],
+)
+def test_a_text_is_shown_in_few_lines_however_few_bytes_make_many(data):
+    lines = text_lines("config.json", data)
+    assert len(lines) <= 50_001
+    assert sum(line.cell_len for line in lines) <= 4_000_000
+
+
+def test_a_file_that_is_too_large_to_look_into_says_so(tmp_path, make):
+    files = {"a.ckpt": greedy.zipped(greedy.PICKLES["doubled"])}
+    make(tmp_path / "ck", "checkpoint-1", 1, files=files)
+
+    async def steps(app, pilot):
+        await press(pilot, "enter", "enter")
+        assert isinstance(app.screen, LinesScreen)
+        assert "too large to look into" in foot(app)
+
+    explored(DirectoryShelf(tmp_path / "ck"), steps)

@@ -8,17 +8,19 @@ import itertools
 import json
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch.distributed import checkpoint as dcp
 
 from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.manage.pickle_machine import Node
 from bt_lightning.manage.pickled import parse_pickle, parse_zip
 from bt_lightning.manage.tensors import (
     LENGTH_BYTES,
@@ -28,6 +30,7 @@ from bt_lightning.manage.tensors import (
     header_bytes,
     parse_header,
 )
+from bt_lightning.manage.unpickle import unpickle
 
 STATE = {
     "layer.0.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -124,7 +127,8 @@ def test_a_pickle_that_holds_itself_or_one_list_very_often_ends():
     laughs: list = []
     for _ in range(60):
         laughs = [laughs, laughs]
-    assert parse_pickle(pickle.dumps(laughs), "f").tensors == ()
+    with pytest.raises(CheckpointCorruptError, match="too large to look into"):
+        parse_pickle(pickle.dumps(laughs), "f")
 
 
 @pytest.mark.parametrize(
@@ -153,8 +157,54 @@ def test_rubbish_for_a_pickle_or_a_zip_is_refused_or_empty(data):
             read()
 
 
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**100), 2**100)
+    | st.floats(allow_nan=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text() | st.integers(-(2**40), 2**40), inner)
+    ),
+)
+
+
+def made(value):
+    """What the machine made, as Python has it."""
+    if isinstance(value, list):
+        return [made(inner) for inner in value]
+    if isinstance(value, tuple):
+        return tuple(made(inner) for inner in value)
+    if not isinstance(value, Node):
+        return value
+    flat = [made(inner) for inner in value.pairs or []]
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+@given(plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_values_that_need_no_code_are_what_pickle_makes_of_them(value, protocol):
+    assert made(unpickle(pickle.dumps(value, protocol=protocol))) == value
+
+
+CODES = [op.code.encode("latin-1") for op in pickletools.opcodes]
+operand = st.sampled_from([b"", b"\0", b"\1", b"\0\0\0\0", b"\xff" * 4, b"a\n", b"1\n", b"a\nb\n"])
+programs = st.lists(st.tuples(st.sampled_from(CODES), operand | st.binary(max_size=9)), max_size=40)
+
+
+@given(programs)
+@settings(max_examples=2000)
+def test_any_program_ends_and_is_a_list_of_tensors_or_refused(program):
+    data = b"".join(code + rest for code, rest in program) + b"."
+    with contextlib.suppress(CheckpointCorruptError):
+        for tensor in parse_pickle(data, "f").tensors:
+            assert tensor.size >= 0
+            assert len(tensor.name) <= 4096
+
+
 def test_a_zip_that_swells_is_refused(monkeypatch):
-    monkeypatch.setattr("bt_lightning.manage.pickled.MAX_PICKLE_BYTES", 1000)
+    monkeypatch.setattr("bt_lightning.manage.pickled.MOST_BYTES", 1000)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 100_000)

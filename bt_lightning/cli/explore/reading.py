@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _LARGEST = 1_000_000
 """Bytes of a text that is shown; Baseten's explorer has the same."""
 _HIGHLIGHTED = 200_000
+_MOST_LINES = 50_000
+_LONGEST_LAID_OUT = 4_000_000
 _LEXERS = {
     "json": "json",
     "yaml": "yaml",
@@ -54,10 +56,23 @@ def text_lines(path: str, data: bytes) -> list[Text]:
     ending = path.rpartition(".")[2].lower()
     if ending == "json":
         with contextlib.suppress(ValueError, RecursionError):  # it is shown as it is then
-            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    clean = "\n".join(printable(line) for line in text.splitlines())
+            text = _laid_out(text)
+    lines = text.splitlines()
+    clean = "\n".join(printable(line) for line in lines[:_MOST_LINES])
     lexer = _LEXERS.get(ending)
-    if lexer is None or len(clean) > _HIGHLIGHTED:
-        return [Text(line, no_wrap=True) for line in clean.split("\n")]
+    if lexer is None or len(clean) > _HIGHLIGHTED or len(lines) > _MOST_LINES:
+        more = [f"... and {len(lines) - _MOST_LINES:,} more lines"] * (len(lines) > _MOST_LINES)
+        return [Text(line, no_wrap=True) for line in (*clean.split("\n"), *more)]
     drawn = Syntax("", lexer, theme="ansi_dark").highlight(clean)
     return list(drawn.split("\n", allow_blank=True))
+
+
+def _laid_out(text: str) -> str:
+    """JSON with a line for each value, unless that is far longer: a few bytes can nest deep."""
+    parts, size = [], 0
+    for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(json.loads(text)):
+        parts.append(part)
+        size += len(part)
+        if size > _LONGEST_LAID_OUT:
+            return text
+    return "".join(parts)

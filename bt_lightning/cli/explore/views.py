@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"added": "green", "removed": "red", "reshaped": "magenta", "changed": "yellow"}
 _MAX_NAME, _MAX_LABEL = 80, 48
+_MOST_METADATA = 1000
 
 
 def labels(items: Sequence[Item], known: Sequence[About]) -> list[str]:
@@ -129,7 +131,8 @@ def shape_text(tensor: Tensor) -> str:
 
 def tensor_lines(header: Header) -> list[Text]:
     """A file's metadata, its totals by module, and each tensor."""
-    lines = [Text(printable(f"{key}: {value}"[:200])) for key, value in header.metadata.items()]
+    said = islice(header.metadata.items(), _MOST_METADATA)
+    lines = [Text(printable(f"{key[:100]}: {value[:200]}"[:200])) for key, value in said]
     tensors = header.tensors
     size = human_size(sum(tensor.size for tensor in tensors))
     count = sum(tensor.count for tensor in tensors)
