@@ -8,6 +8,7 @@ import select
 import threading
 import time
 from multiprocessing.reduction import send_handle
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
@@ -32,6 +33,7 @@ from bt_lightning.messages import (
     WorkerConfig,
     WorkFailed,
 )
+from bt_lightning.worker.deaths import Deaths
 from bt_lightning.worker.spawn import spawn
 from bt_lightning.worker.undrained import undrained
 
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
 
 Outcome = Committed | CommitFailed | Withdrawn
 Event = Published | WorkFailed | Outcome
-_STARTS = 5
-"""A worker that died is started again this often: what it has to do is read off the disk."""
 _EXIT_S = 10.0
 _LATE_S = 0.5
 """Between two looks at how much time is left; also what an answer may come late."""
@@ -65,7 +65,7 @@ class Worker:
         self._config = config
         self._process: SpawnProcess | None = None
         self._conn: Connection | None = None
-        self._starts = 0
+        self._deaths = Deaths(Path(config.root))
         self._begun: Begin | None = None
         self._events: list[Event] = []
         self._using = threading.RLock()
@@ -79,7 +79,6 @@ class Worker:
             self._start()
 
     def _start(self) -> None:
-        self._starts += 1
         self._process, self._conn = spawn(self._config)
         self._ear = select.poll()
         self._ear.register(self._conn.fileno(), select.POLLIN)
@@ -201,7 +200,7 @@ class Worker:
         A worker that was killed is started again here.
 
         Raises:
-            WorkerDiedError: it died for the fifth time.
+            WorkerDiedError: it died again and again, and came to no commit (`worker.deaths`).
         """
         try:
             while self._conn is not None and self._conn.poll(0):
@@ -320,13 +319,14 @@ class Worker:
             self._events.append(message)
         elif isinstance(message, Published | WorkFailed):
             self._events.append(message)
+        if isinstance(message, Committed | Published):
+            self._deaths.forget()
 
     def _revive(self) -> None:
         with self._using:
             obituary = self._obituary()
             self._kill()
-            if self._starts >= _STARTS:
-                raise WorkerDiedError(obituary)
+            self._deaths.add(obituary)
             self.start()
 
     def _obituary(self) -> str:
@@ -334,7 +334,4 @@ class Worker:
         if self._process is not None:
             self._process.join(1)
             code = self._process.exitcode
-        return (
-            f"the bt_lightning worker process died (exit code {code}, start {self._starts} of"
-            f" {_STARTS}); what it had to do lies on disk and is done by the next one"
-        )
+        return self._deaths.obituary(code)

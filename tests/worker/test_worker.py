@@ -31,6 +31,7 @@ from bt_lightning.localdir.events import read_events
 from bt_lightning.localdir.requests import request_removal, requested_removals
 from bt_lightning.messages import CheckStore, Fetch, ListStore, WorkerConfig
 from bt_lightning.worker.answers import Answers
+from bt_lightning.worker.deaths import MOST, WINDOW_S, Deaths
 
 NONE = frozenset()
 SLACK_S = 12.0
@@ -357,6 +358,41 @@ def test_a_worker_that_dies_again_and_again_is_reported_once(scene):
         kill_and_poll()
     assert worker.pid is None
     assert worker.poll() == []
+
+
+def test_deaths_with_commits_between_them_end_nothing(scene):
+    """A job of weeks may lose more than five workers, to whatever kills processes there."""
+    worker = scene.worker()
+    worker.begin(NONE)
+    for step in range(1, 8):
+        pid = worker.pid
+        os.kill(pid, signal.SIGKILL)
+        scene.watch(worker, lambda pid=pid: worker.pid != pid)
+        scene.make(step)
+        worker.wake()
+        scene.watch(worker, lambda step=step: f"checkpoint-{step}" in scene.published)
+    noted = [event for event in read_events(scene.root) if event["event"] == "worker_died"]
+    assert len(noted) == 7
+    assert all("exit code -9, death 1 of 5" in event["error"] for event in noted)
+
+
+def test_deaths_that_are_far_apart_end_nothing_and_a_report_begins_anew(tmp_path):
+    now = [0.0]
+    deaths = Deaths(tmp_path, lambda: now[0])
+    for _ in range(20):
+        now[0] += WINDOW_S / 4
+        deaths.add("it died")
+    now[0] += WINDOW_S
+    for _ in range(2):
+        for _ in range(MOST - 1):
+            now[0] += WINDOW_S / MOST - 1
+            deaths.add("it died")
+        with pytest.raises(WorkerDiedError):
+            deaths.add("it died")
+    for _ in range(3):
+        for _ in range(MOST - 1):
+            deaths.add("it died")
+        deaths.forget()
 
 
 def test_sigterm_makes_the_worker_hurry_and_stay_for_what_the_trainer_still_saves(scene):
