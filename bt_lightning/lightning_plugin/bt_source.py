@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.layout import check_checkpoint_id, under
-from bt_lightning.lightning_plugin.checks import portable
+from bt_lightning.lightning_plugin.checks import decided_by_zero
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.catalog import newest_folder
 from bt_lightning.store.place import StorePlace
@@ -71,12 +71,12 @@ class BtSource:
         """What the store has of the checkpoint that had, or would have, that path on the disk."""
         checkpoint_id = self.id_of(path)
         if checkpoint_id is None or self.store is None:
-            msg = f"no checkpoint at {path}"
+            msg = f"Checkpoint file not found: {path}"
             raise CheckpointNotFoundError(msg)
         store = open_bt_store(self.store, self.storage_options)
         found = newest_folder(store, self.prefix, checkpoint_id)
         if found is None:
-            msg = f"no checkpoint at {path}, nor in {store.name}/{self.prefix}"
+            msg = f"Checkpoint file not found: {path}, nor in {store.name}/{self.prefix}"
             raise CheckpointNotFoundError(msg)
         place = StorePlace(store, self.prefix, found[0])
         return Pin(under(self.prefix, found[0]), place.manifest.digest)
@@ -119,15 +119,7 @@ class BtSource:
         return self._agreed(trainer, path, look)
 
     def _agreed(self, trainer: Trainer, path: str, look: Callable[[str], Pin | None]) -> Pin | None:
-        found: Pin | Exception | None = None
-        if trainer.is_global_zero:
-            try:
-                found = look(path)
-            except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
-                found = portable(error)
-        found = trainer.strategy.broadcast(found)
-        if isinstance(found, Exception):
-            raise found
+        found = decided_by_zero(trainer, lambda: look(path))
         if found is not None:
             self.pins[path] = found
         return found

@@ -16,6 +16,7 @@ from bt_lightning.lightning_plugin.boundary import Boundary
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
 from bt_lightning.lightning_plugin.checks import (
     checkpoint_root,
+    refuse_names,
     refuse_sharded,
     refuse_twins,
     scalars,
@@ -187,6 +188,7 @@ class BTLightning(Callback):
         self._install(trainer, root)
         if stage != "fit":
             return
+        refuse_names(trainer, root)
         self._clear(trainer)  # what a fit left that ended without a word
         if not adopted:
             self._nobody_saves(trainer)

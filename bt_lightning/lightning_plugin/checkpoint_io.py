@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 import warnings
 from datetime import datetime, timezone
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -15,22 +15,33 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
 )
 from bt_lightning.layout import WEIGHTS, check_checkpoint_id
+from bt_lightning.lightning_plugin.at_url import remove_at, save_at
 from bt_lightning.lightning_plugin.bt_source import BtSource, source_of
-from bt_lightning.lightning_plugin.compat import teach_load_from_checkpoint
-from bt_lightning.lightning_plugin.facts import first_count, versions
+from bt_lightning.lightning_plugin.compat import takes_weights_only
+from bt_lightning.lightning_plugin.compat_taught import (
+    teach_file_exists,
+    teach_load_from_checkpoint,
+)
+from bt_lightning.lightning_plugin.facts import EPOCHS, STEPS, first_count, versions
 from bt_lightning.lightning_plugin.hf import ServingFiles
-from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both, attribute_dicts
+from bt_lightning.lightning_plugin.namespace import (
+    CheckpointIO,
+    TorchCheckpointIO,
+    accept_in_both,
+    attribute_dicts,
+)
 from bt_lightning.lightning_plugin.places import (
     downloaded,
     is_committed,
+    is_temporary,
     is_url,
     local_path,
-    split_url,
+    place_of_url,
     stored_place,
     unwritten,
 )
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
+from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.durable import delete_directory, sweep, tidy
 from bt_lightning.localdir.protect import is_protected
 from bt_lightning.localdir.room import planned
@@ -38,16 +49,16 @@ from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.load import load, load_directory, load_file
 from bt_lightning.snapshot.classes import ClassTable
 from bt_lightning.snapshot.take import Memory, Snapshot, take
-from bt_lightning.store.catalog import newest_folder
-from bt_lightning.store.publish import publish
-from bt_lightning.store.remote import open_store
-from bt_lightning.store.retry import RetryingStore
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.store.port import redact
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
+    from lightning.pytorch import Trainer
+
+    from bt_lightning.lightning_plugin.compat_taught import Load
     from bt_lightning.restore.load import MapLocation
     from bt_lightning.store.place import Place
 
@@ -84,6 +95,7 @@ class BTCheckpointIO(CheckpointIO):
         """What is written besides the checkpoint, for those who serve it."""
         self.origin: dict[str, Any] = {}
         """Facts for the manifest that a checkpoint dictionary does not hold."""
+        self._plain = TorchCheckpointIO()
         self._warned = False
         accept_in_both(type(self))
 
@@ -106,6 +118,9 @@ class BTCheckpointIO(CheckpointIO):
             StoreError: the store refused.
             UnsupportedStateError: a value can be neither encoded nor pickled.
         """
+        if is_temporary(path):
+            self._plain.save_checkpoint(checkpoint, path, storage_options)
+            return
         if not is_url(path):
             if storage_options is not None:
                 msg = "storage_options belong to a URL; the path given is local"
@@ -115,16 +130,7 @@ class BTCheckpointIO(CheckpointIO):
             self.save_local(checkpoint, final, final.parent)
             tidy(final.parent)
             return
-        parent, name = split_url(str(path))
-        store = RetryingStore(open_store(parent, storage_options))
-        previous = newest_folder(store, "", check_checkpoint_id(name))
-        after = previous[1] if previous else 0
-        with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
-            root = Path(folder)
-            manifest = self.save_local(checkpoint, root / name, root, after)
-            publish(store, "", LocalCheckpoint(root / name, manifest))
-        if previous:
-            unpublish(store, "", previous[0])
+        save_at(str(path), storage_options, partial(self.save_local, checkpoint))
 
     def save_local(
         self,
@@ -164,8 +170,8 @@ class BTCheckpointIO(CheckpointIO):
     def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
         """What the manifest says of `checkpoint`, without its files and generation."""
         return {
-            "step": first_count(checkpoint, "global_step", "step"),
-            "epoch": first_count(checkpoint, "epoch"),
+            "step": first_count(checkpoint, *STEPS),
+            "epoch": first_count(checkpoint, *EPOCHS),
             "created_at": datetime.now(timezone.utc).isoformat(),
             "metrics": _extra(checkpoint, "metrics"),
             "origin": {**self.origin, "versions": dict(versions()), **_extra(checkpoint, "origin")},
@@ -197,6 +203,9 @@ class BTCheckpointIO(CheckpointIO):
             UnsafeLoadError: it holds what only `weights_only=False` may load.
         """
         options: dict[str, Any] = {"map_location": map_location, "weights_only": weights_only}
+        if is_temporary(path):
+            given = options if takes_weights_only(self._plain.load_checkpoint) else {}
+            return self._plain.load_checkpoint(path, **given)
         allowed = (*self.allowed, *attribute_dicts())
         if is_bt(path):
             return self.load_place(self.bt.place(str(path)), **options)
@@ -204,14 +213,16 @@ class BTCheckpointIO(CheckpointIO):
             place = stored_place(str(path))
             if place is not None:
                 return self.load_place(place, **options)
-            with downloaded(str(path)) as file:
-                return load_file(file, **options)
+            try:
+                with downloaded(str(path)) as file:
+                    return load_file(file, **options)
+            except CheckpointNotFoundError as error:
+                raise CheckpointNotFoundError(_missing(path)) from error
         source = local_path(path)
         if source.is_dir():
             return load_directory(source, allowed=allowed, **options)
         if not source.exists():
-            msg = f"no checkpoint at {path}"
-            raise CheckpointNotFoundError(msg)
+            raise CheckpointNotFoundError(_missing(path))
         return load_file(source, **options)
 
     def load_place(self, place: Place, **options: Any) -> dict[str, Any]:
@@ -221,13 +232,11 @@ class BTCheckpointIO(CheckpointIO):
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete the checkpoint at `path`, its name first; one that is protected stays."""
+        if is_temporary(path):
+            self._plain.remove_checkpoint(path)
+            return
         if is_url(path):
-            parent, name = split_url(str(path))
-            store = RetryingStore(open_store(parent))
-            while (found := newest_folder(store, "", name)) is not None:
-                if not unpublish(store, "", found[0]):
-                    return
-            store.delete([name])
+            remove_at(str(path))
             return
         target = local_path(path)
         if is_protected(target):
@@ -268,6 +277,11 @@ class BTCheckpointIO(CheckpointIO):
             )
 
 
+def _missing(path: str | Path) -> str:
+    """Begins as Lightning's own message does: people look for that text."""
+    return f"Checkpoint file not found: {redact(str(path))}"
+
+
 def _generation(final: Path) -> int:
     try:
         return read_manifest(final).generation
@@ -282,20 +296,39 @@ def _extra(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(found) if isinstance(found, dict) else {}
 
 
-def _load_committed(path: Any, **options: Any) -> dict[str, Any]:
-    source = None if is_bt(path) else source_of(str(path))
-    if source is not None:
-        return BTCheckpointIO().load_place(source.place(str(path)), **options)
-    return BTCheckpointIO().load_checkpoint(path, **options)
+def _find(path: str | os.PathLike[str]) -> Load | None:
+    """How `load_from_checkpoint` loads what is ours at `path`; None of what is Lightning's."""
+    io, text = BTCheckpointIO(), os.fspath(path)
+    if is_bt(text) or is_committed(text):
+        return partial(io.load_checkpoint, text)
+    source = None if is_url(text) else source_of(text)
+    place = place_of_url(text) if source is None else source.place(text)
+    if place is None:
+        return None
+    return lambda device, weights_only: io.load_place(
+        place, map_location=device, weights_only=weights_only
+    )
 
 
-def _is_ours(path: Any) -> bool:
-    return is_bt(path) or is_committed(path) or source_of(str(path)) is not None
+def _writes(path: str, trainer: Trainer) -> bool:
+    """Whether one of ours writes the checkpoints of this Trainer that have such URLs."""
+    io: object = trainer.strategy.checkpoint_io
+    while not isinstance(io, BTCheckpointIO):
+        io = getattr(io, "inner", None) or getattr(io, "checkpoint_io", None)  # what wraps another
+        if io is None:
+            return False
+    return is_url(path) and not is_bt(path)
+
+
+def _is_taken(path: str) -> bool:
+    """Whether a checkpoint is committed there: a later generation has a folder of another name."""
+    return place_of_url(path) is not None
 
 
 def teach_lightning() -> None:
-    """Let `LightningModule.load_from_checkpoint` read our directories; idempotent."""
-    teach_load_from_checkpoint(_load_committed, _is_ours)
+    """Let functions of Lightning that work past the IO know what is ours; idempotent."""
+    teach_load_from_checkpoint(_find)
+    teach_file_exists(_writes, _is_taken)
 
 
 teach_lightning()

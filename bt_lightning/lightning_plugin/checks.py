@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -18,15 +19,21 @@ from bt_lightning.errors import (
     SaveTimeoutError,
     TornSnapshotError,
 )
+from bt_lightning.layout import check_checkpoint_id
+from bt_lightning.lightning_plugin.namespace import model_checkpoint_classes
+from bt_lightning.lightning_plugin.places import is_url
 from bt_lightning.store.port import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+_FIELD = re.compile(r"\{([^}:]*)[^}]*\}")
+"""What stands for a metric in a name."""
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
@@ -75,6 +82,42 @@ def refuse_twins(trainer: Trainer) -> None:
         raise InvalidSettingError(msg)
 
 
+def refuse_names(trainer: Trainer, root: Path) -> None:
+    """A name that is no checkpoint's makes a plain file, which nobody publishes or resumes from.
+
+    All ranks, at the start of a fit, once every `ModelCheckpoint` has its directory.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, model_checkpoint_classes()) or is_url(callback.dirpath or ""):
+            continue
+        place = Path(callback.dirpath or root).resolve()
+        if not place.is_relative_to(root):
+            continue
+        names = [callback.filename or ""]
+        if callback.save_last:
+            names.append(callback.CHECKPOINT_NAME_LAST)
+        for name in names:
+            spread = r"\1=0" if callback.auto_insert_metric_name else "0"
+            path = place / f"{_FIELD.sub(spread, name) or '0'}{callback.FILE_EXTENSION}"
+            if not _is_name(path.parent.resolve() / path.name, root):
+                msg = (
+                    f"ModelCheckpoint(dirpath={str(callback.dirpath)!r}, filename={name!r}) would"
+                    f" save {path}, which cannot be a checkpoint of {root}: no part of its name"
+                    " may begin with a dot, nor lead out of that directory. Use a name such as"
+                    " filename='checkpoint-{step}', or a dirpath elsewhere for files that nobody"
+                    " publishes and no run resumes from by itself"
+                )
+                raise InvalidSettingError(msg)
+
+
+def _is_name(path: Path, root: Path) -> bool:
+    try:
+        check_checkpoint_id(path.relative_to(root).as_posix())
+    except ValueError:  # InvalidSettingError is one
+        return False
+    return True
+
+
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics that are one number; a tensor on a device is read, which waits for that device."""
     found = {}
@@ -94,6 +137,21 @@ def warn_of_no_saves(trainer: Trainer) -> None:
             " saved unless the script calls trainer.save_checkpoint (enable_checkpointing=False,"
             " or every ModelCheckpoint has a dirpath elsewhere)"
         )
+
+
+def decided_by_zero(trainer: Trainer, decide: Callable[[], T]) -> T:
+    """Every rank: what `decide` gives on rank 0, or the error that it raises there."""
+    found: T | None = None
+    error: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            found = decide()
+        except Exception as failure:  # noqa: BLE001 - every rank waits to hear of it
+            error = portable(failure)
+    found, error = trainer.strategy.broadcast((found, error))
+    if error is not None:
+        raise error
+    return cast("T", found)
 
 
 def portable(error: Exception) -> Exception:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-import sys
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -272,37 +271,6 @@ def close_epoch(checkpoint: dict[str, Any]) -> None:
         state = loops["epoch_loop.state_dict"]
         state["_batches_that_stepped"] = state.get("_batches_that_stepped", 0) + 1
     set_loader_states(checkpoint, None)
-
-
-def teach_load_from_checkpoint(
-    load: Callable[..., dict[str, Any]], knows: Callable[[Any], bool]
-) -> None:
-    """Let `LightningModule.load_from_checkpoint` read what `knows` tells, through `load`.
-
-    It reads files with a function of its own instead of the CheckpointIO, and could not open a
-    directory. Source: `lightning.pytorch.core.saving._load_from_checkpoint`.
-    """
-    for name in ("lightning.pytorch.core.saving", "pytorch_lightning.core.saving"):
-        module = sys.modules.get(name)
-        original = getattr(module, "pl_load", None)
-        if original is None or getattr(original, "knows_bt_lightning", False):
-            continue
-        vars(module)["pl_load"] = _taught(original, load, knows)
-
-
-def _taught(
-    original: Callable[..., Any], load: Callable[..., dict[str, Any]], knows: Callable[[Any], bool]
-) -> Callable[..., Any]:
-    takes = inspect.signature(original).parameters
-
-    def pl_load(path: Any, map_location: Any = None, weights_only: Any = None) -> Any:
-        if (isinstance(path, str) or hasattr(path, "__fspath__")) and knows(path):
-            return load(path, map_location=map_location, weights_only=weights_only)
-        more = {"weights_only": weights_only} if "weights_only" in takes else {}
-        return original(path, map_location=map_location, **more)
-
-    pl_load.knows_bt_lightning = True  # type: ignore[attr-defined]
-    return pl_load
 
 
 def takes_weights_only(load: Callable[..., Any]) -> bool:

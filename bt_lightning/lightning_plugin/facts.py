@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+STEPS = ("global_step", "step", "iteration", "iter_num", "step_count", "steps", "iter")
+"""What Lightning, and loops that their users write with Fabric, call the steps that were made."""
+EPOCHS = ("epoch", "current_epoch")
+
 
 def first_count(checkpoint: Mapping[str, Any], *names: str) -> int:
     """The first of these entries that is a whole number of at least 0; else 0."""

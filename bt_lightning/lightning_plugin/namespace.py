@@ -11,13 +11,13 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning.fabric.plugins import CheckpointIO
+    from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
     from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 elif "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
-    from lightning_fabric.plugins import CheckpointIO
+    from lightning_fabric.plugins import CheckpointIO, TorchCheckpointIO
     from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 else:
-    from lightning.fabric.plugins import CheckpointIO
+    from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
     from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 _FABRICS = ("lightning.fabric", "lightning_fabric")
@@ -50,6 +50,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointIO",
     "ModelCheckpoint",
+    "TorchCheckpointIO",
     "accept_in_both",
     "attribute_dicts",
     "model_checkpoint_classes",

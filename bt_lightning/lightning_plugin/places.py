@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import (
     DirectoryFullError,
     DirectoryUnusableError,
+    InvalidSettingError,
     ReadOnlyError,
+    StoreError,
     StorePermanentError,
 )
 from bt_lightning.layout import MANIFEST
@@ -25,10 +28,19 @@ from bt_lightning.uri import is_bt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_WEB = ("http://", "https://")
+_TEMPORARY = re.compile(r"\.(lr_find_.*|scale_batch_size_.*|temp)\.ckpt")
+"""What Lightning's Tuner, and its launchers of processes, save and load again and remove."""
+
 
 def is_url(path: str | Path) -> bool:
     """Whether `path` is a URL of anything but the local disk."""
     return isinstance(path, str) and "://" in path and not path.startswith(("file://", "local://"))
+
+
+def is_temporary(path: str | Path) -> bool:
+    """Whether Lightning named `path` for a moment: its own IO is for that."""
+    return _TEMPORARY.fullmatch(str(path).rpartition("/")[2]) is not None
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -57,15 +69,48 @@ def stored_place(url: str) -> StorePlace | None:
     """Where the checkpoint at `url` is read from; None if none is committed there.
 
     Raises:
+        InvalidSettingError: no fsspec filesystem serves it.
         StoreTransientError: the store did not answer.
     """
+    if "::" in url:
+        return None  # a chain of filesystems: nothing is committed through one
+    if url.startswith(_WEB):
+        return _served_place(url)
     parent, name = split_url(url)
     store = RetryingStore(open_store(parent))
     try:
         found = newest_folder(store, "", name)
     except StorePermanentError:
-        return None  # a web server that lists nothing may still have a stock file
+        return None  # who may not list may still read a stock file
     return None if found is None else StorePlace(store, "", found[0])
+
+
+def place_of_url(path: str | Path) -> StorePlace | None:
+    """As `stored_place`, of any path; None as well where nobody of ours knows what it names."""
+    if is_bt(path) or not is_url(path):
+        return None
+    try:
+        return stored_place(str(path))
+    except InvalidSettingError:
+        return None  # Lightning's own words say why
+
+
+def _served_place(url: str) -> StorePlace | None:
+    """The same of a web server, which is asked for that very folder: a listing may be a whole site.
+
+    Where it does not answer as one that has a manifest there, the file's own reader speaks.
+    """
+    if "?" in url or "#" in url:
+        return None
+    parent, name = split_url(url)
+    store = open_store(parent)
+    try:
+        data = store.read(f"{name}/{MANIFEST}")
+    except StoreError:
+        return None
+    if data is None or not data.lstrip().startswith(b"{"):
+        return None  # some answer any name with a page
+    return StorePlace(RetryingStore(store), "", name, listed=False)
 
 
 @contextmanager

@@ -19,7 +19,12 @@ from bt_lightning.lightning_plugin.bt_source import remember
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both
-from bt_lightning.lightning_plugin.places import is_committed, is_url, local_path
+from bt_lightning.lightning_plugin.places import (
+    is_committed,
+    is_url,
+    local_path,
+    place_of_url,
+)
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.durable import delete_directory
 from bt_lightning.uri import is_bt
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load import MapLocation
 
+_OWN = frozenset({"inner", "away", "ours", "root", "weights_only", "_hooks"})
 _FOREIGN = re.compile(r"hpc_ckpt_\d+\.ckpt")
 """SLURM requeue files: Lightning finds them by this name, as files."""
 
@@ -79,6 +85,19 @@ class RoutedCheckpointIO(CheckpointIO):
         self._hooks = hooks
         accept_in_both(type(self))
 
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the user's own plugin has: scripts reach it through the strategy."""
+        if name in _OWN or name.startswith("__"):  # pickle asks, before there is anything
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What the user's own plugin has is set there."""
+        inner = vars(self).get("inner")
+        own = name in _OWN or inner is None or not hasattr(inner, name)
+        object.__setattr__(self if own else inner, name, value)
+
     @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -110,6 +129,8 @@ class RoutedCheckpointIO(CheckpointIO):
         if str(path) in self.away.pins or (self.is_ours(path) and not local_path(path).is_file()):
             place = self.away.place(str(path))
             return self.ours.load_place(place, map_location=map_location, weights_only=weights_only)
+        if (url := place_of_url(path)) is not None:
+            return self.ours.load_place(url, map_location=map_location, weights_only=weights_only)
         more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
         if takes_weights_only(self.inner.load_checkpoint):
             more["weights_only"] = weights_only
@@ -172,6 +193,8 @@ class RoutedCheckpointIO(CheckpointIO):
             return self.away.pins[path].digest  # as rank 0 decided
         if self.is_ours(path) and (pin := self.away.agree_away(trainer, path)) is not None:
             return pin.digest
+        if (place := place_of_url(path)) is not None:
+            return place.manifest.digest
         return read_manifest(local_path(path)).digest if is_committed(path) else None
 
     def _id(self, place: Path) -> str:

@@ -28,7 +28,7 @@ from bt_lightning.snapshot.foreign import (
     is_text,
     surrogates,
 )
-from bt_lightning.snapshot.fragments import Fragment, is_group, watch
+from bt_lightning.snapshot.fragments import Fragment, is_group, watch, weights_key
 from bt_lightning.snapshot.image import storable
 from bt_lightning.snapshot.names import Names
 from bt_lightning.snapshot.values import FORMS, pairs
@@ -73,6 +73,7 @@ class Encoder:
         Raises:
             UnsupportedStateError: a tensor of it is one rank's part of a larger one.
         """
+        self.names.weights_key = weights_key(checkpoint)
         return self._value(checkpoint, ())
 
     def text(self, tree: Any, dropped: list[str]) -> str:

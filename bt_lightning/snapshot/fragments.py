@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from array import array
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_KEY: Final = "state_dict"
 """The entry of a Lightning checkpoint whose tensors are the model's weights."""
+_OTHER_KEYS: Final = ("model", "module", "net", "network")
+"""What those call it who save by Fabric."""
 _GROUP_DEPTH = 3
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
@@ -73,6 +76,21 @@ class Fragment:
             file: [spot(name, tensor) for name, tensor in tensors.items()]
             for file, tensors in self.tensors.items()
         }
+
+
+def weights_key(checkpoint: Mapping[str, Any]) -> str:
+    """The entry of `checkpoint` whose tensors are the model's weights."""
+    names = () if WEIGHTS_KEY in checkpoint else _OTHER_KEYS
+    return next((name for name in names if _is_flat(checkpoint.get(name))), WEIGHTS_KEY)
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether `value` looks like the state of a module: names and tensors."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(item, torch.Tensor) for item in value.values())
+    )
 
 
 def is_group(path: tuple[str, ...]) -> bool:

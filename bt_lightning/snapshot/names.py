@@ -31,6 +31,8 @@ class Names:
         """Identity of a single tensor, its address the second item -> its file and name."""
         self.places: set[int] = set()
         """Their addresses."""
+        self.weights_key = WEIGHTS_KEY
+        """The entry whose tensors are the weights."""
         self._prefix = weights_prefix
 
     def find(self, identity: tuple[Any, ...]) -> Ref | None:
@@ -49,7 +51,7 @@ class Names:
 
     def store(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Ref:
         """Give the tensor its file and a name there that is still free."""
-        is_weight = len(path) > 1 and path[0] == WEIGHTS_KEY
+        is_weight = len(path) > 1 and path[0] == self.weights_key
         key = ".".join(path[1:]) if is_weight else ""
         if is_weight and key.startswith(self._prefix) and key != self._prefix:
             label, name = "weights", key.removeprefix(self._prefix)

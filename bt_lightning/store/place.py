@@ -172,8 +172,8 @@ class StorePlace:
     piece_bytes = PIECE_BYTES
     connections = _CONNECTIONS
 
-    def __init__(self, store: Store, prefix: str, folder: str) -> None:
-        """Read the manifest and list the folder.
+    def __init__(self, store: Store, prefix: str, folder: str, *, listed: bool = True) -> None:
+        """Read the manifest and list the folder, unless the store lists nothing: not `listed`.
 
         Raises:
             CheckpointNotFoundError: nothing is committed there.
@@ -188,7 +188,9 @@ class StorePlace:
             raise CheckpointNotFoundError(msg)
         self.manifest = Manifest.from_bytes(data, self.name)
         self.manifest_bytes = data
-        self._sizes = {info.key: info.size for info in store.list(self._base)}
+        self._sizes: dict[str, int] | None = None
+        if listed:
+            self._sizes = {info.key: info.size for info in store.list(self._base)}
 
     @property
     def name(self) -> str:
@@ -196,8 +198,9 @@ class StorePlace:
         return f"{self._store.name}/{self._base}"
 
     def check(self, entry: FileEntry) -> None:
-        """Compare with the size that was listed."""
-        size = self._sizes.get(f"{self._base}/{entry.path}")
+        """Compare with the size that was listed, or is asked for."""
+        key = f"{self._base}/{entry.path}"
+        size = self._store.size(key) if self._sizes is None else self._sizes.get(key)
         if size is None:
             msg = f"there is no {self.name}/{entry.path}, which its manifest names"
             raise CheckpointNotFoundError(msg)

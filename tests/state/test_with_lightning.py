@@ -192,6 +192,103 @@ def test_fabric_loads_without_a_state_of_its_own(tmp_path):
     same({"a": torch.ones(2), "b": [1]}, fabric.load(tmp_path / "one"))
 
 
+@pytest.mark.parametrize(
+    ("state", "weights"),
+    [
+        ({"model": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}, "iteration": 5}, {"w"}),
+        ({"net": {"w": torch.ones(2)}, "hparams": {"lr": 1}, "iter_num": 5}, {"w"}),
+        ({"state_dict": {"a": torch.ones(2)}, "model": {"w": torch.ones(2)}, "step": 5}, {"a"}),
+        ({"one": {"w": torch.ones(2)}, "two": {"w": torch.ones(2)}, "step_count": 5}, set()),
+    ],
+)
+def test_fabric_states_have_their_weights_where_weights_are_and_their_step(
+    state, weights, tmp_path
+):
+    """Whatever the user of Fabric calls the model and the steps in the state."""
+    from lightning.fabric import Fabric
+    from safetensors.torch import load_file
+
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[BTCheckpointIO()])
+    fabric.save(tmp_path / "one", state)
+    assert verify(tmp_path / "one").step == 5
+    file = tmp_path / "one" / "model.safetensors"
+    assert (set(load_file(file)) if file.exists() else set()) == weights
+    same(state, fabric.load(tmp_path / "one"))
+
+
+def test_a_model_and_its_optimizer_of_fabric_lie_apart(tmp_path):
+    from lightning.fabric import Fabric
+    from safetensors.torch import load_file
+
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[BTCheckpointIO()])
+    model = torch.nn.Linear(2, 2)
+    model, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters()))
+    fabric.backward(model(torch.ones(1, 2)).sum())
+    optimizer.step()
+    fabric.save(tmp_path / "one", {"model": model, "optimizer": optimizer})
+    weights = load_file(tmp_path / "one" / "model.safetensors")
+    same(dict(model.state_dict()), weights)
+    assert not set(weights) & set(load_file(tmp_path / "one" / "optimizer.safetensors"))
+
+
+def _tunable():
+    from lightning.pytorch.demos.boring_classes import BoringModel
+    from torch.utils.data import DataLoader
+
+    class Model(BoringModel):
+        def __init__(self):
+            super().__init__()
+            self.lr, self.batch_size = 0.1, 1
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+        def train_dataloader(self):
+            return DataLoader(torch.ones(64, 32), batch_size=self.batch_size)
+
+    torch.manual_seed(3)
+    return Model()
+
+
+_TUNING = {"limit_train_batches": 8, "limit_val_batches": 0, "enable_checkpointing": False}
+
+
+def test_the_tuner_finds_what_it_finds_without_the_plugin(tmp_path):
+    """Lightning saves, loads and removes files of its own by it, under names with a dot."""
+    from lightning.fabric.plugins import TorchCheckpointIO
+    from lightning.pytorch.tuner import Tuner
+
+    found = []
+    for io in (TorchCheckpointIO(), BTCheckpointIO()):
+        model = _tunable()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        tuner = Tuner(_trainer(tmp_path, io=io, **_TUNING))
+        rates = tuner.lr_find(model, num_training=8, max_lr=0.5).results
+        size = tuner.scale_batch_size(model, max_trials=2, steps_per_trial=1)
+        same(before, dict(model.state_dict()))
+        found.append((rates, size))
+    assert found[0] == found[1]
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_the_finders_in_a_fit_do_as_without_the_plugin(tmp_path):
+    from lightning.fabric.plugins import TorchCheckpointIO
+    from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+
+    found = []
+    for io in (TorchCheckpointIO(), BTCheckpointIO()):
+        finders = [
+            BatchSizeFinder(max_trials=2, steps_per_trial=1),
+            LearningRateFinder(num_training_steps=8),
+        ]
+        trainer, model = _trainer(tmp_path, *finders, io=io, **_TUNING), _tunable()
+        trainer.fit(model)
+        found.append((trainer.global_step, model.lr, model.batch_size, model.state_dict()))
+    assert found[0][:3] == found[1][:3]
+    same(dict(found[0][3]), dict(found[1][3]))
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_the_older_namespace_takes_the_plugin_as_well(tmp_path):
     """A script that imports only `pytorch_lightning` has a Trainer of another class tree."""
     script = f"""

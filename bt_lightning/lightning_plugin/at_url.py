@@ -1,0 +1,62 @@
+"""Checkpoints that a `BTCheckpointIO` writes and removes at URLs, of any fsspec filesystem."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bt_lightning.layout import check_checkpoint_id
+from bt_lightning.lightning_plugin.places import split_url
+from bt_lightning.localdir.committed import LocalCheckpoint
+from bt_lightning.store.catalog import newest_folder
+from bt_lightning.store.listings import forget_listings
+from bt_lightning.store.publish import publish
+from bt_lightning.store.remote import open_store
+from bt_lightning.store.retry import RetryingStore
+from bt_lightning.store.unpublish import unpublish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bt_lightning.manifest import Manifest
+
+
+def save_at(
+    url: str,
+    storage_options: Mapping[str, object] | None,
+    write: Callable[[Path, Path, int], Manifest],
+) -> None:
+    """Publish at `url` what `write(final, root, after)` commits on this disk for a moment.
+
+    What is committed there is replaced whole. Raises `StoreError`, and what `write` does.
+    """
+    parent, name = split_url(url)
+    store = RetryingStore(open_store(parent, storage_options))
+    previous = newest_folder(store, "", check_checkpoint_id(name))
+    after = previous[1] if previous else 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
+            root = Path(folder)
+            manifest = write(root / name, root, after)
+            publish(store, "", LocalCheckpoint(root / name, manifest))
+        if previous:
+            unpublish(store, "", previous[0])
+    finally:
+        forget_listings(url)
+
+
+def remove_at(url: str) -> None:
+    """Delete what is committed at `url`, its name first, or a stock file there.
+
+    One that is protected stays. Raises `StoreError`.
+    """
+    parent, name = split_url(url)
+    store = RetryingStore(open_store(parent))
+    try:
+        while (found := newest_folder(store, "", name)) is not None:
+            if not unpublish(store, "", found[0]):
+                return
+        store.delete([name])
+    finally:
+        forget_listings(url)

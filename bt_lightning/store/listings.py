@@ -1,0 +1,32 @@
+"""Listings that fsspec keeps for others in this process, who do not see what our clients do."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def forget_listings(url: str) -> None:
+    """Let every filesystem object of this process list anew that may have listed `url`.
+
+    fsspec keeps one object for each set of options and each thread, with what it listed; Lightning
+    asks such a one which names are taken.
+    """
+    spec = sys.modules.get("fsspec.spec")
+    if spec is None:
+        return
+    scheme = url.partition("://")[0]
+    for kind in _kinds(spec.AbstractFileSystem):
+        protocols = (kind.protocol,) if isinstance(kind.protocol, str) else tuple(kind.protocol)
+        if scheme in protocols:
+            for filesystem in list(vars(kind).get("_cache", {}).values()):
+                filesystem.invalidate_cache()
+
+
+def _kinds(kind: type[Any]) -> Iterator[type[Any]]:
+    yield kind
+    for other in kind.__subclasses__():
+        yield from _kinds(other)
