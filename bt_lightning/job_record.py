@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args
 
+from bt_lightning.bounded import RECORD as RECORD_BOUNDS
+from bt_lightning.bounded import parse_json
 from bt_lightning.errors import CheckpointCorruptError
 
 Status = Literal["CREATED", "RUNNING", "COMPLETED", "FAILED", "STOPPED"]
@@ -18,6 +20,8 @@ RECORD: Final = ".bt_lightning-job"
 _FORMAT: Final = 1
 _LONGEST: Final = 200
 """Attempts that are kept, the newest."""
+_WAITING_BYTES: Final = 256 * 1024
+"""Of what waits, the first names: a reader takes no record of more than 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class JobRecord:
         """JSON, ASCII, a line."""
         said = {"format": _FORMAT, **asdict(self)}
         said["attempts"] = said["attempts"][-_LONGEST:]
+        said["waiting"] = _first(self.waiting, _WAITING_BYTES)
         return json.dumps(said, sort_keys=True).encode("ascii") + b"\n"
 
     @classmethod
@@ -87,17 +92,28 @@ class JobRecord:
             CheckpointCorruptError: it is none.
         """
         try:
-            said = json.loads(data)
+            said = parse_json(data, RECORD_BOUNDS)
             attempts = tuple(Attempt(**_known(Attempt, one)) for one in said.pop("attempts", ()))
             waiting = tuple(str(name) for name in said.pop("waiting", ()))
             record = cls(**_known(cls, said), attempts=attempts, waiting=waiting)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             msg = f"the record of the job at {where} cannot be read: {type(error).__name__}"
             raise CheckpointCorruptError(msg) from error
         if record.status not in get_args(Status) or not isinstance(record.created_at, str):
             msg = f"the record of the job at {where} has the status {record.status!r:.50}"
             raise CheckpointCorruptError(msg)
         return record
+
+
+def _first(names: tuple[str, ...], limit: int) -> list[str]:
+    """The first of `names`, as many as have `limit` bytes in JSON."""
+    kept = []
+    for name in names:
+        limit -= len(json.dumps(name)) + 2
+        if limit < 0:
+            break
+        kept.append(name)
+    return kept
 
 
 def _known(kind: type[Any], said: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -24,6 +26,11 @@ FORMAT_VERSION: Final = 1
 BLOCK_BYTES: Final = 4 * 1024 * 1024
 """Bytes that one entry of `FileEntry.blocks` covers; the last block of a file may be shorter."""
 
+_MOMENT: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,](\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+_FIRST_YEAR: Final = 1970
+_LAST_YEAR: Final = 9998
 _HEX: Final = frozenset("0123456789abcdef")
 _DIGEST_CHARS: Final = 32
 
@@ -52,7 +59,7 @@ class Manifest:
     step: int
     epoch: int
     created_at: str
-    """ISO 8601, UTC, with zone. Informative: order is by `order`, never by a clock alone."""
+    """A `moment`. Informative: order is by `order`, never by a clock alone."""
     files: tuple[FileEntry, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +75,11 @@ class Manifest:
     def order(self) -> tuple[int, int, str]:
         """Sort key: the newest checkpoint has the greatest."""
         return (self.step, self.generation, self.created_at)
+
+    @property
+    def created(self) -> datetime:
+        """`created_at`, with zone."""
+        return moment(self.created_at)
 
     @property
     def interim(self) -> bool:
@@ -97,7 +109,9 @@ class Manifest:
 
         Raises:
             UnsupportedStateError: no reader would take it, because it is too large.
+            ValueError: nor if `created_at` is no moment.
         """
+        moment(self.created_at)
         payload = _to_json(self)
         payload["digest"] = self.digest
         data = (json.dumps(payload, indent=1) + "\n").encode("ascii")
@@ -145,6 +159,25 @@ class Manifest:
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             msg = f"the manifest {where} is damaged: {type(error).__name__} {error}"
             raise CheckpointCorruptError(msg) from error
+
+
+def moment(text: str) -> datetime:
+    """The time that `text` names in ISO 8601: date, `T`, time to the second or finer, and zone.
+
+    Raises:
+        ValueError: it names none, or one that calendars and clocks do not share.
+    """
+    found = _MOMENT.fullmatch(text)
+    if found is None:
+        msg = f"expected a time such as 2030-01-02T03:04:05+00:00, found {text[:50]!r}"
+        raise ValueError(msg)
+    day, clock, fraction, zone = found.groups()
+    zone = "+00:00" if zone in "Zz" else zone  # Python 3.10 knows no Z, and no other fractions
+    time = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '')[:6]:0<6}{zone}")
+    if not _FIRST_YEAR <= time.year <= _LAST_YEAR:
+        msg = f"the year of {text[:50]!r} is not in {_FIRST_YEAR} to {_LAST_YEAR}"
+        raise ValueError(msg)
+    return time
 
 
 def _canonical(payload: dict[str, Any]) -> bytes:
@@ -201,7 +234,7 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
         generation=_count(payload["generation"], least=1),
         step=_count(payload["step"]),
         epoch=_count(payload["epoch"]),
-        created_at=_of(str, payload["created_at"]),
+        created_at=_moment(_of(str, payload["created_at"])),
         files=files,
         metrics={_of(str, name): float(value) for name, value in payload["metrics"].items()},
         origin=_of(dict, payload["origin"]),
@@ -209,6 +242,11 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
         weights_prefix=_of(str, payload["weights_prefix"]),
         leftovers=tuple((_of(str, path), _of(str, kind)) for path, kind in payload["leftovers"]),
     )
+
+
+def _moment(text: str) -> str:
+    moment(text)
+    return text
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:

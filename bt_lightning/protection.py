@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from bt_lightning.bounded import RECORD, parse_json
+
 _LONGEST = 500
 """Characters of what a person writes: it is shown in tables."""
 
@@ -27,8 +29,8 @@ class Protection:
     def from_bytes(cls, data: bytes) -> Protection:
         """What the file says; of one that cannot be read, nothing, but it protects all the same."""
         try:
-            said = json.loads(data)
+            said = parse_json(data, RECORD)
             texts = {name: said.get(name, "") for name in ("by", "why", "at")}
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, AttributeError):
             return cls()
         return cls(**{name: str(text)[:_LONGEST] for name, text in texts.items()})

@@ -15,7 +15,7 @@ from bt_lightning.cli.text import printable
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import MANIFEST
 from bt_lightning.manage.shelf import DirectoryShelf, find
-from bt_lightning.manage.verify import QUICK, Verdict, verify_items
+from bt_lightning.manage.verify import QUICK, Verdict, unread_of, verify_items
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ def verify_all(target: Target, names: Sequence[str], depth: str, output_format: 
     else:
         shelf = shelf_of(target)
         pairs = [(shelf, item) for item in shelf.items()]
-        verdicts = [Verdict(shelf.name, whole=False, says=reason) for reason in shelf.refused]
+        unread = unread_of(shelf)
+        for reason in unread:
+            click.secho(f"left out: {printable(reason)}", fg="yellow", err=True)
+        damaged = [reason for reason in shelf.refused if reason not in unread]
+        verdicts = [Verdict(shelf.name, whole=False, says=reason) for reason in damaged]
     total = 0 if depth == QUICK else sum(item.manifest.size for _, item in pairs)
     with progress("verify", total) as on_bytes:
         verdicts += verify_items(pairs, depth, on_bytes)

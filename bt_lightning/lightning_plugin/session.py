@@ -22,8 +22,8 @@ from bt_lightning.lightning_plugin.rhythm import Rhythm
 from bt_lightning.lightning_plugin.saves import Saves, Told
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.durable import sweep
+from bt_lightning.localdir.refusal import named
 from bt_lightning.localdir.requests import request_removal
-from bt_lightning.localdir.room import is_full
 from bt_lightning.localdir.usable import usable_root
 from bt_lightning.manifest import Manifest
 from bt_lightning.messages import (
@@ -87,14 +87,8 @@ class Session:
             usable_root(config.root)
         except DirectoryFullError:  # an earlier run may just be making room
             full = True
-        if not wait_for_commits(config.root, config.drain_s):
-            msg = (
-                f"another run still commits to {config.root} after {config.drain_s:.0f} s: end it,"
-                " or give this one another BT_CHECKPOINT_DIR"
-            )
-            raise DirectoryUnusableError(msg)
-        for path in sweep(config.root):
-            log.warning("put back %s, which a killed process was about to replace", path)
+        with named(config.root):
+            _take_over(config)
         if full:
             _full_root(config)
         self._worker = _worker(config)
@@ -122,7 +116,8 @@ class Session:
     def decide(self) -> Decision:
         """Check the store, then choose what to start from; raises as `Choice.decide`."""
         choice = Choice(self._config, self._worker)
-        decision = choice.decide()
+        with named(self._config.root):
+            decision = choice.decide()
         for stored in choice.listed:
             self.known.add(stored.manifest)
         return decision
@@ -177,10 +172,9 @@ class Session:
         asked, self._unasked = self._unasked, []
         for digest in asked:
             try:
-                request_removal(self._config.root, digest)
-            except OSError as error:
-                if not is_full(error):
-                    raise
+                with named(self._config.root):
+                    request_removal(self._config.root, digest)
+            except DirectoryFullError:
                 self._unasked.append(digest)
         self._worker.wake()
 
@@ -292,6 +286,18 @@ class Session:
         saves, self.saves = self.saves, None
         if saves is not None:
             saves.saver.close()
+
+
+def _take_over(config: SessionConfig) -> None:
+    """Wait for an earlier run's commits, and clear away what a killed one left."""
+    if not wait_for_commits(config.root, config.drain_s):
+        msg = (
+            f"another run still commits to {config.root} after {config.drain_s:.0f} s: end it,"
+            " or give this one another BT_CHECKPOINT_DIR"
+        )
+        raise DirectoryUnusableError(msg)
+    for path in sweep(config.root):
+        log.warning("put back %s, which a killed process was about to replace", path)
 
 
 def _full_root(config: SessionConfig) -> None:

@@ -10,6 +10,7 @@ from bt_lightning.lightning_plugin.checks import is_of_a_save, portable
 from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.lightning_plugin.routing import Hooks
 from bt_lightning.lightning_plugin.session import Session, SessionConfig, publish_late
+from bt_lightning.localdir.refusal import named
 from bt_lightning.localdir.requests import request_removal
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class Writing:
         if self.session is not None:
             self.session.remove(manifest)
         elif self._config is not None:
-            request_removal(self._config.root, manifest.digest)  # for the next worker
+            with named(self._config.root):
+                request_removal(self._config.root, manifest.digest)  # for the next worker
 
     def _missing(self, checkpoint_id: str) -> None:
         if self.session is not None:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from bt_lightning.bounded import LINE, parse_json
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.files import write_out
 from bt_lightning.localdir.loose import Stamp
+from bt_lightning.localdir.opening import open_own
+from bt_lightning.localdir.small import read_lines, replace_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,7 +50,7 @@ class Arrived:
         self._stamps |= added
         with contextlib.suppress(OSError):  # a full disk: as above
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = open_own(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             with os.fdopen(descriptor, "wb") as stream:
                 # a line that a kill cut short ends here, and costs nobody else's
                 stream.write(b"\n" + _lines(added))
@@ -62,16 +64,11 @@ class Arrived:
     def keep(self, stamps: dict[str, Stamp]) -> None:
         """Remember these only. Durable: what is forgotten must not come back with a crash."""
         self._stamps = dict(stamps)
-        part = self._file.with_suffix(".part")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as stream:
-                write_out(stream, _lines(self._stamps))
-            part.replace(self._file)
+            replace_small(self._file, _lines(self._stamps))
         except OSError:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
-                part.unlink(missing_ok=True)
 
 
 def _lines(stamps: dict[str, Stamp]) -> bytes:
@@ -83,16 +80,15 @@ def _read(file: Path) -> tuple[dict[str, Stamp], int]:
     stamps: dict[str, Stamp] = {}
     count = 0
     try:
-        data = file.read_bytes()
-    except OSError:
+        for line in read_lines(file):
+            try:
+                path, *numbers = parse_json(line, LINE)
+            except (ValueError, TypeError):
+                continue  # empty, or torn
+            whole = len(numbers) == _FIELDS and all(type(number) is int for number in numbers)
+            if isinstance(path, str) and whole:
+                stamps[path] = Stamp(*numbers)
+                count += 1
+    except (OSError, ValueError):
         return {}, 0
-    for line in data.split(b"\n"):
-        try:
-            path, *numbers = json.loads(line)
-        except (ValueError, TypeError, RecursionError):
-            continue  # empty, or torn
-        whole = len(numbers) == _FIELDS and all(type(number) is int for number in numbers)
-        if isinstance(path, str) and whole:
-            stamps[path] = Stamp(*numbers)
-            count += 1
     return stamps, count

@@ -10,8 +10,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from bt_lightning.bounded import RECORD
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.files import sync_directory, write_out
+from bt_lightning.localdir.small import read_json, replace_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,20 +47,14 @@ def note_away(root: Path, manifest: Manifest) -> None:
     if known is not None and known.order >= manifest.order:
         return
     away = Away(manifest.checkpoint_id, manifest.step, manifest.generation, manifest.created_at)
-    folder = root / DOT_DIR
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{FILE}.part"
-    with part.open("wb") as stream:
-        write_out(stream, json.dumps(asdict(away)).encode("ascii") + b"\n")
-    part.replace(folder / FILE)
-    sync_directory(folder)
+    replace_small(root / DOT_DIR / FILE, json.dumps(asdict(away)).encode("ascii") + b"\n")
 
 
 def newest_away(root: Path) -> Away | None:
     """What was noted; None if nothing was, or nothing that can be read."""
     try:
-        away = Away(**json.loads((root / DOT_DIR / FILE).read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):
+        away = Away(**read_json(root / DOT_DIR / FILE, RECORD))
+    except (OSError, ValueError, TypeError):
         return None
     kinds = (type(away.step), type(away.generation), type(away.created_at))
     return away if kinds == (int, int, str) else None

@@ -11,6 +11,7 @@ from bt_lightning.layout import DOT_DIR, MANIFEST
 from bt_lightning.localdir.committed import manifest_directories
 from bt_lightning.localdir.durable import publish_directory, temporary
 from bt_lightning.localdir.files import sync_directory, write_file
+from bt_lightning.localdir.small import replace_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -72,7 +73,7 @@ def _refuse_nesting(final: Path, root: Path) -> None:
     outer = next((p for p in final.parents if root in p.parents and (p / MANIFEST).exists()), None)
     if outer is None and (final / MANIFEST).exists():
         return
-    inner = next(manifest_directories(final), None) if final.is_dir() else None
+    inner = next(iter(manifest_directories(final)), None) if final.is_dir() else None
     if outer or inner:
         msg = f"{final} cannot become a checkpoint: {outer or inner} is one, and they may not nest"
         raise CheckpointExistsError(msg)
@@ -80,8 +81,5 @@ def _refuse_nesting(final: Path, root: Path) -> None:
 
 def write_hint(root: Path, checkpoint_id: str, step: int) -> None:
     """Note the newest checkpoint in `latest.json`: a hint for people, which nothing here trusts."""
-    folder = root / DOT_DIR
-    folder.mkdir(exist_ok=True)
-    draft = folder / "latest.json.part"
-    draft.write_text(f'{{"checkpoint": {json.dumps(checkpoint_id)}, "step": {step}}}\n')
-    draft.replace(folder / "latest.json")
+    said = json.dumps({"checkpoint": checkpoint_id, "step": step}) + "\n"
+    replace_small(root / DOT_DIR / "latest.json", said.encode("ascii"), durable=False)

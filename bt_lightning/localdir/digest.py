@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import xxhash
 
+from bt_lightning.localdir.opening import open_regular
 from bt_lightning.manifest import BLOCK_BYTES, FileEntry
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def digest_file(file: Path, path: str) -> FileEntry:
     """Read `file` once and describe it as the entry `path` of a manifest."""
     hasher = Hasher()
     buffer = memoryview(bytearray(READ_BYTES))
-    with file.open("rb", buffering=0) as stream:
+    with os.fdopen(open_regular(file), "rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
             hasher.update(buffer[:count])
     return hasher.entry(path)

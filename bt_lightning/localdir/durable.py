@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
@@ -18,11 +19,14 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bt_lightning.bounded import RECORD
 from bt_lightning.layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.localdir.beneath import new_file
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.files import opened, sync_directory, write_out
 from bt_lightning.localdir.locks import lock, naming, try_lock
+from bt_lightning.localdir.small import read_small
+from bt_lightning.localdir.walk import entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +36,7 @@ _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _TRIES = 8
+_MOST = 10_000
 _REPLACED = "replaced-"
 _DELETED = "deleted-"
 _NOTE = "origin"
@@ -222,9 +227,12 @@ def discard(path: Path) -> None:
 
 
 def children(path: Path) -> list[Path]:
-    """What lies in the directory `path`, in order; nothing if there is none."""
+    """What lies in the directory `path`, in order; nothing if there is none.
+
+    Of millions, the first that are told: the others are left to the next call.
+    """
     try:
-        return sorted(path.iterdir())
+        return sorted(Path(one.path) for one in itertools.islice(entries(str(path)), _MOST))
     except FileNotFoundError:
         return []
 
@@ -298,7 +306,7 @@ def _origin(waiting: Path, root: Path) -> Path | None:
     if not os.path.lexists(waiting / _CONTENT):
         return None
     try:
-        return root / check_checkpoint_id((waiting / _NOTE).read_text())
+        return root / check_checkpoint_id(read_small(waiting / _NOTE, RECORD).decode())
     except (OSError, ValueError):
         pass
     try:

@@ -11,7 +11,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.bounded import LINE, parse_json
+from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.layout import DOT_DIR
+from bt_lightning.localdir.opening import open_own
+from bt_lightning.localdir.small import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +35,7 @@ def note(root: Path, event: str, **facts: object) -> None:
     line = json.dumps({"event": event, "at": time.time(), **facts}) + "\n"
     folder = root / DOT_DIR
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = open_own(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
         torn = size and os.pread(descriptor, 1, size - 1) != b"\n"  # a full disk took half of it
@@ -51,20 +55,20 @@ def events_size(root: Path | None) -> int:
 def read_events(root: Path, start: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the events of `root` in the order of their lines; half a line at the end is left out.
 
-    Those from byte `start` on; all of them, if the file has been replaced by a shorter one.
+    Those from byte `start` on; all of them, if the file has been replaced by a shorter one. Of a
+    file of more than 64 MiB, the last.
 
     Raises:
         FileNotFoundError: there are none.
+        CheckpointCorruptError: what has that name is no regular file.
     """
-    with (root / DOT_DIR / FILE).open("rb") as lines:
-        lines.seek(start if start <= os.fstat(lines.fileno()).st_size else 0)
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # cut off by a kill or a full disk
-            if isinstance(event, dict) and _is_event(event):
-                yield event
+    for line in read_lines(root / DOT_DIR / FILE, start):
+        try:
+            event = parse_json(line, LINE)
+        except CheckpointCorruptError:
+            continue  # cut off by a kill or a full disk
+        if isinstance(event, dict) and _is_event(event):
+            yield event
 
 
 def _is_event(event: dict[str, Any]) -> bool:

@@ -66,12 +66,6 @@ def _gathered(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview | byt
         yield bytes(small)
 
 
-def raise_unless_gone(error: OSError) -> None:
-    """For `os.walk`, which would take a directory that it cannot read for an empty one."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
-
-
 def make_directories(path: Path) -> None:
     """Create `path` and its parents; the names of the new ones survive a power cut."""
     missing = [path, *path.parents]

@@ -14,13 +14,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bt_lightning.layout import MANIFEST, MARKER, PROTECTION, safe_parts
+from bt_lightning.localdir.walk import MOST_FOLDERS, check_count, entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 _TEMPORARY: Final = re.compile(r".*(\.(tmp|temp|part|partial|incomplete|swp)|~)|tmp-checkpoint-.*")
-_RESERVED: Final = frozenset({MARKER, PROTECTION})
+_RESERVED: Final = frozenset({MARKER, PROTECTION, "lost+found"})
+MOST_FILES: Final = 250_000
+"""Of one directory: all are held in memory."""
+_TOO_MANY: Final = f"there are more than {MOST_FILES:,} files: the others are not sent"
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
 
 
@@ -59,24 +63,26 @@ def find_loose(root: Path, wanted: Callable[[str], bool] = lambda _: True) -> Fo
     folders = [""]
     while folders:
         folder = folders.pop()
+        place = os.path.join(root, folder)  # noqa: PTH118 - ten thousands
+        if os.path.lexists(f"{place}/{MANIFEST}"):
+            continue
         try:
-            with os.scandir(os.path.join(root, folder)) as listed:  # noqa: PTH118 - ten thousands
-                entries = list(listed)
+            for entry in entries(place):
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.name.startswith(".") or temporary(entry.name) or entry.name in _RESERVED:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                    check_count(place, len(folders), MOST_FOLDERS, "folders")
+                elif entry.is_file(follow_symlinks=False):
+                    _take(found, entry, path, wanted)
+                if len(found.files) > MOST_FILES:
+                    found.refused[ascii(folder)[1:-1] or "."] = _TOO_MANY
+                    return found
         except _GONE:
             continue
         except OSError as error:
             found.refused[ascii(folder)[1:-1] or "."] = error.strerror or str(error)
-            continue
-        if any(entry.name == MANIFEST for entry in entries):
-            continue
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith(".") or temporary(entry.name) or entry.name in _RESERVED:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(path)
-            elif entry.is_file(follow_symlinks=False):
-                _take(found, entry, path, wanted)
     return found
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from bt_lightning.bounded import Bounds
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.files import write_out
+from bt_lightning.localdir.small import read_small, replace_small
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_BOUNDS: Final = Bounds(1024, 4096)
+"""It goes into each lease as it is."""
 
 
 def owner_of(root: Path) -> str:
@@ -20,15 +24,11 @@ def owner_of(root: Path) -> str:
     """
     file = root / DOT_DIR / "owner"
     try:
-        if found := file.read_text(encoding="ascii").strip():
+        if found := read_small(file, _BOUNDS).decode("ascii").strip():
             return found
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         pass
     owner = uuid.uuid4().hex
-    part = file.with_suffix(".part")
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            write_out(stream, owner.encode("ascii"))
-        part.replace(file)
+        replace_small(file, owner.encode("ascii"))
     return owner

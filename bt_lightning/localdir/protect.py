@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from typing import TYPE_CHECKING
 
+from bt_lightning.bounded import RECORD
 from bt_lightning.layout import MANIFEST, PROTECTION
 from bt_lightning.localdir.committed import read_manifest
-from bt_lightning.localdir.files import sync_directory, write_out
+from bt_lightning.localdir.files import sync_directory
+from bt_lightning.localdir.small import read_small, replace_small
 from bt_lightning.protection import Protection
 
 if TYPE_CHECKING:
@@ -22,11 +26,8 @@ def protect(path: Path, protection: Protection) -> None:
         OSError: the disk refused.
     """
     read_manifest(path)
-    part = path / f".{PROTECTION}.part"
-    with part.open("wb") as stream:
-        write_out(stream, protection.to_bytes())
-    part.replace(path / PROTECTION)
-    sync_directory(path)
+    part = f".{PROTECTION}.{uuid.uuid4().hex}.part"  # two may protect it at a time
+    replace_small(path / PROTECTION, protection.to_bytes(), part=part)
     if not (path / MANIFEST).exists():
         read_manifest(path)
 
@@ -40,11 +41,13 @@ def unprotect(path: Path) -> None:
 def protection_of(path: Path) -> Protection | None:
     """What protects the checkpoint directory `path`; None if nothing does."""
     try:
-        return Protection.from_bytes((path / PROTECTION).read_bytes())
+        return Protection.from_bytes(read_small(path / PROTECTION, RECORD))
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return Protection() if is_protected(path) else None  # a link that leads nowhere protects
+    except (OSError, ValueError):
+        return Protection()
 
 
 def is_protected(path: Path) -> bool:
     """Whether somebody protected the checkpoint directory `path`."""
-    return (path / PROTECTION).exists()
+    return os.path.lexists(path / PROTECTION)

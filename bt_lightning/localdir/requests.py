@@ -6,14 +6,20 @@ outlives every process and cannot hit a later generation of the same id.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import re
+from typing import TYPE_CHECKING, Final
 
+from bt_lightning.errors import DirectoryUnusableError
 from bt_lightning.layout import DOT_DIR
+from bt_lightning.localdir.walk import entries
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FOLDER = "remove"
+_FOLDER: Final = "remove"
+_DIGEST: Final = re.compile(r"[0-9a-f]{32}")
+_MOST: Final = 100_000
 
 
 def request_removal(root: Path, digest: str) -> None:
@@ -28,11 +34,18 @@ def make_requests(root: Path) -> None:
 
 
 def requested_removals(root: Path) -> frozenset[str]:
-    """Digests of all that was asked to go and is not gone everywhere."""
-    try:
-        return frozenset(path.name for path in (root / DOT_DIR / _FOLDER).iterdir())
-    except FileNotFoundError:
-        return frozenset()
+    """Digests of all that was asked to go and is not gone everywhere.
+
+    Of more than there can be, as many as are taken at a time: the others follow.
+    """
+    found: set[str] = set()
+    with contextlib.suppress(FileNotFoundError, DirectoryUnusableError):
+        for entry in entries(str(root / DOT_DIR / _FOLDER)):
+            if _DIGEST.fullmatch(entry.name):
+                found.add(entry.name)
+            if len(found) == _MOST:
+                break
+    return frozenset(found)
 
 
 def forget_removal(root: Path, digest: str) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.localdir.files import raise_unless_gone
 from bt_lightning.manifest import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the kernel says of a volume, or a quota, that is full."""
+_GONE: Final = (FileNotFoundError, NotADirectoryError)
 _PAGE: Final = 4096
 _SECTOR: Final = 512
 _LEAST_SPARE: Final = 64 * 1024
@@ -81,22 +82,35 @@ def usage(root: Path) -> int:
     """Bytes that the files and directories below `root` take on the volume.
 
     A file of several names counts once; one that is larger than what is written of it, as much as
-    is written. Symbolic links are not followed.
+    is written. Symbolic links are not followed. What lies in a folder that cannot be read, as
+    `lost+found`, is not counted: nothing of ours does.
     """
     seen: set[tuple[int, int]] = set()
-    total = 0
-    for place, folders, files in os.walk(root, onerror=raise_unless_gone):
-        for name in (*folders, *files):
-            try:
-                status = os.lstat(f"{place}/{name}")
-            except FileNotFoundError:
-                continue  # it went meanwhile
-            if status.st_nlink > 1 and name in files:
-                if (status.st_dev, status.st_ino) in seen:
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-            total += status.st_blocks * _SECTOR
+    folders, total = [str(root)], 0
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as listed:
+                for entry in listed:
+                    total += _taken(entry, seen)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+        except OSError as error:
+            if folder == str(root) and not isinstance(error, _GONE):
+                raise
     return total
+
+
+def _taken(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> int:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except _GONE:
+        return 0  # it went meanwhile
+    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+        if (status.st_dev, status.st_ino) in seen:
+            return 0
+        seen.add((status.st_dev, status.st_ino))
+    return status.st_blocks * _SECTOR
 
 
 def planned(sizes: Iterable[int]) -> int:

@@ -13,7 +13,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.bounded import RECORD
 from bt_lightning.layout import DOT_DIR
+from bt_lightning.localdir.small import read_json, replace_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,18 +89,16 @@ class UploadMeter:
 
     def _write(self) -> None:
         self._next = time.monotonic() + EVERY_S
-        part = self._file.with_name(f".{FILE}.part")
+        said = json.dumps({**asdict(self._now), "at": time.time()}).encode("ascii")
         with contextlib.suppress(OSError):  # nobody watches a disk that is full
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({**asdict(self._now), "at": time.time()}))
-            part.replace(self._file)
+            replace_small(self._file, said, durable=False)
 
 
 def read_uploading(root: Path) -> Uploading | None:
     """What the worker of that directory last said; None if it said nothing that can be read."""
     try:
-        said = Uploading(**json.loads((root / DOT_DIR / FILE).read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):
+        said = Uploading(**read_json(root / DOT_DIR / FILE, RECORD))
+    except (OSError, ValueError, TypeError):
         return None
     numbers: tuple[Any, ...] = (
         said.pid,

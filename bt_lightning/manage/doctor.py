@@ -25,6 +25,7 @@ from bt_lightning.store.tree import open_bt_store
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.store.port import Store
 
 _MB = 1_000_000
@@ -151,9 +152,14 @@ def _skew(root: Path) -> float:
 
 
 def _next_save(root: Path, speed: float | None) -> Iterator[Finding]:
-    found, refused = list_committed(root) if root.is_dir() else ([], [])
-    for item in refused:
-        yield Finding("checkpoints", "warning", item.reason, "delete it: it is never loaded")
+    found: list[LocalCheckpoint] = []
+    if root.is_dir():
+        listed = list_committed(root)
+        found = listed.found
+        for item in listed.refused:
+            yield Finding("checkpoints", "warning", item.reason, "delete it: it is never loaded")
+        for item in listed.unread:
+            yield Finding("checkpoints", "warning", item.reason, "what lies there is never loaded")
     if not found or speed is None:
         return
     newest = max(found, key=lambda checkpoint: checkpoint.manifest.order).manifest

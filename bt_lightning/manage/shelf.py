@@ -106,6 +106,8 @@ class DirectoryShelf:
         job = Job.named(Settings.from_environ(os.environ), str(root))
         self.project, self.job, self._rank = job.project, job.job, job.node_rank
         self._refused: list[str] = []
+        self.unread: list[str] = []
+        """Those of `refused` that tell of a folder that could not be looked into."""
 
     @property
     def refused(self) -> list[str]:
@@ -114,8 +116,9 @@ class DirectoryShelf:
 
     def items(self) -> list[Item]:
         """Read from the disk at each call; of one id the newest generation."""
-        found, refused = list_committed(self._root)
-        self._refused = [item.reason for item in refused]
+        found, refused, unread = list_committed(self._root)
+        self.unread = [item.reason for item in unread]
+        self._refused = [*self.unread, *(item.reason for item in refused)]
         items: dict[str, Item] = {}
         for checkpoint in sorted(found, key=lambda c: c.manifest.order, reverse=True):
             name = checkpoint.path.relative_to(self._root).as_posix()

@@ -79,14 +79,14 @@ def look(root: Path) -> Status:
     events = _events(root)
     saves = [event for event in events if event["event"] == "save"]
     durable = [event for event in events if event["event"] in _ENDS]
-    found, refused = list_committed(root)
+    listed = list_committed(root)
     said = read_uploading(root)
     now = time.time()
     upload = None
     if said is not None and said.checkpoint and said.alive and now - said.at < _LIVE_S:
         seconds = max(now - said.began, 1e-9)
         upload = Upload(said.checkpoint, said.bytes_done, said.bytes_total, seconds)
-    newest = max(found, key=lambda c: c.manifest.order, default=None)
+    newest = listed.found[0] if listed.found else None
     return Status(
         directory=str(root),
         at=now,
@@ -94,9 +94,9 @@ def look(root: Path) -> Status:
         skipped=sum(event.get("decision") in ("skipped", "replaced") for event in saves),
         last_save=saves[-1] if saves else None,
         staged=sum(_is_staged(event, durable) for event in saves[-_ARENAS:]),
-        checkpoints=len(found),
-        damaged=len(refused),
-        disk_bytes=sum(checkpoint.manifest.size for checkpoint in found),
+        checkpoints=len(listed.found),
+        damaged=len(listed.refused),
+        disk_bytes=sum(checkpoint.manifest.size for checkpoint in listed.found),
         disk_free=shutil.disk_usage(root).free,
         newest=newest.manifest.checkpoint_id if newest else None,
         published=sum(event["event"] == "published" for event in events),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
+    CheckpointCorruptError,
     CheckpointExistsError,
     CheckpointNotFoundError,
     InvalidSettingError,
@@ -182,6 +183,10 @@ def _local(root: Path) -> list[Trashed]:
     found = []
     for day in aside.iterdir() if aside.is_dir() else ():
         for path in manifest_directories(day) if day.name.isdecimal() else ():
-            name, size = path.relative_to(day).as_posix(), read_manifest(path).size
+            name = path.relative_to(day).as_posix()
+            try:
+                size = read_manifest(path).size
+            except (CheckpointCorruptError, OSError):
+                size = 0  # damaged: it goes on its day as any other
             found.append(Trashed(name, 0, int(day.name), str(path), size))
     return found

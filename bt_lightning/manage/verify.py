@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.manage.contents import has_tensors, is_of_others, tensors_of
 from bt_lightning.manage.reading import opened
+from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf
 from bt_lightning.store.place import read_verified
 
 if TYPE_CHECKING:
@@ -43,6 +44,16 @@ def verify_items(
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(lambda pair: _verdict(pair[0], pair[1], depth, on_bytes), pairs)
+
+
+def unread_of(shelf: Shelf) -> list[str]:
+    """Those of `shelf.refused` that tell of a folder that could not be looked into.
+
+    Whether a checkpoint lies there nobody knows, as of `lost+found`.
+    """
+    if isinstance(shelf, JoinedShelf):
+        shelf = shelf.directory_shelf
+    return shelf.unread if isinstance(shelf, DirectoryShelf) else []
 
 
 def _verdict(shelf: Shelf, item: Item, depth: str, on_bytes: Callable[[int], None]) -> Verdict:

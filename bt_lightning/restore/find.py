@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, StoreError
 from bt_lightning.localdir.committed import list_committed, verify
+from bt_lightning.localdir.walk import walk
 from bt_lightning.restore.load import load_file
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Sequence
 
+    from bt_lightning.localdir.committed import LocalCheckpoint
     from bt_lightning.manifest import Manifest
 
 _RANK = re.compile(r"rank-\d+")
@@ -67,8 +70,7 @@ def find_own(
     root: Path, stored: Sequence[Stored], fetch: Callable[[Stored], str], found: Found
 ) -> bool:
     """Choose among this job's checkpoints; `fetch` brings one from the store and verifies it."""
-    local, refused = list_committed(root)
-    found.considered += [f"{item.place}: refused, {item.reason}" for item in refused]
+    local = _look(root, found)
     candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
     candidates += [_Candidate(s.manifest.order, f"store {s.folder}", s.manifest, s) for s in stored]
     candidates.sort(key=lambda c: (c.order, c.stored is None), reverse=True)  # the disk is nearer
@@ -86,12 +88,9 @@ def find_loaded(
     if not load_dir.is_dir():
         found.considered.append(f"{load_dir}: refused, no such directory")
         return False
-    local, refused = list_committed(load_dir)
-    found.considered += [f"{item.place}: refused, {item.reason}" for item in refused]
+    local = _look(load_dir, found)
     candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
-    for file in sorted(load_dir.rglob("*.ckpt")):
-        if not file.is_file() or any(file.is_relative_to(c.path) for c in local):
-            continue
+    for file in _stock_files(load_dir, {str(c.path) for c in local}):
         try:
             step = stock_step(file, weights_only=weights_only, warm=warm)
         except Exception as error:  # noqa: BLE001 - torch.load raises anything
@@ -109,6 +108,26 @@ def find_loaded(
         else:
             found.considered.append(f"{candidate.place}: refused, it belongs to {rank}")
     return _choose(mine, None, found, own=False, warm=warm)
+
+
+def _look(root: Path, found: Found) -> list[LocalCheckpoint]:
+    """What is committed there; what is left out is noted."""
+    listed = list_committed(root)
+    found.considered += [f"{item.place}: refused, {item.reason}" for item in listed.refused]
+    found.considered += [item.reason for item in listed.unread]
+    return listed.found
+
+
+def _stock_files(load_dir: Path, committed: set[str]) -> list[Path]:
+    """The `.ckpt` files below `load_dir` that lie in no committed checkpoint, sorted."""
+    files: list[Path] = []
+
+    def see(entry: os.DirEntry[str]) -> None:
+        if entry.name.endswith(".ckpt") and entry.is_file():
+            files.append(Path(entry.path))
+
+    walk(str(load_dir), committed.__contains__, lambda *_: None, see)
+    return sorted(files)
 
 
 def _choose(

@@ -8,9 +8,11 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
+from bt_lightning.bounded import RECORD
 from bt_lightning.errors import CheckpointCorruptError, StoreError
 from bt_lightning.job_record import JobRecord
 from bt_lightning.layout import DOT_DIR
+from bt_lightning.localdir.small import read_small, replace_small
 from bt_lightning.store.records import write_record
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def read_local(root: Path) -> JobRecord | None:
     """The record of the job that ran on the directory last; None if none can be read."""
     path = root / DOT_DIR / FILE
     try:
-        return JobRecord.from_bytes(path.read_bytes(), str(path))
+        return JobRecord.from_bytes(read_small(path, RECORD), str(path))
     except (OSError, CheckpointCorruptError):
         return None
 
@@ -108,10 +110,7 @@ class Keeper:
     def _write(self, record: JobRecord) -> bool:
         if self._root is not None:
             with contextlib.suppress(OSError):  # a full disk: checkpoints say so
-                folder = self._root / DOT_DIR
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / f".{FILE}").write_bytes(record.to_bytes())
-                (folder / f".{FILE}").replace(folder / FILE)
+                replace_small(self._root / DOT_DIR / FILE, record.to_bytes(), durable=False)
         if self._store is None:
             return True
         try:

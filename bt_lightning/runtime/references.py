@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from bt_lightning import bounded
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.layout import MANIFEST, check_checkpoint_id, job_prefix, slug
 from bt_lightning.localdir.committed import list_committed, verify
+from bt_lightning.localdir.small import read_small
 from bt_lightning.manage.transfer import Counted
 from bt_lightning.runtime.spec import Reference
 from bt_lightning.store.catalog import bring
@@ -148,7 +150,7 @@ def strangers(load_dir: Path, loaded: Sequence[Loaded]) -> list[Path]:
 def _stands(final: Path, manifest: bytes) -> bool:
     """Whether that very checkpoint is there and whole; one that is damaged makes way."""
     try:
-        if (final / MANIFEST).read_bytes() != manifest:
+        if read_small(final / MANIFEST, bounded.MANIFEST) != manifest:
             return False
         verify(final)
     except (OSError, ValueError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from bt_lightning.errors import JobRunningError, LeaseHeldError
 from bt_lightning.layout import DOT_DIR, run_folder
 from bt_lightning.localdir.locks import try_lock
+from bt_lightning.localdir.opening import open_own
 from bt_lightning.store.lease import EXPIRES_S, Lease
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def lock_directory(root: Path, job_id: str) -> int:
     """
     path = root / DOT_DIR / _NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_own(path, os.O_RDWR | os.O_CREAT, 0o644)
     if not try_lock(descriptor):
         said = os.pread(descriptor, _LONGEST, 0).decode("ascii", "replace").strip()
         os.close(descriptor)

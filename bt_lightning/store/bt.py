@@ -7,7 +7,6 @@ stands for `project@latest`, and a path without a checkpoint for one of the late
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -201,7 +200,7 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if checkpoint is None:
             msg = f"{SCHEME}{path} is no part of a checkpoint"
             raise CheckpointNotFoundError(msg)
-        return datetime.fromisoformat(checkpoint.manifest.created_at)
+        return checkpoint.manifest.created
 
     modified = created
 

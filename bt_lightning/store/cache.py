@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import xxhash
 
+from bt_lightning.bounded import LINE, parse_json
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import Manifest
 
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 _MAGIC: Final = b"bt_lightning manifests 1\n"
 _DIGEST_BYTES: Final = 16
 _LENGTH_BYTES: Final = 4
-_MOST_BYTES: Final = 512 * 1024 * 1024
+_MOST_BYTES: Final = 64 * 1024 * 1024
+_SPARE_BYTES: Final = 16 * 1024 * 1024
+"""For what stands between the manifests."""
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -144,7 +147,7 @@ def _parse(file: Path, place: bytes) -> dict[str, tuple[str, bytes]]:
         if _digest(place, meta, data) != digest:
             break
         try:
-            key = json.loads(meta)[0]
+            key = parse_json(meta, LINE)[0]
             found[str(key)] = (meta.decode(), data)
         except (ValueError, LookupError, TypeError):
             break
@@ -162,8 +165,10 @@ def _own(file: Path) -> bytes:
         ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
         if not ours or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return b""
+        if status.st_size > _MOST_BYTES + _SPARE_BYTES:
+            return b""
         with contextlib.suppress(OSError):
-            return stream.read(2 * _MOST_BYTES)
+            return stream.read(status.st_size)
     return b""
 
 

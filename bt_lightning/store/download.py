@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import DirectoryFullError
 from bt_lightning.localdir.direct import BLOCK, reserve
+from bt_lightning.localdir.opening import open_own
 from bt_lightning.localdir.room import FULL, measure, planned, spare
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.parallel import Scratch, in_parallel
@@ -114,7 +115,7 @@ def _download(place: Place, folder: Path, entries: tuple[FileEntry, ...]) -> int
 def _prepare(file: Path, entry: FileEntry, scratch: Scratch, threads: int) -> list[int]:
     """Make `file` as long as it will be, every byte allocated; return the blocks it lacks."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
     try:
         before = os.fstat(descriptor).st_size
         reserve(descriptor, entry.size)

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from bt_lightning.bounded import LINE, parse_json
+from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.files import sync_directory, write_out
+from bt_lightning.localdir.opening import open_own
+from bt_lightning.localdir.small import read_lines, replace_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,11 +58,13 @@ class Sent:
 
     def add(self, key: str, digest: str) -> None:
         """These bytes are there. Lost with the power at worst: then they are sent again."""
+        line = json.dumps([key, digest]) + "\n"
         with self._lock:
             self._digests[key] = digest
-            with contextlib.suppress(OSError), self._file.open("r+", encoding="ascii") as stream:
-                stream.seek(0, os.SEEK_END)
-                stream.write(json.dumps([key, digest]) + "\n")
+            with contextlib.suppress(OSError):
+                descriptor = open_own(self._file, os.O_WRONLY | os.O_APPEND)
+                with os.fdopen(descriptor, "wb") as stream:
+                    stream.write(line.encode("ascii"))
 
     def under(self, folder: str) -> frozenset[str]:
         """The keys in a folder."""
@@ -78,25 +83,19 @@ class Sent:
         """
         self._digests = digests
         lines = [json.dumps(line) + "\n" for line in (self._token, *digests.items())]
-        part = self._file.with_suffix(".part")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as stream:
-                write_out(stream, "".join(lines).encode("ascii"))
-            part.replace(self._file)
-            sync_directory(self._file.parent)
+            replace_small(self._file, "".join(lines).encode("ascii"))
         except OSError:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
-                part.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> tuple[str | None, dict[str, str]]:
     """Token and digests, as far as they can be read: a line may be torn."""
     try:
-        first, *lines = [_parsed(line) for line in file.read_bytes().split(b"\n")]
-    except FileNotFoundError:
-        return None, {}
+        first, *lines = [_parsed(line) for line in read_lines(file)] or [None]
+    except (OSError, CheckpointCorruptError):
+        return None, {}  # everything is sent again
     pairs = [line for line in lines if isinstance(line, list) and len(line) == 2]  # noqa: PLR2004
     found = {key: digest for key, digest in pairs if isinstance(key, str)}
     return (first, found) if isinstance(first, str) else (None, {})
@@ -104,6 +103,6 @@ def _read(file: Path) -> tuple[str | None, dict[str, str]]:
 
 def _parsed(line: bytes) -> object:
     try:
-        return json.loads(line)
-    except ValueError:
+        return parse_json(line, LINE)
+    except CheckpointCorruptError:
         return None

@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.mapped import MappedFile
+from bt_lightning.localdir.opening import open_regular
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.port import Source
 
@@ -74,7 +75,7 @@ class FileSource:
     def __init__(self, file: Path, entry: FileEntry) -> None:
         self.entry = entry
         self._place = str(file)
-        self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = open_regular(file)
         self._mapped: MappedFile | None = None
         if os.fstat(self._descriptor).st_size == entry.size:
             with contextlib.suppress(OSError):  # then it is read

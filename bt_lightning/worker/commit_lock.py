@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.locks import lock, try_lock
+from bt_lightning.localdir.opening import open_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ class CommitLock:
 
     def _opened(self) -> int:
         (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
-        return os.open(commit_lock(self._root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return open_own(commit_lock(self._root), os.O_RDWR | os.O_CREAT)
 
 
 def wait_for_commits(root: Path, limit_s: float) -> bool:
@@ -68,7 +69,7 @@ def wait_for_commits(root: Path, limit_s: float) -> bool:
     """
     until = time.monotonic() + limit_s
     try:
-        descriptor = os.open(commit_lock(root), os.O_RDWR)
+        descriptor = open_own(commit_lock(root), os.O_RDWR)
     except FileNotFoundError:
         return True
     try:

@@ -127,7 +127,7 @@ class Duties:
         """Committed here and not in the store, newest first; what would go there is left out."""
         if self._store is None:
             return []
-        local, _ = list_committed(self._root)
+        local = list_committed(self._root).found
         stored = list((self._stored or {}).items())  # another thread may be adding to it
         published = {manifest.digest for _, manifest in stored}
         requested = requested_removals(self._root) | self._remover.superseded(local)

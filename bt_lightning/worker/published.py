@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.events import note
@@ -23,7 +22,7 @@ def published(root: Path, manifest: Manifest, started: float) -> Published:
         digest=manifest.digest,
         size=manifest.size,
         seconds=time.monotonic() - started,
-        remote_durable_s=time.time() - datetime.fromisoformat(manifest.created_at).timestamp(),
+        remote_durable_s=time.time() - manifest.created.timestamp(),
     )
     note_published(root, event)
     return event

@@ -18,6 +18,7 @@ import xxhash
 
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.locks import lock, try_lock
+from bt_lightning.localdir.opening import open_own
 from bt_lightning.localdir.room import is_full
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Turn:
             os.close(want)
 
     def _opened(self, name: str) -> int:
-        return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        return open_own(self._folder / name, os.O_RDWR | os.O_CREAT, 0o644)
 
 
 def stand_by(root: Path, store_url: str, prefix: str) -> int:
@@ -105,7 +106,7 @@ def stand_by(root: Path, store_url: str, prefix: str) -> int:
     """
     path = root / DOT_DIR / _STANDBY
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_own(path, os.O_RDWR | os.O_CREAT, 0o644)
     if try_lock(descriptor):
         try:
             os.pwrite(descriptor, _place(store_url, prefix), 0)
@@ -121,7 +122,7 @@ def stands_by(root: Path, store_url: str, prefix: str) -> bool:
     False where the file system has no locks. Called in a training process, at its end.
     """
     try:
-        descriptor = os.open(root / DOT_DIR / _STANDBY, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_own(root / DOT_DIR / _STANDBY, os.O_RDWR)
     except OSError:
         return False
     try:

@@ -270,7 +270,7 @@ def _within(process: psutil.Process, folder: Path) -> bool:
 
 def _steps(place: Path) -> set[int]:
     """Of the checkpoints of ModelCheckpoint that are whole in `place`; all there must be."""
-    found, refused = list_committed(place) if place.exists() else ([], [])
+    found, refused, _ = list_committed(place) if place.exists() else ([], [], [])
     assert not refused
     manifests = [verify(checkpoint.path) for checkpoint in found]
     return {m.step for m in manifests if m.checkpoint_id.startswith("checkpoint-")}

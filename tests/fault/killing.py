@@ -102,7 +102,7 @@ class Run:
     def check_whole(self) -> None:
         """Whatever is offered, on disk or in the store, is complete and undamaged."""
         for place in (self.root, self.store):
-            found, refused = list_committed(place)
+            found, refused, _ = list_committed(place)
             assert not refused
             for checkpoint in found:
                 with contextlib.suppress(CheckpointNotFoundError):  # a worker may still delete
@@ -114,7 +114,7 @@ class Run:
         return max((n["step"] for n in notes), default=0)
 
     def newest_in_store(self) -> int:
-        stored, _ = list_committed(self.store)
+        stored, _, _ = list_committed(self.store)
         return stored[0].manifest.step if stored else 0
 
     def begun_at(self, life: int) -> int | None:

@@ -80,7 +80,7 @@ class Run:
 
     def newest(self) -> int:
         """Step of the newest checkpoint, which is whole."""
-        found, refused = list_committed(self.root) if self.root.exists() else ([], [])
+        found, refused, _ = list_committed(self.root) if self.root.exists() else ([], [], [])
         assert not refused
         if not found:
             return 0

@@ -19,7 +19,7 @@ DISKS = {"a checkpoint and a half": 800 * 1024, "half a checkpoint": 256 * 1024}
 
 def stored_steps(run):
     """Of what is whole in the store."""
-    found, refused = list_committed(run.store)
+    found, refused, _ = list_committed(run.store)
     assert not refused
     return {verify(c.path).step for c in found}
 

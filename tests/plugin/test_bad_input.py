@@ -76,7 +76,7 @@ def report(root):
     try:
         runs.fit(root, save=EVERY)
     except OSError as error:
-        found, refused = list_committed(root)
+        found, refused, _ = list_committed(root)
         for checkpoint in found:
             verify(checkpoint.path)
         tmp = root / ".bt_lightning" / "tmp"

@@ -255,7 +255,12 @@ def test_pandas_reads_a_file_by_a_name(store: Path, tmp_path: Path) -> None:
 
     def describe(entries: Any) -> Manifest:
         return Manifest(
-            checkpoint_id="c", generation=1, step=1, epoch=0, created_at="2030", files=entries
+            checkpoint_id="c",
+            generation=1,
+            step=1,
+            epoch=0,
+            created_at="2030-01-02T03:04:05Z",
+            files=entries,
         )
 
     manifest = commit(tmp_path / "c", tmp_path, {"m.csv": lambda: [b"a,b\n1,2\n3,4\n"]}, describe)

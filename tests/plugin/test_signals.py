@@ -54,7 +54,7 @@ print("finished", trainer.global_rank)
 def check_newest(root: Path) -> None:
     """What the event names is the newest, and of a step after the signal."""
     (event,) = [event for event in read_events(root) if event["event"] == "preempted"]
-    found, refused = list_committed(root)
+    found, refused, _ = list_committed(root)
     assert not refused
     assert found[0].manifest.checkpoint_id == event["checkpoint"]
     assert found[0].manifest.step == event["step"] >= 6
@@ -121,7 +121,7 @@ def test_slurm_requeues_what_was_saved_first(scripts: Any, tmp_path: Path):
     # ours, or what Lightning's own requeue saves of the same state when ours is still under way
     saved = (tmp_path / "saved").read_text().split()
     assert {"interim-6", "hpc_ckpt_1.ckpt"}.intersection(saved)
-    found, _ = list_committed(root)
+    found, _, _ = list_committed(root)
     assert found[0].manifest.step >= 6
     again = scripts.run(SCRIPT, root, 1, "nobody", 0, env=slurm)
     assert "finished 0" in again.out

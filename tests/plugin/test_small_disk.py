@@ -35,7 +35,7 @@ def bt(store: Path | str, **more: Any) -> dict[str, Any]:
 
 def steps(place: Path) -> set[int]:
     """Of what is whole there."""
-    found, refused = list_committed(place)
+    found, refused, _ = list_committed(place)
     assert not refused
     return {verify(checkpoint.path).step for checkpoint in found}
 

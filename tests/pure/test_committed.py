@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import uuid
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from bt_lightning import manifest as manifest_module
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, FormatVersionError
 from bt_lightning.layout import DOT_DIR, MANIFEST
-from bt_lightning.localdir import digest
+from bt_lightning.localdir import committed, digest
 from bt_lightning.localdir.commit import commit, write_hint
 from bt_lightning.localdir.committed import (
     check_sizes,
@@ -174,7 +173,7 @@ def test_a_manifest_of_a_newer_format_is_not_called_missing(tmp_path):
 def test_the_list_is_newest_first_by_number(tmp_path):
     for step in (9, 100, 20):
         make(tmp_path, f"run/checkpoint-{step}", step)
-    found, refused = list_committed(tmp_path)
+    found, refused, _ = list_committed(tmp_path)
     assert [one.manifest.step for one in found] == [100, 20, 9]
     assert found[0].path == tmp_path / "run/checkpoint-100"
     assert refused == []
@@ -187,7 +186,7 @@ def test_what_cannot_be_read_is_listed_apart_with_its_reason_and_hides_nothing(t
     make(tmp_path, "newer", 3)
     path = tmp_path / "newer" / MANIFEST
     path.write_bytes(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 9'))
-    found, refused = list_committed(tmp_path)
+    found, refused, _ = list_committed(tmp_path)
     assert [one.manifest.checkpoint_id for one in found] == ["good"]
     assert {(Path(one.place).name, "damaged" in one.reason) for one in refused} == {
         ("bad", True),
@@ -198,7 +197,7 @@ def test_what_cannot_be_read_is_listed_apart_with_its_reason_and_hides_nothing(t
 def test_a_manifest_that_is_a_directory_hides_nothing(tmp_path):
     make(tmp_path, "good", 1)
     (tmp_path / "odd" / MANIFEST).mkdir(parents=True)
-    found, _ = list_committed(tmp_path)
+    found, _, _ = list_committed(tmp_path)
     assert [one.manifest.checkpoint_id for one in found] == ["good"]
 
 
@@ -206,28 +205,28 @@ def test_temporaries_and_dot_folders_are_not_listed(tmp_path):
     make(tmp_path, "good", 1)
     for hidden in (".cache", f"{DOT_DIR}/tmp/x", "sub/.y"):
         shutil.copytree(tmp_path / "good", tmp_path / hidden)
-    assert list(manifest_directories(tmp_path)) == [tmp_path / "good"]
+    assert manifest_directories(tmp_path) == [tmp_path / "good"]
 
 
 def test_a_link_to_a_checkpoint_is_not_listed_twice(tmp_path):
     make(tmp_path, "good", 1)
     (tmp_path / "last").symlink_to("good")
-    assert list(manifest_directories(tmp_path)) == [tmp_path / "good"]
+    assert manifest_directories(tmp_path) == [tmp_path / "good"]
 
 
 def test_a_link_to_the_root_does_not_make_the_walk_endless(tmp_path):
     make(tmp_path, "good", 1)
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert list(manifest_directories(tmp_path)) == [tmp_path / "good"]
+    assert manifest_directories(tmp_path) == [tmp_path / "good"]
 
 
 def test_the_root_itself_may_be_the_checkpoint(tmp_path):
     make(tmp_path, "good", 1)
-    assert list(manifest_directories(tmp_path / "good")) == [tmp_path / "good"]
+    assert manifest_directories(tmp_path / "good") == [tmp_path / "good"]
 
 
 def test_a_root_that_does_not_exist_holds_nothing(tmp_path):
-    assert list_committed(tmp_path / "nowhere") == ([], [])
+    assert list_committed(tmp_path / "nowhere") == ([], [], [])
 
 
 # requests
@@ -259,25 +258,21 @@ def test_a_checkpoint_deleted_during_the_walk_is_left_out(tmp_path, monkeypatch)
     """Another process may delete between the walk and the read: no reason to fail a listing."""
     for step in (1, 2):
         make(tmp_path, f"checkpoint-{step}", step)
-    walk = os.walk
+    find = committed.manifest_directories
 
-    def walk_and_delete(*args, **kwargs):
-        for step in walk(*args, **kwargs):
-            if step[0].endswith("checkpoint-1"):
-                shutil.rmtree(step[0])
-            yield step
+    def find_and_delete(*args):
+        found = find(*args)
+        shutil.rmtree(tmp_path / "checkpoint-1")
+        return found
 
-    monkeypatch.setattr(os, "walk", walk_and_delete)
-    with contextlib.suppress(FileNotFoundError):
-        found, refused = list_committed(tmp_path)
+    monkeypatch.setattr(committed, "manifest_directories", find_and_delete)
+    found, refused, _ = list_committed(tmp_path)
     assert [one.manifest.step for one in found] == [2]
     assert refused == []
 
 
 def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_there(tmp_path, monkeypatch):
     """Retention of a live run may take it: that is no damage, and no bare FileNotFoundError."""
-    from bt_lightning.localdir import committed
-
     make(tmp_path)
     path = tmp_path / "checkpoint-1"
     digest_file = committed.digest_file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from datetime import datetime, timezone
 
 import pytest
 import xxhash
@@ -18,6 +19,16 @@ relaxed = settings(deadline=None, database=None)
 
 digests = st.integers(0, 2**128 - 1).map(lambda number: f"{number:032x}")
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+moments = st.builds(
+    "".join,
+    st.tuples(
+        st.datetimes(datetime(1970, 1, 2), datetime(9998, 12, 30)).map(
+            lambda time: time.isoformat(timespec="seconds")
+        ),
+        st.sampled_from(["", ".5", ".123", ".123456", ".123456789"]),
+        st.sampled_from(["Z", "+00:00", "-11:30", "+14:00"]),
+    ),
+)
 names = st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\."), min_size=1
 )
@@ -47,7 +58,7 @@ def manifests(draw):
         generation=draw(st.integers(1, 10**9)),
         step=draw(st.integers(0, 10**12)),
         epoch=draw(st.integers(0, 10**6)),
-        created_at=draw(texts),
+        created_at=draw(moments),
         files=tuple(files),
         metrics=draw(st.dictionaries(texts, st.floats(), max_size=4)),
         origin=draw(st.dictionaries(texts, facts, max_size=4)),
@@ -241,6 +252,29 @@ def test_json_of_another_format_is_refused(format_):
         parse(edited(format=format_))
 
 
+@pytest.mark.parametrize(
+    ("text", "micro"),
+    [
+        ("2030-01-02T03:04:05Z", 0),
+        ("2030-01-02T03:04:05+00:00", 0),
+        ("2030-01-02t08:34:05.5+05:30", 500_000),
+        ("2030-01-02 03:04:05,123456789z", 123_456),
+        ("2030-01-02T03:04:05.1234Z", 123_400),
+    ],
+)
+def test_every_time_that_the_format_allows_is_read_by_every_python(text, micro):
+    """`datetime.fromisoformat` of Python 3.10 refuses a Z, and other than 3 or 6 digits."""
+    expected = datetime(2030, 1, 2, 3, 4, 5, micro, tzinfo=timezone.utc)
+    assert build(created_at=text).created == expected
+    assert parse(build(created_at=text).to_bytes()).created == expected
+
+
+def test_a_manifest_with_a_time_that_no_reader_takes_is_not_written():
+    """Committed and unreadable would be lost."""
+    with pytest.raises(ValueError, match="expected a time such as"):
+        build(created_at="yesterday").to_bytes()
+
+
 def test_two_entries_with_one_path_are_refused():
     """The second would be verified against the file of the first."""
     payload = json.loads(build().to_bytes())
@@ -286,6 +320,15 @@ def test_an_id_outside_the_root_is_refused_even_with_a_right_digest(name):
         {"step": "20"},
         {"epoch": None},
         {"created_at": 5},
+        {"created_at": ""},
+        {"created_at": "2030"},
+        {"created_at": "2030-01-02T03:04:05"},
+        {"created_at": "2030-01-02T03:04:05+24:00"},
+        {"created_at": "2030-02-30T03:04:05Z"},
+        {"created_at": "0001-01-01T00:00:00+14:00"},
+        {"created_at": "9999-12-31T23:59:59-14:00"},
+        {"created_at": "\x1b[31m"},
+        {"created_at": "٢٠٣٠-٠١-٠٢T٠٣:٠٤:٠٥Z"},
         {"files": None},
         {"files": {"a": 1}},
         {"files": [1]},

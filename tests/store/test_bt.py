@@ -421,7 +421,12 @@ def opened(tmp_path_factory, blocks):
 
     def describe(entries):
         return Manifest(
-            checkpoint_id="c", generation=1, step=1, epoch=0, created_at="2030", files=entries
+            checkpoint_id="c",
+            generation=1,
+            step=1,
+            epoch=0,
+            created_at="2030-01-02T03:04:05Z",
+            files=entries,
         )
 
     manifest = commit(root / "c", root, {"f": lambda: [blocks]}, describe)

@@ -86,7 +86,7 @@ class Small:
         """Ids of what is whole in the store or on the disk."""
         found = set()
         for place in (self.root, self.scene.folder):
-            committed, refused = list_committed(place)
+            committed, refused, _ = list_committed(place)
             assert not refused
             found |= {verify(c.path).checkpoint_id for c in committed}
         return found

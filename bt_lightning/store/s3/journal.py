@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from bt_lightning.localdir.files import write_out
+from bt_lightning.bounded import RECORD
+from bt_lightning.localdir.durable import children
+from bt_lightning.localdir.small import read_json, replace_small
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.s3.plan import LEAST_BYTES
 
@@ -52,11 +54,10 @@ class Journal:
 
     def all(self, store: str) -> Iterator[Record]:
         """Every upload to that store."""
-        if self._folder.is_dir():
-            for file in sorted(self._folder.glob(f"*{_SUFFIX}")):
-                record = _read(file)
-                if record and record.store == store:
-                    yield record
+        for file in children(self._folder):
+            record = _read(file) if file.name.endswith(_SUFFIX) else None
+            if record and record.store == store:
+                yield record
 
     def write(self, record: Record) -> None:
         """Put the record in the place of the one of the same key.
@@ -64,12 +65,8 @@ class Journal:
         A disk that refuses is no failure: what is uploaded may be all that can be saved from it.
         """
         file = self._file(record.store, record.key)
-        part = file.with_suffix(".part")
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as stream:
-                write_out(stream, json.dumps(asdict(record)).encode("ascii"))
-            part.replace(file)
+            replace_small(file, json.dumps(asdict(record)).encode("ascii"))
 
     def remove(self, record: Record) -> None:
         """Forget it: the upload is complete, or was given up."""
@@ -83,7 +80,7 @@ class Journal:
 def _read(file: Path) -> Record | None:
     """The record; None if it is missing or damaged: its upload is found by the server's list."""
     try:
-        data: Any = json.loads(file.read_bytes())
+        data: Any = read_json(file, RECORD)
         record = Record(**data)
     except (OSError, ValueError, TypeError):
         return None

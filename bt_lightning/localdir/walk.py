@@ -1,0 +1,93 @@
+"""A look at what lies below a directory, in bounded memory and time, whatever lies there.
+
+Breadth first: what is near the top is found before what is deep. The entries of a folder are never
+held, for there may be millions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.errors import DirectoryUnusableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MOST_ENTRIES: Final = 1_000_000
+"""Of one folder."""
+MOST_FOLDERS: Final = 100_000
+"""In all."""
+
+_GONE: Final = (FileNotFoundError, NotADirectoryError)
+
+
+def walk(
+    root: str,
+    leave: Callable[[str], bool],
+    left_out: Callable[[str, OSError], None],
+    see: Callable[[os.DirEntry[str]], None] | None = None,
+) -> None:
+    """Look at `root` and the folders below it; one that vanishes meanwhile is empty.
+
+    `leave` is asked of each folder, of those of one level before any of them is listed; what it
+    says yes to is not entered. `see` is shown what is no folder. Symbolic links are not followed,
+    and folders whose names begin with a dot are passed over. A folder that cannot be read, or has
+    more than a look may take, is `left_out`; what was found of it by then counts.
+
+    Raises:
+        OSError: `root` cannot be read, or has too much.
+    """
+    level, count = [root], 0
+    while level:
+        entered, inner = [], list[str]()
+        for folder in level:
+            with _tolerant(folder, root, left_out):
+                if not leave(folder):
+                    entered.append(folder)
+        for folder in entered:
+            if count > MOST_FOLDERS:
+                break
+            with _tolerant(folder, root, left_out):
+                for entry in entries(folder):
+                    if not entry.is_dir(follow_symlinks=False):
+                        if see is not None:
+                            see(entry)
+                    elif not entry.name.startswith("."):
+                        count += 1
+                        check_count(folder, count, MOST_FOLDERS, "folders")
+                        inner.append(entry.path)
+        level = sorted(inner)
+
+
+def entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield what lies in `folder`, one by one.
+
+    Raises:
+        DirectoryUnusableError: there is too much, after the first million.
+        OSError: it cannot be read.
+    """
+    with os.scandir(folder) as listed:
+        for count, entry in enumerate(listed, 1):
+            check_count(folder, count, MOST_ENTRIES, "entries")
+            yield entry
+
+
+def check_count(folder: str, count: int, most: int, what: str) -> None:
+    """Raise `DirectoryUnusableError` if there are more than `most`."""
+    if count > most:
+        msg = f"{folder} has more than {most:,} {what}: move what does not belong there elsewhere"
+        raise DirectoryUnusableError(msg)
+
+
+@contextlib.contextmanager
+def _tolerant(folder: str, root: str, left_out: Callable[[str, OSError], None]) -> Iterator[None]:
+    try:
+        yield
+    except _GONE:
+        pass
+    except OSError as error:
+        if folder == root:
+            raise
+        left_out(folder, error)
