@@ -56,10 +56,10 @@ MANIFEST: Final = Bounds(32 * _MIB, 128 * _MIB)
 """Of a manifest. Some 3 TB of files have one of 32 MiB."""
 RECORD: Final = Bounds(_MIB, 32 * _MIB)
 """Of every other small file: records, leases, requests, marks, journals, protections, notes."""
-LINE: Final = Bounds(_MIB // 4, 4 * _MIB)
+LINE: Final = Bounds(_MIB // 4, 2 * _MIB)
 """Of one line of a file of lines."""
-LINES_BYTES: Final = 64 * _MIB
-"""Of a file of lines: events, what arrived, what was sent."""
+LINES_BYTES: Final = 16 * _MIB
+"""Of a file of lines: some 20,000 saves in the events, or 100,000 files that were sent."""
 
 
 def parse_json(data: bytes, bounds: Bounds) -> Any:

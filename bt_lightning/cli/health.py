@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bt_lightning.cli.options import directory_option, shelf_of, store_option, target_options
+from bt_lightning.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
     from bt_lightning.manage.doctor import Finding
@@ -104,7 +105,7 @@ def report(target: Target, output: Path) -> None:
     items = shelf.items()
     events: list[dict[str, Any]] = []
     if target.directory:
-        with suppress(FileNotFoundError):  # nothing was saved from there
+        with suppress(FileNotFoundError, CheckpointCorruptError):  # nothing was saved from there
             events = list(read_events(directory_of(target.directory)))
     text = page(shelf.project, shelf.job, shelf.name, items, shelf.refused, events)
     output.write_text(text, encoding="utf-8")

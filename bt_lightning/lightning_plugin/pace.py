@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.interval import FIRST_S, Record, best, record_of
 from bt_lightning.localdir.events import note, read_events
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from bt_lightning.lightning_plugin.options import Options
     from bt_lightning.lightning_plugin.rhythm import Rhythm
+
+log = logging.getLogger(__name__)
 
 _AGAIN_S = 1.0
 """After a boundary at which it could not save, at most."""
@@ -35,8 +39,12 @@ class Pace:
             self.interval_s = options.interval.total_seconds()
         elif options.interval == "auto":
             self.interval_s = FIRST_S
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 self._record = record_of(read_events(root))
+            except FileNotFoundError:
+                pass  # the first run
+            except (OSError, CheckpointCorruptError) as error:
+                log.warning("the events of earlier runs cannot be read: %s", error)
         self._began = self._saved_at = time.monotonic()
         self._not_before = 0.0
 

@@ -15,7 +15,7 @@ import xxhash
 
 from bt_lightning.bounded import LINE, parse_json
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.loose import Stamp
+from bt_lightning.localdir.loose import MOST_FILES, Stamp
 from bt_lightning.localdir.opening import open_own
 from bt_lightning.localdir.small import read_lines, replace_small
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FIELDS = len(Stamp._fields)
+_MOST_BYTES = 2 * MOST_FILES * 256
 
 
 class Arrived:
@@ -80,7 +81,7 @@ def _read(file: Path) -> tuple[dict[str, Stamp], int]:
     stamps: dict[str, Stamp] = {}
     count = 0
     try:
-        for line in read_lines(file):
+        for line in read_lines(file, most=_MOST_BYTES):
             try:
                 path, *numbers = parse_json(line, LINE)
             except (ValueError, TypeError):
@@ -89,6 +90,8 @@ def _read(file: Path) -> tuple[dict[str, Stamp], int]:
             if isinstance(path, str) and whole:
                 stamps[path] = Stamp(*numbers)
                 count += 1
+            if len(stamps) == MOST_FILES:
+                break
     except (OSError, ValueError):
         return {}, 0
     return stamps, count

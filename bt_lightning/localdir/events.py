@@ -56,7 +56,7 @@ def read_events(root: Path, start: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the events of `root` in the order of their lines; half a line at the end is left out.
 
     Those from byte `start` on; all of them, if the file has been replaced by a shorter one. Of a
-    file of more than 64 MiB, the last.
+    file of more than 16 MiB, the last.
 
     Raises:
         FileNotFoundError: there are none.

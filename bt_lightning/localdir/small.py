@@ -47,19 +47,19 @@ def read_json(path: Path, bounds: Bounds) -> Any:
     return parse_json(read_small(path, bounds), bounds)
 
 
-def read_lines(path: Path, start: int = 0) -> Iterator[bytes]:
-    """Yield the lines of `path` that begin at byte `start` or later, of its last 64 MiB.
+def read_lines(path: Path, start: int = 0, most: int = LINES_BYTES) -> Iterator[bytes]:
+    """Yield the lines of `path` that begin at byte `start` or later, of its last `most` bytes.
 
-    Lines that are longer than `LINE` allows are left out, and so is what follows 64 MiB.
+    Lines that are longer than `LINE` allows are left out, and so is what grows beyond `most`.
 
     Raises:
         CheckpointCorruptError, OSError: as `open_regular`.
     """
     with os.fdopen(open_regular(path), "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        begin = max(start if start <= size else 0, size - LINES_BYTES)
+        begin = max(start if start <= size else 0, size - most)
         stream.seek(begin)
-        left, whole = LINES_BYTES, begin in {0, start}
+        left, whole = most, begin in {0, start}
         while left > 0 and (line := stream.readline(min(left, LINE.size))):
             left -= len(line)
             ends = line.endswith(b"\n")

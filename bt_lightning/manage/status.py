@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.events import read_events
 from bt_lightning.localdir.uploading import read_uploading
@@ -111,8 +112,8 @@ def look(root: Path) -> Status:
 def _events(root: Path) -> list[dict[str, Any]]:
     try:
         return list(read_events(root))
-    except FileNotFoundError:
-        return []
+    except (FileNotFoundError, CheckpointCorruptError):
+        return []  # none were written, or what has their name is no file
 
 
 def _is_staged(save: dict[str, Any], durable: list[dict[str, Any]]) -> bool:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.job_record import Attempt
 from bt_lightning.localdir.events import events_size, read_events
 from bt_lightning.runtime.keeper import utc_now
@@ -87,7 +88,7 @@ def _was_told(root: Path | None, start: int) -> bool:
         return False
     try:
         return any(event["event"] == _TOLD for event in read_events(root, start))
-    except OSError:
+    except (OSError, CheckpointCorruptError):
         return False
 
 

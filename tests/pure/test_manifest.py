@@ -22,8 +22,8 @@ texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 moments = st.builds(
     "".join,
     st.tuples(
-        st.datetimes(datetime(1970, 1, 2), datetime(9998, 12, 30)).map(
-            lambda time: time.isoformat(timespec="seconds")
+        st.integers(86_400, 253_370_764_799).map(
+            lambda time: datetime.fromtimestamp(time, timezone.utc).isoformat()[:19]
         ),
         st.sampled_from(["", ".5", ".123", ".123456", ".123456789"]),
         st.sampled_from(["Z", "+00:00", "-11:30", "+14:00"]),
@@ -328,7 +328,7 @@ def test_an_id_outside_the_root_is_refused_even_with_a_right_digest(name):
         {"created_at": "0001-01-01T00:00:00+14:00"},
         {"created_at": "9999-12-31T23:59:59-14:00"},
         {"created_at": "\x1b[31m"},
-        {"created_at": "٢٠٣٠-٠١-٠٢T٠٣:٠٤:٠٥Z"},
+        {"created_at": "203\u0660-01-02T03:04:05Z"},
         {"files": None},
         {"files": {"a": 1}},
         {"files": [1]},
