@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path):
         ("checkpoints list -o csv", "good"),
         ("checkpoints verify", "whole"),
         ("checkpoints show latest", "good"),
-        ("status", "1 on disk"),
+        ("status", "1 checkpoints, 12 B"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", _COMMAND, *command.split(), "--dir", tmp_path],
