@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from bt_lightning.errors import (
     CheckpointError,
     DirectoryFullError,
-    DirectoryUnusableError,
     DrainTimeoutError,
     SaveTimeoutError,
     UploadFailedError,
@@ -20,11 +19,10 @@ from bt_lightning.lightning_plugin.choice import Choice
 from bt_lightning.lightning_plugin.known import Known
 from bt_lightning.lightning_plugin.rhythm import Rhythm
 from bt_lightning.lightning_plugin.saves import Saves, Told
+from bt_lightning.lightning_plugin.taking_over import take_over
 from bt_lightning.localdir.commit import write_hint
-from bt_lightning.localdir.durable import sweep
 from bt_lightning.localdir.refusal import named
 from bt_lightning.localdir.requests import request_removal
-from bt_lightning.localdir.usable import usable_root
 from bt_lightning.manifest import Manifest
 from bt_lightning.messages import (
     Committed,
@@ -35,7 +33,6 @@ from bt_lightning.messages import (
     WorkFailed,
 )
 from bt_lightning.snapshot.saver import Saver
-from bt_lightning.worker.commit_lock import wait_for_commits
 from bt_lightning.worker.handle import Worker, ever
 from bt_lightning.worker.turn import stands_by
 
@@ -82,15 +79,7 @@ class Session:
 
     def __init__(self, config: SessionConfig) -> None:
         self._config = config
-        full = False
-        try:
-            usable_root(config.root)
-        except DirectoryFullError:  # an earlier run may just be making room
-            full = True
-        with named(config.root):
-            _take_over(config)
-        if full:
-            _full_root(config)
+        take_over(config.root, config.drain_s, stored=config.store_url is not None)
         self._worker = _worker(config)
         self.saves: Saves | None = None
         """The snapshots of this fit, once it has started."""
@@ -286,32 +275,6 @@ class Session:
         saves, self.saves = self.saves, None
         if saves is not None:
             saves.saver.close()
-
-
-def _take_over(config: SessionConfig) -> None:
-    """Wait for an earlier run's commits, and clear away what a killed one left."""
-    if not wait_for_commits(config.root, config.drain_s):
-        msg = (
-            f"another run still commits to {config.root} after {config.drain_s:.0f} s: end it,"
-            " or give this one another BT_CHECKPOINT_DIR"
-        )
-        raise DirectoryUnusableError(msg)
-    for path in sweep(config.root):
-        log.warning("put back %s, which a killed process was about to replace", path)
-
-
-def _full_root(config: SessionConfig) -> None:
-    """Try a full directory again; with a store, saves will make room, or go there.
-
-    Raises:
-        DirectoryFullError: it is full still, and there is no store.
-    """
-    try:
-        usable_root(config.root)
-    except DirectoryFullError as error:
-        if config.store_url is None:
-            raise
-        log.warning("going on with the store: %s", error)
 
 
 def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:

@@ -1,0 +1,60 @@
+"""A checkpoint directory passes from one run to the next: proved, free of commits, swept."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import DirectoryFullError, DirectoryUnusableError
+from bt_lightning.localdir.durable import sweep
+from bt_lightning.localdir.refusal import named
+from bt_lightning.localdir.usable import usable_root
+from bt_lightning.worker.commit_lock import wait_for_commits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def take_over(root: Path, limit_s: float, *, stored: bool) -> None:
+    """Make `root` this run's: an earlier one's worker may commit there for `limit_s` yet.
+
+    A full one is taken if what is saved may go to a store (`stored`). Called in the training
+    process of the rank that writes.
+
+    Raises:
+        DirectoryUnusableError: it cannot be written, or another run keeps it. Says what to do.
+    """
+    full = False
+    try:
+        usable_root(root)
+    except DirectoryFullError:  # an earlier run may just be making room
+        full = True
+    with named(root):
+        free = wait_for_commits(root, limit_s)
+    if not free:
+        msg = (
+            f"another run still commits to {root} after {limit_s:.0f} s: end it,"
+            " or give this one another BT_CHECKPOINT_DIR"
+        )
+        raise DirectoryUnusableError(msg)
+    with named(root):
+        for path in sweep(root):
+            log.warning("put back %s, which a killed process was about to replace", path)
+    if full:
+        _full_root(root, stored=stored)
+
+
+def _full_root(root: Path, *, stored: bool) -> None:
+    """Try a full directory again; with a store, saves will make room, or go there.
+
+    Raises:
+        DirectoryFullError: it is full still, and there is no store.
+    """
+    try:
+        usable_root(root)
+    except DirectoryFullError as error:
+        if not stored:
+            raise
+        log.warning("going on with the store: %s", error)
