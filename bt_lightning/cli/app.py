@@ -15,6 +15,7 @@ import click
 from bt_lightning import __version__
 from bt_lightning.cli.checkpoints import checkpoints
 from bt_lightning.cli.health import doctor, report, status
+from bt_lightning.cli.job_deleting import delete_one_job, delete_project
 from bt_lightning.cli.job_files import download_job, list_files
 from bt_lightning.cli.jobs import jobs, projects
 from bt_lightning.cli.keeping import delete, protect, unprotect
@@ -141,6 +142,8 @@ def trace(directory: str | None, output: str) -> None:
     click.echo(f"{output}: {saves} saves, {len(events)} events. Open it in https://ui.perfetto.dev")
 
 
+jobs.add_command(delete_one_job)
+projects.add_command(delete_project)
 jobs.add_command(list_files)
 jobs.add_command(download_job)
 main.add_command(run)

@@ -1,4 +1,4 @@
-"""The commands about jobs and projects of a store: list, show, delete."""
+"""The commands about jobs and projects of a store: list, show."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bt_lightning.cli.keeping import ask, dry_run_option, report, report_of, yes_option
 from bt_lightning.cli.options import format_option, store_option
 
 if TYPE_CHECKING:
     from bt_lightning.job_record import JobRecord
+    from bt_lightning.manage.holdings import Files
     from bt_lightning.manage.locate import StoredJob
     from bt_lightning.store.port import Store
 
 _ATTEMPTS = 5
-_project_option = click.option(
+job_project_option = click.option(
     "--project", help="Of this project.  [env: BT_TRAINING_PROJECT_NAME]"
 )
 
@@ -33,17 +33,17 @@ def projects() -> None:
 
 @jobs.command("list")
 @store_option
-@_project_option
+@job_project_option
 @format_option
 def list_jobs(store: str | None, project: str | None, output_format: str) -> None:
     """List jobs with their newest step and size, the one that began last first."""
-    _print_jobs("Jobs", _survey(_opened(store), project), output_format)
+    _print_jobs("Jobs", surveyed(opened_store(store), project), output_format)
 
 
 @jobs.command("show")
 @click.argument("job_id")
 @store_option
-@_project_option
+@job_project_option
 @format_option
 def show_job(job_id: str, store: str | None, project: str | None, output_format: str) -> None:
     """Show one job: what its runner says, and its checkpoints, from its first to its newest."""
@@ -53,9 +53,9 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
     from bt_lightning.cli.output import as_json
     from bt_lightning.manage.locate import Target, open_shelf, project_of
 
-    opened = _opened(store)
-    project = project_of(opened, project or _own_project(), job_id)
-    found = _survey(opened, project, job_id)
+    opened = opened_store(store)
+    project = project_of(opened, project or own_project(), job_id)
+    found = surveyed(opened, project, job_id)
     record = found[0].record if found else None
     if record is not None and output_format == "cli-table":
         for line in _said(record):
@@ -94,40 +94,6 @@ def _said(record: JobRecord) -> list[str]:
     return [printable(line) for line in lines]
 
 
-@jobs.command("delete")
-@click.argument("job_id")
-@store_option
-@_project_option
-@dry_run_option
-@yes_option
-@format_option
-def delete_one_job(
-    job_id: str,
-    store: str | None,
-    project: str | None,
-    dry_run: bool,
-    yes: bool,
-    output_format: str,
-) -> None:
-    """Delete a job and its checkpoints, but for those that are protected.
-
-    There is no way back. A job that is running is refused: stop it first. A deletion that was cut
-    off is finished by the next call.
-    """
-    from bt_lightning.manage.delete import delete_job
-    from bt_lightning.manage.locate import project_of
-
-    opened = _opened(store)
-    project = project_of(opened, project or _own_project(), job_id)
-    found = _survey(opened, project, job_id)
-    if dry_run:
-        _dry(found, output_format)
-        return
-    size = sum(job.size for job in found)
-    ask(f"the job {job_id} of {project}", job_id, size, _names(found), yes=yes)
-    report_of(delete_job(opened, project, job_id), output_format)
-
-
 @projects.command("list")
 @store_option
 @format_option
@@ -137,7 +103,7 @@ def list_projects(store: str | None, output_format: str) -> None:
     from bt_lightning.cli.text import human_size, short_time
 
     by_name: dict[str, list[StoredJob]] = {}
-    for job in _survey(_opened(store), None):
+    for job in surveyed(opened_store(store), None):
         by_name.setdefault(job.project, []).append(job)
     rows = [
         {
@@ -146,20 +112,22 @@ def list_projects(store: str | None, output_format: str) -> None:
             "checkpoints": sum(len(job.items) for job in own),
             "size_bytes": sum(job.size for job in own),
             "last_saved_at": max((_last(job) for job in own), default=""),
+            "files": _files(own).as_dict(),
         }
         for name, own in sorted(by_name.items())
     ]
     if output_format == "json":
         as_json({"total_projects": len(rows), "projects": rows})
     elif output_format == "csv":
-        titles = ("Project", "Jobs", "Checkpoints", "Size (bytes)", "Last Saved At")
-        as_csv(titles, [list(row.values()) for row in rows])
+        titles = ("Project", "Jobs", "Checkpoints", "Size (bytes)", "Last Saved At", *_FILE_TITLES)
+        as_csv(titles, [_flat(row) for row in rows])
     else:
         columns = (
             Column("Project", lambda row: row["project"]),
             Column("Jobs", lambda row: str(row["jobs"]), right=True),
             Column("Checkpoints", lambda row: str(row["checkpoints"]), right=True),
             Column("Size", lambda row: human_size(row["size_bytes"]), right=True),
+            Column("Other Files", _other_files, right=True, hide_empty=True),
             Column("Last Saved At", lambda row: short_time(row["last_saved_at"]), rank=1),
         )
         table("Projects", columns, rows)
@@ -173,80 +141,32 @@ def show_project(project: str, store: str | None, output_format: str) -> None:
     """Show one project: its jobs, the one that began last first."""
     from bt_lightning.errors import CheckpointNotFoundError
 
-    found = _survey(_opened(store), project)
+    found = surveyed(opened_store(store), project)
     if not found:
         msg = f"nothing is committed of the project {project}"
         raise CheckpointNotFoundError(msg)
     _print_jobs(f"Jobs of the project {project}", found, output_format)
 
 
-@projects.command("delete")
-@click.argument("project")
-@store_option
-@dry_run_option
-@yes_option
-@format_option
-def delete_project(
-    project: str, store: str | None, dry_run: bool, yes: bool, output_format: str
-) -> None:
-    """Delete a project, its jobs and their checkpoints, but for those that are protected.
-
-    There is no way back. If one of its jobs is running, that one is refused, after the others.
-    """
-    from bt_lightning.errors import CheckpointNotFoundError, LeaseHeldError
-    from bt_lightning.manage.delete import Deletion, delete_job, jobs_of
-
-    opened = _opened(store)
-    names = jobs_of(opened, project)
-    if not names:
-        msg = f"{opened.name} has nothing of the project {project}"
-        raise CheckpointNotFoundError(msg)
-    found = _survey(opened, project)
-    if dry_run:
-        _dry(found, output_format)
-        return
-    size = sum(job.size for job in found)
-    what = f"the project {project} with {len(names)} jobs"
-    ask(what, project, size, _names(found), yes=yes)
-    total, running = Deletion(), None
-    for name in names:
-        try:
-            done = delete_job(opened, project, name)
-        except LeaseHeldError as error:
-            running = error
-            continue
-        total.deleted += done.deleted
-        total.kept += done.kept
-    report_of(total, output_format)
-    if running is not None:
-        raise running
-
-
-def _opened(store: str | None) -> Store:
+def opened_store(store: str | None) -> Store:
+    """The store that `--store` or the environment names."""
     from bt_lightning.store.tree import open_bt_store
 
     return open_bt_store(store, None)
 
 
-def _own_project() -> str | None:
+def own_project() -> str | None:
+    """The project that the environment names."""
     from bt_lightning.settings import Settings
 
     return Settings.from_environ(os.environ).project
 
 
-def _survey(store: Store, project: str | None, job: str | None = None) -> list[StoredJob]:
+def surveyed(store: Store, project: str | None, job: str | None = None) -> list[StoredJob]:
+    """Jobs of a store, of a project, or the one of that id: `survey`, imported when it is used."""
     from bt_lightning.manage.locate import survey
 
     return survey(store, project, job)
-
-
-def _names(found: list[StoredJob]) -> list[str]:
-    return [f"{job.job}/{item.name}" for job in found for item in job.items if not item.protected]
-
-
-def _dry(found: list[StoredJob], output_format: str) -> None:
-    kept = [f"{job.job}/{item.name}" for job in found for item in job.items if item.protected]
-    report(_names(found), [], kept, output_format, dry_run=True)
 
 
 def _last(job: StoredJob) -> str:
@@ -263,26 +183,30 @@ def _record(job: StoredJob) -> dict[str, Any]:
         "protected": sum(item.protected for item in job.items),
         "step": max((item.manifest.step for item in job.items), default=None),
         "size_bytes": job.size,
-        "created_at": job.began or None,
+        "created_at": None if record is None else record.created_at,
+        "oldest_checkpoint_at": job.oldest or None,
         "last_saved_at": _last(job) or None,
         "status": record.status if record is not None else None,
         "checkpoint_sync_status": record.checkpoint_sync_status if record is not None else None,
         "attempts": len(record.attempts) if record is not None else None,
         "updated_at": record.updated_at if record is not None else None,
+        "files": _files([job]).as_dict(),
     }
 
 
 def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
     from bt_lightning.cli.output import Column, as_csv, as_json, table
-    from bt_lightning.cli.text import human_size, short_time
+    from bt_lightning.cli.text import human_size
 
     rows = [_record(job) for job in found]
     if output_format == "json":
         as_json({"total_jobs": len(rows), "jobs": rows})
     elif output_format == "csv":
-        names = "Project,Job ID,Checkpoints,Damaged,Protected,Step,Size (bytes),Created At"
-        titles = (*names.split(","), "Last Saved At", "Status", "Sync", "Attempts", "Updated At")
-        as_csv(titles, [["" if v is None else v for v in row.values()] for row in rows])
+        names = (
+            "Project,Job ID,Checkpoints,Damaged,Protected,Step,Size (bytes),Created At,"
+            "Oldest Checkpoint At,Last Saved At,Status,Sync,Attempts,Updated At"
+        )
+        as_csv((*names.split(","), *_FILE_TITLES), [_flat(row) for row in rows])
     elif not rows:
         click.echo("No jobs found.")
     else:
@@ -293,11 +217,11 @@ def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
             Column("Checkpoints", lambda row: str(row["checkpoints"]), right=True, rank=2),
             Column("Step", lambda row: str(row["step"] or 0), right=True),
             Column("Size", lambda row: human_size(row["size_bytes"]), right=True),
-            Column("Began", lambda row: short_time(row["created_at"] or ""), rank=3),
-            Column("Last Saved At", lambda row: short_time(row["last_saved_at"] or ""), rank=1),
-            Column(
-                "Sync", lambda row: row["checkpoint_sync_status"] or "", rank=6, hide_empty=True
-            ),
+            Column("Other Files", _other_files, right=True, hide_empty=True),
+            Column("Began", _time("created_at"), rank=3, hide_empty=True),
+            Column("Oldest Checkpoint", _time("oldest_checkpoint_at"), rank=4, hide_empty=True),
+            Column("Last Saved At", _time("last_saved_at"), rank=1),
+            Column("Sync", _text("checkpoint_sync_status"), rank=6, hide_empty=True),
             Column("Protected", _count("protected"), right=True, rank=4, hide_empty=True),
             Column("Damaged", _count("damaged"), right=True, rank=5, hide_empty=True),
         )
@@ -310,3 +234,38 @@ def _count(name: str) -> Any:
 
 def _text(name: str) -> Any:
     return lambda row: row[name] or ""
+
+
+def _time(name: str) -> Any:
+    from bt_lightning.cli.text import short_time
+
+    return lambda row: short_time(row[name] or "")
+
+
+def _files(found: list[StoredJob]) -> Files:
+    """Files of no checkpoint; named by job, too, of several."""
+    from bt_lightning.manage.holdings import Files
+
+    several = len(found) > 1
+    return Files.of(
+        (f"{job.job}/{path}" if several else path, size)
+        for job in found
+        for path, size in job.holdings.files.items()
+    )
+
+
+def _other_files(row: dict[str, Any]) -> str:
+    from bt_lightning.cli.text import human_size
+
+    files = row["files"]
+    return f"{files['number']:,}, {human_size(files['size_bytes'])}" if files["number"] else ""
+
+
+_FILE_TITLES = ("Other Files", "Other Files (bytes)", "Names of Other Files")
+
+
+def _flat(row: dict[str, Any]) -> list[object]:
+    """A row for CSV."""
+    cells = ["" if value is None else value for name, value in row.items() if name != "files"]
+    files = row["files"]
+    return [*cells, files["number"], files["size_bytes"], " ".join(files["names"])]

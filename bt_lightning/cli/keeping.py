@@ -14,11 +14,12 @@ from bt_lightning.cli.options import format_option, shelf_of, some_of, target_op
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manage.delete import Deletion
+    from bt_lightning.manage.holdings import Files
     from bt_lightning.manage.locate import Target
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 FOR_GOOD = "for good"
+_NAMED = 20
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
 
 
@@ -154,6 +155,7 @@ def ask(
     *,
     yes: bool,
     lasts: str = FOR_GOOD,
+    files: Files | None = None,
 ) -> None:
     """Have the user type `word`, or give up with exit code 1; with `yes`, do not ask.
 
@@ -169,6 +171,8 @@ def ask(
         raise click.UsageError(msg)
     for name in names:
         click.echo(f"  {printable(name)}", err=True)
+    for line in _of_files(files):
+        click.echo(f"  {line}", err=True)
     click.echo(f"This deletes {printable(what)}, {human_size(size)}, {lasts}.", err=True)
     typed = click.prompt(
         f"Type {printable(word)} to go on", default="", show_default=False, err=True
@@ -176,11 +180,6 @@ def ask(
     if typed.strip() != word:
         click.echo("Nothing was deleted.", err=True)
         sys.exit(1)
-
-
-def report_of(done: Deletion, output_format: str) -> None:
-    """Say what a deletion did."""
-    report(done.deleted, done.asked, done.kept, output_format)
 
 
 def report(
@@ -191,26 +190,57 @@ def report(
     *,
     dry_run: bool = False,
     word: str = "deleted",
+    files: Files | None = None,
+    left: Sequence[str] = (),
 ) -> None:
-    """Say what was, or would be, deleted; `word` is what was done."""
+    """Say what was, or would be, deleted; `word` is what was done.
+
+    `files` belong to no checkpoint and go with their job; `left` came to it meanwhile.
+    """
     from bt_lightning.cli.output import as_csv, as_json
     from bt_lightning.cli.text import printable
 
+    goes = "would be deleted" if dry_run else word
     rows = [
-        *((name, "would be deleted" if dry_run else word) for name in deleted),
+        *((name, goes) for name in deleted),
         *((name, "asked of the running job") for name in asked),
         *((name, "kept: protected") for name in kept),
+        *((name, "left: it came meanwhile") for name in left[:_NAMED]),
     ]
     if output_format == "json":
         said = {"deleted": list(deleted), "asked": list(asked), "kept_checkpoints": list(kept)}
-        as_json({**said, "dry_run": dry_run})
+        other = {} if files is None else {"files": files.as_dict(), "left": len(left)}
+        as_json({**said, **other, "dry_run": dry_run})
     elif output_format == "csv":
-        as_csv(("Checkpoint", "Result"), rows)
-    elif not rows:
+        named = [] if files is None else [(name, goes) for name in files.names]
+        more = _more(files)
+        as_csv(("Checkpoint", "Result"), [*rows, *named, *((line, goes) for line in more)])
+    elif not rows and not (files and files.number):
         click.echo("There is nothing to delete.")
     else:
         for name, result in rows:
             click.echo(f"{printable(name)}: {result}")
+        for line in _of_files(files, f": {goes}"):
+            click.echo(line)
+        if len(left) > _NAMED:
+            click.echo(f"... and {len(left) - _NAMED:,} more that came meanwhile were left")
+
+
+def _of_files(files: Files | None, result: str = "") -> list[str]:
+    """How many files of no checkpoint, their bytes, and some of their names."""
+    from bt_lightning.cli.text import human_size, printable
+
+    if files is None or not files.number:
+        return []
+    size = human_size(files.size)
+    several = "" if files.number == 1 else "s"
+    first = f"{files.number:,} file{several} of no checkpoint, {size}{result}"
+    return [first, *(f"  {printable(name)}" for name in files.names), *_more(files)]
+
+
+def _more(files: Files | None) -> list[str]:
+    rest = 0 if files is None else files.number - len(files.names)
+    return [f"  ... and {rest:,} more"] if rest else []
 
 
 def _user() -> str:

@@ -20,12 +20,16 @@ from bt_lightning.errors import (
 from bt_lightning.layout import (
     DELETING,
     MARKER,
+    PROTECTION,
+    folders_of,
     job_prefix,
     jobs_prefix,
     lease_folder,
+    part_name,
     slug,
     under,
 )
+from bt_lightning.manage.holdings import is_ours
 from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf, StoreShelf
 from bt_lightning.manage.transfer import holding
 from bt_lightning.manifest import Manifest
@@ -36,6 +40,7 @@ from bt_lightning.store.unpublish import unpublish
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bt_lightning.manage.holdings import Holdings
     from bt_lightning.manage.shelf import Item, Shelf
     from bt_lightning.store.port import Store
 
@@ -49,6 +54,10 @@ class Deletion:
     """The job runs: its worker deletes them with its next save."""
     kept: list[str] = field(default_factory=list)
     """Protected."""
+    files: list[tuple[str, int]] = field(default_factory=list)
+    """Of no checkpoint, with their bytes: gone with their job."""
+    left: list[str] = field(default_factory=list)
+    """What came to a job while it was deleted, and was not counted."""
 
 
 def kept_by_rule(
@@ -121,8 +130,11 @@ def finish_deletions(shelf: Shelf) -> list[str]:
     return done
 
 
-def delete_job(store: Store, project: str, job: str) -> Deletion:
-    """Delete all that a job has in a store, but for what is protected. Idempotent.
+def delete_job(store: Store, project: str, job: str, counted: Holdings) -> Deletion:
+    """Delete what was `counted` of a job in a store, but for what is protected. Idempotent.
+
+    What is ours alone (leases, records, requests) goes with it; what came since it was counted
+    stays, and is told as left.
 
     Raises:
         CheckpointNotFoundError: it has nothing there.
@@ -135,12 +147,15 @@ def delete_job(store: Store, project: str, job: str) -> Deletion:
         msg = f"{store.name} has nothing of the job {job} of the project {project}"
         raise CheckpointNotFoundError(msg)
     done = Deletion()
-    nodes = {key.removeprefix(f"{prefix}/").partition("/")[0] for key in keys}
-    for node in sorted(nodes):
-        rank = node.removeprefix("rank-")
-        if node.startswith("rank-") and rank.isascii() and rank.isdigit():
-            _delete_node(store, job_prefix(project, job, int(rank)), slug(job), done)
-    store.delete([key for key in keys if not key.startswith(f"{prefix}/rank-")])
+    paths = [key.removeprefix(f"{prefix}/") for key in keys]
+    nodes = sorted({path.partition("/")[0] for path in paths if _is_of_a_node(path)})
+    for node in nodes:
+        _delete_node(store, prefix, node, counted, done)
+    _delete_counted(store, prefix, [p for p in paths if not _is_of_a_node(p)], counted, done)
+    done.deleted = [f"{slug(job)}/{path}" for path in done.deleted]
+    done.kept = [f"{slug(job)}/{path}" for path in done.kept]
+    done.left = [f"{slug(job)}/{path}" for path in done.left]
+    done.files = [(f"{slug(job)}/{path}", size) for path, size in done.files]
     return done
 
 
@@ -151,20 +166,49 @@ def jobs_of(store: Store, project: str) -> list[str]:
     return sorted({key.removeprefix(prefix).partition("/")[0] for key in keys})
 
 
-def _delete_node(store: Store, prefix: str, job: str, done: Deletion) -> None:
+def _is_of_a_node(path: str) -> bool:
+    node, slash, _ = path.partition("/")
+    word, _, rank = node.partition("-")
+    return bool(slash) and word == "rank" and rank.isascii() and rank.isdigit()
+
+
+def _delete_node(store: Store, job: str, node: str, counted: Holdings, done: Deletion) -> None:
+    prefix = under(job, node)
     try:
         with holding(store, prefix):
-            node = prefix.rpartition("/")[2]
-            kept = [f"{lease_folder(prefix)}/"]  # goes last, with the lease itself
+            kept = [f"{lease_folder(node)}/"]  # goes last, with the lease itself
             for folder in sorted(look(store, prefix).committed):
-                gone = unpublish(store, prefix, folder)
-                (done.deleted if gone else done.kept).append(f"{job}/{node}/{folder}")
-                kept += [] if gone else [f"{prefix}/{folder}/"]
-            keys = [info.key for info in store.list(prefix)]
-            store.delete([key for key in keys if not key.startswith(tuple(kept))])
+                path = f"{node}/{folder}"
+                if path not in counted.checkpoints:
+                    done.left.append(path)
+                elif unpublish(store, prefix, folder):
+                    done.deleted.append(path)
+                    continue
+                else:
+                    done.kept.append(path)
+                kept.append(f"{path}/")
+            paths = [info.key.removeprefix(f"{job}/") for info in store.list(prefix)]
+            loose = [path for path in paths if not path.startswith(tuple(kept))]
+            _delete_counted(store, job, loose, counted, done)
     except LeaseHeldError as error:
         msg = f"{error}. Stop the job before deleting it"
         raise LeaseHeldError(msg) from error
+
+
+def _delete_counted(
+    store: Store, job: str, paths: Sequence[str], counted: Holdings, done: Deletion
+) -> None:
+    """Delete, of the objects at `paths`, those of no checkpoint that were counted, and ours."""
+    known = counted.files.keys() | counted.going  # a folder that is of no node is no checkpoint's
+    going = []
+    for path in paths:
+        marks = path.rpartition("/")[2] in {MARKER, part_name(MARKER), PROTECTION}
+        if marks or is_ours(path) or not known.isdisjoint((path, *folders_of(path))):
+            going.append(path)
+        else:
+            done.left.append(path)
+    store.delete([under(job, path) for path in going])
+    done.files += [(path, counted.files[path]) for path in going if path in counted.files]
 
 
 def _delete_stored(shelf: StoreShelf, items: Sequence[Item], done: Deletion) -> None:

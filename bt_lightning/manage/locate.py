@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.layout import MANIFEST, committed_at, jobs_prefix, node_of, slug, under
+from bt_lightning.manage.holdings import Holdings, holdings_of
 from bt_lightning.manage.shelf import (
     DirectoryShelf,
     Item,
@@ -21,7 +22,6 @@ from bt_lightning.manage.shelf import (
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.cache import user_cache
 from bt_lightning.store.catalog import look
-from bt_lightning.store.projects import list_places
 from bt_lightning.store.records import read_records
 from bt_lightning.store.tree import open_bt_store
 from bt_lightning.uri import LATEST, is_bt, parse
@@ -50,7 +50,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """A job with something committed in a store, or with a record of its runner."""
+    """A job with checkpoints or other files in a store, or with a record of its runner."""
 
     project: str
     job: str
@@ -59,13 +59,17 @@ class StoredJob:
     refused: tuple[str, ...] = ()
     record: JobRecord | None = None
     """Of node 0, if a runner wrote one."""
+    holdings: Holdings = field(default_factory=Holdings)
+
+    @property
+    def oldest(self) -> str:
+        """`created_at` of the oldest checkpoint that is still there."""
+        return min((item.manifest.created_at for item in self.items), default="")
 
     @property
     def began(self) -> str:
-        """As its record says; else `created_at` of the oldest checkpoint that is still there."""
-        if self.record is not None:
-            return self.record.created_at
-        return min((item.manifest.created_at for item in self.items), default="")
+        """As its record says; without one, what is nearest to it: the oldest checkpoint."""
+        return self.oldest if self.record is None else self.record.created_at
 
     @property
     def size(self) -> int:
@@ -137,14 +141,15 @@ def project_of(store: Store, project: str | None, job: str) -> str:
     """The project of a job, if it is not said: the only one of the store that has such a job.
 
     Raises:
-        CheckpointNotFoundError: none has, so far as anything is committed of it.
+        CheckpointNotFoundError: none has.
         InvalidSettingError: several have.
     """
     if project is not None:
         return project
-    found = sorted({place.project for place in list_places(store) if place.job == slug(job)})
+    keys = (info.key.split("/") for info in store.list(jobs_prefix()))
+    found = sorted({key[1] for key in keys if key[2:4] == ["jobs", slug(job)]})
     if not found:
-        msg = f"nothing is committed of the job {job} in {store.name}: name its --project"
+        msg = f"{store.name} has nothing of a job {job}"
         raise CheckpointNotFoundError(msg)
     if len(found) > 1:
         msg = f"the job {job} is in the projects {', '.join(found)}: name one with --project"
@@ -215,10 +220,16 @@ def survey(store: Store, project: str | None = None, job: str | None = None) -> 
     known = {node[:2] for node in nodes if node is not None and (job in {None, node[1]})}
     records = read_records(store, sorted(known))
     found = []
-    for names in {**jobs, **records}:
+    held = {
+        names: own
+        for names, own in holdings_of(listing, prefix).items()
+        if job is None or names[1] == slug(job)
+    }
+    for names in {**jobs, **records, **held}:
         mine = tuple(reason for reason in refused if f"{jobs_prefix(*names)}/" in reason)
         items = tuple(items_of_job(store, jobs.get(names, {}), protected))
-        found.append(StoredJob(*names, items, mine, records.get(names)))
+        own = held.get(names, Holdings())
+        found.append(StoredJob(*names, items, mine, records.get(names), own))
     return sorted(found, key=lambda j: (j.began, j.job), reverse=True)
 
 

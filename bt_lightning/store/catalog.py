@@ -57,6 +57,8 @@ class Listing:
     """Path -> bytes of every other object that is not hidden, those of checkpoints included."""
     records: frozenset[str] = frozenset()
     """Folders of nodes with the record of a runner."""
+    aside: dict[str, int] = field(default_factory=dict)
+    """Path -> bytes of every hidden object: what was put aside, and what only we read."""
 
     def loose(self) -> dict[str, int]:
         """Path -> bytes of the files that belong to no checkpoint."""
@@ -74,12 +76,15 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
     With `cache_dir`, manifests that an earlier look read there are not read again; the answer is
     the same. Called in the worker and by the command line.
     """
-    found, unfinished, protected, others, records = {}, set(), set(), {}, set()
+    found, unfinished, protected, records = {}, set(), set(), set()
+    others: dict[str, int] = {}
+    aside: dict[str, int] = {}
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
+        path = f"{folder}/{name}" if folder else name
         if hidden(folder):
-            continue  # what was put aside is nobody's
-        if name in {MARKER, part_name(MARKER)}:
+            aside[path] = info.size
+        elif name in {MARKER, part_name(MARKER)}:
             unfinished.add(folder)
         elif name == PROTECTION:
             protected.add(folder)
@@ -87,8 +92,8 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
             found[folder] = info
         elif name == RECORD:
             records.add(folder)
-        elif not hidden(name):
-            others[f"{folder}/{name}" if folder else name] = info.size
+        else:
+            (aside if hidden(name) else others)[path] = info.size
     cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
     return Listing(
         committed=_manifests(store, found, cache),
@@ -96,6 +101,7 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
         protected=frozenset(protected),
         others=others,
         records=frozenset(records),
+        aside=aside,
     )
 
 

@@ -16,6 +16,7 @@ from bt_lightning.job_record import Attempt, JobRecord
 from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION, job_prefix, jobs_prefix
 from bt_lightning.localdir.committed import list_committed, verify
 from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
+from bt_lightning.manage.locate import survey
 from bt_lightning.manage.shelf import StoreShelf
 from bt_lightning.manage.trash import restore, trash_items, trashed
 from bt_lightning.protection import Protection
@@ -233,7 +234,8 @@ def test_a_deletion_killed_at_any_request_leaves_whole_ones_and_is_finished_by_t
 
     def run(store):
         if what == "job":
-            delete_job(store, "p", "j")
+            (job,) = survey(LocalStore(tmp_path / str(last)), "p", "j")
+            delete_job(store, "p", "j", job.holdings)
         else:
             shelf = StoreShelf(store, "p", "j")
             wanted = {"c-1", "c-2", "c-3"}
@@ -434,3 +436,96 @@ def test_jobs_say_what_their_runners_say(cli, store, golden):
 def test_a_job_with_a_record_only_is_deleted_too(cli, store):
     cli("jobs", "delete", "none", "--store", store.name, "--project", "p", "--yes")
     assert not list(store.list(jobs_prefix("p", "none")))
+
+
+@pytest.fixture
+def with_files(store):
+    """The job `j` with what other libraries write, with rests and what was put aside; a job of that."""
+    files = {
+        "rank-0/adapter/adapter_model.safetensors": 300,
+        **{f"rank-0/checkpoint-{n}/optimizer.pt": 1000 for n in range(30)},
+        "rank-0/tb/events.out.tfevents.1": 50,
+        "rank-0/.bt_lightning-trash/c-0/model": 70,
+        "job.json": 2,
+    }
+    for path, size in files.items():
+        store.put(f"{jobs_prefix('p', 'j')}/{path}", b"x" * size)
+    store.put(f"{PREFIX}/cut/{MARKER}", b"{}")
+    store.put(f"{PREFIX}/cut/model", b"x" * 400)
+    store.put(f"{job_prefix('p', 'other', 0)}/run.log", b"12345")
+    protect(store, f"{PREFIX}/c-1", Protection(by="ada"))
+    return store
+
+
+def counted(said):
+    return said["files"]["number"], said["files"]["size_bytes"], len(said["files"]["names"])
+
+
+WHAT = [
+    (("jobs", "delete", "j", "--project", "p"), 35, 30822),
+    (("projects", "delete", "p"), 36, 30827),
+]
+
+
+@pytest.mark.parametrize(("command", "number", "size"), WHAT, ids=["job", "project"])
+def test_what_goes_with_a_job_is_said_before_and_after(cli, with_files, command, number, size):
+    """Folders of adapters and of other trainers are somebody's work as much as checkpoints are."""
+    place = ("--store", with_files.name)
+    dry = json.loads(cli(*command, *place, "--dry-run", "-ojson").stdout)
+    assert counted(dry) == (number, size, 20)
+    assert "j/rank-0/c-2" in dry["deleted"]
+    assert dry["kept_checkpoints"] == ["j/rank-0/c-1"]
+    text = cli(*command, *place, "--dry-run").stdout
+    assert f"{number} files of no checkpoint" in text
+    assert "adapter_model.safetensors" in text
+    assert f"and {number - 20} more" in text
+    assert "would be deleted" in cli(*command, *place, "--dry-run", "-ocsv").stdout
+    before = {info.key for info in with_files.list("")}
+    asked = on_terminal(*command, *place, answer="no")
+    assert asked.returncode == 1
+    assert f"{number} files of no checkpoint" in asked.stderr
+    assert "adapter_model.safetensors" in asked.stderr
+    assert {info.key for info in with_files.list("")} == before
+    done = json.loads(cli(*command, *place, "--yes", "-ojson").stdout)
+    assert counted(done) == (number, size, 20)
+    assert done["files"] == dry["files"]
+    assert sorted(done["deleted"]) == sorted(dry["deleted"])
+    assert done["left"] == 0
+    kept = {info.key for info in with_files.list(jobs_prefix("p", "j"))}
+    assert {key.removeprefix(f"{PREFIX}/c-1/") for key in kept} == {
+        MANIFEST, PROTECTION, "trainer.json",
+    }  # fmt: skip
+
+
+def test_lists_of_jobs_and_projects_say_what_else_there_is(cli, with_files):
+    place = ("--store", with_files.name)
+    jobs = {
+        j["job_id"]: j for j in json.loads(cli("jobs", "list", *place, "-ojson").stdout)["jobs"]
+    }
+    assert counted(jobs["j"]) == (35, 30822, 20)
+    assert counted(jobs["other"]) == (1, 5, 1)
+    assert counted(jobs["k"]) == (0, 0, 0)
+    assert jobs["other"]["checkpoints"] == 0
+    assert "Other Files" in cli("jobs", "list", *place).stdout
+    (project,) = json.loads(cli("projects", "list", *place, "-ojson").stdout)["projects"]
+    assert counted(project) == (36, 30827, 20)
+    assert "Other Files" in cli("projects", "list", *place).stdout
+    assert ",36,30827," in cli("projects", "list", *place, "-ocsv").stdout
+    assert cli("jobs", "delete", "other", *place, "--yes").stdout.startswith("1 files of no")
+    assert not list(with_files.list(jobs_prefix("p", "other")))
+
+
+def test_what_was_not_counted_is_not_deleted(cli, with_files, tmp_path, make):
+    """Between the question and the answer somebody starts the job again, or copies something there."""
+    (job,) = survey(with_files, "p", "j")
+    publish(with_files, PREFIX, make(tmp_path / "late", "c-77", 77))
+    late = {f"{PREFIX}/adapter/late.json", f"{PREFIX}/late", f"{jobs_prefix('p', 'j')}/late"}
+    for key in late:
+        with_files.put(key, b"late")
+    done = delete_job(with_files, "p", "j", job.holdings)
+    there = {info.key for info in with_files.list(jobs_prefix("p", "j"))}
+    assert late < there
+    assert {item.name for item in StoreShelf(with_files, "p", "j").items()} == {"c-1", "c-77"}
+    assert sorted(done.left) == [
+        "j/late", "j/rank-0/adapter/late.json", "j/rank-0/c-77", "j/rank-0/late",
+    ]  # fmt: skip
