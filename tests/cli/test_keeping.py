@@ -440,7 +440,7 @@ def test_a_job_with_a_record_only_is_deleted_too(cli, store):
 
 @pytest.fixture
 def with_files(store):
-    """The job `j` with what other libraries write, with rests and what was put aside; a job of that."""
+    """The job `j` with what other libraries write, what was cut off and put aside; and another."""
     files = {
         "rank-0/adapter/adapter_model.safetensors": 300,
         **{f"rank-0/checkpoint-{n}/optimizer.pt": 1000 for n in range(30)},
@@ -511,12 +511,12 @@ def test_lists_of_jobs_and_projects_say_what_else_there_is(cli, with_files):
     assert counted(project) == (36, 30827, 20)
     assert "Other Files" in cli("projects", "list", *place).stdout
     assert ",36,30827," in cli("projects", "list", *place, "-ocsv").stdout
-    assert cli("jobs", "delete", "other", *place, "--yes").stdout.startswith("1 files of no")
+    assert cli("jobs", "delete", "other", *place, "--yes").stdout.startswith("1 file of no")
     assert not list(with_files.list(jobs_prefix("p", "other")))
 
 
 def test_what_was_not_counted_is_not_deleted(cli, with_files, tmp_path, make):
-    """Between the question and the answer somebody starts the job again, or copies something there."""
+    """Between question and answer somebody starts the job again, or copies something there."""
     (job,) = survey(with_files, "p", "j")
     publish(with_files, PREFIX, make(tmp_path / "late", "c-77", 77))
     late = {f"{PREFIX}/adapter/late.json", f"{PREFIX}/late", f"{jobs_prefix('p', 'j')}/late"}
