@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 LEAST_MB_S = 0.1
+_TORCH_TRUE = frozenset({"1", "y", "yes", "true"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class Settings:
     """`BT_VOLUME_SIZE_GIB`: what the checkpoint directory may take; more than 0."""
     interval: Literal["auto"] | timedelta | None = None
     """`BT_SAVE_INTERVAL`: `auto`, or seconds between saves; None: only `ModelCheckpoint` saves."""
+    weights_only: bool | None = None
+    """`BT_WEIGHTS_ONLY`: 0 lets a job unpickle what its own checkpoints hold; 1 refuses it."""
     files: Patterns = field(default_factory=Patterns)
     """`BT_SYNC_INCLUDE`, `BT_SYNC_EXCLUDE`: patterns, with commas between them, of the files that
     are sent though they belong to no checkpoint."""
@@ -57,7 +60,8 @@ class Settings:
         Raises:
             InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, `BT_GRACE_S` or
                 `BT_SAVE_INTERVAL` no number of seconds above 0, `BT_VOLUME_SIZE_GIB` no number of
-                GiB above 0, or `BT_UPLOAD_MB_S` no number of at least 0.1.
+                GiB above 0, `BT_UPLOAD_MB_S` no number of at least 0.1, or `BT_WEIGHTS_ONLY`
+                neither 0 nor 1.
         """
         interval = environ.get("BT_SAVE_INTERVAL") or None
         return cls(
@@ -73,6 +77,7 @@ class Settings:
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
             volume_size_gib=_gib("BT_VOLUME_SIZE_GIB", environ.get("BT_VOLUME_SIZE_GIB") or None),
             interval="auto" if interval == "auto" else _seconds("BT_SAVE_INTERVAL", interval),
+            weights_only=_yes_or_no("BT_WEIGHTS_ONLY", environ.get("BT_WEIGHTS_ONLY") or None),
             files=Patterns(
                 _listed(environ.get("BT_SYNC_INCLUDE")), _listed(environ.get("BT_SYNC_EXCLUDE"))
             ),
@@ -116,6 +121,29 @@ def _gib(name: str, text: str | None) -> float | None:
         msg = f"{name} is {text!r}, expected a number of GiB above 0"
         raise InvalidSettingError(msg)
     return found
+
+
+def _yes_or_no(name: str, text: str | None) -> bool | None:
+    if text is None:
+        return None
+    if text.lower() in {"1", "true"}:
+        return True
+    if text.lower() in {"0", "false"}:
+        return False
+    msg = f"{name} is {text!r}, expected 0 or 1"
+    raise InvalidSettingError(msg)
+
+
+def torch_weights_only(environ: Mapping[str, str], *, given: bool | None) -> bool | None:
+    """What torch makes of the argument `weights_only` of its loads, by its own two variables.
+
+    Source: `torch.load`.
+    """
+    if environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") in _TORCH_TRUE:
+        return True
+    if given is None and environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") in _TORCH_TRUE:
+        return False
+    return given
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

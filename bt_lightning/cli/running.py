@@ -92,6 +92,12 @@ class _Run(click.Command):
     help="Seconds that this platform leaves between SIGTERM and SIGKILL.  [env: BT_GRACE_S]",
 )
 @click.option(
+    "--trust-checkpoints",
+    "trust",
+    is_flag=True,
+    help="Let restarts unpickle what the job's own checkpoints hold.  [env: BT_WEIGHTS_ONLY=0]",
+)
+@click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
     default=600.0,

@@ -31,6 +31,7 @@ from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.session import Resume  # noqa: TC001
 from bt_lightning.lightning_plugin.watch import open_saves, remove
 from bt_lightning.lightning_plugin.writing import Writing
+from bt_lightning.restore.held import Held
 from bt_lightning.snapshot.record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
 from bt_lightning.worker.handle import ever
 
@@ -60,6 +61,7 @@ class BTLightning(Callback):
             what lies in `load_dir` (a run that was interrupted goes on as with `"auto"`).
         strict: whether names of weights must match; None: the module's `strict_loading`.
         weights_only: False also loads what was pickled. It runs code that the checkpoint names.
+            For the job's own checkpoints `BT_WEIGHTS_ONLY=0` says so too.
         exact: keep and restore the random generators and dataloader states of every rank.
         on_error: `"raise"` a failed upload, or a save that no disk or store had room for, at the
             next hook, or `"warn"` and go on.
@@ -332,6 +334,10 @@ class BTLightning(Callback):
         source = self._options.source(root)
         self._routed = install_io(trainer, root, self._writing.hooks, source)
         self._routed.weights_only = self._options.weights_only
+        self._routed.own_weights_only = self._options.own_weights_only
+        ours = self._routed.ours
+        ours.held = Held((trainer.lightning_module, getattr(trainer, "datamodule", None)))
+        ours.trusted = self._options.own_weights_only is False
         teach_lightning()
 
     def _chosen(self, trainer: Trainer, path: str | None) -> None:

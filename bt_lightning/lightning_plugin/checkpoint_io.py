@@ -30,6 +30,7 @@ from bt_lightning.lightning_plugin.namespace import (
     accept_in_both,
     attribute_dicts,
 )
+from bt_lightning.lightning_plugin.needs import needs
 from bt_lightning.lightning_plugin.places import (
     downloaded,
     is_committed,
@@ -46,9 +47,11 @@ from bt_lightning.localdir.durable import delete_directory, sweep, tidy
 from bt_lightning.localdir.protect import is_protected
 from bt_lightning.localdir.room import planned
 from bt_lightning.manifest import FileEntry, Manifest
-from bt_lightning.restore.load import load, load_directory, load_file
+from bt_lightning.restore.load import load, load_file
+from bt_lightning.settings import torch_weights_only
 from bt_lightning.snapshot.classes import ClassTable
 from bt_lightning.snapshot.take import Memory, Snapshot, take
+from bt_lightning.store.place import DirectoryPlace
 from bt_lightning.store.port import redact
 from bt_lightning.uri import is_bt
 
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.compat_taught import Load
+    from bt_lightning.restore.held import Held
     from bt_lightning.restore.load import MapLocation
     from bt_lightning.store.place import Place
 
@@ -76,19 +80,20 @@ class BTCheckpointIO(CheckpointIO):
 
     Args:
         allowed: classes, beyond the built-in ones and `torch.serialization.add_safe_globals`, that
-            a checkpoint may hold instances of and that loading may rebuild.
+            a checkpoint may hold instances of and that loading may rebuild; and functions that it
+            may name.
         store: URL of the store that `bt://` paths are looked up in; `$BT_STORE_URL`.
         storage_options: keyword arguments of that store's fsspec filesystem.
     """
 
     def __init__(
         self,
-        allowed: Iterable[type] = (),
+        allowed: Iterable[object] = (),
         *,
         store: str | None = None,
         storage_options: Mapping[str, object] | None = None,
     ) -> None:
-        self.allowed: tuple[type, ...] = tuple(allowed)
+        self.allowed: tuple[object, ...] = tuple(allowed)
         self.bt = BtSource(store, dict(storage_options or {}))
         """Where `bt://` paths lead."""
         self.serving = ServingFiles()
@@ -96,6 +101,10 @@ class BTCheckpointIO(CheckpointIO):
         self.origin: dict[str, Any] = {}
         """Facts for the manifest that a checkpoint dictionary does not hold."""
         self._plain = TorchCheckpointIO()
+        self.held: Held | None = None
+        """What the process holds by itself, so that it need not come from a checkpoint."""
+        self.trusted = False
+        """Whether a restart of this job will unpickle what its checkpoints hold."""
         self._warned = False
         accept_in_both(type(self))
 
@@ -202,17 +211,17 @@ class BTCheckpointIO(CheckpointIO):
             CheckpointCorruptError: bytes are missing or changed.
             UnsafeLoadError: it holds what only `weights_only=False` may load.
         """
+        weights_only = torch_weights_only(os.environ, given=weights_only)
         options: dict[str, Any] = {"map_location": map_location, "weights_only": weights_only}
         if is_temporary(path):
             given = options if takes_weights_only(self._plain.load_checkpoint) else {}
             return self._plain.load_checkpoint(path, **given)
-        allowed = (*self.allowed, *attribute_dicts())
         if is_bt(path):
             return self.load_place(self.bt.place(str(path)), **options)
         if is_url(path):
-            place = stored_place(str(path))
-            if place is not None:
-                return self.load_place(place, **options)
+            stored = stored_place(str(path))
+            if stored is not None:
+                return self.load_place(stored, **options)
             try:
                 with downloaded(str(path)) as file:
                     return load_file(file, **options)
@@ -220,14 +229,17 @@ class BTCheckpointIO(CheckpointIO):
                 raise CheckpointNotFoundError(_missing(path)) from error
         source = local_path(path)
         if source.is_dir():
-            return load_directory(source, allowed=allowed, **options)
+            with DirectoryPlace(source) as place:
+                return self.load_place(place, **options)
         if not source.exists():
             raise CheckpointNotFoundError(_missing(path))
         return load_file(source, **options)
 
     def load_place(self, place: Place, **options: Any) -> dict[str, Any]:
         """As `load_checkpoint`, of what lies there."""
-        return load(place, allowed=(*self.allowed, *attribute_dicts()), **options)
+        given = torch_weights_only(os.environ, given=options.pop("weights_only", None))
+        allowed = (*self.allowed, *attribute_dicts())
+        return load(place, allowed=allowed, held=self.held, weights_only=given, **options)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -248,33 +260,15 @@ class BTCheckpointIO(CheckpointIO):
             target.unlink(missing_ok=True)
 
     def _warn_once(self, snapshot: Snapshot) -> None:
-        """At the first save, name what a later load will not give back by itself."""
+        """At the first save, say what a restart and other loads will need."""
         if self._warned:
             return
         self._warned = True
-        table = ClassTable((*self.allowed, *attribute_dicts()))
-        strange = [
-            f"{path} ({kind.__qualname__})"
-            for kind, path in snapshot.classes.items()
-            if not table.knows(kind)
-        ]
-        if snapshot.leftovers:
-            names = ", ".join(f"{path} ({kind})" for path, kind in snapshot.leftovers)
-            warnings.warn(
-                f"saved with pickle, in leftovers.pt: {names}. Only weights_only=False loads them",
-                stacklevel=4,
-            )
-        if snapshot.dropped:
-            names = ", ".join(f"{path} ({kind})" for path, kind in snapshot.dropped)
-            warnings.warn(
-                f"left out of the checkpoint, as it cannot be pickled: {names}", stacklevel=4
-            )
-        if strange:
-            warnings.warn(
-                f"loading {', '.join(strange)} needs torch.serialization.add_safe_globals([...])"
-                " of these classes, or weights_only=False",
-                stacklevel=4,
-            )
+        for text in needs(snapshot, self._classes(), self.held, trusted=self.trusted):
+            warnings.warn(text, stacklevel=4)
+
+    def _classes(self) -> ClassTable:
+        return ClassTable((*self.allowed, *attribute_dicts()))
 
 
 def _missing(path: str | Path) -> str:

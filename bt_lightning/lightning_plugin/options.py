@@ -15,7 +15,7 @@ from bt_lightning.layout import plain_folder
 from bt_lightning.lightning_plugin import arguments
 from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.session import Resume, SessionConfig
-from bt_lightning.settings import Job, Settings, least_rate
+from bt_lightning.settings import Job, Settings, least_rate, torch_weights_only
 from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class Options:
             ),
             interval=self.interval if self.interval is not None else settings.interval,
             upload_mb_s=settings.upload_mb_s if self.upload_mb_s is None else self.upload_mb_s,
+            weights_only=torch_weights_only(environ, given=self.weights_only),
             settings=settings,
         )
 
@@ -159,6 +160,11 @@ class Options:
     def _job(self, root: Path) -> Job:
         job = Job.named(self.settings, str(root))
         return replace(job, project=self.project or job.project, job=self.job or job.job)
+
+    @property
+    def own_weights_only(self) -> bool | None:
+        """`weights_only` for the checkpoints of this very job."""
+        return self.settings.weights_only if self.weights_only is None else self.weights_only
 
     @property
     def snapshots(self) -> SnapshotOptions:

@@ -82,6 +82,8 @@ class RoutedCheckpointIO(CheckpointIO):
         self.root = root
         self.weights_only: bool | None = None
         """Used where Lightning passes none on."""
+        self.own_weights_only: bool | None = None
+        """The same for checkpoints of `root`."""
         self._hooks = hooks
         accept_in_both(type(self))
 
@@ -117,7 +119,8 @@ class RoutedCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: MapLocation = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load what is committed, and `bt://` paths, our way, anything else by the inner IO."""
-        weights_only = self.weights_only if weights_only is None else weights_only
+        if weights_only is None:
+            weights_only = self.own_weights_only if self.is_ours(path) else self.weights_only
         saves = self._hooks.saves()
         if saves is not None and self.is_ours(path):
             saves.settle(self._id(self._place(path)))

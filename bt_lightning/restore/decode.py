@@ -5,22 +5,25 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
-import math
+import functools
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bt_lightning.errors import CheckpointCorruptError, UnsafeLoadError
+from bt_lightning.restore.arrays import array_of, dtype_of, scalar_of
 from bt_lightning.restore.unloaded import Unloaded
-from bt_lightning.snapshot.classes import ClassTable, is_namedtuple
+from bt_lightning.snapshot.classes import ClassTable, is_namedtuple, is_plain_module
 from bt_lightning.snapshot.dtypes import plain_dtype
 from bt_lightning.snapshot.encode import KIND
-from bt_lightning.snapshot.take import HYPER_PARAMETERS
+from bt_lightning.snapshot.leftovers import HYPER_PARAMETERS
 from bt_lightning.snapshot.values import BY_KIND
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
+
+    from bt_lightning.restore.leftovers import Leftovers
 
 
 _MADE_ON_HOST = ("numpy.ndarray", "sparse_coo", "sparse_compressed")
@@ -32,16 +35,13 @@ class Decoder:
     def __init__(
         self,
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
-        leftovers: Mapping[str, object] | None,
+        leftovers: Leftovers,
         classes: ClassTable,
         *,
-        dropped: Collection[str] = (),
         move: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
     ) -> None:
-        self._dropped = dropped
         self._move = move
         self._tensors = tensors
-        self._leftovers = leftovers
         self._classes = classes
         self._made: dict[tuple[Any, ...], torch.Tensor] = {}
         self._path: list[str] = []
@@ -60,14 +60,17 @@ class Decoder:
             "namedtuple": self._namedtuple,
             "dataclass": self._dataclass,
             "class": self._class,
+            "function": self._function,
+            "partial": self._partial,
+            "module": self._module,
             "omegaconf": self._omegaconf,
-            "numpy.dtype": lambda node: _numpy_dtype(node["v"]),
-            "numpy.scalar": self._numpy_scalar,
+            "numpy.dtype": lambda node: dtype_of(node["v"]),
+            "numpy.scalar": scalar_of,
             "numpy.ndarray": self._numpy_array,
             "tensor": self._tensor,
             "sparse_coo": self._sparse_coo,
             "sparse_compressed": self._sparse_compressed,
-            "leftover": self._leftover,
+            "leftover": lambda node: leftovers.value(str(node["v"])),
         }
 
     def decode(self, tree: object, place: str) -> Any:
@@ -162,6 +165,27 @@ class Decoder:
             object.__setattr__(value, name, self._at(name, item))
         return value
 
+    def _function(self, node: dict[str, Any]) -> Callable[..., Any]:
+        where = ".".join(self._path) or "the checkpoint"
+        return self._classes.function(str(node["name"]), where)
+
+    def _partial(self, node: dict[str, Any]) -> functools.partial[Any]:
+        func, args = self._at("func", node["func"]), self._at("args", node["args"])
+        return functools.partial(func, *args, **self._at("keywords", node["keywords"]))
+
+    def _module(self, node: dict[str, Any]) -> torch.nn.Module:
+        kind = self._class(node)
+        if not issubclass(kind, torch.nn.Module):
+            msg = f"{kind} is no nn.Module"
+            raise TypeError(msg)
+        value = object.__new__(kind)
+        torch.nn.Module.__init__(value)  # of the class itself nothing runs
+        vars(value).update({str(name): part for name, part in self._pairs(node)})
+        if not is_plain_module(value):
+            msg = f"a {kind} that is more than its attributes"
+            raise TypeError(msg)
+        return value
+
     def _omegaconf(self, node: dict[str, Any]) -> Any:
         try:
             from omegaconf import OmegaConf
@@ -182,25 +206,8 @@ class Decoder:
             )
         return typed
 
-    def _numpy_scalar(self, node: dict[str, Any]) -> Any:
-        import numpy as np
-
-        data, dtype = base64.b64decode(node["v"], validate=True), _numpy_dtype(node["dtype"])
-        if dtype.itemsize and len(data) != dtype.itemsize:
-            msg = f"a {dtype} of {len(data)} bytes"
-            raise ValueError(msg)
-        return np.frombuffer(data, dtype=dtype)[0] if dtype.itemsize else np.zeros(1, dtype)[0]
-
     def _numpy_array(self, node: dict[str, Any]) -> Any:
-        import numpy as np
-
-        raw = self._tensors[node["v"]["file"]][node["v"]["name"]].numpy()
-        dtype, shape = _numpy_dtype(node["dtype"]), node["shape"]
-        if raw.nbytes != math.prod(shape) * dtype.itemsize or any(axis < 0 for axis in shape):
-            msg = f"an array of shape {shape} and {raw.nbytes} bytes"
-            raise ValueError(msg)
-        flat = raw.view(dtype) if raw.size else np.zeros(math.prod(shape), dtype)
-        return flat.reshape(shape, order=node["order"])
+        return array_of(node, self._tensors[node["v"]["file"]][node["v"]["name"]])
 
     def _list(self, node: Any) -> list[Any]:
         if not isinstance(node, list):
@@ -258,18 +265,6 @@ class Decoder:
         )
         return self._sparse(node, tensor)
 
-    def _leftover(self, node: dict[str, Any]) -> Any:
-        path = str(node["v"])
-        if path in self._dropped:
-            return Unloaded(path, "it could not be pickled when the checkpoint was saved")
-        if self._leftovers is None:
-            msg = (
-                f"{path} could not be saved without pickle and lies in leftovers.pt: load with"
-                " weights_only=False if you trust the file"
-            )
-            raise UnsafeLoadError(msg)
-        return self._leftovers[path]
-
 
 def on_host(tree: object) -> set[tuple[str, str]]:
     """(file label, name) of the tensors that are wanted on the host, whatever `move` does.
@@ -294,27 +289,3 @@ def _flagged(tensor: torch.Tensor, parameter: bool, grad: bool) -> torch.Tensor:
     if parameter:
         return torch.nn.Parameter(tensor, requires_grad=grad)
     return tensor.detach().requires_grad_() if grad else tensor  # an alias may not be trainable
-
-
-def _numpy_dtype(descr: Any) -> Any:
-    import numpy as np
-
-    dtype = np.lib.format.descr_to_dtype(_tuples(descr))
-    if dtype.hasobject:
-        msg = "a dtype of Python objects"
-        raise ValueError(msg)
-    return dtype
-
-
-def _tuples(descr: Any) -> Any:
-    """JSON has no tuples: numpy describes a structured dtype as a list of tuples."""
-    if not isinstance(descr, list):
-        return descr
-    return [
-        (
-            tuple(name) if isinstance(name, list) else name,  # (title, name)
-            _tuples(kind),
-            *(tuple(shape) for shape in more),
-        )
-        for name, kind, *more in descr
-    ]

@@ -13,6 +13,7 @@ from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
 from bt_lightning.restore.decode import Decoder, on_host
 from bt_lightning.restore.home import HOST, Device
+from bt_lightning.restore.leftovers import Leftovers
 from bt_lightning.restore.read import read_small, read_tensors
 from bt_lightning.snapshot.classes import ClassTable
 from bt_lightning.store.place import DirectoryPlace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from bt_lightning.restore.held import Held
     from bt_lightning.restore.home import Home
     from bt_lightning.store.place import Place
 
@@ -32,7 +34,7 @@ def load_directory(
     *,
     map_location: MapLocation = None,
     weights_only: bool | None = None,
-    allowed: Iterable[type] = (),
+    allowed: Iterable[object] = (),
 ) -> dict[str, Any]:
     """`load` the checkpoint that is committed at `path` on this disk.
 
@@ -49,14 +51,16 @@ def load(
     *,
     map_location: MapLocation = None,
     weights_only: bool | None = None,
-    allowed: Iterable[type] = (),
+    allowed: Iterable[object] = (),
+    held: Held | None = None,
 ) -> dict[str, Any]:
     """Load a committed checkpoint from a disk or a store, each byte verified by its manifest.
 
     Tensors come back in CPU memory, or where `map_location` says; a CUDA device that it names gets
     them while others arrive, and the host never holds them all. Unless `weights_only` is False, no
     pickle is read and only known classes are rebuilt: the built-in table, those of
-    `torch.serialization.add_safe_globals`, and `allowed`. Needs no disk.
+    `torch.serialization.add_safe_globals`, `allowed`, and what `held` finds in this process, which
+    also stands for equal objects that were pickled. Needs no disk.
 
     Raises:
         InvalidSettingError: `map_location` names a device that torch cannot use here.
@@ -75,13 +79,13 @@ def load(
         () if home is HOST else on_host(document["tree"]),
     )
     tensors = {label: found.get(label, {}) for label in entries}
-    leftovers = _unpickled(place, map_location) if weights_only is False else None
-    classes = ClassTable(allowed, trusted=weights_only is False)
-    decoder = Decoder(
-        tensors, leftovers, classes, dropped=document.get("dropped", ()), move=_mover(target)
+    unpickled = _unpickled(place, map_location) if weights_only is False else None
+    classes = ClassTable(
+        allowed, held.names if held is not None else None, trusted=weights_only is False
     )
+    decoder = Decoder(tensors, Leftovers(document, unpickled, held), classes, move=_mover(target))
     checkpoint = decoder.decode(document["tree"], f"{place.name}/{TREE}")
-    if decoder.holes:
+    if decoder.holes and held is None:  # who holds a module has its hyperparameters
         warnings.warn(
             f"left out of {place.name}, as nobody allowed to load them:"
             f" {', '.join(decoder.holes)}."

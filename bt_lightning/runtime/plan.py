@@ -46,6 +46,7 @@ class Wish:
     """Of each node, under torchrun."""
     grace_s: float | None = None
     interval: str | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def plan_command(
         load_dir=_load_dir(wish.load_dir, settings, references, store, job_id),
         grace_s=_grace_s(wish, settings),
         interval=_interval(wish, environ),
+        weights_only=False if wish.trust else settings.weights_only,
     )
 
 
@@ -144,6 +146,7 @@ def plan_project(
         cache=_cache(environ, machine) if cache is not None and cache.enabled else None,
         grace_s=_grace_s(wish, settings),
         interval=_interval(wish, environ),
+        weights_only=False if wish.trust else settings.weights_only,
     )
 
 

@@ -84,6 +84,8 @@ class JobSpec:
     """Seconds that the platform gives between SIGTERM and SIGKILL."""
     interval: str | None = None
     """`auto`, or seconds between saves of Trainers by themselves."""
+    weights_only: bool | None = None
+    """False: what the job's own checkpoints hold may be unpickled."""
 
 
 def environment(
@@ -105,6 +107,7 @@ def environment(
         "BT_WORKING_DIR": str(spec.directory) if spec.workdir else None,
         "BT_STORE_URL": spec.store_url,
         "BT_SAVE_INTERVAL": spec.interval,
+        "BT_WEIGHTS_ONLY": None if spec.weights_only is None else str(int(spec.weights_only)),
         "BT_GRACE_S": None if spec.grace_s is None else f"{spec.grace_s:g}",
         **_checkpointing(spec),
         **caches(spec),

@@ -1,4 +1,4 @@
-"""Classes that a file may name, and by which name; no file makes us import anything."""
+"""Classes and functions that a file may name, by which name; no file makes us import anything."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import builtins
 import dataclasses
 import importlib
 import sys
+import types
 from collections import Counter, OrderedDict, deque
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ import torch
 from bt_lightning.errors import UnsafeLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 _BUILTINS = [
     "bool",
@@ -41,6 +43,16 @@ _PICKLING = (
     "__getnewargs__",
     "__getnewargs_ex__",
 )
+_ACTIVATIONS = ("relu", "sigmoid", "softmax", "log_softmax", "tanh", "selu", "sin")
+_DISPATCH = {
+    "assert_int_or_pair",
+    "boolean_dispatch",
+    "handle_torch_function",
+    "has_torch_function",
+    "has_torch_function_unary",
+    "has_torch_function_variadic",
+}
+"""What torch.nn.functional imports for itself: these call what they are given."""
 _ATTRIBUTE_DICT = "fabric.utilities.data:AttributeDict"
 _OMEGACONF = {"omegaconf.dictconfig:DictConfig", "omegaconf.listconfig:ListConfig"}
 
@@ -60,6 +72,43 @@ def _table() -> dict[str, type]:
     return {class_name(kind): kind for kind in kinds}
 
 
+@cache
+def _plain_functions() -> dict[str, Callable[..., Any]]:
+    """Name -> function of torch that computes and does nothing else: losses, activations."""
+    found = {f"torch:{name}": getattr(torch, name) for name in _ACTIVATIONS}
+    for module in (torch.nn.functional, torch.nn.init):
+        for name, value in vars(module).items():
+            plain = is_function(value) and not name.startswith("_")
+            if plain and name not in _DISPATCH:
+                found[f"{module.__name__}:{name}"] = value
+    return found
+
+
+def is_function(value: object) -> bool:
+    """Whether `value` is a function, of Python or of C; not a method, which holds an object."""
+    if isinstance(value, types.BuiltinFunctionType):
+        owner = value.__self__
+        return owner is None or isinstance(owner, types.ModuleType | type)
+    return isinstance(value, types.FunctionType)
+
+
+def function_name(value: Any) -> str | None:
+    """The name that a file gives to a function: `module:qualname`; None if no name leads to it."""
+    for name, known in _plain_functions().items():
+        if known is value:
+            return name
+    module, qualname = value.__module__, value.__qualname__
+    if not isinstance(module, str) or _follow(sys.modules.get(module), qualname) is not value:
+        return None  # a lambda, or made inside a function
+    return f"{module}:{qualname}"
+
+
+def _follow(found: Any, qualname: str) -> Any:
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
 def _omegaconf(name: str) -> type | None:
     """The two container classes of OmegaConf: Lightning stores which one hyperparameters had."""
     if name not in _OMEGACONF:
@@ -72,24 +121,34 @@ def _omegaconf(name: str) -> type | None:
 
 
 class ClassTable:
-    """Turns names in files back into classes.
+    """Turns names in files back into classes and functions.
 
-    Known are a built-in table, `torch.serialization.add_safe_globals`, and what the caller allows.
-    With `trusted`, which is what `weights_only=False` asks for, any importable class is known.
+    Known are a built-in table, `torch.serialization.add_safe_globals`, what the caller allows, and
+    what the process holds already, by name. With `trusted`, which is what `weights_only=False`
+    asks for, any importable one is known.
     """
 
-    def __init__(self, allowed: Iterable[type] = (), *, trusted: bool = False) -> None:
+    def __init__(
+        self,
+        allowed: Iterable[object] = (),
+        held: Mapping[str, object] | None = None,
+        *,
+        trusted: bool = False,
+    ) -> None:
         self._trusted = trusted
-        self._known = _table()
-        for item in torch.serialization.get_safe_globals():
-            kind = item[0] if isinstance(item, tuple) else item
-            if isinstance(kind, type):
-                self._known[class_name(kind)] = kind
-        self._known.update({class_name(kind): kind for kind in allowed})
+        self._known: dict[str, Any] = {**(held or {}), **_plain_functions(), **_table()}
+        safe = (each[0] if isinstance(each, tuple) else each for each in _safe_globals())
+        for item in (*safe, *allowed):
+            name = class_name(item) if isinstance(item, type) else None
+            if name is None and is_function(item):
+                name = function_name(item)
+            if name is not None:
+                self._known[name] = item
 
-    def knows(self, kind: type) -> bool:
-        """Whether `resolve` will return `kind` for its name."""
-        return self._find(class_name(kind)) is kind
+    def knows(self, value: object) -> bool:
+        """Whether the name of this class or function will lead to it."""
+        name = class_name(value) if isinstance(value, type) else function_name(value)
+        return name is not None and self._find(name) is value
 
     def resolve(self, name: str, where: str) -> type:
         """The class that a file calls `name`; `where` in the state is named in the error.
@@ -100,17 +159,20 @@ class ClassTable:
         kind = self._find(name)
         if kind is None and self._trusted:
             kind = _import(name)
-        if kind is None:
-            short = name.rpartition(":")[2]
-            msg = (
-                f"{where} is of the class {name}, which this load does not trust. Allow it with"
-                f" torch.serialization.add_safe_globals([{short}]), or load with"
-                " weights_only=False if you trust the file"
-            )
-            raise UnsafeLoadError(msg)
+        if not isinstance(kind, type):
+            raise UnsafeLoadError(_unknown(name, where, "of the class"))
         return kind
 
-    def _find(self, name: str) -> type | None:
+    def function(self, name: str, where: str) -> Callable[..., Any]:
+        """The function that a file calls `name`; as `resolve`."""
+        found = self._find(name)
+        if found is None and self._trusted:
+            found = _import(name)
+        if not is_function(found):
+            raise UnsafeLoadError(_unknown(name, where, "the function"))
+        return found  # type: ignore[no-any-return]
+
+    def _find(self, name: str) -> Any:
         found = self._known.get(name) or _omegaconf(name)
         if found is None and name.endswith(_ATTRIBUTE_DICT):  # the one of the other namespace
             twins = (kind for known, kind in self._known.items() if known.endswith(_ATTRIBUTE_DICT))
@@ -118,7 +180,20 @@ class ClassTable:
         return found
 
 
-def _import(name: str) -> type | None:
+def _safe_globals() -> list[Any]:
+    return torch.serialization.get_safe_globals()
+
+
+def _unknown(name: str, where: str, what: str) -> str:
+    short = name.rpartition(":")[2]
+    return (
+        f"{where} is {what} {name}, which this load does not trust. Allow it with"
+        f" torch.serialization.add_safe_globals([{short}]), or load with weights_only=False if you"
+        " trust the file"
+    )
+
+
+def _import(name: str) -> Any:
     module_name, _, qualname = name.partition(":")
     try:
         found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
@@ -126,7 +201,7 @@ def _import(name: str) -> type | None:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError):
         return None
-    return found if isinstance(found, type) else None
+    return found
 
 
 def is_plain_dataclass(value: object) -> bool:
@@ -154,3 +229,25 @@ def is_namedtuple(kind: type) -> bool:
     """Whether `kind` was made by `namedtuple` or `typing.NamedTuple` and adds no state."""
     fields = getattr(kind, "_fields", None)
     return kind.__bases__ == (tuple,) and isinstance(fields, tuple)
+
+
+def is_plain_module(value: object) -> bool:
+    """Whether `value` is an `nn.Module` that is its attributes and nothing else.
+
+    Not one with hooks, with a module or parameter that it holds twice, with slots, or of a class
+    that says itself how it is pickled.
+    """
+    if not isinstance(value, torch.nn.Module):
+        return False
+    kinds = [kind for kind in type(value).__mro__ if kind not in torch.nn.Module.__mro__]
+    if any(name in vars(kind) for kind in kinds for name in (*_PICKLING, "__slots__", "__new__")):
+        return False
+    inside = [module for _, module in value.named_modules(remove_duplicate=False)]
+    weights = [each for _, each in value.named_parameters(remove_duplicate=False)]
+    once = len(set(map(id, inside))) == len(inside) and len(set(map(id, weights))) == len(weights)
+    return once and not any(held for name, held in vars(value).items() if is_hooks(name))
+
+
+def is_hooks(name: str) -> bool:
+    """Whether an attribute of an `nn.Module` holds its hooks."""
+    return name.startswith("_") and "_hook" in name

@@ -6,9 +6,9 @@ are matched exactly: a subclass may carry what the form would lose, so it goes t
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import enum
+import functools
 import json
 import math
 import secrets
@@ -19,13 +19,21 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from bt_lightning.errors import UnsupportedStateError
-from bt_lightning.snapshot.classes import class_name, is_namedtuple, is_plain_dataclass
+from bt_lightning.snapshot.classes import (
+    class_name,
+    function_name,
+    is_function,
+    is_hooks,
+    is_namedtuple,
+    is_plain_dataclass,
+    is_plain_module,
+)
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
 from bt_lightning.snapshot.foreign import (
-    descr,
     is_plain_config,
     is_short_numbers,
     is_text,
+    numpy_node,
     surrogates,
 )
 from bt_lightning.snapshot.fragments import Fragment, is_group, watch, weights_key
@@ -62,6 +70,8 @@ class Encoder:
         """Path in the state -> a value that the tree cannot hold."""
         self.classes: dict[type, str] = {}
         """Class named in the tree -> path of the first value that has it."""
+        self.functions: dict[Any, str] = {}
+        """The same of functions."""
         self._prefix = weights_prefix
         self._known = known
         self._open: set[int] = set()
@@ -76,9 +86,9 @@ class Encoder:
         self.names.weights_key = weights_key(checkpoint)
         return self._value(checkpoint, ())
 
-    def text(self, tree: Any, dropped: list[str]) -> str:
-        """The content of `trainer.json`, ASCII."""
-        text = json.dumps({"tree": tree, "dropped": dropped}, separators=(",", ":"))
+    def text(self, tree: Any, more: Mapping[str, Any]) -> str:
+        """The content of `trainer.json`, ASCII; `more` stands beside the tree."""
+        text = json.dumps({"tree": tree, **more}, separators=(",", ":"))
         for path, fragment in self.names.fragments.items():
             text = text.replace(json.dumps(self._placeholder(path)), fragment.text, 1)
         return text
@@ -108,7 +118,7 @@ class Encoder:
         text = json.dumps(tree, separators=(",", ":"))
         names = alone.names
         found = Fragment(same, text, names.single, names.refs, frozenset(names.places))
-        whole = not alone.leftovers and not alone.classes and self.names.fits(found)
+        whole = not (alone.leftovers or alone.classes or alone.functions) and self.names.fits(found)
         return found if whole else None
 
     def _value(self, value: Any, path: tuple[str, ...]) -> Any:
@@ -186,15 +196,45 @@ class Encoder:
             names = [field.name for field in dataclasses.fields(value)]
             items = [[name, sub(getattr(value, name), name)] for name in names]
             return {KIND: "dataclass", "class": self._class(kind, path), "v": items}
+        if is_plain_module(value):
+            return self._module(value, kind, sub, path)
+        return self._code(value, kind, sub, path) or self._foreign(value, kind, sub, path)
+
+    def _code(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
+        """What is no data, by its name; None for what is."""
         if isinstance(value, type):
             return {KIND: "class", "class": self._class(value, path)}
-        return self._foreign(value, kind, sub, path)
+        if is_function(value):
+            return {KIND: "function", "name": self._function(value, path)}
+        if kind is functools.partial and not vars(value):
+            parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
+            return {KIND: "partial", **{name: sub(part, name) for name, part in parts.items()}}
+        return None
+
+    def _module(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
+        """A loss, say, that somebody keeps as a hyperparameter: whole, or a leftover as a whole."""
+        leftovers = len(self.leftovers)
+        own = {name: part for name, part in vars(value).items() if not is_hooks(name)}
+        node = {KIND: "module", "class": self._class(kind, path), "v": pairs(own, sub)}
+        if len(self.leftovers) > leftovers:
+            raise _NotRepresentableError
+        return node
+
+    def _function(self, value: Any, path: tuple[str, ...]) -> str:
+        name = function_name(value)
+        if name is None:
+            raise _NotRepresentableError
+        self.functions.setdefault(value, ".".join(path))
+        return name
 
     def _foreign(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
         """Values of packages that need not be installed, told by where their class comes from."""
         module = kind.__module__
         if module.startswith("numpy"):
-            return self._numpy(value, path)
+            node = numpy_node(value, lambda content: self.names.store(content, path))
+            if node is None:
+                raise _NotRepresentableError
+            return {KIND: node.pop("kind"), **node}
         if module.startswith("omegaconf") and kind.__name__ in {"DictConfig", "ListConfig"}:
             return self._omegaconf(value, kind, sub, path)
         if kind.__name__ == "AttributeDict" and module.split(".")[0].startswith(
@@ -228,32 +268,6 @@ class Encoder:
             "v": sub(OmegaConf.to_container(value, resolve=False), "content"),
             "type": self._class(typed, path) if typed not in {dict, list, None} else None,
             "flags": {name: flag for name, flag in flags.items() if flag is not None},
-        }
-
-    def _numpy(self, value: Any, path: tuple[str, ...]) -> Any:
-        import numpy as np
-
-        if isinstance(value, np.dtype):
-            return {KIND: "numpy.dtype", "v": _descr(value)}
-        if type(value) is not np.ndarray and not isinstance(value, np.generic):
-            raise _NotRepresentableError
-        kind = _descr(value.dtype)
-        if isinstance(value, np.generic):
-            data = base64.b64encode(value.tobytes()).decode("ascii")
-            return {KIND: "numpy.scalar", "dtype": kind, "v": data}
-        fortran = value.flags.f_contiguous and not value.flags.c_contiguous
-        raw = value.tobytes("F" if fortran else "C")
-        content = (
-            torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-            if raw
-            else torch.empty(0, dtype=torch.uint8, device="cpu")
-        )
-        return {
-            KIND: "numpy.ndarray",
-            "dtype": kind,
-            "shape": list(value.shape),
-            "order": "F" if fortran else "C",
-            "v": self.names.store(content, path),
         }
 
     def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:
@@ -309,10 +323,3 @@ def _flags(tensor: torch.Tensor) -> dict[str, bool]:
         "requires_grad": tensor.requires_grad,
     }
     return {name: True for name, flag in flags.items() if flag}
-
-
-def _descr(dtype: Any) -> Any:
-    found = descr(dtype)
-    if found is None:
-        raise _NotRepresentableError
-    return found

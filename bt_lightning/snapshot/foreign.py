@@ -1,10 +1,15 @@
-"""Small questions about values of packages that need not be installed, and about text."""
+"""Forms of values of packages that need not be installed, and small questions about text."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LONG = 1 << 64
 
@@ -52,3 +57,39 @@ def descr(dtype: Any) -> Any:
     if dtype.hasobject:
         return None
     return np.lib.format.dtype_to_descr(dtype)
+
+
+def numpy_node(
+    value: Any, store: Callable[[torch.Tensor], dict[str, str]]
+) -> dict[str, Any] | None:
+    """The form of a dtype, scalar or array of numpy, and its `kind`; None: it has no form.
+
+    `store` keeps the bytes of an array as a tensor, and returns a reference to it.
+    """
+    import numpy as np
+
+    if isinstance(value, np.dtype):
+        described = descr(value)
+        return None if described is None else {"kind": "numpy.dtype", "v": described}
+    if type(value) is not np.ndarray and not isinstance(value, np.generic):
+        return None
+    described = descr(value.dtype)
+    if described is None:
+        return None
+    if isinstance(value, np.generic):
+        data = base64.b64encode(value.tobytes()).decode("ascii")
+        return {"kind": "numpy.scalar", "dtype": described, "v": data}
+    fortran = value.flags.f_contiguous and not value.flags.c_contiguous
+    raw = value.tobytes("F" if fortran else "C")
+    content = (
+        torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        if raw
+        else torch.empty(0, dtype=torch.uint8, device="cpu")
+    )
+    return {
+        "kind": "numpy.ndarray",
+        "dtype": described,
+        "shape": list(value.shape),
+        "order": "F" if fortran else "C",
+        "v": store(content),
+    }

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.layout import LEFTOVERS, TREE
 from bt_lightning.snapshot.encode import Encoder
 from bt_lightning.snapshot.image import FilePlan, file_pieces, plan_file, plan_rows, row, storable
+from bt_lightning.snapshot.leftovers import digests, pickle, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Future
 
+    import torch
+
     from bt_lightning.snapshot.fragments import Fragment
     from bt_lightning.snapshot.names import Names
 
 _MISSES = 3
-HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
-"""Entries of a Lightning checkpoint that a resume does not read: a hole there stops nobody."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,8 @@ class Snapshot:
     """The same of each hyperparameter that could not even be pickled."""
     classes: dict[type, str]
     """Class that the tree names -> path in the state of the first value that has it."""
+    functions: dict[Any, str] = field(default_factory=dict)
+    """The same of functions."""
 
     @property
     def files(self) -> dict[str, Callable[[], Iterator[memoryview | bytes]]]:
@@ -131,17 +130,21 @@ def take(
     """
     encoder = Encoder(weights_prefix, None if memory is None else memory.open(weights_prefix))
     tree = encoder.encode(checkpoint)
-    pickled, dropped = _pickle(encoder.leftovers)
-    small = {TREE: encoder.text(tree, dropped).encode("ascii")}
+    pickled, dropped = pickle(encoder.leftovers)
+    beside: dict[str, Any] = {"dropped": dropped}
+    if pickled is not None:
+        beside["pickled"] = digests(encoder.leftovers, len(pickled))
+    small = {TREE: encoder.text(tree, beside).encode("ascii")}
     if pickled is not None:
         small[LEFTOVERS] = pickled
-    kinds = [(path, _type_name(value)) for path, value in encoder.leftovers.items()]
+    kinds = [(path, type_name(value)) for path, value in encoder.leftovers.items()]
     return Snapshot(
         _tensor_files(encoder.names, more or {}, memory),
         small,
         tuple(pair for pair in kinds if pair[0] not in dropped),
         tuple(pair for pair in kinds if pair[0] in dropped),
         encoder.classes,
+        encoder.functions,
     )
 
 
@@ -195,39 +198,3 @@ def _file(
         plan = plan_rows(known + [row(name, tensor) for name, tensor in others.items()])
     memory.plans[path] = (key, plan)
     return TensorFile(path, plan, fixed, others)
-
-
-def _type_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _pickle(leftovers: dict[str, object]) -> tuple[bytes | None, list[str]]:
-    """The bytes of `leftovers.pt`, and the paths of hyperparameters that cannot even be pickled.
-
-    Lightning, too, drops hyperparameters that cannot be pickled, with a warning.
-    """
-    if not leftovers:
-        return None, []
-    try:
-        return _saved(leftovers), []
-    except Exception:  # noqa: BLE001
-        kept, dropped = {}, []
-    for path, value in leftovers.items():
-        try:
-            _saved(value)
-            kept[path] = value
-        except Exception as error:
-            if path.partition(".")[0] not in HYPER_PARAMETERS:
-                msg = (
-                    f"{path} is a {_type_name(value)}, which can be neither encoded nor pickled"
-                    f" ({type(error).__name__}: {error}): keep it out of the checkpoint"
-                )
-                raise UnsupportedStateError(msg) from error
-            dropped.append(path)
-    return (_saved(kept) if kept else None), dropped
-
-
-def _saved(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()

@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -205,7 +206,13 @@ def _nodes():
     """A good node of every kind, as the encoder writes them."""
     encoder = Encoder()
     more = [2**15000, "\ud83d\ude00"]
-    state = {"plain": [PLAIN, more], "numpy": NUMPY, "tensors": _tensors(), "omega": _configs()}
+    state = {
+        "plain": [PLAIN, more],
+        "numpy": NUMPY,
+        "tensors": _tensors(),
+        "omega": _configs(),
+        "code": [torch.nn.functional.relu, partial(torch.optim.SGD, lr=1), torch.nn.MSELoss()],
+    }
     tree = encoder.encode(state)
     found: dict[str, list] = {}
 

@@ -1,0 +1,77 @@
+"""What the tree cannot hold: pickled into `leftovers.pt`, which nothing reads unasked."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import torch
+import xxhash
+
+from bt_lightning.errors import UnsupportedStateError
+from bt_lightning.snapshot.classes import class_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_COMPARED = 4 << 20
+"""Bytes of `leftovers.pt` above which its values are not compared with those of a process."""
+HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
+"""Entries of a Lightning checkpoint that a resume does not read: a hole there stops nobody."""
+
+
+def type_name(value: object) -> str:
+    """How the type of a value is called in messages and manifests."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def pickle(leftovers: dict[str, object]) -> tuple[bytes | None, list[str]]:
+    """The bytes of `leftovers.pt`, and the paths of hyperparameters that cannot even be pickled.
+
+    Lightning, too, drops hyperparameters that cannot be pickled, with a warning.
+    """
+    if not leftovers:
+        return None, []
+    try:
+        return _saved(leftovers), []
+    except Exception:  # noqa: BLE001
+        kept, dropped = {}, []
+    for path, value in leftovers.items():
+        try:
+            _saved(value)
+            kept[path] = value
+        except Exception as error:
+            if path.partition(".")[0] not in HYPER_PARAMETERS:
+                msg = (
+                    f"{path} is a {type_name(value)}, which can be neither encoded nor pickled"
+                    f" ({type(error).__name__}: {error}): keep it out of the checkpoint"
+                )
+                raise UnsupportedStateError(msg) from error
+            dropped.append(path)
+    return (_saved(kept) if kept else None), dropped
+
+
+def digests(leftovers: Mapping[str, object], size: int) -> dict[str, list[str]]:
+    """Path -> class and digest of the pickle, of each leftover that a resume reads.
+
+    By these a process that holds an equal object knows it, and need not unpickle. Large ones have
+    none: each is pickled once more for it.
+    """
+    if size > _COMPARED:
+        return {}
+    return {
+        path: [class_name(type(value)), digest_of(value)]
+        for path, value in leftovers.items()
+        if path.partition(".")[0] not in HYPER_PARAMETERS
+    }
+
+
+def digest_of(value: object) -> str:
+    """XXH3-128 of `value` as `torch.save` writes it; any exception of its own way to pickle."""
+    return xxhash.xxh3_128_hexdigest(_saved(value))
+
+
+def _saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
