@@ -24,6 +24,7 @@ Exception
     ├── UploadFailedError (RuntimeError)                  the worker gave up on a checkpoint
     ├── WorkerDiedError (ChildProcessError)               the worker process is gone
     ├── DrainTimeoutError (TimeoutError)                  not everything reached the store in time
+    ├── RanksApartError (TimeoutError)                    not all ranks of a fit came to one place
     └── JobRunningError (RuntimeError)                    another run has the job or its directory
 
 Each class takes one positional message, so that it survives pickling between processes, and
@@ -200,3 +201,9 @@ class JobRunningError(CheckpointError, RuntimeError):
     """Raised when a job is to be run that another process runs already."""
 
     exit_code = 31
+
+
+class RanksApartError(CheckpointError, TimeoutError):
+    """Raised, on every rank that came, when another did not come to where all of them meet."""
+
+    exit_code = 33

@@ -4,38 +4,81 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.lightning_plugin.checks import checkpoint_root
 from bt_lightning.lightning_plugin.compat import is_last_batch
+from bt_lightning.lightning_plugin.meeting import from_zero
 from bt_lightning.lightning_plugin.namespace import model_checkpoint_classes
 from bt_lightning.lightning_plugin.places import is_url
 from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO
 
 if TYPE_CHECKING:
+    import os
+
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from bt_lightning.lightning_plugin.options import Options
 
 NAME = "checkpoint-{step}"
 """What Baseten and HF call a checkpoint; the same words in every tool."""
 
 
-def adopt(trainer: Trainer, root: Path) -> int:
-    """Point each `ModelCheckpoint` without a `dirpath` at `root`; all ranks, before its `setup`.
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the checkpoints of a Trainer go, by what rank 0 sees."""
 
-    Those whose user chose a directory elsewhere are left alone. Under `root` a checkpoint is a
-    directory, so names there lose the suffix `.ckpt`. Returns how many write there.
+    root: Path
+    """The checkpoint directory, absolute."""
+    prefix: str
+    """Of its checkpoints in the store."""
+    writers: tuple[int, ...]
+    """Which of the Trainer's callbacks are `ModelCheckpoint`s that write there."""
+
+
+def place(trainer: Trainer, options: Options) -> Placement:
+    """Every rank, before Lightning asks for a directory: where rank 0 puts the checkpoints.
+
+    Raises:
+        InvalidSettingError: on every rank, what rank 0 was given cannot be used.
     """
-    adopted = 0
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(callback, model_checkpoint_classes()):
-            continue
+
+    def see() -> Placement:
+        root = checkpoint_root(options.dir, trainer)
+        return Placement(root, options.source(root).prefix, writers(trainer, root))
+
+    return from_zero(trainer, see)
+
+
+def writers(trainer: Trainer, root: Path) -> tuple[int, ...]:
+    """Which of the callbacks are `ModelCheckpoint`s that write to `root`, as this rank's disk says.
+
+    Those without a `dirpath` will; those whose user chose a directory elsewhere are left alone.
+    """
+    return tuple(
+        index
+        for index, callback in enumerate(trainer.callbacks)  # type: ignore[attr-defined]
+        if isinstance(callback, model_checkpoint_classes())
+        and (callback.dirpath is None or _is_below(callback.dirpath, root))
+    )
+
+
+def _is_below(place: str | os.PathLike[str], root: Path) -> bool:
+    return not is_url(str(place)) and Path(place).resolve().is_relative_to(root)
+
+
+def adopt(trainer: Trainer, placement: Placement) -> None:
+    """Point those who write there, and have no `dirpath`, at the directory; before their `setup`.
+
+    In it a checkpoint is a directory, so names there lose the suffix `.ckpt`.
+    """
+    for index in placement.writers:
+        callback = trainer.callbacks[index]  # type: ignore[attr-defined]
         if callback.dirpath is None:
-            callback.dirpath = str(root)
-        place = callback.dirpath
-        if is_url(place) or not Path(place).resolve().is_relative_to(root):
-            continue
-        adopted += 1
+            callback.dirpath = str(placement.root)
         callback.FILE_EXTENSION = ""
         if callback.filename is None:
             callback.filename = NAME
@@ -44,9 +87,9 @@ def adopt(trainer: Trainer, root: Path) -> int:
             _Deferral(callback)
         # it holds our dot folder at least, and a run that resumes expects to find its own files
         warnings.filterwarnings(
-            "ignore", message=re.escape(f"Checkpoint directory {place} exists and is not empty")
+            "ignore",
+            message=re.escape(f"Checkpoint directory {callback.dirpath} exists and is not empty"),
         )
-    return adopted
 
 
 class _Deferral:
@@ -91,8 +134,8 @@ class _Deferral:
         """Whether a name is taken, if only by a save that is not committed yet; on every rank."""
         io = trainer.strategy.checkpoint_io
         pending = isinstance(io, RoutedCheckpointIO) and io.pending(filepath)
-        found = type(self._callback).file_exists(self._callback, filepath, trainer)
-        return found or bool(trainer.strategy.broadcast(pending))
+        pending = bool(trainer.strategy.broadcast(pending))
+        return type(self._callback).file_exists(self._callback, filepath, trainer) or pending
 
     def should_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Lightning never removes what it resumed from; a request is kept until a run may."""

@@ -19,6 +19,7 @@ from typing_extensions import override
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.lightning_plugin import compat, compat_signals
 from bt_lightning.lightning_plugin.agreement import Alone, Position, Together, Wish
+from bt_lightning.lightning_plugin.meeting import Farewell
 from bt_lightning.lightning_plugin.namespace import Checkpoint
 from bt_lightning.lightning_plugin.pace import Pace
 from bt_lightning.lightning_plugin.signals import Signals, Told
@@ -55,7 +56,10 @@ class Boundary(Checkpoint):
         self._agreement: Alone | Together | None = None
         self._position: Position = (0, 0)
         self._marked = self._measured = 0
-        self._swaps = False
+        self._swaps = self._requeued = False
+        self._farewell: Farewell | None = None
+        self.ends = False
+        """Whether all ranks end by a signal, once the fit is over."""
 
     # the life of a fit
 
@@ -68,6 +72,7 @@ class Boundary(Checkpoint):
         self._session = session
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         owners = [o for o in (*callbacks, module) if not type(o).__module__.startswith(_OURS)]
+        self._farewell = Farewell(trainer)
         self._swaps = any(overrides(o, hook) for o in owners for hook in _SWAPPING)
         trainer.callbacks = [*callbacks, self]  # type: ignore[attr-defined]
 
@@ -85,6 +90,21 @@ class Boundary(Checkpoint):
                 raise
             warnings.warn(str(error), stacklevel=2)  # the exit status says the rest
 
+    def part(self, trainer: Trainer) -> None:
+        """Every rank, with nothing left to do: no rank leaves a fit before rank 0 does.
+
+        Unless the fit failed, when only rank 0 comes here.
+        """
+        farewell, self._farewell = self._farewell, None
+        if farewell is None:
+            return  # the fit did not begin
+        if trainer.is_global_zero:
+            self.ends = farewell.say(told=self.signals.told is not None)
+        else:
+            self.ends = farewell.hear(lambda: self.signals.told is not None)
+        if self.ends and self.signals.told is None:  # another rank was
+            self.signals.told = Told(signal.SIGTERM, time.monotonic())
+
     def leave(self, trainer: Trainer, session: Session | None, *, failed: bool) -> None:
         """Every rank: the fit is over, however it ended. Rank 0 notes it, for who starts it again.
 
@@ -93,6 +113,8 @@ class Boundary(Checkpoint):
         if self._agreement is not None:
             self._agreement.close()
         self._agreement = self._session = None
+        if failed and trainer.is_global_zero:
+            self.part(trainer)  # who catches its error trains on, and so do the others
         self.signals.close()
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if self in callbacks:
@@ -197,6 +219,10 @@ class Boundary(Checkpoint):
 
     def _act(self, trainer: Trainer, wish: Wish, word: Word) -> None:
         assert self._agreement is not None
+        if wish == "requeue" and self._requeued:  # SLURM tells every rank: they are one wish
+            self.signals.requeue = None
+            self._agreement.done()
+            return
         if word == "save":
             self.reason = "interval" if wish == "save" else "signal"
             try:
@@ -208,6 +234,7 @@ class Boundary(Checkpoint):
             self._pace.answered(time.monotonic(), saved=word == "save")
         self._agreement.done()
         if wish == "requeue":
+            self._requeued = True
             compat_signals.requeue(trainer, requeue.signum if requeue else signal.SIGUSR1)
         elif wish == "stop":
             raise self.end(trainer)

@@ -9,21 +9,14 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.layout import check_checkpoint_id, under
-from bt_lightning.lightning_plugin.checks import decided_by_zero
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.catalog import newest_folder
 from bt_lightning.store.place import StorePlace
 from bt_lightning.store.tree import find_checkpoint, open_bt_store
 from bt_lightning.uri import is_bt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from lightning.pytorch import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,33 +89,14 @@ class BtSource:
         """The next `place` of `path` is this folder of the store."""
         self.pins[path] = Pin(under(self.prefix, folder), digest)
 
-    def agree(self, trainer: Trainer, path: str) -> Pin:
-        """Every rank: the next `place` of `path` is what rank 0 finds now, on all of them.
+    def away(self, path: str) -> Pin | None:
+        """What the store has of a path that is not on this disk; None if it is, or is nowhere.
 
-        Raises on every rank what `look` raised on rank 0.
+        Raises as `look`, but for what is nowhere: who loads it says so.
         """
-        found = self._agreed(trainer, path, self.look)
-        assert found is not None
-        return found
-
-    def agree_away(self, trainer: Trainer, path: str) -> Pin | None:
-        """As `agree`, for a path of our directory; None where rank 0 finds it on the disk.
-
-        None as well if it is nowhere: who loads it says so.
-        """
-
-        def look(path: str) -> Pin | None:
-            with contextlib.suppress(CheckpointNotFoundError):
-                return None if Path(path).exists() else self.look(path)
-            return None
-
-        return self._agreed(trainer, path, look)
-
-    def _agreed(self, trainer: Trainer, path: str, look: Callable[[str], Pin | None]) -> Pin | None:
-        found = decided_by_zero(trainer, lambda: look(path))
-        if found is not None:
-            self.pins[path] = found
-        return found
+        with contextlib.suppress(CheckpointNotFoundError):
+            return None if Path(path).exists() else self.look(path)
+        return None
 
     def place(self, path: str) -> StorePlace:
         """Where the checkpoint at `path` is read from.

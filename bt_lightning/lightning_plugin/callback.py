@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,22 +12,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.adopt import adopt
+from bt_lightning.lightning_plugin.adopt import adopt, place
 from bt_lightning.lightning_plugin.boundary import Boundary
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
 from bt_lightning.lightning_plugin.checks import (
-    checkpoint_root,
     refuse_names,
     refuse_sharded,
     refuse_twins,
     scalars,
     warn_of_no_saves,
 )
+from bt_lightning.lightning_plugin.compat_resume import note_selections
 from bt_lightning.lightning_plugin.exact import Exactness
 from bt_lightning.lightning_plugin.hf import serving_files
+from bt_lightning.lightning_plugin.meeting import convene, from_slow_zero, from_zero
 from bt_lightning.lightning_plugin.namespace import Callback
 from bt_lightning.lightning_plugin.options import Options
-from bt_lightning.lightning_plugin.resume import Decision, arrange, forget
+from bt_lightning.lightning_plugin.resume import arrange, forget
 from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.session import Resume  # noqa: TC001
 from bt_lightning.lightning_plugin.watch import open_saves, remove
@@ -36,12 +38,12 @@ from bt_lightning.snapshot.record import Overlap, Policy  # noqa: TC001 - Lightn
 from bt_lightning.worker.handle import ever
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lightning.pytorch import LightningModule, Trainer
 
-_DECIDING = timedelta(hours=24)
-"""Longest wait of the other ranks for rank 0: it may fetch a large checkpoint."""
+    from bt_lightning.lightning_plugin.adopt import Placement
+    from bt_lightning.lightning_plugin.sight import Chosen
+
+note_selections()
 
 
 class BTLightning(Callback):
@@ -182,34 +184,29 @@ class BTLightning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
         refuse_sharded(trainer)
-        root = checkpoint_root(self._options.dir, trainer)
-        adopted = adopt(trainer, root)  # at every stage: its first directory stays
+        placement = place(trainer, self._options)
+        adopt(trainer, placement)  # at every stage: its first directory stays
         if compat.is_trial(trainer):
             return
         refuse_twins(trainer)
-        self._install(trainer, root)
+        self._install(trainer, placement)
         if stage != "fit":
             return
-        refuse_names(trainer, root)
+        from_zero(trainer, lambda: refuse_names(trainer, placement.root))
         self._clear(trainer)  # what a fit left that ended without a word
-        if not adopted:
+        if not placement.writers:
             self._nobody_saves(trainer)
-        self._boundary = Boundary(self._options, root)
+        self._boundary = Boundary(self._options, placement.root)
         self._boundary.listen(trainer)
-        decision: Decision | None = None
-        if trainer.is_global_zero:
-            decision = self._writing.open(root)
-        compat.wait_for_zero(trainer, _DECIDING)
-        decision = trainer.strategy.broadcast(decision)
-        assert decision is not None
+        convene(trainer)
+        again = self._resumed is not None and self._resumed() is trainer
+        decide = partial(self._writing.open, placement.root, trainer, again=again)
+        decision = from_slow_zero(trainer, decide)
         if decision.error is not None:
             raise decision.error
         if self._routed is not None and decision.folder and decision.path and decision.digest:
             self._routed.away.pin(decision.path, decision.folder, decision.digest)
         self._active, self._writing.failing = True, False
-        again = self._resumed is not None and self._resumed() is trainer
-        if again:
-            decision = Decision(None, None, warm=False)  # a second fit goes on where it stands
         chosen = partial(self._chosen, trainer)
         arrange(trainer, pl_module, decision, strict=self._options.strict, on_chosen=chosen)
 
@@ -223,7 +220,7 @@ class BTLightning(Callback):
             self._routed.ours.serving = serving_files(pl_module)
         if self._exact is not None:
             self._exact.on_fit_start(trainer)
-        session = self._writing.session
+        session = self._writing.begin()
         if session is not None:
             session.begin(frozenset(self._writing.pinned))
             prefix = self._routed.ours.serving.weights_prefix if self._routed is not None else ""
@@ -271,18 +268,21 @@ class BTLightning(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Rank 0: wait for the store, at most `drain_timeout`, and end the worker."""
+        """Rank 0: wait for the store, at most `drain_timeout`; end the worker. Others: for it."""
         self._active = False
         session = self._writing.take()
         boundary, self._boundary = self._boundary, None
         remove(trainer)
         if boundary is None:
             return
-        if session is not None:
-            with boundary.signals.held():
-                self._writing.report(lambda: boundary.finish(session))
+        with boundary.signals.held():
+            try:
+                if session is not None:
+                    self._writing.report(lambda: boundary.finish(session))
+            finally:
+                boundary.part(trainer)
         boundary.leave(trainer, session, failed=False)
-        if boundary.signals.told is not None:
+        if boundary.ends:
             raise boundary.end(trainer)
 
     # state
@@ -330,9 +330,9 @@ class BTLightning(Callback):
         if boundary is not None:
             boundary.leave(trainer, None, failed=True)
 
-    def _install(self, trainer: Trainer, root: Path) -> None:
-        source = self._options.source(root)
-        self._routed = install_io(trainer, root, self._writing.hooks, source)
+    def _install(self, trainer: Trainer, placement: Placement) -> None:
+        source = replace(self._options.source(placement.root), prefix=placement.prefix)
+        self._routed = install_io(trainer, placement.root, self._writing.hooks, source)
         self._routed.weights_only = self._options.weights_only
         self._routed.own_weights_only = self._options.own_weights_only
         ours = self._routed.ours
@@ -340,8 +340,10 @@ class BTLightning(Callback):
         ours.trusted = self._options.own_weights_only is False
         teach_lightning()
 
-    def _chosen(self, trainer: Trainer, path: str | None) -> None:
+    def _chosen(self, trainer: Trainer, path: str | None) -> Chosen:
         """Every rank: the run resumes from `path`, and never deletes it."""
-        digest = self._routed.settle(trainer, path) if self._routed and path else None
-        if digest is not None:
-            self._writing.pinned.add(digest)
+        assert self._routed is not None  # since `setup`
+        chosen = self._routed.settle(trainer, path)
+        if chosen.digest is not None:
+            self._writing.pinned.add(chosen.digest)
+        return chosen

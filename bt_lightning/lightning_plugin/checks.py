@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -25,7 +25,7 @@ from bt_lightning.lightning_plugin.places import is_url
 from bt_lightning.store.port import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from lightning.pytorch import Trainer
 
@@ -137,21 +137,6 @@ def warn_of_no_saves(trainer: Trainer) -> None:
             " saved unless the script calls trainer.save_checkpoint (enable_checkpointing=False,"
             " or every ModelCheckpoint has a dirpath elsewhere)"
         )
-
-
-def decided_by_zero(trainer: Trainer, decide: Callable[[], T]) -> T:
-    """Every rank: what `decide` gives on rank 0, or the error that it raises there."""
-    found: T | None = None
-    error: Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            found = decide()
-        except Exception as failure:  # noqa: BLE001 - every rank waits to hear of it
-            error = portable(failure)
-    found, error = trainer.strategy.broadcast((found, error))
-    if error is not None:
-        raise error
-    return cast("T", found)
 
 
 def portable(error: Exception) -> Exception:

@@ -13,12 +13,14 @@ from bt_lightning.errors import (
     DirectoryFullError,
     StoreTransientError,
 )
+from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
+from bt_lightning.lightning_plugin.places import is_committed, local_path
 from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.localdir.away import newest_away
 from bt_lightning.localdir.committed import list_committed
 from bt_lightning.manifest import Manifest
 from bt_lightning.messages import CheckStore, Fetch, ListStore, StoredCheckpoint, Verify
-from bt_lightning.restore.find import Found, Stored, find_loaded, find_own
+from bt_lightning.restore.find import Found, Stored, find_loaded, find_own, step_of
 from bt_lightning.store.port import redact
 
 if TYPE_CHECKING:
@@ -42,8 +44,11 @@ class Choice:
         self._straight: dict[str, str] = {}
         """Path -> folder of the store, of what the disk has no room for."""
 
-    def decide(self) -> Decision:
+    def decide(self, other: str | None = None) -> Decision:
         """Check the store, then choose what to start from.
+
+        `other` is what Lightning found for this run, which the user did not name: a checkpoint of
+        SLURM's requeue, say. The newest whole one of all wins.
 
         Raises:
             StoreError: the store cannot be used, or not be reached while nothing is on disk.
@@ -52,8 +57,8 @@ class Choice:
         config, found = self._config, Found()
         self.listed = self._stored()
         if config.resume == "never":
-            return Decision(None, None, warm=False)
-        own = find_own(config.root, self.listed, self._fetch, found)
+            return Decision(other, None, warm=False)
+        own = find_own(config.root, self.listed, self._fetch, found, self._others(other, found))
         if not own and config.load_dir is not None:
             find_loaded(
                 config.load_dir,
@@ -81,6 +86,22 @@ class Choice:
         warm = config.resume == "weights" and not found.own
         folder = self._straight.get(found.path or "")
         return Decision(found.path, found.digest, warm=warm, folder=folder)
+
+    def _others(self, path: str | None, found: Found) -> list[tuple[int, str]]:
+        """Step and path of what Lightning found, if it can be resumed from and is not ours."""
+        if path is None:
+            return []
+        config = self._config
+        if is_committed(path) and local_path(path).resolve().is_relative_to(config.root):
+            return []  # it is found there, and verified
+        try:
+            checkpoint = BTCheckpointIO().load_checkpoint(path, weights_only=config.weights_only)
+            return [(step_of(checkpoint, path), path)]
+        except Exception as error:  # noqa: BLE001 - torch.load raises anything
+            reason = str(error).partition("\n")[0]
+            found.considered.append(f"{path}: refused, {type(error).__name__}: {reason}")
+            found.damaged = True
+            return []
 
     def _stored(self) -> list[Stored]:
         if self._config.store_url is None:

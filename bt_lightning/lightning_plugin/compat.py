@@ -9,59 +9,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-import time
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from bt_lightning.errors import InvalidSettingError
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from datetime import timedelta
 
+    import torch
     from lightning.pytorch import Trainer
-
-_PATIENCE = timedelta(seconds=20)
-_EXPLICIT = "pass the path yourself: trainer.fit(..., ckpt_path=bt_lightning.resume_path())"
-
-
-def wrap_resume_start(
-    trainer: Trainer, choose: Callable[[Callable[[Any], None], Any], None]
-) -> None:
-    """Let `choose(load, user_path)` run once, where Lightning reads the checkpoint it resumes from.
-
-    `load(path)` is Lightning's own reading; with None it reads nothing. At this point the process
-    group, the callbacks and the model are set up and nothing is restored: every strategy restores
-    what is loaded here in its own right order. Source: `_CheckpointConnector.resume_start`.
-    """
-    connector = trainer._checkpoint_connector
-    original = getattr(connector, "resume_start", None)
-    if original is None:
-        msg = f"this Lightning has no _CheckpointConnector.resume_start, {_EXPLICIT}"
-        raise InvalidSettingError(msg)
-
-    def resume_start(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
-        unwrap_resume_start(trainer)
-        choose(lambda path: original(path, *args, **kwargs), checkpoint_path)
-
-    vars(connector)["resume_start"] = resume_start
-
-
-def unwrap_resume_start(trainer: Trainer) -> None:
-    """Undo `wrap_resume_start`; idempotent."""
-    vars(trainer._checkpoint_connector).pop("resume_start", None)
-
-
-def restore_weights_only(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Load the weights of `checkpoint` through Lightning's hooks, and nothing else of it."""
-    connector = trainer._checkpoint_connector
-    connector._loaded_checkpoint = checkpoint
-    try:
-        connector.restore_model()
-    finally:
-        connector._loaded_checkpoint = {}
-        connector._ckpt_path = None
 
 
 def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
@@ -134,32 +89,14 @@ def is_tuner_run(trainer: Trainer) -> bool:
     return any(getattr(callback, "_early_exit", False) for callback in vars(trainer)["callbacks"])
 
 
-_TURNS = itertools.count()
+_TURNS: Iterator[str] = map("bt_lightning/{}".format, itertools.count())
 """Counts the meetings of this process's ranks, the same on each: keys of the store never repeat."""
 
 
-def wait_for_zero(trainer: Trainer, limit: timedelta) -> None:
-    """Let every rank wait until rank 0 came here, for longer than a collective may take.
-
-    Rank 0 may fetch a checkpoint for an hour; a broadcast would time out with the process group.
-
-    Raises:
-        torch.distributed.DistError: rank 0 is gone, or did not come within `limit`.
-    """
-    if trainer.world_size == 1:
-        return
-    store, key = store_of_ranks(), turn("zero")
-    if trainer.global_rank == 0:
-        store.set(key, "here")
-        return
-    until = time.monotonic() + limit.total_seconds()
-    while True:
-        try:
-            store.wait([key], _PATIENCE)
-            break
-        except torch.distributed.DistStoreError:
-            if time.monotonic() > until:
-                raise
+def begin_turns(name: str) -> None:
+    """Count anew, under a name that all ranks have: one of them may have missed a meeting."""
+    global _TURNS  # noqa: PLW0603 - a process is one rank
+    _TURNS = map(f"bt_lightning/{name}/{{}}".format, itertools.count())
 
 
 def exchange(trainer: Trainer, payload: bytes, timeout: timedelta) -> list[bytes] | None:
@@ -243,7 +180,7 @@ def plain_batches(trainer: Trainer) -> int:
 
 def turn(label: str) -> str:
     """A name that no two meetings of this process's ranks share, the same on each of them."""
-    return f"bt_lightning/{label}/{next(_TURNS)}"
+    return f"{next(_TURNS)}/{label}"
 
 
 def store_of_ranks() -> Any:

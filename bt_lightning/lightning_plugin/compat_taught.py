@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.checks import decided_by_zero
 from bt_lightning.lightning_plugin.compat import takes_weights_only
+from bt_lightning.lightning_plugin.meeting import from_zero
 from bt_lightning.lightning_plugin.namespace import model_checkpoint_classes
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _asking(
         if original(self, filepath, trainer):  # the same on every rank
             return True
         path = str(filepath)
-        return concerns(path, trainer) and decided_by_zero(trainer, lambda: is_taken(path))
+        return concerns(path, trainer) and from_zero(trainer, lambda: is_taken(path))
 
     file_exists.knows_bt_lightning = True  # type: ignore[attr-defined]
     return file_exists

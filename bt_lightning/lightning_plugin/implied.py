@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.adopt import place
 from bt_lightning.lightning_plugin.callback import BTLightning
-from bt_lightning.lightning_plugin.checks import checkpoint_root, is_sharded
+from bt_lightning.lightning_plugin.checks import is_sharded
+from bt_lightning.lightning_plugin.meeting import from_zero
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -35,13 +37,13 @@ class ImpliedBTLightning(BTLightning):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: join, or leave the Trainer as it is."""
-        reason = self._objection(trainer, stage)
+        reason = from_zero(trainer, lambda: self._objection(trainer, stage))
         if reason is None:
             super().setup(trainer, pl_module, stage)
             return
         trainer.callbacks = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         if reason:
-            self._install(trainer, checkpoint_root(self._options.dir, trainer))  # it may read ours
+            self._install(trainer, place(trainer, self._options))  # it may read ours
             log.warning("%s: its checkpoints stay Lightning's own", reason)
 
     @override

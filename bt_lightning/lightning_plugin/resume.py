@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointMismatchError
-from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin import compat_resume
+from bt_lightning.lightning_plugin.sight import see_alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
     from lightning.pytorch import LightningModule, Trainer
+
+    from bt_lightning.lightning_plugin.sight import Chosen
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,10 @@ class Decision:
     """Take the weights only: a new run begins at step 0."""
     folder: str | None = None
     """Where it is read from in the store, if the disk has no room for it."""
+    asked: bool = True
+    """Whether the user named the path that a fit starts from, in its `ckpt_path`: that is taken."""
+    mark: str | None = None
+    """What rank 0 made in the checkpoint directory, for the others to see."""
     error: Exception | None = None
     """Why there is no decision: raised on every rank."""
 
@@ -40,16 +47,18 @@ def arrange(
     decision: Decision,
     *,
     strict: bool | None,
-    on_chosen: Callable[[str | None], None],
+    on_chosen: Callable[[str | None], Chosen],
 ) -> None:
     """Carry out `decision` when Lightning starts to resume; the user's `ckpt_path` wins over it.
 
-    `on_chosen` is told the path that the run really resumes from.
+    `on_chosen` is told the path that the run really resumes from, on every rank.
     """
 
-    def choose(load: Callable[[Any], None], user_path: str | None) -> None:
+    def choose(load: Callable[[Any], None], selected: str | None) -> None:
+        user_path = selected if decision.asked else None
         path = user_path or decision.path
-        on_chosen(None if path is None else str(path))
+        chosen = on_chosen(None if path is None else str(path))
+        see_alike(trainer, None if path is None else str(path), chosen, decision.mark)
         if path is None:
             load(None)
             return
@@ -59,14 +68,14 @@ def arrange(
             return
         load(None)
         log.info("taking the weights, and nothing else, of %s", path)
-        compat.restore_weights_only(trainer, dict(trainer.strategy.load_checkpoint(path)))
+        compat_resume.restore_weights_only(trainer, dict(trainer.strategy.load_checkpoint(path)))
 
-    compat.wrap_resume_start(trainer, choose)
+    compat_resume.wrap_resume_start(trainer, choose)
 
 
 def forget(trainer: Trainer) -> None:
     """Undo what `arrange` left when a fit ended before it was used."""
-    compat.unwrap_resume_start(trainer)
+    compat_resume.unwrap_resume_start(trainer)
     vars(trainer.strategy).pop("load_model_state_dict", None)
 
 

@@ -18,6 +18,7 @@ from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.lightning_plugin.bt_source import remember
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.lightning_plugin.compat import takes_weights_only
+from bt_lightning.lightning_plugin.meeting import from_zero
 from bt_lightning.lightning_plugin.namespace import CheckpointIO, accept_in_both
 from bt_lightning.lightning_plugin.places import (
     is_committed,
@@ -25,6 +26,7 @@ from bt_lightning.lightning_plugin.places import (
     local_path,
     place_of_url,
 )
+from bt_lightning.lightning_plugin.sight import Chosen
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.durable import delete_directory
 from bt_lightning.uri import is_bt
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-    from bt_lightning.lightning_plugin.bt_source import BtSource
+    from bt_lightning.lightning_plugin.bt_source import BtSource, Pin
     from bt_lightning.lightning_plugin.saves import Saves
     from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load import MapLocation
@@ -185,20 +187,30 @@ class RoutedCheckpointIO(CheckpointIO):
         checkpoint_id = self._id(self._place(path))
         return bool(saves.saver.pending(checkpoint_id)) or self._hooks.known(checkpoint_id)
 
-    def settle(self, trainer: Trainer, path: str) -> str | None:
-        """Every rank: agree on what a `bt://` path means; return the digest of what `path` names.
+    def settle(self, trainer: Trainer, path: str | None) -> Chosen:
+        """Every rank: agree on what the `path` that the run resumes from means to rank 0.
 
-        None if nothing is committed there: a stock file, say.
+        A checkpoint that rank 0 found in the store is read there by all. Raises on every rank what
+        `BtSource.look` raised on rank 0.
         """
-        if is_bt(path):
-            return self.ours.bt.agree(trainer, path).digest
-        if path in self.away.pins:
-            return self.away.pins[path].digest  # as rank 0 decided
-        if self.is_ours(path) and (pin := self.away.agree_away(trainer, path)) is not None:
-            return pin.digest
+        chosen, pin = from_zero(trainer, lambda: self._mean(path))
+        if path is not None and pin is not None:
+            source = self.ours.bt if is_bt(path) else self.away
+            source.pins[path] = pin
+        return chosen
+
+    def _mean(self, path: str | None) -> tuple[Chosen, Pin | None]:
+        """Rank 0: what a path is, and where in the store each rank is to read it."""
+        if path is None:
+            return Chosen(), None
+        pin = self.ours.bt.look(path) if is_bt(path) else self.away.pins.get(path)
+        if pin is None and self.is_ours(path):
+            pin = self.away.away(path)
+        if pin is not None:
+            return Chosen(pin.digest, stored=True), pin
         if (place := place_of_url(path)) is not None:
-            return place.manifest.digest
-        return read_manifest(local_path(path)).digest if is_committed(path) else None
+            return Chosen(place.manifest.digest), None
+        return Chosen(read_manifest(local_path(path)).digest if is_committed(path) else None), None
 
     def _id(self, place: Path) -> str:
         return place.relative_to(self.root).as_posix()

@@ -102,11 +102,11 @@ class Session:
         """The newest save of this fit that is committed and can be resumed from."""
         return self.saves.newest if self.saves is not None else self._newest
 
-    def decide(self) -> Decision:
-        """Check the store, then choose what to start from; raises as `Choice.decide`."""
+    def decide(self, other: str | None) -> Decision:
+        """Check the store, then choose what to start from; as `Choice.decide`."""
         choice = Choice(self._config, self._worker)
         with named(self._config.root):
-            decision = choice.decide()
+            decision = choice.decide(other)
         for stored in choice.listed:
             self.known.add(stored.manifest)
         return decision

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointError
+from bt_lightning.lightning_plugin import compat_resume
 from bt_lightning.lightning_plugin.checks import is_of_a_save, portable
 from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.lightning_plugin.routing import Hooks
 from bt_lightning.lightning_plugin.session import Session, SessionConfig, publish_late
+from bt_lightning.localdir.durable import temporary
 from bt_lightning.localdir.refusal import named
 from bt_lightning.localdir.requests import request_removal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.options import Options
     from bt_lightning.lightning_plugin.saves import Saves
@@ -29,6 +35,7 @@ class Writing:
         self._options = options
         self._config: SessionConfig | None = None
         self.session: Session | None = None
+        self._mark = contextlib.ExitStack()
         self.pinned: set[str] = set()
         """Digests of what this run resumed from: it never deletes them."""
         self.failing = False
@@ -39,20 +46,38 @@ class Writing:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no processes of its own."""
-        return {**self.__dict__, "session": None}
+        return {**self.__dict__, "session": None, "_mark": contextlib.ExitStack()}
 
-    def open(self, root: Path) -> Decision:
-        """Rank 0: open the session and decide; an error is a decision that every rank raises."""
+    def open(self, root: Path, trainer: Trainer, *, again: bool) -> Decision:
+        """Rank 0: open the session and decide; an error is a decision that every rank raises.
+
+        `again` is for another fit of the same Trainer, which goes on where it stands.
+        """
+        asked, found = compat_resume.selection(trainer)
         try:
             self._config = self._options.session(root)
             self.session = Session(self._config)
-            return self.session.decide()
+            decision = self.session.decide(None if asked else found)
+            decision = Decision(None, None, warm=False) if again else decision
+            mark = self._make_mark(root) if trainer.world_size > 1 else None
+            return replace(decision, asked=asked, mark=mark)
         except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
             self.close()
             return Decision(None, None, warm=False, error=portable(error))
 
+    def _make_mark(self, root: Path) -> str | None:
+        with contextlib.suppress(OSError):  # a full disk says so at the first save
+            return str(self._mark.enter_context(temporary(root)))
+        return None
+
+    def begin(self) -> Session | None:
+        """The fit begins: every rank has looked for the mark. The session, on rank 0."""
+        self._mark.close()
+        return self.session
+
     def take(self) -> Session | None:
         """The session, which the caller ends; from here on there is none."""
+        self._mark.close()
         session, self.session = self.session, None
         return session
 

@@ -67,12 +67,20 @@ class _Candidate:
 
 
 def find_own(
-    root: Path, stored: Sequence[Stored], fetch: Callable[[Stored], str], found: Found
+    root: Path,
+    stored: Sequence[Stored],
+    fetch: Callable[[Stored], str],
+    found: Found,
+    others: Sequence[tuple[int, str]] = (),
 ) -> bool:
-    """Choose among this job's checkpoints; `fetch` brings one from the store and verifies it."""
+    """Choose among this job's checkpoints; `fetch` brings one from the store and verifies it.
+
+    `others` are steps and paths of those that the job has elsewhere, known to be whole.
+    """
     local = _look(root, found)
     candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
     candidates += [_Candidate(s.manifest.order, f"store {s.folder}", s.manifest, s) for s in stored]
+    candidates += [_Candidate((step, 0, ""), path, None) for step, path in others]
     candidates.sort(key=lambda c: (c.order, c.stored is None), reverse=True)  # the disk is nearer
     return _choose(candidates, fetch, found, own=True, warm=False)
 
@@ -173,10 +181,18 @@ def stock_step(file: Path, *, weights_only: bool | None, warm: bool = False) -> 
     Raises:
         CheckpointCorruptError: it holds none. Whatever `torch.load` raises for a file it refuses.
     """
-    checkpoint: object = load_file(file, weights_only=weights_only)
+    return step_of(load_file(file, weights_only=weights_only), file, warm=warm)
+
+
+def step_of(checkpoint: object, place: Path | str, *, warm: bool = False) -> int:
+    """The `global_step` of a Lightning checkpoint that was loaded from `place`.
+
+    Raises:
+        CheckpointCorruptError: it holds none; or, unless `warm`, nothing to train on with.
+    """
     step = checkpoint.get("global_step") if isinstance(checkpoint, dict) else None
     if not isinstance(step, int):
-        msg = f"{file} is no Lightning checkpoint: it has no global_step"
+        msg = f"{place} is no Lightning checkpoint: it has no global_step"
         raise CheckpointCorruptError(msg)
     if not warm and isinstance(checkpoint, dict) and "optimizer_states" not in checkpoint:
         msg = "it holds weights only"

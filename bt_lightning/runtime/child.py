@@ -84,6 +84,8 @@ class Child:
     def __enter__(self) -> Self:
         """From here on no signal is lost, and no orphan."""
         adopt_orphans()
+        # ignored, as daemons and `trap '' CHLD` leave it, it would hide how the command ended
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup: as it was asked
                 self._before[number] = signal.signal(number, self._forward)

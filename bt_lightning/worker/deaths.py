@@ -54,8 +54,9 @@ class Deaths:
 
     def obituary(self, code: int | None) -> str:
         """What is said of one that ended with `code`."""
+        how = "unknown" if code is None else code  # where SIGCHLD is ignored
         return (
-            f"the bt_lightning worker process died (exit code {code}, death {len(self._times) + 1}"
+            f"the bt_lightning worker process died (exit code {how}, death {len(self._times) + 1}"
             f" of {MOST} without a commit between); what it had to do lies on disk and is done by"
             " the next one"
         )

@@ -33,8 +33,9 @@ from bt_lightning.messages import (
     WorkerConfig,
     WorkFailed,
 )
+from bt_lightning.worker.burial import bury, exit_code, is_over
 from bt_lightning.worker.deaths import Deaths
-from bt_lightning.worker.spawn import spawn
+from bt_lightning.worker.spawn import birth_advice, spawn
 from bt_lightning.worker.undrained import undrained
 
 if TYPE_CHECKING:
@@ -267,8 +268,8 @@ class Worker:
             self._send(Stop())
         if self._process is None:
             return  # it had died
-        self._process.join(_LATE_S if hasty else _EXIT_S)
-        if not hasty or not self._process.is_alive():
+        over = is_over(self._process, _LATE_S if hasty else _EXIT_S)
+        if over or not hasty:
             self.kill()
 
     def kill(self) -> None:
@@ -278,9 +279,7 @@ class Worker:
 
     def _kill(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
+            bury(self._process)
         if self._conn is not None:
             self._conn.close()
         self._ear = select.poll()
@@ -330,8 +329,5 @@ class Worker:
             self.start()
 
     def _obituary(self) -> str:
-        code = None
-        if self._process is not None:
-            self._process.join(1)
-            code = self._process.exitcode
-        return self._deaths.obituary(code)
+        code = exit_code(self._process, 1) if self._process is not None else None
+        return self._deaths.obituary(code) + birth_advice()

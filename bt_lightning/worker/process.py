@@ -73,6 +73,7 @@ EXIT_BUG = 70
 def run(conn: Connection, config: WorkerConfig) -> None:
     """Entry of the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a client may ask a program for its credentials
     stand_apart()
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)

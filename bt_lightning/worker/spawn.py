@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FORKING = "--multiprocessing-fork"
+"""What `multiprocessing` gives a frozen program that is to be a child."""
+
 
 def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
     """Start a worker; return it and our end of its pipe. None if it was killed at its birth.
 
     Raises:
-        InvalidSettingError: this process may have no children.
+        InvalidSettingError: this process may have no children, or is itself what was to be one.
     """
+    if _frozen() and sys.argv[1:2] == [_FORKING]:
+        msg = f"this process was started as a worker, and ran the program instead{birth_advice()}"
+        raise InvalidSettingError(msg)
     if "torch" in sys.modules:
         from torch.multiprocessing import get_context
     else:  # the same process without torch, which a job runner has no use for
@@ -48,6 +54,20 @@ def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
     finally:
         theirs.close()
     return process, ours
+
+
+def birth_advice() -> str:
+    """What to do where a worker cannot be born as it is from a plain Python; empty elsewhere."""
+    if not _frozen():
+        return ""
+    return (
+        ". This program is frozen (sys.frozen), so a worker is started by running it again: let its"
+        " main module call multiprocessing.freeze_support() before anything else"
+    )
+
+
+def _frozen() -> bool:
+    return bool(getattr(sys, "frozen", False))
 
 
 @contextlib.contextmanager

@@ -8,10 +8,12 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +159,72 @@ class Scripts:
         assert code is None or found.code == code, str(found)
         return found
 
+    def ranks(
+        self,
+        text: str | Path,
+        *args: Any,
+        envs: list[dict[str, str]],
+        disks: tuple[Path, list[Path]] | None = None,
+        timeout: float = 110,
+    ) -> list[Process]:
+        """Run one process for each of `envs` side by side, as a cluster starts ranks.
+
+        Lightning's `LightningEnvironment` takes them for nodes of one process each, unless their
+        variables say something else. With `disks`, a place and a folder for each rank, that place
+        is another disk on each of them.
+        """
+        before: list[list[str]] = [[] for _ in envs]
+        if disks is not None:
+            there, folders = disks
+            bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+            before = [
+                ["unshare", "-m", "sh", "-c", bind, "sh", str(f), str(there)] for f in folders
+            ]
+            if subprocess.run([*before[0], "true"], capture_output=True, check=False).returncode:
+                pytest.skip("needs the right to mount")
+        path = text if isinstance(text, Path) else self.write(text)
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "RANKS": str(len(envs)),
+            "LOCAL_RANK": "0",
+        }
+        with contextlib.ExitStack() as files:
+            started = [
+                subprocess.Popen(
+                    [*before[rank], sys.executable, str(path), *map(str, args)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=files.enter_context(self._said(path, rank, "out").open("w")),
+                    stderr=files.enter_context(self._said(path, rank, "err").open("w")),
+                    cwd=self._folder,
+                    env=self.environ({**shared, "NODE_RANK": str(rank), **env}),
+                    start_new_session=True,
+                )
+                for rank, env in enumerate(envs)
+            ]
+        until = time.monotonic() + timeout
+        hung = []
+        for rank, process in enumerate(started):
+            try:
+                process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                hung.append(rank)
+        for rank in hung:
+            self._stacks(started[rank])
+        done = [
+            Process(
+                process.returncode,
+                self._said(path, rank, "out").read_text(),
+                self._said(path, rank, "err").read_text(),
+            )
+            for rank, process in enumerate(started)
+        ]
+        assert not hung, f"ranks {hung} hung for {timeout} s\n" + "\n".join(map(str, done))
+        return done
+
+    def _said(self, path: Path, rank: int, stream: str) -> Path:
+        return self._folder / f"{path.stem}-{rank}.{stream}"
+
     @staticmethod
     def _stacks(process: subprocess.Popen[str]) -> tuple[str, str]:
         """End a script that hangs, and all of its group; each says where its threads stand."""
@@ -166,6 +234,12 @@ class Scripts:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.communicate(timeout=patience)
         raise AssertionError
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

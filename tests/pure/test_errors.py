@@ -35,6 +35,7 @@ BUILTINS = {
     "UploadFailedError": RuntimeError,
     "WorkerDiedError": ChildProcessError,
     "DrainTimeoutError": TimeoutError,
+    "RanksApartError": TimeoutError,
 }
 ALL = sorted(
     (kind for kind in vars(errors).values() if isinstance(kind, type)),

@@ -25,6 +25,23 @@ def test_the_commands_output_and_exit_code_are_its_own(runner):
     assert [one["exit_code"] for one in record["attempts"]] == [7]
 
 
+def test_a_runner_with_sigchld_ignored_sees_how_its_command_ended(runner):
+    """As of `trap '' CHLD`: the kernel forgets who ends, and every failure looked like a 0."""
+    look = "grep -q 'SigIgn:.*[1357]....$' /proc/self/status"  # bit 16, of signal 17
+    for line, code in ((look, 1), ("exit 7", 7), ("kill -9 $$", 137)):
+        started = runner.start(
+            "--job-id",
+            "j",
+            "--",
+            "sh",
+            "-c",
+            line,
+            preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        )
+        runner.end(started, code)
+        assert runner.record()["status"] == "FAILED"
+
+
 def test_a_job_without_a_command_or_program_says_so(runner):
     assert "nothing to run" in runner(code=2)[1]
     runner("--", "./there-is-none", code=127)
