@@ -25,7 +25,7 @@ from pathlib import Path
 RESULTS = Path(__file__).with_name("results") / "stall.jsonl"
 RUN = Path(__file__).with_name("stall_run.py")
 OURS = ["ours"]
-RIVALS = ["plain", "async", "dcp-thread", "dcp-process"]
+RIVALS = ["plain", "async", "dcp-thread", "dcp-process", "torch-checkpointing"]
 LABELS = {
     "none": "no saves",
     "ours": "bt_lightning",
@@ -35,6 +35,7 @@ LABELS = {
     "async": "AsyncCheckpointIO",
     "dcp-thread": "DCP async, thread",
     "dcp-process": "DCP async, process",
+    "torch-checkpointing": "torch_checkpointing",
 }
 GB = 10**9
 # each case: systems, arguments of the runs, repeats
