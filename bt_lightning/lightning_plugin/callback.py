@@ -22,6 +22,7 @@ from bt_lightning.lightning_plugin.checks import (
     scalars,
     warn_of_no_saves,
 )
+from bt_lightning.lightning_plugin.compat_config import teach_saved_config
 from bt_lightning.lightning_plugin.compat_resume import note_selections
 from bt_lightning.lightning_plugin.exact import Exactness
 from bt_lightning.lightning_plugin.hf import serving_files
@@ -33,7 +34,6 @@ from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.session import Resume  # noqa: TC001
 from bt_lightning.lightning_plugin.watch import open_saves, remove
 from bt_lightning.lightning_plugin.writing import Writing
-from bt_lightning.restore.held import Held
 from bt_lightning.snapshot.record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
 from bt_lightning.worker.handle import ever
 
@@ -133,6 +133,7 @@ class BTLightning(Callback):
         sync_exclude: list[str] | None = None,
     ) -> None:
         super().__init__()
+        teach_saved_config()  # its callback may come first
         self._options = Options.of(
             dir=dir,
             store=store,
@@ -333,11 +334,7 @@ class BTLightning(Callback):
     def _install(self, trainer: Trainer, placement: Placement) -> None:
         source = replace(self._options.source(placement.root), prefix=placement.prefix)
         self._routed = install_io(trainer, placement.root, self._writing.hooks, source)
-        self._routed.weights_only = self._options.weights_only
-        self._routed.own_weights_only = self._options.own_weights_only
-        ours = self._routed.ours
-        ours.held = Held((trainer.lightning_module, getattr(trainer, "datamodule", None)))
-        ours.trusted = self._options.own_weights_only is False
+        self._routed.trust(self._options.weights_only, own=self._options.own_weights_only)
         teach_lightning()
 
     def _chosen(self, trainer: Trainer, path: str | None) -> Chosen:

@@ -29,6 +29,7 @@ from bt_lightning.lightning_plugin.places import (
 from bt_lightning.lightning_plugin.sight import Chosen
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.durable import delete_directory
+from bt_lightning.restore.held import Held
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -169,6 +170,11 @@ class RoutedCheckpointIO(CheckpointIO):
         """Tear down the inner IO."""
         self.inner.teardown()
 
+    def trust(self, weights_only: bool | None, *, own: bool | None) -> None:  # noqa: FBT001
+        """What loads do where Lightning passes no `weights_only` on; `own`: those of `root`."""
+        self.weights_only, self.own_weights_only = weights_only, own
+        self.ours.trusted = own is False
+
     def is_ours(self, path: str | Path) -> bool:
         """Whether `path` names a checkpoint of the checkpoint directory."""
         if is_url(path):
@@ -236,5 +242,6 @@ def install_io(trainer: Trainer, root: Path, hooks: Hooks, source: BtSource) -> 
         "strategy": type(trainer.strategy).__name__,
     }
     trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, hooks, source)
+    ours.held = Held((trainer.lightning_module, getattr(trainer, "datamodule", None)))
     remember(source)
     return routed

@@ -1,0 +1,63 @@
+"""LightningCLI without a logger writes one config.yaml: a job can start again beside it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+LightningCLI(BoringModel, BoringDataModule)
+"""
+ARGUMENTS = (
+    "--trainer.logger=false",
+    "--trainer.max_steps=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+)
+GIVEN = "--trainer.callbacks+=bt_lightning.BTLightning"
+
+
+@pytest.fixture
+def start(tmp_path, environ):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    environ.setenv("BT_CHECKPOINT_DIR", str(tmp_path / "root"))
+
+    def run(*words: str, rc: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, str(script), *words],
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == rc, done.stderr[-2000:]
+        return done.stderr
+
+    return run
+
+
+@pytest.mark.timeout(300)
+def test_a_job_fits_again_and_validates_beside_its_config(start, tmp_path, environ):
+    environ.setenv("BT_LIGHTNING", "1")
+    start("fit", *ARGUMENTS)
+    config = tmp_path / "config.yaml"
+    kept = config.read_text()
+    start("fit", *ARGUMENTS)
+    start("validate", *ARGUMENTS)
+    assert config.read_text() == kept
+
+
+@pytest.mark.timeout(300)
+def test_another_config_is_refused_and_without_us_nothing_changes(start):
+    start("fit", *ARGUMENTS, GIVEN)
+    refused = "to NOT exist. Aborting to avoid overwriting"
+    assert refused in start("fit", *ARGUMENTS, "--trainer.max_epochs=7", GIVEN, rc=1)
+    assert refused in start("validate", *ARGUMENTS, rc=1)
