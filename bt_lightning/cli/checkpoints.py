@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bt_lightning.manage.locate import Target
 
 _DAMAGED = 12
+_DEFAULT = click.core.ParameterSource.DEFAULT
 
 
 @click.group()
@@ -44,7 +45,10 @@ def checkpoints() -> None:
 @click.option("--all-jobs", is_flag=True, help="Of every job of the store, or of --project.")
 @click.option("--non-interactive", is_flag=True, help="Print the list, on a terminal too.")
 @format_option
+@click.pass_context
 def list_checkpoints(
+    ctx: click.Context,
+    /,
     url: str | None,
     target: Target,
     checkpoint_name: str | None,
@@ -60,27 +64,31 @@ def list_checkpoints(
     shows the job that --dir publishes to, else the one that began last. With both, what only the
     directory has yet is SYNCING. On a terminal, opens the explorer if it is installed.
     """
-    from bt_lightning.cli.listing import render, sort_items
+    from bt_lightning.cli.listing import check_metric, check_sort, render, sort_items
     from bt_lightning.manage.locate import every_shelf, split_url
     from bt_lightning.manage.shelf import find
 
     if all_jobs and (url or target.job):
         msg = "--all-jobs and one job exclude each other"
         raise click.UsageError(msg)
+    check_sort(sort)
     if url:
         target, named = split_url(replace(target, url=url))
         checkpoint_name = checkpoint_name or named
     if not all_jobs and not non_interactive and output_format == "cli-table" and _on_terminal():
         from bt_lightning.cli.explore.app import Explorer
 
-        Explorer(shelf_of(target), checkpoint_name).run()
+        chosen = any(ctx.get_parameter_source(name) is not _DEFAULT for name in ("sort", "order"))
+        Explorer(shelf_of(target), checkpoint_name, (sort, order) if chosen else None).run()
         return
     shelves = every_shelf(target) if all_jobs else [shelf_of(target)]
     found = []
     for shelf in shelves:
         items = [find(shelf, checkpoint_name)] if checkpoint_name else shelf.items()
         say_refused(shelf)
-        found.append((shelf, sort_items(shelf, items, sort, order)))
+        found.append((shelf, items))
+    check_metric(sort, [item for _, items in found for item in items])
+    found = [(shelf, sort_items(shelf, items, sort, order)) for shelf, items in found]
     job_id = None if all_jobs else shelves[0].job
     if output_format == "cli-table" and not any(items for _, items in found):
         click.echo(

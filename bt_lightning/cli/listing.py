@@ -38,6 +38,23 @@ _CSV = (
 )
 
 
+def check_sort(by: str) -> None:
+    """Raise `InvalidSettingError` if no list can be sorted by that."""
+    if by not in SORTS and not (by.startswith(METRIC) and by != METRIC):
+        msg = f"cannot sort by {by!r}: expected {', '.join(SORTS)} or {METRIC}<name>"
+        raise InvalidSettingError(msg)
+
+
+def check_metric(by: str, items: Sequence[Item]) -> None:
+    """Raise `InvalidSettingError` if `by` is a metric that none of the checkpoints has."""
+    known = sorted({name for item in items for name in item.manifest.metrics})
+    metric = by.removeprefix(METRIC)
+    if by not in SORTS and items and metric not in known:
+        has = f"there are {', '.join(known)}" if known else "they have no metrics"
+        msg = f"no checkpoint has the metric {metric!r} to sort by: {has}"
+        raise InvalidSettingError(msg)
+
+
 def sort_items(shelf: Shelf, items: Sequence[Item], by: str, order: str) -> list[Item]:
     """The items in order; those without the metric that is asked for come last, either way.
 
@@ -59,10 +76,8 @@ def sort_items(shelf: Shelf, items: Sequence[Item], by: str, order: str) -> list
     if by in keys:
         named = sorted(items, key=lambda item: natural(item.name))
         return sorted(named, key=keys[by], reverse=reverse)
+    check_sort(by)
     metric = by.removeprefix(METRIC)
-    if metric == by or not metric:
-        msg = f"cannot sort by {by!r}: expected {', '.join(SORTS)} or {METRIC}<name>"
-        raise InvalidSettingError(msg)
     values = [(item.manifest.metrics.get(metric, math.nan), item) for item in items]
     with_it = [pair for pair in values if not math.isnan(pair[0])]
     with_it.sort(key=lambda pair: pair[0], reverse=reverse)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.layout import MANIFEST, committed_at, jobs_prefix, node_of, slug, under
+from bt_lightning.localdir.job_name import job_of
 from bt_lightning.manage.holdings import Holdings, holdings_of
 from bt_lightning.manage.shelf import (
     DirectoryShelf,
@@ -19,7 +20,7 @@ from bt_lightning.manage.shelf import (
     items_of_job,
     read_listing,
 )
-from bt_lightning.settings import Job, Settings
+from bt_lightning.settings import Settings
 from bt_lightning.store.cache import user_cache
 from bt_lightning.store.catalog import look
 from bt_lightning.store.records import read_records
@@ -108,13 +109,18 @@ def _stored(target: Target, settings: Settings, notice: Callable[[str], None]) -
     store, cache = open_bt_store(target.store, None), user_cache(os.environ)
     if target.job is None and target.directory:
         root = Path(target.directory).expanduser().resolve()
-        own = Job.named(settings, str(root))
+        own = job_of(settings, root)
         stored = StoreShelf(store, target.project or own.project, own.job, cache)
         lost = not root.is_dir()  # another machine, or one that lost its disk
         return stored if lost else JoinedShelf(stored, DirectoryShelf(root))
     within, named = target.project or settings.project, target.job or settings.job
     if within and named:
-        return StoreShelf(store, within, named, cache)
+        shelf = StoreShelf(store, within, named, cache)
+        prefix = jobs_prefix(within, named)
+        if not shelf.items() and not shelf.refused and next(iter(store.list(prefix)), None) is None:
+            msg = f"{store.name} has nothing of a job {named} of the project {within}"
+            raise CheckpointNotFoundError(msg)
+        return shelf
     return _newest(store, within, named, notice)
 
 

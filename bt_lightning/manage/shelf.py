@@ -12,9 +12,10 @@ from bt_lightning.layout import MANIFEST, PROTECTION, committed_at, jobs_prefix,
 from bt_lightning.localdir import protect as on_disk
 from bt_lightning.localdir.committed import list_committed, read_manifest
 from bt_lightning.localdir.durable import delete_directory, tidy
+from bt_lightning.localdir.job_name import job_of
 from bt_lightning.manifest import Manifest
 from bt_lightning.protection import Protection
-from bt_lightning.settings import Job, Settings
+from bt_lightning.settings import Settings
 from bt_lightning.store import protect as in_store
 from bt_lightning.store.catalog import look
 from bt_lightning.store.place import DirectoryPlace, StorePlace
@@ -103,7 +104,7 @@ class DirectoryShelf:
 
     def __init__(self, root: Path) -> None:
         self.name, self._root = str(root), root
-        job = Job.named(Settings.from_environ(os.environ), str(root))
+        job = job_of(Settings.from_environ(os.environ), root)
         self.project, self.job, self._rank = job.project, job.job, job.node_rank
         self._refused: list[str] = []
         self.unread: list[str] = []

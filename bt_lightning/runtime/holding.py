@@ -7,7 +7,7 @@ import math
 import socket
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import Self
 
@@ -256,7 +256,28 @@ class Holding:
         with self._closing:
             if error is not None and self._keeper is not None:
                 stopped = isinstance(error, SystemExit | KeyboardInterrupt)
-                self.keeper.update(status="STOPPED" if stopped else "FAILED", ended_at=utc_now())
+                changes: dict[str, Any] = {"status": "STOPPED" if stopped else "FAILED"}
+                if self._worker is None:
+                    changes |= self._unchanged()
+                self.keeper.update(ended_at=utc_now(), **changes)
+
+    def _unchanged(self) -> dict[str, Any]:
+        """What the record says of the store where nothing ran: what it said before.
+
+        Of a job that is new, everything is there: it has nothing.
+        """
+        if self._spec.store_url is None or self._root is None:
+            return {"checkpoint_sync_status": None}
+        before = self._before
+        if before is None or before.checkpoint_sync_status is None:
+            empty = newest_of(self._root) is None
+            return {"checkpoint_sync_status": "COMPLETED" if empty else "SYNCING"}
+        said = {"checkpoint_sync_status": before.checkpoint_sync_status, "waiting": before.waiting}
+        return {
+            **said,
+            "newest_checkpoint": before.newest_checkpoint,
+            "newest_step": before.newest_step,
+        }
 
 
 def newest_of(root: Path) -> tuple[str, int] | None:

@@ -25,6 +25,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bt_lightning.localdir.job_name import note_job
 from bt_lightning.messages import (
     Begin,
     CheckStore,
@@ -103,6 +104,7 @@ class _Loop:
         self._publisher: Publisher | None = None
         self._remover: Remover | None = None
         self._lock = CommitLock(self._root)
+        note_job(self._root, config.prefix)
         self._stopped = False
         self._orphaned = False  # no one listens any more
         self._conn_ended = False  # as a thread found when it had something to say

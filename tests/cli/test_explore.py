@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
+import os
 
 import greedy
 import pytest
@@ -260,3 +262,52 @@ def test_a_file_that_is_too_large_to_look_into_says_so(tmp_path, make):
         assert "too large to look into" in foot(app)
 
     explored(DirectoryShelf(tmp_path / "ck"), steps)
+
+
+def test_a_disk_that_refuses_is_said_and_ends_no_screen(shelf, monkeypatch):
+    """A stale handle of NFS, a folder of somebody else: the explorer stays, and its list too."""
+    refused = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def refuse(*_):
+        raise refused
+
+    async def steps(app, pilot):
+        monkeypatch.setattr(shelf, "place", refuse)
+        monkeypatch.setattr(shelf, "url", refuse)
+        await press(pilot, "enter")
+        for key in ("enter", "right"):
+            while seen(app)[app.screen.query_one(Lines).chosen].startswith(("..", "deep")):
+                await press(pilot, "down")
+            await press(pilot, key)
+            assert "Stale" in foot(app)
+            if key == "enter":
+                await press(pilot, "left")
+        await press(pilot, "left", "ctrl+d", "down", "ctrl+d")
+        assert "Stale" in foot(app)
+        await press(pilot, "left")
+        monkeypatch.setattr(shelf, "items", refuse)
+        app.push_screen(PickScreen(shelf))
+        await settled(pilot)
+        assert "Stale" in foot(app)
+
+    explored(shelf, steps)
+
+
+def test_a_list_in_another_order_and_by_a_metric_that_none_has(shelf):
+    def opened(order, steps):
+        async def run():
+            app = Explorer(shelf, None, order)
+            async with app.run_test(size=(100, 24)) as pilot:
+                await settled(pilot)
+                await steps(app)
+
+        asyncio.run(run())
+
+    async def by_step(app):
+        assert seen(app)[0].split()[0] == "checkpoint-3"
+
+    async def by_nothing(app):
+        assert "no checkpoint has the metric 'nope'" in foot(app)
+
+    opened(("step", "asc"), by_step)
+    opened(("metric:nope", "asc"), by_nothing)

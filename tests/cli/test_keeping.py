@@ -43,9 +43,11 @@ def store(tmp_path, make):
 
 
 def left(cli, store, job="j"):
-    done = cli(
-        "checkpoints", "list", "--store", store.name, "--project", "p", "--job-id", job, "-ojson"
-    )
+    place = ("--store", store.name, "--project", "p", "--job-id", job)
+    if not list(store.list(jobs_prefix("p", job))):
+        cli("checkpoints", "list", *place, code=10)
+        return []
+    done = cli("checkpoints", "list", *place, "-ojson")
     return [row["checkpoint_id"] for row in json.loads(done.stdout)["checkpoints"]]
 
 

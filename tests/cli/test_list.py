@@ -10,6 +10,7 @@ import math
 import pytest
 
 from bt_lightning.layout import PROTECTION, job_prefix
+from bt_lightning.localdir.job_name import note_job
 from bt_lightning.protection import Protection
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.local import LocalStore
@@ -179,3 +180,46 @@ def test_a_cell_never_begins_a_formula(cli, tmp_path, make):
     make(tmp_path, "=cmd|' /C calc'!A0", 1)
     text = cli("checkpoints", "list", "--dir", tmp_path, "-o", "csv").stdout
     assert next(csv.DictReader(io.StringIO(text)))["Checkpoint Name"].startswith("'=")
+
+
+@pytest.mark.parametrize("by", ["nonsense", "metric:", "metric", ""])
+def test_what_nothing_can_be_sorted_by_is_refused_before_anything_is_read(cli, tmp_path, by):
+    done = cli("checkpoints", "list", "--dir", tmp_path / "none", "--sort", by, code=2)
+    assert "cannot sort by" in done.stderr
+
+
+def test_a_metric_that_no_checkpoint_has_is_refused_with_those_that_there_are(cli, root, store):
+    for place in (("--dir", root), ("--store", store.name), ("--store", store.name, "--all-jobs")):
+        done = cli("checkpoints", "list", *place, "--sort", "metric:nope", code=2)
+        assert "no checkpoint has the metric 'nope'" in done.stderr
+        assert "val_loss" in done.stderr
+
+
+def test_an_unknown_job_is_not_found_with_its_project_or_without(cli, store):
+    place = ("--store", store.name, "--job-id", "nobody")
+    for project in ((), ("--project", "demo"), ("--project", "nobody")):
+        for command in (("list",), ("show",), ("verify",)):
+            done = cli("checkpoints", *command, *place, *project, code=10)
+            assert "nobody" in done.stderr
+        cli("jobs", "show", "nobody", "--store", store.name, *project, code=10)
+    store.put("training_projects/demo/jobs/begun/rank-0/.bt_lightning-lease/1", b"{}")
+    place = ("--store", store.name, "--project", "demo", "--job-id", "begun")
+    done = cli("checkpoints", "list", *place)
+    assert "No checkpoints found" in done.stdout
+
+
+def test_a_directory_has_the_job_id_that_its_run_had(cli, root, monkeypatch):
+    note_job(root, job_prefix("demo", "night-7", 1))
+    rows = json.loads(cli("checkpoints", "list", "--dir", root, "-ojson").stdout)["checkpoints"]
+    assert {row["job_id"] for row in rows} == {"night-7"}
+    monkeypatch.setenv("BT_TRAINING_JOB_ID", "named")
+    rows = json.loads(cli("checkpoints", "list", "--dir", root, "-ojson").stdout)["checkpoints"]
+    assert {row["job_id"] for row in rows} == {"named"}
+
+
+@pytest.mark.parametrize("note", [b"", b"[]", b"{}", b'{"project": 1, "job": []}', b"[" * 9999])
+def test_a_note_of_the_job_that_cannot_be_read_is_none(cli, root, note):
+    (root / ".bt_lightning").mkdir(exist_ok=True)
+    (root / ".bt_lightning" / "job-name.json").write_bytes(note)
+    done = cli("checkpoints", "list", "--dir", root, "-ojson")
+    assert json.loads(done.stdout)["checkpoints"][0]["job_id"].startswith(f"{root.name}-")

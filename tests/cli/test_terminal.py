@@ -115,6 +115,23 @@ def test_a_list_on_a_terminal_is_the_explorer(root):
     assert b"\x1b[?1049l" in listed.shown
 
 
+def test_the_explorer_keeps_the_order_that_was_asked_for(root):
+    wrong = Terminal("checkpoints", "list", "--dir", root, "--sort", "nonsense")
+    assert wrong.ended() == 2
+    assert b"cannot sort by" in wrong.shown
+    assert b"\x1b[?1049h" not in wrong.shown
+    for order, first in (("asc", b"checkpoint-3"), ("desc", b"checkpoint-20")):
+        listed = Terminal("checkpoints", "list", "--dir", root, "--sort", "step", "--order", order)
+        listed.until(b"generation")
+        listed.type(b"\x0f")  # ctrl+o: the manifest of what is chosen, which is the first
+        listed.until(first + b": manifest")
+        listed.type(b"\x03")
+        assert listed.ended() == 0
+    missing = Terminal("checkpoints", "list", "--dir", root, "--checkpoint-name", "none")
+    assert missing.ended() == 10
+    assert b"Traceback" not in missing.shown
+
+
 def test_ctrl_c_at_a_question_deletes_nothing_and_shows_no_traceback(root):
     asked = Terminal("checkpoints", "delete", "checkpoint-3", "--dir", root)
     asked.until(b"Type yes")

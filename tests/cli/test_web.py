@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -82,6 +83,40 @@ def test_only_who_has_the_url_gets_in_and_only_once(root):
         assert status(page, browser) == 200
         assert status(page, browser, Origin="http://evil.example") == 403
         assert status(url) == 403  # it works once
+
+
+ODD = [b"bt_lightning=\xff\xfe", b"bt_lightning=\xc3\xa9", b"\xff", b'bt_lightning="\\377"']
+
+
+@pytest.mark.parametrize("cookie", ODD)
+def test_a_cookie_of_any_bytes_is_refused_as_any_other(root, cookie):
+    with served(root) as url:
+        host, _, port = url.partition("?")[0].strip("/").rpartition("/")[2].partition(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+            asked = f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nCookie: "
+            connection.sendall(asked.encode() + cookie + b"\r\n\r\n")
+            assert connection.makefile("rb").readline().split()[1] == b"403"
+
+
+def test_the_page_asks_no_other_host(root):
+    with served(root) as url:
+        page = url.partition("?")[0]
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+        with browser.open(url, timeout=PATIENCE_S) as answer:
+            text, policy = answer.read().decode(), answer.headers["Content-Security-Policy"]
+        ours = page.rstrip("/")
+        assert policy.startswith("default-src 'self'")
+        assert set(re.findall(r"\w+://[\w.:]+", policy)) == {ours.replace("http", "ws", 1)}
+        asked = re.findall(r"""(?:href|src|url)\s*[=(]\s*["'](\w+:)?//([^/"']+)""", text)
+        assert asked
+        assert {f"{scheme}//{host}" for scheme, host in asked} <= {
+            ours,
+            ours.replace("http", "ws", 1),
+        }
+        styles = [link for link in re.findall(r'href="([^"]+)"', text) if link.endswith(".css")]
+        with browser.open(styles[0], timeout=PATIENCE_S) as answer:
+            style = re.sub(r"/\*.*?\*/", "", answer.read().decode(), flags=re.DOTALL)
+        assert "://" not in style
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

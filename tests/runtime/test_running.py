@@ -257,3 +257,19 @@ def test_the_runner_never_imports_torch(runner):
     )
     words = [sys.executable, "-c", code]
     subprocess.run(words, cwd=runner.path, check=True, capture_output=True, timeout=60)
+
+
+def test_a_job_that_could_not_load_does_not_look_as_if_it_were_sending(runner):
+    """Nothing of it ran: what was in the store is there still, and all of it."""
+    place = ("--store", (runner.path / "store").as_uri(), "--project", "p", "--job-id", "j")
+    load = ("--load", "nobody/checkpoint-1")
+    runner(*place, *load, "--", "true", code=10)
+    record = runner.record()
+    assert (record["status"], record["checkpoint_sync_status"]) == ("FAILED", "COMPLETED")
+    runner(*place, "--", "true")
+    done = runner.record()
+    assert (done["status"], done["checkpoint_sync_status"]) == ("COMPLETED", "COMPLETED")
+    runner(*place, *load, "--", "true", code=10)
+    record = runner.record()
+    assert (record["status"], record["checkpoint_sync_status"]) == ("FAILED", "COMPLETED")
+    assert len(record["attempts"]) == 1

@@ -26,9 +26,11 @@ from bt_lightning.errors import (
     StoreTransientError,
     WorkerDiedError,
 )
+from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.events import read_events
 from bt_lightning.localdir.requests import request_removal, requested_removals
+from bt_lightning.manage.shelf import DirectoryShelf
 from bt_lightning.messages import CheckStore, Fetch, ListStore, WorkerConfig
 from bt_lightning.worker.answers import Answers
 from bt_lightning.worker.deaths import MOST, WINDOW_S, Deaths
@@ -825,3 +827,12 @@ def test_two_runs_of_one_job_do_not_write_into_each_other(scene, tmp_path):
     first.stop()
     second.drain(30)
     assert scene.in_store() == scene.names(1, 3)
+
+
+def test_a_directory_knows_the_job_that_was_sent_from_it(scene):
+    """Whoever lists it later, without the run's variables, is told the run's own job id."""
+    worker = scene.worker()
+    worker.start()
+    scene.watch(worker, (scene.root / DOT_DIR / "job-name.json").exists)
+    assert DirectoryShelf(scene.root).job == "j"
+    assert DirectoryShelf(scene.root).project == "p"

@@ -29,14 +29,20 @@ class Explorer(App[None]):
     """
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "Quit", priority=True)]
 
-    def __init__(self, shelf: Shelf, name: str | None = None) -> None:
-        """`name`: the checkpoint to begin in."""
+    def __init__(
+        self, shelf: Shelf, name: str | None = None, order: tuple[str, str] | None = None
+    ) -> None:
+        """`name`: the checkpoint to begin in; `order`: what to sort by, and `asc` or `desc`.
+
+        Raises `CheckpointNotFoundError`, before any screen is drawn, if there is none of that name.
+        """
         super().__init__()
         self.shelf = shelf
-        self._first = name
+        self._first = None if name is None else find(shelf, name)
+        self._order = order
 
     def on_mount(self) -> None:
         """Begin with the list, or in a checkpoint of it."""
-        self.push_screen(PickScreen(self.shelf))
+        self.push_screen(PickScreen(self.shelf, self._order))
         if self._first is not None:
-            self.push_screen(FilesScreen(self.shelf, find(self.shelf, self._first)))
+            self.push_screen(FilesScreen(self.shelf, self._first))

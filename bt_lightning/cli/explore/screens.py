@@ -13,6 +13,7 @@ from bt_lightning.cli.explore import views
 from bt_lightning.cli.explore.lines import Lines
 from bt_lightning.cli.explore.lists import ListScreen, PageScreen
 from bt_lightning.cli.explore.reading import file_lines
+from bt_lightning.cli.listing import check_metric, sort_items
 from bt_lightning.cli.text import human_size, printable
 from bt_lightning.errors import CheckpointError
 from bt_lightning.manage.about import about
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 _URL_S = 3600
 
 
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
 class PickScreen(ListScreen):
     """The checkpoints of a job."""
 
@@ -37,8 +42,9 @@ class PickScreen(ListScreen):
         Binding("ctrl+n", "metric", priority=True),
     ]
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: Shelf, order: tuple[str, str] | None = None) -> None:
         super().__init__(f"Checkpoints of {shelf.job}")
+        self._order = order
         self._shelf = shelf
         self._items: list[Item] = []
         self._marked: Item | None = None
@@ -53,9 +59,12 @@ class PickScreen(ListScreen):
     def _read(self) -> None:
         try:
             items = self._shelf.items()
+            if self._order is not None:
+                check_metric(self._order[0], items)
+                items = sort_items(self._shelf, items, *self._order)
             texts = views.labels(items, about([(self._shelf, item) for item in items]))
-        except CheckpointError as error:
-            self.app.call_from_thread(self.say, str(error), "red")
+        except (CheckpointError, OSError, MemoryError) as error:
+            self.app.call_from_thread(self.say, _reason(error), "red")
             return
         if not get_current_worker().is_cancelled:
             self.app.call_from_thread(self._show, items, texts)
@@ -164,8 +173,8 @@ class FilesScreen(ListScreen):
             return
         try:
             url = self._shelf.url(self._item, entry.path, _URL_S)
-        except CheckpointError as error:
-            self.say(str(error), "red")
+        except (CheckpointError, OSError) as error:
+            self.say(_reason(error), "red")
             return
         lasts = f"\n\nfor {_URL_S // 60} minutes" if "?" in url else ""  # one that is signed
         said = Text(f"{printable(entry.path)}\n\n{printable(url)}{lasts}")
@@ -203,8 +212,8 @@ class LinesScreen(ListScreen):
     def _read(self) -> None:
         try:
             lines = list(self._read_lines())
-        except (CheckpointError, OSError) as error:
-            self.app.call_from_thread(self.say, str(error), "red")
+        except (CheckpointError, OSError, MemoryError) as error:
+            self.app.call_from_thread(self.say, _reason(error), "red")
             return
         if not get_current_worker().is_cancelled:
             self.app.call_from_thread(self._show, lines)

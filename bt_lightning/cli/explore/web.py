@@ -2,13 +2,15 @@
 
 The server listens on the loopback interface only. The URL that is printed works once: it is
 exchanged for a cookie, without which nothing is answered. Requests that another site makes a
-browser send, by a name that resolves to this machine, are refused by their Host and Origin.
+browser send, by a name that resolves to this machine, are refused by their Host and Origin. The
+page asks no other host for anything: Textual's own would for a font.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 import shlex
 import socket
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 _HOST = "127.0.0.1"
 _COOKIE = "bt_lightning"
+_FOREIGN_LINK = re.compile(r"<link\b[^>]*\bhref=\"https://[^>]*>")
+_LOCAL = "'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+"""What the page may use: anything that it has, or that comes from here."""
 
 
 class Guard:
@@ -48,15 +53,31 @@ class Guard:
         if f"http://{request.host}" != self._origin or origin != self._origin:
             raise web.HTTPForbidden(text="this explorer is for its own machine only")
         token = request.query.get("token")
-        if self.token and token and hmac.compare_digest(token.encode(), self.token.encode()):
+        if self.token and token and _same(token, self.token):
             self.token = None
             there = web.HTTPSeeOther("/")
             there.set_cookie(_COOKIE, self._cookie, httponly=True, samesite="Strict")
             raise there
         cookie = request.cookies.get(_COOKIE, "")
-        if not hmac.compare_digest(cookie.encode(), self._cookie.encode()):
+        if not _same(cookie, self._cookie):
             raise web.HTTPForbidden(text="open the URL that bt-lightning printed; it works once")
-        return await handler(request)
+        return self._confined(await handler(request))
+
+    def _confined(self, answer: web.StreamResponse) -> web.StreamResponse:
+        """Let the page ask this server only."""
+        if answer.prepared:
+            return answer  # the terminal's own connection
+        socket_url = self._origin.replace("http", "ws", 1)
+        answer.headers["Content-Security-Policy"] = f"default-src {_LOCAL} {socket_url}"
+        answer.headers["Referrer-Policy"] = "no-referrer"
+        if isinstance(answer, web.Response) and answer.content_type == "text/html":
+            answer.text = _FOREIGN_LINK.sub("", answer.text or "")
+        return answer
+
+
+def _same(given: str, secret: str) -> bool:
+    """Whether a text of a request, which may stand for bytes that are no text, is the secret."""
+    return hmac.compare_digest(given.encode(errors="replace"), secret.encode())
 
 
 class _Server(Server):
