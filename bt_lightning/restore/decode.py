@@ -45,6 +45,7 @@ class Decoder:
         self._classes = classes
         self._made: dict[tuple[Any, ...], torch.Tensor] = {}
         self._path: list[str] = []
+        self._deep: dict[int, Any] = {}
         self.holes: list[str] = []
         """Paths of hyperparameters that were left out because nobody allowed to load them."""
         self._kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -70,17 +71,24 @@ class Decoder:
             "tensor": self._tensor,
             "sparse_coo": self._sparse_coo,
             "sparse_compressed": self._sparse_compressed,
+            "deep": lambda node: self._deep[node["v"]],
             "leftover": lambda node: leftovers.value(str(node["v"])),
         }
 
-    def decode(self, tree: object, place: str) -> Any:
+    def decode(self, tree: object, place: str, deep: object = ()) -> Any:
         """The value that `tree` stands for; `place` is named in errors.
+
+        `deep` are the parts of it that stand apart, each behind those that refer to it.
 
         Raises:
             UnsafeLoadError: it holds a class or a leftover that nobody allowed.
             CheckpointCorruptError: it is malformed.
         """
         try:
+            for number, part in reversed(list(enumerate(_parts(deep), 1))):
+                self._path = [str(label) for label in part["at"]]
+                self._deep[number] = self._value(part["v"])
+            self._path = []
             return self._value(tree)
         except (CheckpointCorruptError, UnsafeLoadError):
             raise
@@ -264,6 +272,13 @@ class Decoder:
             device="cpu",
         )
         return self._sparse(node, tensor)
+
+
+def _parts(deep: object) -> list[Any]:
+    if not isinstance(deep, list | tuple):
+        msg = "its deep parts are no list"
+        raise TypeError(msg)
+    return list(deep)
 
 
 def on_host(tree: object) -> set[tuple[str, str]]:

@@ -76,7 +76,7 @@ def load(
         place,
         {label: entry for label, entry in entries.items() if entry},
         home,
-        () if home is HOST else on_host(document["tree"]),
+        () if home is HOST else on_host([document["tree"], document.get("deep")]),
     )
     tensors = {label: found.get(label, {}) for label in entries}
     unpickled = _unpickled(place, map_location) if weights_only is False else None
@@ -84,7 +84,8 @@ def load(
         allowed, held.names if held is not None else None, trusted=weights_only is False
     )
     decoder = Decoder(tensors, Leftovers(document, unpickled, held), classes, move=_mover(target))
-    checkpoint = decoder.decode(document["tree"], f"{place.name}/{TREE}")
+    deep = document.get("deep", ())
+    checkpoint = decoder.decode(document["tree"], f"{place.name}/{TREE}", deep)
     if decoder.holes and held is None:  # who holds a module has its hyperparameters
         warnings.warn(
             f"left out of {place.name}, as nobody allowed to load them:"

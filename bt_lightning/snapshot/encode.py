@@ -13,7 +13,7 @@ import json
 import math
 import secrets
 import sys
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 KIND: Final = "$"
 """The key that marks an object of the tree as a typed value."""
 _DEPTH = 100
-"""Deeper values are leftovers: each level costs several frames of Python's stack."""
+"""Deeper values are encoded apart: each level costs several frames of Python's stack."""
 _WIDE_BITS = 4096
 """Longer whole numbers are written in base 16: Python limits the length of decimal ones."""
 
@@ -74,6 +74,10 @@ class Encoder:
         """The same of functions."""
         self._prefix = weights_prefix
         self._known = known
+        self.deep: list[dict[str, Any]] = []
+        """Values that lie too deep for the tree, each with its path; they may hold deeper ones."""
+        self._waiting: deque[tuple[object, tuple[str, ...], frozenset[int]]] = deque()
+        self._begun = self._base = 0
         self._open: set[int] = set()
         self._token = secrets.token_hex(16)  # no text of a state can be taken for a placeholder
 
@@ -84,11 +88,17 @@ class Encoder:
             UnsupportedStateError: a tensor of it is one rank's part of a larger one.
         """
         self.names.weights_key = weights_key(checkpoint)
-        return self._value(checkpoint, ())
+        tree = self._value(checkpoint, ())
+        while self._waiting:
+            value, path, above = self._waiting.popleft()
+            self._begun, self._base, self._open = self._begun + 1, len(path), set(above)
+            self.deep.append({"at": path, "v": self._value(value, path)})
+        return tree
 
     def text(self, tree: Any, more: Mapping[str, Any]) -> str:
         """The content of `trainer.json`, ASCII; `more` stands beside the tree."""
-        text = json.dumps({"tree": tree, **more}, separators=(",", ":"))
+        document = {"tree": tree, **({"deep": self.deep} if self.deep else {}), **more}
+        text = json.dumps(document, separators=(",", ":"))
         for path, fragment in self.names.fragments.items():
             text = text.replace(json.dumps(self._placeholder(path)), fragment.text, 1)
         return text
@@ -118,7 +128,8 @@ class Encoder:
         text = json.dumps(tree, separators=(",", ":"))
         names = alone.names
         found = Fragment(same, text, names.single, names.refs, frozenset(names.places))
-        whole = not (alone.leftovers or alone.classes or alone.functions) and self.names.fits(found)
+        more = alone.leftovers or alone.classes or alone.functions or alone._waiting
+        whole = not more and self.names.fits(found)
         return found if whole else None
 
     def _value(self, value: Any, path: tuple[str, ...]) -> Any:
@@ -140,8 +151,11 @@ class Encoder:
             return value if math.isfinite(value) else {KIND: "float", "v": str(value)}
         if isinstance(value, torch.Tensor):
             return self._or_leftover(self._tensor, value, path)
-        if id(value) in self._open or len(path) > _DEPTH:
+        if id(value) in self._open:
             return self._leftover(value, path)
+        if len(path) > self._base + _DEPTH:
+            self._waiting.append((value, path, frozenset(self._open)))
+            return {KIND: "deep", "v": self._begun + len(self._waiting)}
         self._open.add(id(value))
         try:
             return self._or_leftover(self._compound, value, path)
@@ -149,11 +163,13 @@ class Encoder:
             self._open.discard(id(value))
 
     def _or_leftover(self, encode: Any, value: object, path: tuple[str, ...]) -> Any:
-        tensors, leftovers = self.names.mark(), len(self.leftovers)
+        tensors, leftovers, waiting = self.names.mark(), len(self.leftovers), len(self._waiting)
         try:
             return encode(value, path)
         except _NotRepresentableError:
             self.names.back_to(tensors)  # they go with the whole
+            while len(self._waiting) > waiting:
+                self._waiting.pop()
             for key in list(self.leftovers)[leftovers:]:
                 del self.leftovers[key]
             return self._leftover(value, path)
