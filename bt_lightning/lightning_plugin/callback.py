@@ -19,7 +19,6 @@ from bt_lightning.lightning_plugin.checks import (
     refuse_names,
     refuse_sharded,
     refuse_twins,
-    scalars,
     warn_of_no_saves,
 )
 from bt_lightning.lightning_plugin.compat_config import teach_saved_config
@@ -27,6 +26,7 @@ from bt_lightning.lightning_plugin.compat_resume import note_selections
 from bt_lightning.lightning_plugin.exact import Exactness
 from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.meeting import convene, from_slow_zero, from_zero
+from bt_lightning.lightning_plugin.misfits import noted
 from bt_lightning.lightning_plugin.namespace import Callback
 from bt_lightning.lightning_plugin.options import Options
 from bt_lightning.lightning_plugin.resume import arrange, forget
@@ -295,7 +295,7 @@ class BTLightning(Callback):
         """Every rank: add the metrics and what an exact resume needs."""
         if not self._active:
             return
-        extra: dict[str, Any] = {"metrics": scalars(trainer.callback_metrics)}
+        extra: dict[str, Any] = noted(trainer)
         if self._boundary is not None and self._boundary.reason is not None:
             extra["origin"] = {"interim": self._boundary.reason}
         if self._exact is not None:

@@ -322,7 +322,7 @@ def test_no_node_of_any_kind_does_more_than_load_or_be_refused(shelf, data):
 
 
 def test_the_fuzzed_nodes_are_of_every_kind():
-    assert {*KINDS} - {*NODES} <= {"leftover", "attributedict"}
+    assert {*KINDS} - {*NODES} <= {"leftover", "attributedict", "deep"}
 
 
 def _array(dtype="<f4", shape=(16,), order="C", name="raw", file="state"):
