@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
 import greedy
 import pytest
+
+from bt_lightning.layout import MANIFEST
 
 MEMORY = 300 * 1000 * 1000
 CPU_S = 5
@@ -138,3 +141,30 @@ def test_diff_says_how_much_more_there_is(checkpoints):
     )
     assert done.returncode == 1
     assert "1,000 of 95,000 are shown" in done.stdout
+
+
+def test_a_folder_store_of_links_and_pipes_is_listed_without_them(tmp_path, checkpoints):
+    """A link to a device has no end, one to a folder above no bottom, and a pipe answers nobody."""
+    store = tmp_path / "store"
+    node = store / "training_projects/p/jobs/j/rank-0"
+    shutil.copytree(checkpoints / "doubled", node / "doubled")
+    for name, target in (("zero", "/dev/zero"), ("up", str(store)), ("gone", "nowhere")):
+        (node / name).mkdir()
+        (node / name / MANIFEST).symlink_to(target)
+        (node / f"link-{name}").symlink_to(target)
+    (node / "pipe").mkdir()
+    os.mkfifo(node / "pipe" / MANIFEST)
+    os.mkfifo(node / "run.log")
+    (node / "real.log").write_bytes(b"x" * 10)
+    place = ("--store", store.as_uri(), "--project", "p")
+    done = limited("-m", "bt_lightning", "checkpoints", "list", *place, "-o", "json")
+    assert [row["checkpoint_id"] for row in json.loads(done.stdout)["checkpoints"]] == ["doubled"]
+    done = limited("-m", "bt_lightning", "jobs", "list", *place, "-o", "json")
+    assert json.loads(done.stdout)["jobs"][0]["files"]["number"] == 1
+    for command in (("show", "doubled"), ("verify", "doubled")):
+        assert limited("-m", "bt_lightning", "checkpoints", *command, *place).returncode == 0
+    got = ("--target-directory", tmp_path / "got")
+    assert limited("-m", "bt_lightning", "jobs", "download", "j", *place, *got).returncode == 0
+    assert [path.name for path in (tmp_path / "got").iterdir()] == ["real.log"]
+    assert limited("-m", "bt_lightning", "jobs", "delete", "j", *place, "--yes").returncode == 0
+    assert (node / "up" / MANIFEST).is_symlink()
