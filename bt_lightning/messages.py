@@ -202,6 +202,8 @@ class Committed:
     """Copies on the disk that made room for it."""
     streamed: bool = False
     """It was sent to the store, and the disk has no copy."""
+    trouble: str = ""
+    """What the disk answered, and what to do, if it failed; empty if it was just full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,12 @@ th,td.n,td.t{white-space:nowrap}
 h2{break-after:avoid}}
 """
 _MOST_ROWS = 200
+_TROUBLES = {
+    "store_failed": "store",
+    "disk_failed": "disk",
+    "removal_failed": "disk",
+    "worker_died": "worker",
+}
 _MOST_METRICS = 6
 
 
@@ -164,9 +170,9 @@ def _failures(refused: Sequence[str], events: Sequence[dict[str, Any]]) -> str:
         if event["event"] == "save" and event.get("decision") in ("skipped", "replaced"):
             step, decision = event.get("step"), event["decision"]
             found.append(f"save {event.get('number')} of step {step}: {decision}")
-        elif event["event"] == "store_failed":
-            at = datetime.fromtimestamp(event["at"], timezone.utc)
-            found.append(f"store, {at:%Y-%m-%d %H:%M:%SZ}: {event.get('error')}")
+        elif event["event"] in _TROUBLES:
+            at, what = datetime.fromtimestamp(event["at"], timezone.utc), _TROUBLES[event["event"]]
+            found.append(f"{what}, {at:%Y-%m-%d %H:%M:%SZ}: {event.get('error')}")
     if not found:
         return "<h2>Failures</h2><p>None.</p>"
     lines = "".join(f'<li class="bad">{_text(line)}</li>' for line in found[:_MOST_ROWS])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
-    DirectoryFullError,
     DirectoryUnusableError,
     InvalidSettingError,
     ReadOnlyError,
@@ -18,6 +17,7 @@ from bt_lightning.errors import (
     StorePermanentError,
 )
 from bt_lightning.layout import MANIFEST
+from bt_lightning.localdir.refusal import advice, refused
 from bt_lightning.localdir.room import is_full
 from bt_lightning.store.catalog import newest_folder
 from bt_lightning.store.place import StorePlace
@@ -133,11 +133,13 @@ def unwritten(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusab
         free = f"{shutil.disk_usage(root).free:,} bytes free"
     except OSError:
         free = "free space unknown"
-    kind = DirectoryFullError if is_full(error) else DirectoryUnusableError
-    failed = kind(
+    if is_full(error):
+        what = f"{advice(root, error)}, keep fewer checkpoints (save_top_k),"
+    else:
+        what = advice(root, error)
+    return refused(
         f"the checkpoint {checkpoint_id} could not be written to {root}"
-        f" ({error.strerror or error}, {free}). What was committed before is untouched: free some"
-        " space, keep fewer checkpoints (save_top_k), or use another BT_CHECKPOINT_DIR"
+        f" ({error.strerror or error}, {free}). What was committed before is untouched: {what}"
+        " or use another BT_CHECKPOINT_DIR",
+        error,
     )
-    failed.errno = error.errno
-    return failed

@@ -160,7 +160,11 @@ class RoutedCheckpointIO(CheckpointIO):
         except CheckpointCorruptError:
             return  # it may be of a newer version, or be repaired: not ours to judge
         except CheckpointNotFoundError:
-            delete_directory(place, self.root)  # never committed: nobody can be reading it
+            with contextlib.suppress(OSError):  # of a disk that fails: it holds no checkpoint
+                delete_directory(place, self.root)  # never committed: nobody can be reading it
+            self._hooks.missing(self._id(place))
+            return
+        except OSError:  # it can be asked for by what was saved or found under that name
             self._hooks.missing(self._id(place))
             return
         self._hooks.removed(manifest)

@@ -131,6 +131,11 @@ class Saves:
             if isinstance(outcome, bytes):
                 manifest = Manifest.from_bytes(outcome, record.checkpoint_id)
                 self._expect(manifest, record)
+                if record.trouble:
+                    self._once(
+                        f"the disk fails ({record.trouble}). Checkpoints go straight to the store"
+                        " until it works again"
+                    )
                 if record.checkpoint_id in self._unwanted:
                     self._unwanted.discard(record.checkpoint_id)
                     self._tell.unwanted(manifest)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import (
     CheckpointError,
-    DirectoryFullError,
     DrainTimeoutError,
     SaveTimeoutError,
     UploadFailedError,
@@ -89,7 +88,7 @@ class Session:
         self._failures: list[str] = []
         self._published: list[Published] = []
         self._unasked: list[str] = []
-        """Digests of what is to go, which a full disk did not take the request for."""
+        """Digests of what is to go, which the disk did not take the request for."""
         self.known = Known()
 
     @property
@@ -156,14 +155,13 @@ class Session:
         self._request(self.known.forget(checkpoint_id))
 
     def _request(self, digests: Iterable[str]) -> None:
-        """Ask for removals; what a full disk does not take is asked again."""
+        """Ask for removals; what a disk that is full, or fails, does not take is asked again."""
         self._unasked += digests
         asked, self._unasked = self._unasked, []
         for digest in asked:
             try:
-                with named(self._config.root):
-                    request_removal(self._config.root, digest)
-            except DirectoryFullError:
+                request_removal(self._config.root, digest)
+            except OSError:
                 self._unasked.append(digest)
         self._worker.wake()
 
@@ -235,7 +233,7 @@ class Session:
                     errors.append(error)
         finally:
             if self._unasked:
-                log.warning("the disk is full: %d checkpoints that may go stay", len(self._unasked))
+                log.warning("the disk refuses: %d checkpoints that may go stay", len(self._unasked))
             self._close_saves()
             self._worker.stop(hasty=left_s() < _EXIT_S)
         for other in errors[1:]:

@@ -14,7 +14,6 @@ from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.lightning_plugin.routing import Hooks
 from bt_lightning.lightning_plugin.session import Session, SessionConfig, publish_late
 from bt_lightning.localdir.durable import temporary
-from bt_lightning.localdir.refusal import named
 from bt_lightning.localdir.requests import request_removal
 
 if TYPE_CHECKING:
@@ -113,8 +112,11 @@ class Writing:
         if self.session is not None:
             self.session.remove(manifest)
         elif self._config is not None:
-            with named(self._config.root):
+            try:
                 request_removal(self._config.root, manifest.digest)  # for the next worker
+            except OSError as error:
+                name = manifest.checkpoint_id
+                warnings.warn(f"{name} stays, though it may go: {error}", stacklevel=2)
 
     def _missing(self, checkpoint_id: str) -> None:
         if self.session is not None:

@@ -41,6 +41,8 @@ class Disk:
     """Taken below the checkpoint directory; measured only if there is a budget."""
     budget: int | None = None
     """What may be taken there."""
+    files: int | None = None
+    """How many more files and directories the volume takes; None if it does not say."""
 
     @property
     def room(self) -> int:
@@ -53,6 +55,8 @@ class Disk:
     def describe(self) -> str:
         """The numbers, for people."""
         said = f"{self.free:,} of {self.size:,} bytes are free on the volume"
+        if self.files == 0:
+            said += ", which has no inodes left: it takes no file more, of any size"
         if self.budget is not None:
             said += f", {self.used:,} of the budget of {self.budget:,} are used"
         return said
@@ -67,7 +71,8 @@ def measure(root: Path, budget: int | None) -> Disk:
     volume = os.statvfs(root)
     used = usage(root) if budget is not None else 0
     size = volume.f_blocks * volume.f_frsize
-    return Disk(volume.f_bavail * volume.f_frsize, size, used, budget)
+    files = volume.f_favail if volume.f_files else None
+    return Disk(volume.f_bavail * volume.f_frsize, size, used, budget, files)
 
 
 def spare(size: int) -> int:

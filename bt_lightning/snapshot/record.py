@@ -64,7 +64,9 @@ class SaveRecord:
     evicted: int = 0
     """Copies on the disk, of checkpoints in the store, that made room for it."""
     streamed: bool = False
-    """Whether it went to the store only, as the disk had no room."""
+    """Whether it went to the store only, as the disk had no room, or failed."""
+    trouble: str = ""
+    """What the disk answered, if it failed."""
 
     def job(
         self,
@@ -92,7 +94,7 @@ class SaveRecord:
             return
         self.write_s, self.cpu_s = event.write_s, event.cpu_s
         self.local_durable_s = event.durable_s
-        self.streamed = event.streamed
+        self.streamed, self.trouble = event.streamed, event.trouble
 
     def metrics(self) -> dict[str, float]:
         """The numbers that are known, for loggers."""

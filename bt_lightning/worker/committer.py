@@ -6,6 +6,7 @@ killed is started again, and told again) it commits once.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -95,8 +96,9 @@ class Committer:
             self._changed.notify()
 
     def _run(self) -> None:
-        self._lock.take()  # a new run waits for it: this commit may be its newest checkpoint
-        sweep_temporaries(self._root)  # of a worker that was killed over its commit
+        with contextlib.suppress(OSError):  # a disk that fails: the store may take the images
+            self._lock.take()  # a new run waits for it: this commit may be its newest checkpoint
+            sweep_temporaries(self._root)  # of a worker that was killed over its commit
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._leaving)

@@ -144,11 +144,13 @@ class Duties:
 
         Raises:
             StoreError: the store refused; what it holds is looked up again before the next try.
+            OSError: the disk does not give what waits.
         """
         if self._store is None:
             return None
         stored = self._known_store(self._store)
         outbox = self.outbox()
+        failed: OSError | None = None
         for behind, found in zip(reversed(range(len(outbox))), outbox, strict=True):
             manifest = found.manifest
             self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
@@ -172,11 +174,16 @@ class Duties:
             except StoreError as error:
                 self._meter.end(str(error))
                 raise
+            except OSError as error:  # of the disk: another one may be read
+                failed = error
+                continue
             self._meter.end()
             self._add(stored, folder, found.manifest)
             return found
         if outbox:
-            self._meter.end()
+            self._meter.end(str(failed or ""))
+        if failed is not None:
+            raise failed
         return None
 
     def send_files(self, go_on: Callable[[], bool]) -> bool:

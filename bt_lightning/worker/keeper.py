@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointError,
-    CheckpointNotFoundError,
     DirectoryFullError,
+    DirectoryUnusableError,
 )
 from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.localdir.commit import commit_files, write_hint
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.direct import BLOCK, write_image
 from bt_lightning.localdir.events import note
+from bt_lightning.localdir.refusal import advice, refused
 from bt_lightning.localdir.room import is_full, planned
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage, Published
@@ -45,14 +46,20 @@ class _Kept:
     evicted: Sequence[str] = ()
     streamed: bool = False
     """The store has it, the disk has not."""
+    trouble: str = ""
+    """What the disk answered, if it failed; not if it was full."""
 
 
 class _Refused(Exception):  # noqa: N818 - it becomes the error that the training process raises
     """A save that neither the disk nor the store takes."""
 
-    def __init__(self, disk: str, store: str, size: int, evicted: Sequence[str]) -> None:
-        super().__init__(disk, store, size, evicted)
+    def __init__(
+        self, disk: str, store: str, size: int, evicted: Sequence[str], failed: OSError | None
+    ) -> None:
+        """`failed` is what the disk answered, if it was not just full."""
+        super().__init__(disk, store, size, evicted, failed)
         self.disk, self.store, self.size, self.evicted = disk, store, size, evicted
+        self.failed = failed
 
 
 class Keeper:
@@ -62,6 +69,8 @@ class Keeper:
         self._root = root
         self._room = room
         self._offer = offer
+        self._stale: dict[Path, str] = {}
+        """Generations that the store has a newer one of, by their digests."""
         self._written: dict[int, tuple[Path, FileEntry]] = {}
 
     def keep(
@@ -70,15 +79,15 @@ class Keeper:
         """Commit the image that lies in `arena`; return what the training process is told.
 
         Raises:
-            CheckpointError, OSError: it cannot be committed; not for want of room.
+            CheckpointError: it cannot be committed, though the disk has room and works.
         """
         started, cpu = time.monotonic(), time.process_time()
         self._room.settle()
         final = self._root / check_checkpoint_id(job.checkpoint_id)
         try:
             kept = self._found(job, final) or self._kept(job, arena, final)
-        except _Refused as refused:
-            return [self._refused(job, refused)]
+        except _Refused as neither:
+            return [self._refused(job, neither)]
         outcome = Committed(
             number=job.number,
             manifest=kept.manifest.to_bytes(),
@@ -87,6 +96,7 @@ class Keeper:
             cpu_s=time.process_time() - cpu,
             evicted=len(kept.evicted),
             streamed=kept.streamed,
+            trouble=kept.trouble,
         )
         with contextlib.suppress(OSError):  # neither is a checkpoint
             write_hint(self._root, job.checkpoint_id, kept.manifest.step)
@@ -130,40 +140,68 @@ class Keeper:
     def _retire(self, final: Path) -> None:
         """Take an older generation off the disk, as a commit there would: its name means another.
 
-        The newer one is in the store. A reader of the name finds it there.
+        The newer one is in the store. A reader of the name finds it there. A disk that fails is
+        asked again at the next save.
         """
         standing = _standing(final)
         if standing is not None:
-            self._room.retire(final, standing.digest)
+            self._stale[final] = standing.digest
+        for place, digest in list(self._stale.items()):
+            with contextlib.suppress(OSError):
+                self._room.retire(place, digest)
+                del self._stale[place]
 
     def _kept(self, job: CommitImage, arena: memoryview, final: Path) -> _Kept:
         """Commit on the disk, when need be in place of copies; else in the store.
 
         Raises:
-            _Refused: there is room in neither.
+            _Refused: neither takes it.
         """
         evicted: list[str] = []
+        failed = None
+        try:
+            found = self._on_disk(job, arena, final, evicted)
+        except OSError as error:
+            if isinstance(error, CheckpointError) and not isinstance(error, DirectoryUnusableError):
+                raise
+            failed, found = error, f"the disk refused it ({error.strerror or error})"
+        if isinstance(found, Manifest):
+            return _Kept(found, evicted)
+        try:
+            manifest = self._stream(job, arena, final)
+        except (CheckpointError, OSError) as error:
+            raise _Refused(found, str(error), self._size(job), evicted, failed) from error
+        self._retire(final)
+        trouble = ""
+        if failed is not None:
+            trouble = f"{failed.strerror or failed}: {advice(self._root, failed)}"
+        return _Kept(manifest, evicted, streamed=True, trouble=trouble)
+
+    def _on_disk(
+        self, job: CommitImage, arena: memoryview, final: Path, evicted: list[str]
+    ) -> Manifest | str:
+        """Commit on the disk; return why there is no room, if there is none.
+
+        `evicted` gets the ids of copies that made room.
+
+        Raises:
+            OSError: the disk refused, and not for want of room.
+        """
         more = False
         while True:
             size = self._size(job)
             room = self._room.make(size, job.checkpoint_id, more=more)
             evicted += room.evicted
             if not room.fits:
-                break
+                return room.says
             if room.evicted and self._size(job) > size:
                 continue  # a file that was to be linked went
             try:
-                return _Kept(self._write(job, arena, final), evicted)
+                return self._write(job, arena, final)
             except OSError as error:
                 if not is_full(error):
                     raise
                 more = True  # something else took the room, or its blocks are larger
-        try:
-            manifest = self._stream(job, arena, final)
-        except (CheckpointError, OSError) as error:
-            raise _Refused(room.says, str(error), size, evicted) from error
-        self._retire(final)
-        return _Kept(manifest, evicted, streamed=True)
 
     def _generation(self, job: CommitImage, final: Path) -> int:
         known = (_standing(final), self._room.stored(job.checkpoint_id))
@@ -189,24 +227,30 @@ class Keeper:
 
         return self._room.stream(describe, sources)
 
-    def _refused(self, job: CommitImage, refused: _Refused) -> CommitFailed:
+    def _refused(self, job: CommitImage, neither: _Refused) -> CommitFailed:
         with contextlib.suppress(OSError):  # an event is no checkpoint
             note(
                 self._root,
                 "refused",
                 number=job.number,
                 checkpoint=job.checkpoint_id,
-                needed=refused.size,
-                disk=refused.disk,
-                store=refused.store,
+                needed=neither.size,
+                disk=neither.disk,
+                store=neither.store,
             )
-        failed = DirectoryFullError(
-            f"the checkpoint {job.checkpoint_id} was not saved: {refused.disk}. Sending it to the"
-            f" store instead failed: {refused.store}. What was committed before is untouched: free"
-            " some space, keep fewer checkpoints (save_top_k), or raise the budget"
-            " (BT_VOLUME_SIZE_GIB)"
+        said = (
+            f"the checkpoint {job.checkpoint_id} was not saved: {neither.disk}. Sending it to the"
+            f" store instead failed: {neither.store}. What was committed before is untouched: "
         )
-        return CommitFailed(number=job.number, error=failed, evicted=len(refused.evicted))
+        if neither.failed is None:
+            error: DirectoryUnusableError = DirectoryFullError(
+                f"{said}free some space, keep fewer checkpoints (save_top_k), or raise the budget"
+                " (BT_VOLUME_SIZE_GIB)"
+            )
+        else:
+            what = advice(self._root, neither.failed)
+            error = refused(f"{said}{what}, or use another BT_CHECKPOINT_DIR", neither.failed)
+        return CommitFailed(number=job.number, error=error, evicted=len(neither.evicted))
 
     def _write(self, job: CommitImage, arena: memoryview, final: Path) -> Manifest:
         """Commit on the disk."""
@@ -270,5 +314,5 @@ def _standing(final: Path) -> Manifest | None:
     """The manifest of what stands at `final`, if it is a whole checkpoint."""
     try:
         return read_manifest(final)
-    except (CheckpointNotFoundError, CheckpointCorruptError):
-        return None
+    except (CheckpointCorruptError, OSError):
+        return None  # the training process knows how far the generations of a name are

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import random
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from bt_lightning.errors import CheckpointError, LeaseHeldError, StoreError, StoreTransientError
-from bt_lightning.localdir.events import note
+from bt_lightning.errors import CheckpointError, StoreError
+from bt_lightning.localdir.refusal import may_pass
 from bt_lightning.messages import WorkFailed
-from bt_lightning.store.retry import backoff
 from bt_lightning.worker.errands import TURN_S, Errands
+from bt_lightning.worker.failures import Failures
 from bt_lightning.worker.looks import Looks
 from bt_lightning.worker.published import published
 from bt_lightning.worker.turn import TurnWantedError
@@ -31,16 +29,11 @@ if TYPE_CHECKING:
     from bt_lightning.worker.turn import Turn
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
-
 _LOCK_S = 0.1
 _LONGEST_S = 60.0
-_RETRY_PERMANENT_S = 60.0
 _LEAVE_S = 2.0
 _OTHERS_S = 10.0
 """Longest wait of a worker whose training process is gone for another to leave the directory."""
-_FRESH_S = 10.0
-"""A store that failed so lately is not asked for room again."""
 
 
 class Publisher:
@@ -61,9 +54,6 @@ class Publisher:
         standby: bool = False,
     ) -> None:
         self.changed = threading.Condition()
-        self.last_error: str | None = None
-        self.permanent = False
-        """The last try failed in a way that another will not cure."""
         self._root = root
         self._duties = duties
         self._say = say
@@ -73,13 +63,10 @@ class Publisher:
         self._offer: Offer | None = None
         self._sending: Offer | None = None
         self._errands: Errands[SparingDuties] = Errands(self.changed)
-        self._failed_at = 0.0
+        self._failures = Failures(root)
         self._has_work = True
         self._working = False
         self._left = False
-        self._next_try = 0.0
-        self._failures = 0
-        self._reported: str | None = None
         with contextlib.suppress(OSError):  # it is full already, or gone
             duties.prepare()
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning publish")
@@ -98,20 +85,28 @@ class Publisher:
 
     def waiting(self) -> tuple[str, ...]:
         """Ids of what is committed here and not in the store; then the paths of files."""
-        ids = tuple(found.manifest.checkpoint_id for found in self._duties.outbox())
+        try:
+            ids = tuple(found.manifest.checkpoint_id for found in self._duties.outbox())
+        except OSError as error:
+            ids = (f"what lies on the disk, which cannot be read ({error})",)
         return ids + self._looks.waiting
 
     @property
     def reason(self) -> str | None:
         """What stands in the way of something, if anything does."""
-        return self.last_error or self._looks.reason
+        return self._failures.error or self._looks.reason
+
+    @property
+    def permanent(self) -> bool:
+        """Whether the last try failed in a way that another will not cure."""
+        return self._failures.permanent
 
     def wake(self) -> None:
         """The disk changed: look again."""
         with self.changed:
             self._has_work = True
             if self.permanent:
-                self._next_try = 0.0
+                self._failures.next_try = 0.0
             self.changed.notify_all()
 
     def offer(self, offer: Offer) -> None:
@@ -120,7 +115,7 @@ class Publisher:
         Called by the committer's threads; never waits.
         """
         with self.changed:
-            if self._failures or (self._working and self._sending is not offer):
+            if self._failures.number or (self._working and self._sending is not offer):
                 return
             self._offer = offer
             self._has_work = True
@@ -134,8 +129,7 @@ class Publisher:
     def refusal(self) -> str | None:
         """Why the store need not be asked just now: its last word, if that was no and is fresh."""
         with self.changed:
-            fresh = time.monotonic() - self._failed_at < _FRESH_S
-            return self.last_error if self._failures and fresh else None
+            return self._failures.refusal
 
     def perform(self, task: Callable[[SparingDuties], T]) -> T:
         """Do `task` on the publisher's thread before its next unit; return what it returned.
@@ -158,8 +152,7 @@ class Publisher:
         with self.changed:
             self._looks.end(gone=gone)
             self._has_work = True
-            self.permanent = False
-            self._next_try = 0.0
+            self._failures.forgive()
             self.changed.notify_all()
 
     def go_on(self) -> None:
@@ -189,7 +182,7 @@ class Publisher:
                     self.changed.wait(patience)
                 if self._left:
                     return
-                if not self._turn.take():
+                if not self._take_turn():
                     self.changed.wait(_LOCK_S)
                     continue
                 errand = self._errands.take()
@@ -206,6 +199,13 @@ class Publisher:
                 self.changed.notify_all()
             self._say(None)
 
+    def _take_turn(self) -> bool:
+        try:
+            return self._turn.take()
+        except OSError as error:  # of a disk that fails
+            self._failures.error = str(error)
+            return False
+
     def _do(self, errand: Errand[SparingDuties]) -> WorkFailed | None:
         """Do what another thread asks for; its failures are that thread's, and the store's."""
         error = errand.run(self._duties)
@@ -217,7 +217,7 @@ class Publisher:
         """Seconds to wait before the next unit; None without work, 0.0 for none."""
         if self._errands.waiting:
             return 0.0
-        at = self._next_try if self._has_work else self._looks.next_at
+        at = self._failures.next_try if self._has_work else self._looks.next_at
         if self._standby and self._turn.wanted():
             return 0.0
         if at is None:
@@ -246,9 +246,7 @@ class Publisher:
         self._duties.complaints.clear()
         self._complain()
         with self.changed:
-            self._failures = 0
-            self.permanent = False
-            self.last_error = self._reported = None
+            self._failures.forget()
             self._has_work = self._has_work or done is not None
         return published(self._root, done.manifest, started) if done is not None else None
 
@@ -296,10 +294,8 @@ class Publisher:
         self._duties.hand_over()
         self._turn.give_up()
         with self.changed:
-            self._failures = 0
-            self._next_try = 0.0
-            self.permanent = False
-            self.last_error = self._reported = None
+            self._failures.forget()
+            self._failures.forgive()
             self._has_work = True
 
     def _complain(self) -> None:
@@ -308,29 +304,9 @@ class Publisher:
             self._say(WorkFailed(what="sending files", error=complaint, of_a_file=True))
 
     def _fail(self, error: Exception) -> WorkFailed | None:
-        self._duties.forget()
+        if not may_pass(error):
+            self._duties.forget()
         with self.changed:
-            self.last_error = str(error)
-            self.permanent = not isinstance(error, StoreTransientError)
-            self._failures += 1
-            self._failed_at = time.monotonic()
-            failures = self._failures
-            wait_s = _RETRY_PERMANENT_S if self.permanent else backoff(failures, random.random())
-            self._next_try = time.monotonic() + wait_s
+            self._failures.add(error)
             self._has_work = True
-        if failures == 1:  # until the next success it is one failure
-            with contextlib.suppress(OSError):
-                note(self._root, "store_failed", error=str(error), permanent=self.permanent)
-        held = isinstance(error, LeaseHeldError) and failures > 1  # one that was deleted is not
-        if self.permanent or held:  # a person has to know
-            if self._reported is not None:
-                return None  # the text names a key, so each checkpoint has another
-            self._reported = self.last_error
-            return WorkFailed(what="publishing", error=str(error))
-        log.log(
-            logging.WARNING if failures == 1 else logging.DEBUG,
-            "the store failed, trying again: failures=%d error=%s",
-            failures,
-            error,
-        )
-        return None
+        return self._failures.tell(error)

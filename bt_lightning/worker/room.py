@@ -7,6 +7,7 @@ lease.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
@@ -119,7 +120,10 @@ class RoomMaker:
         """
         remover = self._remover()
         for sent in (False, True):
-            went = remover.clear(sent=sent) if remover is not None else 0
+            went = 0
+            if remover is not None:
+                with contextlib.suppress(OSError):  # then it is written, or refused, all the same
+                    went = remover.clear(sent=sent)
             if self.measure().room >= size and (went or not more):
                 return True
         return False

@@ -96,7 +96,10 @@ class SparingDuties(Duties):
         if known is not None:
             manifest = describe(known.generation)
         self._begun[folder_for(self._store, self._prefix, manifest)[0]] = None
-        self._meter.begin(manifest.checkpoint_id, manifest.size, len(self.outbox()))
+        behind = 0
+        with contextlib.suppress(OSError):  # a disk that fails is why it is streamed
+            behind = len(self.outbox())
+        self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
         try:
             folder = publish_sources(
                 self._store,

@@ -655,6 +655,8 @@ def test_a_file_in_place_of_a_directory_is_named_with_what_to_do(tmp_path, place
     [
         (errno.EROFS, "read-only"),
         (errno.ENOSPC, "full"),
+        (errno.EDQUOT, "quota of this user is used up"),
+        (errno.ESTALE, "mount it again"),
         (errno.EACCES, "right to write"),
         (errno.EIO, "check the volume"),
     ],
