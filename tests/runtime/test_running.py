@@ -250,7 +250,7 @@ def test_a_store_that_cannot_be_is_said_before_anything_runs(runner):
 
 def test_the_runner_never_imports_torch(runner):
     code = (
-        "import sys; sys.argv[1:] = ['run', '--store', 'store', '--', 'true']\n"
+        "import sys; sys.argv[1:] = ['run', '--store', './store', '--', 'true']\n"
         "from bt_lightning.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)\n"

@@ -29,7 +29,7 @@ def test_the_config_that_truss_takes_runs_to_its_end(tmp_path):
     (tmp_path / "train.py").write_text(TRAINING)
     with import_training_project(tmp_path / "config.py") as project:
         name = project.name
-    words = ("run", "--store", "store", "--job-id", "j", "--dir", "ck", "config.py")
+    words = ("run", "--store", "./store", "--job-id", "j", "--dir", "ck", "config.py")
     kept = {key: value for key, value in os.environ.items() if not key.startswith("BT_")}
     done = subprocess.run(
         [sys.executable, "-m", "bt_lightning", *words],
