@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bt_lightning.localdir.events import read_events
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -128,3 +130,41 @@ def test_trainers_one_after_the_other_each_with_a_group_of_its_own(
     """No rank leaves `fit` while rank 0 is still in it: it would find the old key-value store."""
     done = scripts.ranks(AGAIN, tmp_path, envs=[{}] * ranks, timeout=100)
     assert [one.out for one in done] == ["ended\n"] * ranks, "\n".join(map(str, done))
+
+
+LAST = """
+import os, signal, sys
+from datetime import timedelta
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+import plugin_runs as runs
+from bt_lightning import BTLightning
+
+class Tell(Callback):
+    def on_train_end(self, trainer, *_):
+        if trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+trainer = runs.trainer(
+    sys.argv[1],
+    BTLightning(dir=sys.argv[1]),
+    ModelCheckpoint(),
+    Tell(),
+    max_epochs=1,
+    num_nodes=int(os.environ["RANKS"]),
+    strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=600)),
+)
+module = runs.Net()
+trainer.fit(module, runs.loader(), runs.validation())
+trainer.validate(module, runs.validation())
+print("validated")
+"""
+
+
+def test_a_signal_of_the_last_moment_ends_all_ranks_or_none(scripts: Any, tmp_path: Path) -> None:
+    """One that ended alone would leave the others in the next collective of the script."""
+    done = scripts.ranks(LAST, tmp_path / "ck", envs=[{}] * 2, timeout=100)
+    assert [one.code for one in done] == [143, 0], "\n".join(map(str, done))
+    assert "validated" not in done[0].out + done[1].out
+    (event,) = [e for e in read_events(tmp_path / "ck") if e["event"] == "preempted"]
+    assert event["checkpoint"] == "checkpoint-4"
