@@ -18,6 +18,7 @@ from bt_lightning.layout import WEIGHTS, check_checkpoint_id
 from bt_lightning.lightning_plugin.at_url import remove_at, save_at
 from bt_lightning.lightning_plugin.bt_source import BtSource, source_of
 from bt_lightning.lightning_plugin.compat import takes_weights_only
+from bt_lightning.lightning_plugin.compat_loggers import teach_loggers
 from bt_lightning.lightning_plugin.compat_taught import (
     teach_file_exists,
     teach_load_from_checkpoint,
@@ -323,6 +324,7 @@ def teach_lightning() -> None:
     """Let functions of Lightning that work past the IO know what is ours; idempotent."""
     teach_load_from_checkpoint(_find)
     teach_file_exists(_writes, _is_taken)
+    teach_loggers()
 
 
 teach_lightning()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointError, DirectoryFullError, TornSnapshotError
 from bt_lightning.lightning_plugin.places import unwritten
+from bt_lightning.lightning_plugin.uploads import Uploads
 from bt_lightning.localdir.events import note
 from bt_lightning.manifest import Manifest
 
@@ -52,6 +53,8 @@ class Saves:
         """How many saves of this fit were begun of a state that can be resumed from."""
         self.newest: SaveRecord | None = None
         """The last of them that is committed."""
+        self.uploads = Uploads(root, saver.pending)
+        """What loggers are to have of them."""
         self._resumable: set[int] = set()
         self._root = root
         self._policy = policy
@@ -115,7 +118,7 @@ class Saves:
     @property
     def stirred(self) -> bool:
         """Whether `collect` may come to something."""
-        return bool(self._refused) or self.saver.stirred
+        return bool(self._refused) or self.saver.stirred or self.uploads.stirred
 
     def collect(self) -> None:
         """Tell of every save that ended since the last call; raise the first failure.
@@ -124,6 +127,7 @@ class Saves:
             DirectoryFullError: there was no room for it, neither on the disk nor in the store.
             DirectoryUnusableError: the disk refused.
             TornSnapshotError: the state changed while it was copied, with `snapshot="lazy"`.
+            UploadFailedError: a logger did not take a checkpoint.
         """
         failures: list[Exception] = list(self._refused)
         self._refused.clear()
@@ -138,6 +142,7 @@ class Saves:
                     )
                 if record.checkpoint_id in self._unwanted:
                     self._unwanted.discard(record.checkpoint_id)
+                    self.uploads.settle(record.checkpoint_id)
                     self._tell.unwanted(manifest)
             elif isinstance(outcome, TornSnapshotError) and self._policy == "auto":
                 record.decision = "torn"
@@ -148,6 +153,8 @@ class Saves:
                 full = isinstance(failures[-1], DirectoryFullError)
                 record.decision = "refused" if full else "failed"
             self._told(record)
+        self.uploads.settle()
+        failures += self.uploads.failures()
         for failure in failures[1:]:
             log.error("%s", failure)
         if failures:

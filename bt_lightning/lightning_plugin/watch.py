@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.compat_loggers import wait_no_more, wait_with
 from bt_lightning.lightning_plugin.facts import versions
 from bt_lightning.lightning_plugin.namespace import Callback
 from bt_lightning.snapshot.estimate import outline, state_size
@@ -203,6 +204,7 @@ def open_saves(
     for logger in trainer.loggers:
         if overrides(logger, "after_save_checkpoint"):
             vars(logger)["after_save_checkpoint"] = _Later(logger, saves.saver)
+        wait_with(logger, saves.uploads.hand)
     return saves
 
 
@@ -229,6 +231,7 @@ def remove(trainer: Trainer) -> None:
     for logger in trainer.loggers:
         if isinstance(vars(logger).get("after_save_checkpoint"), _Later):
             del vars(logger)["after_save_checkpoint"]
+        wait_no_more(logger)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for watch in [callback for callback in callbacks if isinstance(callback, Watch)]:
         watch.close()

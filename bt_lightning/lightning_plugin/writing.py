@@ -110,6 +110,8 @@ class Writing:
 
     def _removed(self, manifest: Manifest) -> None:
         if self.session is not None:
+            if (saves := self.session.saves) is not None:
+                saves.uploads.settle(manifest.checkpoint_id)
             self.session.remove(manifest)
         elif self._config is not None:
             try:
