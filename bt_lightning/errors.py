@@ -17,6 +17,7 @@ Exception
     ├── TornSnapshotError (RuntimeError)                  the state changed while it was copied
     ├── ArenaTooLargeError (MemoryError)                  no host memory for a snapshot
     ├── SaveTimeoutError (TimeoutError)                   the disk does not take a save
+    ├── RankLostError (RuntimeError)                      another rank is gone, or does not answer
     ├── StoreError (OSError)                              the store refused
     │   ├── StoreTransientError                           another try may succeed
     │   │   └── LeaseHeldError                            another process publishes there
@@ -153,6 +154,12 @@ class SaveTimeoutError(CheckpointError, TimeoutError):
     """Raised when the local disk does not take a save."""
 
     exit_code = 26
+
+
+class RankLostError(CheckpointError, RuntimeError):
+    """Raised when another rank is gone, or does not come to where this one waits for it."""
+
+    exit_code = 34
 
 
 class StoreError(CheckpointError, OSError):

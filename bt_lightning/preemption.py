@@ -12,6 +12,8 @@ Word = Literal["save", "later", "finish", "leave"]
 """`save` the state of this moment; wait for a `later` one, which resumes exactly; first `finish`
 the saves under way, and ask again; `leave` with what is saved."""
 
+WORDS: tuple[Word, ...] = ("save", "later", "finish", "leave")
+
 ASSUMED_GRACE_S = 30.0
 """What is taken to be given where nobody says: the default of Kubernetes and of torchrun."""
 EXIT_S = 2.0

@@ -18,25 +18,25 @@ from typing_extensions import override
 
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.lightning_plugin import compat, compat_signals
-from bt_lightning.lightning_plugin.agreement import Alone, Position, Together, Wish
-from bt_lightning.lightning_plugin.meeting import Farewell
+from bt_lightning.lightning_plugin.company import Company
 from bt_lightning.lightning_plugin.namespace import Checkpoint
 from bt_lightning.lightning_plugin.pace import Pace
 from bt_lightning.lightning_plugin.signals import Signals, Told
 from bt_lightning.lightning_plugin.watch import overrides
 from bt_lightning.localdir.events import note
 from bt_lightning.preemption import ASSUMED_GRACE_S, Situation, Word, judge, rest_s
+from bt_lightning.rounds import VALIDATED, Position, Wish
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning.pytorch import LightningModule, Trainer
 
+    from bt_lightning.lightning_plugin.agreement import Alone, Together
     from bt_lightning.lightning_plugin.options import Options
     from bt_lightning.lightning_plugin.session import Session
 
-_VALIDATED = 1 << 40
-_EPOCH_END = _VALIDATED + 1
+_EPOCH_END = VALIDATED + 1
 _OURS = "bt_lightning."
 _SWAPPING = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
 
@@ -57,7 +57,8 @@ class Boundary(Checkpoint):
         self._position: Position = (0, 0)
         self._marked = self._measured = 0
         self._swaps = self._requeued = False
-        self._farewell: Farewell | None = None
+        self._places = 0
+        self._company: Company | None = None
         self.ends = False
         """Whether all ranks end by a signal, once the fit is over."""
 
@@ -67,12 +68,27 @@ class Boundary(Checkpoint):
         """Every rank, at setup: hear signals."""
         self.signals.listen(trainer, self._died if trainer.is_global_zero else lambda _: None)
 
+    def meet(self, trainer: Trainer) -> None:
+        """Every rank, when the process group is there."""
+        self._company = Company(trainer)
+
+    def exchange(self, payload: bytes) -> list[bytes] | None:
+        """As `Company.exchange`, in the time that a signal left."""
+        assert self._company is not None
+        return self._company.exchange(payload, self.left_s)
+
+    def fail(self, error: BaseException) -> None:
+        """Any rank: as `Company.fail`."""
+        if self._company is not None:
+            self._company.fail(error)
+
     def join(self, trainer: Trainer, module: LightningModule, session: Session | None) -> None:
         """Every rank, when the fit starts: stand behind every other callback."""
         self._session = session
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         owners = [o for o in (*callbacks, module) if not type(o).__module__.startswith(_OURS)]
-        self._farewell = Farewell(trainer)
+        if self._company is not None:
+            self._company.begin(trainer)
         self._swaps = any(overrides(o, hook) for o in owners for hook in _SWAPPING)
         trainer.callbacks = [*callbacks, self]  # type: ignore[attr-defined]
 
@@ -84,26 +100,12 @@ class Boundary(Checkpoint):
             DirectoryUnusableError, TornSnapshotError, UploadFailedError: as `Session.poll`.
         """
         try:
-            session.finish(self.left_s)
+            with self.signals.held():
+                session.finish(self.left_s)
         except DrainTimeoutError as error:
             if self.signals.told is None:
                 raise
             warnings.warn(str(error), stacklevel=2)  # the exit status says the rest
-
-    def part(self, trainer: Trainer) -> None:
-        """Every rank, with nothing left to do: no rank leaves a fit before rank 0 does.
-
-        Unless the fit failed, when only rank 0 comes here.
-        """
-        farewell, self._farewell = self._farewell, None
-        if farewell is None:
-            return  # the fit did not begin
-        if trainer.is_global_zero:
-            self.ends = farewell.say(told=self.signals.told is not None)
-        else:
-            self.ends = farewell.hear(lambda: self.signals.told is not None)
-        if self.ends and self.signals.told is None:  # another rank was
-            self.signals.told = Told(signal.SIGTERM, time.monotonic())
 
     def leave(self, trainer: Trainer, session: Session | None, *, failed: bool) -> None:
         """Every rank: the fit is over, however it ended. Rank 0 notes it, for who starts it again.
@@ -112,23 +114,30 @@ class Boundary(Checkpoint):
         """
         if self._agreement is not None:
             self._agreement.close()
-        self._agreement = self._session = None
-        if failed and trainer.is_global_zero:
-            self.part(trainer)  # who catches its error trains on, and so do the others
+        if self._company is not None:
+            if trainer.is_global_zero or not failed:  # who catches an error trains on, as others do
+                self._part(self._company)
+            self._company.close()
+        self._agreement = self._session = self._company = None
         self.signals.close()
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if self in callbacks:
-            trainer.callbacks = [c for c in callbacks if c is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [c for c in callbacks if c is not self]  # type: ignore[attr-defined]
         if session is None:
             return
         newest, told = session.newest, self.signals.told
-        facts: dict[str, Any] = {"checkpoint": None, "step": None}
-        if newest is not None:
-            facts = {"checkpoint": newest.checkpoint_id, "step": newest.step}
+        id_, step = (newest.checkpoint_id, newest.step) if newest is not None else (None, None)
+        facts: dict[str, Any] = {"checkpoint": id_, "step": step}
         if told is not None:
             self._preempted(told, **facts)
         elif self._pace is not None:  # it began to train
             self._note("ended", failed=failed, **facts)
+
+    def _part(self, company: Company) -> None:
+        """No rank leaves a fit before rank 0 does, and all end alike."""
+        with self.signals.held():
+            self.ends = company.part(lambda: self.signals.told is not None)
+        if self.ends and self.signals.told is None:  # another rank was
+            self.signals.told = Told(signal.SIGTERM, time.monotonic())
 
     def left_s(self) -> float:
         """How long the end of the run may take from now on, by a signal that came."""
@@ -146,12 +155,9 @@ class Boundary(Checkpoint):
             self._pace = Pace(self._options, self._root)
             self._marked = self._measured = self._taken
             self._note("began", step=trainer.global_step)
-        if trainer.world_size == 1:
-            self._agreement = Alone(self._wish)
-            return
-        store, name = compat.store_of_ranks(), compat.turn("agreement")
-        rank, ranks = trainer.global_rank, trainer.world_size
-        self._agreement = Together(store, rank, ranks, name, self._wish)
+        self._places = compat.validation_places(trainer)
+        if self._company is not None:
+            self._agreement = self._company.agreement(self._wish)
 
     @override
     def on_train_batch_end(
@@ -164,6 +170,7 @@ class Boundary(Checkpoint):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._places = compat.validation_places(trainer)
         if self._session is not None:
             self._session.rhythm.validation(time.monotonic(), begins=True)
 
@@ -180,7 +187,7 @@ class Boundary(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._session is not None:
             self._session.rhythm.validation(time.monotonic(), begins=False)
-        self._position = (self._position[0], _VALIDATED)
+        self._position = (self._position[0], VALIDATED)
         self._reach(trainer)
 
     @override
@@ -210,7 +217,7 @@ class Boundary(Checkpoint):
         if self._agreement is None:
             return  # the sanity check before training
         position = self._position
-        wish = self._agreement.due(position, room)
+        wish = self._agreement.due(position, room, self._places)
         if wish is not None:
             word = self._agreement.word(position, lambda: self._judge(trainer, wish))
             if word != "later":
@@ -232,12 +239,12 @@ class Boundary(Checkpoint):
         requeue, self.signals.requeue = self.signals.requeue, None
         if self._pace is not None:
             self._pace.answered(time.monotonic(), saved=word == "save")
+        if wish == "stop":
+            raise self.end(trainer)
         self._agreement.done()
         if wish == "requeue":
             self._requeued = True
             compat_signals.requeue(trainer, requeue.signum if requeue else signal.SIGUSR1)
-        elif wish == "stop":
-            raise self.end(trainer)
 
     def end(self, trainer: Trainer) -> SystemExit:
         """What ends this rank by the signal it was told of.
@@ -245,6 +252,8 @@ class Boundary(Checkpoint):
         One rank says so by its exit status, the last to end. Launchers kill the others when one
         fails, and would kill that one while it still publishes.
         """
+        if self._company is not None:
+            self._company.agreed()
         told = self.signals.told or Told(signal.SIGTERM, time.monotonic())
         return compat_signals.ended_by_signal(
             trainer, 128 + told.signum if trainer.is_global_zero else 0
@@ -277,7 +286,7 @@ class Boundary(Checkpoint):
                 Situation(
                     left_s=left_s(),
                     covered=later_s == 0 and self._covered(session),
-                    safe=not (self._swaps and 0 < self._position[1] < _VALIDATED),
+                    safe=not (self._swaps and 0 < self._position[1] < VALIDATED),
                     under_way=under_way,
                     behind_s=under_way * (save_s or 0.0),
                     save_s=save_s,
@@ -295,7 +304,7 @@ class Boundary(Checkpoint):
         if place == _EPOCH_END:
             return 0.0, self._position
         last = compat.is_last_batch(trainer)
-        if place == _VALIDATED:
+        if place == VALIDATED:
             return (rhythm.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
         if place > 0:
             total = sum(trainer.num_val_batches)

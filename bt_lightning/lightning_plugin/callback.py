@@ -207,6 +207,7 @@ class BTLightning(Callback):
             raise decision.error
         if self._routed is not None and decision.folder and decision.path and decision.digest:
             self._routed.away.pin(decision.path, decision.folder, decision.digest)
+        self._boundary.meet(trainer)
         self._active, self._writing.failing = True, False
         chosen = partial(self._chosen, trainer)
         arrange(trainer, pl_module, decision, strict=self._options.strict, on_chosen=chosen)
@@ -261,6 +262,8 @@ class BTLightning(Callback):
         self._writing.failing = True
         session = self._writing.take()
         boundary, self._boundary = self._boundary, None
+        if boundary is not None:
+            boundary.fail(exception)
         self._clear(trainer)
         if session is not None:
             session.abandon(boundary.left_s if boundary is not None else ever)
@@ -276,30 +279,29 @@ class BTLightning(Callback):
         remove(trainer)
         if boundary is None:
             return
-        with boundary.signals.held():
-            try:
-                if session is not None:
-                    self._writing.report(lambda: boundary.finish(session))
-            finally:
-                boundary.part(trainer)
+        try:
+            if session is not None:
+                self._writing.report(lambda: boundary.finish(session))
+        except BaseException:
+            boundary.leave(trainer, session, failed=True)
+            raise
         boundary.leave(trainer, session, failed=False)
         if boundary.ends:
             raise boundary.end(trainer)
-
-    # state
 
     @override
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Every rank: add the metrics and what an exact resume needs."""
-        if not self._active:
+        boundary = self._boundary
+        if not self._active or boundary is None:
             return
-        extra: dict[str, Any] = noted(trainer)
-        if self._boundary is not None and self._boundary.reason is not None:
-            extra["origin"] = {"interim": self._boundary.reason}
+        origin = {} if boundary.reason is None else {"interim": boundary.reason}
+        extra: dict[str, Any] = {**noted(trainer), "origin": origin}
         if self._exact is not None:
-            extra["exact"] = self._exact.on_save(trainer, checkpoint)
+            collect = partial(self._exact.on_save, trainer, checkpoint, boundary.exchange)
+            extra["exact"] = self._writing.whole(collect, boundary.left_s, origin)
         checkpoint[EXTRA] = extra
 
     @override
@@ -311,8 +313,6 @@ class BTLightning(Callback):
         exact = saved.get("exact") if isinstance(saved, dict) else None
         if self._active and self._exact is not None and exact is not None:
             self._exact.on_load(trainer, checkpoint, exact)
-
-    # parts
 
     def _nobody_saves(self, trainer: Trainer) -> None:
         """Every rank: no `ModelCheckpoint` writes to the directory."""

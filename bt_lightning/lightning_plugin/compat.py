@@ -11,11 +11,11 @@ import inspect
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import timedelta
 
-    import torch
     from lightning.pytorch import Trainer
 
 
@@ -99,30 +99,6 @@ def begin_turns(name: str) -> None:
     _TURNS = map(f"bt_lightning/{name}/{{}}".format, itertools.count())
 
 
-def exchange(trainer: Trainer, payload: bytes, timeout: timedelta) -> list[bytes] | None:
-    """Bring one `payload` of each rank to rank 0, in rank order; None on the other ranks.
-
-    No collective: the others leave their bytes in the key-value store of the process group and go
-    on; rank 0 waits for them, as it would at the barrier that ends every save.
-
-    Raises:
-        torch.distributed.DistStoreError: a rank did not come within `timeout`.
-    """
-    if trainer.world_size == 1:
-        return [payload]
-    store, label = store_of_ranks(), turn("exchange")
-    if trainer.global_rank != 0:
-        store.set(f"{label}/{trainer.global_rank}", payload)
-        return None
-    payloads = [payload]
-    for rank in range(1, trainer.world_size):
-        key = f"{label}/{rank}"
-        store.wait([key], timeout)
-        payloads.append(store.get(key))
-        store.delete_key(key)
-    return payloads
-
-
 def loader_states(checkpoint: dict[str, Any]) -> list[Any] | None:
     """The states of this rank's train dataloaders in a checkpoint that Lightning just dumped."""
     state = _loop_state(checkpoint)
@@ -166,6 +142,17 @@ def batches_to_step(trainer: Trainer) -> int:
     return int(-ready % trainer.accumulate_grad_batches)
 
 
+def validation_places(trainer: Trainer) -> int:
+    """How many batches each validation of this rank has; 0 if nobody can say before its end."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    loaders = combined.flattened if combined is not None else []
+    sets = [getattr(loader, "dataset", None) for loader in loaders]
+    if not sets or any(isinstance(found, torch.utils.data.IterableDataset) for found in sets):
+        return 0
+    total = sum(trainer.num_val_batches)
+    return int(total) if total < float("inf") else 0
+
+
 def plain_batches(trainer: Trainer) -> int:
     """How many batches follow at least before a validation or the end of the epoch."""
     ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -181,6 +168,12 @@ def plain_batches(trainer: Trainer) -> int:
 def turn(label: str) -> str:
     """A name that no two meetings of this process's ranks share, the same on each of them."""
     return f"{next(_TURNS)}/{label}"
+
+
+def address_of_zero(trainer: Trainer) -> str:
+    """The host of rank 0, by which the process group was made."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment.main_address if environment is not None else "127.0.0.1"
 
 
 def store_of_ranks() -> Any:

@@ -14,7 +14,6 @@ import pickle
 import random
 import sys
 import warnings
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +21,9 @@ import torch
 from bt_lightning.lightning_plugin import compat
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from collections.abc import Callable
 
-_PEERS = timedelta(seconds=120)
+    from lightning.pytorch import Trainer
 
 
 def rng_state(device: torch.device | None) -> dict[str, Any]:
@@ -67,8 +66,17 @@ class Exactness:
         self._mine: dict[str, Any] | None = None
         self._at_epoch_end = False
 
-    def on_save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-        """Called on every rank; returns what rank 0 keeps, None elsewhere."""
+    def on_save(
+        self,
+        trainer: Trainer,
+        checkpoint: dict[str, Any],
+        exchange: Callable[[bytes], list[bytes] | None],
+    ) -> dict[str, Any] | None:
+        """Called on every rank; returns what rank 0 keeps, None elsewhere.
+
+        Raises:
+            RankLostError: a rank is gone, or did not come: there is no state of all ranks.
+        """
         states = compat.loader_states(checkpoint)
         last = compat.is_last_batch(trainer)
         if last:
@@ -76,15 +84,7 @@ class Exactness:
         mine = {"rng": rng_state(compat.cuda_device(trainer)), "loader": states}
         if trainer.world_size == 1:
             return {"epoch_end": last, "ranks": [mine]}
-        try:
-            payloads = compat.exchange(trainer, pickle.dumps(mine), _PEERS)
-        except torch.distributed.DistError as error:
-            warnings.warn(
-                f"not every rank sent its RNG and dataloader state ({error}): this checkpoint is"
-                " whole, but a resume from it will not be exact",
-                stacklevel=2,
-            )
-            payloads = []
+        payloads = exchange(pickle.dumps(mine))
         if payloads is None:
             return None
         ranks = [pickle.loads(payload) for payload in payloads]

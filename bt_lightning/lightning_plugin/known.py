@@ -17,6 +17,10 @@ class Known:
     def __contains__(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._found
 
+    def __bool__(self) -> bool:
+        """Whether anything is."""
+        return bool(self._found)
+
     def add(self, manifest: Manifest) -> None:
         """A generation of an id is committed."""
         self._found.setdefault(manifest.checkpoint_id, {})[manifest.digest] = manifest.generation

@@ -135,7 +135,9 @@ class Farewell:
     of this one. Made by every rank when the fit begins.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, lost: Callable[[], str] | None = None) -> None:
+        """`lost` says which rank is gone, if one is: nobody waits for rank 0 then."""
+        self._lost = lost
         self._alone = trainer.world_size == 1
         if not self._alone:
             self._store, label = compat.store_of_ranks(), compat.turn("farewell")
@@ -165,10 +167,11 @@ class Farewell:
             if is_told() and not said:
                 self._store.set(self._told, "")
                 said = True
-            return bool(self._store.check([self._over]))
+            gone = self._lost is not None and bool(self._lost())
+            return gone or bool(self._store.check([self._over]))
 
         try:
-            over = _come(look, limit)
+            over = _come(look, limit) and self._store.check([self._over])
             return self._store.get(self._over) == b"stop" if over else is_told()
         except RuntimeError:  # rank 0 left, and the store with it
             return is_told()

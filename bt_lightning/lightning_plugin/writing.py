@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bt_lightning.errors import CheckpointError
+from bt_lightning.errors import CheckpointError, RankLostError
 from bt_lightning.lightning_plugin import compat_resume
 from bt_lightning.lightning_plugin.checks import is_of_a_save, portable
 from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.lightning_plugin.routing import Hooks
 from bt_lightning.lightning_plugin.session import Session, SessionConfig, publish_late
+from bt_lightning.localdir.committed import list_committed
 from bt_lightning.localdir.durable import temporary
 from bt_lightning.localdir.requests import request_removal
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.options import Options
     from bt_lightning.lightning_plugin.saves import Saves
     from bt_lightning.manifest import Manifest
+
+T = TypeVar("T")
 
 
 class Writing:
@@ -99,6 +102,41 @@ class Writing:
             if (on_error or self._options.on_error) == "raise" or is_of_a_save(error):
                 raise
             warnings.warn(str(error), stacklevel=2)
+
+    def whole(
+        self, collect: Callable[[], T], left_s: Callable[[], float], origin: dict[str, str]
+    ) -> T | None:
+        """Every rank: what `collect` has of all ranks; `origin` is told if that is not to be had.
+
+        Raises:
+            RankLostError: it is not to be had, on rank 0 if there is a whole checkpoint.
+        """
+        try:
+            return collect()
+        except RankLostError as error:
+            self._lacks(error, left_s)
+            origin["inexact"] = str(error)
+            return None
+
+    def _lacks(self, error: RankLostError, left_s: Callable[[], float]) -> None:
+        """A save lacks the state of a rank: raise, unless there is nothing better."""
+        session = self.session
+        if session is None or self._config is None:
+            raise error
+        session.settle_saves(left_s)
+        found = [one.manifest for one in list_committed(self._config.root)[0]]
+        if session.known or any(m.resumable and "inexact" not in m.origin for m in found):
+            msg = (
+                f"{error}. The checkpoint was not saved, for it would lack that rank's generators"
+                " and dataloader state: start again, which resumes from the newest one that is"
+                " whole"
+            )
+            raise RankLostError(msg) from error
+        warnings.warn(
+            f"{error}. The checkpoint lacks that rank's generators and dataloader state, so a"
+            " resume from it is not exact; it is saved since there is no other",
+            stacklevel=2,
+        )
 
     def _committed(self, manifest: Manifest) -> None:
         if self.session is not None:

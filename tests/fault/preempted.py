@@ -96,12 +96,12 @@ class Moment(Callback):
         self.reach("train_end")
 
 
-promise = Together._ask
+look = Together._look
 
 
 def told_of_promises(agreement: Together) -> None:
-    promise(agreement)
-    if agreement._asked is not None:
+    look(agreement)
+    if agreement._member.asked is not None:
         Moment.heard.set()
 
 
@@ -135,7 +135,7 @@ def train(
     Moment.wanted, Moment.rank = moment, rank
     L.seed_everything(seed, verbose=False)
     Session.finish = told_while_finishing
-    Together._ask = told_of_promises
+    Together._look = told_of_promises
     notes = Journal(journal, life)
     wanted = {"every_n_train_steps": EVERY, "save_top_k": 3, "monitor": "step", "mode": "max"}
     callbacks: list[Callback] = [

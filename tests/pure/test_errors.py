@@ -28,6 +28,7 @@ BUILTINS = {
     "TornSnapshotError": RuntimeError,
     "ArenaTooLargeError": MemoryError,
     "SaveTimeoutError": TimeoutError,
+    "RankLostError": RuntimeError,
     "StoreError": OSError,
     "StoreTransientError": errors.StoreError,
     "LeaseHeldError": errors.StoreTransientError,
