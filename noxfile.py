@@ -134,6 +134,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/memmove.py")
     session.run("python", "benchmarks/stall.py", *session.posargs)
     session.run("python", "benchmarks/outage.py")
+    session.run("python", "benchmarks/soak.py")
     session.run("python", "benchmarks/transfer.py")
     session.run("python", "benchmarks/durability.py")
     session.run("python", "benchmarks/chart.py")

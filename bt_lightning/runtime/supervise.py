@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.job_record import Attempt
-from bt_lightning.localdir.events import events_size, read_events
+from bt_lightning.localdir.events import Mark, mark_events, read_events
 from bt_lightning.runtime.keeper import utc_now
 from bt_lightning.runtime.policy import Exit, pause_s
 from bt_lightning.runtime.spec import environment
@@ -70,7 +70,7 @@ class Supervisor:
         spec, child = self.spec, self.child
         self.keeper.began(Attempt(number=number, started_at=utc_now()))
         variables = environment(spec, self.inherited, number, self.scratch)
-        begun = events_size(spec.checkpoint_dir)
+        begun = mark_events(spec.checkpoint_dir)
         code = child.run(spec.command, spec.directory, variables, self.tick)
         ended = Exit(code, told=_was_told(spec.checkpoint_dir, begun))
         outcome = self.policy.outcome(ended, stopping=child.stopped_by is not None)
@@ -82,12 +82,12 @@ class Supervisor:
         return outcome, ended
 
 
-def _was_told(root: Path | None, start: int) -> bool:
-    """Whether an event behind byte `start` says so; not by the clock, which may be set back."""
+def _was_told(root: Path | None, since: Mark) -> bool:
+    """Whether an event behind that says so; not by the clock, which may be set back."""
     if root is None:
         return False
     try:
-        return any(event["event"] == _TOLD for event in read_events(root, start))
+        return any(event["event"] == _TOLD for event in read_events(root, since))
     except (OSError, CheckpointCorruptError):
         return False
 

@@ -219,6 +219,14 @@ class Duties:
         if known is None or known.order < manifest.order:
             self._newest[manifest.checkpoint_id] = manifest
 
+    def _drop(self, stored: dict[str, Manifest], entry: Committed) -> None:
+        """The store has it no more: nothing is remembered of an id that is gone."""
+        del stored[entry.place]
+        self._newest.pop(entry.checkpoint_id, None)
+        for folder, manifest in stored.items():
+            if manifest.checkpoint_id == entry.checkpoint_id:
+                self._add(stored, folder, manifest)
+
     def _unsent_files(self) -> list[str]:
         return self.files.unsent() if self.files is not None else []
 
@@ -262,7 +270,7 @@ class Duties:
             entries = [Committed.of(folder, manifest) for folder, manifest in stored.items()]
             for entry in removable(entries, requested, self._remover.kept(local)):
                 if self._unpublish(self._store, entry.place):  # what is protected stays
-                    del stored[entry.place]
+                    self._drop(stored, entry)
             left |= {manifest.digest for manifest in stored.values()}
         for digest in requested - left:
             forget_removal(self._root, digest)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.errors import StoreTransientError
+from bt_lightning.localdir import events
 from bt_lightning.localdir.away import newest_away, note_away
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.durable import delete_directory, make_trash
@@ -156,3 +158,37 @@ def test_an_errand_that_nobody_begins_is_given_up_and_never_done():
     with pytest.raises(StoreTransientError, match="is leaving"):
         errands.wait(done.append)
     assert done == []
+
+
+def test_events_are_bounded_and_read_across_the_files_that_hold_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "MOST_BYTES", 2000)
+    folder = tmp_path / ".bt_lightning"
+    marks = {}
+    for number in range(300):
+        marks[number] = events.mark_events(tmp_path)
+        note(tmp_path, "one", number=number)
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 3 * 2000
+    assert {file.name for file in folder.iterdir()} == {FILE, events.OLDER}
+    found = [event["number"] for event in read_events(tmp_path)]
+    assert found == list(range(found[0], 300))
+    assert len(found) > 2000 // 60
+    for number, mark in marks.items():
+        since = [event["number"] for event in read_events(tmp_path, mark)]
+        assert since == [each for each in found if each >= number]
+    assert list(read_events(tmp_path, events.mark_events(tmp_path))) == []
+
+
+def test_events_of_many_processes_are_all_there_though_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "MOST_BYTES", 30_000)  # the lines below are 60 KB at most
+
+    def write(writer):
+        for number in range(200):
+            note(tmp_path, "one", writer=writer, number=number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    found = [(event["writer"], event["number"]) for event in read_events(tmp_path)]
+    assert len(found) == len(set(found))
+    for writer in range(4):
+        mine = [number for who, number in found if who == writer]
+        assert mine == list(range(mine[0], 200))

@@ -17,6 +17,7 @@ from bt_lightning.store.catalog import look
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.publish import publish
 from bt_lightning.worker.duties import Duties
+from bt_lightning.worker.sparing import SparingDuties
 
 
 @pytest.fixture
@@ -235,3 +236,24 @@ def test_no_rule_deletes_what_is_protected_until_it_is_unprotected(begin, root, 
     duties.delete_local()
     assert on_disk(root) == ["checkpoint-2"]
     assert in_store(store) == {"checkpoint-2"}
+
+
+def test_nothing_is_remembered_of_what_is_gone_from_the_store(root, store, make):
+    """A worker lives for weeks, and may see a hundred thousand checkpoints come and go."""
+    duties = SparingDuties(root, store, "p", ())
+    try:
+        for generation in (1, 2):
+            make(root, "last", generation, generation=generation)
+            duties.publish_next()
+        old = make(root, "checkpoint-3", 3)
+        duties.publish_next()
+        make(root, "checkpoint-4", 4)
+        duties.publish_next()
+        request_removal(root, old.manifest.digest)
+        duties.delete_local()
+        duties.delete_stored()
+        assert in_store(store) == {"last@2", "checkpoint-4"}
+        assert duties.newest("checkpoint-3") is None
+        assert duties.newest("last").generation == 2
+    finally:
+        duties.leave()
