@@ -34,6 +34,7 @@ from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf, StoreShelf
 from bt_lightning.manage.transfer import holding
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.catalog import look
+from bt_lightning.store.port import read_any
 from bt_lightning.store.removals import forget_removals, request_removal
 from bt_lightning.store.unpublish import unpublish
 
@@ -249,7 +250,7 @@ def _half_deleted(store: Store, prefix: str) -> list[str]:
     return [
         folder
         for folder in listing.unfinished - listing.committed.keys()
-        if store.read(f"{under(prefix, folder)}/{MARKER}") == DELETING
+        if read_any(store, f"{under(prefix, folder)}/{MARKER}") == DELETING
     ]
 
 

@@ -19,6 +19,7 @@ from bt_lightning.settings import Settings
 from bt_lightning.store import protect as in_store
 from bt_lightning.store.catalog import look
 from bt_lightning.store.place import DirectoryPlace, StorePlace
+from bt_lightning.store.port import read_any
 from bt_lightning.store.projects import JobView, Place, StoredCheckpoint
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ class StoreShelf:
 
     def protection(self, item: Item) -> Protection | None:
         """Read from the store."""
-        data = self.store.read(f"{item.where}/{PROTECTION}")
+        data = read_any(self.store, f"{item.where}/{PROTECTION}")
         return None if data is None else Protection.from_bytes(data)
 
     def protect(self, item: Item, protection: Protection) -> None:

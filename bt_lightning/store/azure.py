@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.store.native import NativeStore, connected, plain
 from bt_lightning.store.native_config import az_config
-from bt_lightning.store.port import secrets_of, translated
+from bt_lightning.store.port import translated
+from bt_lightning.store.secrets import known_secrets, secrets_of, with_spellings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,7 @@ def native(
     except ImportError:
         return inner
     http = str(config.get("endpoint", "")).startswith("http://")
-    secrets = secrets_of(dict(options)) | secrets_of(config)
+    secrets = known_secrets(url, options, environment) | with_spellings(secrets_of(config))
     with translated(f"opening {inner.name}", secrets):
         client = connected(AzureStore, container, config, http=http)
     return NativeStore(inner, client, folder, secrets, _MOST_PARTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from bt_lightning.store.cache import ManifestCache
 from bt_lightning.store.download import download
 from bt_lightning.store.parallel import in_parallel
 from bt_lightning.store.place import StorePlace
+from bt_lightning.store.port import most_bytes, read_any, too_large
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.place import Place
     from bt_lightning.store.port import ObjectInfo, Store
+
+log = logging.getLogger(__name__)
 
 _READERS = 16
 
@@ -110,8 +114,14 @@ def _manifests(
 ) -> dict[str, bytes]:
     """The bytes of each manifest; those that were deleted since are left out."""
     known = {folder: cache.get(info) for folder, info in found.items()} if cache else {}
-    unread = [folder for folder in found if known.get(folder) is None]
-    read = in_parallel(lambda folder: store.read(found[folder].key), unread, _READERS)
+    unread = []
+    for folder, info in found.items():
+        if info.size > most_bytes(info.key):
+            log.warning("taken for damaged: %s", too_large(store.name, info.key))
+            known[folder] = b""
+        elif known.get(folder) is None:
+            unread.append(folder)
+    read = in_parallel(lambda folder: read_any(store, found[folder].key), unread, _READERS)
     for folder, data in zip(unread, read, strict=True):
         known[folder] = data
         if cache is not None and data is not None:

@@ -18,7 +18,8 @@ from urllib.parse import quote
 from bt_lightning.errors import StoreTransientError
 from bt_lightning.store.native import NativeStore, connected, plain
 from bt_lightning.store.native_config import gs_certain
-from bt_lightning.store.port import secrets_of, translated
+from bt_lightning.store.port import translated
+from bt_lightning.store.secrets import known_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -149,7 +150,7 @@ def native(
         from obstore.store import GCSStore
     except ImportError:
         return inner
-    secrets = secrets_of(dict(options))
+    secrets = known_secrets(url, options, environment)
     filesystem = inner.filesystem
     with translated(f"opening {inner.name}", secrets):
         if not _alike(filesystem) or not _regional(filesystem, bucket):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -23,8 +24,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bt_lightning.bounded import RECORD, parse_json
 from bt_lightning.errors import CheckpointExistsError, LeaseHeldError, StoreError
 from bt_lightning.layout import lease_folder
+from bt_lightning.store.port import read_any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +40,8 @@ EXPIRES_S: Final = 90.0
 _LAST_BEAT_S: Final = 5.0
 """A beat that takes longer is not waited for. It can only write a lease that counts no more."""
 _DIGITS: Final = 12
+_NUMBER: Final = re.compile("[0-9]{1,12}")
+_NUMBERS: Final = frozenset({"pid", "beat"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,8 @@ class Holder:
     def from_bytes(cls, data: bytes) -> Holder | None:
         """None if it is none, or of a version that says something else."""
         try:
-            return cls(**json.loads(data))
+            said = parse_json(data, RECORD)
+            return cls(**said) if _is_holder(said) else None
         except (ValueError, TypeError):
             return None
 
@@ -85,6 +91,13 @@ class Holder:
         """Whether it is known to be over: a process of this machine that is there no more."""
         here = bool(self.machine) and self.machine == _machine()
         return here and _started(self.pid) != self.started
+
+
+def _is_holder(said: object) -> bool:
+    """Whether each value is of the kind that a holder writes."""
+    return isinstance(said, dict) and all(
+        type(value) is (int if name in _NUMBERS else str) for name, value in said.items()
+    )
 
 
 class Lease:
@@ -201,8 +214,8 @@ class Lease:
     def _newest(self) -> tuple[int, bytes | None]:
         """Number and content of the lease that counts; 0 and None if there is none."""
         names = [info.key.rpartition("/")[2] for info in self._store.list(self._folder)]
-        number = max((int(name) for name in names if name.isdecimal()), default=0)
-        return number, self._store.read(self._key(number)) if number else None
+        number = max((int(name) for name in names if _NUMBER.fullmatch(name)), default=0)
+        return number, read_any(self._store, self._key(number)) if number else None
 
     def _key(self, number: int) -> str:
         return f"{self._folder}/{number:0{_DIGITS}}"

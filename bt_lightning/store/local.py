@@ -19,7 +19,7 @@ from bt_lightning.localdir.beneath import made_folder
 from bt_lightning.localdir.durable import write_new
 from bt_lightning.localdir.files import write_all
 from bt_lightning.store.parallel import fill
-from bt_lightning.store.port import ObjectInfo, translated
+from bt_lightning.store.port import ObjectInfo, most_bytes, too_large, translated
 from bt_lightning.store.sources import pieces, whole
 
 if TYPE_CHECKING:
@@ -92,7 +92,10 @@ class LocalStore:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
             with os.fdopen(descriptor, "rb") as file:
-                return file.read()
+                data = file.read(most_bytes(key) + 1)
+        if len(data) > most_bytes(key):
+            raise too_large(self.name, key)
+        return data
 
     def size(self, key: str) -> int | None:
         """The file's."""

@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
+from bt_lightning import bounded
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    StorePermanentError,
+    StoreTransientError,
+)
+from bt_lightning.layout import MANIFEST
+from bt_lightning.store.secrets import hide
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+
+log = logging.getLogger(__name__)
 
 _TRANSIENT_ERRNO = {
     errno.EAGAIN,
@@ -51,14 +62,35 @@ _NO_TOKEN_EVER = re.compile(
     '|necessary fields|(Status: |"code": )40[0134]'
 )
 """What google-auth raises when it has no token, and what it says when it will never have one."""
-_SECRET = re.compile(
-    r"(?i)((?:secret|token|password|passwd|signature|credential|sig"
-    r"|(?:access|account|api|private|shared)[_-]?key)[\w-]*[\"']?\s*[=:]\s*)"
-    r"[\"']?[^\s\"'&,}]+"
-)
-_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
-_PLAIN_URL = re.compile(r"https?://[^@\s]*")
-_LEAST_SECRET = 6
+
+
+def most_bytes(key: str) -> int:
+    """The most bytes that a small object at `key` may have to be read."""
+    kind = bounded.MANIFEST if key.rpartition("/")[2] == MANIFEST else bounded.RECORD
+    return kind.size
+
+
+def read_any(store: Store, key: str) -> bytes | None:
+    """The bytes of a small object, none of them if they are too many to be any of ours.
+
+    For those who only ask whether there is one, or whether it is the one that they know.
+    """
+    try:
+        return store.read(key)
+    except CheckpointCorruptError as error:
+        log.warning("taken for no object of ours: %s", error)
+        return b""
+
+
+def too_large(name: str, key: str) -> CheckpointCorruptError:
+    """The error of an object of the store `name` that has more than `most_bytes`."""
+    return CheckpointCorruptError(
+        f"{name}/{key} is damaged: it has more than {most_bytes(key):,} bytes"
+    )
+
+
+class AnsweredTooSlowlyError(StoreTransientError):
+    """Another try may succeed, but not at once: so long was waited already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +206,10 @@ class Store(Protocol):
         """
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of a small object; None if there is none."""
+        """The bytes of a small object; None if there is none.
+
+        Raises `CheckpointCorruptError` if they are more than `most_bytes`.
+        """
 
     def size(self, key: str) -> int | None:
         """Bytes of the object; None if there is none."""
@@ -214,22 +249,8 @@ class Store(Protocol):
 
 
 def redact(text: str, secrets: Collection[str] = ()) -> str:
-    """`text` without user info in URLs, without `secret=...` values, and without `secrets`."""
-    for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
-        text = text.replace(secret, "***")
-    return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
-
-
-def secrets_of(options: object) -> frozenset[str]:
-    """Every text inside nested storage options that is long enough to be a secret."""
-    if isinstance(options, str):
-        secret = len(options) >= _LEAST_SECRET and not _PLAIN_URL.fullmatch(options)
-        return frozenset({options} if secret else ())
-    if isinstance(options, dict):
-        return frozenset().union(*(secrets_of(value) for value in options.values()))
-    if isinstance(options, list | tuple):
-        return frozenset().union(*(secrets_of(value) for value in options))
-    return frozenset()
+    """`text` without `secrets`, without the user of a URL, and without what signs one."""
+    return hide(text, secrets)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, CheckpointProtectedError
 from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION
+from bt_lightning.store.port import read_any
 
 if TYPE_CHECKING:
     from bt_lightning.protection import Protection
@@ -21,8 +22,8 @@ def protect(store: Store, base: str, protection: Protection) -> None:
         CheckpointNotFoundError: it is not there, or is just being deleted.
         StoreError: the store refused.
     """
-    if store.read(f"{base}/{MANIFEST}") is not None:
-        before = store.read(f"{base}/{PROTECTION}")
+    if read_any(store, f"{base}/{MANIFEST}") is not None:
+        before = read_any(store, f"{base}/{PROTECTION}")
         store.put(f"{base}/{PROTECTION}", protection.to_bytes())
         if before is not None or not _going(store, base):
             return
@@ -38,7 +39,7 @@ def unprotect(store: Store, base: str) -> None:
 
 def is_protected(store: Store, base: str) -> bool:
     """Whether somebody protected what is at the key `base`."""
-    return store.read(f"{base}/{PROTECTION}") is not None
+    return read_any(store, f"{base}/{PROTECTION}") is not None
 
 
 def refuse(name: str, protection: Protection) -> CheckpointProtectedError:
@@ -50,5 +51,5 @@ def refuse(name: str, protection: Protection) -> CheckpointProtectedError:
 
 
 def _going(store: Store, base: str) -> bool:
-    deleting = store.read(f"{base}/{MARKER}") == DELETING
-    return deleting or store.read(f"{base}/{MANIFEST}") is None
+    deleting = read_any(store, f"{base}/{MARKER}") == DELETING
+    return deleting or read_any(store, f"{base}/{MANIFEST}") is None

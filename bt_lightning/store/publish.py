@@ -26,7 +26,7 @@ from bt_lightning.layout import (
 from bt_lightning.localdir.committed import check_sizes, is_unchanged
 from bt_lightning.store.metered import Metered
 from bt_lightning.store.parallel import in_parallel
-from bt_lightning.store.port import Reuse
+from bt_lightning.store.port import Reuse, read_any
 from bt_lightning.store.relay import PlaceSource
 from bt_lightning.store.sources import FileSource, same_ranges
 from bt_lightning.store.unpublish import own_keys
@@ -159,7 +159,7 @@ def is_published(store: Store, prefix: str, folder: str, manifest: Manifest) -> 
         StoreError: the store refused.
     """
     place = under(prefix, folder)
-    if store.read(f"{place}/{MANIFEST}") != manifest.to_bytes():
+    if read_any(store, f"{place}/{MANIFEST}") != manifest.to_bytes():
         return False
     sizes = _sizes(store, place)
     return all(sizes.get(f"{place}/{entry.path}") == entry.size for entry in manifest.files)
@@ -194,7 +194,7 @@ def folder_for(store: Store, prefix: str, manifest: Manifest) -> tuple[str, bool
     number = manifest.generation
     while True:
         folder = store_folder(manifest.checkpoint_id, number)
-        there = store.read(f"{under(prefix, folder)}/{MANIFEST}")
+        there = read_any(store, f"{under(prefix, folder)}/{MANIFEST}")
         if there == data or (there is None and not _is_users(store, under(prefix, folder))):
             return folder, there is not None
         number += 1
@@ -286,7 +286,7 @@ def send_ahead(
     which leaves it out; if it never comes to that, `unpublish` deletes it. Nothing is sent to a
     place that holds a checkpoint.
     """
-    if store.read(f"{place}/{MANIFEST}") is None and not _is_users(store, place):
+    if read_any(store, f"{place}/{MANIFEST}") is None and not _is_users(store, place):
         store.put(f"{place}/{MARKER}", PUBLISHING)
         _send(store, f"{place}/{source.entry.path}", source, base, tenure)
 

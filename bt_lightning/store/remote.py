@@ -19,7 +19,16 @@ from bt_lightning.store import azure, gcs
 from bt_lightning.store.bandwidth import Bandwidth
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.parallel import scatter
-from bt_lightning.store.port import AS_IT_GOES, ObjectInfo, Store, redact, secrets_of, translated
+from bt_lightning.store.port import (
+    AS_IT_GOES,
+    ObjectInfo,
+    Store,
+    most_bytes,
+    redact,
+    too_large,
+    translated,
+)
+from bt_lightning.store.secrets import known_secrets
 from bt_lightning.store.sources import PIECE_BYTES, pieces, whole
 
 if TYPE_CHECKING:
@@ -44,7 +53,7 @@ class FsspecStore:
     def __init__(
         self, url: str, storage_options: Mapping[str, object], sending: Sending = AS_IT_GOES
     ) -> None:
-        self._secrets = secrets_of(dict(storage_options))
+        self._secrets = known_secrets(url, storage_options, os.environ)
         self._name = redact(url, self._secrets).rstrip("/")
         import fsspec
 
@@ -117,10 +126,18 @@ class FsspecStore:
     def read(self, key: str) -> bytes | None:
         """Download a small object."""
         with self._doing("reading", key):
+            most = most_bytes(key)
             try:
-                return bytes(self._fs.cat_file(self._path(key)))
+                data = bytes(self._fs.cat_file(self._path(key), end=most + 1))
             except (FileNotFoundError, IsADirectoryError):
                 return None
+            except Exception:
+                if self.size(key) != 0:  # of nothing, some servers have no first bytes either
+                    raise
+                return b""
+        if len(data) > most:
+            raise too_large(self._name, key)
+        return data
 
     def size(self, key: str) -> int | None:
         """Ask for the object's facts."""
@@ -215,7 +232,7 @@ def download_url(url: str, target: Path) -> None:
     """
     import fsspec
 
-    with translated(f"downloading {redact(url)}"):
+    with translated(f"downloading {redact(url)}", known_secrets(url, {}, os.environ)):
         filesystem, path = fsspec.core.url_to_fs(url, **_defaults(url.partition("://")[0]))
         try:
             filesystem.get_file(path, str(target))
@@ -269,6 +286,7 @@ def open_store(
     scheme = url.partition("://")[0]
     options = storage_options or {}
     if scheme in _S3:
+        _check_no_user(url)
         from bt_lightning.store.s3.quick import quick
 
         def opened() -> Store:
@@ -282,6 +300,20 @@ def open_store(
     store = FsspecStore(url, options, sending)
     native = _NATIVE.get(scheme)
     return store if native is None else native(store, url, options, os.environ)
+
+
+def _check_no_user(url: str) -> None:
+    """S3 has no such form, and its clients take key and secret for a part of the bucket's name."""
+    rest = url.partition("://")[2]
+    bucket = rest.partition("/")[0]
+    if (":" not in bucket and "@" not in bucket) or bucket.startswith("arn:"):
+        return
+    msg = (
+        f"the store URL names a user before {rest.rpartition('@')[2]!r}, which s3:// does not have:"
+        " set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give storage_options={'key': ...,"
+        " 'secret': ...}"
+    )
+    raise InvalidSettingError(msg)
 
 
 def _check_known(scheme: str, url: str) -> None:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.errors import StoreTransientError
+from bt_lightning.store.port import AnsweredTooSlowlyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -154,6 +155,8 @@ class RetryingStore:
         for failures in range(self._tries - 1):
             try:
                 return call()
+            except AnsweredTooSlowlyError:
+                raise
             except StoreTransientError:
                 self._sleep(backoff(failures, random.random()))
         return call()

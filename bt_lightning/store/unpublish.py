@@ -18,6 +18,7 @@ from bt_lightning.layout import (
     part_name,
     under,
 )
+from bt_lightning.store.port import read_any
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -41,7 +42,7 @@ def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()
     manifest, marker, protection = (f"{base}/{n}" for n in (MANIFEST, MARKER, PROTECTION))
     store.put(marker, DELETING)
     # The marker first: of one that deletes and one that protects, one at least sees the other.
-    if manifest in keys and store.read(protection) is not None:
+    if manifest in keys and read_any(store, protection) is not None:
         store.delete([marker])
         return False
     store.delete([manifest])

@@ -18,6 +18,7 @@ from bt_lightning.localdir.loose import Found, Stamp, find_loose
 from bt_lightning.localdir.owner import owner_of
 from bt_lightning.store.loose import LooseSource
 from bt_lightning.store.parallel import in_parallel
+from bt_lightning.store.port import read_any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -149,7 +150,7 @@ class LooseFiles:
         if self._begun or not (self._seen or self._arrived):
             return
         mine, mark = owner_of(self._root).encode(), files_mark(prefix)
-        if store.read(mark) == mine:
+        if read_any(store, mark) == mine:
             self._arrived.keep_held(held)
         else:
             self._arrived.keep({})

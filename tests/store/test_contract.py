@@ -9,6 +9,7 @@ import uuid
 import fsspec
 import pytest
 
+from bt_lightning import bounded
 from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -23,7 +24,7 @@ from bt_lightning.store.catalog import fetch, look
 from bt_lightning.store.gcs import GcsStore
 from bt_lightning.store.local import LocalStore
 from bt_lightning.store.native import NativeStore
-from bt_lightning.store.port import ObjectInfo
+from bt_lightning.store.port import ObjectInfo, read_any
 from bt_lightning.store.publish import publish
 from bt_lightning.store.remote import FsspecStore, open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
@@ -100,6 +101,19 @@ class StoreContract:
         store.delete(["key"])
         store.put_new("key", b"two")
         assert store.read("key") == b"two"
+
+    def test_an_object_that_is_too_large_to_be_any_of_ours_is_not_read(self, store):
+        """Whoever may write to a store may put anything under our names."""
+        data = b"x" * (bounded.RECORD.size + 1)
+        store.put("a/record", data)
+        store.put(f"a/{MANIFEST}", data)
+        with pytest.raises(CheckpointCorruptError, match=r"a/record.* more than 1,048,576 bytes"):
+            store.read("a/record")
+        assert read_any(store, "a/record") == b""
+        assert store.read(f"a/{MANIFEST}") == data
+        assert store.size("a/record") == len(data)
+        store.delete(["a/record"])
+        assert read_any(store, "a/record") is None
 
     def test_a_folder_is_not_an_object(self, store):
         store.put("a/b", b"x")

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from bt_lightning.bounded import RECORD
 from bt_lightning.errors import LeaseHeldError
 from bt_lightning.layout import MANIFEST, lease_folder
 from bt_lightning.store.catalog import look
@@ -261,3 +262,28 @@ def test_a_torn_line_costs_that_line_only(tmp_path):
         stream.write(b'["b/file", "2')
     again = Sent(tmp_path, "here")
     assert (again.get("a/file"), again.get("b/file")) == ("1", None)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"[" * 200_000,
+        b"x" * (RECORD.size + 1),
+        b'{"token": 1, "owner": "o", "host": "h", "machine": "m", "pid": 1, "started": "s"}',
+        b'{"token": "t", "owner": "o", "host": "h", "machine": "m", "pid": "../x", "started": "s"}',
+        b'{"token": "t", "owner": "o", "host": "h", "machine": "m", "pid": 1e999, "started": "s"}',
+    ],
+    ids=["empty", "deep", "large", "number", "text", "infinite"],
+)
+def test_what_is_no_lease_is_waited_for_as_one_of_nobody(store, lease, said):
+    """Anybody may have put it there; a name of thousands of digits is none."""
+    store.put(f"{lease_folder(PREFIX)}/{1:012}", said)
+    store.put(f"{lease_folder(PREFIX)}/{'9' * 200}", b"{}")
+    clock = Clock()
+    mine = lease(store, clock=clock)
+    with pytest.raises(LeaseHeldError):
+        mine.take()
+    clock.now += EXPIRES_S
+    mine.take()
+    mine.confirm()

@@ -39,6 +39,13 @@ class Allowance:
     of servers that send single bytes while they work."""
 
 
+class TooSlow(TimeoutError):  # noqa: N818 - by what it is
+    """An answer that is never quiet for long, and never there."""
+
+    def __init__(self, came: int) -> None:
+        super().__init__(f"the answer came too slowly, {came:,} bytes of it")
+
+
 class Patience:
     """The waiting of one exchange on one connection; one thread uses it."""
 
@@ -70,10 +77,13 @@ class Patience:
             self._progress = now
         self._queued = queued
         left = self._allowed_s() - (now - self._progress)
-        if self.came:
-            left = min(left, self._whole_s() - (now - self._answer))
         if left <= 0:
             raise TimeoutError(self._reproach())
+        if self.came:
+            whole = self._whole_s() - (now - self._answer)
+            if whole <= 0:
+                raise TooSlow(self.came)
+            left = min(left, whole)
         return min(left, _LOOK_S)
 
     def took(self) -> None:
@@ -107,9 +117,7 @@ class Patience:
     def _reproach(self) -> str:
         if self._queued:
             return f"the server took nothing for {self._allowed_s():.0f} s"
-        if not self.came:
-            return f"the server did not answer for {self._allowed_s():.0f} s"
-        return f"the answer came too slowly: {self.came:,} bytes"
+        return f"the server did not answer for {self._allowed_s():.0f} s"
 
 
 class Arriving(io.RawIOBase):

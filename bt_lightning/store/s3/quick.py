@@ -3,8 +3,9 @@
 The import of s3fs and the making of its client take 0.4 s, a listing takes 0.01 s, and a gigabyte
 on a quick network not much longer than that client. So where `quick_config` is certain of the place
 and of the credentials, plain signed requests ask. What they are told counts only if it is what was
-asked for: of anything else, a refusal, an error, a redirect, an answer in another form, s3fs is
-asked again, and it alone from then on.
+asked for: of anything else, a refusal, an error, an answer in another form, s3fs is asked again,
+and it alone from then on. Of an answer that no store gives nobody is (`answers`), nor of a server
+that was waited for in vain.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import hashlib
 import hmac
 import http.client
 import threading
-import xml.etree.ElementTree as ET
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote_plus, urlsplit
+from urllib.parse import quote, urlsplit
 
 from bt_lightning.layout import under
-from bt_lightning.store.port import ObjectInfo, redact, secrets_of
+from bt_lightning.store.port import ObjectInfo, most_bytes, redact, too_large
 from bt_lightning.store.retry import LateStore
-from bt_lightning.store.s3.failures import Failure
+from bt_lightning.store.s3.answers import PAGE, Listing, checked, fields, listed, tree
+from bt_lightning.store.s3.failures import Failure, Hostile, TooLarge, of_exception, of_store
 from bt_lightning.store.s3.patience import Allowance
 from bt_lightning.store.s3.quick_config import Access, access
-from bt_lightning.store.s3.wire import Into, Network, Reply, Signed, Wire
+from bt_lightning.store.s3.wire import SMALL, Into, Network, Reply, Signed, Wire
+from bt_lightning.store.secrets import known_secrets, with_spellings
 
 if TYPE_CHECKING:
     import ssl
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 
 _EMPTY: Final = hashlib.sha256().hexdigest()
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
-_LARGEST: Final = Allowance(64 * 1024 * 1024)
-"""What is larger is no small read."""
 _CONNECT_S, _READ_S = 10.0, 60.0
 _OK, _PARTIAL, _MISSING = 200, 206, 404
 
@@ -59,7 +59,9 @@ class QuickStore(LateStore):
         super().__init__(self._opened)
         self._open_it = open_it
         self._store: Store | None = None
-        self._name = redact(url, secrets_of(dict(options))).rstrip("/")
+        used = [one for one in (asked.key, asked.secret, asked.token) if one]
+        self._secrets = known_secrets(url, options, {}) | with_spellings(used)
+        self._name = redact(url, self._secrets).rstrip("/")
         self._base = url.partition("://")[2].partition("/")[2].strip("/")
         self._bucket: _Bucket | None = _Bucket(asked)
         self._lock = threading.Lock()
@@ -78,10 +80,13 @@ class QuickStore(LateStore):
         """One request."""
         bucket = self._bucket
         if bucket is not None:
-            try:
-                return bucket.read(under(self._base, key))
-            except _Doubt:
-                self._bucket = None
+            with self._doing("reading", key):
+                try:
+                    return bucket.read(under(self._base, key))
+                except _Doubt:
+                    self._bucket = None
+                except TooLarge as failure:
+                    raise too_large(self._name, key) from failure
         return super().read(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -89,13 +94,14 @@ class QuickStore(LateStore):
         bucket = self._bucket
         if bucket is not None:
             folder = under(self._base, prefix) if prefix else self._base
-            try:
-                found = bucket.list(f"{folder}/" if folder else "")
-            except _Doubt:
-                self._bucket = None
-            else:
-                cut = len(under(self._base, ""))
-                return (ObjectInfo(key[cut:], size, version) for key, size, version in found)
+            with self._doing("listing", prefix):
+                try:
+                    found = bucket.list(f"{folder}/" if folder else "")
+                except _Doubt:
+                    self._bucket = None
+                else:
+                    cut = len(under(self._base, ""))
+                    return (ObjectInfo(key[cut:], size, version) for key, size, version in found)
         return super().list(prefix)
 
     def read_into(
@@ -104,14 +110,24 @@ class QuickStore(LateStore):
         """One request, straight into `targets`."""
         bucket = self._bucket
         if bucket is not None:
-            try:
-                bucket.read_into(under(self._base, key), offset, Into(targets, arrived))
-            except _Doubt:
-                self._bucket = None
-            else:
-                return
+            with self._doing("downloading", key):
+                try:
+                    bucket.read_into(under(self._base, key), offset, Into(targets, arrived))
+                except _Doubt:
+                    self._bucket = None
+                else:
+                    return
         arrived(0)
         super().read_into(key, offset, *targets, arrived=arrived)
+
+    @contextlib.contextmanager
+    def _doing(self, verb: str, key: str) -> Iterator[None]:
+        """Nobody else is asked after an attack, or a server that has been waited for."""
+        try:
+            yield
+        except Failure as failure:
+            text = f"{verb} {self._name}/{key}: {failure}"
+            raise of_store(failure, redact(text, self._secrets)) from None
 
     def _opened(self) -> Store:
         with self._lock:
@@ -180,8 +196,8 @@ class _Bucket:
         self._wire = Wire(Network(_CONNECT_S, _READ_S, lambda: _tls(asked.trust), {}))
 
     def read(self, key: str) -> bytes | None:
-        reply = self._get(key, {})
-        if reply.status == _MISSING and _text(_xml(reply.body), "Code") == "NoSuchKey":
+        reply = self._get(key, {}, allowance=Allowance(most_bytes(key)))
+        if reply.status == _MISSING and _code(reply.body) == "NoSuchKey":
             return None
         if reply.status != _OK or str(len(reply.body)) != reply.headers.get("content-length"):
             raise _Doubt
@@ -199,24 +215,18 @@ class _Bucket:
 
     def list(self, prefix: str) -> list[tuple[str, int, str | None]]:
         """Key, bytes and version of each object that begins with `prefix`; no folders."""
-        found: list[tuple[str, int, str | None]] = []
+        listing = Listing(prefix)
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
-        tokens: set[str] = set()
         while True:
-            reply = self._get("", query)
-            page = _xml(reply.body)
-            if reply.status != _OK or _tag(page) != "ListBucketResult":
+            reply = self._get("", query, allowance=PAGE)
+            if reply.status != _OK:
                 raise _Doubt
-            encoded = _text(page, "EncodingType") == "url"
-            found += [
-                _object(one, prefix, encoded=encoded) for one in page if _tag(one) == "Contents"
-            ]
-            if _text(page, "IsTruncated") != "true":
-                return [one for one in found if not one[0].endswith("/")]
-            token = _text(page, "NextContinuationToken")
-            if not token or token in tokens:
-                raise _Doubt  # the same page would come for ever
-            tokens.add(token)
+            try:
+                token = listing.take(listed(reply.body))
+            except ValueError as error:
+                raise _Doubt from error
+            if token is None:
+                return listing.objects
             query["continuation-token"] = token
 
     def _get(
@@ -225,38 +235,26 @@ class _Bucket:
         query: Mapping[str, str],
         span: str | None = None,
         into: Into | None = None,
+        *,
+        allowance: Allowance = SMALL,
     ) -> Reply:
         for again in (True, False):
             signed = sign(self._asked, path, query, datetime.now(timezone.utc), span)
             try:
-                return self._wire.exchange(signed, into=into, allowance=_LARGEST)
+                return checked(self._wire.exchange(signed, into=into, allowance=allowance))
+            except Hostile:
+                raise
+            except TimeoutError as error:
+                raise of_exception(error) from None
             except (OSError, http.client.HTTPException, Failure) as error:
-                if not again or isinstance(error, TimeoutError):  # s3fs may wait as long again
+                if not again:
                     raise _Doubt from error
         raise AssertionError
 
 
-def _object(element: ET.Element, prefix: str, *, encoded: bool) -> tuple[str, int, str | None]:
-    key, size = _text(element, "Key"), _text(element, "Size")
-    key = unquote_plus(key) if encoded else key
-    if not key.startswith(prefix) or not (size.isascii() and size.isdigit()):
-        raise _Doubt
-    return key, int(size), _text(element, "ETag").strip('"') or None
-
-
-def _xml(body: bytes) -> ET.Element:
-    try:
-        return ET.fromstring(body)  # noqa: S314 - of the server that holds the data
-    except (ET.ParseError, LookupError, ValueError) as error:
-        raise _Doubt from error
-
-
-def _tag(element: ET.Element) -> str:
-    return element.tag.rpartition("}")[2]
-
-
-def _text(element: ET.Element, name: str) -> str:
-    return next((child.text or "" for child in element if _tag(child) == name), "")
+def _code(body: bytes) -> str:
+    page = tree(body)
+    return "" if page is None else fields(page).get("Code", "")
 
 
 def _word(text: str) -> str:

@@ -1,17 +1,22 @@
-"""S3 as a store: small objects, listings and deletes by s3fs, the bytes of files by our engine."""
+"""S3 as a store: s3fs knows the user and the place, everything is asked over our connections."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointNotFoundError, StorePermanentError, StoreTransientError
+from bt_lightning.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+)
 from bt_lightning.layout import under
-from bt_lightning.store.port import AS_IT_GOES, ObjectInfo, Reuse, redact
+from bt_lightning.store.port import AS_IT_GOES, ObjectInfo, Reuse, most_bytes, redact, too_large
 from bt_lightning.store.remote import FsspecStore
+from bt_lightning.store.s3.answers import PAGE, Listing, listed
 from bt_lightning.store.s3.api import Api, retried
-from bt_lightning.store.s3.failures import MISSING, Failure
+from bt_lightning.store.s3.failures import MISSING, NO_BUCKET, TAKEN, Failure, TooLarge, of_store
 from bt_lightning.store.s3.journal import Journal
+from bt_lightning.store.s3.patience import Allowance
 from bt_lightning.store.s3.plan import PART_BYTES
 from bt_lightning.store.s3.upload import Uploader
 from bt_lightning.store.s3.wire import Into
@@ -61,6 +66,37 @@ class S3Store(FsspecStore):
                 reuse = Reuse(self._key(reuse.key), reuse.ranges)
             self._uploader.send(source, self._key(key), reuse)
 
+    def put(self, key: str, data: bytes) -> None:
+        """In one request."""
+        with self._doing("writing", key):
+            self._uploader.put(data, self._key(key))
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """In one request, with `If-None-Match: *`."""
+        with self._doing("writing", key):
+            try:
+                self._uploader.put(data, self._key(key), new=True)
+            except Failure as failure:
+                if failure.code not in TAKEN:
+                    raise
+                if self.read(key) != data:  # equal: our own success whose answer was lost
+                    msg = f"{self._name}/{key} exists and holds other bytes"
+                    raise CheckpointExistsError(msg) from None
+
+    def read(self, key: str) -> bytes | None:
+        """In one request."""
+        with self._doing("reading", key):
+            allowance = Allowance(most_bytes(key))
+            try:
+                reply = self._api.transfer("get_object", allowance=allowance, Key=self._key(key))
+            except TooLarge as failure:
+                raise too_large(self._name, key) from failure
+            except Failure as failure:
+                if failure.code in {*MISSING, NO_BUCKET}:
+                    return None
+                raise
+            return reply.body
+
     def size(self, key: str) -> int | None:
         """Ask for the object's facts."""
         with self._doing("reading", key):
@@ -100,21 +136,54 @@ class S3Store(FsspecStore):
             raise Failure(msg, transient=True)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """As s3fs lists; but a bucket that is not there is an error, and no empty one."""
-        found = list(super().list(prefix))
-        if not found:
-            with self._doing("listing", prefix):
+        """A thousand objects a request; a bucket that is not there is an error."""
+        folder = self._key(prefix)
+        listing = Listing(f"{folder}/" if folder else "", ordered=not self._is_directory())
+        with self._doing("listing", prefix):
+            self._list_into(listing)
+            if not listing.objects:
                 self._check_bucket()
-        return iter(found)
+        cut = len(self._key("")) + 1 if self._base else 0
+        return (ObjectInfo(key[cut:], size, version) for key, size, version in listing.objects)
+
+    def _list_into(self, listing: Listing) -> None:
+        token: str | None = None
+        while True:
+            reply = self._api.transfer(
+                "list_objects_v2",
+                allowance=PAGE,
+                Prefix=listing.prefix,
+                EncodingType="url",
+                ContinuationToken=token,
+            )
+            try:
+                token = listing.take(listed(reply.body))
+            except ValueError as error:
+                raise Failure(str(error), transient=True) from None
+            if token is None:
+                return
+
+    def _is_directory(self) -> bool:
+        """Whether the bucket is one of those of S3 Express, which list in no order."""
+        return self._api.bucket.endswith("--x-s3")
+
+    def delete(self, keys: Collection[str]) -> None:
+        """One by one: not every server knows more, and a missing one must not hide the others."""
+        for key in keys:
+            with self._doing("deleting", key):
+                try:
+                    self._api.call("delete_object", Key=self._key(key))
+                except Failure as failure:
+                    if failure.code not in MISSING:
+                        raise
 
     def _check_bucket(self) -> None:
         try:
             self._api.call("head_bucket")
         except Failure as failure:
-            if failure.code not in {*MISSING, "NoSuchBucket"}:
+            if failure.code not in {*MISSING, NO_BUCKET}:
                 return  # it answered the listing: not everybody may ask this
-            msg = f"there is no bucket {self._api.bucket}"
-            raise Failure(msg, transient=False) from None
+            raise Failure(str(failure), code=NO_BUCKET, transient=False) from None
 
     def sign(self, key: str, expires_s: int) -> str:
         """By version 4 of AWS's signature: objects under a key of KMS are read by no other."""
@@ -140,5 +209,7 @@ class S3Store(FsspecStore):
             try:
                 yield
             except Failure as failure:
-                kind = StoreTransientError if failure.transient else StorePermanentError
-                raise kind(redact(f"{what}: {failure}", self._secrets)) from None
+                if failure.code == NO_BUCKET:
+                    what = f"{what}: there is no bucket {self._api.bucket}"
+                text = redact(f"{what}: {failure}", self._secrets | self._api.secrets)
+                raise of_store(failure, text) from None

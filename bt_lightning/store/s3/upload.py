@@ -29,7 +29,7 @@ from bt_lightning.store.s3.plan import (
     part_size,
     plan_parts,
 )
-from bt_lightning.store.sources import whole
+from bt_lightning.store.sources import Held, whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -94,7 +94,8 @@ class Uploader:
                     raise
                 # the server cannot, or the other object is gone: everything is sent
         if source.size <= self._part_bytes:
-            self._at_once(source, key)
+            with source.lend(0, source.size) as data:
+                self._at_once(data, key)
             self._uploads.end(key)
         else:
             self._in_parts(source, key, None, "")
@@ -124,21 +125,24 @@ class Uploader:
             )
         )
 
-    def _at_once(self, source: Source, key: str) -> None:
-        crew = Crew(Pace(source.size), self._bandwidth)
-        with source.lend(0, source.size) as data:
-            for checksum in self._choice.candidates():
-                value = checksum.of(data) if checksum else None
-                send = functools.partial(
-                    self._bytes, "put_object", data, checksum, value, crew, Key=key
-                )
-                try:
-                    retried(send)
-                except Failure as failure:
-                    if checksum is None or failure.code not in failures.UNKNOWN_TO_SERVER:
-                        raise
-                else:
-                    break
+    def put(self, data: bytes, key: str, *, new: bool = False) -> None:
+        """Make `key` hold these few bytes; with `new`, only if nothing is there."""
+        self._at_once(Held(memoryview(data)), key, IfNoneMatch="*" if new else None)
+
+    def _at_once(self, data: Lent, key: str, **conditions: str | None) -> None:
+        crew = Crew(Pace(data.size), self._bandwidth)
+        for checksum in self._choice.candidates():
+            value = checksum.of(data) if checksum else None
+            send = functools.partial(
+                self._bytes, "put_object", data, checksum, value, crew, Key=key, **conditions
+            )
+            try:
+                retried(send)
+            except Failure as failure:
+                if checksum is None or failure.code not in failures.UNKNOWN_TO_SERVER:
+                    raise
+            else:
+                break
         self._choice.settle(checksum)
 
     def _bytes(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 from bt_lightning.store.parallel import fill
-from bt_lightning.store.s3.failures import Failure
+from bt_lightning.store.s3.failures import Failure, Hostile
 from bt_lightning.store.s3.patience import Allowance, Arriving, Patience
 from bt_lightning.store.s3.sending import send_body
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SMALL: Final = Allowance(64 * 1024, most_s=300.0)
 """For answers that say no more than that something was done, and for errors."""
+_GOOD: Final = frozenset({200, 206})
 _IDLE_S: Final = 15.0
 """A kept connection is used again within this time: servers close theirs from 20 s on."""
 
@@ -60,6 +61,8 @@ class Reply:
     """What came, unless it went into the caller's memory; cut off after what is allowed."""
     filled: int = 0
     """Bytes that went into the caller's memory."""
+    cut: bool = False
+    """Whether there is more of the body than is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ class Wire:
 
         Raises:
             OSError: the connection could not be made, broke, or stood still.
-            http.client.HTTPException: what came is no whole answer.
+            http.client.HTTPException: the answer was cut off.
+            Hostile: it is none, or has no end.
         """
         url = urlsplit(signed.url)
         connection, fresh, target = self._connection(url)
@@ -134,6 +138,11 @@ class Wire:
             with connection.getresponse() as response:
                 reply = _read(response, into, allowance.body_bytes)
                 kept = response.isclosed() and not response.will_close
+        except (http.client.IncompleteRead, http.client.BadStatusLine):
+            raise  # it was cut off
+        except http.client.HTTPException as error:
+            msg = f"the answer has no end, or is none of HTTP: {error}"
+            raise Hostile(msg) from None
         finally:
             if kept:
                 with self._lock:
@@ -234,9 +243,12 @@ def _send_head(connection: Connection, signed: Signed, target: str, size: int) -
 
 def _read(response: http.client.HTTPResponse, into: Into | None, most_bytes: int) -> Reply:
     headers = {name.lower(): value for name, value in response.getheaders()}
-    if into is None or response.status not in {200, 206}:
-        body = response.read(most_bytes)
-        return Reply(response.status, headers, body)
+    if into is None or response.status not in _GOOD:
+        most = most_bytes if response.status in _GOOD else SMALL.body_bytes
+        body = response.read(most + 1)
+        if len(body) <= most and response.length:
+            raise http.client.IncompleteRead(body)
+        return Reply(response.status, headers, body[:most], cut=len(body) > most)
     filled = fill(into.targets, response.readinto, into.arrived)
     if not response.length:
         response.read(1)  # if nothing is left but the end itself, the connection can be kept

@@ -11,10 +11,12 @@ import re
 import socket
 import ssl
 import struct
+import sys
 import threading
 import uuid
+from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import xxhash
@@ -22,6 +24,10 @@ import xxhash
 from bt_lightning.store.port import AS_IT_GOES, Sending
 from bt_lightning.store.s3.store import S3Store
 from bt_lightning.store.sources import Steady
+
+_HERE = Path(__file__).parent
+if str(_HERE) not in sys.path:
+    sys.path.insert(0, str(_HERE))  # for `hostile_servers`, which is no test
 
 MIB = 1024 * 1024
 ON_CEPH = os.environ.get("BT_TEST_S3") == "radosgw"  # no test sees such variables
@@ -66,6 +72,11 @@ def _operation(method, target, headers):
     return method
 
 
+def _token(target, headers):
+    query = parse_qs(urlsplit(target).query)
+    return query.get("X-Amz-Security-Token", [headers.get("x-amz-security-token")])[0]
+
+
 class FaultProxy(ThreadingTCPServer):
     """Passes requests on, counts them, and does to the n-th of them what `faults` says."""
 
@@ -80,6 +91,10 @@ class FaultProxy(ThreadingTCPServer):
         self.closing = threading.Event()
         self.changed = threading.Condition()
         self.tls = None
+        self.token = None
+        """The session token that counts; None for any, and none."""
+        self.expired = "ExpiredToken"
+        """The code of the answer to another one."""
         self.clients = set()
         self.reset()
 
@@ -153,6 +168,8 @@ class _Handler(StreamRequestHandler):
             headers[name.lower()] = value.strip()
         self.server.headers.append(headers)
         fault = self.server.began(_operation(method, target, headers))
+        if self.server.token is not None and self.server.token != _token(target, headers):
+            fault = "expired"
         try:
             return self._served(method, target, headers, fault)
         finally:
@@ -170,8 +187,9 @@ class _Handler(StreamRequestHandler):
             self.server.received += len(body)
         if len(body) != size:
             return False  # the client died
-        if fault in _STATUS:
-            return self._answer(method, *_STATUS[fault])
+        refusal = {**_STATUS, "expired": (400, self.server.expired)}.get(fault)
+        if refusal:
+            return self._answer(method, *refusal)
         if fault == "stall":
             self.server.closing.wait()
             return False

@@ -1,0 +1,99 @@
+"""The values that no text may hold: those that a user gave us or a client found. Pure.
+
+Values are hidden, not words that look like them: an error says "credentials" and means no secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, quote_plus, unquote
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+_LEAST: Final = 6
+"""Characters; what is shorter occurs in every text."""
+_PLAIN_URL: Final = re.compile(r"https?://[^@\s?]*")
+_PUBLIC: Final = frozenset(
+    {
+        "account_name",
+        "acl",
+        "addressing_style",
+        "contenttype",
+        "profile",
+        "project",
+        "region_name",
+        "serversideencryption",
+        "signature_version",
+        "storageclass",
+    }
+)
+"""Options whose values are names that messages are about."""
+_VARIABLE: Final = re.compile(
+    r"(AWS|AZURE|FSSPEC|GCSFS|GOOGLE|BOTO)_\w*(KEY|SECRET|TOKEN|PASSWORD|SAS|CONNECTION_STRING)\w*"
+)
+_NAMES_PLACE: Final = ("_FILE", "_PATH", "_URI", "_URL")
+_USERINFO: Final = re.compile(r"(?<=://)(?:[^/\s]+|[^/\s@]*:(?!\d+/)[^\s@]*)@")
+"""A password may hold a `/`, but what follows a `:` is not the port of a host."""
+_SIGNED: Final = re.compile(
+    r"(?i)([?&;](?:sig|signature|token|access_token|key|secret|password|awsaccesskeyid|accountkey"
+    r"|sharedaccesssignature|x-(?:amz|goog)-(?:signature|credential|security-token))=)"
+    r"[^\s&;\"'<>]+"
+)
+"""The query of a signed URL: a client puts one into its texts, and only the names are known."""
+
+
+def hide(text: str, secrets: Collection[str] = ()) -> str:
+    """`text` without `secrets`, without the user of a URL, and without what signs one."""
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
+        text = text.replace(secret, "***")
+    return _SIGNED.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def known_secrets(
+    url: str, options: Mapping[str, object], environment: Mapping[str, str]
+) -> frozenset[str]:
+    """What must be in no text about the store at `url`, opened with `options` of its filesystem."""
+    found = [value for name, value in environment.items() if _is_secret(name)]
+    return with_spellings({*secrets_of(found), *secrets_of(options), *_of_text(url)})
+
+
+def with_spellings(secrets: Collection[str]) -> frozenset[str]:
+    """Also as they stand in a URL; without those that are too short to be told from words."""
+    spelled = [spell(one) for one in secrets for spell in (str, quote, quote_plus, _quote_all)]
+    return frozenset(one for one in spelled if len(one) >= _LEAST)
+
+
+def secrets_of(options: object) -> frozenset[str]:
+    """Every text inside nested storage options that may be a secret, and such parts of it."""
+    if isinstance(options, str):
+        plain = len(options) < _LEAST or _PLAIN_URL.fullmatch(options)
+        return frozenset(() if plain else (options, *_of_text(options)))
+    if isinstance(options, Mapping):
+        inner = [value for name, value in options.items() if str(name).lower() not in _PUBLIC]
+        return frozenset().union(*map(secrets_of, inner))
+    if isinstance(options, list | tuple):
+        return frozenset().union(*map(secrets_of, options))
+    return frozenset()
+
+
+def _is_secret(name: str) -> bool:
+    return _VARIABLE.fullmatch(name) is not None and not name.endswith(_NAMES_PLACE)
+
+
+def _of_text(text: str) -> Iterator[str]:
+    """The user and password of a URL, what signs it, and the values of a connection string."""
+    info = _USERINFO.search(text)
+    whole = info.group().removesuffix("@") if info else ""
+    if ":" in whole:  # without one it may be a container of Azure's
+        parts = (whole, *whole.split(":", 1))
+        yield from (one for part in parts for one in (part, unquote(part)) if len(one) >= _LEAST)
+    for match in _SIGNED.finditer(f"?{text}"):
+        value = match.group().partition("=")[2]
+        yield from (one for one in (value, unquote(value)) if len(one) >= _LEAST)
+
+
+def _quote_all(text: str) -> str:
+    return quote(text, safe="")
