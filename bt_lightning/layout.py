@@ -90,11 +90,25 @@ def job_prefix(project: str, job: str, node_rank: int) -> str:
 
 
 def jobs_prefix(project: str | None = None, job: str | None = None) -> str:
-    """Key prefix of one job, of all jobs of a project, or of all projects."""
+    """Key prefix of one job, of all jobs of a project, or of all projects.
+
+    Raises:
+        InvalidSettingError: a name is too long for a folder's.
+    """
     if project is None:
         return _PROJECTS
-    jobs = f"{_PROJECTS}/{slug(project)}/jobs"
-    return jobs if job is None else f"{jobs}/{slug(job)}"
+    jobs = f"{_PROJECTS}/{_part(project, 'project')}/jobs"
+    return jobs if job is None else f"{jobs}/{_part(job, 'job')}"
+
+
+def _part(name: str, what: str) -> str:
+    part = slug(name)
+    if len(part) > _MAX_PART:
+        msg = (
+            f"the {what} {name[:50]!r}... has {len(part)} characters, expected {_MAX_PART} at most"
+        )
+        raise InvalidSettingError(msg)
+    return part
 
 
 def committed_at(key: str) -> tuple[str, str, int, str] | None:

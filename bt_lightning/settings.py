@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LEAST_MB_S = 0.1
 _TORCH_TRUE = frozenset({"1", "y", "yes", "true"})
+_LONGEST_NAME = 246
+"""Characters of a directory's name in that of its job: with a hash it is one name of a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +191,7 @@ class Job:
         a store stay apart as long as their directories differ.
         """
         path = Path(os.path.normpath(Path(checkpoint_dir).absolute()))
-        fallback = f"{slug(path.name)}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
+        fallback = f"{slug(path.name)[:_LONGEST_NAME]}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
         return cls(
             project=settings.project or "default",
             job=settings.job or fallback,

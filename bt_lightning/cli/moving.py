@@ -105,8 +105,9 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
     from bt_lightning.cli.progress import progress
     from bt_lightning.cli.text import human_size, printable
     from bt_lightning.errors import CheckpointExistsError
-    from bt_lightning.localdir.durable import rename_new, sweep_temporaries, temporary, tidy
+    from bt_lightning.localdir.durable import sweep_temporaries, temporary, tidy
     from bt_lightning.localdir.files import sync_directory
+    from bt_lightning.localdir.taking import rename_new
     from bt_lightning.localdir.usable import usable_root
     from bt_lightning.manage.transfer import download_item, serving_files
 

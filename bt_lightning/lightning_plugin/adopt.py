@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin.checks import checkpoint_root
 from bt_lightning.lightning_plugin.compat import is_last_batch
+from bt_lightning.lightning_plugin.last_link import LinkOrSave
 from bt_lightning.lightning_plugin.meeting import from_zero
 from bt_lightning.lightning_plugin.namespace import model_checkpoint_classes
 from bt_lightning.lightning_plugin.places import is_url
@@ -85,6 +86,7 @@ def adopt(trainer: Trainer, placement: Placement) -> None:
             callback.auto_insert_metric_name = False
         if "on_train_batch_end" not in vars(callback):
             _Deferral(callback)
+            callback._link_checkpoint = LinkOrSave(callback)
         # it holds our dot folder at least, and a run that resumes expects to find its own files
         warnings.filterwarnings(
             "ignore",

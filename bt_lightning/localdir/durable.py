@@ -8,8 +8,6 @@ without a clock, a process id or a heartbeat. Source: flock(2), rename(2).
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import fcntl
 import itertools
 import os
@@ -21,20 +19,17 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.bounded import RECORD
 from bt_lightning.layout import DOT_DIR, check_checkpoint_id
-from bt_lightning.localdir.beneath import new_file
+from bt_lightning.localdir import taking
 from bt_lightning.localdir.committed import read_manifest
 from bt_lightning.localdir.files import opened, sync_directory, write_out
 from bt_lightning.localdir.locks import lock, naming, try_lock
 from bt_lightning.localdir.small import read_small
+from bt_lightning.localdir.taking import RENAME_EXCHANGE, rename_new
 from bt_lightning.localdir.walk import entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
-_RENAME_EXCHANGE = 2
-_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _TRIES = 8
 _MOST = 10_000
 _REPLACED = "replaced-"
@@ -85,7 +80,7 @@ def publish_directory(built: Path, final: Path, root: Path, *, replace: bool = T
             rename_new(built, final)
         elif not os.path.lexists(final):
             os.rename(built, final)
-        elif not _renameat2(built, final, _RENAME_EXCHANGE):
+        elif not taking.renameat2(built, final, RENAME_EXCHANGE):
             _replace(built, final, root)
     parent = final.parent
     sync_directory(parent)
@@ -125,64 +120,6 @@ def empty_trash(root: Path) -> None:
     for waiting in children(trash(root)):
         if waiting.name.startswith(_DELETED):
             discard(waiting)
-
-
-def write_new(folder: int, name: str, part: str, data: bytes) -> None:
-    """Make the small file `name` in a folder, whole and durable, if the name is free.
-
-    `folder` is a descriptor that can be synced. The bytes have no name until they are complete;
-    where a file system cannot do that, they have the name `part`. Raises `FileExistsError` if
-    `name` exists, and `FileNotFoundError` if the folder is gone. Source: open(2), O_TMPFILE.
-    """
-    try:
-        descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o644, dir_fd=folder)
-    except OSError as error:
-        if not os.fstat(folder).st_nlink:  # some file systems call that forbidden
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
-        if error.errno not in _NO_TMPFILE:
-            raise
-        _write_new_by_rename(folder, name, part, data)
-    else:
-        with os.fdopen(descriptor, "wb") as stream:
-            write_out(stream, data)
-            # without a dir_fd Python would call link(2), which cannot follow the link in /proc
-            nameless = f"/proc/self/fd/{descriptor}"
-            os.link(nameless, name, dst_dir_fd=folder, follow_symlinks=True)
-    os.fsync(folder)
-
-
-def _write_new_by_rename(folder: int, name: str, part: str, data: bytes) -> None:
-    descriptor = new_file(folder, part)
-    with os.fdopen(descriptor, "wb") as stream:
-        write_out(stream, data)
-    try:
-        rename_new_in(folder, part, name)
-    except FileExistsError:
-        os.unlink(part, dir_fd=folder)
-        raise
-
-
-def rename_new_in(folder: int, part: str, name: str) -> None:
-    """`rename_new` of a file within the folder of that descriptor."""
-    if not _renameat2(part, name, _RENAME_NOREPLACE, folder):
-        os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-        os.unlink(part, dir_fd=folder)
-
-
-def rename_new(one: Path, other: Path) -> None:
-    """Rename `one` to `other` if that name is free; else raise `FileExistsError`."""
-    if _renameat2(one, other, _RENAME_NOREPLACE):
-        return
-    if not one.is_dir():
-        os.link(one, other)  # two steps: a kill between them leaves the old name as well
-        one.unlink()
-        return
-    try:
-        os.rename(one, other)  # takes the place of an empty directory, and of nothing else
-    except OSError as error:
-        if error.errno in {errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST}:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(other)) from error
-        raise
 
 
 def sweep(root: Path) -> list[Path]:
@@ -244,7 +181,8 @@ def _owned(parent: Path) -> tuple[Path, int]:
             parent.mkdir(parents=True, exist_ok=True)
             with opened(parent) as gate:
                 lock(gate, fcntl.LOCK_SH)  # no sweep between making it and locking it
-                path = Path(tempfile.mkdtemp(dir=parent))
+                path = parent / uuid.uuid4().hex
+                path.mkdir()  # its mode is the checkpoint's, as the umask says
                 owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
                 try_lock(owner)
                 return path, owner
@@ -313,17 +251,3 @@ def _origin(waiting: Path, root: Path) -> Path | None:
         return root / read_manifest(waiting / _CONTENT).checkpoint_id
     except (OSError, ValueError):
         return None  # no checkpoint, and nobody knows its name
-
-
-def _renameat2(one: Path | str, other: Path | str, flag: int, folder: int = _AT_FDCWD) -> bool:
-    """Call renameat2(2); False if this kernel, C library or file system does not know `flag`."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    names = (os.fsencode(one), os.fsencode(other))
-    if libc.renameat2(folder, names[0], folder, names[1], flag) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
-        return False
-    raise OSError(code, os.strerror(code), str(other))

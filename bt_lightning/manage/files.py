@@ -20,7 +20,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.layout import hidden, jobs_prefix, safe_parts, slug, under
 from bt_lightning.localdir.beneath import READ, folder, made_folder, new_file, split
-from bt_lightning.localdir.durable import rename_new_in
+from bt_lightning.localdir.taking import rename_new_in
 from bt_lightning.store.catalog import look
 from bt_lightning.store.parallel import in_parallel
 from bt_lightning.store.sources import PIECE_BYTES

@@ -20,7 +20,8 @@ from bt_lightning.errors import (
 )
 from bt_lightning.layout import DOT_DIR, MANIFEST, job_prefix, trash_folder, under
 from bt_lightning.localdir.committed import manifest_directories, read_manifest
-from bt_lightning.localdir.durable import delete_directory, rename_new
+from bt_lightning.localdir.durable import delete_directory
+from bt_lightning.localdir.taking import rename_new
 from bt_lightning.manage.delete import Deletion, delete_items
 from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf, StoreShelf
 from bt_lightning.manage.transfer import holding

@@ -16,8 +16,8 @@ from bt_lightning.errors import (
 from bt_lightning.layout import part_name
 from bt_lightning.localdir import beneath
 from bt_lightning.localdir.beneath import made_folder
-from bt_lightning.localdir.durable import write_new
 from bt_lightning.localdir.files import write_all
+from bt_lightning.localdir.taking import write_new
 from bt_lightning.store.parallel import fill
 from bt_lightning.store.port import ObjectInfo, most_bytes, too_large, translated
 from bt_lightning.store.sources import pieces, whole
@@ -73,7 +73,7 @@ class LocalStore:
 
         def write(folder: int, name: str) -> None:
             try:
-                write_new(folder, name, part_name(name), data)
+                write_new(folder, name, data)
             except FileExistsError:
                 found = self.read(key)
                 if found is None and not _taken(folder, name):

@@ -84,20 +84,20 @@ def test_verify_tells_whole_from_damaged_and_ends_with_12(root):
     ("args", "code", "says"),
     [
         (("checkpoints", "list"), 2, "name a directory"),
-        (("checkpoints", "list", "--dir", "/nowhere"), 2, "no directory"),
+        (("checkpoints", "list", "--dir", "{}/nowhere"), 2, "no directory"),
         (
             ("checkpoints", "list", "--store", "nope://x", "--job-id", "j"),
             2,
             "no fsspec filesystem",
         ),
-        (("checkpoints", "list", "--store", "file:///tmp/none"), 10, "nothing is committed"),
-        (("checkpoints", "list", "--dir", "/tmp", "--sort", "age"), 2, "cannot sort by"),
-        (("checkpoints", "list", "--dir", "/tmp", "--all-jobs"), 2, "name it with --store"),
+        (("checkpoints", "list", "--store", "file://{}/none"), 10, "nothing is committed"),
+        (("checkpoints", "list", "--dir", "{}", "--sort", "age"), 2, "cannot sort by"),
+        (("checkpoints", "list", "--dir", "{}", "--all-jobs"), 2, "name it with --store"),
         (("nonsense",), 2, "No such command"),
     ],
 )
-def test_wrong_usage_ends_with_its_code_and_without_a_traceback(args, code, says):
-    done = run(*args)
+def test_wrong_usage_ends_with_its_code_and_without_a_traceback(args, code, says, tmp_path):
+    done = run(*(arg.replace("{}", str(tmp_path)) for arg in args))
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -18,20 +18,20 @@ import pytest
 import bt_lightning
 from bt_lightning.errors import CheckpointNotFoundError, DirectoryUnusableError
 from bt_lightning.layout import DOT_DIR, MANIFEST
-from bt_lightning.localdir import durable
+from bt_lightning.localdir import durable, taking
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.durable import (
     delete_directory,
     empty_trash,
     publish_directory,
-    rename_new,
     sweep,
     temporaries,
     temporary,
     tidy,
     trash,
 )
+from bt_lightning.localdir.taking import rename_new
 from bt_lightning.localdir.usable import usable_root
 from bt_lightning.manifest import Manifest
 
@@ -100,7 +100,7 @@ class Mortal:
     def __enter__(self):
         for name in self.CALLS:
             self._guard(os, name)
-        self._guard(durable, "_renameat2")
+        self._guard(taking, "renameat2")
         close = os.close
         self._close = close
 
@@ -157,7 +157,7 @@ def deaths(tmp_path, prepare, act):
 def kernel(request, monkeypatch):
     """With renameat2, and as on a kernel or file system that does not know it."""
     if request.param == "no exchange":
-        monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+        monkeypatch.setattr(taking, "renameat2", lambda *_: False)
     return request.param
 
 
@@ -193,7 +193,7 @@ def test_a_death_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new_whole(
 
 def test_a_death_in_the_sweep_after_a_death_is_repaired_by_the_next_sweep(tmp_path, monkeypatch):
     """Invariant 7: the repair may be killed as well."""
-    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(taking, "renameat2", lambda *_: False)
 
     def die_between_two_renames(root):
         make(root)
@@ -430,10 +430,10 @@ def test_a_sweep_spares_what_this_process_writes(tmp_path):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from bt_lightning.localdir import durable
+    from bt_lightning.localdir import taking
     from bt_lightning.localdir.durable import publish_directory, temporary
     root = Path(sys.argv[1])
-    durable._renameat2 = lambda *_: False
+    taking.renameat2 = lambda *_: False
     renames = 0
     rename = os.rename
     def last(*args):
@@ -463,7 +463,7 @@ def test_a_process_killed_between_two_renames_is_repaired_by_the_next_start(tmp_
 
 
 def test_a_name_taken_since_is_not_overwritten_by_what_waits_in_the_trash(tmp_path, monkeypatch):
-    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(taking, "renameat2", lambda *_: False)
     make(tmp_path)
     waiting = durable._set_aside(tmp_path / NAME, tmp_path)
     assert waiting.exists()
@@ -690,3 +690,21 @@ def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="broken"):
         make(tmp_path)
     assert left_over(tmp_path) == []
+
+
+# modes
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077, 0o027])
+def test_the_mode_of_what_is_committed_is_as_the_umask_says(tmp_path, umask, kernel):
+    """Others of the group, a pod of another user, or a server could not read it otherwise."""
+    before = os.umask(umask)
+    try:
+        make(tmp_path, "run/checkpoint-1")
+        make(tmp_path, "run/checkpoint-1", generation=2)
+    finally:
+        os.umask(before)
+    found = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*")}
+    assert found
+    for path, mode in found.items():
+        assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, path

@@ -108,6 +108,21 @@ def test_two_directories_are_two_jobs_even_if_their_slugs_are_equal(names):
     assert one.prefix != other.prefix
 
 
+@pytest.mark.parametrize("length", [1, 245, 246, 247, 255])
+def test_a_directory_of_any_name_has_a_job_whose_name_is_one_of_a_folder(length):
+    one, other = (Job.named(Settings(), f"/data/{'x' * (length - 1)}{last}") for last in "ab")
+    assert one.prefix != other.prefix
+    assert all(len(part) <= 255 for part in one.prefix.split("/"))
+    if length <= 246:  # as ever: another would not find its checkpoints
+        assert one.job.startswith(f"{'x' * (length - 1)}a-")
+
+
+def test_a_job_or_project_of_too_long_a_name_is_refused_before_anything_is_written():
+    for settings_ in (Settings(job="j" * 256), Settings(project="p" * 256)):
+        with pytest.raises(InvalidSettingError, match="has 256 characters, expected 255 at most"):
+            _ = Job.named(settings_, "/x").prefix
+
+
 def test_nodes_of_one_job_write_apart():
     prefixes = {Job.named(Settings(job="j", node_rank=rank), "/x").prefix for rank in range(16)}
     assert len(prefixes) == 16

@@ -232,9 +232,9 @@ def test_a_load_during_a_save_gets_one_of_the_two_whole_or_none(name, place, mon
 
 def test_a_save_where_two_names_cannot_be_exchanged_works_as_well(place, monkeypatch):
     """On NFS and old kernels renameat2 has no RENAME_EXCHANGE."""
-    from bt_lightning.localdir import durable
+    from bt_lightning.localdir import taking
 
-    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(taking, "renameat2", lambda *_: False)
     io = BTCheckpointIO()
     io.save_checkpoint(STATE, place)
     io.save_checkpoint(OTHER, place)

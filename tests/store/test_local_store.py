@@ -118,9 +118,9 @@ def test_two_writers_of_one_new_key_do_not_mix_and_one_learns_that_it_lost(store
 
 
 def test_put_new_works_where_names_cannot_be_exchanged(store, monkeypatch):
-    from bt_lightning.localdir import durable
+    from bt_lightning.localdir import taking
 
-    monkeypatch.setattr(durable, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(taking, "renameat2", lambda *_: False)
     store.put_new("a/key", b"one")
     store.put_new("a/key", b"one")
     with pytest.raises(CheckpointExistsError):
@@ -311,3 +311,21 @@ def test_the_name_of_a_folder_is_the_url_that_opens_it(tmp_path, folder):
     store.put("key", b"x")
     assert open_store(store.name).read("key") == b"x"
     assert open_store(f"file://{tmp_path}/{folder}").read("key") == b"x"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize("modern", [True, False])
+def test_the_mode_of_what_is_published_is_as_the_umask_says(tmp_path, umask, modern, monkeypatch):
+    from bt_lightning.localdir import taking
+
+    if not modern:
+        monkeypatch.setattr(taking, "renameat2", lambda *_: False)
+    before = os.umask(umask)
+    try:
+        store = LocalStore(tmp_path / "store")
+        store.put("a/put", b"1")
+        store.put_new("a/new", b"1")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "store").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path

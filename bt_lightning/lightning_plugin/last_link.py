@@ -1,0 +1,59 @@
+"""`save_last="link"` where a file system has no symbolic links: the newest is saved twice."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bt_lightning.lightning_plugin.meeting import from_zero
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+log = logging.getLogger(__name__)
+
+
+class LinkOrSave:
+    """Takes the place of `_link_checkpoint` of one `ModelCheckpoint`; called on every rank.
+
+    Lightning copies the *file* that it cannot link to, and a checkpoint is a directory here.
+    """
+
+    def __init__(self, callback: ModelCheckpoint) -> None:
+        self._callback = callback
+        self._links: bool | None = None
+        """Whether the file system has them; asked at the first one."""
+
+    def __call__(self, trainer: Trainer, filepath: str, linkpath: str) -> None:
+        """Have `linkpath` lead to the checkpoint at `filepath`, which was just saved."""
+        callback = self._callback
+        if self._links is None:
+            refusal = from_zero(trainer, lambda: _refusal(Path(linkpath).parent))
+            self._links = refusal is None
+            if refusal is not None and trainer.is_global_zero:
+                log.warning(
+                    "save_last='link': %s has no symbolic links (%s), so the newest checkpoint is"
+                    " saved a second time, as with save_last=True",
+                    Path(linkpath).parent,
+                    refusal,
+                )
+        if self._links:
+            type(callback)._link_checkpoint(trainer, filepath, linkpath)
+        else:
+            callback._save_checkpoint(trainer, linkpath)
+
+
+def _refusal(folder: Path) -> str | None:
+    """What the system says when a link is made in `folder`; None if it makes one."""
+    trial = folder / f".{uuid.uuid4().hex}.link"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.symlink_to("nowhere")
+        trial.unlink()
+    except OSError as error:
+        return error.strerror or os.strerror(error.errno or 0)
+    return None
