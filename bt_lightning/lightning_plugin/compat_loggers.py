@@ -103,11 +103,14 @@ class _Way:
     scan: str
     """Its method that goes through those of a `ModelCheckpoint`."""
     give: Callable[[Any, Shot], None]
+    opens: bool = False
+    """Whether that method opens what it finds, and fails where there is no file."""
 
 
 def give(logger: Any, shot: Shot) -> None:
     """Hand what is committed there to `logger`, unless it has it. Blocks as long as the logger."""
-    committed, way, known = shot.committed, _way_of(logger), logger._logged_model_time
+    committed, way = shot.committed, _way_of(logger)
+    known: dict[str, float] = vars(logger).setdefault("_logged_model_time", {})
     if way is None or (committed is None and shot.path in known):
         return
     if committed is None:
@@ -122,15 +125,15 @@ def give(logger: Any, shot: Shot) -> None:
 def wait_with(logger: Any, hand: Callable[[Any, Shot], None]) -> None:
     """From now on `logger` has each directory by `hand`, until `wait_no_more`."""
     way = _way_of(logger)
-    if way is not None:
+    if way is not None and way.scan not in vars(logger):  # else it waits for each commit
         vars(logger)[way.scan] = functools.partial(_scan, way, logger, hand=hand)
 
 
 def wait_no_more(logger: Any) -> None:
     """Undo `wait_with`; idempotent."""
     way = _way_of(logger)
-    if way is not None:
-        vars(logger).pop(way.scan, None)
+    if way is not None and isinstance(vars(logger).get(way.scan), functools.partial):
+        del vars(logger)[way.scan]
 
 
 def teach_loggers() -> None:
@@ -138,7 +141,7 @@ def teach_loggers() -> None:
     for (home, name), way in _WAYS.items():
         kind = getattr(sys.modules.get(home), name, None)
         original = vars(kind).get(way.scan) if kind is not None else None
-        if original is not None and not hasattr(original, "__wrapped__"):
+        if original is not None and not hasattr(original, "bt_original"):
             setattr(kind, way.scan, _taught(way, original))
 
 
@@ -147,20 +150,23 @@ def _taught(way: _Way, original: Callable[..., None]) -> Callable[..., None]:
     def scan(self: Any, checkpoint_callback: Any) -> None:
         _scan(way, self, checkpoint_callback)
 
+    scan.bt_original = original  # type: ignore[attr-defined]
     return scan
 
 
 def _scan(way: _Way, logger: Any, callback: Any, hand: Callable[[Any, Shot], None] = give) -> None:
     """Let `logger` have what `callback` has saved: files as ever, directories by `hand`."""
-    _stock(logger, way)(logger, callback)
-    for shot in sorted(shots(callback), key=lambda shot: shot.committed or math.inf):
+    found = sorted(shots(callback), key=lambda shot: shot.committed or math.inf)
+    if not way.opens or all(Path(shot.path).is_file() for shot in found):
+        _stock(logger, way)(logger, callback)
+    for shot in found:
         hand(logger, shot)
 
 
 def _stock(logger: Any, way: _Way) -> Callable[..., None]:
     """The logger's own method, which knows files only."""
     method: Any = getattr(type(logger), way.scan)
-    return cast("Callable[..., None]", inspect.unwrap(method))
+    return cast("Callable[..., None]", getattr(method, "bt_original", method))
 
 
 def _way_of(logger: Any) -> _Way | None:
@@ -192,8 +198,8 @@ def _to_wandb(logger: Any, shot: Shot) -> None:
 
 def _to_mlflow(logger: Any, shot: Shot) -> None:
     """The directory, and beside it what says which it is."""
-    code = inspect.unwrap(type(logger)._scan_and_log_checkpoints).__code__
-    parent = _OLD_FOLDER if _OLD_FOLDER in code.co_consts else ""
+    stock: Any = _stock(logger, _Way(_SCAN, _to_mlflow))
+    parent = _OLD_FOLDER if _OLD_FOLDER in inspect.unwrap(stock).__code__.co_consts else ""
     folder = parent + Path(shot.path).name.removesuffix(".ckpt")
     logger.experiment.log_artifact(logger._run_id, shot.path, folder)
     with tempfile.TemporaryDirectory(prefix="bt_lightning-") as place:
@@ -212,14 +218,34 @@ def _to_lightning(logger: Any, shot: Shot) -> None:
     experiment[logger._checkpoint_name or experiment.name] = Model(shot.path, version=version)
 
 
+def _to_neptune(logger: Any, shot: Shot) -> None:
+    """Each file below the name of the checkpoint; it is gone from Lightning with its service."""
+    from neptune.types import File
+
+    def field(name: str) -> str:
+        return cast("str", logger._construct_path_with_prefix(f"model/{name}"))
+
+    if not logger._log_model_checkpoints:
+        return
+    for name, file in _files(shot.path):
+        with Path(file).open("rb") as stream:
+            place = f"checkpoints/{Path(shot.path).name.removesuffix('.ckpt')}/{name}"
+            logger.run[field(place)] = File.from_stream(stream)
+    if shot.is_best:
+        logger.run[field("best_model_path")] = shot.path
+        if shot.score is not None:
+            logger.run[field("best_model_score")] = shot.score
+
+
 _SCAN = "_scan_and_log_checkpoints"
 _WAYS = {
-    (f"{root}.loggers.{module}", name): _Way(_SCAN, give)
+    (f"{root}.loggers.{module}", name): way
     for root in ("lightning.pytorch", "pytorch_lightning")
-    for module, name, give in (
-        ("wandb", "WandbLogger", _to_wandb),
-        ("mlflow", "MLFlowLogger", _to_mlflow),
-        ("litlogger", "LitLogger", _to_lightning),
+    for module, name, way in (
+        ("wandb", "WandbLogger", _Way(_SCAN, _to_wandb)),
+        ("mlflow", "MLFlowLogger", _Way(_SCAN, _to_mlflow)),
+        ("litlogger", "LitLogger", _Way(_SCAN, _to_lightning)),
+        ("neptune", "NeptuneLogger", _Way("after_save_checkpoint", _to_neptune, opens=True)),
     )
 } | {
     ("wandb.integration.lightning.fabric.logger", "WandbLogger"): _Way(
