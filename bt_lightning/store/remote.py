@@ -224,16 +224,23 @@ def _defaults(scheme: str) -> dict[str, Any]:
 
 
 def download_url(url: str, target: Path) -> None:
-    """Copy the object at `url` to the local file `target`, as fsspec does: one that no job wrote.
+    """Copy the object at `url` to the local file `target`: one that no job wrote.
 
     Raises:
         CheckpointNotFoundError: there is none.
         StoreError: the store refused.
     """
+    scheme = url.partition("://")[0]
+    if scheme in _S3:
+        _check_no_user(url)
+        from bt_lightning.store.s3.store import S3Store  # it is built upon this module
+
+        S3Store(url, {}).save(target)
+        return
     import fsspec
 
     with translated(f"downloading {redact(url)}", known_secrets(url, {}, os.environ)):
-        filesystem, path = fsspec.core.url_to_fs(url, **_defaults(url.partition("://")[0]))
+        filesystem, path = fsspec.core.url_to_fs(url, **_defaults(scheme))
         try:
             filesystem.get_file(path, str(target))
         except FileNotFoundError:

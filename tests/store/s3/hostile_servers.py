@@ -206,7 +206,7 @@ class ElsewhereError(Exception):
 def main(kind, endpoint, *calls):
     """Ask everything; print what came of it, the seconds of each call, and the peak of memory."""
     from bt_lightning.errors import CheckpointError
-    from bt_lightning.store.remote import open_store
+    from bt_lightning.store.remote import download_url, open_store
     from bt_lightning.store.s3 import quick
     from bt_lightning.store.s3.store import S3Store
     from bt_lightning.store.sources import FileSource  # noqa: F401 - imported before the clock runs
@@ -215,6 +215,12 @@ def main(kind, endpoint, *calls):
     user = {"key": "AKIAOFTHETESTS", "secret": "s3kr3t/of+tests", "token": "the-session-token"}
     options = {**user, "client_kwargs": where}
     quick._READ_S = QUIET_S
+    os.environ.update(
+        AWS_ACCESS_KEY_ID=user["key"],
+        AWS_SECRET_ACCESS_KEY=user["secret"],
+        AWS_SESSION_TOKEN=user["token"],
+        AWS_ENDPOINT_URL=endpoint,
+    )
     if kind == "quick":
         store = open_store("s3://bucket/x", options)
 
@@ -234,6 +240,7 @@ def main(kind, endpoint, *calls):
         "put_new": lambda: store.put_new("a/key", b"x"),
         "delete": lambda: store.delete(["a/key"]),
         "abandon": lambda: store.abandon("a", ()),
+        "download": lambda: download_url("s3://bucket/x/a/key", Path(os.devnull)),
     }
     said = {}
     for call in calls:

@@ -80,7 +80,7 @@ def test_no_listing_goes_on_for_ever(kind, attack):
 @pytest.mark.parametrize("attack", [servers.redirect, servers.found])
 def test_a_redirect_to_another_host_is_told_and_not_followed(kind, attack):
     with servers.recording() as (other, asked), servers.serving(attack, other) as server:
-        said = attacked(kind, server, CALLS[kind])
+        said = attacked(kind, server, [*CALLS[kind], "download"])
         assert all("the-session-token" in one.decode() for one in server.asked)
     assert asked == []
     for one in said["calls"].values():

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bt_lightning.errors import StoreError, StorePermanentError
+from bt_lightning.errors import CheckpointNotFoundError, StoreError, StorePermanentError
 from bt_lightning.store.port import Reuse, Sending
-from bt_lightning.store.remote import open_store
+from bt_lightning.store.remote import download_url, open_store
 from bt_lightning.store.s3 import checksums, crew
 from bt_lightning.store.s3.checksums import Choice
 
@@ -200,3 +200,16 @@ def test_urls_are_signed_by_version_4(s3, s3_url, connect):
         assert "X-Amz-Expires=60" in url
         with urllib.request.urlopen(url, timeout=10) as answer:
             assert answer.read() == DATA
+
+
+@pytest.mark.parametrize("size", [0, 5, 9 * MIB])
+def test_an_object_of_anybody_s_is_downloaded(weed, connect, memory, tmp_path, monkeypatch, size):
+    store, data = connect(), random.Random(size).randbytes(size)
+    store.send(memory(data), "a/b c?d.ckpt") if size else store.put("a/b c?d.ckpt", b"")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", weed.options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", weed.options["secret"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", weed.endpoint)
+    download_url(f"{store.name}/a/b c?d.ckpt", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == data
+    with pytest.raises(CheckpointNotFoundError, match=r"there is no s3://.*/none"):
+        download_url(f"{store.name}/none", tmp_path / "none")
