@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LONGEST_S = 1800.0
 """As long as torch lets a collective take: a rank may be that much slower than the others."""
 _SHORTEST_S, _LONG_S = 0.0005, 0.02
 _LOOK_S = 0.2
 _MEET_S = 60.0
+_JOIN_S = 5.0
+"""More than a look and a call take; who still connects then is left alone."""
 
 
 def ever() -> float:
@@ -49,12 +53,21 @@ class Peers:
     def __init__(self, trainer: Trainer) -> None:
         self.rank, self.ranks = trainer.global_rank, trainer.world_size
         self._name = compat.turn("peers")
-        self._store = own_client(compat.store_of_ranks())
+        self._shared = compat.store_of_ranks()
+        self._own: Any = None
+        self._connected = threading.Event()
         self._host = compat.address_of_zero(trainer)
         self._gone = ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="bt_lightning peers")
         self._thread.start()
+
+    @property
+    def _store(self) -> Any:
+        if not self._connected.wait(_MEET_S):  # not in the connecting itself, which is deaf
+            msg = f"the key-value store of the process group did not answer for {_MEET_S:.0f} s"
+            raise RankLostError(msg)
+        return self._own
 
     def run(self, op: Op) -> Answer:
         """One operation of the store; raises RuntimeError when the store is gone."""
@@ -81,7 +94,8 @@ class Peers:
         """This rank ends by an error: nobody shall wait for it."""
         self._gone = self._gone or f"rank {self.rank} has ended with {type(error).__name__}"
         try:
-            self.lost()
+            if self._connected.is_set():
+                self.lost()
         except RuntimeError:
             log.debug("the key-value store of the ranks is gone")
 
@@ -94,7 +108,7 @@ class Peers:
         wait, began, pause = Await(keys), time.monotonic(), _SHORTEST_S
         while True:
             for _ in range(2):
-                wait.took(self._run(wait.wants()))
+                wait.took(self._guarded(lambda: self.run(wait.wants())))
                 if wait.there:
                     return
             if wait.lost:
@@ -116,7 +130,7 @@ class Peers:
         """
         label = compat.turn("exchange")
         if self.rank != 0:
-            self._store.set(f"{label}/{self.rank}", payload)
+            self._guarded(lambda: self._store.set(f"{label}/{self.rank}", payload))
             return None
         keys = tuple(f"{label}/{rank}" for rank in range(1, self.ranks))
         self.wait(keys, left_s)
@@ -128,11 +142,11 @@ class Peers:
     def close(self) -> None:
         """The fit of this rank is over; idempotent."""
         self._closed.set()
-        self._thread.join(_MEET_S)
+        self._thread.join(_JOIN_S)
 
-    def _run(self, op: Op) -> Answer:
+    def _guarded(self, act: Callable[[], T]) -> T:
         try:
-            return self.run(op)
+            return act()
         except RuntimeError as error:
             msg = "the key-value store of the process group is gone, and rank 0 with it"
             raise RankLostError(msg) from error
@@ -143,6 +157,7 @@ class Peers:
         """Hold the line to rank 0, or rank 0's to all."""
         line: Calling | Listening | None = None
         try:
+            self._connect()
             line = self._line()
             while line is not None and not self._closed.is_set():
                 line.look(_LOOK_S)
@@ -157,6 +172,13 @@ class Peers:
         finally:
             if line is not None:
                 line.close()
+
+    def _connect(self) -> None:
+        try:
+            self._own = own_client(self._shared)
+        except RuntimeError:  # of torch.distributed: whoever asks hears of it
+            self._own = self._shared
+        self._connected.set()
 
     def _line(self) -> Calling | Listening | None:
         key = f"{self._name}/line"

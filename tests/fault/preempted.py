@@ -233,7 +233,7 @@ def wait(pids: list[int]) -> list[int]:
             time.sleep(0.005)
         if killed_at is None and any(code < 0 for code in ended.values()):
             killed_at = time.monotonic()
-        if killed_at is not None and time.monotonic() > killed_at + 0.5:
+        if killed_at is not None and time.monotonic() > killed_at + 5:
             for other in set(pids) - set(ended):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
