@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin.checks import checkpoint_root
-from bt_lightning.lightning_plugin.compat import is_last_batch
+from bt_lightning.lightning_plugin.deferral import Deferral
 from bt_lightning.lightning_plugin.last_link import LinkOrSave
 from bt_lightning.lightning_plugin.meeting import from_zero
 from bt_lightning.lightning_plugin.namespace import model_checkpoint_classes
@@ -71,13 +71,13 @@ def _is_below(place: str | os.PathLike[str], root: Path) -> bool:
     return not is_url(str(place)) and Path(place).resolve().is_relative_to(root)
 
 
-def adopt(trainer: Trainer, placement: Placement) -> None:
+def adopt(trainer: Trainer, placement: Placement) -> list[ModelCheckpoint]:
     """Point those who write there, and have no `dirpath`, at the directory; before their `setup`.
 
-    In it a checkpoint is a directory, so names there lose the suffix `.ckpt`.
+    In it a checkpoint is a directory, so names there lose the suffix `.ckpt`. Returns them.
     """
-    for index in placement.writers:
-        callback = trainer.callbacks[index]  # type: ignore[attr-defined]
+    found = [trainer.callbacks[index] for index in placement.writers]  # type: ignore[attr-defined]
+    for callback in found:
         if callback.dirpath is None:
             callback.dirpath = str(placement.root)
         callback.FILE_EXTENSION = ""
@@ -85,52 +85,24 @@ def adopt(trainer: Trainer, placement: Placement) -> None:
             callback.filename = NAME
             callback.auto_insert_metric_name = False
         if "on_train_batch_end" not in vars(callback):
-            _Deferral(callback)
+            Deferral(callback)
+            _Names(callback)
             callback._link_checkpoint = LinkOrSave(callback)
         # it holds our dot folder at least, and a run that resumes expects to find its own files
         warnings.filterwarnings(
             "ignore",
             message=re.escape(f"Checkpoint directory {callback.dirpath} exists and is not empty"),
         )
+    return found
 
 
-class _Deferral:
-    """Moves a save that falls on the last batch of an epoch to the end of that epoch.
-
-    A checkpoint of the moment between the last batch and the epoch's end cannot be resumed exactly:
-    Lightning skips the epoch's validation and its end, and miscounts epochs from then on, so that
-    a run which is resumed twice trains too many (2.6) or repeats a batch (2.4). One of the epoch's
-    end is exact. It also lets go, one run later, of what this run resumed from.
-    """
+class _Names:
+    """What a `ModelCheckpoint` asks of, and does to, names that are committed later."""
 
     def __init__(self, callback: ModelCheckpoint) -> None:
         self._callback = callback  # no bound methods of it: a spawned rank unpickles this
-        self._deferred: tuple[Any, int] | None = None
-        method = type(callback).on_train_batch_end
-        self._stock = any(method is k.on_train_batch_end for k in model_checkpoint_classes())
-        callback.on_train_batch_end = self.on_train_batch_end  # type: ignore[method-assign]
-        callback.on_train_epoch_end = self.on_train_epoch_end  # type: ignore[method-assign]
         callback._should_remove_checkpoint = self.should_remove  # type: ignore[method-assign]
         callback.file_exists = self.file_exists  # type: ignore[method-assign]
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save now, or at the end of the epoch if this was its last batch."""
-        self._deferred = None
-        kind = type(self._callback)
-        if self._stock and is_last_batch(trainer):
-            self._deferred = (pl_module, batch_idx)  # not the batch: it would stay in memory
-        else:
-            kind.on_train_batch_end(self._callback, trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Make the save that was put off, then whatever is due now."""
-        kind = type(self._callback)
-        if self._deferred is not None:
-            (module, batch_idx), self._deferred = self._deferred, None
-            kind.on_train_batch_end(self._callback, trainer, module, None, None, batch_idx)
-        kind.on_train_epoch_end(self._callback, trainer, pl_module)
 
     def file_exists(self, filepath: Any, trainer: Trainer) -> bool:
         """Whether a name is taken, if only by a save that is not committed yet; on every rank."""

@@ -17,12 +17,12 @@ from bt_lightning.lightning_plugin.boundary import Boundary
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
 from bt_lightning.lightning_plugin.checks import (
     refuse_names,
-    refuse_sharded,
     refuse_twins,
     warn_of_no_saves,
 )
 from bt_lightning.lightning_plugin.compat_config import teach_saved_config
 from bt_lightning.lightning_plugin.compat_resume import note_selections
+from bt_lightning.lightning_plugin.deferral import rescue
 from bt_lightning.lightning_plugin.exact import Exactness
 from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.meeting import convene, from_slow_zero, from_zero
@@ -32,7 +32,9 @@ from bt_lightning.lightning_plugin.options import Options
 from bt_lightning.lightning_plugin.resume import arrange, forget
 from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.session import Resume  # noqa: TC001
+from bt_lightning.lightning_plugin.strategies import refuse_strategy
 from bt_lightning.lightning_plugin.watch import open_saves, remove
+from bt_lightning.lightning_plugin.words import take_up_last
 from bt_lightning.lightning_plugin.writing import Writing
 from bt_lightning.snapshot.record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
 from bt_lightning.worker.handle import ever
@@ -184,9 +186,9 @@ class BTLightning(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
-        refuse_sharded(trainer)
+        refuse_strategy(trainer)
         placement = place(trainer, self._options)
-        adopt(trainer, placement)  # at every stage: its first directory stays
+        writers = adopt(trainer, placement)  # at every stage: its first directory stays
         if compat.is_trial(trainer):
             return
         refuse_twins(trainer)
@@ -195,8 +197,8 @@ class BTLightning(Callback):
             return
         from_zero(trainer, lambda: refuse_names(trainer, placement.root))
         self._clear(trainer)  # what a fit left that ended without a word
-        if not placement.writers:
-            self._nobody_saves(trainer)
+        if all(callback.save_weights_only for callback in writers):
+            self._nobody_saves(trainer, writers)
         self._boundary = Boundary(self._options, placement.root)
         self._boundary.listen(trainer)
         convene(trainer)
@@ -218,6 +220,7 @@ class BTLightning(Callback):
         if not self._active:
             return
         self._resumed = weakref.ref(trainer)
+        take_up_last(trainer)
         if self._routed is not None:  # only now is the whole module there
             self._routed.ours.serving = serving_files(pl_module)
         if self._exact is not None:
@@ -259,6 +262,8 @@ class BTLightning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Publish what is committed; the exception that ends the run is the one that is raised."""
+        if self._active and not (self._boundary and self._boundary.signals.told):
+            rescue(trainer, pl_module, exception)
         self._writing.failing = True
         session = self._writing.take()
         boundary, self._boundary = self._boundary, None
@@ -309,15 +314,13 @@ class BTLightning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Every rank: take back what `on_save_checkpoint` added."""
-        saved = checkpoint.get(EXTRA)
-        exact = saved.get("exact") if isinstance(saved, dict) else None
-        if self._active and self._exact is not None and exact is not None:
-            self._exact.on_load(trainer, checkpoint, exact)
+        if self._active and self._exact is not None:
+            self._exact.on_load(trainer, checkpoint, checkpoint.get(EXTRA))
 
-    def _nobody_saves(self, trainer: Trainer) -> None:
-        """Every rank: no `ModelCheckpoint` writes to the directory."""
+    def _nobody_saves(self, trainer: Trainer, writers: list[Any]) -> None:
+        """Every rank: no `ModelCheckpoint` writes what can be resumed to the directory."""
         if self._options.interval is None:
-            warn_of_no_saves(trainer)
+            warn_of_no_saves(trainer, writers)
 
     def _clear(self, trainer: Trainer) -> None:
         """Undo what was arranged for a fit that did not come to use it."""

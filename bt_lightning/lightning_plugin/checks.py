@@ -25,16 +25,16 @@ from bt_lightning.lightning_plugin.places import is_url
 from bt_lightning.store.port import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _FIELD = re.compile(r"\{([^}:]*)[^}]*\}")
 """What stands for a metric in a name."""
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 def is_of_a_save(error: CheckpointError) -> bool:
@@ -55,22 +55,6 @@ def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> 
         )
         raise InvalidSettingError(msg)
     return Path(chosen.removeprefix("file://")).expanduser().resolve()
-
-
-def is_sharded(trainer: Trainer) -> bool:
-    """Whether the strategy writes around the CheckpointIO: nothing of ours would be committed."""
-    return not {kind.__name__ for kind in type(trainer.strategy).__mro__}.isdisjoint(_SHARDED)
-
-
-def refuse_sharded(trainer: Trainer) -> None:
-    """Raise `InvalidSettingError` for a strategy that writes around the CheckpointIO."""
-    if is_sharded(trainer):
-        name = type(trainer.strategy).__name__
-        msg = (
-            f"BTLightning does not write the checkpoints of {name} yet: use strategy 'ddp',"
-            " or take BTLightning out of the callbacks"
-        )
-        raise InvalidSettingError(msg)
 
 
 def refuse_twins(trainer: Trainer) -> None:
@@ -129,14 +113,21 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def warn_of_no_saves(trainer: Trainer) -> None:
-    """Say that nothing will be saved in our directory; on rank 0, at the start of a fit."""
-    if trainer.is_global_zero:
+def warn_of_no_saves(trainer: Trainer, adopted: Sequence[ModelCheckpoint]) -> None:
+    """Say that no save will be one to resume from; on rank 0, at the start of a fit."""
+    if not trainer.is_global_zero:
+        return
+    if adopted:
         log.warning(
-            "BTLightning is on, but no ModelCheckpoint writes to its directory: nothing will be"
-            " saved unless the script calls trainer.save_checkpoint (enable_checkpointing=False,"
-            " or every ModelCheckpoint has a dirpath elsewhere)"
+            "every ModelCheckpoint has save_weights_only=True: no restart can go on from what they"
+            " save. Add one without it, or use BTLightning(interval='auto')"
         )
+        return
+    log.warning(
+        "BTLightning is on, but no ModelCheckpoint writes to its directory: nothing will be"
+        " saved unless the script calls trainer.save_checkpoint (enable_checkpointing=False,"
+        " or every ModelCheckpoint has a dirpath elsewhere)"
+    )
 
 
 def portable(error: Exception) -> Exception:

@@ -232,3 +232,11 @@ def warm_dump() -> None:
     """
     with contextlib.suppress(ImportError):
         import omegaconf  # noqa: F401
+
+
+def loaded_progress(trainer: Trainer) -> tuple[int, int, int]:
+    """Of the checkpoint that was just read: epochs that were over, that were trained, and steps."""
+    loaded = trainer._checkpoint_connector._loaded_checkpoint
+    loop = loaded.get("loops", {}).get("fit_loop", {})
+    epochs = loop.get("epoch_progress", {}).get("current", {})
+    return epochs.get("completed", 0), epochs.get("processed", 0), loaded.get("global_step", 0)

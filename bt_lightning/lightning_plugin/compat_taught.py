@@ -81,3 +81,30 @@ def _asking(
 
     file_exists.knows_bt_lightning = True  # type: ignore[attr-defined]
     return file_exists
+
+
+def teach_words(find: Callable[[Trainer, str], str | None]) -> None:
+    """Let `find` say first what `ckpt_path="last"` and `"best"` mean, except in a fit.
+
+    Source: `_CheckpointConnector._parse_ckpt_path`, which runs before any callback is asked.
+    """
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        module = sys.modules.get(f"{package}.trainer.connectors.checkpoint_connector")
+        kind = getattr(module, "_CheckpointConnector", None)
+        original = getattr(kind, "_parse_ckpt_path", None)
+        if kind is None or original is None or getattr(original, "knows_bt_lightning", False):
+            continue
+        kind._parse_ckpt_path = _finding(original, find)
+
+
+def _finding(
+    original: Callable[..., Any], find: Callable[[Trainer, str], str | None]
+) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def parse(connector: Any, state_fn: Any, ckpt_path: Any, *args: Any, **kwargs: Any) -> Any:
+        if ckpt_path in ("last", "best") and state_fn.value != "fit":
+            ckpt_path = find(connector.trainer, ckpt_path) or ckpt_path
+        return original(connector, state_fn, ckpt_path, *args, **kwargs)
+
+    parse.knows_bt_lightning = True  # type: ignore[attr-defined]
+    return parse

@@ -59,12 +59,19 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
+def _as_logged(value: float) -> torch.Tensor:
+    """A metric as `log` keeps it, with the digits that were saved."""
+    single = torch.tensor(value, dtype=torch.float32)
+    return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
+
+
 class Exactness:
     """Collects the per-rank state at a save, and hands it back during a resume."""
 
     def __init__(self) -> None:
         self._mine: dict[str, Any] | None = None
         self._at_epoch_end = False
+        self._metrics: dict[str, float] = {}
 
     def on_save(
         self,
@@ -90,8 +97,16 @@ class Exactness:
         ranks = [pickle.loads(payload) for payload in payloads]
         return {"epoch_end": last, "ranks": ranks}
 
-    def on_load(self, trainer: Trainer, checkpoint: dict[str, Any], saved: dict[str, Any]) -> None:
-        """Called on every rank before Lightning restores its loops."""
+    def on_load(self, trainer: Trainer, checkpoint: dict[str, Any], extra: object) -> None:
+        """Called on every rank before Lightning restores its loops; `extra` is what we added.
+
+        Lightning forgets what was logged last. Until the next validation, a scheduler of a plateau
+        would fail for want of its metric, and a `ModelCheckpoint` would not save.
+        """
+        saved = extra.get("exact") if isinstance(extra, dict) else None
+        if not isinstance(extra, dict) or saved is None:
+            return
+        self._metrics = dict(extra.get("metrics", {}))
         ranks = saved["ranks"]
         if len(ranks) != trainer.world_size:
             warnings.warn(
@@ -108,6 +123,7 @@ class Exactness:
     def reset(self) -> None:
         """Forget what a fit that failed before its first step was to restore."""
         self._mine = None
+        self._metrics = {}
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Arrange what has to happen when the train dataloader is set up."""
@@ -115,7 +131,14 @@ class Exactness:
             compat.before_train_iterator(trainer, lambda: self._before_iterator(trainer))
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Put the generators back, if the first draw of this run is still to come."""
+        """Put the metrics back, and the generators if the first draw is still to come."""
+        device = trainer.strategy.root_device
+        for name, value in self._metrics.items():
+            trainer.callback_metrics.setdefault(name, _as_logged(value).to(device))
+        self._metrics = {}
+        self._set_generators(trainer)
+
+    def _set_generators(self, trainer: Trainer) -> None:
         if self._mine is None:
             return
         set_rng_state(self._mine["rng"], compat.cuda_device(trainer))
@@ -127,4 +150,4 @@ class Exactness:
         if self._mine["loader"]:
             compat.reopen_loaders(trainer, self._mine["loader"])
         if not compat.iterates_at_train_start(trainer):
-            self.on_train_start(trainer)
+            self._set_generators(trainer)

@@ -12,11 +12,14 @@ from typing_extensions import override
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.adopt import place
 from bt_lightning.lightning_plugin.callback import BTLightning
-from bt_lightning.lightning_plugin.checks import is_sharded
 from bt_lightning.lightning_plugin.meeting import from_zero
+from bt_lightning.lightning_plugin.strategies import goes_around
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +50,8 @@ class ImpliedBTLightning(BTLightning):
             log.warning("%s: its checkpoints stay Lightning's own", reason)
 
     @override
-    def _nobody_saves(self, trainer: Trainer) -> None:
-        """The script saves elsewhere, or not at all: save by itself, or the job cannot go on."""
+    def _nobody_saves(self, trainer: Trainer, adopted: Sequence[ModelCheckpoint]) -> None:
+        """The script saves elsewhere, or weights alone: save by itself, or no job can go on."""
         if self._options.interval is None:
             self._options = replace(self._options, interval="auto")
 
@@ -58,8 +61,9 @@ class ImpliedBTLightning(BTLightning):
         others = [c for c in trainer.callbacks if c.state_key == self.state_key]  # type: ignore[attr-defined]
         if len(others) > 1:
             return ""
-        if is_sharded(trainer):
-            return f"bt_lightning does not write the checkpoints of {type(trainer.strategy)} yet"
+        around = goes_around(trainer)
+        if around is not None:
+            return around
         if stage != "fit" or compat.is_trial(trainer):
             return None
         if _first is None:

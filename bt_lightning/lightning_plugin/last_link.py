@@ -41,7 +41,8 @@ class LinkOrSave:
                     Path(linkpath).parent,
                     refusal,
                 )
-        if self._links:
+        itself = Path(filepath).absolute() == Path(linkpath).absolute()  # all there is, before 2.6
+        if self._links and not itself:
             type(callback)._link_checkpoint(trainer, filepath, linkpath)
         else:
             callback._save_checkpoint(trainer, linkpath)

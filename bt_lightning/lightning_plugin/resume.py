@@ -6,7 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin import compat_resume
+from bt_lightning.errors import InvalidSettingError
+from bt_lightning.lightning_plugin import compat, compat_resume
 from bt_lightning.lightning_plugin.misfits import (
     explain_optimizers,
     explain_weights,
@@ -67,12 +68,39 @@ def arrange(
         if user_path or not decision.warm:
             explain_optimizers(trainer, str(path))
             load(path)
+            if not user_path:
+                _compare_ends(trainer, path)
             return
         load(None)
         log.info("taking the weights, and nothing else, of %s", path)
         compat_resume.restore_weights_only(trainer, dict(trainer.strategy.load_checkpoint(path)))
 
     compat_resume.wrap_resume_start(trainer, choose)
+
+
+def _compare_ends(trainer: Trainer, path: str) -> None:
+    """Explain a directory that holds more training than the Trainer is to do.
+
+    Raises:
+        InvalidSettingError: Lightning would fail for it.
+    """
+    over, trained, steps = compat.loaded_progress(trainer)
+    epochs, most = trainer.max_epochs, trainer.max_steps
+    way_out = (
+        "Train longer, or start afresh with resume='never' or another checkpoint directory"
+        " (BT_CHECKPOINT_DIR)"
+    )
+    if epochs not in (None, -1) and epochs < over:
+        msg = f"max_epochs is {epochs}, and {path} has {over} epochs behind it. {way_out}"
+        raise InvalidSettingError(msg)
+    if epochs not in (None, -1) and epochs < trained:
+        more = f"max_epochs is {epochs}, and {path} has {trained} epochs behind it"
+    elif most != -1 and most < steps:
+        more = f"max_steps is {most}, and {path} is of step {steps}"
+    else:
+        return
+    if trainer.is_global_zero:
+        log.warning("nothing is left to train: %s. %s", more, way_out)
 
 
 def forget(trainer: Trainer) -> None:

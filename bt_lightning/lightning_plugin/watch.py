@@ -49,6 +49,8 @@ _SETTLING = (
     "on_validation_end",
     "on_validation_model_eval",
 )
+_ENOUGH = 50
+"""Batches after which Lightning must have counted an optimizer step."""
 _BEHIND_A_SAVE = ("on_train_batch_end", "on_validation_end", "on_validation_model_train")
 """Hooks of the module that run right after `ModelCheckpoint` saved, before we are asked again."""
 
@@ -88,6 +90,8 @@ class Watch(Callback):
             if getattr(owner, "state_key", None) != "BTLightning" and overrides(owner, hook)
         )
         self._states = -1
+        self._unseen = 0
+        """Batches without a step that Lightning counted; -1 when it does, or the user knows."""
 
     def close(self) -> None:
         """Do nothing from here on."""
@@ -116,6 +120,8 @@ class Watch(Callback):
         """Before any save: have a large enough arena, when an optimizer has made its state."""
         if sum(len(optimizer.state) for optimizer in trainer.optimizers) != self._states:
             self._prepare(trainer, pl_module)
+        if self._unseen >= 0:
+            self._look_for_steps(trainer, max(_ENOUGH, 2 * trainer.accumulate_grad_batches))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,6 +130,8 @@ class Watch(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before("on_train_epoch_end")
+        if self._unseen > 0:
+            self._look_for_steps(trainer, 1)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,6 +164,21 @@ class Watch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._settle()
+
+    def _look_for_steps(self, trainer: Trainer, enough: int) -> None:
+        """Say that nothing is saved where optimizers step past Lightning."""
+        self._unseen += 1
+        if trainer.global_step:
+            self._unseen = -1
+        elif self._unseen > enough:
+            log.warning(
+                "%d batches were trained and Lightning has counted no optimizer step:"
+                " trainer.global_step is 0, and no ModelCheckpoint saves while it is. Return the"
+                " optimizers from configure_optimizers and, in manual optimization, step those"
+                " that self.optimizers() gives",
+                self._unseen - 1,
+            )
+            self._unseen = -1
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saver is not None:

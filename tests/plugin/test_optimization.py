@@ -217,3 +217,35 @@ def test_optimizers_that_change_all_weights_at_once(
             return getattr(torch.optim, kind)(self.parameters(), lr=1e-2, **{way: True}, **more)
 
     fit_and_check(runs, tmp_path, Fast)
+
+
+@pytest.mark.parametrize("epoch", [200, 8], ids=["in_an_epoch", "at_its_end"])
+def test_optimizers_that_step_past_lightning_are_named_since_nothing_is_saved(
+    runs: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture, epoch: int
+) -> None:
+    """`use_pl_optimizer=False` gives the bare optimizer: Lightning counts none of its steps."""
+    import torch
+
+    class Past(runs.Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, index: int) -> None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    rows = torch.utils.data.DataLoader(runs.Numbers(length=2 * epoch), batch_size=2)
+    trainer = runs.trainer(tmp_path, runs.BTLightning(dir=tmp_path), max_epochs=1)
+    trainer.fit(Past(), rows, runs.validation())
+    (told,) = [record.message for record in caplog.records if "no optimizer step" in record.message]
+    assert told.startswith(f"{min(epoch, 50)} batches were trained")
+
+
+def test_a_run_whose_optimizers_lightning_counts_is_told_nothing_of_steps(
+    runs: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs.fit(tmp_path, max_epochs=1, accumulate_grad_batches=20)
+    assert "no optimizer step" not in caplog.text

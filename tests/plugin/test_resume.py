@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bt_lightning import BTLightning, CheckpointMismatchError, CheckpointNotFoundError
+from bt_lightning import (
+    BTLightning,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    InvalidSettingError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -294,3 +300,32 @@ def test_the_explicit_path_of_fit_is_checked_as_well(
     trainer = runs.trainer(tmp_path, BTLightning(dir=tmp_path))
     with pytest.raises(CheckpointMismatchError, match="checkpoint-3 holds the weights of another"):
         trainer.fit(runs.Net(width=8), runs.loader(), ckpt_path=str(tmp_path / "checkpoint-3"))
+
+
+def test_fewer_epochs_than_the_directory_holds_are_refused_with_a_way_out(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    runs.fit(tmp_path, max_epochs=3)
+    said = r"max_epochs is 1, .*2 epochs behind it.*'never'"
+    with pytest.raises(InvalidSettingError, match=said):
+        runs.fit(tmp_path, max_epochs=1)
+    assert runs.fit(tmp_path, max_epochs=1, bt={"resume": "never"}).first_step == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_epochs": 2}, "max_epochs is 2, and .* has 3 epochs behind it"),
+        ({"max_steps": 20, "max_epochs": -1}, "max_steps is 20, and .* is of step 24"),
+    ],
+)
+def test_less_training_than_the_directory_holds_is_said_to_leave_nothing_to_do(
+    runs: ModuleType,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, int],
+    text: str,
+) -> None:
+    runs.fit(tmp_path, max_epochs=3)
+    assert runs.fit(tmp_path, **options).module.steps == []
+    assert re.search(f"nothing is left to train: {text}.*resume='never'", caplog.text)

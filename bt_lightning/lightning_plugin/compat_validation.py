@@ -1,0 +1,44 @@
+"""What Lightning knows of the validation that follows a batch, by its private names."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bt_lightning.lightning_plugin.compat import validation_is_due
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lightning.pytorch import Trainer
+
+
+def validation_is_scheduled(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that has just ended, the same on every rank.
+
+    Not one that comes by the clock, which ranks may read differently, nor one that comes only
+    because training stops here: the run that goes on would not have it.
+    """
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        return False
+    stops, trainer.should_stop = trainer.should_stop, False
+    try:
+        return validation_is_due(trainer)
+    finally:
+        trainer.should_stop = stops
+
+
+def validation_has_run(trainer: Trainer) -> bool:
+    """Whether Lightning believes that metrics of a validation must be there."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop._has_run)
+
+
+@contextmanager
+def as_if_validation_had_run(trainer: Trainer, has_run: bool) -> Iterator[None]:  # noqa: FBT001
+    """Let `validation_has_run` be `has_run` meanwhile."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    now, loop._has_run = loop._has_run, has_run
+    try:
+        yield
+    finally:
+        loop._has_run = now
