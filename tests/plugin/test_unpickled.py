@@ -9,6 +9,8 @@ import pytest
 
 from bt_lightning.settings import Settings
 
+pytestmark = pytest.mark.timeout(400)  # each start imports torch, beside other tests
+
 SCRIPT = """
 import sys
 import lightning as L
