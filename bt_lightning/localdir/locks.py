@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
+from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.files import opened
 
 if TYPE_CHECKING:
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _NAMING = threading.Lock()
+_PATIENCE_S = 60.0
+"""Longest wait for others who give a name, which takes them a rename."""
+_LOOK_S = 0.002
 
 
 def try_lock(descriptor: int) -> bool:
@@ -43,7 +49,32 @@ def lock(descriptor: int, operation: int) -> None:
 
 @contextlib.contextmanager
 def naming(root: Path) -> Iterator[None]:
-    """Be the only one, of all threads and processes, who gives or takes names under `root`."""
-    with _NAMING, opened(root) as gate:
-        lock(gate, fcntl.LOCK_EX)  # where a file system has no locks, one process is the rule
+    """Be the only one, of all threads and processes, who gives or takes names under `root`.
+
+    The gate is our folder there, not `root` itself, which may be a temporary that its owner holds.
+
+    Raises:
+        TimeoutError: somebody else gave or took names for a minute: a process that is stopped.
+    """
+    with _NAMING, _gate(root / DOT_DIR):
         yield
+
+
+@contextlib.contextmanager
+def _gate(folder: Path) -> Iterator[None]:
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with opened(folder) as gate:
+                # where a file system has no locks, one process is the rule
+                if try_lock(gate) and os.path.samestat(os.fstat(gate), folder.stat()):
+                    yield
+                    return
+        except FileNotFoundError:  # tidied away in between
+            if not folder.parent.exists():
+                raise
+        if time.monotonic() > until:
+            msg = f"another process gives or takes names in {folder.parent}"
+            raise TimeoutError(errno.ETIMEDOUT, f"{msg}, for {_PATIENCE_S:g} s", str(folder))
+        time.sleep(_LOOK_S)

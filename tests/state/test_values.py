@@ -269,13 +269,6 @@ def test_a_value_nested_deeper_comes_back_at_least_with_pickle(name, depth, plac
     assert back == 0
 
 
-def test_a_value_nested_without_end_is_refused_by_name(place):
-    from bt_lightning import UnsupportedStateError
-
-    with pytest.raises(UnsupportedStateError, match=r"^value\."):
-        BTCheckpointIO().save_checkpoint({"value": _nested(5000, lambda v: [v])}, place)
-
-
 @pytest.mark.filterwarnings("ignore:saved with pickle")
 def test_a_cycle_goes_to_the_leftovers_and_comes_back_as_one(place):
     value = {"name": "loop", "list": []}
