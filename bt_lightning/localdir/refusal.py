@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointError, DirectoryFullError, DirectoryUnusableError
-from bt_lightning.localdir.room import is_full
+from bt_lightning.localdir.room import FEW_FILES, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,19 +83,22 @@ def advice(root: Path, error: OSError) -> str:
     """What to do about `error`, which the disk of `root` answered with: one clause."""
     if error.errno == errno.ENOSPC and not inodes_left(root):
         return (
-            "no inodes are left on the volume, whatever bytes are free, so delete files there, of"
-            " any size"
+            "the volume has no inodes for more files, whatever bytes are free, so delete files"
+            " there, of any size"
         )
     return _HINTS.get(error.errno or 0, "check the volume")
 
 
 def inodes_left(root: Path) -> bool:
-    """Whether the volume takes one more file or directory, so far as it says."""
+    """Whether the volume takes the files and directories of one more checkpoint, so far as known.
+
+    A commit that failed has given back those that it had.
+    """
     try:
         volume = os.statvfs(root)
     except OSError:
         return True
-    return not volume.f_files or volume.f_favail > 0
+    return not volume.f_files or volume.f_favail >= FEW_FILES
 
 
 def may_pass(error: BaseException) -> bool:

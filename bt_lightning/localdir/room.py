@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the kernel says of a volume, or a quota, that is full."""
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
+FEW_FILES: Final = 100
+"""A checkpoint may need so many; with fewer, that is why there is no room, whatever is free."""
 _PAGE: Final = 4096
 _SECTOR: Final = 512
 _LEAST_SPARE: Final = 64 * 1024
@@ -55,8 +57,8 @@ class Disk:
     def describe(self) -> str:
         """The numbers, for people."""
         said = f"{self.free:,} of {self.size:,} bytes are free on the volume"
-        if self.files == 0:
-            said += ", which has no inodes left: it takes no file more, of any size"
+        if self.files is not None and self.files < FEW_FILES:
+            said += f", which takes {self.files} more files of any size: it has no more inodes"
         if self.budget is not None:
             said += f", {self.used:,} of the budget of {self.budget:,} are used"
         return said

@@ -146,6 +146,7 @@ def test_without_a_store_a_disk_that_fails_is_said_with_its_reason(
     assert {1, 2} <= steps(root)
 
 
+@pytest.mark.timeout(240)
 def test_a_volume_without_inodes_is_said_to_have_none(
     runs: ModuleType, small_disk: Any, tmp_path: Path
 ) -> None:
@@ -153,7 +154,7 @@ def test_a_volume_without_inodes_is_said_to_have_none(
     remount(root, "nr_inodes=60")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="while ending the run")
-        with pytest.raises(DirectoryFullError, match="no inodes left"):
+        with pytest.raises(DirectoryFullError, match="it has no more inodes"):
             runs.fit(root, save=EVERY)
     assert {1, 2, 3} <= steps(root)
     store = tmp_path / "store"
