@@ -140,6 +140,13 @@ class Withdraw:
 
 
 @dataclass(frozen=True, slots=True)
+class Unwanted:
+    """A save that is under way is to go as soon as something newer is committed."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Something was committed, or its removal requested: look at the disk again."""
 

@@ -29,6 +29,13 @@ class Known:
         """The newest generation of an id; 0 if there is none."""
         return max(self._found.get(checkpoint_id, {}).values(), default=0)
 
+    def drop(self, manifest: Manifest) -> None:
+        """One generation of an id is to go."""
+        digests = self._found.get(manifest.checkpoint_id, {})
+        digests.pop(manifest.digest, None)
+        if not digests:
+            self._found.pop(manifest.checkpoint_id, None)
+
     def forget(self, checkpoint_id: str) -> list[str]:
         """Digests of all generations of an id, which is to go."""
         return list(self._found.pop(checkpoint_id, {}))

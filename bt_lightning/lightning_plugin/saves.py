@@ -113,6 +113,7 @@ class Saves:
         if not self.saver.pending(checkpoint_id):
             return False
         self._unwanted.add(checkpoint_id)
+        self.saver.unwanted(checkpoint_id)
         return True
 
     @property

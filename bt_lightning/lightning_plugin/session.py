@@ -145,6 +145,7 @@ class Session:
 
     def remove(self, manifest: Manifest) -> None:
         """A checkpoint is to go, when something newer is safe: tell the worker."""
+        self.known.drop(manifest)
         self._request([manifest.digest])
 
     def remove_stored(self, checkpoint_id: str) -> None:

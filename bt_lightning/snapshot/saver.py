@@ -280,6 +280,12 @@ class Saver:
         ids = [record.checkpoint_id for record in self._open.values()]
         return len(ids) if checkpoint_id is None else ids.count(checkpoint_id)
 
+    def unwanted(self, checkpoint_id: str) -> None:
+        """Let the worker remove what is under way of this id, when something newer is safe."""
+        for record in list(self._open.values()):
+            if record.checkpoint_id == checkpoint_id:
+                self._worker.unwanted(record.number)
+
     def drain(self, checkpoint_id: str | None = None, left_s: Callable[[], float] = ever) -> None:
         """Wait until every save, or every one of `checkpoint_id`, is committed or given up.
 

@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.durable import sweep_temporaries
+from bt_lightning.localdir.requests import request_removal
+from bt_lightning.manifest import Manifest
 from bt_lightning.messages import CommitFailed, CommitImage, Committed, Published, Withdrawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from bt_lightning.worker.commit_lock import CommitLock
     from bt_lightning.worker.keeper import Keeper
 
 Outcome = Committed | CommitFailed | Withdrawn
+_REMEMBERED = 64
 
 
 class Committer:
@@ -51,6 +54,11 @@ class Committer:
         self._jobs: deque[tuple[CommitImage, memoryview]] = deque()
         """Each with its arena, which may be dropped while it waits."""
         self._working = False
+        self._working_on: int | None = None
+        self._unwanted: set[int] = set()
+        """Numbers of jobs that wait, or of the one under way."""
+        self._digests: dict[int, str] = {}
+        """What the last jobs committed."""
         self._leaving = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning commits")
@@ -86,8 +94,39 @@ class Committer:
             found = [waiting for waiting in self._jobs if waiting[0].number == number]
             for waiting in found:
                 self._jobs.remove(waiting)
+            self._unwanted.discard(number)
         for _ in found:
             self._done(Withdrawn(number))
+
+    def unwanted(self, number: int) -> None:
+        """Ask for the removal of what that job committed, or will; by the time of the next job."""
+        with self._changed:
+            digest = self._digests.get(number)
+            if digest is None and (number == self._working_on or self._waits(number)):
+                self._unwanted.add(number)
+        if digest is not None:
+            self._ask(digest)
+
+    def _waits(self, number: int) -> bool:
+        return any(job.number == number for job, _ in self._jobs)
+
+    def _ask(self, digest: str) -> None:
+        with contextlib.suppress(OSError):  # the training process asks as well
+            request_removal(self._root, digest)
+
+    def _note(self, number: int, told: Sequence[Outcome | Published]) -> None:
+        """Remember what a job committed; ask for its removal if it is unwanted by now."""
+        committed = [event.manifest for event in told if isinstance(event, Committed)]
+        digests = [Manifest.from_bytes(manifest, "an image").digest for manifest in committed]
+        with self._changed:
+            self._digests.update((number, digest) for digest in digests)
+            while len(self._digests) > _REMEMBERED:
+                del self._digests[next(iter(self._digests))]
+            unwanted = number in self._unwanted
+            self._unwanted.discard(number)
+            self._working_on = None
+        for digest in digests if unwanted else ():
+            self._ask(digest)
 
     def leave(self) -> None:
         """No more jobs will come: when the last is done, a new run need not wait any longer."""
@@ -105,11 +144,12 @@ class Committer:
                 if not self._jobs:
                     break
                 job, arena = self._jobs.popleft()
-                self._working = True
+                self._working, self._working_on = True, job.number
             try:
                 told = self._keeper.keep(job, arena)
             except (CheckpointError, OSError) as error:
                 told = [CommitFailed(number=job.number, error=error)]
+            self._note(job.number, told)
             del arena  # or a dropped one would stay until the next job
             for event in told:
                 self._done(event)  # before this counts as idle: the process may end then

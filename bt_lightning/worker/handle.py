@@ -27,6 +27,7 @@ from bt_lightning.messages import (
     Published,
     ShareArena,
     Stop,
+    Unwanted,
     Wake,
     Withdraw,
     Withdrawn,
@@ -135,6 +136,15 @@ class Worker:
         with self._using, contextlib.suppress(OSError):  # a new worker is asked again
             if self._conn is not None:
                 self._conn.send(Withdraw(number))
+
+    def unwanted(self, number: int) -> None:
+        """Say that a save is to go when something newer stands in for it; never waits.
+
+        What a worker that dies over it forgets is asked for when its commit is told.
+        """
+        with self._using, contextlib.suppress(OSError):
+            if self._conn is not None:
+                self._conn.send(Unwanted(number))
 
     @property
     def pid(self) -> int | None:

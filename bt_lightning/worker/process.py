@@ -39,6 +39,7 @@ from bt_lightning.messages import (
     Published,
     ShareArena,
     Stop,
+    Unwanted,
     Verify,
     Wake,
     Withdraw,
@@ -251,6 +252,9 @@ class _Loop:
                 self._committer.put(message)
             case Withdraw(number):
                 self._committer.withdraw(number)
+            case Unwanted(number):
+                self._committer.unwanted(number)
+                self._wake()
             case DropArena(index):
                 self._committer.drop(index)
             case Wake():

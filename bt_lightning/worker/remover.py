@@ -142,9 +142,11 @@ class Remover:
             wanted_gone = requested_removals(self._root) | self.superseded(local.values())
             if not wanted_gone:
                 return 0
-            spared = {self._sending} if self._sending is not None and not sent else set()
+            stays = self.kept(local.values()) | _newest(local.values())
+            if self._sending is not None and not sent:
+                stays.add(self._sending)
             entries = [Committed.of(place, found.manifest) for place, found in local.items()]
-            may_go = removable(entries, wanted_gone, self.kept(local.values()) | spared)
+            may_go = removable(entries, wanted_gone, stays)
             # an older generation elsewhere on disk is the user's
             return sum(self._removed(local[e.place]) for e in may_go if e.digest in wanted_gone)
 
@@ -193,3 +195,14 @@ class Remover:
         """Delete a generation of which the store has a newer one."""
         with self._deleting:
             delete_directory(path, self._root, digest)
+
+
+def _newest(local: Iterable[LocalCheckpoint]) -> set[str]:
+    """Digests of the newest, and of the newest that can be resumed from.
+
+    They stay until a newer one is committed, though they may be unwanted by then: training may
+    always be one save ahead of the disk. So what is older than they are need not stay beside them.
+    """
+    manifests = sorted((found.manifest for found in local), key=lambda manifest: manifest.order)
+    resumable = [manifest for manifest in manifests if manifest.resumable]
+    return {each[-1].digest for each in (manifests, resumable) if each}
