@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING
 
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.files import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,19 +61,37 @@ def naming(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _gate(folder: Path) -> Iterator[None]:
+    gate = _taken(folder)
+    try:
+        yield
+    finally:
+        os.close(gate)
+
+
+def _taken(folder: Path) -> int:
+    """A descriptor of `folder`, which exists and is locked; waits for that, but not for ever."""
     until = time.monotonic() + _PATIENCE_S
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with opened(folder) as gate:
-                # where a file system has no locks, one process is the rule
-                if try_lock(gate) and os.path.samestat(os.fstat(gate), folder.stat()):
-                    yield
-                    return
-        except FileNotFoundError:  # tidied away in between
-            if not folder.parent.exists():
-                raise
+        gate = _try_to_take(folder)
+        if gate is not None:
+            return gate
         if time.monotonic() > until:
             msg = f"another process gives or takes names in {folder.parent}"
             raise TimeoutError(errno.ETIMEDOUT, f"{msg}, for {_PATIENCE_S:g} s", str(folder))
         time.sleep(_LOOK_S)
+
+
+def _try_to_take(folder: Path) -> int | None:
+    gate, mine = None, False
+    try:
+        gate = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # where a file system has no locks, one process is the rule
+        mine = try_lock(gate) and os.path.samestat(os.fstat(gate), folder.stat())
+    except FileNotFoundError:  # tidied away in between
+        if not folder.parent.exists():
+            raise
+    finally:
+        if gate is not None and not mine:
+            os.close(gate)
+    return gate if mine else None

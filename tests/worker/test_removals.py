@@ -240,3 +240,9 @@ def test_removals_beside_commits_of_the_same_name_never_take_the_newest(scene):
     finally:
         over.set()
         thread.join(30)
+
+
+def test_a_name_that_is_gone_by_itself_is_no_failure(scene):
+    scene.make(1)
+    assert not delete_directory(scene.root / "nowhere", scene.root)
+    assert scene.on_disk() == scene.names(1)
