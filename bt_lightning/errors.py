@@ -127,6 +127,10 @@ class DirectoryUnusableError(CheckpointError, OSError):
 
     exit_code = 17
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """With `errno`, which `OSError` leaves out: the worker's errors come by a pipe."""
+        return type(self), self.args, {**vars(self), "errno": self.errno}
+
 
 class DirectoryFullError(DirectoryUnusableError):
     """Raised when there is no room for a checkpoint on its volume, or within its budget."""

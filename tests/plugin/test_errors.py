@@ -280,7 +280,7 @@ def test_h3_a_directory_that_stops_taking_files_fails_the_save(
             tmp.rmdir()
             tmp.write_text("no folder any more")
 
-    with pytest.raises(OSError, match=r"tmp"):
+    with pytest.raises(OSError, match="a file stands where a directory should"):
         runs.fit(tmp_path, callback(on_train_batch_start=spoil), save=EVERY)
     assert names(tmp_path) == {"checkpoint-1", "checkpoint-2"}
 
@@ -301,7 +301,7 @@ def test_h1_a_write_that_fails_half_way_fails_the_save_and_commits_nothing(
             worker.rlimit(psutil.RLIMIT_FSIZE, (2000, -1))
 
     hook = callback(on_train_batch_start=full)
-    with pytest.raises(OSError, match="checkpoint-2 could not be written") as raised:
+    with pytest.raises(OSError, match="checkpoint-2 was not saved: the disk refused") as raised:
         runs.fit(tmp_path, hook, save=EVERY, bt={"on_error": on_error})
     assert raised.value.errno == errno.EFBIG
     assert names(tmp_path) == {"checkpoint-1"}

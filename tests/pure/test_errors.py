@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 
 import pytest
 
 from bt_lightning import errors
-from bt_lightning.errors import CheckpointError
+from bt_lightning.errors import CheckpointError, DirectoryUnusableError
 
 BUILTINS = {
     "CheckpointNotFoundError": FileNotFoundError,
@@ -97,3 +98,10 @@ def test_the_package_offers_every_error_by_name(name):
     import bt_lightning
 
     assert getattr(bt_lightning, name) is getattr(errors, name)
+
+
+def test_what_the_disk_answered_comes_along_from_another_process():
+    error = DirectoryUnusableError("refused")
+    error.errno = errno.EFBIG
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.errno, str(again), vars(again)) == (errno.EFBIG, "refused", vars(error))

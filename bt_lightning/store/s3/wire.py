@@ -12,6 +12,7 @@ import functools
 import http.client
 import io
 import select
+import socket
 import threading
 import time
 import weakref
@@ -25,7 +26,6 @@ from bt_lightning.store.s3.patience import Allowance, Arriving, Patience
 from bt_lightning.store.s3.sending import send_body
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Callable, Mapping, Sequence
     from urllib.parse import SplitResult
@@ -121,7 +121,7 @@ class Wire:
         kept = False
         try:
             if fresh:
-                connection.connect()
+                _connect(connection, url)
             assert connection.sock is not None
             connection.sock.settimeout(self._network.read_s)
             patience = Patience(connection.sock, self._network.read_s, _allowed(allowance, into))
@@ -214,6 +214,15 @@ class _Plain(http.client.HTTPConnection):
 
 def _place(url: SplitResult) -> str:
     return f"{url.scheme}://{url.netloc}"
+
+
+def _connect(connection: Connection, url: SplitResult) -> None:
+    """Connect; a refusal of the network names the endpoint, which the kernel does not."""
+    try:
+        connection.connect()
+    except (ConnectionError, socket.gaierror) as error:
+        place = f"{url.scheme}://{url.hostname}:{url.port or connection.port}"
+        raise type(error)(error.errno, f"{error.strerror or error} ({place})") from error
 
 
 def _readable(connection: Connection) -> bool:
