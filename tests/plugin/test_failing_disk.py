@@ -160,4 +160,4 @@ def test_a_volume_without_inodes_is_said_to_have_none(
     store = tmp_path / "store"
     run = runs.fit(root, save=EVERY, bt=bt(store), seed=5)
     assert run.first_step >= 3
-    assert steps(root) | steps(store) == set(range(1, 25))
+    assert steps(root) | steps(store) >= set(range(1, 25))
