@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
 from torch import Tensor
 
 from bt_lightning.layout import MANIFEST
@@ -198,6 +197,8 @@ def _to_wandb(logger: Any, shot: Shot) -> None:
 
 def _to_mlflow(logger: Any, shot: Shot) -> None:
     """The directory, and beside it what says which it is."""
+    import yaml  # of Lightning's own needs
+
     stock: Any = _stock(logger, _Way(_SCAN, _to_mlflow))
     parent = _OLD_FOLDER if _OLD_FOLDER in inspect.unwrap(stock).__code__.co_consts else ""
     folder = parent + Path(shot.path).name.removesuffix(".ckpt")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.localdir.digest import Hasher
 from bt_lightning.localdir.files import write_all
+from bt_lightning.localdir.libc import libc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,11 +87,10 @@ def reserve(descriptor: int, size: int) -> None:
 
     Not `os.posix_fallocate`: the C library imitates it by writing into every block.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not size or not hasattr(libc, "fallocate"):
+    if not size or not hasattr(libc(), "fallocate"):
         return
     length = ctypes.c_int64(size)
-    if libc.fallocate(descriptor, 0, ctypes.c_int64(0), length):
+    if libc().fallocate(descriptor, 0, ctypes.c_int64(0), length):
         code = ctypes.get_errno()
         if code in _FULL:
             raise OSError(code, os.strerror(code))

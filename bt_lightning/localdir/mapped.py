@@ -12,6 +12,8 @@ import mmap
 import os
 import sys
 
+from bt_lightning.localdir.libc import libc
+
 _POPULATE_READ = 22
 """MADV_POPULATE_READ of Linux 5.14: reads all pages in, and answers instead of sending SIGBUS."""
 
@@ -33,7 +35,7 @@ class MappedFile:
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
         self._view = memoryview(self._map)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._advise = ctypes.CDLL(None, use_errno=True).madvise  # mmap's own keeps the GIL
+        self._advise = libc().madvise  # mmap's own keeps the GIL
         self._advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         try:
             self.read(0, min(size, mmap.PAGESIZE))

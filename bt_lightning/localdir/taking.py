@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.localdir.beneath import new_file
 from bt_lightning.localdir.files import opened, write_out
+from bt_lightning.localdir.libc import libc
 from bt_lightning.localdir.locks import try_lock
 
 if TYPE_CHECKING:
@@ -140,11 +141,10 @@ def _rename_new_file(one: Path, other: Path) -> None:
 
 def renameat2(one: Path | str, other: Path | str, flag: int, folder: int = _AT_FDCWD) -> bool:
     """Rename by that system call; False if kernel, libc or file system do not know `flag`."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
+    if not hasattr(libc(), "renameat2"):
         return False
     names = (os.fsencode(one), os.fsencode(other))
-    if libc.renameat2(folder, names[0], folder, names[1], flag) == 0:
+    if libc().renameat2(folder, names[0], folder, names[1], flag) == 0:
         return True
     code = ctypes.get_errno()
     if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
@@ -179,8 +179,11 @@ def _claim(folder: int, claim: str, name: str) -> int:
         with contextlib.suppress(FileExistsError):
             flags = _CLAIM_FLAGS | os.O_CREAT | os.O_EXCL
             descriptor = os.open(claim, flags, 0o666, dir_fd=folder)
-            try_lock(descriptor)
-            return descriptor
+            status = os.fstat(descriptor)
+            # whoever breaks stale claims may have come before the lock, where an inode came again
+            if try_lock(descriptor) and _inode(folder, claim) == (status.st_dev, status.st_ino):
+                return descriptor
+            os.close(descriptor)
         found = _inode(folder, claim)
         if found != seen:
             seen, since = found, time.monotonic()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bt_lightning.localdir.libc import libc
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -100,9 +102,8 @@ class Arena:
             self._mapping.close()
 
     def _advise(self, start: int, size: int, advice: int) -> bool:
-        libc = ctypes.CDLL(None, use_errno=True)
         address = ctypes.c_void_p(self.address + start)
-        return bool(libc.madvise(address, ctypes.c_size_t(size), advice) == 0)
+        return bool(libc().madvise(address, ctypes.c_size_t(size), advice) == 0)
 
 
 def memory_available(meminfo: Path, cgroup: Path) -> int | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Final
 
+from bt_lightning.localdir.libc import libc
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -35,13 +37,12 @@ class Gather:
             )
             for run in _runs(pieces)
         ]
-        self._libc = ctypes.CDLL(None, use_errno=True)
 
     def copy(self, descriptor: int) -> None:
         """Carry out the copies by `descriptor`, that of the file; gives up the GIL meanwhile."""
         for vectors, offset, size, pieces in self._runs:
             place = ctypes.c_int64(offset)
-            if self._libc.pwritev(descriptor, vectors, len(vectors), place) != size:
+            if libc().pwritev(descriptor, vectors, len(vectors), place) != size:
                 for piece in pieces:  # a signal cut it short, say
                     ctypes.memmove(*piece)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from bt_lightning.localdir import taking
+from bt_lightning.localdir.locks import try_lock
 from tests.kernels import KERNELS, can
 
 _PUBLISHES = """
@@ -126,3 +129,27 @@ def _run(code: str, *arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_claim_that_was_broken_before_its_lock_is_made_again(tmp_path, monkeypatch):
+    """Else two writers would each believe that the name is theirs alone."""
+    broken = []
+
+    def lock_late(descriptor):
+        if not broken:  # somebody took the new claim for a dead one, whose inode it has
+            broken.append(True)
+            (tmp_path / ".name.claim").unlink()
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(taking, "try_lock", lock_late)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with taking._claimed(folder, "name"):
+            assert (tmp_path / ".name.claim").exists()
+            second = os.open(tmp_path / ".name.claim", os.O_RDWR)
+            assert not try_lock(second)
+            os.close(second)
+    finally:
+        os.close(folder)
+    assert broken
+    assert list(tmp_path.iterdir()) == []
