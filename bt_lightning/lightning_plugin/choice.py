@@ -7,7 +7,6 @@ import warnings
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
-    CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
     DirectoryFullError,
@@ -41,6 +40,8 @@ class Choice:
         self._worker = worker
         self.listed: list[Stored] = []
         """What the store held of this job."""
+        self._unusable: list[str] = []
+        """What the store has of this job that cannot be used, a line each."""
         self._straight: dict[str, str] = {}
         """Path -> folder of the store, of what the disk has no room for."""
 
@@ -58,8 +59,10 @@ class Choice:
         self.listed = self._stored()
         if config.resume == "never":
             return Decision(other, None, warm=False)
+        found.considered += self._unusable
+        found.damaged = bool(self._unusable)
         own = find_own(config.root, self.listed, self._fetch, found, self._others(other, found))
-        if not own and config.load_dir is not None:
+        if not own and not found.damaged and config.load_dir is not None:
             find_loaded(
                 config.load_dir,
                 config.job.node_rank,
@@ -75,12 +78,7 @@ class Choice:
                 f"{found.describe()}"
             )
             raise CheckpointNotFoundError(msg)
-        if found.path is None and found.damaged:
-            msg = (
-                "none of this job's checkpoints can be used, and starting afresh could hide that."
-                f" Considered:\n{found.describe()}\nRepair one, or start with resume='never'"
-            )
-            raise CheckpointCorruptError(msg)
+        found.check()
         if len(found.considered) > 1 or (found.considered and found.path is None):
             log.warning("looked for a checkpoint to resume from:\n%s", found.describe())
         warm = config.resume == "weights" and not found.own
@@ -119,7 +117,7 @@ class Choice:
             try:
                 stored.append(_stored(item))
             except CheckpointError as error:
-                log.warning("left out a checkpoint of the store: %s", error)
+                self._unusable.append(f"store {item.folder}: refused, {error}")
         return stored
 
     def _refuse_older(self, error: StoreTransientError) -> None:

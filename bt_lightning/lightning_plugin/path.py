@@ -15,14 +15,18 @@ def resume_path() -> str | None:
 
     Reads every byte of it, on the rank that calls. None if there is none. The store is not asked;
     `BTLightning` does that by itself.
+
+    Raises:
+        CheckpointCorruptError: the job has checkpoints, and none of them can be used.
     """
     settings = Settings.from_environ(os.environ)
     found = Found()
     if settings.checkpoint_dir:
         find_own(Path(settings.checkpoint_dir).resolve(), [], _no_store, found)
-    if found.path is None and settings.load_dir:
+    if found.path is None and not found.damaged and settings.load_dir:
         load_dir = Path(settings.load_dir).resolve()
         find_loaded(load_dir, settings.node_rank, found, weights_only=None)
+    found.check()
     return found.path
 
 

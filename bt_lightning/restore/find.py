@@ -55,6 +55,15 @@ class Found:
         """The considered checkpoints as text, one a line."""
         return "\n".join(f"  - {line}" for line in self.considered) or "  (none)"
 
+    def check(self) -> None:
+        """Raise `CheckpointCorruptError` if a fresh start would hide that a job lost all it had."""
+        if self.path is None and self.damaged:
+            msg = (
+                "none of this job's checkpoints can be used, and starting afresh could hide that."
+                f" Considered:\n{self.describe()}\nRepair one, or start with resume='never'"
+            )
+            raise CheckpointCorruptError(msg)
+
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
@@ -77,7 +86,8 @@ def find_own(
 
     `others` are steps and paths of those that the job has elsewhere, known to be whole.
     """
-    local = _look(root, found)
+    local, refused = _look(root, found)
+    found.damaged = found.damaged or refused
     candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
     candidates += [_Candidate(s.manifest.order, f"store {s.folder}", s.manifest, s) for s in stored]
     candidates += [_Candidate((step, 0, ""), path, None) for step, path in others]
@@ -96,7 +106,7 @@ def find_loaded(
     if not load_dir.is_dir():
         found.considered.append(f"{load_dir}: refused, no such directory")
         return False
-    local = _look(load_dir, found)
+    local, _ = _look(load_dir, found)
     candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
     for file in _stock_files(load_dir, {str(c.path) for c in local}):
         try:
@@ -118,12 +128,12 @@ def find_loaded(
     return _choose(mine, None, found, own=False, warm=warm)
 
 
-def _look(root: Path, found: Found) -> list[LocalCheckpoint]:
-    """What is committed there; what is left out is noted."""
+def _look(root: Path, found: Found) -> tuple[list[LocalCheckpoint], bool]:
+    """What is committed there, and whether there is more that cannot be used, which is noted."""
     listed = list_committed(root)
     found.considered += [f"{item.place}: refused, {item.reason}" for item in listed.refused]
     found.considered += [item.reason for item in listed.unread]
-    return listed.found
+    return listed.found, bool(listed.refused)
 
 
 def _stock_files(load_dir: Path, committed: set[str]) -> list[Path]:

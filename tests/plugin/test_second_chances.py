@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from bt_lightning import BTLightning, CheckpointCorruptError, DrainTimeoutError
+from bt_lightning import BTLightning, CheckpointCorruptError, DrainTimeoutError, resume_path
 from bt_lightning.localdir.committed import list_committed
 
 if TYPE_CHECKING:
@@ -98,6 +99,26 @@ def test_a_run_whose_every_checkpoint_is_damaged_does_not_silently_begin_again(t
     fresh = trainer(tmp_path, epochs=2, resume="never")
     fresh.fit(BoringModel())
     assert fresh.global_step == 16
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_manifests_that_cannot_be_read_do_not_make_a_run_begin_again(tmp_path, monkeypatch, where):
+    """Not afresh, nor from what a platform laid beside it."""
+    other, root, store = tmp_path / "other", tmp_path / "root", tmp_path / "store"
+    trainer(other).fit(BoringModel())
+    trainer(root, store=f"file://{store}").fit(BoringModel())
+    if where == "store":
+        shutil.rmtree(root)
+    for manifest in (root if where == "disk" else store).rglob("bt_manifest.json"):
+        manifest.write_text("{")
+    given = {} if where == "disk" else {"store": f"file://{store}"}
+    with pytest.raises(CheckpointCorruptError, match=r"(?s)none of this job's.*refused"):
+        trainer(root, epochs=2, load_dir=other, **given).fit(BoringModel())
+    if where == "disk":
+        monkeypatch.setenv("BT_CHECKPOINT_DIR", str(root))
+        monkeypatch.setenv("BT_LOAD_CHECKPOINT_DIR", str(other))
+        with pytest.raises(CheckpointCorruptError, match="none of this job's"):
+            resume_path()
 
 
 @pytest.mark.filterwarnings("default")  # what pytest.warns does not match it raises again
