@@ -191,7 +191,8 @@ def test_a_logger_that_cannot_take_a_checkpoint_ends_the_fit_once_and_loses_none
     root = Path(sys.argv[1])
     logger = MLFlowLogger(tracking_uri=f"file:{root}/mlruns", log_model="all")
     folder = root / "mlruns" / logger.experiment_id / logger.run_id / "artifacts"
-    (folder / "checkpoint-2").write_text("no folder")
+    for place in ("checkpoint-2", "model"):  # Lightning before 2.5 logs below model/checkpoints
+        (folder / place).write_text("no folder")
     saving = ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)
     with pytest.raises(UploadFailedError, match="MLFlowLogger did not take .*checkpoint-2: "):
         runs.fit(root, callbacks=[saving, BTLightning(dir=root / "ck")], logger=logger)
