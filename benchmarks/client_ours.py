@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from servers import KEY, SECRET, Server
 
-from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
 from bt_lightning.localdir.digest import Hasher, digest_file
-from bt_lightning.store.catalog import fetch
-from bt_lightning.store.port import Reuse
-from bt_lightning.store.publish import publish
-from bt_lightning.store.remote import open_store
-from bt_lightning.store.sources import FileSource
-from bt_lightning.worker.ahead import LentSource
+from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, read_manifest
+from bt_lightning.store.interface import Reuse
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.file_source import FileSource
+from bt_lightning.store.transfer.publish import publish
+from bt_lightning.worker.early_upload import LentSource
 
 if TYPE_CHECKING:
     from client_tools import Bytes

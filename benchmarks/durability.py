@@ -48,7 +48,7 @@ def ours(server: Server, folder: Path, size: int) -> float:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from bt_lightning import BTLightning
-    from bt_lightning.localdir.events import read_events
+    from bt_lightning.localdir.event_log import read_events
 
     options = {
         "key": KEY,

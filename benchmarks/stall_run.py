@@ -31,7 +31,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch.utils.data import DataLoader
 
 from bt_lightning import BTLightning
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.event_log import read_events
 
 
 class Stamping(torch.optim.Optimizer):

@@ -9,9 +9,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args
 
-from bt_lightning.bounded import RECORD as RECORD_BOUNDS
-from bt_lightning.bounded import parse_json
 from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.file_limits import RECORD as RECORD_BOUNDS
+from bt_lightning.file_limits import parse_json
 
 Status = Literal["CREATED", "RUNNING", "COMPLETED", "FAILED", "STOPPED"]
 Sync = Literal["SYNCING", "COMPLETED"]

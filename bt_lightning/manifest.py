@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import xxhash
 
-from bt_lightning import bounded
-from bt_lightning.bounded import parse_json
+from bt_lightning import file_limits
 from bt_lightning.errors import (
     CheckpointCorruptError,
     FormatVersionError,
     UnsupportedStateError,
 )
+from bt_lightning.file_limits import parse_json
 from bt_lightning.layout import MANIFEST, check_checkpoint_id, check_member
 
 FORMAT: Final = "bt_lightning.checkpoint"
@@ -116,7 +116,7 @@ class Manifest:
         payload["digest"] = self.digest
         data = (json.dumps(payload, indent=1) + "\n").encode("ascii")
         try:
-            bounded.MANIFEST.check(data)
+            file_limits.MANIFEST.check(data)
         except CheckpointCorruptError as error:
             msg = f"{self.checkpoint_id} cannot be saved, its manifest is too large: {error}"
             raise UnsupportedStateError(msg) from error
@@ -131,7 +131,7 @@ class Manifest:
             CheckpointCorruptError: anything else that is not a whole, undamaged manifest.
         """
         try:
-            payload = parse_json(data, bounded.MANIFEST)
+            payload = parse_json(data, file_limits.MANIFEST)
         except CheckpointCorruptError as error:
             msg = f"the manifest {where} is damaged: {error}"
             raise CheckpointCorruptError(msg) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import xxhash
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.globs import Patterns
+from bt_lightning.glob_patterns import Patterns
 from bt_lightning.layout import job_prefix, slug
 
 if TYPE_CHECKING:

@@ -36,4 +36,4 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_the_worker_loads_neither_torch_nor_lightning():
     heavy = {"torch", "lightning", "pytorch_lightning", "numpy", "click", "rich"}
-    assert not modules_after("import bt_lightning.worker.process") & heavy
+    assert not modules_after("import bt_lightning.worker.worker_process") & heavy

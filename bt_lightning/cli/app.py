@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bt_lightning import __version__
-from bt_lightning.cli.checkpoints import checkpoints
-from bt_lightning.cli.health import doctor, report, status
-from bt_lightning.cli.job_deleting import delete_one_job, delete_project
-from bt_lightning.cli.job_files import download_job, list_files
-from bt_lightning.cli.jobs import jobs, projects
-from bt_lightning.cli.keeping import delete, protect, unprotect
-from bt_lightning.cli.moving import copy, download, export
-from bt_lightning.cli.options import directory_option
-from bt_lightning.cli.running import run
-from bt_lightning.cli.trashing import trash
+from bt_lightning.cli.commands.checkpoints import checkpoints
+from bt_lightning.cli.commands.delete_jobs import delete_one_job, delete_project
+from bt_lightning.cli.commands.download_copy_export import copy, download, export
+from bt_lightning.cli.commands.job_files import download_job, list_files
+from bt_lightning.cli.commands.jobs import jobs, projects
+from bt_lightning.cli.commands.protect_delete import delete, protect, unprotect
+from bt_lightning.cli.commands.run import run
+from bt_lightning.cli.commands.status_doctor import doctor, report, status
+from bt_lightning.cli.commands.trash import trash
+from bt_lightning.cli.target_options import directory_option
 from bt_lightning.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -84,7 +84,7 @@ def _give_up_unwritten() -> None:
 
 
 def _say(name: str, message: str, exit_code: int, *, as_json: bool) -> None:
-    from bt_lightning.cli.text import printable
+    from bt_lightning.cli.render.text import printable
 
     if as_json:
         said = {"error": {"type": name, "message": message, "exit_code": exit_code}}
@@ -127,9 +127,9 @@ def trace(directory: str | None, output: str) -> None:
     """Draw what each save cost and came to, for https://ui.perfetto.dev or chrome://tracing."""
     from pathlib import Path
 
-    from bt_lightning.cli.trace import trace as drawn
-    from bt_lightning.localdir.events import read_events
-    from bt_lightning.manage.locate import Target, directory_named
+    from bt_lightning.cli.render.perfetto_trace import trace as drawn
+    from bt_lightning.localdir.event_log import read_events
+    from bt_lightning.manage.find_target import Target, directory_named
 
     root = directory_named(Target(directory=directory))
     try:

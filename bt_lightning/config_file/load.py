@@ -10,11 +10,11 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.config_file.stand_ins import stand_ins
-from bt_lightning.definitions import TrainingProject, as_definition
-from bt_lightning.definitions.base import twin
-from bt_lightning.definitions.reading import TRUSS_ROOTS
+from bt_lightning.config_file.truss_stubs import stand_ins
 from bt_lightning.errors import ConfigNotFoundError, InvalidSettingError
+from bt_lightning.truss_definitions import TrainingProject, as_definition
+from bt_lightning.truss_definitions.coercion import TRUSS_ROOTS
+from bt_lightning.truss_definitions.definition import twin
 
 if TYPE_CHECKING:
     import os

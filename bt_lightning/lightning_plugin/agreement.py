@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import RankLostError
 from bt_lightning.lightning_plugin.peers import LONGEST_S
 from bt_lightning.preemption import WORDS
-from bt_lightning.rounds import Get, Member, Position, Set, Wish
+from bt_lightning.rank_protocol import Get, Member, Position, Set, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable

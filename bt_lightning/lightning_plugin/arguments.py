@@ -13,7 +13,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.store.port import redact
+from bt_lightning.store.interface import redact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

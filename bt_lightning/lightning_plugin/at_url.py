@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.lightning_plugin.places import split_url
-from bt_lightning.localdir.committed import LocalCheckpoint
-from bt_lightning.store.catalog import newest_folder
-from bt_lightning.store.listings import forget_listings
-from bt_lightning.store.publish import publish
-from bt_lightning.store.remote import open_store
+from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+from bt_lightning.store.backends.fsspec_listings import forget_listings
+from bt_lightning.store.catalog.listing import newest_folder
+from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import RetryingStore
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.store.transfer.publish import publish
+from bt_lightning.store.transfer.unpublish import unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

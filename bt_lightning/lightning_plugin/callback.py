@@ -12,37 +12,37 @@ from typing import TYPE_CHECKING, Any, Literal
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.adopt import adopt, place
-from bt_lightning.lightning_plugin.boundary import Boundary
 from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
-from bt_lightning.lightning_plugin.checks import (
+from bt_lightning.lightning_plugin.ckpt_path_words import take_up_last
+from bt_lightning.lightning_plugin.compat_config import teach_saved_config
+from bt_lightning.lightning_plugin.compat_resume import note_selections
+from bt_lightning.lightning_plugin.deferred_saves import rescue
+from bt_lightning.lightning_plugin.exact_resume import Exactness
+from bt_lightning.lightning_plugin.hf import serving_files
+from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
+from bt_lightning.lightning_plugin.meeting import convene, from_slow_zero, from_zero
+from bt_lightning.lightning_plugin.mismatch_errors import noted
+from bt_lightning.lightning_plugin.model_checkpoint_paths import adopt, place
+from bt_lightning.lightning_plugin.options import Options
+from bt_lightning.lightning_plugin.resume import arrange, forget
+from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO, install_io
+from bt_lightning.lightning_plugin.save_boundary import Boundary
+from bt_lightning.lightning_plugin.session import Resume  # noqa: TC001
+from bt_lightning.lightning_plugin.strategy_check import refuse_strategy
+from bt_lightning.lightning_plugin.trainer_checks import (
     refuse_names,
     refuse_twins,
     warn_of_no_saves,
 )
-from bt_lightning.lightning_plugin.compat_config import teach_saved_config
-from bt_lightning.lightning_plugin.compat_resume import note_selections
-from bt_lightning.lightning_plugin.deferral import rescue
-from bt_lightning.lightning_plugin.exact import Exactness
-from bt_lightning.lightning_plugin.hf import serving_files
-from bt_lightning.lightning_plugin.meeting import convene, from_slow_zero, from_zero
-from bt_lightning.lightning_plugin.misfits import noted
-from bt_lightning.lightning_plugin.namespace import Callback
-from bt_lightning.lightning_plugin.options import Options
-from bt_lightning.lightning_plugin.resume import arrange, forget
-from bt_lightning.lightning_plugin.routing import RoutedCheckpointIO, install_io
-from bt_lightning.lightning_plugin.session import Resume  # noqa: TC001
-from bt_lightning.lightning_plugin.strategies import refuse_strategy
-from bt_lightning.lightning_plugin.watch import open_saves, remove
-from bt_lightning.lightning_plugin.words import take_up_last
+from bt_lightning.lightning_plugin.weight_change_watch import open_saves, remove
 from bt_lightning.lightning_plugin.writing import Writing
-from bt_lightning.snapshot.record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
-from bt_lightning.worker.handle import ever
+from bt_lightning.snapshot.save_record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
+from bt_lightning.worker.worker_handle import ever
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from bt_lightning.lightning_plugin.adopt import Placement
+    from bt_lightning.lightning_plugin.model_checkpoint_paths import Placement
     from bt_lightning.lightning_plugin.sight import Chosen
 
 note_selections()

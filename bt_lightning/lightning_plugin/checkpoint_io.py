@@ -25,7 +25,7 @@ from bt_lightning.lightning_plugin.compat_taught import (
 )
 from bt_lightning.lightning_plugin.facts import EPOCHS, STEPS, first_count, versions
 from bt_lightning.lightning_plugin.hf import ServingFiles
-from bt_lightning.lightning_plugin.namespace import (
+from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     CheckpointIO,
     TorchCheckpointIO,
     accept_in_both,
@@ -42,18 +42,18 @@ from bt_lightning.lightning_plugin.places import (
     stored_place,
     unwritten,
 )
+from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import read_manifest
-from bt_lightning.localdir.durable import delete_directory, sweep, tidy
-from bt_lightning.localdir.protect import is_protected
-from bt_lightning.localdir.room import planned
+from bt_lightning.localdir.disk_space import planned
+from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.protection import is_protected
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.load import load, load_file
 from bt_lightning.settings import torch_weights_only
-from bt_lightning.snapshot.classes import ClassTable
-from bt_lightning.snapshot.take import Memory, Snapshot, take
-from bt_lightning.store.place import DirectoryPlace
-from bt_lightning.store.port import redact
+from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.snapshot.state_files import Memory, Snapshot, take
+from bt_lightning.store.interface import redact
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.compat_taught import Load
-    from bt_lightning.restore.held import Held
+    from bt_lightning.restore.live_objects import Held
     from bt_lightning.restore.load import MapLocation
-    from bt_lightning.store.place import Place
+    from bt_lightning.store.transfer.checkpoint_reader import Place
 
 EXTRA = "bt_lightning"
 """Key of the checkpoint dictionary under which `BTLightning` keeps what is its own."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from bt_lightning.layout import MANIFEST
 from bt_lightning.lightning_plugin.bt_source import source_of
 from bt_lightning.lightning_plugin.places import is_url
-from bt_lightning.localdir.committed import read_manifest
+from bt_lightning.localdir.local_checkpoints import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

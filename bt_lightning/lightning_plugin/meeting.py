@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_lightning.errors import RanksApartError
 from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.checks import portable
+from bt_lightning.lightning_plugin.trainer_checks import portable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.lightning_plugin.arguments import duration
-from bt_lightning.lightning_plugin.namespace import ModelCheckpoint
+from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import ModelCheckpoint
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -9,9 +9,9 @@ from bt_lightning.snapshot.leftovers import HYPER_PARAMETERS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from bt_lightning.restore.held import Held
-    from bt_lightning.snapshot.classes import ClassTable
-    from bt_lightning.snapshot.take import Snapshot
+    from bt_lightning.restore.live_objects import Held
+    from bt_lightning.snapshot.class_allowlist import ClassTable
+    from bt_lightning.snapshot.state_files import Snapshot
 
 _RESUME = (
     "A restart takes each from the script's own module if that holds an equal one, else it ends"

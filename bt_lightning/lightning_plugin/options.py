@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bt_lightning.globs import Patterns
+from bt_lightning.glob_patterns import Patterns
 from bt_lightning.layout import plain_folder
 from bt_lightning.lightning_plugin import arguments
 from bt_lightning.lightning_plugin.bt_source import BtSource
 from bt_lightning.lightning_plugin.session import Resume, SessionConfig
 from bt_lightning.settings import Job, Settings, least_rate, torch_weights_only
-from bt_lightning.snapshot.record import Overlap, Policy, SnapshotOptions
+from bt_lightning.snapshot.save_record import Overlap, Policy, SnapshotOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

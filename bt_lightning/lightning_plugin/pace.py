@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.interval import FIRST_S, Record, best, record_of
-from bt_lightning.localdir.events import note, read_events
+from bt_lightning.localdir.event_log import note, read_events
+from bt_lightning.save_interval import FIRST_S, Record, best, record_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.restore.find import Found, find_loaded, find_own
+from bt_lightning.restore.find_checkpoint import Found, find_loaded, find_own
 from bt_lightning.settings import Settings
 
 

@@ -19,7 +19,7 @@ import torch
 from bt_lightning.errors import RankLostError
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.lifeline import Calling, Listening
-from bt_lightning.rounds import Answer, Await, Check, Get, Op, Set
+from bt_lightning.rank_protocol import Answer, Await, Check, Get, Op, Set
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,12 +17,12 @@ from bt_lightning.errors import (
     StorePermanentError,
 )
 from bt_lightning.layout import MANIFEST
-from bt_lightning.localdir.refusal import advice, refused
-from bt_lightning.localdir.room import is_full
-from bt_lightning.store.catalog import newest_folder
-from bt_lightning.store.place import StorePlace
-from bt_lightning.store.remote import download_url, open_store
+from bt_lightning.localdir.disk_errors import advice, refused
+from bt_lightning.localdir.disk_space import is_full
+from bt_lightning.store.catalog.listing import newest_folder
+from bt_lightning.store.open_store import download_url, open_store
 from bt_lightning.store.retry import RetryingStore
+from bt_lightning.store.transfer.checkpoint_reader import StorePlace
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:

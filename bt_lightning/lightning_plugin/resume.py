@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.lightning_plugin import compat, compat_resume
-from bt_lightning.lightning_plugin.misfits import (
+from bt_lightning.lightning_plugin.mismatch_errors import (
     explain_optimizers,
     explain_weights,
     forget_misfits,

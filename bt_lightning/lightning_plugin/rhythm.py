@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bt_lightning.snapshot.record import SaveRecord
+    from bt_lightning.snapshot.save_record import SaveRecord
 
 _RECENT = 5
 _STEPS = 65

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointError, DirectoryFullError, TornSnapshotError
+from bt_lightning.lightning_plugin.logger_artifacts import Uploads
 from bt_lightning.lightning_plugin.places import unwritten
-from bt_lightning.lightning_plugin.uploads import Uploads
-from bt_lightning.localdir.events import note
+from bt_lightning.localdir.event_log import note
 from bt_lightning.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
-    from bt_lightning.messages import Published, Room
-    from bt_lightning.snapshot.record import Policy, SaveRecord
+    from bt_lightning.snapshot.save_record import Policy, SaveRecord
     from bt_lightning.snapshot.saver import Saver
+    from bt_lightning.worker_messages import Published, Room
 
 log = logging.getLogger(__name__)
 

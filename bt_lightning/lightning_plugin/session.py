@@ -20,10 +20,13 @@ from bt_lightning.lightning_plugin.rhythm import Rhythm
 from bt_lightning.lightning_plugin.saves import Saves, Told
 from bt_lightning.lightning_plugin.taking_over import take_over
 from bt_lightning.localdir.commit import write_hint
-from bt_lightning.localdir.refusal import named
-from bt_lightning.localdir.requests import request_removal
+from bt_lightning.localdir.disk_errors import named
+from bt_lightning.localdir.removal_requests import request_removal
 from bt_lightning.manifest import Manifest
-from bt_lightning.messages import (
+from bt_lightning.snapshot.saver import Saver
+from bt_lightning.worker.publisher_lock import stands_by
+from bt_lightning.worker.worker_handle import Worker, ever
+from bt_lightning.worker_messages import (
     Committed,
     MakeRoom,
     Published,
@@ -31,9 +34,6 @@ from bt_lightning.messages import (
     WorkerConfig,
     WorkFailed,
 )
-from bt_lightning.snapshot.saver import Saver
-from bt_lightning.worker.handle import Worker, ever
-from bt_lightning.worker.turn import stands_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from bt_lightning.globs import Patterns
+    from bt_lightning.glob_patterns import Patterns
     from bt_lightning.lightning_plugin.resume import Decision
     from bt_lightning.settings import Job
-    from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions
+    from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import DirectoryFullError, DirectoryUnusableError
-from bt_lightning.localdir.durable import sweep
-from bt_lightning.localdir.refusal import named
-from bt_lightning.localdir.usable import usable_root
+from bt_lightning.localdir.atomic_directory import sweep
+from bt_lightning.localdir.directory_check import usable_root
+from bt_lightning.localdir.disk_errors import named
 from bt_lightning.worker.commit_lock import wait_for_commits
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_lightning.errors import CheckpointError, RankLostError
 from bt_lightning.lightning_plugin import compat_resume
-from bt_lightning.lightning_plugin.checks import is_of_a_save, portable
 from bt_lightning.lightning_plugin.resume import Decision
-from bt_lightning.lightning_plugin.routing import Hooks
+from bt_lightning.lightning_plugin.routed_checkpoint_io import Hooks
 from bt_lightning.lightning_plugin.session import Session, SessionConfig, publish_late
-from bt_lightning.localdir.committed import list_committed
-from bt_lightning.localdir.durable import temporary
-from bt_lightning.localdir.requests import request_removal
+from bt_lightning.lightning_plugin.trainer_checks import is_of_a_save, portable
+from bt_lightning.localdir.atomic_directory import temporary
+from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.removal_requests import request_removal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointExistsError
 from bt_lightning.layout import DOT_DIR, MANIFEST
-from bt_lightning.localdir.committed import manifest_directories
-from bt_lightning.localdir.durable import publish_directory, temporary
-from bt_lightning.localdir.files import sync_directory, write_file
-from bt_lightning.localdir.small import replace_small
+from bt_lightning.localdir.atomic_directory import publish_directory, temporary
+from bt_lightning.localdir.fsync import sync_directory, write_file
+from bt_lightning.localdir.local_checkpoints import manifest_directories
+from bt_lightning.localdir.small_files import replace_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

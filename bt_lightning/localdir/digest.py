@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from bt_lightning.localdir.opening import open_regular
+from bt_lightning.localdir.safe_open import open_regular
 from bt_lightning.manifest import BLOCK_BYTES, FileEntry
 
 if TYPE_CHECKING:

@@ -29,21 +29,21 @@ from bt_lightning.layout import (
     slug,
     under,
 )
-from bt_lightning.manage.holdings import is_ours
-from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf, StoreShelf
-from bt_lightning.manage.transfer import holding
+from bt_lightning.manage.download_copy import holding
+from bt_lightning.manage.job_checkpoints import DirectoryShelf, JoinedShelf, StoreShelf
+from bt_lightning.manage.job_objects import is_ours
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.catalog import look
-from bt_lightning.store.port import read_any
-from bt_lightning.store.removals import forget_removals, request_removal
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.removal_requests import forget_removals, request_removal
+from bt_lightning.store.interface import read_any
+from bt_lightning.store.transfer.unpublish import unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manage.holdings import Holdings
-    from bt_lightning.manage.shelf import Item, Shelf
-    from bt_lightning.store.port import Store
+    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_objects import Holdings
+    from bt_lightning.store.interface import Store
 
 
 @dataclass(slots=True)

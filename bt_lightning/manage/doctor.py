@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError, CheckpointExistsError
-from bt_lightning.localdir.committed import list_committed
+from bt_lightning.localdir.atomic_directory import temporary, tidy
 from bt_lightning.localdir.digest import Hasher
-from bt_lightning.localdir.durable import temporary, tidy
-from bt_lightning.localdir.files import write_out
-from bt_lightning.localdir.usable import usable_root
-from bt_lightning.store.sources import FileSource
-from bt_lightning.store.tree import open_bt_store
+from bt_lightning.localdir.directory_check import usable_root
+from bt_lightning.localdir.fsync import write_out
+from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.store.catalog.bt_tree import open_bt_store
+from bt_lightning.store.transfer.file_source import FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from bt_lightning.localdir.committed import LocalCheckpoint
-    from bt_lightning.store.port import Store
+    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.store.interface import Store
 
 _MB = 1_000_000
 _PROBE_BYTES = 64 * 1024 * 1024

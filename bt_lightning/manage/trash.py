@@ -19,21 +19,21 @@ from bt_lightning.errors import (
     LeaseHeldError,
 )
 from bt_lightning.layout import DOT_DIR, MANIFEST, job_prefix, trash_folder, under
-from bt_lightning.localdir.committed import manifest_directories, read_manifest
-from bt_lightning.localdir.durable import delete_directory
-from bt_lightning.localdir.taking import rename_new
+from bt_lightning.localdir.atomic_directory import delete_directory
+from bt_lightning.localdir.local_checkpoints import manifest_directories, read_manifest
+from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manage.delete import Deletion, delete_items
-from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf, StoreShelf
-from bt_lightning.manage.transfer import holding
-from bt_lightning.store.place import StorePlace
-from bt_lightning.store.publish import Base, copy
-from bt_lightning.store.removals import forget_removals
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.manage.download_copy import holding
+from bt_lightning.manage.job_checkpoints import DirectoryShelf, JoinedShelf, StoreShelf
+from bt_lightning.store.catalog.removal_requests import forget_removals
+from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.transfer.publish import Base, copy
+from bt_lightning.store.transfer.unpublish import unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bt_lightning.manage.shelf import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import Item, Shelf
 
 _DAY_S = 24 * 3600
 _LOCAL = "trashed"

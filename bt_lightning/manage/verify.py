@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.manage.contents import has_tensors, is_of_others, tensors_of
-from bt_lightning.manage.reading import opened
-from bt_lightning.manage.shelf import DirectoryShelf, JoinedShelf
-from bt_lightning.store.place import read_verified
+from bt_lightning.manage.file_contents import has_tensors, is_of_others, tensors_of
+from bt_lightning.manage.job_checkpoints import DirectoryShelf, JoinedShelf
+from bt_lightning.manage.verified_reads import opened
+from bt_lightning.store.transfer.checkpoint_reader import read_verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bt_lightning.manage.shelf import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import Item, Shelf
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.place import Place
+    from bt_lightning.store.transfer.checkpoint_reader import Place
 
 _THREADS = 4
 QUICK, BYTES, DEEP = "quick", "bytes", "deep"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import UnsafeLoadError
-from bt_lightning.restore.unloaded import Unloaded
+from bt_lightning.restore.unloaded_value import Unloaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bt_lightning.restore.held import Held
+    from bt_lightning.restore.live_objects import Held
 
 
 class Leftovers:

@@ -11,20 +11,20 @@ import torch
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
-from bt_lightning.restore.decode import Decoder, on_host
-from bt_lightning.restore.home import HOST, Device
+from bt_lightning.restore.decode_tree import Decoder, on_host
 from bt_lightning.restore.leftovers import Leftovers
-from bt_lightning.restore.read import read_small, read_tensors
-from bt_lightning.snapshot.classes import ClassTable
-from bt_lightning.store.place import DirectoryPlace
+from bt_lightning.restore.read_tensors import read_small, read_tensors
+from bt_lightning.restore.tensor_memory import HOST, Device
+from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from bt_lightning.restore.held import Held
-    from bt_lightning.restore.home import Home
-    from bt_lightning.store.place import Place
+    from bt_lightning.restore.live_objects import Held
+    from bt_lightning.restore.tensor_memory import Home
+    from bt_lightning.store.transfer.checkpoint_reader import Place
 
     MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None
 

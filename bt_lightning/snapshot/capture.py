@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from bt_lightning.errors import SaveTimeoutError
-from bt_lightning.snapshot.copies import versions
-from bt_lightning.snapshot.cuda import DeviceCopies
+from bt_lightning.snapshot.cuda_copies import DeviceCopies
+from bt_lightning.snapshot.host_copies import versions
 
 if TYPE_CHECKING:
     from bt_lightning.snapshot.arena import Arena
-    from bt_lightning.snapshot.copies import Copies, HostCopier, Source
+    from bt_lightning.snapshot.host_copies import Copies, HostCopier, Source
 
 
 _COPY_S = 3600.0

@@ -9,7 +9,7 @@ import torch
 import xxhash
 
 from bt_lightning.errors import UnsupportedStateError
-from bt_lightning.snapshot.classes import class_name
+from bt_lightning.snapshot.class_allowlist import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,24 +11,24 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import ArenaTooLargeError
-from bt_lightning.messages import CommitFailed, CommitImage, Committed, Withdrawn
-from bt_lightning.snapshot.arenas import Arenas
+from bt_lightning.snapshot.arena_layout import place_files
+from bt_lightning.snapshot.arena_pool import Arenas
 from bt_lightning.snapshot.capture import Capture, Streams
-from bt_lightning.snapshot.copies import HostCopier, Sorter
-from bt_lightning.snapshot.guard import Guard
-from bt_lightning.snapshot.last import Last
-from bt_lightning.snapshot.placing import place_files
-from bt_lightning.snapshot.record import SaveRecord, SnapshotOptions, too_slow, torn
-from bt_lightning.snapshot.take import Memory, Snapshot
-from bt_lightning.snapshot.threads import copy_threads
-from bt_lightning.worker.handle import ever
+from bt_lightning.snapshot.copy_threads import copy_threads
+from bt_lightning.snapshot.host_copies import HostCopier, Sorter
+from bt_lightning.snapshot.optimizer_guard import Guard
+from bt_lightning.snapshot.previous_snapshot import Last
+from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions, too_slow, torn
+from bt_lightning.snapshot.state_files import Memory, Snapshot
+from bt_lightning.worker.worker_handle import ever
+from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
 
-    from bt_lightning.worker.handle import Worker
+    from bt_lightning.worker.worker_handle import Worker
 
 _WAIT_S = 3600.0
 """Longest wait for a disk to take the save before."""

@@ -24,15 +24,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.bounded import RECORD, parse_json
 from bt_lightning.errors import CheckpointExistsError, LeaseHeldError, StoreError
+from bt_lightning.file_limits import RECORD, parse_json
 from bt_lightning.layout import lease_folder
-from bt_lightning.store.port import read_any
+from bt_lightning.store.interface import read_any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bt_lightning.store.port import Store
+    from bt_lightning.store.interface import Store
 
 BEAT_S: Final = 20.0
 EXPIRES_S: Final = 90.0

@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.errors import StoreTransientError
-from bt_lightning.store.port import AnsweredTooSlowlyError
+from bt_lightning.store.interface import AnsweredTooSlowlyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from bt_lightning.store.port import Arrived, ObjectInfo, Reuse, Source, Store
+    from bt_lightning.store.interface import Arrived, ObjectInfo, Reuse, Source, Store
 
 T = TypeVar("T")
 

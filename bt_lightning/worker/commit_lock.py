@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.locks import lock, try_lock
-from bt_lightning.localdir.opening import open_own
+from bt_lightning.localdir.file_locks import lock, try_lock
+from bt_lightning.localdir.safe_open import open_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

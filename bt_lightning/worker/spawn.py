@@ -8,14 +8,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.worker.process import run
+from bt_lightning.worker.worker_process import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-    from bt_lightning.messages import WorkerConfig
+    from bt_lightning.worker_messages import WorkerConfig
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import pytest
 
 from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import LocalCheckpoint, read_manifest
-from bt_lightning.localdir.events import note
+from bt_lightning.localdir.event_log import note
+from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, read_manifest
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 
 if TYPE_CHECKING:
     from pathlib import Path

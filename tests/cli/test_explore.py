@@ -17,15 +17,15 @@ from rich.text import Text
 from safetensors.torch import save
 from textual.widgets import Input, Static
 
-from bt_lightning.cli.explore import views
+from bt_lightning.cli.explore import view_text
 from bt_lightning.cli.explore.app import Explorer
-from bt_lightning.cli.explore.fuzzy import best, fuzzy
-from bt_lightning.cli.explore.lines import Lines
-from bt_lightning.cli.explore.lists import PageScreen
-from bt_lightning.cli.explore.reading import text_lines
+from bt_lightning.cli.explore.file_preview import text_lines
+from bt_lightning.cli.explore.fuzzy_match import best, fuzzy
+from bt_lightning.cli.explore.long_list import Lines
+from bt_lightning.cli.explore.screen_base import PageScreen
 from bt_lightning.cli.explore.screens import FilesScreen, LinesScreen, PickScreen
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.manage.shelf import DirectoryShelf
+from bt_lightning.manage.job_checkpoints import DirectoryShelf
 
 
 def weights(value):
@@ -190,8 +190,8 @@ def test_a_checkpoint_to_begin_in_and_an_empty_directory(shelf, tmp_path):
 
 def test_a_list_of_many_draws_what_is_seen_only(shelf, monkeypatch):
     drawn = []
-    real = views.marked
-    monkeypatch.setattr(views, "marked", lambda *args: drawn.append(args) or real(*args))
+    real = view_text.marked
+    monkeypatch.setattr(view_text, "marked", lambda *args: drawn.append(args) or real(*args))
     items = shelf.items() * 2500
     monkeypatch.setattr(DirectoryShelf, "items", lambda _: items)
 
@@ -225,7 +225,7 @@ def test_the_best_fit_is_first_and_no_query_keeps_the_order():
 
 @given(st.lists(st.floats(), max_size=60), st.integers(-1, 40))
 def test_a_sparkline_of_any_values_fits(values, width):
-    line = views.sparkline(values, width)
+    line = view_text.sparkline(values, width)
     assert len(line) <= max(0, width)
     assert len(line) == 0 or any(math.isfinite(value) for value in values)
 

@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from bt_lightning.cli.health import screen
-from bt_lightning.localdir.events import note
-from bt_lightning.localdir.uploading import UploadMeter, read_uploading
-from bt_lightning.manage.status import look
-from bt_lightning.store.local import LocalStore
-from bt_lightning.worker.duties import Duties
+from bt_lightning.cli.commands.status_doctor import screen
+from bt_lightning.localdir.event_log import note
+from bt_lightning.localdir.upload_status import UploadMeter, read_uploading
+from bt_lightning.manage.run_status import look
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.worker.publisher_tasks import Duties
 
 SAVE = {"number": 1, "checkpoint_id": "checkpoint-20", "step": 20, "decision": "saved"}
 
@@ -58,7 +58,7 @@ def test_status_shows_an_upload_while_it_runs_and_a_failure_after_it(root):
 def test_the_upload_of_a_dead_worker_is_none(root):
     code = (
         "import sys; from pathlib import Path;"
-        "from bt_lightning.localdir.uploading import UploadMeter;"
+        "from bt_lightning.localdir.upload_status import UploadMeter;"
         "UploadMeter(Path(sys.argv[1])).begin('checkpoint-20', 1000, 0)"
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=True)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from bt_lightning.layout import job_prefix
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 
 
 @pytest.fixture

@@ -14,20 +14,20 @@ import pytest
 
 from bt_lightning.job_record import Attempt, JobRecord
 from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION, job_prefix, jobs_prefix
-from bt_lightning.localdir.committed import list_committed, verify
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
-from bt_lightning.manage.locate import survey
-from bt_lightning.manage.shelf import StoreShelf
+from bt_lightning.manage.find_target import survey
+from bt_lightning.manage.job_checkpoints import StoreShelf
 from bt_lightning.manage.trash import restore, trash_items, trashed
-from bt_lightning.protection import Protection
+from bt_lightning.protection_record import Protection
 from bt_lightning.settings import Job, Settings
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.job_records import write_record
+from bt_lightning.store.catalog.protection import protect
+from bt_lightning.store.catalog.removal_requests import requested_removals
 from bt_lightning.store.lease import Lease
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.protect import protect
-from bt_lightning.store.publish import publish
-from bt_lightning.store.records import write_record
-from bt_lightning.store.removals import requested_removals
-from bt_lightning.worker.duties import Duties
+from bt_lightning.store.transfer.publish import publish
+from bt_lightning.worker.publisher_tasks import Duties
 
 PREFIX = job_prefix("p", "j", 0)
 
@@ -230,9 +230,9 @@ class Mortal:
 def test_a_deletion_killed_at_any_request_leaves_whole_ones_and_is_finished_by_the_next(
     tmp_path, make, monkeypatch, what
 ):
-    monkeypatch.setattr("bt_lightning.manage.transfer.Lease.release", lambda _: None)
+    monkeypatch.setattr("bt_lightning.manage.download_copy.Lease.release", lambda _: None)
     monkeypatch.setattr("bt_lightning.store.lease.Holder.gone", property(lambda _: True))
-    monkeypatch.setattr("bt_lightning.manage.transfer.Lease._beat", lambda *_: None)
+    monkeypatch.setattr("bt_lightning.manage.download_copy.Lease._beat", lambda *_: None)
 
     def run(store):
         if what == "job":
@@ -365,9 +365,9 @@ def test_a_worker_takes_no_notice_of_the_trash(cli, store, tmp_path):
 
 
 def test_a_move_to_the_trash_killed_at_any_request_loses_nothing(tmp_path, make, monkeypatch):
-    monkeypatch.setattr("bt_lightning.manage.transfer.Lease.release", lambda _: None)
+    monkeypatch.setattr("bt_lightning.manage.download_copy.Lease.release", lambda _: None)
     monkeypatch.setattr("bt_lightning.store.lease.Holder.gone", property(lambda _: True))
-    monkeypatch.setattr("bt_lightning.manage.transfer.Lease._beat", lambda *_: None)
+    monkeypatch.setattr("bt_lightning.manage.download_copy.Lease._beat", lambda *_: None)
     for last in itertools.count():
         store = LocalStore(tmp_path / str(last))
         for step in (1, 2):

@@ -10,11 +10,11 @@ import math
 import pytest
 
 from bt_lightning.layout import PROTECTION, job_prefix
-from bt_lightning.localdir.job_name import note_job
-from bt_lightning.protection import Protection
+from bt_lightning.localdir.job_id_file import note_job
+from bt_lightning.protection_record import Protection
 from bt_lightning.settings import Job, Settings
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 
 ADAPTER = {"base_model_name_or_path": "meta/llama", "r": 8}
 

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save
 
 from bt_lightning.layout import MANIFEST, committed_at, job_prefix
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
-from bt_lightning.localdir.committed import verify
-from bt_lightning.localdir.durable import partials, temporaries
+from bt_lightning.localdir.atomic_directory import partials, temporaries
+from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
+from bt_lightning.store.transfer.publish import publish
 
 FILES = {
     "model.safetensors": save({"w": torch.arange(4.0)}),
@@ -68,11 +68,11 @@ def test_download_never_goes_over_something_else(cli, store, tmp_path):
 @pytest.mark.parametrize("meanwhile", ["file", "folder"])
 @pytest.mark.parametrize("command", ["download", "export"])
 def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, command, meanwhile):
-    from bt_lightning.store import catalog
+    from bt_lightning.store.catalog import listing
 
     target = tmp_path / "there"
     final = target / ("checkpoint-1" if command == "download" else "out")
-    real = catalog.download
+    real = listing.download
 
     def download(*args):
         if meanwhile == "folder":
@@ -80,7 +80,7 @@ def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, c
         (final / "mine" if meanwhile == "folder" else final).write_text("of somebody")
         return real(*args)
 
-    monkeypatch.setattr(catalog, "download", download)
+    monkeypatch.setattr(listing, "download", download)
     to = {"download": ("--target-directory", target), "export": ("--to", "hf", "--output", final)}
     done = cli("checkpoints", command, "checkpoint-1", "--store", store.name, *to[command], code=11)
     assert "left as it is" in done.stderr
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_never_given_out(cli, store, tmp_path):
 
 def test_what_was_cut_off_is_gone_on_with(cli, store, tmp_path, monkeypatch):
     """The second call asks for what the first did not bring, and for no more."""
-    from bt_lightning.store.place import StorePlace
+    from bt_lightning.store.transfer.checkpoint_reader import StorePlace
 
     asked = []
     read = StorePlace.read_into

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bt_lightning.cli.charts import Series, chart, ticks
-from bt_lightning.cli.report import page
-from bt_lightning.localdir.events import note
+from bt_lightning.cli.render.html_report import page
+from bt_lightning.cli.render.svg_chart import Series, chart, ticks
+from bt_lightning.localdir.event_log import note
 
 
 class Page(HTMLParser):
@@ -78,7 +78,7 @@ def test_a_page_of_nothing_says_so(cli, tmp_path):
 def test_names_cannot_become_markup(tmp_path, make):
     evil = '"><script>alert(1)</script>&'
     made = make(tmp_path, "c", 1, metrics={evil: 1.0})
-    from bt_lightning.manage.shelf import DirectoryShelf
+    from bt_lightning.manage.job_checkpoints import DirectoryShelf
 
     items = DirectoryShelf(tmp_path).items()
     shown = Page(page(evil, evil, evil, items, [evil], [{"event": "save", "at": 1, "step": evil}]))

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.cli.app import main
-from bt_lightning.cli.explore.reading import file_lines
-from bt_lightning.cli.explore.views import facts, labels, trend
+from bt_lightning.cli.explore.file_preview import file_lines
+from bt_lightning.cli.explore.view_text import facts, labels, trend
 from bt_lightning.errors import CheckpointError
 from bt_lightning.layout import MANIFEST, job_prefix
-from bt_lightning.manage.about import about
-from bt_lightning.manage.shelf import DirectoryShelf, StoreShelf
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
+from bt_lightning.manage.checkpoint_kind import about
+from bt_lightning.manage.job_checkpoints import DirectoryShelf, StoreShelf
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 
 HOSTILE = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

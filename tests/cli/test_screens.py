@@ -12,10 +12,10 @@ from safetensors.torch import save
 
 from bt_lightning.cli.explore.app import Explorer
 from bt_lightning.layout import job_prefix
-from bt_lightning.localdir.events import FILE
-from bt_lightning.manage.shelf import DirectoryShelf
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
+from bt_lightning.localdir.event_log import FILE
+from bt_lightning.manage.job_checkpoints import DirectoryShelf
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 
 
 def files(value):

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save
 
 from bt_lightning.layout import job_prefix
-from bt_lightning.localdir.protect import protect
-from bt_lightning.protection import Protection
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
+from bt_lightning.localdir.protection import protect
+from bt_lightning.protection_record import Protection
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 
 ENV = {"BT_TRAINING_JOB_ID": "j1"}
 

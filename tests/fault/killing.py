@@ -18,8 +18,8 @@ import psutil
 
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import DOT_DIR, MARKER
-from bt_lightning.localdir.committed import list_committed, verify
-from bt_lightning.localdir.requests import requested_removals
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.removal_requests import requested_removals
 from tests.fault.nursery import LIMIT_S
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bt_lightning.interval import best
-from bt_lightning.localdir.committed import list_committed, verify
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.save_interval import best
 from tests.fault.nursery import Nursery
 
 JOB = Path(__file__).with_name("preempted.py")

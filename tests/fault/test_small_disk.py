@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from bt_lightning.localdir.committed import list_committed, verify
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
 
 WIDTH = 4000  # 0.5 MB a checkpoint
 SAVES = 40

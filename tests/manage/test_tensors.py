@@ -21,8 +21,9 @@ from torch.distributed import checkpoint as dcp
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.pickle_machine import Node
-from bt_lightning.manage.pickled import parse_pickle, parse_zip
-from bt_lightning.manage.tensors import (
+from bt_lightning.manage.pickled_tensors import parse_pickle, parse_zip
+from bt_lightning.manage.safe_unpickle import unpickle
+from bt_lightning.manage.tensor_headers import (
     LENGTH_BYTES,
     Tensor,
     by_module,
@@ -30,7 +31,6 @@ from bt_lightning.manage.tensors import (
     header_bytes,
     parse_header,
 )
-from bt_lightning.manage.unpickle import unpickle
 
 STATE = {
     "layer.0.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -204,7 +204,7 @@ def test_any_program_ends_and_is_a_list_of_tensors_or_refused(program):
 
 
 def test_a_zip_that_swells_is_refused(monkeypatch):
-    monkeypatch.setattr("bt_lightning.manage.pickled.MOST_BYTES", 1000)
+    monkeypatch.setattr("bt_lightning.manage.pickled_tensors.MOST_BYTES", 1000)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 100_000)

@@ -17,8 +17,8 @@ from bt_lightning import (
     InvalidSettingError,
     ReadOnlyError,
 )
-from bt_lightning.store.catalog import look
-from bt_lightning.store.local import LocalStore
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import look
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,9 @@ def store(tmp_path: Path, environ: pytest.MonkeyPatch) -> Path:
     """A folder that is the store of every run here, named by the variable."""
     environ.setenv("BT_STORE_URL", str(tmp_path / "store"))
     if "bt" not in fsspec.available_protocols():
-        fsspec.register_implementation("bt", "bt_lightning.store.bt.BTFileSystem")
+        fsspec.register_implementation(
+            "bt", "bt_lightning.store.catalog.bt_filesystem.BTFileSystem"
+        )
     return tmp_path / "store"
 
 
@@ -249,9 +251,9 @@ def test_all_ranks_start_from_what_the_first_one_finds(
 def test_pandas_reads_a_file_by_a_name(store: Path, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     from bt_lightning.localdir.commit import commit
-    from bt_lightning.localdir.committed import LocalCheckpoint
+    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
-    from bt_lightning.store.publish import publish
+    from bt_lightning.store.transfer.publish import publish
 
     def describe(entries: Any) -> Manifest:
         return Manifest(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bt_lightning import BTCheckpointIO
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.event_log import read_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -321,7 +321,7 @@ def test_a_resume_on_another_number_of_ranks_warns_and_trains_to_the_end(
     runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What two ranks left is made up here: the state of one, twice."""
-    from bt_lightning.lightning_plugin.exact import Exactness
+    from bt_lightning.lightning_plugin.exact_resume import Exactness
 
     original = Exactness.on_save
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from bt_lightning import BTLightning
-from bt_lightning.lightning_plugin import implied
-from bt_lightning.localdir.events import read_events
+from bt_lightning.lightning_plugin import auto_callback
+from bt_lightning.localdir.event_log import read_events
 
 RUN = ("run",)
 MODULE = "from bt_lightning.cli.app import main; main()"
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(autouse=True)
 def _first(monkeypatch):
-    monkeypatch.setattr(implied, "_first", None)
+    monkeypatch.setattr(auto_callback, "_first", None)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_nothing_happens_when_it_is_off(environ, tmp_path):
 
 def test_the_entry_point_costs_no_import_when_it_is_off(scripts):
     scripts.run(
-        "import sys; from bt_lightning.lightning_plugin.entry import callbacks;"
+        "import sys; from bt_lightning.lightning_plugin.entry_point import callbacks;"
         "assert callbacks() == []; assert not {'torch', 'lightning'} & set(sys.modules)"
     )
 
@@ -115,7 +115,7 @@ def test_a_second_trainer_does_not_go_on_from_the_first(runs, tmp_path, names, m
 
 @pytest.mark.usefixtures("_on")
 def test_a_strategy_that_writes_around_the_io_is_left_alone(runs, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(implied, "goes_around", lambda _: "it is sharded")
+    monkeypatch.setattr(auto_callback, "goes_around", lambda _: "it is sharded")
     monkeypatch.chdir(tmp_path)
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False)
     trainer.fit(runs.Net(), runs.loader())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.event_log import read_events
 
 if TYPE_CHECKING:
     from pathlib import Path

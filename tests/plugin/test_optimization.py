@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.event_log import read_events
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bt_lightning import BTLightning, InvalidSettingError
-from bt_lightning.store.catalog import look
-from bt_lightning.store.local import LocalStore
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import look
 
 if TYPE_CHECKING:
     from pathlib import Path

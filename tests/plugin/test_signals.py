@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bt_lightning.localdir.committed import list_committed
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import list_committed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bt_lightning import DirectoryFullError, StoreTransientError
-from bt_lightning.localdir.committed import list_committed, verify
-from bt_lightning.localdir.durable import delete_directory
-from bt_lightning.localdir.events import read_events
-from bt_lightning.localdir.room import usage
+from bt_lightning.localdir.atomic_directory import delete_directory
+from bt_lightning.localdir.disk_space import usage
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,11 +19,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from bt_lightning import BTCheckpointIO, BTLightning, DirectoryUnusableError
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.lightning_plugin import checkpoint_io, session
-from bt_lightning.lightning_plugin.watch import Watch, overrides
-from bt_lightning.localdir.committed import read_manifest
-from bt_lightning.localdir.events import read_events
-from bt_lightning.snapshot.encode import Encoder
-from bt_lightning.snapshot.take import Memory
+from bt_lightning.lightning_plugin.weight_change_watch import Watch, overrides
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.snapshot.encode_tree import Encoder
+from bt_lightning.snapshot.state_files import Memory
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from bt_lightning.bounded import DEEPEST, LINE, MANIFEST, RECORD, Bounds, parse_json
 from bt_lightning.errors import CheckpointCorruptError, UnsupportedStateError
+from bt_lightning.file_limits import DEEPEST, LINE, MANIFEST, RECORD, Bounds, parse_json
 from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest
 
 _MIB = 2**20
 _LIMITED = """
 import sys, time
 from pathlib import Path
-from bt_lightning.bounded import MANIFEST, parse_json
+from bt_lightning.file_limits import MANIFEST, parse_json
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import Manifest
 def peak():

@@ -11,8 +11,8 @@ import pytest
 
 from bt_lightning import load_config
 from bt_lightning.config_file import load
-from bt_lightning.definitions import TrainingProject
 from bt_lightning.errors import ConfigNotFoundError, InvalidSettingError
+from bt_lightning.truss_definitions import TrainingProject
 
 CONFIGS = Path(__file__).parents[1] / "truss" / "configs"
 GOOD = """
@@ -60,7 +60,7 @@ def test_a_path_may_be_text_and_relative(config, monkeypatch):
 
 
 def test_a_config_may_be_written_with_our_own_definitions(config):
-    text = GOOD.replace("truss_train", "bt_lightning.definitions")
+    text = GOOD.replace("truss_train", "bt_lightning.truss_definitions")
     assert type(load_config(config(text))) is TrainingProject
 
 

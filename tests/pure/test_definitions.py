@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bt_lightning import definitions
-from bt_lightning.definitions import (
+from bt_lightning import truss_definitions
+from bt_lightning.errors import InvalidSettingError
+from bt_lightning.truss_definitions import (
     Accelerator,
     AcceleratorSpec,
     AvailabilityModel,
@@ -45,7 +46,6 @@ from bt_lightning.definitions import (
     as_definition,
     on_a_store,
 )
-from bt_lightning.errors import InvalidSettingError
 
 IMAGE = Image(base_image="python:3.11")
 LATEST = LatestCheckpoint()
@@ -384,7 +384,7 @@ def test_gpus_by_themselves_are_serialised_as_text(spec, text):
 
 def test_members_of_enums_stay_members_unless_json_is_asked_for():
     dumped = InteractiveSession().model_dump()
-    assert dumped["trigger"] is definitions.InteractiveSessionTrigger.ON_DEMAND
+    assert dumped["trigger"] is truss_definitions.InteractiveSessionTrigger.ON_DEMAND
     assert json.dumps(dumped) == json.dumps(InteractiveSession().model_dump(mode="json"))
 
 
@@ -433,8 +433,8 @@ def test_rubbish_is_no_definition(value):
 
 KINDS = [
     kind
-    for kind in map(vars(definitions).get, definitions.__all__)
-    if isinstance(kind, type) and issubclass(kind, definitions.Definition)
+    for kind in map(vars(truss_definitions).get, truss_definitions.__all__)
+    if isinstance(kind, type) and issubclass(kind, truss_definitions.Definition)
     if kind is not TrainingProject  # whose form is without the job
 ]
 NAMES = sorted({name for kind in KINDS for name in kind.names()})
@@ -489,7 +489,7 @@ def test_a_user_s_own_subclass_is_taken_as_what_it_is():
 
 def test_definitions_need_neither_truss_nor_pydantic():
     code = (
-        "import sys, bt_lightning.definitions\n"
+        "import sys, bt_lightning.truss_definitions\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

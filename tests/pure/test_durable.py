@@ -18,10 +18,8 @@ import pytest
 import bt_lightning
 from bt_lightning.errors import CheckpointNotFoundError, DirectoryUnusableError
 from bt_lightning.layout import DOT_DIR, MANIFEST
-from bt_lightning.localdir import durable, taking
-from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import verify
-from bt_lightning.localdir.durable import (
+from bt_lightning.localdir import atomic_directory, rename_noreplace
+from bt_lightning.localdir.atomic_directory import (
     delete_directory,
     empty_trash,
     publish_directory,
@@ -31,8 +29,10 @@ from bt_lightning.localdir.durable import (
     tidy,
     trash,
 )
-from bt_lightning.localdir.taking import rename_new
-from bt_lightning.localdir.usable import usable_root
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.directory_check import usable_root
+from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manifest import Manifest
 
 NAME = "checkpoint-1"
@@ -100,7 +100,7 @@ class Mortal:
     def __enter__(self):
         for name in self.CALLS:
             self._guard(os, name)
-        self._guard(taking, "renameat2")
+        self._guard(rename_noreplace, "renameat2")
         close = os.close
         self._close = close
 
@@ -157,7 +157,7 @@ def deaths(tmp_path, prepare, act):
 def kernel(request, monkeypatch):
     """With renameat2, and as on a kernel or file system that does not know it."""
     if request.param == "no exchange":
-        monkeypatch.setattr(taking, "renameat2", lambda *_: False)
+        monkeypatch.setattr(rename_noreplace, "renameat2", lambda *_: False)
     return request.param
 
 
@@ -193,7 +193,7 @@ def test_a_death_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new_whole(
 
 def test_a_death_in_the_sweep_after_a_death_is_repaired_by_the_next_sweep(tmp_path, monkeypatch):
     """Invariant 7: the repair may be killed as well."""
-    monkeypatch.setattr(taking, "renameat2", lambda *_: False)
+    monkeypatch.setattr(rename_noreplace, "renameat2", lambda *_: False)
 
     def die_between_two_renames(root):
         make(root)
@@ -394,7 +394,7 @@ def python(code: str, *args: str, **kwargs) -> subprocess.Popen:
 OWNER = """
     import sys
     from pathlib import Path
-    from bt_lightning.localdir.durable import temporary
+    from bt_lightning.localdir.atomic_directory import temporary
     with temporary(Path(sys.argv[1])) as path:
         (path / "half").write_bytes(b"x" * 1000)
         print(path, flush=True)
@@ -431,7 +431,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from bt_lightning.localdir import taking
-    from bt_lightning.localdir.durable import publish_directory, temporary
+    from bt_lightning.localdir.atomic_directory import publish_directory, temporary
     root = Path(sys.argv[1])
     taking.renameat2 = lambda *_: False
     renames = 0
@@ -463,9 +463,9 @@ def test_a_process_killed_between_two_renames_is_repaired_by_the_next_start(tmp_
 
 
 def test_a_name_taken_since_is_not_overwritten_by_what_waits_in_the_trash(tmp_path, monkeypatch):
-    monkeypatch.setattr(taking, "renameat2", lambda *_: False)
+    monkeypatch.setattr(rename_noreplace, "renameat2", lambda *_: False)
     make(tmp_path)
-    waiting = durable._set_aside(tmp_path / NAME, tmp_path)
+    waiting = atomic_directory._set_aside(tmp_path / NAME, tmp_path)
     assert waiting.exists()
     make(tmp_path, generation=5)
     assert sweep(tmp_path) == []
@@ -573,7 +573,7 @@ def test_a_link_that_is_deleted_leaves_what_it_names(tmp_path):
 def test_what_a_dead_process_was_deleting_goes_while_replacements_wait_for_the_sweep(tmp_path):
     """`empty_trash` runs beside live writers: what they replace may have to go back."""
     make(tmp_path, "replaced")
-    durable._set_aside(tmp_path / "replaced", tmp_path)
+    atomic_directory._set_aside(tmp_path / "replaced", tmp_path)
     make(tmp_path, "deleted")
     (tmp_path / "deleted").rename(trash(tmp_path) / "deleted-abc")
     empty_trash(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bt_lightning.globs import chosen, matches
+from bt_lightning.glob_patterns import chosen, matches
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bt_lightning.interval import LEAST_S, MOST_S, Record, best, daly, record_of
+from bt_lightning.save_interval import LEAST_S, MOST_S, Record, best, daly, record_of
 
 relaxed = settings(deadline=None, database=None, max_examples=300)
 costs = st.floats(1e-4, 1e3)

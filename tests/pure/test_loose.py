@@ -10,11 +10,11 @@ import socket
 import pytest
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.globs import Patterns
+from bt_lightning.glob_patterns import Patterns
 from bt_lightning.layout import MANIFEST, MARKER, PROTECTION
-from bt_lightning.localdir.arrived import Arrived
-from bt_lightning.localdir.loose import Stamp, find_loose
-from bt_lightning.store.loose import LooseSource
+from bt_lightning.localdir.job_files import Stamp, find_loose
+from bt_lightning.localdir.uploaded_job_files import Arrived
+from bt_lightning.store.transfer.job_file_source import LooseSource
 
 
 def write(file, data=b"x"):

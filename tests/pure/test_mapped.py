@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bt_lightning.localdir.mapped import MappedFile
+from bt_lightning.localdir.mapped_file import MappedFile
 
 PAGE = mmap.PAGESIZE
 SIZE = 5 * PAGE + 123

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bt_lightning.store.native_config import az_config, gs_certain
+from bt_lightning.store.backends.obstore_config import az_config, gs_certain
 
 KEY = {"account_name": "acc", "account_key": "k"}
 APP = {"account_name": "acc", "client_id": "i", "client_secret": "s", "tenant_id": "t"}

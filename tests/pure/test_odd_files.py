@@ -7,17 +7,17 @@ import os
 
 import pytest
 
-from bt_lightning.bounded import LINE, LINES_BYTES, RECORD
 from bt_lightning.errors import CheckpointCorruptError, DirectoryUnusableError
+from bt_lightning.file_limits import LINE, LINES_BYTES, RECORD
 from bt_lightning.layout import DOT_DIR, MANIFEST
-from bt_lightning.localdir.committed import list_committed, read_manifest, verify
-from bt_lightning.localdir.events import note, read_events
-from bt_lightning.localdir.opening import open_own, open_regular
-from bt_lightning.localdir.protect import is_protected, protect, protection_of
-from bt_lightning.localdir.requests import request_removal, requested_removals
-from bt_lightning.localdir.small import read_lines, read_small, replace_small
-from bt_lightning.localdir.walk import MOST_ENTRIES
-from bt_lightning.protection import Protection
+from bt_lightning.localdir.directory_walk import MOST_ENTRIES
+from bt_lightning.localdir.event_log import note, read_events
+from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
+from bt_lightning.localdir.protection import is_protected, protect, protection_of
+from bt_lightning.localdir.removal_requests import request_removal, requested_removals
+from bt_lightning.localdir.safe_open import open_own, open_regular
+from bt_lightning.localdir.small_files import read_lines, read_small, replace_small
+from bt_lightning.protection_record import Protection
 from tests.oddities import (
     KINDS,
     MOST_MB,
@@ -37,21 +37,21 @@ import json, os
 from contextlib import suppress
 from pathlib import Path
 from bt_lightning.errors import CheckpointError
-from bt_lightning.localdir.arrived import Arrived
-from bt_lightning.localdir.away import newest_away
+from bt_lightning.localdir.uploaded_job_files import Arrived
+from bt_lightning.localdir.newest_in_store import newest_away
 from bt_lightning.localdir.commit import write_hint
-from bt_lightning.localdir.committed import list_committed, verify
-from bt_lightning.localdir.durable import sweep
-from bt_lightning.localdir.events import note, read_events
-from bt_lightning.localdir.owner import owner_of
-from bt_lightning.localdir.protect import is_protected, protection_of
-from bt_lightning.localdir.uploading import UploadMeter, read_uploading
-from bt_lightning.runtime.keeper import read_local
-from bt_lightning.runtime.tenancy import lock_directory
-from bt_lightning.store.s3.journal import Journal
-from bt_lightning.store.sent import Sent, uploads_folder
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.atomic_directory import sweep
+from bt_lightning.localdir.event_log import note, read_events
+from bt_lightning.localdir.publisher_id import owner_of
+from bt_lightning.localdir.protection import is_protected, protection_of
+from bt_lightning.localdir.upload_status import UploadMeter, read_uploading
+from bt_lightning.runtime.job_record_writer import read_local
+from bt_lightning.runtime.job_lock import lock_directory
+from bt_lightning.store.s3.multipart_journal import Journal
+from bt_lightning.store.transfer.sent_files import Sent, uploads_folder
 from bt_lightning.worker.commit_lock import wait_for_commits
-from bt_lightning.worker.turn import Turn, stand_by, stands_by
+from bt_lightning.worker.publisher_lock import Turn, stand_by, stands_by
 
 root = Path(sys.argv[1])
 said = {}
@@ -199,10 +199,10 @@ def test_what_protects_protects_whatever_it_is(tmp_path):
 _LIST = """
 import json
 from pathlib import Path
-from bt_lightning.localdir.committed import list_committed
-from bt_lightning.localdir.loose import find_loose
-from bt_lightning.localdir.requests import requested_removals
-from bt_lightning.localdir.durable import children
+from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.job_files import find_loose
+from bt_lightning.localdir.removal_requests import requested_removals
+from bt_lightning.localdir.atomic_directory import children
 root = Path(sys.argv[1])
 listed = list_committed(root)
 print(json.dumps([
@@ -233,9 +233,9 @@ def test_a_folder_of_very_many_entries_costs_little_and_hides_nothing(tmp_path):
 
 
 def test_a_folder_of_more_than_a_million_entries_is_left_out_by_name(tmp_path, monkeypatch):
-    from bt_lightning.localdir import walk
+    from bt_lightning.localdir import directory_walk
 
-    monkeypatch.setattr(walk, "MOST_ENTRIES", 50)
+    monkeypatch.setattr(directory_walk, "MOST_ENTRIES", 50)
     assert MOST_ENTRIES == 1_000_000
     committed(tmp_path, "checkpoint-1", 1)
     committed(tmp_path, "many/below/checkpoint-2", 2)

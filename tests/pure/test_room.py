@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.errors import StoreTransientError
-from bt_lightning.localdir import events
-from bt_lightning.localdir.away import newest_away, note_away
+from bt_lightning.localdir import event_log
+from bt_lightning.localdir.atomic_directory import delete_directory, make_trash
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.durable import delete_directory, make_trash
-from bt_lightning.localdir.events import FILE, note, read_events
-from bt_lightning.localdir.reading import evict, hold
-from bt_lightning.localdir.room import Disk, measure, planned, spare, usage
+from bt_lightning.localdir.disk_space import Disk, measure, planned, spare, usage
+from bt_lightning.localdir.event_log import FILE, note, read_events
+from bt_lightning.localdir.newest_in_store import newest_away, note_away
+from bt_lightning.localdir.read_locks import evict, hold
 from bt_lightning.manifest import Manifest
 from bt_lightning.retention import Committed, evictable
-from bt_lightning.worker.errands import Errands
+from bt_lightning.worker.thread_calls import Errands
 
 relaxed = settings(deadline=None, database=None, max_examples=100)
 
@@ -161,25 +161,25 @@ def test_an_errand_that_nobody_begins_is_given_up_and_never_done():
 
 
 def test_events_are_bounded_and_read_across_the_files_that_hold_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "MOST_BYTES", 2000)
+    monkeypatch.setattr(event_log, "MOST_BYTES", 2000)
     folder = tmp_path / ".bt_lightning"
     marks = {}
     for number in range(300):
-        marks[number] = events.mark_events(tmp_path)
+        marks[number] = event_log.mark_events(tmp_path)
         note(tmp_path, "one", number=number)
         assert sum(file.stat().st_size for file in folder.iterdir()) < 3 * 2000
-    assert {file.name for file in folder.iterdir()} == {FILE, events.OLDER}
+    assert {file.name for file in folder.iterdir()} == {FILE, event_log.OLDER}
     found = [event["number"] for event in read_events(tmp_path)]
     assert found == list(range(found[0], 300))
     assert len(found) > 2000 // 60
     for number, mark in marks.items():
         since = [event["number"] for event in read_events(tmp_path, mark)]
         assert since == [each for each in found if each >= number]
-    assert list(read_events(tmp_path, events.mark_events(tmp_path))) == []
+    assert list(read_events(tmp_path, event_log.mark_events(tmp_path))) == []
 
 
 def test_events_of_many_processes_are_all_there_though_the_file_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "MOST_BYTES", 30_000)  # the lines below are 60 KB at most
+    monkeypatch.setattr(event_log, "MOST_BYTES", 30_000)  # the lines below are 60 KB at most
 
     def write(writer):
         for number in range(200):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 
-from bt_lightning.rounds import NEVER, VALIDATED, Await, Check, Get, Member, Op, Set
+from bt_lightning.rank_protocol import NEVER, VALIDATED, Await, Check, Get, Member, Op, Set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

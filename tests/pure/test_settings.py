@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.messages import WorkerConfig
 from bt_lightning.settings import Job, Settings
+from bt_lightning.worker_messages import WorkerConfig
 
 relaxed = settings(deadline=None, database=None)
 

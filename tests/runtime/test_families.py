@@ -112,8 +112,8 @@ from pathlib import Path
 
 from bt_lightning.localdir.commit import commit
 from bt_lightning.manifest import Manifest
-from bt_lightning.messages import WorkerConfig
-from bt_lightning.worker.handle import Worker
+from bt_lightning.worker_messages import WorkerConfig
+from bt_lightning.worker.worker_handle import Worker
 
 root = Path(os.environ["BT_CHECKPOINT_DIR"])
 facts = dict(checkpoint_id="c-1", generation=1, step=1, epoch=0)

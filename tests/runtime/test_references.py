@@ -8,12 +8,12 @@ from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.job_record import JobRecord
 from bt_lightning.layout import MANIFEST, job_prefix
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import LocalCheckpoint
+from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
 from bt_lightning.manifest import Manifest
-from bt_lightning.runtime.references import parse_reference, resolve
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
-from bt_lightning.store.records import write_record
+from bt_lightning.runtime.load_references import parse_reference, resolve
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.job_records import write_record
+from bt_lightning.store.transfer.publish import publish
 
 
 @pytest.fixture

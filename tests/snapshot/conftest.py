@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bt_lightning.layout import STATE, WEIGHTS
-from bt_lightning.localdir.committed import verify
+from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.manifest import Manifest
-from bt_lightning.messages import WorkerConfig
-from bt_lightning.snapshot.record import SnapshotOptions
+from bt_lightning.snapshot.save_record import SnapshotOptions
 from bt_lightning.snapshot.saver import Saver
-from bt_lightning.snapshot.take import take
-from bt_lightning.worker.handle import Worker
+from bt_lightning.snapshot.state_files import take
+from bt_lightning.worker.worker_handle import Worker
+from bt_lightning.worker_messages import WorkerConfig
 
 
 class Saving:

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from bt_lightning.snapshot import cuda
-from bt_lightning.snapshot.copies import Source
+from bt_lightning.snapshot import cuda_copies
+from bt_lightning.snapshot.host_copies import Source
 
 pytestmark = pytest.mark.gpu
 
@@ -19,7 +19,7 @@ def busy(seconds=0.2):
 
 
 def test_a_tensor_larger_than_what_is_pinned_at_a_time_arrives(saving, checkpoint_of, monkeypatch):
-    monkeypatch.setattr(cuda, "_PIN_STEP", 1024 * 1024)
+    monkeypatch.setattr(cuda_copies, "_PIN_STEP", 1024 * 1024)
     module = torch.nn.ParameterList([torch.randn(3 * 2**20 + 5, device="cuda") for _ in range(3)])
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     saver = saving([optimizer])
@@ -34,7 +34,7 @@ def test_a_tensor_larger_than_what_is_pinned_at_a_time_arrives(saving, checkpoin
 def test_every_snapshot_is_of_one_step(
     saving, counting, checkpoint_of, monkeypatch, room, own_stream
 ):
-    monkeypatch.setattr(cuda.DeviceCopies, "_has_room", lambda *_: room)
+    monkeypatch.setattr(cuda_copies.DeviceCopies, "_has_room", lambda *_: room)
     module = counting.cuda()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1.0)
     saver = saving([optimizer], snapshot="lazy")
@@ -63,7 +63,7 @@ def test_every_snapshot_is_of_one_step(
 def test_neither_the_save_nor_the_guard_waits_for_the_device(
     saving, counting, checkpoint_of, monkeypatch
 ):
-    monkeypatch.setattr(cuda.DeviceCopies, "_has_room", lambda *_: False)
+    monkeypatch.setattr(cuda_copies.DeviceCopies, "_has_room", lambda *_: False)
     module = counting.cuda()
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     for weight in module.parameters():
@@ -85,7 +85,7 @@ def test_small_tensors_come_down_in_one_copy():
     sources = [Source(400 * index, tensor, True) for index, tensor in enumerate(tensors)]
     sources.append(Source(400 * 50 + 8, torch.zeros(3, device="cuda"), True))
     sources.append(Source(2**20, torch.zeros(2**20, device="cuda"), True))
-    assert [len(run) for run in cuda._runs(sources)] == [50, 1, 1]
+    assert [len(run) for run in cuda_copies._runs(sources)] == [50, 1, 1]
 
 
 def test_pinned_memory_is_used_and_given_back(tmp_path):
@@ -93,7 +93,7 @@ def test_pinned_memory_is_used_and_given_back(tmp_path):
 
     arena = Arena(0, 64 * 2**20)
     arena.touch(0, arena.size)
-    pins = cuda.Pins(torch.device("cuda", torch.cuda.current_device()))
+    pins = cuda_copies.Pins(torch.device("cuda", torch.cuda.current_device()))
     pins.pin(arena)
     assert arena.memory.is_pinned()
     pins.unpin(arena)

@@ -8,11 +8,11 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from bt_lightning.snapshot import encode, fragments
-from bt_lightning.snapshot.estimate import outline
-from bt_lightning.snapshot.fragments import watch
-from bt_lightning.snapshot.image import plan_file
-from bt_lightning.snapshot.take import Memory, foresee, take
+from bt_lightning.snapshot import encode_tree, encoding_cache
+from bt_lightning.snapshot.encoding_cache import watch
+from bt_lightning.snapshot.safetensors_layout import plan_file
+from bt_lightning.snapshot.size_estimate import outline
+from bt_lightning.snapshot.state_files import Memory, foresee, take
 
 
 def group():
@@ -90,7 +90,7 @@ def test_views_that_come_again_are_told_by_their_identity(monkeypatch):
     views = {name: tensor.detach() for name, tensor in tensors.items()}
     same = watch(tensors)
     assert same(views)
-    monkeypatch.setattr(fragments, "_negated", None)  # what only strangers are asked for
+    monkeypatch.setattr(encoding_cache, "_negated", None)  # what only strangers are asked for
     assert same(views)
     views["w2"].data = torch.ones(3, 2)
     assert not same(views)
@@ -188,8 +188,8 @@ def test_a_first_save_encodes_nothing_that_was_foreseen(monkeypatch):
     memory = foreseen(module, optimizer)
     optimizer.step()  # values are copied later
     wanted = content(take(dumped(module, optimizer)))
-    monkeypatch.setattr(fragments, "watch", None)
-    monkeypatch.setattr(encode, "watch", lambda _: pytest.fail("a group was encoded"))
+    monkeypatch.setattr(encoding_cache, "watch", None)
+    monkeypatch.setattr(encode_tree, "watch", lambda _: pytest.fail("a group was encoded"))
     assert content(take(dumped(module, optimizer), memory=memory)) == wanted
 
 

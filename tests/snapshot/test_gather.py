@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.snapshot.arena import Arena
-from bt_lightning.snapshot.fragments import watch
-from bt_lightning.snapshot.gather import Gather
+from bt_lightning.snapshot.encoding_cache import watch
+from bt_lightning.snapshot.small_copies import Gather
 
 SIZE = 1 << 16
 

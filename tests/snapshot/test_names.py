@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bt_lightning.layout import STATE, WEIGHTS
-from bt_lightning.snapshot.fragments import Fragment
-from bt_lightning.snapshot.names import Names
+from bt_lightning.snapshot.encoding_cache import Fragment
+from bt_lightning.snapshot.tensor_names import Names
 
 
 def identity(tensor):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bt_lightning.errors import TornSnapshotError
-from bt_lightning.snapshot.guard import Guard
+from bt_lightning.snapshot.optimizer_guard import Guard
 
 MAKERS = {
     "foreach": lambda weights: torch.optim.SGD(weights, lr=1.0, momentum=0.5, foreach=True),

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.committed import list_committed, read_manifest, verify
+from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
 from bt_lightning.manifest import Manifest
-from bt_lightning.snapshot import arenas as arenas_module
+from bt_lightning.snapshot import arena_pool as arenas_module
 from bt_lightning.snapshot.arena import Arena, memory_available
 
 
@@ -258,14 +258,14 @@ def test_a_tensor_of_any_dtype_and_strides_is_copied_as_it_is(saving, state):
 
 def test_a_copy_that_fails_is_told_and_no_other_save_shares_it(saving, state, monkeypatch):
     """The bytes are not in the arena, though the copy is over."""
-    from bt_lightning.snapshot import copies
+    from bt_lightning.snapshot import host_copies
 
     def fail(*_):
         raise MemoryError
 
     saver = saving([state.optimizer])
     with monkeypatch.context() as patch:
-        patch.setattr(copies, "_move", fail)
+        patch.setattr(host_copies, "_move", fail)
         saver.save(state(1), "checkpoint-1")
         saver.save(state(1), "last")
         outcome = ended(saver)
@@ -278,7 +278,7 @@ def test_facts_that_fail_leave_no_arena_in_use(saving, state):
         raise RuntimeError
 
     saver = saving([state.optimizer])
-    from bt_lightning.snapshot.take import take
+    from bt_lightning.snapshot.state_files import take
 
     with pytest.raises(RuntimeError):
         saver.saver.save("checkpoint-1", lambda memory: take(state(1), memory=memory), broken)

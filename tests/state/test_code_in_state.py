@@ -13,7 +13,7 @@ from state_tools import Foreign, Pair, Plain, crafted, same
 
 from bt_lightning import BTCheckpointIO, UnsafeLoadError
 from bt_lightning.layout import LEFTOVERS, TREE
-from bt_lightning.restore.held import Held
+from bt_lightning.restore.live_objects import Held
 
 F = torch.nn.functional
 

@@ -11,10 +11,10 @@ import torch
 
 from bt_lightning import BTCheckpointIO
 from bt_lightning.errors import UnsafeLoadError
-from bt_lightning.restore.decode import Decoder
+from bt_lightning.restore.decode_tree import Decoder
 from bt_lightning.restore.leftovers import Leftovers
-from bt_lightning.snapshot.classes import ClassTable
-from bt_lightning.snapshot.take import take
+from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.snapshot.state_files import take
 
 WRAPS = {
     "list": (lambda inner: [inner], lambda outer: outer[0]),

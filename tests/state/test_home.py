@@ -13,11 +13,11 @@ from state_tools import same
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
 from bt_lightning.layout import STATE, TREE, WEIGHTS
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.restore.decode import on_host
-from bt_lightning.restore.home import HOST, Device
-from bt_lightning.restore.read import read_tensors
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.place import DirectoryPlace, StorePlace
+from bt_lightning.restore.decode_tree import on_host
+from bt_lightning.restore.read_tensors import read_tensors
+from bt_lightning.restore.tensor_memory import HOST, Device
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace, StorePlace
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

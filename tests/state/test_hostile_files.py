@@ -32,10 +32,10 @@ from bt_lightning import (
 from bt_lightning.layout import MANIFEST, STATE, TREE
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import FileEntry
-from bt_lightning.restore.decode import Decoder
+from bt_lightning.restore.decode_tree import Decoder
 from bt_lightning.snapshot.dtypes import TORCH
-from bt_lightning.snapshot.encode import Encoder
-from bt_lightning.snapshot.values import BY_KIND
+from bt_lightning.snapshot.encode_tree import Encoder
+from bt_lightning.snapshot.typed_values import BY_KIND
 
 FUZZ = settings(
     deadline=None, derandomize=True, max_examples=150, suppress_health_check=list(HealthCheck)

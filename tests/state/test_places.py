@@ -26,7 +26,7 @@ from bt_lightning import (
     UnsupportedStateError,
 )
 from bt_lightning.layout import DOT_DIR, MANIFEST, TREE, WEIGHTS
-from bt_lightning.localdir.committed import verify
+from bt_lightning.localdir.local_checkpoints import verify
 
 STATE = {"global_step": 3, "state_dict": {"w": torch.arange(4.0)}, "path": (1, None)}
 OTHER = {"global_step": 4, "state_dict": {"w": torch.zeros(9)}, "extra": "new"}
@@ -232,9 +232,9 @@ def test_a_load_during_a_save_gets_one_of_the_two_whole_or_none(name, place, mon
 
 def test_a_save_where_two_names_cannot_be_exchanged_works_as_well(place, monkeypatch):
     """On NFS and old kernels renameat2 has no RENAME_EXCHANGE."""
-    from bt_lightning.localdir import taking
+    from bt_lightning.localdir import rename_noreplace
 
-    monkeypatch.setattr(taking, "renameat2", lambda *_: False)
+    monkeypatch.setattr(rename_noreplace, "renameat2", lambda *_: False)
     io = BTCheckpointIO()
     io.save_checkpoint(STATE, place)
     io.save_checkpoint(OTHER, place)

@@ -115,7 +115,7 @@ def test_a_known_class_is_used_as_what_it_is_only(kind, known, place):
 
 def test_the_table_of_known_classes_holds_what_we_put_there_and_no_more():
     """`vars(torch.optim.lr_scheduler)` holds what that module imports, too: `functools.partial`."""
-    from bt_lightning.snapshot.classes import _table
+    from bt_lightning.snapshot.class_allowlist import _table
 
     homes = {name.partition(":")[0].partition(".")[0] for name in _table()}
     assert homes == {"builtins", "collections", "torch"}
@@ -126,8 +126,8 @@ def test_no_module_of_torch_is_imported_because_a_file_names_it():
     script = """
         import sys
         from bt_lightning import CheckpointCorruptError
-        from bt_lightning.restore.decode import Decoder
-        from bt_lightning.snapshot.classes import ClassTable
+        from bt_lightning.restore.decode_tree import Decoder
+        from bt_lightning.snapshot.class_allowlist import ClassTable
         names = ["onnx", "_inductor", "_export", "_dynamo"]
         lazy = [name for name in names if f"torch.{name}" not in sys.modules]
         assert lazy

@@ -14,7 +14,7 @@ from state_tools import bits, returns_the_same, round_trip, same, tree_of
 
 from bt_lightning import BTCheckpointIO, UnsupportedStateError
 from bt_lightning.layout import LEFTOVERS, STATE, WEIGHTS
-from bt_lightning.store.parallel import HUGE_BYTES as HUGE
+from bt_lightning.store.transfer.parallel_reads import HUGE_BYTES as HUGE
 
 DTYPES = sorted({item for item in vars(torch).values() if isinstance(item, torch.dtype)}, key=str)
 QUANTIZED = [dtype for dtype in DTYPES if str(dtype).startswith(("torch.qint", "torch.quint"))]
@@ -204,7 +204,7 @@ def test_a_large_tensor_comes_back_in_memory_of_its_own(size, place):
 
 
 def test_many_large_tensors_do_not_use_up_the_mappings_of_a_process(place, monkeypatch):
-    monkeypatch.setattr("bt_lightning.restore.read._MOST_HUGE", 2)
+    monkeypatch.setattr("bt_lightning.restore.read_tensors._MOST_HUGE", 2)
     sizes = [2 * HUGE, 3 * HUGE, 2 * HUGE, 4 * HUGE, 2 * HUGE]
     tensors = [_filled(torch.uint8, size) for size in sizes]
     loaded = round_trip(tensors, place)
@@ -227,8 +227,8 @@ def test_memory_that_is_not_there_is_no_damage(size, place, monkeypatch):
                 raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
             return real.__new__(cls, descriptor, length, **words)
 
-    monkeypatch.setattr("bt_lightning.restore.home.torch.empty", refuse)
-    monkeypatch.setattr("bt_lightning.store.parallel.mmap.mmap", Full)
+    monkeypatch.setattr("bt_lightning.restore.tensor_memory.torch.empty", refuse)
+    monkeypatch.setattr("bt_lightning.store.transfer.parallel_reads.mmap.mmap", Full)
     with pytest.raises(MemoryError, match=f"no memory for .*{size:,} bytes"):
         BTCheckpointIO().load_checkpoint(place)
 

@@ -12,7 +12,7 @@ from state_tools import same
 
 from bt_lightning import BTCheckpointIO
 from bt_lightning.layout import MANIFEST
-from bt_lightning.localdir.committed import verify
+from bt_lightning.localdir.local_checkpoints import verify
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),

@@ -24,11 +24,11 @@ from botocore.exceptions import BotoCoreError
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import LocalCheckpoint
 from bt_lightning.localdir.digest import digest_file
+from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.publish import publish
-from bt_lightning.store.sources import PIECE_BYTES, FileSource
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, FileSource
+from bt_lightning.store.transfer.publish import publish
 
 _HERE = Path(__file__).parent
 if str(_HERE) not in sys.path:
@@ -357,4 +357,6 @@ def published(make, tmp_path):
 def bt_known():
     """Lets fsspec find `bt` where this package runs from its source tree."""
     if "bt" not in fsspec.available_protocols():
-        fsspec.register_implementation("bt", "bt_lightning.store.bt.BTFileSystem")
+        fsspec.register_implementation(
+            "bt", "bt_lightning.store.catalog.bt_filesystem.BTFileSystem"
+        )

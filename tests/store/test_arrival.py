@@ -10,8 +10,8 @@ import pytest
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.digest import Hasher
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.store.parallel import fill
-from bt_lightning.store.place import read_verified
+from bt_lightning.store.transfer.checkpoint_reader import read_verified
+from bt_lightning.store.transfer.parallel_reads import fill
 
 SIZE = 2 * BLOCK_BYTES + 7
 CUTS = (0, 1, BLOCK_BYTES, BLOCK_BYTES + 5, SIZE)

@@ -23,12 +23,12 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, job_prefix
-from bt_lightning.localdir.committed import verify
+from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.store.bt import BTFileSystem
-from bt_lightning.store.projects import list_jobs, list_projects, view_job
-from bt_lightning.store.remote import open_store
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.store.catalog.bt_filesystem import BTFileSystem
+from bt_lightning.store.catalog.projects import list_jobs, list_projects, view_job
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.unpublish import unpublish
 
 pytestmark = pytest.mark.usefixtures("bt_known")
 JOB1 = job_prefix("demo", "job1", 0)
@@ -413,9 +413,9 @@ def test_any_seeks_and_reads_give_the_bytes(opened, blocks, moves):
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory, blocks):
     from bt_lightning.localdir.commit import commit
-    from bt_lightning.localdir.committed import LocalCheckpoint
+    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
-    from bt_lightning.store.publish import publish
+    from bt_lightning.store.transfer.publish import publish
 
     root = tmp_path_factory.mktemp("opened")
 

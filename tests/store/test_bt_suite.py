@@ -14,8 +14,8 @@ from fsspec.tests.abstract.get import AbstractGetTests
 from fsspec.tests.abstract.open import AbstractOpenTests
 
 from bt_lightning.errors import ReadOnlyError
-from bt_lightning.store.bt import BTFileSystem
-from bt_lightning.store.remote import open_store
+from bt_lightning.store.catalog.bt_filesystem import BTFileSystem
+from bt_lightning.store.open_store import open_store
 
 ROOT = "demo@job1/checkpoint-1"
 SCENARIO = ["file1", "file2", "subdir/subfile1", "subdir/subfile2", "subdir/nesteddir/nestedfile"]

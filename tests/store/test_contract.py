@@ -9,7 +9,7 @@ import uuid
 import fsspec
 import pytest
 
-from bt_lightning import bounded
+from bt_lightning import file_limits
 from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -17,20 +17,22 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
 )
 from bt_lightning.layout import MANIFEST
-from bt_lightning.localdir.committed import verify
 from bt_lightning.localdir.digest import digest_file
+from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.store.catalog import fetch, look
-from bt_lightning.store.gcs import GcsStore
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.native import NativeStore
-from bt_lightning.store.port import ObjectInfo, read_any
-from bt_lightning.store.publish import publish
-from bt_lightning.store.remote import FsspecStore, open_store
+from bt_lightning.store.backends.fsspec_store import FsspecStore
+from bt_lightning.store.backends.gcs import GcsStore
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.backends.obstore_client import NativeStore
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.interface import ObjectInfo, read_any
+from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
-from bt_lightning.store.s3.store import S3Store
-from bt_lightning.store.sources import FileSource
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.store.s3.s3_store import S3Store
+from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.file_source import FileSource
+from bt_lightning.store.transfer.publish import publish
+from bt_lightning.store.transfer.unpublish import unpublish
 
 ODD = "epoch=0-step=10/val_loss=0.25@2/a b+c%20d#e[1]*\u00e9\u6f22.bin"
 MIB = 1024 * 1024
@@ -104,7 +106,7 @@ class StoreContract:
 
     def test_an_object_that_is_too_large_to_be_any_of_ours_is_not_read(self, store):
         """Whoever may write to a store may put anything under our names."""
-        data = b"x" * (bounded.RECORD.size + 1)
+        data = b"x" * (file_limits.RECORD.size + 1)
         store.put("a/record", data)
         store.put(f"a/{MANIFEST}", data)
         with pytest.raises(CheckpointCorruptError, match=r"a/record.* more than 1,048,576 bytes"):

@@ -8,8 +8,8 @@ import pytest
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.store.download import download
-from bt_lightning.store.place import DirectoryPlace
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace
+from bt_lightning.store.transfer.download import download
 
 
 class Distant(DirectoryPlace):

@@ -7,17 +7,17 @@ import contextlib
 import pytest
 
 from bt_lightning.errors import StoreTransientError
-from bt_lightning.localdir import protect
-from bt_lightning.localdir.committed import list_committed
-from bt_lightning.localdir.requests import request_removal, requested_removals
-from bt_lightning.protection import Protection
-from bt_lightning.store import protect as stored_protect
-from bt_lightning.store import removals
-from bt_lightning.store.catalog import look
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
-from bt_lightning.worker.duties import Duties
-from bt_lightning.worker.sparing import SparingDuties
+from bt_lightning.localdir import protection
+from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.removal_requests import request_removal, requested_removals
+from bt_lightning.protection_record import Protection
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog import protection as stored_protect
+from bt_lightning.store.catalog import removal_requests
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.transfer.publish import publish
+from bt_lightning.worker.publisher_tasks import Duties
+from bt_lightning.worker.small_disk_tasks import SparingDuties
 
 
 @pytest.fixture
@@ -203,12 +203,12 @@ def test_what_was_asked_for_in_the_store_goes_from_the_disk_and_the_store(begin,
     duties = begin(root, store, "p", ())
     while duties.publish_next():
         pass
-    removals.request_removal(store, "p", old.manifest.digest)
+    removal_requests.request_removal(store, "p", old.manifest.digest)
     duties.delete_stored()
     duties.delete_local()
     assert on_disk(root) == ["checkpoint-2"]
     assert in_store(store) == {"checkpoint-2"}
-    assert removals.requested_removals(store, "p") == frozenset()
+    assert removal_requests.requested_removals(store, "p") == frozenset()
     duties.delete_stored()
     assert not requested_removals(root)
 
@@ -220,7 +220,7 @@ def test_no_rule_deletes_what_is_protected_until_it_is_unprotected(begin, root, 
     while duties.publish_next():
         pass
     if where == "disk":
-        protect.protect(old.path, Protection())
+        protection.protect(old.path, Protection())
     else:
         stored_protect.protect(store, "p/checkpoint-1", Protection())
     request_removal(root, old.manifest.digest)
@@ -229,7 +229,7 @@ def test_no_rule_deletes_what_is_protected_until_it_is_unprotected(begin, root, 
     assert "checkpoint-1" in in_store(store)
     assert ("checkpoint-1" in on_disk(root)) == (where == "disk")
     if where == "disk":
-        protect.unprotect(old.path)
+        protection.unprotect(old.path)
     else:
         stored_protect.unprotect(store, "p/checkpoint-1")
     duties.delete_stored()

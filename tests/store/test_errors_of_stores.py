@@ -24,10 +24,11 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.port import class_of, redact, translated
-from bt_lightning.store.remote import FsspecStore, open_store
-from bt_lightning.store.s3.store import S3Store
+from bt_lightning.store.backends.fsspec_store import FsspecStore
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.interface import class_of, redact, translated
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.s3.s3_store import S3Store
 from bt_lightning.store.secrets import known_secrets, secrets_of
 
 relaxed = settings(deadline=None, database=None)

@@ -17,16 +17,17 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.store.gcs import GcsStore, native
-from bt_lightning.store.port import ObjectInfo
-from bt_lightning.store.remote import FsspecStore, open_store
-from bt_lightning.store.sources import PIECE_BYTES, Steady
-from bt_lightning.worker.duties import Duties
+from bt_lightning.store.backends.fsspec_store import FsspecStore
+from bt_lightning.store.backends.gcs import GcsStore, native
+from bt_lightning.store.interface import ObjectInfo
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, Steady
+from bt_lightning.worker.publisher_tasks import Duties
 
 _UPLOAD = """
 import contextlib, json, sys, time
-from bt_lightning.store.remote import open_store
-from bt_lightning.store.sources import PIECE_BYTES, Steady
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, Steady
 
 class Stuck(Steady):
     part_bytes = PIECE_BYTES

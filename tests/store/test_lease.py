@@ -12,15 +12,15 @@ from dataclasses import replace
 
 import pytest
 
-from bt_lightning.bounded import RECORD
 from bt_lightning.errors import LeaseHeldError
+from bt_lightning.file_limits import RECORD
 from bt_lightning.layout import MANIFEST, lease_folder
-from bt_lightning.store.catalog import look
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import look
 from bt_lightning.store.lease import EXPIRES_S, Holder, Lease
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import Tenure, publish
-from bt_lightning.store.remote import open_store
-from bt_lightning.store.sent import Sent
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.publish import Tenure, publish
+from bt_lightning.store.transfer.sent_files import Sent
 
 PREFIX = "job/rank-0"
 
@@ -102,7 +102,7 @@ def test_of_many_that_ask_at_once_one_gets_it(store, lease):
 def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path, lease):
     code = (
         "import sys; from bt_lightning.store.lease import Lease;"
-        "from bt_lightning.store.local import LocalStore; from pathlib import Path;"
+        "from bt_lightning.store.backends.local_folder import LocalStore; from pathlib import Path;"
         f"Lease(LocalStore(Path(sys.argv[1])), {PREFIX!r}, 'there').take();"
         "print('taken', flush=True); sys.stdin.read()"
     )

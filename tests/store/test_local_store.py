@@ -16,9 +16,9 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.store import local
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.remote import open_store
+from bt_lightning.store.backends import local_folder
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.open_store import open_store
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_who_deletes_takes_no_folder_from_who_writes_beside_it(
     """It was empty when it was looked at; the two are processes of different jobs, or lives."""
     (tmp_path / "source").write_bytes(b"x")
     store.put("one/two/other", b"x")
-    real, left = local.made_folder, [5]
+    real, left = local_folder.made_folder, [5]
 
     @contextlib.contextmanager
     def taken(root, path):
@@ -68,7 +68,7 @@ def test_who_deletes_takes_no_folder_from_who_writes_beside_it(
                 store.delete([f"{path}/other"])
             yield folder
 
-    monkeypatch.setattr(local, "made_folder", taken)
+    monkeypatch.setattr(local_folder, "made_folder", taken)
     if method == "send":
         send(store, tmp_path / "source", "one/two/key")
     else:
@@ -118,9 +118,9 @@ def test_two_writers_of_one_new_key_do_not_mix_and_one_learns_that_it_lost(store
 
 
 def test_put_new_works_where_names_cannot_be_exchanged(store, monkeypatch):
-    from bt_lightning.localdir import taking
+    from bt_lightning.localdir import rename_noreplace
 
-    monkeypatch.setattr(taking, "renameat2", lambda *_: False)
+    monkeypatch.setattr(rename_noreplace, "renameat2", lambda *_: False)
     store.put_new("a/key", b"one")
     store.put_new("a/key", b"one")
     with pytest.raises(CheckpointExistsError):
@@ -316,10 +316,10 @@ def test_the_name_of_a_folder_is_the_url_that_opens_it(tmp_path, folder):
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
 @pytest.mark.parametrize("modern", [True, False])
 def test_the_mode_of_what_is_published_is_as_the_umask_says(tmp_path, umask, modern, monkeypatch):
-    from bt_lightning.localdir import taking
+    from bt_lightning.localdir import rename_noreplace
 
     if not modern:
-        monkeypatch.setattr(taking, "renameat2", lambda *_: False)
+        monkeypatch.setattr(rename_noreplace, "renameat2", lambda *_: False)
     before = os.umask(umask)
     try:
         store = LocalStore(tmp_path / "store")

@@ -15,10 +15,10 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.store.native import plain
-from bt_lightning.store.port import ObjectInfo
-from bt_lightning.store.remote import open_store
-from bt_lightning.store.sources import PIECE_BYTES, Steady
+from bt_lightning.store.backends.obstore_client import plain
+from bt_lightning.store.interface import ObjectInfo
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, Steady
 
 
 class Memory(Steady):

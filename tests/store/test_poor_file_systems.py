@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from bt_lightning.localdir import taking
-from bt_lightning.localdir.locks import try_lock
+from bt_lightning.localdir import rename_noreplace
+from bt_lightning.localdir.file_locks import try_lock
 from tests.kernels import KERNELS, can
 
 _PUBLISHES = """
@@ -20,10 +20,10 @@ from tests.kernels import KERNELS
 from tests.oddities import committed
 KERNELS[sys.argv[1]]()
 from bt_lightning.errors import CheckpointExistsError
-from bt_lightning.localdir.committed import list_committed
+from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.store.lease import Lease
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 root = Path(sys.argv[2])
 store = LocalStore(root / "store")
 for step in (1, 2):
@@ -46,7 +46,7 @@ from pathlib import Path
 from tests.kernels import KERNELS
 KERNELS[sys.argv[1]]()
 from bt_lightning.errors import CheckpointExistsError
-from bt_lightning.store.local import LocalStore
+from bt_lightning.store.backends.local_folder import LocalStore
 store, mine = LocalStore(Path(sys.argv[2])), sys.argv[3].encode() * 5000
 print("ready", flush=True)
 sys.stdin.readline()
@@ -63,7 +63,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.kernels import KERNELS
 KERNELS[sys.argv[1]]()
-from bt_lightning.store.local import LocalStore
+from bt_lightning.store.backends.local_folder import LocalStore
 rename = os.rename
 def last(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -141,10 +141,10 @@ def test_a_claim_that_was_broken_before_its_lock_is_made_again(tmp_path, monkeyp
             (tmp_path / ".name.claim").unlink()
         return try_lock(descriptor)
 
-    monkeypatch.setattr(taking, "try_lock", lock_late)
+    monkeypatch.setattr(rename_noreplace, "try_lock", lock_late)
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
-        with taking._claimed(folder, "name"):
+        with rename_noreplace._claimed(folder, "name"):
             assert (tmp_path / ".name.claim").exists()
             second = os.open(tmp_path / ".name.claim", os.O_RDWR)
             assert not try_lock(second)

@@ -9,10 +9,10 @@ import pytest
 
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION
-from bt_lightning.protection import Protection
-from bt_lightning.store.port import ObjectInfo
-from bt_lightning.store.protect import is_protected, protect, unprotect
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.protection_record import Protection
+from bt_lightning.store.catalog.protection import is_protected, protect, unprotect
+from bt_lightning.store.interface import ObjectInfo
+from bt_lightning.store.transfer.unpublish import unpublish
 
 BY = Protection(by="ada", why="best so far", at="2026-01-02T03:04:05+00:00")
 KEYS = {f"j/a/{name}" for name in (MANIFEST, "model.safetensors")}

@@ -22,15 +22,16 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, MARKER
-from bt_lightning.localdir.committed import verify
-from bt_lightning.localdir.durable import delete_directory, sweep, temporaries, trash
-from bt_lightning.localdir.requests import request_removal, requested_removals
-from bt_lightning.store.catalog import fetch, look, newest_folder
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
-from bt_lightning.store.remote import FsspecStore
-from bt_lightning.store.unpublish import unpublish
-from bt_lightning.worker.duties import Duties
+from bt_lightning.localdir.atomic_directory import delete_directory, sweep, temporaries, trash
+from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.removal_requests import request_removal, requested_removals
+from bt_lightning.store.backends.fsspec_store import FsspecStore
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import look, newest_folder
+from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.publish import publish
+from bt_lightning.store.transfer.unpublish import unpublish
+from bt_lightning.worker.publisher_tasks import Duties
 
 PREFIX = "training_projects/p/jobs/j/rank-0"
 

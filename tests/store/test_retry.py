@@ -15,9 +15,9 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.store.local import LocalStore
+from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.retry import FIRST_WAIT_S, LONGEST_WAIT_S, RetryingStore, backoff
-from bt_lightning.store.sources import Steady
+from bt_lightning.store.transfer.file_source import Steady
 
 relaxed = settings(deadline=None, database=None)
 METHODS = ["send", "put", "put_new", "read", "size", "read_into", "list", "delete", "abandon"]

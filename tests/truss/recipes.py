@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from truss.base import truss_config
 from truss_train import definitions as theirs
 
-from bt_lightning import definitions as ours
-from bt_lightning.definitions import rules
+from bt_lightning import truss_definitions as ours
+from bt_lightning.truss_definitions import validators
 
 PRIVATE = {
     "LatestCheckpoint": "_BasetenLatestCheckpoint",
@@ -68,14 +68,14 @@ PART = st.text(st.sampled_from("abz09-_.@ "), min_size=1, max_size=8).filter(
 )
 VISIBLE_PART = PART.filter(lambda text: text[0] != ".")
 RULED = {
-    rules.Text: VISIBLE,
-    rules.Name: VISIBLE,
-    rules.Id: PART,
-    rules.CheckpointName: st.lists(VISIBLE_PART, min_size=1, max_size=3).map("/".join)
+    validators.Text: VISIBLE,
+    validators.Name: VISIBLE,
+    validators.Id: PART,
+    validators.CheckpointName: st.lists(VISIBLE_PART, min_size=1, max_size=3).map("/".join)
     | st.just("."),
-    rules.FilePath: VISIBLE,
-    rules.AbsolutePath: TEXT.map("/{}".format),
-    rules.Memory: st.sampled_from(["2Gi", "512Mi", "1.5G", "1000", "1e9", "3Ti", "64k"]),
+    validators.FilePath: VISIBLE,
+    validators.AbsolutePath: TEXT.map("/{}".format),
+    validators.Memory: st.sampled_from(["2Gi", "512Mi", "1.5G", "1000", "1e9", "3Ti", "64k"]),
 }
 SOURCES = st.sampled_from(
     ["hf://a/b", "hf://a/b@main", "s3://b/x", "gs://b", "azure://a/c", "r2://a.b", "https://x/y"]

@@ -21,10 +21,10 @@ from truss.base import truss_config
 from truss_train import definitions as theirs
 from truss_train.loader import import_training_project
 
-from bt_lightning import definitions as ours
 from bt_lightning import load_config
-from bt_lightning.definitions import Definition, TrainingJob, TrainingProject, as_definition
+from bt_lightning import truss_definitions as ours
 from bt_lightning.errors import InvalidSettingError
+from bt_lightning.truss_definitions import Definition, TrainingJob, TrainingProject, as_definition
 
 many = settings(deadline=None, database=None, max_examples=50)
 CONFIGS = Path(__file__).parent / "configs"

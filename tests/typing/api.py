@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 
 import bt_lightning
 from bt_lightning import BTCheckpointIO, BTLightning, BTModelCheckpoint
-from bt_lightning.definitions import (
+from bt_lightning.truss_definitions import (
     BasetenCheckpoint,
     CheckpointingConfig,
     Image,

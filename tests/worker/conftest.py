@@ -12,12 +12,12 @@ import pytest
 
 from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import list_committed
+from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.manifest import Manifest
-from bt_lightning.messages import Published, WorkerConfig, WorkFailed
-from bt_lightning.store.catalog import look
-from bt_lightning.store.local import LocalStore
-from bt_lightning.worker.handle import Worker
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.worker.worker_handle import Worker
+from bt_lightning.worker_messages import Published, WorkerConfig, WorkFailed
 
 _SERVER = """
 import sys

@@ -10,16 +10,17 @@ import time
 import pytest
 
 from bt_lightning.errors import StoreTransientError
-from bt_lightning.localdir.committed import verify
-from bt_lightning.localdir.requests import request_removal
-from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
-from bt_lightning.store.catalog import fetch, look
-from bt_lightning.store.local import LocalStore
+from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.removal_requests import request_removal
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.worker.commit_lock import CommitLock
-from bt_lightning.worker.committer import Committer
-from bt_lightning.worker.duties import Duties
-from bt_lightning.worker.keeper import Keeper
-from bt_lightning.worker.room import RoomMaker
+from bt_lightning.worker.commit_thread import Committer
+from bt_lightning.worker.image_commit import Keeper
+from bt_lightning.worker.make_room import RoomMaker
+from bt_lightning.worker.publisher_tasks import Duties
+from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
 MIB = 1024 * 1024
 SIZE = 32 * MIB

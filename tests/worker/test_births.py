@@ -17,8 +17,8 @@ WORK = """
 import multiprocessing, os, signal, sys
 {before}
 from bt_lightning.errors import CheckpointError
-from bt_lightning.messages import ListStore, WorkerConfig
-from bt_lightning.worker.handle import Worker
+from bt_lightning.worker_messages import ListStore, WorkerConfig
+from bt_lightning.worker.worker_handle import Worker
 
 root = sys.argv[-1]
 worker = Worker(

@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.localdir.committed import list_committed, read_manifest, verify
 from bt_lightning.localdir.digest import digest_file
-from bt_lightning.localdir.direct import BLOCK, write_image
-from bt_lightning.localdir.events import read_events
-from bt_lightning.localdir.locks import try_lock
-from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
+from bt_lightning.localdir.direct_io import BLOCK, write_image
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.file_locks import try_lock
+from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
 from bt_lightning.worker.commit_lock import commit_lock, wait_for_commits
+from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
 NONE = frozenset()
 SIZE = 64 * BLOCK
@@ -206,7 +206,7 @@ def test_an_image_of_any_size_is_written_and_described_as_it_is(tmp_path, size):
 
 
 def test_a_file_system_without_direct_writes_is_written_all_the_same(tmp_path, monkeypatch):
-    from bt_lightning.localdir import direct
+    from bt_lightning.localdir import direct_io
 
     real = os.open
 
@@ -215,7 +215,7 @@ def test_a_file_system_without_direct_writes_is_written_all_the_same(tmp_path, m
             raise OSError(22, "Invalid argument")
         return real(path, flags, *rest, **more)
 
-    monkeypatch.setattr(direct.os, "open", refusing)
+    monkeypatch.setattr(direct_io.os, "open", refusing)
     memory = mmap.mmap(-1, 2**20)
     memory[:] = os.urandom(len(memory))
     with memoryview(memory) as view:

@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from bt_lightning.errors import DrainTimeoutError
-from bt_lightning.globs import Patterns
-from bt_lightning.store.catalog import look
-from bt_lightning.store.local import LocalStore
+from bt_lightning.glob_patterns import Patterns
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import look
 
 NONE = frozenset()
 
@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_over_a_file_sends_it_whole(scene, seed):
 
 def test_a_store_that_comes_back_gets_everything(scene):
     """A real S3 server; one file goes in one request, one in parts."""
-    from bt_lightning.store.remote import open_store
+    from bt_lightning.store.open_store import open_store
 
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

@@ -8,16 +8,16 @@ import threading
 import pytest
 
 from bt_lightning.errors import LeaseHeldError, StorePermanentError, StoreTransientError
-from bt_lightning.globs import Patterns
+from bt_lightning.glob_patterns import Patterns
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.committed import LocalCheckpoint, list_committed
+from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, list_committed
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.catalog import look
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import look
 from bt_lightning.store.lease import Lease
-from bt_lightning.store.local import LocalStore
-from bt_lightning.store.publish import publish
-from bt_lightning.store.unpublish import unpublish
-from bt_lightning.worker.files import REST_S, RESTLESS_S, LooseFiles
+from bt_lightning.store.transfer.publish import publish
+from bt_lightning.store.transfer.unpublish import unpublish
+from bt_lightning.worker.job_files import REST_S, RESTLESS_S, LooseFiles
 
 PREFIX = "p/rank-0"
 
@@ -364,7 +364,7 @@ def test_a_store_that_fails_for_a_while_gets_everything_later(scene):
 
 
 def test_a_file_that_cannot_be_read_is_told_once(scene, monkeypatch):
-    import bt_lightning.store.loose as module
+    import bt_lightning.store.transfer.job_file_source as module
 
     scene.write("a")
     scene.write("b")

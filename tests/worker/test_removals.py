@@ -11,13 +11,13 @@ import time
 
 import pytest
 
-from bt_lightning.localdir.committed import list_committed, verify
-from bt_lightning.localdir.durable import delete_directory
-from bt_lightning.localdir.events import read_events
-from bt_lightning.localdir.requests import request_removal
-from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
+from bt_lightning.localdir.atomic_directory import delete_directory
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.removal_requests import request_removal
 from bt_lightning.worker.commit_lock import CommitLock
-from bt_lightning.worker.remover import Remover
+from bt_lightning.worker.disk_removals import Remover
+from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
 NONE = frozenset()
 MB = 2**20

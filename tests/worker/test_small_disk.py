@@ -11,19 +11,19 @@ import pytest
 
 from bt_lightning.errors import DirectoryFullError
 from bt_lightning.layout import MANIFEST, job_prefix
-from bt_lightning.localdir import protect
-from bt_lightning.localdir.away import newest_away
-from bt_lightning.localdir.committed import list_committed, verify
-from bt_lightning.localdir.events import read_events
-from bt_lightning.localdir.reading import hold
-from bt_lightning.localdir.room import measure, usage
+from bt_lightning.localdir import protection
+from bt_lightning.localdir.disk_space import measure, usage
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.newest_in_store import newest_away
+from bt_lightning.localdir.read_locks import hold
 from bt_lightning.manifest import Manifest
-from bt_lightning.messages import CommitFailed, CommitImage, Committed, FileImage
-from bt_lightning.protection import Protection
+from bt_lightning.protection_record import Protection
+from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease
-from bt_lightning.store.local import LocalStore
-from bt_lightning.worker.evict import Eviction, evict
-from bt_lightning.worker.sparing import SparingDuties
+from bt_lightning.worker.eviction import Eviction, evict
+from bt_lightning.worker.small_disk_tasks import SparingDuties
+from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
 NONE = frozenset()
 MB = 2**20
@@ -202,7 +202,7 @@ def test_what_is_resumed_from_or_protected_or_read_is_never_evicted(small):
     manifests = [Manifest.from_bytes(disk.save(first, step).manifest, "") for step in (1, 2, 3)]
     first.drain(30)
     first.stop()
-    protect.protect(disk.root / "checkpoint-2", Protection(by="me", why="", at="2030"))
+    protection.protect(disk.root / "checkpoint-2", Protection(by="me", why="", at="2030"))
     reader = hold(disk.root / "checkpoint-3")
     worker = disk.begin(pinned={manifests[0].digest})
     outcome = disk.save(worker, 4)

@@ -16,15 +16,15 @@ import pytest
 import bt_lightning
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.layout import DOT_DIR, lease_folder
-from bt_lightning.localdir import locks
+from bt_lightning.localdir import file_locks
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.requests import request_removal, requested_removals
+from bt_lightning.localdir.removal_requests import request_removal, requested_removals
 from bt_lightning.manifest import Manifest
-from bt_lightning.messages import ListStore
+from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Holder
-from bt_lightning.store.local import LocalStore
 from bt_lightning.worker.commit_lock import wait_for_commits
-from bt_lightning.worker.turn import Turn
+from bt_lightning.worker.publisher_lock import Turn
+from bt_lightning.worker_messages import ListStore
 
 NONE = frozenset()
 
@@ -200,7 +200,7 @@ def test_a_standby_keeps_out_where_a_file_system_has_no_locks(tmp_path, monkeypa
     def no_locks(descriptor, operation):
         raise OSError(errno.ENOLCK, "no locks here")
 
-    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    monkeypatch.setattr(file_locks.fcntl, "flock", no_locks)
     assert Turn(tmp_path, standby=False).take()
     assert not Turn(tmp_path, standby=True).take()
 
@@ -224,8 +224,8 @@ def test_a_worker_is_started_without_torch(scene):
     """The job runner has no use for it, and its import takes seconds."""
     code = (
         "import sys\n"
-        "from bt_lightning.messages import WorkerConfig\n"
-        "from bt_lightning.worker.handle import Worker\n"
+        "from bt_lightning.worker_messages import WorkerConfig\n"
+        "from bt_lightning.worker.worker_handle import Worker\n"
         "worker = Worker(WorkerConfig(root=sys.argv[1], store_url=sys.argv[2], prefix=sys.argv[3],"
         " drain_s=30.0, standby=True))\n"
         "worker.begin(frozenset())\n"

@@ -27,13 +27,13 @@ from bt_lightning.errors import (
     WorkerDiedError,
 )
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.committed import verify
-from bt_lightning.localdir.events import read_events
-from bt_lightning.localdir.requests import request_removal, requested_removals
-from bt_lightning.manage.shelf import DirectoryShelf
-from bt_lightning.messages import CheckStore, Fetch, ListStore, WorkerConfig
-from bt_lightning.worker.answers import Answers
-from bt_lightning.worker.deaths import MOST, WINDOW_S, Deaths
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.removal_requests import request_removal, requested_removals
+from bt_lightning.manage.job_checkpoints import DirectoryShelf
+from bt_lightning.worker.restart_limit import MOST, WINDOW_S, Deaths
+from bt_lightning.worker.trainer_queries import Answers
+from bt_lightning.worker_messages import CheckStore, Fetch, ListStore, WorkerConfig
 
 NONE = frozenset()
 SLACK_S = 12.0
@@ -468,8 +468,8 @@ def test_a_worker_that_was_never_told_to_begin_leaves_with_its_parent(scene):
 
 TRAINER = """
 import os, sys
-from bt_lightning.messages import ListStore, WorkerConfig
-from bt_lightning.worker.handle import Worker
+from bt_lightning.worker_messages import ListStore, WorkerConfig
+from bt_lightning.worker.worker_handle import Worker
 
 assert os.environ.pop("ONCE", None), "the worker ran the user's script again"
 config = WorkerConfig(
@@ -553,7 +553,7 @@ def test_a_worker_leaves_by_its_deadline_when_the_store_hangs(scene, silent):
 
 def test_a_worker_that_hangs_in_a_question_leaves_by_its_deadline(scene, silent):
     """Its loop is inside the call to the store, and does not see the end of the pipe."""
-    from bt_lightning.worker.process import EXIT_DEADLINE
+    from bt_lightning.worker.worker_process import EXIT_DEADLINE
 
     worker = scene.worker("s3://bucket/x", drain_s=0.1, options=silent)
     worker.start()
@@ -581,9 +581,9 @@ def test_a_drain_ends_at_its_deadline_and_names_what_waits_and_why(scene, closed
 
 
 def test_a_drain_of_a_hanging_store_ends_too(scene, silent, monkeypatch):
-    from bt_lightning.worker import handle
+    from bt_lightning.worker import worker_handle
 
-    monkeypatch.setattr(handle, "_EXIT_S", 1.0)
+    monkeypatch.setattr(worker_handle, "_EXIT_S", 1.0)
     scene.make(1)
     worker = scene.worker("s3://bucket/x", options=silent)
     worker.begin(NONE)
@@ -754,7 +754,7 @@ def test_a_worker_loads_neither_torch_nor_lightning(scene):
         loaded = {line.rsplit("/", 1)[-1].strip() for line in maps if "/" in line}
     assert not {name for name in loaded if "torch" in name or "cuda" in name}
     code = (
-        "import sys, bt_lightning.worker.process\n"
+        "import sys, bt_lightning.worker.worker_process\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     home = str(Path(bt_lightning.__file__).parents[1])

@@ -9,20 +9,20 @@ from textual import work
 from textual.binding import Binding
 from textual.worker import get_current_worker
 
-from bt_lightning.cli.explore import views
-from bt_lightning.cli.explore.lines import Lines
-from bt_lightning.cli.explore.lists import ListScreen, PageScreen
-from bt_lightning.cli.explore.reading import file_lines
-from bt_lightning.cli.listing import check_metric, sort_items
-from bt_lightning.cli.text import human_size, printable
+from bt_lightning.cli.explore import view_text
+from bt_lightning.cli.explore.file_preview import file_lines
+from bt_lightning.cli.explore.long_list import Lines
+from bt_lightning.cli.explore.screen_base import ListScreen, PageScreen
+from bt_lightning.cli.render.checkpoint_table import check_metric, sort_items
+from bt_lightning.cli.render.text import human_size, printable
 from bt_lightning.errors import CheckpointError
-from bt_lightning.manage.about import about
-from bt_lightning.manage.compare import compare_items
+from bt_lightning.manage.checkpoint_kind import about
+from bt_lightning.manage.compare_tensors import compare_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bt_lightning.manage.shelf import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import Item, Shelf
     from bt_lightning.manifest import FileEntry
 
 _URL_S = 3600
@@ -62,7 +62,7 @@ class PickScreen(ListScreen):
             if self._order is not None:
                 check_metric(self._order[0], items)
                 items = sort_items(self._shelf, items, *self._order)
-            texts = views.labels(items, about([(self._shelf, item) for item in items]))
+            texts = view_text.labels(items, about([(self._shelf, item) for item in items]))
         except (CheckpointError, OSError, MemoryError) as error:
             self.app.call_from_thread(self.say, _reason(error), "red")
             return
@@ -84,10 +84,10 @@ class PickScreen(ListScreen):
             return
         item = self._items[self.chosen]
         names = sorted({name for one in self._items for name in one.manifest.metrics})
-        said = [views.facts(item)]
+        said = [view_text.facts(item)]
         if names:
             metric = names[self._metric % len(names)]
-            said.append(views.trend(self._items, metric, self.size.width - 2))
+            said.append(view_text.trend(self._items, metric, self.size.width - 2))
         if self._marked is not None:
             said.append(f"marked: {self._marked.name}; ctrl+d on another compares them")
         self.say("\n".join(said))
@@ -122,7 +122,7 @@ class PickScreen(ListScreen):
         self._marked = None
 
         def compared() -> list[Text]:
-            return views.difference_lines(compare_items(self._shelf, before, self._shelf, item))
+            return view_text.difference_lines(compare_items(self._shelf, before, self._shelf, item))
 
         self.app.push_screen(LinesScreen(f"{before.name} -> {item.name}", compared))
 
@@ -135,7 +135,7 @@ class FilesScreen(ListScreen):
     def __init__(self, shelf: Shelf, item: Item, folder: str = "") -> None:
         super().__init__(f"{shelf.job}/{item.name}/{folder}")
         self._shelf, self._item, self._folder = shelf, item, folder
-        self._entries = views.entries(item.manifest, folder)
+        self._entries = view_text.entries(item.manifest, folder)
 
     def begin(self) -> None:
         """All is known from the manifest."""

@@ -13,7 +13,7 @@ from bt_lightning.manifest import BLOCK_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bt_lightning.store.port import Lent
+    from bt_lightning.store.interface import Lent
 
 
 @dataclass(frozen=True, slots=True)

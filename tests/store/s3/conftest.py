@@ -21,9 +21,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import xxhash
 
-from bt_lightning.store.port import AS_IT_GOES, Sending
-from bt_lightning.store.s3.store import S3Store
-from bt_lightning.store.sources import Steady
+from bt_lightning.store.interface import AS_IT_GOES, Sending
+from bt_lightning.store.s3.s3_store import S3Store
+from bt_lightning.store.transfer.file_source import Steady
 
 _HERE = Path(__file__).parent
 if str(_HERE) not in sys.path:

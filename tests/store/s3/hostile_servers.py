@@ -206,15 +206,15 @@ class ElsewhereError(Exception):
 def main(kind, endpoint, *calls):
     """Ask everything; print what came of it, the seconds of each call, and the peak of memory."""
     from bt_lightning.errors import CheckpointError
-    from bt_lightning.store.remote import download_url, open_store
-    from bt_lightning.store.s3 import quick
-    from bt_lightning.store.s3.store import S3Store
-    from bt_lightning.store.sources import FileSource  # noqa: F401 - imported before the clock runs
+    from bt_lightning.store.open_store import download_url, open_store
+    from bt_lightning.store.s3 import signed_reads
+    from bt_lightning.store.s3.s3_store import S3Store
+    from bt_lightning.store.transfer.file_source import FileSource  # noqa: F401 - imported before the clock runs
 
     where = {"endpoint_url": endpoint, "region_name": "us-east-1"}
     user = {"key": "AKIAOFTHETESTS", "secret": "s3kr3t/of+tests", "token": "the-session-token"}
     options = {**user, "client_kwargs": where}
-    quick._READ_S = QUIET_S
+    signed_reads._READ_S = QUIET_S
     os.environ.update(
         AWS_ACCESS_KEY_ID=user["key"],
         AWS_SECRET_ACCESS_KEY=user["secret"],

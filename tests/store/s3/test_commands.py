@@ -12,8 +12,8 @@ from safetensors.torch import save
 
 from bt_lightning.cli.app import main
 from bt_lightning.layout import job_prefix
-from bt_lightning.store.publish import publish
-from bt_lightning.store.remote import open_store
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.publish import publish
 from tests.store.conftest import SECRET
 
 PREFIX = job_prefix("p", "j", 0)

@@ -18,14 +18,14 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.localdir.committed import verify
-from bt_lightning.store.catalog import fetch
-from bt_lightning.store.port import Reuse
-from bt_lightning.store.publish import publish
+from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.store.interface import Reuse
 from bt_lightning.store.retry import RetryingStore
-from bt_lightning.store.s3 import quick
-from bt_lightning.store.s3.quick import QuickStore
-from bt_lightning.store.s3.quick_config import access
+from bt_lightning.store.s3 import signed_reads
+from bt_lightning.store.s3.signed_reads import QuickStore
+from bt_lightning.store.s3.signed_reads_access import access
+from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.publish import publish
 
 MIB = 1024 * 1024
 SIZE = 17 * MIB
@@ -128,7 +128,7 @@ def test_a_burst_of_refusals_is_outlasted(connect, proxied, weed, memory, data, 
 @pytest.fixture(params=["s3fs", "plain"])
 def reader(request, connect, weed, monkeypatch):
     """What opens a store to read by a client of AWS's, or by plain requests while they serve."""
-    monkeypatch.setattr(quick, "_READ_S", 1.0)
+    monkeypatch.setattr(signed_reads, "_READ_S", 1.0)
 
     def reader(endpoint, kind):
         def slow():
@@ -309,7 +309,7 @@ def test_an_object_that_cannot_be_reused_is_sent_whole(connect, memory, data, ke
 
 def test_a_slow_link_is_not_a_stalled_one(connect, memory):
     """Timeouts hold for a piece: a part may take longer than any of them."""
-    from bt_lightning.store.bandwidth import Bandwidth
+    from bt_lightning.store.bandwidth_limit import Bandwidth
 
     timeouts = {"connect_timeout": 5, "read_timeout": 0.4}
     store = connect(config_kwargs=timeouts)

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from bt_lightning.store.catalog import look
-from bt_lightning.store.place import StorePlace
-from bt_lightning.store.s3.store import S3Store
-from bt_lightning.store.unpublish import unpublish
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.s3.s3_store import S3Store
+from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.transfer.unpublish import unpublish
 
 MIB = 1024 * 1024
 FLOATS = MIB // 4

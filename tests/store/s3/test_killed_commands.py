@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from bt_lightning.cli.app import main
 from bt_lightning.layout import MANIFEST, PROTECTION, job_prefix, jobs_prefix
-from bt_lightning.protection import Protection
-from bt_lightning.store.protect import protect
-from bt_lightning.store.publish import publish
-from bt_lightning.store.remote import open_store
+from bt_lightning.protection_record import Protection
+from bt_lightning.store.catalog.protection import protect
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.publish import publish
 
 PREFIX = job_prefix("p", "j", 0)
 SOME = ("checkpoints", "delete", "--keep-last", "0", "--job-id", "j")

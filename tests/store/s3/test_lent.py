@@ -16,9 +16,9 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.localdir.digest import digest_file
-from bt_lightning.store import sources
-from bt_lightning.store.sources import FileSource
-from bt_lightning.worker.ahead import LentSource
+from bt_lightning.store.transfer import file_source
+from bt_lightning.store.transfer.file_source import FileSource
+from bt_lightning.worker.early_upload import LentSource
 
 MIB = 1024 * 1024
 SIZE = 20 * MIB + 77
@@ -136,7 +136,7 @@ def test_a_file_is_verified_by_its_blocks_in_any_order(file, monkeypatch, mapped
         raise OSError(errno.ENOTSUP, "as on some network file systems")
 
     if not mapped:
-        monkeypatch.setattr(sources, "MappedFile", refuse)
+        monkeypatch.setattr(file_source, "MappedFile", refuse)
     data, entry = file.read_bytes(), digest_file(file, file.name)
     with FileSource(file, entry) as source, source.lend(4 * MIB, 12 * MIB) as lent:
         for start, stop in ((0, 4 * MIB), (9 * MIB, 10 * MIB), (5, 77), (4 * MIB, 6 * MIB), (1, 2)):
@@ -162,7 +162,7 @@ def test_a_disk_that_refuses_a_mapped_page_is_asked_the_other_way(file, monkeypa
     with FileSource(file, entry) as source, source.lend(0, 12 * MIB) as lent:
         with lent.look(0, MIB) as view:
             assert view == data[:MIB]
-        monkeypatch.setattr(sources.MappedFile, "read", refuse)
+        monkeypatch.setattr(file_source.MappedFile, "read", refuse)
         for start in (4 * MIB, 8 * MIB, 4 * MIB, 0):
             with lent.look(start, start + MIB) as view:
                 assert view == data[start : start + MIB]

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from bt_lightning.errors import CheckpointNotFoundError, StoreError, StorePermanentError
-from bt_lightning.store.port import Reuse, Sending
-from bt_lightning.store.remote import download_url, open_store
-from bt_lightning.store.s3 import checksums, crew
+from bt_lightning.store.interface import Reuse, Sending
+from bt_lightning.store.open_store import download_url, open_store
+from bt_lightning.store.s3 import checksums, part_senders
 from bt_lightning.store.s3.checksums import Choice
 
 MIB = 1024 * 1024
@@ -61,7 +61,7 @@ def test_quick_listings_trust_the_same_authority_and_no_other(
     options = {**weed.options, "client_kwargs": where}
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
     with monkeypatch.context() as patch:
-        patch.setattr("bt_lightning.store.s3.store.S3Store.__init__", None)
+        patch.setattr("bt_lightning.store.s3.s3_store.S3Store.__init__", None)
         assert list(open_store("s3://bucket/tls", options).list("none")) == []
     assert tls_proxy.seen == ["GET"]
     for bundle in ("", str(certificate[1])):
@@ -153,8 +153,8 @@ def test_no_more_is_sent_than_the_user_allows(connect, proxied, weed, memory, mo
     waited = []
     proxy = proxied(weed)
     store = connect(proxy.endpoint, sending=Sending(bytes_s=1e6))
-    monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: 5.0))
-    monkeypatch.setattr(crew.Crew, "rest", lambda _, seconds: waited.append(seconds))
+    monkeypatch.setattr(part_senders, "time", SimpleNamespace(monotonic=lambda: 5.0))
+    monkeypatch.setattr(part_senders.Crew, "rest", lambda _, seconds: waited.append(seconds))
     store.send(memory(b"z" * 20 * MIB), "key")
     assert len(waited) >= 20 * MIB / 250_000, "no connection falls silent for long"
     assert len(set(waited)) == len(waited), "they share one cap"
@@ -181,7 +181,7 @@ def test_every_checksum_is_one_that_the_server_compares(
 
 
 def test_a_server_that_knows_no_checksum_is_asked_once(s3, s3_url, memory):
-    from bt_lightning.store.s3.store import S3Store
+    from bt_lightning.store.s3.s3_store import S3Store
 
     store = S3Store(s3_url, s3.options)
     assert isinstance(store._uploader._choice, Choice)

@@ -12,16 +12,16 @@ import types
 import pytest
 
 from bt_lightning.errors import StorePermanentError, StoreTransientError
-from bt_lightning.store.s3 import checksums, failures
-from bt_lightning.store.s3.api import Api
+from bt_lightning.store.s3 import checksums, request_errors
 from bt_lightning.store.s3.checksums import Checksum, Choice
-from bt_lightning.store.s3.crew import Crew
-from bt_lightning.store.s3.failures import Failure
-from bt_lightning.store.s3.multipart import Uploads
-from bt_lightning.store.s3.pace import Pace
-from bt_lightning.store.s3.plan import Send
-from bt_lightning.store.s3.store import S3Store
-from bt_lightning.store.sources import Held
+from bt_lightning.store.s3.concurrency import Pace
+from bt_lightning.store.s3.multipart_uploads import Uploads
+from bt_lightning.store.s3.operations import Api
+from bt_lightning.store.s3.part_plan import Send
+from bt_lightning.store.s3.part_senders import Crew
+from bt_lightning.store.s3.request_errors import Failure
+from bt_lightning.store.s3.s3_store import S3Store
+from bt_lightning.store.transfer.file_source import Held
 
 MIB = 1024 * 1024
 SIZE = 17 * MIB
@@ -235,7 +235,7 @@ def test_a_system_that_gives_no_more_threads_is_served_by_those_there_are(monkey
     ],
 )
 def test_the_page_of_a_proxy_is_a_transient_error(page):
-    failure = failures.of_reply(502, page, {})
+    failure = request_errors.of_reply(502, page, {})
     assert (failure.code, failure.transient) == ("502", True)
 
 

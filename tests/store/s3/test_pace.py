@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bt_lightning.store.bandwidth import Bandwidth
-from bt_lightning.store.s3.pace import Pace
+from bt_lightning.store.bandwidth_limit import Bandwidth
+from bt_lightning.store.s3.concurrency import Pace
 
 MIB = 1024 * 1024
 

@@ -8,14 +8,15 @@ import uuid
 
 import pytest
 
-from bt_lightning.localdir.committed import verify
-from bt_lightning.messages import WorkerConfig
-from bt_lightning.store.catalog import fetch, look
-from bt_lightning.store.publish import Base, publish
-from bt_lightning.store.s3.store import S3Store
-from bt_lightning.store.sent import uploads_folder
-from bt_lightning.store.unpublish import unpublish
-from bt_lightning.worker.handle import Worker
+from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.s3.s3_store import S3Store
+from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.publish import Base, publish
+from bt_lightning.store.transfer.sent_files import uploads_folder
+from bt_lightning.store.transfer.unpublish import unpublish
+from bt_lightning.worker.worker_handle import Worker
+from bt_lightning.worker_messages import WorkerConfig
 
 MIB = 1024 * 1024
 PREFIX = "training_projects/p/jobs/j/rank-0"

@@ -115,7 +115,7 @@ def test_a_download_may_take_longer_too(link, impatient, connect, memory):
 
 
 def test_a_peer_that_takes_no_more_is_left(link, impatient, memory, monkeypatch):
-    monkeypatch.setattr("bt_lightning.store.s3.api.TRIES", 1)
+    monkeypatch.setattr("bt_lightning.store.s3.operations.TRIES", 1)
     store = impatient(link(stops_after=100_000).endpoint)
     began = time.monotonic()
     with pytest.raises(StoreTransientError, match=r"took nothing|did not answer"):

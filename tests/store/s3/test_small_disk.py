@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from bt_lightning.layout import job_prefix
-from bt_lightning.localdir.committed import list_committed
-from bt_lightning.localdir.events import read_events
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.catalog import look
-from bt_lightning.store.download import verify
-from bt_lightning.store.place import StorePlace
-from bt_lightning.store.remote import open_store
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.transfer.download import verify
 from tests.fault.nursery import Nursery
 
 WIDTH = 4000  # 0.5 MB a checkpoint

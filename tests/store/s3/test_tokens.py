@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from bt_lightning.errors import StorePermanentError, StoreTransientError
-from bt_lightning.store.remote import open_store
-from bt_lightning.store.s3 import clients
-from bt_lightning.store.s3.quick import QuickStore
-from bt_lightning.store.s3.store import S3Store
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.s3 import botocore_client
+from bt_lightning.store.s3.s3_store import S3Store
+from bt_lightning.store.s3.signed_reads import QuickStore
 
 DATA = b"bytes" * 100
 PROGRAM = """
@@ -70,7 +70,7 @@ def server(proxied, s3):
 
 @pytest.fixture
 def opened(server, s3_url, monkeypatch):
-    monkeypatch.setattr(clients, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(botocore_client, "_AGAIN_S", 0.0)
 
     def opened(kind=S3Store, **options):
         where = {"endpoint_url": server.endpoint, "region_name": "us-east-1"}

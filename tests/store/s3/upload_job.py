@@ -9,8 +9,8 @@ from pathlib import Path
 
 import xxhash
 
-from bt_lightning.store.s3.store import S3Store
-from bt_lightning.store.sources import Steady
+from bt_lightning.store.s3.s3_store import S3Store
+from bt_lightning.store.transfer.file_source import Steady
 
 MIB = 1024 * 1024
 

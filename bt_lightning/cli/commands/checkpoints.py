@@ -1,0 +1,235 @@
+"""The commands that look at checkpoints, and their options."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from bt_lightning.cli.target_options import (
+    format_option,
+    one_of,
+    say_refused,
+    shelf_of,
+    target_options,
+)
+
+if TYPE_CHECKING:
+    from bt_lightning.manage.find_target import Target
+
+_DAMAGED = 12
+_DEFAULT = click.core.ParameterSource.DEFAULT
+
+
+@click.group()
+def checkpoints() -> None:
+    """List, look into, verify, fetch, protect and delete checkpoints, on a disk or in a store."""
+
+
+@checkpoints.command("list")
+@click.argument("url", required=False)
+@target_options
+@click.option("--checkpoint-name", metavar="NAME", help="Only this one; `latest` is the newest.")
+@click.option(
+    "--sort",
+    default="created",
+    show_default=True,
+    metavar="KEY",
+    help="checkpoint-id, size, created, type, step, or metric:<name>.",
+)
+@click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True)
+@click.option("--all-jobs", is_flag=True, help="Of every job of the store, or of --project.")
+@click.option("--non-interactive", is_flag=True, help="Print the list, on a terminal too.")
+@format_option
+@click.pass_context
+def list_checkpoints(
+    ctx: click.Context,
+    /,
+    url: str | None,
+    target: Target,
+    checkpoint_name: str | None,
+    sort: str,
+    order: str,
+    all_jobs: bool,
+    non_interactive: bool,
+    output_format: str,
+) -> None:
+    """List committed checkpoints.
+
+    URL is bt://project[@job][/checkpoint] of the store, or a directory. With a store and no job,
+    shows the job that --dir publishes to, else the one that began last. With both, what only the
+    directory has yet is SYNCING. On a terminal, opens the explorer if it is installed.
+    """
+    from bt_lightning.cli.render.checkpoint_table import (
+        check_metric,
+        check_sort,
+        render,
+        sort_items,
+    )
+    from bt_lightning.manage.find_target import every_shelf, split_url
+    from bt_lightning.manage.job_checkpoints import find
+
+    if all_jobs and (url or target.job):
+        msg = "--all-jobs and one job exclude each other"
+        raise click.UsageError(msg)
+    check_sort(sort)
+    if url:
+        target, named = split_url(replace(target, url=url))
+        checkpoint_name = checkpoint_name or named
+    if not all_jobs and not non_interactive and output_format == "cli-table" and _on_terminal():
+        from bt_lightning.cli.explore.app import Explorer
+
+        chosen = any(ctx.get_parameter_source(name) is not _DEFAULT for name in ("sort", "order"))
+        Explorer(shelf_of(target), checkpoint_name, (sort, order) if chosen else None).run()
+        return
+    shelves = every_shelf(target) if all_jobs else [shelf_of(target)]
+    found = []
+    for shelf in shelves:
+        items = [find(shelf, checkpoint_name)] if checkpoint_name else shelf.items()
+        say_refused(shelf)
+        found.append((shelf, items))
+    check_metric(sort, [item for _, items in found for item in items])
+    found = [(shelf, sort_items(shelf, items, sort, order)) for shelf, items in found]
+    job_id = None if all_jobs else shelves[0].job
+    if output_format == "cli-table" and not any(items for _, items in found):
+        click.echo(
+            f"No checkpoints found for job: {job_id}." if job_id else "No checkpoints found."
+        )
+        return
+    render(found, output_format, job_id)
+
+
+@checkpoints.command()
+@click.argument("checkpoint", required=False)
+@target_options
+@click.option("--web", is_flag=True, help="In a browser of this machine, behind a one-time URL.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of --web; 0 is any.")
+def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> None:
+    """Walk through checkpoints, their files and tensors, and compare two of them.
+
+    CHECKPOINT is an id to begin in, or bt://project[@job][/checkpoint]. Press ? for the keys.
+    """
+    from bt_lightning.manage.find_target import split_url
+    from bt_lightning.uri import is_bt
+
+    _need_textual()
+    if checkpoint and is_bt(checkpoint):
+        target, checkpoint = split_url(replace(target, url=checkpoint))
+    if web:
+        from bt_lightning.cli.explore.browser import serve
+
+        serve(target, checkpoint, port)
+        return
+    from bt_lightning.cli.explore.app import Explorer
+
+    Explorer(shelf_of(target), checkpoint).run()
+
+
+@checkpoints.command()
+@click.argument("checkpoints", nargs=-1)
+@target_options
+@click.option("--quick", is_flag=True, help="Manifests and sizes only; reads no data.")
+@click.option("--deep", is_flag=True, help="The headers of files of tensors too.")
+@format_option
+def verify(
+    checkpoints: tuple[str, ...], target: Target, quick: bool, deep: bool, output_format: str
+) -> None:
+    """Read every byte of checkpoints and compare it with their manifests.
+
+    CHECKPOINTS are ids, paths of directories, or bt://project[@job][/checkpoint] of the store.
+    Without any, verifies all of --dir, or of the job in the store. Exits with 12 if any is damaged.
+    """
+    from bt_lightning.cli.render.verification import verify_all
+    from bt_lightning.manage.verify import BYTES, DEEP, QUICK
+
+    if quick and deep:
+        msg = "--quick and --deep exclude each other"
+        raise click.UsageError(msg)
+    depth = QUICK if quick else DEEP if deep else BYTES
+    if not verify_all(target, checkpoints, depth, output_format):
+        sys.exit(_DAMAGED)
+
+
+@checkpoints.command()
+@click.argument("checkpoint", default="latest")
+@target_options
+@click.option("--tensors", is_flag=True, help="Every tensor, not the totals of modules.")
+@format_option
+def show(checkpoint: str, target: Target, tensors: bool, output_format: str) -> None:
+    """Show one checkpoint: its facts, its files, and its tensors.
+
+    CHECKPOINT is an id, `latest`, or bt://project[@job][/checkpoint]. Of large files only headers
+    are read, and no code of a .ckpt or .pt is run.
+    """
+    from bt_lightning.cli.render.checkpoint_details import show as shown
+
+    shelf, item = one_of(target, checkpoint)
+    shown(shelf, item, output_format, every_tensor=tensors)
+
+
+@checkpoints.command()
+@click.argument("checkpoint", default="latest")
+@target_options
+@format_option
+def files(checkpoint: str, target: Target, output_format: str) -> None:
+    """List the files of one checkpoint."""
+    from bt_lightning.cli.render.checkpoint_details import files as shown
+
+    _, item = one_of(target, checkpoint)
+    shown(item, output_format)
+
+
+@checkpoints.command()
+@click.argument("before")
+@click.argument("after", default="latest")
+@target_options
+@format_option
+def diff(before: str, after: str, target: Target, output_format: str) -> None:
+    """Compare the tensors of two checkpoints: added, removed, reshaped, changed.
+
+    Exits with 1 if they differ. Digests tell most of what is equal; only the rest is read.
+    """
+    from bt_lightning.cli.render.checkpoint_details import diff as shown
+
+    if shown(one_of(target, before), one_of(target, after), output_format):
+        sys.exit(1)
+
+
+@checkpoints.command()
+@target_options
+@click.option("--checkpoint-name", metavar="NAME", help="Of this one only; `latest` is the newest.")
+@click.option(
+    "--expires",
+    type=click.IntRange(1, 7 * 24 * 3600),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the URLs work, at most a week.",
+)
+@click.option("--output", type=click.Path(dir_okay=False), help="File to write; else stdout.")
+def urls(target: Target, checkpoint_name: str | None, expires: int, output: str | None) -> None:
+    """Print a URL for each file, signed where the store signs, as JSON.
+
+    The keys are those of `truss train get_checkpoint_urls`. Whoever has such a URL can read the
+    file until it expires: a file written with --output is for its owner only.
+    """
+    from bt_lightning.cli.render.presigned_urls import write_urls
+
+    write_urls(shelf_of(target), checkpoint_name, expires, output)
+
+
+def _on_terminal() -> bool:
+    """Whether the explorer can be used: a person is there, and it is installed."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        return False
+    return importlib.util.find_spec("textual") is not None
+
+
+def _need_textual() -> None:
+    if importlib.util.find_spec("textual") is None:
+        msg = "the explorer needs Textual: pip install 'bt_lightning[explore]'"
+        raise click.UsageError(msg)

@@ -1,0 +1,250 @@
+"""The commands that decide what stays: protect, unprotect, delete."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import click
+
+from bt_lightning.cli.target_options import format_option, shelf_of, some_of, target_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bt_lightning.manage.find_target import Target
+    from bt_lightning.manage.job_objects import Files
+
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+FOR_GOOD = "for good"
+_NAMED = 20
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1, required=True)
+@target_options
+@click.option("--why", default="", help="What for; shown to whoever would delete it.")
+@click.option("--by", default=None, help="Who; else the user of this machine.")
+def protect(checkpoints: tuple[str, ...], target: Target, why: str, by: str | None) -> None:
+    """Keep checkpoints from being deleted: by commands, by jobs, by any rule of retention."""
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.protection_record import Protection
+
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    said = Protection(by=_user() if by is None else by, why=why, at=now)
+    for shelf, item in some_of(target, checkpoints):
+        shelf.protect(item, said)
+        click.echo(printable(f"{item.name}: protected"))
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1, required=True)
+@target_options
+def unprotect(checkpoints: tuple[str, ...], target: Target) -> None:
+    """Let checkpoints be deleted again."""
+    from bt_lightning.cli.render.text import printable
+
+    for shelf, item in some_of(target, checkpoints):
+        shelf.unprotect(item)
+        click.echo(printable(f"{item.name}: no longer protected"))
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1)
+@target_options
+@click.option(
+    "--keep-last",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Delete all but the N newest (and the best).",
+)
+@click.option(
+    "--keep-best",
+    multiple=True,
+    metavar="METRIC",
+    help="Delete all but the best by this metric (and the last).",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["min", "max"]),
+    default="min",
+    show_default=True,
+    help="Which value of a metric is best.",
+)
+@click.option(
+    "--trash",
+    type=click.IntRange(1),
+    metavar="DAYS",
+    help="Put them aside for so long; `trash restore` brings them back.",
+)
+@dry_run_option
+@yes_option
+@format_option
+def delete(
+    checkpoints: tuple[str, ...],
+    target: Target,
+    keep_last: int | None,
+    keep_best: tuple[str, ...],
+    mode: str,
+    trash: int | None,
+    dry_run: bool,
+    yes: bool,
+    output_format: str,
+) -> None:
+    """Delete checkpoints: those that are named, or all but those that --keep-... keeps.
+
+    Protected ones stay; was one of them named, the exit code is 30. What belongs to a job that is
+    running is deleted by its own worker with its next save. With --store and --dir both, goes from
+    both.
+    """
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.errors import CheckpointProtectedError
+    from bt_lightning.manage.delete import delete_items, finish_deletions, kept_by_rule
+    from bt_lightning.manage.trash import trash_items
+    from bt_lightning.uri import is_bt
+
+    rule = keep_last is not None or bool(keep_best)
+    if rule == bool(checkpoints):
+        msg = "name checkpoints, or say which to keep with --keep-last or --keep-best; not both"
+        raise click.UsageError(msg)
+    if rule or not all(map(is_bt, checkpoints)):
+        shelf = shelf_of(target)
+        finished = [] if dry_run else finish_deletions(shelf)
+        checkpoints = tuple(name for name in checkpoints if name not in finished)
+        if finished:
+            click.echo(f"finished what was begun: {printable(', '.join(finished))}", err=True)
+        if not rule and not checkpoints:
+            report(finished, [], [], output_format)
+            return
+    if rule:
+        items = shelf.items()
+        kept = kept_by_rule(items, keep_last, keep_best, mode)
+        items = [item for item in items if item.name not in kept]
+    else:
+        found = some_of(target, checkpoints)
+        shelf = found[0][0]
+        items = list({item.where: item for _, item in found}.values())
+        if any(own.name != shelf.name for own, _ in found):
+            msg = "these are of several jobs: delete those of one at a time"
+            raise click.UsageError(msg)
+    names = [item.name for item in items]
+    protected = [item.name for item in items if item.protected]
+    if dry_run or not items:
+        going = [name for name in names if name not in protected]
+        report(going, [], protected, output_format, dry_run=True)
+        return
+    size = sum(item.manifest.size for item in items if not item.protected)
+    what = f"{len(names) - len(protected)} checkpoints of {shelf.name}"
+    lasts = FOR_GOOD if trash is None else f"for {trash} days at least, then for good"
+    ask(what, "yes", size, names, yes=yes, lasts=lasts)
+    done = delete_items(shelf, items) if trash is None else trash_items(shelf, items, trash)
+    word = "deleted" if trash is None else f"put aside for {trash} days"
+    report(done.deleted, done.asked, done.kept, output_format, word=word)
+    if done.kept and not rule:  # named, and still there: a script must see that
+        sys.exit(CheckpointProtectedError.exit_code)
+
+
+def ask(
+    what: str,
+    word: str,
+    size: int,
+    names: Sequence[str],
+    *,
+    yes: bool,
+    lasts: str = FOR_GOOD,
+    files: Files | None = None,
+) -> None:
+    """Have the user type `word`, or give up with exit code 1; with `yes`, do not ask.
+
+    Raises:
+        click.UsageError: there is nobody to ask.
+    """
+    from bt_lightning.cli.render.text import human_size, printable
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        msg = f"this deletes {lasts}, and there is no terminal to ask on: say --yes, or --dry-run"
+        raise click.UsageError(msg)
+    for name in names:
+        click.echo(f"  {printable(name)}", err=True)
+    for line in _of_files(files):
+        click.echo(f"  {line}", err=True)
+    click.echo(f"This deletes {printable(what)}, {human_size(size)}, {lasts}.", err=True)
+    typed = click.prompt(
+        f"Type {printable(word)} to go on", default="", show_default=False, err=True
+    )
+    if typed.strip() != word:
+        click.echo("Nothing was deleted.", err=True)
+        sys.exit(1)
+
+
+def report(
+    deleted: Sequence[str],
+    asked: Sequence[str],
+    kept: Sequence[str],
+    output_format: str,
+    *,
+    dry_run: bool = False,
+    word: str = "deleted",
+    files: Files | None = None,
+    left: Sequence[str] = (),
+) -> None:
+    """Say what was, or would be, deleted; `word` is what was done.
+
+    `files` belong to no checkpoint and go with their job; `left` came to it meanwhile.
+    """
+    from bt_lightning.cli.render.table import as_csv, as_json
+    from bt_lightning.cli.render.text import printable
+
+    goes = "would be deleted" if dry_run else word
+    rows = [
+        *((name, goes) for name in deleted),
+        *((name, "asked of the running job") for name in asked),
+        *((name, "kept: protected") for name in kept),
+        *((name, "left: it came meanwhile") for name in left[:_NAMED]),
+    ]
+    if output_format == "json":
+        said = {"deleted": list(deleted), "asked": list(asked), "kept_checkpoints": list(kept)}
+        other = {} if files is None else {"files": files.as_dict(), "left": len(left)}
+        as_json({**said, **other, "dry_run": dry_run})
+    elif output_format == "csv":
+        named = [] if files is None else [(name, goes) for name in files.names]
+        more = _more(files)
+        as_csv(("Checkpoint", "Result"), [*rows, *named, *((line, goes) for line in more)])
+    elif not rows and not (files and files.number):
+        click.echo("There is nothing to delete.")
+    else:
+        for name, result in rows:
+            click.echo(f"{printable(name)}: {result}")
+        for line in _of_files(files, f": {goes}"):
+            click.echo(line)
+        if len(left) > _NAMED:
+            click.echo(f"... and {len(left) - _NAMED:,} more that came meanwhile were left")
+
+
+def _of_files(files: Files | None, result: str = "") -> list[str]:
+    """How many files of no checkpoint, their bytes, and some of their names."""
+    from bt_lightning.cli.render.text import human_size, printable
+
+    if files is None or not files.number:
+        return []
+    size = human_size(files.size)
+    several = "" if files.number == 1 else "s"
+    first = f"{files.number:,} file{several} of no checkpoint, {size}{result}"
+    return [first, *(f"  {printable(name)}" for name in files.names), *_more(files)]
+
+
+def _more(files: Files | None) -> list[str]:
+    rest = 0 if files is None else files.number - len(files.names)
+    return [f"  ... and {rest:,} more"] if rest else []
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""  # a container's user may have no name

@@ -1,0 +1,183 @@
+"""`run`: what Baseten does around a training script, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bt_lightning.cli.target_options import project_option, store_option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bt_lightning.runtime.job_spec import JobSpec
+
+_AFTER_DASHES = "bt_lightning.after_dashes"
+
+
+class _Run(click.Command):
+    """Knows whether its words follow `--`: one of them alone is a config file if they do not."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_AFTER_DASHES] = "--" in args
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_Run, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False}
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG.py | -- COMMAND...")
+@project_option
+@click.option(
+    "--job-id",
+    help="The job; one that ran before goes on where it was. Else a new one."
+    "  [env: BT_TRAINING_JOB_ID]",
+)
+@click.option("--job-name", help="For people.  [env: BT_TRAINING_JOB_NAME]")
+@store_option
+@click.option(
+    "--dir",
+    "directory",
+    help="Checkpoint directory; else bt_checkpoints/<job>.  [env: BT_CHECKPOINT_DIR]",
+)
+@click.option(
+    "--load",
+    multiple=True,
+    metavar="REF",
+    help="Checkpoint to bring before the command: latest, JOB, JOB/CHECKPOINT or bt://...;"
+    " may be repeated.",
+)
+@click.option("--load-dir", help="Where they are brought to.  [env: BT_LOAD_CHECKPOINT_DIR]")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Start again after so many failures; the command sees BT_RETRY_COUNT.",
+)
+@click.option(
+    "--preemption-code",
+    "codes",
+    type=click.IntRange(1, 255),
+    multiple=True,
+    default=(143,),
+    show_default=True,
+    help="Exit codes that are no failure: start again at once, however often.",
+)
+@click.option("--elastic", is_flag=True, help="Start COMMAND by torchrun, on every node.")
+@click.option(
+    "--nproc-per-node",
+    "processes",
+    type=click.IntRange(min=1),
+    help="With --elastic; else one for each GPU.",
+)
+@click.option(
+    "--volume-size-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Most that the checkpoint directory may take.  [env: BT_VOLUME_SIZE_GIB]",
+)
+@click.option(
+    "--interval",
+    metavar="auto|SECONDS",
+    help="Let Trainers also save every so often by themselves.  [env: BT_SAVE_INTERVAL]",
+)
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds that this platform leaves between SIGTERM and SIGKILL.  [env: BT_GRACE_S]",
+)
+@click.option(
+    "--trust-checkpoints",
+    "trust",
+    is_flag=True,
+    help="Let restarts unpickle what the job's own checkpoints hold.  [env: BT_WEIGHTS_ONLY=0]",
+)
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    help="Seconds that the end of the job waits for the store.",
+)
+@click.pass_context
+def run(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> None:
+    """Run a training job: its checkpoints are saved, sent, and gone on with by the next start.
+
+    CONFIG.py is the file that `truss train push` takes. A COMMAND runs as it is:
+
+      bt-lightning run --store s3://bucket/runs --job-id demo --retries 3 -- python train.py
+
+    Every Lightning Trainer in it gets the callback BTLightning, without a change of the script; and
+    any file below $BT_CHECKPOINT_DIR is sent to the store. Signals are passed on, output is left
+    alone. The exit code is that of the command; 25 if it was 0 and not everything reached the
+    store: the next start of the same job sends it. 31: another run has the job.
+    """
+    from bt_lightning.errors import InvalidSettingError
+    from bt_lightning.runtime.job_resources import Hearing
+    from bt_lightning.runtime.restart_policy import Policy
+    from bt_lightning.runtime.run_job import run as run_job
+
+    if not words:
+        msg = "nothing to run: expected a CONFIG.py, or -- and a command"
+        raise InvalidSettingError(msg)
+    retries, codes = options.pop("retries"), frozenset(options.pop("codes"))
+    drain_s = options.pop("drain_timeout")
+    spec = _spec(words, options, is_command=ctx.meta[_AFTER_DASHES])
+    store = f", store {_shown(spec.store_url)}" if spec.store_url else ", no store"
+    folder = f", checkpoints in {spec.checkpoint_dir}" if spec.checkpoint_dir else ""
+    _say(f"job {spec.job_id} of {spec.project}{folder}{store}")
+    if spec.checkpoint_dir is None:
+        _warn("checkpointing_config.enabled is False: nothing is saved or sent")
+    from bt_lightning.cli.render.progress_bar import progress
+
+    hearing = Hearing(say=_say, warn=_warn, progress=progress)
+    policy = Policy(retries, codes)
+    sys.exit(run_job(spec, policy, dict(os.environ), hearing, drain_s=drain_s))
+
+
+def _spec(words: Sequence[str], options: dict[str, Any], *, is_command: bool) -> JobSpec:
+    from pathlib import Path
+
+    from bt_lightning.runtime.job_plan import Wish, plan_command, plan_project
+    from bt_lightning.runtime.machine_info import this_machine
+
+    wish = Wish(**{**options, "load": tuple(options["load"])})
+    machine = this_machine(os.environ)
+    if is_command or len(words) > 1:
+        return plan_command(words, wish, os.environ, machine)
+    from bt_lightning import load_config
+    from bt_lightning.errors import InvalidSettingError
+
+    config = Path(words[0]).absolute()
+    try:
+        project = load_config(config)
+    except InvalidSettingError as error:
+        msg = f"{error}. To run a program that is no config: bt-lightning run -- python {words[0]}"
+        raise InvalidSettingError(msg) from error
+    return plan_project(project, config.parent, wish, os.environ, machine)
+
+
+def _say(text: str) -> None:
+    _tell(text, dim=True)
+
+
+def _warn(text: str) -> None:
+    _tell(text, fg="yellow")
+
+
+def _tell(text: str, **style: Any) -> None:
+    from bt_lightning.cli.render.text import printable
+
+    with contextlib.suppress(OSError):  # nobody listens: a closed terminal ends no training
+        click.secho(f"bt-lightning: {printable(text)}", err=True, **style)
+
+
+def _shown(url: str) -> str:
+    from bt_lightning.store.interface import redact
+
+    return redact(url)

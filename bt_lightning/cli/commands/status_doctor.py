@@ -1,0 +1,171 @@
+"""The commands about a run and its surroundings: status, doctor."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bt_lightning.cli.target_options import directory_option, shelf_of, store_option, target_options
+from bt_lightning.errors import CheckpointCorruptError
+
+if TYPE_CHECKING:
+    from bt_lightning.manage.doctor import Finding
+    from bt_lightning.manage.find_target import Target
+    from bt_lightning.manage.run_status import Status
+
+_text_or_json = click.option(
+    "-o",
+    "--output-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to print it.",
+)
+
+
+@click.command()
+@directory_option
+@click.option("--watch", is_flag=True, help="Go on looking, once a second, until Ctrl-C.")
+@_text_or_json
+def status(directory: str | None, watch: bool, output_format: str) -> None:
+    """Show what the run of a directory is doing: its saves, its disk, its uploads."""
+    from bt_lightning.cli.render.table import as_json
+    from bt_lightning.manage.find_target import Target, directory_named
+    from bt_lightning.manage.run_status import look
+
+    root = directory_named(Target(directory=directory))
+    if output_format == "json":
+        if watch:
+            msg = "--watch is for people: ask for JSON as often as you like"
+            raise click.UsageError(msg)
+        as_json(_as_json(look(root)))
+    elif not watch:
+        click.echo(screen(look(root)))
+    else:
+        _watch(lambda: screen(look(root)))
+
+
+@click.command()
+@directory_option
+@store_option
+@_text_or_json
+def doctor(directory: str | None, store: str | None, output_format: str) -> None:
+    """Try all that a save needs, on the disk and in the store, and say what to do about the rest.
+
+    Writes and deletes a few files of its own, of 64 MB at most. Exits with 1 if something that a
+    save needs does not work.
+    """
+    from bt_lightning.cli.render.table import as_json
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.manage.doctor import examine
+
+    findings: list[Finding] = []
+    for finding in examine(directory, store):
+        findings.append(finding)
+        if output_format == "text":
+            colour = {"ok": "green", "warning": "yellow", "failed": "red"}[finding.result]
+            said = f"{finding.name}: {printable(finding.says)}"
+            click.echo(click.style(finding.result.rjust(7), fg=colour) + f"  {said}")
+            if finding.remedy:
+                click.echo(f"{'':7}  -> {printable(finding.remedy)}")
+    failed = sum(finding.result == "failed" for finding in findings)
+    if output_format == "json":
+        as_json({"failed": failed, "findings": [asdict(finding) for finding in findings]})
+    elif not failed:
+        click.echo("All that a save needs works.")
+    if failed:
+        sys.exit(1)
+
+
+@click.command()
+@target_options
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="File to write.",
+)
+def report(target: Target, output: Path) -> None:
+    """Write one HTML page about a job: metrics across restarts, what saving cost, failures.
+
+    It needs nothing but itself, and prints well. What saving cost is known from --dir only.
+    """
+    from bt_lightning.cli.render.html_report import page
+    from bt_lightning.localdir.event_log import read_events
+    from bt_lightning.manage.find_target import directory_of
+
+    shelf = shelf_of(target)
+    items = shelf.items()
+    events: list[dict[str, Any]] = []
+    if target.directory:
+        with suppress(FileNotFoundError, CheckpointCorruptError):  # nothing was saved from there
+            events = list(read_events(directory_of(target.directory)))
+    text = page(shelf.project, shelf.job, shelf.name, items, shelf.refused, events)
+    output.write_text(text, encoding="utf-8")
+    click.echo(f"{output}: {len(items)} checkpoints, {len(events)} events")
+
+
+def screen(seen: Status) -> str:
+    """A look at a run, in words."""
+    from bt_lightning.cli.render.text import human_duration, human_size, printable
+
+    lines = [f"Directory   {seen.directory}"]
+    last = seen.last_save
+    if last is None:
+        lines.append("Training    nothing saved yet")
+    else:
+        ago = human_duration(max(0.0, seen.at - last["at"]))
+        lines.append(
+            f"Training    step {last.get('step', '?')}, saved {ago} ago; {seen.saves} saves took"
+            f" {seen.stall_s:.2f} s of training"
+            + (f", {seen.skipped} gave way" if seen.skipped else "")
+        )
+    if seen.staged:
+        lines.append(f"Memory      {seen.staged} on the way to the disk")
+    lines.append(
+        f"Disk        {seen.checkpoints} checkpoints, {human_size(seen.disk_bytes)}"
+        + (f", the newest {seen.newest}" if seen.newest else "")
+        + (f", {seen.damaged} damaged" if seen.damaged else "")
+        + f"; {human_size(seen.disk_free)} free"
+    )
+    upload = seen.upload
+    if not seen.uploads:
+        lines.append("Store       nothing is uploaded from here by bt_lightning")
+    elif upload is not None:
+        left = "" if upload.left_s is None else f", {human_duration(upload.left_s)} left"
+        lines.append(
+            f"Store       uploading {upload.checkpoint}: {human_size(upload.bytes_done)} of"
+            f" {human_size(upload.bytes_total)}, {human_size(upload.rate)}/s{left}"
+        )
+        lines.append(f"Outbox      {seen.waiting} more")
+    elif seen.error:
+        lines.append(f"Store       the last upload failed: {seen.error}")
+        lines.append(f"Outbox      {seen.waiting}; the run tries again, or the next one does")
+    else:
+        lines.append(f"Store       {seen.published} uploads done; nothing is being uploaded")
+    return "\n".join(printable(line) for line in lines)
+
+
+def _as_json(seen: Status) -> dict[str, Any]:
+    said = asdict(seen)
+    if seen.upload is not None:
+        said["upload"].update(rate=seen.upload.rate, left_s=seen.upload.left_s)
+    return said
+
+
+def _watch(draw: Any) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(Text(draw()), console=Console(), auto_refresh=False) as live:
+        while True:
+            time.sleep(1)
+            live.update(Text(draw()), refresh=True)

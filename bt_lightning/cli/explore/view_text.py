@@ -1,0 +1,191 @@
+"""What the explorer's screens say, as lines that no terminal acts on. Pure."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from bt_lightning.cli.render.text import human_size, printable, short_time
+from bt_lightning.manage.tensor_headers import by_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from bt_lightning.manage.checkpoint_kind import About
+    from bt_lightning.manage.job_checkpoints import Item
+    from bt_lightning.manage.tensor_headers import Difference, Header, Tensor
+    from bt_lightning.manifest import FileEntry, Manifest
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_COLOURS = {"added": "green", "removed": "red", "reshaped": "magenta", "changed": "yellow"}
+_MAX_NAME, _MAX_LABEL = 80, 48
+_MOST_METADATA = 1000
+
+
+def labels(items: Sequence[Item], known: Sequence[About]) -> list[str]:
+    """Checkpoints, a line each, as Baseten's picker has them, and their steps; in columns."""
+    width = min(max((len(item.name) for item in items), default=0), _MAX_LABEL)
+    return [_label(item, one.kind, width) for item, one in zip(items, known, strict=True)]
+
+
+def _label(item: Item, kind: str, width: int) -> str:
+    parts = [
+        printable(item.name).ljust(width),
+        f"[{kind}]",
+        human_size(item.manifest.size).rjust(9),
+        short_time(item.manifest.created_at),
+        f"step {item.manifest.step}",
+    ]
+    if item.protected:
+        parts.append("protected")
+    if item.sync_status == "SYNCING":
+        parts.append("syncing")
+    return "  ".join(parts)
+
+
+def marked(text: str, places: Iterable[int], style: str = "") -> Text:
+    """Text with the letters that were typed made plain."""
+    drawn = Text(text, style=style, no_wrap=True)
+    for place in places:
+        drawn.stylize("bold underline", place, place + 1)
+    return drawn
+
+
+def facts(item: Item) -> str:
+    """A checkpoint's numbers, for the foot of the list."""
+    manifest = item.manifest
+    metrics = "  ".join(f"{name} {value:.6g}" for name, value in manifest.metrics.items())
+    lines = [
+        f"step {manifest.step}, epoch {manifest.epoch}, generation {manifest.generation}, "
+        f"{len(manifest.files)} files, {human_size(manifest.size)}"
+        + ("" if manifest.resumable else ", weights only"),
+        metrics or "no metrics",
+    ]
+    return "\n".join(printable(line) for line in lines)
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Values as a line of blocks; what is not finite is a gap, and many share a block."""
+    if not values or width <= 0:
+        return ""
+    per = max(1, math.ceil(len(values) / width))
+    groups = [values[start : start + per] for start in range(0, len(values), per)]
+    means = []
+    for group in groups:
+        known = [value for value in group if math.isfinite(value)]
+        means.append(math.fsum(value / len(known) for value in known) if known else None)
+    known = [mean for mean in means if mean is not None]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    span = high / 2 - low / 2  # halved: the whole may be more than a float holds
+    return "".join(
+        " "
+        if mean is None
+        else _BLOCKS[round((mean / 2 - low / 2) / span * (len(_BLOCKS) - 1)) if span else 0]
+        for mean in means
+    )
+
+
+def trend(items: Sequence[Item], metric: str, width: int) -> str:
+    """One metric over the steps of a job: its first, its last, and a line between."""
+    ordered = sorted(items, key=lambda item: item.manifest.order)
+    values = [item.manifest.metrics[metric] for item in ordered if metric in item.manifest.metrics]
+    if not values:
+        return ""
+    ends = f"{values[0]:.4g}", f"{values[-1]:.4g}"
+    name = printable(metric)
+    drawn = sparkline(values, max(8, width - len(name) - len(ends[0]) - len(ends[1]) - 4))
+    return f"{name} {ends[0]} {drawn} {ends[1]}"
+
+
+def entries(manifest: Manifest, folder: str) -> list[tuple[str, FileEntry | None, str]]:
+    """What lies in a folder of a checkpoint: folders first, each (name, file or None, line)."""
+    front = f"{folder}/" if folder else ""
+    folders: dict[str, list[FileEntry]] = {}
+    files = []
+    for entry in manifest.files:
+        if entry.path.startswith(front):
+            name, slash, _ = entry.path[len(front) :].partition("/")
+            if slash:
+                folders.setdefault(name, []).append(entry)
+            else:
+                line = f"{printable(name)} ({human_size(entry.size)})"
+                files.append((name, entry, line))
+    shown: list[tuple[str, FileEntry | None, str]] = []
+    for name, inner in sorted(folders.items()):
+        size = human_size(sum(entry.size for entry in inner))
+        count = f"{len(inner)} file{'s' if len(inner) > 1 else ''}"
+        tag = " [lora]" if any("adapter_config.json" in entry.path for entry in inner) else ""
+        shown.append((name, None, f"{printable(name)}/ ({size}, {count}){tag}"))
+    return [*shown, *sorted(files, key=lambda file: file[0])]
+
+
+def shape_text(tensor: Tensor) -> str:
+    """`2 x 3`; of a single number, `scalar`."""
+    return " x ".join(map(str, tensor.shape)) or "scalar"
+
+
+def tensor_lines(header: Header) -> list[Text]:
+    """A file's metadata, its totals by module, and each tensor."""
+    said = islice(header.metadata.items(), _MOST_METADATA)
+    lines = [Text(printable(f"{key[:100]}: {value[:200]}"[:200])) for key, value in said]
+    tensors = header.tensors
+    size = human_size(sum(tensor.size for tensor in tensors))
+    count = sum(tensor.count for tensor in tensors)
+    lines.append(
+        Text(f"Tensors: {len(tensors)}  |  Parameters: {count:,}  |  Size: {size}", style="bold")
+    )
+    modules = by_module(tensors, 2)
+    if 1 < len(modules) < len(tensors):
+        lines += [
+            Text(
+                f"  {printable(name)}: {_tensors(number)}, {elements:,} parameters, "
+                f"{human_size(module)}",
+                style="dim",
+            )
+            for name, (number, elements, module) in modules.items()
+        ]
+    names = [printable(tensor.name) for tensor in tensors]
+    width = min(max(map(len, names), default=0), _MAX_NAME)
+    cells = [
+        (printable(t.dtype), shape_text(t), f"{t.count:,}", human_size(t.size)) for t in tensors
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for name, (dtype, shape, elements, bytes_of_it) in zip(names, cells, strict=True):
+        line = Text(no_wrap=True)
+        line.append(name.ljust(width))
+        line.append(f"  {dtype:<{widths[0]}}", style="cyan")
+        line.append(f"  {shape:<{widths[1]}}")
+        line.append(f"  {elements:>{widths[2]}}  {bytes_of_it:>{widths[3]}}", style="dim")
+        lines.append(line)
+    return lines
+
+
+def _tensors(number: int) -> str:
+    return f"{number:,} tensor{'' if number == 1 else 's'}"
+
+
+def difference_lines(found: Sequence[Difference]) -> list[Text]:
+    """What differs between two checkpoints, a tensor a line."""
+    if not found:
+        return [Text("The tensors are the same, to the byte.", style="green")]
+    kinds = [difference.kind for difference in found]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in _COLOURS if kind in kinds)
+    lines = [Text(counts, style="bold")]
+    for difference in found:
+        line = Text(no_wrap=True)
+        line.append(f"{difference.kind:<9}", style=_COLOURS[difference.kind])
+        line.append(printable(difference.name))
+        forms = [
+            f"{printable(tensor.dtype)} {shape_text(tensor)}"
+            for tensor in (difference.before, difference.after)
+            if tensor is not None
+        ]
+        said = " -> ".join(dict.fromkeys(forms))
+        line.append(f"  {said}", style="dim")
+        lines.append(line)
+    return lines

@@ -1,0 +1,214 @@
+"""One checkpoint on the screen: its facts, its files, its tensors; and two of them compared."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bt_lightning.cli.render.checkpoint_table import records
+from bt_lightning.cli.render.table import Column, as_csv, as_json, table
+from bt_lightning.cli.render.text import human_size, printable
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.manage.compare_tensors import compare_items
+from bt_lightning.manage.file_contents import has_tensors, tensors_of
+from bt_lightning.manage.tensor_headers import by_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.tensor_headers import Difference, Tensor
+
+_MOST_ROWS = 1000
+"""That a person is shown: a table of many takes minutes to draw."""
+
+
+def show(shelf: Shelf, item: Item, output_format: str, *, every_tensor: bool) -> None:
+    """Print one checkpoint: facts, who protects it, files, and its tensors by module or each."""
+    tensors = _tensors(shelf, item)
+    protection = shelf.protection(item)
+    if output_format == "json":
+        said = {
+            **records([(shelf, item)])[0],
+            "location": _location(shelf, item),
+            "protection": None
+            if protection is None
+            else {"by": protection.by, "why": protection.why, "at": protection.at},
+            "origin": item.manifest.origin,
+            "files": _files(item),
+            "tensors": [{"file": file, **_tensor_record(tensor)} for file, tensor in tensors],
+        }
+        as_json(said)
+        return
+    if output_format == "csv":
+        titles = ("File", "Name", "Dtype", "Shape", "Parameters", "Size (bytes)")
+        as_csv(titles, [_tensor_cells(file, tensor) for file, tensor in tensors])
+        return
+    kept = None
+    if protection is not None:
+        kept = " ".join(
+            part
+            for part in (f"by {protection.by or 'somebody'}", protection.at, protection.why)
+            if part
+        )
+    facts = {
+        "Checkpoint": item.name,
+        "Job": f"{item.job} of {item.project}",
+        "Location": _location(shelf, item),
+        "Step, epoch": f"{item.manifest.step}, {item.manifest.epoch}",
+        "Created": item.manifest.created_at,
+        "Size": f"{human_size(item.manifest.size)} in {len(item.manifest.files)} files",
+        "Metrics": ", ".join(f"{k} {v:.6g}" for k, v in item.manifest.metrics.items()),
+        "Resumable": "yes" if item.manifest.resumable else "no: weights only",
+        "Sync": item.sync_status or "",
+        "Protected": kept or "",
+        "Written by": _origin(item.manifest.origin),
+        "Digest": item.manifest.digest,
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if value:
+            click.echo(f"{click.style(name.rjust(width), bold=True)}  {printable(value)}")
+    files(item, "cli-table")
+    if not tensors:
+        return
+    if every_tensor:
+        table("Tensors", _TENSOR_COLUMNS, tensors, _MOST_ROWS)
+    else:
+        totals = by_module((tensor for _, tensor in tensors), 2)
+        title = "Tensors by module (--tensors shows each)"
+        table(title, _MODULE_COLUMNS, list(totals.items()), _MOST_ROWS)
+    count = sum(tensor.count for _, tensor in tensors)
+    size = human_size(sum(tensor.size for _, tensor in tensors))
+    click.echo(f"Tensors: {len(tensors)}  |  Parameters: {count:,}  |  Size: {size}")
+
+
+def files(item: Item, output_format: str) -> None:
+    """Print the files of a checkpoint."""
+    rows = _files(item)
+    if output_format == "json":
+        as_json({"checkpoint_id": item.name, "total_files": len(rows), "files": rows})
+    elif output_format == "csv":
+        as_csv(tuple(rows[0]) if rows else (), [list(row.values()) for row in rows])
+    else:
+        table("Files", _FILE_COLUMNS, rows, _MOST_ROWS)
+
+
+def diff(before: tuple[Shelf, Item], after: tuple[Shelf, Item], output_format: str) -> bool:
+    """Print what differs between the tensors of two checkpoints; whether anything does."""
+    found = compare_items(*before, *after)
+    if output_format == "json":
+        as_json(
+            {
+                "before": before[1].name,
+                "after": after[1].name,
+                "differences": [
+                    {
+                        "name": d.name,
+                        "kind": d.kind,
+                        "before": None if d.before is None else _tensor_record(d.before),
+                        "after": None if d.after is None else _tensor_record(d.after),
+                    }
+                    for d in found
+                ],
+            }
+        )
+    elif output_format == "csv":
+        as_csv(("Name", "Kind", "Before", "After"), [[c(d) for c in _DIFF_CELLS] for d in found])
+    elif not found:
+        click.echo("The tensors are the same, to the byte.")
+    else:
+        table(f"{before[1].name} -> {after[1].name}", _DIFF_COLUMNS, found, _MOST_ROWS)
+    return bool(found)
+
+
+def _location(shelf: Shelf, item: Item) -> str:
+    with_store = getattr(shelf.place(item), "name", item.where)
+    return str(with_store)
+
+
+def _origin(origin: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in sorted(origin.items()) if isinstance(v, str | int))
+
+
+def _files(item: Item) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": entry.path,
+            "size_bytes": entry.size,
+            "size_human_readable": human_size(entry.size),
+            "blocks": len(entry.blocks),
+        }
+        for entry in sorted(item.manifest.files, key=lambda entry: entry.path)
+    ]
+
+
+def _tensors(shelf: Shelf, item: Item) -> list[tuple[str, Tensor]]:
+    found: list[tuple[str, Tensor]] = []
+    for entry in item.manifest.files:
+        if has_tensors(entry.path):
+            try:
+                header = tensors_of(shelf, item, entry)
+            except CheckpointCorruptError as error:
+                click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
+            else:
+                found += [(entry.path, tensor) for tensor in header.tensors]
+    return found
+
+
+def _tensor_record(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "parameters": tensor.count,
+        "size_bytes": tensor.size,
+    }
+
+
+def _tensor_cells(file: str, tensor: Tensor) -> list[object]:
+    shape = json.dumps(tensor.shape)
+    return [file, tensor.name, tensor.dtype, shape, tensor.count, tensor.size]
+
+
+def shape_text(tensor: Tensor) -> str:
+    """`2 x 3`; of a single number, `scalar`."""
+    return " x ".join(map(str, tensor.shape)) or "scalar"
+
+
+def _form(tensor: Tensor | None) -> str:
+    return "" if tensor is None else f"{tensor.dtype} {shape_text(tensor)}"
+
+
+_FILE_COLUMNS = (
+    Column("File", lambda row: row["path"]),
+    Column("Size", lambda row: row["size_human_readable"], right=True),
+)
+_TENSOR_COLUMNS = (
+    Column("Name", lambda row: row[1].name),
+    Column("Dtype", lambda row: row[1].dtype),
+    Column("Shape", lambda row: shape_text(row[1])),
+    Column("Params", lambda row: f"{row[1].count:,}", right=True, rank=1),
+    Column("Size", lambda row: human_size(row[1].size), right=True, rank=2),
+    Column("File", lambda row: row[0], rank=3),
+)
+_MODULE_COLUMNS = (
+    Column("Module", lambda row: row[0]),
+    Column("Tensors", lambda row: f"{row[1][0]:,}", right=True),
+    Column("Params", lambda row: f"{row[1][1]:,}", right=True),
+    Column("Size", lambda row: human_size(row[1][2]), right=True),
+)
+_DIFF_CELLS: Sequence[Callable[[Difference], str]] = (
+    lambda d: d.name,
+    lambda d: d.kind,
+    lambda d: _form(d.before),
+    lambda d: _form(d.after),
+)
+_DIFF_COLUMNS = tuple(
+    Column(title, cell, rank=rank)
+    for title, cell, rank in zip(
+        ("Tensor", "Is", "Before", "After"), _DIFF_CELLS, (0, 0, 1, 2), strict=True
+    )
+)

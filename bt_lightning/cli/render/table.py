@@ -1,0 +1,140 @@
+"""Rows of any list, as a table for people, as CSV, or as JSON."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bt_lightning.cli.render.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_MARGIN, _PER_COLUMN = 1, 3
+_DEEPEST = 64
+_PIECES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table and of the CSV."""
+
+    title: str
+    cell: Callable[[Any], str]
+    """Of a row."""
+    right: bool = False
+    rank: int = 0
+    """Columns of a higher rank leave a narrow terminal first; those of rank 0 never do."""
+    hide_empty: bool = False
+    """Not shown in the table if no row has anything in it."""
+
+
+def table(
+    title: str, columns: Sequence[Column], rows: Sequence[object], most: int | None = None
+) -> None:
+    """Print a rounded table; columns that do not fit are left out, by rank, and named below.
+
+    Rows beyond the first `most` are counted only.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    texts = [[printable(column.cell(row)) for column in columns] for row in rows[:most]]
+    shown, hidden = _fitting(columns, texts, console.width if console.is_terminal else None)
+    drawn = Table(box=box.ROUNDED)
+    for index in shown:
+        column = columns[index]
+        drawn.add_column(column.title, justify="right" if column.right else "left", no_wrap=False)
+    for cells in texts:
+        drawn.add_row(*[Text(cells[index], overflow="fold") for index in shown])
+    if not console.is_terminal:
+        console.width = 1000  # for a pipe or a file nothing is cut or wrapped
+    console.print(Text(printable(title), style="bold"))
+    console.print(drawn)
+    if len(rows) > len(texts):
+        click.echo(f"{len(texts):,} of {len(rows):,} are shown: -o csv or -o json has all of them")
+    if hidden:
+        names = ", ".join(columns[index].title for index in hidden)
+        click.secho(f"not shown in this width: {names}", dim=True)
+
+
+def as_csv(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print CSV with a header to stdout. No cell acts on a terminal or begins a formula."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(titles)
+    writer.writerows([_inert(cell) for cell in row] for row in rows)
+
+
+def as_json(payload: object) -> None:
+    """Print JSON, indented by 2, to stdout; ASCII only, so any terminal and locale takes it.
+
+    What files say may be no JSON at all: numbers that are not finite become text, as `number` has
+    it, and what is nested deeper than anybody reads is `...`.
+    """
+    pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(_plain(payload, _DEEPEST))
+    while text := "".join(itertools.islice(pieces, _PIECES)):
+        click.echo(text, nl=False)  # the pieces of a long list together take more than the list
+    click.echo()
+
+
+def _plain(value: object, depth: int) -> object:
+    if isinstance(value, float):
+        return number(value)
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if not depth:
+        return "..."
+    if isinstance(value, dict):
+        return {key: _plain(inner, depth - 1) for key, inner in value.items()}
+    return [_plain(inner, depth - 1) for inner in value]
+
+
+def number(value: float) -> float | str:
+    """A number as JSON has it, or one of the texts `NaN`, `Infinity`, `-Infinity`."""
+    if value != value:  # noqa: PLR0124 - only NaN differs from itself
+        return "NaN"
+    if value in {float("inf"), float("-inf")}:
+        return "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _inert(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text[:1] in {"=", "+", "@"} else text
+
+
+def _fitting(
+    columns: Sequence[Column], texts: list[list[str]], width: int | None
+) -> tuple[list[int], list[int]]:
+    """Indices of the columns that fit in `width`, and of those left out for want of room."""
+    shown = [
+        index
+        for index, column in enumerate(columns)
+        if not column.hide_empty or any(cells[index] for cells in texts)
+    ]
+    hidden: list[int] = []
+    if width is None:
+        return shown, hidden
+    needs = [
+        max([len(column.title), *(len(cells[index]) for cells in texts)])
+        for index, column in enumerate(columns)
+    ]
+    while sum(needs[i] + _PER_COLUMN for i in shown) + _MARGIN > width:
+        droppable = [index for index in shown if columns[index].rank]
+        if not droppable:
+            break
+        least = max(droppable, key=lambda index: columns[index].rank)
+        shown.remove(least)
+        hidden.append(least)
+    return shown, sorted(hidden)

@@ -1,0 +1,71 @@
+"""The other ranks of a fit, as this one deals with them: from `setup` until it leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.agreement import Alone, Together
+from bt_lightning.lightning_plugin.meeting import Farewell
+from bt_lightning.lightning_plugin.peers import Peers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning.pytorch import Trainer
+
+    from bt_lightning.rank_protocol import Wish
+
+
+class Company:
+    """Made by every rank at the same moment, when the process group is there."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._peers = Peers(trainer) if trainer.world_size > 1 else None
+        self._farewell: Farewell | None = None
+        self._ends_well = False
+
+    def begin(self, trainer: Trainer) -> None:
+        """Every rank: the fit starts."""
+        lost = self._peers.lost if self._peers is not None else None
+        self._farewell = Farewell(trainer, lost)
+
+    def agreement(self, wish: Callable[[], Wish | None]) -> Alone | Together:
+        """Every rank: the training starts."""
+        if self._peers is None:
+            return Alone(wish)
+        return Together(self._peers, compat.turn("agreement"), wish)
+
+    def exchange(self, payload: bytes, left_s: Callable[[], float]) -> list[bytes] | None:
+        """Every rank, in a save: bring a payload of each to rank 0; None on the others.
+
+        Raises:
+            RankLostError: a rank is gone, or comes too late: half an hour, or `left_s`.
+        """
+        return [payload] if self._peers is None else self._peers.exchange(payload, left_s)
+
+    def agreed(self) -> None:
+        """All ranks end here, as they agreed: what this one raises is no failure."""
+        self._ends_well = True
+
+    def fail(self, error: BaseException) -> None:
+        """Any rank: an exception ends the fit; no other rank shall wait for this one."""
+        if self._peers is not None and not self._ends_well:
+            self._peers.leave(error)
+
+    def part(self, is_told: Callable[[], bool]) -> bool:
+        """Every rank, with nothing left to do: no rank leaves a fit before rank 0 does.
+
+        Whether all end by a signal.
+        """
+        farewell, self._farewell = self._farewell, None
+        if farewell is None:
+            return False  # the fit did not begin
+        if self._peers is None or self._peers.rank == 0:
+            return farewell.say(told=is_told())
+        return farewell.hear(is_told)
+
+    def close(self) -> None:
+        """This rank leaves the fit."""
+        if self._peers is not None:
+            self._peers.close()

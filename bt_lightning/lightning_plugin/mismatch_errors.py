@@ -1,0 +1,215 @@
+"""A checkpoint that does not fit what it is loaded into: said by names, shapes and classes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import CheckpointMismatchError
+from bt_lightning.lightning_plugin.checkpoint_io import EXTRA
+from bt_lightning.lightning_plugin.trainer_checks import scalars
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 8
+_COMPILED = "_orig_mod."
+"""What `torch.compile` puts before the names of a module that it wraps."""
+OPTIMIZERS = "optimizers"
+"""Where `BTLightning` notes the classes of the optimizers that a checkpoint has the states of."""
+
+
+def explain_weights(
+    trainer: Trainer, module: LightningModule, path: str, *, strict: bool | None
+) -> None:
+    """Every rank: the next load of weights tells what differs, if it fails or leaves some out.
+
+    It raises `CheckpointMismatchError` if it fails.
+    """
+    strategy = trainer.strategy
+    original = strategy.load_model_state_dict
+    wanted = module.strict_loading if strict is None else strict
+
+    def load_model_state_dict(checkpoint: Mapping[str, Any], **_: object) -> None:
+        vars(strategy).pop("load_model_state_dict", None)
+        saved = checkpoint["state_dict"]
+        try:
+            original(checkpoint, strict=wanted)
+        except RuntimeError as error:
+            own = module.state_dict()
+            problems = differences(saved, own, strict=wanted)
+            if not problems:
+                raise
+            msg = (
+                f"the checkpoint {path} holds the weights of another model:\n  "
+                + "\n  ".join(problems + compiled_differently(saved, own))
+                + "\nTrain the model that wrote it, give BT_CHECKPOINT_DIR another directory, or"
+                " pass strict=False to load what has the same name and shape"
+            )
+            raise CheckpointMismatchError(msg) from error
+        if not wanted and trainer.is_global_zero:
+            for line in compiled_differently(saved, module.state_dict()):
+                log.warning("not all weights of %s were loaded: %s", path, line)
+
+    vars(strategy)["load_model_state_dict"] = load_model_state_dict
+
+
+def explain_optimizers(trainer: Trainer, path: str) -> None:
+    """Every rank: the next load of optimizer states tells of states of other optimizers.
+
+    It raises `CheckpointMismatchError` where one would fail for them at its first step.
+    """
+    strategy = trainer.strategy
+    original = strategy.load_optimizer_state_dict
+
+    def load_optimizer_state_dict(checkpoint: Mapping[str, Any]) -> None:
+        vars(strategy).pop("load_optimizer_state_dict", None)
+        extra, states = checkpoint.get(EXTRA), checkpoint["optimizer_states"]
+        names = extra.get(OPTIMIZERS) if isinstance(extra, dict) else None
+        saved = [str(name) for name in names] if isinstance(names, list) else []
+        try:
+            original(checkpoint)
+        except (KeyError, AttributeError, TypeError) as error:  # some look at what they get
+            _compare(strategy.optimizers, states, saved, path, error)
+            raise
+        _compare(strategy.optimizers, states, saved, path)
+        own = optimizer_names(strategy.optimizers)
+        if trainer.is_global_zero and saved and saved != own:
+            log.warning(
+                "the checkpoint %s was saved with the optimizers %s, and this run has %s: of their"
+                " states what has the same name is taken over, one by one",
+                path,
+                ", ".join(saved),
+                ", ".join(own) or "none",
+            )
+
+    vars(strategy)["load_optimizer_state_dict"] = load_optimizer_state_dict
+
+
+def _compare(
+    optimizers: Sequence[torch.optim.Optimizer],
+    states: Sequence[Mapping[str, Any]],
+    saved: Sequence[str],
+    path: str,
+    cause: Exception | None = None,
+) -> None:
+    problems = []
+    for number, (optimizer, state) in enumerate(zip(optimizers, states, strict=False)):
+        known = saved[number] if number < len(saved) else None
+        if known != type(optimizer).__qualname__:
+            problems += _lacking(optimizer, state, known)
+    if problems:
+        msg = (
+            f"the checkpoint {path} holds the state of another optimizer:\n  "
+            + "\n  ".join(problems)
+            + "\nTrain with the optimizer that wrote it; or begin a new run with its weights:"
+            " BTLightning(resume='weights', load_dir=...), in another BT_CHECKPOINT_DIR"
+        )
+        raise CheckpointMismatchError(msg) from cause
+
+
+def forget_misfits(trainer: Trainer) -> None:
+    """Undo both, for a fit that ended before its loads; idempotent."""
+    for name in ("load_model_state_dict", "load_optimizer_state_dict"):
+        vars(trainer.strategy).pop(name, None)
+
+
+def noted(trainer: Trainer) -> dict[str, Any]:
+    """What a save notes beside the state: the metrics, and the classes of the optimizers."""
+    return {
+        "metrics": scalars(trainer.callback_metrics),
+        OPTIMIZERS: optimizer_names(trainer.optimizers),
+    }
+
+
+def optimizer_names(optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
+    """Their classes, by name."""
+    return [type(optimizer).__qualname__ for optimizer in optimizers]
+
+
+def _lacking(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], saved: str | None
+) -> list[str]:
+    """What an optimizer needs of its groups that the state of another kind did not bring.
+
+    Of a state of which nobody knows the class, only what also brought what this one never has: a
+    newer version of the same class may know more than it needs.
+    """
+    needs = set(optimizer.defaults)
+    missing = sorted({str(n) for group in optimizer.param_groups for n in needs - set(group)})
+    brought = {str(name) for group in state["param_groups"] for name in group}
+    foreign = sorted(brought - needs - {"params", "initial_lr", "param_names"})
+    if not missing or (saved is None and not foreign):
+        return []
+    line = (
+        f"{type(optimizer).__qualname__} needs {', '.join(missing)}; what was saved, by"
+        f" {saved or 'another class'}, has {', '.join(foreign) or 'nothing'} instead"
+    )
+    return [line]
+
+
+def compiled_differently(saved: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """A line for each way in which names differ by nothing but `torch.compile`."""
+    have, want = set(saved), set(wanted)
+    lines = []
+    for these, those, was, now in (
+        (have, want, "were compiled when it was saved", "are not now"),
+        (want, have, "are compiled now", "were not when it was saved"),
+    ):
+        parts = sorted(
+            {
+                name.partition(_COMPILED)[0].rstrip(".") or "the whole module"
+                for name in these - those
+                if _COMPILED in name and name.replace(_COMPILED, "") in _plain(those)
+            }
+        )
+        if parts:
+            shown = ", ".join(parts[:_SHOWN])
+            lines.append(
+                f"{shown} {was}, and {now}: torch.compile(module) puts `{_COMPILED}` into the"
+                " names of what it wraps. Wrap the same parts, or compile in place, which leaves"
+                " names as they are: module.compile()"
+            )
+    return lines
+
+
+def _plain(names: Iterable[str]) -> set[str]:
+    return {name.replace(_COMPILED, "") for name in names}
+
+
+def differences(
+    saved: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], *, strict: bool
+) -> list[str]:
+    """Lines that say how two sets of weights differ; other names count only if `strict`."""
+    shapes = [
+        f"{name}: saved {_shape(saved[name])}, the model has {_shape(wanted[name])}"
+        for name in wanted
+        if name in saved
+        and None not in (_shape(saved[name]), _shape(wanted[name]))
+        and _shape(saved[name]) != _shape(wanted[name])
+    ]
+    lines = _some("another shape", shapes)
+    if strict:
+        lines += _some("missing in the checkpoint", [name for name in wanted if name not in saved])
+        lines += _some("unknown to the model", [name for name in saved if name not in wanted])
+    return lines
+
+
+def _shape(value: object) -> list[int] | None:
+    try:
+        shape = getattr(value, "shape", None)
+    except RuntimeError:  # a lazy parameter has none yet
+        return None
+    return None if shape is None else list(shape)
+
+
+def _some(title: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return [f"{title} ({len(names)}): {', '.join(names[:_SHOWN])}{more}"]

@@ -1,0 +1,262 @@
+"""Where in a run of Lightning the state may change other than by an optimizer step.
+
+The guard of a lazy snapshot holds optimizers back. Hooks of the user, and of callbacks that swap or
+average weights, change them too: before such a hook runs, the copy is brought to its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.compat_loggers import wait_no_more, wait_with
+from bt_lightning.lightning_plugin.facts import versions
+from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
+from bt_lightning.snapshot.size_estimate import outline, state_size
+from bt_lightning.snapshot.state_files import foresee
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from bt_lightning.lightning_plugin.saves import Saves
+    from bt_lightning.lightning_plugin.session import Session
+    from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
+    from bt_lightning.snapshot.saver import Saver
+
+log = logging.getLogger(__name__)
+
+_LIGHTNING = ("lightning.", "pytorch_lightning.")
+_CHANGERS = {
+    "BackboneFinetuning",
+    "BaseFinetuning",
+    "EMAWeightAveraging",
+    "LambdaCallback",
+    "ModelPruning",
+    "StochasticWeightAveraging",
+    "WeightAveraging",
+}
+"""Callbacks of Lightning that change weights, or run code of the user's."""
+_SETTLING = (
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_validation_start",
+    "on_validation_epoch_start",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_validation_model_eval",
+)
+_ENOUGH = 50
+"""Batches after which Lightning must have counted an optimizer step."""
+_BEHIND_A_SAVE = ("on_train_batch_end", "on_validation_end", "on_validation_model_train")
+"""Hooks of the module that run right after `ModelCheckpoint` saved, before we are asked again."""
+
+
+def overrides(owner: object, hook: str) -> bool:
+    """Whether `owner`, a module or a callback, has a `hook` that is not Lightning's own."""
+    if hook in vars(owner):  # `adopt` puts hooks of ours on ModelCheckpoints
+        return not vars(owner)[hook].__module__.startswith("bt_lightning.")
+    for kind in type(owner).__mro__:
+        if hook in vars(kind):
+            changer = any(base.__name__ in _CHANGERS for base in type(owner).__mro__)
+            return changer or not kind.__module__.startswith(_LIGHTNING)
+    return False
+
+
+def obstacle(module: LightningModule) -> str | None:
+    """Why a lazy copy cannot be promised for this module; None if it can."""
+    for hook in _BEHIND_A_SAVE:
+        if overrides(module, hook):
+            return f"{type(module).__name__}.{hook} runs right after a save, and may change weights"
+    return None
+
+
+class Watch(Callback):
+    """Stands before every other callback of the Trainer, on the rank that writes."""
+
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, saver: Saver, weights_prefix: str
+    ) -> None:
+        self._saver: Saver | None = saver
+        self._prefix = weights_prefix
+        owners = [*trainer.callbacks, module]  # type: ignore[attr-defined]
+        self._foreign = frozenset(
+            hook
+            for hook in _SETTLING
+            for owner in owners
+            if getattr(owner, "state_key", None) != "BTLightning" and overrides(owner, hook)
+        )
+        self._states = -1
+        self._unseen = 0
+        """Batches without a step that Lightning counted; -1 when it does, or the user knows."""
+
+    def close(self) -> None:
+        """Do nothing from here on."""
+        self._saver = None
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process watches nothing."""
+        return {**self.__dict__, "_saver": None}
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._saver is not None:
+            self._saver.changes()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Before any save: have a large enough arena, when an optimizer has made its state."""
+        if sum(len(optimizer.state) for optimizer in trainer.optimizers) != self._states:
+            self._prepare(trainer, pl_module)
+        if self._unseen >= 0:
+            self._look_for_steps(trainer, max(_ENOUGH, 2 * trainer.accumulate_grad_batches))
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before("on_train_epoch_start")
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before("on_train_epoch_end")
+        if self._unseen > 0:
+            self._look_for_steps(trainer, 1)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before("on_validation_start", "on_validation_model_eval")
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before("on_validation_epoch_start")
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before("on_validation_epoch_end")
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before("on_validation_end")
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settle()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._settle()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._settle()
+
+    def _look_for_steps(self, trainer: Trainer, enough: int) -> None:
+        """Say that nothing is saved where optimizers step past Lightning."""
+        self._unseen += 1
+        if trainer.global_step:
+            self._unseen = -1
+        elif self._unseen > enough:
+            log.warning(
+                "%d batches were trained and Lightning has counted no optimizer step:"
+                " trainer.global_step is 0, and no ModelCheckpoint saves while it is. Return the"
+                " optimizers from configure_optimizers and, in manual optimization, step those"
+                " that self.optimizers() gives",
+                self._unseen - 1,
+            )
+            self._unseen = -1
+
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._saver is not None:
+            self._states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
+            self._saver.prepare(state_size(module, trainer.optimizers))
+            self._saver.foresee(partial(foresee, outline(module, trainer.optimizers), self._prefix))
+
+    def _before(self, *hooks: str) -> None:
+        if self._saver is not None and not self._foreign.isdisjoint(hooks):
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._saver is not None:
+            self._saver.changes()
+            self._saver.settle()
+
+
+def open_saves(
+    trainer: Trainer,
+    module: LightningModule,
+    session: Session,
+    options: SnapshotOptions,
+    weights_prefix: str,
+) -> Saves:
+    """Let this fit save by snapshots; on the rank that writes, when the fit starts."""
+    compat.warm_dump()
+    versions()  # reads files, once
+    saves = session.snapshots(
+        lambda: trainer.optimizers,
+        options,
+        lambda record: log_metrics(trainer, record),
+        pinned_for=compat.cuda_device(trainer),
+    )
+    reason = obstacle(module) if options.snapshot == "auto" else None
+    if reason is not None:
+        saves.saver.lazy = False
+        log.warning(
+            "snapshots are copied before a save returns: %s. If it does not,"
+            " BTLightning(snapshot='lazy') copies beside training",
+            reason,
+        )
+    remove(trainer)
+    watch = Watch(trainer, module, saves.saver, weights_prefix)
+    # before every other callback; a new list, as the old one is being walked
+    trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
+    for logger in trainer.loggers:
+        if overrides(logger, "after_save_checkpoint"):
+            vars(logger)["after_save_checkpoint"] = _Later(logger, saves.saver)
+        wait_with(logger, saves.uploads.hand)
+    return saves
+
+
+class _Later:
+    """A user's `after_save_checkpoint`: it may open the checkpoint, so it waits for the commit."""
+
+    def __init__(self, logger: Any, saver: Saver) -> None:
+        self._act = logger.after_save_checkpoint
+        self._saver = saver
+
+    def __call__(self, *args: Any) -> None:
+        self._saver.drain()
+        self._act(*args)
+
+
+def log_metrics(trainer: Trainer, record: SaveRecord) -> None:
+    """Give the numbers of a save to the loggers of the Trainer."""
+    for logger in trainer.loggers:
+        logger.log_metrics(record.metrics(), step=compat.logged_step(trainer))
+
+
+def remove(trainer: Trainer) -> None:
+    """Undo `open_saves` when the fit is over."""
+    for logger in trainer.loggers:
+        if isinstance(vars(logger).get("after_save_checkpoint"), _Later):
+            del vars(logger)["after_save_checkpoint"]
+        wait_no_more(logger)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for watch in [callback for callback in callbacks if isinstance(callback, Watch)]:
+        watch.close()
+    if any(isinstance(callback, Watch) for callback in callbacks):
+        trainer.callbacks = [c for c in callbacks if not isinstance(c, Watch)]  # type: ignore[attr-defined]

@@ -1,0 +1,47 @@
+"""Whether a directory can take checkpoints, asked before the first one costs anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from bt_lightning.localdir.atomic_directory import empty_trash, sweep_temporaries, temporary
+from bt_lightning.localdir.disk_errors import named
+from bt_lightning.localdir.disk_space import is_full
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _check_access(root: Path) -> None:
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        code = errno.EROFS if os.statvfs(root).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, os.strerror(code), str(root))
+
+
+def _probe(root: Path) -> None:
+    with temporary(root) as path:
+        (path / "probe").write_bytes(b"bt_lightning")
+        (path / "probe").rename(path / "renamed")
+
+
+def usable_root(root: Path) -> Path:
+    """Create `root` if needed and prove that directories can be built and files renamed in it.
+
+    Raises:
+        DirectoryFullError: it is full.
+        DirectoryUnusableError: it cannot for another reason. Both say what to do.
+    """
+    with named(root):
+        root.mkdir(parents=True, exist_ok=True)
+        _check_access(root)
+        try:
+            _probe(root)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            sweep_temporaries(root)  # of a process that was killed when it had filled the disk
+            empty_trash(root)
+            _probe(root)
+    return root

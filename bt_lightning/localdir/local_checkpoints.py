@@ -1,0 +1,224 @@
+"""Committed checkpoints under a directory: find, verify, delete. The disk is the truth."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from bt_lightning import file_limits
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.layout import MANIFEST
+from bt_lightning.localdir.digest import digest_file
+from bt_lightning.localdir.directory_walk import walk
+from bt_lightning.localdir.disk_errors import named
+from bt_lightning.localdir.small_files import read_small
+from bt_lightning.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bt_lightning.manifest import FileEntry
+
+
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
+"""What the kernel says where a regular file is looked for and something else, or nothing, is."""
+_NAMED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCheckpoint:
+    """A directory with a manifest under its final name."""
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something that must not be used as a checkpoint, or that could not be looked into."""
+
+    place: str
+    reason: str
+
+
+class Listed(NamedTuple):
+    """One look at what is committed under a directory."""
+
+    found: list[LocalCheckpoint]
+    """Newest first."""
+    refused: list[Refused]
+    """What has a manifest that cannot be used."""
+    unread: list[Refused]
+    """Folders that could not be looked into: nothing is known of them."""
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the checkpoint directory `path`.
+
+    Raises:
+        CheckpointNotFoundError: there is none, so nothing is committed there.
+        CheckpointCorruptError: it is damaged, or of a newer format (`FormatVersionError`).
+    """
+    try:
+        data = read_small(path / MANIFEST, file_limits.MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        msg = f"no committed checkpoint at {path}: it has no {MANIFEST}"
+        raise CheckpointNotFoundError(msg) from error
+    except CheckpointCorruptError as error:
+        msg = f"the manifest {path} is damaged: {error}"
+        raise CheckpointCorruptError(msg) from error
+    return Manifest.from_bytes(data, str(path))
+
+
+def manifest_directories(
+    root: Path, left_out: Callable[[str, OSError], None] | None = None
+) -> list[Path]:
+    """Directories under `root`, itself included, that hold a manifest; dot folders are skipped.
+
+    Symbolic links are not followed: `save_last="link"` makes one, and what it names is listed
+    under its own name. A folder that cannot be read is `left_out`.
+
+    Raises:
+        OSError: `root` cannot be read; without `left_out`, any folder below it.
+    """
+    found: list[Path] = []
+
+    def leave(folder: str) -> bool:
+        if not _has_manifest(folder):
+            return False
+        found.append(Path(folder))
+        return True  # a checkpoint holds no checkpoints
+
+    walk(str(root), leave, left_out or _raise)
+    return found
+
+
+def list_committed(root: Path) -> Listed:
+    """What is committed under `root`, newest first, and what cannot be used or looked into.
+
+    Raises:
+        DirectoryUnusableError: `root` itself cannot be read.
+    """
+    found: list[LocalCheckpoint] = []
+    refused: list[Refused] = []
+    unread = Unread()
+    with named(root):
+        folders = manifest_directories(root, unread.add)
+    for path in folders:
+        try:
+            found.append(LocalCheckpoint(path, read_manifest(path)))
+        except CheckpointNotFoundError:
+            continue  # deleted since the walk saw it
+        except (CheckpointCorruptError, OSError) as error:
+            refused.append(Refused(str(path), str(error)))
+    found.sort(key=lambda checkpoint: checkpoint.manifest.order, reverse=True)
+    return Listed(found, refused, unread.said(root))
+
+
+class Unread:
+    """The folders that a look left out: the first of them by name, the others by number."""
+
+    def __init__(self) -> None:
+        self._first: list[Refused] = []
+        self._more = 0
+
+    def add(self, folder: str, error: OSError) -> None:
+        """One more."""
+        if len(self._first) == _NAMED:
+            self._more += 1
+        else:
+            reason = str(error) if error.strerror is None else f"{folder}: {error.strerror}"
+            self._first.append(Refused(folder, f"{reason}: it is left out"))
+
+    def said(self, root: Path) -> list[Refused]:
+        """A line for each, or for those that are not named."""
+        more = f"{self._more:,} more folders below {root} are left out"
+        return self._first + [Refused(str(root), more)] * bool(self._more)
+
+
+def _has_manifest(folder: str) -> bool:
+    path = os.path.join(folder, MANIFEST)  # noqa: PTH118 - a hundred thousand of them
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not stat.S_ISDIR(mode)
+
+
+def _raise(_: str, error: OSError) -> None:
+    raise error
+
+
+def check_sizes(path: Path, manifest: Manifest) -> None:
+    """Raise `CheckpointCorruptError` unless every file is there with its size; reads no content."""
+    for entry in manifest.files:
+        try:
+            status = (path / entry.path).stat()
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            msg = f"the checkpoint {path} is damaged: its file {entry.path} is missing"
+            raise CheckpointCorruptError(msg) from error
+        if not stat.S_ISREG(status.st_mode):
+            msg = f"the checkpoint {path} is damaged: its file {entry.path} is no regular file"
+            raise CheckpointCorruptError(msg)
+        if status.st_size != entry.size:
+            msg = (
+                f"the checkpoint {path} is damaged: {entry.path} has {status.st_size} bytes, its"
+                f" manifest says {entry.size}"
+            )
+            raise CheckpointCorruptError(msg)
+
+
+def verify(path: Path) -> Manifest:
+    """Read every byte of the checkpoint at `path` and compare it with the manifest.
+
+    Raises:
+        CheckpointNotFoundError: nothing is committed there, or no longer.
+        CheckpointCorruptError: a file is missing, has another size, or other bytes.
+    """
+    manifest = read_manifest(path)
+    try:
+        check_sizes(path, manifest)
+        for entry in manifest.files:
+            check_digest(path, entry)
+    except (CheckpointCorruptError, FileNotFoundError) as error:
+        if is_unchanged(path, manifest):
+            raise
+        msg = f"the checkpoint {path} was replaced or deleted while it was read"
+        raise CheckpointNotFoundError(msg) from error
+    return manifest
+
+
+def is_unchanged(path: Path, manifest: Manifest) -> bool:
+    """Whether the checkpoint at `path` is still the one with this manifest."""
+    try:
+        return read_manifest(path).digest == manifest.digest
+    except (CheckpointCorruptError, CheckpointNotFoundError):
+        return False
+
+
+def check_digest(path: Path, entry: FileEntry) -> None:
+    """Read one file of the checkpoint at `path`; raise `CheckpointCorruptError` if it changed."""
+    found = digest_file(path / entry.path, entry.path)
+    if found != entry:
+        raise CheckpointCorruptError(describe_damage(str(path), entry, found))
+
+
+def describe_damage(place: str, stated: FileEntry, found: FileEntry) -> str:
+    """The message for a file whose bytes are not those of the manifest: which blocks differ."""
+    pairs = zip(stated.blocks, found.blocks, strict=False)
+    bad = [index for index, (one, other) in enumerate(pairs) if one != other]
+    return damaged_blocks(place, stated.path, bad)
+
+
+def damaged_blocks(place: str, path: str, blocks: Sequence[int]) -> str:
+    """The message for a file of which some blocks are not those of the manifest."""
+    return (
+        f"the checkpoint {place} is damaged: the bytes of {path} are not those that were"
+        f" saved (XXH3-128 differs, 4 MiB blocks {list(blocks)})"
+    )

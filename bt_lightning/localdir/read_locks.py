@@ -1,0 +1,51 @@
+"""Keeping a checkpoint on the disk while it is read.
+
+A reader holds a shared `flock` on the directory, which the kernel drops when its process dies. Who
+makes room takes that lock alone first, and leaves the directory if somebody has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from bt_lightning.localdir.atomic_directory import delete_directory
+from bt_lightning.localdir.file_locks import lock, try_lock
+from bt_lightning.localdir.fsync import opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TRIES = 8
+
+
+def hold(path: Path) -> int | None:
+    """A descriptor that keeps the directory `path` from being evicted until it is closed.
+
+    None if there is no such directory. What is read must be looked up by `path` after this call.
+    """
+    for _ in range(_TRIES):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        lock(descriptor, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # it went, or was replaced, before the lock was there
+    return None
+
+
+def evict(path: Path, root: Path) -> bool:
+    """Delete the directory `path`, its name first, unless somebody reads it; whether it is gone."""
+    try:
+        with opened(path) as descriptor:
+            if not try_lock(descriptor):
+                return False
+            delete_directory(path, root)
+    except FileNotFoundError:
+        return True
+    return True

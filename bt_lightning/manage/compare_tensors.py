@@ -1,0 +1,62 @@
+"""What differs between the tensors of two checkpoints, wherever each of them lies."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from bt_lightning.manage.file_contents import same_bytes, tensors_of
+from bt_lightning.manage.tensor_headers import Difference, compare
+from bt_lightning.manage.verified_reads import opened
+from bt_lightning.manifest import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.tensor_headers import Tensor
+    from bt_lightning.manifest import FileEntry
+
+
+def compare_items(before: Shelf, old: Item, after: Shelf, new: Item) -> list[Difference]:
+    """Tensors added, removed, reshaped or changed, by name; those of several files, by file too.
+
+    Digests of the manifests tell most that is equal; only what they leave open is read.
+
+    Raises:
+        CheckpointCorruptError: a file is not what was saved.
+        CheckpointNotFoundError: one of the two was deleted meanwhile.
+        StoreError: a store refused.
+    """
+    olds, news = _tensors(before, old), _tensors(after, new)
+    with ExitStack() as stack:
+        was = stack.enter_context(opened(before, old))
+        now = stack.enter_context(opened(after, new))
+
+        def equal(one: Tensor, other: Tensor) -> bool:
+            entry, also = files_of[id(one)], files_of[id(other)]
+            if same_blocks(entry, one, also, other):
+                return True
+            return same_bytes((was, entry, one), (now, also, other))
+
+        files_of = {id(t): entry for found in (olds, news) for entry, t in found.values()}
+        return compare(
+            {name: tensor for name, (_, tensor) in olds.items()},
+            {name: tensor for name, (_, tensor) in news.items()},
+            equal,
+        )
+
+
+def same_blocks(entry: FileEntry, one: Tensor, also: FileEntry, other: Tensor) -> bool:
+    """Whether the digests of two manifests alone show that two tensors have the same bytes."""
+    if one.offset is None or (one.offset, one.size) != (other.offset, other.size):
+        return False
+    blocks = slice(one.offset // BLOCK_BYTES, -(-(one.offset + one.size) // BLOCK_BYTES))
+    return entry.blocks[blocks] == also.blocks[blocks]
+
+
+def _tensors(shelf: Shelf, item: Item) -> dict[str, tuple[FileEntry, Tensor]]:
+    entries = [entry for entry in item.manifest.files if entry.path.endswith(".safetensors")]
+    return {
+        tensor.name if len(entries) == 1 else f"{entry.path}: {tensor.name}": (entry, tensor)
+        for entry in entries
+        for tensor in tensors_of(shelf, item, entry).tensors
+    }

@@ -1,0 +1,172 @@
+"""Bringing checkpoints from where they lie to a directory, or to another store."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import CheckpointExistsError, CheckpointNotFoundError
+from bt_lightning.glob_patterns import chosen
+from bt_lightning.layout import LEFTOVERS, STATE, TREE, job_prefix
+from bt_lightning.localdir.atomic_directory import tidy
+from bt_lightning.localdir.directory_check import usable_root
+from bt_lightning.localdir.local_checkpoints import check_sizes, read_manifest
+from bt_lightning.manage.job_checkpoints import StoreShelf
+from bt_lightning.manage.verified_reads import opened
+from bt_lightning.store.catalog.removal_requests import forget_removals
+from bt_lightning.store.lease import Lease
+from bt_lightning.store.transfer.fetch import bring
+from bt_lightning.store.transfer.publish import Base, copy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.store.interface import Arrived, Store
+    from bt_lightning.store.transfer.checkpoint_reader import Place
+
+
+class Counted:
+    """A place that tells of every byte that is asked of it."""
+
+    def __init__(self, inner: Place, on_bytes: Callable[[int], Any]) -> None:
+        self._inner, self._on_bytes = inner, on_bytes
+        self.name, self.manifest = inner.name, inner.manifest
+        self.piece_bytes, self.connections = inner.piece_bytes, inner.connections
+
+    def check(self, entry: FileEntry) -> None:
+        """As the inner one."""
+        self._inner.check(entry)
+
+    def read_into(
+        self,
+        entry: FileEntry,
+        offset: int,
+        targets: Sequence[memoryview],
+        arrived: Arrived = int,
+    ) -> None:
+        """As the inner one; called by several threads."""
+        self._inner.read_into(entry, offset, targets, arrived)
+        self._on_bytes(sum(map(len, targets)))
+
+
+def wanted(manifest: Manifest, include: Sequence[str], exclude: Sequence[str]) -> list[FileEntry]:
+    """The files that the patterns name.
+
+    Raises:
+        CheckpointNotFoundError: none is.
+    """
+    found = [entry for entry in manifest.files if chosen(entry.path, include, exclude)]
+    if not found:
+        paths = ", ".join(sorted(entry.path for entry in manifest.files)[:8])
+        msg = f"no file of {manifest.checkpoint_id} is named by these patterns; it has {paths}"
+        raise CheckpointNotFoundError(msg)
+    return found
+
+
+def serving_files(manifest: Manifest) -> list[FileEntry]:
+    """Files that a server of the model reads: weights, configuration, tokenizer.
+
+    Raises:
+        CheckpointNotFoundError: it has no weights.
+    """
+    training = {STATE, TREE, LEFTOVERS}
+    found = [entry for entry in manifest.files if entry.path not in training]
+    if not any(entry.path.endswith(".safetensors") for entry in found):
+        msg = f"{manifest.checkpoint_id} has no weights as safetensors"
+        raise CheckpointNotFoundError(msg)
+    return found
+
+
+def download_item(
+    shelf: Shelf,
+    item: Item,
+    target: Path,
+    entries: Sequence[FileEntry],
+    on_bytes: Callable[[int], Any],
+) -> Path | None:
+    """Bring a checkpoint, or some of its files, to `<target>/<its name>`, verified, in one rename.
+
+    All of its files make a committed checkpoint again; some of them only a directory of files. A
+    call that was cut off is gone on with by the next. Returns the directory; None if it is there
+    already, whole.
+
+    Raises:
+        CheckpointExistsError: something else is there.
+        CheckpointCorruptError, CheckpointNotFoundError: it is not what its manifest says.
+        DirectoryFullError, DirectoryUnusableError: it does not fit, or cannot be written.
+        StoreError: the store refused.
+    """
+    final = target / (item.manifest.checkpoint_id if item.name == "." else item.name)
+    whole = len(entries) == len(item.manifest.files)
+    if final.exists() or final.is_symlink():
+        if whole and _is_there(final, item.manifest):
+            return None
+        msg = f"{final} is there already, and is not this: move it, or name another directory"
+        raise CheckpointExistsError(msg)
+    root = usable_root(target)
+    try:
+        with opened(shelf, item) as place:
+            some = None if whole else tuple(entries)
+            bring(Counted(place, on_bytes), root, final, some, replace=False)
+    except FileExistsError as error:
+        msg = f"{final} was made by somebody else meanwhile: it was left as it is"
+        raise CheckpointExistsError(msg) from error
+    finally:
+        tidy(root)
+    return final
+
+
+def copy_item(
+    shelf: Shelf,
+    item: Item,
+    store: Store,
+    to: tuple[str, str],
+    on_bytes: Callable[[int], Any],
+) -> str:
+    """Copy a checkpoint to the project and job `to` of a store, verified; return its key prefix.
+
+    Within one store the bytes stay on its server, where it can do that.
+
+    Raises:
+        LeaseHeldError: a running job publishes there.
+        CheckpointCorruptError, CheckpointNotFoundError: it is not what its manifest says.
+        StoreError: a store refused.
+    """
+    prefix = job_prefix(*to, item.node_rank)
+    base = None
+    if isinstance(shelf, StoreShelf) and shelf.store.name == store.name:
+        base = Base(item.where, item.manifest)
+    with holding(store, prefix) as lease, opened(shelf, item) as place:
+        forget_removals(store, prefix, frozenset({item.manifest.digest}))
+        folder = copy(Counted(place, on_bytes), store, prefix, lease, base)
+    return f"{prefix}/{folder}"
+
+
+@contextlib.contextmanager
+def holding(store: Store, prefix: str) -> Iterator[Lease]:
+    """Be the only one who writes to a job's part of a store.
+
+    Raises:
+        LeaseHeldError: another process is.
+        StoreError: the store refused.
+    """
+    lease = Lease(store, prefix, f"command-{uuid.uuid4().hex}")
+    lease.take()
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _is_there(final: Path, manifest: Manifest) -> bool:
+    try:
+        if read_manifest(final).digest != manifest.digest:
+            return False
+        check_sizes(final, manifest)
+    except (CheckpointNotFoundError, ValueError, OSError):
+        return False
+    return True

@@ -1,0 +1,35 @@
+"""A checkpoint as the one file that Lightning itself writes and reads."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from bt_lightning.localdir.fsync import sync_directory
+from bt_lightning.restore.load import load_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_ckpt(folder: Path, file: Path, *, trust_pickle: bool) -> None:
+    """Write the checkpoint that is committed at `folder` as a `.ckpt`, durable, in one rename.
+
+    Tensors are on the CPU. `trust_pickle` also takes over what was saved with pickle, which runs
+    code of the checkpoint.
+
+    Raises:
+        CheckpointCorruptError: it is damaged.
+        UnsafeLoadError: a part of it needs `trust_pickle`.
+        OSError: the disk refused.
+    """
+    state = load_directory(folder, map_location="cpu", weights_only=not trust_pickle)
+    part = file.with_name(f".{file.name}.part")
+    with part.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(file)
+    sync_directory(file.parent)

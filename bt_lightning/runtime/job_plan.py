@@ -1,0 +1,263 @@
+"""From what a person asks for, and the environment, to what is to be run."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.errors import InvalidSettingError
+from bt_lightning.layout import plain_folder, slug
+from bt_lightning.runtime.job_spec import JobSpec, Nodes, Reference, shell
+from bt_lightning.runtime.load_references import parse_reference
+from bt_lightning.runtime.torchrun_command import elastic
+from bt_lightning.settings import Settings, whole_number
+from bt_lightning.truss_definitions import LatestCheckpoint, NamedCheckpoint, on_a_store
+from bt_lightning.truss_definitions.checkpoints import LOADED_CHECKPOINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bt_lightning.truss_definitions import Runtime, SecretReference, TrainingProject
+
+_ID: Final = string.ascii_lowercase + string.digits
+_ID_LENGTH: Final = 7
+"""As Baseten's job ids."""
+_NO_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the command line says; None where it says nothing."""
+
+    project: str | None = None
+    job_id: str | None = None
+    job_name: str | None = None
+    store: str | None = field(default=None, repr=False)
+    directory: str | None = None
+    load: tuple[str, ...] = ()
+    load_dir: str | None = None
+    volume_size_gib: float | None = None
+    elastic: bool = False
+    processes: int | None = None
+    """Of each node, under torchrun."""
+    grace_s: float | None = None
+    interval: str | None = None
+    trust: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine has and is, beyond its environment."""
+
+    directory: Path
+    """Where a command without a config file runs."""
+    num_gpus: int
+    cache: Path
+    """Where caches of jobs lie if nothing else is said."""
+
+
+def plan_command(
+    words: Sequence[str], wish: Wish, environ: Mapping[str, str], machine: Machine
+) -> JobSpec:
+    """A job that runs one program in the current directory.
+
+    Raises:
+        InvalidSettingError: something in `wish` or in a `BT_*` variable cannot be used.
+    """
+    settings = Settings.from_environ(environ)
+    nodes = _nodes(environ, settings, machine.num_gpus, 1)
+    job_id = _job_id(wish, settings)
+    command = tuple(words)
+    if wish.elastic:
+        processes = wish.processes or max(machine.num_gpus, 1)
+        command = elastic(words, nodes, processes, job_id)
+    elif wish.processes is not None:
+        msg = "--nproc-per-node says how many processes torchrun starts: it goes with --elastic"
+        raise InvalidSettingError(msg)
+    references = tuple(parse_reference(text) for text in wish.load)
+    store = _store(wish, settings, machine)
+    folder = wish.directory or settings.checkpoint_dir or f"bt_checkpoints/{slug(job_id)}"
+    return JobSpec(
+        project=wish.project or settings.project or "default",
+        job_id=job_id,
+        job_name=wish.job_name or environ.get("BT_TRAINING_JOB_NAME") or job_id,
+        command=command,
+        directory=machine.directory,
+        nodes=nodes,
+        checkpoint_dir=_absolute(folder, machine.directory),
+        volume_size_gib=wish.volume_size_gib or settings.volume_size_gib,
+        store_url=store,
+        references=references,
+        load_dir=_load_dir(wish.load_dir, settings, references, store, job_id),
+        grace_s=_grace_s(wish, settings),
+        interval=_interval(wish, environ),
+        weights_only=False if wish.trust else settings.weights_only,
+    )
+
+
+def plan_project(
+    project: TrainingProject,
+    directory: Path,
+    wish: Wish,
+    environ: Mapping[str, str],
+    machine: Machine,
+) -> JobSpec:
+    """The job of a `config.py` in `directory`, on this machine; `wish` wins over the file.
+
+    Raises:
+        InvalidSettingError: it asks for what only Baseten has, or a secret is not there.
+    """
+    if wish.elastic or wish.processes is not None:
+        msg = "--elastic is for one program: the start commands of a config.py start torchrun"
+        raise InvalidSettingError(msg)
+    job, settings = project.job, Settings.from_environ(environ)
+    runtime, job_id = job.runtime, _job_id(wish, settings)
+    if not runtime.start_commands:
+        msg = f"the project {project.name} has no start_commands: there is nothing to run"
+        raise InvalidSettingError(msg)
+    saving, store = runtime.checkpointing_config, _store(wish, settings, machine)
+    folder = wish.directory or saving.checkpoint_path or settings.checkpoint_dir
+    folder = folder or f"bt_checkpoints/{slug(job_id)}"
+    size = wish.volume_size_gib or saving.volume_size_gib or settings.volume_size_gib
+    references = tuple(parse_reference(text) for text in wish.load) or _references(runtime)
+    named = runtime.load_checkpoint_config
+    chosen = wish.load_dir or (named.download_folder if named is not None else None)
+    cache = runtime.cache_config
+    return JobSpec(
+        project=wish.project or project.name,
+        job_id=job_id,
+        job_name=wish.job_name or job.name or job_id,
+        command=shell(runtime.start_commands),
+        directory=directory,
+        nodes=_nodes(environ, settings, machine.num_gpus, job.compute.node_count),
+        checkpoint_dir=_absolute(folder, directory) if saving.enabled else None,
+        volume_size_gib=size if saving.enabled else None,
+        store_url=store,
+        references=references,
+        load_dir=_load_dir(
+            None if chosen == LOADED_CHECKPOINTS else chosen, settings, references, store, job_id
+        ),
+        variables=_variables(runtime.environment_variables, environ),
+        workdir=job.enable_baseten_workdir,
+        cache=_cache(environ, machine) if cache is not None and cache.enabled else None,
+        grace_s=_grace_s(wish, settings),
+        interval=_interval(wish, environ),
+        weights_only=False if wish.trust else settings.weights_only,
+    )
+
+
+def _job_id(wish: Wish, settings: Settings) -> str:
+    found = wish.job_id or settings.job
+    if found is None:
+        return "".join(secrets.choice(_ID) for _ in range(_ID_LENGTH))
+    if slug(found) != found:
+        msg = (
+            f"the job id {found!r} cannot be used: expected letters, digits, '.', '_' and '-', as"
+            " 'gvpql31'"
+        )
+        raise InvalidSettingError(msg)
+    return found
+
+
+def _nodes(environ: Mapping[str, str], settings: Settings, num_gpus: int, nodes: int) -> Nodes:
+    size = whole_number(environ, "BT_GROUP_SIZE", nodes)
+    if size < 1 or settings.node_rank >= size:
+        msg = (
+            f"BT_NODE_RANK is {settings.node_rank} and the job has {size} nodes (BT_GROUP_SIZE):"
+            f" expected a rank from 0 to {max(size - 1, 0)}"
+        )
+        raise InvalidSettingError(msg)
+    leader = environ.get("BT_LEADER_ADDR") or None
+    if size > 1 and leader is None:
+        msg = (
+            f"the job has {size} nodes and BT_LEADER_ADDR is not set: start it on each node with"
+            " BT_GROUP_SIZE, BT_NODE_RANK and the address of node 0 as BT_LEADER_ADDR"
+        )
+        raise InvalidSettingError(msg)
+    gpus = whole_number(environ, "BT_NUM_GPUS", num_gpus)
+    return Nodes(rank=settings.node_rank, size=size, leader=leader, num_gpus=gpus)
+
+
+def _store(wish: Wish, settings: Settings, machine: Machine) -> str | None:
+    """The store's URL; a plain path, which means another folder in another directory, absolute."""
+    url = wish.store or settings.store_url
+    if url is None or plain_folder(url) is None or "://" in url:
+        return url
+    return str(machine.directory / url)
+
+
+def _grace_s(wish: Wish, settings: Settings) -> float | None:
+    if wish.grace_s is not None:
+        return wish.grace_s
+    return None if settings.grace is None else settings.grace.total_seconds()
+
+
+def _interval(wish: Wish, environ: Mapping[str, str]) -> str | None:
+    text = wish.interval or environ.get("BT_SAVE_INTERVAL") or None
+    if text is not None:
+        Settings.from_environ({"BT_SAVE_INTERVAL": text})  # or it would be refused in training
+    return text
+
+
+def _absolute(folder: str, directory: Path) -> Path:
+    return directory / Path(folder.removeprefix("file://")).expanduser()
+
+
+def _references(runtime: Runtime) -> tuple[Reference, ...]:
+    config = runtime.load_checkpoint_config
+    if config is None or not config.enabled:
+        return ()
+    return tuple(_reference(on_a_store(ref)) for ref in config.checkpoints)
+
+
+def _reference(ref: LatestCheckpoint | NamedCheckpoint) -> Reference:
+    if isinstance(ref, LatestCheckpoint):
+        return Reference(ref.project_name, ref.job_id, None)
+    return Reference(None, ref.job_id, ref.checkpoint_name)
+
+
+def _load_dir(
+    chosen: str | None,
+    settings: Settings,
+    references: Sequence[Reference],
+    store: str | None,
+    job_id: str,
+) -> Path | None:
+    """Where references go. A folder for each job: a resume takes the newest that lies there."""
+    folder = chosen or settings.load_dir
+    if references and store is None:
+        msg = f"{references[0]} is to be loaded, and no store is named: --store or BT_STORE_URL"
+        raise InvalidSettingError(msg)
+    if not references and folder is None:
+        return None
+    return Path(folder or f"{LOADED_CHECKPOINTS}/{slug(job_id)}").expanduser().absolute()
+
+
+def _variables(
+    named: Mapping[str, str | SecretReference], environ: Mapping[str, str]
+) -> dict[str, str]:
+    return {
+        name: value if isinstance(value, str) else _secret(value.name, environ)
+        for name, value in named.items()
+    }
+
+
+def _secret(name: str, environ: Mapping[str, str]) -> str:
+    """A secret of the workspace: here, a variable of its name."""
+    variable = _NO_NAME.sub("_", name)
+    for candidate in (name, variable, variable.upper()):
+        if candidate in environ:
+            return environ[candidate]
+    msg = (
+        f"the job needs the secret {name!r}, and there is no workspace to take it from: set the"
+        f" environment variable {variable.upper()}"
+    )
+    raise InvalidSettingError(msg)
+
+
+def _cache(environ: Mapping[str, str], machine: Machine) -> Path:
+    return Path(environ.get("BT_RW_CACHE_DIR") or machine.cache).expanduser().absolute()

@@ -1,0 +1,120 @@
+"""Keeps the record of a job up to date, on the disk and in the store, and never makes it wait."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
+
+from bt_lightning.errors import CheckpointCorruptError, StoreError
+from bt_lightning.file_limits import RECORD
+from bt_lightning.job_record import JobRecord
+from bt_lightning.layout import DOT_DIR
+from bt_lightning.localdir.small_files import read_small, replace_small
+from bt_lightning.store.catalog.job_records import write_record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bt_lightning.job_record import Attempt
+    from bt_lightning.store.interface import Store
+
+FILE: Final = "job.json"
+"""The record on the disk, in the dot folder of the checkpoint directory."""
+_BEAT_S: Final = 60.0
+_RETRY_S: Final = 10.0
+
+
+def utc_now() -> str:
+    """The time as records and manifests have it: ISO 8601, UTC."""
+    return datetime.now(timezone.utc).isoformat()
+
+
+def read_local(root: Path) -> JobRecord | None:
+    """The record of the job that ran on the directory last; None if none can be read."""
+    path = root / DOT_DIR / FILE
+    try:
+        return JobRecord.from_bytes(read_small(path, RECORD), str(path))
+    except (OSError, CheckpointCorruptError):
+        return None
+
+
+class Keeper:
+    """Writes the newest state of the record, on a thread of its own; a dead store is tried again.
+
+    What it could not write to the store is no loss but of news: checkpoints do not depend on it.
+    """
+
+    def __init__(
+        self, record: JobRecord, root: Path | None, store: Store | None, prefix: str
+    ) -> None:
+        self._record = record
+        self._root = root
+        self._store = store
+        self._prefix = prefix
+        self._changed = threading.Condition()
+        self._version = 1
+        self._closing = False
+        self._written = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning record")
+        self._thread.start()
+
+    @property
+    def record(self) -> JobRecord:
+        """As it is now."""
+        return self._record
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the record; main thread only."""
+        with self._changed:
+            self._record = replace(self._record, updated_at=utc_now(), **changes)
+            self._version += 1
+            self._changed.notify()
+
+    def began(self, attempt: Attempt) -> None:
+        """An attempt has begun."""
+        self.update(attempts=(*self._record.attempts, attempt), status="RUNNING")
+
+    def ended(self, **facts: Any) -> None:
+        """The last attempt that began has ended."""
+        *before, last = self._record.attempts
+        self.update(attempts=(*before, replace(last, ended_at=utc_now(), **facts)))
+
+    def close(self, limit_s: float) -> bool:
+        """Write the last state; whether the store has it within `limit_s`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        return self._written.wait(limit_s)
+
+    def _run(self) -> None:
+        done, wait_s = 0, 0.0
+        while True:
+            with self._changed:
+                if self._version == done and not self._closing:
+                    if not self._changed.wait(_BEAT_S) and not self._record.over:
+                        self._record = replace(self._record, updated_at=utc_now())
+                        self._version += 1
+                elif wait_s:
+                    self._changed.wait(wait_s)
+                record, version, closing = self._record, self._version, self._closing
+            if version != done:
+                wait_s = 0.0 if self._write(record) else _RETRY_S
+                done = done if wait_s else version
+            if closing and version == done:
+                self._written.set()
+                return
+
+    def _write(self, record: JobRecord) -> bool:
+        if self._root is not None:
+            with contextlib.suppress(OSError):  # a full disk: checkpoints say so
+                replace_small(self._root / DOT_DIR / FILE, record.to_bytes(), durable=False)
+        if self._store is None:
+            return True
+        try:
+            write_record(self._store, self._prefix, record)
+        except StoreError:
+            return False
+        return True

@@ -1,0 +1,158 @@
+"""Checkpoints of earlier jobs: what a name means in a store, and how they come to the disk.
+
+They lie as on Baseten, `<load dir>/<job>/rank-<node>/<checkpoint>`, each whole or not at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from bt_lightning import file_limits
+from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
+from bt_lightning.layout import MANIFEST, check_checkpoint_id, job_prefix, slug
+from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.small_files import read_small
+from bt_lightning.manage.download_copy import Counted
+from bt_lightning.runtime.job_spec import Reference
+from bt_lightning.store.catalog.projects import list_places, view_job
+from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.transfer.fetch import bring
+from bt_lightning.uri import LATEST, is_bt, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from bt_lightning.store.catalog.projects import JobView, StoredCheckpoint
+    from bt_lightning.store.interface import Store
+
+    Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+    """Of a title and the bytes to come; what it yields is told of bytes that came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One checkpoint that a reference led to."""
+
+    job: str
+    node_rank: int
+    checkpoint_id: str
+    step: int
+    path: Path
+
+
+def parse_reference(text: str) -> Reference:
+    """Read what a person writes: `latest`, `JOB`, `JOB/CHECKPOINT` or a `bt://` URL.
+
+    Raises:
+        InvalidSettingError: it is none of these.
+    """
+    if is_bt(text):
+        uri = parse(text)
+        job = None if uri.revision == LATEST else uri.revision
+        return Reference(uri.project, job, uri.path or None)
+    if text == LATEST:
+        return Reference()
+    job, _, checkpoint = text.partition("/")
+    if not job or slug(job) != job or (checkpoint and check_checkpoint_id(checkpoint) is None):
+        msg = (
+            f"{text!r} names no checkpoint to load: expected latest, JOB, JOB/CHECKPOINT, or"
+            " bt://project@job/checkpoint"
+        )
+        raise InvalidSettingError(msg)
+    return Reference(None, job, checkpoint or None)
+
+
+def resolve(
+    store: Store, reference: Reference, project: str, job: str, node_rank: int
+) -> list[StoredCheckpoint]:
+    """What node `node_rank` of the job `job` of `project` loads for a reference.
+
+    That is the checkpoint of its own rank's folder, and that of rank 0, which every node may need.
+    The most recent job is never the one that asks.
+
+    Raises:
+        CheckpointNotFoundError: there is no such checkpoint.
+        InvalidSettingError: several projects have such a job.
+        StoreError: the store refused.
+    """
+    view = _view(store, reference, project, job)
+    if reference.checkpoint is not None:
+        found = view.named(reference.checkpoint)
+        if found is None:
+            msg = f"there is no {reference}: {view.describe()}"
+            raise CheckpointNotFoundError(msg)
+    else:
+        found = view.latest()
+    same = [
+        other
+        for other in view.checkpoints()
+        if other.checkpoint_id == found.checkpoint_id
+        and other.place.node_rank in {0, node_rank}
+        and other.manifest.step == found.manifest.step
+    ]
+    newest: dict[int, StoredCheckpoint] = {}
+    for other in sorted(same, key=lambda one: one.number):
+        newest[other.place.node_rank] = other
+    return list(newest.values()) or [found]
+
+
+def _view(store: Store, reference: Reference, project: str, job: str) -> JobView:
+    if reference.job is None:
+        return view_job(store, reference.project or project, LATEST, without=slug(job))
+    if reference.project is not None:
+        return view_job(store, reference.project, reference.job)
+    wanted = slug(reference.job)
+    projects = {place.project for place in list_places(store) if place.job == wanted}
+    if slug(project) in projects or not projects:
+        return view_job(store, project, reference.job)
+    if len(projects) > 1:
+        named = ", ".join(sorted(projects))
+        msg = f"the job {reference.job} is in the projects {named}: write bt://PROJECT@JOB"
+        raise InvalidSettingError(msg)
+    return view_job(store, projects.pop(), reference.job)
+
+
+def load(
+    store: Store, found: Sequence[StoredCheckpoint], load_dir: Path, progress: Progress
+) -> list[Loaded]:
+    """Bring checkpoints to the disk, verified; what is there already is verified and kept.
+
+    A call that was killed left what it had, and the next goes on with it.
+
+    Raises:
+        CheckpointCorruptError: it is damaged in the store.
+        DirectoryFullError: it does not fit.
+        StoreError: the store refused.
+        OSError: the disk refused.
+    """
+    load_dir.mkdir(parents=True, exist_ok=True)
+    loaded = []
+    for one in found:
+        at, name = one.place, check_checkpoint_id(one.checkpoint_id)
+        final = load_dir / at.job / f"rank-{at.node_rank}" / name
+        if not _stands(final, one.data):
+            source = StorePlace(store, job_prefix(at.project, at.job, at.node_rank), at.folder)
+            with progress(f"loading {name}", source.manifest.size) as on_bytes:
+                bring(Counted(source, on_bytes), load_dir, final)
+        loaded.append(Loaded(at.job, at.node_rank, name, one.manifest.step, final))
+    return loaded
+
+
+def strangers(load_dir: Path, loaded: Sequence[Loaded]) -> list[Path]:
+    """Committed checkpoints that lie there and no reference led to: a resume may choose them."""
+    ours = {one.path for one in loaded}
+    return [found.path for found in list_committed(load_dir)[0] if found.path not in ours]
+
+
+def _stands(final: Path, manifest: bytes) -> bool:
+    """Whether that very checkpoint is there and whole; one that is damaged makes way."""
+    try:
+        if read_small(final / MANIFEST, file_limits.MANIFEST) != manifest:
+            return False
+        verify(final)
+    except (OSError, ValueError):
+        return False
+    return True

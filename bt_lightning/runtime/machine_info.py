@@ -1,0 +1,33 @@
+"""What this machine is, beyond its environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.runtime.job_plan import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_DEVICES: Final = Path("/proc/driver/nvidia/gpus")
+
+
+def this_machine(environ: Mapping[str, str]) -> Machine:
+    """The directory, the GPUs that CUDA shows to this process, and the user's cache."""
+    cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Machine(Path.cwd(), _num_gpus(environ), cache / "bt_lightning" / "jobs")
+
+
+def _num_gpus(environ: Mapping[str, str]) -> int:
+    """As the driver lists them; CUDA_VISIBLE_DEVICES hides what follows its first bad entry."""
+    try:
+        found = len(list(_DEVICES.iterdir()))
+    except OSError:
+        return 0
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    shown = [one.strip() for one in visible.split(",")]
+    hidden = next((at for at, one in enumerate(shown) if one in {"", "-1"}), len(shown))
+    return min(found, hidden)

@@ -1,0 +1,235 @@
+"""Any fsspec filesystem as a store, by plain fsspec calls; and how a URL becomes a store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    StoreTransientError,
+)
+from bt_lightning.store.bandwidth_limit import Bandwidth
+from bt_lightning.store.interface import (
+    AS_IT_GOES,
+    ObjectInfo,
+    most_bytes,
+    redact,
+    too_large,
+    translated,
+)
+from bt_lightning.store.secrets import known_secrets
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, pieces, whole
+from bt_lightning.store.transfer.parallel_reads import scatter
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from bt_lightning.store.interface import Arrived, Reuse, Sending, Source
+
+S3_SCHEMES = frozenset({"s3", "s3a"})
+_CONNECT_S = 10
+_READ_S = 60
+
+
+class FsspecStore:
+    """A `Store` over an fsspec filesystem."""
+
+    distant = True
+
+    def __init__(
+        self, url: str, storage_options: Mapping[str, object], sending: Sending = AS_IT_GOES
+    ) -> None:
+        self._secrets = known_secrets(url, storage_options, os.environ)
+        self._name = redact(url, self._secrets).rstrip("/")
+        import fsspec
+
+        options: dict[str, Any] = {**default_options(url.partition("://")[0]), **storage_options}
+        with translated(f"opening {self._name}", self._secrets):
+            self._fs, root = fsspec.core.url_to_fs(url, **options)
+        self._root = root.rstrip("/")
+        self._bandwidth = Bandwidth(sending.bytes_s) if sending.bytes_s else None
+
+    @property
+    def name(self) -> str:
+        """The URL without secrets."""
+        return self._name
+
+    @property
+    def filesystem(self) -> Any:
+        """The filesystem of fsspec, for what only one kind of store can be asked."""
+        return self._fs
+
+    def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
+        """Upload in one stream, or copy in the store; S3 shows an object when it is complete."""
+        with self._doing("uploading", key):
+            if reuse is not None and whole(source, reuse.ranges) and self._copied(reuse.key, key):
+                return
+            if source.size <= PIECE_BYTES:
+                with source.hold(0, source.size) as data:
+                    self.proceed(source.size)
+                    self._fs.pipe_file(self._path(key), bytes(data))
+                return
+            target = self._fs.open(self._path(key), "wb", block_size=PIECE_BYTES)
+            try:
+                for piece in pieces(source):
+                    self.proceed(len(piece))
+                    target.write(piece)
+            except BaseException:
+                _discard(target)
+                raise
+            target.close()
+
+    def proceed(self, size: int) -> None:
+        """Wait until the user's limit lets bytes be sent: with these clients, whole pieces."""
+        if self._bandwidth is not None:
+            time.sleep(self._bandwidth.take_all(size, time.monotonic()))
+
+    def _copied(self, there: str, key: str) -> bool:
+        """Copy inside the store; False if it has no such call, or the other object is gone."""
+        try:
+            self._fs.cp_file(self._path(there), self._path(key))
+        except (FileNotFoundError, NotImplementedError):
+            return False
+        return True
+
+    def put(self, key: str, data: bytes) -> None:
+        """Upload a small object in one request."""
+        with self._doing("writing", key):
+            self._fs.pipe_file(self._path(key), data)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Upload with `If-None-Match: *` where the store knows it (`mode="create"` of fsspec)."""
+        with self._doing("writing", key):
+            try:
+                self._fs.pipe_file(self._path(key), data, mode="create")
+            except OSError as error:
+                if not _says_exists(error):
+                    raise
+                if self.read(key) != data:  # equal: our own success whose answer was lost
+                    msg = f"{self._name}/{key} exists and holds other bytes"
+                    raise CheckpointExistsError(msg) from None
+
+    def read(self, key: str) -> bytes | None:
+        """Download a small object."""
+        with self._doing("reading", key):
+            most = most_bytes(key)
+            try:
+                data = bytes(self._fs.cat_file(self._path(key), end=most + 1))
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+            except Exception:
+                if self.size(key) != 0:  # of nothing, some servers have no first bytes either
+                    raise
+                return b""
+        if len(data) > most:
+            raise too_large(self._name, key)
+        return data
+
+    def size(self, key: str) -> int | None:
+        """Ask for the object's facts."""
+        with self._doing("reading", key):
+            try:
+                info = self._fs.info(self._path(key))
+            except FileNotFoundError:
+                return None
+            if info["type"] == "directory":
+                return None
+            if info["size"] is None:  # a web server that does not tell
+                return len(self._fs.cat_file(self._path(key)))
+            return int(info["size"])
+
+    def read_into(
+        self,
+        key: str,
+        offset: int,
+        *targets: memoryview,
+        arrived: Arrived = int,  # noqa: ARG002
+    ) -> None:
+        """Download that range."""
+        size = sum(map(len, targets))
+        with self._doing("downloading", key):
+            try:
+                data = self._fs.cat_file(self._path(key), start=offset, end=offset + size)
+            except FileNotFoundError:
+                msg = f"there is no {self._name}/{key}"
+                raise CheckpointNotFoundError(msg) from None
+            if len(data) > size:  # a web server that knows no ranges sends all
+                data = data[offset : offset + size]
+            if len(data) != size:
+                msg = f"{self._name}/{key} gave {len(data)} of {size} bytes from {offset} on"
+                raise StoreTransientError(msg)
+            scatter(memoryview(data), targets)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object under the folder, past any cache of listings."""
+        with self._doing("listing", prefix):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.find(self._path(prefix), detail=True)
+            except FileNotFoundError:
+                return
+        for path, info in found.items():
+            if info["type"] == "directory":
+                continue  # some servers keep an empty folder, and list it
+            etag = info.get("ETag")
+            version = etag.strip('"') if isinstance(etag, str) else None
+            yield ObjectInfo(path[len(self._root) :].lstrip("/"), int(info["size"] or 0), version)
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Delete one by one: a missing one must not hide the others."""
+        for key in keys:
+            with self._doing("deleting", key), contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(key))
+
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:
+        """Nothing: fsspec does not tell of uploads that were begun."""
+
+    def sign(self, key: str, expires_s: int) -> str:
+        """By the filesystem; S3, Azure and Google sign without asking the server."""
+        path = self._path(key)
+        with self._doing("signing a URL for", key):
+            try:
+                return str(self._fs.sign(path, expiration=expires_s))
+            except NotImplementedError:
+                return str(self._fs.unstrip_protocol(path))
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _doing(self, verb: str, key: str) -> contextlib.AbstractContextManager[None]:
+        return translated(f"{verb} {self._name}/{key}", self._secrets)
+
+
+def default_options(scheme: str) -> dict[str, Any]:
+    """Options that every store needs: no stale listings, no shared client, no endless waits."""
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if scheme in S3_SCHEMES:
+        timeouts = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S}
+        options["config_kwargs"] = {**timeouts, "retries": {"max_attempts": 1}}
+    return options
+
+
+def _discard(target: Any) -> None:
+    """Give up a file that is being written: closing it would make a whole object of a half."""
+    with contextlib.suppress(Exception):  # the error that led here counts
+        target.discard()
+    with contextlib.suppress(AttributeError):  # of a file in memory, which only close() publishes
+        target.closed = True
+
+
+def _says_exists(error: OSError) -> bool:
+    """Whether a conditional write was refused because the key is taken.
+
+    s3fs raises `OSError(EINVAL, ...)` with the server's message on the real protocol, which Ceph
+    leaves out: then botocore's error behind it says what it is. A concurrent conditional write
+    answers 409.
+    """
+    told = getattr(error.__cause__, "response", None) or {}
+    text = f"{error} {told.get('Error', {}).get('Code')}"
+    return isinstance(error, FileExistsError) or any(
+        word in text for word in ("PreconditionFailed", "pre-conditions", "ConditionalRequest")
+    )

@@ -1,0 +1,185 @@
+"""What a `bt://` path leads to: folders and files over what is committed in a store."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
+from bt_lightning.layout import MANIFEST, slug
+from bt_lightning.localdir.digest import Hasher
+from bt_lightning.store.catalog.projects import list_places, view_job
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.retry import RetryingStore
+from bt_lightning.uri import SCHEME, BtUri, is_bt, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.catalog.projects import JobView, StoredCheckpoint
+    from bt_lightning.store.interface import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A folder, or one file of one checkpoint."""
+
+    checkpoint: StoredCheckpoint | None = None
+    """The checkpoint that it is, or is a part of."""
+    entry: FileEntry | None = None
+    """What the manifest says of it, if it is a file."""
+    folders: tuple[str, ...] = ()
+    """Names of the folders in it, in order."""
+    files: tuple[tuple[str, FileEntry], ...] = ()
+    """Names of the files in it, in order, with what their manifest says of them."""
+
+
+class Tree:
+    """The tree of `bt://` paths: `project@job`, in it checkpoints, in them their files.
+
+    Each job is seen as it was at the first look, until `forget`. May be used by several threads.
+
+    Raises, from every method that takes a path:
+        InvalidSettingError: it can be no such path.
+        CheckpointNotFoundError: nothing is there.
+        CheckpointCorruptError: a manifest on the way is damaged.
+        StoreError: the store refused.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._views: dict[tuple[str, str], JobView] = {}
+        self._jobs: tuple[str, ...] | None = None
+        self._lock = threading.RLock()
+
+    def forget(self) -> None:
+        """Look at the store again when something is asked next."""
+        with self._lock:
+            self._views.clear()
+            self._jobs = None
+
+    def node(self, path: str) -> Node:
+        """What `path`, without its scheme and a `/` at its end, leads to."""
+        if not path:
+            return Node(folders=self._roots())
+        uri = parse(SCHEME + path)
+        view = self._view(uri)
+        found = view.split(uri.path) if uri.path else None
+        node = None if found is None else _inside(*found)
+        below = view.below(uri.path)
+        if node is not None and node.entry is None and below:
+            folders = {*node.folders, *below}
+            return Node(node.checkpoint, folders=tuple(sorted(folders)), files=node.files)
+        if node is None and below:
+            return Node(folders=tuple(sorted(below)))
+        if node is None and found is None and uri.path:
+            node = _inside(view.latest(), uri.path)
+        if node is None:
+            msg = f"there is no {SCHEME}{path} in {view.describe()} of {self._store.name}"
+            raise CheckpointNotFoundError(msg)
+        return node
+
+    def checkpoint(self, uri: BtUri) -> StoredCheckpoint:
+        """The checkpoint that `uri` names; without a path, the latest."""
+        return checkpoint_of(self._view(uri), uri, self._store.name)
+
+    def with_checkpoint(self, path: str) -> str:
+        """`path`, with the latest checkpoint if it names a project or a job only."""
+        uri = parse(SCHEME + path)
+        if uri.path:
+            return path
+        view = self._view(uri)
+        return f"{path}/{view.name_of(view.latest())}"
+
+    def _view(self, uri: BtUri) -> JobView:
+        key = (slug(uri.project), uri.revision)
+        with self._lock:
+            if key not in self._views:
+                self._views[key] = view_job(self._store, uri.project, uri.revision)
+            return self._views[key]
+
+    def _roots(self) -> tuple[str, ...]:
+        with self._lock:
+            if self._jobs is None:
+                places = list_places(self._store)
+                self._jobs = tuple(sorted({f"{place.project}@{place.job}" for place in places}))
+            return self._jobs
+
+
+def checkpoint_of(view: JobView, uri: BtUri, store_name: str) -> StoredCheckpoint:
+    """The checkpoint of a job that `uri` names; without a path, the latest.
+
+    Raises:
+        CheckpointNotFoundError: there is none, or `uri` names a file of one.
+    """
+    if not uri.path:
+        return view.latest()
+    found = view.split(uri.path)
+    if found is None:
+        msg = f"there is no checkpoint {uri.path!r} in {view.describe()} of {store_name}"
+        raise CheckpointNotFoundError(msg)
+    checkpoint, rest = found
+    if rest:
+        msg = f"{uri} names {rest!r} in a checkpoint: name the checkpoint, without what is in it"
+        raise CheckpointNotFoundError(msg)
+    return checkpoint
+
+
+def find_checkpoint(store: Store, url: str) -> StoredCheckpoint:
+    """The checkpoint that a `bt://` URL names in `store`, as it is now.
+
+    Raises:
+        InvalidSettingError: it is no `bt://` URL.
+        CheckpointNotFoundError: there is no such checkpoint, or it names a file of one.
+        CheckpointCorruptError: its manifest is damaged.
+        StoreError: the store refused.
+    """
+    return Tree(store).checkpoint(parse(url))
+
+
+def open_bt_store(url: str | None, storage_options: Mapping[str, object] | None) -> Store:
+    """The store that `bt://` URLs are looked up in: `url`, else `$BT_STORE_URL`.
+
+    Raises:
+        InvalidSettingError: neither is given, or it is a `bt://` URL itself.
+        StoreError: the options were refused.
+    """
+    url = url or os.environ.get("BT_STORE_URL")
+    if not url:
+        msg = (
+            "bt:// URLs need a store to be looked up in: set BT_STORE_URL, or pass"
+            " store='s3://bucket/...' (and storage_options of its filesystem)"
+        )
+        raise InvalidSettingError(msg)
+    if is_bt(url):
+        msg = f"the store is {url!r}, but bt:// names checkpoints in a store: give its own URL"
+        raise InvalidSettingError(msg)
+    return RetryingStore(open_store(url, storage_options))
+
+
+def _inside(checkpoint: StoredCheckpoint, path: str) -> Node | None:
+    """The folder or file `path` of a checkpoint; itself, if that is empty; None if there is none.
+
+    The manifest is one of its files: a copy of all of them is a checkpoint again.
+    """
+    hasher = Hasher()
+    hasher.update(checkpoint.data)
+    front = f"{path}/" if path else ""
+    folders: set[str] = set()
+    files: list[tuple[str, FileEntry]] = []
+    for entry in (*checkpoint.manifest.files, hasher.entry(MANIFEST)):
+        if entry.path == path:
+            return Node(checkpoint, entry)
+        if entry.path.startswith(front):
+            name, slash, _ = entry.path[len(front) :].partition("/")
+            if slash:
+                folders.add(name)
+            else:
+                files.append((name, entry))
+    if not folders and not files:
+        return None
+    files.sort(key=lambda item: item[0])
+    return Node(checkpoint, folders=tuple(sorted(folders)), files=tuple(files))

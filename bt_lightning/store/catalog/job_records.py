@@ -1,0 +1,58 @@
+"""The records of jobs in a store: one small object for each node, written by its runner."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.job_record import RECORD, JobRecord
+from bt_lightning.layout import job_prefix, under
+from bt_lightning.store.transfer.parallel_reads import in_parallel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bt_lightning.store.interface import Store
+
+log = logging.getLogger(__name__)
+
+_READERS = 16
+
+
+def write_record(store: Store, prefix: str, record: JobRecord) -> None:
+    """Replace the record of the job and node below `prefix`; only who runs it calls this.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    store.put(under(prefix, RECORD), record.to_bytes())
+
+
+def read_record(store: Store, prefix: str) -> JobRecord | None:
+    """The record of the job and node below `prefix`; None if no runner wrote one.
+
+    Raises:
+        CheckpointCorruptError: it cannot be read.
+        StoreError: the store refused.
+    """
+    key = under(prefix, RECORD)
+    data = store.read(key)
+    return None if data is None else JobRecord.from_bytes(data, f"{store.name}/{key}")
+
+
+def read_records(store: Store, jobs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], JobRecord]:
+    """The record of node 0 of each (project, job) that has one, several at a time.
+
+    One that cannot be read is logged and left out.
+    """
+
+    def read(job: tuple[str, str]) -> JobRecord | None:
+        try:
+            return read_record(store, job_prefix(*job, 0))
+        except CheckpointCorruptError as error:
+            log.warning("left out: %s", error)
+            return None
+
+    found = zip(jobs, in_parallel(read, jobs, _READERS), strict=True)
+    return {job: record for job, record in found if record is not None}

@@ -1,0 +1,322 @@
+"""What is committed in a store, by project, job and checkpoint; and what `latest` means in it.
+
+A view is what one listing found. Manifests are read when they are asked for, and kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.layout import (
+    MANIFEST,
+    committed_at,
+    generation_of,
+    job_prefix,
+    jobs_prefix,
+    slug,
+)
+from bt_lightning.manifest import Manifest
+from bt_lightning.store.catalog.job_records import read_records
+from bt_lightning.uri import LATEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from bt_lightning.store.interface import Store
+
+log = logging.getLogger(__name__)
+
+_READERS = 16
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder of a store that holds a manifest."""
+
+    project: str
+    job: str
+    node_rank: int
+    folder: str
+    """Below the job's `rank-<node>`: an id, or an id with `@` and a number."""
+
+    @property
+    def base(self) -> str:
+        """Key prefix of its files."""
+        return f"{job_prefix(self.project, self.job, self.node_rank)}/{self.folder}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    """A committed checkpoint of a store."""
+
+    place: Place
+    manifest: Manifest
+    data: bytes
+    """The manifest's bytes."""
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Its id; the folder's name, if somebody gave the folder another one."""
+        own = self.manifest.checkpoint_id
+        return self.place.folder if generation_of(self.place.folder, own) is None else own
+
+    @property
+    def number(self) -> int:
+        """Counts the folders of one id."""
+        return generation_of(self.place.folder, self.checkpoint_id) or 1
+
+    @property
+    def newness(self) -> tuple[tuple[int, int, str], int, int]:
+        """Sort key: of equally new ones, the first node's is the greatest."""
+        return (self.manifest.order, -self.place.node_rank, self.number)
+
+
+class JobView:
+    """The checkpoints of one job, of all its nodes, as one listing found them.
+
+    May be used by several threads.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        places: Iterable[Place],
+        read: Mapping[Place, StoredCheckpoint | None] | None = None,
+    ) -> None:
+        self._store = store
+        self._places = {(place.node_rank, place.folder): place for place in places}
+        first = next(iter(self._places.values()))
+        self.project, self.job = first.project, first.job
+        known = read or {}
+        self._read = {place: known[place] for place in self._places.values() if place in known}
+        self._lock = threading.Lock()
+
+    def ids(self) -> list[str]:
+        """The id of each checkpoint, in order of text; another node's equal id is `rank-N/<id>`.
+
+        Only manifests of folders whose name leaves the id open are read. What is damaged is listed
+        by its folder's name: it is for those who ask for it to hear of it.
+        """
+        open_names = [place for place in self._places.values() if "@" in place.folder]
+        self._load(open_names)
+        read = self._known()
+        owners: dict[str, int] = {}
+        shown = set()
+        for (rank, folder), place in sorted(self._places.items()):
+            checkpoint = read.get(place)
+            name = folder if checkpoint is None else checkpoint.checkpoint_id
+            owner = owners.setdefault(name, rank)
+            shown.add(name if owner == rank else f"rank-{rank}/{name}")
+        return sorted(shown)
+
+    def below(self, path: str) -> set[str]:
+        """First parts of what follows `path` and a `/` in the ids; of the ids, if it is empty."""
+        front = f"{path}/" if path else ""
+        if path and not path.startswith("rank-"):
+            begins = (place.folder.startswith(front) for place in self._places.values())
+            if not any(begins):
+                return set()  # as of nearly every file: no manifest is read for it
+        return {
+            name[len(front) :].partition("/")[0] for name in self.ids() if name.startswith(front)
+        }
+
+    def checkpoints(self) -> list[StoredCheckpoint]:
+        """The newest of each id of each node, newest first; damaged ones are logged only."""
+        self._load(self._places.values())
+        newest: dict[tuple[int, str], StoredCheckpoint] = {}
+        for checkpoint in self._known().values():
+            if checkpoint is None:
+                continue
+            key = (checkpoint.place.node_rank, checkpoint.checkpoint_id)
+            if key not in newest or newest[key].number < checkpoint.number:
+                newest[key] = checkpoint
+        return sorted(newest.values(), key=lambda checkpoint: checkpoint.newness, reverse=True)
+
+    def latest(self) -> StoredCheckpoint:
+        """The one of the highest step, then generation.
+
+        Raises:
+            CheckpointNotFoundError: there is none that can be read.
+        """
+        found = self.checkpoints()
+        if not found:
+            msg = f"no checkpoint of {self.describe()} can be read"
+            raise CheckpointNotFoundError(msg)
+        return found[0]
+
+    def began(self) -> str:
+        """`created_at` of the oldest checkpoint that is still there: how old the job is."""
+        return min((found.manifest.created_at for found in self.checkpoints()), default="")
+
+    def split(self, path: str) -> tuple[StoredCheckpoint, str] | None:
+        """The checkpoint that `path` begins with and the rest of it; None if it names none.
+
+        Of ids that lie in each other the longest counts.
+        """
+        parts = path.split("/")
+        for count in range(len(parts), 0, -1):
+            found = self.named("/".join(parts[:count]))
+            if found is not None:
+                return found, "/".join(parts[count:])
+        return None
+
+    def named(self, name: str) -> StoredCheckpoint | None:
+        """The newest checkpoint of the id `name`, on the first node that has it.
+
+        `rank-N/<id>` asks one node; the name of a generation's folder, `<id>@<n>`, stands for the
+        newest of that id.
+
+        Raises:
+            CheckpointCorruptError: its manifest is damaged.
+        """
+        for rank in sorted({rank for rank, _ in self._places}):
+            found = self._named(rank, name)
+            if found is not None:
+                return found
+        node, _, rest = name.partition("/")
+        word, _, number = node.partition("-")
+        if rest and word == "rank" and number.isascii() and number.isdigit():
+            return self._named(int(number), rest)
+        return None
+
+    def name_of(self, checkpoint: StoredCheckpoint) -> str:
+        """What `named` finds it by: its id, with the node's rank where another node has it too."""
+        own = self.named(checkpoint.checkpoint_id)
+        rank = checkpoint.place.node_rank
+        same = own is not None and own.place.node_rank == rank
+        return checkpoint.checkpoint_id if same else f"rank-{rank}/{checkpoint.checkpoint_id}"
+
+    def describe(self) -> str:
+        """The job, and some of what it has, for messages."""
+        ids = sorted({folder for _, folder in self._places})
+        more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+        has = f"{', '.join(ids[:_SHOWN])}{more}"
+        return f"the job {self.job} of the project {self.project} (it has {has})"
+
+    def _named(self, rank: int, name: str) -> StoredCheckpoint | None:
+        found = self._newest(rank, name, 1)
+        before, at, number = name.rpartition("@")
+        if found is None and at and number.isascii() and number.isdigit():
+            found = self._newest(rank, before, int(number))
+        return found
+
+    def _newest(self, rank: int, name: str, least: int) -> StoredCheckpoint | None:
+        """The newest folder of the id `name`, if its number is `least` or more."""
+        own = [
+            place
+            for (node, folder), place in self._places.items()
+            if node == rank and (generation_of(folder, name) or 0) >= 1
+        ]
+        for place in sorted(own, key=lambda p: generation_of(p.folder, name) or 0, reverse=True):
+            checkpoint = self._open(place)
+            if checkpoint is not None and checkpoint.checkpoint_id == name:
+                return checkpoint if checkpoint.number >= least else None
+        return None
+
+    def _open(self, place: Place) -> StoredCheckpoint | None:
+        with self._lock:
+            known = self._read.get(place)
+        if known is not None:
+            return known
+        found = read_checkpoint(self._store, place)
+        with self._lock:
+            self._read[place] = found
+        return found
+
+    def _load(self, places: Iterable[Place]) -> None:
+        """Read the manifests that are not known yet, several at a time."""
+        with self._lock:
+            missing = [place for place in places if place not in self._read]
+        found = read_all(self._store, missing)
+        with self._lock:
+            self._read = {**found, **self._read}
+
+    def _known(self) -> dict[Place, StoredCheckpoint | None]:
+        with self._lock:
+            return dict(self._read)
+
+
+def list_places(store: Store, project: str | None = None, job: str | None = None) -> list[Place]:
+    """Every folder with a manifest of a job, a project, or the whole store: one listing."""
+    found = (committed_at(info.key) for info in store.list(jobs_prefix(project, job)))
+    return [Place(*parts) for parts in found if parts is not None]
+
+
+def list_projects(store: Store) -> list[str]:
+    """Projects with a committed checkpoint, as the store lays out their names."""
+    return sorted({place.project for place in list_places(store)})
+
+
+def list_jobs(store: Store, project: str) -> list[str]:
+    """Jobs of a project with a committed checkpoint, as the store lays out their names."""
+    return sorted({place.job for place in list_places(store, project)})
+
+
+def view_job(
+    store: Store, project: str, revision: str = LATEST, *, without: str | None = None
+) -> JobView:
+    """Look at a job, or, for `latest`, at the most recent job of the project: one listing.
+
+    The most recent job is the one that began last, as its record says; of a job without one, when
+    its oldest checkpoint was made. With several jobs that needs each manifest and each record of
+    the project, once. `latest` is never the job `without`.
+
+    Raises:
+        CheckpointNotFoundError: nothing is committed there.
+        StoreError: the store refused.
+    """
+    job = None if revision == LATEST else revision
+    jobs: dict[str, list[Place]] = {}
+    for place in list_places(store, project, job):
+        if job is not None or place.job != without:
+            jobs.setdefault(place.job, []).append(place)
+    if not jobs:
+        where = f"{store.name}/{jobs_prefix(project, job)}"
+        named = f"the job {slug(job)} of " if job is not None else ""
+        msg = f"nothing is committed of {named}the project {slug(project)}: looked in {where}"
+        raise CheckpointNotFoundError(msg)
+    if len(jobs) == 1:
+        return JobView(store, next(iter(jobs.values())))
+    read = read_all(store, [place for places in jobs.values() for place in places])
+    views = [JobView(store, places, read) for places in jobs.values()]
+    records = read_records(store, [(view.project, view.job) for view in views])
+
+    def began(view: JobView) -> tuple[str, str]:
+        record = records.get((view.project, view.job))
+        return (record.created_at if record is not None else view.began(), view.job)
+
+    return max(views, key=began)
+
+
+def read_checkpoint(store: Store, place: Place) -> StoredCheckpoint | None:
+    """Read the manifest of a folder; None if it is gone.
+
+    Raises:
+        CheckpointCorruptError: it is damaged, or of a newer format.
+    """
+    data = store.read(f"{place.base}/{MANIFEST}")
+    if data is None:
+        return None
+    return StoredCheckpoint(place, Manifest.from_bytes(data, f"{store.name}/{place.base}"), data)
+
+
+def read_all(store: Store, places: list[Place]) -> dict[Place, StoredCheckpoint | None]:
+    """Read the manifests of folders, several at a time; None for one that is damaged or gone."""
+
+    def read(place: Place) -> StoredCheckpoint | None:
+        try:
+            return read_checkpoint(store, place)
+        except CheckpointCorruptError as error:
+            log.warning("left out: %s", error)
+            return None
+
+    if len(places) <= 1:
+        return {place: read(place) for place in places}
+    with ThreadPoolExecutor(min(_READERS, len(places))) as pool:
+        return dict(zip(places, pool.map(read, places), strict=True))

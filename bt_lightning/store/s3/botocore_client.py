@@ -1,0 +1,306 @@
+"""botocore's client of one bucket: what it asks is sent by our connections, and its user renewed.
+
+The client signs in the event loop of s3fs. What it would send itself, with redirects followed and
+answers read without an end, the thread that called sends instead. So everything that goes to S3
+goes through one `Wire`, under its limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import queue
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import aiobotocore.session
+from aiobotocore.awsrequest import AioAWSResponse
+from botocore.httpsession import create_urllib3_context, get_cert_path
+from botocore.utils import get_environ_proxies
+
+from bt_lightning.store.s3 import response_checks
+from bt_lightning.store.s3.http_connection import SMALL, Network, Reply, Signed, Wire
+from bt_lightning.store.secrets import with_spellings
+from bt_lightning.store.transfer.file_source import Held
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    from botocore.awsrequest import AWSPreparedRequest
+
+    from bt_lightning.store.s3.progress_timeout import Allowance
+
+T = TypeVar("T")
+
+_CREDENTIALS_S: Final = 120.0
+"""For who gives out credentials: a program of the user's, another server."""
+_AGAIN_S: Final = 1.0
+"""Credentials that are still the same are not asked for more often."""
+_FILES: Final = ("credentials_file", "config_file")
+
+
+class _Desk:
+    """Where a client's requests in the event loop wait for the thread that called."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._asked: queue.SimpleQueue[tuple[Signed, bytes, asyncio.Future[Reply]] | None]
+        self._asked = queue.SimpleQueue()
+
+    async def send(self, signed: Signed, body: bytes) -> Reply:
+        """In the loop: have it sent."""
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._asked.put((signed, body, answer))
+        return await answer
+
+    def close(self, _: object = None) -> None:
+        """There will be no more requests."""
+        self._asked.put(None)
+
+    def serve(self, exchange: Callable[[Signed, bytes], Reply]) -> None:
+        """In the thread that called: send what comes, until it is closed.
+
+        Raises `TimeoutError` if nobody asks for anything any more.
+        """
+        while True:
+            try:
+                asked = self._asked.get(timeout=_CREDENTIALS_S)
+            except queue.Empty:
+                msg = f"no credentials came within {_CREDENTIALS_S:.0f} s"
+                raise TimeoutError(msg) from None
+            if asked is None:
+                return
+            signed, body, answer = asked
+            try:
+                reply = exchange(signed, body)
+            except Exception as error:  # noqa: BLE001 - raised where it was asked for
+                self._loop.call_soon_threadsafe(answer.set_exception, error)
+            else:
+                self._loop.call_soon_threadsafe(answer.set_result, reply)
+
+
+_desk: contextvars.ContextVar[_Desk | None] = contextvars.ContextVar(
+    "bt_lightning_desk", default=None
+)
+
+
+class Clients:
+    """The clients of one bucket, one after the other; called by several threads."""
+
+    def __init__(self, filesystem: Any, bucket: str) -> None:
+        """`filesystem` is one of s3fs's, and nobody else's."""
+        self._fs = filesystem
+        self._bucket = bucket
+        self._own_session = filesystem.session is None
+        self._lock = threading.Lock()
+        self._renewing = threading.Lock()
+        self._wire: Wire | None = None
+        self._known: tuple[str, str, str | None] | None = None
+        self._looked = False
+        self._files: list[Path] = []
+        """Where credentials may come from."""
+        self._stamps: list[object] = []
+        self._renewed_at = -_AGAIN_S
+        self.age = 0
+        """Grows with each renewal of the credentials."""
+
+    @property
+    def has_token(self) -> bool:
+        """Whether the credentials are such that expire."""
+        return self._known is not None and self._known[2] is not None
+
+    @property
+    def had_credentials(self) -> bool:
+        """Whether there were credentials at all."""
+        return self._known is not None
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Key, secret and token, as far as they are known, for no text to hold them."""
+        return with_spellings([one for one in self._known or () if one])
+
+    def run(self, work: Callable[[Any], Awaitable[T]], allowance: Allowance = SMALL) -> T:
+        """Do `work` with the client, in its event loop; what it asks is sent by this thread.
+
+        Raises what `work` does, and `TimeoutError`.
+        """
+        return self._in_loop(lambda: self._with_client(work), allowance)
+
+    def renew(self, age: int | None = None) -> bool:
+        """Get the credentials anew, if they are still those of that `age`; whether they changed.
+
+        Those that are given as an option stay what they are. Without `age`, look only whether a
+        file of credentials has changed.
+        """
+        with self._renewing:
+            changed = self._stamps != self._stamps_now()
+            if age is None and not changed:
+                return False
+            if age is not None and age != self.age:
+                return True
+            fixed = not self._own_session or self._fs.key or self._fs.anon
+            now = time.monotonic()
+            if fixed or (now < self._renewed_at + _AGAIN_S and not changed):
+                return False
+            try:
+                renewed = self._in_loop(self._renewed, SMALL)
+            except Exception:  # noqa: BLE001 - half a file: those from before may still hold
+                renewed = False
+            self._renewed_at = now
+            self.age += renewed
+            return renewed
+
+    def wire(self) -> Wire:
+        """The connections to the endpoint."""
+        with self._lock:
+            if self._wire is None:
+                self._wire = Wire(self._in_loop(self._network, SMALL))
+            return self._wire
+
+    def _in_loop(self, act: Callable[[], Awaitable[T]], allowance: Allowance) -> T:
+        desk = _Desk(self._fs.loop)
+
+        async def acting() -> T:
+            _desk.set(desk)
+            return await act()
+
+        future = asyncio.run_coroutine_threadsafe(acting(), self._fs.loop)
+        future.add_done_callback(desk.close)
+        try:
+            desk.serve(lambda signed, body: self._sent(signed, body, allowance))
+        except BaseException:
+            future.cancel()
+            raise
+        return future.result()
+
+    def _sent(self, signed: Signed, body: bytes, allowance: Allowance) -> Reply:
+        lent = Held(memoryview(body)) if body else None
+        reply = self.wire().exchange(signed, lent, allowance=allowance)
+        reply = response_checks.checked(reply)
+        response_checks.count_tags(reply.body)
+        return reply
+
+    async def _with_client(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        await self._session_client()
+        return await work(await self._fs.get_s3(self._bucket))
+
+    async def _session_client(self) -> Any:
+        """The client of the session, which a bucket of another region does not have."""
+        if self._fs.session is None:
+            self._fs.session = self._new_session()
+        if not self._looked:
+            self._files = _config_files(self._fs.session)
+            self._stamps = self._stamps_now()
+            self._known = await self._found(self._fs.session)
+            self._looked = True
+        return await self._fs.set_session()
+
+    async def _renewed(self) -> bool:
+        self._stamps = self._stamps_now()
+        session = self._new_session()
+        found = await self._found(session)
+        if found is None or found == self._known:
+            return False
+        self._fs.session, self._fs._s3 = session, None  # noqa: SLF001 - `refresh` would use its own
+        self._known = found
+        await self._fs.set_session()
+        return True
+
+    def _new_session(self) -> Any:
+        session = aiobotocore.session.AioSession(**self._fs.kwargs)
+        session.register("before-send.s3", _hand_over)
+        return session
+
+    async def _found(self, session: Any) -> tuple[str, str, str | None] | None:
+        if self._fs.key:
+            return self._fs.key, self._fs.secret or "", self._fs.token
+        credentials = None if self._fs.anon else await session.get_credentials()
+        if credentials is None:
+            return None
+        frozen = await credentials.get_frozen_credentials()
+        return frozen.access_key, frozen.secret_key, frozen.token
+
+    def _stamps_now(self) -> list[object]:
+        return [_stamp(file) for file in self._files]
+
+    async def _network(self) -> Network:
+        client = await self._session_client()
+        config, endpoint = client.meta.config, client.meta.endpoint_url
+        verify = self._fs.client_kwargs.get("verify")
+        if verify is None:
+            verify = self._fs.session.get_config_variable("ca_bundle")
+        if verify is None:
+            verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
+
+        def tls() -> ssl.SSLContext:
+            return _tls(verify, config.client_cert)
+
+        return Network(
+            connect_s=_seconds(config.connect_timeout),
+            read_s=_seconds(config.read_timeout),
+            tls=tls,
+            proxies=config.proxies or get_environ_proxies(endpoint),
+        )
+
+
+async def _hand_over(request: AWSPreparedRequest, **_: object) -> AioAWSResponse | None:
+    """Instead of sending it: give a request to the thread that called."""
+    desk = _desk.get()
+    if desk is None:
+        return None
+    headers = headers_of(request, {"host", "content-length", "expect"})
+    signed = Signed(request.method, request.url, headers)
+    body = request.body.read() if hasattr(request.body, "read") else request.body or b""
+    reply = await desk.send(signed, body.encode() if isinstance(body, str) else bytes(body))
+    response = AioAWSResponse(request.url, reply.status, dict(reply.headers), None)
+    response._content = reply.body  # noqa: SLF001 - what it would read from a connection
+    return response
+
+
+def headers_of(request: Any, without: set[str]) -> dict[str, str]:
+    """The headers that botocore made, as text, but for those that the connection makes."""
+    return {
+        name: value.decode("ascii") if isinstance(value, bytes) else str(value)
+        for name, value in request.headers.items()
+        if name.lower() not in without
+    }
+
+
+def _config_files(session: Any) -> list[Path]:
+    names = map(session.get_config_variable, _FILES)
+    return [Path(name).expanduser() for name in names if name]
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _seconds(timeout: object) -> float:
+    return float(timeout) if isinstance(timeout, int | float) else 60.0
+
+
+def _tls(verify: object, certificate: object) -> ssl.SSLContext:
+    """A context as botocore makes it, so that `verify` and `AWS_CA_BUNDLE` mean the same."""
+    import ssl
+
+    context: ssl.SSLContext = create_urllib3_context()
+    if verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.check_hostname = True
+        context.load_verify_locations(get_cert_path(verify))
+    if isinstance(certificate, str):
+        context.load_cert_chain(certificate)
+    elif isinstance(certificate, tuple):
+        context.load_cert_chain(*certificate)
+    return context

@@ -1,0 +1,269 @@
+"""HTTP/1.1 over connections that are kept: bodies go from, and come into, the caller's memory.
+
+`http.client` copies neither. Who makes progress is waited for, so that a slow link is no stalled
+one (`patience`); what answers without end, or too slowly, is left.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import functools
+import http.client
+import io
+import select
+import socket
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import unquote, urlsplit
+
+from bt_lightning.store.s3.progress_timeout import Allowance, Arriving, Patience
+from bt_lightning.store.s3.request_errors import Failure, Hostile
+from bt_lightning.store.s3.socket_send import send_body
+from bt_lightning.store.transfer.parallel_reads import fill
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Mapping, Sequence
+    from urllib.parse import SplitResult
+
+    from bt_lightning.store.interface import Arrived, Lent
+
+SMALL: Final = Allowance(64 * 1024, most_s=300.0)
+"""For answers that say no more than that something was done, and for errors."""
+_GOOD: Final = frozenset({200, 206})
+_IDLE_S: Final = 15.0
+"""A kept connection is used again within this time: servers close theirs from 20 s on."""
+
+Connection = http.client.HTTPConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A request that is ready to be sent. The URL is a secret: it carries the signature."""
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+    """What came, unless it went into the caller's memory; cut off after what is allowed."""
+    filled: int = 0
+    """Bytes that went into the caller's memory."""
+    cut: bool = False
+    """Whether there is more of the body than is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Into:
+    """Memory for the body of a good answer."""
+
+    targets: Sequence[memoryview]
+    arrived: Arrived
+    """As for `Store.read_into`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How the endpoint is reached."""
+
+    connect_s: float
+    read_s: float
+    tls: Callable[[], ssl.SSLContext]
+    proxies: Mapping[str, str]
+    """Scheme -> URL of the proxy, for this endpoint."""
+
+
+class Wire:
+    """Connections to one endpoint. Any thread may exchange; each exchange has a connection."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._lock = threading.Lock()
+        self._tls: ssl.SSLContext | None = None
+        self._idle: collections.deque[tuple[str, float, Connection]] = collections.deque()
+        weakref.finalize(self, _close_all, self._idle)
+
+    def exchange(
+        self,
+        signed: Signed,
+        body: Lent | None = None,
+        into: Into | None = None,
+        proceed: Callable[[int], int] = int,
+        allowance: Allowance = SMALL,
+    ) -> Reply:
+        """Send one request and read its answer; a good one's body goes `into` memory.
+
+        Without such memory, and of errors, no more is read than `allowance` says. No redirect is
+        followed.
+
+        `proceed` is called with a number of bytes before they are sent; it may wait, or raise, and
+        returns how many of them may be.
+
+        Raises:
+            OSError: the connection could not be made, broke, or stood still.
+            http.client.HTTPException: the answer was cut off.
+            Hostile: it is none, or has no end.
+        """
+        url = urlsplit(signed.url)
+        connection, fresh, target = self._connection(url)
+        kept = False
+        try:
+            if fresh:
+                _connect(connection, url)
+            assert connection.sock is not None
+            connection.sock.settimeout(self._network.read_s)
+            patience = Patience(connection.sock, self._network.read_s, _allowed(allowance, into))
+            try:
+                _send_head(connection, signed, target, body.size if body else 0)
+                if body is not None:
+                    send_body(connection.sock, body, proceed, patience)
+            except (BrokenPipeError, ConnectionResetError):
+                if not _readable(connection):
+                    raise
+                # the server has answered before it took all: the answer says why
+            answer = functools.partial(_Response, patience)
+            connection.response_class = cast("type[http.client.HTTPResponse]", answer)
+            with connection.getresponse() as response:
+                reply = _read(response, into, allowance.body_bytes)
+                kept = response.isclosed() and not response.will_close
+        except (http.client.IncompleteRead, http.client.BadStatusLine):
+            raise  # it was cut off
+        except http.client.HTTPException as error:
+            msg = f"the answer has no end, or is none of HTTP: {error}"
+            raise Hostile(msg) from None
+        finally:
+            if kept:
+                with self._lock:
+                    self._idle.append((_place(url), time.monotonic(), connection))
+            else:
+                connection.close()
+        return reply
+
+    def _connection(self, url: SplitResult) -> tuple[Connection, bool, str]:
+        """A connection, whether it is still to be made, and the request's target on it."""
+        target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
+        proxy = self._network.proxies.get(url.scheme)
+        if proxy and url.scheme == "http":
+            target = url.geturl()
+        place = _place(url)
+        stale = time.monotonic() - _IDLE_S
+        with self._lock:
+            while self._idle:
+                there, since, connection = self._idle.pop()
+                if there == place and since > stale and not _readable(connection):
+                    return connection, False, target
+                connection.close()
+        return self._opened(url, proxy), True, target
+
+    def _opened(self, url: SplitResult, proxy: str | None) -> Connection:
+        through = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else url
+        if proxy and through.scheme != "http":
+            msg = f"a proxy that is reached by {through.scheme}:// is not supported: use http://"
+            raise Failure(msg, transient=False)
+        assert through.hostname is not None
+        timeout = self._network.connect_s
+        if url.scheme != "https":
+            return _Plain(through, timeout)
+        with self._lock:
+            self._tls = self._tls or self._network.tls()
+        connection = http.client.HTTPSConnection(
+            through.hostname, through.port, timeout=timeout, context=self._tls
+        )
+        if proxy:
+            assert url.hostname is not None
+            connection.set_tunnel(url.hostname, url.port or 443, proxy_headers(through))
+        return connection
+
+
+def proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    """The user of a proxy's URL as the header that a proxy asks for."""
+    if proxy.username is None:
+        return {}
+    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": "Basic " + base64.b64encode(user.encode()).decode("ascii")}
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that is waited for with patience."""
+
+    def __init__(self, patience: Patience, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(Arriving(sock, self.fp.detach(), patience))
+
+
+class _Plain(http.client.HTTPConnection):
+    """A connection without TLS, to the endpoint or to a proxy that passes requests on."""
+
+    def __init__(self, place: SplitResult, timeout: float) -> None:
+        assert place.hostname is not None
+        super().__init__(place.hostname, place.port, timeout=timeout)
+        self.extra = proxy_headers(place)
+
+
+def _place(url: SplitResult) -> str:
+    return f"{url.scheme}://{url.netloc}"
+
+
+def _connect(connection: Connection, url: SplitResult) -> None:
+    """Connect; a refusal of the network names the endpoint, which the kernel does not."""
+    try:
+        connection.connect()
+    except (ConnectionError, socket.gaierror) as error:
+        place = f"{url.scheme}://{url.hostname}:{url.port or connection.port}"
+        raise type(error)(error.errno, f"{error.strerror or error} ({place})") from error
+
+
+def _readable(connection: Connection) -> bool:
+    """Whether an idle connection has something to say: it can only be its end."""
+    if connection.sock is None:
+        return True
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _allowed(allowance: Allowance, into: Into | None) -> Allowance:
+    """A body that goes into memory may be as large as that, and takes its time."""
+    if into is None:
+        return allowance
+    return Allowance(max(allowance.body_bytes, sum(map(len, into.targets))))
+
+
+def _send_head(connection: Connection, signed: Signed, target: str, size: int) -> None:
+    connection.putrequest(signed.method, target)
+    for name, value in {**signed.headers, **getattr(connection, "extra", {})}.items():
+        connection.putheader(name, value)
+    if signed.method in {"PUT", "POST"}:
+        connection.putheader("Content-Length", str(size))
+    connection.endheaders()
+
+
+def _read(response: http.client.HTTPResponse, into: Into | None, most_bytes: int) -> Reply:
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    if into is None or response.status not in _GOOD:
+        most = most_bytes if response.status in _GOOD else SMALL.body_bytes
+        body = response.read(most + 1)
+        if len(body) <= most and response.length:
+            raise http.client.IncompleteRead(body)
+        return Reply(response.status, headers, body[:most], cut=len(body) > most)
+    filled = fill(into.targets, response.readinto, into.arrived)
+    if not response.length:
+        response.read(1)  # if nothing is left but the end itself, the connection can be kept
+    return Reply(response.status, headers, b"", filled)
+
+
+def _close_all(idle: collections.deque[tuple[str, float, Connection]]) -> None:
+    while idle:
+        idle.pop()[2].close()

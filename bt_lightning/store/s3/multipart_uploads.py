@@ -1,0 +1,248 @@
+"""The multipart uploads of one store: begun, listed, completed, given up; none is forgotten."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from bt_lightning.store.s3 import request_errors
+from bt_lightning.store.s3.checksums import named
+from bt_lightning.store.s3.multipart_journal import Record
+from bt_lightning.store.s3.operations import retried
+from bt_lightning.store.s3.request_errors import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from bt_lightning.store.s3.checksums import Choice
+    from bt_lightning.store.s3.multipart_journal import Journal
+    from bt_lightning.store.s3.operations import Api
+    from bt_lightning.store.s3.part_plan import Part
+
+log = logging.getLogger(__name__)
+
+Sent = dict[str, Any]
+"""A part that the server has, as `CompleteMultipartUpload` names it."""
+
+_MD5_CHARS: Final = 32
+
+
+class Uploads:
+    """Begins and ends uploads, and keeps the journal in step. Raises `Failure`."""
+
+    def __init__(self, api: Api, store: str, journal: Journal | None, choice: Choice) -> None:
+        self._api = api
+        self._store = store
+        self._journal = journal
+        self._choice = choice
+
+    def survives(self, record: Record) -> bool:
+        """Whether the next try will know of this upload if it is cut off now."""
+        known = self._journal.find(self._store, record.key) if self._journal else None
+        return known is not None and known.upload_id == record.upload_id
+
+    def begin(self, key: str, identity: str, part_bytes: int) -> Record:
+        """Begin an upload in parts of that size; the journal knows of it before the server does."""
+        self.end(key)
+        record = Record(store=self._store, key=key, identity=identity, part_bytes=part_bytes)
+        self._write(record)
+        asked = []
+
+        def create() -> Sent:
+            asked.append(checksum)
+            algorithm = checksum.name if checksum else None
+            answer = self._api.call("create_multipart_upload", Key=key, ChecksumAlgorithm=algorithm)
+            if not answer.get("UploadId"):
+                msg = "the answer names no upload: it is none of S3's"
+                raise Failure(msg, transient=True)
+            return answer
+
+        for checksum in self._choice.candidates():
+            try:
+                answer = retried(create)
+            except Failure as failure:
+                if checksum is None or failure.code not in request_errors.UNKNOWN_TO_SERVER:
+                    if not failure.transient:
+                        self._forget(record)  # else one may have begun whose answer was lost
+                    raise
+            else:
+                break
+        self._choice.settle(checksum)
+        upload_id = answer["UploadId"]
+        name = checksum.name if checksum else None
+        record = dataclasses.replace(record, upload_id=upload_id, checksum=name)
+        self._write(record)
+        if asked.count(checksum) > 1 or answer["ResponseMetadata"].get("RetryAttempts"):
+            self._abort_unnamed(key, keep=upload_id)  # the answer to an earlier try was lost
+        return record
+
+    def resumable(self, key: str, identity: str) -> Record | None:
+        """The upload of that content that was begun before and not given up."""
+        record = self._journal.find(self._store, key) if self._journal else None
+        return record if record and record.upload_id and record.identity == identity else None
+
+    def parts(self, record: Record, planned: Sequence[Part]) -> dict[int, Sent]:
+        """The parts that the server has of `planned`, by their number from 1.
+
+        Raises `Failure` with the code `NoSuchUpload` if it does not know the upload.
+        """
+        found: dict[int, Sent] = {}
+        checksum = named(record.checksum)
+        marker: dict[str, Any] = {}
+        while True:
+            asked = {"Key": record.key, "UploadId": record.upload_id, **marker}
+            answer = retried(functools.partial(self._api.call, "list_parts", **asked))
+            for part in answer.get("Parts", ()):
+                number = part["PartNumber"]
+                if number <= len(planned) and part["Size"] == planned[number - 1].size:
+                    found[number] = {"PartNumber": number, "ETag": part["ETag"]}
+                    if checksum and part.get(checksum.parameter):
+                        found[number][checksum.parameter] = part[checksum.parameter]
+            before, marker = marker, {"PartNumberMarker": answer.get("NextPartNumberMarker")}
+            if not answer.get("IsTruncated") or marker == before:
+                return found  # what a server keeps to itself is sent again
+
+    def complete(self, record: Record, sent: Sequence[Sent], size: int) -> None:
+        """Make an object of the parts. An earlier try that was carried out is recognised."""
+        etag = etag_of([str(part["ETag"]) for part in sent])
+        self._write(dataclasses.replace(record, etag=etag))
+        checksum = named(record.checksum)
+        if checksum and not all(checksum.parameter in part for part in sent):
+            names = ("PartNumber", "ETag")
+            sent = [{name: part[name] for name in names} for part in sent]
+        try:
+            retried(
+                lambda: self._api.call(
+                    "complete_multipart_upload",
+                    Key=record.key,
+                    UploadId=record.upload_id,
+                    MultipartUpload={"Parts": list(sent)},
+                )
+            )
+        except Failure as failure:
+            if not (failure.transient or failure.code == request_errors.NO_UPLOAD):
+                raise
+            try:
+                done = self.is_there(record.key, size, etag)
+            except Failure:
+                raise failure from None  # what was asked for says more than the question after it
+            if not done:
+                raise
+        self._forget(record)
+
+    def was_completed(self, record: Record, size: int) -> bool:
+        """Whether an upload that the server no longer knows became the object it was to be."""
+        if not self.is_there(record.key, size, record.etag):
+            return False
+        self._forget(record)
+        return True
+
+    def is_there(self, key: str, size: int, etag: str | None) -> bool:
+        """Whether the object has that size and ETag; an unknown ETag is no proof."""
+        answer = self.head(key) if etag else None
+        if answer is None:
+            return False
+        return bool(answer["ContentLength"] == size and str(answer["ETag"]).strip('"') == etag)
+
+    def head(self, key: str) -> dict[str, Any] | None:
+        """The facts of an object; None if there is none."""
+        try:
+            return retried(lambda: self._api.call("head_object", Key=key))
+        except Failure as failure:
+            if failure.code in request_errors.MISSING:
+                return None
+            raise
+
+    def end(self, key: str) -> None:
+        """Give up what the journal says was begun to `key`; who may not must still be able to send.
+
+        Raises `Failure` if another try may succeed.
+        """
+        record = self._journal.find(self._store, key) if self._journal else None
+        if record is None:
+            return
+        try:
+            self.give_up(record)
+        except Failure as failure:
+            if failure.transient:
+                raise
+            log.warning("parts are left in the store: key=%s answer=%s", key, failure.code)
+
+    def give_up(self, record: Record) -> None:
+        """Let the server drop the parts; on failure the journal still has the upload."""
+        if record.upload_id is None:
+            self._abort_unnamed(record.key)
+        else:
+            self._abort(record.key, record.upload_id)
+        self._forget(record)
+
+    def forget(self, record: Record) -> None:
+        """Strike out an upload that the server does not know."""
+        self._forget(record)
+
+    def abandon(self, folder: str, keep: Collection[str]) -> None:
+        """Give up every upload to a key that begins with `folder`, but for those in `keep`."""
+        for record in self._journal.all(self._store) if self._journal else ():
+            if record.key.startswith(folder) and record.key not in keep:
+                self.give_up(record)
+        for key, upload_id in self._listed(folder):
+            if key.startswith(folder) and key not in keep:
+                self._abort(key, upload_id)
+
+    def _abort_unnamed(self, key: str, keep: str = "") -> None:
+        for there, upload_id in self._listed(key):
+            if there == key and upload_id != keep:
+                self._abort(key, upload_id)
+
+    def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            retried(lambda: self._api.call("abort_multipart_upload", Key=key, UploadId=upload_id))
+        except Failure as failure:
+            if failure.code not in request_errors.MISSING | {request_errors.NO_UPLOAD}:
+                raise
+
+    def _listed(self, prefix: str) -> Iterator[tuple[str, str]]:
+        marker: dict[str, Any] = {}
+        while True:
+            try:
+                answer = retried(
+                    functools.partial(
+                        self._api.call, "list_multipart_uploads", Prefix=prefix, **marker
+                    )
+                )
+            except Failure as failure:
+                if failure.code in request_errors.UNLISTED:
+                    return  # what the journal has must do
+                raise
+            for upload in answer.get("Uploads", ()):
+                yield upload["Key"], upload["UploadId"]
+            before = marker
+            marker = {
+                "KeyMarker": answer.get("NextKeyMarker"),
+                "UploadIdMarker": answer.get("NextUploadIdMarker"),
+            }
+            if not answer.get("IsTruncated") or marker == before:
+                return
+
+    def _write(self, record: Record) -> None:
+        if self._journal is not None:
+            self._journal.write(record)
+
+    def _forget(self, record: Record) -> None:
+        if self._journal is not None:
+            self._journal.remove(record)
+
+
+def etag_of(parts: Sequence[str]) -> str | None:
+    """The ETag that an object of these parts gets: S3's MD5 of their MD5s, if they are such."""
+    digests = [part.strip('"') for part in parts]
+    if any(len(digest) != _MD5_CHARS for digest in digests):
+        return None
+    try:
+        joined = b"".join(bytes.fromhex(digest) for digest in digests)
+    except ValueError:
+        return None
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"

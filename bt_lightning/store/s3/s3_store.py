@@ -1,0 +1,250 @@
+"""S3 as a store: s3fs knows the user and the place, everything is asked over our connections."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+)
+from bt_lightning.layout import under
+from bt_lightning.store.backends.fsspec_store import FsspecStore
+from bt_lightning.store.interface import (
+    AS_IT_GOES,
+    ObjectInfo,
+    Reuse,
+    most_bytes,
+    redact,
+    too_large,
+)
+from bt_lightning.store.s3.http_connection import Into
+from bt_lightning.store.s3.multipart_journal import Journal
+from bt_lightning.store.s3.object_upload import Uploader
+from bt_lightning.store.s3.operations import Api, retried
+from bt_lightning.store.s3.part_plan import PART_BYTES
+from bt_lightning.store.s3.progress_timeout import Allowance
+from bt_lightning.store.s3.request_errors import (
+    MISSING,
+    NO_BUCKET,
+    TAKEN,
+    Failure,
+    TooLarge,
+    of_store,
+)
+from bt_lightning.store.s3.response_checks import PAGE, Listing, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
+
+    from bt_lightning.store.interface import Arrived, Sending, Source
+
+_OK = 200
+_RANGE = "416"
+
+
+class S3Store(FsspecStore):
+    """A `Store` over S3 or a server that speaks its protocol. Not for use after a fork."""
+
+    def __init__(
+        self,
+        url: str,
+        storage_options: Mapping[str, object],
+        journal: Path | None = None,
+        *,
+        part_bytes: int = PART_BYTES,
+        sending: Sending = AS_IT_GOES,
+    ) -> None:
+        """Open the store.
+
+        `journal` is a directory of one writer's, in which uploads that are cut off are remembered.
+        `part_bytes` is a multiple of `BLOCK_BYTES`, at least two.
+        """
+        super().__init__(url, storage_options, sending)
+        bucket, self._base, self._version = self._fs.split_path(self._root)
+        self._api = Api(self._fs, bucket)
+        self._uploader = Uploader(
+            self._api,
+            self._name,
+            Journal(journal) if journal else None,
+            part_bytes=part_bytes,
+            sending=sending,
+        )
+
+    def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
+        """Upload in one request, or in parts side by side; go on with an upload cut off before."""
+        with self._doing("uploading", key):
+            if reuse is not None:
+                reuse = Reuse(self._key(reuse.key), reuse.ranges)
+            self._uploader.send(source, self._key(key), reuse)
+
+    def put(self, key: str, data: bytes) -> None:
+        """In one request."""
+        with self._doing("writing", key):
+            self._uploader.put(data, self._key(key))
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """In one request, with `If-None-Match: *`."""
+        with self._doing("writing", key):
+            try:
+                self._uploader.put(data, self._key(key), new=True)
+            except Failure as failure:
+                if failure.code not in TAKEN:
+                    raise
+                if self.read(key) != data:  # equal: our own success whose answer was lost
+                    msg = f"{self._name}/{key} exists and holds other bytes"
+                    raise CheckpointExistsError(msg) from None
+
+    def read(self, key: str) -> bytes | None:
+        """In one request."""
+        with self._doing("reading", key):
+            allowance = Allowance(most_bytes(key))
+            try:
+                reply = self._api.transfer("get_object", allowance=allowance, Key=self._key(key))
+            except TooLarge as failure:
+                raise too_large(self._name, key) from failure
+            except Failure as failure:
+                if failure.code in {*MISSING, NO_BUCKET}:
+                    return None
+                raise
+            return reply.body
+
+    def size(self, key: str) -> int | None:
+        """Ask for the object's facts."""
+        with self._doing("reading", key):
+            answer = self._uploader.head(self._key(key))
+            return None if answer is None else int(answer["ContentLength"])
+
+    def read_into(
+        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+    ) -> None:
+        """Download that range in one request, straight into `targets`."""
+        size = sum(map(len, targets))
+        if not size:
+            return
+        with self._doing("downloading", key):
+            try:
+                retried(lambda: self._read_once(key, offset, size, Into(targets, arrived)))
+            except Failure as failure:
+                if failure.code in MISSING:
+                    msg = f"there is no {self._name}/{key}"
+                    raise CheckpointNotFoundError(msg) from None
+                raise
+
+    def save(self, target: Path) -> None:
+        """Copy the object that the store's own URL names to a local file, in one request."""
+        named: dict[str, Any] = {"Key": self._base, "VersionId": self._version}
+        with self._doing("downloading", ""), target.open("w+b") as file:
+            try:
+                found = retried(lambda: self._api.call("head_object", **named))
+            except Failure as failure:
+                if failure.code not in {*MISSING, NO_BUCKET}:
+                    raise
+                msg = f"there is no {self._name}"
+                raise CheckpointNotFoundError(msg) from None
+            size = int(found["ContentLength"])
+            file.truncate(size)
+            if not size:
+                return
+            with mmap.mmap(file.fileno(), size) as memory, memoryview(memory) as whole:
+                named["IfMatch"] = found["ETag"]
+                retried(lambda: self._read_once("", 0, size, Into([whole], int), **named))
+
+    def _read_once(self, key: str, offset: int, size: int, into: Into, **named: Any) -> None:
+        span = f"bytes={offset}-{offset + size - 1}"
+        asked: dict[str, Any] = {"Key": self._key(key), "Range": span, **named}
+        try:
+            reply = self._api.transfer("get_object", into=into, **asked)
+        except Failure as failure:
+            if failure.code in {_RANGE, "InvalidRange"}:
+                msg = f"it ends before {offset}"
+                raise Failure(msg, transient=True) from None
+            raise
+        if reply.status == _OK and offset:
+            msg = "the server does not know ranges"
+            raise Failure(msg, transient=False)
+        if reply.filled != size:
+            msg = f"gave {reply.filled} of {size} bytes from {offset} on"
+            raise Failure(msg, transient=True)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """A thousand objects a request; a bucket that is not there is an error."""
+        folder = self._key(prefix)
+        listing = Listing(f"{folder}/" if folder else "", ordered=not self._is_directory())
+        with self._doing("listing", prefix):
+            self._list_into(listing)
+            if not listing.objects:
+                self._check_bucket()
+        cut = len(self._key("")) + 1 if self._base else 0
+        return (ObjectInfo(key[cut:], size, version) for key, size, version in listing.objects)
+
+    def _list_into(self, listing: Listing) -> None:
+        token: str | None = None
+        while True:
+            reply = self._api.transfer(
+                "list_objects_v2",
+                allowance=PAGE,
+                Prefix=listing.prefix,
+                EncodingType="url",
+                ContinuationToken=token,
+            )
+            try:
+                token = listing.take(listed(reply.body))
+            except ValueError as error:
+                raise Failure(str(error), transient=True) from None
+            if token is None:
+                return
+
+    def _is_directory(self) -> bool:
+        """Whether the bucket is one of those of S3 Express, which list in no order."""
+        return self._api.bucket.endswith("--x-s3")
+
+    def delete(self, keys: Collection[str]) -> None:
+        """One by one: not every server knows more, and a missing one must not hide the others."""
+        for key in keys:
+            with self._doing("deleting", key):
+                try:
+                    self._api.call("delete_object", Key=self._key(key))
+                except Failure as failure:
+                    if failure.code not in MISSING:
+                        raise
+
+    def _check_bucket(self) -> None:
+        try:
+            self._api.call("head_bucket")
+        except Failure as failure:
+            if failure.code not in {*MISSING, NO_BUCKET}:
+                return  # it answered the listing: not everybody may ask this
+            raise Failure(str(failure), code=NO_BUCKET, transient=False) from None
+
+    def sign(self, key: str, expires_s: int) -> str:
+        """By version 4 of AWS's signature: objects under a key of KMS are read by no other."""
+        with self._doing("signing a URL for", key):
+            return self._api.url(self._key(key), expires_s)
+
+    def abandon(self, prefix: str, keep: Collection[str]) -> None:
+        """Abort multipart uploads: those that the server lists, and those of the journal."""
+        with self._doing("giving up uploads under", prefix):
+            folder = self._key(prefix)
+            kept = {self._key(key) for key in keep}
+            self._uploader.abandon(f"{folder}/" if folder else "", kept)
+
+    def _key(self, key: str) -> str:
+        """A key of the store as one of the bucket."""
+        return under(self._base, key) if key else self._base
+
+    @contextlib.contextmanager
+    def _doing(self, verb: str, key: str) -> Iterator[None]:
+        """Turn failures into the errors of the port, without secrets."""
+        what = f"{verb} {self._name}/{key}"
+        with super()._doing(verb, key):
+            try:
+                yield
+            except Failure as failure:
+                if failure.code == NO_BUCKET:
+                    what = f"{what}: there is no bucket {self._api.bucket}"
+                text = redact(f"{what}: {failure}", self._secrets | self._api.secrets)
+                raise of_store(failure, text) from None

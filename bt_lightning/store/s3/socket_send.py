@@ -1,0 +1,62 @@
+"""Handing a request to the kernel: bodies straight from the caller's memory."""
+
+from __future__ import annotations
+
+import select
+import ssl
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.manifest import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from bt_lightning.store.interface import Lent
+    from bt_lightning.store.s3.progress_timeout import Patience
+
+_ENCRYPTED_BYTES: Final = 256 * 1024
+
+
+def send_body(
+    sock: socket.socket, body: Lent, proceed: Callable[[int], int], patience: Patience
+) -> None:
+    """Send all of `body`; `proceed` is as in `Wire.exchange`.
+
+    Raises `TimeoutError` when the peer takes nothing any more, and `OSError`.
+    """
+    send = _send_encrypted if isinstance(sock, ssl.SSLSocket) else _send_plain
+    start = 0
+    while start < body.size:
+        ahead = min(BLOCK_BYTES - start % BLOCK_BYTES, body.size - start)
+        stop = start + proceed(ahead)
+        send(sock, body, start, stop, patience)
+        start = stop
+
+
+def _send_encrypted(
+    sock: socket.socket, body: Lent, start: int, stop: int, patience: Patience
+) -> None:
+    """Send a copy: encryption may wait for the network in the middle of it."""
+    for first in range(start, stop, _ENCRYPTED_BYTES):
+        with body.look(first, min(first + _ENCRYPTED_BYTES, stop)) as piece:
+            rest = memoryview(bytes(piece))
+        while rest:
+            sock.settimeout(patience.look_s())
+            try:
+                rest = rest[sock.send(rest) :]
+            except TimeoutError:
+                continue  # the same bytes again, as OpenSSL wants it: it knows how far it came
+            patience.took()
+
+
+def _send_plain(sock: socket.socket, body: Lent, start: int, stop: int, patience: Patience) -> None:
+    """Hand the bytes to the kernel, as many at a time as it takes without waiting."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    while start < stop:
+        if not poll.poll(1000 * patience.look_s()):
+            continue
+        with body.look(start, stop) as piece:
+            start += sock.send(piece)
+        patience.took()

@@ -1,0 +1,232 @@
+"""Bytes that are sent to a store: of a committed file, verified block by block as they are read."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+import xxhash
+from typing_extensions import Self
+
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.localdir.mapped_file import MappedFile
+from bt_lightning.localdir.safe_open import open_regular
+from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.store.interface import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.interface import Lent
+
+PIECE_BYTES = 32 * 1024 * 1024
+"""Bytes that are held at a time, unless more must be: a multiple of `BLOCK_BYTES`."""
+
+
+class DescribedSource(Source, Protocol):
+    """A source of which the manifest's entry is known."""
+
+    @property
+    def entry(self) -> FileEntry:
+        """What the manifest says of the bytes."""
+
+
+class Held:
+    """A `Lent` of bytes that stay where they are."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self.size = len(data)
+
+    @contextlib.contextmanager
+    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+        """A slice of them."""
+        yield self._data[start:stop]
+
+
+class Steady(abc.ABC):
+    """A source that lends what it holds: nobody waits for its memory."""
+
+    @abc.abstractmethod
+    def hold(self, offset: int, size: int) -> contextlib.AbstractContextManager[memoryview]:
+        """As in `Source`."""
+
+    @contextlib.contextmanager
+    def lend(self, offset: int, size: int) -> Iterator[Lent]:
+        """Hold the bytes for as long."""
+        with self.hold(offset, size) as data:
+            yield Held(data)
+
+
+class FileSource:
+    """A file of a committed checkpoint. Use it in a `with` block, or close it.
+
+    It is mapped. Where that cannot be done safely, each thread that holds bytes has one buffer, so
+    it may hold one range at a time, or have one lent.
+    """
+
+    part_bytes = PIECE_BYTES
+
+    def __init__(self, file: Path, entry: FileEntry) -> None:
+        self.entry = entry
+        self._place = str(file)
+        self._descriptor = open_regular(file)
+        self._mapped: MappedFile | None = None
+        if os.fstat(self._descriptor).st_size == entry.size:
+            with contextlib.suppress(OSError):  # then it is read
+                self._mapped = MappedFile(self._descriptor, entry.size)
+        self._local = threading.local()
+
+    @property
+    def size(self) -> int:
+        """Bytes, as the manifest says."""
+        return self.entry.size
+
+    @property
+    def digest(self) -> str:
+        """XXH3-128, as the manifest says."""
+        return self.entry.xxh3_128
+
+    @contextlib.contextmanager
+    def hold(self, offset: int, size: int) -> Iterator[memoryview]:
+        """Read the bytes, and compare each block with its digest."""
+        if self._mapped is not None:
+            self._mapped.expect(offset, size)
+        view = self._from_map(offset, size)
+        if view is None:
+            view = self._from_disk(offset, size)
+        self._check(view, offset)
+        try:
+            yield view
+        finally:
+            if self._mapped is not None:
+                self._mapped.let_go(offset, size)
+
+    @contextlib.contextmanager
+    def lend(self, offset: int, size: int) -> Iterator[Lent]:
+        """The bytes block by block; each is compared with its digest when it is first looked at."""
+        if self._mapped is not None:
+            self._mapped.expect(offset, size)
+        try:
+            yield _LentFile(self, offset, size)
+        finally:
+            if self._mapped is not None:
+                self._mapped.let_go(offset, size)
+
+    def block(self, offset: int) -> tuple[memoryview, bool]:
+        """The block that begins at `offset`, verified, and whether it outlasts the next one."""
+        size = min(BLOCK_BYTES, self.size - offset)
+        view = self._from_map(offset, size)
+        stays = view is not None
+        if view is None:
+            view = self._from_disk(offset, size)
+        self._check(view, offset)
+        return view, stays
+
+    def _from_map(self, offset: int, size: int) -> memoryview | None:
+        if self._mapped is not None:
+            with contextlib.suppress(OSError):  # reading it the other way says what it is
+                return self._mapped.read(offset, size)
+        return None
+
+    def _from_disk(self, offset: int, size: int) -> memoryview:
+        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._local.buffer = bytearray(size)
+        view = memoryview(buffer)[:size]
+        done = 0
+        while done < size:
+            count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            if not count:
+                msg = f"{self._place} is damaged: it ends at {offset + done} of {self.size} bytes"
+                raise CheckpointCorruptError(msg)
+            done += count
+        return view
+
+    def _check(self, view: memoryview, offset: int) -> None:
+        first = offset // BLOCK_BYTES
+        for start in range(0, len(view), BLOCK_BYTES):
+            block = first + start // BLOCK_BYTES
+            found = xxhash.xxh3_128_hexdigest(view[start : start + BLOCK_BYTES])
+            if found != self.entry.blocks[block]:
+                msg = (
+                    f"{self._place} is damaged: its bytes are not those that were saved"
+                    f" (XXH3-128 differs, 4 MiB block {block})"
+                )
+                raise CheckpointCorruptError(msg)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._mapped is not None:
+            self._mapped.close()
+        os.close(self._descriptor)
+
+
+class _LentFile:
+    """A range of a file, lent to one thread."""
+
+    def __init__(self, source: FileSource, offset: int, size: int) -> None:
+        self.size = size
+        self._source = source
+        self._offset = offset
+        self._seen: dict[int, memoryview] = {}
+        self._passing: tuple[int, memoryview] | None = None
+
+    @contextlib.contextmanager
+    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+        first = start - start % BLOCK_BYTES
+        yield self._block(first)[start - first : stop - first]
+
+    def _block(self, first: int) -> memoryview:
+        if first in self._seen:
+            return self._seen[first]
+        if self._passing is None or self._passing[0] != first:
+            view, stays = self._source.block(self._offset + first)
+            if stays:
+                self._seen[first] = view
+                return view
+            self._passing = first, view
+        return self._passing[1]
+
+
+def pieces(source: Source) -> Iterator[memoryview]:
+    """All bytes of `source` in order; each piece is good until the next is asked for."""
+    for offset in range(0, source.size, source.part_bytes):
+        with source.hold(offset, min(source.part_bytes, source.size - offset)) as piece:
+            yield piece
+
+
+def same_ranges(entry: FileEntry, other: FileEntry) -> tuple[tuple[int, int], ...]:
+    """(offset, size) of what two files have in common at the same places, by their digests.
+
+    Ascending, in bytes, each as long as can be.
+    """
+    if entry == other:
+        return ((0, entry.size),) if entry.size else ()
+    ranges: list[tuple[int, int]] = []
+    for index, (one, two) in enumerate(zip(entry.blocks, other.blocks, strict=False)):
+        offset = index * BLOCK_BYTES
+        size = min(BLOCK_BYTES, entry.size - offset)
+        if one != two or offset + size > other.size:
+            continue
+        if ranges and sum(ranges[-1]) == offset:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + size)
+        else:
+            ranges.append((offset, size))
+    return tuple(ranges)
+
+
+def whole(source: Source, ranges: tuple[tuple[int, int], ...]) -> bool:
+    """Whether `ranges` of a `Reuse` cover every byte of `source`."""
+    return ranges == ((0, source.size),)

@@ -1,0 +1,39 @@
+"""A source that tells of its bytes as they are taken, for whoever watches an upload."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.interface import Lent
+    from bt_lightning.store.transfer.file_source import DescribedSource
+
+
+class Metered:
+    """As the inner source; `on_bytes` is called by several threads, after bytes were used.
+
+    What is sent again is counted again: who adds it up keeps within what there is.
+    """
+
+    def __init__(self, inner: DescribedSource, on_bytes: Callable[[int], None]) -> None:
+        self._inner, self._on_bytes = inner, on_bytes
+        self.size, self.digest, self.part_bytes = inner.size, inner.digest, inner.part_bytes
+        self.entry: FileEntry = inner.entry
+
+    @contextlib.contextmanager
+    def hold(self, offset: int, size: int) -> Iterator[memoryview]:
+        """Count when they are let go."""
+        with self._inner.hold(offset, size) as view:
+            yield view
+        self._on_bytes(size)
+
+    @contextlib.contextmanager
+    def lend(self, offset: int, size: int) -> Iterator[Lent]:
+        """Count when they are let go."""
+        with self._inner.lend(offset, size) as lent:
+            yield lent
+        self._on_bytes(size)

@@ -1,0 +1,32 @@
+"""Bytes that go from one place to another store, through memory only."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from bt_lightning.store.transfer.checkpoint_reader import read_verified
+from bt_lightning.store.transfer.file_source import Steady
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.transfer.checkpoint_reader import Place
+
+
+class PlaceSource(Steady):
+    """A file of a checkpoint that lies elsewhere: read when it is sent, and verified."""
+
+    def __init__(self, place: Place, entry: FileEntry) -> None:
+        self._place, self.entry = place, entry
+        self.size, self.digest = entry.size, entry.xxh3_128
+        self.part_bytes = place.piece_bytes
+
+    @contextlib.contextmanager
+    def hold(self, offset: int, size: int) -> Iterator[memoryview]:
+        """Fetch the bytes, and compare each block with its digest."""
+        view = memoryview(bytearray(size))
+        if size:
+            read_verified(self._place, self.entry, offset, [view])
+        yield view

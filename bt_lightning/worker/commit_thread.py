@@ -1,0 +1,159 @@
+"""Commits images of checkpoints from the arenas to the local disk; a thread of the worker.
+
+One image after the other, in the order of the saves. What it is told twice (a worker that was
+killed is started again, and told again) it commits once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointError
+from bt_lightning.localdir.atomic_directory import sweep_temporaries
+from bt_lightning.localdir.removal_requests import request_removal
+from bt_lightning.manifest import Manifest
+from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Published, Withdrawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from bt_lightning.worker.commit_lock import CommitLock
+    from bt_lightning.worker.image_commit import Keeper
+
+Outcome = Committed | CommitFailed | Withdrawn
+_REMEMBERED = 64
+
+
+class Committer:
+    """The queue of images, and the thread that writes them.
+
+    `done` is called for each outcome, and with None when `idle` may have changed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        keeper: Keeper,
+        lock: CommitLock,
+        done: Callable[[Outcome | Published | None], None],
+        *,
+        start: bool = True,
+    ) -> None:
+        """`start=False` for a worker that no training process gives images to."""
+        self._root = root
+        self._keeper = keeper
+        self._lock = lock
+        self._done = done
+        self._arenas: dict[int, memoryview] = {}
+        self._jobs: deque[tuple[CommitImage, memoryview]] = deque()
+        """Each with its arena, which may be dropped while it waits."""
+        self._working = False
+        self._working_on: int | None = None
+        self._unwanted: set[int] = set()
+        """Numbers of jobs that wait, or of the one under way."""
+        self._digests: dict[int, str] = {}
+        """What the last jobs committed."""
+        self._leaving = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning commits")
+        if start:
+            self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every image that was put is committed, or has failed."""
+        with self._changed:
+            return not self._jobs and not self._working
+
+    def share(self, index: int, descriptor: int, size: int) -> None:
+        """Map an arena; takes the descriptor over."""
+        try:
+            self._arenas[index] = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+        finally:
+            os.close(descriptor)
+
+    def drop(self, index: int) -> None:
+        """Forget an arena; its memory goes with the last one who maps it."""
+        self._arenas.pop(index, None)
+
+    def put(self, job: CommitImage) -> None:
+        """Commit `job` after those that were put before; never waits."""
+        with self._changed:
+            self._jobs.append((job, self._arenas[job.arena]))
+            self._changed.notify()
+
+    def withdraw(self, number: int) -> None:
+        """Give up a job that has not begun; any other has, or will have, its own outcome."""
+        with self._changed:
+            found = [waiting for waiting in self._jobs if waiting[0].number == number]
+            for waiting in found:
+                self._jobs.remove(waiting)
+            self._unwanted.discard(number)
+        for _ in found:
+            self._done(Withdrawn(number))
+
+    def unwanted(self, number: int) -> None:
+        """Ask for the removal of what that job committed, or will; by the time of the next job."""
+        with self._changed:
+            digest = self._digests.get(number)
+            if digest is None and (number == self._working_on or self._waits(number)):
+                self._unwanted.add(number)
+        if digest is not None:
+            self._ask(digest)
+
+    def _waits(self, number: int) -> bool:
+        return any(job.number == number for job, _ in self._jobs)
+
+    def _ask(self, digest: str) -> None:
+        with contextlib.suppress(OSError):  # the training process asks as well
+            request_removal(self._root, digest)
+
+    def _note(self, number: int, told: Sequence[Outcome | Published]) -> None:
+        """Remember what a job committed; ask for its removal if it is unwanted by now."""
+        committed = [event.manifest for event in told if isinstance(event, Committed)]
+        digests = [Manifest.from_bytes(manifest, "an image").digest for manifest in committed]
+        with self._changed:
+            self._digests.update((number, digest) for digest in digests)
+            while len(self._digests) > _REMEMBERED:
+                del self._digests[next(iter(self._digests))]
+            unwanted = number in self._unwanted
+            self._unwanted.discard(number)
+            self._working_on = None
+        for digest in digests if unwanted else ():
+            self._ask(digest)
+
+    def leave(self) -> None:
+        """No more jobs will come: when the last is done, a new run need not wait any longer."""
+        with self._changed:
+            self._leaving = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):  # a disk that fails: the store may take the images
+            self._lock.take()  # a new run waits for it: this commit may be its newest checkpoint
+            sweep_temporaries(self._root)  # of a worker that was killed over its commit
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._leaving)
+                if not self._jobs:
+                    break
+                job, arena = self._jobs.popleft()
+                self._working, self._working_on = True, job.number
+            try:
+                told = self._keeper.keep(job, arena)
+            except (CheckpointError, OSError) as error:
+                told = [CommitFailed(number=job.number, error=error)]
+            self._note(job.number, told)
+            del arena  # or a dropped one would stay until the next job
+            for event in told:
+                self._done(event)  # before this counts as idle: the process may end then
+            with self._changed:
+                self._working = False
+            self._done(None)
+        self._lock.give_up()

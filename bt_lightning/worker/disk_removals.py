@@ -1,0 +1,208 @@
+"""Deletes from the disk what was asked to go and may; needs no store, and waits for none.
+
+A thread of the worker's, apart from the one that publishes: a store that is slow, hangs, refuses or
+answers rubbish must not fill the disk with what nobody wants any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.errors import CheckpointError
+from bt_lightning.localdir.atomic_directory import delete_directory, empty_trash
+from bt_lightning.localdir.event_log import note
+from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.protection import is_protected
+from bt_lightning.localdir.read_locks import evict
+from bt_lightning.localdir.removal_requests import requested_removals
+from bt_lightning.retention import Committed, removable, superseded
+from bt_lightning.store.retry import backoff
+from bt_lightning.worker.commit_lock import CommitLock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from pathlib import Path
+
+    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+SETTLE_S: Final = 60.0
+"""Longest wait of a commit for the removals that the one before it has allowed."""
+
+
+class Remover:
+    """Who deletes from one checkpoint directory. Its methods may be called by any thread."""
+
+    def __init__(
+        self,
+        root: Path,
+        pinned: Collection[str],
+        lock: CommitLock | None = None,
+        done: Callable[[], None] = lambda: None,
+        *,
+        start: bool = False,
+    ) -> None:
+        """`pinned` (digests) is what the run resumed from; `done` is called when `idle` may change.
+
+        With `start`, a thread of its own looks at each `wake`; else only `clear` does anything.
+        """
+        self._root = root
+        self._pinned = frozenset(pinned)
+        self._lock = lock if lock is not None else CommitLock(root)
+        self._done = done
+        self._sending: str | None = None
+        self._deleting = threading.Lock()
+        self._changed = threading.Condition()
+        self._failures = 0
+        self._left = False
+        self._asked = self._working = start
+        self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning removals")
+        self.error: str | None = None
+        """Why the last look did not delete all that may go."""
+        if start:
+            self._thread.start()
+
+    # the thread
+
+    @property
+    def idle(self) -> bool:
+        """Whether every look that was asked for is over."""
+        with self._changed:
+            return not self._asked and not self._working
+
+    def wake(self) -> None:
+        """Something was committed, published or asked to go: look; never waits."""
+        with self._changed:
+            self._asked = self._thread.is_alive()
+            self._changed.notify_all()
+
+    def settle(self, limit_s: float = SETTLE_S) -> None:
+        """Wait until every look that was asked for is over, but not for ever."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._asked and not self._working, limit_s)
+
+    def leave(self) -> None:
+        """Have the last look, at what was being sent too: nothing is sent after it."""
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
+        with contextlib.suppress(OSError):  # the next start tries again
+            self.clear(sent=True)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._working = False
+                self._changed.notify_all()
+            self._done()
+            with self._changed:
+                wait_s = backoff(self._failures, 1.0) if self._failures else None
+                self._changed.wait_for(lambda: self._asked or self._left, wait_s)
+                if self._left:
+                    return
+                self._asked, self._working = False, True
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self.clear()
+        except OSError as error:
+            self.error = str(error)
+        if self.error is None:
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures == 1:
+            log.warning("what may go from the disk stays for now: %s", self.error)
+            with contextlib.suppress(OSError):  # an event is no checkpoint
+                note(self._root, "removal_failed", error=self.error)
+
+    # what may go
+
+    def clear(self, *, sent: bool = False) -> int:
+        """Delete whatever was asked to go and may, and the trash; return how many went.
+
+        Nothing, while the worker of another run may commit here. With `sent`, also what is being
+        sent to the store just now: its publication is dropped.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        with self._lock.held() as mine, self._deleting:
+            if not mine:
+                return 0
+            self.error = None
+            empty_trash(self._root)
+            local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
+            wanted_gone = requested_removals(self._root) | self.superseded(local.values())
+            if not wanted_gone:
+                return 0
+            stays = self.kept(local.values()) | _newest(local.values())
+            if self._sending is not None and not sent:
+                stays.add(self._sending)
+            entries = [Committed.of(place, found.manifest) for place, found in local.items()]
+            may_go = removable(entries, wanted_gone, stays)
+            # an older generation elsewhere on disk is the user's
+            return sum(self._removed(local[e.place]) for e in may_go if e.digest in wanted_gone)
+
+    def _removed(self, found: LocalCheckpoint) -> bool:
+        """Delete one; what the disk refuses is tried again, and keeps no other from going."""
+        try:
+            return delete_directory(found.path, self._root, found.manifest.digest)
+        except (CheckpointError, OSError) as error:
+            self.error = f"{found.path} could not be deleted: {error}"
+            return False
+
+    def kept(self, local: Iterable[LocalCheckpoint]) -> set[str]:
+        """Digests of what no rule deletes, from the disk or from the store."""
+        protected = {found.manifest.digest for found in local if is_protected(found.path)}
+        return protected | self._pinned
+
+    def superseded(self, local: Iterable[LocalCheckpoint]) -> frozenset[str]:
+        """Digests of the interim checkpoints of the disk that a newer one stands in for."""
+        local = list(local)
+        if not any(found.manifest.interim for found in local):
+            return frozenset()
+        entries = [Committed.of(found.path.as_posix(), found.manifest) for found in local]
+        return superseded(entries) - self.kept(local)
+
+    @contextlib.contextmanager
+    def sending(self, manifest: Manifest) -> Iterator[None]:
+        """Let this one stay while it is sent; called by the publisher's thread.
+
+        Or a store that is slower than the saves would never have one whole.
+        """
+        self._sending = manifest.digest
+        try:
+            yield
+        finally:
+            self._sending = None
+            self.wake()
+
+    # what goes for another reason
+
+    def evict(self, path: Path) -> bool:
+        """Delete a copy of what the store has, unless somebody reads it; whether it is gone."""
+        with self._deleting:  # or it might be what lets another one go just now
+            return evict(path, self._root)
+
+    def retire(self, path: Path, digest: str) -> None:
+        """Delete a generation of which the store has a newer one."""
+        with self._deleting:
+            delete_directory(path, self._root, digest)
+
+
+def _newest(local: Iterable[LocalCheckpoint]) -> set[str]:
+    """Digests of the newest, and of the newest that can be resumed from.
+
+    They stay until a newer one is committed, though they may be unwanted by then: training may
+    always be one save ahead of the disk. So what is older than they are need not stay beside them.
+    """
+    manifests = sorted((found.manifest for found in local), key=lambda manifest: manifest.order)
+    resumable = [manifest for manifest in manifests if manifest.resumable]
+    return {each[-1].digest for each in (manifests, resumable) if each}

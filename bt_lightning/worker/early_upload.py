@@ -1,0 +1,199 @@
+"""Files that are sent to the store while they are still being written to the disk.
+
+The committer lends the bytes of an image to the publisher, and takes them back when the checkpoint
+is committed: from then on they come from its files. Taking back never waits for the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.store.transfer.file_source import FileSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.interface import Lent
+
+_PART_BYTES = 8 * 1024 * 1024
+
+
+class LentSource:
+    """The bytes of one file of a checkpoint: of an arena at first, of the disk later."""
+
+    part_bytes = _PART_BYTES
+    """Small, since what is held is a copy."""
+
+    def __init__(self, image: memoryview, entry: FileEntry) -> None:
+        """`image` is of the arena's mapping, and is let go by `take_back`."""
+        self._entry = entry
+        self._image: memoryview | None = image
+        self._file: FileSource | None = None
+        self._readers = 0
+        self._settled = False
+        self._closed = False
+        self._changed = threading.Condition()
+        self._local = threading.local()
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._entry.size
+
+    @property
+    def digest(self) -> str:
+        """XXH3-128 of the bytes."""
+        return self._entry.xxh3_128
+
+    @property
+    def entry(self) -> FileEntry:
+        """What the manifest will say of the file."""
+        return self._entry
+
+    @contextlib.contextmanager
+    def hold(self, offset: int, size: int) -> Iterator[memoryview]:
+        """Copy the bytes out of the arena, or hold those of the file.
+
+        Raises `CheckpointNotFoundError` if the commit failed, and there will be no such file.
+        """
+        with self.image() as image:
+            copy = None if image is None else self._copy(image[offset : offset + size])
+        if copy is not None:
+            yield copy
+        else:
+            with self.file().hold(offset, size) as view:
+                yield view
+
+    @contextlib.contextmanager
+    def lend(self, offset: int, size: int) -> Iterator[Lent]:
+        """Look into the arena; once it is taken back, into the file, verified by its blocks."""
+        with contextlib.ExitStack() as until_then:
+            yield _Range(self, offset, size, until_then)
+
+    @contextlib.contextmanager
+    def image(self) -> Iterator[memoryview | None]:
+        """The bytes in the arena, which waits as long; None if it was taken back."""
+        with self._changed:
+            image = self._image
+            self._readers += image is not None
+        try:
+            yield image
+        finally:
+            with self._changed:
+                self._readers -= image is not None
+                self._changed.notify_all()
+
+    def file(self) -> FileSource:
+        """The committed file, once the arena was taken back."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._settled)  # for those who still look, no longer
+            file = self._file
+        if file is None:
+            msg = f"{self._entry.path} was given up before it was sent"
+            raise CheckpointNotFoundError(msg)
+        return file
+
+    def _copy(self, data: memoryview) -> memoryview:
+        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < len(data):
+            buffer = self._local.buffer = bytearray(len(data))
+        view = memoryview(buffer)[: len(data)]
+        view[:] = data
+        return view
+
+    def take_back(self, file: Path | None) -> None:
+        """Read from `file` from now on; the arena is not looked at again when this returns."""
+        found = None
+        if file is not None:
+            with contextlib.suppress(OSError):  # it is gone again: this publication is, too
+                found = FileSource(file, self._entry)
+        with self._changed:
+            self._image = None
+            self._changed.wait_for(lambda: not self._readers)
+            self._file, found = (None, found) if self._closed else (found, None)
+            self._settled = True
+            self._changed.notify_all()
+        if found is not None:
+            found.close()
+
+    def close(self) -> None:
+        """No thread will hold any bytes any more."""
+        with self._changed:
+            self._closed = True
+            file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+class _Range:
+    """What is lent of one source to one thread."""
+
+    def __init__(
+        self, source: LentSource, offset: int, size: int, until_then: contextlib.ExitStack
+    ) -> None:
+        self.size = size
+        self._source = source
+        self._offset = offset
+        self._until_then = until_then
+        self._file: Lent | None = None
+
+    @contextlib.contextmanager
+    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+        with self._source.image() as image:
+            if image is not None:
+                yield image[self._offset + start : self._offset + stop]
+                return
+        if self._file is None:
+            lent = self._source.file().lend(self._offset, self.size)
+            self._file = self._until_then.enter_context(lent)
+        with self._file.look(start, stop) as view:
+            yield view
+
+
+class Offer:
+    """A checkpoint whose files may be sent before it is committed."""
+
+    def __init__(self, checkpoint_id: str, generation: int) -> None:
+        self.checkpoint_id = checkpoint_id
+        self.generation = generation
+        self._waiting: dict[str, LentSource] = {}
+        self._sending: dict[str, LentSource] = {}
+        self._over = False
+        self._lock = threading.Lock()
+
+    @property
+    def over(self) -> bool:
+        """Whether the commit has come to an end, good or bad."""
+        with self._lock:
+            return self._over
+
+    def add(self, path: str, source: LentSource) -> None:
+        """Lend one more file; called by the committer, before `take_back`."""
+        with self._lock:
+            self._waiting[path] = source
+
+    def take(self) -> LentSource | None:
+        """The next file that may be sent; None if there is none now, or the commit has ended.
+
+        Called by the publisher, which closes each source when it is done with it.
+        """
+        with self._lock:
+            if self._over or not self._waiting:
+                return None
+            path = next(iter(self._waiting))
+            self._sending[path] = self._waiting.pop(path)
+            return self._sending[path]
+
+    def take_back(self, final: Path | None) -> None:
+        """The checkpoint is committed at `final`, or will never be; called by the committer."""
+        with self._lock:
+            self._over = True
+        for source in self._waiting.values():
+            source.take_back(None)
+        for path, source in self._sending.items():
+            source.take_back(None if final is None else final / path)

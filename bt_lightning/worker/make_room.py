@@ -1,0 +1,143 @@
+"""Room on the disk for one more checkpoint, made by deleting what the store has as well.
+
+What may go from the disk anyhow goes first, on the caller's thread: that needs no store. All else
+is done by the publisher's thread, between two of its units: it alone knows the store, and has the
+lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
+from bt_lightning.localdir.atomic_directory import delete_directory
+from bt_lightning.localdir.disk_space import measure
+from bt_lightning.worker.eviction import Eviction, evict
+from bt_lightning.worker_messages import Room
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from bt_lightning.localdir.disk_space import Disk
+    from bt_lightning.manifest import Manifest
+    from bt_lightning.store.transfer.file_source import DescribedSource
+    from bt_lightning.worker.disk_removals import Remover
+    from bt_lightning.worker.publisher_thread import Publisher
+
+
+class RoomMaker:
+    """Makes room in one checkpoint directory; used by the committer and by the worker's loop."""
+
+    def __init__(
+        self,
+        root: Path,
+        budget: int | None,
+        publisher: Callable[[], Publisher | None],
+        remover: Callable[[], Remover | None] = lambda: None,
+        *,
+        has_store: bool,
+    ) -> None:
+        """`publisher` and `remover` give None as long as nothing may be deleted."""
+        self._has_store = has_store
+        self._root = root
+        self._budget = budget
+        self._publisher = publisher
+        self._remover = remover
+
+    def measure(self) -> Disk:
+        """Look at the disk."""
+        return measure(self._root, self._budget)
+
+    def stored(self, checkpoint_id: str) -> Manifest | None:
+        """The newest generation of an id that the store is known to hold."""
+        publisher = self._publisher()
+        return publisher.newest(checkpoint_id) if publisher is not None else None
+
+    def stream(
+        self, describe: Callable[[int], Manifest], sources: Mapping[str, DescribedSource]
+    ) -> Manifest:
+        """Commit in the store, as `SparingDuties.stream`.
+
+        Raises:
+            StoreError: it cannot be used, or refuses.
+            CheckpointExistsError: somebody else committed it just now.
+        """
+        return self.publisher().perform(lambda duties: duties.stream(describe, sources))
+
+    def publisher(self) -> Publisher:
+        """Who commits in the store.
+
+        Raises:
+            StoreError: nobody can, or the store has just refused something.
+        """
+        publisher = self._publisher()
+        if publisher is None or not self._has_store:
+            msg = "there is no store" if publisher is not None else "nothing is published yet"
+            raise StorePermanentError(msg)
+        if (refusal := publisher.refusal) is not None:
+            raise StoreTransientError(refusal)
+        return publisher
+
+    def make(
+        self, size: int, checkpoint_id: str, *, more: bool = False, send: bool = False
+    ) -> Room:
+        """Have room for `size` bytes: delete what may go, then evict, as far as it is needed.
+
+        With `more`, the disk refused although there seemed to be room: evict one at least. With
+        `send`, what waits for the store is sent until it may go: for who has no other way.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        disk = self.measure()
+        if disk.room >= size and not more:
+            return Room(fits=True)
+        if self._cleared(size, more=more):
+            return Room(fits=True)
+        publisher = self._publisher()
+        evicted: list[str] = []
+        why = "nothing may be deleted before the run has begun"
+        if publisher is not None:
+            now = publisher.publish_now if send and self._has_store else None
+            plan = Eviction(
+                self._root, self._budget, size, checkpoint_id, evicted, more=more, send=now
+            )
+            try:
+                why = publisher.perform(lambda duties: evict(duties, plan, publisher.refusal))
+            except (CheckpointError, OSError) as error:
+                why = str(error)
+        disk = self.measure()
+        fits = disk.room >= size and (bool(evicted) or not more)
+        says = f"it needs {size:,} bytes, and {disk.describe()}; {why}"
+        return Room(fits=fits, evicted=tuple(evicted), says="" if fits else says)
+
+    def _cleared(self, size: int, *, more: bool) -> bool:
+        """Delete what may go anyhow, what is being sent last; whether there is room then.
+
+        With `more`, only if something went.
+        """
+        remover = self._remover()
+        for sent in (False, True):
+            went = 0
+            if remover is not None:
+                with contextlib.suppress(OSError):  # then it is written, or refused, all the same
+                    went = remover.clear(sent=sent)
+            if self.measure().room >= size and (went or not more):
+                return True
+        return False
+
+    def settle(self) -> None:
+        """Wait for the removals that were allowed so far."""
+        remover = self._remover()
+        if remover is not None:
+            remover.settle()
+
+    def retire(self, path: Path, digest: str) -> None:
+        """Delete a generation of which the store has a newer one."""
+        remover = self._remover()
+        if remover is not None:
+            remover.retire(path, digest)
+        else:
+            delete_directory(path, self._root, digest)

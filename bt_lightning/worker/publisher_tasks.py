@@ -1,0 +1,343 @@
+"""What the worker does, one unit at a time; what is left to do is read off the disk and the store.
+
+Nothing here is remembered that a restart would need: the outbox is what is committed on the disk
+and not in the store, and removal requests lie on the disk, as does what was sent of it. Nothing is
+written to the store without the lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    StoreError,
+)
+from bt_lightning.layout import MARKER, part_name, store_folder, under
+from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, list_committed
+from bt_lightning.localdir.publisher_id import owner_of
+from bt_lightning.localdir.removal_requests import (
+    forget_removal,
+    request_removal,
+    requested_removals,
+)
+from bt_lightning.localdir.upload_status import UploadMeter
+from bt_lightning.manifest import Manifest
+from bt_lightning.retention import Committed, removable
+from bt_lightning.store.catalog import removal_requests
+from bt_lightning.store.catalog.listing import Listing, look
+from bt_lightning.store.lease import Lease
+from bt_lightning.store.transfer.publish import Base, Tenure, publish, send_ahead
+from bt_lightning.store.transfer.sent_files import Sent
+from bt_lightning.store.transfer.unpublish import give_up_uploads, unpublish
+from bt_lightning.worker.disk_removals import Remover
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from bt_lightning.store.interface import Store
+    from bt_lightning.worker.early_upload import Offer
+    from bt_lightning.worker.job_files import LooseFiles
+
+
+class Duties:
+    """Publishing and deleting for one checkpoint directory and one part of a store."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: Store | None,
+        prefix: str,
+        pinned: Collection[str],
+        *,
+        check: Callable[[], None] = lambda: None,
+        files: LooseFiles | None = None,
+        remover: Remover | None = None,
+    ) -> None:
+        """`remover` deletes from the disk; it heeds `pinned` as well.
+
+        `check` is called between two files; what it raises ends the unit, for others to do.
+        `files` are those that belong to no checkpoint, if they are to be sent; none without a
+        store.
+        """
+        self._root = root
+        self._store = store
+        self._prefix = prefix
+        self._remover = Remover(root, pinned) if remover is None else remover
+        self._check = check
+        self.files = files
+        self._loose: dict[str, int] = {}
+        """Files of the store that belong to no checkpoint, as of the last look at it."""
+        self._unreadable: frozenset[str] = frozenset()
+        """Folders of the store whose manifest cannot be read."""
+        self._stored: dict[str, Manifest] | None = None
+        self._damaged: set[str] = set()
+        self._begun: dict[str, Offer | None] = {}
+        """Folders with files of what may never be published; None for what an earlier try sent."""
+        self._held: Tenure | None = None
+        self._newest: dict[str, Manifest] = {}
+        """By id; kept when the store is looked at again, as it may not answer."""
+        self._meter = UploadMeter(root)
+        self.complaints: list[str] = []
+        """What was found damaged since the reader last emptied it."""
+
+    def forget(self) -> None:
+        """Trust nothing known of the store; look again before the next unit."""
+        self._stored = None
+        if self.files is not None:
+            self.files.forget()
+
+    def leave(self) -> None:
+        """Let another process write to the store at once; the last thing that is done."""
+        if self._held is not None:
+            self._held.lease.release()
+
+    def hand_over(self) -> None:
+        """Let another process of this directory go on; what is known of the store is forgotten."""
+        if self._held is not None:
+            self._held.lease.hand_over()
+        self._held = None
+        self.forget()
+        self._begun.clear()
+
+    def send_ahead(self, offer: Offer) -> None:
+        """Send what is lent of a checkpoint that is being committed.
+
+        Raises:
+            StoreError: the store refused; what was sent is sent again after the commit.
+        """
+        if self._store is None or not self._store.distant:
+            return
+        stored = self._known_store(self._store)
+        folder = store_folder(offer.checkpoint_id, offer.generation)
+        if folder in stored:
+            return  # the publication will take another
+        if self._begun.get(folder) is None:
+            self._begun[folder] = offer
+        base, place = self._base(stored), under(self._prefix, folder)
+        while (source := offer.take()) is not None:
+            try:
+                send_ahead(self._store, place, source, base, self._tenure)
+            except CheckpointNotFoundError:
+                return  # the commit failed
+            finally:
+                source.close()
+
+    def outbox(self) -> list[LocalCheckpoint]:
+        """Committed here and not in the store, newest first; what would go there is left out."""
+        if self._store is None:
+            return []
+        local = list_committed(self._root).found
+        stored = list((self._stored or {}).items())  # another thread may be adding to it
+        published = {manifest.digest for _, manifest in stored}
+        requested = requested_removals(self._root) | self._remover.superseded(local)
+        wanted = [found for found in local if found.manifest.digest not in requested] or local
+        unsent = {f.path.as_posix(): f for f in wanted if f.manifest.digest not in published}
+        sent = [Committed.of(folder, manifest) for folder, manifest in stored]
+        entries = [Committed.of(place, found.manifest) for place, found in unsent.items()]
+        for entry in removable(sent + entries, requested, self._remover.kept(local)):
+            unsent.pop(entry.place, None)  # or it would be sent, deleted, and sent again
+        return [f for f in unsent.values() if f.manifest.digest not in self._damaged]
+
+    def publish_next(self) -> LocalCheckpoint | None:
+        """Publish the newest checkpoint of the outbox; None if it is empty.
+
+        Raises:
+            StoreError: the store refused; what it holds is looked up again before the next try.
+            OSError: the disk does not give what waits.
+        """
+        if self._store is None:
+            return None
+        stored = self._known_store(self._store)
+        outbox = self.outbox()
+        failed: OSError | None = None
+        for behind, found in zip(reversed(range(len(outbox))), outbox, strict=True):
+            manifest = found.manifest
+            self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
+            try:
+                with self._remover.sending(manifest):
+                    folder = publish(
+                        self._store,
+                        self._prefix,
+                        found,
+                        base=self._base(stored),
+                        tenure=self._tenure,
+                    )
+            except (CheckpointNotFoundError, CheckpointExistsError):
+                # replaced here, or taken there, meanwhile: the next look sees which
+                self._begun[store_folder(manifest.checkpoint_id, manifest.generation)] = None
+                continue
+            except CheckpointCorruptError as error:
+                self._damaged.add(found.manifest.digest)  # must not stand before the whole ones
+                self.complaints.append(str(error))
+                continue
+            except StoreError as error:
+                self._meter.end(str(error))
+                raise
+            except OSError as error:  # of the disk: another one may be read
+                failed = error
+                continue
+            self._meter.end()
+            self._add(stored, folder, found.manifest)
+            return found
+        if outbox:
+            self._meter.end(str(failed or ""))
+        if failed is not None:
+            raise failed
+        return None
+
+    def send_files(self, go_on: Callable[[], bool]) -> bool:
+        """Send files that belong to no checkpoint, for a while; return whether there are more.
+
+        Raises:
+            StoreError: the store refused.
+        """
+        if self.files is None or self._store is None or not self.files.ready:
+            return False
+        stored = self._known_store(self._store)
+        self.files.begin(self._store, self._prefix, self._loose)
+        checkpoints = {*stored, *self._unreadable, *self._begun}
+        lease = self._tenure.lease
+        return self.files.send(self._store, self._prefix, lease, checkpoints, go_on)
+
+    def delete_begun(self) -> None:
+        """Delete what was sent of checkpoints that did not come, or are not wanted any more."""
+        ended = [folder for folder, offer in self._begun.items() if offer is None or offer.over]
+        if self._store is None or not ended:
+            return
+        stored = self._known_store(self._store)
+        waiting = self._waiting()
+        for folder in ended:
+            if folder not in waiting:
+                if folder not in stored:
+                    self._unpublish(self._store, folder)
+                del self._begun[folder]
+
+    def _add(self, stored: dict[str, Manifest], folder: str, manifest: Manifest) -> None:
+        stored[folder] = manifest
+        known = self._newest.get(manifest.checkpoint_id)
+        if known is None or known.order < manifest.order:
+            self._newest[manifest.checkpoint_id] = manifest
+
+    def _drop(self, stored: dict[str, Manifest], entry: Committed) -> None:
+        """The store has it no more: nothing is remembered of an id that is gone."""
+        del stored[entry.place]
+        self._newest.pop(entry.checkpoint_id, None)
+        for folder, manifest in stored.items():
+            if manifest.checkpoint_id == entry.checkpoint_id:
+                self._add(stored, folder, manifest)
+
+    def _unsent_files(self) -> list[str]:
+        return self.files.unsent() if self.files is not None else []
+
+    def _waiting(self) -> dict[str, LocalCheckpoint]:
+        """The outbox by the folders that its checkpoints will have."""
+        return {
+            store_folder(found.manifest.checkpoint_id, found.manifest.generation): found
+            for found in self.outbox()
+        }
+
+    def _unpublish(self, store: Store, folder: str, keep: Collection[str] = ()) -> bool:
+        self._tenure.lease.confirm()
+        if not keep:
+            self._tenure.sent.drop(under(self._prefix, folder))
+        return unpublish(store, self._prefix, folder, keep)
+
+    def _base(self, stored: dict[str, Manifest]) -> Base | None:
+        """The newest of the store: most of what did not change since is in it."""
+        if not stored:
+            return None
+        folder, manifest = max(stored.items(), key=lambda item: item[1].order)
+        return Base(under(self._prefix, folder), manifest)
+
+    def delete_local(self) -> None:
+        """Delete from the disk whatever was asked to go and may; needs no store."""
+        self._remover.clear()
+
+    def delete_stored(self) -> None:
+        """Delete from the store whatever may go there, and drop the requests that are done.
+
+        What was asked for in the store, from wherever, is taken over first: disk and store alike.
+        """
+        if self._store is not None:
+            self._known_store(self._store)
+            self._take_requests(self._store)
+        requested = requested_removals(self._root)
+        local = list_committed(self._root)[0]
+        left = {found.manifest.digest for found in local}
+        if self._store is not None:
+            stored = self._known_store(self._store)
+            entries = [Committed.of(folder, manifest) for folder, manifest in stored.items()]
+            for entry in removable(entries, requested, self._remover.kept(local)):
+                if self._unpublish(self._store, entry.place):  # what is protected stays
+                    self._drop(stored, entry)
+            left |= {manifest.digest for manifest in stored.values()}
+        for digest in requested - left:
+            forget_removal(self._root, digest)
+
+    def _take_requests(self, store: Store) -> None:
+        asked = removal_requests.requested_removals(store, self._prefix)
+        for digest in asked:
+            request_removal(self._root, digest)
+            self._remover.wake()
+        removal_requests.forget_removals(store, self._prefix, asked)
+
+    @property
+    def _tenure(self) -> Tenure:
+        assert self._held is not None, "nothing is done to a store before the first look at it"
+        return self._held
+
+    def _known_store(self, store: Store) -> dict[str, Manifest]:
+        """What the store holds; the first look takes the lease, and sweeps what dead ones left.
+
+        Raises:
+            LeaseHeldError: another process publishes there.
+        """
+        if self._stored is None:
+            if self._held is None:
+                self._held = Tenure(
+                    Lease(store, self._prefix, owner_of(self._root)),
+                    Sent(self._root, f"{store.name}/{self._prefix}"),
+                    self._meter.add,
+                    self._check,
+                )
+            lease, sent = self._held.lease, self._held.sent
+            lease.take()
+            sent.pass_on(lease.before, lease.token)
+            listing = look(store, self._prefix)
+            stored: dict[str, Manifest] = {}
+            for folder, data in listing.committed.items():
+                with contextlib.suppress(CheckpointCorruptError):
+                    # not ours to judge: it is neither offered, nor replaced, nor deleted
+                    self._add(stored, folder, Manifest.from_bytes(data, f"{store.name}/{folder}"))
+            self._stored = stored
+            self._unreadable = frozenset(listing.committed.keys() - stored.keys())
+            self._loose = listing.loose()
+            self._sweep(store, listing)
+        return self._stored
+
+    def _sweep(self, store: Store, listing: Listing) -> None:
+        """Delete what is nobody's; what the outbox will go on with stays."""
+        waiting = self._waiting()
+        for folder in listing.unfinished - listing.committed.keys():
+            wanted = folder in waiting or folder in self._begun
+            keep = self._tenure.sent.under(under(self._prefix, folder)) if wanted else ()
+            self._unpublish(store, folder, keep)
+            if keep:
+                self._begun.setdefault(folder, None)
+        for folder in sorted(listing.unfinished & listing.committed.keys()):
+            base = under(self._prefix, folder)  # the marker, whole or half written, of a dead one
+            store.delete([under(base, MARKER), under(base, part_name(MARKER))])
+        give_up_uploads(
+            store,
+            self._prefix,
+            {
+                under(self._prefix, f"{folder}/{entry.path}")
+                for folder, found in waiting.items()
+                for entry in found.manifest.files
+            }.union(under(self._prefix, path) for path in self._unsent_files()),
+        )

@@ -1,0 +1,118 @@
+"""The duties of a worker whose disk may be too small: copies make room, and images are streamed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanentError
+from bt_lightning.localdir.atomic_directory import make_trash
+from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.newest_in_store import note_away
+from bt_lightning.localdir.removal_requests import make_requests
+from bt_lightning.retention import Committed, evictable
+from bt_lightning.store.transfer.publish import Content, folder_for, is_published, publish_sources
+from bt_lightning.worker.publisher_tasks import Duties
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.manifest import Manifest
+    from bt_lightning.store.transfer.file_source import DescribedSource
+    from bt_lightning.worker.disk_removals import Remover
+
+
+class SparingDuties(Duties):
+    """Called by the publisher's thread, except where it says otherwise."""
+
+    def prepare(self) -> None:
+        """Have what deleting needs, before the disk is full."""
+        make_trash(self._root)
+        make_requests(self._root)
+
+    @property
+    def remover(self) -> Remover:
+        """Who deletes from the disk."""
+        return self._remover
+
+    def newest(self, checkpoint_id: str) -> Manifest | None:
+        """The newest generation of an id that the store is known to hold; by any thread."""
+        return self._newest.get(checkpoint_id)
+
+    def evictable(self) -> list[LocalCheckpoint]:
+        """Whose copies here may go since the store has them, so far as is known: oldest first.
+
+        Raises:
+            StoreError: the store refused to say what it has.
+        """
+        if self._store is None:
+            return []
+        stored = {manifest.digest for manifest in self._known_store(self._store).values()}
+        local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
+        entries = [Committed.of(place, found.manifest) for place, found in local.items()]
+        chosen = evictable(entries, stored, self._remover.kept(local.values()))
+        return [local[entry.place] for entry in chosen]
+
+    def is_stored(self, manifest: Manifest) -> bool:
+        """Ask the store whether it has that checkpoint, and whether we have the lease then.
+
+        Raises:
+            StoreError: the store refused, or the lease is another's.
+        """
+        if self._store is None:
+            return False
+        known = self._known_store(self._store).items()
+        folders = [folder for folder, other in known if other.digest == manifest.digest]
+        there = any(is_published(self._store, self._prefix, f, manifest) for f in folders)
+        self._tenure.lease.confirm()
+        return there
+
+    def kept_here(self) -> int:
+        """How many checkpoints on the disk no rule deletes."""
+        local = list_committed(self._root)[0]
+        kept = self._remover.kept(local)
+        return sum(found.manifest.digest in kept for found in local)
+
+    def stream(
+        self, describe: Callable[[int], Manifest], sources: Mapping[str, DescribedSource]
+    ) -> Manifest:
+        """Commit in the store what the disk has no room for; what was committed before is found.
+
+        `describe` makes the manifest, of a generation that is greater than the one it is given.
+
+        Raises:
+            StoreError: the store refused, or there is none; nothing is committed.
+            CheckpointExistsError: somebody else committed it just now.
+        """
+        if self._store is None:
+            msg = "there is no store that it could be sent to"
+            raise StorePermanentError(msg)
+        stored = self._known_store(self._store)
+        manifest = describe(0)
+        known = self._newest.get(manifest.checkpoint_id)
+        if known is not None and known.created_at == manifest.created_at:
+            return known
+        if known is not None:
+            manifest = describe(known.generation)
+        self._begun[folder_for(self._store, self._prefix, manifest)[0]] = None
+        behind = 0
+        with contextlib.suppress(OSError):  # a disk that fails is why it is streamed
+            behind = len(self.outbox())
+        self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
+        try:
+            folder = publish_sources(
+                self._store,
+                self._prefix,
+                Content(manifest, sources),
+                base=self._base(stored),
+                tenure=self._tenure,
+            )
+        except (StoreError, CheckpointExistsError) as error:
+            self._meter.end(str(error))
+            raise
+        self._meter.end()
+        self._add(stored, folder, manifest)
+        with contextlib.suppress(OSError):  # it is committed all the same
+            note_away(self._root, manifest)
+        return manifest

@@ -1,0 +1,110 @@
+"""What the worker answers when it is asked at the start of a run, or before a direct save."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bt_lightning.errors import CheckpointError, StoreError, StorePermanentError
+from bt_lightning.layout import DOT_DIR, check_checkpoint_id
+from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.interface import Sending
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.retry import RetryingStore
+from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.transfer.download import check_room, verify
+from bt_lightning.store.transfer.fetch import bring
+from bt_lightning.store.transfer.sent_files import uploads_folder
+from bt_lightning.worker_messages import (
+    Answer,
+    CheckStore,
+    Fetch,
+    ListStore,
+    MakeRoom,
+    StoredCheckpoint,
+    Verify,
+    WorkerConfig,
+)
+
+if TYPE_CHECKING:
+    from bt_lightning.store.interface import Store
+    from bt_lightning.worker.make_room import RoomMaker
+
+Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
+
+_PROBES = 8
+
+
+class Answers:
+    """Called by the worker's loop, which waits for each."""
+
+    def __init__(self, config: WorkerConfig, room: RoomMaker) -> None:
+        self._config = config
+        self._root = Path(config.root)
+        self._room = room
+        self._store: Store | None = None
+
+    def answer(self, question: Question) -> Answer:
+        """The answer, or what stands in its way."""
+        try:
+            match question:
+                case CheckStore():
+                    self._check()
+                    return Answer(None)
+                case ListStore():
+                    return Answer(self._list())
+                case Fetch(folder, target):
+                    return Answer(self._fetch(folder, target))
+                case Verify(folder):
+                    verify(self._place(folder))
+                    return Answer(None)
+                case MakeRoom(size, checkpoint_id):
+                    return Answer(self._room.make(size, checkpoint_id, send=True))
+        except (CheckpointError, OSError) as error:
+            return Answer(None, error)
+
+    def open(self) -> Store:
+        """The store; each call to it is tried once."""
+        if self._store is None:
+            self._store = open_store(
+                self._config.store_url or "",
+                self._config.storage_options,
+                uploads_folder(self._root),
+                Sending(bytes_s=self._config.upload_bytes_s, content_md5=self._config.content_md5),
+            )
+        return self._store
+
+    def _check(self) -> None:
+        """Write, read and delete: what every publish will need."""
+        store = RetryingStore(self.open(), tries=2)
+        key = f"{self._config.prefix}/{DOT_DIR}-probe"  # one name: a killed check leaves no trail
+        try:
+            for _ in range(_PROBES):
+                store.put_new(key, b"probe")
+                found = store.read(key)
+                if found is not None:
+                    break  # else another process's check took it away: they share the name
+            if found != b"probe":
+                msg = f"{store.name} does not give back what was written to it"
+                raise StorePermanentError(msg)
+        finally:
+            with contextlib.suppress(StoreError):
+                store.delete([key])
+
+    def _list(self) -> list[StoredCheckpoint]:
+        listing = look(RetryingStore(self.open()), self._config.prefix)
+        return [
+            StoredCheckpoint(folder=folder, manifest=data)
+            for folder, data in listing.committed.items()
+        ]
+
+    def _fetch(self, folder: str, target: str) -> str:
+        final = self._root / check_checkpoint_id(target)
+        place = self._place(folder)
+        check_room(place, self._room.measure())
+        bring(place, self._root, final)
+        return str(final)
+
+    def _place(self, folder: str) -> StorePlace:
+        return StorePlace(RetryingStore(self.open()), self._config.prefix, folder)
