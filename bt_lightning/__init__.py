@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.callback import BTLightning
     from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
     from bt_lightning.lightning_plugin.model_checkpoint import BTModelCheckpoint
-    from bt_lightning.lightning_plugin.path import resume_path
+    from bt_lightning.session.resume_path import resume_path
 
 __version__ = "0.1.0"
 

@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.callback import BTLightning
-from bt_lightning.lightning_plugin.meeting import from_zero
 from bt_lightning.lightning_plugin.model_checkpoint_paths import place
 from bt_lightning.lightning_plugin.strategy_check import goes_around
+from bt_lightning.session.ranks import from_zero
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

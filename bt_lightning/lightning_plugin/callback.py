@@ -18,16 +18,12 @@ from bt_lightning.lightning_plugin.compat_config import teach_saved_config
 from bt_lightning.lightning_plugin.compat_resume import note_selections
 from bt_lightning.lightning_plugin.deferred_saves import rescue
 from bt_lightning.lightning_plugin.exact_resume import Exactness
-from bt_lightning.lightning_plugin.hf import serving_files
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
-from bt_lightning.lightning_plugin.meeting import convene, from_slow_zero, from_zero
 from bt_lightning.lightning_plugin.mismatch_errors import noted
 from bt_lightning.lightning_plugin.model_checkpoint_paths import adopt, place
-from bt_lightning.lightning_plugin.options import Options
 from bt_lightning.lightning_plugin.resume import arrange, forget
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.save_boundary import Boundary
-from bt_lightning.lightning_plugin.session import Resume  # noqa: TC001
 from bt_lightning.lightning_plugin.strategy_check import refuse_strategy
 from bt_lightning.lightning_plugin.trainer_checks import (
     refuse_names,
@@ -35,7 +31,11 @@ from bt_lightning.lightning_plugin.trainer_checks import (
     warn_of_no_saves,
 )
 from bt_lightning.lightning_plugin.weight_change_watch import open_saves, remove
-from bt_lightning.lightning_plugin.writing import Writing
+from bt_lightning.session.options import Options
+from bt_lightning.session.rank_session import Writing
+from bt_lightning.session.ranks import convene, from_slow_zero, from_zero
+from bt_lightning.session.serving_files import serving_files
+from bt_lightning.session.writer_session import Resume  # noqa: TC001
 from bt_lightning.snapshot.save_record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
 from bt_lightning.worker.worker_handle import ever
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from bt_lightning.lightning_plugin.model_checkpoint_paths import Placement
-    from bt_lightning.lightning_plugin.sight import Chosen
+    from bt_lightning.session.shared_directory_check import Chosen
 
 note_selections()
 

@@ -15,24 +15,26 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
 )
 from bt_lightning.layout import WEIGHTS, check_checkpoint_id
-from bt_lightning.lightning_plugin.at_url import remove_at, save_at
-from bt_lightning.lightning_plugin.bt_source import BtSource, source_of
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.compat_loggers import teach_loggers
 from bt_lightning.lightning_plugin.compat_taught import (
     teach_file_exists,
     teach_load_from_checkpoint,
 )
-from bt_lightning.lightning_plugin.facts import EPOCHS, STEPS, first_count, versions
-from bt_lightning.lightning_plugin.hf import ServingFiles
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     CheckpointIO,
     TorchCheckpointIO,
     accept_in_both,
     attribute_dicts,
 )
-from bt_lightning.lightning_plugin.needs import needs
-from bt_lightning.lightning_plugin.places import (
+from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.disk_space import planned
+from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.protection import is_protected
+from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.restore.load import load, load_file
+from bt_lightning.session.checkpoint_paths import (
     downloaded,
     is_committed,
     is_temporary,
@@ -42,13 +44,11 @@ from bt_lightning.lightning_plugin.places import (
     stored_place,
     unwritten,
 )
-from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
-from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.disk_space import planned
-from bt_lightning.localdir.local_checkpoints import read_manifest
-from bt_lightning.localdir.protection import is_protected
-from bt_lightning.manifest import FileEntry, Manifest
-from bt_lightning.restore.load import load, load_file
+from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, versions
+from bt_lightning.session.restart_needs import needs
+from bt_lightning.session.serving_files import ServingFiles
+from bt_lightning.session.store_paths import BtSource, source_of
+from bt_lightning.session.url_checkpoints import remove_at, save_at
 from bt_lightning.settings import torch_weights_only
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.state_files import Memory, Snapshot, take

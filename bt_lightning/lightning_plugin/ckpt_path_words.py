@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin.compat_taught import teach_words
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
-from bt_lightning.lightning_plugin.meeting import from_zero
 from bt_lightning.lightning_plugin.model_checkpoint_paths import writers
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_away
+from bt_lightning.session.ranks import from_zero
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.meeting import from_zero
+from bt_lightning.session.ranks import from_zero
 
 if TYPE_CHECKING:
     from collections.abc import Callable

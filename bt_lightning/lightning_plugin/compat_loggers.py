@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from bt_lightning.layout import MANIFEST
-from bt_lightning.lightning_plugin.bt_source import source_of
-from bt_lightning.lightning_plugin.places import is_url
 from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.session.checkpoint_paths import is_url
+from bt_lightning.session.store_paths import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

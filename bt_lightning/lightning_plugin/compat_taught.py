@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
-from bt_lightning.lightning_plugin.meeting import from_zero
+from bt_lightning.session.ranks import from_zero
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

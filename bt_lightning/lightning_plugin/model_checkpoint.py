@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from typing_extensions import override
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.lightning_plugin.arguments import duration
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import ModelCheckpoint
+from bt_lightning.session.argument_checks import duration
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin.deferred_saves import Deferral
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
-from bt_lightning.lightning_plugin.meeting import from_zero
-from bt_lightning.lightning_plugin.places import is_url
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
 from bt_lightning.lightning_plugin.save_last_link import LinkOrSave
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root
+from bt_lightning.session.checkpoint_paths import is_url
+from bt_lightning.session.ranks import from_zero
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from bt_lightning.lightning_plugin.options import Options
+    from bt_lightning.session.options import Options
 
 NAME = "checkpoint-{step}"
 """What Baseten and HF call a checkpoint; the same words in every tool."""

@@ -13,14 +13,14 @@ from bt_lightning.lightning_plugin.mismatch_errors import (
     explain_weights,
     forget_misfits,
 )
-from bt_lightning.lightning_plugin.sight import see_alike
+from bt_lightning.session.shared_directory_check import see_alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lightning.pytorch import LightningModule, Trainer
 
-    from bt_lightning.lightning_plugin.sight import Chosen
+    from bt_lightning.session.shared_directory_check import Chosen
 
 log = logging.getLogger(__name__)
 

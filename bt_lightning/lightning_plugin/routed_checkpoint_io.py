@@ -15,24 +15,24 @@ from bt_lightning.errors import (
     InvalidSettingError,
 )
 from bt_lightning.layout import check_checkpoint_id
-from bt_lightning.lightning_plugin.bt_source import remember
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     CheckpointIO,
     accept_in_both,
 )
-from bt_lightning.lightning_plugin.meeting import from_zero
-from bt_lightning.lightning_plugin.places import (
+from bt_lightning.localdir.atomic_directory import delete_directory
+from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.restore.live_objects import Held
+from bt_lightning.session.checkpoint_paths import (
     is_committed,
     is_url,
     local_path,
     place_of_url,
 )
-from bt_lightning.lightning_plugin.sight import Chosen
-from bt_lightning.localdir.atomic_directory import delete_directory
-from bt_lightning.localdir.local_checkpoints import read_manifest
-from bt_lightning.restore.live_objects import Held
+from bt_lightning.session.ranks import from_zero
+from bt_lightning.session.shared_directory_check import Chosen
+from bt_lightning.session.store_paths import remember
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-    from bt_lightning.lightning_plugin.bt_source import BtSource, Pin
-    from bt_lightning.lightning_plugin.saves import Saves
     from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load import MapLocation
+    from bt_lightning.session.saves import Saves
+    from bt_lightning.session.store_paths import BtSource, Pin
 
 _OWN = frozenset({"inner", "away", "ours", "root", "weights_only", "_hooks"})
 _FOREIGN = re.compile(r"hpc_ckpt_\d+\.ckpt")

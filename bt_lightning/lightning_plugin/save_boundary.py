@@ -18,23 +18,23 @@ from typing_extensions import override
 
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.lightning_plugin import compat, compat_signals
-from bt_lightning.lightning_plugin.fit_ranks import Company
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Checkpoint
-from bt_lightning.lightning_plugin.pace import Pace
 from bt_lightning.lightning_plugin.signals import Signals, Told
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 from bt_lightning.localdir.event_log import note
 from bt_lightning.preemption import ASSUMED_GRACE_S, Situation, Word, judge, rest_s
 from bt_lightning.rank_protocol import VALIDATED, Position, Wish
+from bt_lightning.session.fit_ranks import Company
+from bt_lightning.session.save_schedule import Pace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning.pytorch import LightningModule, Trainer
 
-    from bt_lightning.lightning_plugin.agreement import Alone, Together
-    from bt_lightning.lightning_plugin.options import Options
-    from bt_lightning.lightning_plugin.session import Session
+    from bt_lightning.session.options import Options
+    from bt_lightning.session.rank_agreement import Alone, Together
+    from bt_lightning.session.writer_session import Session
 
 _EPOCH_END = VALIDATED + 1
 _OURS = "bt_lightning."

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.lightning_plugin.meeting import from_zero
+from bt_lightning.session.ranks import from_zero
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

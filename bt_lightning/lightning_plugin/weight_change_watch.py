@@ -14,16 +14,16 @@ from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.compat_loggers import wait_no_more, wait_with
-from bt_lightning.lightning_plugin.facts import versions
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
+from bt_lightning.session.manifest_facts import versions
 from bt_lightning.snapshot.size_estimate import outline, state_size
 from bt_lightning.snapshot.state_files import foresee
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from bt_lightning.lightning_plugin.saves import Saves
-    from bt_lightning.lightning_plugin.session import Session
+    from bt_lightning.session.saves import Saves
+    from bt_lightning.session.writer_session import Session
     from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
     from bt_lightning.snapshot.saver import Saver
 

@@ -21,7 +21,7 @@ from model import Journal, Net, Points, digest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
-from bt_lightning.lightning_plugin.known import Known
+from bt_lightning.session.known_checkpoints import Known
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 5, 2  # 40 saves; some fall on an epoch's last batch
 

@@ -28,8 +28,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from bt_lightning import BTLightning
-from bt_lightning.lightning_plugin.agreement import Together
-from bt_lightning.lightning_plugin.session import Session
+from bt_lightning.session.rank_agreement import Together
+from bt_lightning.session.writer_session import Session
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 8, 2  # 64 saves
 

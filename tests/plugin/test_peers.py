@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from bt_lightning.lightning_plugin import lifeline
-from bt_lightning.lightning_plugin.lifeline import Calling, Listening
-from bt_lightning.lightning_plugin.peers import connected
+from bt_lightning.session import rank_liveness
+from bt_lightning.session.rank_liveness import Calling, Listening
+from bt_lightning.session.rank_messages import connected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CALL = """
 import os, sys, time
-from bt_lightning.lightning_plugin.lifeline import Calling
+from bt_lightning.session.rank_liveness import Calling
 line = Calling("127.0.0.1", sys.argv[1], int(sys.argv[2]))
 line.look(0)
 print("called", flush=True)
@@ -88,21 +88,21 @@ def test_a_process_that_dies_is_lost_though_its_children_live(host, call, how):
 
 
 def test_a_process_that_is_stopped_is_not_lost(host, call, monkeypatch):
-    monkeypatch.setattr(lifeline, "_AGAIN_S", 0.1)
+    monkeypatch.setattr(rank_liveness, "_AGAIN_S", 0.1)
     process = call()
     process.send_signal(signal.SIGSTOP)
     assert lost_within(host, 1) is None
 
 
 def test_who_leaves_is_not_lost(host, call, monkeypatch):
-    monkeypatch.setattr(lifeline, "_AGAIN_S", 0.1)
+    monkeypatch.setattr(rank_liveness, "_AGAIN_S", 0.1)
     process = call()
     process.communicate("leave\n")
     assert lost_within(host, 1) is None
 
 
 def test_a_line_that_is_made_again_loses_nobody(host, call, monkeypatch):
-    monkeypatch.setattr(lifeline, "_AGAIN_S", 1.0)
+    monkeypatch.setattr(rank_liveness, "_AGAIN_S", 1.0)
     call().kill()
     host.look(0.2)
     call()

@@ -18,10 +18,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from bt_lightning import BTCheckpointIO, BTLightning, DirectoryUnusableError
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.lightning_plugin import checkpoint_io, session
+from bt_lightning.lightning_plugin import checkpoint_io
 from bt_lightning.lightning_plugin.weight_change_watch import Watch, overrides
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.session import writer_session
 from bt_lightning.snapshot.encode_tree import Encoder
 from bt_lightning.snapshot.state_files import Memory
 
@@ -293,7 +294,7 @@ def test_who_commits_writes_the_hint_and_nobody_else(
 ) -> None:
     """Two processes would write over each other, and the trainer is behind the worker."""
     hints: list[str] = []
-    monkeypatch.setattr(session, "write_hint", lambda _, name, __: hints.append(name))
+    monkeypatch.setattr(writer_session, "write_hint", lambda _, name, __: hints.append(name))
     runs.fit(tmp_path, max_epochs=1)
     assert not hints
     assert json.loads((tmp_path / DOT_DIR / "latest.json").read_text())["step"] == 8

@@ -14,7 +14,7 @@ from state_tools import Foreign, bits, tree_of
 
 from bt_lightning import BTCheckpointIO
 from bt_lightning.layout import LEFTOVERS, MANIFEST, STATE, TREE, WEIGHTS
-from bt_lightning.lightning_plugin.hf import ServingFiles
+from bt_lightning.session.serving_files import ServingFiles
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 
 DTYPES = sorted(SAFETENSORS, key=str)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.lightning_plugin.meeting import gather
-from bt_lightning.lightning_plugin.places import is_committed, is_url, local_path
 from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.session.checkpoint_paths import is_committed, is_url, local_path
+from bt_lightning.session.ranks import gather
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -11,11 +11,11 @@ from bt_lightning.errors import CheckpointError, RankLostError
 from bt_lightning.lightning_plugin import compat_resume
 from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.lightning_plugin.routed_checkpoint_io import Hooks
-from bt_lightning.lightning_plugin.session import Session, SessionConfig, publish_late
 from bt_lightning.lightning_plugin.trainer_checks import is_of_a_save, portable
 from bt_lightning.localdir.atomic_directory import temporary
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.localdir.removal_requests import request_removal
+from bt_lightning.session.writer_session import Session, SessionConfig, publish_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-    from bt_lightning.lightning_plugin.options import Options
-    from bt_lightning.lightning_plugin.saves import Saves
     from bt_lightning.manifest import Manifest
+    from bt_lightning.session.options import Options
+    from bt_lightning.session.saves import Saves
 
 T = TypeVar("T")
 

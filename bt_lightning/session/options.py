@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bt_lightning.glob_patterns import Patterns
 from bt_lightning.layout import plain_folder
-from bt_lightning.lightning_plugin import arguments
-from bt_lightning.lightning_plugin.bt_source import BtSource
-from bt_lightning.lightning_plugin.session import Resume, SessionConfig
+from bt_lightning.session import argument_checks
+from bt_lightning.session.store_paths import BtSource
+from bt_lightning.session.writer_session import Resume, SessionConfig
 from bt_lightning.settings import Job, Settings, least_rate, torch_weights_only
 from bt_lightning.snapshot.save_record import Overlap, Policy, SnapshotOptions
 
@@ -32,52 +32,52 @@ def _maybe(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 
 def _among(*choices: str) -> Callable[[str, Any], Any]:
-    return lambda name, value: arguments.one_of(name, value, choices)
+    return lambda name, value: argument_checks.one_of(name, value, choices)
 
 
 def _whole(least: int) -> Callable[[str, Any], int]:
-    return lambda name, value: arguments.whole(name, value, least)
+    return lambda name, value: argument_checks.whole(name, value, least)
 
 
 def _interval(name: str, value: Any) -> Any:
     if isinstance(value, str):
-        return arguments.one_of(name, value, ("auto",))
-    return arguments.duration(name, value)
+        return argument_checks.one_of(name, value, ("auto",))
+    return argument_checks.duration(name, value)
 
 
 def _rate(name: str, value: Any) -> float:
-    found = arguments.number(name, value, "a number of megabytes a second")
+    found = argument_checks.number(name, value, "a number of megabytes a second")
     least_rate(name, found)
     return found
 
 
 _CHECKED: dict[str, Callable[[str, Any], Any]] = {
-    "dir": _maybe(arguments.path),
-    "store": _maybe(arguments.path),
-    "load_dir": _maybe(arguments.path),
+    "dir": _maybe(argument_checks.path),
+    "store": _maybe(argument_checks.path),
+    "load_dir": _maybe(argument_checks.path),
     "resume": _among("auto", "require", "never", "weights"),
-    "strict": _maybe(arguments.flag),
-    "weights_only": _maybe(arguments.flag),
-    "exact": arguments.flag,
+    "strict": _maybe(argument_checks.flag),
+    "weights_only": _maybe(argument_checks.flag),
+    "exact": argument_checks.flag,
     "on_error": _among("raise", "warn"),
-    "drain_timeout": arguments.duration,
-    "storage_options": _maybe(arguments.options),
+    "drain_timeout": argument_checks.duration,
+    "storage_options": _maybe(argument_checks.options),
     "upload_mb_s": _maybe(_rate),
-    "content_md5": arguments.flag,
-    "project": _maybe(arguments.text),
-    "job": _maybe(arguments.text),
+    "content_md5": argument_checks.flag,
+    "project": _maybe(argument_checks.text),
+    "job": _maybe(argument_checks.text),
     "snapshot": _among("auto", "lazy", "eager"),
     "overlap": _among("wait", "skip", "latest"),
     "arenas": _whole(1),
     "arena_memory": _maybe(_whole(0)),
-    "grace": _maybe(arguments.duration),
+    "grace": _maybe(argument_checks.duration),
     "interval": _maybe(_interval),
-    "failures_every": arguments.duration,
-    "max_overhead": arguments.fraction,
-    "volume_size_gib": _maybe(arguments.gib),
-    "sync_files": arguments.flag,
-    "sync_include": _maybe(arguments.patterns),
-    "sync_exclude": _maybe(arguments.patterns),
+    "failures_every": argument_checks.duration,
+    "max_overhead": argument_checks.fraction,
+    "volume_size_gib": _maybe(argument_checks.gib),
+    "sync_files": argument_checks.flag,
+    "sync_include": _maybe(argument_checks.patterns),
+    "sync_exclude": _maybe(argument_checks.patterns),
 }
 """Argument -> what its value becomes."""
 

@@ -14,15 +14,15 @@ from bt_lightning.errors import (
     SaveTimeoutError,
     UploadFailedError,
 )
-from bt_lightning.lightning_plugin.choice import Choice
-from bt_lightning.lightning_plugin.known import Known
-from bt_lightning.lightning_plugin.rhythm import Rhythm
-from bt_lightning.lightning_plugin.saves import Saves, Told
-from bt_lightning.lightning_plugin.taking_over import take_over
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.disk_errors import named
 from bt_lightning.localdir.removal_requests import request_removal
 from bt_lightning.manifest import Manifest
+from bt_lightning.session.directory_takeover import take_over
+from bt_lightning.session.known_checkpoints import Known
+from bt_lightning.session.saves import Saves, Told
+from bt_lightning.session.start_point import Choice
+from bt_lightning.session.step_timings import Rhythm
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.publisher_lock import stands_by
 from bt_lightning.worker.worker_handle import Worker, ever

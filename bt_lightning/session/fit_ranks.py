@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.agreement import Alone, Together
-from bt_lightning.lightning_plugin.meeting import Farewell
-from bt_lightning.lightning_plugin.peers import Peers
+from bt_lightning.session.rank_agreement import Alone, Together
+from bt_lightning.session.rank_messages import Peers
+from bt_lightning.session.ranks import Farewell
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,8 +15,8 @@ from bt_lightning.save_interval import FIRST_S, Record, best, record_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bt_lightning.lightning_plugin.options import Options
-    from bt_lightning.lightning_plugin.rhythm import Rhythm
+    from bt_lightning.session.options import Options
+    from bt_lightning.session.step_timings import Rhythm
 
 log = logging.getLogger(__name__)
 

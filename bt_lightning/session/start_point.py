@@ -13,17 +13,17 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
-from bt_lightning.lightning_plugin.places import is_committed, local_path
 from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_away
 from bt_lightning.manifest import Manifest
 from bt_lightning.restore.find_checkpoint import Found, Stored, find_loaded, find_own, step_of
+from bt_lightning.session.checkpoint_paths import is_committed, local_path
 from bt_lightning.store.interface import redact
 from bt_lightning.worker_messages import CheckStore, Fetch, ListStore, StoredCheckpoint, Verify
 
 if TYPE_CHECKING:
-    from bt_lightning.lightning_plugin.session import SessionConfig
+    from bt_lightning.session.writer_session import SessionConfig
     from bt_lightning.worker.worker_handle import Worker
 
 log = logging.getLogger(__name__)

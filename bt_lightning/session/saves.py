@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointError, DirectoryFullError, TornSnapshotError
 from bt_lightning.lightning_plugin.logger_artifacts import Uploads
-from bt_lightning.lightning_plugin.places import unwritten
 from bt_lightning.localdir.event_log import note
 from bt_lightning.manifest import Manifest
+from bt_lightning.session.checkpoint_paths import unwritten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
