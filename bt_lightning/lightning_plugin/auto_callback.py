@@ -13,7 +13,7 @@ from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.callback import BTLightning
 from bt_lightning.lightning_plugin.model_checkpoint_paths import place
 from bt_lightning.lightning_plugin.strategy_check import goes_around
-from bt_lightning.session.ranks import from_zero
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ class ImpliedBTLightning(BTLightning):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: join, or leave the Trainer as it is."""
-        reason = from_zero(trainer, lambda: self._objection(trainer, stage))
+        reason = ranks_of(trainer).from_zero(lambda: self._objection(trainer, stage))
         if reason is None:
             super().setup(trainer, pl_module, stage)
             return

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
-from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.checkpoint_io import EXTRA, teach_lightning
+from bt_lightning.lightning_plugin import compat, compat_resume
+from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, teach_lightning
 from bt_lightning.lightning_plugin.ckpt_path_words import take_up_last
 from bt_lightning.lightning_plugin.compat_config import teach_saved_config
 from bt_lightning.lightning_plugin.compat_resume import note_selections
@@ -30,12 +30,14 @@ from bt_lightning.lightning_plugin.trainer_checks import (
     refuse_twins,
     warn_of_no_saves,
 )
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import open_saves, remove
+from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.options import Options
-from bt_lightning.session.rank_session import Writing
-from bt_lightning.session.ranks import convene, from_slow_zero, from_zero
+from bt_lightning.session.rank_session import RankSession
 from bt_lightning.session.serving_files import serving_files
-from bt_lightning.session.writer_session import Resume  # noqa: TC001
+from bt_lightning.session.session_config import Resume  # noqa: TC001
+from bt_lightning.session.start_point import Offered
 from bt_lightning.snapshot.save_record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
 from bt_lightning.worker.worker_handle import ever
 
@@ -165,7 +167,7 @@ class BTLightning(Callback):
             sync_exclude=sync_exclude,
         ).merged(os.environ)
         self._exact = Exactness() if exact else None
-        self._writing = Writing(self._options)
+        self._session = RankSession(self._options)
         self._routed: RoutedCheckpointIO | None = None
         self._boundary: Boundary | None = None
         self._resumed: weakref.ref[Any] | None = None
@@ -195,24 +197,23 @@ class BTLightning(Callback):
         self._install(trainer, placement)
         if stage != "fit":
             return
-        from_zero(trainer, lambda: refuse_names(trainer, placement.root))
+        ranks_of(trainer).from_zero(lambda: refuse_names(trainer, placement.root))
         self._clear(trainer)  # what a fit left that ended without a word
         if all(callback.save_weights_only for callback in writers):
             self._nobody_saves(trainer, writers)
         self._boundary = Boundary(self._options, placement.root)
         self._boundary.listen(trainer)
-        convene(trainer)
+        ranks_of(trainer).begin_meetings()
         again = self._resumed is not None and self._resumed() is trainer
-        decide = partial(self._writing.open, placement.root, trainer, again=again)
-        decision = from_slow_zero(trainer, decide)
-        if decision.error is not None:
-            raise decision.error
-        if self._routed is not None and decision.folder and decision.path and decision.digest:
-            self._routed.away.pin(decision.path, decision.folder, decision.digest)
+        asked, found = compat_resume.selection(trainer)
+        offered = Offered(found, asked, BTCheckpointIO().load_checkpoint)
+        start = self._session.open(placement.root, ranks_of(trainer), offered, again=again)
+        if self._routed is not None and start.folder and start.path and start.digest:
+            self._routed.away.pin(start.path, start.folder, start.digest)
         self._boundary.meet(trainer)
-        self._active, self._writing.failing = True, False
+        self._active, self._session.failing = True, False
         chosen = partial(self._chosen, trainer)
-        arrange(trainer, pl_module, decision, strict=self._options.strict, on_chosen=chosen)
+        arrange(trainer, pl_module, start, strict=self._options.strict, on_chosen=chosen)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,16 +223,18 @@ class BTLightning(Callback):
         self._resumed = weakref.ref(trainer)
         take_up_last(trainer)
         if self._routed is not None:  # only now is the whole module there
-            self._routed.ours.serving = serving_files(pl_module)
+            self._routed.ours.writer.serving = serving_files(pl_module)
         if self._exact is not None:
             self._exact.on_fit_start(trainer)
-        session = self._writing.begin()
-        if session is not None:
-            session.begin(frozenset(self._writing.pinned))
-            prefix = self._routed.ours.serving.weights_prefix if self._routed is not None else ""
-            open_saves(trainer, pl_module, session, self._options.snapshots, prefix)
+        writer = self._session.begin()
+        if writer is not None:
+            writer.begin(frozenset(self._session.pinned))
+            prefix = (
+                self._routed.ours.writer.serving.weights_prefix if self._routed is not None else ""
+            )
+            open_saves(trainer, pl_module, writer, self._options.snapshots, prefix)
         if self._boundary is not None:
-            self._boundary.join(trainer, pl_module, session)
+            self._boundary.join(trainer, pl_module, writer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -249,13 +252,13 @@ class BTLightning(Callback):
         batch_idx: int,
     ) -> None:
         """Rank 0: raise what the worker could not do; a few microseconds when it is well."""
-        self._writing.poll()
+        self._session.poll()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank 0: as `on_train_batch_end`."""
         if self._active:
-            self._writing.poll()
+            self._session.poll()
 
     @override
     def on_exception(
@@ -264,33 +267,33 @@ class BTLightning(Callback):
         """Publish what is committed; the exception that ends the run is the one that is raised."""
         if self._active and not (self._boundary and self._boundary.signals.told):
             rescue(trainer, pl_module, exception)
-        self._writing.failing = True
-        session = self._writing.take()
+        self._session.failing = True
+        writer = self._session.take()
         boundary, self._boundary = self._boundary, None
         if boundary is not None:
             boundary.fail(exception)
         self._clear(trainer)
-        if session is not None:
-            session.abandon(boundary.left_s if boundary is not None else ever)
+        if writer is not None:
+            writer.abandon(boundary.left_s if boundary is not None else ever)
         if boundary is not None:
-            boundary.leave(trainer, session, failed=True)
+            boundary.leave(trainer, writer, failed=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Rank 0: wait for the store, at most `drain_timeout`; end the worker. Others: for it."""
         self._active = False
-        session = self._writing.take()
+        writer = self._session.take()
         boundary, self._boundary = self._boundary, None
         remove(trainer)
         if boundary is None:
             return
         try:
-            if session is not None:
-                self._writing.report(lambda: boundary.finish(session))
+            if writer is not None:
+                self._session.report(lambda: boundary.finish(writer))
         except BaseException:
-            boundary.leave(trainer, session, failed=True)
+            boundary.leave(trainer, writer, failed=True)
             raise
-        boundary.leave(trainer, session, failed=False)
+        boundary.leave(trainer, writer, failed=False)
         if boundary.ends:
             raise boundary.end(trainer)
 
@@ -306,7 +309,7 @@ class BTLightning(Callback):
         extra: dict[str, Any] = {**noted(trainer), "origin": origin}
         if self._exact is not None:
             collect = partial(self._exact.on_save, trainer, checkpoint, boundary.exchange)
-            extra["exact"] = self._writing.whole(collect, boundary.left_s, origin)
+            extra["exact"] = self._session.whole(collect, boundary.left_s, origin)
         checkpoint[EXTRA] = extra
 
     @override
@@ -329,14 +332,14 @@ class BTLightning(Callback):
         forget(trainer)
         if self._exact is not None:
             self._exact.reset()
-        self._writing.close()
+        self._session.close()
         boundary, self._boundary = self._boundary, None
         if boundary is not None:
             boundary.leave(trainer, None, failed=True)
 
     def _install(self, trainer: Trainer, placement: Placement) -> None:
         source = replace(self._options.source(placement.root), prefix=placement.prefix)
-        self._routed = install_io(trainer, placement.root, self._writing.hooks, source)
+        self._routed = install_io(trainer, placement.root, self._session, source)
         self._routed.trust(self._options.weights_only, own=self._options.own_weights_only)
         teach_lightning()
 
@@ -345,5 +348,5 @@ class BTLightning(Callback):
         assert self._routed is not None  # since `setup`
         chosen = self._routed.settle(trainer, path)
         if chosen.digest is not None:
-            self._writing.pinned.add(chosen.digest)
+            self._session.pinned.add(chosen.digest)
         return chosen

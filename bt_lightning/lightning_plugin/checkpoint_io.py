@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
-from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from bt_lightning.errors import (
-    CheckpointCorruptError,
     CheckpointNotFoundError,
 )
-from bt_lightning.layout import WEIGHTS, check_checkpoint_id
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.compat_loggers import teach_loggers
 from bt_lightning.lightning_plugin.compat_taught import (
@@ -28,11 +24,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     attribute_dicts,
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
-from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.disk_space import planned
-from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.localdir.protection import is_protected
-from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.load import load, load_file
 from bt_lightning.session.checkpoint_paths import (
     downloaded,
@@ -42,33 +34,24 @@ from bt_lightning.session.checkpoint_paths import (
     local_path,
     place_of_url,
     stored_place,
-    unwritten,
 )
-from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, versions
-from bt_lightning.session.restart_needs import needs
-from bt_lightning.session.serving_files import ServingFiles
+from bt_lightning.session.checkpoint_writer import CheckpointWriter
 from bt_lightning.session.store_paths import BtSource, source_of
 from bt_lightning.session.url_checkpoints import remove_at, save_at
 from bt_lightning.settings import torch_weights_only
-from bt_lightning.snapshot.class_allowlist import ClassTable
-from bt_lightning.snapshot.state_files import Memory, Snapshot, take
 from bt_lightning.store.interface import redact
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.compat_taught import Load
-    from bt_lightning.restore.live_objects import Held
     from bt_lightning.restore.load import MapLocation
     from bt_lightning.store.transfer.checkpoint_reader import Place
-
-EXTRA = "bt_lightning"
-"""Key of the checkpoint dictionary under which `BTLightning` keeps what is its own."""
 
 
 class BTCheckpointIO(CheckpointIO):
@@ -97,16 +80,9 @@ class BTCheckpointIO(CheckpointIO):
         self.allowed: tuple[object, ...] = tuple(allowed)
         self.bt = BtSource(store, dict(storage_options or {}))
         """Where `bt://` paths lead."""
-        self.serving = ServingFiles()
-        """What is written besides the checkpoint, for those who serve it."""
-        self.origin: dict[str, Any] = {}
-        """Facts for the manifest that a checkpoint dictionary does not hold."""
+        self.writer = CheckpointWriter(self.classes)
+        """How a dictionary becomes a directory on this disk."""
         self._plain = TorchCheckpointIO()
-        self.held: Held | None = None
-        """What the process holds by itself, so that it need not come from a checkpoint."""
-        self.trusted = False
-        """Whether a restart of this job will unpickle what its checkpoints hold."""
-        self._warned = False
         accept_in_both(type(self))
 
     @override
@@ -137,60 +113,10 @@ class BTCheckpointIO(CheckpointIO):
                 raise TypeError(msg)
             final = local_path(path)
             sweep(final.parent)
-            self.save_local(checkpoint, final, final.parent)
+            self.writer.save(checkpoint, final, final.parent)
             tidy(final.parent)
             return
-        save_at(str(path), storage_options, partial(self.save_local, checkpoint))
-
-    def save_local(
-        self,
-        checkpoint: dict[str, Any],
-        final: Path,
-        root: Path,
-        after: int = 0,
-        room: Callable[[int], None] = lambda _: None,
-    ) -> Manifest:
-        """Commit `checkpoint` as the directory `final` under `root`; the next generation of its id.
-
-        That is one more than `final` holds now, and more than `after`. `room` is called with the
-        bytes that it will take, before any is written.
-        """
-        checkpoint_id = check_checkpoint_id(final.relative_to(root).as_posix())
-        snapshot = self.take(checkpoint)
-        facts = self.facts(checkpoint, snapshot)
-
-        def describe(entries: tuple[FileEntry, ...]) -> Manifest:
-            number = 1 + max(after, _generation(final))
-            return Manifest(checkpoint_id=checkpoint_id, generation=number, files=entries, **facts)
-
-        room(planned(snapshot.sizes))
-        try:
-            return commit(final, root, snapshot.files, describe)
-        except OSError as error:
-            raise unwritten(checkpoint_id, root, error) from error
-
-    def take(self, checkpoint: dict[str, Any], memory: Memory | None = None) -> Snapshot:
-        """Lay out `checkpoint` as files, those for serving included; copies no tensor."""
-        serving = self.serving
-        snapshot = take(checkpoint, serving.weights_prefix, memory, serving.tensors())
-        snapshot.small_files.update(serving.constant)
-        self._warn_once(snapshot)
-        return snapshot
-
-    def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
-        """What the manifest says of `checkpoint`, without its files and generation."""
-        return {
-            "step": first_count(checkpoint, *STEPS),
-            "epoch": first_count(checkpoint, *EPOCHS),
-            "created_at": datetime.now(timezone.utc).isoformat(),
-            "metrics": _extra(checkpoint, "metrics"),
-            "origin": {**self.origin, "versions": dict(versions()), **_extra(checkpoint, "origin")},
-            "resumable": "optimizer_states" in checkpoint,
-            "weights_prefix": (
-                self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
-            ),
-            "leftovers": (*snapshot.leftovers, *snapshot.dropped),
-        }
+        save_at(str(path), storage_options, partial(self.writer.save, checkpoint))
 
     @override
     def load_checkpoint(
@@ -239,8 +165,13 @@ class BTCheckpointIO(CheckpointIO):
     def load_place(self, place: Place, **options: Any) -> dict[str, Any]:
         """As `load_checkpoint`, of what lies there."""
         given = torch_weights_only(os.environ, given=options.pop("weights_only", None))
-        allowed = (*self.allowed, *attribute_dicts())
-        return load(place, allowed=allowed, held=self.held, weights_only=given, **options)
+        return load(
+            place, allowed=self.classes(), held=self.writer.held, weights_only=given, **options
+        )
+
+    def classes(self) -> tuple[object, ...]:
+        """What a checkpoint may hold instances of, beyond what every load knows."""
+        return (*self.allowed, *attribute_dicts())
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -260,35 +191,10 @@ class BTCheckpointIO(CheckpointIO):
         else:
             target.unlink(missing_ok=True)
 
-    def _warn_once(self, snapshot: Snapshot) -> None:
-        """At the first save, say what a restart and other loads will need."""
-        if self._warned:
-            return
-        self._warned = True
-        for text in needs(snapshot, self._classes(), self.held, trusted=self.trusted):
-            warnings.warn(text, stacklevel=4)
-
-    def _classes(self) -> ClassTable:
-        return ClassTable((*self.allowed, *attribute_dicts()))
-
 
 def _missing(path: str | Path) -> str:
     """Begins as Lightning's own message does: people look for that text."""
     return f"Checkpoint file not found: {redact(str(path))}"
-
-
-def _generation(final: Path) -> int:
-    try:
-        return read_manifest(final).generation
-    except (CheckpointNotFoundError, CheckpointCorruptError):
-        return 0
-
-
-def _extra(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What `BTLightning` added under `name`, if it did."""
-    extra = checkpoint.get(EXTRA)
-    found = extra.get(name) if isinstance(extra, dict) else None
-    return dict(found) if isinstance(found, dict) else {}
 
 
 def _find(path: str | os.PathLike[str]) -> Load | None:

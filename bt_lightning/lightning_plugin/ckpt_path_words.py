@@ -16,9 +16,9 @@ from bt_lightning.lightning_plugin.compat_taught import teach_words
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.lightning_plugin.model_checkpoint_paths import writers
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_away
-from bt_lightning.session.ranks import from_zero
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ def take_up_last(trainer: Trainer) -> None:
     its `ModelCheckpoint` would take the name for another's, and leave it behind at its step.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for index, path in from_zero(trainer, lambda: dict(_left(trainer))).items():
+    for index, path in ranks_of(trainer).from_zero(lambda: dict(_left(trainer))).items():
         callbacks[index].last_model_path = path
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from lightning.pytorch import Trainer
 
@@ -89,16 +88,6 @@ def is_tuner_run(trainer: Trainer) -> bool:
     return any(getattr(callback, "_early_exit", False) for callback in vars(trainer)["callbacks"])
 
 
-_TURNS: Iterator[str] = map("bt_lightning/{}".format, itertools.count())
-"""Counts the meetings of this process's ranks, the same on each: keys of the store never repeat."""
-
-
-def begin_turns(name: str) -> None:
-    """Count anew, under a name that all ranks have: one of them may have missed a meeting."""
-    global _TURNS  # noqa: PLW0603 - a process is one rank
-    _TURNS = map(f"bt_lightning/{name}/{{}}".format, itertools.count())
-
-
 def loader_states(checkpoint: dict[str, Any]) -> list[Any] | None:
     """The states of this rank's train dataloaders in a checkpoint that Lightning just dumped."""
     state = _loop_state(checkpoint)
@@ -163,24 +152,6 @@ def plain_batches(trainer: Trainer) -> int:
     if every != float("inf"):
         left = min(left, every - ready % every)
     return int(min(max(0, left - 1), 1_000_000))
-
-
-def turn(label: str) -> str:
-    """A name that no two meetings of this process's ranks share, the same on each of them."""
-    return f"{next(_TURNS)}/{label}"
-
-
-def address_of_zero(trainer: Trainer) -> str:
-    """The host of rank 0, by which the process group was made."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    return environment.main_address if environment is not None else "127.0.0.1"
-
-
-def store_of_ranks() -> Any:
-    """The key-value store of the process group."""
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    return _get_default_store()
 
 
 def close_epoch(checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.session.ranks import from_zero
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ def _taught(original: Callable[..., None]) -> Callable[..., None]:
         beside = any(each.state_key == _OURS for each in callbacks)
         if beside and self.save_to_log_dir and not (self.already_saved or self.overwrite):
             folder = trainer.log_dir  # of all ranks: it broadcasts
-            if from_zero(trainer, lambda: _is_there(self, folder, stage)):
+            if ranks_of(trainer).from_zero(lambda: _is_there(self, folder, stage)):
                 self.already_saved = stage != "fit"
                 self.overwrite = True  # with the same
         original(self, trainer, pl_module, stage)

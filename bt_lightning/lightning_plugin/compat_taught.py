@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
-from bt_lightning.session.ranks import from_zero
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -77,7 +77,7 @@ def _asking(
         if original(self, filepath, trainer):  # the same on every rank
             return True
         path = str(filepath)
-        return concerns(path, trainer) and from_zero(trainer, lambda: is_taken(path))
+        return concerns(path, trainer) and ranks_of(trainer).from_zero(lambda: is_taken(path))
 
     file_exists.knows_bt_lightning = True  # type: ignore[attr-defined]
     return file_exists

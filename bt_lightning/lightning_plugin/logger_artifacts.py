@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Uploads:
+class LoggerArtifacts:
     """Those of one fit, on the training thread, which waits for no commit.
 
     A logger is told of a save while the worker commits it. What it would upload then is kept, and

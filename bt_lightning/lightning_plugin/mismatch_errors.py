@@ -6,8 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointMismatchError
-from bt_lightning.lightning_plugin.checkpoint_io import EXTRA
 from bt_lightning.lightning_plugin.trainer_checks import scalars
+from bt_lightning.session.checkpoint_writer import EXTRA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -13,8 +13,8 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_c
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
 from bt_lightning.lightning_plugin.save_last_link import LinkOrSave
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.checkpoint_paths import is_url
-from bt_lightning.session.ranks import from_zero
 
 if TYPE_CHECKING:
     import os
@@ -51,7 +51,7 @@ def place(trainer: Trainer, options: Options) -> Placement:
         root = checkpoint_root(options.dir, trainer)
         return Placement(root, options.source(root).prefix, writers(trainer, root))
 
-    return from_zero(trainer, see)
+    return ranks_of(trainer).from_zero(see)
 
 
 def writers(trainer: Trainer, root: Path) -> tuple[int, ...]:

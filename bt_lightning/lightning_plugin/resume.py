@@ -1,9 +1,8 @@
-"""Resuming: one decision on rank 0, carried out where Lightning reads the checkpoint."""
+"""Resuming: one start on rank 0, carried out where Lightning reads the checkpoint."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import InvalidSettingError
@@ -13,6 +12,7 @@ from bt_lightning.lightning_plugin.mismatch_errors import (
     explain_weights,
     forget_misfits,
 )
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.shared_directory_check import see_alike
 
 if TYPE_CHECKING:
@@ -21,51 +21,34 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from bt_lightning.session.shared_directory_check import Chosen
+    from bt_lightning.session.start_point import StartPoint
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a run starts from, the same on every rank."""
-
-    path: str | None
-    digest: str | None
-    warm: bool
-    """Take the weights only: a new run begins at step 0."""
-    folder: str | None = None
-    """Where it is read from in the store, if the disk has no room for it."""
-    asked: bool = True
-    """Whether the user named the path that a fit starts from, in its `ckpt_path`: that is taken."""
-    mark: str | None = None
-    """What rank 0 made in the checkpoint directory, for the others to see."""
-    error: Exception | None = None
-    """Why there is no decision: raised on every rank."""
 
 
 def arrange(
     trainer: Trainer,
     module: LightningModule,
-    decision: Decision,
+    start: StartPoint,
     *,
     strict: bool | None,
     on_chosen: Callable[[str | None], Chosen],
 ) -> None:
-    """Carry out `decision` when Lightning starts to resume; the user's `ckpt_path` wins over it.
+    """Carry out `start` when Lightning starts to resume; the user's `ckpt_path` wins over it.
 
     `on_chosen` is told the path that the run really resumes from, on every rank.
     """
 
     def choose(load: Callable[[Any], None], selected: str | None) -> None:
-        user_path = selected if decision.asked else None
-        path = user_path or decision.path
+        user_path = selected if start.asked else None
+        path = user_path or start.path
         chosen = on_chosen(None if path is None else str(path))
-        see_alike(trainer, None if path is None else str(path), chosen, decision.mark)
+        see_alike(ranks_of(trainer), None if path is None else str(path), chosen, start.mark)
         if path is None:
             load(None)
             return
         explain_weights(trainer, module, str(path), strict=strict)
-        if user_path or not decision.warm:
+        if user_path or not start.warm:
             explain_optimizers(trainer, str(path))
             load(path)
             if not user_path:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from bt_lightning.errors import (
-    CheckpointCorruptError,
     CheckpointNotFoundError,
     InvalidSettingError,
 )
@@ -21,7 +19,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     CheckpointIO,
     accept_in_both,
 )
-from bt_lightning.localdir.atomic_directory import delete_directory
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.restore.live_objects import Held
 from bt_lightning.session.checkpoint_paths import (
@@ -30,40 +28,22 @@ from bt_lightning.session.checkpoint_paths import (
     local_path,
     place_of_url,
 )
-from bt_lightning.session.ranks import from_zero
 from bt_lightning.session.shared_directory_check import Chosen
 from bt_lightning.session.store_paths import remember
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from lightning.pytorch import Trainer
 
-    from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load import MapLocation
-    from bt_lightning.session.saves import Saves
+    from bt_lightning.session.rank_session import RankSession
     from bt_lightning.session.store_paths import BtSource, Pin
 
-_OWN = frozenset({"inner", "away", "ours", "root", "weights_only", "_hooks"})
+_OWN = frozenset({"inner", "away", "ours", "root", "weights_only", "session"})
 _FOREIGN = re.compile(r"hpc_ckpt_\d+\.ckpt")
 """SLURM requeue files: Lightning finds them by this name, as files."""
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What is told of our directory; called on the rank that saves and removes."""
-
-    committed: Callable[[Manifest], None]
-    removed: Callable[[Manifest], None]
-    """A committed checkpoint is to go."""
-    missing: Callable[[str], None]
-    """A checkpoint id is to go that this disk does not hold."""
-    saves: Callable[[], Saves | None]
-    """The snapshots of the fit that is running."""
-    known: Callable[[str], bool]
-    """Whether a checkpoint id is committed, maybe in the store only."""
 
 
 class RoutedCheckpointIO(CheckpointIO):
@@ -78,7 +58,7 @@ class RoutedCheckpointIO(CheckpointIO):
         inner: CheckpointIO,
         ours: BTCheckpointIO,
         root: Path,
-        hooks: Hooks,
+        session: RankSession,
         away: BtSource,
     ) -> None:
         """`away` is where checkpoints of `root` are whose copies there made room for others."""
@@ -90,7 +70,7 @@ class RoutedCheckpointIO(CheckpointIO):
         """Used where Lightning passes none on."""
         self.own_weights_only: bool | None = None
         """The same for checkpoints of `root`."""
-        self._hooks = hooks
+        self.session = session
         accept_in_both(type(self))
 
     def __getattr__(self, name: str) -> Any:
@@ -114,11 +94,7 @@ class RoutedCheckpointIO(CheckpointIO):
         if not self.is_ours(path):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
-        place, saves = self._place(path), self._hooks.saves()
-        if saves is not None:
-            saves.save(self.ours, checkpoint, self._id(place))
-            return
-        self._hooks.committed(self.ours.save_local(checkpoint, place, self.root))
+        self.session.save(self.ours.writer, checkpoint, self._place(path), self.root)
 
     @override
     def load_checkpoint(
@@ -127,7 +103,7 @@ class RoutedCheckpointIO(CheckpointIO):
         """Load what is committed, and `bt://` paths, our way, anything else by the inner IO."""
         if weights_only is None:
             weights_only = self.own_weights_only if self.is_ours(path) else self.weights_only
-        saves = self._hooks.saves()
+        saves = self.session.saves
         if saves is not None and self.is_ours(path):
             saves.settle(self._id(self._place(path)))
         if is_bt(path):
@@ -155,22 +131,7 @@ class RoutedCheckpointIO(CheckpointIO):
         if place.is_symlink() or place.is_file():
             place.unlink()
             return
-        saves = self._hooks.saves()
-        if saves is not None and saves.unwanted(self._id(place)):
-            return  # it goes when it has come
-        try:
-            manifest = read_manifest(place)
-        except CheckpointCorruptError:
-            return  # it may be of a newer version, or be repaired: not ours to judge
-        except CheckpointNotFoundError:
-            with contextlib.suppress(OSError):  # of a disk that fails: it holds no checkpoint
-                delete_directory(place, self.root)  # never committed: nobody can be reading it
-            self._hooks.missing(self._id(place))
-            return
-        except OSError:  # it can be asked for by what was saved or found under that name
-            self._hooks.missing(self._id(place))
-            return
-        self._hooks.removed(manifest)
+        self.session.remove(place, self.root)
 
     @override
     def teardown(self) -> None:
@@ -180,7 +141,7 @@ class RoutedCheckpointIO(CheckpointIO):
     def trust(self, weights_only: bool | None, *, own: bool | None) -> None:  # noqa: FBT001
         """What loads do where Lightning passes no `weights_only` on; `own`: those of `root`."""
         self.weights_only, self.own_weights_only = weights_only, own
-        self.ours.trusted = own is False
+        self.ours.writer.trusted = own is False
 
     def is_ours(self, path: str | Path) -> bool:
         """Whether `path` names a checkpoint of the checkpoint directory."""
@@ -194,11 +155,11 @@ class RoutedCheckpointIO(CheckpointIO):
 
     def pending(self, path: str | Path) -> bool:
         """Whether a save to `path` is under way, or done; its directory need not be there."""
-        saves = self._hooks.saves()
+        saves = self.session.saves
         if saves is None or not self.is_ours(path):
             return False
         checkpoint_id = self._id(self._place(path))
-        return bool(saves.saver.pending(checkpoint_id)) or self._hooks.known(checkpoint_id)
+        return bool(saves.saver.pending(checkpoint_id)) or self.session.knows(checkpoint_id)
 
     def settle(self, trainer: Trainer, path: str | None) -> Chosen:
         """Every rank: agree on what the `path` that the run resumes from means to rank 0.
@@ -206,7 +167,7 @@ class RoutedCheckpointIO(CheckpointIO):
         A checkpoint that rank 0 found in the store is read there by all. Raises on every rank what
         `BtSource.look` raised on rank 0.
         """
-        chosen, pin = from_zero(trainer, lambda: self._mean(path))
+        chosen, pin = ranks_of(trainer).from_zero(lambda: self._mean(path))
         if path is not None and pin is not None:
             source = self.ours.bt if is_bt(path) else self.away
             source.pins[path] = pin
@@ -234,7 +195,9 @@ class RoutedCheckpointIO(CheckpointIO):
         return place.parent.resolve() / place.name
 
 
-def install_io(trainer: Trainer, root: Path, hooks: Hooks, source: BtSource) -> RoutedCheckpointIO:
+def install_io(
+    trainer: Trainer, root: Path, session: RankSession, source: BtSource
+) -> RoutedCheckpointIO:
     """Make the Trainer's checkpoints go through a `RoutedCheckpointIO`; idempotent.
 
     `source` is where `bt://` paths lead, unless the user's own `BTCheckpointIO` knows a store.
@@ -244,11 +207,11 @@ def install_io(trainer: Trainer, root: Path, hooks: Hooks, source: BtSource) -> 
     ours = inner if isinstance(inner, BTCheckpointIO) else BTCheckpointIO()
     if ours.bt.store is None:
         ours.bt = source
-    ours.origin = {
+    ours.writer.origin = {
         "world_size": trainer.world_size,
         "strategy": type(trainer.strategy).__name__,
     }
-    trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, hooks, source)
-    ours.held = Held((trainer.lightning_module, getattr(trainer, "datamodule", None)))
+    trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, session, source)
+    ours.writer.held = Held((trainer.lightning_module, getattr(trainer, "datamodule", None)))
     remember(source)
     return routed

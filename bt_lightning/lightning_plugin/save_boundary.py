@@ -20,6 +20,7 @@ from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.lightning_plugin import compat, compat_signals
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Checkpoint
 from bt_lightning.lightning_plugin.signals import Signals, Told
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 from bt_lightning.localdir.event_log import note
 from bt_lightning.preemption import ASSUMED_GRACE_S, Situation, Word, judge, rest_s
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.session.options import Options
     from bt_lightning.session.rank_agreement import Alone, Together
-    from bt_lightning.session.writer_session import Session
+    from bt_lightning.session.writer_session import WriterSession
 
 _EPOCH_END = VALIDATED + 1
 _OURS = "bt_lightning."
@@ -51,7 +52,7 @@ class Boundary(Checkpoint):
         self._options = options
         self._root = root
         self._grace_s = options.grace.total_seconds() if options.grace is not None else None
-        self._session: Session | None = None
+        self._session: WriterSession | None = None
         self._pace: Pace | None = None
         self._agreement: Alone | Together | None = None
         self._position: Position = (0, 0)
@@ -70,7 +71,7 @@ class Boundary(Checkpoint):
 
     def meet(self, trainer: Trainer) -> None:
         """Every rank, when the process group is there."""
-        self._company = Company(trainer)
+        self._company = Company(ranks_of(trainer))
 
     def exchange(self, payload: bytes) -> list[bytes] | None:
         """As `Company.exchange`, in the time that a signal left."""
@@ -82,22 +83,24 @@ class Boundary(Checkpoint):
         if self._company is not None:
             self._company.fail(error)
 
-    def join(self, trainer: Trainer, module: LightningModule, session: Session | None) -> None:
+    def join(
+        self, trainer: Trainer, module: LightningModule, session: WriterSession | None
+    ) -> None:
         """Every rank, when the fit starts: stand behind every other callback."""
         self._session = session
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         owners = [o for o in (*callbacks, module) if not type(o).__module__.startswith(_OURS)]
         if self._company is not None:
-            self._company.begin(trainer)
+            self._company.begin()
         self._swaps = any(overrides(o, hook) for o in owners for hook in _SWAPPING)
         trainer.callbacks = [*callbacks, self]  # type: ignore[attr-defined]
 
-    def finish(self, session: Session) -> None:
+    def finish(self, session: WriterSession) -> None:
         """Rank 0: end the session of a fit that is over, in the time that there is.
 
         Raises:
             DrainTimeoutError: not all is in the store, and no signal came that explains it.
-            DirectoryUnusableError, TornSnapshotError, UploadFailedError: as `Session.poll`.
+            DirectoryUnusableError, TornSnapshotError, UploadFailedError: as `WriterSession.poll`.
         """
         try:
             with self.signals.held():
@@ -107,7 +110,7 @@ class Boundary(Checkpoint):
                 raise
             warnings.warn(str(error), stacklevel=2)  # the exit status says the rest
 
-    def leave(self, trainer: Trainer, session: Session | None, *, failed: bool) -> None:
+    def leave(self, trainer: Trainer, session: WriterSession | None, *, failed: bool) -> None:
         """Every rank: the fit is over, however it ended. Rank 0 notes it, for who starts it again.
 
         `session` is over too; None if it never began, or on the other ranks.
@@ -297,7 +300,7 @@ class Boundary(Checkpoint):
                 session.settle_saves(lambda: rest_s(left_s()))
         return word, until
 
-    def _exact_in(self, trainer: Trainer, session: Session) -> tuple[float | None, Position]:
+    def _exact_in(self, trainer: Trainer, session: WriterSession) -> tuple[float | None, Position]:
         """When, and at which boundary, to ask again for a state that resumes exactly."""
         batches, place = self._position
         rhythm = session.rhythm
@@ -323,11 +326,11 @@ class Boundary(Checkpoint):
         saves = self._session.saves if self._session is not None else None
         return saves.taken if saves is not None else 0
 
-    def _covered(self, session: Session) -> bool:
+    def _covered(self, session: WriterSession) -> bool:
         """Whether another callback has just saved this very state."""
         return session.saves is not None and session.saves.taken > self._marked
 
-    def _measure(self, session: Session) -> None:
+    def _measure(self, session: WriterSession) -> None:
         saves = session.saves
         if saves is None:
             return

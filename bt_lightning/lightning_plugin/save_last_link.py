@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.session.ranks import from_zero
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -32,7 +32,7 @@ class LinkOrSave:
         """Have `linkpath` lead to the checkpoint at `filepath`, which was just saved."""
         callback = self._callback
         if self._links is None:
-            refusal = from_zero(trainer, lambda: _refusal(Path(linkpath).parent))
+            refusal = ranks_of(trainer).from_zero(lambda: _refusal(Path(linkpath).parent))
             self._links = refusal is None
             if refusal is not None and trainer.is_global_zero:
                 log.warning(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,12 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from bt_lightning.errors import (
-    CheckpointError,
-    DirectoryFullError,
-    DirectoryUnusableError,
     InvalidSettingError,
-    SaveTimeoutError,
-    TornSnapshotError,
 )
 from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
@@ -35,13 +29,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _FIELD = re.compile(r"\{([^}:]*)[^}]*\}")
 """What stands for a metric in a name."""
-
-
-def is_of_a_save(error: CheckpointError) -> bool:
-    """Whether a save failed that the user has no say in: neither an upload nor want of room."""
-    full = isinstance(error, DirectoryFullError)
-    kinds = DirectoryUnusableError | SaveTimeoutError | TornSnapshotError
-    return isinstance(error, kinds) and not full
 
 
 def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> Path:
@@ -128,15 +115,3 @@ def warn_of_no_saves(trainer: Trainer, adopted: Sequence[ModelCheckpoint]) -> No
         " saved unless the script calls trainer.save_checkpoint (enable_checkpointing=False,"
         " or every ModelCheckpoint has a dirpath elsewhere)"
     )
-
-
-def portable(error: Exception) -> Exception:
-    """`error`, or one of ours that says the same if it would not survive the way to other ranks."""
-    try:
-        return error if isinstance(pickle.loads(pickle.dumps(error)), type(error)) else _said(error)
-    except Exception:  # noqa: BLE001 - user classes fail in any way
-        return _said(error)
-
-
-def _said(error: Exception) -> CheckpointError:
-    return CheckpointError(f"{type(error).__name__}: {error}")

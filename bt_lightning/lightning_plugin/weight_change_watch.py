@@ -15,6 +15,7 @@ from typing_extensions import override
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.compat_loggers import wait_no_more, wait_with
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
+from bt_lightning.lightning_plugin.logger_artifacts import LoggerArtifacts
 from bt_lightning.session.manifest_facts import versions
 from bt_lightning.snapshot.size_estimate import outline, state_size
 from bt_lightning.snapshot.state_files import foresee
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from bt_lightning.session.saves import Saves
-    from bt_lightning.session.writer_session import Session
+    from bt_lightning.session.writer_session import WriterSession
     from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
     from bt_lightning.snapshot.saver import Saver
 
@@ -199,7 +200,7 @@ class Watch(Callback):
 def open_saves(
     trainer: Trainer,
     module: LightningModule,
-    session: Session,
+    session: WriterSession,
     options: SnapshotOptions,
     weights_prefix: str,
 ) -> Saves:
@@ -224,10 +225,11 @@ def open_saves(
     watch = Watch(trainer, module, saves.saver, weights_prefix)
     # before every other callback; a new list, as the old one is being walked
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
+    saves.artifacts = artifacts = LoggerArtifacts(session.root, saves.saver.pending)
     for logger in trainer.loggers:
         if overrides(logger, "after_save_checkpoint"):
             vars(logger)["after_save_checkpoint"] = _Later(logger, saves.saver)
-        wait_with(logger, saves.uploads.hand)
+        wait_with(logger, artifacts.hand)
     return saves
 
 

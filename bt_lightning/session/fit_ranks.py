@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.lightning_plugin import compat
+from bt_lightning.session.fit_end import Farewell
 from bt_lightning.session.rank_agreement import Alone, Together
 from bt_lightning.session.rank_messages import Peers
-from bt_lightning.session.ranks import Farewell
+from bt_lightning.session.rank_store import next_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lightning.pytorch import Trainer
-
     from bt_lightning.rank_protocol import Wish
+    from bt_lightning.session.ranks import Ranks
 
 
 class Company:
     """Made by every rank at the same moment, when the process group is there."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._peers = Peers(trainer) if trainer.world_size > 1 else None
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._peers = Peers(ranks) if ranks.world_size > 1 else None
         self._farewell: Farewell | None = None
         self._ends_well = False
 
-    def begin(self, trainer: Trainer) -> None:
+    def begin(self) -> None:
         """Every rank: the fit starts."""
         lost = self._peers.lost if self._peers is not None else None
-        self._farewell = Farewell(trainer, lost)
+        self._farewell = Farewell(self._ranks, lost)
 
     def agreement(self, wish: Callable[[], Wish | None]) -> Alone | Together:
         """Every rank: the training starts."""
         if self._peers is None:
             return Alone(wish)
-        return Together(self._peers, compat.turn("agreement"), wish)
+        return Together(self._peers, next_key("agreement"), wish)
 
     def exchange(self, payload: bytes, left_s: Callable[[], float]) -> list[bytes] | None:
         """Every rank, in a save: bring a payload of each to rank 0; None on the others.

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from bt_lightning.errors import RankLostError
-from bt_lightning.lightning_plugin import compat
 from bt_lightning.rank_protocol import Answer, Await, Check, Get, Op, Set
 from bt_lightning.session.rank_liveness import Calling, Listening
+from bt_lightning.session.rank_store import next_key, process_group_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lightning.pytorch import Trainer
+    from bt_lightning.session.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,13 @@ class Peers:
     All methods but `run` and `lost` are the training thread's.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.rank, self.ranks = trainer.global_rank, trainer.world_size
-        self._name = compat.turn("peers")
-        self._shared = compat.store_of_ranks()
+    def __init__(self, ranks: Ranks) -> None:
+        self.rank, self.ranks = ranks.rank, ranks.world_size
+        self._name = next_key("peers")
+        self._shared = process_group_store()
         self._own: Any = None
         self._connected = threading.Event()
-        self._host = compat.address_of_zero(trainer)
+        self._host = ranks.host
         self._gone = ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="bt_lightning peers")
@@ -128,7 +128,7 @@ class Peers:
         Raises:
             RankLostError: as `wait`.
         """
-        label = compat.turn("exchange")
+        label = next_key("exchange")
         if self.rank != 0:
             self._guarded(lambda: self._store.set(f"{label}/{self.rank}", payload))
             return None

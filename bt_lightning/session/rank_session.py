@@ -1,4 +1,4 @@
-"""The checkpoint directory as the rank that writes uses it: during a fit, and after one."""
+"""What one rank holds while it trains: the front that an adapter of a framework drives."""
 
 from __future__ import annotations
 
@@ -7,99 +7,127 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bt_lightning.errors import CheckpointError, RankLostError
-from bt_lightning.lightning_plugin import compat_resume
-from bt_lightning.lightning_plugin.resume import Decision
-from bt_lightning.lightning_plugin.routed_checkpoint_io import Hooks
-from bt_lightning.lightning_plugin.trainer_checks import is_of_a_save, portable
-from bt_lightning.localdir.atomic_directory import temporary
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    RankLostError,
+)
+from bt_lightning.localdir.atomic_directory import delete_directory, temporary
+from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest
 from bt_lightning.localdir.removal_requests import request_removal
-from bt_lightning.session.writer_session import Session, SessionConfig, publish_late
+from bt_lightning.session.portable_errors import is_save_failure, portable
+from bt_lightning.session.start_point import NOTHING, StartPoint
+from bt_lightning.session.writer_session import WriterSession, publish_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from lightning.pytorch import Trainer
-
     from bt_lightning.manifest import Manifest
+    from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.session.options import Options
+    from bt_lightning.session.ranks import Ranks
     from bt_lightning.session.saves import Saves
+    from bt_lightning.session.session_config import SessionConfig
+    from bt_lightning.session.start_point import Offered
 
 T = TypeVar("T")
 
 
-class Writing:
-    """Every rank has one; the session in it only the rank that writes, and only during a fit."""
+class RankSession:
+    """The front that an adapter of a framework drives; every rank has one.
+
+    Only the rank that writes, rank 0, has a `WriterSession` in it, from `open` until `take`.
+    Without one, between fits, what is saved is committed by this process, and published before the
+    call returns. All methods are the training thread's.
+
+    Args:
+        options: what the user asked for, merged with the environment.
+    """
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._config: SessionConfig | None = None
-        self.session: Session | None = None
+        self.writer: WriterSession | None = None
         self._mark = contextlib.ExitStack()
         self.pinned: set[str] = set()
         """Digests of what this run resumed from: it never deletes them."""
         self.failing = False
         """The fit has failed, and its own failure is to speak."""
-        self.hooks = Hooks(
-            self._committed, self._removed, self._missing, self._under_way, self._is_known
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no processes of its own."""
-        return {**self.__dict__, "session": None, "_mark": contextlib.ExitStack()}
+        return {**self.__dict__, "writer": None, "_mark": contextlib.ExitStack()}
 
-    def open(self, root: Path, trainer: Trainer, *, again: bool) -> Decision:
-        """Rank 0: open the session and decide; an error is a decision that every rank raises.
+    def open(
+        self, root: Path, ranks: Ranks, offered: Offered = NOTHING, *, again: bool = False
+    ) -> StartPoint:
+        """Every rank: open the session on rank 0, and hear what it found to start from.
 
-        `again` is for another fit of the same Trainer, which goes on where it stands.
+        Args:
+            root: the checkpoint directory, absolute.
+            ranks: the processes that train together.
+            offered: what the framework, or its user, has to start from.
+            again: for another fit of the same model, which goes on where it stands.
+
+        Raises:
+            DirectoryUnusableError, StoreError: the directory or the store cannot be used.
+            CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
+            CheckpointCorruptError: the job has checkpoints, and none of them can be used.
+            RanksApartError: rank 0 did not come to an end.
         """
-        asked, found = compat_resume.selection(trainer)
+        start = ranks.from_slow_zero(lambda: self._open(root, ranks, offered, again=again))
+        if start.error is not None:
+            raise start.error
+        return start
+
+    def _open(self, root: Path, ranks: Ranks, offered: Offered, *, again: bool) -> StartPoint:
+        """Rank 0; an error is a start point that every rank raises."""
         try:
             self._config = self._options.session(root)
-            self.session = Session(self._config)
-            decision = self.session.decide(None if asked else found)
-            decision = Decision(None, None, warm=False) if again else decision
-            mark = self._make_mark(root) if trainer.world_size > 1 else None
-            return replace(decision, asked=asked, mark=mark)
+            self.writer = WriterSession(self._config)
+            start = self.writer.decide(NOTHING if offered.asked else offered)
+            start = StartPoint(None, None, warm=False) if again else start
+            mark = self._make_mark(root) if ranks.world_size > 1 else None
+            return replace(start, asked=offered.asked, mark=mark)
         except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
             self.close()
-            return Decision(None, None, warm=False, error=portable(error))
+            return StartPoint(None, None, warm=False, error=portable(error))
 
     def _make_mark(self, root: Path) -> str | None:
         with contextlib.suppress(OSError):  # a full disk says so at the first save
             return str(self._mark.enter_context(temporary(root)))
         return None
 
-    def begin(self) -> Session | None:
+    def begin(self) -> WriterSession | None:
         """The fit begins: every rank has looked for the mark. The session, on rank 0."""
         self._mark.close()
-        return self.session
+        return self.writer
 
-    def take(self) -> Session | None:
+    def take(self) -> WriterSession | None:
         """The session, which the caller ends; from here on there is none."""
         self._mark.close()
-        session, self.session = self.session, None
-        return session
+        writer, self.writer = self.writer, None
+        return writer
 
     def close(self) -> None:
         """End the session of a fit that never began; idempotent."""
-        session = self.take()
-        if session is not None:
-            session.close()
+        writer = self.take()
+        if writer is not None:
+            writer.close()
 
     def poll(self) -> None:
         """Raise what the worker could not do; a few microseconds when it is well."""
-        if self.session is not None:
-            self.report(self.session.poll)
+        if self.writer is not None:
+            self.report(self.writer.poll)
 
     def report(self, act: Callable[[], None], on_error: str | None = None) -> None:
         """Run `act`; raise its failure, or warn of an upload's, as the user chose."""
         try:
             act()
         except CheckpointError as error:
-            if (on_error or self._options.on_error) == "raise" or is_of_a_save(error):
+            if (on_error or self._options.on_error) == "raise" or is_save_failure(error):
                 raise
             warnings.warn(str(error), stacklevel=2)
 
@@ -120,12 +148,12 @@ class Writing:
 
     def _lacks(self, error: RankLostError, left_s: Callable[[], float]) -> None:
         """A save lacks the state of a rank: raise, unless there is nothing better."""
-        session = self.session
-        if session is None or self._config is None:
+        writer = self.writer
+        if writer is None or self._config is None:
             raise error
-        session.settle_saves(left_s)
+        writer.settle_saves(left_s)
         found = [one.manifest for one in list_committed(self._config.root)[0]]
-        if session.known or any(m.resumable and "inexact" not in m.origin for m in found):
+        if writer.known or any(m.resumable and "inexact" not in m.origin for m in found):
             msg = (
                 f"{error}. The checkpoint was not saved, for it would lack that rank's generators"
                 " and dataloader state: start again, which resumes from the newest one that is"
@@ -138,19 +166,68 @@ class Writing:
             stacklevel=2,
         )
 
-    def _committed(self, manifest: Manifest) -> None:
-        if self.session is not None:
-            self.session.committed(manifest)
+    @property
+    def saves(self) -> Saves | None:
+        """The snapshots of the fit that is running, on the rank that writes."""
+        return self.writer.saves if self.writer is not None else None
+
+    def knows(self, checkpoint_id: str) -> bool:
+        """Whether a checkpoint id is committed, maybe in the store only."""
+        return self.writer is not None and checkpoint_id in self.writer.known
+
+    def save(
+        self, writer: CheckpointWriter, state: dict[str, Any], final: Path, root: Path
+    ) -> None:
+        """Save `state` as `final`, a path below `root`; on the rank that writes.
+
+        During a fit a snapshot is taken, and the worker commits and publishes it; outside of one,
+        it is committed and published when this returns.
+
+        Args:
+            writer: how a state becomes files.
+            state: tensors of any shape, dtype and device, and values of most types.
+            final: the directory to be; its path below `root` is the checkpoint's id.
+            root: the checkpoint directory, absolute.
+
+        Raises:
+            DirectoryUnusableError, UploadFailedError: as `WriterSession.poll`.
+        """
+        saves = self.saves
+        if saves is not None:
+            saves.save(writer, state, final.relative_to(root).as_posix())
+            return
+        manifest = writer.save(state, final, root)
+        if self.writer is not None:
+            self.writer.committed(manifest)
         elif self._config is not None:
             config, pinned = self._config, frozenset(self.pinned)
             on_error = "warn" if self.failing else None
             self.report(lambda: publish_late(config, pinned), on_error)
 
-    def _removed(self, manifest: Manifest) -> None:
-        if self.session is not None:
-            if (saves := self.session.saves) is not None:
-                saves.uploads.settle(manifest.checkpoint_id)
-            self.session.remove(manifest)
+    def remove(self, final: Path, root: Path) -> None:
+        """Ask for the removal of what is saved as `final`: it goes when a newer one is safe."""
+        checkpoint_id = final.relative_to(root).as_posix()
+        if self.saves is not None and self.saves.unwanted(checkpoint_id):
+            return  # it goes when it has come
+        try:
+            manifest = read_manifest(final)
+        except CheckpointCorruptError:
+            return  # it may be of a newer version, or be repaired: not ours to judge
+        except CheckpointNotFoundError:
+            with contextlib.suppress(OSError):  # of a disk that fails: it holds no checkpoint
+                delete_directory(final, root)  # never committed: nobody can be reading it
+            self._remove_stored(checkpoint_id)
+            return
+        except OSError:  # it can be asked for by what was saved or found under that name
+            self._remove_stored(checkpoint_id)
+            return
+        self._remove(manifest)
+
+    def _remove(self, manifest: Manifest) -> None:
+        if self.writer is not None:
+            if (saves := self.writer.saves) is not None:
+                saves.artifacts.settle(manifest.checkpoint_id)
+            self.writer.remove(manifest)
         elif self._config is not None:
             try:
                 request_removal(self._config.root, manifest.digest)  # for the next worker
@@ -158,12 +235,6 @@ class Writing:
                 name = manifest.checkpoint_id
                 warnings.warn(f"{name} stays, though it may go: {error}", stacklevel=2)
 
-    def _missing(self, checkpoint_id: str) -> None:
-        if self.session is not None:
-            self.session.remove_stored(checkpoint_id)
-
-    def _is_known(self, checkpoint_id: str) -> bool:
-        return self.session is not None and checkpoint_id in self.session.known
-
-    def _under_way(self) -> Saves | None:
-        return self.session.saves if self.session is not None else None
+    def _remove_stored(self, checkpoint_id: str) -> None:
+        if self.writer is not None:
+            self.writer.remove_stored(checkpoint_id)

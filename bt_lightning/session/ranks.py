@@ -1,8 +1,8 @@
-"""Where all ranks of a Trainer meet, outside of training.
+"""The processes of one training, as one of them knows them, and where they meet.
 
 No rank decides by what it alone can see (its disk, its environment, a signal that it got) whether
-it comes to a meeting: another would wait for it for ever. Each of these functions is called by
-every rank or by none, and what is to be done by what rank 0 sees is said by rank 0.
+it comes to a meeting: another would wait for it for ever. Each method here is called by every rank
+or by none, and what is to be done by what rank 0 sees is said by rank 0.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_lightning.errors import RanksApartError
-from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.trainer_checks import portable
+from bt_lightning.session.portable_errors import portable
+from bt_lightning.session.rank_store import begin_keys, next_key, process_group_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from lightning.pytorch import Trainer
 
 T = TypeVar("T")
 
@@ -29,7 +27,7 @@ DECIDING = timedelta(hours=24)
 """Longest wait of the other ranks for rank 0: it may fetch a large checkpoint."""
 _GATHERING = timedelta(minutes=30)
 """As long as a process group waits by default."""
-_LOOKS_S = (0.01, 0.2)
+_POLL_S = (0.01, 0.2)
 """Between two looks at the key-value store, at first and at last."""
 
 
@@ -39,139 +37,126 @@ class _Said:
     error: Exception | None = None
 
 
-def from_zero(trainer: Trainer, find: Callable[[], T]) -> T:
-    """What `find` returns on rank 0, where alone it is called; on every rank.
+@dataclass(frozen=True)
+class Ranks:
+    """One on every rank, made when the process group is there.
 
-    For what takes less than the timeout of the process group.
-
-    Raises:
-        Exception: on every rank, what `find` raised on rank 0.
+    Args:
+        rank: global rank of this process.
+        world_size: how many processes train together; 1 needs no process group.
+        broadcast: a collective: what rank 0 gives, on every rank. Of picklable values.
+        host: where rank 0 runs, by which the process group was made.
     """
-    if trainer.world_size == 1:
-        return find()
-    said = _Said()
-    if trainer.is_global_zero:
-        try:
-            said = _Said(find())
-        except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
-            said = _Said(error=portable(error))
-    said = trainer.strategy.broadcast(said)
-    if said.error is not None:
-        raise said.error
-    return said.value  # type: ignore[no-any-return]
 
+    rank: int = 0
+    world_size: int = 1
+    broadcast: Callable[[Any], Any] = lambda value: value
+    host: str = "127.0.0.1"
 
-def convene(trainer: Trainer) -> None:
-    """Begin the meetings of a fit: their names are those of no other fit, whatever it came to."""
-    compat.begin_turns(from_zero(trainer, lambda: uuid.uuid4().hex))
+    @classmethod
+    def of_process_group(cls) -> Ranks:
+        """Those of torch's default process group; a single one where there is none."""
+        import os
 
+        import torch.distributed as dist
 
-def from_slow_zero(trainer: Trainer, find: Callable[[], T], limit: timedelta = DECIDING) -> T:
-    """As `from_zero`, of what may take longer than a collective: an hour, to fetch a checkpoint.
+        if not dist.is_available() or not dist.is_initialized():
+            return cls()
 
-    Raises:
-        RanksApartError: rank 0 did not come to an end within `limit`.
-        torch.distributed.DistError: rank 0 is gone.
-    """
-    if trainer.world_size == 1:
-        return find()
-    store, key = compat.store_of_ranks(), compat.turn("zero")
-    if not trainer.is_global_zero:
-        if not _come(lambda: store.check([key]), limit):
-            msg = f"rank 0 did not come within {limit}"
-            raise RanksApartError(msg)
-        return from_zero(trainer, find)
+        def broadcast(value: Any) -> Any:
+            box = [value]
+            dist.broadcast_object_list(box)
+            return box[0]
 
-    def announced() -> T:
-        try:
+        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        return cls(dist.get_rank(), dist.get_world_size(), broadcast, host)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def from_zero(self, find: Callable[[], T]) -> T:
+        """What `find` returns on rank 0, where alone it is called; on every rank.
+
+        For what takes less than the timeout of the process group.
+
+        Raises:
+            Exception: on every rank, what `find` raised on rank 0.
+        """
+        if self.world_size == 1:
             return find()
-        finally:
-            store.set(key, "here")
+        said = _Said()
+        if self.is_zero:
+            try:
+                said = _Said(find())
+            except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
+                said = _Said(error=portable(error))
+        said = self.broadcast(said)
+        if said.error is not None:
+            raise said.error
+        return said.value  # type: ignore[no-any-return]
 
-    return from_zero(trainer, announced)
+    def from_slow_zero(self, find: Callable[[], T], limit: timedelta = DECIDING) -> T:
+        """As `from_zero`, of what may take longer than a collective, as a fetch does.
+
+        Raises:
+            RanksApartError: rank 0 did not come to an end within `limit`.
+            torch.distributed.DistError: rank 0 is gone.
+        """
+        if self.world_size == 1:
+            return find()
+        store, key = process_group_store(), next_key("zero")
+        if not self.is_zero:
+            if not poll(lambda: store.check([key]), limit):
+                msg = f"rank 0 did not come within {limit}"
+                raise RanksApartError(msg)
+            return self.from_zero(find)
+
+        def announced() -> T:
+            try:
+                return find()
+            finally:
+                store.set(key, "here")
+
+        return self.from_zero(announced)
+
+    def begin_meetings(self) -> None:
+        """Begin the meetings of a fit: their keys are those of no other, whatever that came to."""
+        begin_keys(self.from_zero(lambda: uuid.uuid4().hex))
+
+    def gather(self, mine: str, limit: timedelta = _GATHERING) -> list[str]:
+        """What each rank has to say, in rank order; on every rank.
+
+        Raises:
+            RanksApartError: on every rank that came: not all did within `limit`.
+        """
+        if self.world_size == 1:
+            return [mine]
+        store, label = process_group_store(), next_key("gather")
+        keys = [f"{label}/{rank}" for rank in range(self.world_size)]
+        store.set(keys[self.rank], mine)
+        if self.is_zero:
+            poll(lambda: store.check(keys), limit)
+            said = [store.get(key).decode() if store.check([key]) else None for key in keys]
+            store.set(f"{label}/all", json.dumps(said))
+        elif poll(lambda: store.check([f"{label}/all"]), 2 * limit):
+            said = json.loads(store.get(f"{label}/all"))
+        else:
+            said = [None]
+        missing = [str(rank) for rank, one in enumerate(said) if one is None]
+        if missing:
+            msg = f"no word of rank {', '.join(missing)} within {limit}"
+            raise RanksApartError(msg)
+        return [one for one in said if one is not None]
 
 
-def gather(trainer: Trainer, mine: str, limit: timedelta = _GATHERING) -> list[str]:
-    """What each rank has to say, in rank order; on every rank.
-
-    Raises:
-        RanksApartError: on every rank that came: not all did within `limit`.
-    """
-    if trainer.world_size == 1:
-        return [mine]
-    store, label = compat.store_of_ranks(), compat.turn("gather")
-    keys = [f"{label}/{rank}" for rank in range(trainer.world_size)]
-    store.set(keys[trainer.global_rank], mine)
-    if trainer.is_global_zero:
-        _come(lambda: store.check(keys), limit)
-        said = [store.get(key).decode() if store.check([key]) else None for key in keys]
-        store.set(f"{label}/all", json.dumps(said))
-    elif _come(lambda: store.check([f"{label}/all"]), 2 * limit):
-        said = json.loads(store.get(f"{label}/all"))
-    else:
-        said = [None]
-    missing = [str(rank) for rank, one in enumerate(said) if one is None]
-    if missing:
-        msg = f"no word of rank {', '.join(missing)} within {limit}"
-        raise RanksApartError(msg)
-    return [one for one in said if one is not None]
-
-
-def _come(is_there: Callable[[], bool], limit: timedelta) -> bool:
+def poll(is_there: Callable[[], bool], limit: timedelta) -> bool:
     """Wait by looking: a call that waits would hold the store's client, which others need."""
-    until, pause_s = time.monotonic() + limit.total_seconds(), _LOOKS_S[0]
+    until, pause_s = time.monotonic() + limit.total_seconds(), _POLL_S[0]
     while not is_there():
         if time.monotonic() > until:
             return False
         time.sleep(pause_s)
-        pause_s = min(1.5 * pause_s, _LOOKS_S[1])
+        pause_s = min(1.5 * pause_s, _POLL_S[1])
     return True
-
-
-class Farewell:
-    """The end of a fit: no rank leaves it before rank 0, and none ends by a signal alone.
-
-    A rank that goes on early may make the next process group, and would find the key-value store
-    of this one. Made by every rank when the fit begins.
-    """
-
-    def __init__(self, trainer: Trainer, lost: Callable[[], str] | None = None) -> None:
-        """`lost` says which rank is gone, if one is: nobody waits for rank 0 then."""
-        self._lost = lost
-        self._alone = trainer.world_size == 1
-        if not self._alone:
-            self._store, label = compat.store_of_ranks(), compat.turn("farewell")
-            self._rank, self._ranks = trainer.global_rank, trainer.world_size
-            self._told, self._over = f"{label}/told", f"{label}/over"
-
-    def say(self, *, told: bool) -> bool:
-        """Rank 0, when it has nothing left to do: whether all end by a signal.
-
-        So they do when rank 0 was told to end by one, or any rank that is at its own end.
-        """
-        if self._alone:
-            return told
-        try:
-            told = told or self._store.check([self._told])
-            self._store.set(self._over, "stop" if told else "go")
-        except RuntimeError:  # of torch.distributed: the others are gone, and the store with one
-            return told
-        return told
-
-    def hear(self, is_told: Callable[[], bool], limit: timedelta = DECIDING) -> bool:
-        """Every other rank: wait for rank 0; whether all end by a signal."""
-        said = False
-
-        def look() -> bool:
-            nonlocal said
-            if is_told() and not said:
-                self._store.set(self._told, "")
-                said = True
-            gone = self._lost is not None and bool(self._lost())
-            return gone or bool(self._store.check([self._over]))
-
-        try:
-            over = _come(look, limit) and self._store.check([self._over])
-            return self._store.get(self._over) == b"stop" if over else is_told()
-        except RuntimeError:  # rank 0 left, and the store with it
-            return is_told()

@@ -8,10 +8,9 @@ import logging
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bt_lightning.errors import CheckpointError, DirectoryFullError, TornSnapshotError
-from bt_lightning.lightning_plugin.logger_artifacts import Uploads
 from bt_lightning.localdir.event_log import note
 from bt_lightning.manifest import Manifest
 from bt_lightning.session.checkpoint_paths import unwritten
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
+    from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.snapshot.save_record import Policy, SaveRecord
     from bt_lightning.snapshot.saver import Saver
     from bt_lightning.worker_messages import Published, Room
@@ -29,6 +28,33 @@ log = logging.getLogger(__name__)
 
 
 _MOST = 1000
+
+
+class Artifacts(Protocol):
+    """Others who are to have checkpoints once they are committed; asked on the training thread."""
+
+    @property
+    def stirred(self) -> bool:
+        """Whether `failures` has any."""
+
+    def settle(self, checkpoint_id: str | None = None) -> None:
+        """Hand over what is under way no more: of this id, or all."""
+
+    def failures(self) -> list[Exception]:
+        """What they refused since the last call."""
+
+
+class NoArtifacts:
+    """Nobody is."""
+
+    stirred = False
+
+    def settle(self, checkpoint_id: str | None = None) -> None:
+        """Nothing."""
+
+    def failures(self) -> list[Exception]:
+        """None."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -53,8 +79,8 @@ class Saves:
         """How many saves of this fit were begun of a state that can be resumed from."""
         self.newest: SaveRecord | None = None
         """The last of them that is committed."""
-        self.uploads = Uploads(root, saver.pending)
-        """What loggers are to have of them."""
+        self.artifacts: Artifacts = NoArtifacts()
+        """Who is to have them as well, as soon as they are committed."""
         self._resumable: set[int] = set()
         self._root = root
         self._policy = policy
@@ -66,7 +92,9 @@ class Saves:
         self._refused: list[DirectoryFullError] = []
         """Saves of this thread that there was no room for; raised by `collect`."""
 
-    def save(self, io: BTCheckpointIO, checkpoint: dict[str, Any], checkpoint_id: str) -> None:
+    def save(
+        self, writer: CheckpointWriter, checkpoint: dict[str, Any], checkpoint_id: str
+    ) -> None:
         """Take a snapshot of `checkpoint`, or write it where there is no memory for one.
 
         Raises:
@@ -76,8 +104,8 @@ class Saves:
         began, started = time.time(), time.perf_counter()
         record = self.saver.save(
             checkpoint_id,
-            lambda memory: io.take(checkpoint, memory),
-            lambda snapshot: io.facts(checkpoint, snapshot),
+            lambda memory: writer.take(checkpoint, memory),
+            lambda snapshot: writer.facts(checkpoint, snapshot),
         )
         self._began[record.number] = began
         if record.decision != "skipped" and "optimizer_states" in checkpoint:
@@ -89,7 +117,7 @@ class Saves:
                 " while its checkpoints are written"
             )
             try:
-                self._write(io, checkpoint, record)
+                self._write(writer, checkpoint, record)
             except DirectoryFullError as error:
                 record.decision = "refused"
                 self._refused.append(error)
@@ -119,7 +147,7 @@ class Saves:
     @property
     def stirred(self) -> bool:
         """Whether `collect` may come to something."""
-        return bool(self._refused) or self.saver.stirred or self.uploads.stirred
+        return bool(self._refused) or self.saver.stirred or self.artifacts.stirred
 
     def collect(self) -> None:
         """Tell of every save that ended since the last call; raise the first failure.
@@ -143,7 +171,7 @@ class Saves:
                     )
                 if record.checkpoint_id in self._unwanted:
                     self._unwanted.discard(record.checkpoint_id)
-                    self.uploads.settle(record.checkpoint_id)
+                    self.artifacts.settle(record.checkpoint_id)
                     self._tell.unwanted(manifest)
             elif isinstance(outcome, TornSnapshotError) and self._policy == "auto":
                 record.decision = "torn"
@@ -154,8 +182,8 @@ class Saves:
                 full = isinstance(failures[-1], DirectoryFullError)
                 record.decision = "refused" if full else "failed"
             self._told(record)
-        self.uploads.settle()
-        failures += self.uploads.failures()
+        self.artifacts.settle()
+        failures += self.artifacts.failures()
         for failure in failures[1:]:
             log.error("%s", failure)
         if failures:
@@ -169,7 +197,9 @@ class Saves:
                 record.remote_durable_s = event.remote_durable_s
                 self._tell.ended(record)
 
-    def _write(self, io: BTCheckpointIO, checkpoint: dict[str, Any], record: SaveRecord) -> None:
+    def _write(
+        self, writer: CheckpointWriter, checkpoint: dict[str, Any], record: SaveRecord
+    ) -> None:
         """Commit `checkpoint` on this thread, and note of it what the worker notes of its own."""
         record.step = int(checkpoint.get("global_step", 0))
         self.settle(record.checkpoint_id)  # or an older state would take the place of this one
@@ -178,7 +208,7 @@ class Saves:
             self._root / record.checkpoint_id,
             self.saver.generation(record.checkpoint_id),
         )
-        manifest = io.save_local(
+        manifest = writer.save(
             checkpoint, final, self._root, after, lambda size: self._make_room(record, size)
         )
         record.write_s, record.cpu_s = time.perf_counter() - started, time.thread_time() - cpu

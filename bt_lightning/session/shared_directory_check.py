@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.session.checkpoint_paths import is_committed, is_url, local_path
-from bt_lightning.session.ranks import gather
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from bt_lightning.session.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class Chosen:
     """Whether each rank reads it from the store."""
 
 
-def see_alike(trainer: Trainer, path: str | None, chosen: Chosen, mark: str | None) -> None:
+def see_alike(ranks: Ranks, path: str | None, chosen: Chosen, mark: str | None) -> None:
     """Every rank: check that each can read what it resumes from, before one of them begins to.
 
     A rank that cannot would end alone, and the others would wait for it. `mark` is what rank 0
@@ -41,7 +40,7 @@ def see_alike(trainer: Trainer, path: str | None, chosen: Chosen, mark: str | No
     Raises:
         CheckpointNotFoundError: on every rank, if some see it and some do not.
     """
-    if trainer.world_size == 1:
+    if ranks.world_size == 1:
         return
     mine = {
         "host": socket.gethostname(),
@@ -49,16 +48,16 @@ def see_alike(trainer: Trainer, path: str | None, chosen: Chosen, mark: str | No
         "sees": path is None or chosen.stored or is_url(path) or _sees(path, chosen.digest),
         "shares": mark is None or Path(mark).exists(),
     }
-    ranks: list[dict[str, Any]] = [json.loads(said) for said in gather(trainer, json.dumps(mine))]
-    _compare(ranks)
-    apart = [rank for rank, said in enumerate(ranks) if not said["shares"]]
-    if apart and trainer.is_global_zero:
+    seen: list[dict[str, Any]] = [json.loads(said) for said in ranks.gather(json.dumps(mine))]
+    _compare(seen)
+    apart = [rank for rank, said in enumerate(seen) if not said["shares"]]
+    if apart and ranks.is_zero:
         log.warning(
             "%s not see the checkpoint directory of rank 0 (host %s). This run goes on, but a"
             " restart of it will be refused: let all nodes share the directory, a volume that is"
             " mounted at one path on each of them",
-            _named(apart, ranks, "does", "do"),
-            ranks[0]["host"],
+            _named(apart, seen, "does", "do"),
+            seen[0]["host"],
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import (
     CheckpointError,
@@ -12,18 +13,19 @@ from bt_lightning.errors import (
     DirectoryFullError,
     StoreTransientError,
 )
-from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
-from bt_lightning.lightning_plugin.resume import Decision
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_away
 from bt_lightning.manifest import Manifest
 from bt_lightning.restore.find_checkpoint import Found, Stored, find_loaded, find_own, step_of
+from bt_lightning.restore.load import load_file
 from bt_lightning.session.checkpoint_paths import is_committed, local_path
 from bt_lightning.store.interface import redact
 from bt_lightning.worker_messages import CheckStore, Fetch, ListStore, StoredCheckpoint, Verify
 
 if TYPE_CHECKING:
-    from bt_lightning.session.writer_session import SessionConfig
+    from collections.abc import Callable
+
+    from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.worker.worker_handle import Worker
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,41 @@ _ASK_S = 60.0
 _FETCH_S = 24 * 3600.0
 
 
-class Choice:
-    """Made once, before a fit begins."""
+@dataclass(frozen=True, slots=True)
+class StartPoint:
+    """What a run starts from, the same on every rank."""
+
+    path: str | None
+    digest: str | None
+    warm: bool
+    """Take the weights only: a new run begins at step 0."""
+    folder: str | None = None
+    """Where it is read from in the store, if the disk has no room for it."""
+    asked: bool = True
+    """Whether the user named the path that a fit starts from, in its `ckpt_path`: that is taken."""
+    mark: str | None = None
+    """What rank 0 made in the checkpoint directory, for the others to see."""
+    error: Exception | None = None
+    """Why there is none: raised on every rank."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What the framework, or its user, has for a fit to start from."""
+
+    path: str | None = None
+    """A checkpoint that the framework found by itself: of SLURM's requeue, say."""
+    asked: bool = False
+    """Whether the user named what this fit starts from: that is taken."""
+    load: Callable[..., dict[str, Any]] = load_file
+    """How `path` is read; takes `weights_only`."""
+
+
+NOTHING = Offered()
+
+
+class StartPointSearch:
+    """Made once, on rank 0, before a fit begins."""
 
     def __init__(self, config: SessionConfig, worker: Worker) -> None:
         self._config = config
@@ -45,11 +80,8 @@ class Choice:
         self._straight: dict[str, str] = {}
         """Path -> folder of the store, of what the disk has no room for."""
 
-    def decide(self, other: str | None = None) -> Decision:
-        """Check the store, then choose what to start from.
-
-        `other` is what Lightning found for this run, which the user did not name: a checkpoint of
-        SLURM's requeue, say. The newest whole one of all wins.
+    def decide(self, offered: Offered = NOTHING) -> StartPoint:
+        """Check the store, then choose what to start from: the newest whole one of all wins.
 
         Raises:
             StoreError: the store cannot be used, or not be reached while nothing is on disk.
@@ -58,10 +90,10 @@ class Choice:
         config, found = self._config, Found()
         self.listed = self._stored()
         if config.resume == "never":
-            return Decision(other, None, warm=False)
+            return StartPoint(offered.path, None, warm=False)
         found.considered += self._unusable
         found.damaged = bool(self._unusable)
-        own = find_own(config.root, self.listed, self._fetch, found, self._others(other, found))
+        own = find_own(config.root, self.listed, self._fetch, found, self._others(offered, found))
         if not own and not found.damaged and config.load_dir is not None:
             find_loaded(
                 config.load_dir,
@@ -83,17 +115,17 @@ class Choice:
             log.warning("looked for a checkpoint to resume from:\n%s", found.describe())
         warm = config.resume == "weights" and not found.own
         folder = self._straight.get(found.path or "")
-        return Decision(found.path, found.digest, warm=warm, folder=folder)
+        return StartPoint(found.path, found.digest, warm=warm, folder=folder)
 
-    def _others(self, path: str | None, found: Found) -> list[tuple[int, str]]:
-        """Step and path of what Lightning found, if it can be resumed from and is not ours."""
+    def _others(self, offered: Offered, found: Found) -> list[tuple[int, str]]:
+        """Step and path of what the framework found, if it can be resumed from and is not ours."""
+        path, config = offered.path, self._config
         if path is None:
             return []
-        config = self._config
         if is_committed(path) and local_path(path).resolve().is_relative_to(config.root):
             return []  # it is found there, and verified
         try:
-            checkpoint = BTCheckpointIO().load_checkpoint(path, weights_only=config.weights_only)
+            checkpoint = offered.load(path, weights_only=config.weights_only)
             return [(step_of(checkpoint, path), path)]
         except Exception as error:  # noqa: BLE001 - torch.load raises anything
             reason = str(error).partition("\n")[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
     CheckpointError,
@@ -21,7 +21,7 @@ from bt_lightning.manifest import Manifest
 from bt_lightning.session.directory_takeover import take_over
 from bt_lightning.session.known_checkpoints import Known
 from bt_lightning.session.saves import Saves, Told
-from bt_lightning.session.start_point import Choice
+from bt_lightning.session.start_point import StartPointSearch
 from bt_lightning.session.step_timings import Rhythm
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.publisher_lock import stands_by
@@ -41,39 +41,18 @@ if TYPE_CHECKING:
 
     import torch
 
-    from bt_lightning.glob_patterns import Patterns
-    from bt_lightning.lightning_plugin.resume import Decision
-    from bt_lightning.settings import Job
+    from bt_lightning.session.session_config import SessionConfig
+    from bt_lightning.session.start_point import Offered, StartPoint
     from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
 
 log = logging.getLogger(__name__)
 
-Resume = Literal["auto", "require", "never", "weights"]
 _EXIT_S = 10.0
 """What a worker may take to end."""
 _ROOM_S = 3600.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class SessionConfig:
-    """What a session is opened with; every path absolute, every default filled in."""
-
-    root: Path
-    load_dir: Path | None
-    store_url: str | None = field(repr=False)
-    storage_options: dict[str, object] = field(default_factory=dict, repr=False)
-    upload_mb_s: float | None
-    content_md5: bool
-    job: Job
-    resume: Resume
-    weights_only: bool | None
-    drain_s: float
-    budget: int | None = None
-    """Bytes that `root` may take."""
-    files: Patterns | None = None  # that belong to no checkpoint and are sent to the store too
-
-
-class Session:
+class WriterSession:
     """One fit on the rank that writes. Every other rank has none."""
 
     def __init__(self, config: SessionConfig) -> None:
@@ -92,6 +71,11 @@ class Session:
         self.known = Known()
 
     @property
+    def root(self) -> Path:
+        """The checkpoint directory, absolute."""
+        return self._config.root
+
+    @property
     def worker_pid(self) -> int | None:
         """Process id of the worker, while there is one."""
         return self._worker.pid
@@ -101,14 +85,14 @@ class Session:
         """The newest save of this fit that is committed and can be resumed from."""
         return self.saves.newest if self.saves is not None else self._newest
 
-    def decide(self, other: str | None) -> Decision:
-        """Check the store, then choose what to start from; as `Choice.decide`."""
-        choice = Choice(self._config, self._worker)
+    def decide(self, offered: Offered) -> StartPoint:
+        """Check the store, then choose what to start from; as `StartPointSearch.decide`."""
+        search = StartPointSearch(self._config, self._worker)
         with named(self._config.root):
-            decision = choice.decide(other)
-        for stored in choice.listed:
+            start = search.decide(offered)
+        for stored in search.listed:
             self.known.add(stored.manifest)
-        return decision
+        return start
 
     def begin(self, pinned: frozenset[str]) -> None:
         """Let the worker publish and delete; what the run resumed from is never deleted."""

@@ -1,0 +1,21 @@
+"""The ranks of a Trainer, as `session` knows ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bt_lightning.session.ranks import Ranks
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """Every rank, from the launch of the processes on."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return Ranks(
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        broadcast=trainer.strategy.broadcast,
+        host=environment.main_address if environment is not None else "127.0.0.1",
+    )

@@ -1,0 +1,121 @@
+"""How a state dictionary becomes a committed directory: its files, its facts, its commit."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.layout import WEIGHTS, check_checkpoint_id
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.disk_space import planned
+from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.session.checkpoint_paths import unwritten
+from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, versions
+from bt_lightning.session.restart_needs import needs
+from bt_lightning.session.serving_files import ServingFiles
+from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.snapshot.state_files import Memory, Snapshot, take
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from bt_lightning.restore.live_objects import Held
+
+EXTRA = "bt_lightning"
+"""Key of the state dictionary under which this package keeps what is its own."""
+
+
+class CheckpointWriter:
+    """Used by the rank that writes, on its training thread.
+
+    Args:
+        allowed: gives classes and functions, beyond the built-in ones, that loading may rebuild.
+    """
+
+    def __init__(self, allowed: Callable[[], tuple[object, ...]] = tuple) -> None:
+        self._allowed = allowed
+        self.serving = ServingFiles()
+        """What is written besides the checkpoint, for those who serve it."""
+        self.origin: dict[str, Any] = {}
+        """Facts for the manifest that a state dictionary does not hold."""
+        self.held: Held | None = None
+        """What the process holds by itself, so that it need not come from a checkpoint."""
+        self.trusted = False
+        """Whether a restart of this job will unpickle what its checkpoints hold."""
+        self._warned = False
+
+    def save(
+        self,
+        checkpoint: dict[str, Any],
+        final: Path,
+        root: Path,
+        after: int = 0,
+        room: Callable[[int], None] = lambda _: None,
+    ) -> Manifest:
+        """Commit `checkpoint` as the directory `final` under `root`; the next generation of its id.
+
+        That is one more than `final` holds now, and more than `after`. `room` is called with the
+        bytes that it will take, before any is written.
+        """
+        checkpoint_id = check_checkpoint_id(final.relative_to(root).as_posix())
+        snapshot = self.take(checkpoint)
+        facts = self.facts(checkpoint, snapshot)
+
+        def describe(entries: tuple[FileEntry, ...]) -> Manifest:
+            number = 1 + max(after, _generation(final))
+            return Manifest(checkpoint_id=checkpoint_id, generation=number, files=entries, **facts)
+
+        room(planned(snapshot.sizes))
+        try:
+            return commit(final, root, snapshot.files, describe)
+        except OSError as error:
+            raise unwritten(checkpoint_id, root, error) from error
+
+    def take(self, checkpoint: dict[str, Any], memory: Memory | None = None) -> Snapshot:
+        """Lay out `checkpoint` as files, those for serving included; copies no tensor."""
+        serving = self.serving
+        snapshot = take(checkpoint, serving.weights_prefix, memory, serving.tensors())
+        snapshot.small_files.update(serving.constant)
+        self._warn_once(snapshot)
+        return snapshot
+
+    def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+        """What the manifest says of `checkpoint`, without its files and generation."""
+        return {
+            "step": first_count(checkpoint, *STEPS),
+            "epoch": first_count(checkpoint, *EPOCHS),
+            "created_at": datetime.now(timezone.utc).isoformat(),
+            "metrics": _extra(checkpoint, "metrics"),
+            "origin": {**self.origin, "versions": dict(versions()), **_extra(checkpoint, "origin")},
+            "resumable": "optimizer_states" in checkpoint,
+            "weights_prefix": (
+                self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
+            ),
+            "leftovers": (*snapshot.leftovers, *snapshot.dropped),
+        }
+
+    def _warn_once(self, snapshot: Snapshot) -> None:
+        """At the first save, say what a restart and other loads will need."""
+        if self._warned:
+            return
+        self._warned = True
+        for text in needs(snapshot, ClassTable(self._allowed()), self.held, trusted=self.trusted):
+            warnings.warn(text, stacklevel=4)
+
+
+def _generation(final: Path) -> int:
+    try:
+        return read_manifest(final).generation
+    except (CheckpointNotFoundError, CheckpointCorruptError):
+        return 0
+
+
+def _extra(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What `BTLightning` added under `name`, if it did."""
+    extra = checkpoint.get(EXTRA)
+    found = extra.get(name) if isinstance(extra, dict) else None
+    return dict(found) if isinstance(found, dict) else {}

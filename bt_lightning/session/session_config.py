@@ -1,0 +1,34 @@
+"""What a session is opened with: every choice made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bt_lightning.glob_patterns import Patterns
+    from bt_lightning.settings import Job
+
+Resume = Literal["auto", "require", "never", "weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionConfig:
+    """What a session is opened with; every path absolute, every default filled in."""
+
+    root: Path
+    load_dir: Path | None
+    store_url: str | None = field(repr=False)
+    storage_options: dict[str, object] = field(default_factory=dict, repr=False)
+    upload_mb_s: float | None
+    content_md5: bool
+    job: Job
+    resume: Resume
+    weights_only: bool | None
+    drain_s: float
+    budget: int | None = None
+    """Bytes that `root` may take."""
+    files: Patterns | None = None
+    """Which files that belong to no checkpoint are sent to the store too."""
