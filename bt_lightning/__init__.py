@@ -80,7 +80,7 @@ _HOME = {
     "UploadFailedError": _ERRORS,
     "WorkerDiedError": _ERRORS,
     "load_config": "bt_lightning.config_file.load",
-    "resume_path": f"{_PLUGIN}.path",
+    "resume_path": "bt_lightning.session.resume_path",
 }
 
 __all__ = [

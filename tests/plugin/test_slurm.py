@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from bt_lightning.errors import CheckpointCorruptError
 if TYPE_CHECKING:
     from pathlib import Path
 
+OLD = tuple(map(int, version("lightning").split(".")[:2])) < (2, 6)
 SLURM = {
     "SLURM_NTASKS_PER_NODE": "1",
     "SLURM_JOB_ID": "77",
@@ -80,7 +82,8 @@ def test_all_ranks_are_told_and_the_job_is_requeued_once(
     steps = {int(name.partition("-")[2]) for name in names(root)}
     assert max(steps) >= 14
     again = scripts.ranks(SCRIPT, root, "none", envs=envs)
-    assert [done.out for done in again] == [f"began at {max(steps)} ended at 40\n"] * 2
+    repeated = OLD and max(steps) % 4 != 0  # Lightning before 2.6 trains a batch in an epoch again
+    assert [done.out for done in again] == [f"began at {max(steps)} ended at {40 + repeated}\n"] * 2
     assert not [name for name in names(root) if "-v" in name]
 
 
