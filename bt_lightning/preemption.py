@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Word = Literal["save", "later", "finish", "leave"]
+Word = Literal["save", "later", "finish", "leave", "requeue"]
 """`save` the state of this moment; wait for a `later` one, which resumes exactly; first `finish`
-the saves under way, and ask again; `leave` with what is saved."""
+the saves under way, and ask again; `leave` with what is saved; `requeue` the job too, which SLURM
+asked for before it told the run to end."""
 
-WORDS: tuple[Word, ...] = ("save", "later", "finish", "leave")
+WORDS: tuple[Word, ...] = ("save", "later", "finish", "leave", "requeue")
 
 ASSUMED_GRACE_S = 30.0
 """What is taken to be given where nobody says: the default of Kubernetes and of torchrun."""

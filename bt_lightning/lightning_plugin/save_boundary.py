@@ -63,8 +63,6 @@ class Boundary(Checkpoint):
         self.ends = False
         """Whether all ranks end by a signal, once the fit is over."""
 
-    # the life of a fit
-
     def listen(self, trainer: Trainer) -> None:
         """Every rank, at setup: hear signals."""
         self.signals.listen(trainer, self._died if trainer.is_global_zero else lambda _: None)
@@ -149,8 +147,6 @@ class Boundary(Checkpoint):
             return math.inf
         return rest_s(self._grace_s - (time.monotonic() - told.at))
 
-    # hooks
-
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.start()
@@ -206,8 +202,6 @@ class Boundary(Checkpoint):
             self._agreement.close()
             self._agreement = None
 
-    # what is done at one
-
     def _wish(self) -> Wish | None:
         """What this rank wants; called on any thread."""
         if self.signals.told is not None:
@@ -233,7 +227,7 @@ class Boundary(Checkpoint):
             self.signals.requeue = None
             self._agreement.done()
             return
-        if word == "save":
+        if word in {"save", "requeue"}:
             self.reason = "interval" if wish == "save" else "signal"
             try:
                 trainer.save_checkpoint(self._root / f"interim-{trainer.global_step}")
@@ -242,12 +236,13 @@ class Boundary(Checkpoint):
         requeue, self.signals.requeue = self.signals.requeue, None
         if self._pace is not None:
             self._pace.answered(time.monotonic(), saved=word == "save")
-        if wish == "stop":
-            raise self.end(trainer)
-        self._agreement.done()
-        if wish == "requeue":
+        if wish != "stop":
+            self._agreement.done()
+        if wish == "requeue" or word == "requeue":
             self._requeued = True
             compat_signals.requeue(trainer, requeue.signum if requeue else signal.SIGUSR1)
+        if wish == "stop":
+            raise self.end(trainer)
 
     def end(self, trainer: Trainer) -> SystemExit:
         """What ends this rank by the signal it was told of.
@@ -298,6 +293,9 @@ class Boundary(Checkpoint):
             )
             if word == "finish":
                 session.settle_saves(lambda: rest_s(left_s()))
+        if wish == "stop" and self.signals.requeue is not None and not self._requeued:
+            kept = word == "save" or (later_s == 0 and self._covered(session))
+            word = "requeue" if kept else word
         return word, until
 
     def _exact_in(self, trainer: Trainer, session: WriterSession) -> tuple[float | None, Position]:
@@ -318,8 +316,6 @@ class Boundary(Checkpoint):
         if compat.validation_is_due(trainer):
             return rhythm.validation_s, (batches, 1)
         return (rhythm.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
-
-    # parts
 
     @property
     def _taken(self) -> int:

@@ -35,6 +35,11 @@ class Tell(Callback):
     def on_train_batch_start(self, trainer, *_):
         if signals == "none":
             return
+        if signals == "together":
+            if trainer.global_step == 6:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return
         if trainer.global_step == 2 + trainer.global_rank:  # not at once
             os.kill(os.getpid(), signal.SIGUSR1)
         if trainer.global_step == 14:
@@ -57,24 +62,35 @@ print("began at", module.steps[0], "ended at", trainer.global_step)
 """
 
 
-def test_all_ranks_are_told_and_the_job_is_requeued_once(
-    scripts: Any, names: Any, tmp_path: Path
-) -> None:
-    root, tools, asked = tmp_path / "ck", tmp_path / "bin", tmp_path / "asked"
+@pytest.fixture
+def cluster(tmp_path: Path) -> Any:
+    """The environments of so many tasks of a job, and the file that says what SLURM was asked."""
+    tools, asked = tmp_path / "bin", tmp_path / "asked"
     tools.mkdir()
     (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     (tools / "scontrol").chmod(0o755)
     path = f"{tools}:{os.environ['PATH']}"
-    envs = [
-        {
-            **SLURM,
-            "PATH": path,
-            "SLURM_NTASKS": "2",
-            "SLURM_PROCID": str(rank),
-            "SLURM_NODEID": str(rank),
-        }
-        for rank in (0, 1)
-    ]
+
+    def cluster(ranks: int) -> tuple[list[dict[str, str]], Path]:
+        return [
+            {
+                **SLURM,
+                "PATH": path,
+                "SLURM_NTASKS": str(ranks),
+                "SLURM_PROCID": str(rank),
+                "SLURM_NODEID": str(rank),
+            }
+            for rank in range(ranks)
+        ], asked
+
+    return cluster
+
+
+def test_all_ranks_are_told_and_the_job_is_requeued_once(
+    scripts: Any, names: Any, cluster: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "ck"
+    envs, asked = cluster(2)
     first = scripts.ranks(SCRIPT, root, "both", envs=envs)
     assert [done.code for done in first] == [143, 0], "\n".join(map(str, first))
     assert asked.read_text() == "requeue 77\n"
@@ -85,6 +101,19 @@ def test_all_ranks_are_told_and_the_job_is_requeued_once(
     repeated = OLD and max(steps) % 4 != 0  # Lightning before 2.6 trains a batch in an epoch again
     assert [done.out for done in again] == [f"began at {max(steps)} ended at {40 + repeated}\n"] * 2
     assert not [name for name in names(root) if "-v" in name]
+
+
+def test_an_end_that_is_told_before_the_requeue_is_done_requeues_too(
+    scripts: Any, names: Any, cluster: Any, tmp_path: Path
+) -> None:
+    """A step may take longer than SLURM leaves between the two signals."""
+    root = tmp_path / "ck"
+    envs, asked = cluster(2)
+    first = scripts.ranks(SCRIPT, root, "together", envs=envs)
+    assert [done.code for done in first] == [143, 0], "\n".join(map(str, first))
+    assert asked.read_text() == "requeue 77\n"
+    assert (root / "hpc_ckpt_1.ckpt").exists()
+    assert max(int(name.partition("-")[2]) for name in names(root)) >= 7
 
 
 @pytest.fixture
