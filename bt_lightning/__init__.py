@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bt_lightning.config_file.load import load_config
+    from bt_lightning.config_file.load_config import load_config
     from bt_lightning.errors import (
         ArenaTooLargeError,
         CheckpointCorruptError,
@@ -79,7 +79,7 @@ _HOME = {
     "UnsupportedStateError": _ERRORS,
     "UploadFailedError": _ERRORS,
     "WorkerDiedError": _ERRORS,
-    "load_config": "bt_lightning.config_file.load",
+    "load_config": "bt_lightning.config_file.load_config",
     "resume_path": "bt_lightning.session.resume_path",
 }
 

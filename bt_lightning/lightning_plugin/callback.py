@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat, compat_resume
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, teach_lightning
-from bt_lightning.lightning_plugin.ckpt_path_words import take_up_last
+from bt_lightning.lightning_plugin.ckpt_path_last_best import take_up_last
 from bt_lightning.lightning_plugin.compat_config import teach_saved_config
 from bt_lightning.lightning_plugin.compat_resume import note_selections
 from bt_lightning.lightning_plugin.deferred_saves import rescue
@@ -21,7 +21,7 @@ from bt_lightning.lightning_plugin.exact_resume import Exactness
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.mismatch_errors import noted
 from bt_lightning.lightning_plugin.model_checkpoint_paths import adopt, place
-from bt_lightning.lightning_plugin.resume import arrange, forget
+from bt_lightning.lightning_plugin.resume_fit import arrange, forget
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.save_boundary import Boundary
 from bt_lightning.lightning_plugin.strategy_check import refuse_strategy

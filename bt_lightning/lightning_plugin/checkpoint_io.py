@@ -13,7 +13,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.compat_loggers import teach_loggers
-from bt_lightning.lightning_plugin.compat_taught import (
+from bt_lightning.lightning_plugin.compat_patched_functions import (
     teach_file_exists,
     teach_load_from_checkpoint,
 )
@@ -25,7 +25,8 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
 from bt_lightning.localdir.protection import is_protected
-from bt_lightning.restore.load import load, load_file
+from bt_lightning.restore.load_checkpoint import load, load_file
+from bt_lightning.session.bt_and_evicted_paths import BtSource, source_of
 from bt_lightning.session.checkpoint_paths import (
     downloaded,
     is_committed,
@@ -36,7 +37,6 @@ from bt_lightning.session.checkpoint_paths import (
     stored_place,
 )
 from bt_lightning.session.checkpoint_writer import CheckpointWriter
-from bt_lightning.session.store_paths import BtSource, source_of
 from bt_lightning.session.url_checkpoints import remove_at, save_at
 from bt_lightning.settings import torch_weights_only
 from bt_lightning.store.interface import redact
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-    from bt_lightning.lightning_plugin.compat_taught import Load
-    from bt_lightning.restore.load import MapLocation
+    from bt_lightning.lightning_plugin.compat_patched_functions import Load
+    from bt_lightning.restore.load_checkpoint import MapLocation
     from bt_lightning.store.transfer.checkpoint_reader import Place
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.session.bt_and_evicted_paths import source_of
 from bt_lightning.session.checkpoint_paths import is_url
-from bt_lightning.session.store_paths import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

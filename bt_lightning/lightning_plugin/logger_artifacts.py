@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import UploadFailedError
 from bt_lightning.lightning_plugin.compat_loggers import Shot, give
-from bt_lightning.session.store_paths import BtSource
+from bt_lightning.session.bt_and_evicted_paths import BtSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,6 +22,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.restore.live_objects import Held
+from bt_lightning.session.bt_and_evicted_paths import remember
 from bt_lightning.session.checkpoint_paths import (
     is_committed,
     is_url,
@@ -29,7 +30,6 @@ from bt_lightning.session.checkpoint_paths import (
     place_of_url,
 )
 from bt_lightning.session.shared_directory_check import Chosen
-from bt_lightning.session.store_paths import remember
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-    from bt_lightning.restore.load import MapLocation
+    from bt_lightning.restore.load_checkpoint import MapLocation
+    from bt_lightning.session.bt_and_evicted_paths import BtSource, Pin
     from bt_lightning.session.rank_session import RankSession
-    from bt_lightning.session.store_paths import BtSource, Pin
 
 _OWN = frozenset({"inner", "away", "ours", "root", "weights_only", "session"})
 _FOREIGN = re.compile(r"hpc_ckpt_\d+\.ckpt")

@@ -23,7 +23,7 @@ from bt_lightning.snapshot.state_files import foresee
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from bt_lightning.session.saves import Saves
+    from bt_lightning.session.save_tracking import Saves
     from bt_lightning.session.writer_session import WriterSession
     from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
     from bt_lightning.snapshot.saver import Saver

@@ -15,7 +15,7 @@ import xxhash
 
 from bt_lightning.file_limits import LINE, parse_json
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.job_files import MOST_FILES, Stamp
+from bt_lightning.localdir.find_job_files import MOST_FILES, Stamp
 from bt_lightning.localdir.safe_open import open_own
 from bt_lightning.localdir.small_files import read_lines, replace_small
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.pickle_machine import LONG, Node, TooLargeError
+from bt_lightning.manage.pickle_interpreter import LONG, Node, TooLargeError
 from bt_lightning.manage.safe_unpickle import MOST_BYTES, unpickle
 from bt_lightning.manage.tensor_headers import MOST_SIDES, Header, Tensor
 

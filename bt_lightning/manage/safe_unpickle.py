@@ -11,7 +11,7 @@ import pickle as codes
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
-from bt_lightning.manage.pickle_machine import OPAQUE, Machine, TooLargeError
+from bt_lightning.manage.pickle_interpreter import OPAQUE, Machine, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

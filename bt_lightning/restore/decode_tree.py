@@ -17,13 +17,13 @@ from bt_lightning.restore.unloaded_value import Unloaded
 from bt_lightning.snapshot.class_allowlist import ClassTable, is_namedtuple, is_plain_module
 from bt_lightning.snapshot.dtypes import plain_dtype
 from bt_lightning.snapshot.encode_tree import KIND
-from bt_lightning.snapshot.leftovers import HYPER_PARAMETERS
+from bt_lightning.snapshot.pickle_leftovers import HYPER_PARAMETERS
 from bt_lightning.snapshot.typed_values import BY_KIND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bt_lightning.restore.leftovers import Leftovers
+    from bt_lightning.restore.unpickle_leftovers import Leftovers
 
 
 _MADE_ON_HOST = ("numpy.ndarray", "sparse_coo", "sparse_compressed")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bt_lightning.localdir.fsync import sync_directory
-from bt_lightning.restore.load import load_directory
+from bt_lightning.restore.load_checkpoint import load_directory
 
 if TYPE_CHECKING:
     from pathlib import Path

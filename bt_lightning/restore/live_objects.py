@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.snapshot.class_allowlist import class_name, function_name, is_function
-from bt_lightning.snapshot.leftovers import digest_of
+from bt_lightning.snapshot.pickle_leftovers import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

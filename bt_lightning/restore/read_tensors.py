@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.restore.tensor_memory import HOST
+from bt_lightning.restore.load_to_device import HOST
 from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.store.transfer.byte_ranges import tail
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.restore.tensor_memory import Home
+    from bt_lightning.restore.load_to_device import Home
     from bt_lightning.store.transfer.byte_ranges import Range
     from bt_lightning.store.transfer.checkpoint_reader import Place
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.layout import plain_folder, slug
 from bt_lightning.runtime.job_spec import JobSpec, Nodes, Reference, shell
-from bt_lightning.runtime.load_references import parse_reference
+from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
 from bt_lightning.runtime.torchrun_command import elastic
 from bt_lightning.settings import Settings, whole_number
 from bt_lightning.truss_definitions import LatestCheckpoint, NamedCheckpoint, on_a_store

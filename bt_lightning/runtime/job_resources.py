@@ -24,7 +24,7 @@ from bt_lightning.localdir.newest_in_store import newest_away
 from bt_lightning.localdir.publisher_id import owner_of
 from bt_lightning.runtime.job_lock import take_job
 from bt_lightning.runtime.job_record_writer import Keeper, read_local, utc_now
-from bt_lightning.runtime.load_references import load, resolve, strangers
+from bt_lightning.runtime.load_earlier_checkpoints import load, resolve, strangers
 from bt_lightning.runtime.restart_policy import Exit, Outcome, final_code
 from bt_lightning.runtime.store_timeout import within
 from bt_lightning.settings import Settings
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
     from bt_lightning.runtime.command_process import Child
     from bt_lightning.runtime.job_spec import JobSpec
-    from bt_lightning.runtime.load_references import Progress
+    from bt_lightning.runtime.load_earlier_checkpoints import Progress
     from bt_lightning.store.interface import Store
 
 _TRIES: Final = 4

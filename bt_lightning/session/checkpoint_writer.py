@@ -14,8 +14,8 @@ from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.session.checkpoint_paths import unwritten
 from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, versions
-from bt_lightning.session.restart_needs import needs
 from bt_lightning.session.serving_files import ServingFiles
+from bt_lightning.session.unsafe_state_warnings import needs
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.state_files import Memory, Snapshot, take
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.session.rank_store import next_key, process_group_store
+from bt_lightning.session.process_group_store import next_key, process_group_store
 from bt_lightning.session.ranks import DECIDING, poll
 
 if TYPE_CHECKING:

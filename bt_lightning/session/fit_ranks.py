@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt_lightning.session.fit_end import Farewell
+from bt_lightning.session.process_group_store import next_key
 from bt_lightning.session.rank_agreement import Alone, Together
-from bt_lightning.session.rank_messages import Peers
-from bt_lightning.session.rank_store import next_key
+from bt_lightning.session.rank_exchange import Peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from bt_lightning.glob_patterns import Patterns
 from bt_lightning.layout import plain_folder
 from bt_lightning.session import argument_checks
+from bt_lightning.session.bt_and_evicted_paths import BtSource
 from bt_lightning.session.session_config import Resume, SessionConfig
-from bt_lightning.session.store_paths import BtSource
 from bt_lightning.settings import Job, Settings, least_rate, torch_weights_only
 from bt_lightning.snapshot.save_record import Overlap, Policy, SnapshotOptions
 

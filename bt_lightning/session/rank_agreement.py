@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import RankLostError
 from bt_lightning.preemption import WORDS
 from bt_lightning.rank_protocol import Get, Member, Position, Set, Wish
-from bt_lightning.session.rank_messages import LONGEST_S
+from bt_lightning.session.rank_exchange import LONGEST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.preemption import Word
-    from bt_lightning.session.rank_messages import Peers
+    from bt_lightning.session.rank_exchange import Peers
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.session.options import Options
     from bt_lightning.session.ranks import Ranks
-    from bt_lightning.session.saves import Saves
+    from bt_lightning.session.save_tracking import Saves
     from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.session.start_point import Offered
 

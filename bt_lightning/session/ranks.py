@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_lightning.errors import RanksApartError
 from bt_lightning.session.portable_errors import portable
-from bt_lightning.session.rank_store import begin_keys, next_key, process_group_store
+from bt_lightning.session.process_group_store import begin_keys, next_key, process_group_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable

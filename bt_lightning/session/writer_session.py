@@ -20,7 +20,7 @@ from bt_lightning.localdir.removal_requests import request_removal
 from bt_lightning.manifest import Manifest
 from bt_lightning.session.directory_takeover import take_over
 from bt_lightning.session.known_checkpoints import Known
-from bt_lightning.session.saves import Saves, Told
+from bt_lightning.session.save_tracking import Saves, Told
 from bt_lightning.session.start_point import StartPointSearch
 from bt_lightning.session.step_timings import Rhythm
 from bt_lightning.snapshot.saver import Saver

@@ -21,13 +21,13 @@ import torch
 
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 from bt_lightning.snapshot.safetensors_layout import row
-from bt_lightning.snapshot.tensor_memory import spot
+from bt_lightning.snapshot.tensor_address import spot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.snapshot.safetensors_layout import Row
-    from bt_lightning.snapshot.tensor_memory import Spot
+    from bt_lightning.snapshot.tensor_address import Spot
 
 WEIGHTS_KEY: Final = "state_dict"
 """The entry of a Lightning checkpoint whose tensors are the model's weights."""

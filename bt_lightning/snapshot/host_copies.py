@@ -11,7 +11,7 @@ import torch
 
 from bt_lightning.snapshot.copy_threads import copy_threads
 from bt_lightning.snapshot.small_copies import Gather
-from bt_lightning.snapshot.tensor_memory import spot
+from bt_lightning.snapshot.tensor_address import spot
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bt_lightning.snapshot.arena_layout import Placement
     from bt_lightning.snapshot.small_copies import Piece
     from bt_lightning.snapshot.state_files import Snapshot
-    from bt_lightning.snapshot.tensor_memory import Spot
+    from bt_lightning.snapshot.tensor_address import Spot
 
 _BIG = 256 * 1024
 """Bytes from which on a copy is worth a task of its own."""

@@ -17,7 +17,7 @@ from bt_lightning.snapshot.capture import Capture, Streams
 from bt_lightning.snapshot.copy_threads import copy_threads
 from bt_lightning.snapshot.host_copies import HostCopier, Sorter
 from bt_lightning.snapshot.optimizer_guard import Guard
-from bt_lightning.snapshot.previous_snapshot import Last
+from bt_lightning.snapshot.reuse_snapshot import Last
 from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions, too_slow, torn
 from bt_lightning.snapshot.state_files import Memory, Snapshot
 from bt_lightning.worker.worker_handle import ever

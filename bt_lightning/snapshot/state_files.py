@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.layout import LEFTOVERS, TREE
 from bt_lightning.snapshot.encode_tree import Encoder
-from bt_lightning.snapshot.leftovers import digests, pickle, type_name
+from bt_lightning.snapshot.pickle_leftovers import digests, pickle, type_name
 from bt_lightning.snapshot.safetensors_layout import (
     FilePlan,
     file_pieces,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.snapshot.encoding_cache import Fragment
-    from bt_lightning.snapshot.tensor_names import Names
+    from bt_lightning.snapshot.shared_tensors import Names
 
 _MISSES = 3
 

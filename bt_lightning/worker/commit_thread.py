@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.worker.commit_lock import CommitLock
-    from bt_lightning.worker.image_commit import Keeper
+    from bt_lightning.worker.commit_to_disk_or_store import Keeper
 
 Outcome = Committed | CommitFailed | Withdrawn
 _REMEMBERED = 64

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from bt_lightning.worker.job_files import LooseFiles
+    from bt_lightning.worker.publish_job_files import LooseFiles
 
 _STANDBY_S: Final = 2.0
 """Nobody tells a standby worker of a commit; it looks so often, unless files are looked for."""

@@ -31,7 +31,7 @@ from bt_lightning.store.catalog import removal_requests
 from bt_lightning.store.catalog.listing import Listing, look
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.publish import Base, Tenure, publish, send_ahead
-from bt_lightning.store.transfer.sent_files import Sent
+from bt_lightning.store.transfer.resume_publication import Sent
 from bt_lightning.store.transfer.unpublish import give_up_uploads, unpublish
 from bt_lightning.worker.disk_removals import Remover
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.store.interface import Store
     from bt_lightning.worker.early_upload import Offer
-    from bt_lightning.worker.job_files import LooseFiles
+    from bt_lightning.worker.publish_job_files import LooseFiles
 
 
 class Duties:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.errors import CheckpointError, StoreError
 from bt_lightning.localdir.disk_errors import may_pass
+from bt_lightning.worker.calls_between_threads import TURN_S, Errands
 from bt_lightning.worker.disk_polling import Looks
 from bt_lightning.worker.publish_report import published
 from bt_lightning.worker.publish_retries import Failures
 from bt_lightning.worker.publisher_lock import TurnWantedError
-from bt_lightning.worker.thread_calls import TURN_S, Errands
 from bt_lightning.worker_messages import WorkFailed
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
+    from bt_lightning.worker.calls_between_threads import Errand
     from bt_lightning.worker.early_upload import Offer
     from bt_lightning.worker.publisher_lock import Turn
-    from bt_lightning.worker.small_disk_tasks import SparingDuties
-    from bt_lightning.worker.thread_calls import Errand
+    from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
     from bt_lightning.worker_messages import Published
 
 T = TypeVar("T")

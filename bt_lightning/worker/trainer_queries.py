@@ -15,7 +15,7 @@ from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.transfer.checkpoint_reader import StorePlace
 from bt_lightning.store.transfer.download import check_room, verify
 from bt_lightning.store.transfer.fetch import bring
-from bt_lightning.store.transfer.sent_files import uploads_folder
+from bt_lightning.store.transfer.resume_publication import uploads_folder
 from bt_lightning.worker_messages import (
     Answer,
     CheckStore,
@@ -29,7 +29,7 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
-    from bt_lightning.worker.make_room import RoomMaker
+    from bt_lightning.worker.free_disk_space import RoomMaker
 
 Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
 

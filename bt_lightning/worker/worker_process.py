@@ -30,14 +30,14 @@ from bt_lightning.store.interface import redact
 from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.worker.commit_lock import CommitLock
 from bt_lightning.worker.commit_thread import Committer, Outcome
+from bt_lightning.worker.commit_to_disk_or_store import Keeper
 from bt_lightning.worker.disk_removals import Remover
-from bt_lightning.worker.image_commit import Keeper
-from bt_lightning.worker.job_files import LooseFiles
-from bt_lightning.worker.make_room import RoomMaker
+from bt_lightning.worker.free_disk_space import RoomMaker
 from bt_lightning.worker.process_priority import lower_priority, stand_apart
+from bt_lightning.worker.publish_job_files import LooseFiles
 from bt_lightning.worker.publisher_lock import Turn, stand_by
+from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
 from bt_lightning.worker.publisher_thread import Publisher
-from bt_lightning.worker.small_disk_tasks import SparingDuties
 from bt_lightning.worker.trainer_queries import Answers
 from bt_lightning.worker_messages import (
     Begin,

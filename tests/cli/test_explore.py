@@ -18,7 +18,7 @@ from safetensors.torch import save
 from textual.widgets import Input, Static
 
 from bt_lightning.cli.explore import view_text
-from bt_lightning.cli.explore.app import Explorer
+from bt_lightning.cli.explore.explorer import Explorer
 from bt_lightning.cli.explore.file_preview import text_lines
 from bt_lightning.cli.explore.fuzzy_match import best, fuzzy
 from bt_lightning.cli.explore.long_list import Lines

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from bt_lightning.cli.explore.app import Explorer
+from bt_lightning.cli.explore.explorer import Explorer
 from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.event_log import FILE
 from bt_lightning.manage.job_checkpoints import DirectoryShelf

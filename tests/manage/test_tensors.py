@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch.distributed import checkpoint as dcp
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.pickle_machine import Node
+from bt_lightning.manage.pickle_interpreter import Node
 from bt_lightning.manage.pickled_tensors import parse_pickle, parse_zip
 from bt_lightning.manage.safe_unpickle import unpickle
 from bt_lightning.manage.tensor_headers import (

@@ -222,7 +222,7 @@ def test_all_ranks_start_from_what_the_first_one_finds(
     import lightning as L
     import plugin_runs as runs
     from bt_lightning import BTLightning
-    from bt_lightning.session.store_paths import BtSource
+    from bt_lightning.session.bt_and_evicted_paths import BtSource
 
     real = BtSource.look
     def look(self, path):

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from bt_lightning.session import rank_liveness
+from bt_lightning.session.rank_exchange import connected
 from bt_lightning.session.rank_liveness import Calling, Listening
-from bt_lightning.session.rank_messages import connected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -67,7 +67,7 @@ def test_another_process_evaluates_what_was_trained(
 def test_the_newest_of_several_lasts_is_meant_and_a_link_that_leads_nowhere_is_none(
     runs: ModuleType, tmp_path: Path
 ) -> None:
-    from bt_lightning.lightning_plugin.ckpt_path_words import find_word
+    from bt_lightning.lightning_plugin.ckpt_path_last_best import find_word
 
     runs.fit(tmp_path, save={"save_top_k": -1, "save_last": "link"}, max_epochs=2)
     (tmp_path / "last-v1").symlink_to("checkpoint-8")
@@ -83,7 +83,7 @@ def test_the_newest_of_several_lasts_is_meant_and_a_link_that_leads_nowhere_is_n
 def test_words_of_a_model_checkpoint_elsewhere_are_lightnings(
     runs: ModuleType, tmp_path: Path
 ) -> None:
-    from bt_lightning.lightning_plugin.ckpt_path_words import find_word
+    from bt_lightning.lightning_plugin.ckpt_path_last_best import find_word
 
     runs.fit(tmp_path / "root", max_epochs=1)
     elsewhere = runs.ModelCheckpoint(dirpath=tmp_path / "elsewhere", save_last=True)

@@ -12,7 +12,7 @@ import pytest
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.glob_patterns import Patterns
 from bt_lightning.layout import MANIFEST, MARKER, PROTECTION
-from bt_lightning.localdir.job_files import Stamp, find_loose
+from bt_lightning.localdir.find_job_files import Stamp, find_loose
 from bt_lightning.localdir.uploaded_job_files import Arrived
 from bt_lightning.store.transfer.job_file_source import LooseSource
 

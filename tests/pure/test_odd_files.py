@@ -49,7 +49,7 @@ from bt_lightning.localdir.upload_status import UploadMeter, read_uploading
 from bt_lightning.runtime.job_record_writer import read_local
 from bt_lightning.runtime.job_lock import lock_directory
 from bt_lightning.store.s3.multipart_journal import Journal
-from bt_lightning.store.transfer.sent_files import Sent, uploads_folder
+from bt_lightning.store.transfer.resume_publication import Sent, uploads_folder
 from bt_lightning.worker.commit_lock import wait_for_commits
 from bt_lightning.worker.publisher_lock import Turn, stand_by, stands_by
 
@@ -200,7 +200,7 @@ _LIST = """
 import json
 from pathlib import Path
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.localdir.job_files import find_loose
+from bt_lightning.localdir.find_job_files import find_loose
 from bt_lightning.localdir.removal_requests import requested_removals
 from bt_lightning.localdir.atomic_directory import children
 root = Path(sys.argv[1])

@@ -20,7 +20,7 @@ from bt_lightning.localdir.newest_in_store import newest_away, note_away
 from bt_lightning.localdir.read_locks import evict, hold
 from bt_lightning.manifest import Manifest
 from bt_lightning.retention import Committed, evictable
-from bt_lightning.worker.thread_calls import Errands
+from bt_lightning.worker.calls_between_threads import Errands
 
 relaxed = settings(deadline=None, database=None, max_examples=100)
 

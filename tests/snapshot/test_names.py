@@ -6,7 +6,7 @@ import torch
 
 from bt_lightning.layout import STATE, WEIGHTS
 from bt_lightning.snapshot.encoding_cache import Fragment
-from bt_lightning.snapshot.tensor_names import Names
+from bt_lightning.snapshot.shared_tensors import Names
 
 
 def identity(tensor):

@@ -12,7 +12,7 @@ import torch
 from bt_lightning import BTCheckpointIO
 from bt_lightning.errors import UnsafeLoadError
 from bt_lightning.restore.decode_tree import Decoder
-from bt_lightning.restore.leftovers import Leftovers
+from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.state_files import take
 

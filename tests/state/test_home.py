@@ -14,8 +14,8 @@ from bt_lightning import BTCheckpointIO, CheckpointCorruptError
 from bt_lightning.layout import STATE, TREE, WEIGHTS
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.restore.decode_tree import on_host
+from bt_lightning.restore.load_to_device import HOST, Device
 from bt_lightning.restore.read_tensors import read_tensors
-from bt_lightning.restore.tensor_memory import HOST, Device
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace, StorePlace
 

@@ -227,7 +227,7 @@ def test_memory_that_is_not_there_is_no_damage(size, place, monkeypatch):
                 raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
             return real.__new__(cls, descriptor, length, **words)
 
-    monkeypatch.setattr("bt_lightning.restore.tensor_memory.torch.empty", refuse)
+    monkeypatch.setattr("bt_lightning.restore.load_to_device.torch.empty", refuse)
     monkeypatch.setattr("bt_lightning.store.transfer.parallel_reads.mmap.mmap", Full)
     with pytest.raises(MemoryError, match=f"no memory for .*{size:,} bytes"):
         BTCheckpointIO().load_checkpoint(place)

@@ -17,7 +17,7 @@ from bt_lightning.store.catalog import removal_requests
 from bt_lightning.store.catalog.listing import look
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.worker.publisher_tasks import Duties
-from bt_lightning.worker.small_disk_tasks import SparingDuties
+from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from bt_lightning.store.catalog.listing import look
 from bt_lightning.store.lease import EXPIRES_S, Holder, Lease
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.publish import Tenure, publish
-from bt_lightning.store.transfer.sent_files import Sent
+from bt_lightning.store.transfer.resume_publication import Sent
 
 PREFIX = "job/rank-0"
 

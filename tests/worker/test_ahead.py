@@ -17,8 +17,8 @@ from bt_lightning.store.catalog.listing import look
 from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.worker.commit_lock import CommitLock
 from bt_lightning.worker.commit_thread import Committer
-from bt_lightning.worker.image_commit import Keeper
-from bt_lightning.worker.make_room import RoomMaker
+from bt_lightning.worker.commit_to_disk_or_store import Keeper
+from bt_lightning.worker.free_disk_space import RoomMaker
 from bt_lightning.worker.publisher_tasks import Duties
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 

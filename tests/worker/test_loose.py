@@ -17,7 +17,7 @@ from bt_lightning.store.catalog.listing import look
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.store.transfer.unpublish import unpublish
-from bt_lightning.worker.job_files import REST_S, RESTLESS_S, LooseFiles
+from bt_lightning.worker.publish_job_files import REST_S, RESTLESS_S, LooseFiles
 
 PREFIX = "p/rank-0"
 

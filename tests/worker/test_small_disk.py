@@ -21,8 +21,8 @@ from bt_lightning.manifest import Manifest
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease
-from bt_lightning.worker.eviction import Eviction, evict
-from bt_lightning.worker.small_disk_tasks import SparingDuties
+from bt_lightning.worker.evict_local_copies import Eviction, evict
+from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
 NONE = frozenset()

@@ -81,7 +81,7 @@ def list_checkpoints(
         target, named = split_url(replace(target, url=url))
         checkpoint_name = checkpoint_name or named
     if not all_jobs and not non_interactive and output_format == "cli-table" and _on_terminal():
-        from bt_lightning.cli.explore.app import Explorer
+        from bt_lightning.cli.explore.explorer import Explorer
 
         chosen = any(ctx.get_parameter_source(name) is not _DEFAULT for name in ("sort", "order"))
         Explorer(shelf_of(target), checkpoint_name, (sort, order) if chosen else None).run()
@@ -120,11 +120,11 @@ def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> Non
     if checkpoint and is_bt(checkpoint):
         target, checkpoint = split_url(replace(target, url=checkpoint))
     if web:
-        from bt_lightning.cli.explore.browser import serve
+        from bt_lightning.cli.explore.web_server import serve
 
         serve(target, checkpoint, port)
         return
-    from bt_lightning.cli.explore.app import Explorer
+    from bt_lightning.cli.explore.explorer import Explorer
 
     Explorer(shelf_of(target), checkpoint).run()
 

@@ -38,7 +38,7 @@ def list_files(
     In a GLOB, `*` does not go beyond a `/`, `**` does: `*.json` is files at the top, `**/*.json`
     those in folders too.
     """
-    from bt_lightning.cli.render.table import Column, as_csv, as_json, table
+    from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.cli.render.text import human_size
 
     _, found = _found(job_id, store, project, include, exclude)

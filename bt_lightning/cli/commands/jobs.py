@@ -50,7 +50,7 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
     from dataclasses import asdict
 
     from bt_lightning.cli.render.checkpoint_table import records, render, sort_items
-    from bt_lightning.cli.render.table import as_json
+    from bt_lightning.cli.render.table_csv_json import as_json
     from bt_lightning.manage.find_target import Target, open_shelf, project_of
 
     opened = opened_store(store)
@@ -99,7 +99,7 @@ def _said(record: JobRecord) -> list[str]:
 @format_option
 def list_projects(store: str | None, output_format: str) -> None:
     """List projects with their jobs and sizes."""
-    from bt_lightning.cli.render.table import Column, as_csv, as_json, table
+    from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.cli.render.text import human_size, short_time
 
     by_name: dict[str, list[StoredJob]] = {}
@@ -195,7 +195,7 @@ def _record(job: StoredJob) -> dict[str, Any]:
 
 
 def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
-    from bt_lightning.cli.render.table import Column, as_csv, as_json, table
+    from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.cli.render.text import human_size
 
     rows = [_record(job) for job in found]

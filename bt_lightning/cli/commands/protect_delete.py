@@ -197,7 +197,7 @@ def report(
 
     `files` belong to no checkpoint and go with their job; `left` came to it meanwhile.
     """
-    from bt_lightning.cli.render.table import as_csv, as_json
+    from bt_lightning.cli.render.table_csv_json import as_csv, as_json
     from bt_lightning.cli.render.text import printable
 
     goes = "would be deleted" if dry_run else word

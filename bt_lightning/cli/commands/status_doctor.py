@@ -35,7 +35,7 @@ _text_or_json = click.option(
 @_text_or_json
 def status(directory: str | None, watch: bool, output_format: str) -> None:
     """Show what the run of a directory is doing: its saves, its disk, its uploads."""
-    from bt_lightning.cli.render.table import as_json
+    from bt_lightning.cli.render.table_csv_json import as_json
     from bt_lightning.manage.find_target import Target, directory_named
     from bt_lightning.manage.run_status import look
 
@@ -61,7 +61,7 @@ def doctor(directory: str | None, store: str | None, output_format: str) -> None
     Writes and deletes a few files of its own, of 64 MB at most. Exits with 1 if something that a
     save needs does not work.
     """
-    from bt_lightning.cli.render.table import as_json
+    from bt_lightning.cli.render.table_csv_json import as_json
     from bt_lightning.cli.render.text import printable
     from bt_lightning.manage.doctor import examine
 

@@ -28,7 +28,7 @@ def trash() -> None:
 @format_option
 def list_trash(target: Target, output_format: str) -> None:
     """List what was put aside, and until when."""
-    from bt_lightning.cli.render.table import Column, as_csv, as_json, table
+    from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.manage.trash import empty, trashed
 
     shelf = shelf_of(target)

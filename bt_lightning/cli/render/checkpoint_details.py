@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bt_lightning.cli.render.checkpoint_table import records
-from bt_lightning.cli.render.table import Column, as_csv, as_json, table
+from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
 from bt_lightning.cli.render.text import human_size, printable
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.compare_tensors import compare_items

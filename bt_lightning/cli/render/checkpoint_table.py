@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.cli.render.table import Column, as_csv, as_json, number, table
+from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, number, table
 from bt_lightning.cli.render.text import human_size, natural, short_time
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.manage.checkpoint_kind import about

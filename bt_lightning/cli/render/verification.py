@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bt_lightning.cli.render.progress_bar import progress
-from bt_lightning.cli.render.table import as_csv, as_json
+from bt_lightning.cli.render.table_csv_json import as_csv, as_json
 from bt_lightning.cli.render.text import printable
 from bt_lightning.cli.target_options import shelf_of, some_of
 from bt_lightning.errors import CheckpointNotFoundError

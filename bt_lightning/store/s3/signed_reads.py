@@ -27,7 +27,7 @@ from bt_lightning.store.s3.http_connection import SMALL, Into, Network, Reply, S
 from bt_lightning.store.s3.progress_timeout import Allowance
 from bt_lightning.store.s3.request_errors import Failure, Hostile, TooLarge, of_exception, of_store
 from bt_lightning.store.s3.response_checks import PAGE, Listing, checked, fields, listed, tree
-from bt_lightning.store.s3.signed_reads_access import Access, access
+from bt_lightning.store.s3.signed_reads_credentials import Access, access
 from bt_lightning.store.secrets import known_secrets, with_spellings
 
 if TYPE_CHECKING:

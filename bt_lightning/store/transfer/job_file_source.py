@@ -17,7 +17,7 @@ import xxhash
 from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.localdir.job_files import Stamp
+from bt_lightning.localdir.find_job_files import Stamp
 from bt_lightning.localdir.local_checkpoints import NO_FILE
 
 if TYPE_CHECKING:

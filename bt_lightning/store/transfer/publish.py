@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.lease import Lease
     from bt_lightning.store.transfer.checkpoint_reader import Place
     from bt_lightning.store.transfer.file_source import DescribedSource
-    from bt_lightning.store.transfer.sent_files import Sent
+    from bt_lightning.store.transfer.resume_publication import Sent
 
 
 _SMALL_BYTES: Final = 8 * 1024 * 1024

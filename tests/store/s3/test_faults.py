@@ -23,7 +23,7 @@ from bt_lightning.store.interface import Reuse
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.s3 import signed_reads
 from bt_lightning.store.s3.signed_reads import QuickStore
-from bt_lightning.store.s3.signed_reads_access import access
+from bt_lightning.store.s3.signed_reads_credentials import access
 from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.store.transfer.publish import publish
 

@@ -62,7 +62,7 @@ def test_of_a_frozen_backbone_next_to_nothing_is_sent_again(proxied, weed, model
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from bt_lightning import BTLightning
-    from bt_lightning.restore.load import load as restored
+    from bt_lightning.restore.load_checkpoint import load as restored
 
     proxy = proxied(weed)
     url = f"s3://bucket/{uuid.uuid4().hex}"

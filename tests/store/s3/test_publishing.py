@@ -13,7 +13,7 @@ from bt_lightning.store.catalog.listing import look
 from bt_lightning.store.s3.s3_store import S3Store
 from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.store.transfer.publish import Base, publish
-from bt_lightning.store.transfer.sent_files import uploads_folder
+from bt_lightning.store.transfer.resume_publication import uploads_folder
 from bt_lightning.store.transfer.unpublish import unpublish
 from bt_lightning.worker.worker_handle import Worker
 from bt_lightning.worker_messages import WorkerConfig

@@ -21,7 +21,7 @@ from bt_lightning.store.interface import ObjectInfo
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.s3.s3_store import S3Store
 from bt_lightning.store.s3.signed_reads import QuickStore, sign
-from bt_lightning.store.s3.signed_reads_access import Access, access
+from bt_lightning.store.s3.signed_reads_credentials import Access, access
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3kr3t+/of=tests"}
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)

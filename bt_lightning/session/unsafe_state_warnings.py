@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.snapshot.leftovers import HYPER_PARAMETERS
+from bt_lightning.snapshot.pickle_leftovers import HYPER_PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

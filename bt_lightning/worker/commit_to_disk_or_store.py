@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from bt_lightning.worker.make_room import RoomMaker
+    from bt_lightning.worker.free_disk_space import RoomMaker
 
 _AHEAD_BYTES = 8 * 1024 * 1024
 """Smaller files are sent in a moment, after the commit."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointNotFoundError, StoreError, StorePermanentError
 from bt_lightning.layout import DOT_DIR, files_mark, folders_of, under
-from bt_lightning.localdir.job_files import Found, Stamp, find_loose
+from bt_lightning.localdir.find_job_files import Found, Stamp, find_loose
 from bt_lightning.localdir.publisher_id import owner_of
 from bt_lightning.localdir.uploaded_job_files import Arrived
 from bt_lightning.store.interface import read_any

@@ -12,9 +12,9 @@ import torch
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
 from bt_lightning.restore.decode_tree import Decoder, on_host
-from bt_lightning.restore.leftovers import Leftovers
+from bt_lightning.restore.load_to_device import HOST, Device
 from bt_lightning.restore.read_tensors import read_small, read_tensors
-from bt_lightning.restore.tensor_memory import HOST, Device
+from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.restore.live_objects import Held
-    from bt_lightning.restore.tensor_memory import Home
+    from bt_lightning.restore.load_to_device import Home
     from bt_lightning.store.transfer.checkpoint_reader import Place
 
     MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None

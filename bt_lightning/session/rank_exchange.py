@@ -18,8 +18,8 @@ import torch
 
 from bt_lightning.errors import RankLostError
 from bt_lightning.rank_protocol import Answer, Await, Check, Get, Op, Set
+from bt_lightning.session.process_group_store import next_key, process_group_store
 from bt_lightning.session.rank_liveness import Calling, Listening
-from bt_lightning.session.rank_store import next_key, process_group_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
-    from bt_lightning.worker.small_disk_tasks import SparingDuties
+    from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.compat_taught import teach_words
+from bt_lightning.lightning_plugin.compat_patched_functions import teach_words
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.lightning_plugin.model_checkpoint_paths import writers
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.disk_space import measure
-from bt_lightning.worker.eviction import Eviction, evict
+from bt_lightning.worker.evict_local_copies import Eviction, evict
 from bt_lightning.worker_messages import Room
 
 if TYPE_CHECKING:
