@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from bt_lightning.save_interval import FIRST_S, Record, best
+from bt_lightning.save_interval import FIRST_S, FailureRecord, best_interval
 
 RESULTS = Path(__file__).parent / "results" / "interval.jsonl"
 DAY = 86400.0
@@ -65,8 +65,8 @@ def simulate(
             elif not measured:
                 interval = FIRST_S
             else:
-                record = Record(observed + wall - began, failed)
-                interval = best(cost_s, record.mtbf_s(PRIOR_S), OVERHEAD, durable_s)
+                record = FailureRecord(observed + wall - began, failed)
+                interval = best_interval(cost_s, record.mtbf_s(PRIOR_S), OVERHEAD, durable_s)
             step = min(interval, work_s - done)
             ends = wall + step + (cost_s if done + step < work_s else 0.0)
             if ends >= dies:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
+class TierCheckpoint:
     """A committed checkpoint as one tier (the disk, or the store) holds it."""
 
     place: str
@@ -26,7 +26,7 @@ class Committed:
     """Whether no `ModelCheckpoint` asked for it: it is kept until a newer one can be resumed."""
 
     @classmethod
-    def of(cls, place: str, manifest: Manifest) -> Committed:
+    def of(cls, place: str, manifest: Manifest) -> TierCheckpoint:
         """The checkpoint of a manifest."""
         return cls(
             place=place,
@@ -39,8 +39,8 @@ class Committed:
 
 
 def removable(
-    committed: Iterable[Committed], requested: Collection[str], pinned: Collection[str]
-) -> list[Committed]:
+    committed: Iterable[TierCheckpoint], requested: Collection[str], pinned: Collection[str]
+) -> list[TierCheckpoint]:
     """The checkpoints of one tier that may be deleted from that tier now, oldest first.
 
     A checkpoint may go when its removal was requested (`requested`: digests), when a newer one of
@@ -74,8 +74,8 @@ def removable(
 
 
 def evictable(
-    local: Iterable[Committed], stored: Collection[str], kept: Collection[str]
-) -> list[Committed]:
+    local: Iterable[TierCheckpoint], stored: Collection[str], kept: Collection[str]
+) -> list[TierCheckpoint]:
     """The checkpoints whose copy on the disk may go to make room, in that order: oldest first.
 
     Only what the store holds (`stored`: digests), so that the checkpoint itself stays; never what
@@ -85,16 +85,16 @@ def evictable(
     return sorted(spare, key=lambda entry: entry.order)
 
 
-def superseded(committed: Iterable[Committed]) -> frozenset[str]:
+def superseded(committed: Iterable[TierCheckpoint]) -> frozenset[str]:
     """Digests of the interim checkpoints with a newer one beside them that can be resumed from."""
     entries = list(committed)
     newest = _newest(entries)
     return frozenset(entry.digest for entry in entries if _is_superseded(entry, newest))
 
 
-def _newest(entries: list[Committed]) -> tuple[int, int, str] | None:
+def _newest(entries: list[TierCheckpoint]) -> tuple[int, int, str] | None:
     return max((entry.order for entry in entries if entry.resumable), default=None)
 
 
-def _is_superseded(entry: Committed, newest: tuple[int, int, str] | None) -> bool:
+def _is_superseded(entry: TierCheckpoint, newest: tuple[int, int, str] | None) -> bool:
     return entry.interim and newest is not None and entry.order < newest

@@ -31,7 +31,7 @@ def daly(cost_s: float, mtbf_s: float) -> float:
     return math.sqrt(2 * cost_s * mtbf_s) * (1 + share / 3 + share * share / 9) - cost_s
 
 
-def best(cost_s: float, mtbf_s: float, max_overhead: float, takes_s: float) -> float:
+def best_interval(cost_s: float, mtbf_s: float, max_overhead: float, takes_s: float) -> float:
     """The interval to save at.
 
     Args:
@@ -45,7 +45,7 @@ def best(cost_s: float, mtbf_s: float, max_overhead: float, takes_s: float) -> f
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FailureRecord:
     """What is known of the failures of a job."""
 
     observed_s: float = 0.0
@@ -62,7 +62,7 @@ class Record:
         return (prior_s + self.observed_s) / (1 + self.failures)
 
 
-def record_of(events: Iterable[Mapping[str, Any]]) -> Record:
+def record_of(events: Iterable[Mapping[str, Any]]) -> FailureRecord:
     """The failures of earlier runs in one directory, from its events.
 
     A run that began and neither came to its end nor was preempted, or ended by an error, failed.
@@ -83,4 +83,4 @@ def record_of(events: Iterable[Mapping[str, Any]]) -> Record:
         last = at
     if began is not None:
         observed, failures = observed + last - began, failures + 1
-    return Record(max(0.0, observed), failures)
+    return FailureRecord(max(0.0, observed), failures)

@@ -127,7 +127,7 @@ def trace(directory: str | None, output: str) -> None:
     """Draw what each save cost and came to, for https://ui.perfetto.dev or chrome://tracing."""
     from pathlib import Path
 
-    from bt_lightning.cli.render.perfetto_trace import trace as drawn
+    from bt_lightning.cli.render.perfetto_trace import render_trace
     from bt_lightning.localdir.event_log import read_events
     from bt_lightning.manage.find_target import Target, directory_named
 
@@ -137,7 +137,7 @@ def trace(directory: str | None, output: str) -> None:
     except FileNotFoundError as error:
         msg = f"no run has saved anything under {root}: it has no events"
         raise CheckpointNotFoundError(msg) from error
-    Path(output).write_text(json.dumps(drawn(events)))
+    Path(output).write_text(json.dumps(render_trace(events)))
     saves = sum(event["event"] == "save" for event in events)
     click.echo(f"{output}: {saves} saves, {len(events)} events. Open it in https://ui.perfetto.dev")
 

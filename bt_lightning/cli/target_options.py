@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bt_lightning.manage.find_target import Target
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 directory_option = click.option(
     "--dir",
@@ -62,38 +62,40 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def shelf_of(target: Target) -> Shelf:
+def job_of(target: Target) -> JobCheckpoints:
     """The shelf that the options name; a choice among several jobs is said on stderr."""
-    from bt_lightning.manage.find_target import open_shelf
+    from bt_lightning.manage.find_target import open_job
 
-    return open_shelf(target, lambda text: click.secho(text, fg="yellow", err=True))
+    return open_job(target, lambda text: click.secho(text, fg="yellow", err=True))
 
 
-def one_of(target: Target, name: str) -> tuple[Shelf, Item]:
+def one_checkpoint(target: Target, name: str) -> tuple[JobCheckpoints, CheckpointItem]:
     """The checkpoint `name` of what the options name; of its own job, if it is a `bt://` URL."""
-    return some_of(target, [name])[0]
+    return some_checkpoints(target, [name])[0]
 
 
-def some_of(target: Target, names: Sequence[str]) -> list[tuple[Shelf, Item]]:
+def some_checkpoints(
+    target: Target, names: Sequence[str]
+) -> list[tuple[JobCheckpoints, CheckpointItem]]:
     """The checkpoints of these names, found before anything is done with the first of them."""
-    from bt_lightning.manage.find_target import Target, split_url
+    from bt_lightning.manage.find_target import Target, split_bt_url
     from bt_lightning.manage.job_checkpoints import find
     from bt_lightning.uri import is_bt
 
-    own: Shelf | None = None
+    own: JobCheckpoints | None = None
     found = []
     for name in names:
         if is_bt(name):
-            at, named = split_url(Target(url=name, store=target.store))
-            shelf = shelf_of(at)
+            at, named = split_bt_url(Target(url=name, store=target.store))
+            shelf = job_of(at)
             found.append((shelf, find(shelf, named or "latest")))
         else:
-            own = own or shelf_of(target)
+            own = own or job_of(target)
             found.append((own, find(own, name)))
     return found
 
 
-def say_refused(shelf: Shelf) -> None:
+def say_refused(shelf: JobCheckpoints) -> None:
     """Name on stderr what looks like a checkpoint and cannot be used."""
     from bt_lightning.cli.render.text import printable
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.callback import BTLightning
-from bt_lightning.lightning_plugin.model_checkpoint_paths import place
+from bt_lightning.lightning_plugin.model_checkpoint_paths import find_checkpoint_paths
 from bt_lightning.lightning_plugin.strategy_check import goes_around
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 
@@ -46,7 +46,9 @@ class ImpliedBTLightning(BTLightning):
             return
         trainer.callbacks = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         if reason:
-            self._install(trainer, place(trainer, self._options))  # it may read ours
+            self._install(
+                trainer, find_checkpoint_paths(trainer, self._options)
+            )  # it may read ours
             log.warning("%s: its checkpoints stay Lightning's own", reason)
 
     @override

@@ -16,14 +16,17 @@ from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, teach_li
 from bt_lightning.lightning_plugin.ckpt_path_last_best import take_up_last
 from bt_lightning.lightning_plugin.compat_config import teach_saved_config
 from bt_lightning.lightning_plugin.compat_resume import note_selections
-from bt_lightning.lightning_plugin.deferred_saves import rescue
-from bt_lightning.lightning_plugin.exact_resume import Exactness
+from bt_lightning.lightning_plugin.deferred_saves import save_deferred_now
+from bt_lightning.lightning_plugin.exact_resume import ExactResume
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.mismatch_errors import noted
-from bt_lightning.lightning_plugin.model_checkpoint_paths import adopt, place
-from bt_lightning.lightning_plugin.resume_fit import arrange, forget
+from bt_lightning.lightning_plugin.model_checkpoint_paths import (
+    find_checkpoint_paths,
+    set_checkpoint_paths,
+)
+from bt_lightning.lightning_plugin.resume_fit import arrange_resume, cancel_resume
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO, install_io
-from bt_lightning.lightning_plugin.save_boundary import Boundary
+from bt_lightning.lightning_plugin.save_boundary import SaveBoundary
 from bt_lightning.lightning_plugin.strategy_check import refuse_strategy
 from bt_lightning.lightning_plugin.trainer_checks import (
     refuse_names,
@@ -44,8 +47,8 @@ from bt_lightning.worker.worker_handle import ever
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from bt_lightning.lightning_plugin.model_checkpoint_paths import Placement
-    from bt_lightning.session.shared_directory_check import Chosen
+    from bt_lightning.lightning_plugin.model_checkpoint_paths import CheckpointPaths
+    from bt_lightning.session.shared_directory_check import ResumedFrom
 
 note_selections()
 
@@ -166,10 +169,10 @@ class BTLightning(Callback):
             sync_include=sync_include,
             sync_exclude=sync_exclude,
         ).merged(os.environ)
-        self._exact = Exactness() if exact else None
+        self._exact = ExactResume() if exact else None
         self._session = RankSession(self._options)
         self._routed: RoutedCheckpointIO | None = None
-        self._boundary: Boundary | None = None
+        self._boundary: SaveBoundary | None = None
         self._resumed: weakref.ref[Any] | None = None
         self._active = False
 
@@ -189,8 +192,10 @@ class BTLightning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
         refuse_strategy(trainer)
-        placement = place(trainer, self._options)
-        writers = adopt(trainer, placement)  # at every stage: its first directory stays
+        placement = find_checkpoint_paths(trainer, self._options)
+        writers = set_checkpoint_paths(
+            trainer, placement
+        )  # at every stage: its first directory stays
         if compat.is_trial(trainer):
             return
         refuse_twins(trainer)
@@ -201,7 +206,7 @@ class BTLightning(Callback):
         self._clear(trainer)  # what a fit left that ended without a word
         if all(callback.save_weights_only for callback in writers):
             self._nobody_saves(trainer, writers)
-        self._boundary = Boundary(self._options, placement.root)
+        self._boundary = SaveBoundary(self._options, placement.root)
         self._boundary.listen(trainer)
         ranks_of(trainer).begin_meetings()
         again = self._resumed is not None and self._resumed() is trainer
@@ -213,7 +218,7 @@ class BTLightning(Callback):
         self._boundary.meet(trainer)
         self._active, self._session.failing = True, False
         chosen = partial(self._chosen, trainer)
-        arrange(trainer, pl_module, start, strict=self._options.strict, on_chosen=chosen)
+        arrange_resume(trainer, pl_module, start, strict=self._options.strict, on_chosen=chosen)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -266,7 +271,7 @@ class BTLightning(Callback):
     ) -> None:
         """Publish what is committed; the exception that ends the run is the one that is raised."""
         if self._active and not (self._boundary and self._boundary.signals.told):
-            rescue(trainer, pl_module, exception)
+            save_deferred_now(trainer, pl_module, exception)
         self._session.failing = True
         writer = self._session.take()
         boundary, self._boundary = self._boundary, None
@@ -329,7 +334,7 @@ class BTLightning(Callback):
         """Undo what was arranged for a fit that did not come to use it."""
         self._active = False
         remove(trainer)
-        forget(trainer)
+        cancel_resume(trainer)
         if self._exact is not None:
             self._exact.reset()
         self._session.close()
@@ -337,13 +342,13 @@ class BTLightning(Callback):
         if boundary is not None:
             boundary.leave(trainer, None, failed=True)
 
-    def _install(self, trainer: Trainer, placement: Placement) -> None:
+    def _install(self, trainer: Trainer, placement: CheckpointPaths) -> None:
         source = replace(self._options.source(placement.root), prefix=placement.prefix)
         self._routed = install_io(trainer, placement.root, self._session, source)
         self._routed.trust(self._options.weights_only, own=self._options.own_weights_only)
         teach_lightning()
 
-    def _chosen(self, trainer: Trainer, path: str | None) -> Chosen:
+    def _chosen(self, trainer: Trainer, path: str | None) -> ResumedFrom:
         """Every rank: the run resumes from `path`, and never deletes it."""
         assert self._routed is not None  # since `setup`
         chosen = self._routed.settle(trainer, path)

@@ -24,23 +24,23 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     attribute_dicts,
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
-from bt_lightning.localdir.protection import is_protected
-from bt_lightning.restore.load_checkpoint import load, load_file
-from bt_lightning.session.bt_and_evicted_paths import BtSource, source_of
+from bt_lightning.localdir.protection import is_protected_local
+from bt_lightning.restore.load_checkpoint import load_checkpoint, load_file
+from bt_lightning.session.bt_and_evicted_paths import StorePaths, source_of
 from bt_lightning.session.checkpoint_paths import (
     downloaded,
     is_committed,
     is_temporary,
     is_url,
     local_path,
-    place_of_url,
-    stored_place,
+    reader_of_url,
+    url_reader,
 )
 from bt_lightning.session.checkpoint_writer import CheckpointWriter
-from bt_lightning.session.url_checkpoints import remove_at, save_at
+from bt_lightning.session.url_checkpoints import remove_at_url, save_at_url
 from bt_lightning.settings import torch_weights_only
 from bt_lightning.store.interface import redact
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.lightning_plugin.compat_patched_functions import Load
     from bt_lightning.restore.load_checkpoint import MapLocation
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
 class BTCheckpointIO(CheckpointIO):
@@ -78,7 +78,7 @@ class BTCheckpointIO(CheckpointIO):
         storage_options: Mapping[str, object] | None = None,
     ) -> None:
         self.allowed: tuple[object, ...] = tuple(allowed)
-        self.bt = BtSource(store, dict(storage_options or {}))
+        self.bt = StorePaths(store, dict(storage_options or {}))
         """Where `bt://` paths lead."""
         self.writer = CheckpointWriter(self.classes)
         """How a dictionary becomes a directory on this disk."""
@@ -116,7 +116,7 @@ class BTCheckpointIO(CheckpointIO):
             self.writer.save(checkpoint, final, final.parent)
             tidy(final.parent)
             return
-        save_at(str(path), storage_options, partial(self.writer.save, checkpoint))
+        save_at_url(str(path), storage_options, partial(self.writer.save, checkpoint))
 
     @override
     def load_checkpoint(
@@ -146,7 +146,7 @@ class BTCheckpointIO(CheckpointIO):
         if is_bt(path):
             return self.load_place(self.bt.place(str(path)), **options)
         if is_url(path):
-            stored = stored_place(str(path))
+            stored = url_reader(str(path))
             if stored is not None:
                 return self.load_place(stored, **options)
             try:
@@ -156,16 +156,16 @@ class BTCheckpointIO(CheckpointIO):
                 raise CheckpointNotFoundError(_missing(path)) from error
         source = local_path(path)
         if source.is_dir():
-            with DirectoryPlace(source) as place:
+            with DirectoryReader(source) as place:
                 return self.load_place(place, **options)
         if not source.exists():
             raise CheckpointNotFoundError(_missing(path))
         return load_file(source, **options)
 
-    def load_place(self, place: Place, **options: Any) -> dict[str, Any]:
+    def load_place(self, place: CheckpointReader, **options: Any) -> dict[str, Any]:
         """As `load_checkpoint`, of what lies there."""
         given = torch_weights_only(os.environ, given=options.pop("weights_only", None))
-        return load(
+        return load_checkpoint(
             place, allowed=self.classes(), held=self.writer.held, weights_only=given, **options
         )
 
@@ -180,10 +180,10 @@ class BTCheckpointIO(CheckpointIO):
             self._plain.remove_checkpoint(path)
             return
         if is_url(path):
-            remove_at(str(path))
+            remove_at_url(str(path))
             return
         target = local_path(path)
-        if is_protected(target):
+        if is_protected_local(target):
             return
         if target.is_dir() and not target.is_symlink():
             delete_directory(target, target.parent)
@@ -203,7 +203,7 @@ def _find(path: str | os.PathLike[str]) -> Load | None:
     if is_bt(text) or is_committed(text):
         return partial(io.load_checkpoint, text)
     source = None if is_url(text) else source_of(text)
-    place = place_of_url(text) if source is None else source.place(text)
+    place = reader_of_url(text) if source is None else source.place(text)
     if place is None:
         return None
     return lambda device, weights_only: io.load_place(
@@ -223,7 +223,7 @@ def _writes(path: str, trainer: Trainer) -> bool:
 
 def _is_taken(path: str) -> bool:
     """Whether a checkpoint is committed there: a later generation has a folder of another name."""
-    return place_of_url(path) is not None
+    return reader_of_url(path) is not None
 
 
 def teach_lightning() -> None:

@@ -18,7 +18,7 @@ from bt_lightning.lightning_plugin.model_checkpoint_paths import writers
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.localdir.newest_in_store import newest_away
+from bt_lightning.localdir.newest_in_store import newest_in_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def find_word(trainer: Trainer, word: str) -> str | None:
     found = {one.path: one for one in list_committed(root)[0]}
     path = _last(root, saving, found) if word == "last" else _best(trainer, root, saving, found)
     if path is None and word == "last":
-        away = newest_away(root)
+        away = newest_in_store(root)
         path = next(iter(found), None) or (root / away.checkpoint if away is not None else None)
     if path is not None:
         log.info("ckpt_path=%r is %s", word, path)

@@ -43,7 +43,7 @@ _SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Shot:
+class LoggedCheckpoint:
     """A checkpoint that a logger is to have, as its `ModelCheckpoint` spoke of it then."""
 
     path: str
@@ -74,7 +74,7 @@ class Shot:
         return {**named, title: self.settings}
 
 
-def shots(callback: Any) -> Iterator[Shot]:
+def shots(callback: Any) -> Iterator[LoggedCheckpoint]:
     """What `callback` has saved, wherever that is; as Lightning's `_scan_checkpoints`."""
     found: dict[str, Any] = {}
     if hasattr(callback, "last_model_path") and hasattr(callback, "current_score"):
@@ -85,7 +85,7 @@ def shots(callback: Any) -> Iterator[Shot]:
     settings = {name: getattr(callback, name) for name in _SETTINGS if hasattr(callback, name)}
     for path, score in found.items():
         if path and not is_url(path):
-            yield Shot(
+            yield LoggedCheckpoint(
                 path=str(path),
                 score=score.item() if isinstance(score, Tensor) else score,
                 is_best=path == callback.best_model_path,
@@ -101,12 +101,12 @@ class _Way:
 
     scan: str
     """Its method that goes through those of a `ModelCheckpoint`."""
-    give: Callable[[Any, Shot], None]
+    give: Callable[[Any, LoggedCheckpoint], None]
     opens: bool = False
     """Whether that method opens what it finds, and fails where there is no file."""
 
 
-def give(logger: Any, shot: Shot) -> None:
+def give(logger: Any, shot: LoggedCheckpoint) -> None:
     """Hand what is committed there to `logger`, unless it has it. Blocks as long as the logger."""
     committed, way = shot.committed, _way_of(logger)
     known: dict[str, float] = vars(logger).setdefault("_logged_model_time", {})
@@ -121,7 +121,7 @@ def give(logger: Any, shot: Shot) -> None:
         known[shot.path] = committed
 
 
-def wait_with(logger: Any, hand: Callable[[Any, Shot], None]) -> None:
+def wait_with(logger: Any, hand: Callable[[Any, LoggedCheckpoint], None]) -> None:
     """From now on `logger` has each directory by `hand`, until `wait_no_more`."""
     way = _way_of(logger)
     if way is not None and way.scan not in vars(logger):  # else it waits for each commit
@@ -153,7 +153,9 @@ def _taught(way: _Way, original: Callable[..., None]) -> Callable[..., None]:
     return scan
 
 
-def _scan(way: _Way, logger: Any, callback: Any, hand: Callable[[Any, Shot], None] = give) -> None:
+def _scan(
+    way: _Way, logger: Any, callback: Any, hand: Callable[[Any, LoggedCheckpoint], None] = give
+) -> None:
     """Let `logger` have what `callback` has saved: files as ever, directories by `hand`."""
     found = sorted(shots(callback), key=lambda shot: shot.committed or math.inf)
     if not way.opens or all(Path(shot.path).is_file() for shot in found):
@@ -179,7 +181,7 @@ def _files(path: str) -> Iterator[tuple[str, str]]:
         yield name, str(Path(path) / name)
 
 
-def _to_wandb(logger: Any, shot: Shot) -> None:
+def _to_wandb(logger: Any, shot: LoggedCheckpoint) -> None:
     """One artifact; the directory has the name of the file, which code that loads it has."""
     import wandb
 
@@ -195,7 +197,7 @@ def _to_wandb(logger: Any, shot: Shot) -> None:
     logger.experiment.log_artifact(artifact, aliases=shot.aliases)
 
 
-def _to_mlflow(logger: Any, shot: Shot) -> None:
+def _to_mlflow(logger: Any, shot: LoggedCheckpoint) -> None:
     """The directory, and beside it what says which it is."""
     import yaml  # of Lightning's own needs
 
@@ -210,7 +212,7 @@ def _to_mlflow(logger: Any, shot: Shot) -> None:
         logger.experiment.log_artifacts(logger._run_id, place, folder)
 
 
-def _to_lightning(logger: Any, shot: Shot) -> None:
+def _to_lightning(logger: Any, shot: LoggedCheckpoint) -> None:
     """A model, which may be a directory."""
     from litlogger import Model
 
@@ -219,7 +221,7 @@ def _to_lightning(logger: Any, shot: Shot) -> None:
     experiment[logger._checkpoint_name or experiment.name] = Model(shot.path, version=version)
 
 
-def _to_neptune(logger: Any, shot: Shot) -> None:
+def _to_neptune(logger: Any, shot: LoggedCheckpoint) -> None:
     """Each file below the name of the checkpoint; it is gone from Lightning with its service."""
     from neptune.types import File
 

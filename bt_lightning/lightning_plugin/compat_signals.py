@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _METHODS = ("register_signal_handlers", "_sigterm_notifier_fn", "_slurm_sigusr_handler_fn")
 
 
-def hear(
+def hook_signals(
     trainer: Trainer,
     before: Callable[[], None],
     on_sigterm: Callable[[int, Any], None],
@@ -37,8 +37,8 @@ def hear(
     vars(connector).update(zip(_METHODS, handlers, strict=True))
 
 
-def forget(trainer: Trainer) -> None:
-    """Undo `hear`; idempotent. Lightning itself puts the handlers back when a run is over."""
+def unhook_signals(trainer: Trainer) -> None:
+    """Undo `hook_signals`; idempotent. Lightning puts the handlers back when a run is over."""
     for name in _METHODS:
         vars(trainer._signal_connector).pop(name, None)
 

@@ -47,7 +47,7 @@ class _Pending:
     """`ModelCheckpoint` has not been told of the end of the validation behind it."""
 
 
-class Deferral:
+class DeferredSaves:
     """Lets a `ModelCheckpoint` decide when Lightning asks it, and save when the batch is over.
 
     After the last batch of an epoch that is the epoch's end: a checkpoint of any moment before it
@@ -172,7 +172,9 @@ class Deferral:
         return getattr(type(self._callback), hook) is getattr(self._base, hook)
 
 
-def rescue(trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+def save_deferred_now(
+    trainer: Trainer, pl_module: LightningModule, exception: BaseException
+) -> None:
     """Make the saves that wait when a fit fails before their time; every rank.
 
     Not where the weights may be others at the moment (averaged ones, for a validation), nor where
@@ -205,10 +207,10 @@ def _warn(trainer: Trainer, text: str) -> None:
     )
 
 
-def _deferrals(trainer: Trainer) -> list[Deferral]:
+def _deferrals(trainer: Trainer) -> list[DeferredSaves]:
     hooks = [vars(c).get("on_train_batch_end") for c in trainer.callbacks]  # type: ignore[attr-defined]
     owners = [getattr(hook, "__self__", None) for hook in hooks]
-    return [owner for owner in owners if isinstance(owner, Deferral)]
+    return [owner for owner in owners if isinstance(owner, DeferredSaves)]
 
 
 def _swaps_back_late(module: LightningModule) -> bool:

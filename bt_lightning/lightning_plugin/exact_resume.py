@@ -65,7 +65,7 @@ def _as_logged(value: float) -> torch.Tensor:
     return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
 
 
-class Exactness:
+class ExactResume:
     """Collects the per-rank state at a save, and hands it back during a resume."""
 
     def __init__(self) -> None:

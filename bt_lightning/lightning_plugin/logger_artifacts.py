@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import UploadFailedError
-from bt_lightning.lightning_plugin.compat_loggers import Shot, give
-from bt_lightning.session.bt_and_evicted_paths import BtSource
+from bt_lightning.lightning_plugin.compat_loggers import LoggedCheckpoint, give
+from bt_lightning.session.bt_and_evicted_paths import StorePaths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +22,12 @@ class LoggerArtifacts:
 
     def __init__(self, root: Path, pending: Callable[[str], int]) -> None:
         """`pending` says how many saves of an id under `root` are under way."""
-        self._id_of = BtSource(None, root=root).id_of
+        self._id_of = StorePaths(None, root=root).id_of
         self._pending = pending
-        self._waiting: dict[tuple[int, str], tuple[str, Any, Shot]] = {}
+        self._waiting: dict[tuple[int, str], tuple[str, Any, LoggedCheckpoint]] = {}
         self._failures: list[Exception] = []
 
-    def hand(self, logger: Any, shot: Shot) -> None:
+    def hand(self, logger: Any, shot: LoggedCheckpoint) -> None:
         """Give a checkpoint to a logger: now, or when it is committed."""
         checkpoint_id = self._id_of(shot.path)
         if checkpoint_id is None or not self._pending(checkpoint_id):
@@ -52,7 +52,7 @@ class LoggerArtifacts:
         failures, self._failures = self._failures, []
         return failures
 
-    def _give(self, logger: Any, shot: Shot) -> None:
+    def _give(self, logger: Any, shot: LoggedCheckpoint) -> None:
         try:
             give(logger, shot)
         except Exception as error:  # noqa: BLE001 - of whatever the logger talks to

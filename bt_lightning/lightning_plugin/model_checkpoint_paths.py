@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.deferred_saves import Deferral
+from bt_lightning.lightning_plugin.deferred_saves import DeferredSaves
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
 from bt_lightning.lightning_plugin.save_last_link import LinkOrSave
@@ -29,7 +29,7 @@ NAME = "checkpoint-{step}"
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class CheckpointPaths:
     """Where the checkpoints of a Trainer go, by what rank 0 sees."""
 
     root: Path
@@ -40,16 +40,16 @@ class Placement:
     """Which of the Trainer's callbacks are `ModelCheckpoint`s that write there."""
 
 
-def place(trainer: Trainer, options: Options) -> Placement:
+def find_checkpoint_paths(trainer: Trainer, options: Options) -> CheckpointPaths:
     """Every rank, before Lightning asks for a directory: where rank 0 puts the checkpoints.
 
     Raises:
         InvalidSettingError: on every rank, what rank 0 was given cannot be used.
     """
 
-    def see() -> Placement:
+    def see() -> CheckpointPaths:
         root = checkpoint_root(options.dir, trainer)
-        return Placement(root, options.source(root).prefix, writers(trainer, root))
+        return CheckpointPaths(root, options.source(root).prefix, writers(trainer, root))
 
     return ranks_of(trainer).from_zero(see)
 
@@ -71,7 +71,7 @@ def _is_below(place: str | os.PathLike[str], root: Path) -> bool:
     return not is_url(str(place)) and Path(place).resolve().is_relative_to(root)
 
 
-def adopt(trainer: Trainer, placement: Placement) -> list[ModelCheckpoint]:
+def set_checkpoint_paths(trainer: Trainer, placement: CheckpointPaths) -> list[ModelCheckpoint]:
     """Point those who write there, and have no `dirpath`, at the directory; before their `setup`.
 
     In it a checkpoint is a directory, so names there lose the suffix `.ckpt`. Returns them.
@@ -85,7 +85,7 @@ def adopt(trainer: Trainer, placement: Placement) -> list[ModelCheckpoint]:
             callback.filename = NAME
             callback.auto_insert_metric_name = False
         if "on_train_batch_end" not in vars(callback):
-            Deferral(callback)
+            DeferredSaves(callback)
             _Names(callback)
             callback._link_checkpoint = LinkOrSave(callback)
         # it holds our dot folder at least, and a run that resumes expects to find its own files

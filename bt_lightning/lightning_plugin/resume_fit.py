@@ -13,26 +13,26 @@ from bt_lightning.lightning_plugin.mismatch_errors import (
     forget_misfits,
 )
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
-from bt_lightning.session.shared_directory_check import see_alike
+from bt_lightning.session.shared_directory_check import check_same_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lightning.pytorch import LightningModule, Trainer
 
-    from bt_lightning.session.shared_directory_check import Chosen
+    from bt_lightning.session.shared_directory_check import ResumedFrom
     from bt_lightning.session.start_point import StartPoint
 
 log = logging.getLogger(__name__)
 
 
-def arrange(
+def arrange_resume(
     trainer: Trainer,
     module: LightningModule,
     start: StartPoint,
     *,
     strict: bool | None,
-    on_chosen: Callable[[str | None], Chosen],
+    on_chosen: Callable[[str | None], ResumedFrom],
 ) -> None:
     """Carry out `start` when Lightning starts to resume; the user's `ckpt_path` wins over it.
 
@@ -43,7 +43,7 @@ def arrange(
         user_path = selected if start.asked else None
         path = user_path or start.path
         chosen = on_chosen(None if path is None else str(path))
-        see_alike(ranks_of(trainer), None if path is None else str(path), chosen, start.mark)
+        check_same_view(ranks_of(trainer), None if path is None else str(path), chosen, start.mark)
         if path is None:
             load(None)
             return
@@ -86,7 +86,7 @@ def _compare_ends(trainer: Trainer, path: str) -> None:
         log.warning("nothing is left to train: %s. %s", more, way_out)
 
 
-def forget(trainer: Trainer) -> None:
-    """Undo what `arrange` left when a fit ended before it was used."""
+def cancel_resume(trainer: Trainer) -> None:
+    """Undo what `arrange_resume` left when a fit ended before it was used."""
     compat_resume.unwrap_resume_start(trainer)
     forget_misfits(trainer)

@@ -21,15 +21,15 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 )
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.localdir.local_checkpoints import read_manifest
-from bt_lightning.restore.live_objects import Held
+from bt_lightning.restore.live_objects import LiveObjects
 from bt_lightning.session.bt_and_evicted_paths import remember
 from bt_lightning.session.checkpoint_paths import (
     is_committed,
     is_url,
     local_path,
-    place_of_url,
+    reader_of_url,
 )
-from bt_lightning.session.shared_directory_check import Chosen
+from bt_lightning.session.shared_directory_check import ResumedFrom
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.restore.load_checkpoint import MapLocation
-    from bt_lightning.session.bt_and_evicted_paths import BtSource, Pin
+    from bt_lightning.session.bt_and_evicted_paths import Pin, StorePaths
     from bt_lightning.session.rank_session import RankSession
 
 _OWN = frozenset({"inner", "away", "ours", "root", "weights_only", "session"})
@@ -59,7 +59,7 @@ class RoutedCheckpointIO(CheckpointIO):
         ours: BTCheckpointIO,
         root: Path,
         session: RankSession,
-        away: BtSource,
+        away: StorePaths,
     ) -> None:
         """`away` is where checkpoints of `root` are whose copies there made room for others."""
         self.inner = inner
@@ -114,7 +114,7 @@ class RoutedCheckpointIO(CheckpointIO):
         if str(path) in self.away.pins or (self.is_ours(path) and not local_path(path).is_file()):
             place = self.away.place(str(path))
             return self.ours.load_place(place, map_location=map_location, weights_only=weights_only)
-        if (url := place_of_url(path)) is not None:
+        if (url := reader_of_url(path)) is not None:
             return self.ours.load_place(url, map_location=map_location, weights_only=weights_only)
         more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
         if takes_weights_only(self.inner.load_checkpoint):
@@ -161,11 +161,11 @@ class RoutedCheckpointIO(CheckpointIO):
         checkpoint_id = self._id(self._place(path))
         return bool(saves.saver.pending(checkpoint_id)) or self.session.knows(checkpoint_id)
 
-    def settle(self, trainer: Trainer, path: str | None) -> Chosen:
+    def settle(self, trainer: Trainer, path: str | None) -> ResumedFrom:
         """Every rank: agree on what the `path` that the run resumes from means to rank 0.
 
         A checkpoint that rank 0 found in the store is read there by all. Raises on every rank what
-        `BtSource.look` raised on rank 0.
+        `StorePaths.look` raised on rank 0.
         """
         chosen, pin = ranks_of(trainer).from_zero(lambda: self._mean(path))
         if path is not None and pin is not None:
@@ -173,18 +173,20 @@ class RoutedCheckpointIO(CheckpointIO):
             source.pins[path] = pin
         return chosen
 
-    def _mean(self, path: str | None) -> tuple[Chosen, Pin | None]:
+    def _mean(self, path: str | None) -> tuple[ResumedFrom, Pin | None]:
         """Rank 0: what a path is, and where in the store each rank is to read it."""
         if path is None:
-            return Chosen(), None
+            return ResumedFrom(), None
         pin = self.ours.bt.look(path) if is_bt(path) else self.away.pins.get(path)
         if pin is None and self.is_ours(path):
             pin = self.away.away(path)
         if pin is not None:
-            return Chosen(pin.digest, stored=True), pin
-        if (place := place_of_url(path)) is not None:
-            return Chosen(place.manifest.digest), None
-        return Chosen(read_manifest(local_path(path)).digest if is_committed(path) else None), None
+            return ResumedFrom(pin.digest, stored=True), pin
+        if (place := reader_of_url(path)) is not None:
+            return ResumedFrom(place.manifest.digest), None
+        return ResumedFrom(
+            read_manifest(local_path(path)).digest if is_committed(path) else None
+        ), None
 
     def _id(self, place: Path) -> str:
         return place.relative_to(self.root).as_posix()
@@ -196,7 +198,7 @@ class RoutedCheckpointIO(CheckpointIO):
 
 
 def install_io(
-    trainer: Trainer, root: Path, session: RankSession, source: BtSource
+    trainer: Trainer, root: Path, session: RankSession, source: StorePaths
 ) -> RoutedCheckpointIO:
     """Make the Trainer's checkpoints go through a `RoutedCheckpointIO`; idempotent.
 
@@ -212,6 +214,6 @@ def install_io(
         "strategy": type(trainer.strategy).__name__,
     }
     trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, session, source)
-    ours.writer.held = Held((trainer.lightning_module, getattr(trainer, "datamodule", None)))
+    ours.writer.held = LiveObjects((trainer.lightning_module, getattr(trainer, "datamodule", None)))
     remember(source)
     return routed

@@ -19,14 +19,14 @@ from typing_extensions import override
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.lightning_plugin import compat, compat_signals
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Checkpoint
-from bt_lightning.lightning_plugin.signals import Signals, Told
+from bt_lightning.lightning_plugin.signals import ReceivedSignal, Signals
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 from bt_lightning.localdir.event_log import note
 from bt_lightning.preemption import ASSUMED_GRACE_S, Situation, Word, judge, rest_s
 from bt_lightning.rank_protocol import VALIDATED, Position, Wish
-from bt_lightning.session.fit_ranks import Company
-from bt_lightning.session.save_schedule import Pace
+from bt_lightning.session.fit_ranks import FitRanks
+from bt_lightning.session.save_schedule import SaveSchedule
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from bt_lightning.session.options import Options
-    from bt_lightning.session.rank_agreement import Alone, Together
+    from bt_lightning.session.rank_agreement import RankAgreement, SingleRankAgreement
     from bt_lightning.session.writer_session import WriterSession
 
 _EPOCH_END = VALIDATED + 1
@@ -42,7 +42,7 @@ _OURS = "bt_lightning."
 _SWAPPING = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
 
 
-class Boundary(Checkpoint):
+class SaveBoundary(Checkpoint):
     """One a fit, on every rank; the rank that writes also has the session."""
 
     def __init__(self, options: Options, root: Path) -> None:
@@ -53,13 +53,13 @@ class Boundary(Checkpoint):
         self._root = root
         self._grace_s = options.grace.total_seconds() if options.grace is not None else None
         self._session: WriterSession | None = None
-        self._pace: Pace | None = None
-        self._agreement: Alone | Together | None = None
+        self._pace: SaveSchedule | None = None
+        self._agreement: SingleRankAgreement | RankAgreement | None = None
         self._position: Position = (0, 0)
         self._marked = self._measured = 0
         self._swaps = self._requeued = False
         self._places = 0
-        self._company: Company | None = None
+        self._company: FitRanks | None = None
         self.ends = False
         """Whether all ranks end by a signal, once the fit is over."""
 
@@ -69,15 +69,15 @@ class Boundary(Checkpoint):
 
     def meet(self, trainer: Trainer) -> None:
         """Every rank, when the process group is there."""
-        self._company = Company(ranks_of(trainer))
+        self._company = FitRanks(ranks_of(trainer))
 
     def exchange(self, payload: bytes) -> list[bytes] | None:
-        """As `Company.exchange`, in the time that a signal left."""
+        """As `FitRanks.exchange`, in the time that a signal left."""
         assert self._company is not None
         return self._company.exchange(payload, self.left_s)
 
     def fail(self, error: BaseException) -> None:
-        """Any rank: as `Company.fail`."""
+        """Any rank: as `FitRanks.fail`."""
         if self._company is not None:
             self._company.fail(error)
 
@@ -133,12 +133,12 @@ class Boundary(Checkpoint):
         elif self._pace is not None:  # it began to train
             self._note("ended", failed=failed, **facts)
 
-    def _part(self, company: Company) -> None:
+    def _part(self, company: FitRanks) -> None:
         """No rank leaves a fit before rank 0 does, and all end alike."""
         with self.signals.held():
             self.ends = company.part(lambda: self.signals.told is not None)
         if self.ends and self.signals.told is None:  # another rank was
-            self.signals.told = Told(signal.SIGTERM, time.monotonic())
+            self.signals.told = ReceivedSignal(signal.SIGTERM, time.monotonic())
 
     def left_s(self) -> float:
         """How long the end of the run may take from now on, by a signal that came."""
@@ -151,7 +151,7 @@ class Boundary(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.start()
         if self._session is not None:
-            self._pace = Pace(self._options, self._root)
+            self._pace = SaveSchedule(self._options, self._root)
             self._marked = self._measured = self._taken
             self._note("began", step=trainer.global_step)
         self._places = compat.validation_places(trainer)
@@ -252,7 +252,7 @@ class Boundary(Checkpoint):
         """
         if self._company is not None:
             self._company.agreed()
-        told = self.signals.told or Told(signal.SIGTERM, time.monotonic())
+        told = self.signals.told or ReceivedSignal(signal.SIGTERM, time.monotonic())
         return compat_signals.ended_by_signal(
             trainer, 128 + told.signum if trainer.is_global_zero else 0
         )
@@ -262,7 +262,7 @@ class Boundary(Checkpoint):
         session = self._session
         assert session is not None
         if wish == "stop" and self.signals.told is None:  # another rank was
-            self.signals.told = Told(signal.SIGTERM, time.monotonic())
+            self.signals.told = ReceivedSignal(signal.SIGTERM, time.monotonic())
         later_s, until = self._exact_in(trainer, session)
         told = self.signals.requeue if wish == "requeue" else self.signals.told
         grace_s = ASSUMED_GRACE_S if self._grace_s is None else self._grace_s
@@ -336,11 +336,11 @@ class Boundary(Checkpoint):
         if self._pace is not None:
             self._pace.look(now, session.rhythm, taken=taken)
 
-    def _died(self, told: Told) -> None:
+    def _died(self, told: ReceivedSignal) -> None:
         """A signal ends the process before its first batch."""
         self._preempted(told, checkpoint=None, step=None)
 
-    def _preempted(self, told: Told, **facts: Any) -> None:
+    def _preempted(self, told: ReceivedSignal, **facts: Any) -> None:
         seconds = time.monotonic() - told.at
         self._note("preempted", signal=told.name, seconds=seconds, grace=self._grace_s, **facts)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReceivedSignal:
     """A signal that came."""
 
     signum: int
@@ -40,20 +40,20 @@ class Signals:
     """Every rank has one during a fit. Called on the main thread, or not at all."""
 
     def __init__(self) -> None:
-        self.told: Told | None = None
+        self.told: ReceivedSignal | None = None
         """The run is to end: the first such signal."""
-        self.requeue: Told | None = None
+        self.requeue: ReceivedSignal | None = None
         """SLURM will end the run: save, and have the job queued again."""
         self._started = False
         self._early = False
         self._foreign = False
         self._trainer: Trainer | None = None
-        self._on_death: Callable[[Told], None] = lambda _: None
+        self._on_death: Callable[[ReceivedSignal], None] = lambda _: None
 
-    def listen(self, trainer: Trainer, on_death: Callable[[Told], None]) -> None:
+    def listen(self, trainer: Trainer, on_death: Callable[[ReceivedSignal], None]) -> None:
         """From `setup` on; `on_death` is told when a signal ends the process before it trains."""
         self._trainer, self._on_death = trainer, on_death
-        compat_signals.hear(trainer, self._hand_over, self._on_sigterm, self._on_requeue)
+        compat_signals.hook_signals(trainer, self._hand_over, self._on_sigterm, self._on_requeue)
         if _free():
             signal.signal(signal.SIGTERM, self._die)
             self._early = True
@@ -66,7 +66,7 @@ class Signals:
         """Listen no more; idempotent."""
         self._put_back()
         if self._trainer is not None:
-            compat_signals.forget(self._trainer)
+            compat_signals.unhook_signals(self._trainer)
         self._trainer = None
 
     @contextlib.contextmanager
@@ -99,14 +99,14 @@ class Signals:
 
     def _hear(self, signum: int, _: Any) -> None:
         if self.told is None:
-            self.told = Told(signum, time.monotonic())
+            self.told = ReceivedSignal(signum, time.monotonic())
 
     def _on_requeue(self, signum: int, _: Any) -> None:
         if self.requeue is None:
-            self.requeue = Told(signum, time.monotonic())
+            self.requeue = ReceivedSignal(signum, time.monotonic())
 
     def _die(self, signum: int, _: Any) -> None:
-        self._on_death(Told(signum, time.monotonic()))
+        self._on_death(ReceivedSignal(signum, time.monotonic()))
         if self._trainer is not None:
             compat_signals.forward(self._trainer, signum)
         signal.signal(signum, signal.SIG_DFL)

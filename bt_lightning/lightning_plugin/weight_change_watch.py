@@ -75,7 +75,7 @@ def obstacle(module: LightningModule) -> str | None:
     return None
 
 
-class Watch(Callback):
+class WeightChangeWatch(Callback):
     """Stands before every other callback of the Trainer, on the rank that writes."""
 
     def __init__(
@@ -222,7 +222,7 @@ def open_saves(
             reason,
         )
     remove(trainer)
-    watch = Watch(trainer, module, saves.saver, weights_prefix)
+    watch = WeightChangeWatch(trainer, module, saves.saver, weights_prefix)
     # before every other callback; a new list, as the old one is being walked
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
     saves.artifacts = artifacts = LoggerArtifacts(session.root, saves.saver.pending)
@@ -258,7 +258,7 @@ def remove(trainer: Trainer) -> None:
             del vars(logger)["after_save_checkpoint"]
         wait_no_more(logger)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for watch in [callback for callback in callbacks if isinstance(callback, Watch)]:
+    for watch in [callback for callback in callbacks if isinstance(callback, WeightChangeWatch)]:
         watch.close()
-    if any(isinstance(callback, Watch) for callback in callbacks):
-        trainer.callbacks = [c for c in callbacks if not isinstance(c, Watch)]  # type: ignore[attr-defined]
+    if any(isinstance(callback, WeightChangeWatch) for callback in callbacks):
+        trainer.callbacks = [c for c in callbacks if not isinstance(c, WeightChangeWatch)]  # type: ignore[attr-defined]

@@ -22,10 +22,10 @@ from bt_lightning.layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.localdir import rename_noreplace
 from bt_lightning.localdir.directory_walk import entries
 from bt_lightning.localdir.file_locks import lock, naming, try_lock
-from bt_lightning.localdir.fsync import opened, sync_directory, write_out
+from bt_lightning.localdir.fsync import open_directory, sync_directory, write_out
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.localdir.rename_noreplace import RENAME_EXCHANGE, rename_new
-from bt_lightning.localdir.small_files import read_small
+from bt_lightning.localdir.small_files import read_small_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,12 +43,12 @@ def temporaries(root: Path) -> Path:
     return root / DOT_DIR / "tmp"
 
 
-def trash(root: Path) -> Path:
+def trash_dir(root: Path) -> Path:
     """Where directories lie between losing their name and being gone."""
     return root / DOT_DIR / "trash"
 
 
-def partials(root: Path) -> Path:
+def partials_dir(root: Path) -> Path:
     """Where downloads lie until they are whole; a later fetch goes on with them."""
     return root / DOT_DIR / "partial"
 
@@ -97,7 +97,7 @@ def delete_directory(path: Path, root: Path, digest: str | None = None) -> bool:
     there already (`make_trash`). Returns whether this call took the name away.
     """
     make_trash(root)
-    waiting = trash(root) / f"{_DELETED}{uuid.uuid4().hex}"
+    waiting = trash_dir(root) / f"{_DELETED}{uuid.uuid4().hex}"
     try:
         with naming(root):
             if digest is not None and read_manifest(path).digest != digest:
@@ -112,12 +112,12 @@ def delete_directory(path: Path, root: Path, digest: str | None = None) -> bool:
 
 def make_trash(root: Path) -> None:
     """Have the trash, before the disk is full: a new directory takes room."""
-    trash(root).mkdir(parents=True, exist_ok=True)
+    trash_dir(root).mkdir(parents=True, exist_ok=True)
 
 
-def empty_trash(root: Path) -> None:
+def sweep_trash(root: Path) -> None:
     """Delete what a killed process had begun to delete; safe beside a live one."""
-    for waiting in children(trash(root)):
+    for waiting in children(trash_dir(root)):
         if waiting.name.startswith(_DELETED):
             discard(waiting)
 
@@ -129,7 +129,7 @@ def sweep(root: Path) -> list[Path]:
     to be replaced, and whose name is still free, goes back: its process died between two renames.
     """
     restored = []
-    for waiting in children(trash(root)):
+    for waiting in children(trash_dir(root)):
         final = _origin(waiting, root) if waiting.name.startswith(_REPLACED) else None
         if final is not None and not os.path.lexists(final):
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def sweep_temporaries(root: Path) -> None:
 
 def tidy(root: Path) -> None:
     """Remove the dot directory of `root` if nothing is in it."""
-    for path in (temporaries(root), trash(root), partials(root), root / DOT_DIR):
+    for path in (temporaries(root), trash_dir(root), partials_dir(root), root / DOT_DIR):
         with contextlib.suppress(OSError):
             path.rmdir()
 
@@ -179,7 +179,7 @@ def _owned(parent: Path) -> tuple[Path, int]:
     for left in reversed(range(_TRIES)):
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with opened(parent) as gate:
+            with open_directory(parent) as gate:
                 lock(gate, fcntl.LOCK_SH)  # no sweep between making it and locking it
                 path = parent / uuid.uuid4().hex
                 path.mkdir()  # its mode is the checkpoint's, as the umask says
@@ -196,7 +196,7 @@ def _ownerless(parent: Path) -> list[Path]:
     """Temporaries whose owner is dead; none while a process is just making one."""
     if not parent.is_dir():
         return []
-    with opened(parent) as gate:
+    with open_directory(parent) as gate:
         if not try_lock(gate):
             return []
         return [path for path in children(parent) if not _is_owned(path)]
@@ -204,7 +204,7 @@ def _ownerless(parent: Path) -> list[Path]:
 
 def _is_owned(path: Path) -> bool:
     try:
-        with opened(path) as descriptor:
+        with open_directory(path) as descriptor:
             return not try_lock(descriptor)
     except OSError:
         return False
@@ -226,10 +226,10 @@ def _replace(built: Path, final: Path, root: Path) -> None:
 def _set_aside(path: Path, root: Path) -> Path:
     """Move `path` into the trash with a note of where it was; return its place there."""
     make_trash(root)
-    waiting = Path(tempfile.mkdtemp(prefix=_REPLACED, dir=trash(root)))
+    waiting = Path(tempfile.mkdtemp(prefix=_REPLACED, dir=trash_dir(root)))
     with (waiting / _NOTE).open("wb") as note:
         write_out(note, path.relative_to(root).as_posix().encode())
-    for folder in (waiting, trash(root), root / DOT_DIR):
+    for folder in (waiting, trash_dir(root), root / DOT_DIR):
         sync_directory(folder)
     try:
         os.rename(path, waiting / _CONTENT)
@@ -244,7 +244,7 @@ def _origin(waiting: Path, root: Path) -> Path | None:
     if not os.path.lexists(waiting / _CONTENT):
         return None
     try:
-        return root / check_checkpoint_id(read_small(waiting / _NOTE, RECORD).decode())
+        return root / check_checkpoint_id(read_small_file(waiting / _NOTE, RECORD).decode())
     except (OSError, ValueError):
         pass
     try:

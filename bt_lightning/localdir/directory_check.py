@@ -6,8 +6,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from bt_lightning.localdir.atomic_directory import empty_trash, sweep_temporaries, temporary
-from bt_lightning.localdir.disk_errors import named
+from bt_lightning.localdir.atomic_directory import sweep_temporaries, sweep_trash, temporary
+from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.localdir.disk_space import is_full
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ def _probe(root: Path) -> None:
         (path / "probe").rename(path / "renamed")
 
 
-def usable_root(root: Path) -> Path:
+def check_root(root: Path) -> Path:
     """Create `root` if needed and prove that directories can be built and files renamed in it.
 
     Raises:
         DirectoryFullError: it is full.
         DirectoryUnusableError: it cannot for another reason. Both say what to do.
     """
-    with named(root):
+    with directory_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         _check_access(root)
         try:
@@ -42,6 +42,6 @@ def usable_root(root: Path) -> Path:
             if not is_full(error):
                 raise
             sweep_temporaries(root)  # of a process that was killed when it had filled the disk
-            empty_trash(root)
+            sweep_trash(root)
             _probe(root)
     return root

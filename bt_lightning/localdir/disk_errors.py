@@ -47,7 +47,7 @@ _PASSING: Final = frozenset(
 
 
 @contextlib.contextmanager
-def named(root: Path) -> Iterator[None]:
+def directory_errors(root: Path) -> Iterator[None]:
     """Raise what the system refuses inside the block as an error that names `root` and the way out.
 
     Raises:

@@ -32,7 +32,7 @@ _MANIFEST_BYTES: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class DiskSpace:
     """One look at the volume of a checkpoint directory; all in bytes."""
 
     free: int
@@ -64,7 +64,7 @@ class Disk:
         return said
 
 
-def measure(root: Path, budget: int | None) -> Disk:
+def measure(root: Path, budget: int | None) -> DiskSpace:
     """Look at the volume of `root` and, with a budget, at all that lies below it.
 
     Raises:
@@ -74,7 +74,7 @@ def measure(root: Path, budget: int | None) -> Disk:
     used = usage(root) if budget is not None else 0
     size = volume.f_blocks * volume.f_frsize
     files = volume.f_favail if volume.f_files else None
-    return Disk(volume.f_bavail * volume.f_frsize, size, used, budget, files)
+    return DiskSpace(volume.f_bavail * volume.f_frsize, size, used, budget, files)
 
 
 def spare(size: int) -> int:

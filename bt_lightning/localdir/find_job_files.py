@@ -2,7 +2,7 @@
 
 A directory with a manifest is a checkpoint, whole, and what is added to it later is not looked at.
 Symbolic links are not followed: what they name is there under its own name, or not of this
-directory. Names that begin with a dot, and those of `temporary`, are of files under way.
+directory. Names that begin with a dot, and those of `is_unfinished`, are of files under way.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Stamp(NamedTuple):
 
 
 @dataclass(slots=True)
-class Found:
+class JobFiles:
     """One look at a directory."""
 
     files: dict[str, Stamp] = field(default_factory=dict)
@@ -54,12 +54,12 @@ class Found:
     """What can be no object of a store, or not be read, printable; and why."""
 
 
-def find_loose(root: Path, wanted: Callable[[str], bool] = lambda _: True) -> Found:
+def find_job_files(root: Path, wanted: Callable[[str], bool] = lambda _: True) -> JobFiles:
     """The regular files below `root` that belong to no checkpoint and that are `wanted`.
 
     Called in the worker. A directory that vanishes meanwhile is an empty one.
     """
-    found = Found()
+    found = JobFiles()
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -69,7 +69,11 @@ def find_loose(root: Path, wanted: Callable[[str], bool] = lambda _: True) -> Fo
         try:
             for entry in entries(place):
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith(".") or temporary(entry.name) or entry.name in _RESERVED:
+                if (
+                    entry.name.startswith(".")
+                    or is_unfinished(entry.name)
+                    or entry.name in _RESERVED
+                ):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
@@ -86,12 +90,14 @@ def find_loose(root: Path, wanted: Callable[[str], bool] = lambda _: True) -> Fo
     return found
 
 
-def temporary(name: str) -> bool:
+def is_unfinished(name: str) -> bool:
     """Whether a file or folder of that name is not finished, as its writer says."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _take(found: Found, entry: os.DirEntry[str], path: str, wanted: Callable[[str], bool]) -> None:
+def _take(
+    found: JobFiles, entry: os.DirEntry[str], path: str, wanted: Callable[[str], bool]
+) -> None:
     if not safe_parts(path):
         name = ascii(path)[1:-1]
         if wanted(name):

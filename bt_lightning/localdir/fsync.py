@@ -20,7 +20,7 @@ _GATHER_BYTES = 1024 * 1024
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[int]:
+def open_directory(path: Path) -> Iterator[int]:
     """Yield a descriptor of the directory `path`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -31,7 +31,7 @@ def opened(path: Path) -> Iterator[int]:
 
 def sync_directory(path: Path) -> None:
     """Make the names in `path` durable."""
-    with opened(path) as descriptor:
+    with open_directory(path) as descriptor:
         os.fsync(descriptor)
 
 

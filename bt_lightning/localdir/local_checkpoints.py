@@ -14,8 +14,8 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.directory_walk import walk
-from bt_lightning.localdir.disk_errors import named
-from bt_lightning.localdir.small_files import read_small
+from bt_lightning.localdir.disk_errors import directory_errors
+from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def read_manifest(path: Path) -> Manifest:
         CheckpointCorruptError: it is damaged, or of a newer format (`FormatVersionError`).
     """
     try:
-        data = read_small(path / MANIFEST, file_limits.MANIFEST)
+        data = read_small_file(path / MANIFEST, file_limits.MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         msg = f"no committed checkpoint at {path}: it has no {MANIFEST}"
         raise CheckpointNotFoundError(msg) from error
@@ -106,7 +106,7 @@ def list_committed(root: Path) -> Listed:
     found: list[LocalCheckpoint] = []
     refused: list[Refused] = []
     unread = Unread()
-    with named(root):
+    with directory_errors(root):
         folders = manifest_directories(root, unread.add)
     for path in folders:
         try:

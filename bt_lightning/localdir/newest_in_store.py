@@ -23,7 +23,7 @@ FILE = "store_only.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Away:
+class NewestInStore:
     """What the store held alone."""
 
     checkpoint: str
@@ -37,23 +37,25 @@ class Away:
         return (self.step, self.generation, self.created_at)
 
 
-def note_away(root: Path, manifest: Manifest) -> None:
+def note_newest_in_store(root: Path, manifest: Manifest) -> None:
     """Note that only the store will hold this one, unless a newer one is noted; durable.
 
     Raises:
         OSError: the disk refused.
     """
-    known = newest_away(root)
+    known = newest_in_store(root)
     if known is not None and known.order >= manifest.order:
         return
-    away = Away(manifest.checkpoint_id, manifest.step, manifest.generation, manifest.created_at)
+    away = NewestInStore(
+        manifest.checkpoint_id, manifest.step, manifest.generation, manifest.created_at
+    )
     replace_small(root / DOT_DIR / FILE, json.dumps(asdict(away)).encode("ascii") + b"\n")
 
 
-def newest_away(root: Path) -> Away | None:
+def newest_in_store(root: Path) -> NewestInStore | None:
     """What was noted; None if nothing was, or nothing that can be read."""
     try:
-        away = Away(**read_json(root / DOT_DIR / FILE, RECORD))
+        away = NewestInStore(**read_json(root / DOT_DIR / FILE, RECORD))
     except (OSError, ValueError, TypeError):
         return None
     kinds = (type(away.step), type(away.generation), type(away.created_at))

@@ -127,7 +127,7 @@ def rename(folder: int, part: str, name: str, descriptor: int) -> None:
     os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
-def walk(root: Path, path: str) -> Iterator[tuple[str, os.stat_result]]:
+def walk_no_symlinks(root: Path, path: str) -> Iterator[tuple[str, os.stat_result]]:
     """Every regular file below the folder `path` of `root`: its path below `root`, its status.
 
     A folder that is not there, or goes meanwhile, holds none. Links, pipes and devices are passed

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from bt_lightning.localdir.atomic_directory import (
     children,
     discard,
-    partials,
+    partials_dir,
     publish_directory,
     temporary,
 )
 from bt_lightning.localdir.file_locks import lock, try_lock
-from bt_lightning.localdir.fsync import opened
+from bt_lightning.localdir.fsync import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def partial(root: Path, name: str) -> Iterator[Path]:
     and the disk may be short. If another process is just filling it, a temporary one is yielded.
     """
     sweep_partials(root, keep=name)
-    taken = _taken(partials(root), name)
+    taken = _taken(partials_dir(root), name)
     if taken is None:
         with temporary(root) as built:
             yield built
@@ -56,7 +56,7 @@ def publish_partial(built: Path, final: Path, root: Path, *, replace: bool = Tru
     Raises:
         FileExistsError: something has that name, and is not to be replaced.
     """
-    with opened(built.parent) as gate:
+    with open_directory(built.parent) as gate:
         lock(gate, fcntl.LOCK_EX)
         publish_directory(built, final, root, replace=replace)
         discard(built)  # gone after a rename; after an exchange, what was replaced
@@ -64,12 +64,12 @@ def publish_partial(built: Path, final: Path, root: Path, *, replace: bool = Tru
 
 def sweep_partials(root: Path, keep: str | None = None) -> None:
     """Delete the partial directories that no process owns, except `keep`; safe beside live ones."""
-    if not partials(root).is_dir():
+    if not partials_dir(root).is_dir():
         return
-    with opened(partials(root)) as gate:
+    with open_directory(partials_dir(root)) as gate:
         if not try_lock(gate):
             return  # somebody is just taking one: the next sweep comes
-        for path in children(partials(root)):
+        for path in children(partials_dir(root)):
             if path.name != keep and (path.is_symlink() or not path.is_dir() or _is_free(path)):
                 discard(path)
 
@@ -80,7 +80,7 @@ def _taken(parent: Path, name: str) -> tuple[Path, int] | None:
     for left in reversed(range(_TRIES)):
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with opened(parent) as gate:
+            with open_directory(parent) as gate:
                 lock(gate, fcntl.LOCK_SH)
                 path.mkdir(exist_ok=True)
                 owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -95,5 +95,5 @@ def _taken(parent: Path, name: str) -> tuple[Path, int] | None:
 
 
 def _is_free(path: Path) -> bool:
-    with opened(path) as descriptor:
+    with open_directory(path) as descriptor:
         return try_lock(descriptor)

@@ -10,14 +10,14 @@ from bt_lightning.file_limits import RECORD
 from bt_lightning.layout import MANIFEST, PROTECTION
 from bt_lightning.localdir.fsync import sync_directory
 from bt_lightning.localdir.local_checkpoints import read_manifest
-from bt_lightning.localdir.small_files import read_small, replace_small
+from bt_lightning.localdir.small_files import read_small_file, replace_small
 from bt_lightning.protection_record import Protection
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def protect(path: Path, protection: Protection) -> None:
+def protect_local(path: Path, protection: Protection) -> None:
     """Protect the checkpoint directory `path`; what an earlier protection said is replaced.
 
     Raises:
@@ -32,7 +32,7 @@ def protect(path: Path, protection: Protection) -> None:
         read_manifest(path)
 
 
-def unprotect(path: Path) -> None:
+def unprotect_local(path: Path) -> None:
     """Let the checkpoint directory `path` be deleted again; idempotent."""
     (path / PROTECTION).unlink(missing_ok=True)
     sync_directory(path)
@@ -41,13 +41,15 @@ def unprotect(path: Path) -> None:
 def protection_of(path: Path) -> Protection | None:
     """What protects the checkpoint directory `path`; None if nothing does."""
     try:
-        return Protection.from_bytes(read_small(path / PROTECTION, RECORD))
+        return Protection.from_bytes(read_small_file(path / PROTECTION, RECORD))
     except (FileNotFoundError, NotADirectoryError):
-        return Protection() if is_protected(path) else None  # a link that leads nowhere protects
+        return (
+            Protection() if is_protected_local(path) else None
+        )  # a link that leads nowhere protects
     except (OSError, ValueError):
         return Protection()
 
 
-def is_protected(path: Path) -> bool:
+def is_protected_local(path: Path) -> bool:
     """Whether somebody protected the checkpoint directory `path`."""
     return os.path.lexists(path / PROTECTION)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.file_limits import Bounds
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.small_files import read_small, replace_small
+from bt_lightning.localdir.small_files import read_small_file, replace_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,14 +17,14 @@ _BOUNDS: Final = Bounds(1024, 4096)
 """It goes into each lease as it is."""
 
 
-def owner_of(root: Path) -> str:
+def publisher_id_of(root: Path) -> str:
     """The id of the directory, made at the first call. By one process at a time.
 
     A full disk gets another at each call: then nobody is taken for its earlier holder.
     """
     file = root / DOT_DIR / "owner"
     try:
-        if found := read_small(file, _BOUNDS).decode("ascii").strip():
+        if found := read_small_file(file, _BOUNDS).decode("ascii").strip():
             return found
     except (OSError, ValueError):
         pass

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.file_locks import lock, try_lock
-from bt_lightning.localdir.fsync import opened
+from bt_lightning.localdir.fsync import open_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TRIES = 8
 
 
-def hold(path: Path) -> int | None:
+def hold_for_reading(path: Path) -> int | None:
     """A descriptor that keeps the directory `path` from being evicted until it is closed.
 
     None if there is no such directory. What is read must be looked up by `path` after this call.
@@ -39,10 +39,10 @@ def hold(path: Path) -> int | None:
     return None
 
 
-def evict(path: Path, root: Path) -> bool:
+def delete_unless_read(path: Path, root: Path) -> bool:
     """Delete the directory `path`, its name first, unless somebody reads it; whether it is gone."""
     try:
-        with opened(path) as descriptor:
+        with open_directory(path) as descriptor:
             if not try_lock(descriptor):
                 return False
             delete_directory(path, root)

@@ -22,7 +22,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _MOST: Final = 100_000
 
 
-def request_removal(root: Path, digest: str) -> None:
+def request_local_removal(root: Path, digest: str) -> None:
     """Ask that the checkpoint with this manifest digest goes, in every tier."""
     make_requests(root)
     (root / DOT_DIR / _FOLDER / digest).touch()
@@ -33,7 +33,7 @@ def make_requests(root: Path) -> None:
     (root / DOT_DIR / _FOLDER).mkdir(parents=True, exist_ok=True)
 
 
-def requested_removals(root: Path) -> frozenset[str]:
+def requested_local_removals(root: Path) -> frozenset[str]:
     """Digests of all that was asked to go and is not gone everywhere.
 
     Of more than there can be, as many as are taken at a time: the others follow.

@@ -16,7 +16,7 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.localdir.file_locks import try_lock
-from bt_lightning.localdir.fsync import opened, write_out
+from bt_lightning.localdir.fsync import open_directory, write_out
 from bt_lightning.localdir.libc import libc
 from bt_lightning.localdir.no_symlinks import new_file
 
@@ -133,7 +133,7 @@ def _rename_new_file(one: Path, other: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        with opened(other.parent) as folder, _claimed(folder, other.name):
+        with open_directory(other.parent) as folder, _claimed(folder, other.name):
             os.rename(one, other)
     else:
         one.unlink()  # a kill before this leaves the old name as well

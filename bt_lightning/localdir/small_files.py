@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bt_lightning.file_limits import Bounds
 
 
-def read_small(path: Path, bounds: Bounds) -> bytes:
+def read_small_file(path: Path, bounds: Bounds) -> bytes:
     """The bytes of the small file `path`.
 
     Raises:
@@ -43,8 +43,8 @@ def read_small(path: Path, bounds: Bounds) -> bytes:
 
 
 def read_json(path: Path, bounds: Bounds) -> Any:
-    """The value of the small JSON file `path`; raises as `read_small`."""
-    return parse_json(read_small(path, bounds), bounds)
+    """The value of the small JSON file `path`; raises as `read_small_file`."""
+    return parse_json(read_small_file(path, bounds), bounds)
 
 
 def read_lines(path: Path, start: int = 0, most: int = LINES_BYTES) -> Iterator[bytes]:

@@ -27,7 +27,7 @@ _FIELDS = len(Stamp._fields)
 _MOST_BYTES = 2 * MOST_FILES * 256
 
 
-class Arrived:
+class UploadedJobFiles:
     """Path -> stamp of the bytes that the store has. One thread's."""
 
     def __init__(self, root: Path, place: str) -> None:

@@ -13,7 +13,7 @@ from bt_lightning.store.transfer.parallel_reads import in_parallel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
 
 _ADAPTER, _CONFIG = "adapter_config.json", "config.json"
@@ -24,7 +24,7 @@ _WHISPER = "whisper"
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class CheckpointKind:
     """What one checkpoint is."""
 
     kind: str
@@ -35,7 +35,7 @@ class About:
     """The configuration of its adapter; None if it has none that can be read."""
 
 
-def about(pairs: Sequence[tuple[Shelf, Item]]) -> list[About]:
+def checkpoint_kind(pairs: Sequence[tuple[JobCheckpoints, CheckpointItem]]) -> list[CheckpointKind]:
     """What each checkpoint is, in their order.
 
     Small files are read for it, several at a time, and those of one digest once: most checkpoints
@@ -58,22 +58,24 @@ def about(pairs: Sequence[tuple[Shelf, Item]]) -> list[About]:
     ]
 
 
-def _about(item: Item, entry: FileEntry | None, said: dict[str, Any] | None) -> About:
+def _about(
+    item: CheckpointItem, entry: FileEntry | None, said: dict[str, Any] | None
+) -> CheckpointKind:
     named = item.manifest.origin.get("base_model")
     if entry is None or entry.path == _CONFIG:
         whisper = (said or {}).get("model_type") == _WHISPER
-        return About(_WHISPER if whisper else "full", _text(named), None)
-    return About("lora", _text((said or {}).get("base_model_name_or_path", named)), said)
+        return CheckpointKind(_WHISPER if whisper else "full", _text(named), None)
+    return CheckpointKind("lora", _text((said or {}).get("base_model_name_or_path", named)), said)
 
 
-def _telling(item: Item) -> FileEntry | None:
+def _telling(item: CheckpointItem) -> FileEntry | None:
     """The file that tells what it is: of an adapter, wherever that lies, else of the model."""
     files = item.manifest.files
     adapter = next((e for e in files if e.path.rpartition("/")[2] == _ADAPTER), None)
     return adapter or item.manifest.entry(_CONFIG)
 
 
-def _read(shelf: Shelf, item: Item, entry: FileEntry) -> dict[str, Any] | None:
+def _read(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> dict[str, Any] | None:
     try:
         said = json.loads(read_file(shelf, item, entry))
     except (CheckpointCorruptError, CheckpointNotFoundError, ValueError, RecursionError):

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.manage.file_contents import same_bytes, tensors_of
 from bt_lightning.manage.tensor_headers import Difference, compare
-from bt_lightning.manage.verified_reads import opened
+from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manifest import BLOCK_BYTES
 
 if TYPE_CHECKING:
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.tensor_headers import Tensor
     from bt_lightning.manifest import FileEntry
 
 
-def compare_items(before: Shelf, old: Item, after: Shelf, new: Item) -> list[Difference]:
+def compare_items(
+    before: JobCheckpoints, old: CheckpointItem, after: JobCheckpoints, new: CheckpointItem
+) -> list[Difference]:
     """Tensors added, removed, reshaped or changed, by name; those of several files, by file too.
 
     Digests of the manifests tell most that is equal; only what they leave open is read.
@@ -28,8 +30,8 @@ def compare_items(before: Shelf, old: Item, after: Shelf, new: Item) -> list[Dif
     """
     olds, news = _tensors(before, old), _tensors(after, new)
     with ExitStack() as stack:
-        was = stack.enter_context(opened(before, old))
-        now = stack.enter_context(opened(after, new))
+        was = stack.enter_context(open_reader(before, old))
+        now = stack.enter_context(open_reader(after, new))
 
         def equal(one: Tensor, other: Tensor) -> bool:
             entry, also = files_of[id(one)], files_of[id(other)]
@@ -53,7 +55,7 @@ def same_blocks(entry: FileEntry, one: Tensor, also: FileEntry, other: Tensor) -
     return entry.blocks[blocks] == also.blocks[blocks]
 
 
-def _tensors(shelf: Shelf, item: Item) -> dict[str, tuple[FileEntry, Tensor]]:
+def _tensors(shelf: JobCheckpoints, item: CheckpointItem) -> dict[str, tuple[FileEntry, Tensor]]:
     entries = [entry for entry in item.manifest.files if entry.path.endswith(".safetensors")]
     return {
         tensor.name if len(entries) == 1 else f"{entry.path}: {tensor.name}": (entry, tensor)

@@ -30,19 +30,23 @@ from bt_lightning.layout import (
     under,
 )
 from bt_lightning.manage.download_copy import holding
-from bt_lightning.manage.job_checkpoints import DirectoryShelf, JoinedShelf, StoreShelf
+from bt_lightning.manage.job_checkpoints import (
+    DirectoryCheckpoints,
+    JoinedCheckpoints,
+    StoreCheckpoints,
+)
 from bt_lightning.manage.job_objects import is_ours
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.catalog.listing import look
-from bt_lightning.store.catalog.removal_requests import forget_removals, request_removal
+from bt_lightning.store.catalog.listing import list_job
+from bt_lightning.store.catalog.removal_requests import forget_removals, request_stored_removal
 from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.unpublish import unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
-    from bt_lightning.manage.job_objects import Holdings
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.job_objects import JobObjects
     from bt_lightning.store.interface import Store
 
 
@@ -62,7 +66,7 @@ class Deletion:
 
 
 def kept_by_rule(
-    items: Sequence[Item], last: int | None, best: Sequence[str], mode: str
+    items: Sequence[CheckpointItem], last: int | None, best: Sequence[str], mode: str
 ) -> set[str]:
     """Names of those that a rule keeps: the `last` newest, and the best by each metric.
 
@@ -84,7 +88,7 @@ def kept_by_rule(
     return kept
 
 
-def delete_items(shelf: Shelf, items: Sequence[Item]) -> Deletion:
+def delete_items(shelf: JobCheckpoints, items: Sequence[CheckpointItem]) -> Deletion:
     """Delete checkpoints of one job where they lie: in its store, on its disk, or on both.
 
     Raises:
@@ -92,13 +96,13 @@ def delete_items(shelf: Shelf, items: Sequence[Item]) -> Deletion:
         CheckpointNotFoundError: another of that name came meanwhile.
     """
     done = Deletion()
-    if isinstance(shelf, StoreShelf):
+    if isinstance(shelf, StoreCheckpoints):
         _delete_stored(shelf, items, done)
-    elif isinstance(shelf, DirectoryShelf):
+    elif isinstance(shelf, DirectoryCheckpoints):
         for item in items:
             _delete_local(shelf, item, done)
     else:
-        assert isinstance(shelf, JoinedShelf)
+        assert isinstance(shelf, JoinedCheckpoints)
         stored = [item for item in items if not shelf.only_on_disk(item)]
         _delete_stored(shelf.store_shelf, stored, done)
         ours = {item.name for item in items}.difference(done.kept, done.asked)
@@ -112,14 +116,14 @@ def delete_items(shelf: Shelf, items: Sequence[Item]) -> Deletion:
     return done
 
 
-def finish_deletions(shelf: Shelf) -> list[str]:
+def finish_deletions(shelf: JobCheckpoints) -> list[str]:
     """Finish what killed deletions began in a job's part of a store; names of what went.
 
     Nothing is done while the job runs: its worker does it when it starts.
     """
-    if isinstance(shelf, JoinedShelf):
+    if isinstance(shelf, JoinedCheckpoints):
         shelf = shelf.store_shelf
-    if not isinstance(shelf, StoreShelf):
+    if not isinstance(shelf, StoreCheckpoints):
         return []
     store, job = shelf.store, jobs_prefix(shelf.project, shelf.job)
     done = []
@@ -131,7 +135,7 @@ def finish_deletions(shelf: Shelf) -> list[str]:
     return done
 
 
-def delete_job(store: Store, project: str, job: str, counted: Holdings) -> Deletion:
+def delete_job(store: Store, project: str, job: str, counted: JobObjects) -> Deletion:
     """Delete what was `counted` of a job in a store, but for what is protected. Idempotent.
 
     What is ours alone (leases, records, requests) goes with it; what came since it was counted
@@ -173,12 +177,12 @@ def _is_of_a_node(path: str) -> bool:
     return bool(slash) and word == "rank" and rank.isascii() and rank.isdigit()
 
 
-def _delete_node(store: Store, job: str, node: str, counted: Holdings, done: Deletion) -> None:
+def _delete_node(store: Store, job: str, node: str, counted: JobObjects, done: Deletion) -> None:
     prefix = under(job, node)
     try:
         with holding(store, prefix):
             kept = [f"{lease_folder(node)}/"]  # goes last, with the lease itself
-            for folder in sorted(look(store, prefix).committed):
+            for folder in sorted(list_job(store, prefix).committed):
                 path = f"{node}/{folder}"
                 if path not in counted.checkpoints:
                     done.left.append(path)
@@ -197,7 +201,7 @@ def _delete_node(store: Store, job: str, node: str, counted: Holdings, done: Del
 
 
 def _delete_counted(
-    store: Store, job: str, paths: Sequence[str], counted: Holdings, done: Deletion
+    store: Store, job: str, paths: Sequence[str], counted: JobObjects, done: Deletion
 ) -> None:
     """Delete, of the objects at `paths`, those of no checkpoint that were counted, and ours."""
     known = counted.files.keys() | counted.going  # a folder that is of no node is no checkpoint's
@@ -212,14 +216,16 @@ def _delete_counted(
     done.files += [(path, counted.files[path]) for path in going if path in counted.files]
 
 
-def _delete_stored(shelf: StoreShelf, items: Sequence[Item], done: Deletion) -> None:
-    by_node: dict[int, list[Item]] = defaultdict(list)
+def _delete_stored(
+    shelf: StoreCheckpoints, items: Sequence[CheckpointItem], done: Deletion
+) -> None:
+    by_node: dict[int, list[CheckpointItem]] = defaultdict(list)
     for item in items:
         by_node[item.node_rank].append(item)
     for rank, own in by_node.items():
         prefix = job_prefix(shelf.project, shelf.job, rank)
         for item in own:  # first: a restart of the job must not publish it anew from its disk
-            request_removal(shelf.store, prefix, item.manifest.digest)
+            request_stored_removal(shelf.store, prefix, item.manifest.digest)
         try:
             with holding(shelf.store, prefix):
                 _delete_ids(shelf.store, prefix, own, done)
@@ -228,9 +234,9 @@ def _delete_stored(shelf: StoreShelf, items: Sequence[Item], done: Deletion) -> 
     shelf.forget()
 
 
-def _delete_ids(store: Store, prefix: str, items: Sequence[Item], done: Deletion) -> None:
+def _delete_ids(store: Store, prefix: str, items: Sequence[CheckpointItem], done: Deletion) -> None:
     """Delete every generation of the items."""
-    listing = look(store, prefix)
+    listing = list_job(store, prefix)
     ids = {item.manifest.checkpoint_id: item for item in items}
     kept: set[str] = set()
     for folder, data in listing.committed.items():
@@ -246,7 +252,7 @@ def _delete_ids(store: Store, prefix: str, items: Sequence[Item], done: Deletion
 
 
 def _half_deleted(store: Store, prefix: str) -> list[str]:
-    listing = look(store, prefix)
+    listing = list_job(store, prefix)
     return [
         folder
         for folder in listing.unfinished - listing.committed.keys()
@@ -254,7 +260,7 @@ def _half_deleted(store: Store, prefix: str) -> list[str]:
     ]
 
 
-def _delete_local(shelf: DirectoryShelf, item: Item, done: Deletion) -> None:
+def _delete_local(shelf: DirectoryCheckpoints, item: CheckpointItem, done: Deletion) -> None:
     try:
         shelf.delete(item)
     except CheckpointProtectedError:

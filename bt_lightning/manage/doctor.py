@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointError, CheckpointExistsError
 from bt_lightning.localdir.atomic_directory import temporary, tidy
 from bt_lightning.localdir.digest import Hasher
-from bt_lightning.localdir.directory_check import usable_root
+from bt_lightning.localdir.directory_check import check_root
 from bt_lightning.localdir.fsync import write_out
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.store.catalog.bt_tree import open_bt_store
@@ -102,7 +102,7 @@ def _version(name: str) -> str | None:
 def _disk(root: Path) -> Generator[Finding, None, float | None]:
     """Returns the bytes a second that were written, None if nothing could be."""
     try:
-        usable_root(root)
+        check_root(root)
     except CheckpointError as error:
         yield Finding("directory", "failed", str(error), "use another directory, or mend this one")
         return None

@@ -10,29 +10,29 @@ from bt_lightning.errors import CheckpointExistsError, CheckpointNotFoundError
 from bt_lightning.glob_patterns import chosen
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, job_prefix
 from bt_lightning.localdir.atomic_directory import tidy
-from bt_lightning.localdir.directory_check import usable_root
+from bt_lightning.localdir.directory_check import check_root
 from bt_lightning.localdir.local_checkpoints import check_sizes, read_manifest
-from bt_lightning.manage.job_checkpoints import StoreShelf
-from bt_lightning.manage.verified_reads import opened
+from bt_lightning.manage.job_checkpoints import StoreCheckpoints
+from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.store.catalog.removal_requests import forget_removals
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.fetch import bring
-from bt_lightning.store.transfer.publish import Base, copy
+from bt_lightning.store.transfer.publish import Base, copy_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.store.interface import Arrived, Store
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
 class Counted:
     """A place that tells of every byte that is asked of it."""
 
-    def __init__(self, inner: Place, on_bytes: Callable[[int], Any]) -> None:
+    def __init__(self, inner: CheckpointReader, on_bytes: Callable[[int], Any]) -> None:
         self._inner, self._on_bytes = inner, on_bytes
         self.name, self.manifest = inner.name, inner.manifest
         self.piece_bytes, self.connections = inner.piece_bytes, inner.connections
@@ -67,7 +67,7 @@ def wanted(manifest: Manifest, include: Sequence[str], exclude: Sequence[str]) -
     return found
 
 
-def serving_files(manifest: Manifest) -> list[FileEntry]:
+def serving_entries(manifest: Manifest) -> list[FileEntry]:
     """Files that a server of the model reads: weights, configuration, tokenizer.
 
     Raises:
@@ -82,8 +82,8 @@ def serving_files(manifest: Manifest) -> list[FileEntry]:
 
 
 def download_item(
-    shelf: Shelf,
-    item: Item,
+    shelf: JobCheckpoints,
+    item: CheckpointItem,
     target: Path,
     entries: Sequence[FileEntry],
     on_bytes: Callable[[int], Any],
@@ -107,9 +107,9 @@ def download_item(
             return None
         msg = f"{final} is there already, and is not this: move it, or name another directory"
         raise CheckpointExistsError(msg)
-    root = usable_root(target)
+    root = check_root(target)
     try:
-        with opened(shelf, item) as place:
+        with open_reader(shelf, item) as place:
             some = None if whole else tuple(entries)
             bring(Counted(place, on_bytes), root, final, some, replace=False)
     except FileExistsError as error:
@@ -121,8 +121,8 @@ def download_item(
 
 
 def copy_item(
-    shelf: Shelf,
-    item: Item,
+    shelf: JobCheckpoints,
+    item: CheckpointItem,
     store: Store,
     to: tuple[str, str],
     on_bytes: Callable[[int], Any],
@@ -138,11 +138,11 @@ def copy_item(
     """
     prefix = job_prefix(*to, item.node_rank)
     base = None
-    if isinstance(shelf, StoreShelf) and shelf.store.name == store.name:
+    if isinstance(shelf, StoreCheckpoints) and shelf.store.name == store.name:
         base = Base(item.where, item.manifest)
-    with holding(store, prefix) as lease, opened(shelf, item) as place:
+    with holding(store, prefix) as lease, open_reader(shelf, item) as place:
         forget_removals(store, prefix, frozenset({item.manifest.digest}))
-        folder = copy(Counted(place, on_bytes), store, prefix, lease, base)
+        folder = copy_checkpoint(Counted(place, on_bytes), store, prefix, lease, base)
     return f"{prefix}/{folder}"
 
 

@@ -9,16 +9,16 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.pickled_tensors import parse_pickle, parse_zip
 from bt_lightning.manage.safe_unpickle import MOST_BYTES
 from bt_lightning.manage.tensor_headers import LENGTH_BYTES, Header, header_bytes, parse_header
-from bt_lightning.manage.verified_reads import opened, read_file, read_range
+from bt_lightning.manage.verified_reads import open_reader, read_file, read_item_range
 from bt_lightning.manifest import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.tensor_headers import Tensor
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _ZIPS = (".ckpt", ".pt", ".pth", ".bin")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
@@ -29,7 +29,7 @@ def has_tensors(path: str) -> bool:
     return path.endswith((".safetensors", *_ZIPS)) or path.rpartition("/")[2] == ".metadata"
 
 
-def tensors_of(shelf: Shelf, item: Item, entry: FileEntry) -> Header:
+def tensors_of(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> Header:
     """The tensors of a file; of a large file only the header is read. No code of it is run.
 
     Raises:
@@ -39,14 +39,14 @@ def tensors_of(shelf: Shelf, item: Item, entry: FileEntry) -> Header:
     """
     where = f"{item.name}/{entry.path}"
     if entry.path.endswith(".safetensors"):
-        with opened(shelf, item) as place:
+        with open_reader(shelf, item) as place:
             place.check(entry)
             start = _read(place, entry, 0, min(LENGTH_BYTES, entry.size))
             length = header_bytes(start, entry.size, where)
             data = _read(place, entry, LENGTH_BYTES, LENGTH_BYTES + length)
         return parse_header(data, entry.size, where)
     if entry.path.endswith(_ZIPS):
-        with opened(shelf, item) as place, io.BufferedReader(RangeFile(place, entry)) as file:
+        with open_reader(shelf, item) as place, io.BufferedReader(RangeFile(place, entry)) as file:
             return parse_zip(file, where)
     if entry.size > MOST_BYTES:
         msg = f"{where} is too large to look into: of its {entry.size} bytes none are read"
@@ -54,31 +54,32 @@ def tensors_of(shelf: Shelf, item: Item, entry: FileEntry) -> Header:
     return parse_pickle(read_file(shelf, item, entry), where)
 
 
-def is_of_others(shelf: Shelf, item: Item, entry: FileEntry) -> bool:
+def is_of_others(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> bool:
     """Whether a file is named like torch's, yet none: a raw `.bin`, or torch's before 1.6."""
     if not entry.path.endswith(_ZIPS):
         return False
-    with opened(shelf, item) as place:
+    with open_reader(shelf, item) as place:
         place.check(entry)
         start = _read(place, entry, 0, min(len(_ZIP_START), entry.size))
     return start != _ZIP_START and (entry.path.endswith(".bin") or start[:1] == _PICKLE_START)
 
 
 def same_bytes(
-    one: tuple[Place, FileEntry, Tensor], other: tuple[Place, FileEntry, Tensor]
+    one: tuple[CheckpointReader, FileEntry, Tensor],
+    other: tuple[CheckpointReader, FileEntry, Tensor],
 ) -> bool:
     """Whether two tensors of one size have the same bytes: both are read, and verified."""
     return all(a == b for a, b in zip(_pieces(*one), _pieces(*other), strict=True))
 
 
-def _pieces(place: Place, entry: FileEntry, tensor: Tensor) -> Iterator[bytes]:
+def _pieces(place: CheckpointReader, entry: FileEntry, tensor: Tensor) -> Iterator[bytes]:
     assert tensor.offset is not None, "a safetensors header gives every offset"
     for start in range(0, tensor.size, BLOCK_BYTES):
         end = min(start + BLOCK_BYTES, tensor.size)
-        yield read_range(place, entry, tensor.offset + start, tensor.offset + end)
+        yield read_item_range(place, entry, tensor.offset + start, tensor.offset + end)
 
 
-def _read(place: Place, entry: FileEntry, start: int, end: int) -> bytes:
+def _read(place: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:
     """Not verified: a header is far smaller than the block whose digest is known."""
     buffer = bytearray(end - start)
     if buffer:
@@ -89,7 +90,7 @@ def _read(place: Place, entry: FileEntry, start: int, end: int) -> bytes:
 class RangeFile(io.RawIOBase):
     """A file of a checkpoint, read by ranges as somebody seeks and reads."""
 
-    def __init__(self, place: Place, entry: FileEntry) -> None:
+    def __init__(self, place: CheckpointReader, entry: FileEntry) -> None:
         super().__init__()
         self._place, self._entry, self._at = place, entry, 0
 

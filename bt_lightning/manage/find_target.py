@@ -11,19 +11,19 @@ from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.layout import MANIFEST, committed_at, jobs_prefix, node_of, slug, under
 from bt_lightning.localdir.job_id_file import job_of
 from bt_lightning.manage.job_checkpoints import (
-    DirectoryShelf,
-    Item,
-    JoinedShelf,
-    Shelf,
-    StoreShelf,
+    CheckpointItem,
+    DirectoryCheckpoints,
+    JobCheckpoints,
+    JoinedCheckpoints,
+    StoreCheckpoints,
     items_of_job,
     read_listing,
 )
-from bt_lightning.manage.job_objects import Holdings, holdings_of
+from bt_lightning.manage.job_objects import JobObjects, job_objects
 from bt_lightning.settings import Settings
 from bt_lightning.store.catalog.bt_tree import open_bt_store
 from bt_lightning.store.catalog.job_records import read_records
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.catalog.manifest_cache import user_cache
 from bt_lightning.uri import LATEST, is_bt, parse
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.job_record import JobRecord
-    from bt_lightning.store.catalog.projects import Place, StoredCheckpoint
+    from bt_lightning.store.catalog.projects import CatalogEntry, NodeFolder
     from bt_lightning.store.interface import Store
 
 
@@ -55,12 +55,12 @@ class StoredJob:
 
     project: str
     job: str
-    items: tuple[Item, ...]
+    items: tuple[CheckpointItem, ...]
     """Newest first."""
     refused: tuple[str, ...] = ()
     record: JobRecord | None = None
     """Of node 0, if a runner wrote one."""
-    holdings: Holdings = field(default_factory=Holdings)
+    holdings: JobObjects = field(default_factory=JobObjects)
 
     @property
     def oldest(self) -> str:
@@ -78,7 +78,7 @@ class StoredJob:
         return sum(item.manifest.size for item in self.items)
 
 
-def open_shelf(target: Target, notice: Callable[[str], None]) -> Shelf:
+def open_job(target: Target, notice: Callable[[str], None]) -> JobCheckpoints:
     """The shelf that is meant; `notice` is told if it had to be chosen among several.
 
     A URL counts before a store, a store before a directory; of a store without a named job, the job
@@ -90,7 +90,7 @@ def open_shelf(target: Target, notice: Callable[[str], None]) -> Shelf:
         StoreError: the store refused.
     """
     if target.url and not is_bt(target.url):
-        return DirectoryShelf(directory_of(target.url))
+        return DirectoryCheckpoints(directory_of(target.url))
     settings = Settings.from_environ(os.environ)
     if target.url:
         uri = parse(target.url)
@@ -99,23 +99,23 @@ def open_shelf(target: Target, notice: Callable[[str], None]) -> Shelf:
         return _newest(store, uri.project, job, notice)
     if not target.store:
         if target.directory:
-            return DirectoryShelf(directory_of(target.directory))
+            return DirectoryCheckpoints(directory_of(target.directory))
         msg = "name a directory with --dir (or BT_CHECKPOINT_DIR), or a store with --store"
         raise InvalidSettingError(msg)
     return _stored(target, settings, notice)
 
 
-def _stored(target: Target, settings: Settings, notice: Callable[[str], None]) -> Shelf:
+def _stored(target: Target, settings: Settings, notice: Callable[[str], None]) -> JobCheckpoints:
     store, cache = open_bt_store(target.store, None), user_cache(os.environ)
     if target.job is None and target.directory:
         root = Path(target.directory).expanduser().resolve()
         own = job_of(settings, root)
-        stored = StoreShelf(store, target.project or own.project, own.job, cache)
+        stored = StoreCheckpoints(store, target.project or own.project, own.job, cache)
         lost = not root.is_dir()  # another machine, or one that lost its disk
-        return stored if lost else JoinedShelf(stored, DirectoryShelf(root))
+        return stored if lost else JoinedCheckpoints(stored, DirectoryCheckpoints(root))
     within, named = target.project or settings.project, target.job or settings.job
     if within and named:
-        shelf = StoreShelf(store, within, named, cache)
+        shelf = StoreCheckpoints(store, within, named, cache)
         prefix = jobs_prefix(within, named)
         if not shelf.items() and not shelf.refused and next(iter(store.list(prefix)), None) is None:
             msg = f"{store.name} has nothing of a job {named} of the project {within}"
@@ -124,20 +124,20 @@ def _stored(target: Target, settings: Settings, notice: Callable[[str], None]) -
     return _newest(store, within, named, notice)
 
 
-def every_shelf(target: Target) -> list[Shelf]:
+def open_every_job(target: Target) -> list[JobCheckpoints]:
     """The shelf of each job of the store, or of the project that is named; newest job first.
 
-    Raises as `open_shelf`.
+    Raises as `open_job`.
     """
     if not target.store:
         msg = "all jobs are those of a store: name it with --store (or BT_STORE_URL)"
         raise InvalidSettingError(msg)
     store = open_bt_store(target.store, None)
-    shelves: list[Shelf] = []
+    shelves: list[JobCheckpoints] = []
     for job in survey(store, target.project):
         if not (job.items or job.refused):
             continue  # its runner has begun, and nothing is committed
-        shelf = StoreShelf(store, job.project, job.job, user_cache(os.environ))
+        shelf = StoreCheckpoints(store, job.project, job.job, user_cache(os.environ))
         shelf.know(job.items, job.refused)
         shelves.append(shelf)
     return shelves
@@ -163,7 +163,7 @@ def project_of(store: Store, project: str | None, job: str) -> str:
     return found[0]
 
 
-def split_url(target: Target) -> tuple[Target, str | None]:
+def split_bt_url(target: Target) -> tuple[Target, str | None]:
     """`target` with the URL of its job only, and the checkpoint that the URL names, if any.
 
     Raises:
@@ -211,10 +211,10 @@ def survey(store: Store, project: str | None = None, job: str | None = None) -> 
     Manifests that the user's cache has are not read again.
     """
     prefix = jobs_prefix(project, job if project else None)
-    listing = look(store, prefix, user_cache(os.environ))
+    listing = list_job(store, prefix, user_cache(os.environ))
     read, refused = read_listing(store, prefix, listing.committed)
     protected = {under(prefix, folder) for folder in listing.protected}
-    jobs: dict[tuple[str, str], dict[Place, StoredCheckpoint]] = {}
+    jobs: dict[tuple[str, str], dict[NodeFolder, CatalogEntry]] = {}
     for folder in listing.committed:
         parts = committed_at(f"{under(prefix, folder)}/{MANIFEST}")
         if parts is not None and (job is None or parts[1] == slug(job)):
@@ -228,20 +228,20 @@ def survey(store: Store, project: str | None = None, job: str | None = None) -> 
     found = []
     held = {
         names: own
-        for names, own in holdings_of(listing, prefix).items()
+        for names, own in job_objects(listing, prefix).items()
         if job is None or names[1] == slug(job)
     }
     for names in {**jobs, **records, **held}:
         mine = tuple(reason for reason in refused if f"{jobs_prefix(*names)}/" in reason)
         items = tuple(items_of_job(store, jobs.get(names, {}), protected))
-        own = held.get(names, Holdings())
+        own = held.get(names, JobObjects())
         found.append(StoredJob(*names, items, mine, records.get(names), own))
     return sorted(found, key=lambda j: (j.began, j.job), reverse=True)
 
 
 def _newest(
     store: Store, project: str | None, job: str | None, notice: Callable[[str], None]
-) -> StoreShelf:
+) -> StoreCheckpoints:
     found = [one for one in survey(store, project, job) if one.items or one.refused]
     if not found:
         of = f" of the project {project}" if project else f" of the job {job}" if job else ""
@@ -253,6 +253,6 @@ def _newest(
             f"{len(found)} jobs: this is {chosen.job} of {chosen.project}, which began last."
             " Name another with --job-id"
         )
-    shelf = StoreShelf(store, chosen.project, chosen.job, user_cache(os.environ))
+    shelf = StoreCheckpoints(store, chosen.project, chosen.job, user_cache(os.environ))
     shelf.know(chosen.items, chosen.refused)
     return shelf

@@ -21,7 +21,7 @@ from bt_lightning.errors import (
 from bt_lightning.layout import hidden, jobs_prefix, safe_parts, slug, under
 from bt_lightning.localdir.no_symlinks import READ, folder, made_folder, new_file, split
 from bt_lightning.localdir.rename_noreplace import rename_new_in
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 
@@ -61,7 +61,7 @@ def job_files(store: Store, project: str, job: str, patterns: Patterns) -> list[
     """
     prefix = jobs_prefix(project, job)
     found: list[tuple[int, str, int, str]] = []
-    for path, size in look(store, prefix).loose().items():
+    for path, size in list_job(store, prefix).loose().items():
         node, _, rest = path.partition("/")
         word, _, rank = node.partition("-")
         ours = word == "rank" and rank.isascii() and rank.isdigit() and safe_parts(rest)

@@ -10,7 +10,7 @@ from bt_lightning.layout import DOT_DIR, folders_of, jobs_prefix
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bt_lightning.store.catalog.listing import Listing
+    from bt_lightning.store.catalog.listing import JobListing
 
 NAMED: Final = 20
 """Names of files that are said; of the others, how many there are."""
@@ -18,7 +18,7 @@ _ASIDE: Final = f"{DOT_DIR}-trash"
 
 
 @dataclass(slots=True)
-class Holdings:
+class JobObjects:
     """What one listing found of a job. Paths are below the job: `rank-0/checkpoint-1`."""
 
     checkpoints: dict[str, int] = field(default_factory=dict)
@@ -66,13 +66,13 @@ def is_ours(path: str) -> bool:
     return any(part.startswith(DOT_DIR) and part != _ASIDE for part in path.split("/"))
 
 
-def holdings_of(listing: Listing, prefix: str) -> dict[tuple[str, str], Holdings]:
+def job_objects(listing: JobListing, prefix: str) -> dict[tuple[str, str], JobObjects]:
     """What each job has, by project and job, of a listing of `prefix`."""
-    found: dict[tuple[str, str], Holdings] = {}
+    found: dict[tuple[str, str], JobObjects] = {}
     for folder in listing.committed:
         name, path = _job_of(prefix, folder)
         if path:
-            own = found.setdefault(name, Holdings())
+            own = found.setdefault(name, JobObjects())
             own.checkpoints[path] = len(listing.committed[folder])
             if folder in listing.protected:
                 own.protected.add(path)
@@ -80,7 +80,7 @@ def holdings_of(listing: Listing, prefix: str) -> dict[tuple[str, str], Holdings
         name, path = _job_of(prefix, key)
         if not path or is_ours(path):
             continue
-        own = found.setdefault(name, Holdings())
+        own = found.setdefault(name, JobObjects())
         outer = next((f for f in folders_of(path) if f in own.checkpoints), None)
         if outer is None:
             own.files[path] = size

@@ -26,7 +26,7 @@ class TooLargeError(CheckpointCorruptError):
     """Raised when a file describes more than is looked into."""
 
 
-class Node:
+class PickledValue:
     """What an object of a pickle becomes: its class, its arguments, its state, its entries."""
 
     __slots__ = ("args", "full", "pairs", "state")
@@ -52,7 +52,7 @@ LONG: Final = Opaque()
 """For a text that is too long to be a name."""
 
 
-class Machine:
+class PickleInterpreter:
     """One run over `data`; `at` is where the next byte is read."""
 
     def __init__(self, data: bytes) -> None:
@@ -171,7 +171,7 @@ class Machine:
         self._made([])
 
     def empty_dict(self, _: None) -> None:
-        self._made(Node())
+        self._made(PickledValue())
 
     def list_of_mark(self, _: None) -> None:
         self._made(self._since_mark())
@@ -185,7 +185,7 @@ class Machine:
         self._made(made)
 
     def dict_of_mark(self, _: None) -> None:
-        made = Node()
+        made = PickledValue()
         made.pairs = self._since_mark()
         self._made(made)
 
@@ -217,7 +217,7 @@ class Machine:
 
     def _set(self, pairs: list[Any]) -> None:
         held = self.stack[-1]
-        if isinstance(held, Node):
+        if isinstance(held, PickledValue):
             if held.pairs is None:
                 held.pairs = []
                 self._charge(_NODE)
@@ -236,12 +236,12 @@ class Machine:
 
     def _name(self, module: str, name: str) -> None:
         self._charge(_NODE + _TEXT + 4 * len(module + name))
-        self._push(Node(f"{module}.{name}"))
+        self._push(PickledValue(f"{module}.{name}"))
 
     def extension(self, layout: Struct) -> None:
         """A name by a number that programs agree on; which one is not known."""
         self._read(layout)
-        self._made(Node())
+        self._made(PickledValue())
 
     def call(self, _: None) -> None:
         args = self._pop()
@@ -261,19 +261,19 @@ class Machine:
 
     def _object(self, what: Any, args: Any) -> None:
         self._charge(_NODE)
-        self._push(Node(what.full if isinstance(what, Node) else "", args))
+        self._push(PickledValue(what.full if isinstance(what, PickledValue) else "", args))
 
     def kept_elsewhere(self, _: None) -> None:
         """A storage: what the file says of it, its type, key, device, elements."""
-        self._made(Node("", self._pop()))
+        self._made(PickledValue("", self._pop()))
 
     def kept_elsewhere_by_line(self, _: None) -> None:
         self._line()
-        self._made(Node())
+        self._made(PickledValue())
 
     def build(self, _: None) -> None:
         state, held = self._pop(), self.stack[-1]
-        if isinstance(held, Node):
+        if isinstance(held, PickledValue):
             held.state = state
 
     def put(self, layout: Struct) -> None:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.pickle_interpreter import LONG, Node, TooLargeError
+from bt_lightning.manage.pickle_interpreter import LONG, PickledValue, TooLargeError
 from bt_lightning.manage.safe_unpickle import MOST_BYTES, unpickle
 from bt_lightning.manage.tensor_headers import MOST_SIDES, Header, Tensor
 
@@ -147,7 +147,7 @@ def _walk(root: Any) -> Iterator[Tensor]:
                 return
             continue
         name, value = found
-        if not isinstance(value, Node | list | tuple) or id(value) in entered:
+        if not isinstance(value, PickledValue | list | tuple) or id(value) in entered:
             continue
         below = _below(path, name)
         tensor = _tensor(below, value)
@@ -185,19 +185,21 @@ def _check_bounds(depth: int, entries: int, named: int) -> None:
 def _children(value: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(value, list | tuple):
         return iter(enumerate(value))
-    if not isinstance(value, Node):
+    if not isinstance(value, PickledValue):
         return iter(())
-    if value.full.endswith("checkpoint.metadata.Metadata") and isinstance(value.state, Node):
+    if value.full.endswith("checkpoint.metadata.Metadata") and isinstance(
+        value.state, PickledValue
+    ):
         return _pairs(_entry(value.state, "state_dict_metadata"))
     return _pairs(value) if value.pairs else _children_of_state(value.state)
 
 
 def _children_of_state(state: Any) -> Iterator[tuple[Any, Any]]:
-    return _pairs(state) if isinstance(state, Node) else _children(state)
+    return _pairs(state) if isinstance(state, PickledValue) else _children(state)
 
 
 def _pairs(value: Any) -> Iterator[tuple[Any, Any]]:
-    flat = value.pairs if isinstance(value, Node) and value.pairs else []
+    flat = value.pairs if isinstance(value, PickledValue) and value.pairs else []
     for name, inner in zip(islice(flat, 0, None, 2), islice(flat, 1, None, 2), strict=False):
         if isinstance(name, str | int) or name is LONG:
             yield name, inner
@@ -210,12 +212,12 @@ def _entry(value: Any, key: str) -> Any:
 def _tensor(path: str, value: Any) -> Tensor | None:
     """The tensor that a call of torch would make of `value`; None if it is no such call."""
     try:
-        return _rebuilt(path, value) if isinstance(value, Node) else None
+        return _rebuilt(path, value) if isinstance(value, PickledValue) else None
     except (IndexError, AttributeError, TypeError, KeyError, ValueError):
         return None
 
 
-def _rebuilt(path: str, value: Node) -> Tensor | None:
+def _rebuilt(path: str, value: PickledValue) -> Tensor | None:
     full, args = value.full, value.args
     for _ in range(_MOST_WRAPPED):
         kind = full.rpartition(".")[2]

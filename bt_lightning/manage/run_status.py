@@ -75,7 +75,7 @@ class Status:
     """What saves cost training in all, seconds."""
 
 
-def look(root: Path) -> Status:
+def run_status(root: Path) -> Status:
     """Look at the run of a checkpoint directory. Called by the command line; reads only."""
     events = _events(root)
     saves = [event for event in events if event["event"] == "save"]

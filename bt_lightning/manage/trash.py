@@ -24,16 +24,20 @@ from bt_lightning.localdir.local_checkpoints import manifest_directories, read_m
 from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manage.delete import Deletion, delete_items
 from bt_lightning.manage.download_copy import holding
-from bt_lightning.manage.job_checkpoints import DirectoryShelf, JoinedShelf, StoreShelf
+from bt_lightning.manage.job_checkpoints import (
+    DirectoryCheckpoints,
+    JoinedCheckpoints,
+    StoreCheckpoints,
+)
 from bt_lightning.store.catalog.removal_requests import forget_removals
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
-from bt_lightning.store.transfer.publish import Base, copy
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
+from bt_lightning.store.transfer.publish import Base, copy_checkpoint
 from bt_lightning.store.transfer.unpublish import unpublish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 _DAY_S = 24 * 3600
 _LOCAL = "trashed"
@@ -53,7 +57,7 @@ class Trashed:
     """Bytes of its files."""
 
 
-def trash_items(shelf: Shelf, items: Sequence[Item], days: float) -> Deletion:
+def trash_items(shelf: JobCheckpoints, items: Sequence[CheckpointItem], days: float) -> Deletion:
     """Put checkpoints aside for so many days; protected ones stay where they are.
 
     Raises:
@@ -64,19 +68,19 @@ def trash_items(shelf: Shelf, items: Sequence[Item], days: float) -> Deletion:
     expires = int(time.time() + days * _DAY_S)
     free = [item for item in items if shelf.protection(item) is None]
     done = Deletion(kept=[item.name for item in items if item not in free])
-    if isinstance(shelf, JoinedShelf):
+    if isinstance(shelf, JoinedCheckpoints):
         local = [item.name for item in free if shelf.only_on_disk(item)]
         if local:
             msg = f"the store does not have {', '.join(local)} yet: put aside with --dir alone"
             raise InvalidSettingError(msg)
         shelf = shelf.store_shelf
-    if isinstance(shelf, StoreShelf):
+    if isinstance(shelf, StoreCheckpoints):
         for item in free:
             _copy_aside(shelf, item, expires)
         gone = delete_items(shelf, free)
         done.deleted, done.asked, done.kept = gone.deleted, gone.asked, done.kept + gone.kept
     else:
-        assert isinstance(shelf, DirectoryShelf)
+        assert isinstance(shelf, DirectoryCheckpoints)
         for item in free:
             target = Path(shelf.name) / DOT_DIR / _LOCAL / str(expires) / item.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,15 +89,15 @@ def trash_items(shelf: Shelf, items: Sequence[Item], days: float) -> Deletion:
     return done
 
 
-def trashed(shelf: Shelf) -> list[Trashed]:
+def trashed(shelf: JobCheckpoints) -> list[Trashed]:
     """What was put aside of a job, the one that goes first, first: one listing."""
-    if isinstance(shelf, JoinedShelf):
+    if isinstance(shelf, JoinedCheckpoints):
         shelf = shelf.store_shelf
-    found = _stored(shelf) if isinstance(shelf, StoreShelf) else _local(Path(shelf.name))
+    found = _stored(shelf) if isinstance(shelf, StoreCheckpoints) else _local(Path(shelf.name))
     return sorted(found, key=lambda one: (one.expires, one.name))
 
 
-def restore(shelf: Shelf, name: str) -> Trashed:
+def restore(shelf: JobCheckpoints, name: str) -> Trashed:
     """Bring back the one of that name that was put aside last.
 
     Raises:
@@ -102,19 +106,19 @@ def restore(shelf: Shelf, name: str) -> Trashed:
         LeaseHeldError: the job runs.
         StoreError: the store refused.
     """
-    if isinstance(shelf, JoinedShelf):
+    if isinstance(shelf, JoinedCheckpoints):
         shelf = shelf.store_shelf
     named = [one for one in trashed(shelf) if one.name == name]
     if not named:
         msg = f"{shelf.name} has put no {name} aside"
         raise CheckpointNotFoundError(msg)
     one = named[-1]
-    if isinstance(shelf, StoreShelf):
-        place = StorePlace(shelf.store, "", one.where)
+    if isinstance(shelf, StoreCheckpoints):
+        place = StoreReader(shelf.store, "", one.where)
         prefix = job_prefix(shelf.project, shelf.job, one.node_rank)
         with holding(shelf.store, prefix) as lease:
             forget_removals(shelf.store, prefix, frozenset({place.manifest.digest}))
-            copy(place, shelf.store, prefix, lease, Base(one.where, place.manifest))
+            copy_checkpoint(place, shelf.store, prefix, lease, Base(one.where, place.manifest))
             unpublish(shelf.store, "", one.where)
         shelf.forget()
     else:
@@ -127,30 +131,30 @@ def restore(shelf: Shelf, name: str) -> Trashed:
     return one
 
 
-def empty(shelf: Shelf, *, before: float | None = None) -> list[Trashed]:
+def empty(shelf: JobCheckpoints, *, before: float | None = None) -> list[Trashed]:
     """Delete for good what was put aside: all, or only what was to go before a time.
 
     Nothing is done while the job runs. `before` is in seconds of the epoch.
     """
-    if isinstance(shelf, JoinedShelf):
+    if isinstance(shelf, JoinedCheckpoints):
         shelf = shelf.store_shelf
     gone = [one for one in trashed(shelf) if before is None or one.expires < before]
-    if isinstance(shelf, StoreShelf):
+    if isinstance(shelf, StoreCheckpoints):
         return _empty_store(shelf, gone)
     for one in gone:
         delete_directory(Path(one.where), Path(shelf.name))
     return gone
 
 
-def _copy_aside(shelf: StoreShelf, item: Item, expires: int) -> None:
+def _copy_aside(shelf: StoreCheckpoints, item: CheckpointItem, expires: int) -> None:
     prefix = job_prefix(shelf.project, shelf.job, item.node_rank)
     aside = under(trash_folder(prefix), str(expires))
-    place = StorePlace(shelf.store, "", item.where)
+    place = StoreReader(shelf.store, "", item.where)
     with holding(shelf.store, prefix) as lease:
-        copy(place, shelf.store, aside, lease, Base(item.where, place.manifest))
+        copy_checkpoint(place, shelf.store, aside, lease, Base(item.where, place.manifest))
 
 
-def _empty_store(shelf: StoreShelf, gone: Iterable[Trashed]) -> list[Trashed]:
+def _empty_store(shelf: StoreCheckpoints, gone: Iterable[Trashed]) -> list[Trashed]:
     done = []
     for one in gone:
         try:
@@ -162,7 +166,7 @@ def _empty_store(shelf: StoreShelf, gone: Iterable[Trashed]) -> list[Trashed]:
     return done
 
 
-def _stored(shelf: StoreShelf) -> list[Trashed]:
+def _stored(shelf: StoreCheckpoints) -> list[Trashed]:
     found = []
     prefix = job_prefix(shelf.project, shelf.job, 0).rpartition("/")[0]
     front = f"{trash_folder('')}/"

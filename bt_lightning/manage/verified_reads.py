@@ -11,13 +11,13 @@ from bt_lightning.store.transfer.checkpoint_reader import read_verified
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
 @contextlib.contextmanager
-def opened(shelf: Shelf, item: Item) -> Iterator[Place]:
+def open_reader(shelf: JobCheckpoints, item: CheckpointItem) -> Iterator[CheckpointReader]:
     """The place of an item; a directory's files are closed in the end."""
     with contextlib.ExitStack() as stack:
         place = shelf.place(item)
@@ -26,7 +26,7 @@ def opened(shelf: Shelf, item: Item) -> Iterator[Place]:
         yield place
 
 
-def read_file(shelf: Shelf, item: Item, entry: FileEntry) -> bytes:
+def read_file(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> bytes:
     """All bytes of a file.
 
     Raises:
@@ -34,11 +34,11 @@ def read_file(shelf: Shelf, item: Item, entry: FileEntry) -> bytes:
         CheckpointNotFoundError: the checkpoint was deleted meanwhile.
         StoreError: the store refused.
     """
-    with opened(shelf, item) as place:
-        return read_range(place, entry, 0, entry.size)
+    with open_reader(shelf, item) as place:
+        return read_item_range(place, entry, 0, entry.size)
 
 
-def read_range(place: Place, entry: FileEntry, start: int, end: int) -> bytes:
+def read_item_range(place: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:
     """The bytes `start` to `end` of a file, both inside it; whole blocks are read and verified.
 
     Raises as `read_file`.

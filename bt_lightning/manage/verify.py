@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.manage.file_contents import has_tensors, is_of_others, tensors_of
-from bt_lightning.manage.job_checkpoints import DirectoryShelf, JoinedShelf
-from bt_lightning.manage.verified_reads import opened
+from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, JoinedCheckpoints
+from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _THREADS = 4
 QUICK, BYTES, DEEP = "quick", "bytes", "deep"
@@ -35,7 +35,9 @@ class Verdict:
 
 
 def verify_items(
-    pairs: Sequence[tuple[Shelf, Item]], depth: str, on_bytes: Callable[[int], None]
+    pairs: Sequence[tuple[JobCheckpoints, CheckpointItem]],
+    depth: str,
+    on_bytes: Callable[[int], None],
 ) -> Iterator[Verdict]:
     """A verdict for each, in their order. Nothing is kept, nothing of them is run.
 
@@ -46,20 +48,22 @@ def verify_items(
         yield from pool.map(lambda pair: _verdict(pair[0], pair[1], depth, on_bytes), pairs)
 
 
-def unread_of(shelf: Shelf) -> list[str]:
+def unread_of(shelf: JobCheckpoints) -> list[str]:
     """Those of `shelf.refused` that tell of a folder that could not be looked into.
 
     Whether a checkpoint lies there nobody knows, as of `lost+found`.
     """
-    if isinstance(shelf, JoinedShelf):
+    if isinstance(shelf, JoinedCheckpoints):
         shelf = shelf.directory_shelf
-    return shelf.unread if isinstance(shelf, DirectoryShelf) else []
+    return shelf.unread if isinstance(shelf, DirectoryCheckpoints) else []
 
 
-def _verdict(shelf: Shelf, item: Item, depth: str, on_bytes: Callable[[int], None]) -> Verdict:
+def _verdict(
+    shelf: JobCheckpoints, item: CheckpointItem, depth: str, on_bytes: Callable[[int], None]
+) -> Verdict:
     manifest = item.manifest
     try:
-        with opened(shelf, item) as place:
+        with open_reader(shelf, item) as place:
             if place.manifest.digest != manifest.digest:
                 says = f"{item.name} was replaced while it was read: verify again"
                 return Verdict(item.where, whole=False, says=says)
@@ -76,7 +80,7 @@ def _verdict(shelf: Shelf, item: Item, depth: str, on_bytes: Callable[[int], Non
     return Verdict(item.where, whole=True, says=f"step {manifest.step}, {manifest.size:,} bytes")
 
 
-def _read(place: Place, entry: FileEntry, on_bytes: Callable[[int], None]) -> None:
+def _read(place: CheckpointReader, entry: FileEntry, on_bytes: Callable[[int], None]) -> None:
     piece = memoryview(bytearray(min(place.piece_bytes, entry.size)))
     for offset in range(0, entry.size, max(1, place.piece_bytes)):
         count = min(len(piece), entry.size - offset)

@@ -13,7 +13,7 @@ import torch
 
 from bt_lightning.errors import CheckpointCorruptError, UnsafeLoadError
 from bt_lightning.restore.numpy_values import array_of, dtype_of, scalar_of
-from bt_lightning.restore.unloaded_value import Unloaded
+from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.snapshot.class_allowlist import ClassTable, is_namedtuple, is_plain_module
 from bt_lightning.snapshot.dtypes import plain_dtype
 from bt_lightning.snapshot.encode_tree import KIND
@@ -113,7 +113,7 @@ class Decoder:
             if not self._path or self._path[0] not in HYPER_PARAMETERS:
                 raise
             self.holes.append(".".join(self._path))
-            return Unloaded(self.holes[-1], str(error))
+            return UnloadedValue(self.holes[-1], str(error))
 
     def _at(self, label: str, node: Any) -> Any:
         self._path.append(label)

@@ -36,7 +36,7 @@ class Stored:
 
 
 @dataclass(slots=True)
-class Found:
+class Search:
     """The outcome of a search."""
 
     path: str | None = None
@@ -79,7 +79,7 @@ def find_own(
     root: Path,
     stored: Sequence[Stored],
     fetch: Callable[[Stored], str],
-    found: Found,
+    found: Search,
     others: Sequence[tuple[int, str]] = (),
 ) -> bool:
     """Choose among this job's checkpoints; `fetch` brings one from the store and verifies it.
@@ -96,7 +96,7 @@ def find_own(
 
 
 def find_loaded(
-    load_dir: Path, node_rank: int, found: Found, *, weights_only: bool | None, warm: bool = False
+    load_dir: Path, node_rank: int, found: Search, *, weights_only: bool | None, warm: bool = False
 ) -> bool:
     """Choose in `$BT_LOAD_CHECKPOINT_DIR`: `<job>/rank-N/<name>`, `rank-N/<name>`, or bare.
 
@@ -128,7 +128,7 @@ def find_loaded(
     return _choose(mine, None, found, own=False, warm=warm)
 
 
-def _look(root: Path, found: Found) -> tuple[list[LocalCheckpoint], bool]:
+def _look(root: Path, found: Search) -> tuple[list[LocalCheckpoint], bool]:
     """What is committed there, and whether there is more that cannot be used, which is noted."""
     listed = list_committed(root)
     found.considered += [f"{item.place}: refused, {item.reason}" for item in listed.refused]
@@ -151,7 +151,7 @@ def _stock_files(load_dir: Path, committed: set[str]) -> list[Path]:
 def _choose(
     candidates: Sequence[_Candidate],
     fetch: Callable[[Stored], str] | None,
-    found: Found,
+    found: Search,
     *,
     own: bool,
     warm: bool,

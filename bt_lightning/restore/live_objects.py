@@ -30,7 +30,7 @@ _OUTSIDE = frozenset({"_trainer", "trainer", "_fabric", "fabric", "_logger", "lo
 _LEAVES = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor, types.ModuleType)
 
 
-class Held:
+class LiveObjects:
     """Classes, functions and objects that can be reached from `roots`: a module, a datamodule.
 
     Looked for when they are first asked for, by the thread that loads.

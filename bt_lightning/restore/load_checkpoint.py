@@ -12,19 +12,19 @@ import torch
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
 from bt_lightning.restore.decode_tree import Decoder, on_host
-from bt_lightning.restore.load_to_device import HOST, Device
-from bt_lightning.restore.read_tensors import read_small, read_tensors
+from bt_lightning.restore.load_to_device import HOST, DeviceMemory
+from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.snapshot.class_allowlist import ClassTable
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from bt_lightning.restore.live_objects import Held
-    from bt_lightning.restore.load_to_device import Home
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.restore.live_objects import LiveObjects
+    from bt_lightning.restore.load_to_device import TensorMemory
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
     MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None
 
@@ -36,23 +36,25 @@ def load_directory(
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
 ) -> dict[str, Any]:
-    """`load` the checkpoint that is committed at `path` on this disk.
+    """`load_checkpoint` the checkpoint that is committed at `path` on this disk.
 
     Raises:
         CheckpointNotFoundError: nothing is committed at `path`.
-        CheckpointCorruptError, UnsafeLoadError: as `load`.
+        CheckpointCorruptError, UnsafeLoadError: as `load_checkpoint`.
     """
-    with DirectoryPlace(path) as place:
-        return load(place, map_location=map_location, weights_only=weights_only, allowed=allowed)
+    with DirectoryReader(path) as place:
+        return load_checkpoint(
+            place, map_location=map_location, weights_only=weights_only, allowed=allowed
+        )
 
 
-def load(
-    place: Place,
+def load_checkpoint(
+    place: CheckpointReader,
     *,
     map_location: MapLocation = None,
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
-    held: Held | None = None,
+    held: LiveObjects | None = None,
 ) -> dict[str, Any]:
     """Load a committed checkpoint from a disk or a store, each byte verified by its manifest.
 
@@ -121,9 +123,9 @@ def _target(map_location: MapLocation) -> torch.device | Callable[..., Any] | No
         raise InvalidSettingError(msg) from error
 
 
-def _home(target: torch.device | Callable[..., Any] | None) -> Home:
+def _home(target: torch.device | Callable[..., Any] | None) -> TensorMemory:
     if isinstance(target, torch.device) and target.type == "cuda":
-        return Device(target)
+        return DeviceMemory(target)
     return HOST
 
 
@@ -147,13 +149,13 @@ def _mover(
     return move
 
 
-def _document(place: Place) -> dict[str, Any]:
+def _document(place: CheckpointReader) -> dict[str, Any]:
     entry = place.manifest.entry(TREE)
     if entry is None:
         msg = f"the checkpoint {place.name} is damaged: its manifest names no {TREE}"
         raise CheckpointCorruptError(msg)
     try:
-        document = json.loads(read_small(place, entry))
+        document = json.loads(read_whole_file(place, entry))
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointCorruptError):
             raise
@@ -165,9 +167,9 @@ def _document(place: Place) -> dict[str, Any]:
     return document
 
 
-def _unpickled(place: Place, map_location: MapLocation) -> Mapping[str, object]:
+def _unpickled(place: CheckpointReader, map_location: MapLocation) -> Mapping[str, object]:
     entry = place.manifest.entry(LEFTOVERS)
     if entry is None:
         return {}
-    data = read_small(place, entry)  # these very bytes are run: verified, and read once
+    data = read_whole_file(place, entry)  # these very bytes are run: verified, and read once
     return load_file(BytesIO(data), map_location, weights_only=False)

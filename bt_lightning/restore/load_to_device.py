@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 
 from bt_lightning.snapshot.safetensors_layout import tensor_bytes
-from bt_lightning.store.transfer.parallel_reads import copy, in_huge_pages
+from bt_lightning.store.transfer.parallel_reads import copy_bytes, in_huge_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Home(Protocol):
+class TensorMemory(Protocol):
     """A kind of memory. Its methods are called by several threads at once."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:
@@ -33,7 +33,7 @@ class Home(Protocol):
         """Let `fill` write `size` bytes, which are those of `targets`, one after the other."""
 
 
-class Host:
+class HostMemory:
     """Memory of this process: bytes arrive where they stay."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:
@@ -53,7 +53,7 @@ class Host:
         fill(targets)
 
 
-class Device:
+class DeviceMemory:
     """Memory of a device: bytes arrive in pinned buffers, and go on while others arrive.
 
     A thread has one buffer, as large as the largest range that it received. torch keeps them, for
@@ -85,7 +85,7 @@ class Device:
             for target in targets:
                 part, buffer = buffer[: len(target)], buffer[len(target) :]
                 if isinstance(target, memoryview):
-                    copy(target, tensor_bytes(part))
+                    copy_bytes(target, tensor_bytes(part))
                 else:
                     target.copy_(part, non_blocking=True)
         if self._stream is not None:
@@ -116,4 +116,4 @@ class Device:
         return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
-HOST: Final = Host()
+HOST: Final = HostMemory()

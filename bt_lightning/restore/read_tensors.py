@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.restore.load_to_device import Home
+    from bt_lightning.restore.load_to_device import TensorMemory
     from bt_lightning.store.transfer.byte_ranges import Range
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 256 * 1024 * 1024
 _MOST_AXES: Final = 64
 _LEAST_HUGE: Final = 2 * HUGE_BYTES
 _MOST_HUGE: Final = 4096
-"""Tensors of a file that are large in the sense of `Home`: a process may have 65,530 mappings."""
+"""Tensors of a file that are large for `TensorMemory`: a process may have 65,530 mappings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class _Slot:
         return self.end - self.begin
 
 
-def read_small(place: Place, entry: FileEntry) -> bytearray:
+def read_whole_file(place: CheckpointReader, entry: FileEntry) -> bytearray:
     """A whole file, verified; for those that are not tensors.
 
     Raises:
@@ -63,9 +63,9 @@ def read_small(place: Place, entry: FileEntry) -> bytearray:
 
 
 def read_tensors(
-    place: Place,
+    place: CheckpointReader,
     entries: Mapping[str, FileEntry],
-    home: Home = HOST,
+    home: TensorMemory = HOST,
     on_host: Collection[tuple[str, str]] = (),
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Every tensor of some safetensors files, each in memory of its own, file by file.
@@ -98,8 +98,8 @@ class _File:
         place: str,
         entry: FileEntry,
         begin: int,
-        slots: Mapping[_Slot, Home],
-        home: Home,
+        slots: Mapping[_Slot, TensorMemory],
+        home: TensorMemory,
     ) -> None:
         self._entry = entry
         self._home = home
@@ -138,7 +138,7 @@ class _File:
         """What is behind the front; call it when `take` was."""
         return tail(self._entry, self._read, most_bytes)
 
-    def read(self, place: Place, wanted: Range) -> None:
+    def read(self, place: CheckpointReader, wanted: Range) -> None:
         """Bring one range to where it belongs."""
         self._home.receive(
             self.targets(wanted.offset, wanted.size),
@@ -148,7 +148,11 @@ class _File:
 
 
 def _opened(
-    place: Place, entry: FileEntry, scratch: Scratch, home: Home, on_host: Collection[str]
+    place: CheckpointReader,
+    entry: FileEntry,
+    scratch: Scratch,
+    home: TensorMemory,
+    on_host: Collection[str],
 ) -> _File:
     """Read the front of a file, and give each tensor its memory."""
     place.check(entry)
@@ -168,7 +172,9 @@ def _opened(
     return file
 
 
-def _front(place: Place, entry: FileEntry, least_bytes: int, scratch: Scratch) -> memoryview:
+def _front(
+    place: CheckpointReader, entry: FileEntry, least_bytes: int, scratch: Scratch
+) -> memoryview:
     """The first blocks of a file, verified: at least so many bytes, if there are so many."""
     size = min(entry.size, -(-least_bytes // BLOCK_BYTES) * BLOCK_BYTES)
     head = scratch.view(size)
@@ -183,7 +189,7 @@ def _largest(slots: Iterable[_Slot]) -> set[str]:
     return {slot.name for slot in large[:_MOST_HUGE]}
 
 
-def _allocated(slot: _Slot, place: str, home: Home, *, large: bool) -> torch.Tensor:
+def _allocated(slot: _Slot, place: str, home: TensorMemory, *, large: bool) -> torch.Tensor:
     try:
         return home.empty(slot.shape, slot.dtype, large=large)
     except (RuntimeError, TypeError) as error:

@@ -7,7 +7,7 @@ from typing import NoReturn
 from bt_lightning.errors import UnsafeLoadError
 
 
-class Unloaded:
+class UnloadedValue:
     """A hyperparameter that was left out of a load; using it raises `UnsafeLoadError`.
 
     Resuming never reads hyperparameters, so it must not fail for one that only code could rebuild.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import UnsafeLoadError
-from bt_lightning.restore.unloaded_value import Unloaded
+from bt_lightning.restore.unloaded_value import UnloadedValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bt_lightning.restore.live_objects import Held
+    from bt_lightning.restore.live_objects import LiveObjects
 
 
 class Leftovers:
@@ -23,7 +23,7 @@ class Leftovers:
         self,
         beside: Mapping[str, Any],
         unpickled: Mapping[str, object] | None,
-        held: Held | None = None,
+        held: LiveObjects | None = None,
     ) -> None:
         dropped, pickled = beside.get("dropped"), beside.get("pickled")
         self._dropped = dropped if isinstance(dropped, list) else []
@@ -39,7 +39,7 @@ class Leftovers:
             KeyError: `leftovers.pt` lacks it.
         """
         if path in self._dropped:
-            return Unloaded(path, "it could not be pickled when the checkpoint was saved")
+            return UnloadedValue(path, "it could not be pickled when the checkpoint was saved")
         if self._unpickled is not None:
             return self._unpickled[path]
         match self._pickled.get(path):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.runtime.command_process import Child
-    from bt_lightning.runtime.job_record_writer import Keeper
+    from bt_lightning.runtime.job_record_writer import JobRecordWriter
     from bt_lightning.runtime.job_spec import JobSpec
     from bt_lightning.runtime.restart_policy import Outcome, Policy
 
@@ -36,7 +36,7 @@ class Supervisor:
     spec: JobSpec
     policy: Policy
     child: Child
-    keeper: Keeper
+    keeper: JobRecordWriter
     inherited: Mapping[str, str] = field(repr=False)
     scratch: Path
     tick: Callable[[], None]

@@ -50,7 +50,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineFacts:
     """What this machine has and is, beyond its environment."""
 
     directory: Path
@@ -61,7 +61,7 @@ class Machine:
 
 
 def plan_command(
-    words: Sequence[str], wish: Wish, environ: Mapping[str, str], machine: Machine
+    words: Sequence[str], wish: Wish, environ: Mapping[str, str], machine: MachineFacts
 ) -> JobSpec:
     """A job that runs one program in the current directory.
 
@@ -104,7 +104,7 @@ def plan_project(
     directory: Path,
     wish: Wish,
     environ: Mapping[str, str],
-    machine: Machine,
+    machine: MachineFacts,
 ) -> JobSpec:
     """The job of a `config.py` in `directory`, on this machine; `wish` wins over the file.
 
@@ -182,7 +182,7 @@ def _nodes(environ: Mapping[str, str], settings: Settings, num_gpus: int, nodes:
     return Nodes(rank=settings.node_rank, size=size, leader=leader, num_gpus=gpus)
 
 
-def _store(wish: Wish, settings: Settings, machine: Machine) -> str | None:
+def _store(wish: Wish, settings: Settings, machine: MachineFacts) -> str | None:
     """The store's URL; a plain path, which means another folder in another directory, absolute."""
     url = wish.store or settings.store_url
     if url is None or plain_folder(url) is None or "://" in url:
@@ -259,5 +259,5 @@ def _secret(name: str, environ: Mapping[str, str]) -> str:
     raise InvalidSettingError(msg)
 
 
-def _cache(environ: Mapping[str, str], machine: Machine) -> Path:
+def _cache(environ: Mapping[str, str], machine: MachineFacts) -> Path:
     return Path(environ.get("BT_RW_CACHE_DIR") or machine.cache).expanduser().absolute()

@@ -12,7 +12,7 @@ from bt_lightning.errors import CheckpointCorruptError, StoreError
 from bt_lightning.file_limits import RECORD
 from bt_lightning.job_record import JobRecord
 from bt_lightning.layout import DOT_DIR
-from bt_lightning.localdir.small_files import read_small, replace_small
+from bt_lightning.localdir.small_files import read_small_file, replace_small
 from bt_lightning.store.catalog.job_records import write_record
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def read_local(root: Path) -> JobRecord | None:
     """The record of the job that ran on the directory last; None if none can be read."""
     path = root / DOT_DIR / FILE
     try:
-        return JobRecord.from_bytes(read_small(path, RECORD), str(path))
+        return JobRecord.from_bytes(read_small_file(path, RECORD), str(path))
     except (OSError, CheckpointCorruptError):
         return None
 
 
-class Keeper:
+class JobRecordWriter:
     """Writes the newest state of the record, on a thread of its own; a dead store is tried again.
 
     What it could not write to the store is no loss but of news: checkpoints do not depend on it.

@@ -20,18 +20,18 @@ from bt_lightning.errors import (
 from bt_lightning.job_record import JobRecord
 from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.localdir.newest_in_store import newest_away
-from bt_lightning.localdir.publisher_id import owner_of
+from bt_lightning.localdir.newest_in_store import newest_in_store
+from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.runtime.job_lock import take_job
-from bt_lightning.runtime.job_record_writer import Keeper, read_local, utc_now
-from bt_lightning.runtime.load_earlier_checkpoints import load, resolve, strangers
+from bt_lightning.runtime.job_record_writer import JobRecordWriter, read_local, utc_now
+from bt_lightning.runtime.load_earlier_checkpoints import load_references, resolve, strangers
 from bt_lightning.runtime.restart_policy import Exit, Outcome, final_code
-from bt_lightning.runtime.store_timeout import within
+from bt_lightning.runtime.store_timeout import within_store_timeout
 from bt_lightning.settings import Settings
 from bt_lightning.store.catalog.job_records import read_record
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import RetryingStore
-from bt_lightning.worker.drain_report import undrained
+from bt_lightning.worker.drain_report import drain_report
 from bt_lightning.worker.worker_handle import Worker
 from bt_lightning.worker_messages import Published, WorkerConfig, WorkFailed
 
@@ -55,7 +55,7 @@ _SPARE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hearing:
+class SignalHearing:
     """Who is told what: lines for people, never on the command's own output."""
 
     say: Callable[[str], None]
@@ -63,10 +63,10 @@ class Hearing:
     progress: Progress
 
 
-class Holding:
+class JobResources:
     """The job of one node, from `open` to `finish`; a context that lets go of what it holds."""
 
-    def __init__(self, spec: JobSpec, root: Path | None, hearing: Hearing) -> None:
+    def __init__(self, spec: JobSpec, root: Path | None, hearing: SignalHearing) -> None:
         self._spec = spec
         self._root = root
         self._hearing = hearing
@@ -89,10 +89,10 @@ class Holding:
             updated_at=now,
         )
         self._before: JobRecord | None = None
-        self._keeper: Keeper | None = None
+        self._keeper: JobRecordWriter | None = None
 
     @property
-    def keeper(self) -> Keeper:
+    def keeper(self) -> JobRecordWriter:
         """Of the record; there is one once the job is open."""
         assert self._keeper is not None
         return self._keeper
@@ -119,7 +119,7 @@ class Holding:
                     " checkpoints stay on the disk, and are sent when it does"
                 )
         writing = None if spec.store_url is None else open_store(spec.store_url)
-        self._keeper = Keeper(self._record, self._root, writing, self._prefix)
+        self._keeper = JobRecordWriter(self._record, self._root, writing, self._prefix)
         self._closing.callback(self._close_keeper)
 
     def _goes_on(self, before: JobRecord) -> None:
@@ -131,12 +131,14 @@ class Holding:
 
     def _take(self, store: Store) -> None:
         try:
-            before = within(_ANSWER_S, lambda: read_record(store, self._prefix), store.name)
+            before = within_store_timeout(
+                _ANSWER_S, lambda: read_record(store, self._prefix), store.name
+            )
         except CheckpointCorruptError as error:
             self._hearing.warn(f"{error}: it is begun anew")
             before = None
         if self._root is not None:
-            lease = take_job(store, self._prefix, owner_of(self._root), self._hearing.warn)
+            lease = take_job(store, self._prefix, publisher_id_of(self._root), self._hearing.warn)
             self._closing.callback(lease.release)
         if before is not None:
             self._goes_on(before)
@@ -149,7 +151,7 @@ class Holding:
         loaded = []
         for reference in spec.references:
             found = resolve(self._store, reference, spec.project, spec.job_id, spec.nodes.rank)
-            loaded += load(self._store, found, spec.load_dir, said.progress)
+            loaded += load_references(self._store, found, spec.load_dir, said.progress)
         for one in loaded:
             said.say(f"loaded {one.checkpoint_id} of the job {one.job} into {one.path}")
         for path in strangers(spec.load_dir, loaded):
@@ -243,7 +245,7 @@ class Holding:
         if result is not None and not result.waiting:
             return (), None
         waiting = result.waiting if result is not None else ()
-        return waiting, undrained(result, time.monotonic() - began)
+        return waiting, drain_report(result, time.monotonic() - began)
 
     def _close_keeper(self) -> None:
         if not self.keeper.close(_RECORD_S):
@@ -283,7 +285,7 @@ class Holding:
 def newest_of(root: Path) -> tuple[str, int] | None:
     """Id and step of the newest checkpoint of a job, on its disk or, if that was full, away."""
     found = [(m.order, m.checkpoint_id, m.step) for m in _manifests(root)]
-    away = newest_away(root)
+    away = newest_in_store(root)
     if away is not None:
         found.append((away.order, away.checkpoint, away.step))
     return max(found)[1:] if found else None

@@ -12,11 +12,11 @@ from bt_lightning import file_limits
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.layout import MANIFEST, check_checkpoint_id, job_prefix, slug
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
-from bt_lightning.localdir.small_files import read_small
+from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.manage.download_copy import Counted
 from bt_lightning.runtime.job_spec import Reference
-from bt_lightning.store.catalog.projects import list_places, view_job
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.catalog.projects import list_node_folders, view_job
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.store.transfer.fetch import bring
 from bt_lightning.uri import LATEST, is_bt, parse
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from bt_lightning.store.catalog.projects import JobView, StoredCheckpoint
+    from bt_lightning.store.catalog.projects import CatalogEntry, JobView
     from bt_lightning.store.interface import Store
 
     Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -67,7 +67,7 @@ def parse_reference(text: str) -> Reference:
 
 def resolve(
     store: Store, reference: Reference, project: str, job: str, node_rank: int
-) -> list[StoredCheckpoint]:
+) -> list[CatalogEntry]:
     """What node `node_rank` of the job `job` of `project` loads for a reference.
 
     That is the checkpoint of its own rank's folder, and that of rank 0, which every node may need.
@@ -93,7 +93,7 @@ def resolve(
         and other.place.node_rank in {0, node_rank}
         and other.manifest.step == found.manifest.step
     ]
-    newest: dict[int, StoredCheckpoint] = {}
+    newest: dict[int, CatalogEntry] = {}
     for other in sorted(same, key=lambda one: one.number):
         newest[other.place.node_rank] = other
     return list(newest.values()) or [found]
@@ -105,7 +105,7 @@ def _view(store: Store, reference: Reference, project: str, job: str) -> JobView
     if reference.project is not None:
         return view_job(store, reference.project, reference.job)
     wanted = slug(reference.job)
-    projects = {place.project for place in list_places(store) if place.job == wanted}
+    projects = {place.project for place in list_node_folders(store) if place.job == wanted}
     if slug(project) in projects or not projects:
         return view_job(store, project, reference.job)
     if len(projects) > 1:
@@ -115,8 +115,8 @@ def _view(store: Store, reference: Reference, project: str, job: str) -> JobView
     return view_job(store, projects.pop(), reference.job)
 
 
-def load(
-    store: Store, found: Sequence[StoredCheckpoint], load_dir: Path, progress: Progress
+def load_references(
+    store: Store, found: Sequence[CatalogEntry], load_dir: Path, progress: Progress
 ) -> list[Loaded]:
     """Bring checkpoints to the disk, verified; what is there already is verified and kept.
 
@@ -134,7 +134,7 @@ def load(
         at, name = one.place, check_checkpoint_id(one.checkpoint_id)
         final = load_dir / at.job / f"rank-{at.node_rank}" / name
         if not _stands(final, one.data):
-            source = StorePlace(store, job_prefix(at.project, at.job, at.node_rank), at.folder)
+            source = StoreReader(store, job_prefix(at.project, at.job, at.node_rank), at.folder)
             with progress(f"loading {name}", source.manifest.size) as on_bytes:
                 bring(Counted(source, on_bytes), load_dir, final)
         loaded.append(Loaded(at.job, at.node_rank, name, one.manifest.step, final))
@@ -150,7 +150,7 @@ def strangers(load_dir: Path, loaded: Sequence[Loaded]) -> list[Path]:
 def _stands(final: Path, manifest: bytes) -> bool:
     """Whether that very checkpoint is there and whole; one that is damaged makes way."""
     try:
-        if read_small(final / MANIFEST, file_limits.MANIFEST) != manifest:
+        if read_small_file(final / MANIFEST, file_limits.MANIFEST) != manifest:
             return False
         verify(final)
     except (OSError, ValueError):

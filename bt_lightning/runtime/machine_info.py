@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.runtime.job_plan import Machine
+from bt_lightning.runtime.job_plan import MachineFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 _DEVICES: Final = Path("/proc/driver/nvidia/gpus")
 
 
-def this_machine(environ: Mapping[str, str]) -> Machine:
+def this_machine(environ: Mapping[str, str]) -> MachineFacts:
     """The directory, the GPUs that CUDA shows to this process, and the user's cache."""
     cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Machine(Path.cwd(), _num_gpus(environ), cache / "bt_lightning" / "jobs")
+    return MachineFacts(Path.cwd(), _num_gpus(environ), cache / "bt_lightning" / "jobs")
 
 
 def _num_gpus(environ: Mapping[str, str]) -> int:

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.localdir.directory_check import usable_root
+from bt_lightning.localdir.directory_check import check_root
 from bt_lightning.runtime.attempts import Supervisor
 from bt_lightning.runtime.command_process import Child
 from bt_lightning.runtime.job_lock import lock_directory
-from bt_lightning.runtime.job_resources import Hearing, Holding, settings_of
+from bt_lightning.runtime.job_resources import JobResources, SignalHearing, settings_of
 from bt_lightning.runtime.job_spec import caches
 from bt_lightning.runtime.scratch_directory import scratch_directory
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from bt_lightning.runtime.restart_policy import Policy
 
 
-def run(
+def run_job(
     spec: JobSpec,
     policy: Policy,
     inherited: Mapping[str, str],
-    hearing: Hearing,
+    hearing: SignalHearing,
     *,
     drain_s: float,
 ) -> int:
@@ -43,12 +43,12 @@ def run(
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(Child(spec.grace_s))
         with child.preparing():
-            root = None if spec.checkpoint_dir is None else usable_root(spec.checkpoint_dir)
+            root = None if spec.checkpoint_dir is None else check_root(spec.checkpoint_dir)
             if root is not None:
                 held = lock_directory(root, spec.job_id)
                 stack.callback(os.close, held)
                 child.keep_open = (held,)
-            job = stack.enter_context(Holding(spec, root, hearing))
+            job = stack.enter_context(JobResources(spec, root, hearing))
             job.open()
             job.load_references()
             scratch, held_scratch = stack.enter_context(scratch_directory(inherited, root))

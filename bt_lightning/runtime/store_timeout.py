@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def within(limit_s: float, ask: Callable[[], T], store: str) -> T:
+def within_store_timeout(limit_s: float, ask: Callable[[], T], store: str) -> T:
     """What `ask` returns or raises, on a thread of its own.
 
     Raises:

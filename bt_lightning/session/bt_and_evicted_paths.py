@@ -15,7 +15,7 @@ from bt_lightning.layout import check_checkpoint_id, under
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.catalog.bt_tree import find_checkpoint, open_bt_store
 from bt_lightning.store.catalog.listing import newest_folder
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.uri import is_bt
 
 
@@ -30,7 +30,7 @@ class Pin:
 
 
 @dataclass
-class BtSource:
+class StorePaths:
     """The store that `bt://` paths are looked up in, and what they were found to mean.
 
     Holds plain values only: it travels to spawned ranks.
@@ -71,7 +71,7 @@ class BtSource:
         if found is None:
             msg = f"Checkpoint file not found: {path}, nor in {store.name}/{self.prefix}"
             raise CheckpointNotFoundError(msg)
-        place = StorePlace(store, self.prefix, found[0])
+        place = StoreReader(store, self.prefix, found[0])
         return Pin(under(self.prefix, found[0]), place.manifest.digest)
 
     def id_of(self, path: str) -> str | None:
@@ -98,7 +98,7 @@ class BtSource:
             return None if Path(path).exists() else self.look(path)
         return None
 
-    def place(self, path: str) -> StorePlace:
+    def place(self, path: str) -> StoreReader:
         """Where the checkpoint at `path` is read from.
 
         Raises:
@@ -106,24 +106,24 @@ class BtSource:
             InvalidSettingError, CheckpointCorruptError, StoreError: as `look`.
         """
         pin = self.pins.pop(path, None) or self.look(path)
-        place = StorePlace(open_bt_store(self.store, self.storage_options), "", pin.base)
+        place = StoreReader(open_bt_store(self.store, self.storage_options), "", pin.base)
         if place.manifest.digest != pin.digest:
             msg = f"{path} was replaced in the store while it was read: start again"
             raise CheckpointNotFoundError(msg)
         return place
 
 
-_OPEN: dict[Path, BtSource] = {}
+_OPEN: dict[Path, StorePaths] = {}
 """By checkpoint directory: what a Trainer of this process was given."""
 
 
-def remember(source: BtSource) -> None:
+def remember(source: StorePaths) -> None:
     """Let `source_of` find this source, for those who load without a Trainer."""
     if source.root is not None:
         _OPEN[source.root] = source
 
 
-def source_of(path: str) -> BtSource | None:
+def source_of(path: str) -> StorePaths | None:
     """Whose directory a local path that is not there lies in; None if in none that has a store.
 
     Of a Trainer of this process, else of the environment: `BT_CHECKPOINT_DIR`, `BT_STORE_URL`.
@@ -136,9 +136,9 @@ def source_of(path: str) -> BtSource | None:
     return None
 
 
-def _of_environment() -> BtSource | None:
+def _of_environment() -> StorePaths | None:
     settings = Settings.from_environ(os.environ)
     if settings.checkpoint_dir is None or settings.store_url is None:
         return None
     root = Path(settings.checkpoint_dir).expanduser().resolve()
-    return BtSource(settings.store_url, root=root, prefix=Job.named(settings, str(root)).prefix)
+    return StorePaths(settings.store_url, root=root, prefix=Job.named(settings, str(root)).prefix)

@@ -22,7 +22,7 @@ from bt_lightning.localdir.disk_space import is_full
 from bt_lightning.store.catalog.listing import newest_folder
 from bt_lightning.store.open_store import download_url, open_store
 from bt_lightning.store.retry import RetryingStore
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def is_temporary(path: str | Path) -> bool:
     return _TEMPORARY.fullmatch(str(path).rpartition("/")[2]) is not None
 
 
-def split_url(url: str) -> tuple[str, str]:
+def split_checkpoint_url(url: str) -> tuple[str, str]:
     """The URL of the folder that holds `url`, and the last part of it.
 
     Raises:
@@ -65,7 +65,7 @@ def local_path(path: str | Path) -> Path:
     ).absolute()
 
 
-def stored_place(url: str) -> StorePlace | None:
+def url_reader(url: str) -> StoreReader | None:
     """Where the checkpoint at `url` is read from; None if none is committed there.
 
     Raises:
@@ -76,33 +76,33 @@ def stored_place(url: str) -> StorePlace | None:
         return None  # a chain of filesystems: nothing is committed through one
     if url.startswith(_WEB):
         return _served_place(url)
-    parent, name = split_url(url)
+    parent, name = split_checkpoint_url(url)
     store = RetryingStore(open_store(parent))
     try:
         found = newest_folder(store, "", name)
     except StorePermanentError:
         return None  # who may not list may still read a stock file
-    return None if found is None else StorePlace(store, "", found[0])
+    return None if found is None else StoreReader(store, "", found[0])
 
 
-def place_of_url(path: str | Path) -> StorePlace | None:
-    """As `stored_place`, of any path; None as well where nobody of ours knows what it names."""
+def reader_of_url(path: str | Path) -> StoreReader | None:
+    """As `url_reader`, of any path; None as well where nobody of ours knows what it names."""
     if is_bt(path) or not is_url(path):
         return None
     try:
-        return stored_place(str(path))
+        return url_reader(str(path))
     except InvalidSettingError:
         return None  # Lightning's own words say why
 
 
-def _served_place(url: str) -> StorePlace | None:
+def _served_place(url: str) -> StoreReader | None:
     """The same of a web server, which is asked for that very folder: a listing may be a whole site.
 
     Where it does not answer as one that has a manifest there, the file's own reader speaks.
     """
     if "?" in url or "#" in url:
         return None
-    parent, name = split_url(url)
+    parent, name = split_checkpoint_url(url)
     store = open_store(parent)
     try:
         data = store.read(f"{name}/{MANIFEST}")
@@ -110,7 +110,7 @@ def _served_place(url: str) -> StorePlace | None:
         return None
     if data is None or not data.lstrip().startswith(b"{"):
         return None  # some answer any name with a page
-    return StorePlace(RetryingStore(store), "", name, listed=False)
+    return StoreReader(RetryingStore(store), "", name, listed=False)
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def is_committed(path: str | Path) -> bool:
     return not is_url(path) and (local_path(path) / MANIFEST).is_file()
 
 
-def unwritten(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:
+def unwritten_error(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:
     """The error of a save that the disk refused: what happened, with numbers, and what to do."""
     try:
         free = f"{shutil.disk_usage(root).free:,} bytes free"

@@ -12,10 +12,10 @@ from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.disk_space import planned
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest
-from bt_lightning.session.checkpoint_paths import unwritten
+from bt_lightning.session.checkpoint_paths import unwritten_error
 from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, versions
 from bt_lightning.session.serving_files import ServingFiles
-from bt_lightning.session.unsafe_state_warnings import needs
+from bt_lightning.session.unsafe_state_warnings import unsafe_state_warnings
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.state_files import Memory, Snapshot, take
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from bt_lightning.restore.live_objects import Held
+    from bt_lightning.restore.live_objects import LiveObjects
 
 EXTRA = "bt_lightning"
 """Key of the state dictionary under which this package keeps what is its own."""
@@ -42,7 +42,7 @@ class CheckpointWriter:
         """What is written besides the checkpoint, for those who serve it."""
         self.origin: dict[str, Any] = {}
         """Facts for the manifest that a state dictionary does not hold."""
-        self.held: Held | None = None
+        self.held: LiveObjects | None = None
         """What the process holds by itself, so that it need not come from a checkpoint."""
         self.trusted = False
         """Whether a restart of this job will unpickle what its checkpoints hold."""
@@ -73,7 +73,7 @@ class CheckpointWriter:
         try:
             return commit(final, root, snapshot.files, describe)
         except OSError as error:
-            raise unwritten(checkpoint_id, root, error) from error
+            raise unwritten_error(checkpoint_id, root, error) from error
 
     def take(self, checkpoint: dict[str, Any], memory: Memory | None = None) -> Snapshot:
         """Lay out `checkpoint` as files, those for serving included; copies no tensor."""
@@ -103,7 +103,9 @@ class CheckpointWriter:
         if self._warned:
             return
         self._warned = True
-        for text in needs(snapshot, ClassTable(self._allowed()), self.held, trusted=self.trusted):
+        for text in unsafe_state_warnings(
+            snapshot, ClassTable(self._allowed()), self.held, trusted=self.trusted
+        ):
             warnings.warn(text, stacklevel=4)
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import DirectoryFullError, DirectoryUnusableError
 from bt_lightning.localdir.atomic_directory import sweep
-from bt_lightning.localdir.directory_check import usable_root
-from bt_lightning.localdir.disk_errors import named
+from bt_lightning.localdir.directory_check import check_root
+from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.worker.commit_lock import wait_for_commits
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def take_over(root: Path, limit_s: float, *, stored: bool) -> None:
     """
     full = False
     try:
-        usable_root(root)
+        check_root(root)
     except DirectoryFullError:  # an earlier run may just be making room
         full = True
-    with named(root):
+    with directory_errors(root):
         free = wait_for_commits(root, limit_s)
     if not free:
         msg = (
@@ -39,7 +39,7 @@ def take_over(root: Path, limit_s: float, *, stored: bool) -> None:
             " or give this one another BT_CHECKPOINT_DIR"
         )
         raise DirectoryUnusableError(msg)
-    with named(root):
+    with directory_errors(root):
         for path in sweep(root):
             log.warning("put back %s, which a killed process was about to replace", path)
     if full:
@@ -53,7 +53,7 @@ def _full_root(root: Path, *, stored: bool) -> None:
         DirectoryFullError: it is full still, and there is no store.
     """
     try:
-        usable_root(root)
+        check_root(root)
     except DirectoryFullError as error:
         if not stored:
             raise

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bt_lightning.session.ranks import Ranks
 
 
-class Farewell:
+class FitEnd:
     """The end of a fit: no rank leaves it before rank 0, and none ends by a signal alone.
 
     A rank that goes on early may make the next process group, and would find the key-value store

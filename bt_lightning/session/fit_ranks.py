@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.session.fit_end import Farewell
+from bt_lightning.session.fit_end import FitEnd
 from bt_lightning.session.process_group_store import next_key
-from bt_lightning.session.rank_agreement import Alone, Together
-from bt_lightning.session.rank_exchange import Peers
+from bt_lightning.session.rank_agreement import RankAgreement, SingleRankAgreement
+from bt_lightning.session.rank_exchange import RankExchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from bt_lightning.session.ranks import Ranks
 
 
-class Company:
+class FitRanks:
     """Made by every rank at the same moment, when the process group is there."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._peers = Peers(ranks) if ranks.world_size > 1 else None
-        self._farewell: Farewell | None = None
+        self._peers = RankExchange(ranks) if ranks.world_size > 1 else None
+        self._farewell: FitEnd | None = None
         self._ends_well = False
 
     def begin(self) -> None:
         """Every rank: the fit starts."""
         lost = self._peers.lost if self._peers is not None else None
-        self._farewell = Farewell(self._ranks, lost)
+        self._farewell = FitEnd(self._ranks, lost)
 
-    def agreement(self, wish: Callable[[], Wish | None]) -> Alone | Together:
+    def agreement(self, wish: Callable[[], Wish | None]) -> SingleRankAgreement | RankAgreement:
         """Every rank: the training starts."""
         if self._peers is None:
-            return Alone(wish)
-        return Together(self._peers, next_key("agreement"), wish)
+            return SingleRankAgreement(wish)
+        return RankAgreement(self._peers, next_key("agreement"), wish)
 
     def exchange(self, payload: bytes, left_s: Callable[[], float]) -> list[bytes] | None:
         """Every rank, in a save: bring a payload of each to rank 0; None on the others.

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
 
 
-class Known:
+class KnownCheckpoints:
     """Generations of ids that are committed, on the disk or in the store; training thread only."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bt_lightning.glob_patterns import Patterns
 from bt_lightning.layout import plain_folder
 from bt_lightning.session import argument_checks
-from bt_lightning.session.bt_and_evicted_paths import BtSource
+from bt_lightning.session.bt_and_evicted_paths import StorePaths
 from bt_lightning.session.session_config import Resume, SessionConfig
 from bt_lightning.settings import Job, Settings, least_rate, torch_weights_only
 from bt_lightning.snapshot.save_record import Overlap, Policy, SnapshotOptions
@@ -152,10 +152,10 @@ class Options:
             settings=settings,
         )
 
-    def source(self, root: Path) -> BtSource:
+    def source(self, root: Path) -> StorePaths:
         """The store that paths lead to, those under `root`, absolute, included."""
         options = dict(self.storage_options or {})
-        return BtSource(self.store, options, root=root, prefix=self._job(root).prefix)
+        return StorePaths(self.store, options, root=root, prefix=self._job(root).prefix)
 
     def _job(self, root: Path) -> Job:
         job = Job.named(self.settings, str(root))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.preemption import Word
-    from bt_lightning.session.rank_exchange import Peers
+    from bt_lightning.session.rank_exchange import RankExchange
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _JOIN_S = 60.0
 _LAST_S = 30.0
 
 
-class Alone:
+class SingleRankAgreement:
     """The agreement of a single process."""
 
     def __init__(self, wish: Callable[[], Wish | None]) -> None:
@@ -54,13 +54,13 @@ class Alone:
         """The training is over."""
 
 
-class Together:
+class RankAgreement:
     """The agreement of one rank among several; made by each of them in the same order.
 
     `due`, `word`, `done` and `close` are called on the training thread.
     """
 
-    def __init__(self, peers: Peers, name: str, wish: Callable[[], Wish | None]) -> None:
+    def __init__(self, peers: RankExchange, name: str, wish: Callable[[], Wish | None]) -> None:
         self._peers = peers
         self._member = Member(peers.rank, peers.ranks, name)
         self._wish = wish

@@ -19,7 +19,7 @@ import torch
 from bt_lightning.errors import RankLostError
 from bt_lightning.rank_protocol import Answer, Await, Check, Get, Op, Set
 from bt_lightning.session.process_group_store import next_key, process_group_store
-from bt_lightning.session.rank_liveness import Calling, Listening
+from bt_lightning.session.rank_liveness import LivenessCaller, LivenessListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ def ever() -> float:
     return math.inf
 
 
-class Peers:
+class RankExchange:
     """One a fit, made by every rank at the same moment. Of more than one rank.
 
     All methods but `run` and `lost` are the training thread's.
@@ -155,7 +155,7 @@ class Peers:
 
     def _watch(self) -> None:
         """Hold the line to rank 0, or rank 0's to all."""
-        line: Calling | Listening | None = None
+        line: LivenessCaller | LivenessListener | None = None
         try:
             self._connect()
             line = self._line()
@@ -180,25 +180,25 @@ class Peers:
             self._own = self._shared
         self._connected.set()
 
-    def _line(self) -> Calling | Listening | None:
+    def _line(self) -> LivenessCaller | LivenessListener | None:
         key = f"{self._name}/line"
         if self.rank == 0:
-            line = Listening(self._host, self.ranks)
+            line = LivenessListener(self._host, self.ranks)
             self._store.set(key, line.address)
             return line
         while not self._store.check([key]):
             if self._closed.wait(_LOOK_S):
                 return None
-        return Calling(self._host, self._store.get(key).decode(), self.rank)
+        return LivenessCaller(self._host, self._store.get(key).decode(), self.rank)
 
 
 def own_client(store: Any) -> Any:
     """Another connection to `store`, where its kind has connections."""
     clone = getattr(store, "clone", None)
-    return clone() if clone is not None else connected(store)
+    return clone() if clone is not None else second_connection(store)
 
 
-def connected(store: Any) -> Any:
+def second_connection(store: Any) -> Any:
     """As `own_client`, for torch before 2.8.
 
     Without the prefixes of `store`, which cannot be read: names of meetings are of one fit only.

@@ -27,7 +27,7 @@ _TOKEN = 16
 _open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
-class Listening:
+class LivenessListener:
     """Rank 0's end. All methods are one thread's."""
 
     def __init__(self, host: str, ranks: int) -> None:
@@ -113,7 +113,7 @@ class Listening:
         line.close()
 
 
-class Calling:
+class LivenessCaller:
     """The end of every other rank. All methods are one thread's."""
 
     def __init__(self, host: str, address: str, rank: int) -> None:

@@ -15,7 +15,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, temporary
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest
-from bt_lightning.localdir.removal_requests import request_removal
+from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.session.portable_errors import is_save_failure, portable
 from bt_lightning.session.start_point import NOTHING, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
@@ -230,7 +230,7 @@ class RankSession:
             self.writer.remove(manifest)
         elif self._config is not None:
             try:
-                request_removal(self._config.root, manifest.digest)  # for the next worker
+                request_local_removal(self._config.root, manifest.digest)  # for the next worker
             except OSError as error:
                 name = manifest.checkpoint_id
                 warnings.warn(f"{name} stays, though it may go: {error}", stacklevel=2)

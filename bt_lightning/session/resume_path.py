@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.restore.find_checkpoint import Found, find_loaded, find_own
+from bt_lightning.restore.find_checkpoint import Search, find_loaded, find_own
 from bt_lightning.settings import Settings
 
 
@@ -20,7 +20,7 @@ def resume_path() -> str | None:
         CheckpointCorruptError: the job has checkpoints, and none of them can be used.
     """
     settings = Settings.from_environ(os.environ)
-    found = Found()
+    found = Search()
     if settings.checkpoint_dir:
         find_own(Path(settings.checkpoint_dir).resolve(), [], _no_store, found)
     if found.path is None and not found.damaged and settings.load_dir:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.event_log import note, read_events
-from bt_lightning.save_interval import FIRST_S, Record, best, record_of
+from bt_lightning.save_interval import FIRST_S, FailureRecord, best_interval, record_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.session.options import Options
-    from bt_lightning.session.step_timings import Rhythm
+    from bt_lightning.session.step_timings import StepTimings
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _AGAIN_S = 1.0
 """After a boundary at which it could not save, at most."""
 
 
-class Pace:
+class SaveSchedule:
     """Kept by the rank that writes. Counts from the newest save, whoever asked for it."""
 
     def __init__(self, options: Options, root: Path) -> None:
@@ -32,7 +32,7 @@ class Pace:
         self._fixed = isinstance(options.interval, timedelta)
         self._prior_s = options.failures_every.total_seconds()
         self._overhead = options.max_overhead
-        self._record = Record()
+        self._record = FailureRecord()
         self.interval_s: float | None = None
         """Seconds from one save to the next; None: there are none of our own."""
         if isinstance(options.interval, timedelta):
@@ -60,17 +60,17 @@ class Pace:
         else:
             self._not_before = now + min(_AGAIN_S, self.interval_s or _AGAIN_S)
 
-    def look(self, now: float, rhythm: Rhythm, *, taken: int) -> None:
+    def look(self, now: float, rhythm: StepTimings, *, taken: int) -> None:
         """After a batch, beside which so many saves were taken: follow what they took."""
         if taken:
             self._saved_at = now
         cost_s = rhythm.cost_s
         if self.interval_s is None or self._fixed or cost_s is None:
             return
-        record = Record(self._record.observed_s + now - self._began, self._record.failures)
+        record = FailureRecord(self._record.observed_s + now - self._began, self._record.failures)
         mtbf_s = record.mtbf_s(self._prior_s)
         takes_s = rhythm.takes_s
-        found = best(cost_s, mtbf_s, self._overhead, takes_s)
+        found = best_interval(cost_s, mtbf_s, self._overhead, takes_s)
         if abs(found - self.interval_s) > 0.1 * self.interval_s:
             with contextlib.suppress(OSError):  # an event is no checkpoint
                 facts = {"cost_s": cost_s, "mtbf_s": mtbf_s, "takes_s": takes_s}

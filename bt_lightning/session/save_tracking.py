@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bt_lightning.errors import CheckpointError, DirectoryFullError, TornSnapshotError
 from bt_lightning.localdir.event_log import note
 from bt_lightning.manifest import Manifest
-from bt_lightning.session.checkpoint_paths import unwritten
+from bt_lightning.session.checkpoint_paths import unwritten_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,7 +58,7 @@ class NoArtifacts:
 
 
 @dataclass(frozen=True)
-class Told:
+class SaveListeners:
     """What is told of saves; called on the training thread."""
 
     committed: Callable[[Manifest], None]
@@ -73,7 +73,7 @@ class Told:
 class Saves:
     """Called on the training thread of the rank that writes."""
 
-    def __init__(self, saver: Saver, root: Path, policy: Policy, told: Told) -> None:
+    def __init__(self, saver: Saver, root: Path, policy: Policy, told: SaveListeners) -> None:
         self.saver = saver
         self.taken = 0
         """How many saves of this fit were begun of a state that can be resumed from."""
@@ -247,7 +247,7 @@ class Saves:
 
     def _explained(self, record: SaveRecord, error: Exception) -> Exception:
         if isinstance(error, OSError) and not isinstance(error, CheckpointError):
-            return unwritten(record.checkpoint_id, self._root, error)
+            return unwritten_error(record.checkpoint_id, self._root, error)
         return error
 
     def _told(self, record: SaveRecord) -> None:

@@ -22,7 +22,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ResumedFrom:
     """What rank 0 found a path to be."""
 
     digest: str | None = None
@@ -31,7 +31,7 @@ class Chosen:
     """Whether each rank reads it from the store."""
 
 
-def see_alike(ranks: Ranks, path: str | None, chosen: Chosen, mark: str | None) -> None:
+def check_same_view(ranks: Ranks, path: str | None, chosen: ResumedFrom, mark: str | None) -> None:
     """Every rank: check that each can read what it resumes from, before one of them begins to.
 
     A rank that cannot would end alone, and the others would wait for it. `mark` is what rank 0

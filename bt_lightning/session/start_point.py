@@ -14,9 +14,9 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.localdir.newest_in_store import newest_away
+from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.manifest import Manifest
-from bt_lightning.restore.find_checkpoint import Found, Stored, find_loaded, find_own, step_of
+from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own, step_of
 from bt_lightning.restore.load_checkpoint import load_file
 from bt_lightning.session.checkpoint_paths import is_committed, local_path
 from bt_lightning.store.interface import redact
@@ -87,7 +87,7 @@ class StartPointSearch:
             StoreError: the store cannot be used, or not be reached while nothing is on disk.
             CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
         """
-        config, found = self._config, Found()
+        config, found = self._config, Search()
         self.listed = self._stored()
         if config.resume == "never":
             return StartPoint(offered.path, None, warm=False)
@@ -117,7 +117,7 @@ class StartPointSearch:
         folder = self._straight.get(found.path or "")
         return StartPoint(found.path, found.digest, warm=warm, folder=folder)
 
-    def _others(self, offered: Offered, found: Found) -> list[tuple[int, str]]:
+    def _others(self, offered: Offered, found: Search) -> list[tuple[int, str]]:
         """Step and path of what the framework found, if it can be resumed from and is not ours."""
         path, config = offered.path, self._config
         if path is None:
@@ -154,7 +154,7 @@ class StartPointSearch:
 
     def _refuse_older(self, error: StoreTransientError) -> None:
         """Without the store, go on from the disk only if nothing newer is in the store alone."""
-        local, away = list_committed(self._config.root)[0], newest_away(self._config.root)
+        local, away = list_committed(self._config.root)[0], newest_in_store(self._config.root)
         if not local:
             raise error  # it may hold this job's checkpoints: starting afresh would lose them
         if away is not None and away.order > local[0].manifest.order:

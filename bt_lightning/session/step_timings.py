@@ -13,7 +13,7 @@ _RECENT = 5
 _STEPS = 65
 
 
-class Rhythm:
+class StepTimings:
     """Kept by the rank that writes, on its training thread; every time in seconds."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from bt_lightning.snapshot.pickle_leftovers import HYPER_PARAMETERS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from bt_lightning.restore.live_objects import Held
+    from bt_lightning.restore.live_objects import LiveObjects
     from bt_lightning.snapshot.class_allowlist import ClassTable
     from bt_lightning.snapshot.state_files import Snapshot
 
@@ -21,8 +21,8 @@ _RESUME = (
 _LOAD = "A resume does not need them. Only weights_only=False loads them elsewhere"
 
 
-def needs(
-    snapshot: Snapshot, table: ClassTable, held: Held | None, *, trusted: bool
+def unsafe_state_warnings(
+    snapshot: Snapshot, table: ClassTable, held: LiveObjects | None, *, trusted: bool
 ) -> Iterator[str]:
     """Lines for the user, none if nothing is special; `trusted`: a restart unpickles anyway."""
     late = [pair for pair in snapshot.leftovers if _is_hyper(pair[0])]
@@ -41,7 +41,9 @@ def needs(
         )
 
 
-def _strange(snapshot: Snapshot, table: ClassTable, held: Held | None) -> list[tuple[str, str]]:
+def _strange(
+    snapshot: Snapshot, table: ClassTable, held: LiveObjects | None
+) -> list[tuple[str, str]]:
     """(path, name) of each class and function that the tree names and a load will not know."""
     named = {**snapshot.classes, **snapshot.functions}
     found = {value: path for value, path in named.items() if not table.knows(value)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
-from bt_lightning.session.checkpoint_paths import split_url
+from bt_lightning.session.checkpoint_paths import split_checkpoint_url
 from bt_lightning.store.backends.fsspec_listings import forget_listings
 from bt_lightning.store.catalog.listing import newest_folder
 from bt_lightning.store.open_store import open_store
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
 
 
-def save_at(
+def save_at_url(
     url: str,
     storage_options: Mapping[str, object] | None,
     write: Callable[[Path, Path, int], Manifest],
@@ -31,7 +31,7 @@ def save_at(
 
     What is committed there is replaced whole. Raises `StoreError`, and what `write` does.
     """
-    parent, name = split_url(url)
+    parent, name = split_checkpoint_url(url)
     store = RetryingStore(open_store(parent, storage_options))
     previous = newest_folder(store, "", check_checkpoint_id(name))
     after = previous[1] if previous else 0
@@ -46,12 +46,12 @@ def save_at(
         forget_listings(url)
 
 
-def remove_at(url: str) -> None:
+def remove_at_url(url: str) -> None:
     """Delete what is committed at `url`, its name first, or a stock file there.
 
     One that is protected stays. Raises `StoreError`.
     """
-    parent, name = split_url(url)
+    parent, name = split_checkpoint_url(url)
     store = RetryingStore(open_store(parent))
     try:
         while (found := newest_folder(store, "", name)) is not None:

@@ -15,14 +15,14 @@ from bt_lightning.errors import (
     UploadFailedError,
 )
 from bt_lightning.localdir.commit import write_hint
-from bt_lightning.localdir.disk_errors import named
-from bt_lightning.localdir.removal_requests import request_removal
+from bt_lightning.localdir.disk_errors import directory_errors
+from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import Manifest
 from bt_lightning.session.directory_takeover import take_over
-from bt_lightning.session.known_checkpoints import Known
-from bt_lightning.session.save_tracking import Saves, Told
+from bt_lightning.session.known_checkpoints import KnownCheckpoints
+from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.start_point import StartPointSearch
-from bt_lightning.session.step_timings import Rhythm
+from bt_lightning.session.step_timings import StepTimings
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.publisher_lock import stands_by
 from bt_lightning.worker.worker_handle import Worker, ever
@@ -61,14 +61,14 @@ class WriterSession:
         self._worker = _worker(config)
         self.saves: Saves | None = None
         """The snapshots of this fit, once it has started."""
-        self.rhythm = Rhythm()
+        self.rhythm = StepTimings()
         """What steps and saves of this fit take."""
         self._newest: SaveRecord | None = None
         self._failures: list[str] = []
         self._published: list[Published] = []
         self._unasked: list[str] = []
         """Digests of what is to go, which the disk did not take the request for."""
-        self.known = Known()
+        self.known = KnownCheckpoints()
 
     @property
     def root(self) -> Path:
@@ -88,7 +88,7 @@ class WriterSession:
     def decide(self, offered: Offered) -> StartPoint:
         """Check the store, then choose what to start from; as `StartPointSearch.decide`."""
         search = StartPointSearch(self._config, self._worker)
-        with named(self._config.root):
+        with directory_errors(self._config.root):
             start = search.decide(offered)
         for stored in search.listed:
             self.known.add(stored.manifest)
@@ -114,7 +114,7 @@ class WriterSession:
             self.rhythm.saved(record)
             on_saved(record)
 
-        told = Told(self.committed, self.remove, ended, self._room)
+        told = SaveListeners(self.committed, self.remove, ended, self._room)
         self.saves = Saves(saver, self._config.root, options.snapshot, told)
         return self.saves
 
@@ -145,7 +145,7 @@ class WriterSession:
         asked, self._unasked = self._unasked, []
         for digest in asked:
             try:
-                request_removal(self._config.root, digest)
+                request_local_removal(self._config.root, digest)
             except OSError:
                 self._unasked.append(digest)
         self._worker.wake()

@@ -17,7 +17,7 @@ _MOST = 1 << 50
 
 
 @dataclass(frozen=True)
-class Placement:
+class ArenaLayout:
     """Path of each file -> its first byte in the arena; and the end of the last one."""
 
     starts: dict[str, int]
@@ -34,7 +34,7 @@ class Placement:
         )
 
 
-def place_files(snapshot: Snapshot, start: int = 0) -> Placement:
+def place_files(snapshot: Snapshot, start: int = 0) -> ArenaLayout:
     """Put the files behind each other from `start`, each at a page; tensors come first.
 
     What is small varies in size from save to save, so it comes last: the tensors keep their places.
@@ -45,7 +45,7 @@ def place_files(snapshot: Snapshot, start: int = 0) -> Placement:
     for path, size in sizes.items():
         starts[path] = place
         place = aligned(place + size)
-    return Placement(starts, sizes, place)
+    return ArenaLayout(starts, sizes, place)
 
 
 def aligned(size: int) -> int:

@@ -23,7 +23,7 @@ _SHARE = 0.8
 """Part of the memory that is still free which an arena may take."""
 
 
-class Arenas:
+class ArenaPool:
     """At most `count` arenas, together of at most `budget` bytes; training thread only.
 
     `later` runs what takes long, touching and pinning, on a thread of its own.

@@ -14,11 +14,11 @@ import torch
 
 from bt_lightning.errors import SaveTimeoutError
 from bt_lightning.snapshot.cuda_copies import DeviceCopies
-from bt_lightning.snapshot.host_copies import versions
+from bt_lightning.snapshot.host_copies import write_counts
 
 if TYPE_CHECKING:
     from bt_lightning.snapshot.arena import Arena
-    from bt_lightning.snapshot.host_copies import Copies, HostCopier, Source
+    from bt_lightning.snapshot.host_copies import Copies, CopySource, HostCopier
 
 
 _COPY_S = 3600.0
@@ -79,7 +79,7 @@ class Capture:
 
     def start(self, arena: Arena, streams: Streams) -> None:
         """Copy what cannot wait, and let the rest begin."""
-        groups: dict[torch.device, list[Source]] = {}
+        groups: dict[torch.device, list[CopySource]] = {}
         for source in self._sources:
             groups.setdefault(source.tensor.device, []).append(source)
         for device, sources in groups.items():
@@ -91,7 +91,7 @@ class Capture:
         self._watched += [batch.held for batch in self._host]
         self._versions = self.fixed.versions()
         counted = {id(self.fixed.lazy.held): self._versions[0]}  # thousands: not twice
-        self._before = [counted.get(id(held)) or versions(held) for held in self._watched]
+        self._before = [counted.get(id(held)) or write_counts(held) for held in self._watched]
         self._copier.run(self._now)
 
     def finish(self) -> None:
@@ -109,7 +109,7 @@ class Capture:
             self._done.set()
 
     def _held_still(self) -> bool:
-        return list(map(versions, self._watched)) == self._before
+        return list(map(write_counts, self._watched)) == self._before
 
     def guard(self) -> None:
         """Return when the state may change: waits for copies on the host, not for a device."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bt_lightning.snapshot.arena import Arena
-    from bt_lightning.snapshot.host_copies import Source
+    from bt_lightning.snapshot.host_copies import CopySource
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class DeviceCopies:
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._held: list[torch.Tensor] = []
 
-    def start(self, sources: list[Source], arena: Arena, *, lazy: bool) -> None:
+    def start(self, sources: list[CopySource], arena: Arena, *, lazy: bool) -> None:
         """Enqueue everything; the host waits for nothing."""
         compute = torch.cuda.current_stream(self.device)
         self.cloned = not lazy or self._has_room(sum(s.tensor.nbytes for s in sources if s.owned))
@@ -60,7 +60,7 @@ class DeviceCopies:
         if not lazy and not self.cloned:
             self._done.synchronize()  # no room for a clone, and the state may change at once
 
-    def _frozen(self, sources: list[Source]) -> list[Source]:
+    def _frozen(self, sources: list[CopySource]) -> list[CopySource]:
         """What the copies read: clones of what may change meanwhile, the rest itself."""
         if self.cloned:
             try:
@@ -86,7 +86,7 @@ class DeviceCopies:
         return _MARGIN + size <= (free + cached) // _ROOM
 
 
-def _copy(run: list[Source], arena: Arena) -> None:
+def _copy(run: list[CopySource], arena: Arena) -> None:
     """Enqueue the copy of tensors that lie behind each other in the arena."""
     parts = [source.tensor.reshape(-1).view(torch.uint8) for source in run]
     data = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -114,9 +114,9 @@ def _cuts(offset: int, size: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _runs(sources: list[Source]) -> list[list[Source]]:
+def _runs(sources: list[CopySource]) -> list[list[CopySource]]:
     """Group small tensors that lie behind each other in the arena; large ones stay alone."""
-    runs: list[list[Source]] = []
+    runs: list[list[CopySource]] = []
     end, length = -1, 0
     for source in sorted(sources, key=lambda source: source.offset):
         size = source.tensor.nbytes

@@ -32,7 +32,7 @@ from bt_lightning.snapshot.class_allowlist import (
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
 from bt_lightning.snapshot.encoding_cache import Fragment, is_group, watch, weights_key
 from bt_lightning.snapshot.safetensors_layout import storable
-from bt_lightning.snapshot.shared_tensors import Names
+from bt_lightning.snapshot.shared_tensors import TensorNames
 from bt_lightning.snapshot.third_party_values import (
     is_plain_config,
     is_short_numbers,
@@ -66,7 +66,7 @@ class Encoder:
     def __init__(
         self, weights_prefix: str = "", known: Mapping[tuple[str, ...], Fragment] | None = None
     ) -> None:
-        self.names = Names(weights_prefix)
+        self.names = TensorNames(weights_prefix)
         self.leftovers: dict[str, object] = {}
         """Path in the state -> a value that the tree cannot hold."""
         self.classes: dict[type, str] = {}

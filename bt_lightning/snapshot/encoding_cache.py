@@ -21,13 +21,13 @@ import torch
 
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 from bt_lightning.snapshot.safetensors_layout import row
-from bt_lightning.snapshot.tensor_address import spot
+from bt_lightning.snapshot.tensor_address import tensor_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.snapshot.safetensors_layout import Row
-    from bt_lightning.snapshot.tensor_address import Spot
+    from bt_lightning.snapshot.tensor_address import TensorAddress
 
 WEIGHTS_KEY: Final = "state_dict"
 """The entry of a Lightning checkpoint whose tensors are the model's weights."""
@@ -70,10 +70,10 @@ class Fragment:
         }
 
     @cached_property
-    def spots(self) -> dict[str, list[Spot]]:
+    def spots(self) -> dict[str, list[TensorAddress]]:
         """File -> where its tensors lie in memory."""
         return {
-            file: [spot(name, tensor) for name, tensor in tensors.items()]
+            file: [tensor_address(name, tensor) for name, tensor in tensors.items()]
             for file, tensors in self.tensors.items()
         }
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.snapshot.copy_threads import copy_threads
-from bt_lightning.snapshot.small_copies import Gather
-from bt_lightning.snapshot.tensor_address import spot
+from bt_lightning.snapshot.small_copies import SmallCopies
+from bt_lightning.snapshot.tensor_address import tensor_address
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from bt_lightning.snapshot.arena import Arena
-    from bt_lightning.snapshot.arena_layout import Placement
+    from bt_lightning.snapshot.arena_layout import ArenaLayout
     from bt_lightning.snapshot.small_copies import Piece
     from bt_lightning.snapshot.state_files import Snapshot
-    from bt_lightning.snapshot.tensor_address import Spot
+    from bt_lightning.snapshot.tensor_address import TensorAddress
 
 _BIG = 256 * 1024
 """Bytes from which on a copy is worth a task of its own."""
@@ -32,7 +32,7 @@ _FEW_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CopySource:
     """One tensor on a CUDA device, and where it goes."""
 
     offset: int
@@ -53,9 +53,9 @@ class HostCopies:
     held: list[torch.Tensor] = field(default_factory=list)
     """Every source: their memory must stay, and their versions tell whether it changed."""
     _arena: Arena | None = None
-    _gather: Gather | None = None
+    _gather: SmallCopies | None = None
 
-    def add(self, arena: Arena, offset: int, spot: Spot) -> None:
+    def add(self, arena: Arena, offset: int, spot: TensorAddress) -> None:
         """Copy a tensor to `offset` when these copies are carried out."""
         _, tensor, _, here, size, plain = spot
         if size == 0:
@@ -79,7 +79,7 @@ class HostCopies:
         if self._arena is None:
             return
         if self._gather is None:
-            self._gather = Gather(self.small, self._arena.address)
+            self._gather = SmallCopies(self.small, self._arena.address)
         self._gather.copy(self._arena.descriptor)
 
     def same(self) -> bool:
@@ -99,13 +99,13 @@ class Copies:
     lazy: HostCopies = field(default_factory=HostCopies)
     """Only an optimizer changes these: they may be copied beside forward and backward."""
     eager: HostCopies = field(default_factory=HostCopies)
-    device: list[Source] = field(default_factory=list)
+    device: list[CopySource] = field(default_factory=list)
 
-    def add(self, arena: Arena, offset: int, spot: Spot, owned: Collection[int]) -> None:
+    def add(self, arena: Arena, offset: int, spot: TensorAddress, owned: Collection[int]) -> None:
         """Sort one tensor in; `owned` are addresses of the storages that optimizers change."""
         tensor, is_owned = spot.tensor, spot.storage in owned
         if tensor.is_cuda:
-            self.device.append(Source(offset, tensor, is_owned))
+            self.device.append(CopySource(offset, tensor, is_owned))
         else:
             lazy = is_owned and tensor.is_cpu
             (self.lazy if lazy else self.eager).add(arena, offset, spot)
@@ -117,8 +117,8 @@ class Copies:
     def versions(self) -> list[list[int]]:
         """How often each source was written to in place: lazy, eager, on devices."""
         return [
-            versions(self.lazy.held),
-            versions(self.eager.held),
+            write_counts(self.lazy.held),
+            write_counts(self.eager.held),
             [source.tensor._version for source in self.device],
         ]
 
@@ -149,7 +149,7 @@ class Sorter:
     def sort(
         self,
         snapshot: Snapshot,
-        placement: Placement,
+        placement: ArenaLayout,
         arena: Arena,
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> list[Copies]:
@@ -180,7 +180,7 @@ class Sorter:
             if owned is None and tensor.nbytes >= _FEW_BYTES:
                 owned = storages(optimizers)
             place = placement.starts[path] + files[path].plan.offsets[name]
-            rest.add(arena, place, spot(name, tensor), owned or ())
+            rest.add(arena, place, tensor_address(name, tensor), owned or ())
         return [fixed, rest]
 
 
@@ -207,7 +207,7 @@ class HostCopier:
         self._pool.shutdown()
 
 
-def versions(tensors: Iterable[torch.Tensor]) -> list[int]:
+def write_counts(tensors: Iterable[torch.Tensor]) -> list[int]:
     """How often each tensor was written to in place, as autograd counts it."""
     return [tensor._version for tensor in tensors]
 

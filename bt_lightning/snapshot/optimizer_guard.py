@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bt_lightning.snapshot.host_copies import versions
+from bt_lightning.snapshot.host_copies import write_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SAMPLES = 64
 
 
-class Guard:
+class OptimizerGuard:
     """Calls `settle` on the training thread before any optimizer changes anything."""
 
     def __init__(self, settle: Callable[[], None]) -> None:
@@ -87,4 +87,4 @@ def _sample(optimizer: torch.optim.Optimizer) -> list[Any]:
     values = [
         weight.detach().reshape(-1)[:1].clone().cpu().tolist() for weight in weights[:_SAMPLES]
     ]
-    return [versions(weights), values]
+    return [write_counts(weights), values]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bt_lightning.snapshot.arena_layout import Placement, place_files
+from bt_lightning.snapshot.arena_layout import ArenaLayout, place_files
 from bt_lightning.snapshot.state_files import Snapshot
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Last:
+class PreviousSnapshot:
     """What lies in the arena, and where; kept until the state may change."""
 
     snapshot: Snapshot
-    placement: Placement
+    placement: ArenaLayout
     capture: Capture
     arena: Arena
     slot: int
@@ -35,7 +35,7 @@ class Last:
 
     def share(
         self, snapshot: Snapshot, sorter: Sorter, optimizers: Sequence[torch.optim.Optimizer]
-    ) -> Placement | None:
+    ) -> ArenaLayout | None:
         """Put the small files of `snapshot` behind the bytes that it shares.
 
         None if any of its tensors is another, elsewhere, or has other bytes, or there is no room.

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import ArenaTooLargeError
 from bt_lightning.snapshot.arena_layout import place_files
-from bt_lightning.snapshot.arena_pool import Arenas
+from bt_lightning.snapshot.arena_pool import ArenaPool
 from bt_lightning.snapshot.capture import Capture, Streams
 from bt_lightning.snapshot.copy_threads import copy_threads
 from bt_lightning.snapshot.host_copies import HostCopier, Sorter
-from bt_lightning.snapshot.optimizer_guard import Guard
-from bt_lightning.snapshot.reuse_snapshot import Last
+from bt_lightning.snapshot.optimizer_guard import OptimizerGuard
+from bt_lightning.snapshot.reuse_snapshot import PreviousSnapshot
 from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions, too_slow, torn
 from bt_lightning.snapshot.state_files import Memory, Snapshot
 from bt_lightning.worker.worker_handle import ever
@@ -61,7 +61,7 @@ class Saver:
         self._overlap = options.overlap
         self._thread = copy_threads(1, "bt_lightning snapshot")
         self._toucher = copy_threads(1, "bt_lightning touch")  # of arenas that no save waits for
-        self._arenas = Arenas(
+        self._arenas = ArenaPool(
             worker,
             self._toucher.submit,
             count=options.count,
@@ -72,9 +72,9 @@ class Saver:
         self._streams = Streams()
         self._sorter = Sorter()
         self._memory = Memory()
-        self._guard = Guard(self._before_step)
+        self._guard = OptimizerGuard(self._before_step)
         self._numbers = 0
-        self._last: Last | None = None
+        self._last: PreviousSnapshot | None = None
         self._copying: tuple[Capture, SaveRecord] | None = None
         self._copies: dict[int, tuple[Future[None], Capture, SaveRecord]] = {}
         self._open: dict[int, SaveRecord] = {}
@@ -149,7 +149,9 @@ class Saver:
         record.snapshot = capture.kind
         images = placement.images(record.number)
         known = {image.path: image for image in images if image.path in snapshot.tensor_files}
-        self._last = Last(snapshot, placement, capture, arena, slot, known, placement.end)
+        self._last = PreviousSnapshot(
+            snapshot, placement, capture, arena, slot, known, placement.end
+        )
         after = self.generation(record.checkpoint_id)
         return record.job(arena.index, images, said, began, after)
 

@@ -19,7 +19,7 @@ Ref = dict[str, str]
 """File, as the tree calls it, and name."""
 
 
-class Names:
+class TensorNames:
     """Those of one checkpoint, as its tree is encoded."""
 
     def __init__(self, weights_prefix: str) -> None:

@@ -24,7 +24,7 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class Gather:
+class SmallCopies:
     """Copies of `pieces` into the memory of a file that is mapped at `address`."""
 
     def __init__(self, pieces: Sequence[Piece], address: int) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.snapshot.encoding_cache import Fragment
-    from bt_lightning.snapshot.shared_tensors import Names
+    from bt_lightning.snapshot.shared_tensors import TensorNames
 
 _MISSES = 3
 
@@ -168,7 +168,7 @@ def foresee(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> Memory:
 
 
 def _tensor_files(
-    names: Names, more: Mapping[str, Mapping[str, torch.Tensor]], memory: Memory | None
+    names: TensorNames, more: Mapping[str, Mapping[str, torch.Tensor]], memory: Memory | None
 ) -> dict[str, TensorFile]:
     """The files of all tensors; those that are empty are left out, but for `more`."""
     kept = memory.keep(names.fragments) if memory is not None else ()

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Spot(NamedTuple):
+class TensorAddress(NamedTuple):
     """One dense tensor, and where its bytes are; true as long as it stays in its place."""
 
     name: str
@@ -22,10 +22,10 @@ class Spot(NamedTuple):
     """Whether those bytes, in host memory, are its items in order."""
 
 
-def spot(name: str, tensor: torch.Tensor) -> Spot:
+def tensor_address(name: str, tensor: torch.Tensor) -> TensorAddress:
     """Look at a tensor, as `storable` returns it."""
     plain = tensor.is_cpu and tensor.is_contiguous()
-    return Spot(
+    return TensorAddress(
         name,
         tensor,
         tensor.untyped_storage().data_ptr(),

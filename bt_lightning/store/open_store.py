@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Sending, Store
 
 _NATIVE = {
-    **dict.fromkeys(azure.SCHEMES, azure.native),
-    **dict.fromkeys(gcs.SCHEMES, gcs.native),
+    **dict.fromkeys(azure.SCHEMES, azure.azure_store),
+    **dict.fromkeys(gcs.SCHEMES, gcs.gcs_store),
 }
 
 
@@ -49,7 +49,7 @@ def open_store(
     options = storage_options or {}
     if scheme in S3_SCHEMES:
         _check_no_user(url)
-        from bt_lightning.store.s3.signed_reads import quick
+        from bt_lightning.store.s3.signed_reads import signed_read_store
 
         def opened() -> Store:
             _check_known(scheme, url)
@@ -57,7 +57,7 @@ def open_store(
 
             return S3Store(url, options, journal, sending=sending)
 
-        return opened() if journal else quick(url, options, os.environ, opened)
+        return opened() if journal else signed_read_store(url, options, os.environ, opened)
     _check_known(scheme, url)
     store = FsspecStore(url, options, sending)
     native = _NATIVE.get(scheme)

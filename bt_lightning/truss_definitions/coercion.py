@@ -31,7 +31,7 @@ _SCALARS: Final = {str: "text", int: "a whole number", bool: "True or False"}
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class Coercion:
     """How strictly a value is read."""
 
     serialised: bool = False
@@ -45,11 +45,11 @@ class Readable(Protocol):
     """A class that reads its own values."""
 
     @classmethod
-    def read(cls, value: object, at: str, how: How) -> Any:
+    def read(cls, value: object, at: str, how: Coercion) -> Any:
         """Return `value` as an object of this class; `at` names the place in errors."""
 
 
-def read(hint: Any, value: object, at: str, how: How) -> Any:
+def read(hint: Any, value: object, at: str, how: Coercion) -> Any:
     """`value` as the type `hint`, checked by the rules that are annotated to it.
 
     A rule is a function that takes a value of the right type and says what was expected and what
@@ -77,7 +77,7 @@ def read(hint: Any, value: object, at: str, how: How) -> Any:
     return hint.read(value, at, how)
 
 
-def refuse(at: str, value: object, expected: str) -> NoReturn:
+def refuse_type(at: str, value: object, expected: str) -> NoReturn:
     """Raise that `value` is of the wrong type; the value itself may be a secret, so not shown."""
     msg = f"{at} is of type {type(value).__name__}, expected {expected}"
     raise InvalidSettingError(msg)
@@ -88,7 +88,7 @@ def is_of_truss(kind: type) -> bool:
     return str(kind.__module__).partition(".")[0] in TRUSS_ROOTS
 
 
-def _ruled(hint: Any, value: object, at: str, how: How) -> Any:
+def _ruled(hint: Any, value: object, at: str, how: Coercion) -> Any:
     plain, *rules = get_args(hint)
     value = read(plain, value, at, how)
     for rule in rules:
@@ -98,7 +98,7 @@ def _ruled(hint: Any, value: object, at: str, how: How) -> Any:
     return value
 
 
-def _one_of(options: tuple[Any, ...], value: object, at: str, how: How) -> Any:
+def _one_of(options: tuple[Any, ...], value: object, at: str, how: Coercion) -> Any:
     """Optional things, and text or a definition: no field of truss has any other union."""
     if value is None and types.NoneType in options:
         return None
@@ -107,19 +107,19 @@ def _one_of(options: tuple[Any, ...], value: object, at: str, how: How) -> Any:
         return read(kinds[0], value, at, how)
     text, definition = kinds
     if value is None or isinstance(value, int | float | bytes):
-        refuse(at, value, f"text or {definition.__name__}")
+        refuse_type(at, value, f"text or {definition.__name__}")
     return read(text if isinstance(value, str) else definition, value, at, how)
 
 
-def _listed(hint: Any, value: object, at: str, how: How) -> list[Any]:
+def _listed(hint: Any, value: object, at: str, how: Coercion) -> list[Any]:
     if not isinstance(value, list | tuple if how.lax else list):
-        refuse(at, value, "a list")
+        refuse_type(at, value, "a list")
     return [read(hint, item, f"{at}[{index}]", how) for index, item in enumerate(value)]
 
 
-def _mapped(hint: Any, value: object, at: str, how: How) -> dict[str, Any]:
+def _mapped(hint: Any, value: object, at: str, how: Coercion) -> dict[str, Any]:
     if not isinstance(value, dict):
-        refuse(at, value, "a mapping of names to values")
+        refuse_type(at, value, "a mapping of names to values")
     return {
         read(str, key, f"a name in {at}", how): read(hint, item, f"{at}[{key!r}]", how)
         for key, item in value.items()
@@ -133,7 +133,7 @@ def _literal(allowed: tuple[Any, ...], value: object, at: str) -> Any:
     return value
 
 
-def _scalar(kind: type, value: object, at: str, how: How) -> Any:
+def _scalar(kind: type, value: object, at: str, how: Coercion) -> Any:
     if kind is str and isinstance(value, str):
         return _text(value, at)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
@@ -143,7 +143,7 @@ def _scalar(kind: type, value: object, at: str, how: How) -> Any:
             return int(value)
         if isinstance(value, float) and value.is_integer():
             return int(value)
-    refuse(at, value, _SCALARS[kind])
+    refuse_type(at, value, _SCALARS[kind])
 
 
 def _text(value: str, at: str) -> str:
@@ -155,7 +155,7 @@ def _text(value: str, at: str) -> str:
     return str.__str__(value)
 
 
-def _member(kind: type[Enum], value: object, at: str, how: How) -> Enum:
+def _member(kind: type[Enum], value: object, at: str, how: Coercion) -> Enum:
     if isinstance(value, kind):
         return value
     if isinstance(value, Enum) and type(value).__name__ == kind.__name__:

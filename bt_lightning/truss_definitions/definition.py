@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, Literal, TypeVar, get_type_hints
 from typing_extensions import Self, dataclass_transform, override
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.truss_definitions.coercion import How, is_of_truss, read, refuse
+from bt_lightning.truss_definitions.coercion import Coercion, is_of_truss, read, refuse_type
 
 _TWINS: dict[str, type[Definition]] = {}
 """Our class by the name that truss has for it."""
@@ -44,7 +44,7 @@ class Definition:
             _TWINS[cls.__dict__.get("_truss_name") or cls.__name__] = cls
 
     def __init__(self, **values: object) -> None:
-        self._fill(values, How(lax=self._lax))
+        self._fill(values, Coercion(lax=self._lax))
 
     @override
     def __setattr__(self, name: str, value: object) -> None:
@@ -53,7 +53,7 @@ class Definition:
             raise InvalidSettingError(_unknown(type(self), {name}))
         old = getattr(self, name)
         at = f"{type(self).__name__}.{name}"
-        object.__setattr__(self, name, read(hints[name], value, at, How(lax=self._lax)))
+        object.__setattr__(self, name, read(hints[name], value, at, Coercion(lax=self._lax)))
         try:
             self._check()
         except InvalidSettingError:
@@ -61,7 +61,7 @@ class Definition:
             raise
 
     @classmethod
-    def read(cls, value: object, at: str, how: How) -> Self:
+    def read(cls, value: object, at: str, how: Coercion) -> Self:
         """Return `value`, of ours, of truss or a mapping of fields, as an object of this class.
 
         Raises:
@@ -75,9 +75,9 @@ class Definition:
         elif isinstance(value, Mapping):
             kind, values = cls._kind(value, at), dict(value)
         if kind is None or not issubclass(kind, cls):
-            refuse(at, value, cls.__name__)
+            refuse_type(at, value, cls.__name__)
         new = kind.__new__(kind)
-        new._fill(values, How(serialised=how.serialised, lax=kind._lax))
+        new._fill(values, Coercion(serialised=how.serialised, lax=kind._lax))
         return new
 
     def model_dump(self, *, mode: Literal["python", "json"] = "python") -> Any:
@@ -107,7 +107,7 @@ class Definition:
         """The class that a mapping of fields is of."""
         return cls
 
-    def _fill(self, values: Mapping[Any, object], how: How) -> None:
+    def _fill(self, values: Mapping[Any, object], how: Coercion) -> None:
         kind = type(self)
         values = kind._prepared(values)
         hints = _hints(kind)
@@ -147,7 +147,7 @@ def as_definition(value: object, kind: type[_D]) -> _D:
     Raises:
         InvalidSettingError: it is something else, or holds what cannot be used.
     """
-    return kind.read(value, kind.__name__, How(serialised=True))
+    return kind.read(value, kind.__name__, Coercion(serialised=True))
 
 
 def twin(kind: type) -> type[Definition] | None:

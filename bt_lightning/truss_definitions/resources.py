@@ -13,7 +13,7 @@ from bt_lightning.truss_definitions.definition import Definition
 from bt_lightning.truss_definitions.validators import Memory, at_least
 
 if TYPE_CHECKING:
-    from bt_lightning.truss_definitions.coercion import How
+    from bt_lightning.truss_definitions.coercion import Coercion
 
 _COUNT: Final = re.compile(r"0*[1-9][0-9]*")
 
@@ -55,7 +55,7 @@ class AcceleratorSpec(Definition):
 
     @classmethod
     @override
-    def read(cls, value: object, at: str, how: How) -> Self:
+    def read(cls, value: object, at: str, how: Coercion) -> Self:
         if isinstance(value, str):
             value = _parsed(value, at)
         return super().read({} if value is None else value, at, how)

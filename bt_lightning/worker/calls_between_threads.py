@@ -19,7 +19,7 @@ TURN_S = 1800.0
 """Longest wait for the unit under way: an upload of the checkpoint before, say."""
 
 
-class Errand(Generic[W]):
+class ThreadCall(Generic[W]):
     """One thing to do with the `W` of the other thread."""
 
     def __init__(self, act: Callable[[W], Any]) -> None:
@@ -44,12 +44,12 @@ class Errand(Generic[W]):
             self.result.set_result(self._value)
 
 
-class Errands(Generic[W]):
+class ThreadCalls(Generic[W]):
     """A queue of them, guarded by `changed`, which is notified when it changes."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
-        self._queue: deque[Errand[W]] = deque()
+        self._queue: deque[ThreadCall[W]] = deque()
         self._closed = False
 
     @property
@@ -64,7 +64,7 @@ class Errands(Generic[W]):
             StoreTransientError: it did not begin within `limit_s` seconds, or never will.
             CheckpointError, OSError: what it raised.
         """
-        errand: Errand[W] = Errand(act)
+        errand: ThreadCall[W] = ThreadCall(act)
         result: Future[T] = errand.result
         with self._changed:
             if not self._closed:
@@ -81,7 +81,7 @@ class Errands(Generic[W]):
             raise StoreTransientError(msg)
         return result.result()
 
-    def take(self) -> Errand[W] | None:
+    def take(self) -> ThreadCall[W] | None:
         """The next one that somebody still waits for, begun; `changed` is held."""
         while self._queue:
             errand = self._queue.popleft()

@@ -27,7 +27,7 @@ def exit_code(process: SpawnProcess, timeout_s: float) -> int | None:
     return process.exitcode
 
 
-def bury(process: SpawnProcess) -> None:
+def collect_exit(process: SpawnProcess) -> None:
     """Kill what still lives, wait for its end, and forget it."""
     if not is_over(process):
         process.kill()

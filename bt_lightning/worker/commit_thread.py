@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.atomic_directory import sweep_temporaries
-from bt_lightning.localdir.removal_requests import request_removal
+from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import Manifest
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Published, Withdrawn
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.worker.commit_lock import CommitLock
-    from bt_lightning.worker.commit_to_disk_or_store import Keeper
+    from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
 
 Outcome = Committed | CommitFailed | Withdrawn
 _REMEMBERED = 64
 
 
-class Committer:
+class CommitThread:
     """The queue of images, and the thread that writes them.
 
     `done` is called for each outcome, and with None when `idle` may have changed.
@@ -39,7 +39,7 @@ class Committer:
     def __init__(
         self,
         root: Path,
-        keeper: Keeper,
+        keeper: ImageCommitter,
         lock: CommitLock,
         done: Callable[[Outcome | Published | None], None],
         *,
@@ -112,7 +112,7 @@ class Committer:
 
     def _ask(self, digest: str) -> None:
         with contextlib.suppress(OSError):  # the training process asks as well
-            request_removal(self._root, digest)
+            request_local_removal(self._root, digest)
 
     def _note(self, number: int, told: Sequence[Outcome | Published]) -> None:
         """Remember what a job committed; ask for its removal if it is unwanted by now."""

@@ -24,7 +24,7 @@ from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.worker.arena_source import ImageSource
-from bt_lightning.worker.early_upload import LentSource, Offer
+from bt_lightning.worker.early_upload import EarlyUpload, LentSource
 from bt_lightning.worker.publish_report import note_published
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage, Published
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from bt_lightning.worker.free_disk_space import RoomMaker
+    from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 
 _AHEAD_BYTES = 8 * 1024 * 1024
 """Smaller files are sent in a moment, after the commit."""
@@ -62,10 +62,12 @@ class _Refused(Exception):  # noqa: N818 - it becomes the error that the trainin
         self.failed = failed
 
 
-class Keeper:
+class ImageCommitter:
     """Commits images; called by the committer's thread, one after the other."""
 
-    def __init__(self, root: Path, room: RoomMaker, offer: Callable[[Offer], None]) -> None:
+    def __init__(
+        self, root: Path, room: DiskSpaceMaker, offer: Callable[[EarlyUpload], None]
+    ) -> None:
         self._root = root
         self._room = room
         self._offer = offer
@@ -256,7 +258,7 @@ class Keeper:
         """Commit on the disk."""
         facts: dict[str, Any] = dict(job.facts)
         generation = self._generation(job, final)
-        offer = Offer(job.checkpoint_id, generation)
+        offer = EarlyUpload(job.checkpoint_id, generation)
 
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
             return Manifest(
@@ -288,7 +290,7 @@ class Keeper:
         return known
 
     def _file(
-        self, arena: memoryview, image: FileImage, offer: Offer, target: Path, path: str
+        self, arena: memoryview, image: FileImage, offer: EarlyUpload, target: Path, path: str
     ) -> FileEntry:
         """Write one file; or link it, if its bytes are those of a file of the last checkpoint."""
         known = self._known(image, path)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from bt_lightning.worker.publish_job_files import LooseFiles
+    from bt_lightning.worker.publish_job_files import JobFilePublisher
 
 _STANDBY_S: Final = 2.0
 """Nobody tells a standby worker of a commit; it looks so often, unless files are looked for."""
@@ -21,10 +21,10 @@ class _Ending(enum.IntEnum):
     GONE = 2
 
 
-class Looks:
+class DiskPolling:
     """`look` and `plan` are the publisher's thread's; all else is guarded by its lock."""
 
-    def __init__(self, files: LooseFiles | None, *, standby: bool) -> None:
+    def __init__(self, files: JobFilePublisher | None, *, standby: bool) -> None:
         self._files = files
         self._standby = standby
         self._ending = _Ending.NO

@@ -12,13 +12,13 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointError
-from bt_lightning.localdir.atomic_directory import delete_directory, empty_trash
+from bt_lightning.localdir.atomic_directory import delete_directory, sweep_trash
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.localdir.protection import is_protected
-from bt_lightning.localdir.read_locks import evict
-from bt_lightning.localdir.removal_requests import requested_removals
-from bt_lightning.retention import Committed, removable, superseded
+from bt_lightning.localdir.protection import is_protected_local
+from bt_lightning.localdir.read_locks import delete_unless_read
+from bt_lightning.localdir.removal_requests import requested_local_removals
+from bt_lightning.retention import TierCheckpoint, removable, superseded
 from bt_lightning.store.retry import backoff
 from bt_lightning.worker.commit_lock import CommitLock
 
@@ -35,7 +35,7 @@ SETTLE_S: Final = 60.0
 """Longest wait of a commit for the removals that the one before it has allowed."""
 
 
-class Remover:
+class DiskRemovals:
     """Who deletes from one checkpoint directory. Its methods may be called by any thread."""
 
     def __init__(
@@ -137,15 +137,15 @@ class Remover:
             if not mine:
                 return 0
             self.error = None
-            empty_trash(self._root)
+            sweep_trash(self._root)
             local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
-            wanted_gone = requested_removals(self._root) | self.superseded(local.values())
+            wanted_gone = requested_local_removals(self._root) | self.superseded(local.values())
             if not wanted_gone:
                 return 0
             stays = self.kept(local.values()) | _newest(local.values())
             if self._sending is not None and not sent:
                 stays.add(self._sending)
-            entries = [Committed.of(place, found.manifest) for place, found in local.items()]
+            entries = [TierCheckpoint.of(place, found.manifest) for place, found in local.items()]
             may_go = removable(entries, wanted_gone, stays)
             # an older generation elsewhere on disk is the user's
             return sum(self._removed(local[e.place]) for e in may_go if e.digest in wanted_gone)
@@ -160,7 +160,7 @@ class Remover:
 
     def kept(self, local: Iterable[LocalCheckpoint]) -> set[str]:
         """Digests of what no rule deletes, from the disk or from the store."""
-        protected = {found.manifest.digest for found in local if is_protected(found.path)}
+        protected = {found.manifest.digest for found in local if is_protected_local(found.path)}
         return protected | self._pinned
 
     def superseded(self, local: Iterable[LocalCheckpoint]) -> frozenset[str]:
@@ -168,7 +168,7 @@ class Remover:
         local = list(local)
         if not any(found.manifest.interim for found in local):
             return frozenset()
-        entries = [Committed.of(found.path.as_posix(), found.manifest) for found in local]
+        entries = [TierCheckpoint.of(found.path.as_posix(), found.manifest) for found in local]
         return superseded(entries) - self.kept(local)
 
     @contextlib.contextmanager
@@ -189,7 +189,7 @@ class Remover:
     def evict(self, path: Path) -> bool:
         """Delete a copy of what the store has, unless somebody reads it; whether it is gone."""
         with self._deleting:  # or it might be what lets another one go just now
-            return evict(path, self._root)
+            return delete_unless_read(path, self._root)
 
     def retire(self, path: Path, digest: str) -> None:
         """Delete a generation of which the store has a newer one."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _NAMED: Final = 20
 
 
-def undrained(result: Drained | None, seconds: float) -> DrainTimeoutError:
+def drain_report(result: Drained | None, seconds: float) -> DrainTimeoutError:
     """What to raise when something still waits for the store after `seconds`."""
     names = _some(result.waiting) if result is not None else "unknown"
     reason = (result.reason if result is not None else None) or "the store is too slow"

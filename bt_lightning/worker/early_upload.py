@@ -155,7 +155,7 @@ class _Range:
             yield view
 
 
-class Offer:
+class EarlyUpload:
     """A checkpoint whose files may be sent before it is committed."""
 
     def __init__(self, checkpoint_id: str, generation: int) -> None:

@@ -6,16 +6,16 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bt_lightning.localdir.disk_space import Disk, measure, usage
+from bt_lightning.localdir.disk_space import DiskSpace, measure, usage
 from bt_lightning.localdir.event_log import note
-from bt_lightning.localdir.newest_in_store import note_away
+from bt_lightning.localdir.newest_in_store import note_newest_in_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
-    from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
+    from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Eviction:
     send: Callable[[], bool] | None = None
     """Publishes one checkpoint that waits for the store, if any does; None: not for this."""
 
-    def short(self, disk: Disk) -> int:
+    def short(self, disk: DiskSpace) -> int:
         """Bytes that are missing; 0 if there is room."""
         return max(0, self.size - disk.room)
 
@@ -46,7 +46,7 @@ class Eviction:
         return enough and (bool(self.evicted) or not self.more)
 
 
-def evict(duties: SparingDuties, plan: Eviction, refusal: str | None) -> str:
+def evict_copies(duties: SmallDiskTasks, plan: Eviction, refusal: str | None) -> str:
     """Delete copies of what the store has, until there is room.
 
     The rule: a copy goes only if the store, asked just before, holds that very checkpoint with
@@ -73,7 +73,7 @@ def evict(duties: SparingDuties, plan: Eviction, refusal: str | None) -> str:
 
 
 def _evict_all(
-    duties: SparingDuties, plan: Eviction, candidates: Sequence[LocalCheckpoint]
+    duties: SmallDiskTasks, plan: Eviction, candidates: Sequence[LocalCheckpoint]
 ) -> None:
     for found in candidates:
         if plan.over:
@@ -82,7 +82,9 @@ def _evict_all(
             _evict(duties, plan, found)
 
 
-def _sent_one(duties: SparingDuties, plan: Eviction, candidates: Sequence[LocalCheckpoint]) -> bool:
+def _sent_one(
+    duties: SmallDiskTasks, plan: Eviction, candidates: Sequence[LocalCheckpoint]
+) -> bool:
     """Send what waits, if that is wanted, and could make room together with `candidates`."""
     if plan.send is None:
         return False
@@ -95,15 +97,15 @@ def _enough(plan: Eviction, found: Sequence[LocalCheckpoint]) -> bool:
     return sum(usage(each.path) for each in found) >= plan.short(measure(plan.root, plan.budget))
 
 
-def _evict(duties: SparingDuties, plan: Eviction, found: LocalCheckpoint) -> None:
+def _evict(duties: SmallDiskTasks, plan: Eviction, found: LocalCheckpoint) -> None:
     manifest, size = found.manifest, usage(found.path)
     with contextlib.suppress(OSError):  # so full that it must go first
-        note_away(plan.root, manifest)
+        note_newest_in_store(plan.root, manifest)
     if not duties.remover.evict(found.path):
         return
     plan.evicted.append(manifest.checkpoint_id)
     with contextlib.suppress(OSError):  # an event is no checkpoint
-        note_away(plan.root, manifest)
+        note_newest_in_store(plan.root, manifest)
         note(
             plan.root,
             "evicted",
@@ -114,7 +116,7 @@ def _evict(duties: SparingDuties, plan: Eviction, found: LocalCheckpoint) -> Non
         )
 
 
-def _why(duties: SparingDuties, candidates: Sequence[LocalCheckpoint]) -> str:
+def _why(duties: SmallDiskTasks, candidates: Sequence[LocalCheckpoint]) -> str:
     """What the rest of the disk is taken by."""
     waiting, kept = len(duties.outbox()), duties.kept_here()
     return (

@@ -13,29 +13,29 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.disk_space import measure
-from bt_lightning.worker.evict_local_copies import Eviction, evict
+from bt_lightning.worker.evict_local_copies import Eviction, evict_copies
 from bt_lightning.worker_messages import Room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from bt_lightning.localdir.disk_space import Disk
+    from bt_lightning.localdir.disk_space import DiskSpace
     from bt_lightning.manifest import Manifest
     from bt_lightning.store.transfer.file_source import DescribedSource
-    from bt_lightning.worker.disk_removals import Remover
-    from bt_lightning.worker.publisher_thread import Publisher
+    from bt_lightning.worker.disk_removals import DiskRemovals
+    from bt_lightning.worker.publisher_thread import PublisherThread
 
 
-class RoomMaker:
+class DiskSpaceMaker:
     """Makes room in one checkpoint directory; used by the committer and by the worker's loop."""
 
     def __init__(
         self,
         root: Path,
         budget: int | None,
-        publisher: Callable[[], Publisher | None],
-        remover: Callable[[], Remover | None] = lambda: None,
+        publisher: Callable[[], PublisherThread | None],
+        remover: Callable[[], DiskRemovals | None] = lambda: None,
         *,
         has_store: bool,
     ) -> None:
@@ -46,7 +46,7 @@ class RoomMaker:
         self._publisher = publisher
         self._remover = remover
 
-    def measure(self) -> Disk:
+    def measure(self) -> DiskSpace:
         """Look at the disk."""
         return measure(self._root, self._budget)
 
@@ -66,7 +66,7 @@ class RoomMaker:
         """
         return self.publisher().perform(lambda duties: duties.stream(describe, sources))
 
-    def publisher(self) -> Publisher:
+    def publisher(self) -> PublisherThread:
         """Who commits in the store.
 
         Raises:
@@ -105,7 +105,9 @@ class RoomMaker:
                 self._root, self._budget, size, checkpoint_id, evicted, more=more, send=now
             )
             try:
-                why = publisher.perform(lambda duties: evict(duties, plan, publisher.refusal))
+                why = publisher.perform(
+                    lambda duties: evict_copies(duties, plan, publisher.refusal)
+                )
             except (CheckpointError, OSError) as error:
                 why = str(error)
         disk = self.measure()

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointNotFoundError, StoreError, StorePermanentError
 from bt_lightning.layout import DOT_DIR, files_mark, folders_of, under
-from bt_lightning.localdir.find_job_files import Found, Stamp, find_loose
-from bt_lightning.localdir.publisher_id import owner_of
-from bt_lightning.localdir.uploaded_job_files import Arrived
+from bt_lightning.localdir.find_job_files import JobFiles, Stamp, find_job_files
+from bt_lightning.localdir.publisher_id import publisher_id_of
+from bt_lightning.localdir.uploaded_job_files import UploadedJobFiles
 from bt_lightning.store.interface import read_any
-from bt_lightning.store.transfer.job_file_source import LooseSource
+from bt_lightning.store.transfer.job_file_source import JobFileSource
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class _Seen:
     """Why it cannot be in the store as it is."""
 
 
-class LooseFiles:
+class JobFilePublisher:
     """One directory's. One thread calls it; `waiting` and `reason` are read by others."""
 
     def __init__(
@@ -76,7 +76,7 @@ class LooseFiles:
         self._root = root
         self._patterns = patterns
         self._clock = clock
-        self._arrived = Arrived(root, place)
+        self._arrived = UploadedJobFiles(root, place)
         self._chosen: dict[str, bool] = {}
         self._seen: dict[str, _Seen] = {}
         self._told: set[str] = set()
@@ -122,7 +122,7 @@ class LooseFiles:
     def look(self) -> None:
         """Look at the disk."""
         started = self._clock()
-        found = find_loose(self._root, self._wanted)
+        found = find_job_files(self._root, self._wanted)
         for name, why in found.refused.items():
             self._complain(name, why)
         self._compare(found, self._clock())
@@ -149,7 +149,7 @@ class LooseFiles:
         """
         if self._begun or not (self._seen or self._arrived):
             return
-        mine, mark = owner_of(self._root).encode(), files_mark(prefix)
+        mine, mark = publisher_id_of(self._root).encode(), files_mark(prefix)
         if read_any(store, mark) == mine:
             self._arrived.keep_held(held)
         else:
@@ -209,7 +209,7 @@ class LooseFiles:
             found = self._chosen[path] = self._patterns.choose(path)
         return found
 
-    def _compare(self, found: Found, now: float) -> None:
+    def _compare(self, found: JobFiles, now: float) -> None:
         for path in self._seen.keys() - found.files.keys():
             del self._seen[path]
         for path, stamp in found.files.items():
@@ -280,7 +280,7 @@ def _send(store: Store, root: Path, prefix: str, path: str, stamp: Stamp) -> Exc
     """
     key = under(prefix, path)
     try:
-        with LooseSource(root / path, stamp) as source:
+        with JobFileSource(root / path, stamp) as source:
             if source.size:
                 store.send(source, key)
             else:

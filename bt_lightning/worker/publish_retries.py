@@ -24,7 +24,7 @@ _FRESH_S: Final = 10.0
 """A store that failed so lately is not asked for room again."""
 
 
-class Failures:
+class PublishRetries:
     """Those since the last success. Guarded by the publisher's lock, but for `tell`."""
 
     def __init__(self, root: Path) -> None:

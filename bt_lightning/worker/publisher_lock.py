@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 _STANDBY: Final = "worker.standby"
 
 
-class TurnWantedError(Exception):
+class PublisherLockWantedError(Exception):
     """Raised in a standby worker, between two steps of a unit, when a trainer's wants its turn."""
 
 
-class Turn:
+class PublisherLock:
     """One worker's claim. One thread calls its methods; `held` is read by others."""
 
     def __init__(self, root: Path, *, standby: bool) -> None:
@@ -76,10 +76,10 @@ class Turn:
         return self._standby and self._lock is not None and self._others_want()
 
     def check(self) -> None:
-        """Raise `TurnWantedError` if the turn is to be given up."""
+        """Raise `PublisherLockWantedError` if the turn is to be given up."""
         if self.wanted():
             msg = "the worker of a training process wants to publish from this directory"
-            raise TurnWantedError(msg)
+            raise PublisherLockWantedError(msg)
 
     def give_up(self) -> None:
         """Let another worker have it."""

@@ -18,33 +18,33 @@ from bt_lightning.errors import (
 )
 from bt_lightning.layout import MARKER, part_name, store_folder, under
 from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, list_committed
-from bt_lightning.localdir.publisher_id import owner_of
+from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.localdir.removal_requests import (
     forget_removal,
-    request_removal,
-    requested_removals,
+    request_local_removal,
+    requested_local_removals,
 )
 from bt_lightning.localdir.upload_status import UploadMeter
 from bt_lightning.manifest import Manifest
-from bt_lightning.retention import Committed, removable
+from bt_lightning.retention import TierCheckpoint, removable
 from bt_lightning.store.catalog import removal_requests
-from bt_lightning.store.catalog.listing import Listing, look
+from bt_lightning.store.catalog.listing import JobListing, list_job
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.publish import Base, Tenure, publish, send_ahead
-from bt_lightning.store.transfer.resume_publication import Sent
+from bt_lightning.store.transfer.resume_publication import SentFiles
 from bt_lightning.store.transfer.unpublish import give_up_uploads, unpublish
-from bt_lightning.worker.disk_removals import Remover
+from bt_lightning.worker.disk_removals import DiskRemovals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
     from bt_lightning.store.interface import Store
-    from bt_lightning.worker.early_upload import Offer
-    from bt_lightning.worker.publish_job_files import LooseFiles
+    from bt_lightning.worker.early_upload import EarlyUpload
+    from bt_lightning.worker.publish_job_files import JobFilePublisher
 
 
-class Duties:
+class PublisherTasks:
     """Publishing and deleting for one checkpoint directory and one part of a store."""
 
     def __init__(
@@ -55,8 +55,8 @@ class Duties:
         pinned: Collection[str],
         *,
         check: Callable[[], None] = lambda: None,
-        files: LooseFiles | None = None,
-        remover: Remover | None = None,
+        files: JobFilePublisher | None = None,
+        remover: DiskRemovals | None = None,
     ) -> None:
         """`remover` deletes from the disk; it heeds `pinned` as well.
 
@@ -67,7 +67,7 @@ class Duties:
         self._root = root
         self._store = store
         self._prefix = prefix
-        self._remover = Remover(root, pinned) if remover is None else remover
+        self._remover = DiskRemovals(root, pinned) if remover is None else remover
         self._check = check
         self.files = files
         self._loose: dict[str, int] = {}
@@ -76,7 +76,7 @@ class Duties:
         """Folders of the store whose manifest cannot be read."""
         self._stored: dict[str, Manifest] | None = None
         self._damaged: set[str] = set()
-        self._begun: dict[str, Offer | None] = {}
+        self._begun: dict[str, EarlyUpload | None] = {}
         """Folders with files of what may never be published; None for what an earlier try sent."""
         self._held: Tenure | None = None
         self._newest: dict[str, Manifest] = {}
@@ -104,7 +104,7 @@ class Duties:
         self.forget()
         self._begun.clear()
 
-    def send_ahead(self, offer: Offer) -> None:
+    def send_ahead(self, offer: EarlyUpload) -> None:
         """Send what is lent of a checkpoint that is being committed.
 
         Raises:
@@ -134,11 +134,11 @@ class Duties:
         local = list_committed(self._root).found
         stored = list((self._stored or {}).items())  # another thread may be adding to it
         published = {manifest.digest for _, manifest in stored}
-        requested = requested_removals(self._root) | self._remover.superseded(local)
+        requested = requested_local_removals(self._root) | self._remover.superseded(local)
         wanted = [found for found in local if found.manifest.digest not in requested] or local
         unsent = {f.path.as_posix(): f for f in wanted if f.manifest.digest not in published}
-        sent = [Committed.of(folder, manifest) for folder, manifest in stored]
-        entries = [Committed.of(place, found.manifest) for place, found in unsent.items()]
+        sent = [TierCheckpoint.of(folder, manifest) for folder, manifest in stored]
+        entries = [TierCheckpoint.of(place, found.manifest) for place, found in unsent.items()]
         for entry in removable(sent + entries, requested, self._remover.kept(local)):
             unsent.pop(entry.place, None)  # or it would be sent, deleted, and sent again
         return [f for f in unsent.values() if f.manifest.digest not in self._damaged]
@@ -223,7 +223,7 @@ class Duties:
         if known is None or known.order < manifest.order:
             self._newest[manifest.checkpoint_id] = manifest
 
-    def _drop(self, stored: dict[str, Manifest], entry: Committed) -> None:
+    def _drop(self, stored: dict[str, Manifest], entry: TierCheckpoint) -> None:
         """The store has it no more: nothing is remembered of an id that is gone."""
         del stored[entry.place]
         self._newest.pop(entry.checkpoint_id, None)
@@ -266,12 +266,12 @@ class Duties:
         if self._store is not None:
             self._known_store(self._store)
             self._take_requests(self._store)
-        requested = requested_removals(self._root)
+        requested = requested_local_removals(self._root)
         local = list_committed(self._root)[0]
         left = {found.manifest.digest for found in local}
         if self._store is not None:
             stored = self._known_store(self._store)
-            entries = [Committed.of(folder, manifest) for folder, manifest in stored.items()]
+            entries = [TierCheckpoint.of(folder, manifest) for folder, manifest in stored.items()]
             for entry in removable(entries, requested, self._remover.kept(local)):
                 if self._unpublish(self._store, entry.place):  # what is protected stays
                     self._drop(stored, entry)
@@ -280,9 +280,9 @@ class Duties:
             forget_removal(self._root, digest)
 
     def _take_requests(self, store: Store) -> None:
-        asked = removal_requests.requested_removals(store, self._prefix)
+        asked = removal_requests.requested_stored_removals(store, self._prefix)
         for digest in asked:
-            request_removal(self._root, digest)
+            request_local_removal(self._root, digest)
             self._remover.wake()
         removal_requests.forget_removals(store, self._prefix, asked)
 
@@ -300,15 +300,15 @@ class Duties:
         if self._stored is None:
             if self._held is None:
                 self._held = Tenure(
-                    Lease(store, self._prefix, owner_of(self._root)),
-                    Sent(self._root, f"{store.name}/{self._prefix}"),
+                    Lease(store, self._prefix, publisher_id_of(self._root)),
+                    SentFiles(self._root, f"{store.name}/{self._prefix}"),
                     self._meter.add,
                     self._check,
                 )
             lease, sent = self._held.lease, self._held.sent
             lease.take()
             sent.pass_on(lease.before, lease.token)
-            listing = look(store, self._prefix)
+            listing = list_job(store, self._prefix)
             stored: dict[str, Manifest] = {}
             for folder, data in listing.committed.items():
                 with contextlib.suppress(CheckpointCorruptError):
@@ -320,7 +320,7 @@ class Duties:
             self._sweep(store, listing)
         return self._stored
 
-    def _sweep(self, store: Store, listing: Listing) -> None:
+    def _sweep(self, store: Store, listing: JobListing) -> None:
         """Delete what is nobody's; what the outbox will go on with stays."""
         waiting = self._waiting()
         for folder in listing.unfinished - listing.committed.keys():

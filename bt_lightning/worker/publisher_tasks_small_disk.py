@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanentError
 from bt_lightning.localdir.atomic_directory import make_trash
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.localdir.newest_in_store import note_away
+from bt_lightning.localdir.newest_in_store import note_newest_in_store
 from bt_lightning.localdir.removal_requests import make_requests
-from bt_lightning.retention import Committed, evictable
+from bt_lightning.retention import TierCheckpoint, evictable
 from bt_lightning.store.transfer.publish import Content, folder_for, is_published, publish_sources
-from bt_lightning.worker.publisher_tasks import Duties
+from bt_lightning.worker.publisher_tasks import PublisherTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
     from bt_lightning.store.transfer.file_source import DescribedSource
-    from bt_lightning.worker.disk_removals import Remover
+    from bt_lightning.worker.disk_removals import DiskRemovals
 
 
-class SparingDuties(Duties):
+class SmallDiskTasks(PublisherTasks):
     """Called by the publisher's thread, except where it says otherwise."""
 
     def prepare(self) -> None:
@@ -32,7 +32,7 @@ class SparingDuties(Duties):
         make_requests(self._root)
 
     @property
-    def remover(self) -> Remover:
+    def remover(self) -> DiskRemovals:
         """Who deletes from the disk."""
         return self._remover
 
@@ -50,7 +50,7 @@ class SparingDuties(Duties):
             return []
         stored = {manifest.digest for manifest in self._known_store(self._store).values()}
         local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
-        entries = [Committed.of(place, found.manifest) for place, found in local.items()]
+        entries = [TierCheckpoint.of(place, found.manifest) for place, found in local.items()]
         chosen = evictable(entries, stored, self._remover.kept(local.values()))
         return [local[entry.place] for entry in chosen]
 
@@ -114,5 +114,5 @@ class SparingDuties(Duties):
         self._meter.end()
         self._add(stored, folder, manifest)
         with contextlib.suppress(OSError):  # it is committed all the same
-            note_away(self._root, manifest)
+            note_newest_in_store(self._root, manifest)
         return manifest

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.errors import CheckpointError, StoreError
 from bt_lightning.localdir.disk_errors import may_pass
-from bt_lightning.worker.calls_between_threads import TURN_S, Errands
-from bt_lightning.worker.disk_polling import Looks
+from bt_lightning.worker.calls_between_threads import TURN_S, ThreadCalls
+from bt_lightning.worker.disk_polling import DiskPolling
 from bt_lightning.worker.publish_report import published
-from bt_lightning.worker.publish_retries import Failures
-from bt_lightning.worker.publisher_lock import TurnWantedError
+from bt_lightning.worker.publish_retries import PublishRetries
+from bt_lightning.worker.publisher_lock import PublisherLockWantedError
 from bt_lightning.worker_messages import WorkFailed
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
-    from bt_lightning.worker.calls_between_threads import Errand
-    from bt_lightning.worker.early_upload import Offer
-    from bt_lightning.worker.publisher_lock import Turn
-    from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
+    from bt_lightning.worker.calls_between_threads import ThreadCall
+    from bt_lightning.worker.early_upload import EarlyUpload
+    from bt_lightning.worker.publisher_lock import PublisherLock
+    from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
     from bt_lightning.worker_messages import Published
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ _OTHERS_S = 10.0
 """Longest wait of a worker whose training process is gone for another to leave the directory."""
 
 
-class Publisher:
+class PublisherThread:
     """The thread that carries out the duties of one directory.
 
     `say` tells the training process; it is called with None when `idle` may have changed.
@@ -47,8 +47,8 @@ class Publisher:
     def __init__(
         self,
         root: Path,
-        duties: SparingDuties,
-        turn: Turn,
+        duties: SmallDiskTasks,
+        turn: PublisherLock,
         say: Callable[[Published | WorkFailed | None], None],
         *,
         standby: bool = False,
@@ -59,11 +59,11 @@ class Publisher:
         self._say = say
         self._turn = turn
         self._standby = standby
-        self._looks = Looks(duties.files, standby=standby)
-        self._offer: Offer | None = None
-        self._sending: Offer | None = None
-        self._errands: Errands[SparingDuties] = Errands(self.changed)
-        self._failures = Failures(root)
+        self._looks = DiskPolling(duties.files, standby=standby)
+        self._offer: EarlyUpload | None = None
+        self._sending: EarlyUpload | None = None
+        self._errands: ThreadCalls[SmallDiskTasks] = ThreadCalls(self.changed)
+        self._failures = PublishRetries(root)
         self._has_work = True
         self._working = False
         self._left = False
@@ -109,7 +109,7 @@ class Publisher:
                 self._failures.next_try = 0.0
             self.changed.notify_all()
 
-    def offer(self, offer: Offer) -> None:
+    def offer(self, offer: EarlyUpload) -> None:
         """Files of a checkpoint that is being committed may be sent, if nothing else is to do.
 
         Called by the committer's threads; never waits.
@@ -131,7 +131,7 @@ class Publisher:
         with self.changed:
             return self._failures.refusal
 
-    def perform(self, task: Callable[[SparingDuties], T]) -> T:
+    def perform(self, task: Callable[[SmallDiskTasks], T]) -> T:
         """Do `task` on the publisher's thread before its next unit; return what it returned.
 
         Called by other threads of the worker, which wait.
@@ -206,7 +206,7 @@ class Publisher:
             self._failures.error = str(error)
             return False
 
-    def _do(self, errand: Errand[SparingDuties]) -> WorkFailed | None:
+    def _do(self, errand: ThreadCall[SmallDiskTasks]) -> WorkFailed | None:
         """Do what another thread asks for; its failures are that thread's, and the store's."""
         error = errand.run(self._duties)
         event = self._fail(error) if isinstance(error, StoreError) else None
@@ -236,7 +236,7 @@ class Publisher:
                 self._sending = offer = self._offer
                 self._offer = None
             done = self._unit(offer)
-        except TurnWantedError:
+        except PublisherLockWantedError:
             self._give_up()
             return None
         except (CheckpointError, OSError) as error:
@@ -267,7 +267,7 @@ class Publisher:
         """A trainer may just be choosing what to resume from; its own worker is told of it."""
         return self._looks.gone or not self._standby
 
-    def _unit(self, offer: Offer | None) -> LocalCheckpoint | None:
+    def _unit(self, offer: EarlyUpload | None) -> LocalCheckpoint | None:
         """Publish one checkpoint, and delete what may go; return what was published."""
         self._turn.check()
         deletes = self._may_delete

@@ -22,7 +22,7 @@ MOST: Final = 5
 WINDOW_S: Final = 600.0
 
 
-class Deaths:
+class RestartLimit:
     """Those of the workers of one run that count; what they had to do is read off the disk."""
 
     def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:

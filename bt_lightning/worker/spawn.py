@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.worker.worker_process import run
+from bt_lightning.worker.worker_process import run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=run, args=(theirs, config), daemon=True, name="bt_lightning worker"
+        target=run_worker, args=(theirs, config), daemon=True, name="bt_lightning worker"
     )
     try:
         with _hidden_main():

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError, StoreError, StorePermanentError
 from bt_lightning.layout import DOT_DIR, check_checkpoint_id
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.interface import Sending
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import RetryingStore
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
-from bt_lightning.store.transfer.download import check_room, verify
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
+from bt_lightning.store.transfer.download import check_room, verify_bytes
 from bt_lightning.store.transfer.fetch import bring
 from bt_lightning.store.transfer.resume_publication import uploads_folder
 from bt_lightning.worker_messages import (
@@ -29,17 +29,17 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
-    from bt_lightning.worker.free_disk_space import RoomMaker
+    from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 
 Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
 
 _PROBES = 8
 
 
-class Answers:
+class TrainerQueries:
     """Called by the worker's loop, which waits for each."""
 
-    def __init__(self, config: WorkerConfig, room: RoomMaker) -> None:
+    def __init__(self, config: WorkerConfig, room: DiskSpaceMaker) -> None:
         self._config = config
         self._root = Path(config.root)
         self._room = room
@@ -57,7 +57,7 @@ class Answers:
                 case Fetch(folder, target):
                     return Answer(self._fetch(folder, target))
                 case Verify(folder):
-                    verify(self._place(folder))
+                    verify_bytes(self._place(folder))
                     return Answer(None)
                 case MakeRoom(size, checkpoint_id):
                     return Answer(self._room.make(size, checkpoint_id, send=True))
@@ -93,7 +93,7 @@ class Answers:
                 store.delete([key])
 
     def _list(self) -> list[StoredCheckpoint]:
-        listing = look(RetryingStore(self.open()), self._config.prefix)
+        listing = list_job(RetryingStore(self.open()), self._config.prefix)
         return [
             StoredCheckpoint(folder=folder, manifest=data)
             for folder, data in listing.committed.items()
@@ -106,5 +106,5 @@ class Answers:
         bring(place, self._root, final)
         return str(final)
 
-    def _place(self, folder: str) -> StorePlace:
-        return StorePlace(RetryingStore(self.open()), self._config.prefix, folder)
+    def _place(self, folder: str) -> StoreReader:
+        return StoreReader(RetryingStore(self.open()), self._config.prefix, folder)

@@ -15,9 +15,9 @@ from bt_lightning.errors import (
     StoreTransientError,
     WorkerDiedError,
 )
-from bt_lightning.worker.child_exit import bury, exit_code, is_over
-from bt_lightning.worker.drain_report import undrained
-from bt_lightning.worker.restart_limit import Deaths
+from bt_lightning.worker.child_exit import collect_exit, exit_code, is_over
+from bt_lightning.worker.drain_report import drain_report
+from bt_lightning.worker.restart_limit import RestartLimit
 from bt_lightning.worker.spawn import birth_advice, spawn
 from bt_lightning.worker_messages import (
     Answer,
@@ -67,7 +67,7 @@ class Worker:
         self._config = config
         self._process: SpawnProcess | None = None
         self._conn: Connection | None = None
-        self._deaths = Deaths(Path(config.root))
+        self._deaths = RestartLimit(Path(config.root))
         self._begun: Begin | None = None
         self._events: list[Event] = []
         self._using = threading.RLock()
@@ -241,7 +241,7 @@ class Worker:
         timeout_s = min(timeout_s, max(0.0, left_s()))
         result = self.drained(timeout_s, left_s)
         if result is None or result.waiting:
-            raise undrained(result, timeout_s)
+            raise drain_report(result, timeout_s)
 
     def drained(self, timeout_s: float, left_s: Callable[[], float] = ever) -> Drained | None:
         """Wait until everything committed is published, or the time is over; what is left then.
@@ -289,7 +289,7 @@ class Worker:
 
     def _kill(self) -> None:
         if self._process is not None:
-            bury(self._process)
+            collect_exit(self._process)
         if self._conn is not None:
             self._conn.close()
         self._ear = select.poll()

@@ -29,16 +29,16 @@ from bt_lightning.localdir.job_id_file import note_job
 from bt_lightning.store.interface import redact
 from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.worker.commit_lock import CommitLock
-from bt_lightning.worker.commit_thread import Committer, Outcome
-from bt_lightning.worker.commit_to_disk_or_store import Keeper
-from bt_lightning.worker.disk_removals import Remover
-from bt_lightning.worker.free_disk_space import RoomMaker
+from bt_lightning.worker.commit_thread import CommitThread, Outcome
+from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
+from bt_lightning.worker.disk_removals import DiskRemovals
+from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 from bt_lightning.worker.process_priority import lower_priority, stand_apart
-from bt_lightning.worker.publish_job_files import LooseFiles
-from bt_lightning.worker.publisher_lock import Turn, stand_by
-from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
-from bt_lightning.worker.publisher_thread import Publisher
-from bt_lightning.worker.trainer_queries import Answers
+from bt_lightning.worker.publish_job_files import JobFilePublisher
+from bt_lightning.worker.publisher_lock import PublisherLock, stand_by
+from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
+from bt_lightning.worker.publisher_thread import PublisherThread
+from bt_lightning.worker.trainer_queries import TrainerQueries
 from bt_lightning.worker_messages import (
     Begin,
     CheckStore,
@@ -61,7 +61,7 @@ from bt_lightning.worker_messages import (
 )
 
 if TYPE_CHECKING:
-    from bt_lightning.worker.early_upload import Offer
+    from bt_lightning.worker.early_upload import EarlyUpload
 
 _IDLE_S = 1.0
 """Longest wait without a look at whether the training process still lives."""
@@ -72,7 +72,7 @@ EXIT_BUG = 70
 """Exit code of a worker one of whose threads failed in a way that nothing here expects."""
 
 
-def run(conn: Connection, config: WorkerConfig) -> None:
+def run_worker(conn: Connection, config: WorkerConfig) -> None:
     """Entry of the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a client may ask a program for its credentials
@@ -102,8 +102,8 @@ class _Loop:
         parent = multiprocessing.parent_process()
         self._parent = parent.pid if parent is not None else os.getppid()
         self._root = Path(config.root)
-        self._publisher: Publisher | None = None
-        self._remover: Remover | None = None
+        self._publisher: PublisherThread | None = None
+        self._remover: DiskRemovals | None = None
         self._lock = CommitLock(self._root)
         note_job(self._root, config.prefix)
         self._stopped = False
@@ -117,16 +117,16 @@ class _Loop:
         self._deadline: threading.Timer | None = None
         signal.signal(signal.SIGTERM, lambda *_: None)  # wakes the loop
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        self._room = RoomMaker(
+        self._room = DiskSpaceMaker(
             self._root,
             config.budget,
             lambda: self._publisher,
             lambda: self._remover,
             has_store=config.store_url is not None,
         )
-        self._answers = Answers(config, self._room)
-        keeper = Keeper(self._root, self._room, self._offered)
-        self._committer = Committer(
+        self._answers = TrainerQueries(config, self._room)
+        keeper = ImageCommitter(self._root, self._room, self._offered)
+        self._committer = CommitThread(
             self._root, keeper, self._lock, self._committed, start=not config.standby
         )
 
@@ -231,7 +231,7 @@ class _Loop:
             self._say(outcome)
         os.eventfd_write(self._progress, 1)
 
-    def _offered(self, offer: Offer) -> None:
+    def _offered(self, offer: EarlyUpload) -> None:
         if self._publisher is not None:
             self._publisher.offer(offer)
 
@@ -272,13 +272,13 @@ class _Loop:
     def _begin(self, pinned: frozenset[str]) -> None:
         """From now on delete and publish."""
         url, standby = self._config.store_url, self._config.standby
-        self._remover = Remover(
+        self._remover = DiskRemovals(
             self._root, pinned, self._lock, lambda: self._published(None), start=not standby
         )
-        turn = Turn(self._root, standby=standby)
+        turn = PublisherLock(self._root, standby=standby)
         if standby and url:
             stand_by(self._root, url, self._config.prefix)
-        duties = SparingDuties(
+        duties = SmallDiskTasks(
             self._root,
             RetryingStore(LateStore(self._answers.open)) if url else None,
             self._config.prefix,
@@ -287,7 +287,9 @@ class _Loop:
             files=self._files() if url else None,
             remover=self._remover,
         )
-        self._publisher = Publisher(self._root, duties, turn, self._published, standby=standby)
+        self._publisher = PublisherThread(
+            self._root, duties, turn, self._published, standby=standby
+        )
 
     def _wake(self, *, hurry: bool = False) -> None:
         if self._remover is not None:
@@ -298,10 +300,10 @@ class _Loop:
             else:
                 self._publisher.wake()
 
-    def _files(self) -> LooseFiles | None:
+    def _files(self) -> JobFilePublisher | None:
         patterns = self._config.files
         place = f"{redact(self._config.store_url or '')}\n{self._config.prefix}"
-        return LooseFiles(self._root, patterns, place) if patterns is not None else None
+        return JobFilePublisher(self._root, patterns, place) if patterns is not None else None
 
     def _answer_drain(self) -> None:
         if self._drain_by is None:

@@ -20,12 +20,12 @@ from textual.widgets import Input, Static
 from bt_lightning.cli.explore import view_text
 from bt_lightning.cli.explore.explorer import Explorer
 from bt_lightning.cli.explore.file_preview import text_lines
-from bt_lightning.cli.explore.fuzzy_match import best, fuzzy
+from bt_lightning.cli.explore.fuzzy_match import best_matches, fuzzy
 from bt_lightning.cli.explore.long_list import Lines
 from bt_lightning.cli.explore.screen_base import PageScreen
 from bt_lightning.cli.explore.screens import FilesScreen, LinesScreen, PickScreen
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.manage.job_checkpoints import DirectoryShelf
+from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
 
 
 def weights(value):
@@ -42,7 +42,7 @@ def shelf(tmp_path, make):
     for step in (3, 20, 100):
         make(tmp_path / "ck", f"checkpoint-{step}", step, files=weights(float(step)))
     make(tmp_path / "ck", "best", 50, files=weights(50.0))
-    return DirectoryShelf(tmp_path / "ck")
+    return DirectoryCheckpoints(tmp_path / "ck")
 
 
 def explored(shelf, steps, name=None):
@@ -185,7 +185,7 @@ def test_a_checkpoint_to_begin_in_and_an_empty_directory(shelf, tmp_path):
         assert "No checkpoints" in foot(app)
         await press(pilot, "enter", "ctrl+d", "ctrl+o", "right")
 
-    explored(DirectoryShelf(tmp_path / "empty"), nothing)
+    explored(DirectoryCheckpoints(tmp_path / "empty"), nothing)
 
 
 def test_a_list_of_many_draws_what_is_seen_only(shelf, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_list_of_many_draws_what_is_seen_only(shelf, monkeypatch):
     real = view_text.marked
     monkeypatch.setattr(view_text, "marked", lambda *args: drawn.append(args) or real(*args))
     items = shelf.items() * 2500
-    monkeypatch.setattr(DirectoryShelf, "items", lambda _: items)
+    monkeypatch.setattr(DirectoryCheckpoints, "items", lambda _: items)
 
     async def steps(app, pilot):
         assert len(app.screen.query_one(Lines)._lines) == 10_000
@@ -218,9 +218,9 @@ def test_letters_are_found_in_their_order(query, text):
 
 def test_the_best_fit_is_first_and_no_query_keeps_the_order():
     texts = ["checkpoint-120", "checkpoint-20", "c-h-k-2-0"]
-    assert best("20", texts) == [1, 0, 2]
-    assert best(" ", texts) == [0, 1, 2]
-    assert best("xyz", texts) == []
+    assert best_matches("20", texts) == [1, 0, 2]
+    assert best_matches(" ", texts) == [0, 1, 2]
+    assert best_matches("xyz", texts) == []
 
 
 @given(st.lists(st.floats(), max_size=60), st.integers(-1, 40))
@@ -261,7 +261,7 @@ def test_a_file_that_is_too_large_to_look_into_says_so(tmp_path, make):
         assert isinstance(app.screen, LinesScreen)
         assert "too large to look into" in foot(app)
 
-    explored(DirectoryShelf(tmp_path / "ck"), steps)
+    explored(DirectoryCheckpoints(tmp_path / "ck"), steps)
 
 
 def test_a_disk_that_refuses_is_said_and_ends_no_screen(shelf, monkeypatch):

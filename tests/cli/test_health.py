@@ -13,9 +13,9 @@ import pytest
 from bt_lightning.cli.commands.status_doctor import screen
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.upload_status import UploadMeter, read_uploading
-from bt_lightning.manage.run_status import look
+from bt_lightning.manage.run_status import run_status
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.worker.publisher_tasks import Duties
+from bt_lightning.worker.publisher_tasks import PublisherTasks
 
 SAVE = {"number": 1, "checkpoint_id": "checkpoint-20", "step": 20, "decision": "saved"}
 
@@ -45,10 +45,10 @@ def test_status_shows_an_upload_while_it_runs_and_a_failure_after_it(root):
     meter.begin("checkpoint-20", 1000, 1)
     meter.add(400)
     meter.end("no route to s3://bucket")
-    assert "the last upload failed: no route" in screen(look(root))
+    assert "the last upload failed: no route" in screen(run_status(root))
     assert read_uploading(root).waiting == 2
     meter.begin("checkpoint-20", 1000, 1)
-    seen = look(root)
+    seen = run_status(root)
     assert (seen.upload.checkpoint, seen.upload.bytes_total, seen.waiting) == (
         "checkpoint-20", 1000, 1,
     )  # fmt: skip
@@ -63,7 +63,7 @@ def test_the_upload_of_a_dead_worker_is_none(root):
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=True)
     assert read_uploading(root).checkpoint == "checkpoint-20"
-    assert look(root).upload is None
+    assert run_status(root).upload is None
 
 
 def test_a_worker_tells_of_every_byte_that_it_uploads(root, tmp_path, monkeypatch):
@@ -72,7 +72,7 @@ def test_a_worker_tells_of_every_byte_that_it_uploads(root, tmp_path, monkeypatc
     monkeypatch.setattr(
         UploadMeter, "add", lambda self, count: (seen.append(count), add(self, count))
     )
-    duties = Duties(root, LocalStore(tmp_path / "store"), "p", ())
+    duties = PublisherTasks(root, LocalStore(tmp_path / "store"), "p", ())
     sizes = []
     while (done := duties.publish_next()) is not None:
         sizes.append(done.manifest.size)
@@ -84,7 +84,7 @@ def test_a_worker_tells_of_every_byte_that_it_uploads(root, tmp_path, monkeypatc
 def test_rubbish_where_the_worker_writes_is_no_upload(root):
     for rubbish in ("", "[]", '{"pid": 1}', '{"pid": "x", "at": 0, "checkpoint": "c"}'):
         (root / ".bt_lightning" / "uploading.json").write_text(rubbish)
-        assert look(root).upload is None
+        assert run_status(root).upload is None
 
 
 def test_watch_ends_with_ctrl_c_and_no_traceback(root):

@@ -1,4 +1,4 @@
-"""`protect`, `unprotect`, `delete`, `jobs`, `projects`: what goes, what stays, and kills."""
+"""`protect_stored`, `unprotect`, `delete`, `jobs`, `projects`: what goes, what stays, and kills."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION, job_pref
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
 from bt_lightning.manage.find_target import survey
-from bt_lightning.manage.job_checkpoints import StoreShelf
+from bt_lightning.manage.job_checkpoints import StoreCheckpoints
 from bt_lightning.manage.trash import restore, trash_items, trashed
 from bt_lightning.protection_record import Protection
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.job_records import write_record
-from bt_lightning.store.catalog.protection import protect
-from bt_lightning.store.catalog.removal_requests import requested_removals
+from bt_lightning.store.catalog.protection import protect_stored
+from bt_lightning.store.catalog.removal_requests import requested_stored_removals
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.publish import publish
-from bt_lightning.worker.publisher_tasks import Duties
+from bt_lightning.worker.publisher_tasks import PublisherTasks
 
 PREFIX = job_prefix("p", "j", 0)
 
@@ -148,7 +148,7 @@ def test_a_running_job_is_asked_and_its_worker_deletes(cli, store, tmp_path, mak
     root = tmp_path / "ck"
     make(root, "a", 1)
     make(root, "b", 2)
-    duties = Duties(root, store, job_prefix("p", "live", 0), ())
+    duties = PublisherTasks(root, store, job_prefix("p", "live", 0), ())
     while duties.publish_next():
         pass
     done = cli("checkpoints", "delete", "bt://p@live/a", "--store", store.name, "--yes", "-ojson")
@@ -164,20 +164,20 @@ def test_a_running_job_is_asked_and_its_worker_deletes(cli, store, tmp_path, mak
 
 def test_a_restart_does_not_publish_anew_what_was_deleted(cli, store, tmp_path):
     cli("checkpoints", "delete", "c-2", *at(store), "--yes")
-    duties = Duties(tmp_path / "source", store, PREFIX, ())
+    duties = PublisherTasks(tmp_path / "source", store, PREFIX, ())
     duties.delete_stored()
     duties.delete_local()
     assert duties.publish_next() is None
     duties.leave()
     assert left(cli, store) == ["c-1", "c-3", "c-4"]
-    assert requested_removals(store, PREFIX) == frozenset()
+    assert requested_stored_removals(store, PREFIX) == frozenset()
 
 
 def test_a_copy_of_what_was_deleted_stays(cli, store, tmp_path):
     cli("checkpoints", "delete", "c-2", *at(store), "--yes")
     args = ("c-2", "--dir", tmp_path / "source", "--to", store.name, "--to-project", "p")
     cli("checkpoints", "copy", *args, "--to-job-id", "j")
-    assert requested_removals(store, PREFIX) == frozenset()
+    assert requested_stored_removals(store, PREFIX) == frozenset()
 
 
 def test_delete_from_a_directory_and_from_both(cli, store, tmp_path, make):
@@ -239,7 +239,7 @@ def test_a_deletion_killed_at_any_request_leaves_whole_ones_and_is_finished_by_t
             (job,) = survey(LocalStore(tmp_path / str(last)), "p", "j")
             delete_job(store, "p", "j", job.holdings)
         else:
-            shelf = StoreShelf(store, "p", "j")
+            shelf = StoreCheckpoints(store, "p", "j")
             wanted = {"c-1", "c-2", "c-3"}
             finish_deletions(shelf)
             items = [item for item in shelf.items() if item.name in wanted]
@@ -249,8 +249,8 @@ def test_a_deletion_killed_at_any_request_leaves_whole_ones_and_is_finished_by_t
         store = LocalStore(tmp_path / str(last))
         for step in (1, 2, 3):
             publish(store, PREFIX, make(tmp_path / f"s{last}", f"c-{step}", step))
-        protect(store, f"{PREFIX}/c-3", Protection(by="ada"))
-        whole = StoreShelf(store, "p", "j")
+        protect_stored(store, f"{PREFIX}/c-3", Protection(by="ada"))
+        whole = StoreCheckpoints(store, "p", "j")
         names = {item.name for item in whole.items()}
         finished = False
         try:
@@ -258,7 +258,7 @@ def test_a_deletion_killed_at_any_request_leaves_whole_ones_and_is_finished_by_t
             finished = True
         except Killed:
             pass
-        left = {item.name for item in StoreShelf(store, "p", "j").items()}
+        left = {item.name for item in StoreCheckpoints(store, "p", "j").items()}
         assert "c-3" in left
         assert left <= names
         for name in left:
@@ -352,7 +352,7 @@ def test_what_only_the_disk_has_is_put_aside_there_only(cli, store, tmp_path, ma
 
 def test_a_worker_takes_no_notice_of_the_trash(cli, store, tmp_path):
     cli("checkpoints", "delete", "c-4", *at(store), "--trash", "7", "--yes")
-    duties = Duties(tmp_path / "source", store, PREFIX, ())
+    duties = PublisherTasks(tmp_path / "source", store, PREFIX, ())
     duties.delete_stored()
     duties.delete_local()
     assert duties.publish_next() is None
@@ -374,12 +374,12 @@ def test_a_move_to_the_trash_killed_at_any_request_loses_nothing(tmp_path, make,
             publish(store, PREFIX, make(tmp_path / f"s{last}", f"c-{step}", step))
         finished = False
         try:
-            shelf = StoreShelf(Mortal(store, last), "p", "j")
+            shelf = StoreCheckpoints(Mortal(store, last), "p", "j")
             trash_items(shelf, [item for item in shelf.items() if item.name == "c-1"], 7)
             finished = True
         except Killed:
             pass
-        whole = StoreShelf(store, "p", "j")
+        whole = StoreCheckpoints(store, "p", "j")
         there = {item.name for item in whole.items()}
         aside = {one.name for one in trashed(whole)}
         assert "c-2" in there
@@ -455,7 +455,7 @@ def with_files(store):
     store.put(f"{PREFIX}/cut/{MARKER}", b"{}")
     store.put(f"{PREFIX}/cut/model", b"x" * 400)
     store.put(f"{job_prefix('p', 'other', 0)}/run.log", b"12345")
-    protect(store, f"{PREFIX}/c-1", Protection(by="ada"))
+    protect_stored(store, f"{PREFIX}/c-1", Protection(by="ada"))
     return store
 
 
@@ -527,7 +527,7 @@ def test_what_was_not_counted_is_not_deleted(cli, with_files, tmp_path, make):
     done = delete_job(with_files, "p", "j", job.holdings)
     there = {info.key for info in with_files.list(jobs_prefix("p", "j"))}
     assert late < there
-    assert {item.name for item in StoreShelf(with_files, "p", "j").items()} == {"c-1", "c-77"}
+    assert {item.name for item in StoreCheckpoints(with_files, "p", "j").items()} == {"c-1", "c-77"}
     assert sorted(done.left) == [
         "j/late", "j/rank-0/adapter/late.json", "j/rank-0/c-77", "j/rank-0/late",
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save
 
 from bt_lightning.layout import MANIFEST, committed_at, job_prefix
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
-from bt_lightning.localdir.atomic_directory import partials, temporaries
+from bt_lightning.localdir.atomic_directory import partials_dir, temporaries
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease
@@ -68,11 +68,11 @@ def test_download_never_goes_over_something_else(cli, store, tmp_path):
 @pytest.mark.parametrize("meanwhile", ["file", "folder"])
 @pytest.mark.parametrize("command", ["download", "export"])
 def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, command, meanwhile):
-    from bt_lightning.store.catalog import listing
+    from bt_lightning.store.transfer import fetch
 
     target = tmp_path / "there"
     final = target / ("checkpoint-1" if command == "download" else "out")
-    real = listing.download
+    real = fetch.download_files
 
     def download(*args):
         if meanwhile == "folder":
@@ -80,7 +80,7 @@ def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, c
         (final / "mine" if meanwhile == "folder" else final).write_text("of somebody")
         return real(*args)
 
-    monkeypatch.setattr(listing, "download", download)
+    monkeypatch.setattr(fetch, "download_files", download)
     to = {"download": ("--target-directory", target), "export": ("--to", "hf", "--output", final)}
     done = cli("checkpoints", command, "checkpoint-1", "--store", store.name, *to[command], code=11)
     assert "left as it is" in done.stderr
@@ -112,10 +112,10 @@ def test_a_damaged_file_is_never_given_out(cli, store, tmp_path):
 
 def test_what_was_cut_off_is_gone_on_with(cli, store, tmp_path, monkeypatch):
     """The second call asks for what the first did not bring, and for no more."""
-    from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+    from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 
     asked = []
-    read = StorePlace.read_into
+    read = StoreReader.read_into
 
     def dying(self, entry, offset, targets, arrived):
         asked.append(entry.path)
@@ -123,12 +123,12 @@ def test_what_was_cut_off_is_gone_on_with(cli, store, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         read(self, entry, offset, targets, arrived)
 
-    monkeypatch.setattr(StorePlace, "connections", 1)
-    monkeypatch.setattr(StorePlace, "read_into", dying)
+    monkeypatch.setattr(StoreReader, "connections", 1)
+    monkeypatch.setattr(StoreReader, "read_into", dying)
     args = ("checkpoints", "download", "--store", store.name, "--target-directory", tmp_path / "to")
     cli(*args, code=130)
     assert not (tmp_path / "to" / "checkpoint-2").exists()
-    assert partials(tmp_path / "to").is_dir()
+    assert partials_dir(tmp_path / "to").is_dir()
     before, asked[:] = set(asked[:2]), [""] * 3
     cli(*args)
     assert not before.intersection(asked)

@@ -16,8 +16,8 @@ from bt_lightning.cli.explore.file_preview import file_lines
 from bt_lightning.cli.explore.view_text import facts, labels, trend
 from bt_lightning.errors import CheckpointError
 from bt_lightning.layout import MANIFEST, job_prefix
-from bt_lightning.manage.checkpoint_kind import about
-from bt_lightning.manage.job_checkpoints import DirectoryShelf, StoreShelf
+from bt_lightning.manage.checkpoint_kind import checkpoint_kind
+from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, StoreCheckpoints
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish
 
@@ -166,10 +166,10 @@ def test_a_manifest_that_says_anything_harms_nobody(place, data, command):
     before = outside(tmp_path)
     run(*command, "--store", store.name)
     assert outside(tmp_path) <= before
-    shelf = StoreShelf(store, "p", "j")
+    shelf = StoreCheckpoints(store, "p", "j")
     items = shelf.items()
     assert "c-1" in {item.name for item in items}
-    kinds = about([(shelf, item) for item in items])
+    kinds = checkpoint_kind([(shelf, item) for item in items])
     drawn = [*labels(items, kinds), *(line for item in items for line in facts(item).split("\n"))]
     metrics = {name for item in items for name in item.manifest.metrics}
     drawn += [trend(items, metric, 60) for metric in metrics]
@@ -184,10 +184,10 @@ def test_numbers_and_times_that_are_none_are_shown_all_the_same(place, command):
         said = {**json.loads(made.manifest.to_bytes()), "id": f"bad{number or ''}", **changes}
         store.put(f"{PREFIX}/{said['id']}/{MANIFEST}", signed(said))
     run(*command, "--store", store.name)
-    shelf = StoreShelf(store, "p", "j")
+    shelf = StoreCheckpoints(store, "p", "j")
     assert len(shelf.items()) == 3
     assert len(shelf.refused) == 1, "a time that is none makes a manifest that is none"
-    lines = labels(shelf.items(), about([(shelf, item) for item in shelf.items()]))
+    lines = labels(shelf.items(), checkpoint_kind([(shelf, item) for item in shelf.items()]))
     assert all(line.isprintable() for line in lines)
 
 
@@ -225,7 +225,7 @@ def test_a_run_may_have_noted_anything(place, events, command):
 def look_into(root, made, command):
     """Run a command that reads a file of tensors; and show it as the explorer does."""
     run("checkpoints", *command, "--dir", str(root))
-    shelf = DirectoryShelf(Path(root))
+    shelf = DirectoryCheckpoints(Path(root))
     (item,) = [item for item in shelf.items() if item.name == "c"]
     try:
         lines = file_lines(shelf, item, made.manifest.files[0])

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from bt_lightning.cli.explore.explorer import Explorer
 from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.event_log import FILE
-from bt_lightning.manage.job_checkpoints import DirectoryShelf
+from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish
 
@@ -161,7 +161,7 @@ def test_the_screens_of_the_explorer(root, golden, tmp_path, monkeypatch, width)
     shown = []
 
     async def walk():
-        app = Explorer(DirectoryShelf(root))
+        app = Explorer(DirectoryCheckpoints(root))
         async with app.run_test(size=(width, 20)) as pilot:
             for name, keys in STEPS.items():
                 await pilot.press(*keys)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from bt_lightning.layout import job_prefix
-from bt_lightning.localdir.protection import protect
+from bt_lightning.localdir.protection import protect_local
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish
@@ -31,7 +31,7 @@ def weights(**changed):
 @pytest.fixture
 def root(tmp_path, make):
     made = make(tmp_path / "ck", "checkpoint-10", 10, files=weights())
-    protect(made.path, Protection(by="ada", why="best", at="2026-01-02T03:04:05+00:00"))
+    protect_local(made.path, Protection(by="ada", why="best", at="2026-01-02T03:04:05+00:00"))
     make(tmp_path / "ck", "checkpoint-20", 20, files=weights(**{"head.weight": torch.zeros(2, 3)}))
     return tmp_path / "ck"
 
@@ -115,7 +115,7 @@ def test_escape_sequences_in_names_of_files_tensors_and_reasons_stay_out_of_the_
 ):
     evil = "\x1b[31mred\x07\u202e"
     make(tmp_path, "c", 1, files={"m.safetensors": save({evil: torch.ones(1)})})
-    protect(tmp_path / "c", Protection(by=evil, why=evil))
+    protect_local(tmp_path / "c", Protection(by=evil, why=evil))
     csv = ("show", "c", "-o", "csv")
     for args in (("show", "c", "--tensors"), ("show", "c"), ("files", "c"), ("list",), csv):
         said = cli("checkpoints", *args, "--dir", tmp_path).output

@@ -21,7 +21,7 @@ from model import Journal, Net, Points, digest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
-from bt_lightning.session.known_checkpoints import Known
+from bt_lightning.session.known_checkpoints import KnownCheckpoints
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 5, 2  # 40 saves; some fall on an epoch's last batch
 
@@ -55,13 +55,13 @@ def train(
     logging.disable(logging.WARNING)
     L.seed_everything(seed, verbose=False)
     notes = Journal(journal, life)
-    add = Known.add
+    add = KnownCheckpoints.add
 
-    def noted(known: Known, manifest: object) -> None:
+    def noted(known: KnownCheckpoints, manifest: object) -> None:
         add(known, manifest)
         notes.write(event="committed", step=manifest.step, digest=manifest.digest)
 
-    Known.add = noted
+    KnownCheckpoints.add = noted
     trainer = L.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",

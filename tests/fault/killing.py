@@ -19,7 +19,7 @@ import psutil
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import DOT_DIR, MARKER
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
-from bt_lightning.localdir.removal_requests import requested_removals
+from bt_lightning.localdir.removal_requests import requested_local_removals
 from tests.fault.nursery import LIMIT_S
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Run:
         assert not rubbish
         on_disk = {c.manifest.digest for c in list_committed(self.root)[0]}
         published = {c.manifest.digest for c in list_committed(self.store)[0]}
-        requested = requested_removals(self.root)
+        requested = requested_local_removals(self.root)
         assert on_disk - requested <= published, "a committed checkpoint did not reach the store"
         # what the last life resumed from may not go before the next one
         assert requested <= on_disk | published, "a removal was forgotten"

@@ -28,8 +28,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from bt_lightning import BTLightning
-from bt_lightning.session.rank_agreement import Together
-from bt_lightning.session.writer_session import Session
+from bt_lightning.session.rank_agreement import RankAgreement
+from bt_lightning.session.writer_session import WriterSession
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 8, 2  # 64 saves
 
@@ -96,19 +96,19 @@ class Moment(Callback):
         self.reach("train_end")
 
 
-look = Together._look
+look = RankAgreement._look
 
 
-def told_of_promises(agreement: Together) -> None:
+def told_of_promises(agreement: RankAgreement) -> None:
     look(agreement)
     if agreement._member.asked is not None:
         Moment.heard.set()
 
 
-finish = Session.finish
+finish = WriterSession.finish
 
 
-def told_while_finishing(session: Session, *args: object) -> None:
+def told_while_finishing(session: WriterSession, *args: object) -> None:
     Moment.reach("drain")
     finish(session, *args)
 
@@ -134,8 +134,8 @@ def train(
     logging.disable(logging.WARNING)
     Moment.wanted, Moment.rank = moment, rank
     L.seed_everything(seed, verbose=False)
-    Session.finish = told_while_finishing
-    Together._look = told_of_promises
+    WriterSession.finish = told_while_finishing
+    RankAgreement._look = told_of_promises
     notes = Journal(journal, life)
     wanted = {"every_n_train_steps": EVERY, "save_top_k": 3, "monitor": "step", "mode": "max"}
     callbacks: list[Callback] = [

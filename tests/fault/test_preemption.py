@@ -19,7 +19,7 @@ import pytest
 
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
-from bt_lightning.save_interval import best
+from bt_lightning.save_interval import best_interval
 from tests.fault.nursery import Nursery
 
 JOB = Path(__file__).with_name("preempted.py")
@@ -278,7 +278,7 @@ def test_the_interval_follows_what_saves_were_measured_to_take(nursery, tmp_path
     assert found
     for event in found:
         measured = event["cost_s"], event["mtbf_s"], 0.05, event["takes_s"]
-        assert event["interval_s"] == best(*measured)
+        assert event["interval_s"] == best_interval(*measured)
         assert event["cost_s"] > 0
         assert event["mtbf_s"] >= 86400
 

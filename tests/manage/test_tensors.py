@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch.distributed import checkpoint as dcp
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.pickle_interpreter import Node
+from bt_lightning.manage.pickle_interpreter import PickledValue
 from bt_lightning.manage.pickled_tensors import parse_pickle, parse_zip
 from bt_lightning.manage.safe_unpickle import unpickle
 from bt_lightning.manage.tensor_headers import (
@@ -177,7 +177,7 @@ def made(value):
         return [made(inner) for inner in value]
     if isinstance(value, tuple):
         return tuple(made(inner) for inner in value)
-    if not isinstance(value, Node):
+    if not isinstance(value, PickledValue):
         return value
     flat = [made(inner) for inner in value.pairs or []]
     return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -18,7 +18,7 @@ from bt_lightning import (
     ReadOnlyError,
 )
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ def old(runs: ModuleType, store: Path, tmp_path: Path) -> Path:
     bt = {"project": "demo", "job": "old"}
     run = runs.fit(tmp_path / "old", make=partial(runs.Net, 7), save=EVERY_3, bt=bt)
     assert run.stopped
-    assert set(look(LocalStore(store), OLD).committed) == {"checkpoint-3", "checkpoint-6"}
+    assert set(list_job(LocalStore(store), OLD).committed) == {"checkpoint-3", "checkpoint-6"}
     return store
 
 
@@ -115,7 +115,7 @@ def test_what_a_run_started_from_by_a_name_is_not_deleted_by_it(
     bt = {"project": "demo", "job": "old", "resume": "never"}
     run = runs.fit(tmp_path / "b", save=keep_one, ckpt_path="bt://demo@old", bt=bt)
     assert run.first_step == 6
-    assert "checkpoint-6" in look(LocalStore(old), OLD).committed
+    assert "checkpoint-6" in list_job(LocalStore(old), OLD).committed
 
 
 def test_test_and_validate_and_predict_take_a_name(
@@ -204,12 +204,12 @@ def test_without_a_store_a_name_stops_the_start(runs: ModuleType, tmp_path: Path
 
 
 def test_nothing_is_saved_or_removed_under_a_name(old: Path) -> None:
-    before = look(LocalStore(old), OLD).committed
+    before = list_job(LocalStore(old), OLD).committed
     with pytest.raises(ReadOnlyError):
         BTCheckpointIO().save_checkpoint({"state_dict": {}}, "bt://demo@old/checkpoint-9")
     with pytest.raises(ReadOnlyError):
         BTCheckpointIO().remove_checkpoint("bt://demo@old/checkpoint-6")
-    assert look(LocalStore(old), OLD).committed == before
+    assert list_job(LocalStore(old), OLD).committed == before
 
 
 def test_all_ranks_start_from_what_the_first_one_finds(
@@ -222,13 +222,13 @@ def test_all_ranks_start_from_what_the_first_one_finds(
     import lightning as L
     import plugin_runs as runs
     from bt_lightning import BTLightning
-    from bt_lightning.session.bt_and_evicted_paths import BtSource
+    from bt_lightning.session.bt_and_evicted_paths import StorePaths
 
-    real = BtSource.look
+    real = StorePaths.look
     def look(self, path):
         Path(sys.argv[1], f"looked-{trainer.global_rank}").touch()
         return real(self, path)
-    BtSource.look = look
+    StorePaths.look = look
 
     class Note(L.Callback):
         def on_train_start(self, trainer, module):

@@ -66,7 +66,7 @@ def ours(trainer: Any) -> BTLightning:
 
 def wait_for_worker(trainer: Any) -> None:
     """Wait for what becomes of the upload; whoever polls next hears of it."""
-    session, until = ours(trainer)._writing.session, time.monotonic() + 60
+    session, until = ours(trainer)._session.writer, time.monotonic() + 60
     while not (session._failures or session._published):
         assert time.monotonic() < until, "the worker said nothing"
         session.pump(1.0)
@@ -74,7 +74,7 @@ def wait_for_worker(trainer: Any) -> None:
 
 def committed(trainer: Any) -> None:
     """Wait until every save so far is committed."""
-    ours(trainer)._writing.session.saves.saver.drain()
+    ours(trainer)._session.writer.saves.saver.drain()
 
 
 def save_once(root: Path, step: int = 3) -> Any:
@@ -154,7 +154,7 @@ def test_one_cause_is_reported_once_over_many_checkpoints(runs: ModuleType, tmp_
     def save(trainer: Any) -> None:
         if trainer.global_step <= 4:
             trainer.save_checkpoint(root / f"checkpoint-{trainer.global_step}")
-            ours(trainer)._writing.session._worker._conn.poll(1 if trainer.global_step > 1 else 60)
+            ours(trainer)._session.writer._worker._conn.poll(1 if trainer.global_step > 1 else 60)
 
     hooks = callback(on_train_start=lambda _: blocked(store), on_train_batch_end=save)
     bt = BTLightning(dir=root, store=str(store), on_error="warn")
@@ -254,7 +254,7 @@ def test_a_killed_worker_is_started_again_and_publishes(
 
     def kill(trainer: Any) -> None:
         if trainer.global_step == 2:
-            worker = ours(trainer)._writing.session._worker
+            worker = ours(trainer)._session.writer._worker
             worker._process.kill()
             worker._process.join()
 
@@ -297,7 +297,7 @@ def test_h1_a_write_that_fails_half_way_fails_the_save_and_commits_nothing(
         """From step 2 on the disk takes no file of more than 2,000 bytes of the worker's."""
         if trainer.global_step == 1:
             committed(trainer)
-            worker = psutil.Process(ours(trainer)._writing.session.worker_pid)
+            worker = psutil.Process(ours(trainer)._session.writer.worker_pid)
             worker.rlimit(psutil.RLIMIT_FSIZE, (2000, -1))
 
     hook = callback(on_train_batch_start=full)
@@ -320,7 +320,7 @@ def test_h2_a_save_over_an_old_one_that_fails_leaves_the_old_one_whole(
     run = runs.fit(tmp_path, save={"filename": "best"}, max_epochs=1)
     before = BTCheckpointIO().load_checkpoint(tmp_path / "best")
     monkeypatch.setattr(commit, "publish_directory", refuse)
-    run.trainer.strategy.checkpoint_io.ours._warned = True
+    run.trainer.strategy.checkpoint_io.ours.writer._warned = True
     changed = {**before, "global_step": 99}
     with pytest.raises(OSError, match="gone at the last moment"):
         BTCheckpointIO().save_checkpoint(changed, tmp_path / "best")

@@ -269,7 +269,7 @@ def fit(root, stop_at, seed):
         # kill every rank once rank 0's last save is on the disk
         if not trainer.is_global_zero:
             signal.pause()
-        bt._writing.session.saves.saver.drain()
+        bt._session.writer.saves.saver.drain()
         runs.kill_group()
 
     module = runs.Net(stop_at, end)
@@ -321,9 +321,9 @@ def test_a_resume_on_another_number_of_ranks_warns_and_trains_to_the_end(
     runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What two ranks left is made up here: the state of one, twice."""
-    from bt_lightning.lightning_plugin.exact_resume import Exactness
+    from bt_lightning.lightning_plugin.exact_resume import ExactResume
 
-    original = Exactness.on_save
+    original = ExactResume.on_save
 
     def twice(*args: Any) -> Any:
         saved = original(*args)
@@ -331,7 +331,7 @@ def test_a_resume_on_another_number_of_ranks_warns_and_trains_to_the_end(
 
     save = {"save_top_k": -1, **MID}
     with monkeypatch.context() as patch:
-        patch.setattr(Exactness, "on_save", twice)
+        patch.setattr(ExactResume, "on_save", twice)
         runs.fit(tmp_path, make=partial(runs.Net, 10), save=save, loader_options=STATEFUL)
     with pytest.warns(UserWarning, match="saved by 2 ranks, resumed on 1"):
         resumed = runs.fit(tmp_path, save=save, loader_options=STATEFUL)

@@ -19,10 +19,10 @@ from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
-from bt_lightning.store.transfer.download import verify as check
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
+from bt_lightning.store.transfer.download import verify_bytes as check
 from tests.bad_store import BadStore
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def test_a_disk_that_fails_for_a_while_costs_nothing(
     assert {event["decision"] for event in saves} <= {"saved", "waited"}
     assert sum(event["streamed"] for event in saves) > 5
     store = open_store("s3://bucket/x", bucket.options)
-    found = look(store, PREFIX).committed
+    found = list_job(store, PREFIX).committed
     for folder in found:
-        check(StorePlace(store, PREFIX, folder))
+        check(StoreReader(store, PREFIX, folder))
     stored = {Manifest.from_bytes(data, "").step for data in found.values()}
     if save is EVERY:
         assert stored == set(range(1, 25))

@@ -9,7 +9,7 @@ import pytest
 
 from bt_lightning import BTLightning, InvalidSettingError
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def other_files(store: Path) -> set[str]:
     (job,) = store.glob("training_projects/*/jobs/*/rank-0")
-    found = look(LocalStore(store), job.relative_to(store).as_posix())
+    found = list_job(LocalStore(store), job.relative_to(store).as_posix())
     assert found.committed, "its checkpoint must be there in any case"
     return set(found.loose())
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from bt_lightning.session import rank_liveness
-from bt_lightning.session.rank_exchange import connected
-from bt_lightning.session.rank_liveness import Calling, Listening
+from bt_lightning.session.rank_exchange import second_connection
+from bt_lightning.session.rank_liveness import LivenessCaller, LivenessListener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CALL = """
 import os, sys, time
-from bt_lightning.session.rank_liveness import Calling
-line = Calling("127.0.0.1", sys.argv[1], int(sys.argv[2]))
+from bt_lightning.session.rank_liveness import LivenessCaller
+line = LivenessCaller("127.0.0.1", sys.argv[1], int(sys.argv[2]))
 line.look(0)
 print("called", flush=True)
 if sys.argv[3] == "forks" and os.fork() == 0:
@@ -39,14 +39,14 @@ else:
 
 
 @pytest.fixture
-def host() -> Iterator[Listening]:
-    made = Listening("127.0.0.1", 2)
+def host() -> Iterator[LivenessListener]:
+    made = LivenessListener("127.0.0.1", 2)
     yield made
     made.close()
 
 
 @pytest.fixture
-def call(host: Listening) -> Iterator[Any]:
+def call(host: LivenessListener) -> Iterator[Any]:
     """Start a process that calls as rank 1; it and what it forked are gone after the test."""
     started: list[subprocess.Popen[str]] = []
 
@@ -72,7 +72,7 @@ def call(host: Listening) -> Iterator[Any]:
         process.communicate()
 
 
-def lost_within(line: Listening | Calling, limit_s: float) -> int | None:
+def lost_within(line: LivenessListener | LivenessCaller, limit_s: float) -> int | None:
     until = time.monotonic() + limit_s
     while line.lost() is None and time.monotonic() < until:
         line.look(0.05)
@@ -110,8 +110,8 @@ def test_a_line_that_is_made_again_loses_nobody(host, call, monkeypatch):
 
 
 def test_the_end_of_rank_0_is_noticed_by_the_others():
-    host = Listening("127.0.0.1", 2)
-    line = Calling("127.0.0.1", host.address, 1)
+    host = LivenessListener("127.0.0.1", 2)
+    line = LivenessCaller("127.0.0.1", host.address, 1)
     line.look(0)
     for _ in range(3):
         host.look(0.05)
@@ -143,8 +143,8 @@ def test_a_connection_of_our_own_is_not_held_by_a_wait_in_another():
     """As of torch before 2.8, whose stores cannot be cloned."""
     server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store = torch.distributed.PrefixStore("group", server)
-    zero, one = connected(store), connected(store)
+    zero, one = second_connection(store), second_connection(store)
     zero.set("key", "value")
     assert one.get("key") == b"value"
     files = torch.distributed.HashStore()
-    assert connected(files) is files
+    assert second_connection(files) is files

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from bt_lightning import BTCheckpointIO, BTLightning, DirectoryUnusableError
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.lightning_plugin import checkpoint_io
-from bt_lightning.lightning_plugin.weight_change_watch import Watch, overrides
+from bt_lightning.lightning_plugin.weight_change_watch import WeightChangeWatch, overrides
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.session import writer_session
@@ -327,7 +327,7 @@ bt = BTLightning(dir=root)
 
 def end():
     # the snapshot is complete in the arena, and the worker was told; nothing more is waited for
-    saver = bt._writing.session.saves.saver
+    saver = bt._session.writer.saves.saver
     saver.settle()
     for future, _, _ in list(saver._copies.values()):
         future.result()
@@ -353,11 +353,11 @@ def test_a_fit_leaves_neither_watch_nor_hook_behind(runs: ModuleType, tmp_path: 
 
     before = len(_global_optimizer_pre_hooks)
     run = runs.fit(tmp_path, max_epochs=1)
-    assert not [c for c in run.trainer.callbacks if isinstance(c, Watch)]
+    assert not [c for c in run.trainer.callbacks if isinstance(c, WeightChangeWatch)]
     assert len(_global_optimizer_pre_hooks) == before
     run = runs.fit(tmp_path / "other", make=lambda: runs.Net(3), max_epochs=1)
     assert run.stopped
-    assert not [c for c in run.trainer.callbacks if isinstance(c, Watch)]
+    assert not [c for c in run.trainer.callbacks if isinstance(c, WeightChangeWatch)]
     assert len(_global_optimizer_pre_hooks) == before
 
 

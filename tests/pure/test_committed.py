@@ -25,8 +25,8 @@ from bt_lightning.localdir.local_checkpoints import (
 )
 from bt_lightning.localdir.removal_requests import (
     forget_removal,
-    request_removal,
-    requested_removals,
+    request_local_removal,
+    requested_local_removals,
 )
 from bt_lightning.manifest import Manifest
 
@@ -237,14 +237,14 @@ def test_a_root_that_does_not_exist_holds_nothing(tmp_path):
 
 
 def test_a_removal_request_outlives_its_process_and_goes_when_it_is_done(tmp_path):
-    assert requested_removals(tmp_path) == frozenset()
+    assert requested_local_removals(tmp_path) == frozenset()
     one, other = uuid.uuid4().hex, uuid.uuid4().hex
     for digest_ in (one, other, one):
-        request_removal(tmp_path, digest_)
-    assert requested_removals(tmp_path) == {one, other}
+        request_local_removal(tmp_path, digest_)
+    assert requested_local_removals(tmp_path) == {one, other}
     forget_removal(tmp_path, one)
     forget_removal(tmp_path, one)
-    assert requested_removals(tmp_path) == {other}
+    assert requested_local_removals(tmp_path) == {other}
 
 
 def test_the_hint_names_the_newest_and_is_replaced_whole(tmp_path):

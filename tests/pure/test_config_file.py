@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from bt_lightning import load_config
-from bt_lightning.config_file import load_config
+from bt_lightning.config_file import load_config as loading
 from bt_lightning.errors import ConfigNotFoundError, InvalidSettingError
 from bt_lightning.truss_definitions import TrainingProject
 
@@ -25,9 +25,9 @@ project = TrainingProject(name="p", job=TrainingJob(image=Image(base_image="i"))
 def _without_truss(monkeypatch):
     """Whether it is installed here or not."""
     for name in list(sys.modules):
-        if name.partition(".")[0] in load_config.TRUSS_ROOTS:
+        if name.partition(".")[0] in loading.TRUSS_ROOTS:
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(load_config, "find_spec", lambda _: None)
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
 
 
 @pytest.fixture
@@ -213,5 +213,5 @@ def test_a_folder_that_happens_to_be_called_truss_is_not_truss(config, monkeypat
     class NoFile:
         origin = None
 
-    monkeypatch.setattr(load_config, "find_spec", lambda _: NoFile())
+    monkeypatch.setattr(loading, "find_spec", lambda _: NoFile())
     assert load_config(config(GOOD)).name == "p"

@@ -21,16 +21,16 @@ from bt_lightning.layout import DOT_DIR, MANIFEST
 from bt_lightning.localdir import atomic_directory, rename_noreplace
 from bt_lightning.localdir.atomic_directory import (
     delete_directory,
-    empty_trash,
     publish_directory,
     sweep,
+    sweep_trash,
     temporaries,
     temporary,
     tidy,
-    trash,
+    trash_dir,
 )
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.directory_check import usable_root
+from bt_lightning.localdir.directory_check import check_root
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manifest import Manifest
@@ -72,7 +72,7 @@ def files_under(root) -> set[str]:
 
 
 def left_over(root) -> list[Path]:
-    return [*temporaries(root).glob("*"), *trash(root).glob("*")]
+    return [*temporaries(root).glob("*"), *trash_dir(root).glob("*")]
 
 
 WHOLE = {f"{NAME}/{path}" for path in (*FILES, MANIFEST)}
@@ -227,7 +227,7 @@ def test_a_death_while_a_checkpoint_is_deleted_leaves_all_of_it_or_nothing(tmp_p
     for root, calls in deaths(tmp_path, make, lambda root: delete_directory(root / NAME, root)):
         seen = generation_at(root / NAME)
         assert seen in {None, 1}, calls
-        empty_trash(root)
+        sweep_trash(root)
         assert sweep(root) == [], calls
         assert generation_at(root / NAME) == seen, "a deleted checkpoint came back"
         assert files_under(root) == (WHOLE if seen else set()), calls
@@ -430,10 +430,10 @@ def test_a_sweep_spares_what_this_process_writes(tmp_path):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from bt_lightning.localdir import taking
+    from bt_lightning.localdir import rename_noreplace
     from bt_lightning.localdir.atomic_directory import publish_directory, temporary
     root = Path(sys.argv[1])
-    taking.renameat2 = lambda *_: False
+    rename_noreplace.renameat2 = lambda *_: False
     renames = 0
     rename = os.rename
     def last(*args):
@@ -476,7 +476,7 @@ def test_a_name_taken_since_is_not_overwritten_by_what_waits_in_the_trash(tmp_pa
 @pytest.mark.parametrize("note", ["../../escaped", "/tmp/escaped", "", ".bt_lightning/x", "a\x00b"])
 def test_a_note_in_the_trash_cannot_name_a_place_outside_the_root(tmp_path, note):
     root = tmp_path / "one" / "two"
-    waiting = trash(root) / "replaced-abc"
+    waiting = trash_dir(root) / "replaced-abc"
     (waiting / "content").mkdir(parents=True)
     (waiting / "content" / "file").touch()
     (waiting / "origin").write_text(note)
@@ -486,7 +486,7 @@ def test_a_note_in_the_trash_cannot_name_a_place_outside_the_root(tmp_path, note
 
 def test_rubbish_of_any_kind_in_the_dot_folder_is_swept(tmp_path):
     """Nothing of this package puts plain files there, but a person or a sync may."""
-    for folder in (temporaries(tmp_path), trash(tmp_path)):
+    for folder in (temporaries(tmp_path), trash_dir(tmp_path)):
         (folder / "x" / "y").mkdir(parents=True)
         (folder / "file").touch()
         (folder / "link").symlink_to("nowhere")
@@ -571,12 +571,12 @@ def test_a_link_that_is_deleted_leaves_what_it_names(tmp_path):
 
 
 def test_what_a_dead_process_was_deleting_goes_while_replacements_wait_for_the_sweep(tmp_path):
-    """`empty_trash` runs beside live writers: what they replace may have to go back."""
+    """`sweep_trash` runs beside live writers: what they replace may have to go back."""
     make(tmp_path, "replaced")
     atomic_directory._set_aside(tmp_path / "replaced", tmp_path)
     make(tmp_path, "deleted")
-    (tmp_path / "deleted").rename(trash(tmp_path) / "deleted-abc")
-    empty_trash(tmp_path)
+    (tmp_path / "deleted").rename(trash_dir(tmp_path) / "deleted-abc")
+    sweep_trash(tmp_path)
     assert [path.name.partition("-")[0] for path in left_over(tmp_path)] == ["replaced"]
     assert sweep(tmp_path) == [tmp_path / "replaced"]
 
@@ -627,7 +627,7 @@ def test_publishing_onto_a_free_name_below_new_folders_makes_them(tmp_path, kern
 
 
 def test_a_usable_root_is_made_and_keeps_no_probe(tmp_path):
-    root = usable_root(tmp_path / "a" / "b")
+    root = check_root(tmp_path / "a" / "b")
     assert root.is_dir()
     assert files_under(tmp_path) == set()
     assert left_over(root) == []
@@ -644,7 +644,7 @@ def test_a_file_in_place_of_a_directory_is_named_with_what_to_do(tmp_path, place
     if place == "parent":
         root /= "below"
     with pytest.raises(DirectoryUnusableError) as caught:
-        usable_root(root)
+        check_root(root)
     assert str(root) in str(caught.value)
     assert "move it away" in str(caught.value)
     assert "BT_CHECKPOINT_DIR" in str(caught.value)
@@ -665,7 +665,7 @@ def test_a_root_that_cannot_be_written_is_refused_with_a_hint(tmp_path, code, wo
     with pytest.MonkeyPatch.context() as patch:
         failing(patch, 0, code, ("mkdir",))
         with pytest.raises(DirectoryUnusableError, match=words):
-            usable_root(tmp_path / "new")
+            check_root(tmp_path / "new")
 
 
 def test_a_file_system_without_locks_counts_as_free(tmp_path, monkeypatch):

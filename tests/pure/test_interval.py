@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bt_lightning.save_interval import LEAST_S, MOST_S, Record, best, daly, record_of
+from bt_lightning.save_interval import (
+    LEAST_S,
+    MOST_S,
+    FailureRecord,
+    best_interval,
+    daly,
+    record_of,
+)
 
 relaxed = settings(deadline=None, database=None, max_examples=300)
 costs = st.floats(1e-4, 1e3)
@@ -33,7 +40,7 @@ def test_the_formula_is_within_a_thousandth_of_the_best_interval(cost_s, mtbf_s)
 @relaxed
 @given(costs, times, st.floats(1e-4, 1.0), st.floats(0, 1e4))
 def test_an_interval_keeps_its_limits(cost_s, mtbf_s, overhead, takes_s):
-    found = best(cost_s, mtbf_s, overhead, takes_s)
+    found = best_interval(cost_s, mtbf_s, overhead, takes_s)
     assert found >= LEAST_S
     assert found >= takes_s
     assert cost_s / found <= overhead * (1 + 1e-9)
@@ -44,7 +51,7 @@ def test_an_interval_keeps_its_limits(cost_s, mtbf_s, overhead, takes_s):
 @given(costs, costs, times)
 def test_dearer_saves_are_never_made_more_often(one, other, mtbf_s):
     low, high = sorted((one, other))
-    assert best(low, mtbf_s, 0.01, 0) <= best(high, mtbf_s, 0.01, 0) * (1 + 1e-9)
+    assert best_interval(low, mtbf_s, 0.01, 0) <= best_interval(high, mtbf_s, 0.01, 0) * (1 + 1e-9)
 
 
 def test_saves_dearer_than_failures_are_rare():
@@ -52,9 +59,9 @@ def test_saves_dearer_than_failures_are_rare():
 
 
 def test_the_prior_gives_way_to_what_is_seen():
-    assert Record().mtbf_s(86400) == 86400
-    assert Record(86400, 0).mtbf_s(86400) == 2 * 86400
-    assert Record(3600 * 24, 23).mtbf_s(86400) == pytest.approx(7200)
+    assert FailureRecord().mtbf_s(86400) == 86400
+    assert FailureRecord(86400, 0).mtbf_s(86400) == 2 * 86400
+    assert FailureRecord(3600 * 24, 23).mtbf_s(86400) == pytest.approx(7200)
 
 
 def event(kind, at, **facts):
@@ -72,8 +79,8 @@ def test_a_run_that_broke_off_or_ended_by_an_error_failed():
         event("began", 300.0),
         event("ended", 340.0, failed=False),
     ]
-    assert record_of(events) == Record(50 + 60 + 30 + 40, 2)
+    assert record_of(events) == FailureRecord(50 + 60 + 30 + 40, 2)
 
 
 def test_without_events_nothing_is_known():
-    assert record_of([]) == Record()
+    assert record_of([]) == FailureRecord()

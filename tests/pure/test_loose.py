@@ -12,9 +12,9 @@ import pytest
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.glob_patterns import Patterns
 from bt_lightning.layout import MANIFEST, MARKER, PROTECTION
-from bt_lightning.localdir.find_job_files import Stamp, find_loose
-from bt_lightning.localdir.uploaded_job_files import Arrived
-from bt_lightning.store.transfer.job_file_source import LooseSource
+from bt_lightning.localdir.find_job_files import Stamp, find_job_files
+from bt_lightning.localdir.uploaded_job_files import UploadedJobFiles
+from bt_lightning.store.transfer.job_file_source import JobFileSource
 
 
 def write(file, data=b"x"):
@@ -33,7 +33,7 @@ def stamp_of(file):
 def test_files_anywhere_below_are_found_with_their_stamps(tmp_path):
     for path in ("a.json", "logs/version_0/events.out.tfevents.1", "checkpoint-5/optimizer.pt"):
         write(tmp_path / path)
-    found = find_loose(tmp_path)
+    found = find_job_files(tmp_path)
     assert set(found.files) == {
         "a.json",
         "logs/version_0/events.out.tfevents.1",
@@ -49,7 +49,7 @@ def test_a_directory_with_a_manifest_is_a_checkpoint_with_all_that_is_in_it(tmp_
     write(tmp_path / "checkpoint-1" / "sub" / "added.txt")
     write(tmp_path / "runs" / "checkpoint-2" / MANIFEST)
     write(tmp_path / "runs" / "notes.txt")
-    assert set(find_loose(tmp_path).files) == {"runs/notes.txt"}
+    assert set(find_job_files(tmp_path).files) == {"runs/notes.txt"}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_directory_with_a_manifest_is_a_checkpoint_with_all_that_is_in_it(tmp_
 )
 def test_what_is_under_way_or_says_something_of_checkpoints_is_left_out(tmp_path, path):
     write(tmp_path / path)
-    assert find_loose(tmp_path).files == {}
+    assert find_job_files(tmp_path).files == {}
 
 
 def test_links_sockets_and_pipes_are_left_out(tmp_path):
@@ -85,7 +85,7 @@ def test_links_sockets_and_pipes_are_left_out(tmp_path):
     os.mkfifo(root / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(root / "socket"))
-        assert set(find_loose(root).files) == {"here"}
+        assert set(find_job_files(root).files) == {"here"}
 
 
 def test_names_that_no_store_can_have_are_told_and_do_not_hide_others(tmp_path):
@@ -93,7 +93,7 @@ def test_names_that_no_store_can_have_are_told_and_do_not_hide_others(tmp_path):
     write(tmp_path / "back\\slash")
     write(tmp_path / "new\nline")
     os.mknod(os.fsencode(tmp_path) + b"/\xff\xfe")
-    found = find_loose(tmp_path)
+    found = find_job_files(tmp_path)
     assert set(found.files) == {"good \u00e9\u4e2d.txt"}
     assert set(found.refused) == {"back\\\\slash", "new\\nline", "\\udcff\\udcfe"}
     assert all(name.isprintable() for name in found.refused)
@@ -103,11 +103,11 @@ def test_only_what_is_wanted_is_found(tmp_path):
     for path in ("a.json", "b.bin", "logs/c.json", "logs/d.bin"):
         write(tmp_path / path)
     patterns = Patterns(include=("**/*.json", "*.bin"), exclude=("logs/**",))
-    assert set(find_loose(tmp_path, patterns.choose).files) == {"a.json", "b.bin"}
+    assert set(find_job_files(tmp_path, patterns.choose).files) == {"a.json", "b.bin"}
 
 
 def test_a_directory_that_is_not_there_is_empty(tmp_path):
-    assert find_loose(tmp_path / "none").files == {}
+    assert find_job_files(tmp_path / "none").files == {}
 
 
 @pytest.mark.parametrize("change", ["append", "rewrite", "mtime", "replace"])
@@ -133,21 +133,21 @@ ONE, TWO = Stamp(1, 2, 3, 4), Stamp(5, 6, 7, 8)
 
 
 def test_what_arrived_is_known_to_the_next_start_and_of_no_other_place(tmp_path):
-    arrived = Arrived(tmp_path, "s3://bucket/job")
+    arrived = UploadedJobFiles(tmp_path, "s3://bucket/job")
     arrived.add([("a/b", ONE), ("c", TWO)])
     arrived.add([("c", ONE)])
-    again = Arrived(tmp_path, "s3://bucket/job")
+    again = UploadedJobFiles(tmp_path, "s3://bucket/job")
     assert ("a/b", ONE) in again
     assert ("c", ONE) in again
     assert ("c", TWO) not in again
-    assert ("a/b", ONE) not in Arrived(tmp_path, "s3://bucket/other")
+    assert ("a/b", ONE) not in UploadedJobFiles(tmp_path, "s3://bucket/other")
 
 
 def test_what_the_store_has_lost_is_forgotten_for_good(tmp_path):
-    arrived = Arrived(tmp_path, "here")
+    arrived = UploadedJobFiles(tmp_path, "here")
     arrived.add([("a", ONE), ("b", ONE), ("c", ONE)])
     arrived.keep_held({"a": ONE.size, "b": ONE.size + 1})
-    for known in (arrived, Arrived(tmp_path, "here")):
+    for known in (arrived, UploadedJobFiles(tmp_path, "here")):
         assert [path for path in "abc" if (path, ONE) in known] == ["a"]
 
 
@@ -156,31 +156,31 @@ def test_what_the_store_has_lost_is_forgotten_for_good(tmp_path):
     [b"", b"\x00\xff\n", b'["a", 1, 2, 3]\n', b'["a", 1, 2, 3, "4"]\n', b'{"a": 1}\n', b"[" * 9999],
 )
 def test_a_damaged_record_costs_another_sending_and_no_more(tmp_path, rubbish):
-    arrived = Arrived(tmp_path, "here")
+    arrived = UploadedJobFiles(tmp_path, "here")
     arrived.add([("a", ONE)])
     with arrived._file.open("ab") as stream:
         stream.write(rubbish[:-1])
-    again = Arrived(tmp_path, "here")
+    again = UploadedJobFiles(tmp_path, "here")
     again.add([("b", TWO)])
-    last = Arrived(tmp_path, "here")
+    last = UploadedJobFiles(tmp_path, "here")
     assert ("a", ONE) in last
     assert ("b", TWO) in last
     arrived._file.write_bytes(rubbish)
-    assert len(Arrived(tmp_path, "here")) == 0
+    assert len(UploadedJobFiles(tmp_path, "here")) == 0
 
 
 def test_the_record_does_not_grow_with_every_change_of_one_file(tmp_path):
-    arrived = Arrived(tmp_path, "here")
+    arrived = UploadedJobFiles(tmp_path, "here")
     for number in range(500):
         arrived.add([("a", ONE._replace(size=number))])
     size = arrived._file.stat().st_size
-    assert ("a", ONE._replace(size=499)) in Arrived(tmp_path, "here")
+    assert ("a", ONE._replace(size=499)) in UploadedJobFiles(tmp_path, "here")
     assert arrived._file.stat().st_size < size / 100
 
 
 def test_a_record_that_cannot_be_written_costs_nothing_else(tmp_path):
     write(tmp_path / ".bt_lightning")  # a file where the folder should be
-    arrived = Arrived(tmp_path, "here")
+    arrived = UploadedJobFiles(tmp_path, "here")
     arrived.add([("a", ONE)])
     arrived.keep({})
     assert len(arrived) == 0
@@ -192,7 +192,7 @@ def test_a_record_that_cannot_be_written_costs_nothing_else(tmp_path):
 def test_a_file_is_read_as_it_was_by_its_stamp(tmp_path):
     data = os.urandom(100_000)
     file = write(tmp_path / "a", data)
-    with LooseSource(file, stamp_of(file)) as source:
+    with JobFileSource(file, stamp_of(file)) as source:
         with source.hold(0, 4096) as one, source.lend(4096, 90_000) as lent:
             assert bytes(one) == data[:4096]
             with lent.look(0, 1000) as piece:
@@ -227,14 +227,14 @@ def test_a_file_that_changed_before_it_was_opened_is_not_sent(tmp_path, change):
     stamp = stamp_of(file)
     change(file)
     with pytest.raises(CheckpointNotFoundError, match="changed"):
-        LooseSource(file, stamp)
+        JobFileSource(file, stamp)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("way", ["hold", "lend"])
 def test_a_file_that_changes_while_it_is_sent_is_not_sent(tmp_path, change, way):
     file = write(tmp_path / "a", b"x" * 10_000)
-    with LooseSource(file, stamp_of(file)) as source:
+    with JobFileSource(file, stamp_of(file)) as source:
         with source.hold(0, 5000):
             pass
         change(file)
@@ -259,4 +259,4 @@ def test_a_name_that_leads_somewhere_else_meanwhile_is_not_followed(tmp_path, wh
     else:
         file.mkdir()
     with pytest.raises(CheckpointNotFoundError, match="changed"):
-        LooseSource(file, stamp)
+        JobFileSource(file, stamp)

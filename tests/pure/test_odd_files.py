@@ -13,10 +13,10 @@ from bt_lightning.layout import DOT_DIR, MANIFEST
 from bt_lightning.localdir.directory_walk import MOST_ENTRIES
 from bt_lightning.localdir.event_log import note, read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
-from bt_lightning.localdir.protection import is_protected, protect, protection_of
-from bt_lightning.localdir.removal_requests import request_removal, requested_removals
+from bt_lightning.localdir.protection import is_protected_local, protect_local, protection_of
+from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.localdir.safe_open import open_own, open_regular
-from bt_lightning.localdir.small_files import read_lines, read_small, replace_small
+from bt_lightning.localdir.small_files import read_lines, read_small_file, replace_small
 from bt_lightning.protection_record import Protection
 from tests.oddities import (
     KINDS,
@@ -37,21 +37,21 @@ import json, os
 from contextlib import suppress
 from pathlib import Path
 from bt_lightning.errors import CheckpointError
-from bt_lightning.localdir.uploaded_job_files import Arrived
-from bt_lightning.localdir.newest_in_store import newest_away
+from bt_lightning.localdir.uploaded_job_files import UploadedJobFiles
+from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.localdir.atomic_directory import sweep
 from bt_lightning.localdir.event_log import note, read_events
-from bt_lightning.localdir.publisher_id import owner_of
-from bt_lightning.localdir.protection import is_protected, protection_of
+from bt_lightning.localdir.publisher_id import publisher_id_of
+from bt_lightning.localdir.protection import is_protected_local, protection_of
 from bt_lightning.localdir.upload_status import UploadMeter, read_uploading
 from bt_lightning.runtime.job_record_writer import read_local
 from bt_lightning.runtime.job_lock import lock_directory
-from bt_lightning.store.s3.multipart_journal import Journal
-from bt_lightning.store.transfer.resume_publication import Sent, uploads_folder
+from bt_lightning.store.s3.multipart_journal import MultipartJournal
+from bt_lightning.store.transfer.resume_publication import SentFiles, uploads_folder
 from bt_lightning.worker.commit_lock import wait_for_commits
-from bt_lightning.worker.publisher_lock import Turn, stand_by, stands_by
+from bt_lightning.worker.publisher_lock import PublisherLock, stand_by, stands_by
 
 root = Path(sys.argv[1])
 said = {}
@@ -59,24 +59,24 @@ listed = list_committed(root)
 said["found"] = [one.path.name for one in listed.found]
 said["refused"] = [one.reason for one in listed.refused]
 verify(root / "good")
-assert is_protected(root / "protected") and protection_of(root / "protected") is not None
+assert is_protected_local(root / "protected") and protection_of(root / "protected") is not None
 with suppress(CheckpointError, FileNotFoundError):
     said["events"] = len(list(read_events(root)))
 assert read_local(root) is None or sys.argv[2] == "new"
-assert newest_away(root) is None
+assert newest_in_store(root) is None
 assert read_uploading(root) is None
-assert len(owner_of(root)) == 32
-assert list(Journal(uploads_folder(root)).all("s3://b")) == []
-Arrived(root, "place").add([])
-Sent(root, "place").pass_on(None, "token")
+assert len(publisher_id_of(root)) == 32
+assert list(MultipartJournal(uploads_folder(root)).all("s3://b")) == []
+UploadedJobFiles(root, "place").add([])
+SentFiles(root, "place").pass_on(None, "token")
 for act in (
     lambda: write_hint(root, "good", 1),
     lambda: note(root, "began"),
     lambda: UploadMeter(root).end(),
     lambda: os.close(lock_directory(root, "job")),
     lambda: wait_for_commits(root, 1),
-    lambda: Turn(root, standby=False).take(),
-    lambda: Turn(root, standby=True).take(),
+    lambda: PublisherLock(root, standby=False).take(),
+    lambda: PublisherLock(root, standby=True).take(),
     lambda: os.close(stand_by(root, "s3://b", "p")),
     lambda: stands_by(root, "s3://b", "p"),
 ):
@@ -111,10 +111,10 @@ def test_a_file_that_is_none_is_named(put, tmp_path):
     put(tmp_path / "odd")
     if put is nowhere:
         with pytest.raises(FileNotFoundError):
-            read_small(tmp_path / "odd", RECORD)
+            read_small_file(tmp_path / "odd", RECORD)
     elif put is not deep:
         with pytest.raises(CheckpointCorruptError, match=r"expected (a regular file|at most)"):
-            read_small(tmp_path / "odd", RECORD)
+            read_small_file(tmp_path / "odd", RECORD)
     if put not in {sparse, dense, deep}:
         with pytest.raises(
             DirectoryUnusableError, match=r"odd is a.*, expected a regular file: mov"
@@ -177,11 +177,11 @@ def test_lines_are_told_from_where_one_is_asked_for(tmp_path):
 
 
 def test_what_is_no_request_asks_for_nothing(tmp_path):
-    request_removal(tmp_path, "0" * 32)
+    request_local_removal(tmp_path, "0" * 32)
     folder_ = tmp_path / DOT_DIR / "remove"
     for name in ("a", "0" * 31, "G" * 32, "0" * 33, "..."):
         (folder_ / name).touch()
-    assert requested_removals(tmp_path) == {"0" * 32}
+    assert requested_local_removals(tmp_path) == {"0" * 32}
 
 
 def test_what_protects_protects_whatever_it_is(tmp_path):
@@ -189,10 +189,10 @@ def test_what_protects_protects_whatever_it_is(tmp_path):
         name = f"c{number}"
         committed(tmp_path, name, 1)
         put(tmp_path / name / "bt_protected.json")
-        assert is_protected(tmp_path / name)
+        assert is_protected_local(tmp_path / name)
         assert protection_of(tmp_path / name) == Protection()
         if put is not folder:
-            protect(tmp_path / name, Protection(by="me"))
+            protect_local(tmp_path / name, Protection(by="me"))
             assert protection_of(tmp_path / name) == Protection(by="me")
 
 
@@ -200,14 +200,14 @@ _LIST = """
 import json
 from pathlib import Path
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.localdir.find_job_files import find_loose
-from bt_lightning.localdir.removal_requests import requested_removals
+from bt_lightning.localdir.find_job_files import find_job_files
+from bt_lightning.localdir.removal_requests import requested_local_removals
 from bt_lightning.localdir.atomic_directory import children
 root = Path(sys.argv[1])
 listed = list_committed(root)
 print(json.dumps([
     [one.path.name for one in listed.found], [one.reason for one in listed.unread],
-    len(requested_removals(root)), len(children(root / "many")), len(find_loose(root).files),
+    len(requested_local_removals(root)), len(children(root / "many")), len(find_job_files(root).files),
 ]))
 """
 

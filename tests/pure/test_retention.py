@@ -7,13 +7,13 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bt_lightning.retention import Committed, removable
+from bt_lightning.retention import TierCheckpoint, removable
 
 relaxed = settings(deadline=None, database=None, max_examples=300)
 
 
 def committed(name: str, step: int, digest: str = "", generation: int = 1, place: str = ""):
-    return Committed(
+    return TierCheckpoint(
         place=place or f"{name}@{generation}",
         checkpoint_id=name,
         digest=digest or f"{name}@{generation}",
@@ -26,7 +26,7 @@ def tiers(draw):
     """One tier: few ids and steps, so that ties, generations and copies are common."""
     count = draw(st.integers(0, 8))
     return [
-        Committed(
+        TierCheckpoint(
             place=f"place-{index}",
             checkpoint_id=draw(st.sampled_from("abc")),
             digest=draw(st.sampled_from(["d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7"])),
@@ -167,7 +167,7 @@ def test_weights_alone_do_not_stand_in_for_what_can_be_resumed():
     """The run could not go on from what was kept."""
 
     def entry(step, resumable):
-        return Committed(
+        return TierCheckpoint(
             place=f"c{step}",
             checkpoint_id=f"c{step}",
             digest=f"d{step}",

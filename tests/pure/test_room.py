@@ -14,13 +14,13 @@ from bt_lightning.errors import StoreTransientError
 from bt_lightning.localdir import event_log
 from bt_lightning.localdir.atomic_directory import delete_directory, make_trash
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.disk_space import Disk, measure, planned, spare, usage
+from bt_lightning.localdir.disk_space import DiskSpace, measure, planned, spare, usage
 from bt_lightning.localdir.event_log import FILE, note, read_events
-from bt_lightning.localdir.newest_in_store import newest_away, note_away
-from bt_lightning.localdir.read_locks import evict, hold
+from bt_lightning.localdir.newest_in_store import newest_in_store, note_newest_in_store
+from bt_lightning.localdir.read_locks import delete_unless_read, hold_for_reading
 from bt_lightning.manifest import Manifest
-from bt_lightning.retention import Committed, evictable
-from bt_lightning.worker.calls_between_threads import Errands
+from bt_lightning.retention import TierCheckpoint, evictable
+from bt_lightning.worker.calls_between_threads import ThreadCalls
 
 relaxed = settings(deadline=None, database=None, max_examples=100)
 
@@ -69,9 +69,9 @@ def test_a_file_of_two_names_counts_once_and_a_hole_not_at_all(tmp_path):
 
 
 def test_the_room_is_the_least_of_what_the_volume_and_the_budget_leave(tmp_path):
-    free = Disk(free=10_000_000, size=100_000_000)
+    free = DiskSpace(free=10_000_000, size=100_000_000)
     assert free.room == 10_000_000 - spare(100_000_000)
-    held = Disk(free=10_000_000, size=100_000_000, used=3_000_000, budget=4_000_000)
+    held = DiskSpace(free=10_000_000, size=100_000_000, used=3_000_000, budget=4_000_000)
     assert held.room == 1_000_000 - spare(4_000_000)
     assert "3,000,000 of the budget of 4,000,000 are used" in held.describe()
     assert measure(tmp_path, None).used == 0
@@ -86,7 +86,7 @@ def test_the_room_is_the_least_of_what_the_volume_and_the_budget_leave(tmp_path)
 )
 def test_only_what_the_store_has_may_go_and_the_newest_goes_last(entries, stored, kept):
     local = [
-        Committed(place=str(n), checkpoint_id=f"c{n}", digest=digest, order=(step, 1, str(n)))
+        TierCheckpoint(place=str(n), checkpoint_id=f"c{n}", digest=digest, order=(step, 1, str(n)))
         for n, (step, digest) in enumerate(entries)
     ]
     chosen = evictable(local, stored, kept)
@@ -98,13 +98,13 @@ def test_only_what_the_store_has_may_go_and_the_newest_goes_last(entries, stored
 def test_a_copy_that_is_read_is_not_evicted_and_goes_when_it_is_not(tmp_path):
     make(tmp_path)
     path = tmp_path / "checkpoint-1"
-    reader = hold(path)
-    assert not evict(path, tmp_path)
+    reader = hold_for_reading(path)
+    assert not delete_unless_read(path, tmp_path)
     assert path.exists()
     os.close(reader)
-    assert evict(path, tmp_path)
-    assert evict(path, tmp_path), "it is gone already"
-    assert hold(path) is None
+    assert delete_unless_read(path, tmp_path)
+    assert delete_unless_read(path, tmp_path), "it is gone already"
+    assert hold_for_reading(path) is None
 
 
 def fill(file):
@@ -135,20 +135,20 @@ def test_half_a_line_that_a_full_disk_left_spoils_no_other_event(tmp_path):
 
 
 def test_only_a_newer_checkpoint_replaces_the_note_of_what_the_store_alone_has(tmp_path):
-    assert newest_away(tmp_path) is None
+    assert newest_in_store(tmp_path) is None
     two, one = make(tmp_path, 2), make(tmp_path, 1)
-    note_away(tmp_path, two)
-    note_away(tmp_path, one)
-    assert newest_away(tmp_path).order == two.order
+    note_newest_in_store(tmp_path, two)
+    note_newest_in_store(tmp_path, one)
+    assert newest_in_store(tmp_path).order == two.order
     file = tmp_path / ".bt_lightning" / "store_only.json"
     for rubbish in ("", "[]", "{}", '{"step": "x"}', "[" * 10_000, '{"checkpoint": 1}'):
         file.write_text(rubbish)
-        assert newest_away(tmp_path) is None
+        assert newest_in_store(tmp_path) is None
 
 
 def test_an_errand_that_nobody_begins_is_given_up_and_never_done():
     changed = threading.Condition()
-    errands = Errands(changed)
+    errands = ThreadCalls(changed)
     done = []
     with pytest.raises(StoreTransientError, match="has not come to it"):
         errands.wait(done.append, limit_s=0.01)

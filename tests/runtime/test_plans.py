@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.job_record import Attempt, JobRecord
-from bt_lightning.runtime.job_plan import Machine, Wish, plan_command
+from bt_lightning.runtime.job_plan import MachineFacts, Wish, plan_command
 from bt_lightning.runtime.job_spec import Nodes, Reference, environment, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
 from bt_lightning.runtime.restart_policy import Exit, Policy, final_code, pause_s
 from bt_lightning.runtime.torchrun_command import elastic
 
-HERE = Machine(Path("/work-dir"), 2, Path("/cache"))
+HERE = MachineFacts(Path("/work-dir"), 2, Path("/cache"))
 
 
 def plan(environ=None, words=("python", "train.py"), **wish):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bt_lightning.snapshot import cuda_copies
-from bt_lightning.snapshot.host_copies import Source
+from bt_lightning.snapshot.host_copies import CopySource
 
 pytestmark = pytest.mark.gpu
 
@@ -82,9 +82,9 @@ def test_neither_the_save_nor_the_guard_waits_for_the_device(
 
 def test_small_tensors_come_down_in_one_copy():
     tensors = [torch.zeros(100, device="cuda") for _ in range(50)]
-    sources = [Source(400 * index, tensor, True) for index, tensor in enumerate(tensors)]
-    sources.append(Source(400 * 50 + 8, torch.zeros(3, device="cuda"), True))
-    sources.append(Source(2**20, torch.zeros(2**20, device="cuda"), True))
+    sources = [CopySource(400 * index, tensor, True) for index, tensor in enumerate(tensors)]
+    sources.append(CopySource(400 * 50 + 8, torch.zeros(3, device="cuda"), True))
+    sources.append(CopySource(2**20, torch.zeros(2**20, device="cuda"), True))
     assert [len(run) for run in cuda_copies._runs(sources)] == [50, 1, 1]
 
 

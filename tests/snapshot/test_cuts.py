@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bt_lightning.snapshot import cuda_copies
 from bt_lightning.snapshot.arena import Arena
-from bt_lightning.snapshot.host_copies import Source
+from bt_lightning.snapshot.host_copies import CopySource
 
 _STEP = cuda_copies._PIN_STEP
 
@@ -29,7 +29,7 @@ def test_tensors_arrive_whole_across_steps(monkeypatch, dtype):
     arena = Arena(0, 4096)
     offset, sources = 8, []
     for tensor in tensors:
-        sources.append(Source(offset, tensor, owned=True))
+        sources.append(CopySource(offset, tensor, owned=True))
         offset += tensor.nbytes
     for run in cuda_copies._runs(sources):
         cuda_copies._copy(run, arena)

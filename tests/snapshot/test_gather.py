@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bt_lightning.snapshot.arena import Arena
 from bt_lightning.snapshot.encoding_cache import watch
-from bt_lightning.snapshot.small_copies import Gather
+from bt_lightning.snapshot.small_copies import SmallCopies
 
 SIZE = 1 << 16
 
@@ -32,7 +32,7 @@ def test_every_piece_arrives_in_its_place_and_nothing_else_changes(works, sizes)
             expected[place : place + size] = bytes(source[here : here + size])
             place += size
         random.Random(1).shuffle(pieces)
-        Gather(pieces, arena.address).copy(arena.descriptor if works else -1)
+        SmallCopies(pieces, arena.address).copy(arena.descriptor if works else -1)
         assert arena.read(0, SIZE * 2) == bytes(expected)
     finally:
         arena.close()

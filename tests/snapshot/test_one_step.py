@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bt_lightning.errors import TornSnapshotError
-from bt_lightning.snapshot.optimizer_guard import Guard
+from bt_lightning.snapshot.optimizer_guard import OptimizerGuard
 
 MAKERS = {
     "foreach": lambda weights: torch.optim.SGD(weights, lr=1.0, momentum=0.5, foreach=True),
@@ -257,7 +257,7 @@ def test_the_guard_is_no_part_of_a_compiled_step(counting):
     optimizer = MAKERS["foreach"](counting.parameters())
     module_grads(counting)
     compiling = []
-    guard = Guard(lambda: compiling.append(torch.compiler.is_compiling()))
+    guard = OptimizerGuard(lambda: compiling.append(torch.compiler.is_compiling()))
     try:
         torch.compile(optimizer.step, backend="eager")()
     finally:

@@ -13,7 +13,7 @@ from state_tools import Foreign, Pair, Plain, crafted, same
 
 from bt_lightning import BTCheckpointIO, UnsafeLoadError
 from bt_lightning.layout import LEFTOVERS, TREE
-from bt_lightning.restore.live_objects import Held
+from bt_lightning.restore.live_objects import LiveObjects
 
 F = torch.nn.functional
 
@@ -50,7 +50,7 @@ def saved(place, value):
 
 def loaded(place, held=None, **options):
     io = BTCheckpointIO()
-    io.held = held
+    io.writer.held = held
     return io.load_checkpoint(place, **options)["value"]
 
 
@@ -104,7 +104,7 @@ def test_a_function_of_the_script_needs_a_process_that_holds_it(value, place):
     assert not (place / LEFTOVERS).exists()
     with pytest.raises(UnsafeLoadError, match=r"own_loss, which this load does not trust"):
         loaded(place)
-    back = loaded(place, Held([Holder(loss=[{"inner": own_loss}])]))
+    back = loaded(place, LiveObjects([Holder(loss=[{"inner": own_loss}])]))
     assert back is value or back.func is own_loss
     assert BTCheckpointIO(allowed=[own_loss]).load_checkpoint(place)
 
@@ -114,7 +114,7 @@ def test_a_module_of_the_script_needs_a_process_that_holds_its_class(place):
         saved(place, OwnLoss(3.0))
     with pytest.raises(UnsafeLoadError):
         loaded(place)
-    back = loaded(place, Held([Holder(criterion=OwnLoss())]))
+    back = loaded(place, LiveObjects([Holder(criterion=OwnLoss())]))
     assert back.weight == 3.0
     assert back(torch.ones(2), torch.zeros(2)) == 9.0
     assert loaded(place, weights_only=False).weight == 3.0
@@ -125,7 +125,7 @@ def test_classes_of_the_script_are_known_to_a_process_that_holds_them(place):
         saved(place, {"plain": Plain(3), "pair": Pair(1, 2), "kind": Plain})
     with pytest.raises(UnsafeLoadError):
         loaded(place)
-    held = Held([Holder(config=Plain(), pairs=(Pair(0),))])
+    held = LiveObjects([Holder(config=Plain(), pairs=(Pair(0),))])
     assert loaded(place, held) == {"plain": Plain(3), "pair": Pair(1, 2), "kind": Plain}
 
 
@@ -135,7 +135,7 @@ def test_an_equal_object_that_the_process_holds_stands_for_a_pickle(place):
     with pytest.raises(UnsafeLoadError, match="BT_WEIGHTS_ONLY=0"):
         loaded(place)
     own = Foreign([1, 2.5, "a"])
-    assert loaded(place, Held([Holder(one=Foreign(3), other={"x": own})])) is own
+    assert loaded(place, LiveObjects([Holder(one=Foreign(3), other={"x": own})])) is own
 
 
 @pytest.mark.filterwarnings("ignore:saved with pickle")
@@ -145,7 +145,7 @@ def test_an_equal_object_that_the_process_holds_stands_for_a_pickle(place):
 def test_an_object_that_differs_stands_for_nothing(root, place):
     saved(place, Foreign([1, 2.5, "a"]))
     with pytest.raises(UnsafeLoadError, match=r"value could not be saved without pickle"):
-        loaded(place, Held([root]))
+        loaded(place, LiveObjects([root]))
 
 
 @pytest.mark.filterwarnings("ignore:saved with pickle")
@@ -162,7 +162,7 @@ def test_a_process_that_holds_much_is_looked_at_for_a_moment():
     ring = Holder()
     ring.ring, ring.deep, ring.wide = ring, deep, [Holder(x=i) for i in range(200_000)]
     ring.trainer = Holder(loss=own_loss)
-    held = Held([ring])
+    held = LiveObjects([ring])
     assert "state_tools:Plain" not in held.names
     assert not any("own_loss" in name for name in held.names)  # behind the trainer: anything
 
@@ -186,7 +186,7 @@ def test_no_function_of_a_file_is_found_because_it_is_imported(kind, name, place
     }
     crafted(place, nodes[kind])
     with pytest.raises(UnsafeLoadError):
-        loaded(place, Held([Holder(loss=own_loss)]))
+        loaded(place, LiveObjects([Holder(loss=own_loss)]))
 
 
 def test_a_module_with_hooks_or_parts_held_twice_stays_a_pickle(place):

@@ -13,7 +13,7 @@ import torch
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
 from bt_lightning.layout import MANIFEST, TREE, WEIGHTS
 from bt_lightning.localdir.local_checkpoints import read_manifest
-from bt_lightning.restore.find_checkpoint import Found, Stored, find_loaded, find_own
+from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own
 
 
 def _save(path, step, **more):
@@ -27,14 +27,14 @@ def _save(path, step, **more):
 
 
 def _own(root, stored=(), fetch=None, **options):
-    found = Found()
+    found = Search()
     chosen = find_own(root, stored, fetch, found, **options)
     assert chosen is (found.path is not None)
     return found
 
 
 def _loaded(folder, node_rank=0, weights_only=None, **options):
-    found = Found()
+    found = Search()
     chosen = find_loaded(folder, node_rank, found, weights_only=weights_only, **options)
     assert chosen is (found.path is not None)
     return found

@@ -14,10 +14,10 @@ from bt_lightning import BTCheckpointIO, CheckpointCorruptError
 from bt_lightning.layout import STATE, TREE, WEIGHTS
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.restore.decode_tree import on_host
-from bt_lightning.restore.load_to_device import HOST, Device
+from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace, StorePlace
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, StoreReader
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -40,9 +40,9 @@ def weights(request, tmp_path):
     state = {"state_dict": _weights(), "moments": torch.arange(BLOCK_BYTES)}
     BTCheckpointIO().save_checkpoint(state, tmp_path / "checkpoint-1")
     if request.param == "store":
-        yield StorePlace(LocalStore(tmp_path), "", "checkpoint-1")
+        yield StoreReader(LocalStore(tmp_path), "", "checkpoint-1")
     else:
-        with DirectoryPlace(tmp_path / "checkpoint-1") as place:
+        with DirectoryReader(tmp_path / "checkpoint-1") as place:
             yield place
 
 
@@ -66,7 +66,7 @@ def _same_bytes(one, other):
 def test_every_tensor_arrives_as_on_the_host(device, weights):
     entries = _entries(weights)
     wanted = read_tensors(weights, entries, HOST)
-    found = read_tensors(weights, entries, Device(torch.device(device)))
+    found = read_tensors(weights, entries, DeviceMemory(torch.device(device)))
     assert wanted["weights"].keys() == found["weights"].keys() >= _weights().keys()
     assert wanted["state"].keys() == found["state"].keys()
     for label, name, tensor in _each(wanted):
@@ -85,8 +85,8 @@ def test_a_flipped_bit_is_found_on_its_way_to_a_device(device, tmp_path):
         byte = stream.read(1)
         stream.seek(-5, 2)
         stream.write(bytes([byte[0] ^ 1]))
-    home = Device(torch.device(device))
-    with DirectoryPlace(tmp_path / "checkpoint-1") as place:
+    home = DeviceMemory(torch.device(device))
+    with DirectoryReader(tmp_path / "checkpoint-1") as place:
         entries = {"weights": place.manifest.entry(WEIGHTS)}
         with pytest.raises(CheckpointCorruptError):
             read_tensors(place, entries, home)
@@ -97,7 +97,7 @@ def test_tensors_that_are_wanted_on_the_host_stay_there(device, weights):
     entries = _entries(weights)
     wanted = read_tensors(weights, entries, HOST)
     held = {("weights", name) for name in list(wanted["weights"])[::2]}
-    found = read_tensors(weights, entries, Device(torch.device(device)), held)
+    found = read_tensors(weights, entries, DeviceMemory(torch.device(device)), held)
     for label, name, tensor in _each(wanted):
         there = found[label][name]
         assert there.device.type == ("cpu" if (label, name) in held else device)
@@ -113,7 +113,7 @@ def test_arrays_and_parts_of_sparse_tensors_are_wanted_on_the_host(tmp_path):
     }
     BTCheckpointIO().save_checkpoint(state, tmp_path / "checkpoint-1")
     tree = json.loads((tmp_path / "checkpoint-1" / TREE).read_text())["tree"]
-    with DirectoryPlace(tmp_path / "checkpoint-1") as place:
+    with DirectoryReader(tmp_path / "checkpoint-1") as place:
         every = {(label, name) for label, name, _ in _each(read_tensors(place, _entries(place)))}
     held = on_host(tree)
     assert len(every) == 6
@@ -122,7 +122,7 @@ def test_arrays_and_parts_of_sparse_tensors_are_wanted_on_the_host(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["meta", "inference"])
-@pytest.mark.parametrize("home", [HOST, Device(torch.device("cpu"))], ids=["host", "buffers"])
+@pytest.mark.parametrize("home", [HOST, DeviceMemory(torch.device("cpu"))], ids=["host", "buffers"])
 def test_what_the_caller_set_for_new_tensors_changes_none(kind, home, weights):
     entries = _entries(weights)
     wanted = read_tensors(weights, entries)
@@ -163,7 +163,7 @@ def test_memory_that_a_stream_still_works_on_is_not_written_early(own_stream, we
             del held, tensor
     gc.collect()
     with torch.cuda.stream(stream):
-        found = read_tensors(weights, entries, Device(torch.device("cuda")))
+        found = read_tensors(weights, entries, DeviceMemory(torch.device("cuda")))
     torch.cuda.synchronize()
     for label, name, tensor in _each(wanted):
         _same_bytes(found[label][name], tensor)

@@ -24,7 +24,7 @@ from bt_lightning.store.backends.fsspec_store import FsspecStore
 from bt_lightning.store.backends.gcs import GcsStore
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.backends.obstore_client import NativeStore
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.interface import ObjectInfo, read_any
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
@@ -237,7 +237,7 @@ class StoreContract:
         checkpoint = make(tmp_path / "one", "run/checkpoint-1")
         assert publish(store, prefix, checkpoint) == "run/checkpoint-1"
         assert publish(store, prefix, checkpoint) == "run/checkpoint-1"
-        listing = look(store, prefix)
+        listing = list_job(store, prefix)
         assert listing.committed == {"run/checkpoint-1": checkpoint.manifest.to_bytes()}
         assert listing.unfinished == frozenset()
         final = tmp_path / "other" / "back"

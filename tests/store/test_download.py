@@ -8,11 +8,11 @@ import pytest
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryPlace
-from bt_lightning.store.transfer.download import download
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+from bt_lightning.store.transfer.download import download_files
 
 
-class Distant(DirectoryPlace):
+class Distant(DirectoryReader):
     """A directory that is asked for long ranges, as a store is."""
 
     piece_bytes = 3 * BLOCK_BYTES
@@ -43,7 +43,7 @@ def test_what_was_right_stays_right(place, tmp_path, data, wrong, connections):
     target = tmp_path / "target"
     target.mkdir()
     (target / "long").write_bytes(left + b"behind the end")
-    fetched = download(place, target)
+    fetched = download_files(place, target)
     assert (target / "long").read_bytes() == data
     assert (target / "deep" / "even").read_bytes() == data[: 2 * BLOCK_BYTES]
     assert (target / "empty").read_bytes() == b""
@@ -58,7 +58,7 @@ def test_a_link_is_not_written_through(place, tmp_path):
     outside.write_bytes(b"not ours")
     (target / "long").symlink_to(outside)
     with pytest.raises(OSError, match="symbolic link"):
-        download(place, target)
+        download_files(place, target)
     assert outside.read_bytes() == b"not ours"
 
 
@@ -69,4 +69,4 @@ def test_a_source_that_is_damaged_is_said_to_be(place, tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     with pytest.raises(CheckpointCorruptError, match=r"blocks \[4\]"):
-        download(place, target)
+        download_files(place, target)

@@ -9,15 +9,15 @@ import pytest
 from bt_lightning.errors import StoreTransientError
 from bt_lightning.localdir import protection
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.localdir.removal_requests import request_removal, requested_removals
+from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog import protection as stored_protect
 from bt_lightning.store.catalog import removal_requests
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.transfer.publish import publish
-from bt_lightning.worker.publisher_tasks import Duties
-from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
+from bt_lightning.worker.publisher_tasks import PublisherTasks
+from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def begin():
     with contextlib.ExitStack() as stack:
 
         def begin(root, store, prefix, pinned):
-            duties = Duties(root, store, prefix, pinned)
+            duties = PublisherTasks(root, store, prefix, pinned)
             stack.callback(duties.leave)
             return duties
 
@@ -49,7 +49,7 @@ def on_disk(root):
 
 
 def in_store(store):
-    return set(look(store, "p").committed)
+    return set(list_job(store, "p").committed)
 
 
 def waiting(duties):
@@ -78,7 +78,7 @@ def test_a_restart_publishes_only_what_is_missing(begin, root, store, make):
 
 def test_what_is_about_to_go_is_not_sent_unless_it_is_all_there_is(begin, root, store, make):
     old = make(root, "checkpoint-1", 1)
-    request_removal(root, old.manifest.digest)
+    request_local_removal(root, old.manifest.digest)
     duties = begin(root, store, "p", ())
     assert waiting(duties) == ["checkpoint-1"], "the only checkpoint of a run must be safe"
     make(root, "checkpoint-2", 2)
@@ -91,7 +91,7 @@ def test_a_request_is_honoured_in_each_tier_only_when_something_newer_is_there(
     """Invariant 4: the disk may be lost: what is newer there frees nothing in the store."""
     old = make(root, "checkpoint-1", 1)
     publish(store, "p", old)
-    request_removal(root, old.manifest.digest)
+    request_local_removal(root, old.manifest.digest)
     duties = begin(root, store, "p", ())
     duties.delete_local()
     duties.delete_stored()
@@ -101,11 +101,11 @@ def test_a_request_is_honoured_in_each_tier_only_when_something_newer_is_there(
     assert on_disk(root) == ["checkpoint-2"]
     duties.delete_stored()
     assert in_store(store) == {"checkpoint-1"}, "the store held nothing newer"
-    assert requested_removals(root) == {old.manifest.digest}
+    assert requested_local_removals(root) == {old.manifest.digest}
     duties.publish_next()
     duties.delete_stored()
     assert in_store(store) == {"checkpoint-2"}
-    assert requested_removals(root) == frozenset()
+    assert requested_local_removals(root) == frozenset()
 
 
 def test_pinned_checkpoints_stay_in_both_tiers_and_so_does_their_request(begin, root, store, make):
@@ -114,13 +114,13 @@ def test_pinned_checkpoints_stay_in_both_tiers_and_so_does_their_request(begin, 
     new = make(root, "checkpoint-2", 2)
     for checkpoint in (old, new):
         publish(store, "p", checkpoint)
-    request_removal(root, old.manifest.digest)
+    request_local_removal(root, old.manifest.digest)
     duties = begin(root, store, "p", {old.manifest.digest})
     duties.delete_local()
     duties.delete_stored()
     assert on_disk(root) == ["checkpoint-2", "checkpoint-1"]
     assert in_store(store) == {"checkpoint-1", "checkpoint-2"}
-    assert requested_removals(root) == {old.manifest.digest}
+    assert requested_local_removals(root) == {old.manifest.digest}
     later = begin(root, store, "p", ())
     later.delete_local()
     later.delete_stored()
@@ -130,7 +130,7 @@ def test_pinned_checkpoints_stay_in_both_tiers_and_so_does_their_request(begin, 
 
 def test_a_request_does_not_hit_a_later_generation_of_the_same_id(begin, root, store, make):
     old = make(root, "last", 1, generation=1)
-    request_removal(root, old.manifest.digest)
+    request_local_removal(root, old.manifest.digest)
     make(root, "last", 2, generation=2)
     make(root, "checkpoint-9", 9)
     duties = begin(root, store, "p", ())
@@ -139,7 +139,9 @@ def test_a_request_does_not_hit_a_later_generation_of_the_same_id(begin, root, s
         pass
     duties.delete_stored()
     assert sorted(on_disk(root)) == ["checkpoint-9", "last"]
-    assert requested_removals(root) == frozenset(), "the request is done: that generation is gone"
+    assert requested_local_removals(root) == frozenset(), (
+        "the request is done: that generation is gone"
+    )
 
 
 def test_an_older_generation_goes_from_the_store_when_the_newer_one_is_there(
@@ -157,13 +159,13 @@ def test_an_older_generation_goes_from_the_store_when_the_newer_one_is_there(
 def test_without_a_store_requests_are_carried_out_on_the_disk(begin, root, make):
     old = make(root, "checkpoint-1", 1)
     make(root, "checkpoint-2", 2)
-    request_removal(root, old.manifest.digest)
+    request_local_removal(root, old.manifest.digest)
     duties = begin(root, None, "p", ())
     duties.delete_local()
     assert duties.publish_next() is None
     duties.delete_stored()
     assert on_disk(root) == ["checkpoint-2"]
-    assert requested_removals(root) == frozenset()
+    assert requested_local_removals(root) == frozenset()
 
 
 def test_another_checkpoint_of_the_disk_is_never_deleted_unasked(begin, root, store, make):
@@ -203,14 +205,14 @@ def test_what_was_asked_for_in_the_store_goes_from_the_disk_and_the_store(begin,
     duties = begin(root, store, "p", ())
     while duties.publish_next():
         pass
-    removal_requests.request_removal(store, "p", old.manifest.digest)
+    removal_requests.request_stored_removal(store, "p", old.manifest.digest)
     duties.delete_stored()
     duties.delete_local()
     assert on_disk(root) == ["checkpoint-2"]
     assert in_store(store) == {"checkpoint-2"}
-    assert removal_requests.requested_removals(store, "p") == frozenset()
+    assert removal_requests.requested_stored_removals(store, "p") == frozenset()
     duties.delete_stored()
-    assert not requested_removals(root)
+    assert not requested_local_removals(root)
 
 
 @pytest.mark.parametrize("where", ["disk", "store"])
@@ -220,18 +222,18 @@ def test_no_rule_deletes_what_is_protected_until_it_is_unprotected(begin, root, 
     while duties.publish_next():
         pass
     if where == "disk":
-        protection.protect(old.path, Protection())
+        protection.protect_local(old.path, Protection())
     else:
-        stored_protect.protect(store, "p/checkpoint-1", Protection())
-    request_removal(root, old.manifest.digest)
+        stored_protect.protect_stored(store, "p/checkpoint-1", Protection())
+    request_local_removal(root, old.manifest.digest)
     duties.delete_stored()
     duties.delete_local()
     assert "checkpoint-1" in in_store(store)
     assert ("checkpoint-1" in on_disk(root)) == (where == "disk")
     if where == "disk":
-        protection.unprotect(old.path)
+        protection.unprotect_local(old.path)
     else:
-        stored_protect.unprotect(store, "p/checkpoint-1")
+        stored_protect.unprotect_stored(store, "p/checkpoint-1")
     duties.delete_stored()
     duties.delete_local()
     assert on_disk(root) == ["checkpoint-2"]
@@ -240,7 +242,7 @@ def test_no_rule_deletes_what_is_protected_until_it_is_unprotected(begin, root, 
 
 def test_nothing_is_remembered_of_what_is_gone_from_the_store(root, store, make):
     """A worker lives for weeks, and may see a hundred thousand checkpoints come and go."""
-    duties = SparingDuties(root, store, "p", ())
+    duties = SmallDiskTasks(root, store, "p", ())
     try:
         for generation in (1, 2):
             make(root, "last", generation, generation=generation)
@@ -249,7 +251,7 @@ def test_nothing_is_remembered_of_what_is_gone_from_the_store(root, store, make)
         duties.publish_next()
         make(root, "checkpoint-4", 4)
         duties.publish_next()
-        request_removal(root, old.manifest.digest)
+        request_local_removal(root, old.manifest.digest)
         duties.delete_local()
         duties.delete_stored()
         assert in_store(store) == {"last@2", "checkpoint-4"}

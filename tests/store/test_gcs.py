@@ -18,11 +18,11 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.store.backends.fsspec_store import FsspecStore
-from bt_lightning.store.backends.gcs import GcsStore, native
+from bt_lightning.store.backends.gcs import GcsStore, gcs_store
 from bt_lightning.store.interface import ObjectInfo
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.file_source import PIECE_BYTES, Steady
-from bt_lightning.worker.publisher_tasks import Duties
+from bt_lightning.worker.publisher_tasks import PublisherTasks
 
 _UPLOAD = """
 import contextlib, json, sys, time
@@ -153,7 +153,7 @@ def test_who_may_not_list_uploads_is_told_so_and_publishes_all_the_same(
     own_gcs.told(f"listing?status={status}")
     with pytest.raises(StorePermanentError, match="giving up uploads"):
         store.abandon("job", ())
-    duties = Duties(tmp_path / "out", store, "job", ())
+    duties = PublisherTasks(tmp_path / "out", store, "job", ())
     assert duties.publish_next().manifest == checkpoint.manifest
     duties.leave()
     assert "stay in the store: giving up uploads under gs://" in caplog.text
@@ -368,4 +368,4 @@ def test_a_bucket_that_may_be_of_one_zone_stays_with_gcsfs(own_gcs, url, kind, n
         return BucketType[kind]
 
     inner.filesystem._lookup_bucket_type = look
-    assert isinstance(native(inner, url, own_gcs.options, {}), GcsStore) is native_too
+    assert isinstance(gcs_store(inner, url, own_gcs.options, {}), GcsStore) is native_too

@@ -16,11 +16,11 @@ from bt_lightning.errors import LeaseHeldError
 from bt_lightning.file_limits import RECORD
 from bt_lightning.layout import MANIFEST, lease_folder
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.lease import EXPIRES_S, Holder, Lease
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.publish import Tenure, publish
-from bt_lightning.store.transfer.resume_publication import Sent
+from bt_lightning.store.transfer.resume_publication import SentFiles
 
 PREFIX = "job/rank-0"
 
@@ -207,60 +207,60 @@ def test_nothing_is_committed_by_one_that_lost_it(tmp_path, make, lease, when):
     store = Stopped(tmp_path / "store")
     ours = lease(store)
     ours.take()
-    sent = Sent(tmp_path, store.name)
+    sent = SentFiles(tmp_path, store.name)
     sent.pass_on(ours.before, ours.token)
     with pytest.raises(LeaseHeldError):
         publish(store, PREFIX, make(tmp_path), tenure=Tenure(ours, sent))
-    assert look(store, PREFIX).committed == {}
+    assert list_job(store, PREFIX).committed == {}
 
 
 # what was sent
 
 
 def test_what_was_sent_is_known_to_the_next_lease_and_to_no_other(tmp_path):
-    sent = Sent(tmp_path, "s3://bucket/job")
+    sent = SentFiles(tmp_path, "s3://bucket/job")
     sent.pass_on(None, "first")
     sent.add("job/a/file", "1")
     sent.add("job/ab/file", "2")
-    next_start = Sent(tmp_path, "s3://bucket/job")
+    next_start = SentFiles(tmp_path, "s3://bucket/job")
     next_start.pass_on("first", "second")
     assert next_start.get("job/a/file") == "1"
     assert next_start.under("job/a") == {"job/a/file"}
-    assert Sent(tmp_path, "s3://bucket/other").get("job/a/file") is None
-    late = Sent(tmp_path, "s3://bucket/job")
+    assert SentFiles(tmp_path, "s3://bucket/other").get("job/a/file") is None
+    late = SentFiles(tmp_path, "s3://bucket/job")
     late.pass_on("somebody else's", "fourth")
     assert late.get("job/a/file") is None
-    assert Sent(tmp_path, "s3://bucket/job").get("job/a/file") is None
+    assert SentFiles(tmp_path, "s3://bucket/job").get("job/a/file") is None
 
 
 def test_what_was_sent_is_forgotten_before_other_bytes_are(tmp_path):
-    sent = Sent(tmp_path, "here")
+    sent = SentFiles(tmp_path, "here")
     sent.pass_on(None, "first")
     sent.add("a/file", "1")
     sent.add("b/file", "2")
     sent.began("a/file")
     sent.drop("b")
-    again = Sent(tmp_path, "here")
+    again = SentFiles(tmp_path, "here")
     assert (again.get("a/file"), again.get("b/file")) == (None, None)
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\x00\xff\n", b'"token"\n[1]\n["a", 3', b'{"a": 1}\n'])
 def test_a_damaged_record_is_an_empty_one(tmp_path, rubbish):
-    sent = Sent(tmp_path, "here")
+    sent = SentFiles(tmp_path, "here")
     sent.pass_on(None, "first")
     sent._file.write_bytes(rubbish)
-    again = Sent(tmp_path, "here")
+    again = SentFiles(tmp_path, "here")
     again.pass_on("first", "second")
     assert again.get("a") is None
 
 
 def test_a_torn_line_costs_that_line_only(tmp_path):
-    sent = Sent(tmp_path, "here")
+    sent = SentFiles(tmp_path, "here")
     sent.pass_on(None, "first")
     sent.add("a/file", "1")
     with sent._file.open("ab") as stream:
         stream.write(b'["b/file", "2')
-    again = Sent(tmp_path, "here")
+    again = SentFiles(tmp_path, "here")
     assert (again.get("a/file"), again.get("b/file")) == ("1", None)
 
 

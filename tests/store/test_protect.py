@@ -10,7 +10,11 @@ import pytest
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION
 from bt_lightning.protection_record import Protection
-from bt_lightning.store.catalog.protection import is_protected, protect, unprotect
+from bt_lightning.store.catalog.protection import (
+    is_protected_stored,
+    protect_stored,
+    unprotect_stored,
+)
 from bt_lightning.store.interface import ObjectInfo
 from bt_lightning.store.transfer.unpublish import unpublish
 
@@ -76,7 +80,7 @@ class Turns:
 def test_of_one_that_deletes_and_one_that_protects_only_one_gets_its_way(places):
     turns = Turns(0 if i in places else 1 for i in range(9))
     store, out = Objects(turns), {}
-    actions = [lambda: protect(store, "j/a", BY), lambda: unpublish(store, "j", "a")]
+    actions = [lambda: protect_stored(store, "j/a", BY), lambda: unpublish(store, "j", "a")]
     threads = [
         threading.Thread(target=turns.run, args=(number, action, out))
         for number, action in enumerate(actions)
@@ -98,12 +102,12 @@ def test_of_one_that_deletes_and_one_that_protects_only_one_gets_its_way(places)
 
 def test_a_protected_checkpoint_is_not_deleted_until_it_is_unprotected():
     store = Objects()
-    protect(store, "j/a", BY)
-    assert is_protected(store, "j/a")
+    protect_stored(store, "j/a", BY)
+    assert is_protected_stored(store, "j/a")
     assert not unpublish(store, "j", "a")
     assert store.objects.keys() == {*KEYS, f"j/a/{PROTECTION}"}
-    unprotect(store, "j/a")
-    unprotect(store, "j/a")
+    unprotect_stored(store, "j/a")
+    unprotect_stored(store, "j/a")
     assert unpublish(store, "j", "a")
     assert not store.objects
 
@@ -111,11 +115,11 @@ def test_a_protected_checkpoint_is_not_deleted_until_it_is_unprotected():
 def test_what_is_not_there_or_half_deleted_cannot_be_protected():
     store = Objects()
     with pytest.raises(CheckpointNotFoundError):
-        protect(store, "j/b", BY)
+        protect_stored(store, "j/b", BY)
     store.objects[f"j/a/{MARKER}"] = DELETING
     with pytest.raises(CheckpointNotFoundError):
-        protect(store, "j/a", BY)
-    assert not is_protected(store, "j/a")
+        protect_stored(store, "j/a", BY)
+    assert not is_protected_stored(store, "j/a")
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"[]", b'{"by": 3', b"[" * 5000, b"\xff"])

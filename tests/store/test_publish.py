@@ -22,16 +22,16 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.layout import MANIFEST, MARKER
-from bt_lightning.localdir.atomic_directory import delete_directory, sweep, temporaries, trash
+from bt_lightning.localdir.atomic_directory import delete_directory, sweep, temporaries, trash_dir
 from bt_lightning.localdir.local_checkpoints import verify
-from bt_lightning.localdir.removal_requests import request_removal, requested_removals
+from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.store.backends.fsspec_store import FsspecStore
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.catalog.listing import look, newest_folder
+from bt_lightning.store.catalog.listing import list_job, newest_folder
 from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.store.transfer.unpublish import unpublish
-from bt_lightning.worker.publisher_tasks import Duties
+from bt_lightning.worker.publisher_tasks import PublisherTasks
 
 PREFIX = "training_projects/p/jobs/j/rank-0"
 
@@ -150,7 +150,7 @@ def whole(folder):
 
 def assert_only_whole_checkpoints(store, scratch):
     """What a resume would see: every folder of the catalog can be fetched and verifies."""
-    listing = look(store, PREFIX)
+    listing = list_job(store, PREFIX)
     for folder in listing.committed:
         fetch(store, PREFIX, folder, scratch, scratch / "fetched")
         verify(scratch / "fetched")
@@ -160,7 +160,7 @@ def assert_only_whole_checkpoints(store, scratch):
 
 def next_start(root, store, pinned=()):
     """What the worker of the next start does with everything that it finds."""
-    duties = Duties(root, store, PREFIX, pinned)
+    duties = PublisherTasks(root, store, PREFIX, pinned)
     while duties.publish_next():
         pass
     duties.delete_local()
@@ -219,7 +219,7 @@ def test_a_death_in_a_publish_of_what_is_gone_here_is_swept_by_the_next_look(
     for last in itertools.count():
         store = empty_store()
         done = lives(lambda s=store, n=last: publish(CrashingStore(s, n), PREFIX, checkpoint))
-        seen = set(look(store, PREFIX).committed)
+        seen = set(list_job(store, PREFIX).committed)
         next_start(new, store)
         assert keys(store) - {f"checkpoint-1/{MARKER}"} == (
             whole("checkpoint-1") if seen else set()
@@ -238,14 +238,14 @@ def test_a_death_in_an_unpublish_leaves_all_of_it_or_what_the_next_start_sweeps(
         store = empty_store()
         for checkpoint in (old, new):
             publish(store, PREFIX, checkpoint)
-        request_removal(root, old.manifest.digest)
+        request_local_removal(root, old.manifest.digest)
         dying = CrashingStore(store, last)
         done = lives(lambda d=dying: unpublish(d, PREFIX, "checkpoint-1"))
         seen = assert_only_whole_checkpoints(store, tmp_path / "scratch")
         assert "checkpoint-2" in seen
         next_start(root, store)
         assert keys(store) == whole("checkpoint-2"), f"died before call {last}"
-        assert requested_removals(root) == frozenset()
+        assert requested_local_removals(root) == frozenset()
         old = make(root, "checkpoint-1", 1)
         if done:
             assert last > 5
@@ -278,10 +278,10 @@ def test_a_death_in_the_sweep_of_the_store_is_repaired_by_the_next(empty_store, 
         lives(lambda s=store, c=checkpoint: publish(CrashingStore(s, 5), PREFIX, c))
         assert keys(store) > whole("checkpoint-2")
         delete_directory(checkpoint.path, root)
-        duties = Duties(root, CrashingStore(store, last), PREFIX, ())
+        duties = PublisherTasks(root, CrashingStore(store, last), PREFIX, ())
         done = lives(duties.delete_stored)
         lives(duties.leave)
-        assert set(look(store, PREFIX).committed) == {"checkpoint-2"}
+        assert set(list_job(store, PREFIX).committed) == {"checkpoint-2"}
         next_start(root, store)
         assert keys(store) == whole("checkpoint-2")
         checkpoint = make(root)
@@ -306,7 +306,7 @@ FILES = {f"file-{number}": bytes([number]) * 100 for number in range(4)}
 
 def publication(root, store, last):
     """What a worker does first; it dies before the call `last`, and leaves its lease."""
-    duties = Duties(root, CrashingStore(store, last), PREFIX, ())
+    duties = PublisherTasks(root, CrashingStore(store, last), PREFIX, ())
     done = lives(duties.publish_next)
     lease = duties._held.lease
     lease._stop()
@@ -383,11 +383,11 @@ def test_what_was_kept_for_a_publication_that_never_comes_is_deleted(make, root,
     store = Counting(tmp_path / "store")
     publication(root, store, 13)
     assert store.sent
-    duties = Duties(root, store, PREFIX, ())
+    duties = PublisherTasks(root, store, PREFIX, ())
     duties.delete_stored()
     assert len(keys(store)) > 1
     make(root, "checkpoint-2", 2)
-    request_removal(root, checkpoint.manifest.digest)
+    request_local_removal(root, checkpoint.manifest.digest)
     assert duties.publish_next().manifest.step == 2
     duties.delete_begun()
     duties.leave()
@@ -439,9 +439,9 @@ def test_a_checkpoint_changed_while_it_is_published_never_mixes(
             publish(watched, PREFIX, checkpoint)
         except CheckpointNotFoundError as error:
             assert str(checkpoint.path) in str(error)  # noqa: PT017 - it may also not be raised
-            assert look(store, PREFIX).committed == {}
+            assert list_job(store, PREFIX).committed == {}
         else:
-            committed = look(store, PREFIX).committed
+            committed = list_job(store, PREFIX).committed
             assert committed == {"checkpoint-1": checkpoint.manifest.to_bytes()}
         assert_only_whole_checkpoints(store, tmp_path / "scratch")
         if not watched.acted:
@@ -465,7 +465,7 @@ def test_a_local_checkpoint_that_is_damaged_is_not_called_a_passing_failure(stor
     with pytest.raises(CheckpointError) as caught:
         publish(store, PREFIX, checkpoint)
     assert not isinstance(caught.value, StoreTransientError)
-    assert look(store, PREFIX).committed == {}
+    assert list_job(store, PREFIX).committed == {}
 
 
 def test_a_store_that_loses_bytes_is_tried_again(store, make, root):
@@ -478,7 +478,7 @@ def test_a_store_that_loses_bytes_is_tried_again(store, make, root):
 
     with pytest.raises(StoreTransientError, match="after upload"):
         publish(Lossy(store._root), PREFIX, make(root))
-    assert look(store, PREFIX).committed == {}
+    assert list_job(store, PREFIX).committed == {}
 
 
 # folders
@@ -493,7 +493,7 @@ def test_a_folder_of_another_checkpoint_is_left_alone_and_the_next_number_taken(
     assert publish(store, PREFIX, first) == "checkpoint-1"
     third = make(root, generation=3, files={"a": b"3"})
     assert publish(store, PREFIX, third) == "checkpoint-1@3"
-    committed = look(store, PREFIX).committed
+    committed = list_job(store, PREFIX).committed
     assert committed["checkpoint-1"] == first.manifest.to_bytes()
     assert len(committed) == 3
 
@@ -526,8 +526,8 @@ def test_jobs_whose_names_begin_alike_do_not_see_each_other(store, make, root):
     publish(store, "p/rank-1", checkpoint)
     publish(store, "p/rank-10", checkpoint)
     unpublish(store, "p/rank-1", "checkpoint-1")
-    assert look(store, "p/rank-1").committed == {}
-    assert len(look(store, "p/rank-10").committed) == 1
+    assert list_job(store, "p/rank-1").committed == {}
+    assert len(list_job(store, "p/rank-10").committed) == 1
 
 
 def test_a_look_costs_one_listing_and_one_read_for_each_checkpoint(store, make, root):
@@ -544,7 +544,7 @@ def test_a_look_costs_one_listing_and_one_read_for_each_checkpoint(store, make, 
             calls.append("list")
             return super().list(prefix)
 
-    assert len(look(Counting(store._root), PREFIX).committed) == 3
+    assert len(list_job(Counting(store._root), PREFIX).committed) == 3
     assert calls == ["list", "read", "read", "read"]
 
 
@@ -596,7 +596,7 @@ def test_damage_in_the_store_is_refused_and_leaves_what_was_there(
     else:
         assert verify(target / "checkpoint-1").generation == 7
     assert not list(temporaries(target).glob("*"))
-    assert not list(trash(target).glob("*"))
+    assert not list(trash_dir(target).glob("*"))
 
 
 def test_a_folder_without_a_manifest_is_not_fetched(store, make, root, tmp_path):
@@ -622,4 +622,4 @@ def test_a_damaged_manifest_in_the_store_is_neither_deleted_nor_in_the_way(store
     second = make(root, files={"a": b"2"})
     next_start(root, store)
     assert store.read(f"{PREFIX}/checkpoint-1/{MANIFEST}") == b"{}"
-    assert look(store, PREFIX).committed["checkpoint-1@2"] == second.manifest.to_bytes()
+    assert list_job(store, PREFIX).committed["checkpoint-1@2"] == second.manifest.to_bytes()

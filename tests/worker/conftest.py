@@ -15,7 +15,7 @@ from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.worker.worker_handle import Worker
 from bt_lightning.worker_messages import Published, WorkerConfig, WorkFailed
 
@@ -131,7 +131,7 @@ class Scene:
         return [event.error for event in self.events if isinstance(event, WorkFailed)]
 
     def in_store(self, folder=None):
-        return set(look(LocalStore(folder or self.folder), PREFIX).committed)
+        return set(list_job(LocalStore(folder or self.folder), PREFIX).committed)
 
     def on_disk(self):
         return {found.manifest.checkpoint_id for found in list_committed(self.root)[0]}

@@ -11,15 +11,15 @@ import pytest
 
 from bt_lightning.errors import StoreTransientError
 from bt_lightning.localdir.local_checkpoints import verify
-from bt_lightning.localdir.removal_requests import request_removal
+from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.worker.commit_lock import CommitLock
-from bt_lightning.worker.commit_thread import Committer
-from bt_lightning.worker.commit_to_disk_or_store import Keeper
-from bt_lightning.worker.free_disk_space import RoomMaker
-from bt_lightning.worker.publisher_tasks import Duties
+from bt_lightning.worker.commit_thread import CommitThread
+from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
+from bt_lightning.worker.free_disk_space import DiskSpaceMaker
+from bt_lightning.worker.publisher_tasks import PublisherTasks
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
 MIB = 1024 * 1024
@@ -57,12 +57,12 @@ class Stage:
     def __init__(self, tmp_path):
         self.root, self.store = tmp_path / "root", Slow(tmp_path / "store")
         self.root.mkdir()
-        self.duties = Duties(self.root, self.store, PREFIX, ())
+        self.duties = PublisherTasks(self.root, self.store, PREFIX, ())
         self.sender = None
         self.outcomes, self.committed = [], threading.Event()
-        room = RoomMaker(self.root, None, lambda: None, has_store=False)
-        keeper, lock = Keeper(self.root, room, self._offer), CommitLock(self.root)
-        self.committer = Committer(self.root, keeper, lock, self._done)
+        room = DiskSpaceMaker(self.root, None, lambda: None, has_store=False)
+        keeper, lock = ImageCommitter(self.root, room, self._offer), CommitLock(self.root)
+        self.committer = CommitThread(self.root, keeper, lock, self._done)
         descriptor = os.memfd_create("arena")
         os.ftruncate(descriptor, SIZE)
         self.memory = mmap.mmap(descriptor, SIZE)
@@ -129,13 +129,13 @@ def test_the_bytes_are_those_of_the_save_though_the_arena_is_used_again(stage, t
     assert isinstance(stage.save(), Committed)
     stage.memory[:] = bytes(SIZE)
     stage.end()
-    assert look(stage.store, PREFIX).committed == {}, "seen before it was published"
+    assert list_job(stage.store, PREFIX).committed == {}, "seen before it was published"
     assert stage.duties.publish_next() is not None
     stage.duties.delete_begun()
     assert stage.store.sent.count(f"{PREFIX}/checkpoint-1/model.safetensors") == 1
     fetch(stage.store, PREFIX, "checkpoint-1", tmp_path, tmp_path / "back")
     assert verify(tmp_path / "back").digest == verify(stage.root / "checkpoint-1").digest
-    assert look(stage.store, PREFIX).unfinished == frozenset()
+    assert list_job(stage.store, PREFIX).unfinished == frozenset()
 
 
 def test_what_was_sent_of_a_save_that_failed_is_deleted(stage, tmp_path, monkeypatch):
@@ -162,10 +162,10 @@ def test_what_was_sent_of_a_save_that_is_unwanted_by_now_is_deleted(stage):
     stage.save(2)
     stage.end()
     assert stage.duties.publish_next() is not None
-    request_removal(stage.root, newer.digest)
+    request_local_removal(stage.root, newer.digest)
     stage.duties.delete_begun()
     stage.duties.leave()
-    assert set(look(stage.store, PREFIX).committed) == {"checkpoint-1@2"}
+    assert set(list_job(stage.store, PREFIX).committed) == {"checkpoint-1@2"}
     assert {info.key.split("/")[1] for info in stage.store.list("")} == {"checkpoint-1@2"}
 
 

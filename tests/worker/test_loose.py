@@ -13,11 +13,11 @@ from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, list_committed
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.store.transfer.unpublish import unpublish
-from bt_lightning.worker.publish_job_files import REST_S, RESTLESS_S, LooseFiles
+from bt_lightning.worker.publish_job_files import REST_S, RESTLESS_S, JobFilePublisher
 
 PREFIX = "p/rank-0"
 
@@ -71,7 +71,7 @@ class Scene:
         self.start()
 
     def start(self, patterns=Patterns()):  # noqa: B008 - it never changes
-        self.files = LooseFiles(self.root, patterns, "there", self.clock)
+        self.files = JobFilePublisher(self.root, patterns, "there", self.clock)
 
     def write(self, path, data=b"x"):
         file = self.root / path
@@ -89,12 +89,12 @@ class Scene:
         if not self.files.ready:
             return False
         self.lease.take()
-        listing = look(self.store, PREFIX)
+        listing = list_job(self.store, PREFIX)
         self.files.begin(self.store, PREFIX, listing.loose())
         return self.files.send(self.store, PREFIX, self.lease, self.checkpoints, lambda: True)
 
     def stored(self):
-        listing = look(self.store, PREFIX)
+        listing = list_job(self.store, PREFIX)
         return {path: (self.folder / PREFIX / path).read_bytes() for path in listing.loose()}
 
 
@@ -434,7 +434,7 @@ def test_files_are_no_checkpoints_and_checkpoints_no_files(scene):
     scene.write("run.log")
     scene.look()
     scene.look(REST_S)
-    listing = look(scene.store, PREFIX)
+    listing = list_job(scene.store, PREFIX)
     assert set(listing.committed) == {"checkpoint-1"}
     assert listing.unfinished == frozenset()
     assert set(listing.loose()) == {"hf/checkpoint-2/model.safetensors", "run.log"}

@@ -14,9 +14,9 @@ import pytest
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
-from bt_lightning.localdir.removal_requests import request_removal
+from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.worker.commit_lock import CommitLock
-from bt_lightning.worker.disk_removals import Remover
+from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
 NONE = frozenset()
@@ -77,7 +77,7 @@ def test_what_may_go_goes_while_the_store_hangs(scene, silent):
     old, _ = scene.make(1, 2)
     worker = scene.worker("s3://bucket/x", drain_s=0.1, options=silent)
     worker.begin(NONE)
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     worker.wake()
     scene.eventually(lambda: scene.on_disk() == scene.names(2))
 
@@ -91,7 +91,7 @@ def test_what_may_go_goes_though_an_earlier_runs_worker_still_publishes(scene, s
     earlier._conn.close()
     later = scene.worker("s3://bucket/x", drain_s=0.1, options=silent)
     later.begin(NONE)
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     later.wake()
     scene.eventually(lambda: scene.on_disk() == scene.names(2, 3))
     assert earlier._process.is_alive()
@@ -100,11 +100,11 @@ def test_what_may_go_goes_though_an_earlier_runs_worker_still_publishes(scene, s
 def test_nothing_goes_while_another_runs_worker_may_commit_here(scene):
     """What the run of that one resumed from, and wants gone after it, only its own worker knows."""
     old, _ = scene.make(1, 2)
-    request_removal(scene.root, old.digest)
-    lock, earlier = CommitLock(scene.root), Remover(scene.root, NONE)
+    request_local_removal(scene.root, old.digest)
+    lock, earlier = CommitLock(scene.root), DiskRemovals(scene.root, NONE)
     lock.take()
     assert earlier.clear() == 0
-    assert Remover(scene.root, {old.digest}, lock).clear() == 0
+    assert DiskRemovals(scene.root, {old.digest}, lock).clear() == 0
     assert scene.on_disk() == scene.names(1, 2)
     lock.give_up()
     assert earlier.clear() == 1
@@ -130,19 +130,19 @@ def test_what_is_unwanted_by_its_commit_goes_with_the_next_one(scene, arena, whe
 
 def test_what_is_older_than_the_newest_goes_though_that_is_unwanted_too(scene):
     """Training may be one save ahead of the disk for hours: each commit is unwanted as it comes."""
-    remover = Remover(scene.root, NONE)
+    remover = DiskRemovals(scene.root, NONE)
     for step in range(1, 6):
         (made,) = scene.make(step)
-        request_removal(scene.root, made.digest)
+        request_local_removal(scene.root, made.digest)
         remover.clear()
         assert scene.on_disk() == scene.names(step)
 
 
 def test_what_is_being_sent_goes_last(scene):
     first, second, _ = scene.make(1, 2, 3)
-    remover = Remover(scene.root, NONE)
+    remover = DiskRemovals(scene.root, NONE)
     for manifest in (first, second):
-        request_removal(scene.root, manifest.digest)
+        request_local_removal(scene.root, manifest.digest)
     with remover.sending(second):
         assert remover.clear() == 1
         assert scene.on_disk() == scene.names(2, 3)
@@ -160,7 +160,7 @@ def test_what_may_go_goes_before_a_copy_is_evicted(scene, small_disk, arena):
     newest = max((f.manifest for f in list_committed(scene.root)[0]), key=lambda m: m.step)
     (middle,) = [f.manifest for f in list_committed(scene.root)[0] if f.manifest.step == 2]
     assert newest.step == 3
-    request_removal(scene.root, middle.digest)  # nobody is told
+    request_local_removal(scene.root, middle.digest)  # nobody is told
     outcome = arena.save(scene, worker, 4)
     assert isinstance(outcome, Committed)
     assert outcome.evicted == 0
@@ -192,7 +192,7 @@ def test_a_removal_that_the_disk_refuses_is_no_failure_and_is_tried_again(scene)
     scene.watch(worker, lambda: len(scene.published) == 2)
     trash.rmdir()
     trash.write_text("in the way")
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     worker.wake()
     scene.eventually(lambda: "removal_failed" in events(scene.root))
     assert scene.on_disk() == scene.names(1, 2)
@@ -225,10 +225,10 @@ def test_removals_beside_commits_of_the_same_name_never_take_the_newest(scene):
     digests, over = [], threading.Event()
 
     def remove():
-        remover = Remover(scene.root, NONE)
+        remover = DiskRemovals(scene.root, NONE)
         while not over.is_set():
             for digest in digests[:-1]:
-                request_removal(scene.root, digest)
+                request_local_removal(scene.root, digest)
             remover.clear()
 
     thread = threading.Thread(target=remove)

@@ -15,14 +15,14 @@ from bt_lightning.localdir import protection
 from bt_lightning.localdir.disk_space import measure, usage
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
-from bt_lightning.localdir.newest_in_store import newest_away
-from bt_lightning.localdir.read_locks import hold
+from bt_lightning.localdir.newest_in_store import newest_in_store
+from bt_lightning.localdir.read_locks import hold_for_reading
 from bt_lightning.manifest import Manifest
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease
-from bt_lightning.worker.evict_local_copies import Eviction, evict
-from bt_lightning.worker.publisher_tasks_small_disk import SparingDuties
+from bt_lightning.worker.evict_local_copies import Eviction, evict_copies
+from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
 NONE = frozenset()
@@ -140,7 +140,7 @@ def test_a_checkpoint_larger_than_the_disk_goes_straight_to_the_store(small):
     assert list_committed(disk.root)[0] == []
     (event,) = disk.events("streamed")
     assert (event["checkpoint"], event["bytes"]) == ("checkpoint-1", 2 * MB)
-    assert newest_away(disk.root).step == 1
+    assert newest_in_store(disk.root).step == 1
 
 
 def test_the_same_id_streamed_again_is_the_next_generation(small):
@@ -202,8 +202,8 @@ def test_what_is_resumed_from_or_protected_or_read_is_never_evicted(small):
     manifests = [Manifest.from_bytes(disk.save(first, step).manifest, "") for step in (1, 2, 3)]
     first.drain(30)
     first.stop()
-    protection.protect(disk.root / "checkpoint-2", Protection(by="me", why="", at="2030"))
-    reader = hold(disk.root / "checkpoint-3")
+    protection.protect_local(disk.root / "checkpoint-2", Protection(by="me", why="", at="2030"))
+    reader = hold_for_reading(disk.root / "checkpoint-3")
     worker = disk.begin(pinned={manifests[0].digest})
     outcome = disk.save(worker, 4)
     assert outcome.streamed
@@ -239,7 +239,7 @@ def test_a_copy_whose_checkpoint_the_store_has_lost_stays(small):
 @pytest.mark.parametrize("sends", [True, False])
 def test_what_waits_for_the_store_is_sent_to_make_room_for_who_has_no_other_way(scene, sends):
     scene.make(1, 2)
-    duties = SparingDuties(scene.root, LocalStore(scene.folder), PREFIX, NONE)
+    duties = SmallDiskTasks(scene.root, LocalStore(scene.folder), PREFIX, NONE)
     duties.prepare()
     assert duties.evictable() == []  # it has the lease, and all files that it needs
     each, budget = usage(scene.root / "checkpoint-1"), 64 * 1024 + usage(scene.root)
@@ -247,7 +247,7 @@ def test_what_waits_for_the_store_is_sent_to_make_room_for_who_has_no_other_way(
     evicted = []
     plan = Eviction(scene.root, budget, each // 2, "checkpoint-3", evicted, more=False, send=send)
     try:
-        why = evict(duties, plan, None)
+        why = evict_copies(duties, plan, None)
     finally:
         duties.leave()
     if sends:

@@ -18,12 +18,12 @@ from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.layout import DOT_DIR, lease_folder
 from bt_lightning.localdir import file_locks
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.removal_requests import request_removal, requested_removals
+from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Holder
 from bt_lightning.worker.commit_lock import wait_for_commits
-from bt_lightning.worker.publisher_lock import Turn
+from bt_lightning.worker.publisher_lock import PublisherLock
 from bt_lightning.worker_messages import ListStore
 
 NONE = frozenset()
@@ -163,15 +163,15 @@ def test_a_standby_deletes_only_when_no_trainer_can_be_resuming(scene, standby):
     """Which checkpoint a starting trainer is about to choose, its own worker alone is told."""
     old, _ = scene.make(2, 3)
     scene.eventually(lambda: scene.in_store() == scene.names(1, 2, 3))
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     scene.make(4)
     scene.eventually(lambda: scene.in_store() == scene.names(1, 2, 3, 4))
     assert scene.on_disk() == scene.names(1, 2, 3, 4)
     standby.drain(30)
     assert scene.on_disk() == scene.in_store() == scene.names(1, 3, 4)
-    assert requested_removals(scene.root) == NONE
+    assert requested_local_removals(scene.root) == NONE
     again = scene.make(5)[0]
-    request_removal(scene.root, again.digest)
+    request_local_removal(scene.root, again.digest)
     scene.make(6)
     scene.eventually(lambda: "checkpoint-6" in scene.in_store())
     assert "checkpoint-5" in scene.on_disk()
@@ -201,12 +201,12 @@ def test_a_standby_keeps_out_where_a_file_system_has_no_locks(tmp_path, monkeypa
         raise OSError(errno.ENOLCK, "no locks here")
 
     monkeypatch.setattr(file_locks.fcntl, "flock", no_locks)
-    assert Turn(tmp_path, standby=False).take()
-    assert not Turn(tmp_path, standby=True).take()
+    assert PublisherLock(tmp_path, standby=False).take()
+    assert not PublisherLock(tmp_path, standby=True).take()
 
 
 def test_a_trainers_turn_comes_after_the_standbys_and_no_standbys_before_it(tmp_path):
-    first, normal, second = (Turn(tmp_path, standby=flag) for flag in (True, False, True))
+    first, normal, second = (PublisherLock(tmp_path, standby=flag) for flag in (True, False, True))
     assert first.take()
     assert not first.wanted()
     assert not normal.take()

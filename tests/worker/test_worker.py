@@ -29,10 +29,10 @@ from bt_lightning.errors import (
 from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import verify
-from bt_lightning.localdir.removal_requests import request_removal, requested_removals
-from bt_lightning.manage.job_checkpoints import DirectoryShelf
-from bt_lightning.worker.restart_limit import MOST, WINDOW_S, Deaths
-from bt_lightning.worker.trainer_queries import Answers
+from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
+from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
+from bt_lightning.worker.restart_limit import MOST, WINDOW_S, RestartLimit
+from bt_lightning.worker.trainer_queries import TrainerQueries
 from bt_lightning.worker_messages import CheckStore, Fetch, ListStore, WorkerConfig
 
 NONE = frozenset()
@@ -64,7 +64,7 @@ def test_everything_committed_is_published_newest_first(scene):
 def test_nothing_is_published_or_deleted_before_begin(scene):
     """Until the run has decided what it resumes from, everything must stay."""
     old, _ = scene.make(1, 2)
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     worker = scene.worker()
     worker.wake()
     for _ in range(3):
@@ -154,16 +154,16 @@ def test_a_requested_removal_is_carried_out_on_the_disk_and_in_the_store(scene):
     worker.begin(NONE)
     worker.drain(30)
     assert scene.in_store() == scene.names(1, 2)
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     worker.drain(30)
     assert scene.on_disk() == scene.in_store() == scene.names(2)
-    assert requested_removals(scene.root) == frozenset()
+    assert requested_local_removals(scene.root) == frozenset()
 
 
 def test_the_only_checkpoint_is_not_deleted_until_something_newer_is_committed(scene):
     """Invariant 4."""
     (old,) = scene.make(1)
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     worker = scene.worker()
     worker.begin(NONE)
     worker.drain(30)
@@ -180,7 +180,7 @@ def test_an_old_copy_that_is_to_go_is_not_sent_again_when_it_is_the_last_on_the_
     worker.begin(NONE)
     worker.drain(30)
     shutil.rmtree(scene.root / new.checkpoint_id)  # to make room
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     worker.drain(10)
     worker.poll()
     worker.drain(10)
@@ -194,7 +194,7 @@ def test_a_pinned_checkpoint_is_never_deleted(scene):
     worker = scene.worker()
     worker.begin(frozenset({old.digest}))
     worker.drain(30)
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     scene.make(3)
     worker.drain(30)
     assert scene.on_disk() == scene.in_store() == scene.names(1, 2, 3)
@@ -206,7 +206,7 @@ def test_pins_survive_the_death_of_the_worker(scene):
     worker = scene.worker()
     worker.begin(frozenset({old.digest}))
     worker.drain(30)
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     first = worker.pid
     os.kill(first, signal.SIGKILL)
     scene.watch(worker, lambda: worker.pid != first)
@@ -218,11 +218,11 @@ def test_removals_are_carried_out_on_the_disk_while_the_store_is_down(scene):
     """A store that is away for a day must not fill the disk."""
     scene.folder.write_text("a file where the store should be")
     old, _ = scene.make(1, 2)
-    request_removal(scene.root, old.digest)
+    request_local_removal(scene.root, old.digest)
     worker = scene.worker()
     worker.begin(NONE)
     scene.watch(worker, lambda: scene.on_disk() == scene.names(2))
-    assert requested_removals(scene.root) == {old.digest}, "the store may hold it still"
+    assert requested_local_removals(scene.root) == {old.digest}, "the store may hold it still"
 
 
 # questions
@@ -239,7 +239,7 @@ def test_two_checks_of_one_store_at_once_disturb_nobody(scene):
     config = WorkerConfig(
         root=str(scene.root), store_url=scene.folder.as_uri(), prefix=scene.prefix, drain_s=1.0
     )
-    answers = [Answers(config, None) for _ in range(2)]
+    answers = [TrainerQueries(config, None) for _ in range(2)]
     failed = []
 
     def check(one):
@@ -380,7 +380,7 @@ def test_deaths_with_commits_between_them_end_nothing(scene):
 
 def test_deaths_that_are_far_apart_end_nothing_and_a_report_begins_anew(tmp_path):
     now = [0.0]
-    deaths = Deaths(tmp_path, lambda: now[0])
+    deaths = RestartLimit(tmp_path, lambda: now[0])
     for _ in range(20):
         now[0] += WINDOW_S / 4
         deaths.add("it died")
@@ -834,5 +834,5 @@ def test_a_directory_knows_the_job_that_was_sent_from_it(scene):
     worker = scene.worker()
     worker.start()
     scene.watch(worker, (scene.root / DOT_DIR / "job-name.json").exists)
-    assert DirectoryShelf(scene.root).job == "j"
-    assert DirectoryShelf(scene.root).project == "p"
+    assert DirectoryCheckpoints(scene.root).job == "j"
+    assert DirectoryCheckpoints(scene.root).project == "p"

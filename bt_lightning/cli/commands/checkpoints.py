@@ -12,9 +12,9 @@ import click
 
 from bt_lightning.cli.target_options import (
     format_option,
-    one_of,
+    job_of,
+    one_checkpoint,
     say_refused,
-    shelf_of,
     target_options,
 )
 
@@ -70,7 +70,7 @@ def list_checkpoints(
         render,
         sort_items,
     )
-    from bt_lightning.manage.find_target import every_shelf, split_url
+    from bt_lightning.manage.find_target import open_every_job, split_bt_url
     from bt_lightning.manage.job_checkpoints import find
 
     if all_jobs and (url or target.job):
@@ -78,15 +78,15 @@ def list_checkpoints(
         raise click.UsageError(msg)
     check_sort(sort)
     if url:
-        target, named = split_url(replace(target, url=url))
+        target, named = split_bt_url(replace(target, url=url))
         checkpoint_name = checkpoint_name or named
     if not all_jobs and not non_interactive and output_format == "cli-table" and _on_terminal():
         from bt_lightning.cli.explore.explorer import Explorer
 
         chosen = any(ctx.get_parameter_source(name) is not _DEFAULT for name in ("sort", "order"))
-        Explorer(shelf_of(target), checkpoint_name, (sort, order) if chosen else None).run()
+        Explorer(job_of(target), checkpoint_name, (sort, order) if chosen else None).run()
         return
-    shelves = every_shelf(target) if all_jobs else [shelf_of(target)]
+    shelves = open_every_job(target) if all_jobs else [job_of(target)]
     found = []
     for shelf in shelves:
         items = [find(shelf, checkpoint_name)] if checkpoint_name else shelf.items()
@@ -113,12 +113,12 @@ def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> Non
 
     CHECKPOINT is an id to begin in, or bt://project[@job][/checkpoint]. Press ? for the keys.
     """
-    from bt_lightning.manage.find_target import split_url
+    from bt_lightning.manage.find_target import split_bt_url
     from bt_lightning.uri import is_bt
 
     _need_textual()
     if checkpoint and is_bt(checkpoint):
-        target, checkpoint = split_url(replace(target, url=checkpoint))
+        target, checkpoint = split_bt_url(replace(target, url=checkpoint))
     if web:
         from bt_lightning.cli.explore.web_server import serve
 
@@ -126,7 +126,7 @@ def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> Non
         return
     from bt_lightning.cli.explore.explorer import Explorer
 
-    Explorer(shelf_of(target), checkpoint).run()
+    Explorer(job_of(target), checkpoint).run()
 
 
 @checkpoints.command()
@@ -165,9 +165,9 @@ def show(checkpoint: str, target: Target, tensors: bool, output_format: str) -> 
     CHECKPOINT is an id, `latest`, or bt://project[@job][/checkpoint]. Of large files only headers
     are read, and no code of a .ckpt or .pt is run.
     """
-    from bt_lightning.cli.render.checkpoint_details import show as shown
+    from bt_lightning.cli.render.checkpoint_details import render_details as shown
 
-    shelf, item = one_of(target, checkpoint)
+    shelf, item = one_checkpoint(target, checkpoint)
     shown(shelf, item, output_format, every_tensor=tensors)
 
 
@@ -177,9 +177,9 @@ def show(checkpoint: str, target: Target, tensors: bool, output_format: str) -> 
 @format_option
 def files(checkpoint: str, target: Target, output_format: str) -> None:
     """List the files of one checkpoint."""
-    from bt_lightning.cli.render.checkpoint_details import files as shown
+    from bt_lightning.cli.render.checkpoint_details import render_files as shown
 
-    _, item = one_of(target, checkpoint)
+    _, item = one_checkpoint(target, checkpoint)
     shown(item, output_format)
 
 
@@ -193,9 +193,9 @@ def diff(before: str, after: str, target: Target, output_format: str) -> None:
 
     Exits with 1 if they differ. Digests tell most of what is equal; only the rest is read.
     """
-    from bt_lightning.cli.render.checkpoint_details import diff as shown
+    from bt_lightning.cli.render.checkpoint_details import render_difference as shown
 
-    if shown(one_of(target, before), one_of(target, after), output_format):
+    if shown(one_checkpoint(target, before), one_checkpoint(target, after), output_format):
         sys.exit(1)
 
 
@@ -219,7 +219,7 @@ def urls(target: Target, checkpoint_name: str | None, expires: int, output: str 
     """
     from bt_lightning.cli.render.presigned_urls import write_urls
 
-    write_urls(shelf_of(target), checkpoint_name, expires, output)
+    write_urls(job_of(target), checkpoint_name, expires, output)
 
 
 def _on_terminal() -> bool:

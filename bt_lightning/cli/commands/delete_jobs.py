@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from bt_lightning.cli.commands.jobs import job_project_option, opened_store, own_project, surveyed
-from bt_lightning.cli.commands.protect_delete import ask, dry_run_option, report, yes_option
+from bt_lightning.cli.commands.protect_delete import (
+    ask,
+    dry_run_option,
+    render_deletion,
+    yes_option,
+)
 from bt_lightning.cli.target_options import format_option, store_option
 
 if TYPE_CHECKING:
@@ -38,7 +43,7 @@ def delete_one_job(
     """
     from bt_lightning.manage.delete import delete_job
     from bt_lightning.manage.find_target import project_of
-    from bt_lightning.manage.job_objects import Holdings
+    from bt_lightning.manage.job_objects import JobObjects
 
     opened = opened_store(store)
     project = project_of(opened, project or own_project(), job_id)
@@ -47,7 +52,7 @@ def delete_one_job(
         _dry(found, output_format)
         return
     _ask(f"the job {job_id} of {project}", job_id, found, yes=yes)
-    counted = found[0].holdings if found else Holdings()
+    counted = found[0].holdings if found else JobObjects()
     _report(delete_job(opened, project, job_id, counted), output_format)
 
 
@@ -67,7 +72,7 @@ def delete_project(
     """
     from bt_lightning.errors import CheckpointNotFoundError, LeaseHeldError
     from bt_lightning.manage.delete import Deletion, delete_job, jobs_of
-    from bt_lightning.manage.job_objects import Holdings
+    from bt_lightning.manage.job_objects import JobObjects
 
     opened = opened_store(store)
     names = jobs_of(opened, project)
@@ -83,7 +88,7 @@ def delete_project(
     total, running = Deletion(), None
     for name in names:
         try:
-            done = delete_job(opened, project, name, counted.get(name, Holdings()))
+            done = delete_job(opened, project, name, counted.get(name, JobObjects()))
         except LeaseHeldError as error:
             running = error
             continue
@@ -105,14 +110,14 @@ def _ask(what: str, word: str, found: list[StoredJob], *, yes: bool) -> None:
 def _dry(found: list[StoredJob], output_format: str) -> None:
     going = [f"{job.job}/{path}" for job in found for path in job.holdings.going]
     kept = [f"{job.job}/{path}" for job in found for path in sorted(job.holdings.protected)]
-    report(going, [], kept, output_format, dry_run=True, files=_files(found))
+    render_deletion(going, [], kept, output_format, dry_run=True, files=_files(found))
 
 
 def _report(done: Deletion, output_format: str) -> None:
     from bt_lightning.manage.job_objects import Files
 
     files, left = Files.of(done.files), done.left
-    report(done.deleted, done.asked, done.kept, output_format, files=files, left=left)
+    render_deletion(done.deleted, done.asked, done.kept, output_format, files=files, left=left)
 
 
 def _files(found: list[StoredJob]) -> Files:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bt_lightning.cli.target_options import one_of, some_of, target_options
+from bt_lightning.cli.target_options import one_checkpoint, some_checkpoints, target_options
 
 if TYPE_CHECKING:
     from bt_lightning.manage.find_target import Target
@@ -44,7 +44,7 @@ def download(
     from bt_lightning.cli.render.text import human_size, printable
     from bt_lightning.manage.download_copy import download_item, wanted
 
-    for shelf, item in some_of(target, checkpoints or ("latest",)):
+    for shelf, item in some_checkpoints(target, checkpoints or ("latest",)):
         entries = wanted(item.manifest, include, exclude)
         size = sum(entry.size for entry in entries)
         with progress(item.name, size) as on_bytes:
@@ -80,7 +80,7 @@ def copy(
     from bt_lightning.store.catalog.bt_tree import open_bt_store
 
     store = open_bt_store(to, None)
-    for shelf, item in some_of(target, checkpoints):
+    for shelf, item in some_checkpoints(target, checkpoints):
         names = (to_project or item.project, to_job_id or item.job)
         with progress(item.name, item.manifest.size) as on_bytes:
             place = copy_item(shelf, item, store, names, on_bytes)
@@ -106,18 +106,18 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
     from bt_lightning.cli.render.text import human_size, printable
     from bt_lightning.errors import CheckpointExistsError
     from bt_lightning.localdir.atomic_directory import sweep_temporaries, temporary, tidy
-    from bt_lightning.localdir.directory_check import usable_root
+    from bt_lightning.localdir.directory_check import check_root
     from bt_lightning.localdir.fsync import sync_directory
     from bt_lightning.localdir.rename_noreplace import rename_new
-    from bt_lightning.manage.download_copy import download_item, serving_files
+    from bt_lightning.manage.download_copy import download_item, serving_entries
 
-    shelf, item = one_of(target, checkpoint)
+    shelf, item = one_checkpoint(target, checkpoint)
     output = output.expanduser().absolute()
     if output.exists():
         msg = f"{output} is there already: move it, or name another"
         raise CheckpointExistsError(msg)
-    entries = list(item.manifest.files) if to == "ckpt" else serving_files(item.manifest)
-    root = usable_root(output.parent)
+    entries = list(item.manifest.files) if to == "ckpt" else serving_entries(item.manifest)
+    root = check_root(output.parent)
     sweep_temporaries(root)  # of an export that was killed
     size = sum(entry.size for entry in entries)
     with temporary(root) as scratch:

@@ -51,7 +51,7 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
 
     from bt_lightning.cli.render.checkpoint_table import records, render, sort_items
     from bt_lightning.cli.render.table_csv_json import as_json
-    from bt_lightning.manage.find_target import Target, open_shelf, project_of
+    from bt_lightning.manage.find_target import Target, open_job, project_of
 
     opened = opened_store(store)
     project = project_of(opened, project or own_project(), job_id)
@@ -63,7 +63,7 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
         if not found[0].items:
             return
     target = Target(store=store, project=project, job=job_id)
-    shelf = open_shelf(target, lambda text: click.secho(text, fg="yellow", err=True))
+    shelf = open_job(target, lambda text: click.secho(text, fg="yellow", err=True))
     items = sort_items(shelf, shelf.items(), "created", "asc")
     if output_format == "json":
         rows = records([(shelf, item) for item in items])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bt_lightning.cli.target_options import format_option, shelf_of, some_of, target_options
+from bt_lightning.cli.target_options import format_option, job_of, some_checkpoints, target_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ def protect(checkpoints: tuple[str, ...], target: Target, why: str, by: str | No
 
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     said = Protection(by=_user() if by is None else by, why=why, at=now)
-    for shelf, item in some_of(target, checkpoints):
+    for shelf, item in some_checkpoints(target, checkpoints):
         shelf.protect(item, said)
         click.echo(printable(f"{item.name}: protected"))
 
@@ -47,7 +47,7 @@ def unprotect(checkpoints: tuple[str, ...], target: Target) -> None:
     """Let checkpoints be deleted again."""
     from bt_lightning.cli.render.text import printable
 
-    for shelf, item in some_of(target, checkpoints):
+    for shelf, item in some_checkpoints(target, checkpoints):
         shelf.unprotect(item)
         click.echo(printable(f"{item.name}: no longer protected"))
 
@@ -111,20 +111,20 @@ def delete(
         msg = "name checkpoints, or say which to keep with --keep-last or --keep-best; not both"
         raise click.UsageError(msg)
     if rule or not all(map(is_bt, checkpoints)):
-        shelf = shelf_of(target)
+        shelf = job_of(target)
         finished = [] if dry_run else finish_deletions(shelf)
         checkpoints = tuple(name for name in checkpoints if name not in finished)
         if finished:
             click.echo(f"finished what was begun: {printable(', '.join(finished))}", err=True)
         if not rule and not checkpoints:
-            report(finished, [], [], output_format)
+            render_deletion(finished, [], [], output_format)
             return
     if rule:
         items = shelf.items()
         kept = kept_by_rule(items, keep_last, keep_best, mode)
         items = [item for item in items if item.name not in kept]
     else:
-        found = some_of(target, checkpoints)
+        found = some_checkpoints(target, checkpoints)
         shelf = found[0][0]
         items = list({item.where: item for _, item in found}.values())
         if any(own.name != shelf.name for own, _ in found):
@@ -134,7 +134,7 @@ def delete(
     protected = [item.name for item in items if item.protected]
     if dry_run or not items:
         going = [name for name in names if name not in protected]
-        report(going, [], protected, output_format, dry_run=True)
+        render_deletion(going, [], protected, output_format, dry_run=True)
         return
     size = sum(item.manifest.size for item in items if not item.protected)
     what = f"{len(names) - len(protected)} checkpoints of {shelf.name}"
@@ -142,7 +142,7 @@ def delete(
     ask(what, "yes", size, names, yes=yes, lasts=lasts)
     done = delete_items(shelf, items) if trash is None else trash_items(shelf, items, trash)
     word = "deleted" if trash is None else f"put aside for {trash} days"
-    report(done.deleted, done.asked, done.kept, output_format, word=word)
+    render_deletion(done.deleted, done.asked, done.kept, output_format, word=word)
     if done.kept and not rule:  # named, and still there: a script must see that
         sys.exit(CheckpointProtectedError.exit_code)
 
@@ -182,7 +182,7 @@ def ask(
         sys.exit(1)
 
 
-def report(
+def render_deletion(
     deleted: Sequence[str],
     asked: Sequence[str],
     kept: Sequence[str],

@@ -118,9 +118,9 @@ def run(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> None:
     store: the next start of the same job sends it. 31: another run has the job.
     """
     from bt_lightning.errors import InvalidSettingError
-    from bt_lightning.runtime.job_resources import Hearing
+    from bt_lightning.runtime.job_resources import SignalHearing
     from bt_lightning.runtime.restart_policy import Policy
-    from bt_lightning.runtime.run_job import run as run_job
+    from bt_lightning.runtime.run_job import run_job as run_job
 
     if not words:
         msg = "nothing to run: expected a CONFIG.py, or -- and a command"
@@ -135,7 +135,7 @@ def run(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> None:
         _warn("checkpointing_config.enabled is False: nothing is saved or sent")
     from bt_lightning.cli.render.progress_bar import progress
 
-    hearing = Hearing(say=_say, warn=_warn, progress=progress)
+    hearing = SignalHearing(say=_say, warn=_warn, progress=progress)
     policy = Policy(retries, codes)
     sys.exit(run_job(spec, policy, dict(os.environ), hearing, drain_s=drain_s))
 

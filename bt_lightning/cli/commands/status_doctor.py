@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bt_lightning.cli.target_options import directory_option, shelf_of, store_option, target_options
+from bt_lightning.cli.target_options import directory_option, job_of, store_option, target_options
 from bt_lightning.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
@@ -37,18 +37,18 @@ def status(directory: str | None, watch: bool, output_format: str) -> None:
     """Show what the run of a directory is doing: its saves, its disk, its uploads."""
     from bt_lightning.cli.render.table_csv_json import as_json
     from bt_lightning.manage.find_target import Target, directory_named
-    from bt_lightning.manage.run_status import look
+    from bt_lightning.manage.run_status import run_status
 
     root = directory_named(Target(directory=directory))
     if output_format == "json":
         if watch:
             msg = "--watch is for people: ask for JSON as often as you like"
             raise click.UsageError(msg)
-        as_json(_as_json(look(root)))
+        as_json(_as_json(run_status(root)))
     elif not watch:
-        click.echo(screen(look(root)))
+        click.echo(screen(run_status(root)))
     else:
-        _watch(lambda: screen(look(root)))
+        _watch(lambda: screen(run_status(root)))
 
 
 @click.command()
@@ -101,7 +101,7 @@ def report(target: Target, output: Path) -> None:
     from bt_lightning.localdir.event_log import read_events
     from bt_lightning.manage.find_target import directory_of
 
-    shelf = shelf_of(target)
+    shelf = job_of(target)
     items = shelf.items()
     events: list[dict[str, Any]] = []
     if target.directory:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bt_lightning.cli.commands.protect_delete import ask, report, yes_option
-from bt_lightning.cli.target_options import format_option, shelf_of, target_options
+from bt_lightning.cli.commands.protect_delete import ask, render_deletion, yes_option
+from bt_lightning.cli.target_options import format_option, job_of, target_options
 
 if TYPE_CHECKING:
     from bt_lightning.manage.find_target import Target
@@ -31,7 +31,7 @@ def list_trash(target: Target, output_format: str) -> None:
     from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.manage.trash import empty, trashed
 
-    shelf = shelf_of(target)
+    shelf = job_of(target)
     empty(shelf, before=time.time())
     rows = [(one.name, _utc(one.expires)) for one in trashed(shelf)]
     if output_format == "json":
@@ -56,7 +56,7 @@ def restore_trash(checkpoints: tuple[str, ...], target: Target) -> None:
     from bt_lightning.cli.render.text import printable
     from bt_lightning.manage.trash import restore
 
-    shelf = shelf_of(target)
+    shelf = job_of(target)
     for name in checkpoints:
         click.echo(f"{printable(restore(shelf, name).name)}: is back")
 
@@ -68,13 +68,13 @@ def empty_trash(target: Target, yes: bool) -> None:
     """Delete for good what was put aside."""
     from bt_lightning.manage.trash import empty, trashed
 
-    shelf = shelf_of(target)
+    shelf = job_of(target)
     found = trashed(shelf)
     if found:
         size = sum(one.size for one in found)
         names = [one.name for one in found]
         ask(f"the trash of {shelf.name}", "yes", size, names, yes=yes)
-    report([one.name for one in empty(shelf)], [], [], "cli-table")
+    render_deletion([one.name for one in empty(shelf)], [], [], "cli-table")
 
 
 def _utc(seconds: float) -> str:

@@ -11,7 +11,7 @@ from bt_lightning.cli.explore.screens import FilesScreen, PickScreen
 from bt_lightning.manage.job_checkpoints import find
 
 if TYPE_CHECKING:
-    from bt_lightning.manage.job_checkpoints import Shelf
+    from bt_lightning.manage.job_checkpoints import JobCheckpoints
 
 
 class Explorer(App[None]):
@@ -30,7 +30,7 @@ class Explorer(App[None]):
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "Quit", priority=True)]
 
     def __init__(
-        self, shelf: Shelf, name: str | None = None, order: tuple[str, str] | None = None
+        self, shelf: JobCheckpoints, name: str | None = None, order: tuple[str, str] | None = None
     ) -> None:
         """`name`: the checkpoint to begin in; `order`: what to sort by, and `asc` or `desc`.
 

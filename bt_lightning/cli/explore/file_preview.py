@@ -15,7 +15,7 @@ from bt_lightning.manage.file_contents import has_tensors, tensors_of
 from bt_lightning.manage.verified_reads import read_file
 
 if TYPE_CHECKING:
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
 
 _LARGEST = 1_000_000
@@ -34,7 +34,7 @@ _LEXERS = {
 }
 
 
-def file_lines(shelf: Shelf, item: Item, entry: FileEntry) -> list[Text]:
+def file_lines(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> list[Text]:
     """The lines to show of a file.
 
     Raises:

@@ -28,7 +28,7 @@ def fuzzy(query: str, text: str) -> tuple[int, tuple[int, ...]] | None:
     return 1000 + 10 * gaps + (places[0] if places else 0), tuple(places)
 
 
-def best(query: str, texts: list[str]) -> list[int]:
+def best_matches(query: str, texts: list[str]) -> list[int]:
     """Indices of the texts that fit, best first; those that fit alike keep their order."""
     if not query.strip():
         return list(range(len(texts)))

@@ -12,7 +12,7 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from bt_lightning.cli.explore import view_text
-from bt_lightning.cli.explore.fuzzy_match import best, fuzzy
+from bt_lightning.cli.explore.fuzzy_match import best_matches, fuzzy
 from bt_lightning.cli.explore.long_list import Lines
 from bt_lightning.cli.render.text import printable
 
@@ -111,7 +111,7 @@ class ListScreen(Screen[None]):
 
     def _filter(self) -> None:
         query = self.query_one(Input).value.strip()
-        self._found = best(query, self._texts)
+        self._found = best_matches(query, self._texts)
         drawn = _Drawn(self._found, self._texts, self._lines, query)
         self.query_one(Lines).show(drawn)
 

@@ -16,13 +16,13 @@ from bt_lightning.cli.explore.screen_base import ListScreen, PageScreen
 from bt_lightning.cli.render.checkpoint_table import check_metric, sort_items
 from bt_lightning.cli.render.text import human_size, printable
 from bt_lightning.errors import CheckpointError
-from bt_lightning.manage.checkpoint_kind import about
+from bt_lightning.manage.checkpoint_kind import checkpoint_kind
 from bt_lightning.manage.compare_tensors import compare_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
 
 _URL_S = 3600
@@ -42,12 +42,12 @@ class PickScreen(ListScreen):
         Binding("ctrl+n", "metric", priority=True),
     ]
 
-    def __init__(self, shelf: Shelf, order: tuple[str, str] | None = None) -> None:
+    def __init__(self, shelf: JobCheckpoints, order: tuple[str, str] | None = None) -> None:
         super().__init__(f"Checkpoints of {shelf.job}")
         self._order = order
         self._shelf = shelf
-        self._items: list[Item] = []
-        self._marked: Item | None = None
+        self._items: list[CheckpointItem] = []
+        self._marked: CheckpointItem | None = None
         self._metric = 0
 
     def begin(self) -> None:
@@ -62,14 +62,16 @@ class PickScreen(ListScreen):
             if self._order is not None:
                 check_metric(self._order[0], items)
                 items = sort_items(self._shelf, items, *self._order)
-            texts = view_text.labels(items, about([(self._shelf, item) for item in items]))
+            texts = view_text.labels(
+                items, checkpoint_kind([(self._shelf, item) for item in items])
+            )
         except (CheckpointError, OSError, MemoryError) as error:
             self.app.call_from_thread(self.say, _reason(error), "red")
             return
         if not get_current_worker().is_cancelled:
             self.app.call_from_thread(self._show, items, texts)
 
-    def _show(self, items: list[Item], texts: list[str]) -> None:
+    def _show(self, items: list[CheckpointItem], texts: list[str]) -> None:
         self._items = items
         self.say("" if items else "No checkpoints here.")
         self.list_texts(texts)
@@ -132,10 +134,10 @@ class FilesScreen(ListScreen):
 
     hints = "enter open   right folder, or URL of a file   left back   ? keys   ctrl+c quit"
 
-    def __init__(self, shelf: Shelf, item: Item, folder: str = "") -> None:
+    def __init__(self, shelf: JobCheckpoints, item: CheckpointItem, folder: str = "") -> None:
         super().__init__(f"{shelf.job}/{item.name}/{folder}")
         self._shelf, self._item, self._folder = shelf, item, folder
-        self._entries = view_text.entries(item.manifest, folder)
+        self._entries = view_text.folder_lines(item.manifest, folder)
 
     def begin(self) -> None:
         """All is known from the manifest."""

@@ -14,8 +14,8 @@ from bt_lightning.manage.tensor_headers import by_module
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bt_lightning.manage.checkpoint_kind import About
-    from bt_lightning.manage.job_checkpoints import Item
+    from bt_lightning.manage.checkpoint_kind import CheckpointKind
+    from bt_lightning.manage.job_checkpoints import CheckpointItem
     from bt_lightning.manage.tensor_headers import Difference, Header, Tensor
     from bt_lightning.manifest import FileEntry, Manifest
 
@@ -25,13 +25,13 @@ _MAX_NAME, _MAX_LABEL = 80, 48
 _MOST_METADATA = 1000
 
 
-def labels(items: Sequence[Item], known: Sequence[About]) -> list[str]:
+def labels(items: Sequence[CheckpointItem], known: Sequence[CheckpointKind]) -> list[str]:
     """Checkpoints, a line each, as Baseten's picker has them, and their steps; in columns."""
     width = min(max((len(item.name) for item in items), default=0), _MAX_LABEL)
     return [_label(item, one.kind, width) for item, one in zip(items, known, strict=True)]
 
 
-def _label(item: Item, kind: str, width: int) -> str:
+def _label(item: CheckpointItem, kind: str, width: int) -> str:
     parts = [
         printable(item.name).ljust(width),
         f"[{kind}]",
@@ -54,7 +54,7 @@ def marked(text: str, places: Iterable[int], style: str = "") -> Text:
     return drawn
 
 
-def facts(item: Item) -> str:
+def facts(item: CheckpointItem) -> str:
     """A checkpoint's numbers, for the foot of the list."""
     manifest = item.manifest
     metrics = "  ".join(f"{name} {value:.6g}" for name, value in manifest.metrics.items())
@@ -90,7 +90,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     )
 
 
-def trend(items: Sequence[Item], metric: str, width: int) -> str:
+def trend(items: Sequence[CheckpointItem], metric: str, width: int) -> str:
     """One metric over the steps of a job: its first, its last, and a line between."""
     ordered = sorted(items, key=lambda item: item.manifest.order)
     values = [item.manifest.metrics[metric] for item in ordered if metric in item.manifest.metrics]
@@ -102,7 +102,7 @@ def trend(items: Sequence[Item], metric: str, width: int) -> str:
     return f"{name} {ends[0]} {drawn} {ends[1]}"
 
 
-def entries(manifest: Manifest, folder: str) -> list[tuple[str, FileEntry | None, str]]:
+def folder_lines(manifest: Manifest, folder: str) -> list[tuple[str, FileEntry | None, str]]:
     """What lies in a folder of a checkpoint: folders first, each (name, file or None, line)."""
     front = f"{folder}/" if folder else ""
     folders: dict[str, list[FileEntry]] = {}
@@ -124,7 +124,7 @@ def entries(manifest: Manifest, folder: str) -> list[tuple[str, FileEntry | None
     return [*shown, *sorted(files, key=lambda file: file[0])]
 
 
-def shape_text(tensor: Tensor) -> str:
+def shape_of(tensor: Tensor) -> str:
     """`2 x 3`; of a single number, `scalar`."""
     return " x ".join(map(str, tensor.shape)) or "scalar"
 
@@ -151,9 +151,7 @@ def tensor_lines(header: Header) -> list[Text]:
         ]
     names = [printable(tensor.name) for tensor in tensors]
     width = min(max(map(len, names), default=0), _MAX_NAME)
-    cells = [
-        (printable(t.dtype), shape_text(t), f"{t.count:,}", human_size(t.size)) for t in tensors
-    ]
+    cells = [(printable(t.dtype), shape_of(t), f"{t.count:,}", human_size(t.size)) for t in tensors]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for name, (dtype, shape, elements, bytes_of_it) in zip(names, cells, strict=True):
         line = Text(no_wrap=True)
@@ -181,7 +179,7 @@ def difference_lines(found: Sequence[Difference]) -> list[Text]:
         line.append(f"{difference.kind:<9}", style=_COLOURS[difference.kind])
         line.append(printable(difference.name))
         forms = [
-            f"{printable(tensor.dtype)} {shape_text(tensor)}"
+            f"{printable(tensor.dtype)} {shape_of(tensor)}"
             for tensor in (difference.before, difference.after)
             if tensor is not None
         ]

@@ -33,7 +33,7 @@ _LOCAL = "'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 """What the page may use: anything that it has, or that comes from here."""
 
 
-class Guard:
+class RequestGuard:
     """Lets in who has the token, once, and then who has the cookie that it was exchanged for."""
 
     def __init__(self, origin: str) -> None:
@@ -81,7 +81,7 @@ def _same(given: str, secret: str) -> bool:
 
 
 class _Server(Server):
-    guard: Guard
+    guard: RequestGuard
 
     async def _make_app(self) -> web.Application:
         app = await super()._make_app()
@@ -95,7 +95,7 @@ def serve(target: Target, name: str | None, port: int) -> None:
         probe.bind((_HOST, port))
         port = probe.getsockname()[1]
     server = _Server(_command(target, name), _HOST, port, title="bt-lightning")
-    server.guard = Guard(f"http://{_HOST}:{port}")
+    server.guard = RequestGuard(f"http://{_HOST}:{port}")
     click.echo(f"open http://{_HOST}:{port}/?token={server.guard.token}", err=True)
     click.echo("it works once, for one browser of this machine; Ctrl-C ends it", err=True)
     server.serve()

@@ -18,14 +18,16 @@ from bt_lightning.manage.tensor_headers import by_module
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.tensor_headers import Difference, Tensor
 
 _MOST_ROWS = 1000
 """That a person is shown: a table of many takes minutes to draw."""
 
 
-def show(shelf: Shelf, item: Item, output_format: str, *, every_tensor: bool) -> None:
+def render_details(
+    shelf: JobCheckpoints, item: CheckpointItem, output_format: str, *, every_tensor: bool
+) -> None:
     """Print one checkpoint: facts, who protects it, files, and its tensors by module or each."""
     tensors = _tensors(shelf, item)
     protection = shelf.protection(item)
@@ -71,7 +73,7 @@ def show(shelf: Shelf, item: Item, output_format: str, *, every_tensor: bool) ->
     for name, value in facts.items():
         if value:
             click.echo(f"{click.style(name.rjust(width), bold=True)}  {printable(value)}")
-    files(item, "cli-table")
+    render_files(item, "cli-table")
     if not tensors:
         return
     if every_tensor:
@@ -85,7 +87,7 @@ def show(shelf: Shelf, item: Item, output_format: str, *, every_tensor: bool) ->
     click.echo(f"Tensors: {len(tensors)}  |  Parameters: {count:,}  |  Size: {size}")
 
 
-def files(item: Item, output_format: str) -> None:
+def render_files(item: CheckpointItem, output_format: str) -> None:
     """Print the files of a checkpoint."""
     rows = _files(item)
     if output_format == "json":
@@ -96,7 +98,11 @@ def files(item: Item, output_format: str) -> None:
         table("Files", _FILE_COLUMNS, rows, _MOST_ROWS)
 
 
-def diff(before: tuple[Shelf, Item], after: tuple[Shelf, Item], output_format: str) -> bool:
+def render_difference(
+    before: tuple[JobCheckpoints, CheckpointItem],
+    after: tuple[JobCheckpoints, CheckpointItem],
+    output_format: str,
+) -> bool:
     """Print what differs between the tensors of two checkpoints; whether anything does."""
     found = compare_items(*before, *after)
     if output_format == "json":
@@ -124,7 +130,7 @@ def diff(before: tuple[Shelf, Item], after: tuple[Shelf, Item], output_format: s
     return bool(found)
 
 
-def _location(shelf: Shelf, item: Item) -> str:
+def _location(shelf: JobCheckpoints, item: CheckpointItem) -> str:
     with_store = getattr(shelf.place(item), "name", item.where)
     return str(with_store)
 
@@ -133,7 +139,7 @@ def _origin(origin: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in sorted(origin.items()) if isinstance(v, str | int))
 
 
-def _files(item: Item) -> list[dict[str, Any]]:
+def _files(item: CheckpointItem) -> list[dict[str, Any]]:
     return [
         {
             "path": entry.path,
@@ -145,7 +151,7 @@ def _files(item: Item) -> list[dict[str, Any]]:
     ]
 
 
-def _tensors(shelf: Shelf, item: Item) -> list[tuple[str, Tensor]]:
+def _tensors(shelf: JobCheckpoints, item: CheckpointItem) -> list[tuple[str, Tensor]]:
     found: list[tuple[str, Tensor]] = []
     for entry in item.manifest.files:
         if has_tensors(entry.path):

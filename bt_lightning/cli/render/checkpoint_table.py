@@ -7,16 +7,16 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, number, table
+from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, json_number, table
 from bt_lightning.cli.render.text import human_size, natural, short_time
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.manage.checkpoint_kind import about
+from bt_lightning.manage.checkpoint_kind import checkpoint_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bt_lightning.manage.checkpoint_kind import About
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.checkpoint_kind import CheckpointKind
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 SORTS = ("checkpoint-id", "size", "created", "type", "step")
 METRIC = "metric:"
@@ -45,7 +45,7 @@ def check_sort(by: str) -> None:
         raise InvalidSettingError(msg)
 
 
-def check_metric(by: str, items: Sequence[Item]) -> None:
+def check_metric(by: str, items: Sequence[CheckpointItem]) -> None:
     """Raise `InvalidSettingError` if `by` is a metric that none of the checkpoints has."""
     known = sorted({name for item in items for name in item.manifest.metrics})
     metric = by.removeprefix(METRIC)
@@ -55,21 +55,23 @@ def check_metric(by: str, items: Sequence[Item]) -> None:
         raise InvalidSettingError(msg)
 
 
-def sort_items(shelf: Shelf, items: Sequence[Item], by: str, order: str) -> list[Item]:
+def sort_items(
+    shelf: JobCheckpoints, items: Sequence[CheckpointItem], by: str, order: str
+) -> list[CheckpointItem]:
     """The items in order; those without the metric that is asked for come last, either way.
 
     Raises:
         InvalidSettingError: nothing can be sorted by that.
         StoreError: the store refused to tell of what type they are.
     """
-    keys: dict[str, Callable[[Item], Any]] = {
+    keys: dict[str, Callable[[CheckpointItem], Any]] = {
         "checkpoint-id": lambda item: natural(item.name),
         "size": lambda item: item.manifest.size,
         "created": lambda item: item.manifest.created_at,
         "step": lambda item: item.manifest.step,
     }
     if by == "type":
-        kinds = about([(shelf, item) for item in items])
+        kinds = checkpoint_kind([(shelf, item) for item in items])
         types = {item.where: one.kind for item, one in zip(items, kinds, strict=True)}
         keys["type"] = lambda item: types[item.where]
     reverse = order == "desc"
@@ -84,12 +86,14 @@ def sort_items(shelf: Shelf, items: Sequence[Item], by: str, order: str) -> list
     return [item for _, item in [*with_it, *(pair for pair in values if math.isnan(pair[0]))]]
 
 
-def records(pairs: Sequence[tuple[Shelf, Item]]) -> list[dict[str, Any]]:
+def records(pairs: Sequence[tuple[JobCheckpoints, CheckpointItem]]) -> list[dict[str, Any]]:
     """Checkpoints as JSON has them: Baseten's keys, then ours."""
-    return [_record(item, one) for (_, item), one in zip(pairs, about(pairs), strict=True)]
+    return [
+        _record(item, one) for (_, item), one in zip(pairs, checkpoint_kind(pairs), strict=True)
+    ]
 
 
-def _record(item: Item, known: About) -> dict[str, Any]:
+def _record(item: CheckpointItem, known: CheckpointKind) -> dict[str, Any]:
     manifest = item.manifest
     return {
         "job_id": item.job,
@@ -105,7 +109,7 @@ def _record(item: Item, known: About) -> dict[str, Any]:
         "node_rank": item.node_rank,
         "step": manifest.step,
         "epoch": manifest.epoch,
-        "metrics": {name: number(value) for name, value in manifest.metrics.items()},
+        "metrics": {name: json_number(value) for name, value in manifest.metrics.items()},
         "resumable": manifest.resumable,
         "sync_status": item.sync_status,
         "protected": item.protected,
@@ -113,7 +117,9 @@ def _record(item: Item, known: About) -> dict[str, Any]:
 
 
 def render(
-    found: Sequence[tuple[Shelf, Sequence[Item]]], output_format: str, job_id: str | None
+    found: Sequence[tuple[JobCheckpoints, Sequence[CheckpointItem]]],
+    output_format: str,
+    job_id: str | None,
 ) -> None:
     """Print the checkpoints of one job (`job_id`), or of several (None), to stdout."""
     rows = records([(shelf, item) for shelf, items in found for item in items])

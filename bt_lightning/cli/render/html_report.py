@@ -14,7 +14,7 @@ from bt_lightning.cli.render.text import human_duration, human_size, printable, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manage.job_checkpoints import Item
+    from bt_lightning.manage.job_checkpoints import CheckpointItem
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#111827;max-width:760px;margin:2rem auto;
@@ -51,7 +51,7 @@ def page(
     project: str,
     job: str,
     where: str,
-    items: Sequence[Item],
+    items: Sequence[CheckpointItem],
     refused: Sequence[str],
     events: Sequence[dict[str, Any]],
 ) -> str:
@@ -93,7 +93,7 @@ def _restarts(saves: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def _tiles(
-    items: Sequence[Item], saves: Sequence[dict[str, Any]], restarts: Sequence[float]
+    items: Sequence[CheckpointItem], saves: Sequence[dict[str, Any]], restarts: Sequence[float]
 ) -> str:
     tiles = [
         (str(len(items)), "checkpoints"),
@@ -114,7 +114,7 @@ def _tiles(
     return f'<div class="tiles">{drawn}</div>'
 
 
-def _metrics(items: Sequence[Item], restarts: Sequence[float]) -> str:
+def _metrics(items: Sequence[CheckpointItem], restarts: Sequence[float]) -> str:
     known = {name for item in items for name in item.manifest.metrics}
     names = sorted(known, key=lambda name: ("loss" not in name.lower(), name))
     ordered = sorted(items, key=lambda item: item.manifest.order)
@@ -179,7 +179,7 @@ def _failures(refused: Sequence[str], events: Sequence[dict[str, Any]]) -> str:
     return f"<h2>Failures</h2><ul>{lines}</ul>"
 
 
-def _table(items: Sequence[Item]) -> str:
+def _table(items: Sequence[CheckpointItem]) -> str:
     rows = "".join(
         f'<tr><td>{_text(item.name)}</td><td class="n">{item.manifest.step:,}</td>'
         f'<td class="n">{human_size(item.manifest.size)}</td>'

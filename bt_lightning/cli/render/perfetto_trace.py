@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _LANES = {"training waits": 1, "copy": 2, "write to disk": 3, "publish": 4}
 
 
-def trace(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def render_trace(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The JSON object of the trace event format, times in microseconds.
 
     An event without what is drawn of it is left out.

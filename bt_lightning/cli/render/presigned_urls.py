@@ -13,10 +13,10 @@ import click
 from bt_lightning.manage.job_checkpoints import find
 
 if TYPE_CHECKING:
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 
-def write_urls(shelf: Shelf, name: str | None, expires_s: int, output: str | None) -> None:
+def write_urls(shelf: JobCheckpoints, name: str | None, expires_s: int, output: str | None) -> None:
     """Print the URLs of one checkpoint, or of all, or write them to a file only the user reads."""
     items = [find(shelf, name)] if name else shelf.items()
     said = {
@@ -39,7 +39,7 @@ def write_urls(shelf: Shelf, name: str | None, expires_s: int, output: str | Non
     click.echo(f"{path}: {len(said['checkpoint_artifacts'])} URLs, for {expires_s} s")
 
 
-def _rows(shelf: Shelf, item: Item, expires_s: int) -> list[dict[str, Any]]:
+def _rows(shelf: JobCheckpoints, item: CheckpointItem, expires_s: int) -> list[dict[str, Any]]:
     return [
         {
             "url": shelf.url(item, entry.path, expires_s),

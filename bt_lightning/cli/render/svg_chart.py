@@ -89,7 +89,7 @@ def chart(
     )
 
 
-def number(value: float) -> str:
+def tick_text(value: float) -> str:
     """A tick's text: short, without a needless fraction."""
     if value and (abs(value) >= 1e6 or abs(value) < 1e-3):  # noqa: PLR2004 - beyond, digits mislead
         return f"{value:.3g}"
@@ -109,12 +109,12 @@ def _axes(
         _, y = at(x_range[0], value)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick_text(value)}</text>'
         )
     for value in ticks(*x_range, about=7):
         x, _ = at(value, y_range[0])
         parts.append(
-            f'<text x="{x:.1f}" y="{low + 15}" text-anchor="middle">{number(value)}</text>'
+            f'<text x="{x:.1f}" y="{low + 15}" text-anchor="middle">{tick_text(value)}</text>'
         )
     parts.append(
         f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{low}" y2="{low}"/>'

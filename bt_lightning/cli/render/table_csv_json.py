@@ -77,8 +77,8 @@ def as_csv(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 def as_json(payload: object) -> None:
     """Print JSON, indented by 2, to stdout; ASCII only, so any terminal and locale takes it.
 
-    What files say may be no JSON at all: numbers that are not finite become text, as `number` has
-    it, and what is nested deeper than anybody reads is `...`.
+    What files say may be no JSON at all: numbers that are not finite become text, as
+    `json_number` has it, and what is nested deeper than anybody reads is `...`.
     """
     pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(_plain(payload, _DEEPEST))
     while text := "".join(itertools.islice(pieces, _PIECES)):
@@ -88,7 +88,7 @@ def as_json(payload: object) -> None:
 
 def _plain(value: object, depth: int) -> object:
     if isinstance(value, float):
-        return number(value)
+        return json_number(value)
     if not isinstance(value, dict | list | tuple):
         return value
     if not depth:
@@ -98,7 +98,7 @@ def _plain(value: object, depth: int) -> object:
     return [_plain(inner, depth - 1) for inner in value]
 
 
-def number(value: float) -> float | str:
+def json_number(value: float) -> float | str:
     """A number as JSON has it, or one of the texts `NaN`, `Infinity`, `-Infinity`."""
     if value != value:  # noqa: PLR0124 - only NaN differs from itself
         return "NaN"

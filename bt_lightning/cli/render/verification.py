@@ -11,10 +11,10 @@ import click
 from bt_lightning.cli.render.progress_bar import progress
 from bt_lightning.cli.render.table_csv_json import as_csv, as_json
 from bt_lightning.cli.render.text import printable
-from bt_lightning.cli.target_options import shelf_of, some_of
+from bt_lightning.cli.target_options import job_of, some_checkpoints
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.layout import MANIFEST
-from bt_lightning.manage.job_checkpoints import DirectoryShelf, find
+from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, find
 from bt_lightning.manage.verify import QUICK, Verdict, unread_of, verify_items
 from bt_lightning.uri import is_bt
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bt_lightning.manage.find_target import Target
-    from bt_lightning.manage.job_checkpoints import Item, Shelf
+    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 
 def verify_all(target: Target, names: Sequence[str], depth: str, output_format: str) -> bool:
@@ -34,7 +34,7 @@ def verify_all(target: Target, names: Sequence[str], depth: str, output_format: 
         InvalidSettingError: nothing is named, or a `bt://` URL is none.
         StoreError: the store refused: that says nothing of a checkpoint.
     """
-    pairs: list[tuple[Shelf, Item]] = []
+    pairs: list[tuple[JobCheckpoints, CheckpointItem]] = []
     verdicts: list[Verdict] = []
     if names:
         for name in names:
@@ -43,7 +43,7 @@ def verify_all(target: Target, names: Sequence[str], depth: str, output_format: 
             except CheckpointNotFoundError as error:
                 verdicts.append(Verdict(name, whole=False, says=str(error)))
     else:
-        shelf = shelf_of(target)
+        shelf = job_of(target)
         pairs = [(shelf, item) for item in shelf.items()]
         unread = unread_of(shelf)
         for reason in unread:
@@ -57,15 +57,15 @@ def verify_all(target: Target, names: Sequence[str], depth: str, output_format: 
     return all(verdict.whole for verdict in verdicts)
 
 
-def _named(target: Target, name: str) -> tuple[Shelf, Item]:
+def _named(target: Target, name: str) -> tuple[JobCheckpoints, CheckpointItem]:
     path = Path(name)
     if not is_bt(name) and (path / MANIFEST).exists():
-        shelf = DirectoryShelf(path.resolve())
+        shelf = DirectoryCheckpoints(path.resolve())
         return shelf, find(shelf, ".")
     if not is_bt(name) and not target.store and (path.is_absolute() or not target.directory):
         msg = f"no committed checkpoint at {path}: it has no {MANIFEST}"
         raise CheckpointNotFoundError(msg)
-    return some_of(target, [name])[0]
+    return some_checkpoints(target, [name])[0]
 
 
 def _print(verdicts: Sequence[Verdict], output_format: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.store.backends.obstore_client import NativeStore, connected, plain
+from bt_lightning.store.backends.obstore_client import NativeStore, make_client, plain
 from bt_lightning.store.backends.obstore_config import az_config
 from bt_lightning.store.interface import translated
 from bt_lightning.store.secrets import known_secrets, secrets_of, with_spellings
@@ -23,7 +23,7 @@ _MOST_PARTS: Final = 40_000
 """Azure allows 50,000 blocks."""
 
 
-def native(
+def azure_store(
     inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
 ) -> Store:
     """The store at `url`, which `inner` is by adlfs; called by `open_store` for `SCHEMES`.
@@ -43,5 +43,5 @@ def native(
     http = str(config.get("endpoint", "")).startswith("http://")
     secrets = known_secrets(url, options, environment) | with_spellings(secrets_of(config))
     with translated(f"opening {inner.name}", secrets):
-        client = connected(AzureStore, container, config, http=http)
+        client = make_client(AzureStore, container, config, http=http)
     return NativeStore(inner, client, folder, secrets, _MOST_PARTS)

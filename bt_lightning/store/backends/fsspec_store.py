@@ -22,7 +22,7 @@ from bt_lightning.store.interface import (
     translated,
 )
 from bt_lightning.store.secrets import known_secrets
-from bt_lightning.store.transfer.file_source import PIECE_BYTES, pieces, whole
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, covers_all, pieces
 from bt_lightning.store.transfer.parallel_reads import scatter
 
 if TYPE_CHECKING:
@@ -66,7 +66,11 @@ class FsspecStore:
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Upload in one stream, or copy in the store; S3 shows an object when it is complete."""
         with self._doing("uploading", key):
-            if reuse is not None and whole(source, reuse.ranges) and self._copied(reuse.key, key):
+            if (
+                reuse is not None
+                and covers_all(source, reuse.ranges)
+                and self._copied(reuse.key, key)
+            ):
                 return
             if source.size <= PIECE_BYTES:
                 with source.hold(0, source.size) as data:

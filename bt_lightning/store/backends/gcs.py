@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from bt_lightning.errors import StoreTransientError
-from bt_lightning.store.backends.obstore_client import NativeStore, connected, plain
+from bt_lightning.store.backends.obstore_client import NativeStore, make_client, plain
 from bt_lightning.store.backends.obstore_config import gs_certain
 from bt_lightning.store.interface import translated
 from bt_lightning.store.secrets import known_secrets
@@ -133,7 +133,7 @@ class GcsStore(NativeStore):
         return super()._cause(error)
 
 
-def native(
+def gcs_store(
     inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
 ) -> Store:
     """The store at `url`, which `inner` is by gcsfs; called by `open_store` for `SCHEMES`.
@@ -160,7 +160,7 @@ def native(
     if endpoint != _GOOGLE:
         config["base_url"] = endpoint
     with translated(f"opening {inner.name}", secrets):
-        client = connected(GCSStore, bucket, config, http=endpoint.startswith("http://"))
+        client = make_client(GCSStore, bucket, config, http=endpoint.startswith("http://"))
     return GcsStore(inner, client, credential, root, secrets)
 
 

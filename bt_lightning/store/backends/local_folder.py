@@ -19,7 +19,7 @@ from bt_lightning.localdir.fsync import write_all
 from bt_lightning.localdir.no_symlinks import made_folder
 from bt_lightning.localdir.rename_noreplace import write_new
 from bt_lightning.store.interface import ObjectInfo, most_bytes, too_large, translated
-from bt_lightning.store.transfer.file_source import pieces, whole
+from bt_lightning.store.transfer.file_source import covers_all, pieces
 from bt_lightning.store.transfer.parallel_reads import fill
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LocalStore:
 
         def write(folder: int, name: str) -> None:
             part = part_name(name)
-            again = reuse is not None and whole(source, reuse.ranges)
+            again = reuse is not None and covers_all(source, reuse.ranges)
             if reuse is not None and again and self._link(reuse.key, folder, part):
                 os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
             else:
@@ -130,7 +130,7 @@ class LocalStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every regular file under the folder `prefix`."""
         with translated(f"listing {self.name}/{prefix}"):
-            for key, status in no_symlinks.walk(self._root, prefix):
+            for key, status in no_symlinks.walk_no_symlinks(self._root, prefix):
                 yield ObjectInfo(key, status.st_size, _version(status))
 
     def delete(self, keys: Collection[str]) -> None:

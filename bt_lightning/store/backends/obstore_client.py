@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreTransientError
 from bt_lightning.store.interface import Store, translated
-from bt_lightning.store.transfer.file_source import PIECE_BYTES, pieces, whole
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, covers_all, pieces
 from bt_lightning.store.transfer.parallel_reads import scatter
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class NativeStore:
         import obstore
 
         path = self._path(key)
-        copied = reuse is not None and whole(source, reuse.ranges)
+        copied = reuse is not None and covers_all(source, reuse.ranges)
         if copied or not plain(path):
             self._inner.send(source, key, reuse)
             return
@@ -190,7 +190,7 @@ class NativeStore:
         return _plain(error)
 
 
-def connected(kind: Any, bucket: str, config: Mapping[str, object], *, http: bool) -> Any:
+def make_client(kind: Any, bucket: str, config: Mapping[str, object], *, http: bool) -> Any:
     """A client of obstore's class `kind`; plain HTTP only if the user says so.
 
     Raises:

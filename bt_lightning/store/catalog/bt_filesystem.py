@@ -19,14 +19,14 @@ from typing_extensions import override
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError, ReadOnlyError
 from bt_lightning.layout import MANIFEST, part_name
 from bt_lightning.store.catalog.bt_tree import Tree, open_bt_store
-from bt_lightning.store.transfer.verified_ranges import PIECE_BYTES, read_range, save_file
+from bt_lightning.store.transfer.verified_ranges import PIECE_BYTES, read_verified_range, save_file
 from bt_lightning.uri import SCHEME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.catalog.projects import StoredCheckpoint
+    from bt_lightning.store.catalog.projects import CatalogEntry
 
 _CACHED_BLOCKS = 4
 
@@ -204,15 +204,13 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     modified = created
 
-    def read_range(
-        self, checkpoint: StoredCheckpoint, entry: FileEntry, start: int, end: int
-    ) -> bytes:
+    def read_range(self, checkpoint: CatalogEntry, entry: FileEntry, start: int, end: int) -> bytes:
         """Verified bytes of one file of a checkpoint, whatever was published since."""
         if entry.path == MANIFEST:
             return checkpoint.data[start:end]
-        return read_range(self._store, checkpoint.place.base, entry, start, end)
+        return read_verified_range(self._store, checkpoint.place.base, entry, start, end)
 
-    def _file(self, path: str) -> tuple[StoredCheckpoint, FileEntry]:
+    def _file(self, path: str) -> tuple[CatalogEntry, FileEntry]:
         node = self._tree.node(self._strip_protocol(path))
         if node.checkpoint is None or node.entry is None:
             msg = (
@@ -254,7 +252,7 @@ class BTFile(AbstractBufferedFile):  # type: ignore[misc]
         self,
         fs: BTFileSystem,
         path: str,
-        file: tuple[StoredCheckpoint, FileEntry],
+        file: tuple[CatalogEntry, FileEntry],
         *,
         cache_type: str = "blockcache",
         **options: Any,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.layout import MANIFEST, slug
 from bt_lightning.localdir.digest import Hasher
-from bt_lightning.store.catalog.projects import list_places, view_job
+from bt_lightning.store.catalog.projects import list_node_folders, view_job
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.uri import SCHEME, BtUri, is_bt, parse
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.catalog.projects import JobView, StoredCheckpoint
+    from bt_lightning.store.catalog.projects import CatalogEntry, JobView
     from bt_lightning.store.interface import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class TreeNode:
     """A folder, or one file of one checkpoint."""
 
-    checkpoint: StoredCheckpoint | None = None
+    checkpoint: CatalogEntry | None = None
     """The checkpoint that it is, or is a part of."""
     entry: FileEntry | None = None
     """What the manifest says of it, if it is a file."""
@@ -61,10 +61,10 @@ class Tree:
             self._views.clear()
             self._jobs = None
 
-    def node(self, path: str) -> Node:
+    def node(self, path: str) -> TreeNode:
         """What `path`, without its scheme and a `/` at its end, leads to."""
         if not path:
-            return Node(folders=self._roots())
+            return TreeNode(folders=self._roots())
         uri = parse(SCHEME + path)
         view = self._view(uri)
         found = view.split(uri.path) if uri.path else None
@@ -72,9 +72,9 @@ class Tree:
         below = view.below(uri.path)
         if node is not None and node.entry is None and below:
             folders = {*node.folders, *below}
-            return Node(node.checkpoint, folders=tuple(sorted(folders)), files=node.files)
+            return TreeNode(node.checkpoint, folders=tuple(sorted(folders)), files=node.files)
         if node is None and below:
-            return Node(folders=tuple(sorted(below)))
+            return TreeNode(folders=tuple(sorted(below)))
         if node is None and found is None and uri.path:
             node = _inside(view.latest(), uri.path)
         if node is None:
@@ -82,7 +82,7 @@ class Tree:
             raise CheckpointNotFoundError(msg)
         return node
 
-    def checkpoint(self, uri: BtUri) -> StoredCheckpoint:
+    def checkpoint(self, uri: BtUri) -> CatalogEntry:
         """The checkpoint that `uri` names; without a path, the latest."""
         return checkpoint_of(self._view(uri), uri, self._store.name)
 
@@ -104,12 +104,12 @@ class Tree:
     def _roots(self) -> tuple[str, ...]:
         with self._lock:
             if self._jobs is None:
-                places = list_places(self._store)
+                places = list_node_folders(self._store)
                 self._jobs = tuple(sorted({f"{place.project}@{place.job}" for place in places}))
             return self._jobs
 
 
-def checkpoint_of(view: JobView, uri: BtUri, store_name: str) -> StoredCheckpoint:
+def checkpoint_of(view: JobView, uri: BtUri, store_name: str) -> CatalogEntry:
     """The checkpoint of a job that `uri` names; without a path, the latest.
 
     Raises:
@@ -128,7 +128,7 @@ def checkpoint_of(view: JobView, uri: BtUri, store_name: str) -> StoredCheckpoin
     return checkpoint
 
 
-def find_checkpoint(store: Store, url: str) -> StoredCheckpoint:
+def find_checkpoint(store: Store, url: str) -> CatalogEntry:
     """The checkpoint that a `bt://` URL names in `store`, as it is now.
 
     Raises:
@@ -160,7 +160,7 @@ def open_bt_store(url: str | None, storage_options: Mapping[str, object] | None)
     return RetryingStore(open_store(url, storage_options))
 
 
-def _inside(checkpoint: StoredCheckpoint, path: str) -> Node | None:
+def _inside(checkpoint: CatalogEntry, path: str) -> TreeNode | None:
     """The folder or file `path` of a checkpoint; itself, if that is empty; None if there is none.
 
     The manifest is one of its files: a copy of all of them is a checkpoint again.
@@ -172,7 +172,7 @@ def _inside(checkpoint: StoredCheckpoint, path: str) -> Node | None:
     files: list[tuple[str, FileEntry]] = []
     for entry in (*checkpoint.manifest.files, hasher.entry(MANIFEST)):
         if entry.path == path:
-            return Node(checkpoint, entry)
+            return TreeNode(checkpoint, entry)
         if entry.path.startswith(front):
             name, slash, _ = entry.path[len(front) :].partition("/")
             if slash:
@@ -182,4 +182,4 @@ def _inside(checkpoint: StoredCheckpoint, path: str) -> Node | None:
     if not folders and not files:
         return None
     files.sort(key=lambda item: item[0])
-    return Node(checkpoint, folders=tuple(sorted(folders)), files=tuple(files))
+    return TreeNode(checkpoint, folders=tuple(sorted(folders)), files=tuple(files))

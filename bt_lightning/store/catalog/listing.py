@@ -33,7 +33,7 @@ _READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class JobListing:
     """One look at a job's part of a store."""
 
     committed: dict[str, bytes]
@@ -59,7 +59,7 @@ class Listing:
         }
 
 
-def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
+def list_job(store: Store, prefix: str, cache_dir: Path | None = None) -> JobListing:
     """List a job's checkpoints: one listing, and one small read for each manifest, in parallel.
 
     With `cache_dir`, manifests that an earlier look read there are not read again; the answer is
@@ -84,7 +84,7 @@ def look(store: Store, prefix: str, cache_dir: Path | None = None) -> Listing:
         else:
             (aside if hidden(name) else others)[path] = info.size
     cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
-    return Listing(
+    return JobListing(
         committed=_manifests(store, found, cache),
         unfinished=frozenset(unfinished),
         protected=frozenset(protected),

@@ -36,7 +36,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NodeFolder:
     """A folder of a store that holds a manifest."""
 
     project: str
@@ -52,10 +52,10 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredCheckpoint:
+class CatalogEntry:
     """A committed checkpoint of a store."""
 
-    place: Place
+    place: NodeFolder
     manifest: Manifest
     data: bytes
     """The manifest's bytes."""
@@ -86,8 +86,8 @@ class JobView:
     def __init__(
         self,
         store: Store,
-        places: Iterable[Place],
-        read: Mapping[Place, StoredCheckpoint | None] | None = None,
+        places: Iterable[NodeFolder],
+        read: Mapping[NodeFolder, CatalogEntry | None] | None = None,
     ) -> None:
         self._store = store
         self._places = {(place.node_rank, place.folder): place for place in places}
@@ -126,10 +126,10 @@ class JobView:
             name[len(front) :].partition("/")[0] for name in self.ids() if name.startswith(front)
         }
 
-    def checkpoints(self) -> list[StoredCheckpoint]:
+    def checkpoints(self) -> list[CatalogEntry]:
         """The newest of each id of each node, newest first; damaged ones are logged only."""
         self._load(self._places.values())
-        newest: dict[tuple[int, str], StoredCheckpoint] = {}
+        newest: dict[tuple[int, str], CatalogEntry] = {}
         for checkpoint in self._known().values():
             if checkpoint is None:
                 continue
@@ -138,7 +138,7 @@ class JobView:
                 newest[key] = checkpoint
         return sorted(newest.values(), key=lambda checkpoint: checkpoint.newness, reverse=True)
 
-    def latest(self) -> StoredCheckpoint:
+    def latest(self) -> CatalogEntry:
         """The one of the highest step, then generation.
 
         Raises:
@@ -154,7 +154,7 @@ class JobView:
         """`created_at` of the oldest checkpoint that is still there: how old the job is."""
         return min((found.manifest.created_at for found in self.checkpoints()), default="")
 
-    def split(self, path: str) -> tuple[StoredCheckpoint, str] | None:
+    def split(self, path: str) -> tuple[CatalogEntry, str] | None:
         """The checkpoint that `path` begins with and the rest of it; None if it names none.
 
         Of ids that lie in each other the longest counts.
@@ -166,7 +166,7 @@ class JobView:
                 return found, "/".join(parts[count:])
         return None
 
-    def named(self, name: str) -> StoredCheckpoint | None:
+    def named(self, name: str) -> CatalogEntry | None:
         """The newest checkpoint of the id `name`, on the first node that has it.
 
         `rank-N/<id>` asks one node; the name of a generation's folder, `<id>@<n>`, stands for the
@@ -185,7 +185,7 @@ class JobView:
             return self._named(int(number), rest)
         return None
 
-    def name_of(self, checkpoint: StoredCheckpoint) -> str:
+    def name_of(self, checkpoint: CatalogEntry) -> str:
         """What `named` finds it by: its id, with the node's rank where another node has it too."""
         own = self.named(checkpoint.checkpoint_id)
         rank = checkpoint.place.node_rank
@@ -199,14 +199,14 @@ class JobView:
         has = f"{', '.join(ids[:_SHOWN])}{more}"
         return f"the job {self.job} of the project {self.project} (it has {has})"
 
-    def _named(self, rank: int, name: str) -> StoredCheckpoint | None:
+    def _named(self, rank: int, name: str) -> CatalogEntry | None:
         found = self._newest(rank, name, 1)
         before, at, number = name.rpartition("@")
         if found is None and at and number.isascii() and number.isdigit():
             found = self._newest(rank, before, int(number))
         return found
 
-    def _newest(self, rank: int, name: str, least: int) -> StoredCheckpoint | None:
+    def _newest(self, rank: int, name: str, least: int) -> CatalogEntry | None:
         """The newest folder of the id `name`, if its number is `least` or more."""
         own = [
             place
@@ -219,7 +219,7 @@ class JobView:
                 return checkpoint if checkpoint.number >= least else None
         return None
 
-    def _open(self, place: Place) -> StoredCheckpoint | None:
+    def _open(self, place: NodeFolder) -> CatalogEntry | None:
         with self._lock:
             known = self._read.get(place)
         if known is not None:
@@ -229,7 +229,7 @@ class JobView:
             self._read[place] = found
         return found
 
-    def _load(self, places: Iterable[Place]) -> None:
+    def _load(self, places: Iterable[NodeFolder]) -> None:
         """Read the manifests that are not known yet, several at a time."""
         with self._lock:
             missing = [place for place in places if place not in self._read]
@@ -237,25 +237,27 @@ class JobView:
         with self._lock:
             self._read = {**found, **self._read}
 
-    def _known(self) -> dict[Place, StoredCheckpoint | None]:
+    def _known(self) -> dict[NodeFolder, CatalogEntry | None]:
         with self._lock:
             return dict(self._read)
 
 
-def list_places(store: Store, project: str | None = None, job: str | None = None) -> list[Place]:
+def list_node_folders(
+    store: Store, project: str | None = None, job: str | None = None
+) -> list[NodeFolder]:
     """Every folder with a manifest of a job, a project, or the whole store: one listing."""
     found = (committed_at(info.key) for info in store.list(jobs_prefix(project, job)))
-    return [Place(*parts) for parts in found if parts is not None]
+    return [NodeFolder(*parts) for parts in found if parts is not None]
 
 
 def list_projects(store: Store) -> list[str]:
     """Projects with a committed checkpoint, as the store lays out their names."""
-    return sorted({place.project for place in list_places(store)})
+    return sorted({place.project for place in list_node_folders(store)})
 
 
 def list_jobs(store: Store, project: str) -> list[str]:
     """Jobs of a project with a committed checkpoint, as the store lays out their names."""
-    return sorted({place.job for place in list_places(store, project)})
+    return sorted({place.job for place in list_node_folders(store, project)})
 
 
 def view_job(
@@ -272,8 +274,8 @@ def view_job(
         StoreError: the store refused.
     """
     job = None if revision == LATEST else revision
-    jobs: dict[str, list[Place]] = {}
-    for place in list_places(store, project, job):
+    jobs: dict[str, list[NodeFolder]] = {}
+    for place in list_node_folders(store, project, job):
         if job is not None or place.job != without:
             jobs.setdefault(place.job, []).append(place)
     if not jobs:
@@ -294,7 +296,7 @@ def view_job(
     return max(views, key=began)
 
 
-def read_checkpoint(store: Store, place: Place) -> StoredCheckpoint | None:
+def read_checkpoint(store: Store, place: NodeFolder) -> CatalogEntry | None:
     """Read the manifest of a folder; None if it is gone.
 
     Raises:
@@ -303,13 +305,13 @@ def read_checkpoint(store: Store, place: Place) -> StoredCheckpoint | None:
     data = store.read(f"{place.base}/{MANIFEST}")
     if data is None:
         return None
-    return StoredCheckpoint(place, Manifest.from_bytes(data, f"{store.name}/{place.base}"), data)
+    return CatalogEntry(place, Manifest.from_bytes(data, f"{store.name}/{place.base}"), data)
 
 
-def read_all(store: Store, places: list[Place]) -> dict[Place, StoredCheckpoint | None]:
+def read_all(store: Store, places: list[NodeFolder]) -> dict[NodeFolder, CatalogEntry | None]:
     """Read the manifests of folders, several at a time; None for one that is damaged or gone."""
 
-    def read(place: Place) -> StoredCheckpoint | None:
+    def read(place: NodeFolder) -> CatalogEntry | None:
         try:
             return read_checkpoint(store, place)
         except CheckpointCorruptError as error:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
 
 
-def protect(store: Store, base: str, protection: Protection) -> None:
+def protect_stored(store: Store, base: str, protection: Protection) -> None:
     """Protect the checkpoint at the key `base`; what an earlier protection said is replaced.
 
     When this returns nothing deletes the checkpoint, not even what had begun to look at it.
@@ -32,17 +32,17 @@ def protect(store: Store, base: str, protection: Protection) -> None:
     raise CheckpointNotFoundError(msg)
 
 
-def unprotect(store: Store, base: str) -> None:
+def unprotect_stored(store: Store, base: str) -> None:
     """Let the checkpoint at the key `base` be deleted again; idempotent."""
     store.delete([f"{base}/{PROTECTION}"])
 
 
-def is_protected(store: Store, base: str) -> bool:
+def is_protected_stored(store: Store, base: str) -> bool:
     """Whether somebody protected what is at the key `base`."""
     return read_any(store, f"{base}/{PROTECTION}") is not None
 
 
-def refuse(name: str, protection: Protection) -> CheckpointProtectedError:
+def protected_error(name: str, protection: Protection) -> CheckpointProtectedError:
     """The error of who would delete `name` all the same."""
     who = f" by {protection.by}" if protection.by else ""
     why = f": {protection.why}" if protection.why else ""

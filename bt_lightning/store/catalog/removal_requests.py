@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
 
 
-def request_removal(store: Store, prefix: str, digest: str) -> None:
+def request_stored_removal(store: Store, prefix: str, digest: str) -> None:
     """Ask for the checkpoint with the manifest digest `digest` to be removed, disk and store."""
     store.put(f"{removals_folder(prefix)}/{digest}", b"\n")
 
 
-def requested_removals(store: Store, prefix: str) -> frozenset[str]:
+def requested_stored_removals(store: Store, prefix: str) -> frozenset[str]:
     """Digests of what was asked for: one listing."""
     folder = removals_folder(prefix)
     return frozenset(info.key.rpartition("/")[2] for info in store.list(folder))

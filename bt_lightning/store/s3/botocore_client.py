@@ -2,7 +2,7 @@
 
 The client signs in the event loop of s3fs. What it would send itself, with redirects followed and
 answers read without an end, the thread that called sends instead. So everything that goes to S3
-goes through one `Wire`, under its limits.
+goes through one `HttpConnections`, under its limits.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.utils import get_environ_proxies
 
 from bt_lightning.store.s3 import response_checks
-from bt_lightning.store.s3.http_connection import SMALL, Network, Reply, Signed, Wire
+from bt_lightning.store.s3.http_connection import SMALL, HttpConnections, Network, Reply, Signed
 from bt_lightning.store.secrets import with_spellings
-from bt_lightning.store.transfer.file_source import Held
+from bt_lightning.store.transfer.file_source import HeldBytes
 
 if TYPE_CHECKING:
     import ssl
@@ -98,7 +98,7 @@ class Clients:
         self._own_session = filesystem.session is None
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
-        self._wire: Wire | None = None
+        self._wire: HttpConnections | None = None
         self._known: tuple[str, str, str | None] | None = None
         self._looked = False
         self._files: list[Path] = []
@@ -154,11 +154,11 @@ class Clients:
             self.age += renewed
             return renewed
 
-    def wire(self) -> Wire:
+    def wire(self) -> HttpConnections:
         """The connections to the endpoint."""
         with self._lock:
             if self._wire is None:
-                self._wire = Wire(self._in_loop(self._network, SMALL))
+                self._wire = HttpConnections(self._in_loop(self._network, SMALL))
             return self._wire
 
     def _in_loop(self, act: Callable[[], Awaitable[T]], allowance: Allowance) -> T:
@@ -178,7 +178,7 @@ class Clients:
         return future.result()
 
     def _sent(self, signed: Signed, body: bytes, allowance: Allowance) -> Reply:
-        lent = Held(memoryview(body)) if body else None
+        lent = HeldBytes(memoryview(body)) if body else None
         reply = self.wire().exchange(signed, lent, allowance=allowance)
         reply = response_checks.checked(reply)
         response_checks.count_tags(reply.body)

@@ -93,6 +93,6 @@ class Choice:
         self._left = tuple(each for each in self._left if each != checksum)
 
 
-def named(name: str | None) -> Checksum | None:
+def checksum_named(name: str | None) -> Checksum | None:
     """The algorithm of that name; None if it cannot be computed here."""
     return next((each for each in known() if each.name == name), None)

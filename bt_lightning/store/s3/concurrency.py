@@ -17,7 +17,7 @@ _FAST: Final = 256e6
 """Bytes a second of a connection that the processors limit, and not the link."""
 
 
-class Pace:
+class Concurrency:
     """Finds the number of connections. One lock of the caller's guards it.
 
     Stores give each connection a share, so many are needed, and on a slow link few. It begins with

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
-from bt_lightning.store.s3.progress_timeout import Allowance, Arriving, Patience
+from bt_lightning.store.s3.progress_timeout import Allowance, Arriving, ProgressTimeout
 from bt_lightning.store.s3.request_errors import Failure, Hostile
 from bt_lightning.store.s3.socket_send import send_body
 from bt_lightning.store.transfer.parallel_reads import fill
@@ -85,7 +85,7 @@ class Network:
     """Scheme -> URL of the proxy, for this endpoint."""
 
 
-class Wire:
+class HttpConnections:
     """Connections to one endpoint. Any thread may exchange; each exchange has a connection."""
 
     def __init__(self, network: Network) -> None:
@@ -124,7 +124,9 @@ class Wire:
                 _connect(connection, url)
             assert connection.sock is not None
             connection.sock.settimeout(self._network.read_s)
-            patience = Patience(connection.sock, self._network.read_s, _allowed(allowance, into))
+            patience = ProgressTimeout(
+                connection.sock, self._network.read_s, _allowed(allowance, into)
+            )
             try:
                 _send_head(connection, signed, target, body.size if body else 0)
                 if body is not None:
@@ -198,7 +200,9 @@ def proxy_headers(proxy: SplitResult) -> dict[str, str]:
 class _Response(http.client.HTTPResponse):
     """An answer that is waited for with patience."""
 
-    def __init__(self, patience: Patience, sock: socket.socket, *args: Any, **options: Any) -> None:
+    def __init__(
+        self, patience: ProgressTimeout, sock: socket.socket, *args: Any, **options: Any
+    ) -> None:
         super().__init__(sock, *args, **options)
         self.fp = io.BufferedReader(Arriving(sock, self.fp.detach(), patience))
 

@@ -23,7 +23,7 @@ _SUFFIX = ".upload.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class UploadRecord:
     """One multipart upload."""
 
     store: str
@@ -41,25 +41,25 @@ class Record:
     """What the object's ETag will be; known once the upload is about to be completed."""
 
 
-class Journal:
+class MultipartJournal:
     """A directory with one small file for each upload of one writer, atomically written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def find(self, store: str, key: str) -> Record | None:
+    def find(self, store: str, key: str) -> UploadRecord | None:
         """The upload to that key that was begun last, if it has not ended."""
         record = _read(self._file(store, key))
         return record if record and (record.store, record.key) == (store, key) else None
 
-    def all(self, store: str) -> Iterator[Record]:
+    def all(self, store: str) -> Iterator[UploadRecord]:
         """Every upload to that store."""
         for file in children(self._folder):
             record = _read(file) if file.name.endswith(_SUFFIX) else None
             if record and record.store == store:
                 yield record
 
-    def write(self, record: Record) -> None:
+    def write(self, record: UploadRecord) -> None:
         """Put the record in the place of the one of the same key.
 
         A disk that refuses is no failure: what is uploaded may be all that can be saved from it.
@@ -68,7 +68,7 @@ class Journal:
         with contextlib.suppress(OSError):
             replace_small(file, json.dumps(asdict(record)).encode("ascii"))
 
-    def remove(self, record: Record) -> None:
+    def remove(self, record: UploadRecord) -> None:
         """Forget it: the upload is complete, or was given up."""
         with contextlib.suppress(OSError):  # nothing knows it any more: the next try finds that out
             self._file(record.store, record.key).unlink(missing_ok=True)
@@ -77,11 +77,11 @@ class Journal:
         return self._folder / (xxhash.xxh3_128_hexdigest(f"{store}\n{key}".encode()) + _SUFFIX)
 
 
-def _read(file: Path) -> Record | None:
+def _read(file: Path) -> UploadRecord | None:
     """The record; None if it is missing or damaged: its upload is found by the server's list."""
     try:
         data: Any = read_json(file, RECORD)
-        record = Record(**data)
+        record = UploadRecord(**data)
     except (OSError, ValueError, TypeError):
         return None
     texts = (record.store, record.key, record.identity)

@@ -9,8 +9,8 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.store.s3 import request_errors
-from bt_lightning.store.s3.checksums import named
-from bt_lightning.store.s3.multipart_journal import Record
+from bt_lightning.store.s3.checksums import checksum_named
+from bt_lightning.store.s3.multipart_journal import UploadRecord
 from bt_lightning.store.s3.operations import retried
 from bt_lightning.store.s3.request_errors import Failure
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from bt_lightning.store.s3.checksums import Choice
-    from bt_lightning.store.s3.multipart_journal import Journal
+    from bt_lightning.store.s3.multipart_journal import MultipartJournal
     from bt_lightning.store.s3.operations import Api
     from bt_lightning.store.s3.part_plan import Part
 
@@ -33,21 +33,23 @@ _MD5_CHARS: Final = 32
 class Uploads:
     """Begins and ends uploads, and keeps the journal in step. Raises `Failure`."""
 
-    def __init__(self, api: Api, store: str, journal: Journal | None, choice: Choice) -> None:
+    def __init__(
+        self, api: Api, store: str, journal: MultipartJournal | None, choice: Choice
+    ) -> None:
         self._api = api
         self._store = store
         self._journal = journal
         self._choice = choice
 
-    def survives(self, record: Record) -> bool:
+    def survives(self, record: UploadRecord) -> bool:
         """Whether the next try will know of this upload if it is cut off now."""
         known = self._journal.find(self._store, record.key) if self._journal else None
         return known is not None and known.upload_id == record.upload_id
 
-    def begin(self, key: str, identity: str, part_bytes: int) -> Record:
+    def begin(self, key: str, identity: str, part_bytes: int) -> UploadRecord:
         """Begin an upload in parts of that size; the journal knows of it before the server does."""
         self.end(key)
-        record = Record(store=self._store, key=key, identity=identity, part_bytes=part_bytes)
+        record = UploadRecord(store=self._store, key=key, identity=identity, part_bytes=part_bytes)
         self._write(record)
         asked = []
 
@@ -79,18 +81,18 @@ class Uploads:
             self._abort_unnamed(key, keep=upload_id)  # the answer to an earlier try was lost
         return record
 
-    def resumable(self, key: str, identity: str) -> Record | None:
+    def resumable(self, key: str, identity: str) -> UploadRecord | None:
         """The upload of that content that was begun before and not given up."""
         record = self._journal.find(self._store, key) if self._journal else None
         return record if record and record.upload_id and record.identity == identity else None
 
-    def parts(self, record: Record, planned: Sequence[Part]) -> dict[int, Sent]:
+    def parts(self, record: UploadRecord, planned: Sequence[Part]) -> dict[int, Sent]:
         """The parts that the server has of `planned`, by their number from 1.
 
         Raises `Failure` with the code `NoSuchUpload` if it does not know the upload.
         """
         found: dict[int, Sent] = {}
-        checksum = named(record.checksum)
+        checksum = checksum_named(record.checksum)
         marker: dict[str, Any] = {}
         while True:
             asked = {"Key": record.key, "UploadId": record.upload_id, **marker}
@@ -105,11 +107,11 @@ class Uploads:
             if not answer.get("IsTruncated") or marker == before:
                 return found  # what a server keeps to itself is sent again
 
-    def complete(self, record: Record, sent: Sequence[Sent], size: int) -> None:
+    def complete(self, record: UploadRecord, sent: Sequence[Sent], size: int) -> None:
         """Make an object of the parts. An earlier try that was carried out is recognised."""
         etag = etag_of([str(part["ETag"]) for part in sent])
         self._write(dataclasses.replace(record, etag=etag))
-        checksum = named(record.checksum)
+        checksum = checksum_named(record.checksum)
         if checksum and not all(checksum.parameter in part for part in sent):
             names = ("PartNumber", "ETag")
             sent = [{name: part[name] for name in names} for part in sent]
@@ -133,7 +135,7 @@ class Uploads:
                 raise
         self._forget(record)
 
-    def was_completed(self, record: Record, size: int) -> bool:
+    def was_completed(self, record: UploadRecord, size: int) -> bool:
         """Whether an upload that the server no longer knows became the object it was to be."""
         if not self.is_there(record.key, size, record.etag):
             return False
@@ -171,7 +173,7 @@ class Uploads:
                 raise
             log.warning("parts are left in the store: key=%s answer=%s", key, failure.code)
 
-    def give_up(self, record: Record) -> None:
+    def give_up(self, record: UploadRecord) -> None:
         """Let the server drop the parts; on failure the journal still has the upload."""
         if record.upload_id is None:
             self._abort_unnamed(record.key)
@@ -179,7 +181,7 @@ class Uploads:
             self._abort(record.key, record.upload_id)
         self._forget(record)
 
-    def forget(self, record: Record) -> None:
+    def forget(self, record: UploadRecord) -> None:
         """Strike out an upload that the server does not know."""
         self._forget(record)
 
@@ -227,11 +229,11 @@ class Uploads:
             if not answer.get("IsTruncated") or marker == before:
                 return
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: UploadRecord) -> None:
         if self._journal is not None:
             self._journal.write(record)
 
-    def _forget(self, record: Record) -> None:
+    def _forget(self, record: UploadRecord) -> None:
         if self._journal is not None:
             self._journal.remove(record)
 

@@ -13,8 +13,8 @@ import xxhash
 from bt_lightning.store.bandwidth_limit import Bandwidth
 from bt_lightning.store.interface import AS_IT_GOES
 from bt_lightning.store.s3 import request_errors
-from bt_lightning.store.s3.checksums import Choice, content_md5, named
-from bt_lightning.store.s3.concurrency import Pace
+from bt_lightning.store.s3.checksums import Choice, checksum_named, content_md5
+from bt_lightning.store.s3.concurrency import Concurrency
 from bt_lightning.store.s3.multipart_uploads import Uploads
 from bt_lightning.store.s3.operations import retried
 from bt_lightning.store.s3.part_plan import (
@@ -27,9 +27,9 @@ from bt_lightning.store.s3.part_plan import (
     part_size,
     plan_parts,
 )
-from bt_lightning.store.s3.part_senders import Crew
+from bt_lightning.store.s3.part_senders import PartSenders
 from bt_lightning.store.s3.request_errors import Failure
-from bt_lightning.store.transfer.file_source import Held, whole
+from bt_lightning.store.transfer.file_source import HeldBytes, covers_all
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Lent, Reuse, Sending, Source
     from bt_lightning.store.s3.checksums import Checksum
     from bt_lightning.store.s3.http_connection import Reply
-    from bt_lightning.store.s3.multipart_journal import Journal, Record
+    from bt_lightning.store.s3.multipart_journal import MultipartJournal, UploadRecord
     from bt_lightning.store.s3.multipart_uploads import Sent
     from bt_lightning.store.s3.operations import Api
 
@@ -57,7 +57,7 @@ class Uploader:
         self,
         api: Api,
         store: str,
-        journal: Journal | None,
+        journal: MultipartJournal | None,
         *,
         part_bytes: int = PART_BYTES,
         sending: Sending = AS_IT_GOES,
@@ -82,7 +82,7 @@ class Uploader:
         etag = self._reusable(source, reuse)
         if reuse and etag:
             try:
-                if whole(source, reuse.ranges) and source.size <= COPY_BYTES:
+                if covers_all(source, reuse.ranges) and source.size <= COPY_BYTES:
                     self._copy(key, reuse.key, etag)
                     self._uploads.end(key)
                     return
@@ -112,7 +112,7 @@ class Uploader:
             return None
         last, size = reuse.ranges[-1]
         there = answer["ContentLength"] if answer else 0
-        same = there == source.size or not whole(source, reuse.ranges)
+        same = there == source.size or not covers_all(source, reuse.ranges)
         return str(answer["ETag"]) if answer and last + size <= there and same else None
 
     def _copy(self, key: str, there: str, etag: str) -> None:
@@ -127,10 +127,10 @@ class Uploader:
 
     def put(self, data: bytes, key: str, *, new: bool = False) -> None:
         """Make `key` hold these few bytes; with `new`, only if nothing is there."""
-        self._at_once(Held(memoryview(data)), key, IfNoneMatch="*" if new else None)
+        self._at_once(HeldBytes(memoryview(data)), key, IfNoneMatch="*" if new else None)
 
     def _at_once(self, data: Lent, key: str, **conditions: str | None) -> None:
-        crew = Crew(Pace(data.size), self._bandwidth)
+        crew = PartSenders(Concurrency(data.size), self._bandwidth)
         for checksum in self._choice.candidates():
             value = checksum.of(data) if checksum else None
             send = functools.partial(
@@ -151,7 +151,7 @@ class Uploader:
         data: Lent,
         checksum: Checksum | None,
         value: str | None,
-        crew: Crew,
+        crew: PartSenders,
         **parameters: Any,
     ) -> Reply:
         """Send bytes, and compare what the server says of them with their checksum."""
@@ -191,7 +191,7 @@ class Uploader:
             record = self._uploads.begin(key, identity, part)
         try:
             run = _Run(self, self._api, source, record, (reuse.key, etag) if reuse else None)
-            sent = run.parts(plan, resumed, Crew(Pace(part), self._bandwidth))
+            sent = run.parts(plan, resumed, PartSenders(Concurrency(part), self._bandwidth))
             self._uploads.complete(record, sent, source.size)
         except Failure as failure:
             raise self._ended(record, failure, resumed=bool(resumed)) from None
@@ -203,7 +203,7 @@ class Uploader:
                 self._drop(record)
             raise
 
-    def _ended(self, record: Record, failure: Failure, *, resumed: bool) -> Failure:
+    def _ended(self, record: UploadRecord, failure: Failure, *, resumed: bool) -> Failure:
         """Keep, forget or give up an upload that failed; return what to raise."""
         if failure.code == request_errors.NO_UPLOAD:
             self._uploads.forget(record)
@@ -216,7 +216,7 @@ class Uploader:
             self._drop(record)
         return failure
 
-    def _drop(self, record: Record) -> None:
+    def _drop(self, record: UploadRecord) -> None:
         """Give up an upload; the error that led here counts, not one of this."""
         try:
             self._uploads.give_up(record)
@@ -232,7 +232,7 @@ class _Run:
         uploader: Uploader,
         api: Api,
         source: Source,
-        record: Record,
+        record: UploadRecord,
         copied: tuple[str, str] | None,
     ) -> None:
         self._uploader = uploader
@@ -240,11 +240,11 @@ class _Run:
         self._source = source
         self._record = record
         self._copied = copied
-        self._checksum = named(record.checksum)
+        self._checksum = checksum_named(record.checksum)
         self._lock = threading.Lock()
         self._sent: dict[int, Sent] = {}
 
-    def parts(self, plan: Plan, have: dict[int, Sent], crew: Crew) -> Sequence[Sent]:
+    def parts(self, plan: Plan, have: dict[int, Sent], crew: PartSenders) -> Sequence[Sent]:
         """Send what the server does not have; return all parts in order."""
         self._sent = dict(have)
         numbers = {part: number for number, part in enumerate(plan, 1)}
@@ -260,7 +260,7 @@ class _Run:
         crew.run(missing, do)
         return [self._sent[number] for number in sorted(self._sent)]
 
-    def _send(self, part: Send | Copy, number: int, crew: Crew) -> Sent:
+    def _send(self, part: Send | Copy, number: int, crew: PartSenders) -> Sent:
         with self._source.lend(part.offset, part.size) as data:
             value = self._checksum.of(data) if self._checksum else None
 
@@ -287,7 +287,7 @@ class _Run:
             sent[self._checksum.parameter] = value
         return sent
 
-    def _copy(self, part: Copy, number: int, crew: Crew) -> Sent:
+    def _copy(self, part: Copy, number: int, crew: PartSenders) -> Sent:
         assert self._copied is not None
         there, etag = self._copied
         answer = retried(

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from bt_lightning.store.bandwidth_limit import Bandwidth
-    from bt_lightning.store.s3.concurrency import Pace
+    from bt_lightning.store.s3.concurrency import Concurrency
     from bt_lightning.store.s3.part_plan import Part
 
 P = TypeVar("P", bound="Part")
 
 
-class Crew:
+class PartSenders:
     """One run over the parts of an upload. The first error ends it, and is raised by `run`."""
 
-    def __init__(self, pace: Pace, bandwidth: Bandwidth | None = None) -> None:
+    def __init__(self, pace: Concurrency, bandwidth: Bandwidth | None = None) -> None:
         self._pace = pace
         self._bandwidth = bandwidth
         self._changed = threading.Condition()

@@ -46,7 +46,7 @@ class TooSlow(TimeoutError):  # noqa: N818 - by what it is
         super().__init__(f"the answer came too slowly, {came:,} bytes of it")
 
 
-class Patience:
+class ProgressTimeout:
     """The waiting of one exchange on one connection; one thread uses it."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Patience:
 class Arriving(io.RawIOBase):
     """The bytes of an answer as they come; `held` keeps the connection open until it is read."""
 
-    def __init__(self, sock: socket.socket, held: io.RawIOBase, patience: Patience) -> None:
+    def __init__(self, sock: socket.socket, held: io.RawIOBase, patience: ProgressTimeout) -> None:
         self._sock = sock
         self._held = held
         self._patience = patience

@@ -100,7 +100,7 @@ def fields(element: ET.Element) -> dict[str, str]:
     return {tag(child): child.text or "" for child in element}
 
 
-class Listing:
+class ListedPages:
     """One listing, page by page: it must be of what was asked for, go on, and end."""
 
     def __init__(self, prefix: str, *, ordered: bool = True) -> None:

@@ -21,7 +21,7 @@ from bt_lightning.store.interface import (
     too_large,
 )
 from bt_lightning.store.s3.http_connection import Into
-from bt_lightning.store.s3.multipart_journal import Journal
+from bt_lightning.store.s3.multipart_journal import MultipartJournal
 from bt_lightning.store.s3.object_upload import Uploader
 from bt_lightning.store.s3.operations import Api, retried
 from bt_lightning.store.s3.part_plan import PART_BYTES
@@ -34,7 +34,7 @@ from bt_lightning.store.s3.request_errors import (
     TooLarge,
     of_store,
 )
-from bt_lightning.store.s3.response_checks import PAGE, Listing, listed
+from bt_lightning.store.s3.response_checks import PAGE, ListedPages, listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -69,7 +69,7 @@ class S3Store(FsspecStore):
         self._uploader = Uploader(
             self._api,
             self._name,
-            Journal(journal) if journal else None,
+            MultipartJournal(journal) if journal else None,
             part_bytes=part_bytes,
             sending=sending,
         )
@@ -173,7 +173,7 @@ class S3Store(FsspecStore):
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """A thousand objects a request; a bucket that is not there is an error."""
         folder = self._key(prefix)
-        listing = Listing(f"{folder}/" if folder else "", ordered=not self._is_directory())
+        listing = ListedPages(f"{folder}/" if folder else "", ordered=not self._is_directory())
         with self._doing("listing", prefix):
             self._list_into(listing)
             if not listing.objects:
@@ -181,7 +181,7 @@ class S3Store(FsspecStore):
         cut = len(self._key("")) + 1 if self._base else 0
         return (ObjectInfo(key[cut:], size, version) for key, size, version in listing.objects)
 
-    def _list_into(self, listing: Listing) -> None:
+    def _list_into(self, listing: ListedPages) -> None:
         token: str | None = None
         while True:
             reply = self._api.transfer(

@@ -23,10 +23,17 @@ from urllib.parse import quote, urlsplit
 from bt_lightning.layout import under
 from bt_lightning.store.interface import ObjectInfo, most_bytes, redact, too_large
 from bt_lightning.store.retry import LateStore
-from bt_lightning.store.s3.http_connection import SMALL, Into, Network, Reply, Signed, Wire
+from bt_lightning.store.s3.http_connection import (
+    SMALL,
+    HttpConnections,
+    Into,
+    Network,
+    Reply,
+    Signed,
+)
 from bt_lightning.store.s3.progress_timeout import Allowance
 from bt_lightning.store.s3.request_errors import Failure, Hostile, TooLarge, of_exception, of_store
-from bt_lightning.store.s3.response_checks import PAGE, Listing, checked, fields, listed, tree
+from bt_lightning.store.s3.response_checks import PAGE, ListedPages, checked, fields, listed, tree
 from bt_lightning.store.s3.signed_reads_credentials import Access, access
 from bt_lightning.store.secrets import known_secrets, with_spellings
 
@@ -46,7 +53,7 @@ class _Doubt(Exception):  # noqa: N818 - it is no error: somebody else is asked
     """Raised when an answer is not what was asked for; never leaves the module."""
 
 
-class QuickStore(LateStore):
+class SignedReadStore(LateStore):
     """An S3 store that lists and reads by itself; opened for everything else.
 
     May be used by several threads.
@@ -136,7 +143,7 @@ class QuickStore(LateStore):
             return self._store
 
 
-def quick(
+def signed_read_store(
     url: str,
     options: Mapping[str, object],
     environment: Mapping[str, str],
@@ -148,7 +155,7 @@ def quick(
     asked = None if profile is None else access(bucket, options, environment, profile)
     if asked is None or base.strip("/") != base.rstrip("/") or {"?", "#"}.intersection(url):
         return open_it()
-    return QuickStore(url, options, asked, open_it)
+    return SignedReadStore(url, options, asked, open_it)
 
 
 def sign(
@@ -193,7 +200,7 @@ class _Bucket:
 
     def __init__(self, asked: Access) -> None:
         self._asked = asked
-        self._wire = Wire(Network(_CONNECT_S, _READ_S, lambda: _tls(asked.trust), {}))
+        self._wire = HttpConnections(Network(_CONNECT_S, _READ_S, lambda: _tls(asked.trust), {}))
 
     def read(self, key: str) -> bytes | None:
         reply = self._get(key, {}, allowance=Allowance(most_bytes(key)))
@@ -215,7 +222,7 @@ class _Bucket:
 
     def list(self, prefix: str) -> list[tuple[str, int, str | None]]:
         """Key, bytes and version of each object that begins with `prefix`; no folders."""
-        listing = Listing(prefix)
+        listing = ListedPages(prefix)
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
         while True:
             reply = self._get("", query, allowance=PAGE)

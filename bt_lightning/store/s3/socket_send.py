@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.store.interface import Lent
-    from bt_lightning.store.s3.progress_timeout import Patience
+    from bt_lightning.store.s3.progress_timeout import ProgressTimeout
 
 _ENCRYPTED_BYTES: Final = 256 * 1024
 
 
 def send_body(
-    sock: socket.socket, body: Lent, proceed: Callable[[int], int], patience: Patience
+    sock: socket.socket, body: Lent, proceed: Callable[[int], int], patience: ProgressTimeout
 ) -> None:
     """Send all of `body`; `proceed` is as in `Wire.exchange`.
 
@@ -35,7 +35,7 @@ def send_body(
 
 
 def _send_encrypted(
-    sock: socket.socket, body: Lent, start: int, stop: int, patience: Patience
+    sock: socket.socket, body: Lent, start: int, stop: int, patience: ProgressTimeout
 ) -> None:
     """Send a copy: encryption may wait for the network in the middle of it."""
     for first in range(start, stop, _ENCRYPTED_BYTES):
@@ -50,7 +50,9 @@ def _send_encrypted(
             patience.took()
 
 
-def _send_plain(sock: socket.socket, body: Lent, start: int, stop: int, patience: Patience) -> None:
+def _send_plain(
+    sock: socket.socket, body: Lent, start: int, stop: int, patience: ProgressTimeout
+) -> None:
     """Hand the bytes to the kernel, as many at a time as it takes without waiting."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)

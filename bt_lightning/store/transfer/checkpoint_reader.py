@@ -24,7 +24,7 @@ from bt_lightning.localdir.local_checkpoints import (
     is_unchanged,
     read_manifest,
 )
-from bt_lightning.localdir.read_locks import hold
+from bt_lightning.localdir.read_locks import hold_for_reading
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
 
@@ -45,7 +45,7 @@ _ALONE_BYTES = 8 * 1024 * 1024
 """A local checkpoint up to this size is read before a second thread would have started."""
 
 
-class Place(Protocol):
+class CheckpointReader(Protocol):
     """One committed checkpoint, wherever it lies. Read by several threads at once."""
 
     @property
@@ -83,7 +83,7 @@ class Place(Protocol):
 
 
 def read_verified(
-    place: Place, entry: FileEntry, offset: int, targets: Sequence[memoryview]
+    place: CheckpointReader, entry: FileEntry, offset: int, targets: Sequence[memoryview]
 ) -> None:
     """Fill `targets`, together whole blocks, and compare each; ask again for those that differ.
 
@@ -166,7 +166,7 @@ def is_block(entry: FileEntry, block: int, data: memoryview) -> bool:
     return bool(xxhash.xxh3_128_hexdigest(data) == entry.blocks[block])
 
 
-class StorePlace:
+class StoreReader:
     """A checkpoint in a store."""
 
     piece_bytes = PIECE_BYTES
@@ -222,7 +222,7 @@ class StorePlace:
         self._store.read_into(f"{self._base}/{entry.path}", offset, *targets, arrived=arrived)
 
 
-class DirectoryPlace:
+class DirectoryReader:
     """A committed directory on this disk. Use it in a `with` block: it keeps files open."""
 
     piece_bytes = BLOCK_BYTES  # small: it is hashed while the processor's cache still holds it
@@ -278,7 +278,7 @@ class DirectoryPlace:
 
     def _hold(self) -> int:
         """Keep the directory from making room for others while it is read."""
-        held = hold(self._path)
+        held = hold_for_reading(self._path)
         if held is not None:
             if is_unchanged(self._path, self.manifest):
                 return held

@@ -26,16 +26,18 @@ from bt_lightning.store.transfer.parallel_reads import Scratch, in_parallel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bt_lightning.localdir.disk_space import Disk
+    from bt_lightning.localdir.disk_space import DiskSpace
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _REFUSED: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _DIRECT_BYTES = 8 * 1024 * 1024
 """Ranges from this size on are written past the page cache."""
 
 
-def download(place: Place, folder: Path, entries: tuple[FileEntry, ...] | None = None) -> int:
+def download_files(
+    place: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...] | None = None
+) -> int:
     """Bring every file of `place` to `folder`, verified and durable; return the bytes fetched.
 
     With `entries`, only those of its files.
@@ -61,7 +63,7 @@ def download(place: Place, folder: Path, entries: tuple[FileEntry, ...] | None =
         raise _full(place, folder, sum(entry.size for entry in entries)) from error
 
 
-def check_room(place: Place, disk: Disk) -> None:
+def check_room(place: CheckpointReader, disk: DiskSpace) -> None:
     """Raise `DirectoryFullError` unless the disk takes this checkpoint, and then another like it.
 
     What a run resumed from stays on the disk: it must leave room for what the run saves.
@@ -75,7 +77,7 @@ def check_room(place: Place, disk: Disk) -> None:
         raise DirectoryFullError(msg)
 
 
-def verify(place: Place) -> None:
+def verify_bytes(place: CheckpointReader) -> None:
     """Read every byte of a checkpoint, and keep nothing.
 
     Raises:
@@ -94,7 +96,7 @@ def verify(place: Place) -> None:
     in_parallel(read, parts, place.connections)
 
 
-def _download(place: Place, folder: Path, entries: tuple[FileEntry, ...]) -> int:
+def _download(place: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...]) -> int:
     scratch = Scratch()
     missing: list[Range] = []
     for entry in entries:
@@ -174,7 +176,7 @@ def _finish(folder: Path, entry: FileEntry) -> None:
         os.close(descriptor)
 
 
-def _check_room(place: Place, folder: Path, entries: tuple[FileEntry, ...]) -> None:
+def _check_room(place: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...]) -> None:
     """Raise `DirectoryFullError` unless the bytes that are not allocated yet will fit."""
     needed = sum(entry.size - _allocated(folder / entry.path) for entry in entries)
     if needed > measure(folder, None).room:
@@ -189,7 +191,7 @@ def _allocated(file: Path) -> int:
     return status.st_blocks * 512 if stat.S_ISREG(status.st_mode) else 0
 
 
-def _full(place: Place, folder: Path, needed: int) -> DirectoryFullError:
+def _full(place: CheckpointReader, folder: Path, needed: int) -> DirectoryFullError:
     disk = measure(folder, None)
     return DirectoryFullError(
         f"the checkpoint {place.name} does not fit on the volume of {folder}: it needs"

@@ -18,15 +18,15 @@ from bt_lightning.layout import (
 from bt_lightning.localdir.atomic_directory import discard, tidy
 from bt_lightning.localdir.fsync import sync_directory, write_out
 from bt_lightning.localdir.partial_downloads import partial, publish_partial
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
-from bt_lightning.store.transfer.download import download
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
+from bt_lightning.store.transfer.download import download_files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.store.interface import Store
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
 def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Manifest:
@@ -41,13 +41,13 @@ def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Ma
         DirectoryFullError: it does not fit on the disk; nothing is kept.
         StoreError: the store refused.
     """
-    place = StorePlace(store, prefix, folder)
+    place = StoreReader(store, prefix, folder)
     bring(place, root, final)
     return place.manifest
 
 
 def bring(
-    place: Place,
+    place: CheckpointReader,
     root: Path,
     final: Path,
     entries: tuple[FileEntry, ...] | None = None,
@@ -68,7 +68,7 @@ def bring(
         name = xxhash.xxh3_128_hexdigest(f"{name}\n{paths}".encode())
     with partial(root, name) as built:
         try:
-            download(place, built, files)
+            download_files(place, built, files)
         except (CheckpointCorruptError, CheckpointNotFoundError, DirectoryFullError):
             discard(built)
             raise

@@ -36,7 +36,7 @@ class DescribedSource(Source, Protocol):
         """What the manifest says of the bytes."""
 
 
-class Held:
+class HeldBytes:
     """A `Lent` of bytes that stay where they are."""
 
     def __init__(self, data: memoryview) -> None:
@@ -60,7 +60,7 @@ class Steady(abc.ABC):
     def lend(self, offset: int, size: int) -> Iterator[Lent]:
         """Hold the bytes for as long."""
         with self.hold(offset, size) as data:
-            yield Held(data)
+            yield HeldBytes(data)
 
 
 class FileSource:
@@ -227,6 +227,6 @@ def same_ranges(entry: FileEntry, other: FileEntry) -> tuple[tuple[int, int], ..
     return tuple(ranges)
 
 
-def whole(source: Source, ranges: tuple[tuple[int, int], ...]) -> bool:
+def covers_all(source: Source, ranges: tuple[tuple[int, int], ...]) -> bool:
     """Whether `ranges` of a `Reuse` cover every byte of `source`."""
     return ranges == ((0, source.size),)

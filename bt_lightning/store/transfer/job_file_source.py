@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-class LooseSource:
+class JobFileSource:
     """One file as it was by its stamp. Use it in a `with` block.
 
     It is read, not mapped: a file that is cut short while it is mapped would end the process.
@@ -108,7 +108,7 @@ class LooseSource:
 class _Range:
     """What is lent to one thread; what it looked at last is kept, since it looks again."""
 
-    def __init__(self, source: LooseSource, offset: int, size: int) -> None:
+    def __init__(self, source: JobFileSource, offset: int, size: int) -> None:
         self.size = size
         self._source = source
         self._offset = offset

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.file_source import DescribedSource
 
 
-class Metered:
+class MeteredSource:
     """As the inner source; `on_bytes` is called by several threads, after bytes were used.
 
     What is sent again is counted again: who adds it up keeps within what there is.

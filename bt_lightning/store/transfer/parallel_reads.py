@@ -58,7 +58,7 @@ class Scratch:
         return found[:size]
 
 
-def copy(target: memoryview, source: memoryview) -> None:
+def copy_bytes(target: memoryview, source: memoryview) -> None:
     """Copy bytes; many of them without the interpreter's lock, as they may touch fresh memory."""
     size = len(source)
     if size < _LONG_COPY or len(target) != size or source.readonly:
@@ -71,7 +71,7 @@ def copy(target: memoryview, source: memoryview) -> None:
 def scatter(source: memoryview, targets: Iterable[memoryview]) -> None:
     """Copy bytes to where they belong, one target after the other."""
     for target in targets:
-        copy(target, source[: len(target)])
+        copy_bytes(target, source[: len(target)])
         source = source[len(target) :]
 
 

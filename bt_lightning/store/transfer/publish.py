@@ -26,9 +26,9 @@ from bt_lightning.layout import (
 from bt_lightning.localdir.local_checkpoints import check_sizes, is_unchanged
 from bt_lightning.store.interface import Reuse, read_any
 from bt_lightning.store.transfer.file_source import FileSource, same_ranges
-from bt_lightning.store.transfer.metered_source import Metered
+from bt_lightning.store.transfer.metered_source import MeteredSource
 from bt_lightning.store.transfer.parallel_reads import in_parallel
-from bt_lightning.store.transfer.store_to_store import PlaceSource
+from bt_lightning.store.transfer.store_to_store import ReaderSource
 from bt_lightning.store.transfer.unpublish import own_keys
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.store.interface import Store
     from bt_lightning.store.lease import Lease
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.store.transfer.file_source import DescribedSource
-    from bt_lightning.store.transfer.resume_publication import Sent
+    from bt_lightning.store.transfer.resume_publication import SentFiles
 
 
 _SMALL_BYTES: Final = 8 * 1024 * 1024
@@ -74,7 +74,7 @@ class Tenure:
     """Of the only process that writes to a place: its lease, and what it knows to be sent."""
 
     lease: Lease
-    sent: Sent
+    sent: SentFiles
     on_bytes: Callable[[int], None] | None = None
     """Told of bytes as they are sent, by several threads."""
     check: Callable[[], None] = lambda: None
@@ -165,7 +165,9 @@ def is_published(store: Store, prefix: str, folder: str, manifest: Manifest) -> 
     return all(sizes.get(f"{place}/{entry.path}") == entry.size for entry in manifest.files)
 
 
-def copy(place: Place, store: Store, prefix: str, lease: Lease, base: Base | None = None) -> str:
+def copy_checkpoint(
+    place: CheckpointReader, store: Store, prefix: str, lease: Lease, base: Base | None = None
+) -> str:
     """Copy a committed checkpoint from anywhere into the store; return its folder there.
 
     Every byte is verified on its way, through memory only. `base` is the checkpoint itself, if it
@@ -181,7 +183,7 @@ def copy(place: Place, store: Store, prefix: str, lease: Lease, base: Base | Non
     store.put(f"{target}/{MARKER}", PUBLISHING)
     for entry in manifest.files:
         place.check(entry)
-        _send(store, f"{target}/{entry.path}", PlaceSource(place, entry), base, None)
+        _send(store, f"{target}/{entry.path}", ReaderSource(place, entry), base, None)
     _compare_sizes(store, target, manifest)
     lease.confirm()
     _commit(store, target, data, None)
@@ -257,7 +259,7 @@ def _send(
         store.send(source, key, reuse)
         return
     tenure.sent.began(key)
-    metered = source if tenure.on_bytes is None else Metered(source, tenure.on_bytes)
+    metered = source if tenure.on_bytes is None else MeteredSource(source, tenure.on_bytes)
     store.send(metered, key, reuse)
     tenure.sent.add(key, source.entry.xxh3_128)
 

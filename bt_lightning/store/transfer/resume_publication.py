@@ -29,7 +29,7 @@ def uploads_folder(root: Path) -> Path:
     return root / DOT_DIR / "uploads"
 
 
-class Sent:
+class SentFiles:
     """Key -> digest of the object there, in a file to which lines are added. Any thread's."""
 
     def __init__(self, root: Path, place: str) -> None:

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.transfer.checkpoint_reader import Place
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
-class PlaceSource(Steady):
+class ReaderSource(Steady):
     """A file of a checkpoint that lies elsewhere: read when it is sent, and verified."""
 
-    def __init__(self, place: Place, entry: FileEntry) -> None:
+    def __init__(self, place: CheckpointReader, entry: FileEntry) -> None:
         self._place, self.entry = place, entry
         self.size, self.digest = entry.size, entry.xxh3_128
         self.part_bytes = place.piece_bytes

@@ -26,7 +26,7 @@ PIECE_BYTES = 16 * 1024 * 1024
 _REQUESTS = 8
 
 
-def read_range(store: Store, base: str, entry: FileEntry, start: int, end: int) -> bytes:
+def read_verified_range(store: Store, base: str, entry: FileEntry, start: int, end: int) -> bytes:
     """The bytes `start` to `end` of the file `entry` of the checkpoint at the key `base`.
 
     Both lie in the file. Large ranges are asked for in several requests at a time.
@@ -54,7 +54,7 @@ def save_file(store: Store, base: str, entry: FileEntry, target: Path) -> None:
     """Copy one file to the new file `target`, several requests at a time; it holds all or is gone.
 
     Raises:
-        CheckpointCorruptError, CheckpointNotFoundError, StoreError: as `read_range`.
+        CheckpointCorruptError, CheckpointNotFoundError, StoreError: as `read_verified_range`.
         OSError: the disk refused.
     """
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

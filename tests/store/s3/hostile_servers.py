@@ -45,9 +45,12 @@ class _Handler(socketserver.StreamRequestHandler):
                 pass
 
     def _one(self):
-        head = b"".join(iter(self.rfile.readline, b"\r\n"))
-        if not head:
-            return False
+        lines = []
+        while (line := self.rfile.readline()) != b"\r\n":
+            if not line:
+                return False  # it left before its request was whole
+            lines.append(line)
+        head = b"".join(lines)
         self.server.asked.append(head)
         line, *rest = head.decode().lower().split("\r\n")
         sizes = [one.partition(":")[2] for one in rest if one.startswith("content-length:")]

@@ -22,7 +22,7 @@ from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.store.interface import Reuse
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.s3 import signed_reads
-from bt_lightning.store.s3.signed_reads import QuickStore
+from bt_lightning.store.s3.signed_reads import SignedReadStore
 from bt_lightning.store.s3.signed_reads_credentials import access
 from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.store.transfer.publish import publish
@@ -136,7 +136,11 @@ def reader(request, connect, weed, monkeypatch):
 
         options = {**weed.options, "client_kwargs": {"endpoint_url": endpoint}}
         asked = access("bucket", options, {}, {})
-        return slow() if request.param == "s3fs" else QuickStore(slow().name, options, asked, slow)
+        return (
+            slow()
+            if request.param == "s3fs"
+            else SignedReadStore(slow().name, options, asked, slow)
+        )
 
     return reader
 

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.s3.s3_store import S3Store
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.store.transfer.unpublish import unpublish
 
 MIB = 1024 * 1024
@@ -62,7 +62,7 @@ def test_of_a_frozen_backbone_next_to_nothing_is_sent_again(proxied, weed, model
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from bt_lightning import BTLightning
-    from bt_lightning.restore.load_checkpoint import load as restored
+    from bt_lightning.restore.load_checkpoint import load_checkpoint as restored
 
     proxy = proxied(weed)
     url = f"s3://bucket/{uuid.uuid4().hex}"
@@ -100,11 +100,11 @@ def test_of_a_frozen_backbone_next_to_nothing_is_sent_again(proxied, weed, model
     assert sent[0] >= 990 * MIB
     assert max(sent[1:]) <= 0.015 * sent[0], sent
     store = S3Store(url, options)
-    folders = sorted(look(store, PREFIX).committed)
+    folders = sorted(list_job(store, PREFIX).committed)
     assert len(folders) == 3
 
     def load(folder):
-        return restored(StorePlace(store, PREFIX, folder))["state_dict"]
+        return restored(StoreReader(store, PREFIX, folder))["state_dict"]
 
     def same(one, two):
         return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

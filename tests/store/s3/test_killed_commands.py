@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from bt_lightning.cli.app import main
 from bt_lightning.layout import MANIFEST, PROTECTION, job_prefix, jobs_prefix
 from bt_lightning.protection_record import Protection
-from bt_lightning.store.catalog.protection import protect
+from bt_lightning.store.catalog.protection import protect_stored
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.publish import publish
 
@@ -83,7 +83,7 @@ def test_a_deletion_killed_at_any_request_leaves_whole_ones_and_is_finished_by_t
         store = open_store(url, weed.options)
         for checkpoint in local:
             publish(store, PREFIX, checkpoint)
-        protect(store, f"{PREFIX}/c-3", Protection(by="ada"))
+        protect_stored(store, f"{PREFIX}/c-3", Protection(by="ada"))
         at = ("--store", url, "--project", "p")
         words = [sys.executable, "-m", "bt_lightning", *command, *at, "--yes"]
         killed = killed_at(proxy, number, words, environ)

@@ -154,7 +154,7 @@ def test_no_more_is_sent_than_the_user_allows(connect, proxied, weed, memory, mo
     proxy = proxied(weed)
     store = connect(proxy.endpoint, sending=Sending(bytes_s=1e6))
     monkeypatch.setattr(part_senders, "time", SimpleNamespace(monotonic=lambda: 5.0))
-    monkeypatch.setattr(part_senders.Crew, "rest", lambda _, seconds: waited.append(seconds))
+    monkeypatch.setattr(part_senders.PartSenders, "rest", lambda _, seconds: waited.append(seconds))
     store.send(memory(b"z" * 20 * MIB), "key")
     assert len(waited) >= 20 * MIB / 250_000, "no connection falls silent for long"
     assert len(set(waited)) == len(waited), "they share one cap"

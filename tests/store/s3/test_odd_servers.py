@@ -14,14 +14,14 @@ import pytest
 from bt_lightning.errors import StorePermanentError, StoreTransientError
 from bt_lightning.store.s3 import checksums, request_errors
 from bt_lightning.store.s3.checksums import Checksum, Choice
-from bt_lightning.store.s3.concurrency import Pace
+from bt_lightning.store.s3.concurrency import Concurrency
 from bt_lightning.store.s3.multipart_uploads import Uploads
 from bt_lightning.store.s3.operations import Api
 from bt_lightning.store.s3.part_plan import Send
-from bt_lightning.store.s3.part_senders import Crew
+from bt_lightning.store.s3.part_senders import PartSenders
 from bt_lightning.store.s3.request_errors import Failure
 from bt_lightning.store.s3.s3_store import S3Store
-from bt_lightning.store.transfer.file_source import Held
+from bt_lightning.store.transfer.file_source import HeldBytes
 
 MIB = 1024 * 1024
 SIZE = 17 * MIB
@@ -219,10 +219,10 @@ def test_a_system_that_gives_no_more_threads_is_served_by_those_there_are(monkey
     monkeypatch.setattr(threading.Thread, "start", limited)
     parts = [Send(number, 1) for number in range(100)]
     done = []
-    Crew(Pace(MIB)).run(parts, done.append)
+    PartSenders(Concurrency(MIB)).run(parts, done.append)
     assert sorted(part.offset for part in done) == list(range(100))
     with pytest.raises(RuntimeError, match="start new thread"):
-        Crew(Pace(MIB)).run(parts, done.append)
+        PartSenders(Concurrency(MIB)).run(parts, done.append)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_the_page_of_a_proxy_is_a_transient_error(page):
 
 
 def test_checksums_are_those_of_the_algorithms():
-    values = {each.name: each.of(Held(memoryview(b"123456789"))) for each in checksums.known()}
+    values = {each.name: each.of(HeldBytes(memoryview(b"123456789"))) for each in checksums.known()}
     known = {"CRC32": "y/Q5Jg==", "CRC32C": "4waSgw==", "CRC64NVME": "rosUhgp5mIg="}
     assert values == {name: known[name] for name in values}
     assert all(isinstance(each, Checksum) for each in checksums.known())

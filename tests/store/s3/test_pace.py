@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.store.bandwidth_limit import Bandwidth
-from bt_lightning.store.s3.concurrency import Pace
+from bt_lightning.store.s3.concurrency import Concurrency
 
 MIB = 1024 * 1024
 
@@ -17,7 +17,7 @@ def simulate(rate_of, seconds=20.0, part=32 * MIB):
 
     What the systems at both ends buffer is taken at once.
     """
-    pace, now, left = Pace(part), 0.0, 0
+    pace, now, left = Concurrency(part), 0.0, 0
     while now < seconds:
         if left < pace.width:
             left += 1
@@ -46,7 +46,7 @@ def test_a_machine_that_is_busy_with_four_gets_no_more():
 
 
 def test_a_server_that_asks_for_less_gets_half_once_for_one_moment():
-    pace = Pace(MIB, start=16)
+    pace = Concurrency(MIB, start=16)
     for _ in range(16):  # all that were under way are told the same
         pace.slow_down(began=1.0, now=2.0)
     assert pace.width == 8
@@ -58,14 +58,14 @@ def test_a_server_that_asks_for_less_gets_half_once_for_one_moment():
 
 
 def test_a_server_that_asked_for_less_gets_no_more_for_the_asking():
-    pace = Pace(MIB)
+    pace = Concurrency(MIB)
     pace.slow_down(began=0.0, now=0.1)
     assert not any(pace.sent(MIB, moment / 100) for moment in range(100))
     assert pace.width == 2
 
 
 def test_after_a_long_calm_it_tries_more_again():
-    pace = Pace(MIB, start=8)
+    pace = Concurrency(MIB, start=8)
     pace.slow_down(began=0.0, now=1.0)
 
     def finish(parts):

@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from bt_lightning.localdir.local_checkpoints import verify
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.s3.s3_store import S3Store
 from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.store.transfer.publish import Base, publish
@@ -76,7 +76,7 @@ def test_a_killed_worker_goes_on_with_the_parts_that_are_missing(
     second.stop()
     assert proxy.count("UploadPart") == 7 - len(parts)
     assert proxy.count("CreateMultipartUpload") == 0
-    assert set(look(store, PREFIX).committed) == {"checkpoint-1"}
+    assert set(list_job(store, PREFIX).committed) == {"checkpoint-1"}
     fetch(store, PREFIX, "checkpoint-1", tmp_path, tmp_path / "back")
     assert verify(tmp_path / "back").digest == local.manifest.digest
     assert uploads_of(store) == []

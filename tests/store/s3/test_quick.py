@@ -20,7 +20,7 @@ from bt_lightning.errors import CheckpointNotFoundError, StoreError, StoreTransi
 from bt_lightning.store.interface import ObjectInfo
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.s3.s3_store import S3Store
-from bt_lightning.store.s3.signed_reads import QuickStore, sign
+from bt_lightning.store.s3.signed_reads import SignedReadStore, sign
 from bt_lightning.store.s3.signed_reads_credentials import Access, access
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3kr3t+/of=tests"}
@@ -170,7 +170,7 @@ def test_the_files_of_the_user_count_as_for_botocore(monkeypatch, tmp_path):
     (tmp_path / ".aws" / "config").write_text("[default]\nregion = eu-west-1\noutput = json\n")
     keys = "[default]\naws_access_key_id = AKIDFILE\naws_secret_access_key = s3kr3t-of-file\n"
     (tmp_path / ".aws" / "credentials").write_text(keys + "[other]\nrole_arn = x\n")
-    assert isinstance(open_store("s3://bucket/x"), QuickStore)
+    assert isinstance(open_store("s3://bucket/x"), SignedReadStore)
     (tmp_path / ".aws" / "config").write_text("[default]\nregion=eu-west-1\nsso_session=x\n")
     assert isinstance(open_store("s3://bucket/x"), S3Store)
     (tmp_path / ".aws" / "config").write_bytes(b"\xff\xfe rubbish")
@@ -191,7 +191,7 @@ def test_it_lists_and_reads_as_s3fs_does_and_opens_nothing(server, monkeypatch):
         slow.put(key, b"x" * number)
     monkeypatch.setattr(S3Store, "__init__", None)
     quick = open_store(url, server.options)
-    assert isinstance(quick, QuickStore)
+    assert isinstance(quick, SignedReadStore)
     assert quick.name == url
     assert quick.distant
     found = sorted(quick.list("jobs"), key=lambda info: info.key)
@@ -215,7 +215,7 @@ def test_it_reads_ranges_into_memory_and_opens_nothing(server, monkeypatch):
 
 def test_a_range_that_is_not_there_is_asked_of_s3fs_and_its_error_counts(server):
     store = open_store("s3://bucket/quick", server.options)
-    assert isinstance(store, QuickStore)
+    assert isinstance(store, SignedReadStore)
     with pytest.raises(CheckpointNotFoundError, match="there is no"):
         store.read_into("none", 0, memoryview(bytearray(1)))
     S3Store("s3://bucket/quick", server.options).put("short", b"abc")
@@ -243,7 +243,9 @@ def test_other_bytes_than_asked_for_are_not_taken(status, span, body):
 
     with answering(status, body, [("Content-Range", span)] if span else ()) as endpoint:
         options = {"key": "a", "secret": "b", "endpoint_url": endpoint}
-        store = QuickStore("s3://bucket/x", options, access("bucket", options, {}, {}), Instead)
+        store = SignedReadStore(
+            "s3://bucket/x", options, access("bucket", options, {}, {}), Instead
+        )
         found = bytearray(5)
         store.read_into("k", 4, memoryview(found))
     assert found == b"right"
@@ -251,7 +253,7 @@ def test_other_bytes_than_asked_for_are_not_taken(status, span, body):
 
 def test_more_than_a_page_is_listed_whole(s3):
     store = open_store("s3://bucket/pages", s3.options)
-    assert isinstance(store, QuickStore)
+    assert isinstance(store, SignedReadStore)
     for number in range(1001):
         s3.request(f"/bucket/pages/k/{number:04}", "PUT", b"x")
     assert [info.key for info in store.list("k")] == [f"k/{n:04}" for n in range(1001)]
@@ -259,7 +261,7 @@ def test_more_than_a_page_is_listed_whole(s3):
 
 def test_what_is_refused_is_asked_of_s3fs_and_its_error_counts(s3):
     store = open_store("s3://no-such-bucket/x", s3.options)
-    assert isinstance(store, QuickStore)
+    assert isinstance(store, SignedReadStore)
     assert store.read("key") is None
     with pytest.raises(StoreError, match="no bucket"):
         list(store.list("key"))
@@ -333,7 +335,7 @@ def test_another_answer_than_asked_for_is_no_answer(status, body):
     with answering(status, body) as endpoint:
         options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": endpoint}}
         asks = access("bucket", options, {}, {})
-        store = QuickStore("s3://bucket/x", options, asks, Instead)
+        store = SignedReadStore("s3://bucket/x", options, asks, Instead)
         for _ in range(2):
             assert [info.key for info in store.list("k")] == ["k/of-s3fs"]
     assert asked == ["k", "k"]

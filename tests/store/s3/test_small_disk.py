@@ -13,10 +13,10 @@ from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.catalog.listing import look
+from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
-from bt_lightning.store.transfer.checkpoint_reader import StorePlace
-from bt_lightning.store.transfer.download import verify
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
+from bt_lightning.store.transfer.download import verify_bytes
 from tests.fault.nursery import Nursery
 
 WIDTH = 4000  # 0.5 MB a checkpoint
@@ -51,12 +51,12 @@ def test_checkpoints_of_many_times_the_disk_all_reach_the_bucket(
     assert status == 0, Path(f"{run.journal}.err").read_text()
     assert run.notes()[-1]["digest"] == digest
     store = open_store(url, weed.options)
-    stored = look(store, PREFIX).committed
+    stored = list_job(store, PREFIX).committed
     manifests = [Manifest.from_bytes(data, "") for data in stored.values()]
     assert {manifest.step for manifest in manifests} == set(range(2, 81, 2))
     assert sum(manifest.size for manifest in manifests) > 20 * size
     for folder in stored:
-        verify(StorePlace(store, PREFIX, folder))
+        verify_bytes(StoreReader(store, PREFIX, folder))
     kinds = {event["event"] for event in read_events(run.root)}
     assert ("evicted" if size > 500_000 else "streamed") in kinds
     assert "refused" not in kinds

@@ -12,7 +12,7 @@ from bt_lightning.errors import StorePermanentError, StoreTransientError
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.s3 import botocore_client
 from bt_lightning.store.s3.s3_store import S3Store
-from bt_lightning.store.s3.signed_reads import QuickStore
+from bt_lightning.store.s3.signed_reads import SignedReadStore
 
 DATA = b"bytes" * 100
 PROGRAM = """
@@ -75,7 +75,9 @@ def opened(server, s3_url, monkeypatch):
     def opened(kind=S3Store, **options):
         where = {"endpoint_url": server.endpoint, "region_name": "us-east-1"}
         store = open_store(s3_url, {"client_kwargs": where, **options})
-        assert isinstance(store, QuickStore if kind is QuickStore else QuickStore | S3Store)
+        assert isinstance(
+            store, SignedReadStore if kind is SignedReadStore else SignedReadStore | S3Store
+        )
         return S3Store(s3_url, {"client_kwargs": where, **options}) if kind is S3Store else store
 
     return opened
@@ -137,7 +139,7 @@ def test_each_way_renews_a_token_by_itself(home, server, opened, memory, way):
 def test_quick_requests_go_on_with_the_new_token(home, server, opened, memory, way):
     user = User(home, "file")
     user.renew("token-1")
-    store = opened(QuickStore)
+    store = opened(SignedReadStore)
     store.put("k", DATA)
     assert store.read("k") == DATA
     server.token = "token-2"
