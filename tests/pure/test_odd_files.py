@@ -207,7 +207,8 @@ root = Path(sys.argv[1])
 listed = list_committed(root)
 print(json.dumps([
     [one.path.name for one in listed.found], [one.reason for one in listed.unread],
-    len(requested_local_removals(root)), len(children(root / "many")), len(find_job_files(root).files),
+    len(requested_local_removals(root)), len(children(root / "many")),
+    len(find_job_files(root).files),
 ]))
 """
 
