@@ -139,36 +139,10 @@ class BTLightning(Callback):
         sync_include: list[str] | None = None,
         sync_exclude: list[str] | None = None,
     ) -> None:
+        given = dict(locals())
         super().__init__()
         teach_saved_config()  # its callback may come first
-        self._options = Options.of(
-            dir=dir,
-            store=store,
-            load_dir=load_dir,
-            resume=resume,
-            strict=strict,
-            weights_only=weights_only,
-            exact=exact,
-            on_error=on_error,
-            drain_timeout=drain_timeout,
-            storage_options=storage_options,
-            upload_mb_s=upload_mb_s,
-            content_md5=content_md5,
-            project=project,
-            job=job,
-            snapshot=snapshot,
-            overlap=overlap,
-            arenas=arenas,
-            arena_memory=arena_memory,
-            grace=grace,
-            interval=interval,
-            failures_every=failures_every,
-            max_overhead=max_overhead,
-            volume_size_gib=volume_size_gib,
-            sync_files=sync_files,
-            sync_include=sync_include,
-            sync_exclude=sync_exclude,
-        ).merged(os.environ)
+        self._options = Options.of(**given).merged(os.environ)
         self._exact = ExactResume() if exact else None
         self._session = RankSession(self._options)
         self._routed: RoutedCheckpointIO | None = None

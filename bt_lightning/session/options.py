@@ -1,12 +1,14 @@
-"""What a user asks of `BTLightning`: checked at once, merged with the environment, made a session.
+"""The options of a run: arguments that are checked at once and merged with the environment.
 
-An argument is a field here, named as the argument, and a line of `BTLightning.__init__`.
+A new one is a field here, with default and check; an argument and a line of the docstring of
+`BTLightning`, which a test compares with it; and a row of README's table.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,10 +22,14 @@ from bt_lightning.snapshot.save_record import Overlap, Policy, SnapshotOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import timedelta
 
 
 _GIB = 2**30
+
+
+def _option(default: Any, check: Callable[[str, Any], Any], *, secret: bool = False) -> Any:
+    """A field with its default; `check` gives the value that is used, or raises."""
+    return field(default=default, repr=not secret, metadata={"check": check})
 
 
 def _maybe(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
@@ -51,78 +57,52 @@ def _rate(name: str, value: Any) -> float:
     return found
 
 
-_CHECKED: dict[str, Callable[[str, Any], Any]] = {
-    "dir": _maybe(argument_checks.path),
-    "store": _maybe(argument_checks.path),
-    "load_dir": _maybe(argument_checks.path),
-    "resume": _among("auto", "require", "never", "weights"),
-    "strict": _maybe(argument_checks.flag),
-    "weights_only": _maybe(argument_checks.flag),
-    "exact": argument_checks.flag,
-    "on_error": _among("raise", "warn"),
-    "drain_timeout": argument_checks.duration,
-    "storage_options": _maybe(argument_checks.options),
-    "upload_mb_s": _maybe(_rate),
-    "content_md5": argument_checks.flag,
-    "project": _maybe(argument_checks.text),
-    "job": _maybe(argument_checks.text),
-    "snapshot": _among("auto", "lazy", "eager"),
-    "overlap": _among("wait", "skip", "latest"),
-    "arenas": _whole(1),
-    "arena_memory": _maybe(_whole(0)),
-    "grace": _maybe(argument_checks.duration),
-    "interval": _maybe(_interval),
-    "failures_every": argument_checks.duration,
-    "max_overhead": argument_checks.fraction,
-    "volume_size_gib": _maybe(argument_checks.gib),
-    "sync_files": argument_checks.flag,
-    "sync_include": _maybe(argument_checks.patterns),
-    "sync_exclude": _maybe(argument_checks.patterns),
-}
-"""Argument -> what its value becomes."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The arguments of `BTLightning`, which documents them."""
+    """The arguments of `BTLightning`, which documents them: types, defaults, checks, in order."""
 
-    dir: str | os.PathLike[str] | None
-    store: str | None = field(repr=False)
-    load_dir: str | os.PathLike[str] | None
-    resume: Resume
-    strict: bool | None
-    weights_only: bool | None
-    exact: bool
-    on_error: Literal["raise", "warn"]
-    drain_timeout: timedelta
-    storage_options: dict[str, Any] | None = field(repr=False)
-    upload_mb_s: float | None
-    content_md5: bool
-    project: str | None
-    job: str | None
-    snapshot: Policy
-    overlap: Overlap
-    arenas: int
-    arena_memory: int | None
-    grace: timedelta | None
-    interval: Literal["auto"] | timedelta | None
-    failures_every: timedelta
-    max_overhead: float
-    volume_size_gib: float | None
-    sync_files: bool
-    sync_include: list[str] | None
-    sync_exclude: list[str] | None
+    dir: str | os.PathLike[str] | None = _option(None, _maybe(argument_checks.path))
+    store: str | None = _option(None, _maybe(argument_checks.path), secret=True)
+    load_dir: str | os.PathLike[str] | None = _option(None, _maybe(argument_checks.path))
+    resume: Resume = _option("auto", _among("auto", "require", "never", "weights"))
+    strict: bool | None = _option(None, _maybe(argument_checks.flag))
+    weights_only: bool | None = _option(None, _maybe(argument_checks.flag))
+    exact: bool = _option(True, argument_checks.flag)
+    on_error: Literal["raise", "warn"] = _option("raise", _among("raise", "warn"))
+    drain_timeout: timedelta = _option(timedelta(seconds=120), argument_checks.duration)
+    storage_options: dict[str, Any] | None = _option(
+        None, _maybe(argument_checks.options), secret=True
+    )
+    upload_mb_s: float | None = _option(None, _maybe(_rate))
+    content_md5: bool = _option(False, argument_checks.flag)
+    project: str | None = _option(None, _maybe(argument_checks.text))
+    job: str | None = _option(None, _maybe(argument_checks.text))
+    snapshot: Policy = _option("auto", _among("auto", "lazy", "eager"))
+    overlap: Overlap = _option("wait", _among("wait", "skip", "latest"))
+    arenas: int = _option(1, _whole(1))
+    arena_memory: int | None = _option(None, _maybe(_whole(0)))
+    grace: timedelta | None = _option(None, _maybe(argument_checks.duration))
+    interval: Literal["auto"] | timedelta | None = _option(None, _maybe(_interval))
+    failures_every: timedelta = _option(timedelta(days=1), argument_checks.duration)
+    max_overhead: float = _option(0.05, argument_checks.fraction)
+    volume_size_gib: float | None = _option(None, _maybe(argument_checks.gib))
+    sync_files: bool = _option(True, argument_checks.flag)
+    sync_include: list[str] | None = _option(None, _maybe(argument_checks.patterns))
+    sync_exclude: list[str] | None = _option(None, _maybe(argument_checks.patterns))
     settings: Settings = field(default_factory=Settings, repr=False)
     """What the environment says of what the user left open."""
 
     @classmethod
     def of(cls, **given: Any) -> Options:
-        """Options of the arguments as the user passed them.
+        """Options of the arguments as the user passed them; more names than ours may be there.
 
         Raises:
             InvalidSettingError: for a value that cannot be used.
         """
-        return cls(**{name: _CHECKED[name](name, value) for name, value in given.items()})
+        checks = {one.name: one.metadata["check"] for one in fields(cls) if one.metadata}
+        return cls(
+            **{name: checks[name](name, value) for name, value in given.items() if name in checks}
+        )
 
     def merged(self, environ: Mapping[str, str]) -> Options:
         """These, with what the environment says wherever the user said nothing.

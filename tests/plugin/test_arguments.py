@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
+import re
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from bt_lightning import BTLightning, BTModelCheckpoint, InvalidSettingError
+from bt_lightning import BTLightning, BTModelCheckpoint, InvalidSettingError, settings
+from bt_lightning.session.options import Options
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -46,8 +50,38 @@ RUBBISH: dict[str, tuple[Any, ...]] = {
 }
 
 
+ARGUMENTS = inspect.signature(BTLightning).parameters
+
+
 def test_every_argument_is_tried() -> None:
-    assert set(RUBBISH) == set(inspect.signature(BTLightning).parameters)
+    assert set(RUBBISH) == set(ARGUMENTS)
+
+
+def test_every_argument_is_the_option_of_its_name() -> None:
+    """One source: `session.options`. Times may be given as numbers besides."""
+    fields = {one.name: one for one in dataclasses.fields(Options) if one.metadata}
+    assert list(fields) == list(ARGUMENTS)
+    for name, argument in ARGUMENTS.items():
+        assert argument.default == fields[name].default, name
+        taken = argument.annotation.replace("timedelta | float", "timedelta")
+        assert taken == fields[name].type, name
+
+
+def test_every_argument_is_documented_in_its_order() -> None:
+    text = inspect.getdoc(BTLightning)
+    assert text is not None
+    block = text[text.index("Args:") : text.index("Raises:")]
+    assert re.findall(r"^    (\w+): ", block, re.MULTILINE) == list(ARGUMENTS)
+
+
+def test_the_table_of_the_readme_has_every_argument_and_variable() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    table = text[text.index("| argument of `BTLightning` |") :].partition("\n\n")[0]
+    rows = [row.split("|") for row in table.splitlines()[2:]]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row[1])]
+    assert sorted(named) == sorted(ARGUMENTS)
+    read = set(re.findall(r"BT_[A-Z0-9_]+", inspect.getsource(settings)))
+    assert set(re.findall(r"BT_[A-Z0-9_]+", table)) <= read
 
 
 @pytest.mark.parametrize(
@@ -101,11 +135,12 @@ def test_a_model_checkpoint_takes_seconds_too() -> None:
     [("20", 20), ("20.5", 20.5), ("12:00:00", 43200), ('"12:00:00"', 43200), ("0:00:20", 20)],
 )
 def test_the_command_line_of_lightning_takes_the_same(
-    runs: ModuleType, tmp_path: Path, text: str, seconds: float
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
 ) -> None:
     """YAML itself reads an unquoted 12:00:00 as the number of its seconds."""
     from lightning.pytorch.cli import LightningCLI
 
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # pytest's own arguments are none of its
     config = tmp_path / "config.yaml"
     lines = [f"      {name}: {text}" for name in ("grace", "failures_every", "interval")]
     config.write_text(
