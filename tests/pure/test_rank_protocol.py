@@ -1,8 +1,8 @@
 """Every order in which two and three ranks may agree, save, be told, fail and die: none is wrong.
 
-The world around `rounds` is modelled: key-value store, collectives, the training of each rank as a
-list of what it does. The rules are those that training runs: the very `Member` and `Await`. A state
-is everything that can still make a difference, so each is looked at once.
+The world around `rank_protocol` is modelled: key-value store, collectives, the training of each
+rank as a list of what it does. The rules are those that training runs: the very `Member` and
+`Await`. A state is everything that can still make a difference, so each is looked at once.
 """
 
 from __future__ import annotations
