@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -50,17 +50,13 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What a committed checkpoint consists of, and where it comes from."""
+class ManifestFacts:
+    """What the training process knows of a checkpoint before its files are written."""
 
-    checkpoint_id: str
-    generation: int
-    """Counts from 1; the same id committed again is the next generation."""
     step: int
     epoch: int
     created_at: str
     """A `moment`. Informative: order is by `order`, never by a clock alone."""
-    files: tuple[FileEntry, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     """Free facts: project, job, world_size, strategy, versions."""
@@ -70,6 +66,23 @@ class Manifest:
     """What was cut off the front of each name in `model.safetensors`."""
     leftovers: tuple[tuple[str, str], ...] = ()
     """(path in the state, type) of each value that is in `leftovers.pt`, or was dropped."""
+
+    def manifest(
+        self, checkpoint_id: str, generation: int, files: tuple[FileEntry, ...]
+    ) -> Manifest:
+        """The manifest of these facts, when the files are known."""
+        facts = {each.name: getattr(self, each.name) for each in fields(ManifestFacts)}
+        return Manifest(checkpoint_id=checkpoint_id, generation=generation, files=files, **facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(ManifestFacts):
+    """What a committed checkpoint consists of, and where it comes from."""
+
+    checkpoint_id: str
+    generation: int
+    """Counts from 1; the same id committed again is the next generation."""
+    files: tuple[FileEntry, ...]
 
     @property
     def order(self) -> tuple[int, int, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bt_lightning.glob_patterns import Patterns  # noqa: TC001 - a dataclass of it is pickled
+from bt_lightning.manifest import ManifestFacts  # noqa: TC001 - as well
 
 WORKER_NAME: Final = "bt-worker"
 """What ps(1) calls a worker process; 15 bytes at most."""
@@ -124,8 +125,7 @@ class CommitImage:
     arena: int
     checkpoint_id: str
     files: tuple[FileImage, ...]
-    facts: dict[str, object]
-    """Keyword arguments of `Manifest`, without its files and generation."""
+    facts: ManifestFacts
     began: float
     """`time.time()` at the call that saved."""
     after: int = 0

@@ -11,7 +11,7 @@ from bt_lightning.layout import WEIGHTS, check_checkpoint_id
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.disk_space import planned
 from bt_lightning.localdir.local_checkpoints import read_manifest
-from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.manifest import FileEntry, Manifest, ManifestFacts
 from bt_lightning.session.checkpoint_paths import unwritten_error
 from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, versions
 from bt_lightning.session.serving_files import ServingFiles
@@ -67,7 +67,7 @@ class CheckpointWriter:
 
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
             number = 1 + max(after, _generation(final))
-            return Manifest(checkpoint_id=checkpoint_id, generation=number, files=entries, **facts)
+            return facts.manifest(checkpoint_id, number, entries)
 
         room(planned(snapshot.sizes))
         try:
@@ -83,20 +83,20 @@ class CheckpointWriter:
         self._warn_once(snapshot)
         return snapshot
 
-    def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+    def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> ManifestFacts:
         """What the manifest says of `checkpoint`, without its files and generation."""
-        return {
-            "step": first_count(checkpoint, *STEPS),
-            "epoch": first_count(checkpoint, *EPOCHS),
-            "created_at": datetime.now(timezone.utc).isoformat(),
-            "metrics": _extra(checkpoint, "metrics"),
-            "origin": {**self.origin, "versions": dict(versions()), **_extra(checkpoint, "origin")},
-            "resumable": "optimizer_states" in checkpoint,
-            "weights_prefix": (
+        return ManifestFacts(
+            step=first_count(checkpoint, *STEPS),
+            epoch=first_count(checkpoint, *EPOCHS),
+            created_at=datetime.now(timezone.utc).isoformat(),
+            metrics=_extra(checkpoint, "metrics"),
+            origin={**self.origin, "versions": dict(versions()), **_extra(checkpoint, "origin")},
+            resumable="optimizer_states" in checkpoint,
+            weights_prefix=(
                 self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
             ),
-            "leftovers": (*snapshot.leftovers, *snapshot.dropped),
-        }
+            leftovers=(*snapshot.leftovers, *snapshot.dropped),
+        )
 
     def _warn_once(self, snapshot: Snapshot) -> None:
         """At the first save, say what a restart and other loads will need."""

@@ -253,7 +253,7 @@ class Saves:
     def _told(self, record: SaveRecord) -> None:
         if record.number in self._resumable:
             self._resumable.discard(record.number)
-            if record.decision in {"saved", "waited"}:
+            if record.is_kept:
                 self.newest = record
         self._tell.ended(record)
         with contextlib.suppress(OSError):  # an event is no checkpoint

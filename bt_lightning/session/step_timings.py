@@ -65,7 +65,7 @@ class StepTimings:
 
     def saved(self, record: SaveRecord) -> None:
         """A save ended, on the disk or in the store."""
-        if record.decision not in {"saved", "waited"}:
+        if not record.is_kept:
             return
         if record.remote_durable_s:
             self._remote.append(record.remote_durable_s)

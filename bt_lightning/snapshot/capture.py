@@ -19,6 +19,7 @@ from bt_lightning.snapshot.host_copies import write_counts
 if TYPE_CHECKING:
     from bt_lightning.snapshot.arena import Arena
     from bt_lightning.snapshot.host_copies import Copies, CopySource, HostCopier
+    from bt_lightning.snapshot.save_record import SnapshotKind
 
 
 _COPY_S = 3600.0
@@ -62,7 +63,7 @@ class Capture:
         self._done = threading.Event()
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> SnapshotKind:
         """How the large tensors are copied: `lazy`, `eager` or `clone`."""
         if self._devices and all(device.cloned for device in self._devices):
             return "clone"

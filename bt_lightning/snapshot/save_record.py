@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import SaveTimeoutError, TornSnapshotError
 from bt_lightning.worker_messages import CommitFailed, CommitImage
@@ -11,10 +11,17 @@ from bt_lightning.worker_messages import CommitFailed, CommitImage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from bt_lightning.manifest import ManifestFacts
     from bt_lightning.worker_messages import Committed, FileImage
 
 Overlap = Literal["wait", "skip", "latest"]
 Policy = Literal["auto", "lazy", "eager"]
+SnapshotKind = Literal["lazy", "eager", "clone", "shared", "direct", "none"]
+"""`clone`: copied on the device first. `shared`: the bytes of the save before. `direct`: written by
+the training process itself. `none`: skipped."""
+SaveDecision = Literal["saved", "waited", "replaced", "skipped", "torn", "refused", "failed"]
+"""`waited`: for an arena. `replaced`: a queued save gave way to a newer one. `refused`: there was
+no room for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +48,8 @@ class SaveRecord:
     """From 1, in this run."""
     checkpoint_id: str
     step: int
-    snapshot: str = "lazy"
-    """`lazy`, `eager`, `clone` (on the device), `shared` (the bytes of the save before), `direct`
-    (written by the training process itself), or `none` (skipped)."""
-    decision: str = "saved"
-    """`saved`, `waited` (for an arena), `replaced` (a queued save gave way), `skipped`, `torn`,
-    `refused` (there was no room for it), `failed`."""
+    snapshot: SnapshotKind = "lazy"
+    decision: SaveDecision = "saved"
     bytes: int = 0
     call_ms: float = 0.0
     """Milliseconds that the call to save held the training thread."""
@@ -68,11 +71,16 @@ class SaveRecord:
     trouble: str = ""
     """What the disk answered, if it failed."""
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether it was committed, or waits for its commit."""
+        return self.decision in {"saved", "waited"}
+
     def job(
         self,
         arena: int,
         files: tuple[FileImage, ...],
-        facts: dict[str, Any],
+        facts: ManifestFacts,
         began: float,
         after: int,
     ) -> CommitImage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bt_lightning.errors import ArenaTooLargeError
 from bt_lightning.snapshot.arena_layout import place_files
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from bt_lightning.manifest import ManifestFacts
     from bt_lightning.worker.worker_handle import Worker
 
 _WAIT_S = 3600.0
@@ -86,7 +87,7 @@ class Saver:
         self,
         checkpoint_id: str,
         take: Callable[[Memory], Snapshot],
-        facts: Callable[[Snapshot], dict[str, Any]],
+        facts: Callable[[Snapshot], ManifestFacts],
     ) -> SaveRecord:
         """Take a snapshot of what `take` lays out, to be committed as `checkpoint_id`.
 
@@ -113,7 +114,7 @@ class Saver:
                 record.snapshot = "direct"
                 return record
         assert self._last is not None
-        record.step = int(job.facts["step"])  # type: ignore[call-overload]
+        record.step = job.facts.step
         record.bytes = sum(image.size for image in job.files)
         self._open[record.number] = record
         capture, warm = self._last.capture, self._arenas.warming(self._last.slot)
@@ -129,7 +130,7 @@ class Saver:
         record: SaveRecord,
         slot: int,
         take: Callable[[Memory], Snapshot],
-        facts: Callable[[Snapshot], dict[str, Any]],
+        facts: Callable[[Snapshot], ManifestFacts],
         began: float,
     ) -> CommitImage:
         snapshot = take(self._memory)
@@ -159,7 +160,7 @@ class Saver:
         self,
         record: SaveRecord,
         take: Callable[[Memory], Snapshot],
-        facts: Callable[[Snapshot], dict[str, Any]],
+        facts: Callable[[Snapshot], ManifestFacts],
         began: float,
     ) -> CommitImage | None:
         """A save of the very tensors that lie in the arena already, as `last` is.

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
     CheckpointCorruptError,
@@ -129,7 +129,7 @@ class ImageCommitter:
 
     def _found(self, job: CommitImage, final: Path) -> _Kept | None:
         """What was committed of this very save before, by a worker that died over its word."""
-        created = job.facts["created_at"]
+        created = job.facts.created_at
         standing = _standing(final)
         if standing is not None and standing.created_at == created:
             return _Kept(standing)
@@ -212,7 +212,6 @@ class ImageCommitter:
     def _stream(self, job: CommitImage, arena: memoryview, final: Path) -> Manifest:
         """Commit in the store, straight from the arena."""
         self._room.publisher()  # or everything would be hashed for nothing
-        facts: dict[str, Any] = dict(job.facts)
         least = self._generation(job, final) - 1
         sources = {
             image.path: ImageSource(image.path, arena[image.offset : image.offset + image.size])
@@ -220,12 +219,8 @@ class ImageCommitter:
         }
 
         def describe(generation: int) -> Manifest:
-            return Manifest(
-                checkpoint_id=job.checkpoint_id,
-                generation=1 + max(least, generation),
-                files=tuple(source.entry for source in sources.values()),
-                **facts,
-            )
+            files = tuple(source.entry for source in sources.values())
+            return job.facts.manifest(job.checkpoint_id, 1 + max(least, generation), files)
 
         return self._room.stream(describe, sources)
 
@@ -256,14 +251,11 @@ class ImageCommitter:
 
     def _write(self, job: CommitImage, arena: memoryview, final: Path) -> Manifest:
         """Commit on the disk."""
-        facts: dict[str, Any] = dict(job.facts)
         generation = self._generation(job, final)
         offer = EarlyUpload(job.checkpoint_id, generation)
 
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
-            return Manifest(
-                checkpoint_id=job.checkpoint_id, generation=generation, files=entries, **facts
-            )
+            return job.facts.manifest(job.checkpoint_id, generation, entries)
 
         writers = {image.path: partial(self._file, arena, image, offer) for image in job.files}
         committed = None

@@ -10,7 +10,7 @@ import torch
 
 from bt_lightning.layout import STATE, WEIGHTS
 from bt_lightning.localdir.local_checkpoints import verify
-from bt_lightning.manifest import Manifest
+from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.snapshot.save_record import SnapshotOptions
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.snapshot.state_files import take
@@ -44,7 +44,7 @@ class Saving:
 
     def save(self, checkpoint, name="checkpoint-1", **small):
         def facts(_):
-            return {"step": checkpoint.get("global_step", 0), "epoch": 0, "created_at": stamp()}
+            return ManifestFacts(step=checkpoint.get("global_step", 0), epoch=0, created_at=stamp())
 
         def taken(memory):
             snapshot = take(checkpoint, memory=memory)

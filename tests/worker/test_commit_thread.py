@@ -18,6 +18,7 @@ from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.file_locks import try_lock
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
+from bt_lightning.manifest import ManifestFacts
 from bt_lightning.worker.commit_lock import commit_lock, wait_for_commits
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
@@ -45,7 +46,7 @@ def job(number, step=1, name=None, content=(1, 2)):
             FileImage(path="model.safetensors", offset=0, size=9 * BLOCK + 5, content=content[0]),
             FileImage(path="sub/trainer.json", offset=10 * BLOCK, size=77, content=content[1]),
         ),
-        facts={"step": step, "epoch": 0, "created_at": f"2030-01-01T00:00:0{number}+00:00"},
+        facts=ManifestFacts(step=step, epoch=0, created_at=f"2030-01-01T00:00:0{number}+00:00"),
         began=time.time(),
     )
 

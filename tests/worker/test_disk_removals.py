@@ -15,6 +15,7 @@ from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.localdir.removal_requests import request_local_removal
+from bt_lightning.manifest import ManifestFacts
 from bt_lightning.worker.commit_lock import CommitLock
 from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
@@ -59,7 +60,7 @@ class Arena:
             arena=0,
             checkpoint_id=f"checkpoint-{step}",
             files=(file,),
-            facts={"step": step, "epoch": 0, "created_at": created},
+            facts=ManifestFacts(step=step, epoch=0, created_at=created),
             began=time.time(),
         )
         worker.commit(job)

@@ -12,6 +12,7 @@ import pytest
 from bt_lightning.errors import StoreTransientError
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.localdir.removal_requests import request_local_removal
+from bt_lightning.manifest import ManifestFacts
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.transfer.fetch import fetch
@@ -97,7 +98,9 @@ class Stage:
                     FileImage(path="model.safetensors", offset=0, size=20 * MIB + 5, content=1),
                     FileImage(path="trainer.json", offset=24 * MIB, size=77, content=2),
                 ),
-                facts={"step": 1, "epoch": 0, "created_at": f"2030-01-01T00:00:0{number}+00:00"},
+                facts=ManifestFacts(
+                    step=1, epoch=0, created_at=f"2030-01-01T00:00:0{number}+00:00"
+                ),
                 began=time.time(),
             )
         )

@@ -17,7 +17,7 @@ from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.read_locks import hold_for_reading
-from bt_lightning.manifest import Manifest
+from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease
@@ -68,11 +68,11 @@ class Small:
                     content=self.numbers,
                 ),
             ),
-            facts={
-                "step": step,
-                "epoch": 0,
-                "created_at": f"2030-01-01T00:00:00.{self.numbers:06}+00:00",
-            },
+            facts=ManifestFacts(
+                step=step,
+                epoch=0,
+                created_at=f"2030-01-01T00:00:00.{self.numbers:06}+00:00",
+            ),
             began=time.time(),
             after=after,
         )
