@@ -42,7 +42,7 @@ from bt_lightning.session.serving_files import serving_files
 from bt_lightning.session.session_config import Resume  # noqa: TC001
 from bt_lightning.session.start_point import Offered
 from bt_lightning.snapshot.save_record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
-from bt_lightning.worker.worker_handle import ever
+from bt_lightning.worker.worker_handle import unlimited
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -253,7 +253,7 @@ class BTLightning(Callback):
             boundary.fail(exception)
         self._clear(trainer)
         if writer is not None:
-            writer.abandon(boundary.left_s if boundary is not None else ever)
+            writer.abandon(boundary.left_s if boundary is not None else unlimited)
         if boundary is not None:
             boundary.leave(trainer, writer, failed=True)
 

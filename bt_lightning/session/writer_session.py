@@ -25,7 +25,7 @@ from bt_lightning.session.start_point import StartPointSearch
 from bt_lightning.session.step_timings import StepTimings
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.publisher_lock import stands_by
-from bt_lightning.worker.worker_handle import Worker, ever
+from bt_lightning.worker.worker_handle import Worker, unlimited
 from bt_lightning.worker_messages import (
     Committed,
     MakeRoom,
@@ -182,7 +182,7 @@ class WriterSession:
             UploadFailedError: the store refused for good.
             WorkerDiedError: the worker keeps dying.
         """
-        told = self._failures or self._published or self._worker.stirred
+        told = self._failures or self._published or self._worker.has_events
         if not told and (self.saves is None or not self.saves.stirred):
             return  # as at nearly every step
         if self._unasked:
@@ -200,7 +200,7 @@ class WriterSession:
             )
             raise UploadFailedError(msg)
 
-    def finish(self, left_s: Callable[[], float] = ever) -> None:
+    def finish(self, left_s: Callable[[], float] = unlimited) -> None:
         """Wait until every save is committed, and all that is committed published; end the worker.
 
         `left_s` says how long that may take from now on, beside an hour and the drain timeout.
@@ -241,7 +241,7 @@ class WriterSession:
         if not _is_attended(self._config):
             self._worker.drain(self._config.drain_s, left_s)
 
-    def abandon(self, left_s: Callable[[], float] = ever) -> None:
+    def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
         """End the session of a run that failed: publish what is there; its failure speaks."""
         try:
             self.finish(left_s)

@@ -20,7 +20,7 @@ from bt_lightning.snapshot.optimizer_guard import OptimizerGuard
 from bt_lightning.snapshot.reuse_snapshot import PreviousSnapshot
 from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions, too_slow, torn
 from bt_lightning.snapshot.state_files import Memory, Snapshot
-from bt_lightning.worker.worker_handle import ever
+from bt_lightning.worker.worker_handle import unlimited
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Withdrawn
 
 if TYPE_CHECKING:
@@ -289,7 +289,9 @@ class Saver:
             if record.checkpoint_id == checkpoint_id:
                 self._worker.unwanted(record.number)
 
-    def drain(self, checkpoint_id: str | None = None, left_s: Callable[[], float] = ever) -> None:
+    def drain(
+        self, checkpoint_id: str | None = None, left_s: Callable[[], float] = unlimited
+    ) -> None:
         """Wait until every save, or every one of `checkpoint_id`, is committed or given up.
 
         `left_s` is asked again and again how long that may take: a signal may leave less time.
@@ -327,7 +329,7 @@ class Saver:
             self._arenas.release(number)
             self._ended.append((record, error if isinstance(error, Exception) else torn(record)))
 
-    def _await(self, over: Callable[[], bool], left_s: Callable[[], float] = ever) -> None:
+    def _await(self, over: Callable[[], bool], left_s: Callable[[], float] = unlimited) -> None:
         started = time.monotonic()
         self._collect()
         while not over():

@@ -1,4 +1,4 @@
-"""Images in an arena as the files of a checkpoint that is sent from there, without a disk."""
+"""A source of upload bytes that reads a file image straight from an arena."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class ImageSource(Steady):
-    """The bytes of one file, in memory that stays as it is."""
+    """The bytes of one file, in memory that does not change while the source is used."""
 
     part_bytes = PIECE_BYTES
 
     def __init__(self, path: str, image: memoryview) -> None:
-        """Hash `image`, which has the size of the file."""
+        """Hash `image`, the bytes of the file at `path`."""
         hasher = Hasher()
         for start in range(0, len(image), READ_BYTES):
             hasher.update(image[start : start + READ_BYTES])
@@ -30,5 +30,5 @@ class ImageSource(Steady):
 
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
-        """A slice of it."""
+        """Yield `size` bytes from `offset`; no copy."""
         yield self._image[offset : offset + size]

@@ -1,4 +1,4 @@
-"""What one thread has another one do for it, between two units of its own work."""
+"""Calls that one thread asks another thread to make, between two units of that thread's work."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 W = TypeVar("W")
 
-TURN_S = 1800.0
-"""Longest wait for the unit under way: an upload of the checkpoint before, say."""
+START_TIMEOUT_S = 1800.0
+"""Seconds that a caller waits at most for the unit under way, such as an upload, to end."""
 
 
 class ThreadCall(Generic[W]):
-    """One thing to do with the `W` of the other thread."""
+    """One function to call with the other thread's `W`, and its result."""
 
-    def __init__(self, act: Callable[[W], Any]) -> None:
-        self._act = act
+    def __init__(self, function: Callable[[W], Any]) -> None:
+        self._function = function
         self._value: Any = None
         self._error: Exception | None = None
         self.result: Future[Any] = Future()
 
-    def run(self, tool: W) -> Exception | None:
-        """Do it; return what it raised. Who waits hears of it by `tell`."""
+    def run(self, target: W) -> Exception | None:
+        """Call the function; return what it raised. The caller gets the outcome by `deliver`."""
         try:
-            self._value = self._act(tool)
+            self._value = self._function(target)
         except (CheckpointError, OSError) as error:
             self._error = error
         return self._error
 
-    def tell(self) -> None:
-        """Let who waits go on."""
+    def deliver(self) -> None:
+        """Give the caller the result or the error."""
         if self._error is not None:
             self.result.set_exception(self._error)
         else:
@@ -45,7 +45,7 @@ class ThreadCall(Generic[W]):
 
 
 class ThreadCalls(Generic[W]):
-    """A queue of them, guarded by `changed`, which is notified when it changes."""
+    """A queue of calls, guarded by `changed`, which is notified of each change."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
@@ -54,44 +54,46 @@ class ThreadCalls(Generic[W]):
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something to do; `changed` is held."""
+        """Whether a call is queued; the caller holds `changed`."""
         return bool(self._queue)
 
-    def wait(self, act: Callable[[W], T], limit_s: float = TURN_S) -> T:
-        """Have `act` done, and wait for it; once it has begun, for as long as it takes.
+    def wait(self, function: Callable[[W], T], limit_s: float = START_TIMEOUT_S) -> T:
+        """Have the other thread call `function`, and return what that returns.
+
+        Waits for the start at most `limit_s` seconds, then until the function returns.
 
         Raises:
-            StoreTransientError: it did not begin within `limit_s` seconds, or never will.
-            CheckpointError, OSError: what it raised.
+            StoreTransientError: it did not start in time, or the other thread is ending.
+            CheckpointError, OSError: what `function` raised.
         """
-        errand: ThreadCall[W] = ThreadCall(act)
-        result: Future[T] = errand.result
+        call: ThreadCall[W] = ThreadCall(function)
+        result: Future[T] = call.result
         with self._changed:
             if not self._closed:
-                self._queue.append(errand)
+                self._queue.append(call)
                 self._changed.notify_all()
-                begun = lambda: result.running() or result.done() or self._closed  # noqa: E731
-                self._changed.wait_for(begun, limit_s)
+                started = lambda: result.running() or result.done() or self._closed  # noqa: E731
+                self._changed.wait_for(started, limit_s)
         if not result.running() and result.cancel():
             msg = (
-                f"the worker has not come to it within {limit_s:.0f} s"
+                f"the worker was still busy with other work after {limit_s:.0f} s"
                 if not self._closed
-                else "the worker is leaving"
+                else "the worker is ending"
             )
             raise StoreTransientError(msg)
         return result.result()
 
     def take(self) -> ThreadCall[W] | None:
-        """The next one that somebody still waits for, begun; `changed` is held."""
+        """Take the next call whose caller still waits, as started; the caller holds `changed`."""
         while self._queue:
-            errand = self._queue.popleft()
-            if errand.result.set_running_or_notify_cancel():
+            call = self._queue.popleft()
+            if call.result.set_running_or_notify_cancel():
                 self._changed.notify_all()
-                return errand
+                return call
         return None
 
     def close(self) -> None:
-        """No more will be done; `changed` is held."""
+        """Refuse all further calls, and those queued; the caller holds `changed`."""
         self._closed = True
         self._queue.clear()
         self._changed.notify_all()

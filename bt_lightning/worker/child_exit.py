@@ -1,8 +1,9 @@
-"""The end of a child process, told where nobody keeps its exit status.
+"""Detecting and collecting the exit of a child process, also where its exit status is lost.
 
-Where SIGCHLD is ignored the kernel forgets a child that ends, and a handler of somebody else's may
-have waited for it: `multiprocessing` then takes it for alive for ever, will not close it, and would
-send signals to whoever has its number next. The end of its pipe is the truth. Source: wait(2).
+Where SIGCHLD is ignored the kernel drops the status of a child that ends, and a foreign handler may
+have waited for it: `multiprocessing` then takes the child for alive, will not close it, and would
+send signals to whichever process gets its pid next. The end of its pipe is reliable. Source:
+wait(2).
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ _UNKNOWN: Final = 255
 
 
 def is_over(process: SpawnProcess, timeout_s: float = 0.0) -> bool:
-    """Whether the process ends within that time, as its end of the pipe says."""
+    """Whether the process ends within `timeout_s`, judged by its sentinel pipe."""
     return bool(wait([process.sentinel], timeout_s))
 
 
 def exit_code(process: SpawnProcess, timeout_s: float) -> int | None:
-    """The code that it ends with within that time; None if it does not, or nobody knows it."""
+    """The exit code, if the process ends within `timeout_s`; None if not, or if it is lost."""
     process.join(timeout_s)
     return process.exitcode
 
 
 def collect_exit(process: SpawnProcess) -> None:
-    """Kill what still lives, wait for its end, and forget it."""
+    """Kill the process if it still runs, wait for its end, and close it."""
     if not is_over(process):
         process.kill()
     process.join()

@@ -1,4 +1,7 @@
-"""The lock of whoever commits to a directory, and deletes from it: a new run waits for it."""
+"""The lock of the worker that commits to a checkpoint directory and deletes from it.
+
+A new run waits for it before it looks for a checkpoint to resume from.
+"""
 
 from __future__ import annotations
 
@@ -17,45 +20,45 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_PATIENCE_S = 0.02
+_POLL_S = 0.02
 
 
 class CommitLock:
-    """One process's hold on it. The kernel drops it with the process."""
+    """One process's lock of one directory. The kernel drops it with the process."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._descriptor: int | None = None
-        self._changing = threading.Lock()
+        self._guard = threading.Lock()
 
-    def take(self) -> None:
-        """Have it until `give_up`; waits for who has it. Called by one thread."""
-        descriptor = self._opened()
+    def acquire(self) -> None:
+        """Hold the lock until `release`; waits for another holder. Called by the commit thread."""
+        descriptor = self._open()
         lock(descriptor, fcntl.LOCK_EX)
-        with self._changing:
+        with self._guard:
             self._descriptor = descriptor
 
-    def give_up(self) -> None:
-        """Let a new run begin; waits for what is done in a `held` block."""
-        with self._changing:
+    def release(self) -> None:
+        """Let a new run begin; waits for the end of a `held` block."""
+        with self._guard:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
-        """Whether this process has it while the block lasts: it is taken if it is free."""
-        with self._changing:
+        """Yield whether this process holds the lock in the block; takes it if it is free."""
+        with self._guard:
             if self._descriptor is not None:
                 yield True
                 return
-            descriptor = self._opened()
+            descriptor = self._open()
             try:
                 yield try_lock(descriptor)
             finally:
                 os.close(descriptor)
 
-    def _opened(self) -> int:
+    def _open(self) -> int:
         (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
         return open_own(commit_lock(self._root), os.O_RDWR | os.O_CREAT)
 
@@ -63,7 +66,7 @@ class CommitLock:
 def wait_for_commits(root: Path, limit_s: float) -> bool:
     """Wait until no earlier run's worker commits under `root`: it may hold its newest checkpoint.
 
-    False if one still does at the limit, or its training process still lives.
+    Returns False if that worker, or its training process, still lives after `limit_s` seconds.
 
     Called in the training process before it looks for what to resume from.
     """
@@ -74,12 +77,12 @@ def wait_for_commits(root: Path, limit_s: float) -> bool:
         return True
     try:
         while not (free := try_lock(descriptor)) and time.monotonic() < until:
-            time.sleep(_PATIENCE_S)
+            time.sleep(_POLL_S)
         return free
     finally:
         os.close(descriptor)
 
 
 def commit_lock(root: Path) -> Path:
-    """The file whose lock says that a worker commits under `root`, or may be told to."""
+    """The lock file of `root`: locked while a worker commits there, or may have to."""
     return root / DOT_DIR / "commit.lock"

@@ -1,7 +1,7 @@
-"""Commits images of checkpoints from the arenas to the local disk; a thread of the worker.
+"""Thread of the worker that commits images of checkpoints from the arenas.
 
-One image after the other, in the order of the saves. What it is told twice (a worker that was
-killed is started again, and told again) it commits once.
+One image after the other, in the order of the saves. An image that it gets twice (a new worker is
+given again what a killed one had) is committed once.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ class CommitThread:
     def __init__(
         self,
         root: Path,
-        keeper: ImageCommitter,
+        committer: ImageCommitter,
         lock: CommitLock,
         done: Callable[[Outcome | Published | None], None],
         *,
         start: bool = True,
     ) -> None:
-        """`start=False` for a worker that no training process gives images to."""
+        """`start=False` for a standby worker, which gets no images."""
         self._root = root
-        self._keeper = keeper
+        self._committer = committer
         self._lock = lock
         self._done = done
         self._arenas: dict[int, memoryview] = {}
         self._jobs: deque[tuple[CommitImage, memoryview]] = deque()
-        """Each with its arena, which may be dropped while it waits."""
+        """Each with the memory of its arena, which may be dropped meanwhile."""
         self._working = False
         self._working_on: int | None = None
         self._unwanted: set[int] = set()
-        """Numbers of jobs that wait, or of the one under way."""
+        """Numbers of queued jobs, or of the one under way, whose checkpoint is to be removed."""
         self._digests: dict[int, str] = {}
-        """What the last jobs committed."""
+        """Manifest digest of each of the last jobs, by number."""
         self._leaving = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning commits")
@@ -67,29 +67,29 @@ class CommitThread:
 
     @property
     def idle(self) -> bool:
-        """Whether every image that was put is committed, or has failed."""
+        """Whether every image that was put has its outcome."""
         with self._changed:
             return not self._jobs and not self._working
 
     def share(self, index: int, descriptor: int, size: int) -> None:
-        """Map an arena; takes the descriptor over."""
+        """Map the arena of `size` bytes read-only, and close `descriptor`."""
         try:
             self._arenas[index] = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
         finally:
             os.close(descriptor)
 
     def drop(self, index: int) -> None:
-        """Forget an arena; its memory goes with the last one who maps it."""
+        """Forget an arena; the kernel frees its memory with the last mapping."""
         self._arenas.pop(index, None)
 
     def put(self, job: CommitImage) -> None:
-        """Commit `job` after those that were put before; never waits."""
+        """Queue `job` behind those that were put before; never waits."""
         with self._changed:
             self._jobs.append((job, self._arenas[job.arena]))
             self._changed.notify()
 
     def withdraw(self, number: int) -> None:
-        """Give up a job that has not begun; any other has, or will have, its own outcome."""
+        """Drop a job that has not begun; any other gets its own outcome."""
         with self._changed:
             found = [waiting for waiting in self._jobs if waiting[0].number == number]
             for waiting in found:
@@ -99,24 +99,24 @@ class CommitThread:
             self._done(Withdrawn(number))
 
     def unwanted(self, number: int) -> None:
-        """Ask for the removal of what that job committed, or will; by the time of the next job."""
+        """Request the removal of what job `number` committed, or will commit."""
         with self._changed:
             digest = self._digests.get(number)
-            if digest is None and (number == self._working_on or self._waits(number)):
+            if digest is None and (number == self._working_on or self._is_queued(number)):
                 self._unwanted.add(number)
         if digest is not None:
-            self._ask(digest)
+            self._request_removal(digest)
 
-    def _waits(self, number: int) -> bool:
+    def _is_queued(self, number: int) -> bool:
         return any(job.number == number for job, _ in self._jobs)
 
-    def _ask(self, digest: str) -> None:
+    def _request_removal(self, digest: str) -> None:
         with contextlib.suppress(OSError):  # the training process asks as well
             request_local_removal(self._root, digest)
 
-    def _note(self, number: int, told: Sequence[Outcome | Published]) -> None:
-        """Remember what a job committed; ask for its removal if it is unwanted by now."""
-        committed = [event.manifest for event in told if isinstance(event, Committed)]
+    def _remember(self, number: int, events: Sequence[Outcome | Published]) -> None:
+        """Remember what a job committed; request its removal if it is unwanted by then."""
+        committed = [event.manifest for event in events if isinstance(event, Committed)]
         digests = [Manifest.from_bytes(manifest, "an image").digest for manifest in committed]
         with self._changed:
             self._digests.update((number, digest) for digest in digests)
@@ -126,17 +126,17 @@ class CommitThread:
             self._unwanted.discard(number)
             self._working_on = None
         for digest in digests if unwanted else ():
-            self._ask(digest)
+            self._request_removal(digest)
 
     def leave(self) -> None:
-        """No more jobs will come: when the last is done, a new run need not wait any longer."""
+        """Expect no more jobs: after the last one the commit lock is released, for a new run."""
         with self._changed:
             self._leaving = True
             self._changed.notify()
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # a disk that fails: the store may take the images
-            self._lock.take()  # a new run waits for it: this commit may be its newest checkpoint
+            self._lock.acquire()  # a new run waits for it: this commit may be its newest checkpoint
             sweep_temporaries(self._root)  # of a worker that was killed over its commit
         while True:
             with self._changed:
@@ -146,14 +146,14 @@ class CommitThread:
                 job, arena = self._jobs.popleft()
                 self._working, self._working_on = True, job.number
             try:
-                told = self._keeper.keep(job, arena)
+                events = self._committer.commit(job, arena)
             except (CheckpointError, OSError) as error:
-                told = [CommitFailed(number=job.number, error=error)]
-            self._note(job.number, told)
+                events = [CommitFailed(number=job.number, error=error)]
+            self._remember(job.number, events)
             del arena  # or a dropped one would stay until the next job
-            for event in told:
+            for event in events:
                 self._done(event)  # before this counts as idle: the process may end then
             with self._changed:
                 self._working = False
             self._done(None)
-        self._lock.give_up()
+        self._lock.release()

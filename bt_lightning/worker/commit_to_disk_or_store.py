@@ -1,4 +1,7 @@
-"""The commit of one image: on the disk, in place of copies if need be, else in the store."""
+"""The commit of one image: to the local disk, or to the store if the disk cannot take it.
+
+A disk without room for it first evicts copies of checkpoints that the store has.
+"""
 
 from __future__ import annotations
 
@@ -34,88 +37,88 @@ if TYPE_CHECKING:
 
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 
-_AHEAD_BYTES = 8 * 1024 * 1024
-"""Smaller files are sent in a moment, after the commit."""
+_EARLY_UPLOAD_BYTES = 8 * 1024 * 1024
+"""Smaller files take a moment to send: they wait for the commit."""
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A save that is committed."""
+class _Commit:
+    """How a save was committed."""
 
     manifest: Manifest
     evicted: Sequence[str] = ()
     streamed: bool = False
-    """The store has it, the disk has not."""
+    """Committed in the store only."""
     trouble: str = ""
-    """What the disk answered, if it failed; not if it was full."""
+    """The disk's error, if it failed; empty if it was full."""
 
 
-class _Refused(Exception):  # noqa: N818 - it becomes the error that the training process raises
-    """A save that neither the disk nor the store takes."""
+class _NotCommittedError(Exception):
+    """Raised for a save that neither the disk nor the store takes; becomes `CommitFailed`."""
 
     def __init__(
         self, disk: str, store: str, size: int, evicted: Sequence[str], failed: OSError | None
     ) -> None:
-        """`failed` is what the disk answered, if it was not just full."""
+        """`failed` is the disk's error, if it was not just full."""
         super().__init__(disk, store, size, evicted, failed)
         self.disk, self.store, self.size, self.evicted = disk, store, size, evicted
         self.failed = failed
 
 
 class ImageCommitter:
-    """Commits images; called by the committer's thread, one after the other."""
+    """Commits images, one after the other; called by the commit thread."""
 
     def __init__(
-        self, root: Path, room: DiskSpaceMaker, offer: Callable[[EarlyUpload], None]
+        self, root: Path, space: DiskSpaceMaker, offer_upload: Callable[[EarlyUpload], None]
     ) -> None:
         self._root = root
-        self._room = room
-        self._offer = offer
+        self._space = space
+        self._offer_upload = offer_upload
         self._stale: dict[Path, str] = {}
-        """Generations that the store has a newer one of, by their digests."""
+        """Digest by path of each checkpoint on the disk that is older than the store's."""
         self._written: dict[int, tuple[Path, FileEntry]] = {}
 
-    def keep(
+    def commit(
         self, job: CommitImage, arena: memoryview
     ) -> list[Committed | CommitFailed | Published]:
-        """Commit the image that lies in `arena`; return what the training process is told.
+        """Commit the image that lies in `arena`; return the events for the training process.
 
         Raises:
-            CheckpointError: it cannot be committed, though the disk has room and works.
+            CheckpointError: the image cannot be committed, though disk and store work.
         """
         started, cpu = time.monotonic(), time.process_time()
-        self._room.settle()
+        self._space.settle()
         final = self._root / check_checkpoint_id(job.checkpoint_id)
         try:
-            kept = self._found(job, final) or self._kept(job, arena, final)
-        except _Refused as neither:
-            return [self._refused(job, neither)]
+            commit = self._find_earlier_commit(job, final) or self._commit(job, arena, final)
+        except _NotCommittedError as refusal:
+            return [self._report_failure(job, refusal)]
         outcome = Committed(
             number=job.number,
-            manifest=kept.manifest.to_bytes(),
+            manifest=commit.manifest.to_bytes(),
             write_s=time.monotonic() - started,
             durable_s=time.time() - job.began,
             cpu_s=time.process_time() - cpu,
-            evicted=len(kept.evicted),
-            streamed=kept.streamed,
-            trouble=kept.trouble,
+            evicted=len(commit.evicted),
+            streamed=commit.streamed,
+            trouble=commit.trouble,
         )
-        with contextlib.suppress(OSError):  # neither is a checkpoint
-            write_hint(self._root, job.checkpoint_id, kept.manifest.step)
+        with contextlib.suppress(OSError):  # a hint and an event, no checkpoint
+            write_hint(self._root, job.checkpoint_id, commit.manifest.step)
             note(
                 self._root,
-                "streamed" if kept.streamed else "durable",
+                "streamed" if commit.streamed else "durable",
                 number=job.number,
                 checkpoint=job.checkpoint_id,
-                bytes=kept.manifest.size,
+                bytes=commit.manifest.size,
                 write_s=outcome.write_s,
                 local_durable_s=outcome.durable_s,
                 cpu_s=outcome.cpu_s,
             )
-        return [outcome, self._published(outcome)] if outcome.streamed else [outcome]
+        return [outcome, self._note_published(outcome)] if outcome.streamed else [outcome]
 
-    def _published(self, outcome: Committed) -> Published:
-        """What the publisher says of what it publishes."""
+    def _note_published(self, outcome: Committed) -> Published:
+        """Note that the store has the checkpoint, as the publisher does for what it sends."""
         manifest = Manifest.from_bytes(outcome.manifest, "an image")
         event = Published(
             checkpoint_id=manifest.checkpoint_id,
@@ -127,64 +130,63 @@ class ImageCommitter:
         note_published(self._root, event)
         return event
 
-    def _found(self, job: CommitImage, final: Path) -> _Kept | None:
-        """What was committed of this very save before, by a worker that died over its word."""
+    def _find_earlier_commit(self, job: CommitImage, final: Path) -> _Commit | None:
+        """The commit of this same save by an earlier worker, which died before it reported."""
         created = job.facts.created_at
-        standing = _standing(final)
-        if standing is not None and standing.created_at == created:
-            return _Kept(standing)
-        stored = self._room.stored(job.checkpoint_id)
+        existing = _manifest_at(final)
+        if existing is not None and existing.created_at == created:
+            return _Commit(existing)
+        stored = self._space.stored(job.checkpoint_id)
         if stored is not None and stored.created_at == created:
-            self._retire(final)
-            return _Kept(stored, streamed=True)
+            self._delete_older_generation(final)
+            return _Commit(stored, streamed=True)
         return None
 
-    def _retire(self, final: Path) -> None:
-        """Take an older generation off the disk, as a commit there would: its name means another.
+    def _delete_older_generation(self, final: Path) -> None:
+        """Delete the older generation from the disk: its name means the newer one in the store.
 
-        The newer one is in the store. A reader of the name finds it there. A disk that fails is
-        asked again at the next save.
+        A deletion that fails is tried again at the next save.
         """
-        standing = _standing(final)
-        if standing is not None:
-            self._stale[final] = standing.digest
+        existing = _manifest_at(final)
+        if existing is not None:
+            self._stale[final] = existing.digest
         for place, digest in list(self._stale.items()):
             with contextlib.suppress(OSError):
-                self._room.retire(place, digest)
+                self._space.retire(place, digest)
                 del self._stale[place]
 
-    def _kept(self, job: CommitImage, arena: memoryview, final: Path) -> _Kept:
-        """Commit on the disk, when need be in place of copies; else in the store.
+    def _commit(self, job: CommitImage, arena: memoryview, final: Path) -> _Commit:
+        """Commit to the disk, evicting copies if need be; else to the store.
 
         Raises:
-            _Refused: neither takes it.
+            _NotCommittedError: both refuse.
         """
         evicted: list[str] = []
         failed = None
         try:
-            found = self._on_disk(job, arena, final, evicted)
+            found = self._commit_to_disk(job, arena, final, evicted)
         except OSError as error:
             if isinstance(error, CheckpointError) and not isinstance(error, DirectoryUnusableError):
                 raise
             failed, found = error, f"the disk refused it ({error.strerror or error})"
         if isinstance(found, Manifest):
-            return _Kept(found, evicted)
+            return _Commit(found, evicted)
         try:
-            manifest = self._stream(job, arena, final)
+            manifest = self._commit_to_store(job, arena, final)
         except (CheckpointError, OSError) as error:
-            raise _Refused(found, str(error), self._size(job), evicted, failed) from error
-        self._retire(final)
+            raise _NotCommittedError(found, str(error), self._size(job), evicted, failed) from error
+        self._delete_older_generation(final)
         trouble = ""
         if failed is not None:
             trouble = f"{failed.strerror or failed}: {advice(self._root, failed)}"
-        return _Kept(manifest, evicted, streamed=True, trouble=trouble)
+        return _Commit(manifest, evicted, streamed=True, trouble=trouble)
 
-    def _on_disk(
+    def _commit_to_disk(
         self, job: CommitImage, arena: memoryview, final: Path, evicted: list[str]
     ) -> Manifest | str:
-        """Commit on the disk; return why there is no room, if there is none.
+        """Commit to the disk; return the reason if there is no room.
 
-        `evicted` gets the ids of copies that made room.
+        The ids of evicted copies are added to `evicted`.
 
         Raises:
             OSError: the disk refused, and not for want of room.
@@ -192,12 +194,12 @@ class ImageCommitter:
         more = False
         while True:
             size = self._size(job)
-            room = self._room.make(size, job.checkpoint_id, more=more)
-            evicted += room.evicted
-            if not room.fits:
-                return room.says
-            if room.evicted and self._size(job) > size:
-                continue  # a file that was to be linked went
+            space = self._space.make(size, job.checkpoint_id, more=more)
+            evicted += space.evicted
+            if not space.fits:
+                return space.says
+            if space.evicted and self._size(job) > size:
+                continue  # a file that was to be linked is gone
             try:
                 return self._write(job, arena, final)
             except OSError as error:
@@ -206,12 +208,12 @@ class ImageCommitter:
                 more = True  # something else took the room, or its blocks are larger
 
     def _generation(self, job: CommitImage, final: Path) -> int:
-        known = (_standing(final), self._room.stored(job.checkpoint_id))
+        known = (_manifest_at(final), self._space.stored(job.checkpoint_id))
         return 1 + max(job.after, *(found.generation for found in known if found is not None), 0)
 
-    def _stream(self, job: CommitImage, arena: memoryview, final: Path) -> Manifest:
-        """Commit in the store, straight from the arena."""
-        self._room.publisher()  # or everything would be hashed for nothing
+    def _commit_to_store(self, job: CommitImage, arena: memoryview, final: Path) -> Manifest:
+        """Commit to the store, straight from the arena."""
+        self._space.publisher()  # raises before anything is hashed
         least = self._generation(job, final) - 1
         sources = {
             image.path: ImageSource(image.path, arena[image.offset : image.offset + image.size])
@@ -222,48 +224,50 @@ class ImageCommitter:
             files = tuple(source.entry for source in sources.values())
             return job.facts.manifest(job.checkpoint_id, 1 + max(least, generation), files)
 
-        return self._room.stream(describe, sources)
+        return self._space.stream(describe, sources)
 
-    def _refused(self, job: CommitImage, neither: _Refused) -> CommitFailed:
+    def _report_failure(self, job: CommitImage, refusal: _NotCommittedError) -> CommitFailed:
         with contextlib.suppress(OSError):  # an event is no checkpoint
             note(
                 self._root,
                 "refused",
                 number=job.number,
                 checkpoint=job.checkpoint_id,
-                needed=neither.size,
-                disk=neither.disk,
-                store=neither.store,
+                needed=refusal.size,
+                disk=refusal.disk,
+                store=refusal.store,
             )
         said = (
-            f"the checkpoint {job.checkpoint_id} was not saved: {neither.disk}. Sending it to the"
-            f" store instead failed: {neither.store}. What was committed before is untouched: "
+            f"the checkpoint {job.checkpoint_id} was not saved: {refusal.disk}. Sending it to the"
+            f" store instead failed: {refusal.store}. What was committed before is untouched: "
         )
-        if neither.failed is None:
+        if refusal.failed is None:
             error: DirectoryUnusableError = DirectoryFullError(
                 f"{said}free some space, keep fewer checkpoints (save_top_k), or raise the budget"
                 " (BT_VOLUME_SIZE_GIB)"
             )
         else:
-            what = advice(self._root, neither.failed)
-            error = refused(f"{said}{what}, or use another BT_CHECKPOINT_DIR", neither.failed)
-        return CommitFailed(number=job.number, error=error, evicted=len(neither.evicted))
+            what = advice(self._root, refusal.failed)
+            error = refused(f"{said}{what}, or use another BT_CHECKPOINT_DIR", refusal.failed)
+        return CommitFailed(number=job.number, error=error, evicted=len(refusal.evicted))
 
     def _write(self, job: CommitImage, arena: memoryview, final: Path) -> Manifest:
-        """Commit on the disk."""
+        """Write the files to the disk and commit them; large ones may be sent meanwhile."""
         generation = self._generation(job, final)
-        offer = EarlyUpload(job.checkpoint_id, generation)
+        upload = EarlyUpload(job.checkpoint_id, generation)
 
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
             return job.facts.manifest(job.checkpoint_id, generation, entries)
 
-        writers = {image.path: partial(self._file, arena, image, offer) for image in job.files}
+        writers = {
+            image.path: partial(self._write_or_link, arena, image, upload) for image in job.files
+        }
         committed = None
         try:
             manifest = commit_files(final, self._root, writers, describe)
             committed = final
         finally:
-            offer.take_back(committed)  # before the arena is anybody else's
+            upload.take_back(committed)  # before the arena is used for another save
         self._written = {
             image.content: (final / image.path, entry)
             for image, entry in zip(job.files, manifest.files, strict=True)
@@ -271,21 +275,23 @@ class ImageCommitter:
         return manifest
 
     def _size(self, job: CommitImage) -> int:
-        """Bytes that the disk needs for it."""
-        return planned(image.size for image in job.files if self._known(image, image.path) is None)
+        """Bytes that the disk needs for the image: files that can be linked need none."""
+        return planned(
+            image.size for image in job.files if self._find_linkable(image, image.path) is None
+        )
 
-    def _known(self, image: FileImage, path: str) -> tuple[Path, FileEntry] | None:
-        """A file of the last checkpoint with the same bytes, which can be linked."""
+    def _find_linkable(self, image: FileImage, path: str) -> tuple[Path, FileEntry] | None:
+        """A file of the last checkpoint with the same bytes and path, which can be linked."""
         known = self._written.get(image.content)
         if known is None or known[1].path != path or not known[0].exists():
             return None
         return known
 
-    def _file(
-        self, arena: memoryview, image: FileImage, offer: EarlyUpload, target: Path, path: str
+    def _write_or_link(
+        self, arena: memoryview, image: FileImage, upload: EarlyUpload, target: Path, path: str
     ) -> FileEntry:
-        """Write one file; or link it, if its bytes are those of a file of the last checkpoint."""
-        known = self._known(image, path)
+        """Write one file, or link the same file of the last checkpoint."""
+        known = self._find_linkable(image, path)
         if known is not None:
             try:
                 os.link(known[0], target)
@@ -297,16 +303,16 @@ class ImageCommitter:
         view = arena[image.offset : end]
 
         def described(entry: FileEntry) -> None:
-            if entry.size >= _AHEAD_BYTES:
-                offer.add(path, LentSource(view[: entry.size], entry))
-                self._offer(offer)
+            if entry.size >= _EARLY_UPLOAD_BYTES:
+                upload.add(path, LentSource(view[: entry.size], entry))
+                self._offer_upload(upload)
 
         return write_image(target, path, view, image.size, described)
 
 
-def _standing(final: Path) -> Manifest | None:
-    """The manifest of what stands at `final`, if it is a whole checkpoint."""
+def _manifest_at(final: Path) -> Manifest | None:
+    """The manifest of the checkpoint at `final`, if it can be read."""
     try:
         return read_manifest(final)
     except (CheckpointCorruptError, OSError):
-        return None  # the training process knows how far the generations of a name are
+        return None  # the job's `after` still bounds the generation

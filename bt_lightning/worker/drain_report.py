@@ -1,4 +1,4 @@
-"""What is said when something still waits for the store."""
+"""Messages for checkpoints that were not uploaded before the deadline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMED: Final = 20
 
 
 def drain_report(result: Drained | None, seconds: float) -> DrainTimeoutError:
-    """What to raise when something still waits for the store after `seconds`."""
+    """The error for what is not in the store after `seconds`; None: the worker did not answer."""
     names = _some(result.waiting) if result is not None else "unknown"
     reason = (result.reason if result is not None else None) or "the store is too slow"
     return DrainTimeoutError(
@@ -23,6 +23,6 @@ def drain_report(result: Drained | None, seconds: float) -> DrainTimeoutError:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    """All of them, or the first and how many more: there may be thousands of files."""
+    """All names, or the first 20 and the number of the rest: there may be thousands."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

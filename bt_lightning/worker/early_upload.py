@@ -1,7 +1,8 @@
-"""Files that are sent to the store while they are still being written to the disk.
+"""Upload of a checkpoint's files to the store while they are still being written to the disk.
 
-The committer lends the bytes of an image to the publisher, and takes them back when the checkpoint
-is committed: from then on they come from its files. Taking back never waits for the network.
+The commit thread lends the bytes of an image to the publisher, and takes them back when the
+checkpoint is committed: from then on the publisher reads the files. Taking back never waits for the
+network.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _PART_BYTES = 8 * 1024 * 1024
 
 
 class LentSource:
-    """The bytes of one file of a checkpoint: of an arena at first, of the disk later."""
+    """The bytes of one file of a checkpoint: from the arena, after the commit from the disk."""
 
     part_bytes = _PART_BYTES
-    """Small, since what is held is a copy."""
+    """Small, since `hold` copies the bytes."""
 
     def __init__(self, image: memoryview, entry: FileEntry) -> None:
-        """`image` is of the arena's mapping, and is let go by `take_back`."""
+        """`image` lies in the arena's mapping; `take_back` releases it."""
         self._entry = entry
         self._image: memoryview | None = image
         self._file: FileSource | None = None
@@ -42,7 +43,7 @@ class LentSource:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of the file."""
         return self._entry.size
 
     @property
@@ -71,13 +72,13 @@ class LentSource:
 
     @contextlib.contextmanager
     def lend(self, offset: int, size: int) -> Iterator[Lent]:
-        """Look into the arena; once it is taken back, into the file, verified by its blocks."""
-        with contextlib.ExitStack() as until_then:
-            yield _Range(self, offset, size, until_then)
+        """Lend a range of the arena; once that is taken back, of the file, verified by blocks."""
+        with contextlib.ExitStack() as held_open:
+            yield _LentRange(self, offset, size, held_open)
 
     @contextlib.contextmanager
     def image(self) -> Iterator[memoryview | None]:
-        """The bytes in the arena, which waits as long; None if it was taken back."""
+        """Yield the bytes in the arena, which is not taken back meanwhile; None if it was."""
         with self._changed:
             image = self._image
             self._readers += image is not None
@@ -89,9 +90,9 @@ class LentSource:
                 self._changed.notify_all()
 
     def file(self) -> FileSource:
-        """The committed file, once the arena was taken back."""
+        """The committed file; waits until the arena was taken back."""
         with self._changed:
-            self._changed.wait_for(lambda: self._settled)  # for those who still look, no longer
+            self._changed.wait_for(lambda: self._settled)  # waits for readers of the arena only
             file = self._file
         if file is None:
             msg = f"{self._entry.path} was given up before it was sent"
@@ -107,10 +108,13 @@ class LentSource:
         return view
 
     def take_back(self, file: Path | None) -> None:
-        """Read from `file` from now on; the arena is not looked at again when this returns."""
+        """Read from `file` from now on; when this returns the arena is not read any more.
+
+        `file` is None if the commit failed.
+        """
         found = None
         if file is not None:
-            with contextlib.suppress(OSError):  # it is gone again: this publication is, too
+            with contextlib.suppress(OSError):  # deleted again: so is what was sent
                 found = FileSource(file, self._entry)
         with self._changed:
             self._image = None
@@ -122,7 +126,7 @@ class LentSource:
             found.close()
 
     def close(self) -> None:
-        """No thread will hold any bytes any more."""
+        """Close the file; no thread reads from the source after this."""
         with self._changed:
             self._closed = True
             file, self._file = self._file, None
@@ -130,16 +134,16 @@ class LentSource:
             file.close()
 
 
-class _Range:
-    """What is lent of one source to one thread."""
+class _LentRange:
+    """A range of one source, lent to one thread."""
 
     def __init__(
-        self, source: LentSource, offset: int, size: int, until_then: contextlib.ExitStack
+        self, source: LentSource, offset: int, size: int, held_open: contextlib.ExitStack
     ) -> None:
         self.size = size
         self._source = source
         self._offset = offset
-        self._until_then = until_then
+        self._until_then = held_open
         self._file: Lent | None = None
 
     @contextlib.contextmanager
@@ -168,12 +172,12 @@ class EarlyUpload:
 
     @property
     def over(self) -> bool:
-        """Whether the commit has come to an end, good or bad."""
+        """Whether the commit has succeeded or failed."""
         with self._lock:
             return self._over
 
     def add(self, path: str, source: LentSource) -> None:
-        """Lend one more file; called by the committer, before `take_back`."""
+        """Lend one more file; called by the commit thread, before `take_back`."""
         with self._lock:
             self._waiting[path] = source
 
@@ -190,7 +194,10 @@ class EarlyUpload:
             return self._sending[path]
 
     def take_back(self, final: Path | None) -> None:
-        """The checkpoint is committed at `final`, or will never be; called by the committer."""
+        """End the early upload: the checkpoint is committed at `final`, or failed (None).
+
+        Called by the commit thread.
+        """
         with self._lock:
             self._over = True
         for source in self._waiting.values():

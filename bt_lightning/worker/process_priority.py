@@ -1,4 +1,4 @@
-"""What the system knows of a worker: its low priority, its session, its name."""
+"""The worker process's CPU and I/O priority, session and name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _WHO_PROCESS = 1
 _BEST_EFFORT_LOWEST = (2 << 13) | 7  # not the idle class: a busy disk would stop commits for ever
 
 
-def stand_apart() -> None:
-    """Leave the session of the training, under a name that tells a job's runner to spare it.
+def leave_session() -> None:
+    """Start a session of its own, under the name by which a job runner leaves it alive.
 
-    What ends a group, SIGKILL at last, is for the training: a worker whose trainer was killed may
-    be just committing its last checkpoint, and ends by its own deadline. Source: prctl(2).
+    A signal to the process group, SIGKILL at last, is for the training: the worker of a killed
+    trainer may be committing its last checkpoint, and ends by its own deadline. Source: prctl(2).
     """
     with contextlib.suppress(PermissionError):  # it leads one already
         os.setsid()
@@ -28,7 +28,7 @@ def stand_apart() -> None:
 
 
 def lower_priority() -> None:
-    """Lower CPU and I/O priority: training comes first; what the system refuses stays as it is.
+    """Lower CPU and I/O priority: training comes first; refusals are ignored.
 
     Source: nice(2), ioprio_set(2).
     """

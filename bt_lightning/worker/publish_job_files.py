@@ -1,8 +1,8 @@
-"""Files of a checkpoint directory that belong to no checkpoint, on their way to the store.
+"""Upload of job files: files of a checkpoint directory that belong to no checkpoint.
 
-A file is sent when it has rested: unchanged over `REST_S`. One that never rests, as a log does, is
-tried once a minute, and goes if nobody writes to it just while it is read. At the end of a training
-process whatever is there counts as rested. What was deleted on the disk stays in the store.
+A file is sent once it is unchanged for `REST_S` seconds. One that keeps changing, as a log does, is
+tried once a minute, and sent if nobody writes to it while it is read. At the end of a training
+process every file counts as unchanged. A file deleted from the disk stays in the store.
 """
 
 from __future__ import annotations
@@ -29,41 +29,44 @@ if TYPE_CHECKING:
     from bt_lightning.store.lease import Lease
 
 REST_S: Final = 2.0
-RESTLESS_S: Final = 60.0
-_RESTLESS_BYTES: Final = 8 * 1024 * 1024
-"""A larger file that does not rest is not finished, and no log."""
-_LOOK_S: Final = 1.0
-_LOOK_SHARE: Final = 20
-"""Looking at many files takes at most such a part of the time."""
-_ENDING_LOOK_S: Final = 0.2
-_SETTLING_S: Final = 3 * REST_S
-"""So long the end waits for a file that somebody still writes to."""
+CHANGING_RETRY_S: Final = 60.0
+_MAX_CHANGING_BYTES: Final = 8 * 1024 * 1024
+"""A larger file that keeps changing is no log: it waits until it is finished."""
+_SCAN_S: Final = 1.0
+_SCAN_SHARE: Final = 20
+"""The pause between two scans, in durations of a scan, if that is longer than `_SCAN_S`."""
+_ENDING_SCAN_S: Final = 0.2
+_END_WAIT_S: Final = 3 * REST_S
+"""Seconds that the end of a training waits for a file that keeps changing."""
 _BATCH_FILES: Final = 64
 _BATCH_BYTES: Final = 64 * 1024 * 1024
 _THREADS: Final = 8
 _UNIT_S: Final = 2.0
-"""After so long, what else there is to do comes first again."""
+"""Seconds of sending after which other work goes first."""
 _NEVER: Final = float("-inf")
 
 
 @dataclass(slots=True)
-class _Seen:
-    """A file that is not in the store as it is."""
+class _Unsent:
+    """A file whose present content is not in the store."""
 
     stamp: Stamp
-    since: float
-    """When it was first seen so."""
-    restless: float
-    """When it was first seen at all, or last tried while it did not rest."""
-    tried: float = _NEVER
-    went: float = _NEVER
-    """When it was last sent as it was, though it did not rest."""
+    unchanged_since: float
+    """When it was first seen with this stamp."""
+    retried_from: float
+    """When it was first seen at all, or last tried while it kept changing."""
+    tried_at: float = _NEVER
+    sent_changing_at: float = _NEVER
+    """When it was last sent although it kept changing."""
     refused: str | None = None
-    """Why it cannot be in the store as it is."""
+    """Why it cannot be sent as it is."""
 
 
 class JobFilePublisher:
-    """One directory's. One thread calls it; `waiting` and `reason` are read by others."""
+    """Sends the job files of one directory.
+
+    The publisher thread calls its methods; other threads read `waiting` and `reason`.
+    """
 
     def __init__(
         self,
@@ -72,91 +75,94 @@ class JobFilePublisher:
         place: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`place` names the part of the store that they go to."""
+        """`place` names the store and prefix that the files go to."""
         self._root = root
         self._patterns = patterns
         self._clock = clock
-        self._arrived = UploadedJobFiles(root, place)
-        self._chosen: dict[str, bool] = {}
-        self._seen: dict[str, _Seen] = {}
-        self._told: set[str] = set()
-        self._begun = False
-        self._ending: float | None = None
-        self._gone = False
+        self._uploaded = UploadedJobFiles(root, place)
+        self._matched: dict[str, bool] = {}
+        self._unsent: dict[str, _Unsent] = {}
+        self._reported: set[str] = set()
+        self._claimed = False
+        self._end_at: float | None = None
+        self._trainer_gone = False
         self.complaints: list[str] = []
-        """What cannot be sent, each once, since the reader last emptied it."""
+        """Why files cannot be sent, once for each file, since the reader last emptied it."""
         self.waiting: tuple[str, ...] = ()
-        """Paths of files that the store has not, or not as they are."""
+        """Paths of files that are not in the store, or in an older state."""
         self.reason: str | None = None
-        """Why one of them is not there."""
-        self.next_look = 0.0
-        """When to look again, by the clock."""
+        """Why one of them cannot be sent; None if none failed."""
+        self.next_scan = 0.0
+        """When to scan again, by the clock."""
 
     def end(self, *, gone: bool) -> None:
-        """What is here is to arrive soon; if the training process is `gone`, as it is."""
-        if self._ending is None or (gone and not self._gone):
-            self._ending, self._gone, self.next_look = self._clock(), gone, 0.0
-            for seen in self._seen.values():
-                seen.refused = None  # another try, without another complaint
+        """Send what is here soon, as the training ends; if that process is `gone`, at once."""
+        if self._end_at is None or (gone and not self._trainer_gone):
+            self._end_at, self._trainer_gone, self.next_scan = self._clock(), gone, 0.0
+            for file in self._unsent.values():
+                file.refused = None  # another try, without another complaint
 
-    def go_on(self) -> None:
-        """It did not end, or another training process may come."""
-        self._ending, self._gone = None, False
+    def cancel_end(self) -> None:
+        """Cancel `end`: the training goes on, or another process may take over."""
+        self._end_at, self._trainer_gone = None, False
 
     def forget(self) -> None:
-        """Trust nothing that is known of the store."""
-        self._begun = False
+        """Trust nothing known of the store, until the next `begin`."""
+        self._claimed = False
 
     @property
     def unsettled(self) -> bool:
-        """Whether the end waits for a file that is to be sent, or to rest before."""
-        ending = self._ending
+        """Whether the end of the training waits for a file to be sent, or to stop changing."""
+        ending = self._end_at
         if ending is None:
             return False
-        early = self._clock() - ending < _SETTLING_S
+        early = self._clock() - ending < _END_WAIT_S
         return any(
-            seen.refused is None and seen.went < ending and (early or seen.tried < ending)
-            for seen in self._seen.values()
+            file.refused is None
+            and file.sent_changing_at < ending
+            and (early or file.tried_at < ending)
+            for file in self._unsent.values()
         )
 
-    def look(self) -> None:
-        """Look at the disk."""
+    def scan(self) -> None:
+        """Scan the disk for job files, and set `next_scan`."""
         started = self._clock()
-        found = find_job_files(self._root, self._wanted)
+        found = find_job_files(self._root, self._is_included)
         for name, why in found.refused.items():
-            self._complain(name, why)
-        self._compare(found, self._clock())
-        pause = max(_LOOK_S, _LOOK_SHARE * (self._clock() - started))
-        if self._ending is not None and self.unsettled:
-            pause = _ENDING_LOOK_S
-        self.next_look = self._clock() + pause
+            self._report(name, why)
+        self._update_unsent(found, self._clock())
+        pause = max(_SCAN_S, _SCAN_SHARE * (self._clock() - started))
+        if self._end_at is not None and self.unsettled:
+            pause = _ENDING_SCAN_S
+        self.next_scan = self._clock() + pause
 
     @property
     def ready(self) -> bool:
-        """Whether a file may be sent now, or it is not known whether the store has what it had."""
+        """Whether a file may be sent now, or what the store holds must be checked."""
         now = self._clock()
-        unsure = not self._begun and len(self._arrived) > 0
-        return unsure or any(self._may_go(seen, now) for seen in self._seen.values())
+        unsure = not self._claimed and len(self._uploaded) > 0
+        return unsure or any(self._may_send(file, now) for file in self._unsent.values())
 
     def unsent(self) -> list[str]:
-        """Paths of what the store has not, as of the last look."""
-        return list(self._seen)
+        """Paths of files that the store has not, as of the last scan."""
+        return list(self._unsent)
 
     def begin(self, store: Store, prefix: str, held: dict[str, int]) -> None:
-        """Nobody else writes to the store, which has files of these paths and sizes.
+        """Take over the job files in the store; the caller holds its lease.
 
-        What other directories have sent under the same names is replaced.
+        `held` maps the paths of the job files in the store to their sizes. What another directory
+        has sent under the same names is replaced.
         """
-        if self._begun or not (self._seen or self._arrived):
+        if self._claimed or not (self._unsent or self._uploaded):
             return
-        mine, mark = publisher_id_of(self._root).encode(), files_mark(prefix)
-        if read_any(store, mark) == mine:
-            self._arrived.keep_held(held)
+        publisher_id, mark = publisher_id_of(self._root).encode(), files_mark(prefix)
+        if read_any(store, mark) == publisher_id:
+            self._uploaded.keep_held(held)
         else:
-            self._arrived.keep({})
-            store.put(mark, mine)
-        self._begun = True
-        self.look()
+            self._uploaded.keep({})
+            store.put(mark, publisher_id)
+        self._claimed = True
+        self.scan()
 
     def send(
         self,
@@ -166,13 +172,13 @@ class JobFilePublisher:
         checkpoints: Collection[str],
         go_on: Callable[[], bool],
     ) -> bool:
-        """Send what may go, small files first, for a while; return whether there is more.
+        """Send what may be sent, small files first, for 2 s; return whether there is more.
 
-        `checkpoints` are the folders of the store that are theirs: nothing is written into those.
-        `go_on` is asked between two batches; what it raises passes through.
+        `checkpoints` are the folders of checkpoints in the store: nothing is written into those.
+        `go_on` is called between two batches: False ends the sending, an error passes through.
 
         Raises:
-            StoreError: the store refuses whatever it is sent, or another process writes there.
+            StoreError: the store refuses all writes, or another process writes there.
         """
         until = self._clock() + _UNIT_S
         while batch := self._batch(checkpoints):
@@ -182,66 +188,72 @@ class JobFilePublisher:
             results = in_parallel(
                 lambda item: _send(store, self._root, prefix, *item), batch, _THREADS
             )
-            now, arrived = self._clock(), []
+            now, uploaded = self._clock(), []
             for (path, stamp), result in zip(batch, results, strict=True):
-                seen = self._seen[path]
-                rested = self._gone or now - seen.since >= REST_S
-                seen.tried = seen.restless = now
+                file = self._unsent[path]
+                unchanged = self._trainer_gone or now - file.unchanged_since >= REST_S
+                file.tried_at = file.retried_from = now
                 if isinstance(result, CheckpointNotFoundError):
-                    seen.since = now  # it is looked at again
+                    file.unchanged_since = now  # the next scan sees its new stamp
                 elif result is not None:
                     self._refuse(store, prefix, path, result)
-                elif rested:
-                    arrived.append((path, stamp))
-                    del self._seen[path]
-                else:  # not remembered: what was written in the same tick of the clock is missed
-                    seen.went = now
-            self._arrived.add(arrived)
-            self._tell()
+                elif unchanged:
+                    uploaded.append((path, stamp))
+                    del self._unsent[path]
+                else:  # not remembered: a write in the same tick of the clock would be missed
+                    file.sent_changing_at = now
+            self._uploaded.add(uploaded)
+            self._update_waiting()
         return False
 
-    def _wanted(self, path: str) -> bool:
-        """Patterns cost more than a look at a file."""
-        if len(self._chosen) > 2 * len(self._seen) + 2 * len(self._arrived) + 1000:
-            self._chosen.clear()
-        found = self._chosen.get(path)
+    def _is_included(self, path: str) -> bool:
+        """Whether the patterns include `path`; cached, as matching costs more than a stat."""
+        if len(self._matched) > 2 * len(self._unsent) + 2 * len(self._uploaded) + 1000:
+            self._matched.clear()
+        found = self._matched.get(path)
         if found is None:
-            found = self._chosen[path] = self._patterns.choose(path)
+            found = self._matched[path] = self._patterns.choose(path)
         return found
 
-    def _compare(self, found: JobFiles, now: float) -> None:
-        for path in self._seen.keys() - found.files.keys():
-            del self._seen[path]
+    def _update_unsent(self, found: JobFiles, now: float) -> None:
+        for path in self._unsent.keys() - found.files.keys():
+            del self._unsent[path]
         for path, stamp in found.files.items():
-            seen = self._seen.get(path)
-            if (path, stamp) in self._arrived:
-                self._seen.pop(path, None)
-            elif seen is None:
-                self._seen[path] = _Seen(stamp, now, now)
-            elif seen.stamp != stamp:
-                seen.stamp, seen.since, seen.refused = stamp, now, None
-        self._tell()
+            file = self._unsent.get(path)
+            if (path, stamp) in self._uploaded:
+                self._unsent.pop(path, None)
+            elif file is None:
+                self._unsent[path] = _Unsent(stamp, now, now)
+            elif file.stamp != stamp:
+                file.stamp, file.unchanged_since, file.refused = stamp, now, None
+        self._update_waiting()
 
-    def _tell(self) -> None:
-        ending = self._ending if self._ending is not None else float("inf")
-        self.waiting = tuple(sorted(p for p, seen in self._seen.items() if seen.went < ending))
-        refused = (seen.refused for seen in self._seen.values() if seen.refused)
+    def _update_waiting(self) -> None:
+        ending = self._end_at if self._end_at is not None else float("inf")
+        self.waiting = tuple(
+            sorted(p for p, file in self._unsent.items() if file.sent_changing_at < ending)
+        )
+        refused = (file.refused for file in self._unsent.values() if file.refused)
         self.reason = next(refused, None)
 
-    def _may_go(self, seen: _Seen, now: float) -> bool:
-        if seen.refused is not None:
+    def _may_send(self, file: _Unsent, now: float) -> bool:
+        if file.refused is not None:
             return False
-        if now - seen.since >= REST_S:
+        if now - file.unchanged_since >= REST_S:
             return True
-        if self._ending is not None and seen.tried < self._ending:
-            return self._gone or now - self._ending >= 2 * REST_S
-        return seen.stamp.size <= _RESTLESS_BYTES and now - seen.restless >= RESTLESS_S
+        if self._end_at is not None and file.tried_at < self._end_at:
+            return self._trainer_gone or now - self._end_at >= 2 * REST_S
+        return (
+            file.stamp.size <= _MAX_CHANGING_BYTES and now - file.retried_from >= CHANGING_RETRY_S
+        )
 
     def _batch(self, checkpoints: Collection[str]) -> list[tuple[str, Stamp]]:
-        """What goes next: many small files at once, or one large one."""
+        """The next files to send: many small ones, or one large one."""
         now = self._clock()
         ready = sorted(
-            (seen.stamp.size, path) for path, seen in self._seen.items() if self._may_go(seen, now)
+            (file.stamp.size, path)
+            for path, file in self._unsent.items()
+            if self._may_send(file, now)
         )
         batch: list[tuple[str, Stamp]] = []
         total = 0
@@ -249,34 +261,37 @@ class JobFilePublisher:
             taken = next((name for name in folders_of(path) if name in checkpoints), None)
             if taken is not None:
                 why = f"the store has a checkpoint {taken}, and no other file goes into that"
-                self._seen[path].refused = why
-                self._complain(path, why)
+                self._unsent[path].refused = why
+                self._report(path, why)
                 continue
             if batch and (len(batch) >= _BATCH_FILES or total + size > _BATCH_BYTES):
                 break
-            batch.append((path, self._seen[path].stamp))
+            batch.append((path, self._unsent[path].stamp))
             total += size
         return batch
 
     def _refuse(self, store: Store, prefix: str, path: str, error: Exception) -> None:
-        """One file failed for good; if it is not the file but the store, raise what that says."""
+        """Mark a file as refused; raise the store's error if the store refuses all writes."""
         if isinstance(error, StorePermanentError):
             probe = under(prefix, f"{DOT_DIR}-files-probe")
             store.put(probe, b"probe")
             store.delete([probe])
-        self._seen[path].refused = str(error)
-        self._complain(path, str(error))
+        self._unsent[path].refused = str(error)
+        self._report(path, str(error))
 
-    def _complain(self, name: str, why: str) -> None:
-        if name not in self._told:
-            self._told.add(name)
+    def _report(self, name: str, why: str) -> None:
+        if name not in self._reported:
+            self._reported.add(name)
             self.complaints.append(f"the file {name} is not in the store: {why}")
 
 
 def _send(store: Store, root: Path, prefix: str, path: str, stamp: Stamp) -> Exception | None:
-    """Send one file; return what only this file failed of, `CheckpointNotFoundError` if it changed.
+    """Send one file; return an error of this file only, `CheckpointNotFoundError` if it changed.
 
-    Called by several threads. Raises `StoreError` if another try may help.
+    Called by several threads.
+
+    Raises:
+        StoreError: another try may succeed.
     """
     key = under(prefix, path)
     try:
@@ -290,6 +305,6 @@ def _send(store: Store, root: Path, prefix: str, path: str, stamp: Stamp) -> Exc
         return error
     except StoreError:
         raise
-    except OSError as error:  # of the disk
+    except OSError as error:  # reading the disk failed
         return error
     return None

@@ -1,4 +1,4 @@
-"""What is told of a checkpoint that the store has now, and noted in the events."""
+"""The event and the log entry of a checkpoint that was published to the store."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
 
 
-def published(root: Path, manifest: Manifest, started: float) -> Published:
-    """Note the publication of a checkpoint that began at `started`, by `time.monotonic`."""
+def published_event(root: Path, manifest: Manifest, started: float) -> Published:
+    """Log the publication that began at `started`, by `time.monotonic`; return its event."""
     event = Published(
         checkpoint_id=manifest.checkpoint_id,
         digest=manifest.digest,
@@ -29,7 +29,7 @@ def published(root: Path, manifest: Manifest, started: float) -> Published:
 
 
 def note_published(root: Path, event: Published) -> None:
-    """Note that the store has a checkpoint."""
+    """Log that the store has a checkpoint, in `events.jsonl`."""
     with contextlib.suppress(OSError):  # an event is no checkpoint
         note(
             root,

@@ -1,4 +1,4 @@
-"""Publishes and deletes, unit by unit, and tries again; a thread of the worker."""
+"""The worker's thread that publishes and deletes, one unit of work at a time, and retries."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.errors import CheckpointError, StoreError
 from bt_lightning.localdir.disk_errors import may_pass
-from bt_lightning.worker.calls_between_threads import TURN_S, ThreadCalls
+from bt_lightning.worker.calls_between_threads import START_TIMEOUT_S, ThreadCalls
 from bt_lightning.worker.disk_polling import DiskPolling
-from bt_lightning.worker.publish_report import published
+from bt_lightning.worker.publish_report import published_event
 from bt_lightning.worker.publish_retries import PublishRetries
 from bt_lightning.worker.publisher_lock import PublisherLockWantedError
 from bt_lightning.worker_messages import WorkFailed
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from bt_lightning.worker_messages import Published
 
 T = TypeVar("T")
-_LOCK_S = 0.1
-_LONGEST_S = 60.0
-_LEAVE_S = 2.0
-_OTHERS_S = 10.0
-"""Longest wait of a worker whose training process is gone for another to leave the directory."""
+_LOCK_POLL_S = 0.1
+_MAX_WAIT_S = 60.0
+_LEAVE_TIMEOUT_S = 2.0
+_ORPHAN_TIMEOUT_S = 10.0
+"""Seconds that a worker without a training process waits for another worker's lock."""
 
 
 class PublisherThread:
-    """The thread that carries out the duties of one directory.
+    """The thread that carries out the tasks of one directory.
 
-    `say` tells the training process; it is called with None when `idle` may have changed.
+    `report` sends an event to the training process; None means that `idle` may have changed.
 
     Every attribute is guarded by `changed`, which is notified when any of them changes.
     """
@@ -47,28 +47,28 @@ class PublisherThread:
     def __init__(
         self,
         root: Path,
-        duties: SmallDiskTasks,
-        turn: PublisherLock,
-        say: Callable[[Published | WorkFailed | None], None],
+        tasks: SmallDiskTasks,
+        publisher_lock: PublisherLock,
+        report: Callable[[Published | WorkFailed | None], None],
         *,
         standby: bool = False,
     ) -> None:
         self.changed = threading.Condition()
         self._root = root
-        self._duties = duties
-        self._say = say
-        self._turn = turn
+        self._tasks = tasks
+        self._report = report
+        self._publisher_lock = publisher_lock
         self._standby = standby
-        self._looks = DiskPolling(duties.files, standby=standby)
-        self._offer: EarlyUpload | None = None
+        self._polling = DiskPolling(tasks.files, standby=standby)
+        self._offered: EarlyUpload | None = None
         self._sending: EarlyUpload | None = None
-        self._errands: ThreadCalls[SmallDiskTasks] = ThreadCalls(self.changed)
-        self._failures = PublishRetries(root)
+        self._calls: ThreadCalls[SmallDiskTasks] = ThreadCalls(self.changed)
+        self._retries = PublishRetries(root)
         self._has_work = True
         self._working = False
         self._left = False
-        with contextlib.suppress(OSError):  # it is full already, or gone
-            duties.prepare()
+        with contextlib.suppress(OSError):  # the disk is full, or gone
+            tasks.prepare()
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning publish")
         self._thread.start()
 
@@ -76,237 +76,237 @@ class PublisherThread:
     def idle(self) -> bool:
         """Whether nothing is left to do."""
         with self.changed:
-            return not self._has_work and not self._working and not self._looks.unsettled
+            return not self._has_work and not self._working and not self._polling.unsettled
 
     @property
     def owns(self) -> bool:
         """Whether this worker, and no earlier run's, publishes from the directory."""
-        return self._turn.held
+        return self._publisher_lock.held
 
     def waiting(self) -> tuple[str, ...]:
-        """Ids of what is committed here and not in the store; then the paths of files."""
+        """Ids of checkpoints, then paths of job files, that are not in the store yet."""
         try:
-            ids = tuple(found.manifest.checkpoint_id for found in self._duties.outbox())
+            ids = tuple(found.manifest.checkpoint_id for found in self._tasks.outbox())
         except OSError as error:
             ids = (f"what lies on the disk, which cannot be read ({error})",)
-        return ids + self._looks.waiting
+        return ids + self._polling.waiting
 
     @property
     def reason(self) -> str | None:
-        """What stands in the way of something, if anything does."""
-        return self._failures.error or self._looks.reason
+        """The error that keeps something out of the store; None if there is none."""
+        return self._retries.error or self._polling.reason
 
     @property
     def permanent(self) -> bool:
-        """Whether the last try failed in a way that another will not cure."""
-        return self._failures.permanent
+        """Whether the last try failed in a way that another try will not cure."""
+        return self._retries.permanent
 
     def wake(self) -> None:
-        """The disk changed: look again."""
+        """Tell the thread that the disk changed."""
         with self.changed:
             self._has_work = True
             if self.permanent:
-                self._failures.next_try = 0.0
+                self._retries.next_try = 0.0
             self.changed.notify_all()
 
-    def offer(self, offer: EarlyUpload) -> None:
-        """Files of a checkpoint that is being committed may be sent, if nothing else is to do.
+    def offer(self, upload: EarlyUpload) -> None:
+        """Offer files of a checkpoint that is being committed; ignored while there is other work.
 
-        Called by the committer's threads; never waits.
+        Called by the commit thread and its hashers; never waits.
         """
         with self.changed:
-            if self._failures.number or (self._working and self._sending is not offer):
+            if self._retries.count or (self._working and self._sending is not upload):
                 return
-            self._offer = offer
+            self._offered = upload
             self._has_work = True
             self.changed.notify_all()
 
     def newest(self, checkpoint_id: str) -> Manifest | None:
-        """The newest generation of an id that the store is known to hold."""
-        return self._duties.newest(checkpoint_id)
+        """The newest generation of an id that the store is known to hold; None if none is."""
+        return self._tasks.newest(checkpoint_id)
 
     @property
     def refusal(self) -> str | None:
-        """Why the store need not be asked just now: its last word, if that was no and is fresh."""
+        """The store's last error, if it is so fresh that asking again is pointless; else None."""
         with self.changed:
-            return self._failures.refusal
+            return self._retries.refusal
 
-    def perform(self, task: Callable[[SmallDiskTasks], T]) -> T:
-        """Do `task` on the publisher's thread before its next unit; return what it returned.
+    def perform(self, function: Callable[[SmallDiskTasks], T]) -> T:
+        """Call `function` on the publisher thread before its next unit; return its result.
 
         Called by other threads of the worker, which wait.
 
         Raises:
-            StoreTransientError: the unit under way does not end, or the worker is leaving.
-            CheckpointError, OSError: what `task` raised.
+            StoreTransientError: the unit under way does not end, or the worker is ending.
+            CheckpointError, OSError: what `function` raised.
         """
-        # The next run's worker may hold the directory while its commits wait for this one's.
-        alone = self._looks.gone and not self._turn.held
-        return self._errands.wait(task, _OTHERS_S if alone else TURN_S)
+        # The next run's worker may hold the lock while its commits wait for this worker's.
+        orphaned = self._polling.trainer_gone and not self._publisher_lock.held
+        return self._calls.wait(function, _ORPHAN_TIMEOUT_S if orphaned else START_TIMEOUT_S)
 
     def hurry(self, *, gone: bool) -> None:
-        """Look again at once, whatever the last try came to: a training process ends, or is gone.
+        """Scan and retry at once, as a training process ends, or is gone.
 
         A standby worker is told only when it is gone.
         """
         with self.changed:
-            self._looks.end(gone=gone)
+            self._polling.end(gone=gone)
             self._has_work = True
-            self._failures.forgive()
+            self._retries.retry_now()
             self.changed.notify_all()
 
-    def go_on(self) -> None:
-        """What `hurry` was called for is over, and a training process may come again."""
+    def cancel_hurry(self) -> None:
+        """Cancel `hurry`: the training goes on, or another training process may come."""
         with self.changed:
-            self._looks.go_on()
+            self._polling.cancel_end()
 
     def leave(self) -> None:
-        """Let other processes publish; nothing is done after it.
+        """Let other processes publish; the thread does nothing more.
 
-        A unit under way is waited for, but not long: the store may hang.
+        Waits for a unit under way, at most 2 s: the store may hang.
         """
         with self.changed:
             self._left = True
-            self._errands.close()
-            idle = self.changed.wait_for(lambda: not self._working, _LEAVE_S)
-            if idle and self._turn.held:
+            self._calls.close()
+            idle = self.changed.wait_for(lambda: not self._working, _LEAVE_TIMEOUT_S)
+            if idle and self._publisher_lock.held:
                 if self._standby and self._may_delete:
                     with contextlib.suppress(OSError):  # the next start tries again
-                        self._duties.delete_local()
-                self._duties.leave()
+                        self._tasks.delete_local()
+                self._tasks.leave()
 
     def _run(self) -> None:
         while True:
             with self.changed:
-                while (patience := self._patience()) != 0.0:
-                    self.changed.wait(patience)
+                while (wait_s := self._wait_s()) != 0.0:
+                    self.changed.wait(wait_s)
                 if self._left:
                     return
-                if not self._take_turn():
-                    self.changed.wait(_LOCK_S)
+                if not self._acquire_lock():
+                    self.changed.wait(_LOCK_POLL_S)
                     continue
-                errand = self._errands.take()
+                call = self._calls.take()
                 asked = self._has_work or self._standby
-                if errand is None:
-                    self._has_work = False  # a wake during the work asks for another look
+                if call is None:
+                    self._has_work = False  # a wake during the unit asks for another
                 self._working = True
-            event = self._work(asked=asked) if errand is None else self._do(errand)
+            event = self._run_unit(asked=asked) if call is None else self._run_call(call)
             if event is not None:
-                self._say(event)  # before this counts as idle: a drain is answered then
+                self._report(event)  # before `idle`: a drain is answered then
             with self.changed:
-                self._looks.plan()
+                self._polling.schedule()
                 self._working = False
                 self.changed.notify_all()
-            self._say(None)
+            self._report(None)
 
-    def _take_turn(self) -> bool:
+    def _acquire_lock(self) -> bool:
         try:
-            return self._turn.take()
-        except OSError as error:  # of a disk that fails
-            self._failures.error = str(error)
+            return self._publisher_lock.acquire()
+        except OSError as error:  # the disk fails
+            self._retries.error = str(error)
             return False
 
-    def _do(self, errand: ThreadCall[SmallDiskTasks]) -> WorkFailed | None:
-        """Do what another thread asks for; its failures are that thread's, and the store's."""
-        error = errand.run(self._duties)
-        event = self._fail(error) if isinstance(error, StoreError) else None
-        errand.tell()  # who waits may ask what the store said last
+    def _run_call(self, call: ThreadCall[SmallDiskTasks]) -> WorkFailed | None:
+        """Run a call of another thread, which gets the error; a `StoreError` also counts here."""
+        error = call.run(self._tasks)
+        event = self._note_failure(error) if isinstance(error, StoreError) else None
+        call.deliver()  # last: the caller may read `refusal`
         return event
 
-    def _patience(self) -> float | None:
-        """Seconds to wait before the next unit; None without work, 0.0 for none."""
-        if self._errands.waiting:
+    def _wait_s(self) -> float | None:
+        """Seconds to wait before the next unit; None if there is no work."""
+        if self._calls.waiting:
             return 0.0
-        at = self._failures.next_try if self._has_work else self._looks.next_at
-        if self._standby and self._turn.wanted():
+        at = self._retries.next_try if self._has_work else self._polling.next_at
+        if self._standby and self._publisher_lock.wanted():
             return 0.0
         if at is None:
             return None
-        longest = _LOCK_S if self._standby else _LONGEST_S
+        longest = _LOCK_POLL_S if self._standby else _MAX_WAIT_S
         return min(longest, max(0.0, at - time.monotonic()))
 
-    def _work(self, *, asked: bool) -> Published | WorkFailed | None:
-        """Do one unit, if `asked` to or if a file may be sent; return what is to be heard of."""
+    def _run_unit(self, *, asked: bool) -> Published | WorkFailed | None:
+        """Do one unit, if `asked` to or if a file may be sent; return its event, if any."""
         started = time.monotonic()
         try:
-            if not self._looks.look() and not asked:
-                self._complain()
+            if not self._polling.scan() and not asked:
+                self._report_complaints()
                 return None
             with self.changed:
-                self._sending = offer = self._offer
-                self._offer = None
-            done = self._unit(offer)
+                self._sending = upload = self._offered
+                self._offered = None
+            done = self._do_unit(upload)
         except PublisherLockWantedError:
-            self._give_up()
+            self._yield_lock()
             return None
         except (CheckpointError, OSError) as error:
-            return self._fail(error)
-        for complaint in self._duties.complaints:
-            self._say(WorkFailed(what="publishing", error=complaint))
-        self._duties.complaints.clear()
-        self._complain()
+            return self._note_failure(error)
+        for complaint in self._tasks.complaints:
+            self._report(WorkFailed(what="publishing", error=complaint))
+        self._tasks.complaints.clear()
+        self._report_complaints()
         with self.changed:
-            self._failures.forget()
+            self._retries.reset()
             self._has_work = self._has_work or done is not None
-        return published(self._root, done.manifest, started) if done is not None else None
+        return published_event(self._root, done.manifest, started) if done is not None else None
 
     def publish_now(self) -> bool:
-        """Publish one checkpoint that waits; False if none does. Called inside an errand.
+        """Publish one waiting checkpoint; False if none waits. Called inside `perform`.
 
         Raises:
             StoreError: the store refused.
         """
         started = time.monotonic()
-        done = self._duties.publish_next()
+        done = self._tasks.publish_next()
         if done is not None:
-            self._say(published(self._root, done.manifest, started))
+            self._report(published_event(self._root, done.manifest, started))
         return done is not None
 
     @property
     def _may_delete(self) -> bool:
-        """A trainer may just be choosing what to resume from; its own worker is told of it."""
-        return self._looks.gone or not self._standby
+        """Whether to delete: not in standby, while a trainer may be choosing a checkpoint."""
+        return self._polling.trainer_gone or not self._standby
 
-    def _unit(self, offer: EarlyUpload | None) -> LocalCheckpoint | None:
-        """Publish one checkpoint, and delete what may go; return what was published."""
-        self._turn.check()
+    def _do_unit(self, upload: EarlyUpload | None) -> LocalCheckpoint | None:
+        """Publish one checkpoint, and delete what may be deleted; return what was published."""
+        self._publisher_lock.check()
         deletes = self._may_delete
-        if deletes and self._standby:  # else the remover's thread does it
-            self._duties.delete_local()
-        if offer is not None:
-            self._duties.send_ahead(offer)
-        done = self._duties.publish_next()
-        if done is None and self._duties.send_files(self._goes_on):
+        if deletes and self._standby:  # else the removals thread does it
+            self._tasks.delete_local()
+        if upload is not None:
+            self._tasks.send_ahead(upload)
+        done = self._tasks.publish_next()
+        if done is None and self._tasks.send_files(self._may_go_on):
             self.wake()
         if deletes:
-            self._duties.delete_stored()
-        self._duties.delete_begun()
+            self._tasks.delete_stored()
+        self._tasks.delete_begun()
         return done
 
-    def _goes_on(self) -> bool:
-        """Whether files may be sent on: nothing else came that is worth more."""
-        self._turn.check()
+    def _may_go_on(self) -> bool:
+        """Whether to go on with job files: no more urgent work has come."""
+        self._publisher_lock.check()
         with self.changed:
-            return not self._has_work and not self._errands.waiting
+            return not self._has_work and not self._calls.waiting
 
-    def _give_up(self) -> None:
-        """Let the worker of a training process publish, until it is gone."""
-        self._duties.hand_over()
-        self._turn.give_up()
+    def _yield_lock(self) -> None:
+        """Let the worker of a training process publish, until that has ended."""
+        self._tasks.hand_over()
+        self._publisher_lock.release()
         with self.changed:
-            self._failures.forget()
-            self._failures.forgive()
+            self._retries.reset()
+            self._retries.retry_now()
             self._has_work = True
 
-    def _complain(self) -> None:
-        """Say which files cannot be sent."""
-        for complaint in self._looks.complaints():
-            self._say(WorkFailed(what="sending files", error=complaint, of_a_file=True))
+    def _report_complaints(self) -> None:
+        """Report the job files that cannot be sent."""
+        for complaint in self._polling.complaints():
+            self._report(WorkFailed(what="sending files", error=complaint, of_a_file=True))
 
-    def _fail(self, error: Exception) -> WorkFailed | None:
+    def _note_failure(self, error: Exception) -> WorkFailed | None:
         if not may_pass(error):
-            self._duties.forget()
+            self._tasks.forget()
         with self.changed:
-            self._failures.add(error)
+            self._retries.add(error)
             self._has_work = True
-        return self._failures.tell(error)
+        return self._retries.report(error)

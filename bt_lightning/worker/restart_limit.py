@@ -1,4 +1,4 @@
-"""How often a worker may die: not how often in all, but how often without coming to anything."""
+"""The limit on restarts of a worker: deaths in a short time without a commit between them."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST: Final = 5
-"""So many deaths within `WINDOW_S`, without a commit between them, are more than is sane."""
+MAX_DEATHS: Final = 5
+"""So many deaths within `WINDOW_S`, without a commit between them, end the restarts."""
 WINDOW_S: Final = 600.0
 
 
 class RestartLimit:
-    """Those of the workers of one run that count; what they had to do is read off the disk."""
+    """Counts the deaths of one run's workers. What a dead one left undone lies on the disk."""
 
     def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Each is an event of the checkpoint directory `root`."""
+        """Each death is logged in the events of the checkpoint directory `root`."""
         self._root = root
         self._clock = clock
-        self._times: deque[float] = deque()
+        self._deaths_at: deque[float] = deque()
 
-    def add(self, obituary: str) -> None:
-        """One more died.
+    def add(self, message: str) -> None:
+        """Count one more death, told by `message`.
 
         Raises:
-            WorkerDiedError: that is one too many. The next one begins to count anew.
+            WorkerDiedError: it is the last that is allowed. The count begins anew.
         """
         now = self._clock()
-        self._times.append(now)
-        while self._times[0] <= now - WINDOW_S:
-            self._times.popleft()
+        self._deaths_at.append(now)
+        while self._deaths_at[0] <= now - WINDOW_S:
+            self._deaths_at.popleft()
         with contextlib.suppress(OSError):  # an event is no checkpoint
-            note(self._root, "worker_died", error=obituary)
-        if len(self._times) == MOST:
-            self._times.clear()
-            raise WorkerDiedError(obituary)
-        log.warning("%s", obituary)
+            note(self._root, "worker_died", error=message)
+        if len(self._deaths_at) == MAX_DEATHS:
+            self._deaths_at.clear()
+            raise WorkerDiedError(message)
+        log.warning("%s", message)
 
-    def forget(self) -> None:
-        """A worker came to something: a checkpoint is committed."""
-        self._times.clear()
+    def reset(self) -> None:
+        """Begin to count anew: a checkpoint was committed."""
+        self._deaths_at.clear()
 
-    def obituary(self, code: int | None) -> str:
-        """What is said of one that ended with `code`."""
+    def death_message(self, code: int | None) -> str:
+        """The text for a worker that ended with exit code `code`; None: it is not known."""
         how = "unknown" if code is None else code  # where SIGCHLD is ignored
         return (
-            f"the bt_lightning worker process died (exit code {how}, death {len(self._times) + 1}"
-            f" of {MOST} without a commit between); what it had to do lies on disk and is done by"
-            " the next one"
+            f"the bt_lightning worker process died (exit code {how}, death"
+            f" {len(self._deaths_at) + 1} of {MAX_DEATHS} without a commit between); what it had to"
+            " do lies on disk and is done by the next one"
         )

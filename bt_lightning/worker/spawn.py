@@ -1,4 +1,4 @@
-"""The start of a worker process: by `spawn`, and without a second run of the user's script."""
+"""The start of a worker process: by `spawn`, without running the user's script again."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FORKING = "--multiprocessing-fork"
-"""What `multiprocessing` gives a frozen program that is to be a child."""
+"""The argument by which `multiprocessing` starts a frozen program as a child."""
 
 
 def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
-    """Start a worker; return it and our end of its pipe. None if it was killed at its birth.
+    """Start a worker; return its process, None if it was killed at once, and our end of its pipe.
+
+    Called in the process that trains or runs the job.
 
     Raises:
-        InvalidSettingError: this process may have no children, or is itself what was to be one.
+        InvalidSettingError: this process may have no children, or was itself started as one.
     """
     if _frozen() and sys.argv[1:2] == [_FORKING]:
-        msg = f"this process was started as a worker, and ran the program instead{birth_advice()}"
+        msg = f"this process was started as a worker, and ran the program instead{frozen_advice()}"
         raise InvalidSettingError(msg)
     if "torch" in sys.modules:
         from torch.multiprocessing import get_context
-    else:  # the same process without torch, which a job runner has no use for
+    else:  # the same without torch, which a job runner does not need
         from multiprocessing import get_context
     context = get_context("spawn")
     ours, theirs = context.Pipe()
@@ -49,15 +51,15 @@ def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
         msg = "the worker cannot be started here: this process is a daemonic child itself"
         raise InvalidSettingError(msg) from error
     except BrokenPipeError:
-        log.debug("the worker was killed at birth")
+        log.debug("the worker was killed while it started")
         return None, ours
     finally:
         theirs.close()
     return process, ours
 
 
-def birth_advice() -> str:
-    """What to do where a worker cannot be born as it is from a plain Python; empty elsewhere."""
+def frozen_advice() -> str:
+    """What to do if a frozen program cannot start its worker; empty if it is not frozen."""
     if not _frozen():
         return ""
     return (

@@ -1,4 +1,4 @@
-"""What the worker answers when it is asked at the start of a run, or before a direct save."""
+"""The worker's answers to the training process, at the start of a run or before a direct save."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _PROBES = 8
 
 
 class TrainerQueries:
-    """Called by the worker's loop, which waits for each."""
+    """Answers questions; called by the worker's main loop, which waits for each."""
 
-    def __init__(self, config: WorkerConfig, room: DiskSpaceMaker) -> None:
+    def __init__(self, config: WorkerConfig, space: DiskSpaceMaker) -> None:
         self._config = config
         self._root = Path(config.root)
-        self._room = room
+        self._space = space
         self._store: Store | None = None
 
     def answer(self, question: Question) -> Answer:
-        """The answer, or what stands in its way."""
+        """Answer the question, with a value or an error; raises nothing that is expected."""
         try:
             match question:
                 case CheckStore():
@@ -57,10 +57,10 @@ class TrainerQueries:
                 case Fetch(folder, target):
                     return Answer(self._fetch(folder, target))
                 case Verify(folder):
-                    verify_bytes(self._place(folder))
+                    verify_bytes(self._reader(folder))
                     return Answer(None)
                 case MakeRoom(size, checkpoint_id):
-                    return Answer(self._room.make(size, checkpoint_id, send=True))
+                    return Answer(self._space.make(size, checkpoint_id, send=True))
         except (CheckpointError, OSError) as error:
             return Answer(None, error)
 
@@ -76,7 +76,7 @@ class TrainerQueries:
         return self._store
 
     def _check(self) -> None:
-        """Write, read and delete: what every publish will need."""
+        """Check that the store can be written, read and cleaned up."""
         store = RetryingStore(self.open(), tries=2)
         key = f"{self._config.prefix}/{DOT_DIR}-probe"  # one name: a killed check leaves no trail
         try:
@@ -84,7 +84,7 @@ class TrainerQueries:
                 store.put_new(key, b"probe")
                 found = store.read(key)
                 if found is not None:
-                    break  # else another process's check took it away: they share the name
+                    break  # else another process's check deleted it: they share the name
             if found != b"probe":
                 msg = f"{store.name} does not give back what was written to it"
                 raise StorePermanentError(msg)
@@ -101,10 +101,10 @@ class TrainerQueries:
 
     def _fetch(self, folder: str, target: str) -> str:
         final = self._root / check_checkpoint_id(target)
-        place = self._place(folder)
-        check_room(place, self._room.measure())
-        bring(place, self._root, final)
+        reader = self._reader(folder)
+        check_room(reader, self._space.measure())
+        bring(reader, self._root, final)
         return str(final)
 
-    def _place(self, folder: str) -> StoreReader:
+    def _reader(self, folder: str) -> StoreReader:
         return StoreReader(RetryingStore(self.open()), self._config.prefix, folder)

@@ -1,4 +1,4 @@
-"""The training process's end of the worker: start, ask, wake, poll, drain, stop."""
+"""The training process's handle of its worker: start, commit, ask, poll, drain, stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bt_lightning.errors import (
 from bt_lightning.worker.child_exit import collect_exit, exit_code, is_over
 from bt_lightning.worker.drain_report import drain_report
 from bt_lightning.worker.restart_limit import RestartLimit
-from bt_lightning.worker.spawn import birth_advice, spawn
+from bt_lightning.worker.spawn import frozen_advice, spawn
 from bt_lightning.worker_messages import (
     Answer,
     Begin,
@@ -48,16 +48,16 @@ Outcome = Committed | CommitFailed | Withdrawn
 Event = Published | WorkFailed | Outcome
 _EXIT_S = 10.0
 _LATE_S = 0.5
-"""Between two looks at how much time is left; also what an answer may come late."""
+"""Seconds between two checks of the time left; an answer may come so much later."""
 
 
-def ever() -> float:
-    """How much time is left where nobody set a limit."""
+def unlimited() -> float:
+    """Seconds left where nobody set a limit."""
     return math.inf
 
 
 class Worker:
-    """One worker process, as the rank that writes sees it. Not shared between processes.
+    """One worker process, as seen by the rank that writes. Not shared between processes.
 
     One thread receives (`ask`, `poll`, `await_event`, `drain`, `stop`); `share`, `drop` and
     `commit` may be called by another one beside it.
@@ -67,34 +67,34 @@ class Worker:
         self._config = config
         self._process: SpawnProcess | None = None
         self._conn: Connection | None = None
-        self._deaths = RestartLimit(Path(config.root))
-        self._begun: Begin | None = None
+        self._restarts = RestartLimit(Path(config.root))
+        self._begin: Begin | None = None
         self._events: list[Event] = []
-        self._using = threading.RLock()
-        self._ear = select.poll()
+        self._lock = threading.RLock()
+        self._readable = select.poll()
         self._arenas: dict[int, tuple[int, int]] = {}
-        self._open: dict[int, CommitImage] = {}
+        self._unfinished: dict[int, CommitImage] = {}
 
     def start(self) -> None:
-        """Spawn the process; scripts without a main guard, stdin and notebooks work as well."""
-        with self._using:
+        """Spawn the process; works from scripts without a main guard, stdin and notebooks."""
+        with self._lock:
             self._start()
 
     def _start(self) -> None:
         self._process, self._conn = spawn(self._config)
-        self._ear = select.poll()
-        self._ear.register(self._conn.fileno(), select.POLLIN)
+        self._readable = select.poll()
+        self._readable.register(self._conn.fileno(), select.POLLIN)
         if self._process is not None:
-            with contextlib.suppress(BrokenPipeError):  # the next poll sees it, and starts another
-                self._tell_again()
+            with contextlib.suppress(BrokenPipeError):  # the next poll sees it, and restarts
+                self._resend()
 
-    def _tell_again(self) -> None:
-        """Tell a new process what an earlier one knew."""
+    def _resend(self) -> None:
+        """Send a new process what an earlier one had been sent."""
         for index, (descriptor, size) in self._arenas.items():
             self._send_arena(index, descriptor, size)
-        if self._begun is not None:  # first: a commit may need room
-            self._conn.send(self._begun)  # type: ignore[union-attr]  # start() sets it
-        for job in self._open.values():
+        if self._begin is not None:  # first: a commit may need room
+            self._conn.send(self._begin)  # type: ignore[union-attr]  # start() sets it
+        for job in self._unfinished.values():
             self._conn.send(job)  # type: ignore[union-attr]
 
     def _send_arena(self, index: int, descriptor: int, size: int) -> None:
@@ -105,16 +105,16 @@ class Worker:
         send_handle(self._conn, descriptor, self._process.pid)
 
     def share(self, index: int, descriptor: int, size: int) -> None:
-        """Let the worker map an arena; `descriptor` stays open here until `drop`."""
-        with self._using:
+        """Let the worker map an arena of `size` bytes; keep `descriptor` open until `drop`."""
+        with self._lock:
             self._arenas[index] = (descriptor, size)
-            with contextlib.suppress(OSError):  # the next poll starts another, and tells it
+            with contextlib.suppress(OSError):  # the next poll restarts, and resends
                 if self._conn is not None:
                     self._send_arena(index, descriptor, size)
 
     def drop(self, index: int) -> None:
         """Let the worker forget an arena that no open commit uses."""
-        with self._using:
+        with self._lock:
             del self._arenas[index]
             with contextlib.suppress(OSError):
                 if self._conn is not None:
@@ -123,26 +123,26 @@ class Worker:
     def commit(self, job: CommitImage) -> None:
         """Let the worker commit a complete image; its outcome comes as an event, once.
 
-        A worker that dies over it is replaced, and told again. Never waits for the disk.
+        If the worker dies before, the next one commits it. Never waits for the disk.
         """
-        with self._using:
-            self._open[job.number] = job
+        with self._lock:
+            self._unfinished[job.number] = job
             with contextlib.suppress(OSError):
                 if self._conn is not None:
                     self._conn.send(job)
 
     def withdraw(self, number: int) -> None:
-        """Give up a commit that has not begun; its outcome comes all the same."""
-        with self._using, contextlib.suppress(OSError):  # a new worker is asked again
+        """Cancel a commit that has not begun; its outcome comes all the same."""
+        with self._lock, contextlib.suppress(OSError):  # a new worker gets it again
             if self._conn is not None:
                 self._conn.send(Withdraw(number))
 
     def unwanted(self, number: int) -> None:
-        """Say that a save is to go when something newer stands in for it; never waits.
+        """Let a save be deleted once a newer one is committed; never waits.
 
-        What a worker that dies over it forgets is asked for when its commit is told.
+        A worker that dies forgets it: the caller asks again when the commit is reported.
         """
-        with self._using, contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
             if self._conn is not None:
                 self._conn.send(Unwanted(number))
 
@@ -155,18 +155,18 @@ class Worker:
         """Send a question and wait for its answer; for the start of a run, never for a step.
 
         Raises:
-            StoreTransientError: no answer in time.
-            WorkerDiedError: it died over it, again and again.
-            Exception: whatever the worker answered with.
+            StoreTransientError: no answer within `timeout_s` seconds.
+            WorkerDiedError: the worker died again and again.
+            Exception: the error that the worker answered with.
         """
         until = time.monotonic() + timeout_s
         while True:
             try:
                 self._send(question)
-                answer = self._await(until)
+                answer = self._next_answer(until)
                 break
             except WorkerDiedError:
-                self._revive()  # every question may be asked again
+                self._restart()  # every question may be repeated
         if answer is None:
             self.kill()
             msg = (
@@ -179,34 +179,34 @@ class Worker:
         return answer.value
 
     def begin(self, pinned: frozenset[str]) -> None:
-        """Let the worker publish and delete from now on."""
-        self._begun = Begin(pinned)
+        """Let the worker publish and delete from now on; digests in `pinned` are never deleted."""
+        self._begin = Begin(pinned)
         if self._conn is None:
-            self.start()  # which tells it
+            self.start()  # sends it
             return
         try:
-            self._send(self._begun)
+            self._send(self._begin)
         except WorkerDiedError:
-            self._revive()  # which tells the new one
+            self._restart()  # sends it
 
     def wake(self) -> None:
         """Tell the worker that the disk changed; never waits."""
         if self._conn is None:
             return
-        with self._using, contextlib.suppress(OSError):  # the next poll finds it dead
-            # a full pipe holds earlier wakes that were not read yet: one of them is enough
+        with self._lock, contextlib.suppress(OSError):  # the next poll restarts
+            # a full pipe holds earlier wakes that were not read: one is enough
             poller = select.poll()  # select(2) knows no descriptor beyond 1023
             poller.register(self._conn.fileno(), select.POLLOUT)
             if poller.poll(0):
                 self._conn.send(Wake())
 
     @property
-    def stirred(self) -> bool:
-        """Whether `poll` would come to something: an event, or the death of the process. Cheap."""
-        return bool(self._events) or bool(self._ear.poll(0))
+    def has_events(self) -> bool:
+        """Whether `poll` would return an event or restart the worker. Cheap: one poll(2)."""
+        return bool(self._events) or bool(self._readable.poll(0))
 
     def poll(self) -> list[Event]:
-        """What happened since the last call; each event is handed out exactly once. Never waits.
+        """The events since the last call; each is returned exactly once. Never waits.
 
         A worker that was killed is started again here.
 
@@ -215,76 +215,73 @@ class Worker:
         """
         try:
             while self._conn is not None and self._conn.poll(0):
-                self._keep(self._conn.recv())
+                self._handle(self._conn.recv())
         except (EOFError, OSError):
-            self._revive()
+            self._restart()
         events, self._events = self._events, []
         return events
 
     def await_event(self, timeout_s: float) -> None:
-        """Wait until there is something to `poll`, or the time is over, or the worker died."""
-        with self._using:
-            if self._conn is None and self._open:
-                self.start()  # after its last death, which was raised; what it had is not done
+        """Wait until `poll` has an event, the worker dies, or `timeout_s` seconds are over."""
+        with self._lock:
+            if self._conn is None and self._unfinished:
+                self.start()  # its last death was raised; its images are not committed
         if not self._events and self._conn is not None:
             with contextlib.suppress(OSError):
                 self._conn.poll(timeout_s)
 
-    def drain(self, timeout_s: float, left_s: Callable[[], float] = ever) -> None:
-        """Wait until all that is committed is published, and other files are sent.
+    def drain(self, timeout_s: float, left_s: Callable[[], float] = unlimited) -> None:
+        """Wait until all committed checkpoints are published, and job files sent.
 
-        `left_s` is asked again and again: a signal may leave less time than there was at first.
+        `left_s` is called again and again: a signal may leave less time than `timeout_s`.
 
         Raises:
-            DrainTimeoutError: some of it is not; it stays on the disk for the next start.
+            DrainTimeoutError: something is not in the store; it stays on the disk.
         """
         timeout_s = min(timeout_s, max(0.0, left_s()))
         result = self.drained(timeout_s, left_s)
         if result is None or result.waiting:
             raise drain_report(result, timeout_s)
 
-    def drained(self, timeout_s: float, left_s: Callable[[], float] = ever) -> Drained | None:
-        """Wait until everything committed is published, or the time is over; what is left then.
-
-        None if the worker did not answer.
-        """
+    def drained(self, timeout_s: float, left_s: Callable[[], float] = unlimited) -> Drained | None:
+        """Like `drain`, but return what is left at the end; None if the worker did not answer."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             try:
                 self._send(Drain(max(0.0, until - time.monotonic())))
                 return self._drained(until, left_s)
             except WorkerDiedError:
-                self._revive()
+                self._restart()
         return None
 
     def _drained(self, until: float, left_s: Callable[[], float]) -> Drained | None:
-        """The answer to `Drain`, which the worker gives at the deadline unless a store hangs."""
+        """Receive the answer to `Drain`, which comes by the deadline unless a store hangs."""
         while time.monotonic() < until + _EXIT_S and left_s() > -_LATE_S:
             message = self._next(min(until + _EXIT_S, time.monotonic() + _LATE_S))
             if isinstance(message, Drained):
                 return message
             if message is not None:
-                self._keep(message)
+                self._handle(message)
         return None
 
     def stop(self, *, hasty: bool = False) -> None:
         """End the process; idempotent.
 
-        `hasty` does not wait for a commit under way; the process ends when that is done.
+        `hasty` does not wait for a commit under way; the process ends after it.
         """
         if self._process is None:
             return
         with contextlib.suppress(WorkerDiedError):
             self._send(Stop())
         if self._process is None:
-            return  # it had died
+            return  # it was dead
         over = is_over(self._process, _LATE_S if hasty else _EXIT_S)
         if over or not hasty:
             self.kill()
 
     def kill(self) -> None:
-        """End the process at once; what it was doing is done again by the next one."""
-        with self._using:
+        """Kill the process; the next one does again what it was doing."""
+        with self._lock:
             self._kill()
 
     def _kill(self) -> None:
@@ -292,17 +289,17 @@ class Worker:
             collect_exit(self._process)
         if self._conn is not None:
             self._conn.close()
-        self._ear = select.poll()
+        self._readable = select.poll()
         self._process = self._conn = None
 
     def _send(self, message: object) -> None:
-        with self._using:
+        with self._lock:
             if self._conn is None:
                 self.start()
             try:
                 self._conn.send(message)  # type: ignore[union-attr]  # start() sets it
             except OSError as error:
-                raise WorkerDiedError(self._obituary()) from error
+                raise WorkerDiedError(self._death_message()) from error
 
     def _next(self, until: float) -> object | None:
         """The next message, or None at the deadline."""
@@ -310,34 +307,34 @@ class Worker:
             if self._conn is not None and self._conn.poll(max(0.0, until - time.monotonic())):
                 return self._conn.recv()  # type: ignore[no-any-return]
         except (EOFError, OSError) as error:
-            raise WorkerDiedError(self._obituary()) from error
+            raise WorkerDiedError(self._death_message()) from error
         return None
 
-    def _await(self, until: float) -> Answer | None:
-        """The next answer, or None at the deadline; events that come first are kept."""
+    def _next_answer(self, until: float) -> Answer | None:
+        """The next answer, or None at the deadline; events before it are kept for `poll`."""
         while (message := self._next(until)) is not None:
             if isinstance(message, Answer):
                 return message
-            self._keep(message)
+            self._handle(message)
         return None
 
-    def _keep(self, message: object) -> None:
+    def _handle(self, message: object) -> None:
         if isinstance(message, Outcome):
-            if self._open.pop(message.number, None) is None:
-                return  # told twice, as one worker died when it had just done it
+            if self._unfinished.pop(message.number, None) is None:
+                return  # the second report: a worker died just after its commit
             self._events.append(message)
         elif isinstance(message, Published | WorkFailed):
             self._events.append(message)
         if isinstance(message, Committed | Published):
-            self._deaths.forget()
+            self._restarts.reset()
 
-    def _revive(self) -> None:
-        with self._using:
-            obituary = self._obituary()
+    def _restart(self) -> None:
+        with self._lock:
+            message = self._death_message()
             self._kill()
-            self._deaths.add(obituary)
+            self._restarts.add(message)
             self.start()
 
-    def _obituary(self) -> str:
+    def _death_message(self) -> str:
         code = exit_code(self._process, 1) if self._process is not None else None
-        return self._deaths.obituary(code) + birth_advice()
+        return self._restarts.death_message(code) + frozen_advice()

@@ -1,11 +1,11 @@
 """The worker process: its messages, its signals and its end. Imports neither torch nor lightning.
 
-It lives as long as the training process, and after that until everything in the arenas is committed
-and the outbox is empty, or its deadline is over. SIGINT is ignored (Ctrl-C reaches the whole
-group). SIGTERM, which a platform sends to every process, means: hurry; the training process decides
-what is still to be saved. The end of the pipe, also by SIGKILL of the trainer, means: drain, then
-leave. Commits, removals and publishing each have a thread: a slow store holds up neither a commit
-nor a removal, and none of them holds up a message.
+It lives as long as the training process, and then until everything in the arenas is committed and
+the outbox is empty, or its deadline is over. It ignores SIGINT, as Ctrl-C reaches the whole group.
+SIGTERM, which a platform sends to every process, makes it hurry; the training process decides what
+is still saved. The end of the pipe, also by SIGKILL of the trainer, makes it drain and then end.
+Commits, removals and publishing each have a thread: a slow store delays neither a commit nor a
+removal, and none of them delays a message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bt_lightning.worker.commit_thread import CommitThread, Outcome
 from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
 from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker.free_disk_space import DiskSpaceMaker
-from bt_lightning.worker.process_priority import lower_priority, stand_apart
+from bt_lightning.worker.process_priority import leave_session, lower_priority
 from bt_lightning.worker.publish_job_files import JobFilePublisher
 from bt_lightning.worker.publisher_lock import PublisherLock, stand_by
 from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
@@ -64,19 +64,19 @@ if TYPE_CHECKING:
     from bt_lightning.worker.early_upload import EarlyUpload
 
 _IDLE_S = 1.0
-"""Longest wait without a look at whether the training process still lives."""
+"""Seconds between two checks whether the training process still lives."""
 _GRACE_S = 5.0
 EXIT_DEADLINE = 75
-"""Exit code of a worker that a hanging store would have kept beyond its deadline."""
+"""Exit code of a worker that a hanging store kept beyond its deadline."""
 EXIT_BUG = 70
-"""Exit code of a worker one of whose threads failed in a way that nothing here expects."""
+"""Exit code of a worker one of whose threads raised an unexpected error."""
 
 
 def run_worker(conn: Connection, config: WorkerConfig) -> None:
-    """Entry of the child process."""
+    """Entry point of the child process; returns when the worker is to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a client may ask a program for its credentials
-    stand_apart()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a store may run a program for credentials
+    leave_session()
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     lower_priority()
@@ -89,7 +89,7 @@ def run_worker(conn: Connection, config: WorkerConfig) -> None:
 
 
 def _die(failure: threading.ExceptHookArgs) -> None:
-    """A thread that is gone would leave its work undone without a word."""
+    """End the process with a traceback: a thread that just ended would leave its work undone."""
     traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
     os._exit(EXIT_BUG)
 
@@ -103,31 +103,35 @@ class _Loop:
         self._parent = parent.pid if parent is not None else os.getppid()
         self._root = Path(config.root)
         self._publisher: PublisherThread | None = None
-        self._remover: DiskRemovals | None = None
-        self._lock = CommitLock(self._root)
+        self._removals: DiskRemovals | None = None
+        self._commit_lock = CommitLock(self._root)
         note_job(self._root, config.prefix)
-        self._stopped = False
-        self._orphaned = False  # no one listens any more
-        self._conn_ended = False  # as a thread found when it had something to say
-        self._ends_at: float | None = None  # leave by then
+        self._stopping = False
+        self._orphaned = False  # the training process is gone
+        self._conn_ended = False  # a thread failed to send
+        self._ends_at: float | None = None  # end the process by then
         self._drain_by: float | None = None  # answer Drain by then
-        self._progress = os.eventfd(0, os.EFD_NONBLOCK)  # a thread has come to something
+        self._progress = os.eventfd(0, os.EFD_NONBLOCK)  # a thread made progress
         self._signals, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         self._deadline: threading.Timer | None = None
         signal.signal(signal.SIGTERM, lambda *_: None)  # wakes the loop
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        self._room = DiskSpaceMaker(
+        self._space_maker = DiskSpaceMaker(
             self._root,
             config.budget,
             lambda: self._publisher,
-            lambda: self._remover,
+            lambda: self._removals,
             has_store=config.store_url is not None,
         )
-        self._answers = TrainerQueries(config, self._room)
-        keeper = ImageCommitter(self._root, self._room, self._offered)
+        self._queries = TrainerQueries(config, self._space_maker)
+        image_committer = ImageCommitter(self._root, self._space_maker, self._on_early_upload)
         self._committer = CommitThread(
-            self._root, keeper, self._lock, self._committed, start=not config.standby
+            self._root,
+            image_committer,
+            self._commit_lock,
+            self._on_outcome,
+            start=not config.standby,
         )
 
     def run(self) -> None:
@@ -135,18 +139,18 @@ class _Loop:
         while not self._finished():
             self._receive()
             self._answer_drain()
-        if self._remover is not None and not self._config.standby:
-            self._remover.leave()
+        if self._removals is not None and not self._config.standby:
+            self._removals.leave()
         if self._publisher is not None:
             self._publisher.leave()
 
-    # waiting and listening
+    # the main loop: receive messages, and end
 
     def _receive(self) -> None:
         sources: list[Connection | int] = [self._signals, self._progress]
         if not self._orphaned:
             sources.append(self._conn)
-        for source in wait(sources, self._patience()):
+        for source in wait(sources, self._wait_s()):
             if source == self._signals:
                 os.read(self._signals, 64)
                 self._wake(hurry=True)
@@ -155,7 +159,7 @@ class _Loop:
             else:
                 self._receive_message()
         if not self._orphaned and os.getppid() != self._parent and not self._conn.poll(0):
-            self._orphan()  # read to its end, though a forked child may still hold the pipe open
+            self._orphan()  # all is read, though a forked child may hold the pipe open
 
     def _receive_message(self) -> None:
         try:
@@ -163,12 +167,12 @@ class _Loop:
             if isinstance(message, ShareArena):
                 self._committer.share(message.index, recv_handle(self._conn), message.size)
                 return
-        except (EOFError, OSError, RuntimeError):  # the last: a descriptor that did not follow
+        except (EOFError, OSError, RuntimeError):  # RuntimeError: no descriptor followed
             self._orphan()
         else:
             self._handle(message)
 
-    def _patience(self) -> float:
+    def _wait_s(self) -> float:
         """Seconds to wait for a message."""
         ends = [at for at in (self._ends_at, self._drain_by) if at is not None]
         return max(0.0, min([_IDLE_S, *(at - time.monotonic() for at in ends)]))
@@ -177,16 +181,16 @@ class _Loop:
         self._orphaned = True
         self._committer.leave()
         self._leave_soon()
-        self._wake(hurry=True)  # again, if it was to leave already: what is here now is all
+        self._wake(hurry=True)  # also if it was to end already: nothing more will come
 
     def _leave_soon(self) -> None:
         if self._ends_at is None:
             self._ends_at = time.monotonic() + self._config.drain_s
-            self._end_by_deadline()
-            self._wake(hurry=True)  # the last commit may have come before its wake
+            self._arm_deadline()
+            self._wake(hurry=True)  # the last commit may precede its wake
 
-    def _end_by_deadline(self) -> None:
-        """From now on this process has `drain_s` left, whatever a store's client does."""
+    def _arm_deadline(self) -> None:
+        """End the process in `drain_s` seconds, even if a store's client hangs."""
         if self._deadline is None:
             seconds = self._config.drain_s + _GRACE_S
             self._deadline = threading.Timer(seconds, os._exit, [EXIT_DEADLINE])
@@ -194,58 +198,58 @@ class _Loop:
             self._deadline.start()
 
     def _watch_trainer(self) -> None:
-        """A thread of its own: the loop may hang in a question to the store."""
+        """Arm the deadline when the trainer is gone; a thread, as the loop may hang in a query."""
         poll = select.poll()
         poll.register(self._conn.fileno(), 0)  # hang-up is always reported
         while not poll.poll(1000 * _IDLE_S) and os.getppid() == self._parent:
             pass
-        self._end_by_deadline()
+        self._arm_deadline()
 
     def _finished(self) -> bool:
-        if self._stopped:
-            return self._committer.idle  # what was handed over is not lost by a hasty end
+        if self._stopping:
+            return self._committer.idle  # images that were handed over are committed first
         if self._ends_at is None:
             return False
         publisher = self._publisher
         done = publisher is None or publisher.idle or publisher.permanent
-        return (self._settled and done) or time.monotonic() >= self._ends_at
+        return (self._disk_idle and done) or time.monotonic() >= self._ends_at
 
     @property
-    def _settled(self) -> bool:
-        """Whether nothing is left to do on the disk."""
-        return self._committer.idle and (self._remover is None or self._remover.idle)
+    def _disk_idle(self) -> bool:
+        """Whether all commits and removals are done."""
+        return self._committer.idle and (self._removals is None or self._removals.idle)
 
-    def _say(self, message: object) -> None:
+    def _send(self, message: object) -> None:
         if not self._orphaned and not self._conn_ended:
             try:
                 with self._sending:
                     self._conn.send(message)
             except OSError:
-                self._conn_ended = True  # the loop sees it as well
+                self._conn_ended = True  # the loop notices it as well
 
-    # what the threads have come to; called by them
+    # reports of the threads; called by them
 
-    def _committed(self, outcome: Outcome | Published | None) -> None:
+    def _on_outcome(self, outcome: Outcome | Published | None) -> None:
         if outcome is not None:
             self._wake()
-            self._say(outcome)
+            self._send(outcome)
         os.eventfd_write(self._progress, 1)
 
-    def _offered(self, offer: EarlyUpload) -> None:
+    def _on_early_upload(self, upload: EarlyUpload) -> None:
         if self._publisher is not None:
-            self._publisher.offer(offer)
+            self._publisher.offer(upload)
 
-    def _published(self, event: Published | WorkFailed | None) -> None:
+    def _on_published(self, event: Published | WorkFailed | None) -> None:
         if event is not None:
-            self._say(event)
+            self._send(event)
         os.eventfd_write(self._progress, 1)
 
-    # messages
+    # handling of messages
 
     def _handle(self, message: object) -> None:
         match message:
             case CheckStore() | ListStore() | Fetch() | Verify() | MakeRoom():
-                self._say(self._answers.answer(message))
+                self._send(self._queries.answer(message))
             case Begin(pinned):
                 self._begin(pinned)
             case CommitImage():
@@ -263,60 +267,64 @@ class _Loop:
                 self._drain_by = time.monotonic() + deadline_s
                 self._wake(hurry=True)
             case Stop():
-                self._stopped = True
-                self._end_by_deadline()
+                self._stopping = True
+                self._arm_deadline()
             case _:
                 msg = f"the worker got {message!r}, which it does not know"
                 raise TypeError(msg)
 
     def _begin(self, pinned: frozenset[str]) -> None:
-        """From now on delete and publish."""
+        """Start to delete and publish."""
         url, standby = self._config.store_url, self._config.standby
-        self._remover = DiskRemovals(
-            self._root, pinned, self._lock, lambda: self._published(None), start=not standby
+        self._removals = DiskRemovals(
+            self._root,
+            pinned,
+            self._commit_lock,
+            lambda: self._on_published(None),
+            start=not standby,
         )
-        turn = PublisherLock(self._root, standby=standby)
+        publisher_lock = PublisherLock(self._root, standby=standby)
         if standby and url:
             stand_by(self._root, url, self._config.prefix)
-        duties = SmallDiskTasks(
+        tasks = SmallDiskTasks(
             self._root,
-            RetryingStore(LateStore(self._answers.open)) if url else None,
+            RetryingStore(LateStore(self._queries.open)) if url else None,
             self._config.prefix,
             pinned,
-            check=turn.check,
-            files=self._files() if url else None,
-            remover=self._remover,
+            check=publisher_lock.check,
+            files=self._job_files() if url else None,
+            remover=self._removals,
         )
         self._publisher = PublisherThread(
-            self._root, duties, turn, self._published, standby=standby
+            self._root, tasks, publisher_lock, self._on_published, standby=standby
         )
 
     def _wake(self, *, hurry: bool = False) -> None:
-        if self._remover is not None:
-            self._remover.wake()
+        if self._removals is not None:
+            self._removals.wake()
         if self._publisher is not None:
             if hurry:
                 self._publisher.hurry(gone=self._orphaned or self._config.standby)
             else:
                 self._publisher.wake()
 
-    def _files(self) -> JobFilePublisher | None:
+    def _job_files(self) -> JobFilePublisher | None:
         patterns = self._config.files
-        place = f"{redact(self._config.store_url or '')}\n{self._config.prefix}"
-        return JobFilePublisher(self._root, patterns, place) if patterns is not None else None
+        destination = f"{redact(self._config.store_url or '')}\n{self._config.prefix}"
+        return JobFilePublisher(self._root, patterns, destination) if patterns is not None else None
 
     def _answer_drain(self) -> None:
         if self._drain_by is None:
             return
         publisher = self._publisher
-        over = time.monotonic() >= self._drain_by
-        if not over and not self._settled:
+        late = time.monotonic() >= self._drain_by
+        if not late and not self._disk_idle:
             return
         waiting: tuple[str, ...] = ()
         reason = None
         if publisher is not None:
-            others = not publisher.owns and not self._config.store_url
-            if not (over or publisher.idle or publisher.permanent or others):
+            disk_only = not publisher.owns and not self._config.store_url
+            if not (late or publisher.idle or publisher.permanent or disk_only):
                 return
             waiting, reason = publisher.waiting(), publisher.reason
             if reason is None and not publisher.owns:
@@ -324,6 +332,6 @@ class _Loop:
             elif reason is None and waiting:
                 reason = f"{redact(self._config.store_url or '')} has not answered yet"
             if self._ends_at is None:
-                publisher.go_on()
+                publisher.cancel_hurry()
         self._drain_by = None
-        self._say(Drained(waiting=waiting, reason=reason))
+        self._send(Drained(waiting=waiting, reason=reason))

@@ -146,17 +146,17 @@ def test_only_a_newer_checkpoint_replaces_the_note_of_what_the_store_alone_has(t
         assert newest_in_store(tmp_path) is None
 
 
-def test_an_errand_that_nobody_begins_is_given_up_and_never_done():
+def test_a_call_that_never_starts_is_given_up_and_never_made():
     changed = threading.Condition()
-    errands = ThreadCalls(changed)
+    calls = ThreadCalls(changed)
     done = []
-    with pytest.raises(StoreTransientError, match="has not come to it"):
-        errands.wait(done.append, limit_s=0.01)
+    with pytest.raises(StoreTransientError, match="still busy"):
+        calls.wait(done.append, limit_s=0.01)
     with changed:
-        assert errands.take() is None
-        errands.close()
-    with pytest.raises(StoreTransientError, match="is leaving"):
-        errands.wait(done.append)
+        assert calls.take() is None
+        calls.close()
+    with pytest.raises(StoreTransientError, match="is ending"):
+        calls.wait(done.append)
     assert done == []
 
 

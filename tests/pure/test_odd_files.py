@@ -75,8 +75,8 @@ for act in (
     lambda: UploadMeter(root).end(),
     lambda: os.close(lock_directory(root, "job")),
     lambda: wait_for_commits(root, 1),
-    lambda: PublisherLock(root, standby=False).take(),
-    lambda: PublisherLock(root, standby=True).take(),
+    lambda: PublisherLock(root, standby=False).acquire(),
+    lambda: PublisherLock(root, standby=True).acquire(),
     lambda: os.close(stand_by(root, "s3://b", "p")),
     lambda: stands_by(root, "s3://b", "p"),
 ):

@@ -103,11 +103,11 @@ def test_nothing_goes_while_another_runs_worker_may_commit_here(scene):
     old, _ = scene.make(1, 2)
     request_local_removal(scene.root, old.digest)
     lock, earlier = CommitLock(scene.root), DiskRemovals(scene.root, NONE)
-    lock.take()
+    lock.acquire()
     assert earlier.clear() == 0
     assert DiskRemovals(scene.root, {old.digest}, lock).clear() == 0
     assert scene.on_disk() == scene.names(1, 2)
-    lock.give_up()
+    lock.release()
     assert earlier.clear() == 1
     assert scene.on_disk() == scene.names(2)
 

@@ -17,7 +17,7 @@ from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.store.transfer.unpublish import unpublish
-from bt_lightning.worker.publish_job_files import REST_S, RESTLESS_S, JobFilePublisher
+from bt_lightning.worker.publish_job_files import CHANGING_RETRY_S, REST_S, JobFilePublisher
 
 PREFIX = "p/rank-0"
 
@@ -82,7 +82,7 @@ class Scene:
     def look(self, after_s=0.0):
         """Time goes by; the directory is looked at, and what may be sent is sent."""
         self.clock.now += after_s
-        self.files.look()
+        self.files.scan()
         return self.send()
 
     def send(self):
@@ -175,7 +175,7 @@ def test_a_log_that_never_rests_is_sent_once_a_minute(scene):
     """Otherwise nothing of it would survive the machine."""
     file = scene.write("log")
     scene.look()
-    for _ in range(int(RESTLESS_S)):
+    for _ in range(int(CHANGING_RETRY_S)):
         with file.open("ab") as stream:
             stream.write(b"x")
         scene.look(1.0)
@@ -188,7 +188,7 @@ def test_a_log_that_never_rests_is_sent_once_a_minute(scene):
 def test_a_large_file_that_never_rests_is_not_finished(scene):
     file = scene.write("optimizer.pt", bytes(9 * 1024 * 1024))
     scene.look()
-    for _ in range(2 * int(RESTLESS_S)):
+    for _ in range(2 * int(CHANGING_RETRY_S)):
         with file.open("ab") as stream:
             stream.write(b"x")
         scene.look(1.0)
@@ -249,7 +249,7 @@ def test_the_end_waits_for_a_file_to_rest_but_not_for_one_that_never_does(scene)
     assert scene.stored()["log"]
     assert not scene.files.unsettled
     assert scene.files.waiting == (), "it went as it was, and is all that can be had"
-    scene.files.go_on()
+    scene.files.cancel_end()
     scene.look(REST_S)
     assert scene.stored()["log"] == log.read_bytes()
 
@@ -289,7 +289,7 @@ def test_a_record_that_may_be_wrong_costs_a_sending_never_a_miss(scene, tmp_path
     scene.look()
     scene.look(REST_S)
     if how == "the record is lost":
-        scene.files._arrived._file.unlink()
+        scene.files._uploaded._file.unlink()
     else:
         other, scene.root = scene.root, tmp_path / "other machine"
         scene.start()

@@ -201,23 +201,23 @@ def test_a_standby_keeps_out_where_a_file_system_has_no_locks(tmp_path, monkeypa
         raise OSError(errno.ENOLCK, "no locks here")
 
     monkeypatch.setattr(file_locks.fcntl, "flock", no_locks)
-    assert PublisherLock(tmp_path, standby=False).take()
-    assert not PublisherLock(tmp_path, standby=True).take()
+    assert PublisherLock(tmp_path, standby=False).acquire()
+    assert not PublisherLock(tmp_path, standby=True).acquire()
 
 
 def test_a_trainers_turn_comes_after_the_standbys_and_no_standbys_before_it(tmp_path):
     first, normal, second = (PublisherLock(tmp_path, standby=flag) for flag in (True, False, True))
-    assert first.take()
+    assert first.acquire()
     assert not first.wanted()
-    assert not normal.take()
+    assert not normal.acquire()
     assert first.wanted()
-    first.give_up()
-    assert not second.take()
-    assert not first.take()
-    assert normal.take()
+    first.release()
+    assert not second.acquire()
+    assert not first.acquire()
+    assert normal.acquire()
     assert not normal.wanted()
-    normal.give_up()
-    assert second.take()
+    normal.release()
+    assert second.acquire()
 
 
 def test_a_worker_is_started_without_torch(scene):

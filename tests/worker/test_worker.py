@@ -31,7 +31,7 @@ from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
-from bt_lightning.worker.restart_limit import MOST, WINDOW_S, RestartLimit
+from bt_lightning.worker.restart_limit import MAX_DEATHS, WINDOW_S, RestartLimit
 from bt_lightning.worker.trainer_queries import TrainerQueries
 from bt_lightning.worker_messages import CheckStore, Fetch, ListStore, WorkerConfig
 
@@ -386,15 +386,15 @@ def test_deaths_that_are_far_apart_end_nothing_and_a_report_begins_anew(tmp_path
         deaths.add("it died")
     now[0] += WINDOW_S
     for _ in range(2):
-        for _ in range(MOST - 1):
-            now[0] += WINDOW_S / MOST - 1
+        for _ in range(MAX_DEATHS - 1):
+            now[0] += WINDOW_S / MAX_DEATHS - 1
             deaths.add("it died")
         with pytest.raises(WorkerDiedError):
             deaths.add("it died")
     for _ in range(3):
-        for _ in range(MOST - 1):
+        for _ in range(MAX_DEATHS - 1):
             deaths.add("it died")
-        deaths.forget()
+        deaths.reset()
 
 
 def test_sigterm_makes_the_worker_hurry_and_stay_for_what_the_trainer_still_saves(scene):
