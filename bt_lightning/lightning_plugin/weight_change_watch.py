@@ -17,8 +17,8 @@ from bt_lightning.lightning_plugin.compat_loggers import wait_no_more, wait_with
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.logger_artifacts import LoggerArtifacts
 from bt_lightning.session.manifest_facts import versions
-from bt_lightning.snapshot.size_estimate import outline, state_size
-from bt_lightning.snapshot.state_files import foresee
+from bt_lightning.snapshot.size_estimate import alias_large_groups, state_size
+from bt_lightning.snapshot.state_files import encode_early
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -112,7 +112,7 @@ class WeightChangeWatch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._saver is not None:
-            self._saver.changes()
+            self._saver.state_may_change()
 
     @override
     def on_train_batch_end(
@@ -185,7 +185,9 @@ class WeightChangeWatch(Callback):
         if self._saver is not None:
             self._states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
             self._saver.prepare(state_size(module, trainer.optimizers))
-            self._saver.foresee(partial(foresee, outline(module, trainer.optimizers), self._prefix))
+            self._saver.encode_early(
+                partial(encode_early, alias_large_groups(module, trainer.optimizers), self._prefix)
+            )
 
     def _before(self, *hooks: str) -> None:
         if self._saver is not None and not self._foreign.isdisjoint(hooks):
@@ -193,8 +195,8 @@ class WeightChangeWatch(Callback):
 
     def _settle(self) -> None:
         if self._saver is not None:
-            self._saver.changes()
-            self._saver.settle()
+            self._saver.state_may_change()
+            self._saver.finish_copy()
 
 
 def open_saves(

@@ -108,7 +108,7 @@ class Decoder:
         try:
             if kind in self._kinds:
                 return self._kinds[kind](node)
-            return BY_KIND[kind].back(node, self._value)
+            return BY_KIND[kind].decode(node, self._value)
         except UnsafeLoadError as error:
             if not self._path or self._path[0] not in HYPER_PARAMETERS:
                 raise
@@ -261,7 +261,7 @@ class Decoder:
         return self._sparse(node, tensor)
 
     def _sparse_compressed(self, node: dict[str, Any]) -> torch.Tensor:
-        layout = BY_KIND["torch.layout"].back({"v": node["layout"]}, self._value)
+        layout = BY_KIND["torch.layout"].decode({"v": node["layout"]}, self._value)
         tensor = torch.sparse_compressed_tensor(
             self._part(node["compressed"]),
             self._part(node["plain"]),

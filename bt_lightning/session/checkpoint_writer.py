@@ -17,7 +17,7 @@ from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, vers
 from bt_lightning.session.serving_files import ServingFiles
 from bt_lightning.session.unsafe_state_warnings import unsafe_state_warnings
 from bt_lightning.snapshot.class_allowlist import ClassTable
-from bt_lightning.snapshot.state_files import Memory, Snapshot, take
+from bt_lightning.snapshot.state_files import EncodingCache, Snapshot, lay_out_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,10 +75,10 @@ class CheckpointWriter:
         except OSError as error:
             raise unwritten_error(checkpoint_id, root, error) from error
 
-    def take(self, checkpoint: dict[str, Any], memory: Memory | None = None) -> Snapshot:
+    def take(self, checkpoint: dict[str, Any], memory: EncodingCache | None = None) -> Snapshot:
         """Lay out `checkpoint` as files, those for serving included; copies no tensor."""
         serving = self.serving
-        snapshot = take(checkpoint, serving.weights_prefix, memory, serving.tensors())
+        snapshot = lay_out_files(checkpoint, serving.weights_prefix, memory, serving.tensors())
         snapshot.small_files.update(serving.constant)
         self._warn_once(snapshot)
         return snapshot

@@ -147,7 +147,7 @@ class Saves:
     @property
     def stirred(self) -> bool:
         """Whether `collect` may come to something."""
-        return bool(self._refused) or self.saver.stirred or self.artifacts.stirred
+        return bool(self._refused) or self.saver.has_outcomes or self.artifacts.stirred
 
     def collect(self) -> None:
         """Tell of every save that ended since the last call; raise the first failure.
@@ -160,7 +160,7 @@ class Saves:
         """
         failures: list[Exception] = list(self._refused)
         self._refused.clear()
-        for record, outcome in self.saver.ended():
+        for record, outcome in self.saver.take_outcomes():
             if isinstance(outcome, bytes):
                 manifest = Manifest.from_bytes(outcome, record.checkpoint_id)
                 self._expect(manifest, record)

@@ -1,8 +1,8 @@
-"""Host memory that a snapshot is copied into, and that the worker writes from.
+"""The arena: shared host memory that snapshots are copied into and that the worker writes from.
 
-A memfd: one descriptor however many tensors, bounded by the memory of the container instead of the
-64 MB that containers give to /dev/shm, and gone with the last process that maps it, however that
-process ends. Source: memfd_create(2), madvise(2).
+An arena is a memfd. It needs one descriptor for any number of tensors, is limited by the memory of
+the container instead of the 64 MB that containers give to /dev/shm, and is freed when the last
+process that maps it ends, also by SIGKILL. Source: memfd_create(2), madvise(2).
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ _CGROUPS = ("memory.max", "memory.current")
 
 
 class Arena:
-    """One mapping of `size` bytes; made and used in the training process, mapped by the worker."""
+    """A shared mapping of `size` bytes, created in the training process and mapped by the worker.
+
+    Raises:
+        OSError: the kernel does not provide the memory.
+    """
 
     def __init__(self, index: int, size: int) -> None:
         self.index = index
@@ -40,22 +44,23 @@ class Arena:
             os.close(self.descriptor)
             raise
         self.memory = torch.frombuffer(self._mapping, dtype=torch.uint8)
-        """All of it, shape `[size]`."""
+        """The whole arena as uint8, shape `[size]`."""
         self._bases: dict[torch.dtype, torch.Tensor] = {}
         self.address = self.memory.data_ptr()
         self.abandoned = False
-        """Set when nobody will use it: what is still being done for it may stop."""
-        self._advise(0, size, _MADV_DONTFORK)  # a dataloader worker has no use for it
+        """Set when the arena will not be used: `touch` and pinning stop early."""
+        self._advise(0, size, _MADV_DONTFORK)  # dataloader workers must not inherit it
 
     @property
     def closed(self) -> bool:
-        """Whether its memory was given back."""
+        """Whether `close` released the memory."""
         return self.descriptor < 0
 
     def touch(self, start: int, size: int) -> None:
-        """Give pages to a part of it, so that copying there later meets none that is new.
+        """Populate the pages of a range, so that later copies cause no page faults.
 
-        Keeps the content; releases the GIL; in steps, so that no page fault elsewhere waits long.
+        Keeps the content and releases the GIL. Works in steps, since the kernel delays other page
+        faults of the process during each call.
         """
         for place in range(start, min(start + size, self.size), _STEP):
             if self.abandoned:
@@ -91,14 +96,14 @@ class Arena:
         return self._mapping[offset : offset + size]
 
     def close(self) -> None:
-        """Give the memory back as soon as nothing here views it; the worker has its own mapping."""
+        """Release the memory once no tensor views it; the worker's mapping is its own."""
         if self.closed:
             return
         os.close(self.descriptor)
         self.descriptor = -1
         del self.memory
         self._bases.clear()
-        with contextlib.suppress(BufferError):  # goes with the last view
+        with contextlib.suppress(BufferError):  # the last view releases it
             self._mapping.close()
 
     def _advise(self, start: int, size: int, advice: int) -> bool:
@@ -107,9 +112,9 @@ class Arena:
 
 
 def memory_available(meminfo: Path, cgroup: Path) -> int | None:
-    """Bytes that this process may still take, as the kernel and its cgroup (version 2) say.
+    """Bytes that this process can still allocate, by the kernel and by its cgroup (version 2).
 
-    None if neither says it. Call it with `/proc/meminfo` and `/sys/fs/cgroup`.
+    None if neither is readable. `meminfo` is `/proc/meminfo`, `cgroup` is `/sys/fs/cgroup`.
     """
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -119,5 +124,5 @@ def memory_available(meminfo: Path, cgroup: Path) -> int | None:
         limit, used = ((cgroup / name).read_text().strip() for name in _CGROUPS)
         cache = [line.split() for line in (cgroup / "memory.stat").read_text().splitlines()]
         reclaimable = sum(int(size) for name, size in cache if name == "inactive_file")
-        found.append(int(limit) - int(used) + reclaimable)  # "max" is no number: no limit
+        found.append(int(limit) - int(used) + reclaimable)  # "max" raises ValueError: no limit
     return min(found) if found else None

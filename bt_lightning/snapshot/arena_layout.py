@@ -1,4 +1,4 @@
-"""Where the files of one snapshot lie in an arena."""
+"""Offsets of the files of one snapshot in an arena."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ if TYPE_CHECKING:
 
 _SLACK = 4 * 1024 * 1024
 _MOST = 1 << 50
-"""Bytes; no arena is as large, so that each file of each save has a content number of its own."""
+"""Bytes, more than any arena has: gives each file of each save a distinct content number."""
 
 
 @dataclass(frozen=True)
 class ArenaLayout:
-    """Path of each file -> its first byte in the arena; and the end of the last one."""
+    """Offsets and sizes in bytes of the files of one snapshot, by path in the checkpoint."""
 
     starts: dict[str, int]
     sizes: dict[str, int]
     end: int
+    """First byte of the arena after the last file."""
 
     def images(self, number: int) -> tuple[FileImage, ...]:
-        """What the worker is told; `number` is that of the save whose bytes they are."""
+        """The files as the worker's messages describe them; `number` is the save's number."""
         return tuple(
             FileImage(
                 path=path, offset=start, size=self.sizes[path], content=number * _MOST + start
@@ -35,9 +36,9 @@ class ArenaLayout:
 
 
 def place_files(snapshot: Snapshot, start: int = 0) -> ArenaLayout:
-    """Put the files behind each other from `start`, each at a page; tensors come first.
+    """Place the files one after another from `start`, page-aligned, tensor files first.
 
-    What is small varies in size from save to save, so it comes last: the tensors keep their places.
+    Small files vary in size between saves; placed last, they do not move the tensor files.
     """
     sizes = {path: file.plan.size for path, file in snapshot.tensor_files.items()}
     sizes.update({path: len(content) for path, content in snapshot.small_files.items()})
@@ -53,6 +54,6 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def capacity(size: int) -> int:
-    """Bytes of an arena for images of about `size` bytes: room for what varies."""
+def arena_size(size: int) -> int:
+    """Bytes to allocate for snapshots of about `size` bytes, with a margin for small changes."""
     return aligned(size + size // 64 + _SLACK)

@@ -1,4 +1,4 @@
-"""The arenas of one run: made and touched beside training, reused, and kept within a budget."""
+"""The pool of arenas of one run: allocated in the background, reused, limited by a budget."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import ArenaTooLargeError
 from bt_lightning.snapshot.arena import Arena, memory_available
-from bt_lightning.snapshot.arena_layout import capacity
-from bt_lightning.snapshot.cuda_copies import Pins
+from bt_lightning.snapshot.arena_layout import arena_size
+from bt_lightning.snapshot.cuda_copies import PinnedArenas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,101 +20,101 @@ if TYPE_CHECKING:
 
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _SHARE = 0.8
-"""Part of the memory that is still free which an arena may take."""
+"""Largest part of the free memory that one arena may take."""
 
 
 class ArenaPool:
-    """At most `count` arenas, together of at most `budget` bytes; training thread only.
+    """At most `count` arenas of at most `budget` bytes in all; used on the training thread only.
 
-    `later` runs what takes long, touching and pinning, on a thread of its own.
+    `submit` runs slow work (populating pages, pinning them for CUDA) on a background thread.
     """
 
     def __init__(
         self,
         worker: Worker,
-        later: Callable[[Callable[[], None]], Future[None]],
+        submit: Callable[[Callable[[], None]], Future[None]],
         *,
         count: int,
         budget: int | None,
         pinned_for: torch.device | None,
     ) -> None:
         self._worker = worker
-        self._later = later
+        self._submit = submit
         self._budget = budget
-        self._pins = Pins(pinned_for) if pinned_for is not None else None
+        self._pins = PinnedArenas(pinned_for) if pinned_for is not None else None
         self._arenas: list[Arena | None] = [None] * count
         self._users: list[set[int]] = [set() for _ in range(count)]
-        self._warming: dict[int, Future[None]] = {}
+        self._touching: dict[int, Future[None]] = {}
         self._made = 0
 
     @property
     def size(self) -> int:
-        """Bytes of host memory that are held."""
+        """Bytes of host memory that the arenas take."""
         return sum(arena.size for arena in self._arenas if arena is not None)
 
-    def idle(self) -> int | None:
-        """A slot that no save uses, one with an arena if there is any; None if all are in use."""
+    def idle_slot(self) -> int | None:
+        """A slot that no save uses, preferably with an arena; None if all are in use."""
         slots = [slot for slot, users in enumerate(self._users) if not users]
         return min(slots, key=lambda slot: self._arenas[slot] is None, default=None)
 
     def prepare(self, size: int) -> None:
-        """Have room for `size` bytes in every idle arena, as far as the budget goes."""
+        """Allocate every idle arena for a snapshot of `size` bytes, within the budget."""
         for slot, users in enumerate(self._users):
             arena = self._arenas[slot]
             if not users and (arena is None or arena.size < size):
                 try:
-                    self.ready(slot, size)
+                    self.arena_for(slot, size)
                 except ArenaTooLargeError:
-                    return  # the save that needs it decides what to do
+                    return  # the save that needs the arena handles the error
 
-    def ready(self, slot: int, size: int) -> Arena:
-        """The arena of an idle slot, with room for `size` bytes; a small one is made anew, larger.
+    def arena_for(self, slot: int, size: int) -> Arena:
+        """The arena of an idle slot for `size` bytes; one that is too small is replaced.
 
         Raises:
-            ArenaTooLargeError: the budget, or the memory of this machine, does not allow it.
+            ArenaTooLargeError: the budget or the machine's memory does not allow the size.
         """
         arena = self._arenas[slot]
         if arena is not None and arena.size >= size:
             return arena
         old = arena.size if arena is not None else 0
-        size = capacity(size)
+        size = arena_size(size)
         self._check(size, old)
         if arena is not None:
             self._drop(slot)
         try:
             arena = Arena(self._made, size)
         except OSError as error:
-            msg = f"the host gives no arena of {size:,} bytes: {error}"
+            msg = f"the host cannot allocate an arena of {size:,} bytes: {error}"
             raise ArenaTooLargeError(msg) from error
         self._made += 1
         self._arenas[slot] = arena
         self._worker.share(arena.index, arena.descriptor, arena.size)
-        self._warming[slot] = self._later(lambda: self._warm(arena))
+        self._touching[slot] = self._submit(lambda: self._touch_and_pin(arena))
         return arena
 
-    def warming(self, slot: int) -> Future[None]:
-        """What is done when every page of the slot's arena is there."""
-        return self._warming[slot]
+    def pages_ready(self, slot: int) -> Future[None]:
+        """A future that is done when all pages of the slot's arena are populated and pinned."""
+        return self._touching[slot]
 
     def use(self, slot: int, number: int) -> None:
-        """The save `number` has its image there, until `release`."""
+        """Mark the slot as used by the save `number` until `release`."""
         self._users[slot].add(number)
 
     def users_beside(self, number: int) -> frozenset[int]:
-        """The saves with an image in the arena of the save `number`, that one included."""
+        """All saves that use the same arena as the save `number`, which is included."""
         return next(frozenset(users) for users in self._users if number in users)
 
     def release(self, number: int) -> None:
-        """The save `number` needs its arena no longer."""
+        """Note that the save `number` does not need its arena any more."""
         for users in self._users:
             users.discard(number)
 
     def close(self) -> None:
-        """Give all the memory back; no copy is under way."""
+        """Release all arenas; the caller makes sure that no copy is in progress."""
         for slot in range(len(self._arenas)):
             self._drop(slot)
 
-    def _warm(self, arena: Arena) -> None:
+    def _touch_and_pin(self, arena: Arena) -> None:
         arena.touch(0, arena.size)
         if self._pins is not None:
             self._pins.pin(arena)
@@ -123,9 +123,9 @@ class ArenaPool:
         arena, self._arenas[slot] = self._arenas[slot], None
         if arena is not None:
             arena.abandoned = True
-            warming = self._warming.pop(slot)
-            if not warming.cancel():
-                warming.exception()  # waits for a few milliseconds; what it says matters no more
+            pages_ready = self._touching.pop(slot)
+            if not pages_ready.cancel():
+                pages_ready.exception()  # waits a few milliseconds; the result does not matter
             if self._pins is not None:
                 self._pins.unpin(arena)
             self._worker.drop(arena.index)
@@ -134,10 +134,10 @@ class ArenaPool:
     def _check(self, size: int, old: int) -> None:
         if self._budget is not None and self.size - old + size > self._budget:
             msg = (
-                f"a snapshot takes {size:,} bytes of host memory, arena_memory is {self._budget:,}"
+                f"a snapshot needs {size:,} bytes of host memory, arena_memory is {self._budget:,}"
             )
             raise ArenaTooLargeError(msg)
         available = memory_available(_MEMINFO, _CGROUP)
         if available is not None and size > _SHARE * (available + old):
-            msg = f"a snapshot takes {size:,} bytes of host memory, {available + old:,} are free"
+            msg = f"a snapshot needs {size:,} bytes of host memory, {available + old:,} are free"
             raise ArenaTooLargeError(msg)

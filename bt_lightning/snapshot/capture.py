@@ -1,7 +1,8 @@
-"""One snapshot on its way into an arena, and whether the state held still meanwhile.
+"""The copy of one snapshot into an arena, and the check that the state did not change meanwhile.
 
-Made on the training thread; what forward may change is in the arena when `start` returns. The rest
-is copied by the copy thread (CPU) or a stream (CUDA), until the guard needs it to be over.
+State that a forward pass may change is in the arena when `Capture.start` returns. State that only
+optimizers change is copied later, by the copy thread (CPU tensors) or on a stream (CUDA tensors);
+`Capture.guard` makes the training thread wait for it before an optimizer step.
 """
 
 from __future__ import annotations
@@ -26,52 +27,55 @@ _COPY_S = 3600.0
 
 
 class Streams:
-    """One copy stream for each device of this process."""
+    """The copy streams of this process, one for each CUDA device."""
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def of(self, device: torch.device) -> torch.cuda.Stream:
-        """The stream for `device`, made at the first call."""
+        """The stream for `device`, created at the first call."""
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return self._streams[device]
 
 
 class Capture:
-    """The copies of one save. `start` and `guard`: training thread; `finish`: copy thread."""
+    """The copies of one save.
+
+    `start` and `guard` are called on the training thread, `finish` on the copy thread.
+    """
 
     def __init__(self, copies: list[Copies], copier: HostCopier, *, lazy: bool) -> None:
         self.torn = False
-        """Something changed while it was copied: these bytes belong to no one step."""
+        """Whether a tensor changed while it was copied: the snapshot mixes two steps."""
         self.ended_at = 0.0
         """`time.perf_counter()` at the end of the copy."""
         self.fixed = copies[0]
-        """The copies of what is the same at each save."""
+        """The copies of the tensors that are the same objects at each save."""
         self._copier = copier
         self._lazy = lazy
-        self._host = [part.lazy for part in copies] if lazy else []
-        self._now = [part.eager for part in copies]
+        self._copied_later = [part.lazy for part in copies] if lazy else []
+        self._copied_at_once = [part.eager for part in copies]
         if not lazy:
-            self._now += [part.lazy for part in copies]
+            self._copied_at_once += [part.lazy for part in copies]
         self._sources = [source for part in copies for source in part.device]
         self._devices: list[DeviceCopies] = []
-        self._watched: list[list[torch.Tensor]] = []
-        self._before: list[list[int]] = []
-        self._versions: list[list[int]] = []
-        self._guarded = not lazy
+        self._checked: list[list[torch.Tensor]] = []
+        self._start_versions: list[list[int]] = []
+        self._fixed_versions: list[list[int]] = []
+        self._is_guarded = not lazy
         self._done = threading.Event()
 
     @property
     def kind(self) -> SnapshotKind:
-        """How the large tensors are copied: `lazy`, `eager` or `clone`."""
+        """How large tensors are copied: `lazy`, `eager`, or `clone` (first on the device)."""
         if self._devices and all(device.cloned for device in self._devices):
             return "clone"
         return "lazy" if self._lazy else "eager"
 
-    def moved(self) -> bool:
-        """Whether autograd knows of a change since the start; fused optimizers tell it nothing."""
-        return self.fixed.versions() != self._versions
+    def versions_changed(self) -> bool:
+        """Whether a version counter changed since `start`; fused optimizers do not count."""
+        return self.fixed.versions() != self._fixed_versions
 
     @property
     def done(self) -> bool:
@@ -79,7 +83,7 @@ class Capture:
         return self._done.is_set()
 
     def start(self, arena: Arena, streams: Streams) -> None:
-        """Copy what cannot wait, and let the rest begin."""
+        """Copy what a forward pass may change, and start the copies on CUDA streams."""
         groups: dict[torch.device, list[CopySource]] = {}
         for source in self._sources:
             groups.setdefault(source.tensor.device, []).append(source)
@@ -88,40 +92,47 @@ class Capture:
             copies.start(sources, arena, lazy=self._lazy)
             self._devices.append(copies)
             if not copies.cloned:
-                self._watched.append([source.tensor for source in sources if source.owned])
-        self._watched += [batch.held for batch in self._host]
-        self._versions = self.fixed.versions()
-        counted = {id(self.fixed.lazy.held): self._versions[0]}  # thousands: not twice
-        self._before = [counted.get(id(held)) or write_counts(held) for held in self._watched]
-        self._copier.run(self._now)
+                self._checked.append([source.tensor for source in sources if source.owned])
+        self._checked += [batch.tensors for batch in self._copied_later]
+        self._fixed_versions = self.fixed.versions()
+        # thousands of tensors: their versions are not read twice
+        counted = {id(self.fixed.lazy.tensors): self._fixed_versions[0]}
+        self._start_versions = [
+            counted.get(id(each)) or write_counts(each) for each in self._checked
+        ]
+        self._copier.run(self._copied_at_once)
 
     def finish(self) -> None:
-        """Copy the rest, and wait for the devices."""
+        """Copy the remaining tensors and wait for the CUDA streams."""
         whole = False
         try:
-            self._copier.run(self._host)
+            self._copier.run(self._copied_later)
             for device in self._devices:
                 device.wait()
-            # once guarded, the step that follows may have changed them since
-            whole = self._held_still() or self._guarded
+            # after the guard, the next optimizer step may already have changed the tensors
+            whole = self._versions_unchanged() or self._is_guarded
         finally:
-            self.torn = self.torn or not whole  # no other save may share what is not there
+            self.torn = self.torn or not whole  # no other save may reuse an incomplete copy
             self.ended_at = time.perf_counter()
             self._done.set()
 
-    def _held_still(self) -> bool:
-        return list(map(write_counts, self._watched)) == self._before
+    def _versions_unchanged(self) -> bool:
+        return list(map(write_counts, self._checked)) == self._start_versions
 
     def guard(self) -> None:
-        """Return when the state may change: waits for copies on the host, not for a device."""
+        """Return when the state may change: waits for host copies, not for a device.
+
+        Raises:
+            SaveTimeoutError: a host copy took longer than an hour.
+        """
         if self._done.is_set():
             return
-        if self._devices and not self._guarded:
+        if self._devices and not self._is_guarded:
             for device in self._devices:
                 device.guard()
-            self.torn = not self._held_still()
-            self._guarded = True
-        under_way = any(batch.held for batch in self._host)
-        if under_way and not self._done.wait(_COPY_S):
+            self.torn = not self._versions_unchanged()
+            self._is_guarded = True
+        in_progress = any(batch.tensors for batch in self._copied_later)
+        if in_progress and not self._done.wait(_COPY_S):
             msg = f"a copy in memory has not ended within {_COPY_S / 60:.0f} minutes"
             raise SaveTimeoutError(msg)

@@ -1,4 +1,8 @@
-"""Classes and functions that a file may name, by which name; no file makes us import anything."""
+"""The allowlist of classes and functions that a checkpoint file may name.
+
+A load never imports a module because a file names it, unless the caller trusts the file
+(`weights_only=False`).
+"""
 
 from __future__ import annotations
 
@@ -52,18 +56,18 @@ _DISPATCH = {
     "has_torch_function_unary",
     "has_torch_function_variadic",
 }
-"""What torch.nn.functional imports for itself: these call what they are given."""
+"""Helpers in the namespace of torch.nn.functional that call their arguments: not allowed."""
 _ATTRIBUTE_DICT = "fabric.utilities.data:AttributeDict"
 _OMEGACONF = {"omegaconf.dictconfig:DictConfig", "omegaconf.listconfig:ListConfig"}
 
 
 def class_name(kind: type) -> str:
-    """The name that a file gives to a class: `module:qualname`."""
+    """The name of a class in files: `module:qualname`."""
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _table() -> dict[str, type]:
-    """Harmless classes that hyperparameters commonly name."""
+    """Safe classes that hyperparameters commonly name, by `class_name`."""
     kinds: list[type] = [getattr(builtins, name) for name in _BUILTINS]
     kinds += [type(None), Counter, OrderedDict, deque]
     for module in (torch.nn, torch.optim, torch.optim.lr_scheduler):
@@ -74,7 +78,7 @@ def _table() -> dict[str, type]:
 
 @cache
 def _plain_functions() -> dict[str, Callable[..., Any]]:
-    """Name -> function of torch that computes and does nothing else: losses, activations."""
+    """Functions of torch without side effects (losses, activations), by name."""
     found = {f"torch:{name}": getattr(torch, name) for name in _ACTIVATIONS}
     for module in (torch.nn.functional, torch.nn.init):
         for name, value in vars(module).items():
@@ -85,7 +89,7 @@ def _plain_functions() -> dict[str, Callable[..., Any]]:
 
 
 def is_function(value: object) -> bool:
-    """Whether `value` is a function, of Python or of C; not a method, which holds an object."""
+    """Whether `value` is a function in Python or C; a bound method is none."""
     if isinstance(value, types.BuiltinFunctionType):
         owner = value.__self__
         return owner is None or isinstance(owner, types.ModuleType | type)
@@ -93,13 +97,13 @@ def is_function(value: object) -> bool:
 
 
 def function_name(value: Any) -> str | None:
-    """The name that a file gives to a function: `module:qualname`; None if no name leads to it."""
+    """The name of a function in files, `module:qualname`; None if it cannot be looked up."""
     for name, known in _plain_functions().items():
         if known is value:
             return name
     module, qualname = value.__module__, value.__qualname__
     if not isinstance(module, str) or _follow(sys.modules.get(module), qualname) is not value:
-        return None  # a lambda, or made inside a function
+        return None  # a lambda or a nested function
     return f"{module}:{qualname}"
 
 
@@ -110,7 +114,7 @@ def _follow(found: Any, qualname: str) -> Any:
 
 
 def _omegaconf(name: str) -> type | None:
-    """The two container classes of OmegaConf: Lightning stores which one hyperparameters had."""
+    """A container class of OmegaConf: Lightning stores which one the hyperparameters had."""
     if name not in _OMEGACONF:
         return None
     try:
@@ -121,11 +125,11 @@ def _omegaconf(name: str) -> type | None:
 
 
 class ClassTable:
-    """Turns names in files back into classes and functions.
+    """Resolves names in files to classes and functions.
 
-    Known are a built-in table, `torch.serialization.add_safe_globals`, what the caller allows, and
-    what the process holds already, by name. With `trusted`, which is what `weights_only=False`
-    asks for, any importable one is known.
+    Allowed are a built-in table, `torch.serialization.add_safe_globals`, `allowed` and `held`
+    (objects that the process has already, by name). With `trusted` (`weights_only=False`) any
+    importable class or function is allowed.
     """
 
     def __init__(
@@ -146,15 +150,15 @@ class ClassTable:
                 self._known[name] = item
 
     def knows(self, value: object) -> bool:
-        """Whether the name of this class or function will lead to it."""
+        """Whether this class or function can be resolved from its name."""
         name = class_name(value) if isinstance(value, type) else function_name(value)
         return name is not None and self._find(name) is value
 
     def resolve(self, name: str, where: str) -> type:
-        """The class that a file calls `name`; `where` in the state is named in the error.
+        """The class `name` of a file; `where` is the path in the state, for the error.
 
         Raises:
-            UnsafeLoadError: the class is not known, with what to do about it.
+            UnsafeLoadError: the class is not allowed; the text says how to allow it.
         """
         kind = self._find(name)
         if kind is None and self._trusted:
@@ -164,7 +168,7 @@ class ClassTable:
         return kind
 
     def function(self, name: str, where: str) -> Callable[..., Any]:
-        """The function that a file calls `name`; as `resolve`."""
+        """The function `name` of a file; raises as `resolve` does."""
         found = self._find(name)
         if found is None and self._trusted:
             found = _import(name)
@@ -174,9 +178,9 @@ class ClassTable:
 
     def _find(self, name: str) -> Any:
         found = self._known.get(name) or _omegaconf(name)
-        if found is None and name.endswith(_ATTRIBUTE_DICT):  # the one of the other namespace
-            twins = (kind for known, kind in self._known.items() if known.endswith(_ATTRIBUTE_DICT))
-            found = next(twins, None)
+        if found is None and name.endswith(_ATTRIBUTE_DICT):  # lightning or pytorch_lightning
+            same = (kind for known, kind in self._known.items() if known.endswith(_ATTRIBUTE_DICT))
+            found = next(same, None)
         return found
 
 
@@ -205,20 +209,20 @@ def _import(name: str) -> Any:
 
 
 def is_plain_dataclass(value: object) -> bool:
-    """Whether `value` is a dataclass instance that is its fields and nothing else."""
+    """Whether the fields of a dataclass instance are its whole state."""
     kind = type(value)
     if not dataclasses.is_dataclass(kind):
         return False
     if any(base.__module__ == "builtins" and base is not object for base in kind.__mro__):
-        return False  # a dict, say, with items besides its fields
+        return False  # a subclass of dict, for example, has items besides its fields
     names = {field.name for field in dataclasses.fields(kind)}
     extra = set(getattr(value, "__dict__", ())) - names
-    custom = any(_says(kind, method) for method in _PICKLING)
+    custom = any(_defines(kind, method) for method in _PICKLING)
     return not custom and not extra and all(hasattr(value, name) for name in names)
 
 
-def _says(kind: type, method: str) -> bool:
-    """Whether a class itself says how it is pickled; what `dataclass` adds does not count."""
+def _defines(kind: type, method: str) -> bool:
+    """Whether a class defines a pickling method; those that `dataclass` adds do not count."""
     found = getattr(kind, method, None)
     if found is None or found is getattr(object, method, None):
         return False
@@ -226,16 +230,16 @@ def _says(kind: type, method: str) -> bool:
 
 
 def is_namedtuple(kind: type) -> bool:
-    """Whether `kind` was made by `namedtuple` or `typing.NamedTuple` and adds no state."""
+    """Whether `kind` comes from `namedtuple` or `typing.NamedTuple` and adds no state."""
     fields = getattr(kind, "_fields", None)
     return kind.__bases__ == (tuple,) and isinstance(fields, tuple)
 
 
 def is_plain_module(value: object) -> bool:
-    """Whether `value` is an `nn.Module` that is its attributes and nothing else.
+    """Whether the attributes of an `nn.Module` are its whole state.
 
-    Not one with hooks, with a module or parameter that it holds twice, with slots, or of a class
-    that says itself how it is pickled.
+    False with hooks, with a shared module or parameter, with slots, or with a class that defines
+    how it is pickled.
     """
     if not isinstance(value, torch.nn.Module):
         return False

@@ -1,4 +1,4 @@
-"""The threads that copy: beside training, and after it on the cores."""
+"""Thread pools for copies, with a lower priority than the training thread."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _NICE = 5
 
 
 def copy_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """A pool of `count` threads that give way to the training thread.
+    """A pool of `count` threads with a raised nice value.
 
-    Without it a copy that is woken by the training thread may push it off its core. Source:
-    setpriority(2), whose "process" is a thread on Linux.
+    At equal priority, a copy thread that the training thread wakes may preempt it on its core.
+    Source: setpriority(2), whose "process" is a thread on Linux.
     """
-    return ThreadPoolExecutor(count, name, initializer=_give_way)
+    return ThreadPoolExecutor(count, name, initializer=_lower_priority)
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -1,7 +1,7 @@
-"""Which torch dtype is which name in a safetensors header.
+"""Maps torch dtypes to the names in a safetensors header, and back.
 
-Source: the table `Dtype` of safetensors 0.8. What it does not know travels as `U8` with one more
-dimension of the item's bytes, and `trainer.json` names the true dtype.
+Source: the table `Dtype` of safetensors 0.8. A dtype without a name there is stored as `U8` with
+one more dimension for the bytes of an item; `trainer.json` names the real dtype.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TORCH: Final[dict[str, torch.dtype]] = {stored: dtype for dtype, stored in SAFET
 
 
 def plain_dtype(name: str) -> torch.dtype | None:
-    """The dtype `torch.<name>` if it is one whose items are plain bytes; None otherwise."""
+    """The dtype `torch.<name>`; None if there is none, or if it is quantized."""
     dtype = vars(torch).get(name)  # getattr may import a module that a file names
     if not isinstance(dtype, torch.dtype) or is_quantized(dtype):
         return None
@@ -45,5 +45,5 @@ def plain_dtype(name: str) -> torch.dtype | None:
 
 
 def is_quantized(dtype: torch.dtype) -> bool:
-    """Whether a tensor of this dtype is more than its bytes (it has scales and zero points)."""
+    """Whether a tensor of this dtype also has scales and zero points."""
     return str(dtype).startswith(("torch.qint", "torch.quint"))

@@ -1,8 +1,7 @@
-"""A Lightning checkpoint as a typed JSON tree, tensors by name, and what fits neither.
+"""Encodes a checkpoint dictionary as a typed JSON tree, named tensors, and leftovers for pickle.
 
-The forms of the tree are written down in docs/format.md; `restore.decode_tree` reads them back.
-Types are matched exactly: a subclass may carry what the form would lose, so it goes to the
-leftovers.
+docs/format.md defines the tree; `restore.decode_tree` reads it. Types are matched exactly: a
+subclass may have state that the encoding would lose, so it becomes a leftover.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from bt_lightning.snapshot.class_allowlist import (
     is_plain_module,
 )
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
-from bt_lightning.snapshot.encoding_cache import Fragment, is_group, watch, weights_key
+from bt_lightning.snapshot.encoding_cache import Fragment, comparison_with, is_group, weights_key
 from bt_lightning.snapshot.safetensors_layout import storable
 from bt_lightning.snapshot.shared_tensors import TensorNames
 from bt_lightning.snapshot.third_party_values import (
+    encode_surrogates,
     is_plain_config,
     is_short_numbers,
     is_text,
     numpy_node,
-    surrogates,
 )
 from bt_lightning.snapshot.typed_values import FORMS, pairs
 
@@ -48,56 +47,56 @@ if TYPE_CHECKING:
 KIND: Final = "$"
 """The key that marks an object of the tree as a typed value."""
 _DEPTH = 100
-"""Deeper values are encoded apart: each level costs several frames of Python's stack."""
+"""Deeper values are encoded separately: each level takes several frames of Python's stack."""
 _WIDE_BITS = 4096
 """Longer whole numbers are written in base 16: Python limits the length of decimal ones."""
 
 
 class _NotRepresentableError(Exception):
-    """A value has no form in the tree; it becomes a leftover."""
+    """A value cannot be encoded in the tree; it becomes a leftover."""
 
 
 class Encoder:
-    """Encodes one checkpoint; `names` and `leftovers` fill up as `encode` walks it.
+    """Encodes one checkpoint; `encode` fills `names`, `leftovers`, `classes` and `functions`.
 
-    `known` are the fragments of the save before, by path; `names` has those of this one.
+    `cached` are the fragments of the previous save, by path; `names` gets those of this one.
     """
 
     def __init__(
-        self, weights_prefix: str = "", known: Mapping[tuple[str, ...], Fragment] | None = None
+        self, weights_prefix: str = "", cached: Mapping[tuple[str, ...], Fragment] | None = None
     ) -> None:
         self.names = TensorNames(weights_prefix)
         self.leftovers: dict[str, object] = {}
-        """Path in the state -> a value that the tree cannot hold."""
+        """Path in the state -> a value that the tree cannot represent."""
         self.classes: dict[type, str] = {}
-        """Class named in the tree -> path of the first value that has it."""
+        """Class named in the tree -> path of the first value of that class."""
         self.functions: dict[Any, str] = {}
-        """The same of functions."""
+        """Function named in the tree -> path of the first value that is that function."""
         self._prefix = weights_prefix
-        self._known = known
+        self._cached = cached
         self.deep: list[dict[str, Any]] = []
-        """Values that lie too deep for the tree, each with its path; they may hold deeper ones."""
+        """Values deeper than the tree allows, each with its path; they may refer to later ones."""
         self._waiting: deque[tuple[object, tuple[str, ...], frozenset[int]]] = deque()
         self._begun = self._base = 0
-        self._open: set[int] = set()
-        self._token = secrets.token_hex(16)  # no text of a state can be taken for a placeholder
+        self._ancestors: set[int] = set()
+        self._token = secrets.token_hex(16)  # no text of a state can equal a placeholder
 
     def encode(self, checkpoint: Mapping[str, Any]) -> Any:
-        """The tree of a checkpoint; `text` puts the fragments where it has placeholders.
+        """The tree of a checkpoint, with placeholders that `text` replaces by the fragments.
 
         Raises:
-            UnsupportedStateError: a tensor of it is one rank's part of a larger one.
+            UnsupportedStateError: a tensor is one rank's shard of a larger one.
         """
         self.names.weights_key = weights_key(checkpoint)
         tree = self._value(checkpoint, ())
         while self._waiting:
             value, path, above = self._waiting.popleft()
-            self._begun, self._base, self._open = self._begun + 1, len(path), set(above)
+            self._begun, self._base, self._ancestors = self._begun + 1, len(path), set(above)
             self.deep.append({"at": path, "v": self._value(value, path)})
         return tree
 
     def text(self, tree: Any, more: Mapping[str, Any]) -> str:
-        """The content of `trainer.json`, ASCII; `more` stands beside the tree."""
+        """The content of `trainer.json`, ASCII; `more` are entries next to the tree."""
         document = {"tree": tree, **({"deep": self.deep} if self.deep else {}), **more}
         text = json.dumps(document, separators=(",", ":"))
         for path, fragment in self.names.fragments.items():
@@ -108,67 +107,67 @@ class Encoder:
         return f"{self._token}:{'.'.join(path)}"
 
     def _group(
-        self, value: Any, path: tuple[str, ...], known: Mapping[tuple[str, ...], Fragment]
+        self, value: Any, path: tuple[str, ...], cached: Mapping[tuple[str, ...], Fragment]
     ) -> Any:
-        """A value of which the text may be known from the save before."""
-        before = known.get(path)
-        if before is None or not self.names.fits(before) or not before.same(value):
-            before = self._fragment(value, path)
-            if before is None:
+        """Encode a group, or reuse its fragment of the previous save if nothing changed."""
+        earlier = cached.get(path)
+        if earlier is None or not self.names.fits(earlier) or not earlier.matches(value):
+            earlier = self._fragment(value, path)
+            if earlier is None:
                 return self._value(value, path)
-        self.names.add(path, before)
+        self.names.add(path, earlier)
         return self._placeholder(path)
 
     def _fragment(self, value: Any, path: tuple[str, ...]) -> Fragment | None:
-        """Encode a group by itself; None if its encoding depends on anything else."""
-        same = watch(value)
-        if same is None:
+        """Encode a group separately; None if its encoding depends on other values."""
+        matches = comparison_with(value)
+        if matches is None:
             return None
-        alone = Encoder(self._prefix)
-        tree = alone._value(value, path)
+        encoder = Encoder(self._prefix)
+        tree = encoder._value(value, path)
         text = json.dumps(tree, separators=(",", ":"))
-        names = alone.names
-        found = Fragment(same, text, names.single, names.refs, frozenset(names.places))
-        more = alone.leftovers or alone.classes or alone.functions or alone._waiting
-        whole = not more and self.names.fits(found)
-        return found if whole else None
+        names = encoder.names
+        fragment = Fragment(matches, text, names.single, names.refs, frozenset(names.data_pointers))
+        other_output = encoder.leftovers or encoder.classes or encoder.functions or encoder._waiting
+        whole = not other_output and self.names.fits(fragment)
+        return fragment if whole else None
 
     def _value(self, value: Any, path: tuple[str, ...]) -> Any:
         kind = type(value)
-        if self._known is not None and is_group(path):
-            known, self._known = self._known, None  # not inside itself
+        if self._cached is not None and is_group(path):
+            cached, self._cached = self._cached, None  # not inside itself
             try:
-                return self._group(value, path, known)
+                return self._group(value, path, cached)
             finally:
-                self._known = known
+                self._cached = cached
         if value is None or kind is bool:
             return value
         if kind is int:
             wide = value.bit_length() > _WIDE_BITS
             return {KIND: "int", "v": hex(value)} if wide else value
         if kind is str:
-            return value if is_text(value) else {KIND: "str", "v": surrogates(value)}
+            return value if is_text(value) else {KIND: "str", "v": encode_surrogates(value)}
         if kind is float:
             return value if math.isfinite(value) else {KIND: "float", "v": str(value)}
         if isinstance(value, torch.Tensor):
             return self._or_leftover(self._tensor, value, path)
-        if id(value) in self._open:
+        if id(value) in self._ancestors:
             return self._leftover(value, path)
         if len(path) > self._base + _DEPTH:
-            self._waiting.append((value, path, frozenset(self._open)))
+            self._waiting.append((value, path, frozenset(self._ancestors)))
             return {KIND: "deep", "v": self._begun + len(self._waiting)}
-        self._open.add(id(value))
+        self._ancestors.add(id(value))
         try:
             return self._or_leftover(self._compound, value, path)
         finally:
-            self._open.discard(id(value))
+            self._ancestors.discard(id(value))
 
     def _or_leftover(self, encode: Any, value: object, path: tuple[str, ...]) -> Any:
-        tensors, leftovers, waiting = self.names.mark(), len(self.leftovers), len(self._waiting)
+        names, leftovers, waiting = self.names.savepoint(), len(self.leftovers), len(self._waiting)
         try:
             return encode(value, path)
         except _NotRepresentableError:
-            self.names.back_to(tensors)  # they go with the whole
+            self.names.roll_back(names)  # the leftover contains them
             while len(self._waiting) > waiting:
                 self._waiting.pop()
             for key in list(self.leftovers)[leftovers:]:
@@ -189,14 +188,14 @@ class Encoder:
         kind = type(value)
         if kind is list:
             if is_short_numbers(value):
-                return value  # ids of parameters, indices of a sampler: thousands
+                return value  # thousands of parameter ids or sampler indices: no walk
             return [sub(item, str(index)) for index, item in enumerate(value)]
         if kind is dict:
             if all(type(key) is str and is_text(key) for key in value) and KIND not in value:
                 return {key: sub(item, key) for key, item in value.items()}
             return {KIND: "dict", "v": pairs(value, sub)}
         if (form := FORMS.get(kind)) is not None:
-            return {KIND: form.kind, **form.there(value, sub)}
+            return {KIND: form.kind, **form.encode(value, sub)}
         if kind is defaultdict:
             factory = value.default_factory
             if factory is not None and not isinstance(factory, type):
@@ -218,7 +217,7 @@ class Encoder:
         return self._code(value, kind, sub, path) or self._foreign(value, kind, sub, path)
 
     def _code(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
-        """What is no data, by its name; None for what is."""
+        """A class, a function or a partial, by name; None for any other value."""
         if isinstance(value, type):
             return {KIND: "class", "class": self._class(value, path)}
         if is_function(value):
@@ -229,7 +228,7 @@ class Encoder:
         return None
 
     def _module(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
-        """A loss, say, that somebody keeps as a hyperparameter: whole, or a leftover as a whole."""
+        """An `nn.Module` kept as a hyperparameter, such as a loss; a leftover if any part is."""
         leftovers = len(self.leftovers)
         own = {name: part for name, part in vars(value).items() if not is_hooks(name)}
         node = {KIND: "module", "class": self._class(kind, path), "v": pairs(own, sub)}
@@ -245,7 +244,7 @@ class Encoder:
         return name
 
     def _foreign(self, value: Any, kind: type, sub: Any, path: tuple[str, ...]) -> Any:
-        """Values of packages that need not be installed, told by where their class comes from."""
+        """Values of optional packages, recognised by the module of their class."""
         module = kind.__module__
         if module.startswith("numpy"):
             node = numpy_node(value, lambda content: self.names.store(content, path))
@@ -263,12 +262,12 @@ class Encoder:
     def _class(self, kind: type, path: tuple[str, ...]) -> str:
         name = class_name(kind)
         if kind is type(None):
-            return name  # known to every table, though no module has it
+            return name  # every table has it, although no module defines it
         found: Any = sys.modules.get(kind.__module__)
         for part in kind.__qualname__.split("."):
             found = getattr(found, part, None)
         if found is not kind:
-            raise _NotRepresentableError  # made inside a function: no name leads to it
+            raise _NotRepresentableError  # a local class cannot be looked up by name
         self.classes.setdefault(kind, ".".join(path))
         return name
 
@@ -324,10 +323,10 @@ class Encoder:
         if ref is None:
             try:
                 plain = storable(tensor)
-            except NotImplementedError as error:  # torch itself cannot copy it
+            except NotImplementedError as error:  # torch cannot copy this tensor
                 raise _NotRepresentableError from error
             ref = self.names.store(plain, path)
-            self.names.keep(identity, ref)
+            self.names.remember(identity, ref)
         node: dict[str, Any] = {KIND: "tensor", **ref}
         if tensor.dtype not in SAFETENSORS:
             node["dtype"] = str(tensor.dtype).removeprefix("torch.")

@@ -1,9 +1,9 @@
-"""Parts of a state that look the same at each save: what was encoded of them once is used again.
+"""Fragments: encoded groups of tensors that later saves reuse if the groups did not change.
 
-A training state is a few large, flat groups of tensors (the weights, an optimizer's state) and a
-little else. The tree of such a group, and the names it gives to its tensors, change only when the
-model or the optimizer does; comparing a tensor with the one that was there last time costs a
-microsecond, encoding it ten.
+A training state consists of a few large, flat groups of tensors (the weights, an optimizer's state)
+and little else. The JSON of such a group and the names of its tensors change only when the model or
+the optimizer does. Comparing a tensor with that of the previous save takes one microsecond,
+encoding it takes ten.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from bt_lightning.snapshot.dtypes import SAFETENSORS
-from bt_lightning.snapshot.safetensors_layout import row
+from bt_lightning.snapshot.safetensors_layout import header_row
 from bt_lightning.snapshot.tensor_address import tensor_address
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 WEIGHTS_KEY: Final = "state_dict"
 """The entry of a Lightning checkpoint whose tensors are the model's weights."""
 _OTHER_KEYS: Final = ("model", "module", "net", "network")
-"""What those call it who save by Fabric."""
+"""Names of that entry in checkpoints that scripts save with Fabric."""
 _GROUP_DEPTH = 3
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
@@ -43,35 +43,35 @@ _DTYPE, _REQUIRES_GRAD = map(operator.attrgetter, ("dtype", "requires_grad"))
 
 @dataclass(frozen=True, eq=False)
 class Fragment:
-    """What encoding one group of tensors came to."""
+    """The encoding of one group of tensors."""
 
-    same: Callable[[Any], bool]
-    """Whether a value would be encoded to this very fragment, with its tensors in the same place
-    in memory."""
+    matches: Callable[[Any], bool]
+    """Whether a value would be encoded to this same fragment, with its tensors at the same
+    addresses."""
     text: str
-    """Its tree, as JSON."""
+    """The group's tree as JSON."""
     tensors: dict[str, dict[str, torch.Tensor]]
     """File -> name -> tensor."""
     refs: dict[tuple[Any, ...], dict[str, str]]
     """Identity of a tensor -> its file and name."""
-    places: frozenset[int]
-    """Addresses of its tensors: groups that share none share no tensor."""
+    data_pointers: frozenset[int]
+    """Addresses of its tensors, to see quickly that two groups share no tensor."""
 
     def prepare(self) -> None:
-        """Make at once what is otherwise made when it is first asked for."""
-        _ = self.rows, self.spots
+        """Compute the cached properties in advance."""
+        _ = self.rows, self.tensor_addresses
 
     @cached_property
     def rows(self) -> dict[str, list[Row]]:
-        """File -> the rows of its tensors, sorted."""
+        """File -> the header rows of its tensors, sorted."""
         return {
-            file: sorted(row(name, tensor) for name, tensor in tensors.items())
+            file: sorted(header_row(name, tensor) for name, tensor in tensors.items())
             for file, tensors in self.tensors.items()
         }
 
     @cached_property
-    def spots(self) -> dict[str, list[TensorAddress]]:
-        """File -> where its tensors lie in memory."""
+    def tensor_addresses(self) -> dict[str, list[TensorAddress]]:
+        """File -> the addresses of its tensors."""
         return {
             file: [tensor_address(name, tensor) for name, tensor in tensors.items()]
             for file, tensors in self.tensors.items()
@@ -85,7 +85,7 @@ def weights_key(checkpoint: Mapping[str, Any]) -> str:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether `value` looks like the state of a module: names and tensors."""
+    """Whether `value` is a non-empty mapping of tensors, as a module's state is."""
     return (
         isinstance(value, Mapping)
         and bool(value)
@@ -94,23 +94,23 @@ def _is_flat(value: Any) -> bool:
 
 
 def is_group(path: tuple[str, ...]) -> bool:
-    """Whether the tensors of a Lightning checkpoint lie together at `path`."""
+    """Whether a Lightning checkpoint has a group of tensors at `path`."""
     return path == (WEIGHTS_KEY,) or (
         len(path) == _GROUP_DEPTH and path[0] == "optimizer_states" and path[2] == "state"
     )
 
 
-def watch(value: Any) -> Callable[[Any], bool] | None:
-    """A function that tells whether another value is encoded as `value`; None if that is unknown.
+def comparison_with(value: Any) -> Callable[[Any], bool] | None:
+    """A function that compares another value with `value`: whether both have the same encoding.
 
-    It is known for (nested) dicts of dense tensors and plain values. The function holds on to the
-    tensors; a weight that was put elsewhere in memory, or has another shape or dtype, is seen.
+    None unless `value` is a (nested) dict of dense tensors and plain values. The function keeps the
+    tensors alive. It detects a tensor with another address, shape, strides or dtype.
     """
     tensors: list[torch.Tensor] = []
     shape = _flatten(value, tensors)
     if shape is None or not tensors or not all(map(_is_plain, tensors)):
         return None
-    same_tensors = _Tensors(tensors).same
+    same_tensors = _RememberedTensors(tensors).matches
 
     def same(other: Any) -> bool:
         others: list[torch.Tensor] = []
@@ -120,33 +120,33 @@ def watch(value: Any) -> Callable[[Any], bool] | None:
 
 
 def _flatten(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """Collect the tensors; the rest as a value that can be compared, None if that is unknown."""
+    """Append the tensors to `tensors`; return the rest comparable, or None."""
     kind = type(value)
     if kind in _TENSORS:
         tensors.append(value)
         return kind
     if kind in _PLAIN:
-        return (kind, repr(value) if kind is float else value)  # -0.0 is written otherwise than 0.0
+        return (kind, repr(value) if kind is float else value)  # -0.0 == 0.0, but not in JSON
     if kind not in _DICTS or not _KEYS.issuperset(map(type, value)):
         return None
     items: list[Any] = []
-    twin: Any = None
-    for item in value.values():  # the branches come to what `_flatten` would: there are thousands
+    repeated: Any = None
+    for item in value.values():  # thousands: common cases are inlined, with the same result
         if type(item) is torch.Tensor:
             tensors.append(item)
             items.append(torch.Tensor)
-        elif twin is not None and type(item) is dict and list(item) == twin[1]:
+        elif repeated is not None and type(item) is dict and list(item) == repeated[1]:
             parts = list(item.values())
-            if list(map(type, parts)) != twin[2]:
-                twin = None
+            if list(map(type, parts)) != repeated[2]:
+                repeated = None
                 items.append(_flatten(item, tensors))
             else:
                 tensors += parts
-                items.append(twin)
+                items.append(repeated)
         else:
             items.append(found := _flatten(item, tensors))
             all_tensors = type(item) is dict and found and set(found[2]) == {torch.Tensor}
-            twin = found if all_tensors and set(map(type, item)) == {str} else None
+            repeated = found if all_tensors and set(map(type, item)) == {str} else None
         if items[-1] is None:
             return None
     extra = dict(vars(value)) if kind is OrderedDict else None  # `_metadata` of a state_dict
@@ -164,40 +164,42 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-class _Tensors:
-    """Whether other tensors are these, or views of the same memory that look the same.
+class _RememberedTensors:
+    """Compares tensors with those of the previous save by address, shape, strides and dtype.
 
-    What is remembered of thousands of tensors is a few dense arrays: objects for each of them would
-    be as many cache misses at each save, and work for the garbage collector.
+    The properties of thousands of tensors are kept in a few dense arrays: one object for each would
+    cause as many cache misses at each save, and work for the garbage collector.
     """
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self._tensors = tensors  # alive, or another might get the memory of one
-        self._places, self._forms = _places(tensors), _forms(tensors)
+        self._tensors = tensors  # kept alive, so that no other tensor gets the same address
+        self._data_pointers, self._layouts = _data_pointers(tensors), _layouts(tensors)
         self._negated = _negated(tensors)
 
-    def same(self, others: list[torch.Tensor]) -> bool:
-        """As they are at this moment."""
+    def matches(self, others: list[torch.Tensor]) -> bool:
+        """Whether `others` have the same memory and properties at this moment."""
         if len(others) != len(self._tensors):
             return False
-        if all(map(operator.is_, others, self._tensors)):  # only their memory can be another
-            return _places(others) == self._places and _forms(others) == self._forms
+        if all(map(operator.is_, others, self._tensors)):  # `.data` may have exchanged the memory
+            return (
+                _data_pointers(others) == self._data_pointers and _layouts(others) == self._layouts
+            )
         alike = (
             all(tensor.layout is torch.strided for tensor in others)
-            and _places(others) == self._places
-            and _forms(others) == self._forms
+            and _data_pointers(others) == self._data_pointers
+            and _layouts(others) == self._layouts
             and _negated(others) == self._negated
         )
         if alike:
-            self._tensors = others  # which may come again
+            self._tensors = others  # the next save may have the same objects
         return alike
 
 
-def _places(tensors: list[torch.Tensor]) -> array[int]:
+def _data_pointers(tensors: list[torch.Tensor]) -> array[int]:
     return array("Q", map(torch.Tensor.data_ptr, tensors))
 
 
-def _forms(tensors: list[torch.Tensor]) -> list[Any]:
+def _layouts(tensors: list[torch.Tensor]) -> list[Any]:
     dims = array("B", map(torch.Tensor.dim, tensors))
     sizes = array("q", chain.from_iterable(map(torch.Tensor.size, tensors)))
     contiguous = bytes(map(torch.Tensor.is_contiguous, tensors))

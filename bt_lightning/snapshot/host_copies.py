@@ -1,4 +1,4 @@
-"""The copies that bring a snapshot into an arena: which at once, which beside training."""
+"""Copies of CPU tensors into an arena: which must be done at once, and which during training."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from bt_lightning.snapshot.tensor_address import TensorAddress
 
 _BIG = 256 * 1024
-"""Bytes from which on a copy is worth a task of its own."""
+"""Bytes: smaller copies are grouped instead of being tasks of their own."""
 _PIECE = 192 * 1024 * 1024
-"""Bytes, at least, of a part of a larger tensor: with shorter ones memmove(3) would go through the
-cache, at half the speed on machines with a large one."""
+"""Minimum bytes of a part of a large tensor: for less, memmove(3) writes through the cache, at half
+the speed on machines with a large one."""
 _MOST_THREADS = 4
 _FEW_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CopySource:
-    """One tensor on a CUDA device, and where it goes."""
+    """One tensor on a CUDA device, and its offset in the arena."""
 
     offset: int
     tensor: torch.Tensor
@@ -43,48 +43,52 @@ class CopySource:
 
 @dataclass(eq=False)
 class HostCopies:
-    """Copies of tensors on the CPU, laid out once and carried out any number of times."""
+    """Copies of CPU tensors, planned once and run at any number of saves.
+
+    Pieces are (target address, source address, bytes).
+    """
 
     large: list[Piece] = field(default_factory=list)
     small: list[Piece] = field(default_factory=list)
     targets: list[torch.Tensor] = field(default_factory=list)
-    """Views of the arena for what is not contiguous."""
+    """Views of the arena for the tensors in `sources`."""
     sources: list[torch.Tensor] = field(default_factory=list)
-    held: list[torch.Tensor] = field(default_factory=list)
-    """Every source: their memory must stay, and their versions tell whether it changed."""
+    """Tensors that are not contiguous."""
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    """All tensors: keeps their memory, and their version counters show changes."""
     _arena: Arena | None = None
-    _gather: SmallCopies | None = None
+    _small_copies: SmallCopies | None = None
 
-    def add(self, arena: Arena, offset: int, spot: TensorAddress) -> None:
-        """Copy a tensor to `offset` when these copies are carried out."""
-        _, tensor, _, here, size, plain = spot
+    def add(self, arena: Arena, offset: int, address: TensorAddress) -> None:
+        """Plan the copy of a tensor to `offset` of the arena."""
+        _, tensor, _, source, size, plain = address
         if size == 0:
             return
-        self.held.append(tensor)
+        self.tensors.append(tensor)
         if not plain:
             self.targets.append(arena.view(offset, tensor))
             self.sources.append(tensor)
             return
-        there = arena.address + offset
+        target = arena.address + offset
         if size < _BIG:
-            self.small.append((there, here, size))
-            self._arena, self._gather = arena, None
+            self.small.append((target, source, size))
+            self._arena, self._small_copies = arena, None
             return
         length = -(-size // max(1, size // _PIECE))
         for start in range(0, size, length):
-            self.large.append((there + start, here + start, min(length, size - start)))
+            self.large.append((target + start, source + start, min(length, size - start)))
 
-    def gather(self) -> None:
-        """Copy what is small and contiguous."""
+    def copy_small(self) -> None:
+        """Copy the small contiguous tensors."""
         if self._arena is None:
             return
-        if self._gather is None:
-            self._gather = SmallCopies(self.small, self._arena.address)
-        self._gather.copy(self._arena.descriptor)
+        if self._small_copies is None:
+            self._small_copies = SmallCopies(self.small, self._arena.address)
+        self._small_copies.copy(self._arena.descriptor)
 
-    def same(self) -> bool:
-        """Whether the bytes are in the arena already; for few small tensors only."""
-        few = not self.large and sum(tensor.nbytes for tensor in self.held) < _FEW_BYTES
+    def already_copied(self) -> bool:
+        """Whether the arena has the same bytes already; compares few small tensors only."""
+        few = not self.large and sum(tensor.nbytes for tensor in self.tensors) < _FEW_BYTES
         return (
             few
             and all(ctypes.string_at(t, n) == ctypes.string_at(h, n) for t, h, n in self.small)
@@ -94,37 +98,39 @@ class HostCopies:
 
 @dataclass(eq=False)
 class Copies:
-    """All copies of some tensors, by the way they go."""
+    """All copies of some tensors, by kind."""
 
     lazy: HostCopies = field(default_factory=HostCopies)
-    """Only an optimizer changes these: they may be copied beside forward and backward."""
+    """CPU tensors that only an optimizer changes: may be copied during forward and backward."""
     eager: HostCopies = field(default_factory=HostCopies)
     device: list[CopySource] = field(default_factory=list)
 
-    def add(self, arena: Arena, offset: int, spot: TensorAddress, owned: Collection[int]) -> None:
-        """Sort one tensor in; `owned` are addresses of the storages that optimizers change."""
-        tensor, is_owned = spot.tensor, spot.storage in owned
+    def add(
+        self, arena: Arena, offset: int, address: TensorAddress, owned: Collection[int]
+    ) -> None:
+        """Plan the copy of one tensor; `owned` are addresses of storages that optimizers change."""
+        tensor, is_owned = address.tensor, address.storage in owned
         if tensor.is_cuda:
             self.device.append(CopySource(offset, tensor, is_owned))
         else:
             lazy = is_owned and tensor.is_cpu
-            (self.lazy if lazy else self.eager).add(arena, offset, spot)
+            (self.lazy if lazy else self.eager).add(arena, offset, address)
 
-    def same(self) -> bool:
-        """Whether the bytes are in the arena already; for few small tensors only."""
-        return not self.lazy.held and not self.device and self.eager.same()
+    def already_copied(self) -> bool:
+        """Whether the arena has the same bytes already; compares few small tensors only."""
+        return not self.lazy.tensors and not self.device and self.eager.already_copied()
 
     def versions(self) -> list[list[int]]:
-        """How often each source was written to in place: lazy, eager, on devices."""
+        """The version counters of the tensors: lazy, eager, on devices."""
         return [
-            write_counts(self.lazy.held),
-            write_counts(self.eager.held),
+            write_counts(self.lazy.tensors),
+            write_counts(self.eager.tensors),
             [source.tensor._version for source in self.device],
         ]
 
 
-def storages(optimizers: Iterable[torch.optim.Optimizer]) -> frozenset[int]:
-    """Addresses of the memory that these optimizers change, and nothing else does in forward."""
+def optimizer_storages(optimizers: Iterable[torch.optim.Optimizer]) -> frozenset[int]:
+    """Storage addresses of the optimizers' weights and states, which a forward leaves alone."""
     found: set[int] = set()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -136,24 +142,24 @@ def storages(optimizers: Iterable[torch.optim.Optimizer]) -> frozenset[int]:
     return frozenset(found - {0})
 
 
-class Sorter:
-    """Sorts the tensors of snapshots into copies; those that are the same each time, once."""
+class CopyPlanner:
+    """Plans the copies of snapshots; the plan for unchanged groups is kept for later saves."""
 
     def __init__(self) -> None:
         self._fixed: dict[int, tuple[tuple[Any, ...], Copies]] = {}
 
-    def forget(self) -> None:
-        """Let go of every tensor."""
+    def clear(self) -> None:
+        """Release every tensor."""
         self._fixed.clear()
 
-    def sort(
+    def plan(
         self,
         snapshot: Snapshot,
         placement: ArenaLayout,
         arena: Arena,
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> list[Copies]:
-        """Every copy of `snapshot` into `arena`: of what is the same each time, and of the rest."""
+        """Plan all copies of `snapshot` into `arena`: the unchanged groups first, then the rest."""
         files = snapshot.tensor_files
         others = [(path, name) for path, file in files.items() for name in file.others]
         shape = tuple(
@@ -163,39 +169,39 @@ class Sorter:
         parts = tuple((placement.starts[path], f.plan, f.fixed) for path, f in files.items())
         key = (arena, shape, parts)
         owned: frozenset[int] | None = None
-        known = self._fixed.get(arena.index)
-        if known is not None and known[0] == key:
-            fixed = known[1]
+        cached = self._fixed.get(arena.index)
+        if cached is not None and cached[0] == key:
+            fixed = cached[1]
         else:
-            owned, fixed = storages(optimizers), Copies()
+            owned, fixed = optimizer_storages(optimizers), Copies()
             self._fixed[arena.index] = (key, fixed)
             for path, file in files.items():
                 start, offsets = placement.starts[path], file.plan.offsets
                 for fragment in file.fixed:
-                    for known_spot in fragment.spots[path]:
-                        fixed.add(arena, start + offsets[known_spot.name], known_spot, owned)
+                    for address in fragment.tensor_addresses[path]:
+                        fixed.add(arena, start + offsets[address.name], address, owned)
         rest = Copies()
         for path, name in others:
             tensor = files[path].others[name]
             if owned is None and tensor.nbytes >= _FEW_BYTES:
-                owned = storages(optimizers)
+                owned = optimizer_storages(optimizers)
             place = placement.starts[path] + files[path].plan.offsets[name]
             rest.add(arena, place, tensor_address(name, tensor), owned or ())
         return [fixed, rest]
 
 
 class HostCopier:
-    """Threads that copy beside the training thread. Every call into C gives up the GIL."""
+    """Threads that copy while training goes on; the copies release the GIL."""
 
     def __init__(self) -> None:
         cores = len(os.sched_getaffinity(0))
         self._pool = copy_threads(min(_MOST_THREADS, cores), "bt_lightning copy")
 
     def run(self, batches: Sequence[HostCopies]) -> None:
-        """Carry out the copies; returns when the bytes are there."""
+        """Run the copies and return when the bytes are in the arena."""
         pending = [self._pool.submit(_move, *piece) for batch in batches for piece in batch.large]
         for batch in batches:
-            batch.gather()
+            batch.copy_small()
             if batch.targets:
                 with torch.no_grad():
                     torch._foreach_copy_(batch.targets, batch.sources)
@@ -208,12 +214,12 @@ class HostCopier:
 
 
 def write_counts(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """How often each tensor was written to in place, as autograd counts it."""
+    """The version counter of each tensor: autograd counts in-place writes."""
     return [tensor._version for tensor in tensors]
 
 
-def _move(there: int, here: int, size: int) -> None:
-    ctypes.memmove(there, here, size)  # not a copy_: it would take the threads of training
+def _move(target: int, source: int, size: int) -> None:
+    ctypes.memmove(target, source, size)  # `copy_` would use torch's intra-op threads
 
 
 def _equal_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -1,11 +1,11 @@
-"""Keeps optimizers from changing what is still being copied.
+"""Makes every optimizer step wait until the snapshot is copied.
 
-One hook before every optimizer step of this process, whoever owns the optimizer. A step that is
-given a closure runs forward and backward inside it: such a step is let in, and held back when its
-closure is over and the update is about to begin. That is right for optimizers that change nothing
-before their closure. Those of torch are known to be so; any other is watched over one step of its
-own first (SAM, for one, moves the weights before it calls the closure), and held back at its door
-until it has passed.
+A global hook runs before each optimizer step of this process, also of optimizers that the Trainer
+does not know. A step with a closure runs forward and backward inside it, so the guard waits at the
+end of the closure, before the update begins. That is correct only for optimizers that change
+nothing before their closure. The optimizers of torch are known to be so. For any other class, the
+guard waits before the step, and observes one closure to see whether the weights changed before it
+(SAM, for example, moves them).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _SAMPLES = 64
 
 
 class OptimizerGuard:
-    """Calls `settle` on the training thread before any optimizer changes anything."""
+    """Calls `finish_copy` on the training thread before any optimizer changes a tensor."""
 
-    def __init__(self, settle: Callable[[], None]) -> None:
-        self._settle = settle
-        self._patient: dict[type, bool] = {}
-        """Class of optimizer -> whether it changes nothing before its closure is over."""
-        # a compiled step would trace through the hook, and run what it does later than it says
+    def __init__(self, finish_copy: Callable[[], None]) -> None:
+        self._finish_copy = finish_copy
+        self._waits_for_closure: dict[type, bool] = {}
+        """Optimizer class -> whether it changes nothing before its closure returns."""
+        # traced into a compiled step, the hook would take effect after the update
         hook = torch.compiler.disable(self._before_step)  # type: ignore[no-untyped-call]
         self._handle = register_optimizer_step_pre_hook(hook)
 
     def close(self) -> None:
-        """Let every optimizer go."""
+        """Remove the hook."""
         self._handle.remove()
 
     def _before_step(
@@ -44,16 +44,16 @@ class OptimizerGuard:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         kind = type(optimizer)
         if not callable(closure):
-            self._settle()
+            self._finish_copy()
             return None
-        patient = self._patient.get(kind)
-        if patient is None and kind.__module__.startswith("torch.optim."):
-            patient = self._patient[kind] = True
-        if not patient:
-            self._settle()
-        if patient is None:
+        waits_for_closure = self._waits_for_closure.get(kind)
+        if waits_for_closure is None and kind.__module__.startswith("torch.optim."):
+            waits_for_closure = self._waits_for_closure[kind] = True
+        if not waits_for_closure:
+            self._finish_copy()
+        if waits_for_closure is None:
             closure = self._observed(kind, closure, optimizer)
-        guarded = self._until_after(closure)  # a save inside it is held by no other hook
+        guarded = self._until_after(closure)  # also covers a save inside the closure
         if "closure" in kwargs:
             return args, {**kwargs, "closure": guarded}
         return (args[0], guarded, *args[2:]), kwargs
@@ -63,26 +63,26 @@ class OptimizerGuard:
             try:
                 return closure(*args, **kwargs)
             finally:
-                self._settle()
+                self._finish_copy()
 
         return guarded
 
     def _observed(
         self, kind: type, closure: Callable[..., Any], optimizer: torch.optim.Optimizer
     ) -> Callable[..., Any]:
-        """The closure, which looks at its first call whether the step has changed anything."""
+        """The closure, whose first call checks whether the step has changed the weights."""
         before = _sample(optimizer)
 
         def observed(*args: Any, **kwargs: Any) -> Any:
-            if kind not in self._patient:
-                self._patient[kind] = _sample(optimizer) == before
+            if kind not in self._waits_for_closure:
+                self._waits_for_closure[kind] = _sample(optimizer) == before
             return closure(*args, **kwargs)
 
         return observed
 
 
 def _sample(optimizer: torch.optim.Optimizer) -> list[Any]:
-    """What tells of a change of its weights: versions, and some values, for writes to `.data`."""
+    """Version counters and some values of the weights: writes to `.data` change no counter."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     values = [
         weight.detach().reshape(-1)[:1].clone().cpu().tolist() for weight in weights[:_SAMPLES]

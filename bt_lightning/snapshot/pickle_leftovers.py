@@ -1,4 +1,7 @@
-"""What the tree cannot hold: pickled into `leftovers.pt`, which nothing reads unasked."""
+"""Pickles the values that the tree cannot represent into `leftovers.pt`.
+
+A load unpickles that file only with `weights_only=False`.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _COMPARED = 4 << 20
-"""Bytes of `leftovers.pt` above which its values are not compared with those of a process."""
+"""Bytes of `leftovers.pt` above which no digests of its values are recorded."""
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
-"""Entries of a Lightning checkpoint that a resume does not read: a hole there stops nobody."""
+"""Entries of a Lightning checkpoint that a resume does not read and that may be incomplete."""
 
 
 def type_name(value: object) -> str:
-    """How the type of a value is called in messages and manifests."""
+    """The name of a value's type in messages and manifests."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def pickle(leftovers: dict[str, object]) -> tuple[bytes | None, list[str]]:
-    """The bytes of `leftovers.pt`, and the paths of hyperparameters that cannot even be pickled.
+def pickle_leftovers(leftovers: dict[str, object]) -> tuple[bytes | None, list[str]]:
+    """The bytes of `leftovers.pt`, and the paths of hyperparameters that cannot be pickled.
 
-    Lightning, too, drops hyperparameters that cannot be pickled, with a warning.
+    Those are dropped, as Lightning does with a warning.
+
+    Raises:
+        UnsupportedStateError: another value can be neither encoded nor pickled.
     """
     if not leftovers:
         return None, []
@@ -51,11 +57,11 @@ def pickle(leftovers: dict[str, object]) -> tuple[bytes | None, list[str]]:
     return (_saved(kept) if kept else None), dropped
 
 
-def digests(leftovers: Mapping[str, object], size: int) -> dict[str, list[str]]:
-    """Path -> class and digest of the pickle, of each leftover that a resume reads.
+def leftover_digests(leftovers: Mapping[str, object], size: int) -> dict[str, list[str]]:
+    """Path -> class and digest of the pickle, for each leftover that a resume reads.
 
-    By these a process that holds an equal object knows it, and need not unpickle. Large ones have
-    none: each is pickled once more for it.
+    A process that already has an equal object finds it by these and does not unpickle. Empty if
+    `leftovers.pt` is large (`size` bytes), since each value is pickled once more.
     """
     if size > _COMPARED:
         return {}
@@ -67,7 +73,7 @@ def digests(leftovers: Mapping[str, object], size: int) -> dict[str, list[str]]:
 
 
 def digest_of(value: object) -> str:
-    """XXH3-128 of `value` as `torch.save` writes it; any exception of its own way to pickle."""
+    """XXH3-128 of the bytes that `torch.save` writes; raises what pickling `value` raises."""
     return xxhash.xxh3_128_hexdigest(_saved(value))
 
 

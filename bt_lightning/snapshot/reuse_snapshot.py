@@ -1,4 +1,4 @@
-"""The snapshot that was taken last, while another save of the same moment may share its bytes."""
+"""Reuses the bytes of the previous snapshot for a second save of the same step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from bt_lightning.snapshot.arena import Arena
     from bt_lightning.snapshot.capture import Capture
-    from bt_lightning.snapshot.host_copies import Sorter
+    from bt_lightning.snapshot.host_copies import CopyPlanner
     from bt_lightning.worker_messages import FileImage
 
 
 @dataclass
 class PreviousSnapshot:
-    """What lies in the arena, and where; kept until the state may change."""
+    """The previous snapshot and its location in the arena; kept until the state may change."""
 
     snapshot: Snapshot
     placement: ArenaLayout
@@ -31,19 +31,19 @@ class PreviousSnapshot:
     images: dict[str, FileImage]
     """Path -> image of each tensor file."""
     end: int
-    """First byte of the arena behind everything that was put there."""
+    """First unused byte of the arena."""
 
     def share(
-        self, snapshot: Snapshot, sorter: Sorter, optimizers: Sequence[torch.optim.Optimizer]
+        self, snapshot: Snapshot, planner: CopyPlanner, optimizers: Sequence[torch.optim.Optimizer]
     ) -> ArenaLayout | None:
-        """Put the small files of `snapshot` behind the bytes that it shares.
+        """Write the small files of `snapshot` to the arena and share its tensor files.
 
-        None if any of its tensors is another, elsewhere, or has other bytes, or there is no room.
+        None if a tensor is a different one, moved, or has other bytes, or if the arena is full.
         """
         if not self._has_files_of(snapshot):
             return None
-        copies = sorter.sort(snapshot, self.placement, self.arena, optimizers)
-        if copies[0] is not self.capture.fixed or not copies[1].same():
+        copies = planner.plan(snapshot, self.placement, self.arena, optimizers)
+        if copies[0] is not self.capture.fixed or not copies[1].already_copied():
             return None
         placement = place_files(Snapshot({}, snapshot.small_files, (), (), {}), self.end)
         if placement.end > self.arena.size:
@@ -54,7 +54,7 @@ class PreviousSnapshot:
         return placement
 
     def _has_files_of(self, other: Snapshot) -> bool:
-        """Whether the tensor files have one layout, and their large groups are the same objects."""
+        """Whether the tensor files have the same layout and the same fragments."""
         files, others = self.snapshot.tensor_files, other.tensor_files
         return files.keys() == others.keys() and all(
             file.plan is others[path].plan and file.fixed == others[path].fixed

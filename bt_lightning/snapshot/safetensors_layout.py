@@ -1,9 +1,10 @@
-"""The bytes of a safetensors file: a header, and where each tensor lies behind it.
+"""Layout of a safetensors file: the header and the offset of each tensor.
 
-Source of the format: the safetensors README. Tensors lie in order of falling item size, so that
-each begins at a multiple of its item size, then of falling size, then name: small trained tensors
-between large frozen ones (adapters) lie together, and leave most blocks of the file as they were.
-The header is padded with spaces so that the first tensor begins at a multiple of `ALIGNMENT`.
+Source of the format: the safetensors README. Tensors are sorted by descending item size, so that
+each is aligned to it, then by descending size, then by name. So the small trained tensors of an
+adapter are adjacent instead of spread between large frozen ones, and most blocks of the file stay
+the same between saves. The header is padded with spaces so that the first tensor begins at a
+multiple of `ALIGNMENT`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 ALIGNMENT: Final = 4096
-"""Bytes: a page, so that a mapping or a direct read of the tensors needs no bounce buffer."""
+"""Bytes: a page, so that the tensors can be mapped or read with O_DIRECT."""
 _LENGTH_BYTES = 8
 
 
@@ -36,10 +37,10 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def storable(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, detached, if safetensors knows its dtype; else its items as bytes.
+    """The tensor detached, if safetensors has its dtype; otherwise its items as bytes.
 
-    Takes dense tensors of any shape and strides, on any device; copies only what is no plain view.
-    A dtype that safetensors does not know comes back as uint8 of shape `[*shape, item bytes]`.
+    Takes dense tensors of any shape and strides, on any device. A dtype that safetensors lacks is
+    returned as uint8 of shape `[*shape, bytes of an item]`, copied if the tensor is not contiguous.
     """
     tensor = tensor.detach() if tensor.requires_grad else tensor
     if tensor.dtype in SAFETENSORS:
@@ -54,28 +55,28 @@ def storable(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def host_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """What `storable` returned as a contiguous CPU tensor; no copy where it is one already."""
+    """A tensor of `storable` as a contiguous CPU tensor; copied only if it is none."""
     return tensor.resolve_conj().resolve_neg().to("cpu").contiguous()
 
 
 @dataclass(frozen=True, eq=False)
 class FilePlan:
-    """Where everything lies in one safetensors file."""
+    """The header, offsets and size of one safetensors file."""
 
     header: bytes
     offsets: dict[str, int]
-    """Name of each tensor -> where its bytes begin, from the start of the file; in file order."""
+    """Name of each tensor -> offset of its bytes from the start of the file, in file order."""
     size: int
     """Bytes of the file."""
 
 
 Row = tuple[int, int, str, int, str]
-"""One tensor of a file: minus its item size, minus its items, its name (so rows sort as tensors lie
-in a file), its bytes, and its entry in the header up to the offsets."""
+"""One tensor of a file: negative item size, negative number of items, name (sorted rows are in file
+order), size in bytes, and its entry in the header up to the offsets."""
 
 
-def row(name: str, tensor: torch.Tensor) -> Row:
-    """The row of a tensor, as `storable` returns it."""
+def header_row(name: str, tensor: torch.Tensor) -> Row:
+    """The row of a tensor that `storable` returned."""
     item, count = tensor.element_size(), tensor.numel()
     shape = ",".join(map(str, tensor.shape))
     entry = f'{json.dumps(name)}:{{"dtype":"{SAFETENSORS[tensor.dtype]}","shape":[{shape}],'
@@ -84,11 +85,11 @@ def row(name: str, tensor: torch.Tensor) -> Row:
 
 def plan_file(tensors: Mapping[str, torch.Tensor]) -> FilePlan:
     """Lay out a file of tensors, each as `storable` returns it."""
-    return plan_rows(row(name, tensor) for name, tensor in tensors.items())
+    return plan_rows(header_row(name, tensor) for name, tensor in tensors.items())
 
 
 def plan_rows(rows: Iterable[Row]) -> FilePlan:
-    """Lay out a file of the tensors that have these rows; quick where they come sorted."""
+    """Lay out a file of the tensors with these rows; faster if they are sorted."""
     ordered = sorted(rows)
     ends = list(accumulate(size for _, _, _, size, _ in ordered))
     entries = [
@@ -108,8 +109,8 @@ def plan_rows(rows: Iterable[Row]) -> FilePlan:
 def file_pieces(
     plan: FilePlan, tensors: Mapping[str, torch.Tensor]
 ) -> Iterator[memoryview | bytes]:
-    """The pieces of one file, in order, brought to the host one by one."""
+    """The bytes of one file in order, copied to the host tensor by tensor."""
     yield plan.header
     for name in plan.offsets:
-        host = host_tensor(tensors[name])  # it must outlive the view that the caller gets
+        host = host_tensor(tensors[name])  # must outlive the yielded view
         yield tensor_bytes(host)

@@ -1,4 +1,4 @@
-"""What one save cost and came to."""
+"""The record of one save: its timings, sizes and outcome; and the options of snapshots."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ no room for it."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotOptions:
-    """How saves are taken; the arguments of `BTLightning` that say so."""
+    """The arguments of `BTLightning` that control snapshots."""
 
     snapshot: Policy = "auto"
     overlap: Overlap = "wait"
     arenas: int = 1
     arena_memory: int | None = None
-    """Bytes that all arenas together may take; None: as much as the machine has to spare."""
+    """Bytes that all arenas together may take; None: limited by free memory only."""
 
     @property
     def count(self) -> int:
-        """Arenas in use: a save that replaces a queued one needs a second."""
+        """Number of arenas: at least two with `overlap="latest"`, which replaces a queued save."""
         return max(self.arenas, 2) if self.overlap == "latest" else self.arenas
 
 
 @dataclass(slots=True, kw_only=True)
 class SaveRecord:
-    """One save, from the call to the bucket; what is not known yet is 0."""
+    """One save, from the call until it is in the store; numbers not known yet are 0."""
 
     number: int
     """From 1, in this run."""
@@ -52,31 +52,31 @@ class SaveRecord:
     decision: SaveDecision = "saved"
     bytes: int = 0
     call_ms: float = 0.0
-    """Milliseconds that the call to save held the training thread."""
+    """Milliseconds that the call to save blocked the training thread."""
     wait_ms: float = 0.0
-    """Milliseconds of it that waited for a free arena."""
+    """Milliseconds of `call_ms` spent waiting for a free arena."""
     guard_ms: float = 0.0
-    """Milliseconds that the training thread waited for the copy later on."""
+    """Milliseconds that the training thread waited for the copy before an optimizer step."""
     copy_ms: float = 0.0
     """Milliseconds from the end of the call to the end of the copy."""
     write_s: float = 0.0
     local_durable_s: float = 0.0
     remote_durable_s: float = 0.0
     cpu_s: float = 0.0
-    """Seconds of CPU that it took to commit it: of the worker, or of this thread if `direct`."""
+    """CPU seconds of the commit: of the worker, or of the training thread if `direct`."""
     evicted: int = 0
-    """Copies on the disk, of checkpoints in the store, that made room for it."""
+    """Number of local copies of stored checkpoints that were deleted to make space for it."""
     streamed: bool = False
-    """Whether it went to the store only, as the disk had no room, or failed."""
+    """Whether it was written to the store only, since the disk was full or failed."""
     trouble: str = ""
-    """What the disk answered, if it failed."""
+    """The error of the disk, if it failed."""
 
     @property
     def is_kept(self) -> bool:
         """Whether it was committed, or waits for its commit."""
         return self.decision in {"saved", "waited"}
 
-    def job(
+    def commit_message(
         self,
         arena: int,
         files: tuple[FileImage, ...],
@@ -84,7 +84,7 @@ class SaveRecord:
         began: float,
         after: int,
     ) -> CommitImage:
-        """What the worker is told to commit; the fields of `CommitImage`."""
+        """The message that tells the worker to commit this save; arguments as `CommitImage`."""
         return CommitImage(
             number=self.number,
             arena=arena,
@@ -95,8 +95,8 @@ class SaveRecord:
             after=after,
         )
 
-    def take(self, event: Committed | CommitFailed) -> None:
-        """Take the numbers that the worker says."""
+    def update_from(self, event: Committed | CommitFailed) -> None:
+        """Copy the worker's numbers into this record."""
         self.evicted = event.evicted
         if isinstance(event, CommitFailed):
             return
@@ -105,7 +105,7 @@ class SaveRecord:
         self.streamed, self.trouble = event.streamed, event.trouble
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that are known, for loggers."""
+        """The known numbers for loggers, as `checkpoint/<field>`."""
         return {
             f"checkpoint/{name}": float(value)
             for name, value in asdict(self).items()
@@ -114,19 +114,19 @@ class SaveRecord:
         }
 
 
-def torn(record: SaveRecord) -> TornSnapshotError:
-    """What is raised for a save that the torn-copy detector gave up."""
+def torn_error(record: SaveRecord) -> TornSnapshotError:
+    """The error for a save that the torn-copy detector discarded."""
     return TornSnapshotError(
         f"the checkpoint {record.checkpoint_id} was given up: something other than an optimizer"
-        " step changed weights or optimizer state while they were copied beside training. Use"
+        " step changed weights or optimizer state while they were copied during training. Use"
         " BTLightning(snapshot='eager'), which copies before the save returns"
     )
 
 
-def too_slow(records: Iterable[SaveRecord], waited_s: float) -> SaveTimeoutError:
-    """What is raised for saves that the disk did not take in time."""
+def timeout_error(records: Iterable[SaveRecord], waited_s: float) -> SaveTimeoutError:
+    """The error for saves that were not written to the disk in time."""
     names = ", ".join(record.checkpoint_id for record in records)
     return SaveTimeoutError(
-        f"the disk has not taken {names} within {waited_s:.0f} s: check the volume of"
+        f"{names} was not written to the disk within {waited_s:.0f} s: check the volume of"
         " BT_CHECKPOINT_DIR"
     )

@@ -1,7 +1,7 @@
-"""Saves that do not hold up training: snapshot into an arena, commit in the worker.
+"""The life of a save: a snapshot into an arena, then a commit by the worker process.
 
-Every public method is called on the training thread of the rank that writes. One thread of ours
-copies, and hands complete images to the worker; it decides nothing.
+Every public method of `Saver` is called on the training thread of the rank that writes. A copy
+thread completes the snapshot and sends it to the worker; it makes no decisions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from bt_lightning.snapshot.arena_layout import place_files
 from bt_lightning.snapshot.arena_pool import ArenaPool
 from bt_lightning.snapshot.capture import Capture, Streams
 from bt_lightning.snapshot.copy_threads import copy_threads
-from bt_lightning.snapshot.host_copies import HostCopier, Sorter
+from bt_lightning.snapshot.host_copies import CopyPlanner, HostCopier
 from bt_lightning.snapshot.optimizer_guard import OptimizerGuard
 from bt_lightning.snapshot.reuse_snapshot import PreviousSnapshot
-from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions, too_slow, torn
-from bt_lightning.snapshot.state_files import Memory, Snapshot
+from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions, timeout_error, torn_error
+from bt_lightning.snapshot.state_files import EncodingCache, Snapshot
 from bt_lightning.worker.worker_handle import unlimited
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Withdrawn
 
@@ -32,36 +32,36 @@ if TYPE_CHECKING:
     from bt_lightning.worker.worker_handle import Worker
 
 _WAIT_S = 3600.0
-"""Longest wait for a disk to take the save before."""
+"""Longest wait for the previous save to be written."""
 _LOOK_S = 1.0
 
 
 class Saver:
-    """Takes snapshots and sees them committed."""
+    """Takes snapshots and tracks them until they are committed or have failed."""
 
     def __init__(
         self,
         worker: Worker,
         optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
-        pump: Callable[[float], None],
+        wait_for_events: Callable[[float], None],
         options: SnapshotOptions,
         *,
         pinned_for: torch.device | None = None,
     ) -> None:
-        """`pump(timeout_s)` waits for events of the worker, and brings ours to `handle`.
+        """`wait_for_events(timeout_s)` receives the worker's events and calls `handle` with them.
 
-        `pinned_for` is the CUDA device that the state lies on, if it does.
+        `pinned_for` is the CUDA device of the state, None if it is on the CPU.
         """
         self.generation: Callable[[str], int] = lambda _: 0
-        """The newest generation of an id that this process knows of."""
+        """The newest generation of a checkpoint id that this process knows, 0 if none."""
         self.lazy = options.snapshot != "eager"
-        """Whether what only optimizers change is copied beside training."""
+        """Whether tensors that only optimizers change are copied during training."""
         self._worker = worker
         self._optimizers = optimizers
-        self._pump = pump
+        self._wait_for_events = wait_for_events
         self._overlap = options.overlap
         self._thread = copy_threads(1, "bt_lightning snapshot")
-        self._toucher = copy_threads(1, "bt_lightning touch")  # of arenas that no save waits for
+        self._toucher = copy_threads(1, "bt_lightning touch")  # populates the pages of arenas
         self._arenas = ArenaPool(
             worker,
             self._toucher.submit,
@@ -71,11 +71,11 @@ class Saver:
         )
         self._copier = HostCopier()
         self._streams = Streams()
-        self._sorter = Sorter()
-        self._memory = Memory()
+        self._planner = CopyPlanner()
+        self._cache = EncodingCache()
         self._guard = OptimizerGuard(self._before_step)
         self._numbers = 0
-        self._last: PreviousSnapshot | None = None
+        self._previous: PreviousSnapshot | None = None
         self._copying: tuple[Capture, SaveRecord] | None = None
         self._copies: dict[int, tuple[Future[None], Capture, SaveRecord]] = {}
         self._open: dict[int, SaveRecord] = {}
@@ -86,60 +86,63 @@ class Saver:
     def save(
         self,
         checkpoint_id: str,
-        take: Callable[[Memory], Snapshot],
+        lay_out: Callable[[EncodingCache], Snapshot],
         facts: Callable[[Snapshot], ManifestFacts],
     ) -> SaveRecord:
-        """Take a snapshot of what `take` lays out, to be committed as `checkpoint_id`.
+        """Take the snapshot that `lay_out` returns, to be committed as `checkpoint_id`.
 
-        Returns when the state may change except by an optimizer. If there is no memory for a
-        snapshot the record says `direct`: the caller has to write it, and to complete the record.
+        `facts` returns the manifest's facts for it. Returns when the state may change except by an
+        optimizer. Without memory for an arena the record's `snapshot` is `direct`: the caller
+        writes the checkpoint itself and completes the record.
 
         Raises:
-            SaveTimeoutError: the disk has not taken the save before for an hour.
+            SaveTimeoutError: the previous save was not written within an hour.
         """
         began, started = time.time(), time.perf_counter()
         self._numbers += 1
         record = SaveRecord(number=self._numbers, checkpoint_id=checkpoint_id, step=0)
-        job = self._shared(record, take, facts, began) if self._last is not None else None
-        if job is None:
-            self.settle()
+        message = self._save_shared(record, lay_out, facts, began) if self._previous else None
+        if message is None:
+            self.finish_copy()
             slot = self._slot(record)
             if slot is None:
                 record.snapshot, record.decision = "none", "skipped"
                 record.call_ms = 1000 * (time.perf_counter() - started)
                 return record
             try:
-                job = self._taken(record, slot, take, facts, began)
+                message = self._save_new(record, slot, lay_out, facts, began)
             except ArenaTooLargeError:
                 record.snapshot = "direct"
                 return record
-        assert self._last is not None
-        record.step = job.facts.step
-        record.bytes = sum(image.size for image in job.files)
+        assert self._previous is not None
+        record.step = message.facts.step
+        record.bytes = sum(image.size for image in message.files)
         self._open[record.number] = record
-        capture, warm = self._last.capture, self._arenas.warming(self._last.slot)
+        capture, pages_ready = self._previous.capture, self._arenas.pages_ready(self._previous.slot)
         record.call_ms = 1000 * (time.perf_counter() - started)
-        future = self._thread.submit(self._finish, capture, job, time.perf_counter(), record, warm)
+        future = self._thread.submit(
+            self._finish, capture, message, time.perf_counter(), record, pages_ready
+        )
         self._copies[record.number] = (future, capture, record)
         if not capture.done and record.snapshot != "shared":
             self._copying = (capture, record)
         return record
 
-    def _taken(
+    def _save_new(
         self,
         record: SaveRecord,
         slot: int,
-        take: Callable[[Memory], Snapshot],
+        lay_out: Callable[[EncodingCache], Snapshot],
         facts: Callable[[Snapshot], ManifestFacts],
         began: float,
     ) -> CommitImage:
-        snapshot = take(self._memory)
-        said = facts(snapshot)  # before anything is in use: it may fail
+        snapshot = lay_out(self._cache)
+        contents = facts(snapshot)  # may fail, so before an arena is in use
         placement = place_files(snapshot)
-        arena = self._arenas.ready(slot, placement.end)
-        copies = self._sorter.sort(snapshot, placement, arena, self._optimizers())
-        if any(part.device for part in copies):  # no copy may meet memory that is half registered
-            wait([self._arenas.warming(slot)], _WAIT_S)
+        arena = self._arenas.arena_for(slot, placement.end)
+        copies = self._planner.plan(snapshot, placement, arena, self._optimizers())
+        if any(part.device for part in copies):  # CUDA needs the arena registered whole or not
+            wait([self._arenas.pages_ready(slot)], _WAIT_S)
         capture = Capture(copies, self._copier, lazy=self.lazy)
         for path, file in snapshot.tensor_files.items():
             arena.write(placement.starts[path], file.plan.header)
@@ -149,45 +152,44 @@ class Saver:
         self._arenas.use(slot, record.number)
         record.snapshot = capture.kind
         images = placement.images(record.number)
-        known = {image.path: image for image in images if image.path in snapshot.tensor_files}
-        self._last = PreviousSnapshot(
-            snapshot, placement, capture, arena, slot, known, placement.end
+        tensor_images = {
+            image.path: image for image in images if image.path in snapshot.tensor_files
+        }
+        self._previous = PreviousSnapshot(
+            snapshot, placement, capture, arena, slot, tensor_images, placement.end
         )
         after = self.generation(record.checkpoint_id)
-        return record.job(arena.index, images, said, began, after)
+        return record.commit_message(arena.index, images, contents, began, after)
 
-    def _shared(
+    def _save_shared(
         self,
         record: SaveRecord,
-        take: Callable[[Memory], Snapshot],
+        lay_out: Callable[[EncodingCache], Snapshot],
         facts: Callable[[Snapshot], ManifestFacts],
         began: float,
     ) -> CommitImage | None:
-        """A save of the very tensors that lie in the arena already, as `last` is.
-
-        None if anything of them is different.
-        """
-        last = self._last
-        assert last is not None
-        if last.arena.closed or last.capture.moved():
+        """Save the same tensors again by sharing the previous snapshot; None if any differs."""
+        previous = self._previous
+        assert previous is not None
+        if previous.arena.closed or previous.capture.versions_changed():
             return None
-        snapshot = take(self._memory)
-        said = facts(snapshot)
-        placement = last.share(snapshot, self._sorter, self._optimizers())
+        snapshot = lay_out(self._cache)
+        contents = facts(snapshot)
+        placement = previous.share(snapshot, self._planner, self._optimizers())
         if placement is None:
             return None
-        self._arenas.use(last.slot, record.number)
+        self._arenas.use(previous.slot, record.number)
         record.snapshot = "shared"
-        images = (*last.images.values(), *placement.images(record.number))
+        images = (*previous.images.values(), *placement.images(record.number))
         after = self.generation(record.checkpoint_id)
-        return record.job(last.arena.index, images, said, began, after)
+        return record.commit_message(previous.arena.index, images, contents, began, after)
 
     def _slot(self, record: SaveRecord) -> int | None:
         """An idle slot, by the overlap policy; None if this save is skipped."""
-        if (slot := self._arenas.idle()) is not None:
+        if (slot := self._arenas.idle_slot()) is not None:
             return slot
-        self._pump(0.0)
-        if (slot := self._arenas.idle()) is not None:
+        self._wait_for_events(0.0)
+        if (slot := self._arenas.idle_slot()) is not None:
             return slot
         if self._overlap == "skip":
             return None
@@ -195,12 +197,12 @@ class Saver:
         record.decision = "waited"
         if self._overlap == "latest":
             self._replace()
-        self._await(lambda: self._arenas.idle() is not None)
+        self._await(lambda: self._arenas.idle_slot() is not None)
         record.wait_ms = 1000 * (time.perf_counter() - started)
-        return self._arenas.idle()
+        return self._arenas.idle_slot()
 
     def _replace(self) -> None:
-        """Give up the newest snapshot that waits to be written, if one does."""
+        """Withdraw the newest queued snapshot that the worker has not begun to write."""
         numbers = self._arenas.users_beside(max(self._open))
         self._await(lambda: not self._copies.keys() & numbers)
         for number in numbers:
@@ -209,31 +211,31 @@ class Saver:
     def _finish(
         self,
         capture: Capture,
-        job: CommitImage,
+        message: CommitImage,
         returned: float,
         record: SaveRecord,
-        warm: Future[None],
+        pages_ready: Future[None],
     ) -> None:
-        """On the copy thread: end the copy, and hand the image over."""
+        """On the copy thread: complete the copy and send the commit message to the worker."""
         if not capture.done:
-            wait([warm])  # pages that are not there yet are slower to copy to
+            wait([pages_ready])  # copying into unpopulated pages is slower
             capture.finish()
         record.copy_ms = 1000 * max(0.0, capture.ended_at - returned)
         if not capture.torn:
-            self._worker.commit(job)
+            self._worker.commit(message)
 
-    # the copy under way
+    # the copy in progress
 
-    def changes(self) -> None:
-        """The state may change from here on, except for what only optimizers change."""
-        self._last = None  # nothing shares its bytes now, and its tensors need not stay
+    def state_may_change(self) -> None:
+        """Note that the state may change from here on, except for what only optimizers change."""
+        self._previous = None  # no later save shares its bytes, and its tensors are released
 
     def _before_step(self) -> None:
-        self.changes()
-        self.settle()
+        self.state_may_change()
+        self.finish_copy()
 
-    def settle(self) -> None:
-        """Return when everything of the state may change."""
+    def finish_copy(self) -> None:
+        """Wait until the copy in progress allows the whole state to change."""
         if self._copying is None:
             return
         (capture, record), self._copying = self._copying, None
@@ -242,49 +244,49 @@ class Saver:
         record.guard_ms += 1000 * (time.perf_counter() - started)
 
     def prepare(self, size: int) -> None:
-        """Have an arena ready for a state of about `size` bytes; does not wait for it."""
+        """Allocate arenas for a state of about `size` bytes in the background."""
         self._arenas.prepare(size)
 
-    def foresee(self, look: Callable[[], Memory]) -> None:
-        """Let `look` tell, beside training, what the first save will find."""
+    def encode_early(self, encode: Callable[[], EncodingCache]) -> None:
+        """Run `encode` on the copy thread, to fill the cache before the first save."""
         if not self._numbers:
-            self._memory.foreseen = self._thread.submit(look)
+            self._cache.early = self._thread.submit(encode)
 
     # outcomes
 
     def handle(self, event: Committed | CommitFailed | Withdrawn) -> None:
-        """Take what the worker says of a save."""
+        """Record the worker's outcome of a save."""
         record = self._open.pop(event.number)
         self._arenas.release(event.number)
         if isinstance(event, Withdrawn):
             record.decision = "replaced"
             self._ended.append((record, None))
             return
-        record.take(event)
-        came = event.error if isinstance(event, CommitFailed) else event.manifest
-        self._ended.append((record, came))
+        record.update_from(event)
+        outcome = event.error if isinstance(event, CommitFailed) else event.manifest
+        self._ended.append((record, outcome))
 
     @property
-    def stirred(self) -> bool:
-        """Whether `ended` may come to something."""
+    def has_outcomes(self) -> bool:
+        """Whether `take_outcomes` may return something."""
         return bool(self._copies or self._ended)
 
-    def ended(self) -> list[tuple[SaveRecord, bytes | Exception | None]]:
-        """What came of saves since the last call.
+    def take_outcomes(self) -> list[tuple[SaveRecord, bytes | Exception | None]]:
+        """The saves that ended since the last call, each with its outcome.
 
-        The manifest's bytes, the error, or None for a save that gave way to a newer one.
+        An outcome is the manifest's bytes, the error, or None for a save that a newer one replaced.
         """
         self._collect()
         ended, self._ended = self._ended, []
         return ended
 
     def pending(self, checkpoint_id: str | None = None) -> int:
-        """How many saves, of this id or of any, are neither committed nor given up."""
+        """Number of saves, of this id or of any, that are neither committed nor failed."""
         ids = [record.checkpoint_id for record in self._open.values()]
         return len(ids) if checkpoint_id is None else ids.count(checkpoint_id)
 
     def unwanted(self, checkpoint_id: str) -> None:
-        """Let the worker remove what is under way of this id, when something newer is safe."""
+        """Let the worker remove saves of this id in progress, once a newer one is committed."""
         for record in list(self._open.values()):
             if record.checkpoint_id == checkpoint_id:
                 self._worker.unwanted(record.number)
@@ -292,33 +294,33 @@ class Saver:
     def drain(
         self, checkpoint_id: str | None = None, left_s: Callable[[], float] = unlimited
     ) -> None:
-        """Wait until every save, or every one of `checkpoint_id`, is committed or given up.
+        """Wait until all saves, or those of `checkpoint_id`, are committed or have failed.
 
-        `left_s` is asked again and again how long that may take: a signal may leave less time.
+        `left_s` returns the seconds left; it is called repeatedly, since a signal may shorten them.
 
         Raises:
-            SaveTimeoutError: the disk has not taken it in that time, or within an hour.
+            SaveTimeoutError: they were not written in that time, or within an hour.
         """
-        self.settle()
+        self.finish_copy()
         self._await(lambda: not self.pending(checkpoint_id), left_s)
 
     def close(self) -> None:
-        """Give up the threads and the memory; a copy that was begun is handed over first.
+        """End the threads and release the memory, after the copy in progress is complete.
 
-        That takes as long as memory does. The worker keeps an arena as long as it has its image.
+        The worker keeps its mapping of an arena until it has written the snapshot in it.
         """
         self._guard.close()
         self._thread.shutdown()
         self._copier.close()
-        self._last = self._copying = None
+        self._previous = self._copying = None
         self._copies.clear()
-        self._sorter.forget()
-        self._memory = Memory()
+        self._planner.clear()
+        self._cache = EncodingCache()
         self._arenas.close()
         self._toucher.shutdown()
 
     def _collect(self) -> None:
-        """Take what the copy thread has come to."""
+        """Collect the copies that have ended; record those that failed or were torn."""
         for number, (future, capture, record) in list(self._copies.items()):
             if not future.done():
                 continue
@@ -327,19 +329,21 @@ class Saver:
                 continue
             self._open.pop(number, None)
             self._arenas.release(number)
-            self._ended.append((record, error if isinstance(error, Exception) else torn(record)))
+            self._ended.append(
+                (record, error if isinstance(error, Exception) else torn_error(record))
+            )
 
     def _await(self, over: Callable[[], bool], left_s: Callable[[], float] = unlimited) -> None:
         started = time.monotonic()
         self._collect()
         while not over():
             waited_s = time.monotonic() - started
-            look_s = min(_LOOK_S, _WAIT_S - waited_s, left_s())
-            if look_s <= 0:
-                raise too_slow(self._open.values(), waited_s)
+            wait_s = min(_LOOK_S, _WAIT_S - waited_s, left_s())
+            if wait_s <= 0:
+                raise timeout_error(self._open.values(), waited_s)
             copying = [future for future, _, _ in self._copies.values()]
             if copying:
-                wait(copying[:1], look_s)  # what it came to is collected below
+                wait(copying[:1], wait_s)  # `_collect` handles its result
             else:
-                self._pump(look_s)
+                self._wait_for_events(wait_s)
             self._collect()

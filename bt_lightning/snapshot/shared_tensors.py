@@ -1,4 +1,4 @@
-"""Which file and name each tensor of a checkpoint has: one for all that are the same memory."""
+"""Assigns each tensor of a checkpoint a file and a name; tensors that share memory get one name."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ if TYPE_CHECKING:
 
 _FILES: Final = {"weights": WEIGHTS, "state": STATE}
 Ref = dict[str, str]
-"""File, as the tree calls it, and name."""
+"""The file (as named in the tree) and the name of a tensor."""
 
 
 class TensorNames:
-    """Those of one checkpoint, as its tree is encoded."""
+    """The files and names of the tensors of one checkpoint, filled while its tree is encoded."""
 
     def __init__(self, weights_prefix: str) -> None:
         self.single: dict[str, dict[str, torch.Tensor]] = {file: {} for file in _FILES.values()}
-        """File -> name -> tensor, as `storable` returns it; without those of groups."""
+        """File -> name -> tensor, as `storable` returns it; without those of fragments."""
         self.fragments: dict[tuple[str, ...], Fragment] = {}
-        """Path in the state -> what its group came to."""
+        """Path in the state -> the encoding of its group of tensors."""
         self.refs: dict[tuple[Any, ...], Ref] = {}
-        """Identity of a single tensor, its address the second item -> its file and name."""
-        self.places: set[int] = set()
-        """Their addresses."""
+        """Identity of a single tensor (second item: its address) -> its file and name."""
+        self.data_pointers: set[int] = set()
+        """Addresses of the single tensors."""
         self.weights_key = WEIGHTS_KEY
-        """The entry whose tensors are the weights."""
+        """The entry of the checkpoint whose tensors are the weights."""
         self._prefix = weights_prefix
 
     def find(self, identity: tuple[Any, ...]) -> Ref | None:
-        """File and name of a tensor that was met before, in a group or not."""
+        """The file and name of a tensor that already has one, in a fragment or not."""
         if identity in self.refs:
             return self.refs[identity]
         for fragment in self.fragments.values():
-            if identity[1] in fragment.places and identity in fragment.refs:
+            if identity[1] in fragment.data_pointers and identity in fragment.refs:
                 return fragment.refs[identity]
         return None
 
-    def keep(self, identity: tuple[Any, ...], ref: Ref) -> None:
-        """Give the same answer when that tensor comes again."""
+    def remember(self, identity: tuple[Any, ...], ref: Ref) -> None:
+        """Let `find` return `ref` for this tensor from now on."""
         self.refs[identity] = ref
-        self.places.add(identity[1])
+        self.data_pointers.add(identity[1])
 
     def store(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Ref:
-        """Give the tensor its file and a name there that is still free."""
+        """Assign the tensor a file and an unused name in it."""
         is_weight = len(path) > 1 and path[0] == self.weights_key
         key = ".".join(path[1:]) if is_weight else ""
         if is_weight and key.startswith(self._prefix) and key != self._prefix:
             label, name = "weights", key.removeprefix(self._prefix)
         else:
             label, name = "state", ".".join(path)
-        name = name.encode("utf-8", "backslashreplace").decode()  # no other reader takes surrogates
+        name = name.encode("utf-8", "backslashreplace").decode()  # other readers reject surrogates
         file = _FILES[label]
         while name == "__metadata__" or any(name in names for names in self._of(file)):
             name += "'"
@@ -65,28 +65,32 @@ class TensorNames:
         return {"file": label, "name": name}
 
     def fits(self, fragment: Fragment) -> bool:
-        """Whether none of its names is taken, and none of its tensors is tied to another's."""
+        """Whether its names are unused and no other value shares one of its tensors."""
         for file, names in fragment.tensors.items():
             if any(names.keys() & others.keys() for others in self._of(file)):
                 return False
-        met = [(self.places, self.refs), *((f.places, f.refs) for f in self.fragments.values())]
-        return all(  # places first: that saves hashing thousands of identities
-            fragment.places.isdisjoint(places) or not fragment.refs.keys() & refs.keys()
-            for places, refs in met
+        taken = [
+            (self.data_pointers, self.refs),
+            *((f.data_pointers, f.refs) for f in self.fragments.values()),
+        ]
+        return all(  # addresses first, to avoid hashing thousands of identities
+            fragment.data_pointers.isdisjoint(data_pointers)
+            or not fragment.refs.keys() & refs.keys()
+            for data_pointers, refs in taken
         )
 
     def add(self, path: tuple[str, ...], fragment: Fragment) -> None:
-        """Take all names of a group that fits."""
+        """Add a fragment that `fits`, with all its names."""
         self.fragments[path] = fragment
 
-    def mark(self) -> tuple[int, ...]:
-        """Where `back_to` goes back to."""
+    def savepoint(self) -> tuple[int, ...]:
+        """The current state, for `roll_back`."""
         return len(self.fragments), *map(len, self.single.values())
 
-    def back_to(self, mark: tuple[int, ...]) -> None:
-        """Forget what was named since."""
+    def roll_back(self, savepoint: tuple[int, ...]) -> None:
+        """Remove what was added since `savepoint`."""
         parts: list[dict[Any, Any]] = [self.fragments, *self.single.values()]
-        for part, length in zip(parts, mark, strict=True):
+        for part, length in zip(parts, savepoint, strict=True):
             for key in list(part)[length:]:
                 del part[key]
         self.refs = {
@@ -96,7 +100,7 @@ class TensorNames:
         }
 
     def _of(self, file: str) -> Iterator[Mapping[str, torch.Tensor]]:
-        """What has a name in a file; never one merged dict: there are thousands at each save."""
+        """The named tensors of a file, in several dicts: merging thousands would be slow."""
         yield self.single[file]
         for fragment in self.fragments.values():
             yield fragment.tensors[file]

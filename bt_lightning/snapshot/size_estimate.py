@@ -1,4 +1,4 @@
-"""How large the snapshots of a run will be, known before the first one is taken."""
+"""Estimates the size of a run's snapshots, and collects tensors to encode before the first save."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _HEADER = 256
-"""Bytes that one tensor adds to a header and to the tree."""
+"""Bytes of one tensor's entries in a header and in the tree."""
 _DUMPING = ("state_dict", "_save_to_state_dict", "get_extra_state")
 _HOOKS = (
     "_state_dict_hooks",
@@ -21,10 +21,10 @@ _HOOKS = (
 
 
 def state_size(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Bytes of the weights, buffers and optimizer states.
+    """Estimated bytes of the weights, buffers and optimizer states.
 
-    An optimizer that has made no step yet has no state; what it will have is guessed from its kind:
-    two tensors like each weight with `betas`, one with a `momentum`.
+    An optimizer has no state before its first step; its later state is estimated as two tensors per
+    weight if it has `betas`, one if it has a `momentum`.
     """
     size = _size([*module.parameters(), *module.buffers()])
     for optimizer in optimizers:
@@ -38,11 +38,14 @@ def state_size(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimiz
     return size
 
 
-def outline(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """The large groups of the next checkpoint: aliases of their tensors, in dicts of its own.
+def alias_large_groups(
+    module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """The large groups of tensors of the next checkpoint: aliases of the tensors in new dicts.
 
-    Training thread of one rank. Runs no code but torch's: a `state_dict` or a hook of the user's
-    may cost something, count, or wait for the other ranks, so what has one is left out.
+    Called on the training thread of the rank that writes. Runs no user code: a module or optimizer
+    with its own `state_dict` or hooks is left out, since those may be slow, have side effects, or
+    wait for other ranks.
     """
     found: dict[str, Any] = {}
     if all(map(_is_stock, module.modules())):
@@ -54,7 +57,7 @@ def outline(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 
 
 def _is_stock(owner: torch.nn.Module | torch.optim.Optimizer) -> bool:
-    """Whether torch alone makes the `state_dict` of this module, or optimizer."""
+    """Whether the `state_dict` of this module or optimizer runs only torch's code."""
     base = torch.nn.Module if isinstance(owner, torch.nn.Module) else torch.optim.Optimizer
     own = any(
         getattr(type(owner), name, None) is not getattr(base, name, None) for name in _DUMPING

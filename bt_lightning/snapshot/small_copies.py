@@ -1,8 +1,7 @@
-"""Many small copies by few system calls, for tensors that lie next to each other in an arena.
+"""Copies many small tensors with few system calls, if they are adjacent in an arena.
 
-A copy of each by itself would give up the GIL and take it again thousands of times beside the
-training thread, and `torch._foreach_copy_` holds it while it looks at thousands of tensors.
-Source: pwritev(2).
+Separate copies would release and take the GIL thousands of times during training, and
+`torch._foreach_copy_` holds it while it inspects thousands of tensors. Source: pwritev(2).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Piece = tuple[int, int, int]
-"""(address there, address here, bytes) of contiguous memory."""
+"""(target address, source address, bytes) of contiguous memory."""
 _MOST: Final = 1024  # IOV_MAX of Linux
 
 
@@ -25,7 +24,7 @@ class _Vector(ctypes.Structure):
 
 
 class SmallCopies:
-    """Copies of `pieces` into the memory of a file that is mapped at `address`."""
+    """The copies of `pieces` into a file (an arena's memfd) that is mapped at `address`."""
 
     def __init__(self, pieces: Sequence[Piece], address: int) -> None:
         self._runs = [
@@ -43,12 +42,12 @@ class SmallCopies:
         for vectors, offset, size, pieces in self._runs:
             place = ctypes.c_int64(offset)
             if libc().pwritev(descriptor, vectors, len(vectors), place) != size:
-                for piece in pieces:  # a signal cut it short, say
+                for piece in pieces:  # a signal may have interrupted the call
                     ctypes.memmove(*piece)
 
 
 def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """The pieces in order of their place; those of a run leave no gap between them."""
+    """Group the pieces, sorted by target address, into runs without gaps."""
     run: list[Piece] = []
     for piece in sorted(pieces):
         if run and (len(run) == _MOST or run[-1][0] + run[-1][2] != piece[0]):

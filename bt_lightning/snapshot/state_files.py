@@ -1,4 +1,4 @@
-"""A checkpoint dictionary -> the files of a checkpoint: what lies in each, and where."""
+"""Lays out a checkpoint dictionary as the files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.layout import LEFTOVERS, TREE
 from bt_lightning.snapshot.encode_tree import Encoder
-from bt_lightning.snapshot.pickle_leftovers import digests, pickle, type_name
+from bt_lightning.snapshot.pickle_leftovers import leftover_digests, pickle_leftovers, type_name
 from bt_lightning.snapshot.safetensors_layout import (
     FilePlan,
     file_pieces,
+    header_row,
     plan_file,
     plan_rows,
-    row,
     storable,
 )
 
@@ -31,28 +31,28 @@ _MISSES = 3
 
 @dataclass(frozen=True)
 class TensorFile:
-    """One safetensors file: its layout, and the tensors that belong there."""
+    """One safetensors file: its layout and its tensors."""
 
     path: str
-    """Inside the checkpoint."""
+    """Path inside the checkpoint."""
     plan: FilePlan
     fixed: tuple[Fragment, ...]
-    """Groups of tensors that may be, object by object, those of an earlier snapshot."""
+    """Groups of tensors that later snapshots may reuse."""
     others: dict[str, torch.Tensor]
-    """Name -> tensor outside those groups, as `storable` returns it; on any device."""
+    """Name -> tensor outside those groups, as `storable` returns it, on any device."""
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Name -> tensor, of all that belong there."""
-        found = dict(self.others)
+        """Name -> tensor, of all tensors of the file."""
+        files = dict(self.others)
         for fragment in self.fixed:
-            found.update(fragment.tensors[self.path])
-        return found
+            files.update(fragment.tensors[self.path])
+        return files
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that a commit needs. Its tensors alias the state: copy before the next step."""
+    """The files of one checkpoint. Its tensors alias the state: copy them before the next step."""
 
     tensor_files: dict[str, TensorFile]
     """Path inside the checkpoint -> a safetensors file."""
@@ -60,21 +60,21 @@ class Snapshot:
     leftovers: tuple[tuple[str, str], ...]
     """(path in the state, type) of each value that is in `leftovers.pt`."""
     dropped: tuple[tuple[str, str], ...]
-    """The same of each hyperparameter that could not even be pickled."""
+    """(path in the state, type) of each hyperparameter that could not be pickled either."""
     classes: dict[type, str]
-    """Class that the tree names -> path in the state of the first value that has it."""
+    """Class that the tree names -> path in the state of the first value of that class."""
     functions: dict[Any, str] = field(default_factory=dict)
-    """The same of functions."""
+    """Function that the tree names -> path in the state of the first value that is it."""
 
     @property
     def files(self) -> dict[str, Callable[[], Iterator[memoryview | bytes]]]:
-        """Path inside the checkpoint -> its bytes, in pieces; read before the next step."""
-        found: dict[str, Callable[[], Iterator[memoryview | bytes]]] = {}
+        """Path inside the checkpoint -> its bytes in pieces; read them before the next step."""
+        files: dict[str, Callable[[], Iterator[memoryview | bytes]]] = {}
         for path, file in self.tensor_files.items():
-            found[path] = lambda file=file: file_pieces(file.plan, file.tensors)  # type: ignore[misc]
+            files[path] = lambda file=file: file_pieces(file.plan, file.tensors)  # type: ignore[misc]
         for path, content in self.small_files.items():
-            found[path] = lambda content=content: iter([content])  # type: ignore[misc]
-        return found
+            files[path] = lambda content=content: iter([content])  # type: ignore[misc]
+        return files
 
     @property
     def sizes(self) -> list[int]:
@@ -84,26 +84,26 @@ class Snapshot:
 
 
 @dataclass
-class Memory:
-    """What one snapshot leaves to the next one of the same run."""
+class EncodingCache:
+    """Encodings and layouts that one snapshot leaves to the next one of the same run."""
 
     fragments: dict[tuple[str, ...], Fragment] = field(default_factory=dict)
     plans: dict[str, tuple[Any, FilePlan]] = field(default_factory=dict)
-    """File -> (what its layout depends on, its layout)."""
+    """File -> (everything that its layout depends on, its layout)."""
     misses: dict[tuple[str, ...], int] = field(default_factory=dict)
-    """Path -> how often in a row its fragment was of no use."""
+    """Path -> number of consecutive saves that could not reuse its fragment."""
     prefix: str = ""
     """The `weights_prefix` that the fragments were encoded with."""
 
-    foreseen: Future[Memory] | None = None
-    """What is being encoded beside training, for the first save."""
+    early: Future[EncodingCache] | None = None
+    """The cache that `encode_early` computes on another thread for the first save."""
 
-    def open(self, prefix: str) -> dict[tuple[str, ...], Fragment]:
-        """The fragments that were encoded with `prefix`."""
-        foreseen, self.foreseen = self.foreseen, None
-        # one that failed says nothing: the save meets what is wrong, and raises it
-        if foreseen is not None and not foreseen.cancel() and foreseen.exception() is None:
-            other = foreseen.result()
+    def fragments_for(self, prefix: str) -> dict[tuple[str, ...], Fragment]:
+        """The cached fragments that were encoded with `prefix`."""
+        early, self.early = self.early, None
+        # an error of the early encoding is ignored: the save meets the same error and raises it
+        if early is not None and not early.cancel() and early.exception() is None:
+            other = early.result()
             self.fragments, self.prefix = other.fragments, other.prefix
         if prefix != self.prefix:
             self.fragments, self.prefix = {}, prefix
@@ -111,9 +111,9 @@ class Memory:
         return self.fragments
 
     def keep(self, fragments: Mapping[tuple[str, ...], Fragment]) -> tuple[Fragment, ...]:
-        """Remember what lasts from save to save; return it.
+        """Keep the fragments that are reusable from save to save, and return them.
 
-        A group whose tensors are made anew for each save would only be kept in memory.
+        A group whose tensors are new objects at each save is dropped: it would only take memory.
         """
         for path, fragment in fragments.items():
             again = self.fragments.get(path) is fragment
@@ -122,10 +122,10 @@ class Memory:
         return tuple(self.fragments.values())
 
 
-def take(
+def lay_out_files(
     checkpoint: Mapping[str, Any],
     weights_prefix: str = "",
-    memory: Memory | None = None,
+    cache: EncodingCache | None = None,
     more: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> Snapshot:
     """Lay out a Lightning (or Fabric, or plain) checkpoint dictionary as files; copies no tensor.
@@ -135,18 +135,20 @@ def take(
     Raises:
         UnsupportedStateError: a value can be neither encoded nor pickled, or is sharded.
     """
-    encoder = Encoder(weights_prefix, None if memory is None else memory.open(weights_prefix))
+    encoder = Encoder(
+        weights_prefix, None if cache is None else cache.fragments_for(weights_prefix)
+    )
     tree = encoder.encode(checkpoint)
-    pickled, dropped = pickle(encoder.leftovers)
+    pickled, dropped = pickle_leftovers(encoder.leftovers)
     beside: dict[str, Any] = {"dropped": dropped}
     if pickled is not None:
-        beside["pickled"] = digests(encoder.leftovers, len(pickled))
+        beside["pickled"] = leftover_digests(encoder.leftovers, len(pickled))
     small = {TREE: encoder.text(tree, beside).encode("ascii")}
     if pickled is not None:
         small[LEFTOVERS] = pickled
     kinds = [(path, type_name(value)) for path, value in encoder.leftovers.items()]
     return Snapshot(
-        _tensor_files(encoder.names, more or {}, memory),
+        _tensor_files(encoder.names, more or {}, cache),
         small,
         tuple(pair for pair in kinds if pair[0] not in dropped),
         tuple(pair for pair in kinds if pair[0] in dropped),
@@ -155,53 +157,53 @@ def take(
     )
 
 
-def foresee(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> Memory:
-    """A memory for the first save of a checkpoint that will have these parts.
+def encode_early(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> EncodingCache:
+    """Encode groups of the first checkpoint in advance; called on any thread.
 
-    For any thread: tensors and dicts of `checkpoint` are nobody else's; they may alias the state.
+    `checkpoint` has the groups in dicts that no other thread uses; tensors may alias the state.
     """
     encoder = Encoder(weights_prefix, {})
     encoder.encode(checkpoint)
     for fragment in encoder.names.fragments.values():
         fragment.prepare()
-    return Memory(encoder.names.fragments, prefix=weights_prefix)
+    return EncodingCache(encoder.names.fragments, prefix=weights_prefix)
 
 
 def _tensor_files(
-    names: TensorNames, more: Mapping[str, Mapping[str, torch.Tensor]], memory: Memory | None
+    names: TensorNames, more: Mapping[str, Mapping[str, torch.Tensor]], cache: EncodingCache | None
 ) -> dict[str, TensorFile]:
-    """The files of all tensors; those that are empty are left out, but for `more`."""
-    kept = memory.keep(names.fragments) if memory is not None else ()
+    """The files of all tensors; empty ones are left out unless they are in `more`."""
+    kept = cache.keep(names.fragments) if cache is not None else ()
     once = [fragment for fragment in names.fragments.values() if fragment not in kept]
-    found = {}
+    files = {}
     for path, single in names.single.items():
         others = dict(single)
         for fragment in once:
             others.update(fragment.tensors[path])
         fixed = tuple(fragment for fragment in kept if fragment.tensors[path])
         if fixed or others:
-            found[path] = _file(path, fixed, others, memory)
+            files[path] = _file(path, fixed, others, cache)
     for path, extra in more.items():
         others = {name: storable(tensor) for name, tensor in extra.items()}
-        found[path] = _file(path, (), others, memory)
-    return found
+        files[path] = _file(path, (), others, cache)
+    return files
 
 
 def _file(
     path: str,
     fixed: tuple[Fragment, ...],
     others: dict[str, torch.Tensor],
-    memory: Memory | None,
+    cache: EncodingCache | None,
 ) -> TensorFile:
-    """Lay out one file; as the last time, if nothing that the layout depends on has changed."""
-    if memory is None:
+    """Lay out one file, or reuse the cached layout if nothing that it depends on has changed."""
+    if cache is None:
         return TensorFile(path, plan_file(others), fixed, others)
     key = (fixed, frozenset((name, each.dtype, each.shape) for name, each in others.items()))
-    last = memory.plans.get(path)
+    last = cache.plans.get(path)
     if last is not None and last[0] == key:
         plan = last[1]
     else:
         known = [each for fragment in fixed for each in fragment.rows[path]]
-        plan = plan_rows(known + [row(name, tensor) for name, tensor in others.items()])
-    memory.plans[path] = (key, plan)
+        plan = plan_rows(known + [header_row(name, tensor) for name, tensor in others.items()])
+    cache.plans[path] = (key, plan)
     return TensorFile(path, plan, fixed, others)

@@ -1,4 +1,4 @@
-"""What a copy has to know of a tensor, read from it once."""
+"""The address, size and contiguity of a tensor, read once for all its copies."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ if TYPE_CHECKING:
 
 
 class TensorAddress(NamedTuple):
-    """One dense tensor, and where its bytes are; true as long as it stays in its place."""
+    """The location of a dense tensor's bytes, valid as long as its storage does not move."""
 
     name: str
     tensor: torch.Tensor
     storage: int
-    """Address of the storage that it is a view of."""
+    """Address of its storage."""
     address: int
     size: int
     """Bytes."""
     plain: bool
-    """Whether those bytes, in host memory, are its items in order."""
+    """Whether it is contiguous in host memory, so that its bytes can be copied as they are."""
 
 
 def tensor_address(name: str, tensor: torch.Tensor) -> TensorAddress:
-    """Look at a tensor, as `storable` returns it."""
+    """The address of a tensor that `storable` returned."""
     plain = tensor.is_cpu and tensor.is_contiguous()
     return TensorAddress(
         name,

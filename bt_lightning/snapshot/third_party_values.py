@@ -1,4 +1,4 @@
-"""Forms of values of packages that need not be installed, and small questions about text."""
+"""Encodes values of optional packages (numpy, OmegaConf), and text that UTF-8 cannot encode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONG = 1 << 64
 
 
 def is_plain_config(config: Any) -> bool:
-    """Whether a config is made of containers and primitive values, of one type at the most."""
+    """Whether an OmegaConf config has only containers and primitive values, and no typed nodes."""
     if config._is_none() or config._is_missing() or config._is_interpolation():
         return False
     if config._get_node_flag("allow_objects"):
@@ -31,7 +31,7 @@ def is_plain_config(config: Any) -> bool:
 
 
 def is_text(value: str) -> bool:
-    """Whether every JSON reader gives the text back: two lone surrogates would become one."""
+    """Whether JSON preserves the text: a pair of lone surrogates would become one character."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -40,18 +40,18 @@ def is_text(value: str) -> bool:
 
 
 def is_short_numbers(value: list[Any]) -> bool:
-    """Whether a list holds whole numbers only, none of them long."""
+    """Whether a list has only integers of at most 64 bits."""
     whole = bool(value) and set(map(type, value)) == {int}
     return whole and -_LONG < min(value) <= max(value) < _LONG
 
 
-def surrogates(value: str) -> str:
-    """Text that UTF-8 cannot hold, in base 64."""
+def encode_surrogates(value: str) -> str:
+    """Text that UTF-8 cannot encode, as base64."""
     return base64.b64encode(value.encode("utf-8", "surrogatepass")).decode("ascii")
 
 
-def descr(dtype: Any) -> Any:
-    """The description of a numpy dtype, as `numpy.lib.format` writes it; None if it has objects."""
+def dtype_description(dtype: Any) -> Any:
+    """A numpy dtype as `numpy.lib.format` describes it; None if it has Python objects."""
     import numpy as np
 
     if dtype.hasobject:
@@ -62,18 +62,18 @@ def descr(dtype: Any) -> Any:
 def numpy_node(
     value: Any, store: Callable[[torch.Tensor], dict[str, str]]
 ) -> dict[str, Any] | None:
-    """The form of a dtype, scalar or array of numpy, and its `kind`; None: it has no form.
+    """The node of a numpy dtype, scalar or array; None if it cannot be encoded.
 
-    `store` keeps the bytes of an array as a tensor, and returns a reference to it.
+    `store` stores the bytes of an array as a tensor and returns a reference to it.
     """
     import numpy as np
 
     if isinstance(value, np.dtype):
-        described = descr(value)
+        described = dtype_description(value)
         return None if described is None else {"kind": "numpy.dtype", "v": described}
     if type(value) is not np.ndarray and not isinstance(value, np.generic):
         return None
-    described = descr(value.dtype)
+    described = dtype_description(value.dtype)
     if described is None:
         return None
     if isinstance(value, np.generic):

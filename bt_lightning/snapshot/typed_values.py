@@ -1,7 +1,7 @@
-"""The typed values of the tree that need no tensor: each form's way there and back, side by side.
+"""Encodes and decodes typed values of the tree that have no tensors, one `Form` for each type.
 
-`sub` encodes or decodes a nested value; on the way there its second argument is the value's label
-in the path that names tensors and errors.
+The functions get `encode` or `decode` for nested values; the second argument of `encode` is the
+nested value's label in the path that names tensors and errors.
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    Sub = Callable[[Any, str], Any]
-    Back = Callable[[Any], Any]
+    EncodeNested = Callable[[Any, str], Any]
+    DecodeNested = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How values of one exact type look in the tree."""
+    """The encoding of values of one exact type."""
 
     kind: str
-    """Value of the key `$`."""
-    there: Callable[[Any, Sub], dict[str, Any]]
-    back: Callable[[dict[str, Any], Back], Any]
+    """Value of the key `$` in the tree."""
+    encode: Callable[[Any, EncodeNested], dict[str, Any]]
+    decode: Callable[[dict[str, Any], DecodeNested], Any]
 
 
-def _list(values: Iterable[Any], sub: Sub) -> list[Any]:
-    return [sub(value, str(index)) for index, value in enumerate(values)]
+def _list(values: Iterable[Any], encode: EncodeNested) -> list[Any]:
+    return [encode(value, str(index)) for index, value in enumerate(values)]
 
 
-def pairs(mapping: dict[Any, Any], sub: Sub) -> list[list[Any]]:
-    """Items of a mapping with keys of any type, in order."""
-    return [[sub(key, f"key {key!r}"), sub(value, str(key))] for key, value in mapping.items()]
+def pairs(mapping: dict[Any, Any], encode: EncodeNested) -> list[list[Any]]:
+    """The items of a mapping with keys of any type, in order."""
+    return [
+        [encode(key, f"key {key!r}"), encode(value, str(key))] for key, value in mapping.items()
+    ]
 
 
 def _base64(data: bytes) -> str:
@@ -55,17 +57,17 @@ def _base64(data: bytes) -> str:
 def _sequence(kind: str, make: Callable[[list[Any]], Any]) -> Form:
     return Form(
         kind,
-        lambda value, sub: {"v": _list(value, sub)},
-        lambda node, back: make([back(item) for item in node["v"]]),
+        lambda value, encode: {"v": _list(value, encode)},
+        lambda node, decode: make([decode(item) for item in node["v"]]),
     )
 
 
 def _set(kind: str, make: Callable[[list[Any]], Any]) -> Form:
-    """Sets have no order: theirs in the file is that of the text, so that equal sets look equal."""
+    """Sets are written sorted by text, so that equal sets have equal bytes."""
     return Form(
         kind,
-        lambda value, sub: {"v": sorted(_list(value, sub), key=repr)},
-        lambda node, back: make([back(item) for item in node["v"]]),
+        lambda value, encode: {"v": sorted(_list(value, encode), key=repr)},
+        lambda node, decode: make([decode(item) for item in node["v"]]),
     )
 
 
@@ -89,31 +91,31 @@ def _whole(value: Any) -> Any:
 
 
 def _attributes(kind: str, make: type) -> Form:
-    def back(node: dict[str, Any], decode: Back) -> Any:
+    def decode_attributes(node: dict[str, Any], decode: DecodeNested) -> Any:
         value = make()
         vars(value).update({str(decode(key)): decode(item) for key, item in node["v"]})
         return value
 
-    return Form(kind, lambda value, sub: {"v": pairs(vars(value), sub)}, back)
+    return Form(kind, lambda value, encode: {"v": pairs(vars(value), encode)}, decode_attributes)
 
 
-def _ordered_back(node: dict[str, Any], back: Back) -> OrderedDict[Any, Any]:
-    value = OrderedDict((back(key), back(item)) for key, item in node["v"])
+def _decode_ordered(node: dict[str, Any], decode: DecodeNested) -> OrderedDict[Any, Any]:
+    value = OrderedDict((decode(key), decode(item)) for key, item in node["v"])
     for name, item in node.get("attrs", []):
-        setattr(value, str(name), back(item))  # `_metadata` of a state_dict: versions of modules
+        setattr(value, str(name), decode(item))  # `_metadata` of a state_dict: versions of modules
     return value
 
 
-def _ordered_there(value: OrderedDict[Any, Any], sub: Sub) -> dict[str, Any]:
-    node: dict[str, Any] = {"v": pairs(value, sub)}
+def _encode_ordered(value: OrderedDict[Any, Any], encode: EncodeNested) -> dict[str, Any]:
+    node: dict[str, Any] = {"v": pairs(value, encode)}
     if vars(value):
-        node["attrs"] = [[name, sub(item, name)] for name, item in vars(value).items()]
+        node["attrs"] = [[name, encode(item, name)] for name, item in vars(value).items()]
     return node
 
 
-def _counter_back(node: dict[str, Any], back: Back) -> Counter[Any]:
+def _decode_counter(node: dict[str, Any], decode: DecodeNested) -> Counter[Any]:
     value: Counter[Any] = Counter()
-    value.update({back(key): back(item) for key, item in node["v"]})
+    value.update({decode(key): decode(item) for key, item in node["v"]})
     return value
 
 
@@ -124,15 +126,15 @@ _TIME = ("hour", "minute", "second", "microsecond")
 def _moment(kind: str, names: tuple[str, ...], make: Callable[..., Any]) -> Form:
     return Form(
         kind,
-        lambda value, sub: {
+        lambda value, encode: {
             "v": [getattr(value, name) for name in names],
             "fold": value.fold,
-            "tz": sub(value.tzinfo, "tzinfo"),
+            "tz": encode(value.tzinfo, "tzinfo"),
         },
-        lambda node, back: make(
+        lambda node, decode: make(
             *[_whole(item) for item in node["v"]],
             fold=_whole(node["fold"]),
-            tzinfo=back(node["tz"]),
+            tzinfo=decode(node["tz"]),
         ),
     )
 
@@ -141,11 +143,11 @@ def _delta(value: timedelta) -> list[int]:
     return [value.days, value.seconds, value.microseconds]
 
 
-def _zone(offset: timedelta, name: str | None = None) -> dict[str, Any]:
+def _encode_zone(offset: timedelta, name: str | None = None) -> dict[str, Any]:
     return {"v": _delta(offset), "name": name}
 
 
-def _zone_back(node: dict[str, Any], _: Back) -> timezone:
+def _decode_zone(node: dict[str, Any], _: DecodeNested) -> timezone:
     offset = timedelta(*[_whole(item) for item in node["v"]])
     if node["name"] is None:
         return timezone(offset) if offset else timezone.utc
@@ -153,14 +155,14 @@ def _zone_back(node: dict[str, Any], _: Back) -> timezone:
 
 
 def _torch_name(kind: str, wanted: type) -> Form:
-    def back(node: dict[str, Any], _: Back) -> Any:
+    def look_up(node: dict[str, Any], _: DecodeNested) -> Any:
         found = vars(torch).get(str(node["v"]).removeprefix("torch."))  # getattr may import
         if not isinstance(found, wanted):
             msg = f"this torch has no {kind} called {node['v']!r}"
             raise ValueError(msg)  # noqa: TRY004 - the file's content is wrong
         return found
 
-    return Form(kind, lambda value, _: {"v": str(value)}, back)
+    return Form(kind, lambda value, _: {"v": str(value)}, look_up)
 
 
 def _path(kind: str, make: Callable[[str], Any]) -> Form:
@@ -176,8 +178,8 @@ FORMS: Final[dict[type, Form]] = {
     torch.Size: _sequence("torch.Size", torch.Size),
     deque: Form(
         "deque",
-        lambda value, sub: {"v": _list(value, sub), "maxlen": value.maxlen},
-        lambda node, back: deque([back(item) for item in node["v"]], _whole(node["maxlen"])),
+        lambda value, encode: {"v": _list(value, encode), "maxlen": value.maxlen},
+        lambda node, decode: deque([decode(item) for item in node["v"]], _whole(node["maxlen"])),
     ),
     bytes: Form(
         "bytes",
@@ -191,24 +193,24 @@ FORMS: Final[dict[type, Form]] = {
     ),
     complex: Form(
         "complex",
-        lambda value, sub: {"v": [sub(value.real, "real"), sub(value.imag, "imag")]},
-        lambda node, back: complex(*[float(back(item)) for item in node["v"]]),
+        lambda value, encode: {"v": [encode(value.real, "real"), encode(value.imag, "imag")]},
+        lambda node, decode: complex(*[float(decode(item)) for item in node["v"]]),
     ),
-    OrderedDict: Form("ordereddict", _ordered_there, _ordered_back),
-    Counter: Form("counter", lambda value, sub: {"v": pairs(value, sub)}, _counter_back),
+    OrderedDict: Form("ordereddict", _encode_ordered, _decode_ordered),
+    Counter: Form("counter", lambda value, encode: {"v": pairs(value, encode)}, _decode_counter),
     range: _numbers("range", ("start", "stop", "step"), range),
     slice: Form(
         "slice",
-        lambda value, sub: {
-            "v": [sub(value.start, "0"), sub(value.stop, "1"), sub(value.step, "2")]
+        lambda value, encode: {
+            "v": [encode(value.start, "0"), encode(value.stop, "1"), encode(value.step, "2")]
         },
-        lambda node, back: slice(*[back(item) for item in node["v"]]),
+        lambda node, decode: slice(*[decode(item) for item in node["v"]]),
     ),
     Decimal: _text("decimal", Decimal),
     Fraction: Form(
         "fraction",
-        lambda value, sub: {"v": [sub(value.numerator, "0"), sub(value.denominator, "1")]},
-        lambda node, back: Fraction(*[_whole(back(item)) for item in node["v"]]),
+        lambda value, encode: {"v": [encode(value.numerator, "0"), encode(value.denominator, "1")]},
+        lambda node, decode: Fraction(*[_whole(decode(item)) for item in node["v"]]),
     ),
     UUID: _text("uuid", UUID),
     PosixPath: _path("path", Path),
@@ -221,8 +223,8 @@ FORMS: Final[dict[type, Form]] = {
     timedelta: _numbers("timedelta", ("days", "seconds", "microseconds"), timedelta),
     timezone: Form(
         "timezone",
-        lambda value, _: _zone(*value.__getinitargs__()),
-        _zone_back,
+        lambda value, _: _encode_zone(*value.__getinitargs__()),
+        _decode_zone,
     ),
     ZoneInfo: Form(
         "zoneinfo", lambda value, _: {"v": value.key}, lambda node, _: ZoneInfo(node["v"])

@@ -24,7 +24,7 @@ from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.session import writer_session
 from bt_lightning.snapshot.encode_tree import Encoder
-from bt_lightning.snapshot.state_files import Memory
+from bt_lightning.snapshot.state_files import EncodingCache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,15 +59,15 @@ def test_a_first_save_finds_its_state_encoded(
         threads.append(threading.current_thread().name)
         return encode(self, value, path)
 
-    recall = Memory.open
+    recall = EncodingCache.open
 
-    def patient(self: Memory, prefix: str) -> Any:
+    def patient(self: EncodingCache, prefix: str) -> Any:
         if self.foreseen is not None:
             wait([self.foreseen], 60)  # three quick steps may be over before it has begun
         return recall(self, prefix)
 
     monkeypatch.setattr(Encoder, "_fragment", noted)
-    monkeypatch.setattr(Memory, "open", patient)
+    monkeypatch.setattr(EncodingCache, "open", patient)
     wanted = runs.Wanted()
     runs.fit(tmp_path, wanted, save={"every_n_train_steps": 3, "save_top_k": -1}, max_epochs=1)
     wanted.check(tmp_path)

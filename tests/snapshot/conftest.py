@@ -13,7 +13,7 @@ from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.snapshot.save_record import SnapshotOptions
 from bt_lightning.snapshot.saver import Saver
-from bt_lightning.snapshot.state_files import take
+from bt_lightning.snapshot.state_files import lay_out_files
 from bt_lightning.worker.worker_handle import Worker
 from bt_lightning.worker_messages import WorkerConfig
 
@@ -47,7 +47,7 @@ class Saving:
             return ManifestFacts(step=checkpoint.get("global_step", 0), epoch=0, created_at=stamp())
 
         def taken(memory):
-            snapshot = take(checkpoint, memory=memory)
+            snapshot = lay_out_files(checkpoint, cache=memory)
             snapshot.small_files.update(small)
             return snapshot
 
@@ -58,7 +58,7 @@ class Saving:
         self.saver.drain()
         return [
             (record, Manifest.from_bytes(what, "") if isinstance(what, bytes) else what)
-            for record, what in self.saver.ended()
+            for record, what in self.saver.take_outcomes()
         ]
 
     def tensors(self, name):

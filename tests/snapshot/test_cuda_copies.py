@@ -93,7 +93,7 @@ def test_pinned_memory_is_used_and_given_back(tmp_path):
 
     arena = Arena(0, 64 * 2**20)
     arena.touch(0, arena.size)
-    pins = cuda_copies.Pins(torch.device("cuda", torch.cuda.current_device()))
+    pins = cuda_copies.PinnedArenas(torch.device("cuda", torch.cuda.current_device()))
     pins.pin(arena)
     assert arena.memory.is_pinned()
     pins.unpin(arena)

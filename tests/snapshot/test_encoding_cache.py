@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bt_lightning.snapshot import encode_tree, encoding_cache
-from bt_lightning.snapshot.encoding_cache import watch
+from bt_lightning.snapshot.encoding_cache import comparison_with
 from bt_lightning.snapshot.safetensors_layout import plan_file
-from bt_lightning.snapshot.size_estimate import outline
-from bt_lightning.snapshot.state_files import Memory, foresee, take
+from bt_lightning.snapshot.size_estimate import alias_large_groups
+from bt_lightning.snapshot.state_files import EncodingCache, encode_early, lay_out_files
 
 
 def group():
@@ -21,7 +21,7 @@ def group():
 
 def test_the_same_tensors_and_views_of_them_are_the_same():
     tensors = group()
-    same = watch(tensors)
+    same = comparison_with(tensors)
     assert same(tensors)
     assert same({name: tensor.detach() for name, tensor in tensors.items()})
     tensors["w3"].add_(1)
@@ -45,13 +45,13 @@ CHANGES = {
 @pytest.mark.parametrize("change", list(CHANGES))
 def test_anything_else_is_not(change):
     tensors = group()
-    same = watch(tensors)
+    same = comparison_with(tensors)
     assert not same({**tensors, "w7": CHANGES[change](tensors["w7"])})
 
 
 def test_other_names_orders_and_numbers_are_not_the_same():
     tensors = {**group(), "step": 1, "lr": 0.0, "flag": True}
-    same = watch(tensors)
+    same = comparison_with(tensors)
     assert same(dict(tensors))
     assert not same({**tensors, "step": 2})
     assert not same({**tensors, "step": True})
@@ -64,7 +64,7 @@ def test_other_names_orders_and_numbers_are_not_the_same():
 
 def test_an_object_whose_memory_was_exchanged_is_seen():
     tensors = group()
-    same = watch(tensors)
+    same = comparison_with(tensors)
     tensors["w1"].data = torch.ones(3, 2)
     assert not same(tensors)
 
@@ -80,7 +80,7 @@ IN_PLACE = {
 @pytest.mark.parametrize("change", list(IN_PLACE))
 def test_an_object_that_is_another_tensor_in_the_same_place_is_seen(change):
     tensors = group()
-    same = watch(tensors)
+    same = comparison_with(tensors)
     IN_PLACE[change](tensors["w1"])
     assert not same(tensors)
 
@@ -88,7 +88,7 @@ def test_an_object_that_is_another_tensor_in_the_same_place_is_seen(change):
 def test_views_that_come_again_are_told_by_their_identity(monkeypatch):
     tensors = group()
     views = {name: tensor.detach() for name, tensor in tensors.items()}
-    same = watch(tensors)
+    same = comparison_with(tensors)
     assert same(views)
     monkeypatch.setattr(encoding_cache, "_negated", None)  # what only strangers are asked for
     assert same(views)
@@ -98,7 +98,7 @@ def test_views_that_come_again_are_told_by_their_identity(monkeypatch):
 
 @pytest.mark.parametrize("odd", [[torch.zeros(1)], {1.5: 1}, object(), torch.zeros(2).to_sparse()])
 def test_what_cannot_be_compared_is_never_reused(odd):
-    assert watch({**group(), "odd": odd}) is None
+    assert comparison_with({**group(), "odd": odd}) is None
 
 
 def content(snapshot):
@@ -108,7 +108,7 @@ def content(snapshot):
 def test_a_snapshot_with_a_memory_has_the_bytes_of_one_without():
     """Over changes of the model, the optimizer, ties and collisions of names."""
     torch.manual_seed(0)
-    memory = Memory()
+    memory = EncodingCache()
     module = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(12)])
     optimizer = torch.optim.AdamW(module.parameters())
 
@@ -121,8 +121,8 @@ def test_a_snapshot_with_a_memory_has_the_bytes_of_one_without():
         }
 
     def compare(**more):
-        kept = content(take(checkpoint(**more), memory=memory))
-        assert kept == content(take(checkpoint(**more)))
+        kept = content(lay_out_files(checkpoint(**more), cache=memory))
+        assert kept == content(lay_out_files(checkpoint(**more)))
         json.loads(kept["trainer.json"])
 
     compare()
@@ -141,8 +141,8 @@ def test_a_snapshot_with_a_memory_has_the_bytes_of_one_without():
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
     compare()
     before = {"callbacks": {"tied": module[0].weight.detach()}}
-    kept = content(take({**before, **checkpoint()}, memory=memory))
-    assert kept == content(take({**before, **checkpoint()}))
+    kept = content(lay_out_files({**before, **checkpoint()}, cache=memory))
+    assert kept == content(lay_out_files({**before, **checkpoint()}))
     compare()
 
 
@@ -150,11 +150,11 @@ def test_tensors_that_are_made_for_each_save_are_not_kept():
     """As a gathered state_dict: the last one would stay in memory until the next save."""
     import weakref
 
-    memory, seen = Memory(), []
+    memory, seen = EncodingCache(), []
     for _ in range(8):
         made = {f"w{i}": torch.zeros(4) for i in range(20)}
         seen.append(weakref.ref(made["w0"]))
-        take({"state_dict": made}, memory=memory)
+        lay_out_files({"state_dict": made}, cache=memory)
         del made
     assert [ref() for ref in seen[4:]] == [None] * 4
 
@@ -177,9 +177,9 @@ def dumped(module, optimizer):
 
 
 def foreseen(module, optimizer, prefix=""):
-    memory, look = Memory(), Future()
-    memory.foreseen = look
-    look.set_result(foresee(outline(module, [optimizer]), prefix))
+    memory, look = EncodingCache(), Future()
+    memory.early = look
+    look.set_result(encode_early(alias_large_groups(module, [optimizer]), prefix))
     return memory
 
 
@@ -187,10 +187,12 @@ def test_a_first_save_encodes_nothing_that_was_foreseen(monkeypatch):
     module, optimizer = stepped()
     memory = foreseen(module, optimizer)
     optimizer.step()  # values are copied later
-    wanted = content(take(dumped(module, optimizer)))
-    monkeypatch.setattr(encoding_cache, "watch", None)
-    monkeypatch.setattr(encode_tree, "watch", lambda _: pytest.fail("a group was encoded"))
-    assert content(take(dumped(module, optimizer), memory=memory)) == wanted
+    wanted = content(lay_out_files(dumped(module, optimizer)))
+    monkeypatch.setattr(encoding_cache, "comparison_with", None)
+    monkeypatch.setattr(
+        encode_tree, "comparison_with", lambda _: pytest.fail("a group was encoded")
+    )
+    assert content(lay_out_files(dumped(module, optimizer), cache=memory)) == wanted
 
 
 SINCE = {
@@ -209,24 +211,24 @@ def test_what_changed_since_it_was_foreseen_is_encoded_as_it_is(change):
     module, optimizer = stepped()
     memory = foreseen(module, optimizer)
     SINCE[change](module, optimizer)
-    kept = content(take(dumped(module, optimizer), memory=memory))
-    assert kept == content(take(dumped(module, optimizer)))
+    kept = content(lay_out_files(dumped(module, optimizer), cache=memory))
+    assert kept == content(lay_out_files(dumped(module, optimizer)))
 
 
 def test_what_was_foreseen_with_another_prefix_names_nothing():
     module, optimizer = stepped()
     memory = foreseen(module, optimizer, prefix="0.")
-    kept = content(take(dumped(module, optimizer), memory=memory))
-    assert kept == content(take(dumped(module, optimizer)))
+    kept = content(lay_out_files(dumped(module, optimizer), cache=memory))
+    assert kept == content(lay_out_files(dumped(module, optimizer)))
 
 
 def test_a_foresight_that_failed_is_no_harm():
     module, optimizer = stepped()
-    memory = Memory()
-    memory.foreseen = Future()
-    memory.foreseen.set_exception(RuntimeError("dictionary changed size during iteration"))
-    kept = content(take(dumped(module, optimizer), memory=memory))
-    assert kept == content(take(dumped(module, optimizer)))
+    memory = EncodingCache()
+    memory.early = Future()
+    memory.early.set_exception(RuntimeError("dictionary changed size during iteration"))
+    kept = content(lay_out_files(dumped(module, optimizer), cache=memory))
+    assert kept == content(lay_out_files(dumped(module, optimizer)))
 
 
 class Dumping(torch.nn.Linear):
@@ -249,9 +251,9 @@ def hooked():
 def test_code_of_the_users_own_is_not_run_early(make):
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), make())
     optimizer = torch.optim.SGD(module.parameters())
-    assert outline(module, [optimizer]) == {"optimizer_states": [{"state": {}}]}
+    assert alias_large_groups(module, [optimizer]) == {"optimizer_states": [{"state": {}}]}
     optimizer.register_state_dict_pre_hook(lambda *_: pytest.fail("it may count"))
-    assert outline(module, [optimizer]) == {}
+    assert alias_large_groups(module, [optimizer]) == {}
 
 
 def test_a_header_is_spelled_as_json_spells_it():
@@ -265,7 +267,7 @@ def test_a_header_is_spelled_as_json_spells_it():
 
 def test_what_was_foreseen_lies_apart_from_what_training_changes():
     module, optimizer = stepped()
-    parts = outline(module, [optimizer])
+    parts = alias_large_groups(module, [optimizer])
     state = parts["optimizer_states"][0]["state"][0]
     assert state is not optimizer.state[module[0].weight]
     before = module[0].weight.data_ptr(), state["exp_avg"].data_ptr()

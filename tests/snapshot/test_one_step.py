@@ -229,7 +229,7 @@ def test_a_compiled_optimizer_step_is_held_back(saving, counting, checkpoint_of,
     step = torch.compile(optimizer.step, backend="eager")
     step()
     saver = saving([optimizer], snapshot="lazy")
-    settle = saver.saver.settle
+    settle = saver.saver.finish_copy
     for number in range(3):
         checkpoint = checkpoint_of(counting, [optimizer], number)
         wanted = [weight.detach().clone() for weight in counting.weights]
@@ -240,7 +240,7 @@ def test_a_compiled_optimizer_step_is_held_back(saving, counting, checkpoint_of,
                 release()
                 settle()
 
-            saver.saver.settle = held
+            saver.saver.finish_copy = held
             step()
         ((_, manifest),) = saver.outcomes()
         assert manifest.step == number

@@ -77,7 +77,7 @@ def test_latest_keeps_the_oldest_that_waits_and_the_newest(saving, state, tmp_pa
         for step in (1, 2, 3):
             state.optimizer.step()
             record = saver.save(state(step), f"checkpoint-{step}")
-            saver.saver.settle()
+            saver.saver.finish_copy()
         assert record.decision == "waited"
     outcome = ended(saver)
     assert outcome["checkpoint-2"] == ("replaced", None)
@@ -190,7 +190,7 @@ def test_a_worker_killed_over_a_save_is_replaced_and_the_save_committed(saving, 
             os.kill(saver.worker.pid, signal.SIGKILL)
         saver.save(state(1), "checkpoint-1")
         if moment == "after":
-            saver.saver.settle()
+            saver.saver.finish_copy()
             os.kill(saver.worker.pid, signal.SIGKILL)
         wanted = state.module.weights[0].detach().clone()
     assert isinstance(ended(saver)["checkpoint-1"][1], Manifest)
@@ -278,9 +278,11 @@ def test_facts_that_fail_leave_no_arena_in_use(saving, state):
         raise RuntimeError
 
     saver = saving([state.optimizer])
-    from bt_lightning.snapshot.state_files import take
+    from bt_lightning.snapshot.state_files import lay_out_files
 
     with pytest.raises(RuntimeError):
-        saver.saver.save("checkpoint-1", lambda memory: take(state(1), memory=memory), broken)
+        saver.saver.save(
+            "checkpoint-1", lambda memory: lay_out_files(state(1), cache=memory), broken
+        )
     saver.save(state(2), "checkpoint-2")
     assert isinstance(ended(saver)["checkpoint-2"][1], Manifest)

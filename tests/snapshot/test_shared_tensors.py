@@ -36,11 +36,11 @@ def test_a_name_or_a_tensor_of_a_group_is_nobody_elses():
 def test_what_was_named_since_a_mark_is_forgotten():
     kept, single, grouped = torch.ones(2), torch.ones(2), torch.ones(2)
     names = TensorNames("")
-    names.keep(identity(kept), names.store(kept, ("kept",)))
-    mark = names.mark()
-    names.keep(identity(single), names.store(single, ("gone",)))
+    names.remember(identity(kept), names.store(kept, ("kept",)))
+    mark = names.savepoint()
+    names.remember(identity(single), names.store(single, ("gone",)))
     names.add(("group",), group("group.gone", grouped))
-    names.back_to(mark)
+    names.roll_back(mark)
     assert list(names.single[STATE]) == ["kept"]
     assert not names.fragments
     assert names.find(identity(kept)) == {"file": "state", "name": "kept"}

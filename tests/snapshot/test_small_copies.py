@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.snapshot.arena import Arena
-from bt_lightning.snapshot.encoding_cache import watch
+from bt_lightning.snapshot.encoding_cache import comparison_with
 from bt_lightning.snapshot.small_copies import SmallCopies
 
 SIZE = 1 << 16
@@ -61,7 +61,7 @@ def state(count):
 def test_a_group_in_which_one_of_many_like_dicts_differs_is_another(at, change):
     """Thousands of dicts of one form are compared in a shorter way."""
     group = state(5)
-    same = watch(group)
+    same = comparison_with(group)
     assert same is not None
     assert same(group)
     change(group[at])
@@ -70,7 +70,7 @@ def test_a_group_in_which_one_of_many_like_dicts_differs_is_another(at, change):
 
 def test_a_group_whose_first_dict_is_of_another_form_is_watched_as_well():
     group = {0: {"step": 1.0, "m": torch.ones(1)}, **{k + 1: v for k, v in state(3).items()}}
-    same = watch(group)
+    same = comparison_with(group)
     assert same is not None
     assert same(dict(group))
     group[0]["step"] = 2.0

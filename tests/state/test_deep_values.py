@@ -14,7 +14,7 @@ from bt_lightning.errors import UnsafeLoadError
 from bt_lightning.restore.decode_tree import Decoder
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.snapshot.class_allowlist import ClassTable
-from bt_lightning.snapshot.state_files import take
+from bt_lightning.snapshot.state_files import lay_out_files
 
 WRAPS = {
     "list": (lambda inner: [inner], lambda outer: outer[0]),
@@ -111,7 +111,7 @@ def test_a_damaged_one_is_told_of(document):
 
 
 def test_the_document_holds_no_deeper_nesting_than_its_reader_takes():
-    text = take({"x": deep(lambda inner: (inner,), 2000, 1)}).small_files["trainer.json"]
+    text = lay_out_files({"x": deep(lambda inner: (inner,), 2000, 1)}).small_files["trainer.json"]
     depth = most = 0
     for char in json.dumps(json.loads(text)):
         depth += (char in "[{") - (char in "]}")

@@ -459,7 +459,7 @@ def test_classes_made_inside_a_function_are_refused_by_name(place):
 
 def test_a_tensor_in_an_object_without_a_form_is_written_once(place):
     """What goes to the leftovers as a whole must leave nothing behind in the other files."""
-    from bt_lightning.snapshot.state_files import take
+    from bt_lightning.snapshot.state_files import lay_out_files
 
     @dataclass
     class Local:
@@ -469,7 +469,7 @@ def test_a_tensor_in_an_object_without_a_form_is_written_once(place):
             return (list, ())
 
     pair = type("Odd", (tuple,), {"_fields": ("a",), "__module__": __name__})
-    snapshot = take(
+    snapshot = lay_out_files(
         {"hyper_parameters": {"x": pair([torch.ones(1000)]), "y": Local(torch.ones(9))}}
     )
     assert "optimizer.safetensors" not in snapshot.files
