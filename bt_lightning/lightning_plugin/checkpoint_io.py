@@ -166,7 +166,11 @@ class BTCheckpointIO(CheckpointIO):
         """As `load_checkpoint`, of what lies there."""
         given = torch_weights_only(os.environ, given=options.pop("weights_only", None))
         return load_checkpoint(
-            place, allowed=self.classes(), held=self.writer.held, weights_only=given, **options
+            place,
+            allowed=self.classes(),
+            live_objects=self.writer.live_objects,
+            weights_only=given,
+            **options,
         )
 
     def classes(self) -> tuple[object, ...]:

@@ -214,6 +214,8 @@ def install_io(
         "strategy": type(trainer.strategy).__name__,
     }
     trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, session, source)
-    ours.writer.held = LiveObjects((trainer.lightning_module, getattr(trainer, "datamodule", None)))
+    ours.writer.live_objects = LiveObjects(
+        (trainer.lightning_module, getattr(trainer, "datamodule", None))
+    )
     remember(source)
     return routed

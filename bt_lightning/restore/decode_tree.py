@@ -1,4 +1,7 @@
-"""The typed tree of `trainer.json` back to values. What a file names is looked up, never run."""
+"""Decodes the typed tree of `trainer.json`. Classes are looked up by name; none of their code runs.
+
+The counterpart of `snapshot.encode_tree`; docs/format.md defines the tree.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.errors import CheckpointCorruptError, UnsafeLoadError
-from bt_lightning.restore.numpy_values import array_of, dtype_of, scalar_of
+from bt_lightning.restore.numpy_values import decode_array, decode_dtype, decode_scalar
 from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.snapshot.class_allowlist import ClassTable, is_namedtuple, is_plain_module
 from bt_lightning.snapshot.dtypes import plain_dtype
@@ -30,7 +33,7 @@ _MADE_ON_HOST = ("numpy.ndarray", "sparse_coo", "sparse_compressed")
 
 
 class Decoder:
-    """Decodes one tree. `tensors`: file label -> name -> tensor."""
+    """Decodes one tree. `tensors`: file label -> name -> tensor; `move` moves one."""
 
     def __init__(
         self,
@@ -43,11 +46,11 @@ class Decoder:
         self._move = move
         self._tensors = tensors
         self._classes = classes
-        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._tensor_cache: dict[tuple[Any, ...], torch.Tensor] = {}
         self._path: list[str] = []
         self._deep: dict[int, Any] = {}
-        self.holes: list[str] = []
-        """Paths of hyperparameters that were left out because nobody allowed to load them."""
+        self.not_loaded: list[str] = []
+        """Paths of hyperparameters that were left out: their classes are not allowed."""
         self._kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
             "float": lambda node: float(node["v"]),
             "int": lambda node: int(node["v"], 16),
@@ -65,8 +68,8 @@ class Decoder:
             "partial": self._partial,
             "module": self._module,
             "omegaconf": self._omegaconf,
-            "numpy.dtype": lambda node: dtype_of(node["v"]),
-            "numpy.scalar": scalar_of,
+            "numpy.dtype": lambda node: decode_dtype(node["v"]),
+            "numpy.scalar": decode_scalar,
             "numpy.ndarray": self._numpy_array,
             "tensor": self._tensor,
             "sparse_coo": self._sparse_coo,
@@ -75,14 +78,14 @@ class Decoder:
             "leftover": lambda node: leftovers.value(str(node["v"])),
         }
 
-    def decode(self, tree: object, place: str, deep: object = ()) -> Any:
-        """The value that `tree` stands for; `place` is named in errors.
+    def decode(self, tree: object, file: str, deep: object = ()) -> Any:
+        """The value of `tree`; `file` is the name of the file, for errors.
 
-        `deep` are the parts of it that stand apart, each behind those that refer to it.
+        `deep` are the separately encoded parts, each after those that refer to it.
 
         Raises:
-            UnsafeLoadError: it holds a class or a leftover that nobody allowed.
-            CheckpointCorruptError: it is malformed.
+            UnsafeLoadError: the tree has a class or a leftover that is not allowed.
+            CheckpointCorruptError: the tree is malformed.
         """
         try:
             for number, part in reversed(list(enumerate(_parts(deep), 1))):
@@ -92,9 +95,9 @@ class Decoder:
             return self._value(tree)
         except (CheckpointCorruptError, UnsafeLoadError):
             raise
-        except Exception as error:  # whatever a malformed node makes a constructor raise
+        except Exception as error:  # a malformed node may make a constructor raise anything
             where = ".".join(self._path) or "the top"
-            msg = f"{place} is damaged at {where}: {type(error).__name__} {error}"
+            msg = f"{file} is damaged at {where}: {type(error).__name__} {error}"
             raise CheckpointCorruptError(msg) from error
 
     def _value(self, node: Any) -> Any:
@@ -112,8 +115,8 @@ class Decoder:
         except UnsafeLoadError as error:
             if not self._path or self._path[0] not in HYPER_PARAMETERS:
                 raise
-            self.holes.append(".".join(self._path))
-            return UnloadedValue(self.holes[-1], str(error))
+            self.not_loaded.append(".".join(self._path))
+            return UnloadedValue(self.not_loaded[-1], str(error))
 
     def _at(self, label: str, node: Any) -> Any:
         self._path.append(label)
@@ -187,10 +190,10 @@ class Decoder:
             msg = f"{kind} is no nn.Module"
             raise TypeError(msg)
         value = object.__new__(kind)
-        torch.nn.Module.__init__(value)  # of the class itself nothing runs
+        torch.nn.Module.__init__(value)  # no code of the class itself runs
         vars(value).update({str(name): part for name, part in self._pairs(node)})
         if not is_plain_module(value):
-            msg = f"a {kind} that is more than its attributes"
+            msg = f"a {kind} with state besides its attributes"
             raise TypeError(msg)
         return value
 
@@ -215,7 +218,7 @@ class Decoder:
         return typed
 
     def _numpy_array(self, node: dict[str, Any]) -> Any:
-        return array_of(node, self._tensors[node["v"]["file"]][node["v"]["name"]])
+        return decode_array(node, self._tensors[node["v"]["file"]][node["v"]["name"]])
 
     def _list(self, node: Any) -> list[Any]:
         if not isinstance(node, list):
@@ -226,7 +229,7 @@ class Decoder:
     def _tensor(self, node: dict[str, Any], *, move: bool = True) -> torch.Tensor:
         flags = (bool(node.get("parameter")), bool(node.get("requires_grad")))
         key = (node["file"], node["name"], node.get("dtype"), *flags, move)
-        if key not in self._made:
+        if key not in self._tensor_cache:
             tensor = self._tensors[node["file"]][node["name"]]
             if "dtype" in node:
                 dtype = plain_dtype(node["dtype"])
@@ -235,11 +238,11 @@ class Decoder:
                     raise ValueError(msg)
                 shape = tensor.shape[:-1]
                 tensor = tensor.reshape(-1).view(dtype).reshape(shape)
-            self._made[key] = _flagged(self._move(tensor) if move else tensor, *flags)
-        return self._made[key]
+            self._tensor_cache[key] = _flagged(self._move(tensor) if move else tensor, *flags)
+        return self._tensor_cache[key]
 
-    def _part(self, node: dict[str, Any]) -> torch.Tensor:
-        """A dense part of a sparse tensor, on the host: there its invariants are checked."""
+    def _dense_part(self, node: dict[str, Any]) -> torch.Tensor:
+        """A dense part of a sparse tensor, on the host, where its invariants are checked."""
         if node.get(KIND) != "tensor":
             msg = "a part of a sparse tensor is no tensor"
             raise TypeError(msg)
@@ -251,8 +254,8 @@ class Decoder:
 
     def _sparse_coo(self, node: dict[str, Any]) -> torch.Tensor:
         tensor = torch.sparse_coo_tensor(
-            self._part(node["indices"]),
-            self._part(node["values"]),
+            self._dense_part(node["indices"]),
+            self._dense_part(node["values"]),
             node["size"],
             is_coalesced=node["coalesced"],
             check_invariants=True,
@@ -263,9 +266,9 @@ class Decoder:
     def _sparse_compressed(self, node: dict[str, Any]) -> torch.Tensor:
         layout = BY_KIND["torch.layout"].decode({"v": node["layout"]}, self._value)
         tensor = torch.sparse_compressed_tensor(
-            self._part(node["compressed"]),
-            self._part(node["plain"]),
-            self._part(node["values"]),
+            self._dense_part(node["compressed"]),
+            self._dense_part(node["plain"]),
+            self._dense_part(node["values"]),
             node["size"],
             layout=layout,
             check_invariants=True,
@@ -276,15 +279,15 @@ class Decoder:
 
 def _parts(deep: object) -> list[Any]:
     if not isinstance(deep, list | tuple):
-        msg = "its deep parts are no list"
+        msg = "the entry 'deep' is no list"
         raise TypeError(msg)
     return list(deep)
 
 
-def on_host(tree: object) -> set[tuple[str, str]]:
-    """(file label, name) of the tensors that are wanted on the host, whatever `move` does.
+def names_needed_on_host(tree: object) -> set[tuple[str, str]]:
+    """(file label, name) of the tensors that decoding needs on the host, whatever `move` does.
 
-    Arrays of numpy are made of their memory, and sparse tensors are checked there.
+    numpy arrays use their memory, and the invariants of sparse tensors are checked on the host.
     """
     found: set[tuple[str, str]] = set()
     rest: list[tuple[object, bool]] = [(tree, False)]
@@ -303,4 +306,6 @@ def on_host(tree: object) -> set[tuple[str, str]]:
 def _flagged(tensor: torch.Tensor, parameter: bool, grad: bool) -> torch.Tensor:  # noqa: FBT001
     if parameter:
         return torch.nn.Parameter(tensor, requires_grad=grad)
-    return tensor.detach().requires_grad_() if grad else tensor  # an alias may not be trainable
+    return (
+        tensor.detach().requires_grad_() if grad else tensor
+    )  # `detach`: a view cannot require grad

@@ -1,4 +1,4 @@
-"""A checkpoint as the one file that Lightning itself writes and reads."""
+"""Exports a checkpoint as a `.ckpt` file, the format that Lightning itself writes and reads."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 
 def write_ckpt(folder: Path, file: Path, *, trust_pickle: bool) -> None:
-    """Write the checkpoint that is committed at `folder` as a `.ckpt`, durable, in one rename.
+    """Write the committed checkpoint at `folder` to `file`, fsynced, then renamed to its name.
 
-    Tensors are on the CPU. `trust_pickle` also takes over what was saved with pickle, which runs
-    code of the checkpoint.
+    Tensors are on the CPU. `trust_pickle` also exports values that were saved with pickle, which
+    runs code of the checkpoint.
 
     Raises:
-        CheckpointCorruptError: it is damaged.
+        CheckpointNotFoundError: nothing is committed at `folder`.
+        CheckpointCorruptError: the checkpoint is damaged.
         UnsafeLoadError: a part of it needs `trust_pickle`.
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
     state = load_directory(folder, map_location="cpu", weights_only=not trust_pickle)
     part = file.with_name(f".{file.name}.part")

@@ -1,7 +1,7 @@
-"""What a process holds by itself before it loads: its objects can stand for what only pickle saves.
+"""Finds classes and objects that the process already has, to use instead of unpickling a file.
 
-Nothing is imported and nothing of a file is run. A class or function of a file is known by the name
-of one that the process holds; an object is known by the digest of its own pickle.
+Nothing is imported and no code of a file runs. A class or function in a file matches one of the
+process by its name; an object matches by the digest of its pickle.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _OBJECTS = 50_000
-"""Objects that are looked at, at the most: a dataset of a million items is no hyperparameter."""
+"""Maximum number of objects to visit: a dataset may have millions."""
 _ITEMS = 1000
-"""Items of one container."""
-_TWINS = 50
-"""Objects of one class that are pickled to be compared."""
-_OUTSIDE = frozenset({"_trainer", "trainer", "_fabric", "fabric", "_logger", "loggers"})
-"""Attributes that lead out of a module, to all there is."""
+"""Maximum number of items to visit in one container."""
+_COMPARED_OBJECTS = 50
+"""Maximum number of objects of one class to pickle for comparison."""
+_SKIPPED_ATTRIBUTES = frozenset({"_trainer", "trainer", "_fabric", "fabric", "_logger", "loggers"})
+"""Attributes of a module that lead to the whole Trainer."""
 _LEAVES = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor, types.ModuleType)
 
 
 class LiveObjects:
-    """Classes, functions and objects that can be reached from `roots`: a module, a datamodule.
+    """Classes, functions and objects reachable from `roots` (a module, a datamodule).
 
-    Looked for when they are first asked for, by the thread that loads.
+    They are collected at the first use, on the thread that loads.
     """
 
     def __init__(self, roots: Iterable[object]) -> None:
@@ -60,9 +60,9 @@ class LiveObjects:
         """Name in files -> class or function."""
         return self._found[0]
 
-    def equal(self, name: str, digest: str) -> object | None:
-        """An object of the class `name` whose pickle has this digest."""
-        for value in self._found[1].get(name, ())[:_TWINS]:
+    def find_equal(self, name: str, digest: str) -> object | None:
+        """An object of the class `name` whose pickle has this digest; None if there is none."""
+        for value in self._found[1].get(name, ())[:_COMPARED_OBJECTS]:
             try:
                 if digest_of(value) == digest:
                     return value
@@ -72,20 +72,20 @@ class LiveObjects:
 
 
 def _reachable(roots: Iterable[object]) -> Iterator[object]:
-    """Each object once, those that are near first."""
-    seen: dict[int, object] = {}  # keeps them: an id is of one object only while that lives
-    rest = deque(roots)
-    while rest and len(seen) < _OBJECTS:
-        value = rest.popleft()
+    """Each object once, breadth first."""
+    seen: dict[int, object] = {}  # keeps the objects alive, so that no id is used again
+    queue = deque(roots)
+    while queue and len(seen) < _OBJECTS:
+        value = queue.popleft()
         if isinstance(value, _LEAVES) or id(value) in seen:
             continue
         seen[id(value)] = value
         yield value
         if not isinstance(value, type) and not is_function(value):
-            rest.extend(_inside(value))
+            queue.extend(_children(value))
 
 
-def _inside(value: Any) -> Iterator[object]:
+def _children(value: Any) -> Iterator[object]:
     if isinstance(value, dict):
         items = list(value.items())[:_ITEMS]
         yield from (part for item in items for part in item)
@@ -95,6 +95,6 @@ def _inside(value: Any) -> Iterator[object]:
         yield value.__self__
     try:
         own = dict(vars(value))
-    except TypeError:  # it has slots, or is of C
+    except TypeError:  # an object with slots, or of a class in C
         return
-    yield from (part for name, part in own.items() if name not in _OUTSIDE)
+    yield from (part for name, part in own.items() if name not in _SKIPPED_ATTRIBUTES)

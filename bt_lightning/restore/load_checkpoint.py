@@ -1,4 +1,4 @@
-"""A committed checkpoint directory, or a stock file, back to the dictionary that was saved."""
+"""Loads a committed checkpoint, or a stock `.ckpt` file, as the dictionary that was saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
-from bt_lightning.restore.decode_tree import Decoder, on_host
+from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
 from bt_lightning.restore.unpickle_leftovers import Leftovers
@@ -36,62 +36,63 @@ def load_directory(
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
 ) -> dict[str, Any]:
-    """`load_checkpoint` the checkpoint that is committed at `path` on this disk.
+    """Load the committed checkpoint at `path` on this disk, with `load_checkpoint`.
 
     Raises:
         CheckpointNotFoundError: nothing is committed at `path`.
         CheckpointCorruptError, UnsafeLoadError: as `load_checkpoint`.
     """
-    with DirectoryReader(path) as place:
+    with DirectoryReader(path) as reader:
         return load_checkpoint(
-            place, map_location=map_location, weights_only=weights_only, allowed=allowed
+            reader, map_location=map_location, weights_only=weights_only, allowed=allowed
         )
 
 
 def load_checkpoint(
-    place: CheckpointReader,
+    reader: CheckpointReader,
     *,
     map_location: MapLocation = None,
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
-    held: LiveObjects | None = None,
+    live_objects: LiveObjects | None = None,
 ) -> dict[str, Any]:
-    """Load a committed checkpoint from a disk or a store, each byte verified by its manifest.
+    """Load a committed checkpoint from a disk or a store; each byte is verified by the manifest.
 
-    Tensors come back in CPU memory, or where `map_location` says; a CUDA device that it names gets
-    them while others arrive, and the host never holds them all. Unless `weights_only` is False, no
-    pickle is read and only known classes are rebuilt: the built-in table, those of
-    `torch.serialization.add_safe_globals`, `allowed`, and what `held` finds in this process, which
-    also stands for equal objects that were pickled. Needs no disk.
+    Tensors are on the CPU, or on the device of `map_location`; those for CUDA are sent while others
+    are read, so that the host never has all of them. Unless `weights_only` is False, no pickle is
+    read, and only allowed classes are restored: a built-in table,
+    `torch.serialization.add_safe_globals`, `allowed`, and those in `live_objects`. An object of
+    `live_objects` also replaces an equal one that was pickled. Needs no local disk.
 
     Raises:
         InvalidSettingError: `map_location` names a device that torch cannot use here.
         CheckpointCorruptError: bytes are missing or changed.
-        UnsafeLoadError: it holds what only `weights_only=False` may load.
-        StoreError: the store refused.
+        UnsafeLoadError: it has values that only `weights_only=False` loads.
+        StoreError: the store failed.
     """
     target = _target(map_location)
-    entries = {"weights": place.manifest.entry(WEIGHTS), "state": place.manifest.entry(STATE)}
-    document = _document(place)
-    home = _home(target)
+    entries = {"weights": reader.manifest.entry(WEIGHTS), "state": reader.manifest.entry(STATE)}
+    document = _document(reader)
+    memory = _memory_for(target)
     found = read_tensors(
-        place,
+        reader,
         {label: entry for label, entry in entries.items() if entry},
-        home,
-        () if home is HOST else on_host([document["tree"], document.get("deep")]),
+        memory,
+        () if memory is HOST else names_needed_on_host([document["tree"], document.get("deep")]),
     )
     tensors = {label: found.get(label, {}) for label in entries}
-    unpickled = _unpickled(place, map_location) if weights_only is False else None
+    unpickled = _unpickled(reader, map_location) if weights_only is False else None
     classes = ClassTable(
-        allowed, held.names if held is not None else None, trusted=weights_only is False
+        allowed, live_objects.names if live_objects else None, trusted=weights_only is False
     )
-    decoder = Decoder(tensors, Leftovers(document, unpickled, held), classes, move=_mover(target))
+    leftovers = Leftovers(document, unpickled, live_objects)
+    decoder = Decoder(tensors, leftovers, classes, move=_mover(target))
     deep = document.get("deep", ())
-    checkpoint = decoder.decode(document["tree"], f"{place.name}/{TREE}", deep)
-    if decoder.holes and held is None:  # who holds a module has its hyperparameters
+    checkpoint = decoder.decode(document["tree"], f"{reader.name}/{TREE}", deep)
+    if decoder.not_loaded and live_objects is None:  # a live module has its hyperparameters
         warnings.warn(
-            f"left out of {place.name}, as nobody allowed to load them:"
-            f" {', '.join(decoder.holes)}."
+            f"left out of {reader.name}, as their classes are not allowed:"
+            f" {', '.join(decoder.not_loaded)}."
             " Using one raises an error; weights_only=False loads them",
             stacklevel=2,
         )
@@ -110,7 +111,7 @@ def load_file(
 
 
 def _target(map_location: MapLocation) -> torch.device | Callable[..., Any] | None:
-    """Where `map_location`, as `torch.load` takes it, wants CPU tensors; None: where they are."""
+    """The device or function for CPU tensors that `map_location` names; None: the CPU."""
     if isinstance(map_location, dict):
         map_location = map_location.get("cpu")
     if map_location is None or callable(map_location):
@@ -123,7 +124,7 @@ def _target(map_location: MapLocation) -> torch.device | Callable[..., Any] | No
         raise InvalidSettingError(msg) from error
 
 
-def _home(target: torch.device | Callable[..., Any] | None) -> TensorMemory:
+def _memory_for(target: torch.device | Callable[..., Any] | None) -> TensorMemory:
     if isinstance(target, torch.device) and target.type == "cuda":
         return DeviceMemory(target)
     return HOST
@@ -132,7 +133,7 @@ def _home(target: torch.device | Callable[..., Any] | None) -> TensorMemory:
 def _mover(
     target: torch.device | Callable[..., Any] | None,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What brings a tensor to where it is wanted."""
+    """A function that moves a tensor to the target device."""
     if target is None:
         return lambda tensor: tensor
     if isinstance(target, torch.device):
@@ -149,27 +150,27 @@ def _mover(
     return move
 
 
-def _document(place: CheckpointReader) -> dict[str, Any]:
-    entry = place.manifest.entry(TREE)
+def _document(reader: CheckpointReader) -> dict[str, Any]:
+    entry = reader.manifest.entry(TREE)
     if entry is None:
-        msg = f"the checkpoint {place.name} is damaged: its manifest names no {TREE}"
+        msg = f"the checkpoint {reader.name} is damaged: its manifest names no {TREE}"
         raise CheckpointCorruptError(msg)
     try:
-        document = json.loads(read_whole_file(place, entry))
+        document = json.loads(read_whole_file(reader, entry))
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointCorruptError):
             raise
-        msg = f"the checkpoint {place.name} is damaged: {TREE} is no JSON ({error})"
+        msg = f"the checkpoint {reader.name} is damaged: {TREE} is no JSON ({error})"
         raise CheckpointCorruptError(msg) from error
     if not isinstance(document, dict) or "tree" not in document:
-        msg = f"the checkpoint {place.name} is damaged: {TREE} holds no tree"
+        msg = f"the checkpoint {reader.name} is damaged: {TREE} holds no tree"
         raise CheckpointCorruptError(msg)
     return document
 
 
-def _unpickled(place: CheckpointReader, map_location: MapLocation) -> Mapping[str, object]:
-    entry = place.manifest.entry(LEFTOVERS)
+def _unpickled(reader: CheckpointReader, map_location: MapLocation) -> Mapping[str, object]:
+    entry = reader.manifest.entry(LEFTOVERS)
     if entry is None:
         return {}
-    data = read_whole_file(place, entry)  # these very bytes are run: verified, and read once
+    data = read_whole_file(reader, entry)  # the verified bytes themselves are unpickled
     return load_file(BytesIO(data), map_location, weights_only=False)

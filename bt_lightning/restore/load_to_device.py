@@ -1,4 +1,4 @@
-"""Where the tensors of a checkpoint come to live, and how their bytes get there."""
+"""Memory for the tensors of a load, on the host or a device, and the transfer of bytes into it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ log = logging.getLogger(__name__)
 
 
 class TensorMemory(Protocol):
-    """A kind of memory. Its methods are called by several threads at once."""
+    """A kind of memory for tensors. Its methods are called by several threads at once."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:
-        """A contiguous tensor to be filled; `large` for one that is worth a mapping of its own."""
+        """A contiguous uninitialised tensor; `large` gives it a memory mapping of its own."""
 
     def flat(self, tensor: torch.Tensor) -> Any:
-        """All bytes of a tensor that is not empty, to be sliced, and given to `receive`."""
+        """The bytes of a non-empty tensor; slices of it are `targets` of `receive`."""
 
     def receive(self, targets: Sequence[Any], size: int, fill: Fill) -> None:
-        """Let `fill` write `size` bytes, which are those of `targets`, one after the other."""
+        """Let `fill` write `size` bytes into buffers, and bring them to `targets` in order."""
 
 
 class HostMemory:
-    """Memory of this process: bytes arrive where they stay."""
+    """Host memory: bytes are written directly into the tensors."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:
-        """With huge pages if it is large."""
+        """A CPU tensor, in huge pages if `large`."""
         if not large:
             return torch.empty(shape, dtype=dtype, device="cpu")
         size = torch.Size(shape).numel() * dtype.itemsize
@@ -45,43 +45,46 @@ class HostMemory:
         return memory.view(dtype).view(shape)
 
     def flat(self, tensor: torch.Tensor) -> memoryview:
-        """Its memory."""
+        """The memory of the tensor."""
         return tensor_bytes(tensor)
 
     def receive(self, targets: Sequence[memoryview], size: int, fill: Fill) -> None:  # noqa: ARG002
-        """Straight into them."""
+        """Let `fill` write directly into `targets`."""
         fill(targets)
 
 
 class DeviceMemory:
-    """Memory of a device: bytes arrive in pinned buffers, and go on while others arrive.
+    """Device memory: bytes are read into pinned buffers and sent while other threads read.
 
-    A thread has one buffer, as large as the largest range that it received. torch keeps them, for
-    whoever pins memory next.
+    Each thread has one buffer, as large as the largest range that it received. torch's caching
+    allocator keeps the pinned memory for later use.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         cuda = device.type == "cuda"
-        # the caller's, whose order the allocator relies on: what it has given back may be in use
+        # the caller's stream: memory that torch reuses may still be in use by earlier work on it
         self._stream = torch.cuda.current_stream(device) if cuda else None
         self._local = threading.local()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:  # noqa: ARG002
-        """On the device, of the memory of the caller's stream."""
-        with self._there():
+        """A tensor on the device, allocated for the caller's stream."""
+        with self._on_device():
             return torch.empty(shape, dtype=dtype, device=self._device)
 
     def flat(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A view of its bytes."""
+        """A uint8 view of the tensor's bytes."""
         return tensor.reshape(-1).view(torch.uint8)
 
     def receive(self, targets: Sequence[torch.Tensor | memoryview], size: int, fill: Fill) -> None:
-        """Into this thread's buffer, and from there, to the host too; returns when all is there."""
+        """Fill this thread's buffer and copy from it to the targets, on the device or the host.
+
+        Returns when the bytes are in the targets.
+        """
         buffer = self._buffer(size)
         fill([tensor_bytes(buffer)])
-        # where the caller makes inference tensors, other threads could not write them
-        with self._there(), torch.inference_mode():
+        # the caller may be in inference mode: its tensors can be written only in that mode
+        with self._on_device(), torch.inference_mode():
             for target in targets:
                 part, buffer = buffer[: len(target)], buffer[len(target) :]
                 if isinstance(target, memoryview):
@@ -89,30 +92,30 @@ class DeviceMemory:
                 else:
                     target.copy_(part, non_blocking=True)
         if self._stream is not None:
-            self._stream.synchronize()  # the buffer is written again
+            self._stream.synchronize()  # the next call overwrites the buffer
 
     @contextlib.contextmanager
-    def _there(self) -> Iterator[None]:
+    def _on_device(self) -> Iterator[None]:
         if self._stream is None:
             yield
             return
-        # the device first: to leave a stream selects the one before, and opens a context there
+        # the device first: leaving a stream selects the previous device and opens a context there
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             yield
 
     def _buffer(self, size: int) -> torch.Tensor:
-        found: torch.Tensor | None = getattr(self._local, "buffer", None)
-        if found is None or found.numel() < size:
-            self._local.buffer = None  # let go of the smaller one first
-            found = self._local.buffer = self._pinned(size)
-        return found[:size]
+        buffer: torch.Tensor | None = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.numel() < size:
+            self._local.buffer = None  # release the smaller one first
+            buffer = self._local.buffer = self._pinned(size)
+        return buffer[:size]
 
     def _pinned(self, size: int) -> torch.Tensor:
         if self._stream is not None:
             try:
                 return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
             except RuntimeError as error:
-                log.warning("CUDA cannot pin memory, the restore takes longer: %s", error)
+                log.warning("CUDA cannot pin memory, the load takes longer: %s", error)
         return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""Forms of numpy back to its dtypes, scalars and arrays; numpy need not be installed for others."""
+"""Decodes numpy dtypes, scalars and arrays; imports numpy only for such values."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     import torch
 
 
-def scalar_of(node: dict[str, Any]) -> Any:
-    """The scalar of a `numpy.scalar` node; ValueError if its bytes are not those of its dtype."""
+def decode_scalar(node: dict[str, Any]) -> Any:
+    """The scalar of a `numpy.scalar` node; ValueError if the number of bytes does not fit."""
     import numpy as np
 
-    data, dtype = base64.b64decode(node["v"], validate=True), dtype_of(node["dtype"])
+    data, dtype = base64.b64decode(node["v"], validate=True), decode_dtype(node["dtype"])
     if dtype.itemsize and len(data) != dtype.itemsize:
         msg = f"a {dtype} of {len(data)} bytes"
         raise ValueError(msg)
     return np.frombuffer(data, dtype=dtype)[0] if dtype.itemsize else np.zeros(1, dtype)[0]
 
 
-def array_of(node: dict[str, Any], content: torch.Tensor) -> Any:
-    """The array of a `numpy.ndarray` node, in the memory of `content`: bytes, on the host."""
+def decode_array(node: dict[str, Any], content: torch.Tensor) -> Any:
+    """The array of a `numpy.ndarray` node; uses the memory of `content`, a uint8 CPU tensor."""
     import numpy as np
 
-    raw, dtype, shape = content.numpy(), dtype_of(node["dtype"]), node["shape"]
+    raw, dtype, shape = content.numpy(), decode_dtype(node["dtype"]), node["shape"]
     if raw.nbytes != math.prod(shape) * dtype.itemsize or any(axis < 0 for axis in shape):
         msg = f"an array of shape {shape} and {raw.nbytes} bytes"
         raise ValueError(msg)
@@ -33,8 +33,12 @@ def array_of(node: dict[str, Any], content: torch.Tensor) -> Any:
     return flat.reshape(shape, order=node["order"])
 
 
-def dtype_of(descr: Any) -> Any:
-    """The dtype that numpy describes so; ValueError for one of Python objects."""
+def decode_dtype(descr: Any) -> Any:
+    """The dtype of a description by `numpy.lib.format`.
+
+    Raises:
+        ValueError: the dtype has Python objects.
+    """
     import numpy as np
 
     dtype = np.lib.format.descr_to_dtype(_tuples(descr))
@@ -45,7 +49,7 @@ def dtype_of(descr: Any) -> Any:
 
 
 def _tuples(descr: Any) -> Any:
-    """JSON has no tuples: numpy describes a structured dtype as a list of tuples."""
+    """Restore the tuples that JSON turned into lists in the description of a structured dtype."""
     if not isinstance(descr, list):
         return descr
     return [

@@ -1,4 +1,4 @@
-"""What stands where a hyperparameter could not be loaded: any use of it says why."""
+"""A placeholder for a hyperparameter that was not loaded; any use raises with the reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bt_lightning.errors import UnsafeLoadError
 class UnloadedValue:
     """A hyperparameter that was left out of a load; using it raises `UnsafeLoadError`.
 
-    Resuming never reads hyperparameters, so it must not fail for one that only code could rebuild.
+    A resume reads no hyperparameters, so it must not fail for one that only pickle can restore.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -27,7 +27,7 @@ class UnloadedValue:
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
-            raise AttributeError(name)  # protocols that probe for a method must see none
+            raise AttributeError(name)  # code that looks for a protocol's method must not find one
         self._raise()
 
     def __call__(self, *_: object, **__: object) -> NoReturn:

@@ -1,4 +1,8 @@
-"""What stands for values that only pickle could save: unpickled if asked, else held, or a hole."""
+"""Restores the values that only pickle could save (leftovers of the tree).
+
+They come from `leftovers.pt` if the caller trusts it; otherwise from equal objects of the process,
+or the load fails.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +18,28 @@ if TYPE_CHECKING:
 
 
 class Leftovers:
-    """Of one checkpoint; `beside` is what stands in `trainer.json` beside the tree.
+    """The leftovers of one checkpoint; `document` is the content of `trainer.json`.
 
-    `unpickled` are the values of `leftovers.pt`, by path; None: nobody asked to read them.
+    `unpickled` are the values of `leftovers.pt`, by path; None if the caller does not trust it.
     """
 
     def __init__(
         self,
-        beside: Mapping[str, Any],
+        document: Mapping[str, Any],
         unpickled: Mapping[str, object] | None,
-        held: LiveObjects | None = None,
+        live_objects: LiveObjects | None = None,
     ) -> None:
-        dropped, pickled = beside.get("dropped"), beside.get("pickled")
+        dropped, pickled = document.get("dropped"), document.get("pickled")
         self._dropped = dropped if isinstance(dropped, list) else []
         self._pickled = pickled if isinstance(pickled, dict) else {}
         self._unpickled = unpickled
-        self._held = held
+        self._live_objects = live_objects
 
     def value(self, path: str) -> object:
         """The value at `path` of the state.
 
         Raises:
-            UnsafeLoadError: only pickle has it, and nobody asked for that.
+            UnsafeLoadError: only `leftovers.pt` has it, and the caller does not trust that file.
             KeyError: `leftovers.pt` lacks it.
         """
         if path in self._dropped:
@@ -43,10 +47,10 @@ class Leftovers:
         if self._unpickled is not None:
             return self._unpickled[path]
         match self._pickled.get(path):
-            case [str(kind), str(digest)] if self._held is not None:
-                found = self._held.equal(kind, digest)
-                if found is not None:
-                    return found
+            case [str(kind), str(digest)] if self._live_objects is not None:
+                equal = self._live_objects.find_equal(kind, digest)
+                if equal is not None:
+                    return equal
         msg = (
             f"{path} could not be saved without pickle and lies in leftovers.pt: load with"
             " weights_only=False if you trust the file. A job does so for its own checkpoints by"

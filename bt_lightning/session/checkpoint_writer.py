@@ -42,7 +42,7 @@ class CheckpointWriter:
         """What is written besides the checkpoint, for those who serve it."""
         self.origin: dict[str, Any] = {}
         """Facts for the manifest that a state dictionary does not hold."""
-        self.held: LiveObjects | None = None
+        self.live_objects: LiveObjects | None = None
         """What the process holds by itself, so that it need not come from a checkpoint."""
         self.trusted = False
         """Whether a restart of this job will unpickle what its checkpoints hold."""
@@ -104,7 +104,7 @@ class CheckpointWriter:
             return
         self._warned = True
         for text in unsafe_state_warnings(
-            snapshot, ClassTable(self._allowed()), self.held, trusted=self.trusted
+            snapshot, ClassTable(self._allowed()), self.live_objects, trusted=self.trusted
         ):
             warnings.warn(text, stacklevel=4)
 

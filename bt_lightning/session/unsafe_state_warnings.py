@@ -22,7 +22,7 @@ _LOAD = "A resume does not need them. Only weights_only=False loads them elsewhe
 
 
 def unsafe_state_warnings(
-    snapshot: Snapshot, table: ClassTable, held: LiveObjects | None, *, trusted: bool
+    snapshot: Snapshot, table: ClassTable, live_objects: LiveObjects | None, *, trusted: bool
 ) -> Iterator[str]:
     """Lines for the user, none if nothing is special; `trusted`: a restart unpickles anyway."""
     late = [pair for pair in snapshot.leftovers if _is_hyper(pair[0])]
@@ -33,7 +33,7 @@ def unsafe_state_warnings(
         yield f"saved with pickle, in leftovers.pt: {_named(late)}. {_LOAD}"
     if snapshot.dropped:
         yield f"left out of the checkpoint, as it cannot be pickled: {_named(snapshot.dropped)}"
-    strange = [] if trusted else _strange(snapshot, table, held)
+    strange = [] if trusted else _strange(snapshot, table, live_objects)
     if strange:
         yield (
             f"loading {_named(strange)} needs torch.serialization.add_safe_globals([...]) of these,"
@@ -42,13 +42,13 @@ def unsafe_state_warnings(
 
 
 def _strange(
-    snapshot: Snapshot, table: ClassTable, held: LiveObjects | None
+    snapshot: Snapshot, table: ClassTable, live_objects: LiveObjects | None
 ) -> list[tuple[str, str]]:
     """(path, name) of each class and function that the tree names and a load will not know."""
     named = {**snapshot.classes, **snapshot.functions}
     found = {value: path for value, path in named.items() if not table.knows(value)}
-    if held is not None and found:  # a look at the whole module takes time: only if need be
-        own = set(map(id, held.names.values()))
+    if live_objects is not None and found:  # a look at the whole module takes time: only if need be
+        own = set(map(id, live_objects.names.values()))
         found = {v: path for v, path in found.items() if id(v) not in own and not _is_hyper(path)}
     return [(path, value.__qualname__) for value, path in found.items()]
 

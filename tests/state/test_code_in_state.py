@@ -50,7 +50,7 @@ def saved(place, value):
 
 def loaded(place, held=None, **options):
     io = BTCheckpointIO()
-    io.writer.held = held
+    io.writer.live_objects = held
     return io.load_checkpoint(place, **options)["value"]
 
 

@@ -13,7 +13,7 @@ from state_tools import same
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
 from bt_lightning.layout import STATE, TREE, WEIGHTS
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.restore.decode_tree import on_host
+from bt_lightning.restore.decode_tree import names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors
 from bt_lightning.store.backends.local_folder import LocalStore
@@ -115,7 +115,7 @@ def test_arrays_and_parts_of_sparse_tensors_are_wanted_on_the_host(tmp_path):
     tree = json.loads((tmp_path / "checkpoint-1" / TREE).read_text())["tree"]
     with DirectoryReader(tmp_path / "checkpoint-1") as place:
         every = {(label, name) for label, name, _ in _each(read_tensors(place, _entries(place)))}
-    held = on_host(tree)
+    held = names_needed_on_host(tree)
     assert len(every) == 6
     assert held < every
     assert len(held) == 4
