@@ -88,8 +88,8 @@ def find_own(
 ) -> bool:
     """Choose among this job's checkpoints and record the choice in `search`.
 
-    `fetch` downloads and verifies one from the store and returns its path. `others` are (step, path)
-    of the job's verified checkpoints elsewhere. Returns whether one was chosen.
+    `fetch` downloads and verifies one from the store and returns its path. `others` are (step,
+    path) of the job's verified checkpoints elsewhere. Returns whether one was chosen.
     """
     local, refused = _list_local(root, search)
     search.damaged = search.damaged or refused
