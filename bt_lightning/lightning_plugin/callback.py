@@ -201,19 +201,15 @@ class BTLightning(Callback):
             return
         self._resumed = weakref.ref(trainer)
         take_up_last(trainer)
-        if self._routed is not None:  # only now is the whole module there
-            self._routed.ours.writer.serving = serving_files(pl_module)
+        assert self._routed is not None  # since `setup`
+        serving = serving_files(pl_module)  # only now is the whole module there
+        self._routed.ours.writer.serving = serving
         if self._exact is not None:
             self._exact.on_fit_start(trainer)
-        writer = self._session.begin()
-        if writer is not None:
-            writer.begin(frozenset(self._session.pinned))
-            prefix = (
-                self._routed.ours.writer.serving.weights_prefix if self._routed is not None else ""
-            )
-            open_saves(trainer, pl_module, writer, self._options.snapshots, prefix)
+        root, prefix = self._routed.root, serving.weights_prefix
+        open_saves(trainer, pl_module, self._session, root, prefix)
         if self._boundary is not None:
-            self._boundary.join(trainer, pl_module, writer)
+            self._boundary.join(trainer, pl_module, self._session.writer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -21,11 +21,12 @@ from bt_lightning.snapshot.size_estimate import alias_large_groups, state_size
 from bt_lightning.snapshot.state_files import encode_early
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning.pytorch import LightningModule, Trainer
 
-    from bt_lightning.session.save_tracking import Saves
-    from bt_lightning.session.writer_session import WriterSession
-    from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
+    from bt_lightning.session.rank_session import RankSession
+    from bt_lightning.snapshot.save_record import SaveRecord
     from bt_lightning.snapshot.saver import Saver
 
 log = logging.getLogger(__name__)
@@ -202,20 +203,22 @@ class WeightChangeWatch(Callback):
 def open_saves(
     trainer: Trainer,
     module: LightningModule,
-    session: WriterSession,
-    options: SnapshotOptions,
+    session: RankSession,
+    root: Path,
     weights_prefix: str,
-) -> Saves:
-    """Let this fit save by snapshots; on the rank that writes, when the fit starts."""
-    compat.warm_dump()
-    versions()  # reads files, once
-    saves = session.snapshots(
+) -> None:
+    """Every rank, when the fit starts: let the rank that writes save by snapshots."""
+    if session.writer is not None:
+        compat.warm_dump()
+        versions()  # reads files, once
+    saves = session.begin(
         lambda: trainer.optimizers,
-        options,
         lambda record: log_metrics(trainer, record),
-        pinned_for=compat.cuda_device(trainer),
+        device=compat.cuda_device(trainer),
     )
-    reason = obstacle(module) if options.snapshot == "auto" else None
+    if saves is None:
+        return
+    reason = obstacle(module) if saves.policy == "auto" else None
     if reason is not None:
         saves.saver.lazy = False
         log.warning(
@@ -227,12 +230,11 @@ def open_saves(
     watch = WeightChangeWatch(trainer, module, saves.saver, weights_prefix)
     # before every other callback; a new list, as the old one is being walked
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
-    saves.artifacts = artifacts = LoggerArtifacts(session.root, saves.saver.pending)
+    saves.artifacts = artifacts = LoggerArtifacts(root, saves.saver.pending)
     for logger in trainer.loggers:
         if overrides(logger, "after_save_checkpoint"):
             vars(logger)["after_save_checkpoint"] = _Later(logger, saves.saver)
         wait_with(logger, artifacts.hand)
-    return saves
 
 
 class _Later:

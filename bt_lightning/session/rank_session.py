@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_lightning.errors import (
@@ -16,27 +17,34 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.atomic_directory import delete_directory, temporary
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest
 from bt_lightning.localdir.removal_requests import request_local_removal
+from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory, load_file
 from bt_lightning.session.portable_errors import is_save_failure, portable
 from bt_lightning.session.start_point import NOTHING, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
+from bt_lightning.worker.worker_handle import ever
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
+
+    import torch
 
     from bt_lightning.manifest import Manifest
+    from bt_lightning.restore.load_checkpoint import MapLocation
     from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.session.options import Options
     from bt_lightning.session.ranks import Ranks
     from bt_lightning.session.save_tracking import Saves
     from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.session.start_point import Offered
+    from bt_lightning.snapshot.save_record import SaveRecord
 
 T = TypeVar("T")
 
 
 class RankSession:
     """The front that an adapter of a framework drives; every rank has one.
+
+    `open`, `load`, `begin`; then `save`, `remove` and after each step `boundary`; then `finish`.
 
     Only the rank that writes, rank 0, has a `WriterSession` in it, from `open` until `take`.
     Without one, between fits, what is saved is committed by this process, and published before the
@@ -100,10 +108,71 @@ class RankSession:
             return str(self._mark.enter_context(temporary(root)))
         return None
 
-    def begin(self) -> WriterSession | None:
-        """The fit begins: every rank has looked for the mark. The session, on rank 0."""
+    def load(
+        self, start: StartPoint, root: Path, *, map_location: MapLocation = None
+    ) -> dict[str, Any] | None:
+        """Every rank: the state dictionary of the start point; None to begin at step 0.
+
+        For frameworks without a reader of their own. Tensors come as with `load_checkpoint`.
+
+        Raises:
+            CheckpointCorruptError, StoreError, UnsafeLoadError: as `load_checkpoint`.
+        """
+        if start.path is None:
+            return None
+        if start.digest is not None:
+            self.pinned.add(start.digest)
+        weights_only = self._options.own_weights_only
+        if start.folder is not None and start.digest is not None:
+            source = self._options.source(root)
+            source.pin(start.path, start.folder, start.digest)
+            reader = source.place(start.path)
+            return load_checkpoint(reader, map_location=map_location, weights_only=weights_only)
+        path = Path(start.path)
+        load = load_directory if path.is_dir() else load_file
+        return load(path, map_location=map_location, weights_only=weights_only)
+
+    def begin(
+        self,
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
+        on_saved: Callable[[SaveRecord], None] = lambda _: None,
+        *,
+        device: torch.device | None = None,
+    ) -> Saves | None:
+        """Every rank: the state is restored. From now on saves are snapshots; None on other ranks.
+
+        Args:
+            optimizers: those whose parameters and state only their steps change.
+            on_saved: is given the record of each save that ended, and again when it is published.
+            device: the CUDA device that the state lies on, if it does.
+        """
         self._mark.close()
-        return self.writer
+        if self.writer is None:
+            return None
+        self.writer.begin(frozenset(self.pinned))
+        return self.writer.snapshots(
+            optimizers, self._options.snapshots, on_saved, pinned_for=device
+        )
+
+    def boundary(self) -> None:
+        """Every rank, after each step: a new batch may change what no optimizer owns.
+
+        Raises:
+            CheckpointError: as `WriterSession.poll`, unless `on_error` is `"warn"`.
+        """
+        if self.saves is not None:
+            self.saves.saver.changes()
+        self.poll()
+
+    def finish(self, left_s: Callable[[], float] = ever) -> None:
+        """Every rank, when the fit is over: wait until what was saved is committed and published.
+
+        Raises:
+            DrainTimeoutError, DirectoryUnusableError, UploadFailedError: as `WriterSession.finish`.
+        """
+        writer = self.take()
+        if writer is not None:
+            self.report(lambda: writer.finish(left_s))
 
     def take(self) -> WriterSession | None:
         """The session, which the caller ends; from here on there is none."""

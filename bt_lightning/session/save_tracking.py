@@ -83,7 +83,7 @@ class Saves:
         """Who is to have them as well, as soon as they are committed."""
         self._resumable: set[int] = set()
         self._root = root
-        self._policy = policy
+        self.policy = policy
         self._tell = told
         self._unwanted: set[str] = set()
         self._saved: dict[str, SaveRecord] = {}
@@ -173,7 +173,7 @@ class Saves:
                     self._unwanted.discard(record.checkpoint_id)
                     self.artifacts.settle(record.checkpoint_id)
                     self._tell.unwanted(manifest)
-            elif isinstance(outcome, TornSnapshotError) and self._policy == "auto":
+            elif isinstance(outcome, TornSnapshotError) and self.policy == "auto":
                 record.decision = "torn"
                 self.saver.lazy = False
                 warnings.warn(f"{outcome}. This run does so from here on", stacklevel=2)

@@ -37,7 +37,6 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
     import torch
 
@@ -69,11 +68,6 @@ class WriterSession:
         self._unasked: list[str] = []
         """Digests of what is to go, which the disk did not take the request for."""
         self.known = KnownCheckpoints()
-
-    @property
-    def root(self) -> Path:
-        """The checkpoint directory, absolute."""
-        return self._config.root
 
     @property
     def worker_pid(self) -> int | None:
