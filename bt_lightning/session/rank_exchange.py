@@ -9,7 +9,6 @@ and of a rank that is gone.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +19,7 @@ from bt_lightning.errors import RankLostError
 from bt_lightning.rank_protocol import Answer, Await, Check, Get, Op, Set
 from bt_lightning.session.process_group_store import next_key, process_group_store
 from bt_lightning.session.rank_liveness import LivenessCaller, LivenessListener
+from bt_lightning.worker.worker_handle import unlimited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,11 +37,6 @@ _LOOK_S = 0.2
 _MEET_S = 60.0
 _JOIN_S = 5.0
 """More than a look and a call take; who still connects then is left alone."""
-
-
-def ever() -> float:
-    """No limit of its own."""
-    return math.inf
 
 
 class RankExchange:
@@ -99,7 +94,7 @@ class RankExchange:
         except RuntimeError:
             log.debug("the key-value store of the ranks is gone")
 
-    def wait(self, keys: tuple[str, ...], left_s: Callable[[], float] = ever) -> None:
+    def wait(self, keys: tuple[str, ...], left_s: Callable[[], float] = unlimited) -> None:
         """Wait until all `keys` are there; `left_s` says how long that may take from now on.
 
         Raises:
@@ -119,7 +114,9 @@ class RankExchange:
             time.sleep(pause)
             pause = min(pause * 1.5, _LONG_S)
 
-    def exchange(self, payload: bytes, left_s: Callable[[], float] = ever) -> list[bytes] | None:
+    def exchange(
+        self, payload: bytes, left_s: Callable[[], float] = unlimited
+    ) -> list[bytes] | None:
         """Bring one `payload` of each rank to rank 0, in rank order; None on the other ranks.
 
         No collective: the others leave their bytes in the store and go on; rank 0 waits for them,

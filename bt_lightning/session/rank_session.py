@@ -21,7 +21,7 @@ from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory
 from bt_lightning.session.portable_errors import is_save_failure, portable
 from bt_lightning.session.start_point import NOTHING, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
-from bt_lightning.worker.worker_handle import ever
+from bt_lightning.worker.worker_handle import unlimited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,7 +164,7 @@ class RankSession:
             self.saves.saver.changes()
         self.poll()
 
-    def finish(self, left_s: Callable[[], float] = ever) -> None:
+    def finish(self, left_s: Callable[[], float] = unlimited) -> None:
         """Every rank, when the fit is over: wait until what was saved is committed and published.
 
         Raises:
