@@ -161,7 +161,7 @@ class RankSession:
             CheckpointError: as `WriterSession.poll`, unless `on_error` is `"warn"`.
         """
         if self.saves is not None:
-            self.saves.saver.changes()
+            self.saves.saver.state_may_change()
         self.poll()
 
     def finish(self, left_s: Callable[[], float] = unlimited) -> None:
