@@ -22,7 +22,7 @@ DTYPES = sorted(SAFETENSORS, key=str)
 
 def _save(state, place, prefix=""):
     io = BTCheckpointIO()
-    io.serving = ServingFiles(weights_prefix=prefix)
+    io.writer.serving = ServingFiles(weights_prefix=prefix)
     io.save_checkpoint(state, place)
     return io
 

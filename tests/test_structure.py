@@ -1,0 +1,75 @@
+"""How the package is built: no circles of imports, small modules, rooms that say what they are."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bt_lightning
+
+ROOT = Path(bt_lightning.__file__).parent
+MOST_LINES = 350
+DEEPEST = 2
+"""Rooms within rooms."""
+
+
+def circles(imports: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of modules that import each other, each of more than one; by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in imports[module]:
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            circle = {stack.pop()}
+            while module not in circle:
+                circle.add(stack.pop())
+            if len(circle) > 1:
+                found.append(circle)
+
+    for module in imports:
+        if module not in index:
+            visit(module)
+    return found
+
+
+def test_circles_are_found() -> None:
+    imports = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a"}}
+    assert circles(imports) == [{"b", "c"}]
+
+
+def test_no_modules_import_each_other() -> None:
+    """Neither at their top, nor within functions, nor for types."""
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph("bt_lightning", cache_dir=None)
+    imports = {m: set(graph.find_modules_directly_imported_by(m)) for m in graph.modules}
+    assert len(imports) > 250
+    assert circles(imports) == []
+
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def test_no_module_is_long_and_no_room_deep() -> None:
+    lines = {str(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
+    assert {p for p in MODULES if len(p.relative_to(ROOT).parts) - 1 > DEEPEST} == set()
+
+
+def test_each_room_says_what_comes_in_what_goes_out_and_where_to_start() -> None:
+    for path in MODULES:
+        if path.name == "__init__.py" and path.parent != ROOT:
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert text.count(". ") + text.count(".\n") >= 1, f"{path} says too little"
+            assert "tart" in text, f"{path} does not say where to start reading"
