@@ -113,7 +113,9 @@ class RankSession:
     ) -> dict[str, Any] | None:
         """Every rank: the state dictionary of the start point; None to begin at step 0.
 
-        For frameworks without a reader of their own. Tensors come as with `load_checkpoint`.
+        For frameworks without a reader of their own. Tensors come as with `load_checkpoint`. Where
+        `start.warm`, the caller takes the weights only. `BT_WEIGHTS_ONLY=0` lets a job unpickle
+        what lies under `root`, and nothing else.
 
         Raises:
             CheckpointCorruptError, StoreError, UnsafeLoadError: as `load_checkpoint`.
@@ -122,13 +124,14 @@ class RankSession:
             return None
         if start.digest is not None:
             self.pinned.add(start.digest)
-        weights_only = self._options.own_weights_only
+        path, options = Path(start.path), self._options
+        own = path.is_relative_to(root)
+        weights_only = options.own_weights_only if own else options.weights_only
         if start.folder is not None and start.digest is not None:
-            source = self._options.source(root)
+            source = options.source(root)
             source.pin(start.path, start.folder, start.digest)
             reader = source.place(start.path)
             return load_checkpoint(reader, map_location=map_location, weights_only=weights_only)
-        path = Path(start.path)
         load = load_directory if path.is_dir() else load_file
         return load(path, map_location=map_location, weights_only=weights_only)
 

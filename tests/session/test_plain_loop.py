@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from bt_lightning import UnsafeLoadError
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.session.checkpoint_writer import CheckpointWriter
+from bt_lightning.session.options import Options
+from bt_lightning.session.rank_session import RankSession
+from bt_lightning.session.start_point import StartPoint
+
+
+class Odd:
+    """What only pickle can hold."""
+
 
 LOOP = Path(__file__).with_name("plain_loop.py")
 
@@ -64,3 +74,19 @@ def test_two_ranks_start_from_what_rank_0_found(tmp_path: Path) -> None:
         assert [rank.returncode for rank in ranks] == [0, 0], said
         assert all(out.splitlines()[0] == began for out, _ in said)
     assert all(out.splitlines()[1] == expected[1] for out, _ in said)
+
+
+def test_only_the_job_s_own_checkpoints_are_unpickled_by_the_variable(tmp_path: Path) -> None:
+    """`BT_WEIGHTS_ONLY=0` says nothing of what a platform laid in the load directory."""
+    root, other = tmp_path / "own", tmp_path / "loaded"
+    options = Options.of(dir=str(root)).merged({"BT_WEIGHTS_ONLY": "0"})
+    for place in (root, other):
+        writer = CheckpointWriter()
+        with pytest.warns(UserWarning, match="pickle"):
+            writer.save({"step": 1, "state": Odd()}, place / "step-1", place)
+    session = RankSession(options)
+    found = session.load(StartPoint(str(root / "step-1"), None, warm=False), root)
+    assert found is not None
+    assert isinstance(found["state"], Odd)
+    with pytest.raises(UnsafeLoadError):
+        session.load(StartPoint(str(other / "step-1"), None, warm=False), root)
