@@ -144,7 +144,7 @@ class BTCheckpointIO(CheckpointIO):
             given = options if takes_weights_only(self._plain.load_checkpoint) else {}
             return self._plain.load_checkpoint(path, **given)
         if is_bt(path):
-            return self.load_place(self.bt.place(str(path)), **options)
+            return self.load_place(self.bt.reader(str(path)), **options)
         if is_url(path):
             stored = url_reader(str(path))
             if stored is not None:
@@ -207,7 +207,7 @@ def _find(path: str | os.PathLike[str]) -> Load | None:
     if is_bt(text) or is_committed(text):
         return partial(io.load_checkpoint, text)
     source = None if is_url(text) else source_of(text)
-    place = reader_of_url(text) if source is None else source.place(text)
+    place = reader_of_url(text) if source is None else source.reader(text)
     if place is None:
         return None
     return lambda device, weights_only: io.load_place(

@@ -112,7 +112,7 @@ class RoutedCheckpointIO(CheckpointIO):
             with contextlib.suppress(CheckpointNotFoundError):  # it made room just now
                 return self.ours.load_checkpoint(path, map_location, weights_only)
         if str(path) in self.away.pins or (self.is_ours(path) and not local_path(path).is_file()):
-            place = self.away.place(str(path))
+            place = self.away.reader(str(path))
             return self.ours.load_place(place, map_location=map_location, weights_only=weights_only)
         if (url := reader_of_url(path)) is not None:
             return self.ours.load_place(url, map_location=map_location, weights_only=weights_only)

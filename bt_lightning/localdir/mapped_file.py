@@ -43,7 +43,7 @@ class MappedFile:
             self.close()
             raise
 
-    def expect(self, offset: int, size: int) -> None:
+    def prefetch(self, offset: int, size: int) -> None:
         """Begin to read the range in, in large pieces; `read` waits for them."""
         self._advise(self._address + offset, size, mmap.MADV_WILLNEED)
 
@@ -58,7 +58,7 @@ class MappedFile:
             raise OSError(code, os.strerror(code))
         return self._view[offset : offset + size]
 
-    def let_go(self, offset: int, size: int) -> None:
+    def release(self, offset: int, size: int) -> None:
         """A range is not looked at any more: the page cache alone has it."""
         if self._map.closed:
             return  # its addresses may be of other memory now, which this would empty

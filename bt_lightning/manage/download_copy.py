@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry, Manifest
-    from bt_lightning.store.interface import Arrived, Store
+    from bt_lightning.store.interface import ReadProgress, Store
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
@@ -46,10 +46,10 @@ class Counted:
         entry: FileEntry,
         offset: int,
         targets: Sequence[memoryview],
-        arrived: Arrived = int,
+        on_progress: ReadProgress = int,
     ) -> None:
         """As the inner one; called by several threads."""
-        self._inner.read_into(entry, offset, targets, arrived)
+        self._inner.read_into(entry, offset, targets, on_progress)
         self._on_bytes(sum(map(len, targets)))
 
 

@@ -65,7 +65,7 @@ class JobCheckpoints(Protocol):
     def items(self) -> list[CheckpointItem]:
         """All of them, newest first."""
 
-    def place(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
+    def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
         """Where its bytes are read."""
 
     def url(self, item: CheckpointItem, path: str, expires_s: int) -> str:
@@ -136,7 +136,7 @@ class DirectoryCheckpoints:
             items.setdefault(name, item)
         return list(items.values())
 
-    def place(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
+    def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
         """A directory; close it after use."""
         return DirectoryReader(self._path(item))
 
@@ -210,7 +210,7 @@ class StoreCheckpoints:
         """Look again at the next call."""
         self._items = None
 
-    def place(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
+    def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
         """The folder in the store."""
         return StoreReader(self.store, "", item.where)
 
@@ -259,9 +259,9 @@ class JoinedCheckpoints:
         self._local = {item.where for item in local}
         return sorted([*local, *stored], key=lambda item: item.manifest.order, reverse=True)
 
-    def place(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
+    def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
         """In the store, if it is there."""
-        return self._holding(item).place(item)
+        return self._holding(item).reader(item)
 
     def url(self, item: CheckpointItem, path: str, expires_s: int) -> str:
         """In the store, if it is there."""
@@ -318,13 +318,13 @@ def items_of_job(
     name_of = _names(view)
     return [
         CheckpointItem(
-            project=found.place.project,
-            job=found.place.job,
-            node_rank=found.place.node_rank,
+            project=found.location.project,
+            job=found.location.job,
+            node_rank=found.location.node_rank,
             name=name_of(found),
-            where=found.place.base,
+            where=found.location.base,
             manifest=found.manifest,
-            protected=found.place.base in bases,
+            protected=found.location.base in bases,
             sync_status=COMPLETE,
         )
         for found in view.checkpoints()
@@ -335,11 +335,11 @@ def _names(view: JobView) -> Callable[[CatalogEntry], str]:
     """What each checkpoint of a job is found by."""
     owners: dict[str, int] = {}
     for found in view.checkpoints():
-        rank = owners.setdefault(found.checkpoint_id, found.place.node_rank)
-        owners[found.checkpoint_id] = min(rank, found.place.node_rank)
+        rank = owners.setdefault(found.checkpoint_id, found.location.node_rank)
+        owners[found.checkpoint_id] = min(rank, found.location.node_rank)
 
     def name_of(found: CatalogEntry) -> str:
-        own, rank = found.checkpoint_id, found.place.node_rank
+        own, rank = found.checkpoint_id, found.location.node_rank
         return own if owners[own] == rank else f"rank-{rank}/{own}"
 
     return name_of

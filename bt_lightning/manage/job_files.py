@@ -61,7 +61,7 @@ def job_files(store: Store, project: str, job: str, patterns: Patterns) -> list[
     """
     prefix = jobs_prefix(project, job)
     found: list[tuple[int, str, int, str]] = []
-    for path, size in list_job(store, prefix).loose().items():
+    for path, size in list_job(store, prefix).job_files().items():
         node, _, rest = path.partition("/")
         word, _, rank = node.partition("-")
         ours = word == "rank" and rank.isascii() and rank.isdigit() and safe_parts(rest)

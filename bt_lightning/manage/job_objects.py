@@ -76,7 +76,7 @@ def job_objects(listing: JobListing, prefix: str) -> dict[tuple[str, str], JobOb
             own.checkpoints[path] = len(listing.committed[folder])
             if folder in listing.protected:
                 own.protected.add(path)
-    for key, size in {**listing.others, **listing.aside}.items():
+    for key, size in {**listing.others, **listing.hidden_objects}.items():
         name, path = _job_of(prefix, key)
         if not path or is_ours(path):
             continue

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def open_reader(shelf: JobCheckpoints, item: CheckpointItem) -> Iterator[CheckpointReader]:
     """The place of an item; a directory's files are closed in the end."""
     with contextlib.ExitStack() as stack:
-        place = shelf.place(item)
+        place = shelf.reader(item)
         if isinstance(place, contextlib.AbstractContextManager):
             stack.enter_context(place)
         yield place

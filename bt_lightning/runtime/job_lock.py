@@ -73,7 +73,7 @@ def take_job(
         try:
             lease.take()
         except LeaseHeldError as error:
-            holder = lease.seen
+            holder = lease.observed_holder
             now = None if holder is None else (holder.token, holder.beat)
             first = first or now
             if now != first or time.monotonic() > until:

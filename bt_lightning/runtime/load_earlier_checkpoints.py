@@ -80,7 +80,7 @@ def resolve(
     """
     view = _view(store, reference, project, job)
     if reference.checkpoint is not None:
-        found = view.named(reference.checkpoint)
+        found = view.find(reference.checkpoint)
         if found is None:
             msg = f"there is no {reference}: {view.describe()}"
             raise CheckpointNotFoundError(msg)
@@ -90,12 +90,12 @@ def resolve(
         other
         for other in view.checkpoints()
         if other.checkpoint_id == found.checkpoint_id
-        and other.place.node_rank in {0, node_rank}
+        and other.location.node_rank in {0, node_rank}
         and other.manifest.step == found.manifest.step
     ]
     newest: dict[int, CatalogEntry] = {}
     for other in sorted(same, key=lambda one: one.number):
-        newest[other.place.node_rank] = other
+        newest[other.location.node_rank] = other
     return list(newest.values()) or [found]
 
 
@@ -131,7 +131,7 @@ def load_references(
     load_dir.mkdir(parents=True, exist_ok=True)
     loaded = []
     for one in found:
-        at, name = one.place, check_checkpoint_id(one.checkpoint_id)
+        at, name = one.location, check_checkpoint_id(one.checkpoint_id)
         final = load_dir / at.job / f"rank-{at.node_rank}" / name
         if not _stands(final, one.data):
             source = StoreReader(store, job_prefix(at.project, at.job, at.node_rank), at.folder)

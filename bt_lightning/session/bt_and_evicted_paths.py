@@ -58,7 +58,7 @@ class StorePaths:
         if not is_bt(path):
             return self._look_away(path)
         found = find_checkpoint(open_bt_store(self.store, self.storage_options), path)
-        return Pin(found.place.base, found.manifest.digest)
+        return Pin(found.location.base, found.manifest.digest)
 
     def _look_away(self, path: str) -> Pin:
         """What the store has of the checkpoint that had, or would have, that path on the disk."""
@@ -98,7 +98,7 @@ class StorePaths:
             return None if Path(path).exists() else self.look(path)
         return None
 
-    def place(self, path: str) -> StoreReader:
+    def reader(self, path: str) -> StoreReader:
         """Where the checkpoint at `path` is read from.
 
         Raises:

@@ -142,7 +142,7 @@ class Lent(Protocol):
     def size(self) -> int:
         """Bytes."""
 
-    def look(self, start: int, stop: int) -> contextlib.AbstractContextManager[memoryview]:
+    def view(self, start: int, stop: int) -> contextlib.AbstractContextManager[memoryview]:
         """Those of them, counted from the first that was lent; they lie in one block.
 
         Raises `CheckpointCorruptError` if they are not the bytes that were saved.
@@ -170,7 +170,7 @@ class Sending:
 
 AS_IT_GOES: Final = Sending()
 
-Arrived = Callable[[int], object]
+ReadProgress = Callable[[int], object]
 """Takes bytes that have arrived so far; 0 when they will be written again."""
 
 
@@ -215,14 +215,14 @@ class Store(Protocol):
         """Bytes of the object; None if there is none."""
 
     def read_into(
-        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+        self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
         """Fill `targets`, one after the other, with the object's bytes from `offset` on.
 
         Called by several threads.
 
         The caller verifies: a client may deliver wrong bytes without an error. It need not wait
-        for the last: a store may call `arrived`, in this thread, with the number of bytes that are
+        for the last: a store may call `on_progress`, in this thread, with the number of bytes that are
         there so far, and calls it with 0 before it writes them again.
 
         Raises `CheckpointNotFoundError` if there is no such object, and `StoreTransientError` if

@@ -119,9 +119,9 @@ class Lease:
         self._me = Holder.here(owner)
         self._clock = clock
         self._beat_s = beat_s
-        self.before: str | None = None
+        self.previous_token: str | None = None
         """Token of the lease that this process's followed."""
-        self.seen: Holder | None = None
+        self.observed_holder: Holder | None = None
         """Whom the last `take` found."""
         self._number = 0
         """Of the lease that this process has; 0 for none."""
@@ -147,7 +147,7 @@ class Lease:
             self.confirm()
             return
         number, data = self._newest()
-        self.seen = holder = Holder.from_bytes(data) if data is not None else None
+        self.observed_holder = holder = Holder.from_bytes(data) if data is not None else None
         if number and not self._free(number, data, holder):
             raise LeaseHeldError(self._held_by(holder))
         self._me = Holder.here(self._me.owner)
@@ -162,7 +162,7 @@ class Lease:
             target=self._beat, args=[self._ending], daemon=True, name="bt_lightning lease"
         )
         self._beating.start()
-        self.before = holder.token if holder is not None else None
+        self.previous_token = holder.token if holder is not None else None
 
     def confirm(self) -> None:
         """Return if this process has the lease.
@@ -193,9 +193,10 @@ class Lease:
             self._number = 0
 
     def hand_over(self) -> None:
-        """Have it no more, for another process of the same directory, which need not wait.
+        """Give the lease up to another process of the same directory, which need not wait.
 
-        The lease stays in the store, so nobody else comes between; it is `before` of the next.
+        The lease object stays in the store, so no third writer can come between. Its token becomes
+        the next lease's `previous_token`.
         """
         if self._number:
             self._stop()

@@ -12,7 +12,7 @@ from bt_lightning.store.interface import AnsweredTooSlowlyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from bt_lightning.store.interface import Arrived, ObjectInfo, Reuse, Source, Store
+    from bt_lightning.store.interface import ObjectInfo, ReadProgress, Reuse, Source, Store
 
 T = TypeVar("T")
 
@@ -62,10 +62,10 @@ class LateStore:
         return self._open().size(key)
 
     def read_into(
-        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+        self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
         """Open, then read."""
-        self._open().read_into(key, offset, *targets, arrived=arrived)
+        self._open().read_into(key, offset, *targets, on_progress=on_progress)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Open, then list."""
@@ -125,13 +125,13 @@ class RetryingStore:
         return self._try(lambda: self._inner.size(key))
 
     def read_into(
-        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+        self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
         """Idempotent: what a failed try wrote is written again."""
 
         def read() -> None:
-            arrived(0)
-            self._inner.read_into(key, offset, *targets, arrived=arrived)
+            on_progress(0)
+            self._inner.read_into(key, offset, *targets, on_progress=on_progress)
 
         self._try(read)
 

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.digest import READ_BYTES, Hasher
-from bt_lightning.store.transfer.file_source import PIECE_BYTES, Steady
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, BufferedSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry
 
 
-class ImageSource(Steady):
+class ImageSource(BufferedSource):
     """The bytes of one file, in memory that does not change while the source is used."""
 
     part_bytes = PIECE_BYTES

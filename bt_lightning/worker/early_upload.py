@@ -147,7 +147,7 @@ class _LentRange:
         self._file: Lent | None = None
 
     @contextlib.contextmanager
-    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+    def view(self, start: int, stop: int) -> Iterator[memoryview]:
         with self._source.image() as image:
             if image is not None:
                 yield image[self._offset + start : self._offset + stop]
@@ -155,7 +155,7 @@ class _LentRange:
         if self._file is None:
             lent = self._source.file().lend(self._offset, self.size)
             self._file = self._until_then.enter_context(lent)
-        with self._file.look(start, stop) as view:
+        with self._file.view(start, stop) as view:
             yield view
 
 

@@ -307,7 +307,7 @@ class PublisherTasks:
                 )
             lease, sent = self._held.lease, self._held.sent
             lease.take()
-            sent.pass_on(lease.before, lease.token)
+            sent.begin_lease(lease.previous_token, lease.token)
             listing = list_job(store, self._prefix)
             stored: dict[str, Manifest] = {}
             for folder, data in listing.committed.items():
@@ -316,7 +316,7 @@ class PublisherTasks:
                     self._add(stored, folder, Manifest.from_bytes(data, f"{store.name}/{folder}"))
             self._stored = stored
             self._unreadable = frozenset(listing.committed.keys() - stored.keys())
-            self._loose = listing.loose()
+            self._loose = listing.job_files()
             self._sweep(store, listing)
         return self._stored
 

@@ -117,11 +117,11 @@ def test_what_was_cut_off_is_gone_on_with(cli, store, tmp_path, monkeypatch):
     asked = []
     read = StoreReader.read_into
 
-    def dying(self, entry, offset, targets, arrived):
+    def dying(self, entry, offset, targets, on_progress):
         asked.append(entry.path)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        read(self, entry, offset, targets, arrived)
+        read(self, entry, offset, targets, on_progress)
 
     monkeypatch.setattr(StoreReader, "connections", 1)
     monkeypatch.setattr(StoreReader, "read_into", dying)

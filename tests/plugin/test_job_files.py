@@ -20,7 +20,7 @@ def other_files(store: Path) -> set[str]:
     (job,) = store.glob("training_projects/*/jobs/*/rank-0")
     found = list_job(LocalStore(store), job.relative_to(store).as_posix())
     assert found.committed, "its checkpoint must be there in any case"
-    return set(found.loose())
+    return set(found.job_files())
 
 
 def fit(runs: ModuleType, root: Path, store: Path, **options: Any) -> None:

@@ -195,11 +195,11 @@ def test_a_file_is_read_as_it_was_by_its_stamp(tmp_path):
     with JobFileSource(file, stamp_of(file)) as source:
         with source.hold(0, 4096) as one, source.lend(4096, 90_000) as lent:
             assert bytes(one) == data[:4096]
-            with lent.look(0, 1000) as piece:
+            with lent.view(0, 1000) as piece:
                 assert bytes(piece) == data[4096:5096]
-            with lent.look(500, 1000) as piece:
+            with lent.view(500, 1000) as piece:
                 assert bytes(piece) == data[4596:5096]
-            with lent.look(60_000, 90_000) as piece:
+            with lent.view(60_000, 90_000) as piece:
                 assert bytes(piece) == data[64_096:94_096]
         source.check()
 
@@ -241,7 +241,7 @@ def test_a_file_that_changes_while_it_is_sent_is_not_sent(tmp_path, change, way)
         with contextlib.ExitStack() as stack:
             take = source.hold
             if way == "lend":
-                take = stack.enter_context(source.lend(0, 10_000)).look
+                take = stack.enter_context(source.lend(0, 10_000)).view
             with pytest.raises(CheckpointNotFoundError, match="changed"):
                 stack.enter_context(take(5000, 5000 if way == "hold" else 10_000))
 

@@ -36,7 +36,7 @@ def test_ranges_are_those_of_the_file(mapped, file):
     data = file.read_bytes()
     for offset, size in [(0, SIZE), (PAGE, 1), (2 * PAGE, 3 * PAGE + 123), (5 * PAGE, 123)]:
         assert mapped.read(offset, size) == data[offset : offset + size]
-        mapped.let_go(offset, size)
+        mapped.release(offset, size)
     assert mapped.read(0, SIZE) == data, "what was let go can be read again"
 
 
@@ -62,9 +62,9 @@ def test_nothing_is_let_go_of_what_is_no_longer_mapped(mapped):
     """Its address may be of other memory by then, and giving that up would empty it."""
     advised = []
     mapped._advise = lambda *arguments: advised.append(arguments)
-    mapped.let_go(0, PAGE)
+    mapped.release(0, PAGE)
     mapped.close()
-    mapped.let_go(0, PAGE)
+    mapped.release(0, PAGE)
     assert len(advised) == 1
 
 

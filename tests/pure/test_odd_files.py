@@ -68,7 +68,7 @@ assert read_uploading(root) is None
 assert len(publisher_id_of(root)) == 32
 assert list(MultipartJournal(uploads_folder(root)).all("s3://b")) == []
 UploadedJobFiles(root, "place").add([])
-SentFiles(root, "place").pass_on(None, "token")
+SentFiles(root, "place").begin_lease(None, "token")
 for act in (
     lambda: write_hint(root, "good", 1),
     lambda: note(root, "began"),

@@ -136,11 +136,11 @@ class StoreContract:
         buffer, told = bytearray(len(data) - 5), []
         view = memoryview(buffer)
 
-        def arrived(count):
+        def on_progress(count):
             told.append(count)
             assert buffer[:count] == data[5 : 5 + count]
 
-        store.read_into("key", 5, view[:7], view[7:], arrived=arrived)
+        store.read_into("key", 5, view[:7], view[7:], on_progress=on_progress)
         assert buffer == data[5:]
         assert sorted(set(told)) in ([], [0], [0, BLOCK_BYTES, 2 * BLOCK_BYTES])
 

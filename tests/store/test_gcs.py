@@ -21,15 +21,15 @@ from bt_lightning.store.backends.fsspec_store import FsspecStore
 from bt_lightning.store.backends.gcs import GcsStore, gcs_store
 from bt_lightning.store.interface import ObjectInfo
 from bt_lightning.store.open_store import open_store
-from bt_lightning.store.transfer.file_source import PIECE_BYTES, Steady
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, BufferedSource
 from bt_lightning.worker.publisher_tasks import PublisherTasks
 
 _UPLOAD = """
 import contextlib, json, sys, time
 from bt_lightning.store.open_store import open_store
-from bt_lightning.store.transfer.file_source import PIECE_BYTES, Steady
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, BufferedSource
 
-class Stuck(Steady):
+class Stuck(BufferedSource):
     part_bytes = PIECE_BYTES
     size = 20 * PIECE_BYTES
 
@@ -45,7 +45,7 @@ open_store(url, options).send(Stuck(), sys.argv[2])
 """
 
 
-class Bytes(Steady):
+class Bytes(BufferedSource):
     """A source of random bytes; `reached` is called before those from `stop` on are lent."""
 
     part_bytes = PIECE_BYTES

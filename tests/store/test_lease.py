@@ -75,7 +75,7 @@ def test_only_one_has_it_until_it_gives_it_back(store, lease):
     first.release()
     assert list(store.list(lease_folder(PREFIX))) == []
     second.take()
-    assert second.before is None
+    assert second.previous_token is None
     with pytest.raises(LeaseHeldError):
         first.take()
 
@@ -116,7 +116,7 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path, lease):
         child.send_signal(signal.SIGKILL)
     later = lease(store)
     later.take()
-    assert later.before == found.token
+    assert later.previous_token == found.token
 
 
 def test_one_of_another_machine_is_waited_for_by_our_own_clock(store, lease):
@@ -132,7 +132,7 @@ def test_one_of_another_machine_is_waited_for_by_our_own_clock(store, lease):
         ours.take()
     clock.now += 1
     ours.take()
-    assert ours.before == holder.token
+    assert ours.previous_token == holder.token
     assert content(store, 2).owner == "here"
 
 
@@ -145,7 +145,7 @@ def test_a_lease_that_nobody_can_read_is_waited_for_as_well(store, lease):
         ours.take()
     clock.now += EXPIRES_S
     ours.take()
-    assert ours.before is None
+    assert ours.previous_token is None
     assert content(store, 8).owner == "here"
 
 
@@ -153,7 +153,7 @@ def test_a_process_of_the_same_directory_is_not_waited_for(store, lease):
     before = elsewhere(store, owner="here")
     ours = lease(store)
     ours.take()
-    assert ours.before == before.token
+    assert ours.previous_token == before.token
 
 
 def test_one_that_lost_it_knows_and_does_not_take_it_back_from_a_living_one(store, lease):
@@ -208,7 +208,7 @@ def test_nothing_is_committed_by_one_that_lost_it(tmp_path, make, lease, when):
     ours = lease(store)
     ours.take()
     sent = SentFiles(tmp_path, store.name)
-    sent.pass_on(ours.before, ours.token)
+    sent.begin_lease(ours.previous_token, ours.token)
     with pytest.raises(LeaseHeldError):
         publish(store, PREFIX, make(tmp_path), tenure=Tenure(ours, sent))
     assert list_job(store, PREFIX).committed == {}
@@ -219,26 +219,26 @@ def test_nothing_is_committed_by_one_that_lost_it(tmp_path, make, lease, when):
 
 def test_what_was_sent_is_known_to_the_next_lease_and_to_no_other(tmp_path):
     sent = SentFiles(tmp_path, "s3://bucket/job")
-    sent.pass_on(None, "first")
+    sent.begin_lease(None, "first")
     sent.add("job/a/file", "1")
     sent.add("job/ab/file", "2")
     next_start = SentFiles(tmp_path, "s3://bucket/job")
-    next_start.pass_on("first", "second")
+    next_start.begin_lease("first", "second")
     assert next_start.get("job/a/file") == "1"
     assert next_start.under("job/a") == {"job/a/file"}
     assert SentFiles(tmp_path, "s3://bucket/other").get("job/a/file") is None
     late = SentFiles(tmp_path, "s3://bucket/job")
-    late.pass_on("somebody else's", "fourth")
+    late.begin_lease("somebody else's", "fourth")
     assert late.get("job/a/file") is None
     assert SentFiles(tmp_path, "s3://bucket/job").get("job/a/file") is None
 
 
 def test_what_was_sent_is_forgotten_before_other_bytes_are(tmp_path):
     sent = SentFiles(tmp_path, "here")
-    sent.pass_on(None, "first")
+    sent.begin_lease(None, "first")
     sent.add("a/file", "1")
     sent.add("b/file", "2")
-    sent.began("a/file")
+    sent.sending("a/file")
     sent.drop("b")
     again = SentFiles(tmp_path, "here")
     assert (again.get("a/file"), again.get("b/file")) == (None, None)
@@ -247,16 +247,16 @@ def test_what_was_sent_is_forgotten_before_other_bytes_are(tmp_path):
 @pytest.mark.parametrize("rubbish", [b"", b"\x00\xff\n", b'"token"\n[1]\n["a", 3', b'{"a": 1}\n'])
 def test_a_damaged_record_is_an_empty_one(tmp_path, rubbish):
     sent = SentFiles(tmp_path, "here")
-    sent.pass_on(None, "first")
+    sent.begin_lease(None, "first")
     sent._file.write_bytes(rubbish)
     again = SentFiles(tmp_path, "here")
-    again.pass_on("first", "second")
+    again.begin_lease("first", "second")
     assert again.get("a") is None
 
 
 def test_a_torn_line_costs_that_line_only(tmp_path):
     sent = SentFiles(tmp_path, "here")
-    sent.pass_on(None, "first")
+    sent.begin_lease(None, "first")
     sent.add("a/file", "1")
     with sent._file.open("ab") as stream:
         stream.write(b'["b/file", "2')

@@ -18,10 +18,10 @@ from bt_lightning.errors import (
 from bt_lightning.store.backends.obstore_client import plain
 from bt_lightning.store.interface import ObjectInfo
 from bt_lightning.store.open_store import open_store
-from bt_lightning.store.transfer.file_source import PIECE_BYTES, Steady
+from bt_lightning.store.transfer.file_source import PIECE_BYTES, BufferedSource
 
 
-class Memory(Steady):
+class Memory(BufferedSource):
     """A source of random bytes that turns out damaged from some place on."""
 
     part_bytes = PIECE_BYTES

@@ -48,7 +48,7 @@ class Trying:
     def __init__(self, data, *tries):
         self.data, self.tries, self.asked = data, list(tries), []
 
-    def read_into(self, entry, offset, targets, arrived=int):
+    def read_into(self, entry, offset, targets, on_progress=int):
         del entry
         self.asked.append((offset, sum(map(len, targets))))
         while True:
@@ -58,7 +58,7 @@ class Trying:
                 rest[at] ^= 1
             rest = rest[:count]
 
-            if fill(targets, taking(rest), arrived) == self.asked[-1][1]:
+            if fill(targets, taking(rest), on_progress) == self.asked[-1][1]:
                 return
 
 
@@ -105,8 +105,8 @@ def test_a_block_that_keeps_differing_is_damage(data, entry):
 
 def test_a_place_that_tells_nothing_is_compared_in_the_end(data, entry):
     class Silent(Trying):
-        def read_into(self, entry, offset, targets, arrived=int):
-            del arrived
+        def read_into(self, entry, offset, targets, on_progress=int):
+            del on_progress
             super().read_into(entry, offset, targets)
 
     place, buffer = Silent(data, (SIZE, [5]), (BLOCK_BYTES, [])), bytearray(SIZE)
@@ -118,9 +118,9 @@ def test_what_is_told_of_is_there(data):
     """However the bytes come."""
     buffer, seen = bytearray(SIZE), []
 
-    def arrived(count):
+    def on_progress(count):
         seen.append(count)
         assert buffer[:count] == data[:count]
 
-    assert fill(targets(buffer), taking(bytearray(data), 1_000_003), arrived) == SIZE
+    assert fill(targets(buffer), taking(bytearray(data), 1_000_003), on_progress) == SIZE
     assert seen == [0, BLOCK_BYTES, 2 * BLOCK_BYTES]

@@ -17,7 +17,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.retry import FIRST_WAIT_S, LONGEST_WAIT_S, RetryingStore, backoff
-from bt_lightning.store.transfer.file_source import Steady
+from bt_lightning.store.transfer.file_source import BufferedSource
 
 relaxed = settings(deadline=None, database=None)
 METHODS = ["send", "put", "put_new", "read", "size", "read_into", "list", "delete", "abandon"]
@@ -57,7 +57,7 @@ def inner(tmp_path):
     return store
 
 
-class Memory(Steady):
+class Memory(BufferedSource):
     """Bytes to send."""
 
     def __init__(self, data):

@@ -30,7 +30,7 @@ def stored(scene, folder=None):
     """Path -> bytes of the files of the store that belong to no checkpoint."""
     folder = folder or scene.folder
     listing = list_job(LocalStore(folder), scene.prefix)
-    return {path: (folder / scene.prefix / path).read_bytes() for path in listing.loose()}
+    return {path: (folder / scene.prefix / path).read_bytes() for path in listing.job_files()}
 
 
 def begun(scene, **more):
@@ -127,7 +127,7 @@ def test_a_store_that_comes_back_gets_everything(scene):
     with scene.s3_at(port):
         worker.drain(60)
         store = open_store("s3://bucket/x", options)
-        found = list_job(store, scene.prefix).loose()
+        found = list_job(store, scene.prefix).job_files()
         names = [file.relative_to(scene.root).as_posix() for file in (small, large)]
         assert found == {names[0]: 1, names[1]: large.stat().st_size, "empty": 0}
         for file, name in zip((small, large), names, strict=True):

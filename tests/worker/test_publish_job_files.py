@@ -90,12 +90,12 @@ class Scene:
             return False
         self.lease.take()
         listing = list_job(self.store, PREFIX)
-        self.files.begin(self.store, PREFIX, listing.loose())
+        self.files.begin(self.store, PREFIX, listing.job_files())
         return self.files.send(self.store, PREFIX, self.lease, self.checkpoints, lambda: True)
 
     def stored(self):
         listing = list_job(self.store, PREFIX)
-        return {path: (self.folder / PREFIX / path).read_bytes() for path in listing.loose()}
+        return {path: (self.folder / PREFIX / path).read_bytes() for path in listing.job_files()}
 
 
 @pytest.fixture
@@ -437,7 +437,7 @@ def test_files_are_no_checkpoints_and_checkpoints_no_files(scene):
     listing = list_job(scene.store, PREFIX)
     assert set(listing.committed) == {"checkpoint-1"}
     assert listing.unfinished == frozenset()
-    assert set(listing.loose()) == {"hf/checkpoint-2/model.safetensors", "run.log"}
+    assert set(listing.job_files()) == {"hf/checkpoint-2/model.safetensors", "run.log"}
     assert len(list_committed(scene.root)[0]) == 1
 
 

@@ -131,7 +131,7 @@ def render_difference(
 
 
 def _location(shelf: JobCheckpoints, item: CheckpointItem) -> str:
-    with_store = getattr(shelf.place(item), "name", item.where)
+    with_store = getattr(shelf.reader(item), "name", item.where)
     return str(with_store)
 
 

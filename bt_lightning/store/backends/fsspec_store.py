@@ -28,7 +28,7 @@ from bt_lightning.store.transfer.parallel_reads import scatter
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from bt_lightning.store.interface import Arrived, Reuse, Sending, Source
+    from bt_lightning.store.interface import ReadProgress, Reuse, Sending, Source
 
 S3_SCHEMES = frozenset({"s3", "s3a"})
 _CONNECT_S = 10
@@ -74,20 +74,20 @@ class FsspecStore:
                 return
             if source.size <= PIECE_BYTES:
                 with source.hold(0, source.size) as data:
-                    self.proceed(source.size)
+                    self.throttle(source.size)
                     self._fs.pipe_file(self._path(key), bytes(data))
                 return
             target = self._fs.open(self._path(key), "wb", block_size=PIECE_BYTES)
             try:
                 for piece in pieces(source):
-                    self.proceed(len(piece))
+                    self.throttle(len(piece))
                     target.write(piece)
             except BaseException:
                 _discard(target)
                 raise
             target.close()
 
-    def proceed(self, size: int) -> None:
+    def throttle(self, size: int) -> None:
         """Wait until the user's limit lets bytes be sent: with these clients, whole pieces."""
         if self._bandwidth is not None:
             time.sleep(self._bandwidth.take_all(size, time.monotonic()))
@@ -151,7 +151,7 @@ class FsspecStore:
         key: str,
         offset: int,
         *targets: memoryview,
-        arrived: Arrived = int,  # noqa: ARG002
+        on_progress: ReadProgress = int,  # noqa: ARG002
     ) -> None:
         """Download that range."""
         size = sum(map(len, targets))

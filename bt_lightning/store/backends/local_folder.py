@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
-    from bt_lightning.store.interface import Arrived, Reuse, Source
+    from bt_lightning.store.interface import ReadProgress, Reuse, Source
 
 _TRIES = 16
 
@@ -111,7 +111,7 @@ class LocalStore:
             return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read_into(
-        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+        self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
         """Read the file at that place."""
         with translated(f"reading {self.name}/{key}"):
@@ -122,7 +122,7 @@ class LocalStore:
                 raise CheckpointNotFoundError(msg) from None
             with os.fdopen(descriptor, "rb", buffering=0) as data:
                 data.seek(offset)
-                filled = fill(targets, data.readinto, arrived)
+                filled = fill(targets, data.readinto, on_progress)
             if filled != sum(map(len, targets)):
                 msg = f"{self.name}/{key} ends at {offset + filled} bytes"
                 raise StoreTransientError(msg)

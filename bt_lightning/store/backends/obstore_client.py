@@ -18,7 +18,7 @@ from bt_lightning.store.transfer.parallel_reads import scatter
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from bt_lightning.store.interface import Arrived, ObjectInfo, Reuse, Source
+    from bt_lightning.store.interface import ObjectInfo, ReadProgress, Reuse, Source
 
 _AT_ONCE: Final = 4
 _PLAIN: Final = re.compile(r"(?!\.\.?(/|$))[\w @=+,.~-]+", re.ASCII)
@@ -40,7 +40,7 @@ class Limited(Store, Protocol):
     def filesystem(self) -> Any:
         """The filesystem of fsspec, for what only one kind of store can be asked."""
 
-    def proceed(self, size: int) -> None:
+    def throttle(self, size: int) -> None:
         """Wait until so many bytes may be sent."""
 
 
@@ -102,7 +102,7 @@ class NativeStore:
                 raise
 
     def _due(self, piece: memoryview, tell: Callable[[bytes], None]) -> bytes:
-        self._inner.proceed(len(piece))
+        self._inner.throttle(len(piece))
         data = bytes(piece)
         tell(data)
         return data
@@ -117,7 +117,7 @@ class NativeStore:
         key: str,
         offset: int,
         *targets: memoryview,
-        arrived: Arrived = int,  # noqa: ARG002
+        on_progress: ReadProgress = int,  # noqa: ARG002
     ) -> None:
         """Download that range in one request."""
         import obstore

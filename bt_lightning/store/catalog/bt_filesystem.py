@@ -159,7 +159,7 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
             if entry.path == MANIFEST:
                 part.write_bytes(checkpoint.data)
             else:
-                save_file(self._store, checkpoint.place.base, entry, part)
+                save_file(self._store, checkpoint.location.base, entry, part)
             part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -208,7 +208,7 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Verified bytes of one file of a checkpoint, whatever was published since."""
         if entry.path == MANIFEST:
             return checkpoint.data[start:end]
-        return read_verified_range(self._store, checkpoint.place.base, entry, start, end)
+        return read_verified_range(self._store, checkpoint.location.base, entry, start, end)
 
     def _file(self, path: str) -> tuple[CatalogEntry, FileEntry]:
         node = self._tree.node(self._strip_protocol(path))

@@ -67,9 +67,9 @@ class Tree:
             return TreeNode(folders=self._roots())
         uri = parse(SCHEME + path)
         view = self._view(uri)
-        found = view.split(uri.path) if uri.path else None
+        found = view.split_path(uri.path) if uri.path else None
         node = None if found is None else _inside(*found)
-        below = view.below(uri.path)
+        below = view.children(uri.path)
         if node is not None and node.entry is None and below:
             folders = {*node.folders, *below}
             return TreeNode(node.checkpoint, folders=tuple(sorted(folders)), files=node.files)
@@ -117,7 +117,7 @@ def checkpoint_of(view: JobView, uri: BtUri, store_name: str) -> CatalogEntry:
     """
     if not uri.path:
         return view.latest()
-    found = view.split(uri.path)
+    found = view.split_path(uri.path)
     if found is None:
         msg = f"there is no checkpoint {uri.path!r} in {view.describe()} of {store_name}"
         raise CheckpointNotFoundError(msg)

@@ -46,10 +46,10 @@ class JobListing:
     """Path -> bytes of every other object that is not hidden, those of checkpoints included."""
     records: frozenset[str] = frozenset()
     """Folders of nodes with the record of a runner."""
-    aside: dict[str, int] = field(default_factory=dict)
-    """Path -> bytes of every hidden object: what was put aside, and what only we read."""
+    hidden_objects: dict[str, int] = field(default_factory=dict)
+    """Path -> bytes of every hidden object: the trash, and what only this package reads."""
 
-    def loose(self) -> dict[str, int]:
+    def job_files(self) -> dict[str, int]:
         """Path -> bytes of the files that belong to no checkpoint."""
         owned = self.committed.keys() | self.unfinished
         return {
@@ -67,12 +67,12 @@ def list_job(store: Store, prefix: str, cache_dir: Path | None = None) -> JobLis
     """
     found, unfinished, protected, records = {}, set(), set(), set()
     others: dict[str, int] = {}
-    aside: dict[str, int] = {}
+    hidden_objects: dict[str, int] = {}
     for info in store.list(prefix):
         folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
         path = f"{folder}/{name}" if folder else name
         if hidden(folder):
-            aside[path] = info.size
+            hidden_objects[path] = info.size
         elif name in {MARKER, part_name(MARKER)}:
             unfinished.add(folder)
         elif name == PROTECTION:
@@ -82,7 +82,7 @@ def list_job(store: Store, prefix: str, cache_dir: Path | None = None) -> JobLis
         elif name == RECORD:
             records.add(folder)
         else:
-            (aside if hidden(name) else others)[path] = info.size
+            (hidden_objects if hidden(name) else others)[path] = info.size
     cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
     return JobListing(
         committed=_manifests(store, found, cache),
@@ -90,7 +90,7 @@ def list_job(store: Store, prefix: str, cache_dir: Path | None = None) -> JobLis
         protected=frozenset(protected),
         others=others,
         records=frozenset(records),
-        aside=aside,
+        hidden_objects=hidden_objects,
     )
 
 

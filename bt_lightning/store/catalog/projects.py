@@ -55,7 +55,7 @@ class NodeFolder:
 class CatalogEntry:
     """A committed checkpoint of a store."""
 
-    place: NodeFolder
+    location: NodeFolder
     manifest: Manifest
     data: bytes
     """The manifest's bytes."""
@@ -64,17 +64,17 @@ class CatalogEntry:
     def checkpoint_id(self) -> str:
         """Its id; the folder's name, if somebody gave the folder another one."""
         own = self.manifest.checkpoint_id
-        return self.place.folder if generation_of(self.place.folder, own) is None else own
+        return self.location.folder if generation_of(self.location.folder, own) is None else own
 
     @property
     def number(self) -> int:
         """Counts the folders of one id."""
-        return generation_of(self.place.folder, self.checkpoint_id) or 1
+        return generation_of(self.location.folder, self.checkpoint_id) or 1
 
     @property
     def newness(self) -> tuple[tuple[int, int, str], int, int]:
         """Sort key: of equally new ones, the first node's is the greatest."""
-        return (self.manifest.order, -self.place.node_rank, self.number)
+        return (self.manifest.order, -self.location.node_rank, self.number)
 
 
 class JobView:
@@ -115,7 +115,7 @@ class JobView:
             shown.add(name if owner == rank else f"rank-{rank}/{name}")
         return sorted(shown)
 
-    def below(self, path: str) -> set[str]:
+    def children(self, path: str) -> set[str]:
         """First parts of what follows `path` and a `/` in the ids; of the ids, if it is empty."""
         front = f"{path}/" if path else ""
         if path and not path.startswith("rank-"):
@@ -133,7 +133,7 @@ class JobView:
         for checkpoint in self._known().values():
             if checkpoint is None:
                 continue
-            key = (checkpoint.place.node_rank, checkpoint.checkpoint_id)
+            key = (checkpoint.location.node_rank, checkpoint.checkpoint_id)
             if key not in newest or newest[key].number < checkpoint.number:
                 newest[key] = checkpoint
         return sorted(newest.values(), key=lambda checkpoint: checkpoint.newness, reverse=True)
@@ -150,23 +150,23 @@ class JobView:
             raise CheckpointNotFoundError(msg)
         return found[0]
 
-    def began(self) -> str:
+    def created_at(self) -> str:
         """`created_at` of the oldest checkpoint that is still there: how old the job is."""
         return min((found.manifest.created_at for found in self.checkpoints()), default="")
 
-    def split(self, path: str) -> tuple[CatalogEntry, str] | None:
+    def split_path(self, path: str) -> tuple[CatalogEntry, str] | None:
         """The checkpoint that `path` begins with and the rest of it; None if it names none.
 
         Of ids that lie in each other the longest counts.
         """
         parts = path.split("/")
         for count in range(len(parts), 0, -1):
-            found = self.named("/".join(parts[:count]))
+            found = self.find("/".join(parts[:count]))
             if found is not None:
                 return found, "/".join(parts[count:])
         return None
 
-    def named(self, name: str) -> CatalogEntry | None:
+    def find(self, name: str) -> CatalogEntry | None:
         """The newest checkpoint of the id `name`, on the first node that has it.
 
         `rank-N/<id>` asks one node; the name of a generation's folder, `<id>@<n>`, stands for the
@@ -186,10 +186,10 @@ class JobView:
         return None
 
     def name_of(self, checkpoint: CatalogEntry) -> str:
-        """What `named` finds it by: its id, with the node's rank where another node has it too."""
-        own = self.named(checkpoint.checkpoint_id)
-        rank = checkpoint.place.node_rank
-        same = own is not None and own.place.node_rank == rank
+        """What `find` finds it by: its id, with the node's rank where another node has it too."""
+        own = self.find(checkpoint.checkpoint_id)
+        rank = checkpoint.location.node_rank
+        same = own is not None and own.location.node_rank == rank
         return checkpoint.checkpoint_id if same else f"rank-{rank}/{checkpoint.checkpoint_id}"
 
     def describe(self) -> str:
@@ -291,7 +291,7 @@ def view_job(
 
     def began(view: JobView) -> tuple[str, str]:
         record = records.get((view.project, view.job))
-        return (record.created_at if record is not None else view.began(), view.job)
+        return (record.created_at if record is not None else view.created_at(), view.job)
 
     return max(views, key=began)
 

@@ -41,7 +41,7 @@ class Checksum:
         """The value for all of `data`, as S3 writes it."""
         value = 0
         for start in range(0, data.size, BLOCK_BYTES):
-            with data.look(start, min(start + BLOCK_BYTES, data.size)) as block:
+            with data.view(start, min(start + BLOCK_BYTES, data.size)) as block:
                 value = self.function(block, value)
         return base64.b64encode(value.to_bytes(self.width, "big")).decode("ascii")
 
@@ -50,7 +50,7 @@ def content_md5(data: Lent) -> str:
     """The value of a `Content-MD5` header."""
     digest = hashlib.md5(usedforsecurity=False)
     for start in range(0, data.size, BLOCK_BYTES):
-        with data.look(start, min(start + BLOCK_BYTES, data.size)) as block:
+        with data.view(start, min(start + BLOCK_BYTES, data.size)) as block:
             digest.update(block)
     return base64.b64encode(digest.digest()).decode("ascii")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from urllib.parse import SplitResult
 
-    from bt_lightning.store.interface import Arrived, Lent
+    from bt_lightning.store.interface import Lent, ReadProgress
 
 SMALL: Final = Allowance(64 * 1024, most_s=300.0)
 """For answers that say no more than that something was done, and for errors."""
@@ -70,7 +70,7 @@ class Into:
     """Memory for the body of a good answer."""
 
     targets: Sequence[memoryview]
-    arrived: Arrived
+    on_progress: ReadProgress
     """As for `Store.read_into`."""
 
 
@@ -100,7 +100,7 @@ class HttpConnections:
         signed: Signed,
         body: Lent | None = None,
         into: Into | None = None,
-        proceed: Callable[[int], int] = int,
+        throttle: Callable[[int], int] = int,
         allowance: Allowance = SMALL,
     ) -> Reply:
         """Send one request and read its answer; a good one's body goes `into` memory.
@@ -108,7 +108,7 @@ class HttpConnections:
         Without such memory, and of errors, no more is read than `allowance` says. No redirect is
         followed.
 
-        `proceed` is called with a number of bytes before they are sent; it may wait, or raise, and
+        `throttle` is called with a number of bytes before they are sent; it may wait, or raise, and
         returns how many of them may be.
 
         Raises:
@@ -130,7 +130,7 @@ class HttpConnections:
             try:
                 _send_head(connection, signed, target, body.size if body else 0)
                 if body is not None:
-                    send_body(connection.sock, body, proceed, patience)
+                    send_body(connection.sock, body, throttle, patience)
             except (BrokenPipeError, ConnectionResetError):
                 if not _readable(connection):
                     raise
@@ -262,7 +262,7 @@ def _read(response: http.client.HTTPResponse, into: Into | None, most_bytes: int
         if len(body) <= most and response.length:
             raise http.client.IncompleteRead(body)
         return Reply(response.status, headers, body[:most], cut=len(body) > most)
-    filled = fill(into.targets, response.readinto, into.arrived)
+    filled = fill(into.targets, response.readinto, into.on_progress)
     if not response.length:
         response.read(1)  # if nothing is left but the end itself, the connection can be kept
     return Reply(response.status, headers, b"", filled)

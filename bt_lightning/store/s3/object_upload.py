@@ -159,7 +159,7 @@ class Uploader:
             parameters[checksum.parameter] = value
         if self._content_md5:
             parameters["ContentMD5"] = content_md5(data)
-        reply = self._api.transfer(operation, data, proceed=crew.proceed, **parameters)
+        reply = self._api.transfer(operation, data, throttle=crew.throttle, **parameters)
         if "etag" not in reply.headers:
             msg = "the answer names no ETag: it is none of S3's"
             raise Failure(msg, transient=True)

@@ -79,7 +79,7 @@ class Api:
         operation: str,
         body: Lent | None = None,
         into: Into | None = None,
-        proceed: Callable[[int], int] = int,
+        throttle: Callable[[int], int] = int,
         allowance: Allowance = SMALL,
         **parameters: Any,
     ) -> Reply:
@@ -90,7 +90,7 @@ class Api:
 
         def ask() -> Reply:
             signed = self._clients.run(lambda client: self._signed(client, operation, parameters))
-            reply = self._clients.wire().exchange(signed, body, into, proceed, allowance)
+            reply = self._clients.wire().exchange(signed, body, into, throttle, allowance)
             reply = response_checks.checked(reply)
             if reply.status in {http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT}:
                 return reply

@@ -86,7 +86,7 @@ class PartSenders:
                 return None
             return waiting.popleft()
 
-    def proceed(self, most: int) -> int:
+    def throttle(self, most: int) -> int:
         """Wait until bytes may be sent; return how many of `most`.
 
         Raises `Stopped` when the run is given up.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
-    from bt_lightning.store.interface import Arrived, Sending, Source
+    from bt_lightning.store.interface import ReadProgress, Sending, Source
 
 _OK = 200
 _RANGE = "416"
@@ -119,7 +119,7 @@ class S3Store(FsspecStore):
             return None if answer is None else int(answer["ContentLength"])
 
     def read_into(
-        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+        self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
         """Download that range in one request, straight into `targets`."""
         size = sum(map(len, targets))
@@ -127,7 +127,7 @@ class S3Store(FsspecStore):
             return
         with self._doing("downloading", key):
             try:
-                retried(lambda: self._read_once(key, offset, size, Into(targets, arrived)))
+                retried(lambda: self._read_once(key, offset, size, Into(targets, on_progress)))
             except Failure as failure:
                 if failure.code in MISSING:
                     msg = f"there is no {self._name}/{key}"

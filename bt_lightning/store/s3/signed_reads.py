@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator, Mapping
 
-    from bt_lightning.store.interface import Arrived, Store
+    from bt_lightning.store.interface import ReadProgress, Store
 
 _EMPTY: Final = hashlib.sha256().hexdigest()
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
@@ -112,20 +112,20 @@ class SignedReadStore(LateStore):
         return super().list(prefix)
 
     def read_into(
-        self, key: str, offset: int, *targets: memoryview, arrived: Arrived = int
+        self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
         """One request, straight into `targets`."""
         bucket = self._bucket
         if bucket is not None:
             with self._doing("downloading", key):
                 try:
-                    bucket.read_into(under(self._base, key), offset, Into(targets, arrived))
+                    bucket.read_into(under(self._base, key), offset, Into(targets, on_progress))
                 except _Doubt:
                     self._bucket = None
                 else:
                     return
-        arrived(0)
-        super().read_into(key, offset, *targets, arrived=arrived)
+        on_progress(0)
+        super().read_into(key, offset, *targets, on_progress=on_progress)
 
     @contextlib.contextmanager
     def _doing(self, verb: str, key: str) -> Iterator[None]:

@@ -19,9 +19,9 @@ _ENCRYPTED_BYTES: Final = 256 * 1024
 
 
 def send_body(
-    sock: socket.socket, body: Lent, proceed: Callable[[int], int], patience: ProgressTimeout
+    sock: socket.socket, body: Lent, throttle: Callable[[int], int], patience: ProgressTimeout
 ) -> None:
-    """Send all of `body`; `proceed` is as in `Wire.exchange`.
+    """Send all of `body`; `throttle` is as in `Wire.exchange`.
 
     Raises `TimeoutError` when the peer takes nothing any more, and `OSError`.
     """
@@ -29,7 +29,7 @@ def send_body(
     start = 0
     while start < body.size:
         ahead = min(BLOCK_BYTES - start % BLOCK_BYTES, body.size - start)
-        stop = start + proceed(ahead)
+        stop = start + throttle(ahead)
         send(sock, body, start, stop, patience)
         start = stop
 
@@ -39,7 +39,7 @@ def _send_encrypted(
 ) -> None:
     """Send a copy: encryption may wait for the network in the middle of it."""
     for first in range(start, stop, _ENCRYPTED_BYTES):
-        with body.look(first, min(first + _ENCRYPTED_BYTES, stop)) as piece:
+        with body.view(first, min(first + _ENCRYPTED_BYTES, stop)) as piece:
             rest = memoryview(bytes(piece))
         while rest:
             sock.settimeout(patience.look_s())
@@ -59,6 +59,6 @@ def _send_plain(
     while start < stop:
         if not poll.poll(1000 * patience.look_s()):
             continue
-        with body.look(start, stop) as piece:
+        with body.view(start, stop) as piece:
             start += sock.send(piece)
         patience.took()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
-    from bt_lightning.store.interface import Arrived, Store
+    from bt_lightning.store.interface import ReadProgress, Store
 
 _TRIES = 3
 """Times that a block which arrived damaged is asked for in all."""
@@ -72,11 +72,11 @@ class CheckpointReader(Protocol):
         entry: FileEntry,
         offset: int,
         targets: Sequence[memoryview],
-        arrived: Arrived = int,
+        on_progress: ReadProgress = int,
     ) -> None:
         """Fill `targets`, one after the other, with the file's bytes from `offset` on, unverified.
 
-        `arrived` is as in `Store.read_into`.
+        `on_progress` is as in `Store.read_into`.
 
         Raises `CheckpointCorruptError` or `StoreError`.
         """
@@ -216,10 +216,12 @@ class StoreReader:
         entry: FileEntry,
         offset: int,
         targets: Sequence[memoryview],
-        arrived: Arrived = int,
+        on_progress: ReadProgress = int,
     ) -> None:
         """Ask the store once."""
-        self._store.read_into(f"{self._base}/{entry.path}", offset, *targets, arrived=arrived)
+        self._store.read_into(
+            f"{self._base}/{entry.path}", offset, *targets, on_progress=on_progress
+        )
 
 
 class DirectoryReader:
@@ -256,7 +258,7 @@ class DirectoryReader:
         entry: FileEntry,
         offset: int,
         targets: Sequence[memoryview],
-        arrived: Arrived = int,  # noqa: ARG002 - what is read is one block
+        on_progress: ReadProgress = int,  # noqa: ARG002 - what is read is one block
     ) -> None:
         """Read the file at that place."""
         file, left = self._file(entry), list(targets)

@@ -44,12 +44,12 @@ class HeldBytes:
         self.size = len(data)
 
     @contextlib.contextmanager
-    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+    def view(self, start: int, stop: int) -> Iterator[memoryview]:
         """A slice of them."""
         yield self._data[start:stop]
 
 
-class Steady(abc.ABC):
+class BufferedSource(abc.ABC):
     """A source that lends what it holds: nobody waits for its memory."""
 
     @abc.abstractmethod
@@ -96,7 +96,7 @@ class FileSource:
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
         """Read the bytes, and compare each block with its digest."""
         if self._mapped is not None:
-            self._mapped.expect(offset, size)
+            self._mapped.prefetch(offset, size)
         view = self._from_map(offset, size)
         if view is None:
             view = self._from_disk(offset, size)
@@ -105,18 +105,18 @@ class FileSource:
             yield view
         finally:
             if self._mapped is not None:
-                self._mapped.let_go(offset, size)
+                self._mapped.release(offset, size)
 
     @contextlib.contextmanager
     def lend(self, offset: int, size: int) -> Iterator[Lent]:
         """The bytes block by block; each is compared with its digest when it is first looked at."""
         if self._mapped is not None:
-            self._mapped.expect(offset, size)
+            self._mapped.prefetch(offset, size)
         try:
             yield _LentFile(self, offset, size)
         finally:
             if self._mapped is not None:
-                self._mapped.let_go(offset, size)
+                self._mapped.release(offset, size)
 
     def block(self, offset: int) -> tuple[memoryview, bool]:
         """The block that begins at `offset`, verified, and whether it outlasts the next one."""
@@ -184,7 +184,7 @@ class _LentFile:
         self._passing: tuple[int, memoryview] | None = None
 
     @contextlib.contextmanager
-    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+    def view(self, start: int, stop: int) -> Iterator[memoryview]:
         first = start - start % BLOCK_BYTES
         yield self._block(first)[start - first : stop - first]
 

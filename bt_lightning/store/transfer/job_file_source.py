@@ -116,7 +116,7 @@ class _Range:
         self._view = memoryview(b"")
 
     @contextlib.contextmanager
-    def look(self, start: int, stop: int) -> Iterator[memoryview]:
+    def view(self, start: int, stop: int) -> Iterator[memoryview]:
         if start < self._at or stop > self._at + len(self._view):
             view = memoryview(bytearray(stop - start))
             self._view, self._at = self._source.read(view, self._offset + start), start

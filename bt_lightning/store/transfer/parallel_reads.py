@@ -78,14 +78,14 @@ def scatter(source: memoryview, targets: Iterable[memoryview]) -> None:
 def fill(
     targets: Iterable[memoryview],
     read: Callable[[memoryview], int | None],
-    arrived: Callable[[int], object],
+    on_progress: Callable[[int], object],
 ) -> int:
     """Fill one target after the other by `read`, which says how many bytes it put where it may.
 
     Ends early when it put none. `arrived` hears of each block, at first of 0. Returns the bytes.
     """
     filled = told = 0
-    arrived(0)
+    on_progress(0)
     for target in targets:
         rest = target
         while rest:
@@ -94,7 +94,7 @@ def fill(
                 return filled
             filled, rest = filled + count, rest[count:]
             if filled - told == BLOCK_BYTES:  # not for each of many small ones
-                arrived(filled)
+                on_progress(filled)
                 told = filled
     return filled
 

@@ -258,7 +258,7 @@ def _send(
     if tenure is None:
         store.send(source, key, reuse)
         return
-    tenure.sent.began(key)
+    tenure.sent.sending(key)
     metered = source if tenure.on_bytes is None else MeteredSource(source, tenure.on_bytes)
     store.send(metered, key, reuse)
     tenure.sent.add(key, source.entry.xxh3_128)

@@ -39,7 +39,7 @@ class SentFiles:
         self._token, self._digests = _read(self._file)
         self._lock = threading.Lock()
 
-    def pass_on(self, before: str | None, token: str) -> None:
+    def begin_lease(self, before: str | None, token: str) -> None:
         """The lease `token` followed the lease `before`: forget what was sent under any other."""
         if token != self._token:
             kept = self._digests if before is not None and before == self._token else {}
@@ -50,7 +50,7 @@ class SentFiles:
         """The digest of the object at `key`, if it was sent."""
         return self._digests.get(key)
 
-    def began(self, key: str) -> None:
+    def sending(self, key: str) -> None:
         """Other bytes are about to be sent to `key`."""
         with self._lock:
             if key in self._digests:

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
-from bt_lightning.store.transfer.file_source import Steady
+from bt_lightning.store.transfer.file_source import BufferedSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
-class ReaderSource(Steady):
+class ReaderSource(BufferedSource):
     """A file of a checkpoint that lies elsewhere: read when it is sent, and verified."""
 
     def __init__(self, place: CheckpointReader, entry: FileEntry) -> None:

@@ -23,7 +23,7 @@ import xxhash
 
 from bt_lightning.store.interface import AS_IT_GOES, Sending
 from bt_lightning.store.s3.s3_store import S3Store
-from bt_lightning.store.transfer.file_source import Steady
+from bt_lightning.store.transfer.file_source import BufferedSource
 
 _HERE = Path(__file__).parent
 if str(_HERE) not in sys.path:
@@ -49,7 +49,7 @@ _OPERATIONS = (
 )
 
 
-class Memory(Steady):
+class Memory(BufferedSource):
     """Bytes to send. `held` is called with each range that is asked for."""
 
     def __init__(self, data, held=lambda offset, size: None):

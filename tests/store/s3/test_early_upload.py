@@ -140,15 +140,15 @@ def test_a_file_is_verified_by_its_blocks_in_any_order(file, monkeypatch, mapped
     data, entry = file.read_bytes(), digest_file(file, file.name)
     with FileSource(file, entry) as source, source.lend(4 * MIB, 12 * MIB) as lent:
         for start, stop in ((0, 4 * MIB), (9 * MIB, 10 * MIB), (5, 77), (4 * MIB, 6 * MIB), (1, 2)):
-            with lent.look(start, stop) as view:
+            with lent.view(start, stop) as view:
                 assert view == data[4 * MIB + start : 4 * MIB + stop]
     changed = bytearray(data)
     changed[9 * MIB] ^= 1
     file.write_bytes(changed)
     with FileSource(file, entry) as source, source.lend(4 * MIB, 12 * MIB) as lent:
-        with lent.look(0, 4 * MIB) as view:
+        with lent.view(0, 4 * MIB) as view:
             assert view == data[4 * MIB : 8 * MIB]
-        with pytest.raises(CheckpointCorruptError, match="block 2"), lent.look(4 * MIB, 5 * MIB):
+        with pytest.raises(CheckpointCorruptError, match="block 2"), lent.view(4 * MIB, 5 * MIB):
             pass
 
 
@@ -160,9 +160,9 @@ def test_a_disk_that_refuses_a_mapped_page_is_asked_the_other_way(file, monkeypa
 
     data, entry = file.read_bytes(), digest_file(file, file.name)
     with FileSource(file, entry) as source, source.lend(0, 12 * MIB) as lent:
-        with lent.look(0, MIB) as view:
+        with lent.view(0, MIB) as view:
             assert view == data[:MIB]
         monkeypatch.setattr(file_source.MappedFile, "read", refuse)
         for start in (4 * MIB, 8 * MIB, 4 * MIB, 0):
-            with lent.look(start, start + MIB) as view:
+            with lent.view(start, start + MIB) as view:
                 assert view == data[start : start + MIB]

@@ -238,7 +238,7 @@ def test_a_range_that_is_not_there_is_asked_of_s3fs_and_its_error_counts(server)
 )
 def test_other_bytes_than_asked_for_are_not_taken(status, span, body):
     class Instead:
-        def read_into(self, key, offset, target, arrived):
+        def read_into(self, key, offset, target, on_progress):
             target[:] = b"right"
 
     with answering(status, body, [("Content-Range", span)] if span else ()) as endpoint:

@@ -10,12 +10,12 @@ from pathlib import Path
 import xxhash
 
 from bt_lightning.store.s3.s3_store import S3Store
-from bt_lightning.store.transfer.file_source import Steady
+from bt_lightning.store.transfer.file_source import BufferedSource
 
 MIB = 1024 * 1024
 
 
-class Content(Steady):
+class Content(BufferedSource):
     def __init__(self, seed):
         self._data = memoryview(random.Random(seed).randbytes(MIB) * 41)
         self.size = self.part_bytes = len(self._data)
