@@ -1,4 +1,4 @@
-"""A cap on the bytes a second that are sent. Clocks are passed."""
+"""The limit on upload bandwidth that all connections of a store share. Pure: clocks are passed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LEAST_PIECE: Final = 16 * 1024
 
 
 class Bandwidth:
-    """Bytes a second that may be sent by all connections together; called by any thread."""
+    """A limit of `rate` bytes a second for all connections together; called by any thread."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -18,16 +18,16 @@ class Bandwidth:
         self._lock = threading.Lock()
 
     def take(self, most: int, now: float) -> tuple[int, float]:
-        """Take up to `most` bytes; return how many, and the seconds to wait before they are sent.
+        """Reserve up to `most` bytes; return how many, and the seconds to wait before sending them.
 
-        They are few enough that no connection falls silent for long: servers close such.
+        The pieces are small enough that no connection is idle for long: servers close idle ones.
         """
         size = min(most, max(_LEAST_PIECE, int(self._rate * _PIECE_S)))
         with self._lock:
             return size, self._reserved(size, now)
 
     def take_all(self, size: int, now: float) -> float:
-        """Take `size` bytes that can only be sent in one; return the seconds to wait before."""
+        """Reserve all of `size` bytes; return the seconds to wait before sending them."""
         with self._lock:
             return self._reserved(size, now)
 

@@ -1,6 +1,7 @@
-"""What the package asks of a store, in its own words, and the translation of what stores raise.
+"""The `Store` protocol, and the translation of clients' exceptions into this package's errors.
 
-Whether another try may help is decided here, once, by type; nothing above looks at an error again.
+Whether another try may help is decided here, once, by the error's type: `StoreTransientError` or
+`StorePermanentError`. No caller inspects an error again.
 """
 
 from __future__ import annotations
@@ -52,28 +53,29 @@ _TRANSIENT_NAMES = {
     "ResponseParserError",
     "TimeoutError",
 }
-"""Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed. That
-of asyncio is another than the built-in one in Python 3.10."""
+"""Base classes of botocore, aiohttp and gcsfs, by name: those packages may not be installed. In
+Python 3.10 the `TimeoutError` of asyncio is not the built-in one."""
 _REFUSED = re.compile("4(?!08|29)[0-9]{2}|501")
-"""Statuses of HTTP that another try does not change."""
+"""HTTP statuses that another try does not change."""
 _NO_ANSWER = {"OAuthError", "RefreshError", "ResponseError", "TransportError"}
 _NO_TOKEN_EVER = re.compile(
     "invalid_(grant|client|scope|request)|unauthorized_client|access_denied|PERMISSION_DENIED"
     '|necessary fields|(Status: |"code": )40[0134]'
 )
-"""What google-auth raises when it has no token, and what it says when it will never have one."""
+"""`_NO_ANSWER`: what google-auth raises when it has no token. `_NO_TOKEN_EVER`: the messages that
+mean it will never have one."""
 
 
 def most_bytes(key: str) -> int:
-    """The most bytes that a small object at `key` may have to be read."""
+    """The limit, in bytes, for reading the small object at `key`."""
     kind = file_limits.MANIFEST if key.rpartition("/")[2] == MANIFEST else file_limits.RECORD
     return kind.size
 
 
 def read_any(store: Store, key: str) -> bytes | None:
-    """The bytes of a small object, none of them if they are too many to be any of ours.
+    """The bytes of a small object; `b""` if it is larger than `most_bytes`, None if there is none.
 
-    For those who only ask whether there is one, or whether it is the one that they know.
+    For callers that only ask whether the object exists, or whether it equals one that they know.
     """
     try:
         return store.read(key)
@@ -83,14 +85,14 @@ def read_any(store: Store, key: str) -> bytes | None:
 
 
 def too_large(name: str, key: str) -> CheckpointCorruptError:
-    """The error of an object of the store `name` that has more than `most_bytes`."""
+    """The error for an object of the store `name` that is larger than `most_bytes`."""
     return CheckpointCorruptError(
         f"{name}/{key} is damaged: it has more than {most_bytes(key):,} bytes"
     )
 
 
 class AnsweredTooSlowlyError(StoreTransientError):
-    """Another try may succeed, but not at once: so long was waited already."""
+    """A server answered too slowly: another try may succeed, but not right away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,12 @@ class ObjectInfo:
     size: int
     """Bytes."""
     version: str | None = field(default=None, compare=False)
-    """Changes whenever the object's bytes do; None if the store does not tell. Hexadecimal MD5, if
-    it has that form."""
+    """Changes whenever the object's bytes do (an ETag); None if the store does not tell. A value
+    that looks like a hexadecimal MD5 is the MD5 of the bytes."""
 
 
 class Source(Protocol):
-    """Bytes to send, of a file or of memory; read by several threads at once."""
+    """Bytes to upload, from a file or from memory; read by several threads at once."""
 
     @property
     def size(self) -> int:
@@ -114,14 +116,14 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """XXH3-128 of all bytes: an upload that was cut off goes on if it is the same."""
+        """XXH3-128 of all bytes: an interrupted upload is resumed only if it is the same."""
 
     @property
     def part_bytes(self) -> int:
-        """Bytes that are best held at a time: a multiple of `BLOCK_BYTES`."""
+        """The best size for `hold`, in bytes: a multiple of `BLOCK_BYTES`."""
 
     def hold(self, offset: int, size: int) -> contextlib.AbstractContextManager[memoryview]:
-        """Those bytes, verified, for as long as the context lasts.
+        """Verified bytes in memory, valid for as long as the context lasts.
 
         `offset` is a multiple of `BLOCK_BYTES`, and so is `size`, unless it reaches the end.
 
@@ -129,13 +131,13 @@ class Source(Protocol):
         """
 
     def lend(self, offset: int, size: int) -> contextlib.AbstractContextManager[Lent]:
-        """The same bytes without a copy, for a sender that looks at them piece by piece."""
+        """The same bytes without a copy, for a sender that reads them piece by piece."""
 
 
 class Lent(Protocol):
-    """Bytes whose memory may be wanted back at any moment; one thread looks at them.
+    """Bytes in memory that their owner may reclaim between two views; used by one thread.
 
-    Whoever wants it back waits for whoever looks: nobody waits for anything within a look.
+    The owner waits while a view is open. So a reader must not wait for anything inside `view`.
     """
 
     @property
@@ -143,7 +145,7 @@ class Lent(Protocol):
         """Bytes."""
 
     def view(self, start: int, stop: int) -> contextlib.AbstractContextManager[memoryview]:
-        """Those of them, counted from the first that was lent; they lie in one block.
+        """The bytes `start` to `stop`, counted from the first that was lent, within one block.
 
         Raises `CheckpointCorruptError` if they are not the bytes that were saved.
         """
@@ -151,7 +153,7 @@ class Lent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """An object of the same store that holds some of a source's bytes at the same places."""
+    """An object of the same store that has some of a source's bytes at the same offsets."""
 
     key: str
     ranges: tuple[tuple[int, int], ...]
@@ -160,10 +162,10 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sending:
-    """How a user wants bytes to be sent."""
+    """The user's settings for uploads."""
 
     bytes_s: float | None = None
-    """Bytes a second that all connections together send at most; None for as many as go."""
+    """Limit in bytes a second for all connections together; None for no limit."""
     content_md5: bool = False
     """Whether S3 gets a `Content-MD5` with each part, for buckets that insist on it."""
 
@@ -171,7 +173,7 @@ class Sending:
 AS_IT_GOES: Final = Sending()
 
 ReadProgress = Callable[[int], object]
-"""Takes bytes that have arrived so far; 0 when they will be written again."""
+"""Called with the number of bytes read so far; with 0 when they will be read again."""
 
 
 class Store(Protocol):
@@ -187,20 +189,20 @@ class Store(Protocol):
 
     @property
     def distant(self) -> bool:
-        """Whether sending there and writing to the local disk go well side by side."""
+        """Whether uploads do not compete with the local disk, so that both can run at once."""
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
         """Make `key` hold the bytes of `source`, replacing what is there; durable on return.
 
-        What `reuse` names need not cross the network. If it cannot be used, everything is sent.
-        Our errors of `source` pass through, and leave `key` without those bytes.
+        The ranges of `reuse` are copied inside the store if it can; if not, everything is sent.
+        Errors that `source` raises pass through, and leave `key` without its bytes.
         """
 
     def put(self, key: str, data: bytes) -> None:
         """Write a small object, replacing what is there; durable on return."""
 
     def put_new(self, key: str, data: bytes) -> None:
-        """Write a small object whole, if `key` is free; an equal one there counts as our own.
+        """Write a small object whole if `key` is free; an equal object there counts as success.
 
         Raises `CheckpointExistsError` when `key` holds other bytes.
         """
@@ -221,41 +223,41 @@ class Store(Protocol):
 
         Called by several threads.
 
-        The caller verifies: a client may deliver wrong bytes without an error. It need not wait
-        for the last: a store may call `on_progress`, in this thread, with the number of bytes that are
-        there so far, and calls it with 0 before it writes them again.
+        The caller verifies the bytes: a client may deliver wrong ones without an error. It can
+        verify while they arrive: a store may call `on_progress`, in this thread, with the number of
+        bytes that `targets` hold so far, and calls it with 0 before it writes them again.
 
         Raises `CheckpointNotFoundError` if there is no such object, and `StoreTransientError` if
         fewer bytes came.
         """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object under the folder `prefix`, as the store knows it now."""
+        """Every object under the folder `prefix`, as the store lists it at this moment."""
 
     def delete(self, keys: Collection[str]) -> None:
         """Delete objects; those that are not there count as deleted."""
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
-        """Give up what `send` began under the folder `prefix` and never finished.
+        """Abort the unfinished uploads of `send` under the folder `prefix`.
 
-        Uploads to a key in `keep` stay: the next `send` to it goes on with them.
+        Uploads to a key in `keep` stay: the next `send` to that key resumes them.
         """
 
     def sign(self, key: str, expires_s: int) -> str:
-        """A URL that lets whoever has it read the object for `expires_s` seconds: a secret.
+        """A presigned URL: whoever has this secret can read the object for `expires_s` seconds.
 
-        Where the store signs nothing, the object's own URL, which needs the store's credentials.
+        Where the store cannot sign, the object's own URL, which needs the store's credentials.
         """
 
 
 def redact(text: str, secrets: Collection[str] = ()) -> str:
-    """`text` without `secrets`, without the user of a URL, and without what signs one."""
+    """`text` without `secrets`, and without the user and the signature of any URL in it."""
     return hide(text, secrets)
 
 
 @contextlib.contextmanager
 def translated(what: str, secrets: Collection[str] = ()) -> Iterator[None]:
-    """Turn what a store's client raises into our two classes; `what` begins the message."""
+    """Turn a client's exception into one of the two store errors; `what` begins the message."""
     try:
         yield
     except CheckpointError:
@@ -266,7 +268,7 @@ def translated(what: str, secrets: Collection[str] = ()) -> Iterator[None]:
 
 
 def class_of(error: Exception) -> type[StoreTransientError | StorePermanentError]:
-    """Whether another try may cure what a client raised."""
+    """The store error for a client's exception: transient if another try may succeed."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if _no_token_yet(error):
         return StoreTransientError
@@ -281,7 +283,10 @@ def class_of(error: Exception) -> type[StoreTransientError | StorePermanentError
 
 
 def _no_token_yet(error: BaseException | None) -> bool:
-    """Whether google-auth had no token just then, which gcsfs calls invalid credentials."""
+    """Whether google-auth could not get a token at that moment; gcsfs calls it invalid credentials.
+
+    The cause may be anywhere in the chain of exceptions.
+    """
     while error is not None:
         kinds = {kind.__name__: kind.__module__ for kind in type(error).__mro__}
         if kinds.get("GoogleAuthError", "").startswith(

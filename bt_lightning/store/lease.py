@@ -1,13 +1,14 @@
-"""The right to write below one prefix of a store: at most one process has it.
+"""The lease on one prefix of a store: at most one process may write below it.
 
-Lease `n` is the object `<prefix>/.bt_lightning-lease/<n>`, made by put-if-absent, so of all that
-want the next number one gets it. The highest number counts. Its holder writes it anew every
-`BEAT_S` seconds. Whoever else wants it waits until it has not changed for `EXPIRES_S` seconds of
-its own clock: no two clocks are compared. Nobody waits for a process of this machine that is gone,
-nor for one that published from the same directory, since only one process at a time can.
+Lease `n` is the object `<prefix>/.bt_lightning-lease/<n>`, made by put-if-absent, so only one
+process gets each number. The highest number counts. Its holder rewrites it every `BEAT_S` seconds
+(the heartbeat). Another process may take the next number when the object has not changed for
+`EXPIRES_S` seconds of that process's own clock: no two clocks are compared. It need not wait if the
+holder was a process of this machine that has ended, or one that published from the same directory,
+since only one process at a time publishes from a directory.
 
-A holder that was stopped for long may learn late that it holds no more. So it asks (`confirm`)
-before and after it makes something visible, and takes back what it made too late.
+A holder that was suspended may learn late that it lost the lease. So it calls `confirm` before and
+after it makes something visible, and deletes what it made too late.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 
 BEAT_S: Final = 20.0
 EXPIRES_S: Final = 90.0
-"""Several beats: a store may be slow, and a machine busy."""
+"""Several heartbeats: a store may be slow, and a machine busy."""
 _LAST_BEAT_S: Final = 5.0
-"""A beat that takes longer is not waited for. It can only write a lease that counts no more."""
+"""How long the last heartbeat is waited for; a later one writes a lease that no longer counts."""
 _DIGITS: Final = 12
 _NUMBER: Final = re.compile("[0-9]{1,12}")
 _NUMBERS: Final = frozenset({"pid", "beat"})
@@ -46,19 +47,19 @@ _NUMBERS: Final = frozenset({"pid", "beat"})
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What a lease says of the process that holds it."""
+    """The content of a lease object: the process that holds it."""
 
     token: str
-    """Of this one lease."""
+    """Unique to this lease."""
     owner: str
-    """Of the directory that it publishes from."""
+    """Id of the directory that the process publishes from."""
     host: str
-    """For people."""
+    """Host name, for messages."""
     machine: str
-    """Of the processes among which `pid` names one; empty if nobody can tell."""
+    """Boot id and pid namespace, in which `pid` is unique; empty if unknown."""
     pid: int
     started: str
-    """When the process began, as its system counts: a later one may get the same `pid`."""
+    """Start time of the process in clock ticks since boot: a pid may be reused."""
     beat: int = 0
 
     def to_bytes(self) -> bytes:
@@ -67,10 +68,10 @@ class Holder:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Holder | None:
-        """None if it is none, or of a version that says something else."""
+        """Parse the content of a lease object; None if it is damaged or of another version."""
         try:
-            said = parse_json(data, RECORD)
-            return cls(**said) if _is_holder(said) else None
+            fields = parse_json(data, RECORD)
+            return cls(**fields) if _is_holder(fields) else None
         except (ValueError, TypeError):
             return None
 
@@ -88,20 +89,20 @@ class Holder:
 
     @property
     def gone(self) -> bool:
-        """Whether it is known to be over: a process of this machine that is there no more."""
+        """Whether the holder is known to have ended: it ran on this machine, and is not there."""
         here = bool(self.machine) and self.machine == _machine()
         return here and _started(self.pid) != self.started
 
 
-def _is_holder(said: object) -> bool:
-    """Whether each value is of the kind that a holder writes."""
-    return isinstance(said, dict) and all(
-        type(value) is (int if name in _NUMBERS else str) for name, value in said.items()
+def _is_holder(fields: object) -> bool:
+    """Whether each field has the type that `Holder` gives it."""
+    return isinstance(fields, dict) and all(
+        type(value) is (int if name in _NUMBERS else str) for name, value in fields.items()
     )
 
 
 class Lease:
-    """The right of one process. `take`, `confirm` and `release` are called by one thread."""
+    """One process's side of a lease. `take`, `confirm` and `release` are called by one thread."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
         beat_s: float = BEAT_S,
     ) -> None:
-        """`owner` is the id of the directory that this process, and no other, publishes from."""
+        """`owner` is the id of the directory that only this process publishes from."""
         self._store = store
         self._prefix = prefix
         self._folder = lease_folder(prefix)
@@ -120,11 +121,11 @@ class Lease:
         self._clock = clock
         self._beat_s = beat_s
         self.previous_token: str | None = None
-        """Token of the lease that this process's followed."""
+        """Token of the lease that came just before this process's lease."""
         self.observed_holder: Holder | None = None
-        """Whom the last `take` found."""
+        """The holder that the last `take` found."""
         self._number = 0
-        """Of the lease that this process has; 0 for none."""
+        """Number of the lease that this process holds; 0 for none."""
         self._lost = False
         self._watched: tuple[int, bytes | None, float] | None = None
         self._ending = threading.Event()
@@ -132,15 +133,15 @@ class Lease:
 
     @property
     def token(self) -> str:
-        """Of the lease that this process took last."""
+        """Token of the lease that this process took last."""
         return self._me.token
 
     def take(self) -> None:
-        """Have the lease.
+        """Acquire the lease, or confirm that this process holds it.
 
         Raises:
-            LeaseHeldError: another process has it. It is free when that has not been seen to write
-                it for `EXPIRES_S`; ask again.
+            LeaseHeldError: another process holds it. It expires when its object has not changed for
+                `EXPIRES_S`; call again.
             StoreError: the store refused.
         """
         if self._number:
@@ -165,10 +166,10 @@ class Lease:
         self.previous_token = holder.token if holder is not None else None
 
     def confirm(self) -> None:
-        """Return if this process has the lease.
+        """Check in the store that this process still holds the lease.
 
         Raises:
-            LeaseHeldError: another process took it, or somebody deleted it.
+            LeaseHeldError: another process took it, or it was deleted.
             StoreError: the store refused.
         """
         number, data = self._newest()
@@ -184,9 +185,9 @@ class Lease:
         raise LeaseHeldError(self._held_by(holder))
 
     def release(self) -> None:
-        """Have it no more, and let others know; what the store says to that does not matter."""
+        """Delete the lease, if this process holds it; an error of the store is ignored."""
         if self._number:
-            self._stop()  # first: a late beat would bring the lease back
+            self._stop()  # first: a late heartbeat would bring the lease back
             with contextlib.suppress(StoreError):
                 self.confirm()
                 self._store.delete([self._key(self._number)])
@@ -206,14 +207,14 @@ class Lease:
         if holder is not None and (
             holder.gone or (holder.owner == self._me.owner and not self._lost)
         ):
-            return True  # if it was lost to one of the same owner, the directory was copied
+            return True  # but a lease lost to the same owner means that the directory was copied
         now = self._clock()
         if self._watched is None or self._watched[:2] != (number, data):
             self._watched = (number, data, now)
         return now - self._watched[2] >= EXPIRES_S
 
     def _newest(self) -> tuple[int, bytes | None]:
-        """Number and content of the lease that counts; 0 and None if there is none."""
+        """Number and content of the lease with the highest number; 0 and None if there is none."""
         names = [info.key.rpartition("/")[2] for info in self._store.list(self._folder)]
         number = max((int(name) for name in names if _NUMBER.fullmatch(name)), default=0)
         return number, read_any(self._store, self._key(number)) if number else None
@@ -222,7 +223,7 @@ class Lease:
         return f"{self._folder}/{number:0{_DIGITS}}"
 
     def _beat(self, ending: threading.Event) -> None:
-        """On a thread of its own: an upload may take longer than a lease lasts."""
+        """Send heartbeats, on a thread of their own: an upload may outlast `EXPIRES_S`."""
         me, key = self._me, self._key(self._number)
         while not ending.wait(self._beat_s):
             me = replace(me, beat=me.beat + 1)

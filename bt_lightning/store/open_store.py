@@ -1,4 +1,4 @@
-"""How a URL becomes a store: a folder, S3, or whatever fsspec knows."""
+"""Open the store at a URL: a folder, S3, Azure, Google, or any other fsspec filesystem."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def open_store(
     journal: Path | None = None,
     sending: Sending = AS_IT_GOES,
 ) -> Store:
-    """The store at `url`: a plain path, `file://`, or any scheme that fsspec knows here.
+    """Open the store at `url`: a plain path, `file://`, or any scheme of an installed fsspec.
 
-    `journal` is a directory of the one process that sends; with it, uploads to S3 that were cut
-    off go on where they were. Without it, they begin anew. What is a folder here is sent without a
-    limit.
+    `journal` is a directory of the one process that uploads: with it, interrupted uploads to S3
+    are resumed; without it, they start again. The limit in `sending` does not hold for a local
+    folder.
 
     Raises:
-        InvalidSettingError: nobody knows the scheme, its package is not installed, or the path is
-            relative and does not say so by `./`.
+        InvalidSettingError: no filesystem has that scheme, its package is not installed, or the
+            path is relative and does not begin with `./`.
         StoreError: the options were refused.
     """
     folder = plain_folder(url)
@@ -65,7 +65,7 @@ def open_store(
 
 
 def _check_no_user(url: str) -> None:
-    """S3 has no such form, and its clients take key and secret for a part of the bucket's name."""
+    """Refuse `s3://user:password@bucket`: S3 clients would take the user for the bucket's name."""
     rest = url.partition("://")[2]
     bucket = rest.partition("/")[0]
     if (":" not in bucket and "@" not in bucket) or bucket.startswith("arn:"):
@@ -95,10 +95,10 @@ def _check_known(scheme: str, url: str) -> None:
 
 
 def download_url(url: str, target: Path) -> None:
-    """Copy the object at `url` to the local file `target`: one that no job wrote.
+    """Download the object at `url` to the local file `target`; for a file that no job published.
 
     Raises:
-        CheckpointNotFoundError: there is none.
+        CheckpointNotFoundError: there is no such object.
         StoreError: the store refused.
     """
     scheme = url.partition("://")[0]

@@ -1,4 +1,4 @@
-"""A store that tries again when another try may succeed; the only place that waits for one."""
+"""Wrappers of a store: `RetryingStore` retries transient errors, `LateStore` opens on first use."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LONGEST_WAIT_S = 60.0
 
 
 def backoff(failures: int, jitter: float) -> float:
-    """Seconds to wait after that many failures in a row; `jitter` in 0..1 spreads the writers."""
+    """Seconds to wait after `failures` in a row; a random `jitter` of 0..1 spreads the writers."""
     return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10)) * (0.5 + jitter / 2))
 
 
 class LateStore:
-    """A `Store` that is opened by its first use: some connect at once, and may fail at it."""
+    """A `Store` that is opened at its first use: some connect when opened, which may fail."""
 
     def __init__(self, open_it: Callable[[], Store]) -> None:
         self._open = open_it
@@ -85,7 +85,7 @@ class LateStore:
 
 
 class RetryingStore:
-    """A `Store` whose every call is tried up to `tries` times."""
+    """A `Store` that tries each call up to `tries` times, with a backoff in between."""
 
     def __init__(
         self, inner: Store, tries: int = 4, sleep: Callable[[float], None] = time.sleep
@@ -105,29 +105,29 @@ class RetryingStore:
         return self._inner.distant
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
-        """Idempotent: the same bytes to the same key."""
+        """Retry: the same bytes to the same key are idempotent."""
         self._try(lambda: self._inner.send(source, key, reuse))
 
     def put(self, key: str, data: bytes) -> None:
-        """Idempotent."""
+        """Retry; idempotent."""
         self._try(lambda: self._inner.put(key, data))
 
     def put_new(self, key: str, data: bytes) -> None:
-        """Idempotent: a first try whose answer was lost is recognised by its bytes."""
+        """Retry: a first try whose answer was lost is recognised by its bytes."""
         self._try(lambda: self._inner.put_new(key, data))
 
     def read(self, key: str) -> bytes | None:
-        """Idempotent."""
+        """Retry; idempotent."""
         return self._try(lambda: self._inner.read(key))
 
     def size(self, key: str) -> int | None:
-        """Idempotent."""
+        """Retry; idempotent."""
         return self._try(lambda: self._inner.size(key))
 
     def read_into(
         self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
-        """Idempotent: what a failed try wrote is written again."""
+        """Retry: what a failed try wrote is written again, and `on_progress` is called with 0."""
 
         def read() -> None:
             on_progress(0)
@@ -136,19 +136,19 @@ class RetryingStore:
         self._try(read)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Listed in full before the first is yielded, so that a retry repeats nothing."""
+        """Retry: the listing is read in full before the first object is yielded."""
         return iter(self._try(lambda: list(self._inner.list(prefix))))
 
     def delete(self, keys: Collection[str]) -> None:
-        """Idempotent."""
+        """Retry; idempotent."""
         self._try(lambda: self._inner.delete(keys))
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
-        """Idempotent."""
+        """Retry; idempotent."""
         self._try(lambda: self._inner.abandon(prefix, keep))
 
     def sign(self, key: str, expires_s: int) -> str:
-        """Idempotent."""
+        """Retry; idempotent."""
         return self._try(lambda: self._inner.sign(key, expires_s))
 
     def _try(self, call: Callable[[], T]) -> T:

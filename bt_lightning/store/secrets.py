@@ -1,6 +1,6 @@
-"""The values that no text may hold: those that a user gave us or a client found. Pure.
+"""Redaction of secrets in messages. Pure.
 
-Values are hidden, not words that look like them: an error says "credentials" and means no secret.
+Known values are hidden, not words that look like secrets: an error may say "credentials".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 _LEAST: Final = 6
-"""Characters; what is shorter occurs in every text."""
+"""Characters; a shorter value would occur in any text by chance."""
 _PLAIN_URL: Final = re.compile(r"https?://[^@\s?]*")
 _PUBLIC: Final = frozenset(
     {
@@ -30,24 +30,24 @@ _PUBLIC: Final = frozenset(
         "storageclass",
     }
 )
-"""Options whose values are names that messages are about."""
+"""Options whose values are no secrets, and which messages must be able to name."""
 _VARIABLE: Final = re.compile(
     r"(AWS|AZURE|FSSPEC|GCSFS|GOOGLE|BOTO)_\w*(KEY|SECRET|TOKEN|PASSWORD|SAS|CONNECTION_STRING)\w*"
 )
 _NAMES_PLACE: Final = ("_FILE", "_PATH", "_URI", "_URL")
 _USERINFO: Final = re.compile(r"(?<=://)(?:[^/\s]+|[^/\s@]*:(?!\d+/)[^\s@]*)@")
-"""A password may hold a `/`, but what follows a `:` is not the port of a host."""
+"""The user of a URL. A password may hold a `/`; `host:port/` is not taken for one."""
 _SIGNED: Final = re.compile(
     r"(?i)([?&;](?:sig|signature|token|access_token|key|secret|password|awsaccesskeyid|accountkey"
     r"|sharedaccesssignature|x-(?:amz|goog)-(?:signature|credential|security-token))=)"
     r"[^\s&;\"'<>]+"
 )
-"""The query of a signed URL: a client puts one into its texts, and only the names are known."""
+"""The signature of a presigned URL: clients quote such URLs in their messages."""
 
 
 def hide(text: str, secrets: Collection[str] = ()) -> str:
-    """`text` without `secrets`, without the user of a URL, and without what signs one."""
-    for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
+    """`text` without `secrets`, and without the user and the signature of any URL in it."""
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be the start of another
         text = text.replace(secret, "***")
     return _SIGNED.sub(r"\1***", _USERINFO.sub("***@", text))
 
@@ -55,19 +55,19 @@ def hide(text: str, secrets: Collection[str] = ()) -> str:
 def known_secrets(
     url: str, options: Mapping[str, object], environment: Mapping[str, str]
 ) -> frozenset[str]:
-    """What must be in no text about the store at `url`, opened with `options` of its filesystem."""
+    """Every secret of the store at `url`: from `options`, the environment, and the URL itself."""
     found = [value for name, value in environment.items() if _is_secret(name)]
     return with_spellings({*secrets_of(found), *secrets_of(options), *_of_text(url)})
 
 
 def with_spellings(secrets: Collection[str]) -> frozenset[str]:
-    """Also as they stand in a URL; without those that are too short to be told from words."""
+    """`secrets` also as a URL spells them; without those shorter than `_LEAST`."""
     spelled = [spell(one) for one in secrets for spell in (str, quote, quote_plus, _quote_all)]
     return frozenset(one for one in spelled if len(one) >= _LEAST)
 
 
 def secrets_of(options: object) -> frozenset[str]:
-    """Every text inside nested storage options that may be a secret, and such parts of it."""
+    """Every string inside nested storage options that may be a secret, and its secret parts."""
     if isinstance(options, str):
         plain = len(options) < _LEAST or _PLAIN_URL.fullmatch(options)
         return frozenset(() if plain else (options, *_of_text(options)))
@@ -84,10 +84,10 @@ def _is_secret(name: str) -> bool:
 
 
 def _of_text(text: str) -> Iterator[str]:
-    """The user and password of a URL, what signs it, and the values of a connection string."""
+    """User, password and signature of a URL, and the values of a connection string."""
     info = _USERINFO.search(text)
     whole = info.group().removesuffix("@") if info else ""
-    if ":" in whole:  # without one it may be a container of Azure's
+    if ":" in whole:  # without a password it may be an Azure container
         parts = (whole, *whole.split(":", 1))
         yield from (one for part in parts for one in (part, unquote(part)) if len(one) >= _LEAST)
     for match in _SIGNED.finditer(f"?{text}"):

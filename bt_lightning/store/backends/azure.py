@@ -1,6 +1,6 @@
-"""Azure: its bytes through obstore where that is certain to be the same user's doing.
+"""Azure as a store: obstore moves the bytes where it is certain to act as the same user as adlfs.
 
-Parts of no blob need no care: Azure forgets them after a week.
+Blocks of an unfinished upload need no cleaning: Azure deletes them after a week.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bt_lightning.store.secrets import known_secrets, secrets_of, with_spellings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bt_lightning.store.backends.obstore_client import Limited
+    from bt_lightning.store.backends.obstore_client import ThrottledStore
     from bt_lightning.store.interface import Store
 
 SCHEMES: Final = ("az",)
@@ -24,9 +24,9 @@ _MOST_PARTS: Final = 40_000
 
 
 def azure_store(
-    inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
+    inner: ThrottledStore, url: str, options: Mapping[str, object], environment: Mapping[str, str]
 ) -> Store:
-    """The store at `url`, which `inner` is by adlfs; called by `open_store` for `SCHEMES`.
+    """The store at `url`; `inner` is the same store through adlfs. Called for `SCHEMES`.
 
     Raises:
         StoreError: the options were refused.

@@ -1,4 +1,4 @@
-"""Listings that fsspec keeps for others in this process, who do not see what our clients do."""
+"""Invalidation of the listings that fsspec caches in this process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def forget_listings(url: str) -> None:
-    """Let every filesystem object of this process list anew that may have listed `url`.
+    """Clear the listings of every fsspec filesystem object of this process that may hold `url`.
 
-    fsspec keeps one object for each set of options and each thread, with what it listed; Lightning
-    asks such a one which names are taken.
+    fsspec caches one object for each set of options and each thread, with its listings, which do
+    not see what other clients write. Lightning asks such an object which names are taken.
     """
     spec = sys.modules.get("fsspec.spec")
     if spec is None:

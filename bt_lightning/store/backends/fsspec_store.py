@@ -1,4 +1,4 @@
-"""Any fsspec filesystem as a store, by plain fsspec calls; and how a URL becomes a store."""
+"""Any fsspec filesystem as a store, by plain fsspec calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _READ_S = 60
 
 
 class FsspecStore:
-    """A `Store` over an fsspec filesystem."""
+    """A `Store` over an fsspec filesystem; called by several threads."""
 
     distant = True
 
@@ -60,11 +60,11 @@ class FsspecStore:
 
     @property
     def filesystem(self) -> Any:
-        """The filesystem of fsspec, for what only one kind of store can be asked."""
+        """The fsspec filesystem, for calls that only one kind of store has."""
         return self._fs
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
-        """Upload in one stream, or copy in the store; S3 shows an object when it is complete."""
+        """Upload in one stream, or copy inside the store; an object appears when it is complete."""
         with self._doing("uploading", key):
             if (
                 reuse is not None
@@ -88,12 +88,12 @@ class FsspecStore:
             target.close()
 
     def throttle(self, size: int) -> None:
-        """Wait until the user's limit lets bytes be sent: with these clients, whole pieces."""
+        """Wait until the bandwidth limit allows `size` bytes: a whole piece, for these clients."""
         if self._bandwidth is not None:
             time.sleep(self._bandwidth.take_all(size, time.monotonic()))
 
     def _copied(self, there: str, key: str) -> bool:
-        """Copy inside the store; False if it has no such call, or the other object is gone."""
+        """Copy inside the store; False if it cannot copy, or if the other object is gone."""
         try:
             self._fs.cp_file(self._path(there), self._path(key))
         except (FileNotFoundError, NotImplementedError):
@@ -106,7 +106,7 @@ class FsspecStore:
             self._fs.pipe_file(self._path(key), data)
 
     def put_new(self, key: str, data: bytes) -> None:
-        """Upload with `If-None-Match: *` where the store knows it (`mode="create"` of fsspec)."""
+        """Upload with `If-None-Match: *` where the store supports it (fsspec's `mode="create"`)."""
         with self._doing("writing", key):
             try:
                 self._fs.pipe_file(self._path(key), data, mode="create")
@@ -126,7 +126,7 @@ class FsspecStore:
             except (FileNotFoundError, IsADirectoryError):
                 return None
             except Exception:
-                if self.size(key) != 0:  # of nothing, some servers have no first bytes either
+                if self.size(key) != 0:  # some servers refuse a range of an empty object
                     raise
                 return b""
         if len(data) > most:
@@ -134,7 +134,7 @@ class FsspecStore:
         return data
 
     def size(self, key: str) -> int | None:
-        """Ask for the object's facts."""
+        """Ask for the object's metadata."""
         with self._doing("reading", key):
             try:
                 info = self._fs.info(self._path(key))
@@ -142,7 +142,7 @@ class FsspecStore:
                 return None
             if info["type"] == "directory":
                 return None
-            if info["size"] is None:  # a web server that does not tell
+            if info["size"] is None:  # a web server that sends no length
                 return len(self._fs.cat_file(self._path(key)))
             return int(info["size"])
 
@@ -161,7 +161,7 @@ class FsspecStore:
             except FileNotFoundError:
                 msg = f"there is no {self._name}/{key}"
                 raise CheckpointNotFoundError(msg) from None
-            if len(data) > size:  # a web server that knows no ranges sends all
+            if len(data) > size:  # a web server without ranges sends the whole object
                 data = data[offset : offset + size]
             if len(data) != size:
                 msg = f"{self._name}/{key} gave {len(data)} of {size} bytes from {offset} on"
@@ -169,7 +169,7 @@ class FsspecStore:
             scatter(memoryview(data), targets)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object under the folder, past any cache of listings."""
+        """Every object under the folder; caches of listings are bypassed."""
         with self._doing("listing", prefix):
             self._fs.invalidate_cache()
             try:
@@ -184,16 +184,16 @@ class FsspecStore:
             yield ObjectInfo(path[len(self._root) :].lstrip("/"), int(info["size"] or 0), version)
 
     def delete(self, keys: Collection[str]) -> None:
-        """Delete one by one: a missing one must not hide the others."""
+        """Delete one by one: a missing object must not keep the others from being deleted."""
         for key in keys:
             with self._doing("deleting", key), contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(self._path(key))
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
-        """Nothing: fsspec does not tell of uploads that were begun."""
+        """Do nothing: fsspec does not list unfinished uploads."""
 
     def sign(self, key: str, expires_s: int) -> str:
-        """By the filesystem; S3, Azure and Google sign without asking the server."""
+        """Presign by the filesystem; S3, Azure and Google sign without a request."""
         path = self._path(key)
         with self._doing("signing a URL for", key):
             try:
@@ -209,7 +209,7 @@ class FsspecStore:
 
 
 def default_options(scheme: str) -> dict[str, Any]:
-    """Options that every store needs: no stale listings, no shared client, no endless waits."""
+    """Options of fsspec that every store needs: no cached listings, no shared client, timeouts."""
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in S3_SCHEMES:
         timeouts = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S}
@@ -218,22 +218,21 @@ def default_options(scheme: str) -> dict[str, Any]:
 
 
 def _discard(target: Any) -> None:
-    """Give up a file that is being written: closing it would make a whole object of a half."""
-    with contextlib.suppress(Exception):  # the error that led here counts
+    """Abort a file that is being written: closing it would publish half an object."""
+    with contextlib.suppress(Exception):  # the error that led here is raised
         target.discard()
-    with contextlib.suppress(AttributeError):  # of a file in memory, which only close() publishes
+    with contextlib.suppress(AttributeError):  # a file in memory is published by close() only
         target.closed = True
 
 
 def _says_exists(error: OSError) -> bool:
     """Whether a conditional write was refused because the key is taken.
 
-    s3fs raises `OSError(EINVAL, ...)` with the server's message on the real protocol, which Ceph
-    leaves out: then botocore's error behind it says what it is. A concurrent conditional write
-    answers 409.
+    s3fs raises `OSError(EINVAL, ...)` with the server's message. Ceph sends no message: then the
+    code is in botocore's error, the cause. A concurrent conditional write is answered with 409.
     """
-    told = getattr(error.__cause__, "response", None) or {}
-    text = f"{error} {told.get('Error', {}).get('Code')}"
+    response = getattr(error.__cause__, "response", None) or {}
+    text = f"{error} {response.get('Error', {}).get('Code')}"
     return isinstance(error, FileExistsError) or any(
         word in text for word in ("PreconditionFailed", "pre-conditions", "ConditionalRequest")
     )

@@ -1,7 +1,7 @@
-"""Google Cloud Storage: its bytes through obstore, as the user that gcsfs found.
+"""Google Cloud Storage as a store: obstore moves the bytes, as the user that gcsfs found.
 
-Two things more than obstore does: what the store holds is compared with what was sent, and parts
-that a killed process left are given up, which Google would keep, and bill, for ever.
+It adds two things to obstore: the CRC32C of each stored object is compared with what was sent, and
+unfinished uploads of killed processes are aborted, which Google would keep, and bill, for ever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bt_lightning.store.secrets import known_secrets
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from bt_lightning.store.backends.obstore_client import Limited
+    from bt_lightning.store.backends.obstore_client import ThrottledStore
     from bt_lightning.store.interface import Store
 
 log = logging.getLogger(__name__)
@@ -35,24 +35,24 @@ _MOST_PARTS: Final = 8_000
 _GOOGLE: Final = "https://storage.googleapis.com"
 _REGIONAL: Final = frozenset({"NON_HIERARCHICAL", "HIERARCHICAL"})
 _UNASKED: Final = "credential provider"
-"""How obstore calls what it asks for tokens; all else that is wrong with it is a refusal."""
+"""How obstore's messages name the source of tokens; its other errors mean a refusal."""
 _JSON_API: Final = "/storage/v1/"
 
 
 class GcsStore(NativeStore):
-    """A `NativeStore` of a bucket of Google's.
+    """A `NativeStore` of a Google bucket.
 
     Args:
-        inner: the same place through gcsfs.
-        client: obstore's for the bucket.
-        credential: what that client asks for tokens.
-        root: where `inner` has its root: the bucket, or a folder in it.
+        inner: the same store through gcsfs.
+        client: obstore's client of the bucket.
+        credential: the source of that client's tokens.
+        root: the root of `inner`: the bucket, or a folder in it.
         secrets: texts that no message may hold.
     """
 
     def __init__(
         self,
-        inner: Limited,
+        inner: ThrottledStore,
         client: Any,
         credential: Credential,
         root: str,
@@ -66,7 +66,7 @@ class GcsStore(NativeStore):
 
     @contextlib.contextmanager
     def _sending(self, path: str) -> Iterator[Callable[[bytes], None]]:
-        """Compare the store's CRC32C of the object with that of the bytes that were handed over."""
+        """Compare the stored object's CRC32C with that of the bytes that were sent."""
         import google_crc32c
 
         checksum: Any = google_crc32c.Checksum  # it has no types
@@ -79,15 +79,15 @@ class GcsStore(NativeStore):
             with self._lock:
                 self._under_way.discard(path)
         names = (self._bucket, path)
-        facts = self._inner.filesystem.call("GET", "b/{}/o/{}", *names, json_out=True)
-        held = facts.get("crc32c")
-        # there is none of an object under a key that the customer supplies
-        if held and held != base64.b64encode(sent.digest()).decode():
+        metadata = self._inner.filesystem.call("GET", "b/{}/o/{}", *names, json_out=True)
+        stored = metadata.get("crc32c")
+        # objects under a customer-supplied encryption key have none
+        if stored and stored != base64.b64encode(sent.digest()).decode():
             msg = f"gs://{self._bucket}/{path} does not hold the bytes that were sent"
             raise StoreTransientError(msg)
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:  # noqa: ARG002
-        """Abort multipart uploads; not even one to a key in `keep` can be gone on with."""
+        """Abort multipart uploads, those to a key in `keep` too: obstore cannot resume them."""
         folder = "/".join(filter(None, (self._folder, prefix)))
         with self._doing("giving up uploads under", prefix):
             for path, upload in list(self._uploads(f"{folder}/" if folder else "")):
@@ -98,35 +98,35 @@ class GcsStore(NativeStore):
                         self._ask("DELETE", f"/{quote(path)}", uploadId=upload)
 
     def _uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Key and id of the multipart uploads to keys that begin so."""
+        """Key and id of each multipart upload to a key that begins with `prefix`."""
         start: dict[str, str] = {}
         while True:
             page = ET.fromstring(  # noqa: S314 - of the server that holds the data
                 self._ask("GET", "", uploads="", prefix=prefix, **start)
             )
-            facts = {_tag(element): element.text or "" for element in page}
+            fields = {_tag(element): element.text or "" for element in page}
             for element in page:
                 if _tag(element) == "Upload":
-                    words = {_tag(child): child.text or "" for child in element}
-                    if words["Key"].startswith(prefix):
-                        yield words["Key"], words["UploadId"]
+                    upload = {_tag(child): child.text or "" for child in element}
+                    if upload["Key"].startswith(prefix):
+                        yield upload["Key"], upload["UploadId"]
             before = start
             start = {
-                "key-marker": facts.get("NextKeyMarker", ""),
-                "upload-id-marker": facts.get("NextUploadIdMarker", ""),
+                "key-marker": fields.get("NextKeyMarker", ""),
+                "upload-id-marker": fields.get("NextUploadIdMarker", ""),
             }
-            if facts.get("IsTruncated") != "true" or start == before:
+            if fields.get("IsTruncated") != "true" or start == before:
                 return
 
     def _ask(self, method: str, path: str, **query: str) -> bytes:
-        """Send one request to the XML API, as gcsfs sends its own to the other one."""
+        """Send one request to the XML API through gcsfs, which itself uses the JSON API."""
         filesystem = self._inner.filesystem
         url = f"{_endpoint(filesystem)}/{self._bucket}{path}"
         _, body = filesystem.call(method, url, **query)
         return bytes(body)
 
     def _cause(self, error: Exception) -> Exception:
-        """Why there was no token, where that is it: obstore takes every reason for a refusal."""
+        """The reason why there was no token, if that was the error: obstore reports a refusal."""
         failure = self._credential.failure
         if failure is not None and _UNASKED in str(error):
             return failure
@@ -134,9 +134,9 @@ class GcsStore(NativeStore):
 
 
 def gcs_store(
-    inner: Limited, url: str, options: Mapping[str, object], environment: Mapping[str, str]
+    inner: ThrottledStore, url: str, options: Mapping[str, object], environment: Mapping[str, str]
 ) -> Store:
-    """The store at `url`, which `inner` is by gcsfs; called by `open_store` for `SCHEMES`.
+    """The store at `url`; `inner` is the same store through gcsfs. Called for `SCHEMES`.
 
     Raises:
         StoreError: the options were refused.
@@ -165,15 +165,15 @@ def gcs_store(
 
 
 class Credential:
-    """What obstore asks for a token: gcsfs's own, so both are one user, however it was found."""
+    """Gives obstore the token of gcsfs, so that both act as one user."""
 
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
         self.failure: Exception | None = None
-        """Why there was none, the last time that this was so."""
+        """The error of the last renewal that failed."""
 
     def __call__(self) -> dict[str, object]:
-        """The token, renewed if it is about to end and can be; on a thread of obstore's."""
+        """The token, renewed first if it is about to expire; called on a thread of obstore's."""
         found = self._credentials.credentials
         try:
             self._credentials.maybe_refresh()
@@ -186,12 +186,12 @@ class Credential:
 
 
 def _alike(filesystem: Any) -> bool:
-    """Whether gcsfs shows nothing but a token, as obstore does; it is told so in many places."""
+    """Whether gcsfs authenticates by a token and nothing else, as obstore does."""
     from google.auth.credentials import AnonymousCredentials
 
     found = filesystem.credentials.credentials
     return (
-        found is not None  # nobody's: a public bucket
+        found is not None  # None means no credentials: a public bucket
         and not isinstance(found, AnonymousCredentials)
         and not getattr(found, "quota_project_id", None)
         and not filesystem.requester_pays
@@ -201,16 +201,16 @@ def _alike(filesystem: Any) -> bool:
 
 
 def _regional(filesystem: Any, bucket: str) -> bool:
-    """Whether the bucket is certain to be none of a single zone, which the XML API does not serve.
+    """Whether the bucket is certainly not a zonal one, which the XML API does not serve.
 
-    gcsfs, which looks before its own requests as well, keeps the answer.
+    gcsfs asks the same before its own requests, and caches the answer.
     """
-    look = getattr(filesystem, "_lookup_bucket_type", None)
-    if look is None:
-        return True  # a gcsfs that knows nothing of zones, or was told not to ask
+    lookup = getattr(filesystem, "_lookup_bucket_type", None)
+    if lookup is None:
+        return True  # this gcsfs knows no zonal buckets, or was told not to ask
     from fsspec.asyn import sync
 
-    kind = sync(filesystem.loop, look, bucket).name
+    kind = sync(filesystem.loop, lookup, bucket).name
     if kind not in _REGIONAL:
         log.warning(
             "gs://%s is a bucket of the kind %s for gcsfs, which moves the bytes", bucket, kind

@@ -1,4 +1,7 @@
-"""A folder as a store: `file:///mnt/nas`, or a plain path. Every write is durable and whole."""
+"""A local or mounted folder as a store: `file:///mnt/nas`, or a plain path.
+
+Every write is durable, and whole or not there.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class LocalStore:
     """A `Store` over a local or mounted folder. Links in it are neither followed nor listed."""
 
     distant = False
-    """It may be the same disk."""
+    """The folder may lie on the disk of the checkpoint directory."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -46,7 +49,7 @@ class LocalStore:
         return f"file://{self._root}"  # unquoted, as fsspec takes it
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
-        """Write a sibling, fsync, rename; a file that is reused whole gets another name."""
+        """Write a temporary sibling, fsync, rename; a file that is reused whole is hard-linked."""
 
         def write(folder: int, name: str) -> None:
             part = part_name(name)
@@ -60,7 +63,7 @@ class LocalStore:
         self._make(key, write)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write a sibling, fsync, rename."""
+        """Write a temporary sibling, fsync, rename."""
 
         def write(folder: int, name: str) -> None:
             _write([memoryview(data)], folder, name)
@@ -69,7 +72,7 @@ class LocalStore:
         self._make(key, write)
 
     def put_new(self, key: str, data: bytes) -> None:
-        """Write without a name, fsync, give it the name if that is free."""
+        """Write a file without a name, fsync, link it to the name if that is free."""
 
         def write(folder: int, name: str) -> None:
             try:
@@ -77,7 +80,7 @@ class LocalStore:
             except FileExistsError:
                 found = self.read(key)
                 if found is None and not _taken(folder, name):
-                    raise FileNotFoundError(key) from None  # somebody deletes it: once more
+                    raise FileNotFoundError(key) from None  # deleted meanwhile: try again
                 if found != data:
                     msg = f"{self.name}/{key} exists and holds other bytes"
                     raise CheckpointExistsError(msg) from None
@@ -98,11 +101,11 @@ class LocalStore:
         return data
 
     def size(self, key: str) -> int | None:
-        """The file's."""
+        """The file's size in bytes."""
         with translated(f"reading {self.name}/{key}"):
-            place, name = no_symlinks.split(key)
+            parent, name = no_symlinks.split(key)
             try:
-                with no_symlinks.folder(self._root, place) as folder:
+                with no_symlinks.folder(self._root, parent) as folder:
                     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             except (FileNotFoundError, NotADirectoryError):
                 return None
@@ -113,7 +116,7 @@ class LocalStore:
     def read_into(
         self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
-        """Read the file at that place."""
+        """Read the file from `offset` on."""
         with translated(f"reading {self.name}/{key}"):
             try:
                 descriptor = no_symlinks.open_file(self._root, key)
@@ -134,22 +137,22 @@ class LocalStore:
                 yield ObjectInfo(key, status.st_size, _version(status))
 
     def delete(self, keys: Collection[str]) -> None:
-        """Delete the files, and the folders that they leave empty."""
+        """Delete the files, and the folders that become empty."""
         with translated(f"deleting from {self.name}"):
             for key in keys:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     self._delete(key)
 
     def _delete(self, key: str) -> None:
-        place, name = no_symlinks.split(key)
+        parent, name = no_symlinks.split(key)
         with (
-            no_symlinks.folder(self._root, place) as folder,
+            no_symlinks.folder(self._root, parent) as folder,
             contextlib.suppress(FileNotFoundError),
         ):
             os.unlink(name, dir_fd=folder)
-        while place:
-            place, name = no_symlinks.split(place)
-            with no_symlinks.folder(self._root, place) as folder:
+        while parent:
+            parent, name = no_symlinks.split(parent)
+            with no_symlinks.folder(self._root, parent) as folder:
                 try:
                     os.rmdir(name, dir_fd=folder)
                 except OSError:
@@ -164,44 +167,44 @@ class LocalStore:
         return (self._root.resolve() / key).as_uri()
 
     def _make(self, key: str, write: Callable[[int, str], None]) -> None:
-        """Call `write` with the folder of `key`, which can be synced, and its name there.
+        """Call `write` with a descriptor of the folder of `key`, and the name in it.
 
-        Somebody else's `delete` may take the folder away while it is empty: then both come again.
+        Another process's `delete` may remove the folder while it is empty: then try again.
         """
         with translated(f"writing {self.name}/{key}"):
-            place, name = no_symlinks.split(key)
+            parent, name = no_symlinks.split(key)
             for last in (False,) * _TRIES + (True,):
                 try:
-                    with made_folder(self._root, place) as folder:
+                    with made_folder(self._root, parent) as folder:
                         write(folder, name)
                 except CheckpointError:
                     raise
-                except (FileNotFoundError, FileExistsError):  # the second: gone when looked at
+                except (FileNotFoundError, FileExistsError):  # the second: gone when read
                     if last:
                         raise
                 else:
                     return
 
     def _link(self, key: str, folder: int, part: str) -> bool:
-        """Give a committed file, which never changes, another name; False if that cannot be."""
+        """Hard-link a committed file, which never changes; False if that is not possible."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part, dir_fd=folder)
-        place, name = no_symlinks.split(key)
+        parent, name = no_symlinks.split(key)
         try:
-            with no_symlinks.folder(self._root, place) as there:
+            with no_symlinks.folder(self._root, parent) as there:
                 os.link(name, part, src_dir_fd=there, dst_dir_fd=folder, follow_symlinks=False)
         except OSError:
-            return False  # it is gone, or this file system has no links
+            return False  # it is gone, or this file system has no hard links
         return stat.S_ISREG(os.stat(part, dir_fd=folder, follow_symlinks=False).st_mode)
 
 
 def _version(status: os.stat_result) -> str:
-    """Every write here makes a new file: the inode or the time differs, and mostly both."""
+    """A version of a file: every write makes a new one, so the inode or a time differs."""
     return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
 def _write(data: Iterable[memoryview], folder: int, name: str) -> None:
-    """Write a sibling, a fixed name so that a retry reuses it; fsync, rename."""
+    """Write a temporary sibling, fsync, rename. Its name is fixed, so that a retry reuses it."""
     part = part_name(name)
     descriptor = no_symlinks.new_file(folder, part)
     try:
@@ -218,7 +221,7 @@ def _write(data: Iterable[memoryview], folder: int, name: str) -> None:
 
 
 def _taken(folder: int, name: str) -> bool:
-    """Whether something that is no file has the name."""
+    """Whether something other than a regular file has the name."""
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:

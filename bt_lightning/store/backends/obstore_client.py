@@ -1,6 +1,6 @@
-"""A store whose bytes go through obstore, and all else through fsspec.
+"""A store that uploads and downloads through obstore, and does everything else through fsspec.
 
-Used by the worker, which was spawned: a client of obstore hangs in a forked process.
+Used by the worker, which was spawned: an obstore client hangs in a forked process.
 """
 
 from __future__ import annotations
@@ -29,36 +29,41 @@ _RETRY: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 
 
 def plain(path: str) -> bool:
-    """Whether both clients are known to spell that path of a bucket alike."""
+    """Whether both clients are known to encode this path of a bucket in the same way."""
     return all(_PLAIN.fullmatch(part) for part in path.split("/"))
 
 
-class Limited(Store, Protocol):
-    """A store over a filesystem of fsspec, which keeps to the user's limit."""
+class ThrottledStore(Store, Protocol):
+    """A store over an fsspec filesystem with a bandwidth limit."""
 
     @property
     def filesystem(self) -> Any:
-        """The filesystem of fsspec, for what only one kind of store can be asked."""
+        """The fsspec filesystem, for calls that only one kind of store has."""
 
     def throttle(self, size: int) -> None:
-        """Wait until so many bytes may be sent."""
+        """Wait until the bandwidth limit allows `size` bytes."""
 
 
 class NativeStore:
     """A `Store` that sends and reads by `client`, and asks `inner` for everything else.
 
     Args:
-        inner: the same place through fsspec.
-        client: an obstore store, made for the bucket.
-        folder: where `inner` has its root in the bucket; empty for the bucket itself.
+        inner: the same store through fsspec.
+        client: an obstore store of the bucket.
+        folder: the root of `inner` in the bucket; empty for the bucket itself.
         secrets: texts that no message may hold.
-        most_parts: the most that an object may be sent in.
+        most_parts: the largest number of parts of an object.
     """
 
     distant = True
 
     def __init__(
-        self, inner: Limited, client: Any, folder: str, secrets: Collection[str], most_parts: int
+        self,
+        inner: ThrottledStore,
+        client: Any,
+        folder: str,
+        secrets: Collection[str],
+        most_parts: int,
     ) -> None:
         self._inner = inner
         self._client = client
@@ -72,7 +77,7 @@ class NativeStore:
         return self._inner.name
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
-        """Upload in parts side by side; they become an object when the last has arrived."""
+        """Upload parts in parallel; they become an object when the last one has arrived."""
         import obstore
 
         path = self._path(key)
@@ -80,13 +85,14 @@ class NativeStore:
         if copied or not plain(path):
             self._inner.send(source, key, reuse)
             return
-        with self._doing("uploading", key), self._sending(path) as tell:
+        with self._doing("uploading", key), self._sending(path) as on_bytes:
             if source.size <= PIECE_BYTES:
                 with source.hold(0, source.size) as data:
-                    obstore.put(self._client, path, self._due(data, tell), use_multipart=False)
+                    whole = self._throttled(data, on_bytes)
+                    obstore.put(self._client, path, whole, use_multipart=False)
                 return
             part = PIECE_BYTES * -(-source.size // (PIECE_BYTES * self._most_parts))
-            parts = _Parts(self._due(piece, tell) for piece in pieces(source))
+            parts = _Parts(self._throttled(piece, on_bytes) for piece in pieces(source))
             try:
                 obstore.put(
                     self._client,
@@ -97,19 +103,20 @@ class NativeStore:
                     max_concurrency=_AT_ONCE,
                 )
             except Exception:
-                if parts.failure is not None:  # that the upload cannot be given up may hide it
+                if parts.failure is not None:  # obstore may raise that it cannot abort instead
                     raise parts.failure from parts.failure.__cause__
                 raise
 
-    def _due(self, piece: memoryview, tell: Callable[[bytes], None]) -> bytes:
+    def _throttled(self, piece: memoryview, on_bytes: Callable[[bytes], None]) -> bytes:
+        """A copy of a piece, as soon as the bandwidth limit allows to send it."""
         self._inner.throttle(len(piece))
         data = bytes(piece)
-        tell(data)
+        on_bytes(data)
         return data
 
     @contextlib.contextmanager
     def _sending(self, path: str) -> Iterator[Callable[[bytes], None]]:  # noqa: ARG002
-        """Around one upload; what comes out of it is told each byte, in their order."""
+        """Wrap one upload; the function that it yields is called with all bytes, in order."""
         yield lambda _: None
 
     def read_into(
@@ -138,35 +145,35 @@ class NativeStore:
             scatter(memoryview(data), targets)
 
     def put(self, key: str, data: bytes) -> None:
-        """By fsspec."""
+        """Ask fsspec."""
         self._inner.put(key, data)
 
     def put_new(self, key: str, data: bytes) -> None:
-        """By fsspec."""
+        """Ask fsspec."""
         self._inner.put_new(key, data)
 
     def read(self, key: str) -> bytes | None:
-        """By fsspec."""
+        """Ask fsspec."""
         return self._inner.read(key)
 
     def size(self, key: str) -> int | None:
-        """By fsspec."""
+        """Ask fsspec."""
         return self._inner.size(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """By fsspec."""
+        """Ask fsspec."""
         return self._inner.list(prefix)
 
     def delete(self, keys: Collection[str]) -> None:
-        """By fsspec."""
+        """Ask fsspec."""
         self._inner.delete(keys)
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
-        """By fsspec."""
+        """Ask fsspec."""
         self._inner.abandon(prefix, keep)
 
     def sign(self, key: str, expires_s: int) -> str:
-        """By fsspec."""
+        """Ask fsspec."""
         return self._inner.sign(key, expires_s)
 
     def _path(self, key: str) -> str:
@@ -183,18 +190,18 @@ class NativeStore:
                 cause = self._cause(error)
                 if cause is error:
                     raise
-                raise cause from cause.__cause__  # not from one whose text tells the whole request
+                raise cause from cause.__cause__  # not from obstore's: its text quotes the request
 
     def _cause(self, error: Exception) -> Exception:
-        """What to say of an error: one of obstore's in other words, any other as it is."""
-        return _plain(error)
+        """The error to raise: one of obstore's is translated, any other is kept."""
+        return _translated(error)
 
 
 def make_client(kind: Any, bucket: str, config: Mapping[str, object], *, http: bool) -> Any:
-    """A client of obstore's class `kind`; plain HTTP only if the user says so.
+    """A client of obstore's class `kind`; `http` allows an endpoint without TLS.
 
     Raises:
-        OSError: it refuses `config`.
+        OSError: obstore refuses `config`.
     """
     try:
         return kind(
@@ -204,16 +211,16 @@ def make_client(kind: Any, bucket: str, config: Mapping[str, object], *, http: b
             retry_config=_RETRY,
         )
     except Exception as error:  # noqa: BLE001 - its classes are not known without it
-        raise _plain(error) from None
+        raise _translated(error) from None
 
 
 class _Parts:
-    """Parts of an upload: a piece is good until the next is asked for, a part until it is sent."""
+    """The parts of an upload, and the error that the source raised while they were made."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts
         self.failure: Exception | None = None
-        """What kept the last from being made."""
+        """The source's error; None if there was none."""
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -228,8 +235,8 @@ class _Parts:
             raise
 
 
-def _plain(error: Exception) -> Exception:
-    """An error of obstore by a class that the port knows, without the request that it quotes."""
+def _translated(error: Exception) -> Exception:
+    """Translate an obstore error to a built-in class, without the request that it quotes."""
     missing = isinstance(error, FileNotFoundError)
     if not missing and not type(error).__module__.startswith("obstore"):
         return error
@@ -237,7 +244,7 @@ def _plain(error: Exception) -> Exception:
     gone = missing and _UPLOAD.search(str(error))
     text = " ".join(text.split())[:1000]
     kind = type(error).__name__
-    if gone:  # somebody gave the upload up; another begins anew
+    if gone:  # another process aborted the upload; another try starts a new one
         return ConnectionError(text)
     if missing:
         return FileNotFoundError(text)

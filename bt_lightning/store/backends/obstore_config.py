@@ -1,7 +1,7 @@
-"""What a native client is told, from what fsspec's would be told.
+"""The configuration of obstore's Azure and Google clients, from the options of fsspec's. Pure.
 
-Pure. Where fsspec's client might find other credentials than the native one, or nobody can tell,
-fsspec's moves the bytes, slower and surely as the right user.
+Where fsspec's client might find other credentials than obstore's, or where this module cannot
+tell, there is none: then fsspec's client moves the bytes, slower but surely as the right user.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AZ_KNOWN: Final = (
     "client_secret",
     "tenant_id",
 )
-"""adlfs takes each as an option, or as a variable AZURE_STORAGE_...."""
+"""adlfs takes each as an option, or from a variable AZURE_STORAGE_...."""
 _AZ_SECRETS: Final = ("account_key", "connection_string", "sas_token", "client_secret")
 _AZ_NEEDS: Final = {
     "account_key": ("account_key",),
@@ -31,7 +31,7 @@ _AZ_NEEDS: Final = {
 }
 _AZ_NAMES: Final = {"sas_token": "sas_key"}
 _AZ_NATIVE: Final = "AZURE_"
-"""How the variables begin that the native client reads; of these, adlfs reads only its own."""
+"""Prefix of the variables that obstore reads; adlfs reads only AZURE_STORAGE_ ones."""
 _GS_KNOWN: Final = ("access", "endpoint_url", "project", "token")
 _GS_NATIVE: Final = (
     "GOOGLE_BASE_URL",
@@ -42,11 +42,11 @@ _GS_NATIVE: Final = (
     "GOOGLE_SKIP_SIGNATURE",
     "SERVICE_ACCOUNT",
 )
-"""Variables that the native client reads, and gcsfs does not."""
+"""Variables that obstore reads and gcsfs does not."""
 
 
 def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> Config | None:
-    """Options of `obstore.store.AzureStore`; None if adlfs has to do it."""
+    """Options of `obstore.store.AzureStore`; None if adlfs has to move the bytes."""
     if not set(_AZ_KNOWN).issuperset(options):
         return None
     variables = {f"AZURE_STORAGE_{name.upper()}": name for name in _AZ_KNOWN}
@@ -56,7 +56,7 @@ def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> 
     given.update({name: str(value) for name, value in options.items() if value})
     facts = {name: value for name, value in given.items() if value}
     if len(set(_AZ_SECRETS).intersection(facts)) != 1:
-        return None  # none: adlfs has ways of its own; two: who wins is not the same in both
+        return None  # none: adlfs finds its own; two: the clients do not prefer the same one
     if "connection_string" in facts:
         return _of_connection_string(facts["connection_string"])
     kind = next(name for name in _AZ_SECRETS if name in facts)
@@ -67,7 +67,7 @@ def az_config(options: Mapping[str, object], environment: Mapping[str, str]) -> 
 
 
 def gs_certain(options: Mapping[str, object], environment: Mapping[str, str]) -> bool:
-    """Whether `obstore.store.GCSStore` is told nothing that gcsfs is not, and the reverse."""
+    """Whether `obstore.store.GCSStore` and gcsfs would be configured alike."""
     return set(_GS_KNOWN).issuperset(options) and not any(map(environment.get, _GS_NATIVE))
 
 
@@ -79,5 +79,5 @@ def _of_connection_string(text: str) -> Config | None:
         return None
     suffix = names.get("endpointsuffix", "core.windows.net")
     protocol = names.get("defaultendpointsprotocol", "https")
-    place = names.get("blobendpoint") or f"{protocol}://{account}.blob.{suffix}"
-    return {"account_name": account, "account_key": key, "endpoint": place.rstrip("/")}
+    endpoint = names.get("blobendpoint") or f"{protocol}://{account}.blob.{suffix}"
+    return {"account_name": account, "account_key": key, "endpoint": endpoint.rstrip("/")}
