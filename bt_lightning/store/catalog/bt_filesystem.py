@@ -1,7 +1,7 @@
-"""`bt://project[@revision][/checkpoint][/file]` as an fsspec filesystem, for reading.
+"""`bt://project[@revision][/checkpoint][/file]` as a read-only fsspec filesystem.
 
-The tree that it shows: `project@job` at the root, checkpoints in it, their files in them. `project`
-stands for `project@latest`, and a path without a checkpoint for one of the latest.
+Its root holds a folder `project@job` for each job, with the checkpoints in it, with their files in
+them. `project` stands for `project@latest`; a path without a checkpoint, for the latest checkpoint.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ _CACHED_BLOCKS = 4
 
 
 class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """Checkpoints of a store by the names that Baseten gives them; nothing can be written.
+    """Checkpoints of a store by the names that Baseten gives them; read-only.
 
-    One object sees each job as it was at its first look, so that what it listed stays what it
-    reads; `invalidate_cache()` or `ls(..., refresh=True)` looks again. `fsspec.open` makes a new
-    object each time. Each byte that is read was compared with the digests of the manifest.
+    One filesystem object lists each job once and then keeps to that listing, so that what it listed
+    is what it reads; `invalidate_cache()` or `ls(..., refresh=True)` lists again. `fsspec.open`
+    makes a new object each time. Every byte is verified with the digests of the manifest.
 
     Args:
         store: URL of the store; `$BT_STORE_URL`.
         storage_options: keyword arguments of the store's own fsspec filesystem.
 
     Raises:
-        InvalidSettingError: at once, if there is no store; later, for a path that is no `bt://`
-            URL without its scheme.
+        InvalidSettingError: at construction, if no store is given; later, for a path that is not
+            the part of a `bt://` URL after its scheme.
         CheckpointNotFoundError: there is no such job, checkpoint or file.
         CheckpointCorruptError: the store holds other bytes than were saved.
-        ReadOnlyError: something is to be written, moved or deleted.
+        ReadOnlyError: a method that writes, moves or deletes was called.
         StoreError: the store refused.
     """
 
     protocol = "bt"
-    cachable = False  # an object is a view of one moment
+    cachable = False  # an object keeps the listing of one moment
     blocksize = PIECE_BYTES
 
     def __init__(
@@ -65,11 +65,11 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self._store = open_bt_store(store, storage_options)
         self._tree = Tree(self._store)
 
-    # looking
+    # listing
 
     @override
     def ls(self, path: str, detail: bool = True, refresh: bool = False, **_: Any) -> Any:
-        """Names in a folder, or a file itself; with `detail`, as `info` gives them."""
+        """Names in a folder, or the file itself; with `detail`, as `info` gives them."""
         if refresh:
             self.invalidate_cache()
         path = self._strip_protocol(path)
@@ -84,14 +84,14 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     @override
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Name, size in bytes and type; of a file its digest too."""
+        """Name, size in bytes and type; for a file its digest too."""
         path = self._strip_protocol(path)
         node = self._tree.node(path)
         return _folder_info(path) if node.entry is None else _file_info(path, node.entry)
 
     @override
     def exists(self, path: str, **_: Any) -> bool:
-        """Whether there is such a file or folder; a store that fails is no answer, and raises."""
+        """Whether there is such a file or folder; raises if the store fails."""
         return self._type(path) is not None
 
     @override
@@ -106,21 +106,21 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     @override
     def walk(self, path: str, maxdepth: Any = None, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """As fsspec's, but a store that fails or a damaged manifest is never passed over."""
+        """As fsspec's, but a failing store or a damaged manifest is raised, never skipped."""
         if kwargs.get("on_error", "omit") == "omit":
             kwargs["on_error"] = _raise_unless_missing
         yield from super().walk(path, maxdepth, *args, **kwargs)
 
     @override
     def expand_path(self, path: Any, *args: Any, **kwargs: Any) -> list[str]:
-        """As fsspec's, manifests last: a copy that is cut off has none, so it is no checkpoint."""
+        """As fsspec's, but manifests last: an interrupted copy has none, so it is no checkpoint."""
         found: list[str] = super().expand_path(path, *args, **kwargs)
         return sorted(found, key=lambda name: name.rpartition("/")[2] == MANIFEST)
 
     @override
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Look at the store again when something is asked next."""
-        self._tree.forget()
+        """List the store again at the next call."""
+        self._tree.invalidate()
         super().invalidate_cache(path)
 
     # reading
@@ -129,10 +129,10 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
     ) -> bytes:
-        """The bytes of a file, or of a part; negative numbers count from its end."""
+        """The bytes of a file, or of a range; negative numbers count from its end."""
         checkpoint, entry = self._file(path)
-        first = _place(start, entry.size, 0)
-        return self.read_range(checkpoint, entry, first, _place(end, entry.size, entry.size))
+        first = _offset(start, entry.size, 0)
+        return self.read_range(checkpoint, entry, first, _offset(end, entry.size, entry.size))
 
     @override
     def get_file(
@@ -143,7 +143,7 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
         outfile: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Copy one file to the disk, whole or not at all; or into an open file."""
+        """Copy one file to the local path `lpath`, whole or not at all; or into an open file."""
         if outfile is not None or isfilelike(lpath):
             super().get_file(rpath, lpath, callback=callback, outfile=outfile, **kwargs)
             return
@@ -170,7 +170,7 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def get(
         self, rpath: Any, lpath: Any, recursive: bool = False, *args: Any, **kwargs: Any
     ) -> None:
-        """As fsspec's; of `bt://project[@revision]`, which names no checkpoint, the latest."""
+        """As fsspec's; `bt://project[@revision]`, without a checkpoint, gets the latest one."""
         if recursive and isinstance(rpath, str) and not has_magic(rpath):
             end = "/" if rpath.endswith("/") else ""
             rpath = self._tree.with_checkpoint(self._strip_protocol(rpath)) + end
@@ -195,7 +195,7 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     @override
     def created(self, path: str) -> Any:
-        """When its checkpoint was saved, as a `datetime` with zone."""
+        """When the path's checkpoint was saved, as a `datetime` with time zone."""
         checkpoint = self._tree.node(self._strip_protocol(path)).checkpoint
         if checkpoint is None:
             msg = f"{SCHEME}{path} is no part of a checkpoint"
@@ -205,7 +205,7 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
     modified = created
 
     def read_range(self, checkpoint: CatalogEntry, entry: FileEntry, start: int, end: int) -> bytes:
-        """Verified bytes of one file of a checkpoint, whatever was published since."""
+        """Verified bytes of one file of a checkpoint, `start` to `end`; called by `BTFile`."""
         if entry.path == MANIFEST:
             return checkpoint.data[start:end]
         return read_verified_range(self._store, checkpoint.location.base, entry, start, end)
@@ -244,7 +244,7 @@ class BTFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
 
 class BTFile(AbstractBufferedFile):  # type: ignore[misc]
-    """One file of one checkpoint, open for reading; it stays that of the moment of opening."""
+    """One file, open for reading; it stays on the checkpoint that it was opened with."""
 
     DEFAULT_BLOCK_SIZE = PIECE_BYTES
 
@@ -265,7 +265,7 @@ class BTFile(AbstractBufferedFile):  # type: ignore[misc]
         self.details = _file_info(path, file[1])
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        """For fsspec's caches: `end` may lie behind the end."""
+        """Called by fsspec's caches: `end` may lie behind the end of the file."""
         checkpoint, entry = self._file
         data: bytes = self.fs.read_range(checkpoint, entry, start, min(end, entry.size))
         return data
@@ -279,8 +279,8 @@ def _file_info(path: str, entry: FileEntry) -> dict[str, Any]:
     return {"name": path, "size": entry.size, "type": "file", "xxh3_128": entry.xxh3_128}
 
 
-def _place(given: int | None, size: int, default: int) -> int:
-    """A number of a slice as a place in a file of `size` bytes."""
+def _offset(given: int | None, size: int, default: int) -> int:
+    """A slice bound as an offset in a file of `size` bytes."""
     if given is None:
         return default
     return max(0, size + given) if given < 0 else min(given, size)

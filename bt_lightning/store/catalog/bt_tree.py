@@ -1,4 +1,4 @@
-"""What a `bt://` path leads to: folders and files over what is committed in a store."""
+"""Resolve `bt://` paths to folders, checkpoints and files of a store."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TreeNode:
-    """A folder, or one file of one checkpoint."""
+    """A folder, or one file of a checkpoint."""
 
     checkpoint: CatalogEntry | None = None
-    """The checkpoint that it is, or is a part of."""
+    """The checkpoint that the node is, or belongs to."""
     entry: FileEntry | None = None
-    """What the manifest says of it, if it is a file."""
+    """The file's entry in the manifest; None for a folder."""
     folders: tuple[str, ...] = ()
-    """Names of the folders in it, in order."""
+    """Sorted names of the folders in this folder."""
     files: tuple[tuple[str, FileEntry], ...] = ()
-    """Names of the files in it, in order, with what their manifest says of them."""
+    """Sorted names of the files in this folder, with their entries in the manifest."""
 
 
 class Tree:
     """The tree of `bt://` paths: `project@job`, in it checkpoints, in them their files.
 
-    Each job is seen as it was at the first look, until `forget`. May be used by several threads.
+    Each job is listed once, until `invalidate`. May be used by several threads.
 
     Raises, from every method that takes a path:
-        InvalidSettingError: it can be no such path.
+        InvalidSettingError: the path is not valid.
         CheckpointNotFoundError: nothing is there.
-        CheckpointCorruptError: a manifest on the way is damaged.
+        CheckpointCorruptError: a manifest that was needed is damaged.
         StoreError: the store refused.
     """
 
@@ -55,26 +55,26 @@ class Tree:
         self._jobs: tuple[str, ...] | None = None
         self._lock = threading.RLock()
 
-    def forget(self) -> None:
-        """Look at the store again when something is asked next."""
+    def invalidate(self) -> None:
+        """List the store again at the next call."""
         with self._lock:
             self._views.clear()
             self._jobs = None
 
     def node(self, path: str) -> TreeNode:
-        """What `path`, without its scheme and a `/` at its end, leads to."""
+        """The node at `path`, given without scheme and without a `/` at its end."""
         if not path:
             return TreeNode(folders=self._roots())
         uri = parse(SCHEME + path)
         view = self._view(uri)
         found = view.split_path(uri.path) if uri.path else None
         node = None if found is None else _inside(*found)
-        below = view.children(uri.path)
-        if node is not None and node.entry is None and below:
-            folders = {*node.folders, *below}
+        children = view.children(uri.path)
+        if node is not None and node.entry is None and children:
+            folders = {*node.folders, *children}
             return TreeNode(node.checkpoint, folders=tuple(sorted(folders)), files=node.files)
-        if node is None and below:
-            return TreeNode(folders=tuple(sorted(below)))
+        if node is None and children:
+            return TreeNode(folders=tuple(sorted(children)))
         if node is None and found is None and uri.path:
             node = _inside(view.latest(), uri.path)
         if node is None:
@@ -83,11 +83,11 @@ class Tree:
         return node
 
     def checkpoint(self, uri: BtUri) -> CatalogEntry:
-        """The checkpoint that `uri` names; without a path, the latest."""
+        """The checkpoint that `uri` names; the latest if `uri` has no path."""
         return checkpoint_of(self._view(uri), uri, self._store.name)
 
     def with_checkpoint(self, path: str) -> str:
-        """`path`, with the latest checkpoint if it names a project or a job only."""
+        """`path`; with the latest checkpoint appended if it names only a project or a job."""
         uri = parse(SCHEME + path)
         if uri.path:
             return path
@@ -104,16 +104,18 @@ class Tree:
     def _roots(self) -> tuple[str, ...]:
         with self._lock:
             if self._jobs is None:
-                places = list_node_folders(self._store)
-                self._jobs = tuple(sorted({f"{place.project}@{place.job}" for place in places}))
+                locations = list_node_folders(self._store)
+                self._jobs = tuple(
+                    sorted({f"{location.project}@{location.job}" for location in locations})
+                )
             return self._jobs
 
 
 def checkpoint_of(view: JobView, uri: BtUri, store_name: str) -> CatalogEntry:
-    """The checkpoint of a job that `uri` names; without a path, the latest.
+    """The checkpoint of a job that `uri` names; the latest if `uri` has no path.
 
     Raises:
-        CheckpointNotFoundError: there is none, or `uri` names a file of one.
+        CheckpointNotFoundError: there is none, or `uri` names a file in a checkpoint.
     """
     if not uri.path:
         return view.latest()
@@ -129,11 +131,11 @@ def checkpoint_of(view: JobView, uri: BtUri, store_name: str) -> CatalogEntry:
 
 
 def find_checkpoint(store: Store, url: str) -> CatalogEntry:
-    """The checkpoint that a `bt://` URL names in `store`, as it is now.
+    """The checkpoint that a `bt://` URL names in `store` at this moment.
 
     Raises:
-        InvalidSettingError: it is no `bt://` URL.
-        CheckpointNotFoundError: there is no such checkpoint, or it names a file of one.
+        InvalidSettingError: `url` is no `bt://` URL.
+        CheckpointNotFoundError: there is no such checkpoint, or `url` names a file in one.
         CheckpointCorruptError: its manifest is damaged.
         StoreError: the store refused.
     """
@@ -144,7 +146,7 @@ def open_bt_store(url: str | None, storage_options: Mapping[str, object] | None)
     """The store that `bt://` URLs are looked up in: `url`, else `$BT_STORE_URL`.
 
     Raises:
-        InvalidSettingError: neither is given, or it is a `bt://` URL itself.
+        InvalidSettingError: no URL is given, or it is a `bt://` URL itself.
         StoreError: the options were refused.
     """
     url = url or os.environ.get("BT_STORE_URL")
@@ -161,9 +163,9 @@ def open_bt_store(url: str | None, storage_options: Mapping[str, object] | None)
 
 
 def _inside(checkpoint: CatalogEntry, path: str) -> TreeNode | None:
-    """The folder or file `path` of a checkpoint; itself, if that is empty; None if there is none.
+    """The folder or file `path` of a checkpoint; None if there is none; "" is its root.
 
-    The manifest is one of its files: a copy of all of them is a checkpoint again.
+    The manifest is one of the files, so that a copy of all files is a checkpoint again.
     """
     hasher = Hasher()
     hasher.update(checkpoint.data)

@@ -1,4 +1,4 @@
-"""The records of jobs in a store: one small object for each node, written by its runner."""
+"""Read and write the records of jobs in a store: one small object per node, by its runner."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READERS = 16
 
 
 def write_record(store: Store, prefix: str, record: JobRecord) -> None:
-    """Replace the record of the job and node below `prefix`; only who runs it calls this.
+    """Replace the record of the job and node at `prefix`; called by the job's runner only.
 
     Raises:
         StoreError: the store refused.
@@ -30,10 +30,10 @@ def write_record(store: Store, prefix: str, record: JobRecord) -> None:
 
 
 def read_record(store: Store, prefix: str) -> JobRecord | None:
-    """The record of the job and node below `prefix`; None if no runner wrote one.
+    """The record of the job and node at `prefix`; None if no runner wrote one.
 
     Raises:
-        CheckpointCorruptError: it cannot be read.
+        CheckpointCorruptError: the record is damaged.
         StoreError: the store refused.
     """
     key = under(prefix, RECORD)
@@ -42,9 +42,9 @@ def read_record(store: Store, prefix: str) -> JobRecord | None:
 
 
 def read_records(store: Store, jobs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], JobRecord]:
-    """The record of node 0 of each (project, job) that has one, several at a time.
+    """The record of node 0 of each (project, job) that has one; read in parallel.
 
-    One that cannot be read is logged and left out.
+    A damaged record is logged and left out.
     """
 
     def read(job: tuple[str, str]) -> JobRecord | None:

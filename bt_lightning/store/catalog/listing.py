@@ -1,4 +1,4 @@
-"""What one listing of a job's part of a store tells: its checkpoints, and its other objects."""
+"""List one job in a store: its checkpoints and its other objects, by one listing."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class JobListing:
-    """One look at a job's part of a store."""
+    """What one listing of a job's prefix found."""
 
     committed: dict[str, bytes]
-    """Folder -> bytes of its manifest."""
+    """Folder -> content of its manifest."""
     unfinished: frozenset[str]
     """Folders with a marker: being written or deleted, or left so by a process that died."""
     protected: frozenset[str] = frozenset()
-    """Folders that somebody protected."""
+    """Folders with a protection."""
     others: dict[str, int] = field(default_factory=dict)
-    """Path -> bytes of every other object that is not hidden, those of checkpoints included."""
+    """Path -> bytes of every other object that is not hidden, files of checkpoints included."""
     records: frozenset[str] = frozenset()
-    """Folders of nodes with the record of a runner."""
+    """Folders of nodes with a job record."""
     hidden_objects: dict[str, int] = field(default_factory=dict)
     """Path -> bytes of every hidden object: the trash, and what only this package reads."""
 
@@ -60,9 +60,9 @@ class JobListing:
 
 
 def list_job(store: Store, prefix: str, cache_dir: Path | None = None) -> JobListing:
-    """List a job's checkpoints: one listing, and one small read for each manifest, in parallel.
+    """List a job's checkpoints: one listing, and one small read per manifest, in parallel.
 
-    With `cache_dir`, manifests that an earlier look read there are not read again; the answer is
+    With `cache_dir`, manifests that an earlier call put there are not read again; the result is
     the same. Called in the worker and by the command line.
     """
     found, unfinished, protected, records = {}, set(), set(), set()
@@ -97,7 +97,7 @@ def list_job(store: Store, prefix: str, cache_dir: Path | None = None) -> JobLis
 def _manifests(
     store: Store, found: dict[str, ObjectInfo], cache: ManifestCache | None
 ) -> dict[str, bytes]:
-    """The bytes of each manifest; those that were deleted since are left out."""
+    """Folder -> content of its manifest; one that was deleted since the listing is left out."""
     known = {folder: cache.get(info) for folder, info in found.items()} if cache else {}
     unread = []
     for folder, info in found.items():
@@ -117,9 +117,10 @@ def _manifests(
 
 
 def newest_folder(store: Store, prefix: str, checkpoint_id: str) -> tuple[str, int] | None:
-    """Folder and its number of the newest checkpoint of one id; None if none is committed.
+    """Folder and number of the newest generation of one id; None if none is committed.
 
-    The name alone does not tell: `model@3` may be the third of `model`, or the first of `model@3`.
+    Manifests are read, since a name is ambiguous: `model@3` may be the third generation of `model`,
+    or the first of `model@3`.
     """
     named = []
     for info in store.list(prefix):

@@ -1,11 +1,14 @@
-"""Manifests that were read from a store once, kept on this disk: a convenience, never a source.
+"""A cache of manifests on the local disk: a listing need not read them from the store again.
 
-An object is told by its key, its size, and its version: what the store says to change whenever the
-bytes do (an ETag; for a folder the inode and times of the file, since each write makes a new file).
-Without a version nothing is kept, and nothing that is no whole manifest. What the cache's file
-holds is believed only if the file is this user's and nobody else can write it, if the record's
-digest, made of the place, the key, the size, the version and the bytes, is right, and, where the
-version is an MD5, as S3's mostly is, if the bytes have that MD5. On any doubt the store is asked.
+An object is identified by its key, size and version. The version changes whenever the bytes do: an
+ETag, or for a folder the inode and times of the file, since each write makes a new file. Without a
+version nothing is cached, and only whole manifests are. A record of the cache is used only if
+
+- its file belongs to this user and nobody else can write it,
+- its digest, over store prefix, key, size, version and bytes, is right,
+- the bytes have the MD5 that the version is, where it is one, as mostly on S3.
+
+Otherwise the store is asked.
 """
 
 from __future__ import annotations
@@ -36,24 +39,24 @@ _DIGEST_BYTES: Final = 16
 _LENGTH_BYTES: Final = 4
 _MOST_BYTES: Final = 64 * 1024 * 1024
 _SPARE_BYTES: Final = 16 * 1024 * 1024
-"""For what stands between the manifests."""
+"""For the digests, lengths and keys beside the manifests."""
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class ManifestCache:
-    """The manifests of one place in one store. Not shared between threads."""
+    """The manifests of one prefix of one store. Used by one thread."""
 
-    def __init__(self, folder: Path, place: str) -> None:
-        """`folder` is the user's own; `place` names the store and the prefix, without secrets."""
-        self._place = place.encode(errors="surrogatepass")
-        name = hashlib.blake2b(self._place, digest_size=16).hexdigest()
+    def __init__(self, folder: Path, prefix_url: str) -> None:
+        """`folder` is the user's cache; `prefix_url` is store and prefix, without secrets."""
+        self._prefix_url = prefix_url.encode(errors="surrogatepass")
+        name = hashlib.blake2b(self._prefix_url, digest_size=16).hexdigest()
         self._file = folder / f"manifests-{name}"
-        self._found = _parse(self._file, self._place)
+        self._found = _parse(self._file, self._prefix_url)
         self._used: dict[str, tuple[str, bytes]] = {}
         self._new = False
 
     def get(self, info: ObjectInfo) -> bytes | None:
-        """The object's bytes, if they are known without a doubt."""
+        """The object's bytes; None if they are not cached, or not certain to be the same."""
         meta = _meta(info)
         data = self._found.get(info.key, ("", b""))
         if meta is None or data[0] != meta or not _fits(info, data[1]):
@@ -62,14 +65,17 @@ class ManifestCache:
         return data[1]
 
     def put(self, info: ObjectInfo, data: bytes) -> None:
-        """Remember what the store gave for `info`, which was listed before it was read."""
+        """Cache the bytes that the store gave for `info`, which was listed before the read."""
         meta = _meta(info)
         if meta is not None and _fits(info, data) and _is_manifest(data):
             self._used[info.key] = (meta, data)
             self._new = True
 
     def save(self) -> None:
-        """Keep what was used since, and nothing else; a disk that refuses is no failure."""
+        """Write the records that were used or added to the disk, and drop all others.
+
+        An error of the disk is ignored.
+        """
         if not self._new and len(self._used) == len(self._found):
             return
         with contextlib.suppress(OSError):
@@ -82,7 +88,7 @@ class ManifestCache:
                     for meta, data in self._used.values():
                         left -= len(data)
                         if left > 0:
-                            stream.write(_record(self._place, meta.encode(), data))
+                            stream.write(_record(self._prefix_url, meta.encode(), data))
                 Path(draft).replace(self._file)
             except BaseException:
                 Path(draft).unlink(missing_ok=True)
@@ -96,7 +102,7 @@ def _meta(info: ObjectInfo) -> str | None:
 
 
 def _fits(info: ObjectInfo, data: bytes) -> bool:
-    """Whether `data` can be the object's bytes, as far as the listing tells."""
+    """Whether `data` has the size, and the MD5 if there is one, that the listing gave."""
     if len(data) != info.size:
         return False
     if info.version is None or not _MD5.fullmatch(info.version):
@@ -105,7 +111,7 @@ def _fits(info: ObjectInfo, data: bytes) -> bool:
 
 
 def _is_manifest(data: bytes) -> bool:
-    """Whether it is whole: what was damaged on its way here must not be kept."""
+    """Whether `data` is a whole manifest: bytes damaged in transit must not be cached."""
     try:
         Manifest.from_bytes(data, "")
     except CheckpointCorruptError:
@@ -113,22 +119,22 @@ def _is_manifest(data: bytes) -> bool:
     return True
 
 
-def _record(place: bytes, meta: bytes, data: bytes) -> bytes:
+def _record(prefix_url: bytes, meta: bytes, data: bytes) -> bytes:
     lengths = len(meta).to_bytes(_LENGTH_BYTES, "little") + len(data).to_bytes(
         _LENGTH_BYTES, "little"
     )
-    return b"".join((_digest(place, meta, data), lengths, meta, data))
+    return b"".join((_digest(prefix_url, meta, data), lengths, meta, data))
 
 
-def _digest(place: bytes, meta: bytes, data: bytes) -> bytes:
-    hasher = xxhash.xxh3_128(len(place).to_bytes(8, "little"))
-    for part in (place, len(meta).to_bytes(8, "little"), meta, data):
+def _digest(prefix_url: bytes, meta: bytes, data: bytes) -> bytes:
+    hasher = xxhash.xxh3_128(len(prefix_url).to_bytes(8, "little"))
+    for part in (prefix_url, len(meta).to_bytes(8, "little"), meta, data):
         hasher.update(part)
     return hasher.digest()
 
 
-def _parse(file: Path, place: bytes) -> dict[str, tuple[str, bytes]]:
-    """Key -> (meta, bytes) of each whole record, up to the first that is not."""
+def _parse(file: Path, prefix_url: bytes) -> dict[str, tuple[str, bytes]]:
+    """Key -> (meta, bytes) of each record of the cache file, up to the first damaged one."""
     content = _own(file)
     found: dict[str, tuple[str, bytes]] = {}
     at = len(_MAGIC)
@@ -144,7 +150,7 @@ def _parse(file: Path, place: bytes) -> dict[str, tuple[str, bytes]]:
         at += 2 * _LENGTH_BYTES
         meta, data = content[at : at + sizes[0]], content[at + sizes[0] : at + sum(sizes)]
         at += sum(sizes)
-        if _digest(place, meta, data) != digest:
+        if _digest(prefix_url, meta, data) != digest:
             break
         try:
             key = parse_json(meta, LINE)[0]
@@ -155,7 +161,7 @@ def _parse(file: Path, place: bytes) -> dict[str, tuple[str, bytes]]:
 
 
 def _own(file: Path) -> bytes:
-    """The content of a regular file that is this user's and that nobody else can write."""
+    """The content of `file`, if it is regular, this user's, and writable by nobody else."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -173,7 +179,7 @@ def _own(file: Path) -> bytes:
 
 
 def user_cache(environ: Mapping[str, str]) -> Path | None:
-    """Where this user's caches go (XDG Base Directory); None if nobody knows."""
+    """This user's cache directory for this package (XDG Base Directory); None if unknown."""
     base = environ.get("XDG_CACHE_HOME", "")
     if not base.startswith("/"):  # a relative one is to be ignored, says the specification
         home = environ.get("HOME", "")

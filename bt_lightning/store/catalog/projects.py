@@ -1,6 +1,6 @@
-"""What is committed in a store, by project, job and checkpoint; and what `latest` means in it.
+"""Look up committed checkpoints of a store by project, job and id, and resolve `latest`.
 
-A view is what one listing found. Manifests are read when they are asked for, and kept.
+A `JobView` holds what one listing found. Manifests are read when they are needed, and kept.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class NodeFolder:
-    """A folder of a store that holds a manifest."""
+    """A folder with a manifest in a store: a committed checkpoint, not read yet."""
 
     project: str
     job: str
     node_rank: int
     folder: str
-    """Below the job's `rank-<node>`: an id, or an id with `@` and a number."""
+    """Path below the node's folder `rank-<n>`: an id, or an id, `@` and a number."""
 
     @property
     def base(self) -> str:
-        """Key prefix of its files."""
+        """Key prefix of the checkpoint's files."""
         return f"{job_prefix(self.project, self.job, self.node_rank)}/{self.folder}"
 
 
@@ -58,22 +58,22 @@ class CatalogEntry:
     location: NodeFolder
     manifest: Manifest
     data: bytes
-    """The manifest's bytes."""
+    """The content of the manifest."""
 
     @property
     def checkpoint_id(self) -> str:
-        """Its id; the folder's name, if somebody gave the folder another one."""
+        """The checkpoint's id; the folder's name, if the folder was renamed."""
         own = self.manifest.checkpoint_id
         return self.location.folder if generation_of(self.location.folder, own) is None else own
 
     @property
     def number(self) -> int:
-        """Counts the folders of one id."""
+        """Number of the folder among the generations of one id, from 1."""
         return generation_of(self.location.folder, self.checkpoint_id) or 1
 
     @property
     def newness(self) -> tuple[tuple[int, int, str], int, int]:
-        """Sort key: of equally new ones, the first node's is the greatest."""
+        """Sort key; of equally new checkpoints, the one of the lowest node is the newest."""
         return (self.manifest.order, -self.location.node_rank, self.number)
 
 
@@ -86,49 +86,53 @@ class JobView:
     def __init__(
         self,
         store: Store,
-        places: Iterable[NodeFolder],
+        locations: Iterable[NodeFolder],
         read: Mapping[NodeFolder, CatalogEntry | None] | None = None,
     ) -> None:
         self._store = store
-        self._places = {(place.node_rank, place.folder): place for place in places}
-        first = next(iter(self._places.values()))
+        self._locations = {
+            (location.node_rank, location.folder): location for location in locations
+        }
+        first = next(iter(self._locations.values()))
         self.project, self.job = first.project, first.job
         known = read or {}
-        self._read = {place: known[place] for place in self._places.values() if place in known}
+        self._read = {
+            location: known[location] for location in self._locations.values() if location in known
+        }
         self._lock = threading.Lock()
 
     def ids(self) -> list[str]:
-        """The id of each checkpoint, in order of text; another node's equal id is `rank-N/<id>`.
+        """The id of each checkpoint, sorted; the same id on a later node is `rank-N/<id>`.
 
-        Only manifests of folders whose name leaves the id open are read. What is damaged is listed
-        by its folder's name: it is for those who ask for it to hear of it.
+        Only manifests of folders with an ambiguous name are read. A damaged checkpoint is listed by
+        its folder's name; an error is raised when it is opened.
         """
-        open_names = [place for place in self._places.values() if "@" in place.folder]
-        self._load(open_names)
+        ambiguous = [location for location in self._locations.values() if "@" in location.folder]
+        self._load(ambiguous)
         read = self._known()
         owners: dict[str, int] = {}
         shown = set()
-        for (rank, folder), place in sorted(self._places.items()):
-            checkpoint = read.get(place)
+        for (rank, folder), location in sorted(self._locations.items()):
+            checkpoint = read.get(location)
             name = folder if checkpoint is None else checkpoint.checkpoint_id
             owner = owners.setdefault(name, rank)
             shown.add(name if owner == rank else f"rank-{rank}/{name}")
         return sorted(shown)
 
     def children(self, path: str) -> set[str]:
-        """First parts of what follows `path` and a `/` in the ids; of the ids, if it is empty."""
+        """Names directly below the folder `path` in the ids; "" is the root."""
         front = f"{path}/" if path else ""
         if path and not path.startswith("rank-"):
-            begins = (place.folder.startswith(front) for place in self._places.values())
+            begins = (location.folder.startswith(front) for location in self._locations.values())
             if not any(begins):
-                return set()  # as of nearly every file: no manifest is read for it
+                return set()  # as for nearly every file: no manifest is read
         return {
             name[len(front) :].partition("/")[0] for name in self.ids() if name.startswith(front)
         }
 
     def checkpoints(self) -> list[CatalogEntry]:
-        """The newest of each id of each node, newest first; damaged ones are logged only."""
-        self._load(self._places.values())
+        """The newest generation of each id of each node, newest first; damaged ones are logged."""
+        self._load(self._locations.values())
         newest: dict[tuple[int, str], CatalogEntry] = {}
         for checkpoint in self._known().values():
             if checkpoint is None:
@@ -139,10 +143,10 @@ class JobView:
         return sorted(newest.values(), key=lambda checkpoint: checkpoint.newness, reverse=True)
 
     def latest(self) -> CatalogEntry:
-        """The one of the highest step, then generation.
+        """The checkpoint of the highest step, then generation.
 
         Raises:
-            CheckpointNotFoundError: there is none that can be read.
+            CheckpointNotFoundError: no checkpoint can be read.
         """
         found = self.checkpoints()
         if not found:
@@ -151,13 +155,13 @@ class JobView:
         return found[0]
 
     def created_at(self) -> str:
-        """`created_at` of the oldest checkpoint that is still there: how old the job is."""
+        """`created_at` of the oldest checkpoint that is still there; "" if none can be read."""
         return min((found.manifest.created_at for found in self.checkpoints()), default="")
 
     def split_path(self, path: str) -> tuple[CatalogEntry, str] | None:
-        """The checkpoint that `path` begins with and the rest of it; None if it names none.
+        """The checkpoint that `path` begins with, and the rest of `path`; None if there is none.
 
-        Of ids that lie in each other the longest counts.
+        Where one id is the beginning of another, the longest one counts.
         """
         parts = path.split("/")
         for count in range(len(parts), 0, -1):
@@ -167,15 +171,15 @@ class JobView:
         return None
 
     def find(self, name: str) -> CatalogEntry | None:
-        """The newest checkpoint of the id `name`, on the first node that has it.
+        """The newest checkpoint of the id `name`, on the lowest node that has it.
 
-        `rank-N/<id>` asks one node; the name of a generation's folder, `<id>@<n>`, stands for the
-        newest of that id.
+        `rank-N/<id>` names one node. The name of a generation's folder, `<id>@<n>`, stands for the
+        newest generation of that id.
 
         Raises:
             CheckpointCorruptError: its manifest is damaged.
         """
-        for rank in sorted({rank for rank, _ in self._places}):
+        for rank in sorted({rank for rank, _ in self._locations}):
             found = self._named(rank, name)
             if found is not None:
                 return found
@@ -186,15 +190,15 @@ class JobView:
         return None
 
     def name_of(self, checkpoint: CatalogEntry) -> str:
-        """What `find` finds it by: its id, with the node's rank where another node has it too."""
+        """The name for `find`: the id, with the node's rank if a lower node has the id too."""
         own = self.find(checkpoint.checkpoint_id)
         rank = checkpoint.location.node_rank
         same = own is not None and own.location.node_rank == rank
         return checkpoint.checkpoint_id if same else f"rank-{rank}/{checkpoint.checkpoint_id}"
 
     def describe(self) -> str:
-        """The job, and some of what it has, for messages."""
-        ids = sorted({folder for _, folder in self._places})
+        """The job and the first of its checkpoints, for messages."""
+        ids = sorted({folder for _, folder in self._locations})
         more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
         has = f"{', '.join(ids[:_SHOWN])}{more}"
         return f"the job {self.job} of the project {self.project} (it has {has})"
@@ -207,32 +211,32 @@ class JobView:
         return found
 
     def _newest(self, rank: int, name: str, least: int) -> CatalogEntry | None:
-        """The newest folder of the id `name`, if its number is `least` or more."""
+        """The newest generation of the id `name`, if its number is `least` or more."""
         own = [
-            place
-            for (node, folder), place in self._places.items()
+            location
+            for (node, folder), location in self._locations.items()
             if node == rank and (generation_of(folder, name) or 0) >= 1
         ]
-        for place in sorted(own, key=lambda p: generation_of(p.folder, name) or 0, reverse=True):
-            checkpoint = self._open(place)
+        for location in sorted(own, key=lambda p: generation_of(p.folder, name) or 0, reverse=True):
+            checkpoint = self._open(location)
             if checkpoint is not None and checkpoint.checkpoint_id == name:
                 return checkpoint if checkpoint.number >= least else None
         return None
 
-    def _open(self, place: NodeFolder) -> CatalogEntry | None:
+    def _open(self, location: NodeFolder) -> CatalogEntry | None:
         with self._lock:
-            known = self._read.get(place)
+            known = self._read.get(location)
         if known is not None:
             return known
-        found = read_checkpoint(self._store, place)
+        found = read_checkpoint(self._store, location)
         with self._lock:
-            self._read[place] = found
+            self._read[location] = found
         return found
 
-    def _load(self, places: Iterable[NodeFolder]) -> None:
-        """Read the manifests that are not known yet, several at a time."""
+    def _load(self, locations: Iterable[NodeFolder]) -> None:
+        """Read the manifests that were not read yet, in parallel."""
         with self._lock:
-            missing = [place for place in places if place not in self._read]
+            missing = [location for location in locations if location not in self._read]
         found = read_all(self._store, missing)
         with self._lock:
             self._read = {**found, **self._read}
@@ -245,29 +249,29 @@ class JobView:
 def list_node_folders(
     store: Store, project: str | None = None, job: str | None = None
 ) -> list[NodeFolder]:
-    """Every folder with a manifest of a job, a project, or the whole store: one listing."""
+    """Every folder with a manifest in a job, a project, or the whole store: one listing."""
     found = (committed_at(info.key) for info in store.list(jobs_prefix(project, job)))
     return [NodeFolder(*parts) for parts in found if parts is not None]
 
 
 def list_projects(store: Store) -> list[str]:
     """Projects with a committed checkpoint, as the store lays out their names."""
-    return sorted({place.project for place in list_node_folders(store)})
+    return sorted({location.project for location in list_node_folders(store)})
 
 
 def list_jobs(store: Store, project: str) -> list[str]:
     """Jobs of a project with a committed checkpoint, as the store lays out their names."""
-    return sorted({place.job for place in list_node_folders(store, project)})
+    return sorted({location.job for location in list_node_folders(store, project)})
 
 
 def view_job(
     store: Store, project: str, revision: str = LATEST, *, without: str | None = None
 ) -> JobView:
-    """Look at a job, or, for `latest`, at the most recent job of the project: one listing.
+    """List a job, or, for `latest`, the most recent job of the project: one listing.
 
-    The most recent job is the one that began last, as its record says; of a job without one, when
-    its oldest checkpoint was made. With several jobs that needs each manifest and each record of
-    the project, once. `latest` is never the job `without`.
+    The most recent job is the one that started last: by its record, or without one, by its oldest
+    checkpoint. With several jobs that reads each manifest and each record of the project once.
+    `latest` is never the job `without`.
 
     Raises:
         CheckpointNotFoundError: nothing is committed there.
@@ -275,9 +279,9 @@ def view_job(
     """
     job = None if revision == LATEST else revision
     jobs: dict[str, list[NodeFolder]] = {}
-    for place in list_node_folders(store, project, job):
-        if job is not None or place.job != without:
-            jobs.setdefault(place.job, []).append(place)
+    for location in list_node_folders(store, project, job):
+        if job is not None or location.job != without:
+            jobs.setdefault(location.job, []).append(location)
     if not jobs:
         where = f"{store.name}/{jobs_prefix(project, job)}"
         named = f"the job {slug(job)} of " if job is not None else ""
@@ -285,8 +289,8 @@ def view_job(
         raise CheckpointNotFoundError(msg)
     if len(jobs) == 1:
         return JobView(store, next(iter(jobs.values())))
-    read = read_all(store, [place for places in jobs.values() for place in places])
-    views = [JobView(store, places, read) for places in jobs.values()]
+    read = read_all(store, [location for locations in jobs.values() for location in locations])
+    views = [JobView(store, locations, read) for locations in jobs.values()]
     records = read_records(store, [(view.project, view.job) for view in views])
 
     def began(view: JobView) -> tuple[str, str]:
@@ -296,29 +300,29 @@ def view_job(
     return max(views, key=began)
 
 
-def read_checkpoint(store: Store, place: NodeFolder) -> CatalogEntry | None:
-    """Read the manifest of a folder; None if it is gone.
+def read_checkpoint(store: Store, location: NodeFolder) -> CatalogEntry | None:
+    """Read the manifest of a folder; None if it was deleted.
 
     Raises:
-        CheckpointCorruptError: it is damaged, or of a newer format.
+        CheckpointCorruptError: the manifest is damaged, or of a newer format.
     """
-    data = store.read(f"{place.base}/{MANIFEST}")
+    data = store.read(f"{location.base}/{MANIFEST}")
     if data is None:
         return None
-    return CatalogEntry(place, Manifest.from_bytes(data, f"{store.name}/{place.base}"), data)
+    return CatalogEntry(location, Manifest.from_bytes(data, f"{store.name}/{location.base}"), data)
 
 
-def read_all(store: Store, places: list[NodeFolder]) -> dict[NodeFolder, CatalogEntry | None]:
-    """Read the manifests of folders, several at a time; None for one that is damaged or gone."""
+def read_all(store: Store, locations: list[NodeFolder]) -> dict[NodeFolder, CatalogEntry | None]:
+    """Read the manifests of folders in parallel; None for one that is damaged or deleted."""
 
-    def read(place: NodeFolder) -> CatalogEntry | None:
+    def read(location: NodeFolder) -> CatalogEntry | None:
         try:
-            return read_checkpoint(store, place)
+            return read_checkpoint(store, location)
         except CheckpointCorruptError as error:
             log.warning("left out: %s", error)
             return None
 
-    if len(places) <= 1:
-        return {place: read(place) for place in places}
-    with ThreadPoolExecutor(min(_READERS, len(places))) as pool:
-        return dict(zip(places, pool.map(read, places), strict=True))
+    if len(locations) <= 1:
+        return {location: read(location) for location in locations}
+    with ThreadPoolExecutor(min(_READERS, len(locations))) as pool:
+        return dict(zip(locations, pool.map(read, locations), strict=True))

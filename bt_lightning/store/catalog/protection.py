@@ -1,4 +1,4 @@
-"""Protecting a checkpoint of a store from deletion, by whomever."""
+"""Protect a checkpoint in a store from every deletion, until it is unprotected."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def protect_stored(store: Store, base: str, protection: Protection) -> None:
-    """Protect the checkpoint at the key `base`; what an earlier protection said is replaced.
+    """Protect the checkpoint at the key prefix `base`; an earlier protection is replaced.
 
-    When this returns nothing deletes the checkpoint, not even what had begun to look at it.
+    When this returns, nothing deletes the checkpoint, not even a deletion that has already begun.
 
     Raises:
-        CheckpointNotFoundError: it is not there, or is just being deleted.
+        CheckpointNotFoundError: the checkpoint is not there, or is being deleted.
         StoreError: the store refused.
     """
     if read_any(store, f"{base}/{MANIFEST}") is not None:
         before = read_any(store, f"{base}/{PROTECTION}")
         store.put(f"{base}/{PROTECTION}", protection.to_bytes())
-        if before is not None or not _going(store, base):
+        if before is not None or not _is_being_deleted(store, base):
             return
         store.delete([f"{base}/{PROTECTION}"])
     msg = f"{store.name}/{base} cannot be protected: it is being deleted, or was"
@@ -33,23 +33,23 @@ def protect_stored(store: Store, base: str, protection: Protection) -> None:
 
 
 def unprotect_stored(store: Store, base: str) -> None:
-    """Let the checkpoint at the key `base` be deleted again; idempotent."""
+    """Remove the protection of the checkpoint at the key prefix `base`; idempotent."""
     store.delete([f"{base}/{PROTECTION}"])
 
 
 def is_protected_stored(store: Store, base: str) -> bool:
-    """Whether somebody protected what is at the key `base`."""
+    """Whether the checkpoint at the key prefix `base` is protected."""
     return read_any(store, f"{base}/{PROTECTION}") is not None
 
 
 def protected_error(name: str, protection: Protection) -> CheckpointProtectedError:
-    """The error of who would delete `name` all the same."""
+    """The error for a deletion of the protected checkpoint `name`."""
     who = f" by {protection.by}" if protection.by else ""
     why = f": {protection.why}" if protection.why else ""
     msg = f"{name} is protected{who}{why}. Use `checkpoints unprotect` before deleting it"
     return CheckpointProtectedError(msg)
 
 
-def _going(store: Store, base: str) -> bool:
+def _is_being_deleted(store: Store, base: str) -> bool:
     deleting = read_any(store, f"{base}/{MARKER}") == DELETING
     return deleting or read_any(store, f"{base}/{MANIFEST}") is None
