@@ -49,7 +49,9 @@ def store(tmp_path):
 
 def names(store, text, project="p", job="mine", node=0):
     found = resolve(store, parse_reference(text), project, job, node)
-    return [f"{one.place.job}/rank-{one.place.node_rank}/{one.checkpoint_id}" for one in found]
+    return [
+        f"{one.location.job}/rank-{one.location.node_rank}/{one.checkpoint_id}" for one in found
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which parts of a file are asked for: whole blocks, neighbours together, up to a size. Pure."""
+"""Plan the byte ranges of a download: whole blocks, adjacent ones joined up to a limit. Pure."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Some whole blocks of one file, side by side."""
+    """Adjacent whole blocks of one file."""
 
     entry: FileEntry
     offset: int
     """A multiple of `BLOCK_BYTES`."""
     size: int
-    """Bytes; a multiple of `BLOCK_BYTES`, unless it reaches the end of the file."""
+    """Bytes; a multiple of `BLOCK_BYTES`, except at the end of the file."""
 
 
 def ranges(entry: FileEntry, blocks: Iterable[int], most_bytes: int) -> Iterator[Range]:
-    """Cover the numbered blocks of a file, given in ascending order, and no others.
+    """Yield ranges that cover exactly the blocks with these numbers, which ascend.
 
-    Neighbours share a range of at most `most_bytes`, a multiple of `BLOCK_BYTES`.
+    Adjacent blocks share a range of at most `most_bytes`, a multiple of `BLOCK_BYTES`.
     """
     start = end = -1
     for block in blocks:
@@ -42,7 +42,10 @@ def ranges(entry: FileEntry, blocks: Iterable[int], most_bytes: int) -> Iterator
 
 
 def tail(entry: FileEntry, offset: int, most_bytes: int) -> Iterator[Range]:
-    """Cover a file from `offset`, a multiple of `BLOCK_BYTES` or its end, in ranges of one size."""
+    """Yield ranges of `most_bytes` from `offset` to the end of the file.
+
+    `offset` is a multiple of `BLOCK_BYTES`, or the end of the file.
+    """
     return ranges(entry, range(-(-offset // BLOCK_BYTES), len(entry.blocks)), most_bytes)
 
 

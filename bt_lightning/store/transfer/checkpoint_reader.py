@@ -1,9 +1,8 @@
-"""Where the bytes of one committed checkpoint are read from, and how they are verified.
+"""Read verified bytes of one committed checkpoint, from a store or from a local directory.
 
-Every range is compared with the manifest's XXH3-128 of each of its blocks when it arrives. The
-digest of the whole file is not computed again: its blocks cover every byte of it once, in order
-(`Manifest.from_bytes` counts them), so equal blocks are an equal file. Only a manifest that
-contradicts itself could differ there, and its own digest speaks for that it was written so.
+Each block of a range is compared with its XXH3-128 in the manifest when it arrives. The digest of
+the whole file is not computed again: the blocks cover every byte once, in order
+(`Manifest.from_bytes` checks it), so equal blocks mean an equal file.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import ReadProgress, Store
 
 _TRIES = 3
-"""Times that a block which arrived damaged is asked for in all."""
+"""How often a block is requested in all before it counts as damaged."""
 _CONNECTIONS = 6
 _MOST_READERS = 8
 _MOST_TARGETS = 1024
 """What preadv(2) takes at once (IOV_MAX)."""
 _ALONE_BYTES = 8 * 1024 * 1024
-"""A local checkpoint up to this size is read before a second thread would have started."""
+"""A local checkpoint of up to this size is read by one thread: starting others takes longer."""
 
 
 class CheckpointReader(Protocol):
-    """One committed checkpoint, wherever it lies. Read by several threads at once."""
+    """One committed checkpoint in a store or a directory. Used by several threads at once."""
 
     @property
     def name(self) -> str:
@@ -54,15 +53,15 @@ class CheckpointReader(Protocol):
 
     @property
     def manifest(self) -> Manifest:
-        """What is committed there."""
+        """The checkpoint's manifest."""
 
     @property
     def piece_bytes(self) -> int:
-        """Bytes that are best asked for at a time: a multiple of `BLOCK_BYTES`."""
+        """The best size of a read, in bytes: a multiple of `BLOCK_BYTES`."""
 
     @property
     def connections(self) -> int:
-        """Threads that are best used."""
+        """The best number of threads for reading."""
 
     def check(self, entry: FileEntry) -> None:
         """Raise `CheckpointCorruptError` or `CheckpointNotFoundError` unless the size is right."""
@@ -83,37 +82,37 @@ class CheckpointReader(Protocol):
 
 
 def read_verified(
-    place: CheckpointReader, entry: FileEntry, offset: int, targets: Sequence[memoryview]
+    reader: CheckpointReader, entry: FileEntry, offset: int, targets: Sequence[memoryview]
 ) -> None:
-    """Fill `targets`, together whole blocks, and compare each; ask again for those that differ.
+    """Fill `targets`, together whole blocks, and verify each; read blocks that differ again.
 
     Raises:
-        CheckpointCorruptError: a block keeps differing; what `targets` hold is of no use.
+        CheckpointCorruptError: a block differs after three reads; `targets` hold garbage then.
         StoreError: the store refused.
     """
-    arrival = _Arrival(entry, offset, targets)
-    place.read_into(entry, offset, targets, arrival)
-    wrong = arrival.wrong_blocks()
+    verifier = _Verifier(entry, offset, targets)
+    reader.read_into(entry, offset, targets, verifier)
+    wrong = verifier.wrong_blocks()
     for _ in range(_TRIES - 1):
         again, wrong = wrong, []
         for block in again:
             start = block * BLOCK_BYTES
             parts = cut(targets, start - offset, BLOCK_BYTES)
-            place.read_into(entry, start, parts)
-            wrong += _Arrival(entry, start, parts).wrong_blocks()
+            reader.read_into(entry, start, parts)
+            wrong += _Verifier(entry, start, parts).wrong_blocks()
     if wrong:
-        raise CheckpointCorruptError(damaged_blocks(place.name, entry.path, wrong))
+        raise CheckpointCorruptError(damaged_blocks(reader.name, entry.path, wrong))
 
 
-class _Arrival:
-    """The blocks of one range, each compared while the processor's cache still holds it."""
+class _Verifier:
+    """Verifies the blocks of one range as they arrive, while the CPU's cache still holds them."""
 
     def __init__(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
         self._range = entry, offset, targets
         self(0)
 
     def __call__(self, filled: int) -> None:
-        """So many bytes have arrived; 0 when they will be written again."""
+        """`filled` bytes have arrived; 0 when they will be written again."""
         if not filled:
             self._compared = 0
             self._wrong: list[int] = []
@@ -123,7 +122,7 @@ class _Arrival:
             self._compared += BLOCK_BYTES
 
     def wrong_blocks(self) -> list[int]:
-        """The numbers of the blocks that differ; call it when all have arrived."""
+        """Numbers of the blocks that differ; called when all bytes have arrived."""
         for wrong in self._rest:
             self._wrong += wrong
         return self._wrong
@@ -132,7 +131,7 @@ class _Arrival:
 def _differences(
     entry: FileEntry, offset: int, targets: Sequence[memoryview]
 ) -> Iterator[list[int]]:
-    """For each block in turn, which is looked at only then: its number if it differs."""
+    """Yield for each block in turn, which is hashed only then: its number if it differs."""
     block, left, hasher = offset // BLOCK_BYTES, BLOCK_BYTES, xxhash.xxh3_128()
     for target in targets:
         rest = target
@@ -150,7 +149,7 @@ def _differences(
 
 
 def cut(targets: Sequence[memoryview], skip: int, size: int) -> list[memoryview]:
-    """`size` bytes of `targets` after the first `skip`, or as many as there are."""
+    """The views of `size` bytes of `targets` after the first `skip`, or of as many as there are."""
     found = []
     for target in targets:
         part = target[skip : skip + size]
@@ -162,18 +161,18 @@ def cut(targets: Sequence[memoryview], skip: int, size: int) -> list[memoryview]
 
 
 def is_block(entry: FileEntry, block: int, data: memoryview) -> bool:
-    """Whether `data` are the bytes of that block of the file."""
+    """Whether `data` has the digest of this block of the file."""
     return bool(xxhash.xxh3_128_hexdigest(data) == entry.blocks[block])
 
 
 class StoreReader:
-    """A checkpoint in a store."""
+    """Reads a checkpoint in a store."""
 
     piece_bytes = PIECE_BYTES
     connections = _CONNECTIONS
 
     def __init__(self, store: Store, prefix: str, folder: str, *, listed: bool = True) -> None:
-        """Read the manifest and list the folder, unless the store lists nothing: not `listed`.
+        """Read the manifest, and list the folder unless `listed` is false: a store may not list.
 
         Raises:
             CheckpointNotFoundError: nothing is committed there.
@@ -198,7 +197,7 @@ class StoreReader:
         return f"{self._store.name}/{self._base}"
 
     def check(self, entry: FileEntry) -> None:
-        """Compare with the size that was listed, or is asked for."""
+        """Compare the size in the manifest with the object's."""
         key = f"{self._base}/{entry.path}"
         size = self._store.size(key) if self._sizes is None else self._sizes.get(key)
         if size is None:
@@ -218,16 +217,16 @@ class StoreReader:
         targets: Sequence[memoryview],
         on_progress: ReadProgress = int,
     ) -> None:
-        """Ask the store once."""
+        """Read the range in one request."""
         self._store.read_into(
             f"{self._base}/{entry.path}", offset, *targets, on_progress=on_progress
         )
 
 
 class DirectoryReader:
-    """A committed directory on this disk. Use it in a `with` block: it keeps files open."""
+    """Reads a committed local directory. Use it in a `with` block: it keeps files open."""
 
-    piece_bytes = BLOCK_BYTES  # small: it is hashed while the processor's cache still holds it
+    piece_bytes = BLOCK_BYTES  # small: it is hashed while the CPU's cache still holds it
 
     def __init__(self, path: Path) -> None:
         """Read the manifest.
@@ -250,7 +249,7 @@ class DirectoryReader:
         return str(self._path)
 
     def check(self, entry: FileEntry) -> None:
-        """Open the file; a pipe or a device is none, and not read."""
+        """Open the file and compare its size; a pipe or a device is never read."""
         self._file(entry)
 
     def read_into(
@@ -258,9 +257,9 @@ class DirectoryReader:
         entry: FileEntry,
         offset: int,
         targets: Sequence[memoryview],
-        on_progress: ReadProgress = int,  # noqa: ARG002 - what is read is one block
+        on_progress: ReadProgress = int,  # noqa: ARG002 - one block is read at a time
     ) -> None:
-        """Read the file at that place."""
+        """Read the file from `offset` on."""
         file, left = self._file(entry), list(targets)
         while left:
             count = os.preadv(file, left[:_MOST_TARGETS], offset)
@@ -279,7 +278,7 @@ class DirectoryReader:
             return self._files[entry.path]
 
     def _hold(self) -> int:
-        """Keep the directory from making room for others while it is read."""
+        """Keep the directory from being evicted while it is read."""
         held = hold_for_reading(self._path)
         if held is not None:
             if is_unchanged(self._path, self.manifest):

@@ -1,9 +1,9 @@
-"""A checkpoint of a store to a directory on this disk: several ranges at a time, each verified.
+"""Download a checkpoint from a store to a local directory, in parallel verified ranges.
 
-Files are preallocated, since writing into holes is what is slow (half the speed, and less), and
-written past the page cache where the file system lets us: nobody reads them soon, and a buffered
-write leaves the disk's work to the fsync. Nothing is remembered of what has arrived: a later call
-reads what is there and compares it with the manifest.
+Files are preallocated, since writing into holes takes twice as long or more, and written with
+`O_DIRECT` where the file system allows it: they are not read soon, and a buffered write leaves the
+disk's work to the fsync. No journal says what has arrived: a later call reads what is there and
+compares it with the manifest.
 """
 
 from __future__ import annotations
@@ -32,90 +32,88 @@ if TYPE_CHECKING:
 
 _REFUSED: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _DIRECT_BYTES = 8 * 1024 * 1024
-"""Ranges from this size on are written past the page cache."""
+"""Ranges of this size and more are written with `O_DIRECT`."""
 
 
 def download_files(
-    place: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...] | None = None
+    reader: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...] | None = None
 ) -> int:
-    """Bring every file of `place` to `folder`, verified and durable; return the bytes fetched.
+    """Download every file of a checkpoint to `folder`, verified and durable; return the bytes read.
 
-    With `entries`, only those of its files.
-
-    What an earlier call left in `folder` is kept as far as it is right. Memory: `connections`
-    times `piece_bytes` of `place`. Called in the process that fetches, by one thread.
+    With `entries`, only those files. Blocks that an earlier call left in `folder` are kept if they
+    are right. Memory in use: `connections` times `piece_bytes` of `reader`. Called by one thread.
 
     Raises:
-        DirectoryFullError: it does not fit; said before the first byte is asked for.
-        CheckpointCorruptError, CheckpointNotFoundError: it is not what its manifest says.
+        DirectoryFullError: the files do not fit; checked before the first byte is read.
+        CheckpointCorruptError, CheckpointNotFoundError: the files differ from the manifest.
         StoreError: the store refused.
         OSError: the disk refused.
     """
-    entries = place.manifest.files if entries is None else entries
+    entries = reader.manifest.files if entries is None else entries
     for entry in entries:
-        place.check(entry)
-    _check_room(place, folder, entries)
+        reader.check(entry)
+    _check_room(reader, folder, entries)
     try:
-        return _download(place, folder, entries)
+        return _download(reader, folder, entries)
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise _full(place, folder, sum(entry.size for entry in entries)) from error
+        raise _full(reader, folder, sum(entry.size for entry in entries)) from error
 
 
-def check_room(place: CheckpointReader, disk: DiskSpace) -> None:
-    """Raise `DirectoryFullError` unless the disk takes this checkpoint, and then another like it.
+def check_room(reader: CheckpointReader, disk: DiskSpace) -> None:
+    """Raise `DirectoryFullError` unless the checkpoint fits twice.
 
-    What a run resumed from stays on the disk: it must leave room for what the run saves.
+    What a run resumed from stays on the disk, and must leave room for the run's own checkpoints.
     """
-    needed = planned(entry.size for entry in place.manifest.files)
+    needed = planned(entry.size for entry in reader.manifest.files)
     if 2 * needed > disk.room:
         msg = (
-            f"the checkpoint {place.name} takes {needed:,} bytes, and as much again has to be free"
+            f"the checkpoint {reader.name} takes {needed:,} bytes, and as much again has to be free"
             f" for the next one; {disk.describe()}"
         )
         raise DirectoryFullError(msg)
 
 
-def verify_bytes(place: CheckpointReader) -> None:
-    """Read every byte of a checkpoint, and keep nothing.
+def verify_bytes(reader: CheckpointReader) -> None:
+    """Read and verify every byte of a checkpoint; keep nothing.
 
     Raises:
-        CheckpointCorruptError, CheckpointNotFoundError: it is not what its manifest says.
+        CheckpointCorruptError, CheckpointNotFoundError: the files differ from the manifest.
         StoreError: the store refused.
     """
     scratch = Scratch()
-    for entry in place.manifest.files:
-        place.check(entry)
+    for entry in reader.manifest.files:
+        reader.check(entry)
 
     def read(wanted: Range) -> None:
         view = scratch.view(wanted.size)
-        read_verified(place, wanted.entry, wanted.offset, [view])
+        read_verified(reader, wanted.entry, wanted.offset, [view])
 
-    parts = [part for e in place.manifest.files for part in tail(e, 0, place.piece_bytes)]
-    in_parallel(read, parts, place.connections)
+    parts = [part for e in reader.manifest.files for part in tail(e, 0, reader.piece_bytes)]
+    in_parallel(read, parts, reader.connections)
 
 
-def _download(place: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...]) -> int:
+def _download(reader: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...]) -> int:
     scratch = Scratch()
     missing: list[Range] = []
     for entry in entries:
-        blocks = _prepare(folder / entry.path, entry, scratch, place.connections)
-        missing += ranges(entry, blocks, place.piece_bytes)
-    missing.sort(key=lambda wanted: -wanted.size)  # a long one that began last would end alone
+        blocks = _prepare(folder / entry.path, entry, scratch, reader.connections)
+        missing += ranges(entry, blocks, reader.piece_bytes)
+    missing.sort(key=lambda wanted: -wanted.size)  # a long range that starts last would end alone
 
-    def bring(wanted: Range) -> None:
+    def download(wanted: Range) -> None:
         view = scratch.view(-(-wanted.size // BLOCK) * BLOCK)
-        read_verified(place, wanted.entry, wanted.offset, [view[: wanted.size]])
+        read_verified(reader, wanted.entry, wanted.offset, [view[: wanted.size]])
         _write(folder / wanted.entry.path, wanted, view)
 
-    in_parallel(bring, missing, place.connections)
-    in_parallel(partial(_finish, folder), entries, place.connections)
+    in_parallel(download, missing, reader.connections)
+    in_parallel(partial(_finish, folder), entries, reader.connections)
     return sum(wanted.size for wanted in missing)
 
 
 def _prepare(file: Path, entry: FileEntry, scratch: Scratch, threads: int) -> list[int]:
-    """Make `file` as long as it will be, every byte allocated; return the blocks it lacks."""
+    """Allocate `file` at its final size; return the numbers of the blocks that it lacks."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
     try:
@@ -138,14 +136,14 @@ def _prepare(file: Path, entry: FileEntry, scratch: Scratch, threads: int) -> li
 
 
 def _write(file: Path, wanted: Range, view: memoryview) -> None:
-    """Write a range; `view` is page-aligned and reaches to the next whole page."""
-    if wanted.size >= _DIRECT_BYTES and _written(file, wanted.offset, view, os.O_DIRECT):
+    """Write a range; `view` is page-aligned and padded to a whole page."""
+    if wanted.size >= _DIRECT_BYTES and _try_write(file, wanted.offset, view, os.O_DIRECT):
         return
-    _written(file, wanted.offset, view[: wanted.size], 0)
+    _try_write(file, wanted.offset, view[: wanted.size], 0)
 
 
-def _written(file: Path, offset: int, view: memoryview, flag: int) -> bool:
-    """Write in one way; False if the file system refuses that way."""
+def _try_write(file: Path, offset: int, view: memoryview, flag: int) -> bool:
+    """Write with the open(2) flag `flag`; False if the file system refuses it."""
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flag)
     except OSError as error:
@@ -166,7 +164,7 @@ def _written(file: Path, offset: int, view: memoryview, flag: int) -> bool:
 
 
 def _finish(folder: Path, entry: FileEntry) -> None:
-    """Cut what a direct write left beyond the end; make the file durable."""
+    """Truncate the padding of a direct write; make the file durable."""
     descriptor = os.open(folder / entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(descriptor).st_size != entry.size:
@@ -176,11 +174,11 @@ def _finish(folder: Path, entry: FileEntry) -> None:
         os.close(descriptor)
 
 
-def _check_room(place: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...]) -> None:
-    """Raise `DirectoryFullError` unless the bytes that are not allocated yet will fit."""
+def _check_room(reader: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...]) -> None:
+    """Raise `DirectoryFullError` unless the bytes that are not allocated yet fit."""
     needed = sum(entry.size - _allocated(folder / entry.path) for entry in entries)
     if needed > measure(folder, None).room:
-        raise _full(place, folder, needed)
+        raise _full(reader, folder, needed)
 
 
 def _allocated(file: Path) -> int:
@@ -191,10 +189,10 @@ def _allocated(file: Path) -> int:
     return status.st_blocks * 512 if stat.S_ISREG(status.st_mode) else 0
 
 
-def _full(place: CheckpointReader, folder: Path, needed: int) -> DirectoryFullError:
+def _full(reader: CheckpointReader, folder: Path, needed: int) -> DirectoryFullError:
     disk = measure(folder, None)
     return DirectoryFullError(
-        f"the checkpoint {place.name} does not fit on the volume of {folder}: it needs"
+        f"the checkpoint {reader.name} does not fit on the volume of {folder}: it needs"
         f" {max(needed, 0) + spare(disk.size):,} more bytes, {disk.free:,} are free. Free some"
         " space, or use another BT_CHECKPOINT_DIR"
     )

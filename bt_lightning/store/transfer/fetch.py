@@ -1,4 +1,4 @@
-"""A checkpoint of a store to a committed directory on this disk: verified, whole, durable."""
+"""Fetch a checkpoint from a store into a committed local directory: verified, whole, durable."""
 
 from __future__ import annotations
 
@@ -30,50 +30,50 @@ if TYPE_CHECKING:
 
 
 def fetch(store: Store, prefix: str, folder: str, root: Path, final: Path) -> Manifest:
-    """Bring one checkpoint of the store to the directory `final` under `root`, verified, whole.
+    """Fetch one checkpoint of the store into the directory `final` under `root`, verified.
 
-    It appears in one rename, durable. A fetch that was killed or refused by the store left what it
-    had under `root`; this one verifies that and goes on. Called in the worker.
+    It appears by one rename, durable. What an interrupted fetch left under `root` is verified and
+    reused. Called in the worker.
 
     Raises:
         CheckpointNotFoundError: the folder holds no committed checkpoint.
-        CheckpointCorruptError: what arrived is not what the manifest says; nothing is kept.
-        DirectoryFullError: it does not fit on the disk; nothing is kept.
+        CheckpointCorruptError: the bytes differ from the manifest; nothing is kept.
+        DirectoryFullError: the checkpoint does not fit on the disk; nothing is kept.
         StoreError: the store refused.
     """
-    place = StoreReader(store, prefix, folder)
-    bring(place, root, final)
-    return place.manifest
+    reader = StoreReader(store, prefix, folder)
+    bring(reader, root, final)
+    return reader.manifest
 
 
 def bring(
-    place: CheckpointReader,
+    reader: CheckpointReader,
     root: Path,
     final: Path,
     entries: tuple[FileEntry, ...] | None = None,
     *,
     replace: bool = True,
 ) -> None:
-    """Bring a checkpoint to `final` under `root`: one rename, durable; replace what is there.
+    """Download a checkpoint into `final` under `root`: one rename, durable; replace what is there.
 
-    Without `replace`, what got that name meanwhile stays, and `FileExistsError` is raised.
+    Without `replace`, an existing `final` stays, and `FileExistsError` is raised.
 
-    With `entries`, only those files of it, and no manifest: the directory is no checkpoint then. A
-    call for the same goes on with what an earlier one left under `root`. Raises as `fetch`.
+    With `entries`, only those files, and no manifest: then the directory is no checkpoint. What an
+    interrupted call left under `root` is reused. Raises as `fetch`.
     """
-    files = place.manifest.files if entries is None else entries
-    name = place.manifest.digest
+    files = reader.manifest.files if entries is None else entries
+    name = reader.manifest.digest
     if entries is not None:
         paths = "\n".join(entry.path for entry in entries)
         name = xxhash.xxh3_128_hexdigest(f"{name}\n{paths}".encode())
     with partial(root, name) as built:
         try:
-            download_files(place, built, files)
+            download_files(reader, built, files)
         except (CheckpointCorruptError, CheckpointNotFoundError, DirectoryFullError):
             discard(built)
             raise
         if entries is None:
-            _write_durable(built / MANIFEST, place.manifest.to_bytes())
+            _write_durable(built / MANIFEST, reader.manifest.to_bytes())
         sync_directory(built)
         for path in {p for entry in files for p in PurePosixPath(entry.path).parents}:
             sync_directory(built / path)

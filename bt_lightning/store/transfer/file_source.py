@@ -1,4 +1,4 @@
-"""Bytes that are sent to a store: of a committed file, verified block by block as they are read."""
+"""Sources of uploads: a committed file, verified block by block, and helpers for all sources."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Lent
 
 PIECE_BYTES = 32 * 1024 * 1024
-"""Bytes that are held at a time, unless more must be: a multiple of `BLOCK_BYTES`."""
+"""Default size of a piece in memory, in bytes: a multiple of `BLOCK_BYTES`."""
 
 
 class DescribedSource(Source, Protocol):
-    """A source of which the manifest's entry is known."""
+    """A source of a file with an entry in a manifest."""
 
     @property
     def entry(self) -> FileEntry:
-        """What the manifest says of the bytes."""
+        """The file's entry in the manifest."""
 
 
 class HeldBytes:
-    """A `Lent` of bytes that stay where they are."""
+    """A `Lent` over bytes whose memory is not reclaimed."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
@@ -45,12 +45,12 @@ class HeldBytes:
 
     @contextlib.contextmanager
     def view(self, start: int, stop: int) -> Iterator[memoryview]:
-        """A slice of them."""
+        """A slice of the bytes."""
         yield self._data[start:stop]
 
 
 class BufferedSource(abc.ABC):
-    """A source that lends what it holds: nobody waits for its memory."""
+    """A source that implements `lend` by `hold`: its memory is not reclaimed between views."""
 
     @abc.abstractmethod
     def hold(self, offset: int, size: int) -> contextlib.AbstractContextManager[memoryview]:
@@ -58,7 +58,7 @@ class BufferedSource(abc.ABC):
 
     @contextlib.contextmanager
     def lend(self, offset: int, size: int) -> Iterator[Lent]:
-        """Hold the bytes for as long."""
+        """Hold the bytes while they are lent."""
         with self.hold(offset, size) as data:
             yield HeldBytes(data)
 
@@ -66,19 +66,19 @@ class BufferedSource(abc.ABC):
 class FileSource:
     """A file of a committed checkpoint. Use it in a `with` block, or close it.
 
-    It is mapped. Where that cannot be done safely, each thread that holds bytes has one buffer, so
-    it may hold one range at a time, or have one lent.
+    The file is mapped. Where that cannot be done safely, each thread has one buffer, so it may
+    hold, or have lent, one range at a time.
     """
 
     part_bytes = PIECE_BYTES
 
     def __init__(self, file: Path, entry: FileEntry) -> None:
         self.entry = entry
-        self._place = str(file)
+        self._path = str(file)
         self._descriptor = open_regular(file)
         self._mapped: MappedFile | None = None
         if os.fstat(self._descriptor).st_size == entry.size:
-            with contextlib.suppress(OSError):  # then it is read
+            with contextlib.suppress(OSError):  # then it is read into a buffer
                 self._mapped = MappedFile(self._descriptor, entry.size)
         self._local = threading.local()
 
@@ -94,7 +94,7 @@ class FileSource:
 
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
-        """Read the bytes, and compare each block with its digest."""
+        """Read the bytes and verify each block."""
         if self._mapped is not None:
             self._mapped.prefetch(offset, size)
         view = self._from_map(offset, size)
@@ -109,7 +109,7 @@ class FileSource:
 
     @contextlib.contextmanager
     def lend(self, offset: int, size: int) -> Iterator[Lent]:
-        """The bytes block by block; each is compared with its digest when it is first looked at."""
+        """The bytes block by block; each is verified when it is first viewed."""
         if self._mapped is not None:
             self._mapped.prefetch(offset, size)
         try:
@@ -119,18 +119,18 @@ class FileSource:
                 self._mapped.release(offset, size)
 
     def block(self, offset: int) -> tuple[memoryview, bool]:
-        """The block that begins at `offset`, verified, and whether it outlasts the next one."""
+        """The verified block at `offset`, and whether it stays valid when another one is read."""
         size = min(BLOCK_BYTES, self.size - offset)
         view = self._from_map(offset, size)
-        stays = view is not None
+        mapped = view is not None
         if view is None:
             view = self._from_disk(offset, size)
         self._check(view, offset)
-        return view, stays
+        return view, mapped
 
     def _from_map(self, offset: int, size: int) -> memoryview | None:
         if self._mapped is not None:
-            with contextlib.suppress(OSError):  # reading it the other way says what it is
+            with contextlib.suppress(OSError):  # the read from disk raises the error
                 return self._mapped.read(offset, size)
         return None
 
@@ -143,7 +143,7 @@ class FileSource:
         while done < size:
             count = os.preadv(self._descriptor, [view[done:]], offset + done)
             if not count:
-                msg = f"{self._place} is damaged: it ends at {offset + done} of {self.size} bytes"
+                msg = f"{self._path} is damaged: it ends at {offset + done} of {self.size} bytes"
                 raise CheckpointCorruptError(msg)
             done += count
         return view
@@ -155,7 +155,7 @@ class FileSource:
             found = xxhash.xxh3_128_hexdigest(view[start : start + BLOCK_BYTES])
             if found != self.entry.blocks[block]:
                 msg = (
-                    f"{self._place} is damaged: its bytes are not those that were saved"
+                    f"{self._path} is damaged: its bytes are not those that were saved"
                     f" (XXH3-128 differs, 4 MiB block {block})"
                 )
                 raise CheckpointCorruptError(msg)
@@ -180,8 +180,8 @@ class _LentFile:
         self.size = size
         self._source = source
         self._offset = offset
-        self._seen: dict[int, memoryview] = {}
-        self._passing: tuple[int, memoryview] | None = None
+        self._mapped: dict[int, memoryview] = {}
+        self._buffered: tuple[int, memoryview] | None = None
 
     @contextlib.contextmanager
     def view(self, start: int, stop: int) -> Iterator[memoryview]:
@@ -189,28 +189,28 @@ class _LentFile:
         yield self._block(first)[start - first : stop - first]
 
     def _block(self, first: int) -> memoryview:
-        if first in self._seen:
-            return self._seen[first]
-        if self._passing is None or self._passing[0] != first:
-            view, stays = self._source.block(self._offset + first)
-            if stays:
-                self._seen[first] = view
+        if first in self._mapped:
+            return self._mapped[first]
+        if self._buffered is None or self._buffered[0] != first:
+            view, mapped = self._source.block(self._offset + first)
+            if mapped:
+                self._mapped[first] = view
                 return view
-            self._passing = first, view
-        return self._passing[1]
+            self._buffered = first, view
+        return self._buffered[1]
 
 
 def pieces(source: Source) -> Iterator[memoryview]:
-    """All bytes of `source` in order; each piece is good until the next is asked for."""
+    """Yield all bytes of `source` in order; each piece is valid until the next is requested."""
     for offset in range(0, source.size, source.part_bytes):
         with source.hold(offset, min(source.part_bytes, source.size - offset)) as piece:
             yield piece
 
 
 def same_ranges(entry: FileEntry, other: FileEntry) -> tuple[tuple[int, int], ...]:
-    """(offset, size) of what two files have in common at the same places, by their digests.
+    """(offset, size) in bytes of the blocks that two files share at the same offsets.
 
-    Ascending, in bytes, each as long as can be.
+    Compared by digest; ascending; adjacent blocks are joined.
     """
     if entry == other:
         return ((0, entry.size),) if entry.size else ()

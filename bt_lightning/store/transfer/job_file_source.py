@@ -1,8 +1,8 @@
-"""The bytes of a file that somebody may write to at any moment, as a source to send.
+"""The source for uploading a job file, which other programs may write to at any moment.
 
-After each reading the file is asked whether it changed since it was chosen. So of one that does,
-no part reaches the end of its sending, and the object in the store stays what it was: never the
-beginning of one state with the end of another.
+After each read the file's stamp is compared with the one of the moment when it was chosen. If it
+changed, the upload fails before its end, and the object in the store stays what it was. So an
+object never holds the beginning of one state and the end of another.
 """
 
 from __future__ import annotations
@@ -30,16 +30,20 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class JobFileSource:
-    """One file as it was by its stamp. Use it in a `with` block.
+    """One file in the state of `stamp`. Use it in a `with` block.
 
-    It is read, not mapped: a file that is cut short while it is mapped would end the process.
+    It is read, not mapped: a file that is truncated while it is mapped would kill the process.
     """
 
     part_bytes = 8 * 1024 * 1024
-    """Small, since what is held is a copy."""
+    """Small, since each part is a copy in memory."""
 
     def __init__(self, file: Path, stamp: Stamp) -> None:
-        """Raises `CheckpointNotFoundError` if it is another file, and `OSError` if none can be."""
+        """Open the file.
+
+        Raises `CheckpointNotFoundError` if it changed since `stamp`, and `OSError` if it cannot be
+        opened.
+        """
         self._file = file
         self._stamp = stamp
         try:
@@ -62,11 +66,11 @@ class JobFileSource:
 
     @property
     def digest(self) -> str:
-        """Of the stamp: equal ones mean equal bytes, so an upload of them can be gone on with."""
+        """Digest of path and stamp: equal stamps mean equal bytes, so an upload can be resumed."""
         return xxhash.xxh3_128_hexdigest(repr((str(self._file), *self._stamp)).encode())
 
     def check(self) -> None:
-        """Raise `CheckpointNotFoundError` if the file changed, or has lost its name."""
+        """Raise `CheckpointNotFoundError` if the file changed since its stamp."""
         status = os.fstat(self._descriptor)
         if Stamp.of(status) != self._stamp or not stat.S_ISREG(status.st_mode):
             raise self._changed()
@@ -81,11 +85,11 @@ class JobFileSource:
 
     @contextlib.contextmanager
     def lend(self, offset: int, size: int) -> Iterator[Lent]:
-        """Read as much at a time as is looked at."""
+        """Read each range when it is viewed."""
         yield _Range(self, offset, size)
 
     def read(self, view: memoryview, offset: int) -> memoryview:
-        """Fill `view`; raise `CheckpointNotFoundError` unless the file is still what it was."""
+        """Fill `view` from `offset` on; raise `CheckpointNotFoundError` if the file changed."""
         done = 0
         while done < len(view):
             count = os.preadv(self._descriptor, [view[done:]], offset + done)
@@ -106,7 +110,7 @@ class JobFileSource:
 
 
 class _Range:
-    """What is lent to one thread; what it looked at last is kept, since it looks again."""
+    """A range lent to one thread; the last view is kept, since a checksum and a send read it."""
 
     def __init__(self, source: JobFileSource, offset: int, size: int) -> None:
         self.size = size

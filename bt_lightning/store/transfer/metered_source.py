@@ -1,4 +1,4 @@
-"""A source that tells of its bytes as they are taken, for whoever watches an upload."""
+"""A wrapper of a source that reports the bytes sent, for the progress of an upload."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class MeteredSource:
-    """As the inner source; `on_bytes` is called by several threads, after bytes were used.
+    """As the inner source; calls `on_bytes` with a number of bytes after they were sent.
 
-    What is sent again is counted again: who adds it up keeps within what there is.
+    Called by several threads. Bytes that are sent again are counted again, so a caller that adds
+    them up must limit the sum to the size.
     """
 
     def __init__(self, inner: DescribedSource, on_bytes: Callable[[int], None]) -> None:
@@ -26,14 +27,14 @@ class MeteredSource:
 
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
-        """Count when they are let go."""
+        """Report the bytes when they are released."""
         with self._inner.hold(offset, size) as view:
             yield view
         self._on_bytes(size)
 
     @contextlib.contextmanager
     def lend(self, offset: int, size: int) -> Iterator[Lent]:
-        """Count when they are let go."""
+        """Report the bytes when they are released."""
         with self._inner.lend(offset, size) as lent:
             yield lent
         self._on_bytes(size)

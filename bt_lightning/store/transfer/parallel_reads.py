@@ -1,4 +1,4 @@
-"""Several readers at a time, each with a buffer of its own: memory is threads times a buffer."""
+"""Parallel work with bounded memory: a thread pool, a buffer per thread, and fast copies."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 HUGE_BYTES = 2 * 1024 * 1024
 _FRESH = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _TOUCHED = _FRESH | mmap.MAP_POPULATE
-"""Populated at once: faults one by one would cost as much as the reading."""
+"""All pages are populated at once: page faults one by one would cost as much as the read."""
 _LONG_COPY = 256 * 1024
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def in_parallel(act: Callable[[T], R], items: Collection[T], threads: int) -> list[R]:
-    """Do `act` for each of `items`, up to `threads` at a time; return the results in order.
+    """Call `act` with each of `items`, up to `threads` at a time; return the results in order.
 
-    The first failure keeps what has not begun from beginning; it is raised when what had begun is
-    over, so no thread outlives the call. With one thread or one item, this thread does it.
+    After the first failure no other call begins; the failure is raised when the running calls have
+    ended, so no thread outlives this function. With one thread or one item, this thread does it.
     """
     if min(threads, len(items)) <= 1:
         return [act(item) for item in items]
@@ -44,22 +44,22 @@ def in_parallel(act: Callable[[T], R], items: Collection[T], threads: int) -> li
 
 
 class Scratch:
-    """One page-aligned buffer for each thread that asks, used again and again."""
+    """One page-aligned buffer per thread, reused."""
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def view(self, size: int) -> memoryview:
-        """`size` bytes of this thread's buffer, from its front; what was in it may be lost."""
+        """The first `size` bytes of this thread's buffer; their content is undefined."""
         found: memoryview | None = getattr(self._local, "view", None)
         if found is None or len(found) < max(size, 1):
-            self._local.view = None  # let go of the smaller one first
+            self._local.view = None  # free the smaller one first
             found = self._local.view = memoryview(mmap.mmap(-1, max(size, 1), flags=_TOUCHED))
         return found[:size]
 
 
 def copy_bytes(target: memoryview, source: memoryview) -> None:
-    """Copy bytes; many of them without the interpreter's lock, as they may touch fresh memory."""
+    """Copy bytes; large copies release the GIL, since page faults may make them slow."""
     size = len(source)
     if size < _LONG_COPY or len(target) != size or source.readonly:
         target[:] = source
@@ -69,7 +69,7 @@ def copy_bytes(target: memoryview, source: memoryview) -> None:
 
 
 def scatter(source: memoryview, targets: Iterable[memoryview]) -> None:
-    """Copy bytes to where they belong, one target after the other."""
+    """Copy `source` into `targets`, one after the other."""
     for target in targets:
         copy_bytes(target, source[: len(target)])
         source = source[len(target) :]
@@ -80,30 +80,31 @@ def fill(
     read: Callable[[memoryview], int | None],
     on_progress: Callable[[int], object],
 ) -> int:
-    """Fill one target after the other by `read`, which says how many bytes it put where it may.
+    """Fill `targets` one after the other by `read`; return the number of bytes.
 
-    Ends early when it put none. `arrived` hears of each block, at first of 0. Returns the bytes.
+    `read` fills a part of its argument and returns the number of bytes; 0 ends the call early.
+    `on_progress` is called with 0, then after each block.
     """
-    filled = told = 0
+    filled = reported = 0
     on_progress(0)
     for target in targets:
         rest = target
         while rest:
-            count = read(rest[: told + BLOCK_BYTES - filled])
+            count = read(rest[: reported + BLOCK_BYTES - filled])
             if not count:
                 return filled
             filled, rest = filled + count, rest[count:]
-            if filled - told == BLOCK_BYTES:  # not for each of many small ones
+            if filled - reported == BLOCK_BYTES:  # not for each of many small targets
                 on_progress(filled)
-                told = filled
+                reported = filled
     return filled
 
 
 def in_huge_pages(size: int) -> memoryview:
-    """Fresh memory that is its caller's, and is given back with the last view of it.
+    """New memory of `size` bytes, which is freed with its last view.
 
-    It begins with a huge page, where the system has them: touching 4 KiB at a time can cost more
-    than reading and hashing what goes there. Raises `MemoryError`.
+    It lies in huge pages where the system has them: page faults of 4 KiB each can cost more than
+    reading and hashing the bytes. Raises `MemoryError`.
     """
     try:
         memory = mmap.mmap(-1, size + 2 * HUGE_BYTES, flags=_FRESH)
@@ -114,6 +115,6 @@ def in_huge_pages(size: int) -> memoryview:
     first = -address % HUGE_BYTES
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
-        with contextlib.suppress(OSError):  # of a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(advice, first, round(size / HUGE_BYTES) * HUGE_BYTES)
     return memoryview(memory)[first : first + size]

@@ -1,7 +1,8 @@
-"""Local checkpoint -> store: marker, files, manifest (put-if-absent), marker away.
+"""Publish a committed checkpoint: put the marker, the files, the manifest; delete the marker.
 
-So a folder without a manifest is never a checkpoint, and one with a marker and no manifest is
-nobody's: a later start of the same job may sweep it. The way out is `store.transfer.unpublish`.
+The manifest is put if absent, and commits the checkpoint. So a folder without a manifest is no
+checkpoint, and one with a marker and no manifest is unfinished: a later start of the same job may
+sweep it. `store.transfer.unpublish` is the way back.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ _SMALL_BYTES: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A checkpoint of the store; what others have in common with it need not be sent."""
+    """A checkpoint in the store whose unchanged blocks can be copied instead of uploaded."""
 
     folder: str
-    """Its key prefix."""
+    """Key prefix of the checkpoint."""
     manifest: Manifest
 
     def reuse(self, entry: FileEntry) -> Reuse | None:
-        """What of a file it has as well."""
+        """The ranges of a file that this checkpoint has too; None if it has none."""
         older = self.manifest.entry(entry.path)
         ranges = same_ranges(entry, older) if older is not None else ()
         return Reuse(f"{self.folder}/{entry.path}", ranges) if ranges else None
@@ -63,22 +64,23 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A checkpoint that lies in no directory: its files by their paths, which stay as they are."""
+    """A checkpoint that lies in no directory, such as one in the arena."""
 
     manifest: Manifest
     sources: Mapping[str, DescribedSource]
+    """Path -> bytes of the file; they do not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tenure:
-    """Of the only process that writes to a place: its lease, and what it knows to be sent."""
+    """The state of the one process that may write below a prefix: its lease and sent files."""
 
     lease: Lease
     sent: SentFiles
     on_bytes: Callable[[int], None] | None = None
-    """Told of bytes as they are sent, by several threads."""
+    """Called with a number of bytes when they were sent, by several threads."""
     check: Callable[[], None] = lambda: None
-    """Called before each file; what it raises ends the publication, for another to go on with."""
+    """Called before each file; an error that it raises ends the publication, which can resume."""
 
 
 def publish(
@@ -89,91 +91,91 @@ def publish(
     base: Base | None = None,
     tenure: Tenure | None = None,
 ) -> str:
-    """Copy a committed checkpoint into the store and commit it there; return its folder.
+    """Copy a committed local checkpoint into the store and commit it there; return its folder.
 
-    Idempotent. A folder whose manifest is another's is left alone: the next number is taken. What
-    did not change since `base` is copied inside the store. With `tenure`, what an earlier try sent
-    is not sent again, and nothing is committed once another process writes there.
+    Called in the worker. Idempotent. If the folder holds another checkpoint, the next number is
+    taken. Blocks that did not change since `base` are copied inside the store. With `tenure`, files
+    that an earlier try sent are not sent again, and nothing is committed after the lease was lost.
 
     Raises:
-        CheckpointNotFoundError: the local checkpoint was replaced or deleted meanwhile; what was
-            sent of it has no manifest, so nobody sees it.
+        CheckpointNotFoundError: the local checkpoint was replaced or deleted meanwhile; the files
+            that were sent have no manifest, so they are no checkpoint.
         CheckpointCorruptError: the local checkpoint is damaged.
-        LeaseHeldError: another process has come to write there.
+        LeaseHeldError: another process took the lease.
         StoreError: the store refused.
     """
     manifest = checkpoint.manifest
     data = manifest.to_bytes()
     folder, there = folder_for(store, prefix, manifest)
-    place = under(prefix, folder)
+    target = under(prefix, folder)
     if there:
-        store.delete([f"{place}/{MARKER}"])  # of a publisher that died at its last step
+        store.delete([f"{target}/{MARKER}"])  # a publisher died at its last step
         return folder
     try:
         check_sizes(checkpoint.path, manifest)
-        store.put(f"{place}/{MARKER}", PUBLISHING)
-        _send_files(store, place, checkpoint, base, tenure)
-        _compare_sizes(store, place, manifest)
+        store.put(f"{target}/{MARKER}", PUBLISHING)
+        _send_files(store, target, checkpoint, base, tenure)
+        _compare_sizes(store, target, manifest)
     except (CheckpointCorruptError, OSError) as error:
         if is_unchanged(checkpoint.path, manifest):
             raise
-        raise _replaced(checkpoint) from error  # a file of it was gone, or of the next generation
+        raise _replaced(checkpoint) from error  # a file was deleted, or is of the next generation
     if not is_unchanged(checkpoint.path, manifest):
         raise _replaced(checkpoint)
-    _commit(store, place, data, tenure)
+    _commit(store, target, data, tenure)
     return folder
 
 
 def publish_sources(
     store: Store, prefix: str, content: Content, *, base: Base | None, tenure: Tenure
 ) -> str:
-    """Commit in the store what lies in no directory of the disk; return its folder.
+    """Commit in the store a checkpoint that lies in no directory; return its folder.
 
     Otherwise as `publish`.
 
     Raises:
-        LeaseHeldError: another process has come to write there.
-        StoreError: the store refused; what was sent has no manifest, so nobody sees it.
+        LeaseHeldError: another process took the lease.
+        StoreError: the store refused; files that were sent have no manifest.
     """
     manifest = content.manifest
     data = manifest.to_bytes()
     folder, there = folder_for(store, prefix, manifest)
-    place = under(prefix, folder)
+    target = under(prefix, folder)
     if there:
-        store.delete([f"{place}/{MARKER}"])
+        store.delete([f"{target}/{MARKER}"])
         return folder
-    store.put(f"{place}/{MARKER}", PUBLISHING)
-    sizes = _sent_sizes(store, place, tenure)
+    store.put(f"{target}/{MARKER}", PUBLISHING)
+    sizes = _sent_sizes(store, target, tenure)
     for entry in manifest.files:
-        if not _is_sent(tenure, sizes, f"{place}/{entry.path}", entry):
-            _send(store, f"{place}/{entry.path}", content.sources[entry.path], base, tenure)
-    _compare_sizes(store, place, manifest)
-    _commit(store, place, data, tenure)
+        if not _is_sent(tenure, sizes, f"{target}/{entry.path}", entry):
+            _send(store, f"{target}/{entry.path}", content.sources[entry.path], base, tenure)
+    _compare_sizes(store, target, manifest)
+    _commit(store, target, data, tenure)
     return folder
 
 
 def is_published(store: Store, prefix: str, folder: str, manifest: Manifest) -> bool:
-    """Whether the store holds this checkpoint just now, each file in its full length.
+    """Whether the store holds this checkpoint at this moment, each file with its full size.
 
     Raises:
         StoreError: the store refused.
     """
-    place = under(prefix, folder)
-    if read_any(store, f"{place}/{MANIFEST}") != manifest.to_bytes():
+    target = under(prefix, folder)
+    if read_any(store, f"{target}/{MANIFEST}") != manifest.to_bytes():
         return False
-    sizes = _sizes(store, place)
-    return all(sizes.get(f"{place}/{entry.path}") == entry.size for entry in manifest.files)
+    sizes = _sizes(store, target)
+    return all(sizes.get(f"{target}/{entry.path}") == entry.size for entry in manifest.files)
 
 
 def copy_checkpoint(
-    place: CheckpointReader, store: Store, prefix: str, lease: Lease, base: Base | None = None
+    reader: CheckpointReader, store: Store, prefix: str, lease: Lease, base: Base | None = None
 ) -> str:
-    """Copy a committed checkpoint from anywhere into the store; return its folder there.
+    """Copy a committed checkpoint from another store or a directory; return its folder.
 
-    Every byte is verified on its way, through memory only. `base` is the checkpoint itself, if it
-    lies in the same store: it is copied inside of it then. Otherwise as `publish`.
+    The bytes go through memory only and are verified. If the checkpoint lies in the same store,
+    `base` is the checkpoint itself: then the store copies. Otherwise as `publish`.
     """
-    manifest = place.manifest
+    manifest = reader.manifest
     data = manifest.to_bytes()
     folder, there = folder_for(store, prefix, manifest)
     target = under(prefix, folder)
@@ -182,8 +184,8 @@ def copy_checkpoint(
         return folder
     store.put(f"{target}/{MARKER}", PUBLISHING)
     for entry in manifest.files:
-        place.check(entry)
-        _send(store, f"{target}/{entry.path}", ReaderSource(place, entry), base, None)
+        reader.check(entry)
+        _send(store, f"{target}/{entry.path}", ReaderSource(reader, entry), base, None)
     _compare_sizes(store, target, manifest)
     lease.confirm()
     _commit(store, target, data, None)
@@ -191,7 +193,10 @@ def copy_checkpoint(
 
 
 def folder_for(store: Store, prefix: str, manifest: Manifest) -> tuple[str, bool]:
-    """Where a checkpoint belongs, and whether it is there; what is another's is left alone."""
+    """The folder for a checkpoint, and whether the store already has it there.
+
+    Folders of other checkpoints and of the user's files are skipped.
+    """
     data = manifest.to_bytes()
     number = manifest.generation
     while True:
@@ -202,31 +207,31 @@ def folder_for(store: Store, prefix: str, manifest: Manifest) -> tuple[str, bool
         number += 1
 
 
-def _is_users(store: Store, place: str) -> bool:
-    """Whether a folder without a manifest holds files of the user's: then it is no checkpoint's.
+def _is_users(store: Store, target: str) -> bool:
+    """Whether a folder without a manifest holds the user's files, not an unfinished checkpoint.
 
-    Whoever publishes or deletes a checkpoint has its marker there first, and takes it away last.
+    An unfinished checkpoint has a marker: it is put first and deleted last.
     """
-    names = [key.removeprefix(f"{place}/") for key in own_keys(store, place)]
+    names = [key.removeprefix(f"{target}/") for key in own_keys(store, target)]
     if any(not hidden(name) for name in names):
         return MARKER not in names
-    return store.size(place) is not None  # a file of that name
+    return store.size(target) is not None  # an object has the folder's name
 
 
 def _send_files(
     store: Store,
-    place: str,
+    target: str,
     checkpoint: LocalCheckpoint,
     base: Base | None,
     tenure: Tenure | None,
 ) -> None:
-    """Large files one after the other, each in parts side by side; small ones side by side."""
-    sizes = _sent_sizes(store, place, tenure)
+    """Send large files one after the other, each in parallel parts, and small ones in parallel."""
+    sizes = _sent_sizes(store, target, tenure)
 
     def send(entry: FileEntry) -> None:
         if tenure is not None:
             tenure.check()
-        key = f"{place}/{entry.path}"
+        key = f"{target}/{entry.path}"
         if _is_sent(tenure, sizes, key, entry):
             return
         with FileSource(checkpoint.path / entry.path, entry) as source:
@@ -234,15 +239,15 @@ def _send_files(
 
     small = [entry for entry in checkpoint.manifest.files if entry.size <= _SMALL_BYTES]
     in_parallel(send, [each for each in checkpoint.manifest.files if each.size > _SMALL_BYTES], 1)
-    in_parallel(send, small, min(8, len(small) // 4))  # for fewer files no thread is worth it
+    in_parallel(send, small, min(8, len(small) // 4))  # fewer than 4 files are not worth a thread
 
 
-def _sent_sizes(store: Store, place: str, tenure: Tenure | None) -> dict[str, int]:
-    return _sizes(store, place) if tenure and tenure.sent.under(place) else {}
+def _sent_sizes(store: Store, target: str, tenure: Tenure | None) -> dict[str, int]:
+    return _sizes(store, target) if tenure and tenure.sent.under(target) else {}
 
 
 def _is_sent(tenure: Tenure | None, sizes: Mapping[str, int], key: str, entry: FileEntry) -> bool:
-    """Whether an earlier try sent that file, and it is there; its bytes count as sent."""
+    """Whether an earlier try sent the file and the store has it; then report its bytes as sent."""
     sent = tenure is not None and tenure.sent.get(key) == entry.xxh3_128
     if not sent or sizes.get(key) != entry.size:
         return False
@@ -264,33 +269,33 @@ def _send(
     tenure.sent.add(key, source.entry.xxh3_128)
 
 
-def _commit(store: Store, place: str, manifest: bytes, tenure: Tenure | None) -> None:
+def _commit(store: Store, target: str, manifest: bytes, tenure: Tenure | None) -> None:
     if tenure is None:
-        store.put_new(f"{place}/{MANIFEST}", manifest)
+        store.put_new(f"{target}/{MANIFEST}", manifest)
     else:
         tenure.lease.confirm()
-        store.put_new(f"{place}/{MANIFEST}", manifest)
+        store.put_new(f"{target}/{MANIFEST}", manifest)
         try:
             tenure.lease.confirm()
-        except LeaseHeldError:  # its files may have been swept, or written over
-            store.delete([f"{place}/{MANIFEST}"])
+        except LeaseHeldError:  # the new holder may have swept or overwritten its files
+            store.delete([f"{target}/{MANIFEST}"])
             raise
-        tenure.sent.drop(place)
-    store.delete([f"{place}/{MARKER}"])
+        tenure.sent.drop(target)
+    store.delete([f"{target}/{MARKER}"])
 
 
 def send_ahead(
-    store: Store, place: str, source: DescribedSource, base: Base | None, tenure: Tenure
+    store: Store, target: str, source: DescribedSource, base: Base | None, tenure: Tenure
 ) -> None:
-    """Send a file of a checkpoint that is not committed yet; `tenure` is told of it.
+    """Send a file of a checkpoint that is not committed yet, and record it in `tenure`.
 
-    `place` is the key prefix that the checkpoint will have. Nobody sees the file before `publish`,
-    which leaves it out; if it never comes to that, `unpublish` deletes it. Nothing is sent to a
-    place that holds a checkpoint.
+    `target` is the key prefix that the checkpoint will have. `publish` later does not send the file
+    again; if the checkpoint is not committed, `unpublish` deletes it. Nothing is sent if `target`
+    holds a checkpoint or the user's files.
     """
-    if read_any(store, f"{place}/{MANIFEST}") is None and not _is_users(store, place):
-        store.put(f"{place}/{MARKER}", PUBLISHING)
-        _send(store, f"{place}/{source.entry.path}", source, base, tenure)
+    if read_any(store, f"{target}/{MANIFEST}") is None and not _is_users(store, target):
+        store.put(f"{target}/{MARKER}", PUBLISHING)
+        _send(store, f"{target}/{source.entry.path}", source, base, tenure)
 
 
 def _sizes(store: Store, base: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""Which files of unfinished publications are in the store: a restart does not send them again.
+"""Record which files of unfinished publications are in the store: a restart does not resend them.
 
-That is so only while nobody else writes there. So the record belongs to a lease, and passes to the
-next one only if that follows at once.
+The record is right only while no other process writes to the store's prefix. So it belongs to a
+lease, and passes to the next lease only if no other one came in between.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ if TYPE_CHECKING:
 
 
 def uploads_folder(root: Path) -> Path:
-    """Where the worker remembers uploads, on the volume of the checkpoints."""
+    """The folder of the worker's records of uploads, in the checkpoint directory."""
     return root / DOT_DIR / "uploads"
 
 
 class SentFiles:
-    """Key -> digest of the object there, in a file to which lines are added. Any thread's."""
+    """Key -> digest of the object in the store, in an append-only file. Used by any thread."""
 
-    def __init__(self, root: Path, place: str) -> None:
-        """`place` names the part of the store that is meant."""
-        name = f"sent-{xxhash.xxh3_128_hexdigest(place.encode())}.jsonl"
+    def __init__(self, root: Path, prefix_url: str) -> None:
+        """`root` is the checkpoint directory, `prefix_url` the store and prefix."""
+        name = f"sent-{xxhash.xxh3_128_hexdigest(prefix_url.encode())}.jsonl"
         self._file = uploads_folder(root) / name
         self._token, self._digests = _read(self._file)
         self._lock = threading.Lock()
 
     def begin_lease(self, before: str | None, token: str) -> None:
-        """The lease `token` followed the lease `before`: forget what was sent under any other."""
+        """The lease `token` followed the lease `before`: forget files sent under other leases."""
         if token != self._token:
             kept = self._digests if before is not None and before == self._token else {}
             self._token = token
             self._keep(kept)
 
     def get(self, key: str) -> str | None:
-        """The digest of the object at `key`, if it was sent."""
+        """The digest of the object at `key`; None if it was not sent."""
         return self._digests.get(key)
 
     def sending(self, key: str) -> None:
-        """Other bytes are about to be sent to `key`."""
+        """Forget `key`: other bytes are about to be sent to it."""
         with self._lock:
             if key in self._digests:
                 self._keep({other: d for other, d in self._digests.items() if other != key})
 
     def add(self, key: str, digest: str) -> None:
-        """These bytes are there. Lost with the power at worst: then they are sent again."""
+        """Record that `key` holds these bytes; not fsynced: a lost line means sending again."""
         line = json.dumps([key, digest]) + "\n"
         with self._lock:
             self._digests[key] = digest
@@ -67,19 +67,19 @@ class SentFiles:
                     stream.write(line.encode("ascii"))
 
     def under(self, folder: str) -> frozenset[str]:
-        """The keys in a folder."""
+        """The recorded keys below a folder."""
         return frozenset(key for key in self._digests if key.startswith(f"{folder}/"))
 
     def drop(self, folder: str) -> None:
-        """Forget what is in a folder: it is published, or about to be deleted."""
+        """Forget the files in a folder, which is published, or about to be deleted."""
         with self._lock:
             if gone := self.under(folder):
                 self._keep({key: d for key, d in self._digests.items() if key not in gone})
 
     def _keep(self, digests: dict[str, str]) -> None:
-        """Durable: what is forgotten must not come back with a crash.
+        """Replace the record, durably: a forgotten entry must not come back after a crash.
 
-        On a full disk nothing is remembered: sending may be what saves the bytes that are on it.
+        On a full disk the record is deleted, and the upload goes on.
         """
         self._digests = digests
         lines = [json.dumps(line) + "\n" for line in (self._token, *digests.items())]
@@ -91,7 +91,7 @@ class SentFiles:
 
 
 def _read(file: Path) -> tuple[str | None, dict[str, str]]:
-    """Token and digests, as far as they can be read: a line may be torn."""
+    """Token and digests; torn lines are left out."""
     try:
         first, *lines = [_parsed(line) for line in read_lines(file)] or [None]
     except (OSError, CheckpointCorruptError):

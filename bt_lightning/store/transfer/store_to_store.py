@@ -1,4 +1,4 @@
-"""Bytes that go from one place to another store, through memory only."""
+"""The source for copying a checkpoint to another store, through memory only."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class ReaderSource(BufferedSource):
-    """A file of a checkpoint that lies elsewhere: read when it is sent, and verified."""
+    """A file of a checkpoint in another store or directory: read when it is sent, and verified."""
 
-    def __init__(self, place: CheckpointReader, entry: FileEntry) -> None:
-        self._place, self.entry = place, entry
+    def __init__(self, reader: CheckpointReader, entry: FileEntry) -> None:
+        self._reader, self.entry = reader, entry
         self.size, self.digest = entry.size, entry.xxh3_128
-        self.part_bytes = place.piece_bytes
+        self.part_bytes = reader.piece_bytes
 
     @contextlib.contextmanager
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
-        """Fetch the bytes, and compare each block with its digest."""
+        """Read the bytes and verify each block."""
         view = memoryview(bytearray(size))
         if size:
-            read_verified(self._place, self.entry, offset, [view])
+            read_verified(self._reader, self.entry, offset, [view])
         yield view

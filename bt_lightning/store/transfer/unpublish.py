@@ -1,6 +1,6 @@
-"""A checkpoint out of a store: marker, manifest, files, marker away.
+"""Delete a checkpoint from a store: put the marker, delete the manifest, the files, the marker.
 
-Without its manifest it is none any more; what a kill leaves has a marker and is nobody's.
+Without its manifest it is no checkpoint; what a killed deletion leaves has a marker, to be swept.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()) -> bool:
     """Delete one checkpoint, or the rest of one, from the store; idempotent.
 
-    The objects `keep` stay, with a marker beside them: they are of a publication that will go on.
-    Returns False, and deletes nothing, if the checkpoint is protected. A folder with neither
-    manifest nor marker is none: it holds files of the user's, which stay.
+    The objects `keep` stay, with a marker beside them: their publication will be resumed. Returns
+    False, and deletes nothing, if the checkpoint is protected. A folder with neither manifest nor
+    marker holds the user's files, which stay.
     """
     base = under(prefix, folder)
     keys = own_keys(store, base)
@@ -41,7 +41,7 @@ def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()
         return True
     manifest, marker, protection = (f"{base}/{n}" for n in (MANIFEST, MARKER, PROTECTION))
     store.put(marker, DELETING)
-    # The marker first: of one that deletes and one that protects, one at least sees the other.
+    # The marker first: of a deletion and a protection at a time, one at least sees the other.
     if manifest in keys and read_any(store, protection) is not None:
         store.delete([marker])
         return False
@@ -55,7 +55,7 @@ def unpublish(store: Store, prefix: str, folder: str, keep: Collection[str] = ()
 
 
 def own_keys(store: Store, base: str) -> list[str]:
-    """Keys of the checkpoint at `base`; of another one below it (`a` and `a/b`), none."""
+    """Keys of the checkpoint at `base`, without those of checkpoints below it (`a` and `a/b`)."""
     keys = [info.key for info in store.list(base)]
     ends = (f"/{MANIFEST}", f"/{MARKER}")
     nested = {
@@ -67,7 +67,7 @@ def own_keys(store: Store, base: str) -> list[str]:
 
 
 def give_up_uploads(store: Store, prefix: str, keep: Collection[str]) -> None:
-    """`Store.abandon`, where the store lets us; it costs money, not checkpoints, where it does not.
+    """Call `Store.abandon`; if the store refuses, log it: leftovers cost money, not checkpoints.
 
     Raises:
         StoreTransientError: the store did not answer.

@@ -1,6 +1,6 @@
-"""Ranges of a committed file, straight from a store; every byte is verified before it is given.
+"""Read any range of a committed file from a store; every byte is verified before it is returned.
 
-Digests cover blocks, so a range is read out to the blocks that it touches.
+Digests cover whole blocks, so a range is extended to the blocks that it touches.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
 
 PIECE_BYTES = 16 * 1024 * 1024
-"""Bytes of one request: a multiple of `BLOCK_BYTES`."""
+"""Size of one request in bytes: a multiple of `BLOCK_BYTES`."""
 _REQUESTS = 8
 
 
 def read_verified_range(store: Store, base: str, entry: FileEntry, start: int, end: int) -> bytes:
-    """The bytes `start` to `end` of the file `entry` of the checkpoint at the key `base`.
+    """The bytes `start` to `end` of the file `entry` of the checkpoint at the key prefix `base`.
 
-    Both lie in the file. Large ranges are asked for in several requests at a time.
+    Both lie in the file. Large ranges are read by parallel requests.
 
     Raises:
         CheckpointCorruptError: the store holds other bytes than were saved.
@@ -51,7 +51,7 @@ def read_verified_range(store: Store, base: str, entry: FileEntry, start: int, e
 
 
 def save_file(store: Store, base: str, entry: FileEntry, target: Path) -> None:
-    """Copy one file to the new file `target`, several requests at a time; it holds all or is gone.
+    """Copy one file to the new file `target`, by parallel requests; deleted if the copy fails.
 
     Raises:
         CheckpointCorruptError, CheckpointNotFoundError, StoreError: as `read_verified_range`.
@@ -76,7 +76,7 @@ def save_file(store: Store, base: str, entry: FileEntry, target: Path) -> None:
 
 
 def _each_piece(act: Callable[[int], None], first: int, last: int) -> None:
-    """Call `act` with the offset of each piece, several at a time; raise what the first one did."""
+    """Call `act` with the offset of each piece, in parallel; raise the first piece's error."""
     offsets = range(first, last, PIECE_BYTES)
     if len(offsets) <= 1:
         for offset in offsets:
@@ -95,14 +95,14 @@ def _each_piece(act: Callable[[int], None], first: int, last: int) -> None:
 def _read_blocks(
     store: Store, base: str, entry: FileEntry, offset: int, target: memoryview
 ) -> None:
-    """Fill `target` with whole blocks from `offset` on, each compared with its digest."""
+    """Fill `target` with whole blocks from `offset` on, and verify each."""
     key = f"{base}/{entry.path}"
     try:
         store.read_into(key, offset, target)
         for start in range(0, len(target), BLOCK_BYTES):
             block = target[start : start + BLOCK_BYTES]
             if _differs(entry, offset + start, block):
-                store.read_into(key, offset + start, block)  # it may have changed on the way here
+                store.read_into(key, offset + start, block)  # it may have changed in transit
                 if _differs(entry, offset + start, block):
                     raise _damaged(store, base, entry, (offset + start) // BLOCK_BYTES)
     except StoreError as error:
