@@ -1,8 +1,8 @@
-"""botocore's client of one bucket: what it asks is sent by our connections, and its user renewed.
+"""Run botocore's client of a bucket over this package's connections, and renew its credentials.
 
-The client signs in the event loop of s3fs. What it would send itself, with redirects followed and
-answers read without an end, the thread that called sends instead. So everything that goes to S3
-goes through one `HttpConnections`, under its limits.
+The client signs in the event loop of s3fs. Its own HTTP client would follow redirects and read
+answers without a limit. So each request is handed to the thread that called, which sends it through
+`HttpConnections`, under its limits.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CREDENTIALS_S: Final = 120.0
-"""For who gives out credentials: a program of the user's, another server."""
+"""How long a source of credentials may take: a program of the user, or another server."""
 _AGAIN_S: Final = 1.0
-"""Credentials that are still the same are not asked for more often."""
+"""Least time between two renewals of credentials that did not change."""
 _FILES: Final = ("credentials_file", "config_file")
 
 
-class _Desk:
-    """Where a client's requests in the event loop wait for the thread that called."""
+class _RequestQueue:
+    """Passes the client's requests from the event loop to the thread that called."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -52,19 +52,19 @@ class _Desk:
         self._asked = queue.SimpleQueue()
 
     async def send(self, signed: Signed, body: bytes) -> Reply:
-        """In the loop: have it sent."""
+        """Have a request sent; called in the event loop."""
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._asked.put((signed, body, answer))
         return await answer
 
     def close(self, _: object = None) -> None:
-        """There will be no more requests."""
+        """Say that no more requests will come."""
         self._asked.put(None)
 
     def serve(self, exchange: Callable[[Signed, bytes], Reply]) -> None:
-        """In the thread that called: send what comes, until it is closed.
+        """Send the requests with `exchange` until the queue is closed; in the thread that called.
 
-        Raises `TimeoutError` if nobody asks for anything any more.
+        Raises `TimeoutError` if no request comes for `_CREDENTIALS_S`.
         """
         while True:
             try:
@@ -77,64 +77,64 @@ class _Desk:
             signed, body, answer = asked
             try:
                 reply = exchange(signed, body)
-            except Exception as error:  # noqa: BLE001 - raised where it was asked for
+            except Exception as error:  # noqa: BLE001 - raised by `send`
                 self._loop.call_soon_threadsafe(answer.set_exception, error)
             else:
                 self._loop.call_soon_threadsafe(answer.set_result, reply)
 
 
-_desk: contextvars.ContextVar[_Desk | None] = contextvars.ContextVar(
-    "bt_lightning_desk", default=None
+_requests: contextvars.ContextVar[_RequestQueue | None] = contextvars.ContextVar(
+    "bt_lightning_requests", default=None
 )
 
 
 class Clients:
-    """The clients of one bucket, one after the other; called by several threads."""
+    """The current botocore client of one bucket, and its renewal; called by several threads."""
 
     def __init__(self, filesystem: Any, bucket: str) -> None:
-        """`filesystem` is one of s3fs's, and nobody else's."""
+        """`filesystem` is an s3fs filesystem that nobody else uses."""
         self._fs = filesystem
         self._bucket = bucket
         self._own_session = filesystem.session is None
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
-        self._wire: HttpConnections | None = None
+        self._connections: HttpConnections | None = None
         self._known: tuple[str, str, str | None] | None = None
         self._looked = False
         self._files: list[Path] = []
-        """Where credentials may come from."""
+        """Files that credentials may come from."""
         self._stamps: list[object] = []
         self._renewed_at = -_AGAIN_S
         self.age = 0
-        """Grows with each renewal of the credentials."""
+        """Number of renewals of the credentials."""
 
     @property
     def has_token(self) -> bool:
-        """Whether the credentials are such that expire."""
+        """Whether the credentials have a session token, so that they expire."""
         return self._known is not None and self._known[2] is not None
 
     @property
     def had_credentials(self) -> bool:
-        """Whether there were credentials at all."""
+        """Whether credentials were found."""
         return self._known is not None
 
     @property
     def secrets(self) -> frozenset[str]:
-        """Key, secret and token, as far as they are known, for no text to hold them."""
+        """Key, secret and token, as far as known, to be hidden in messages."""
         return with_spellings([one for one in self._known or () if one])
 
     def run(self, work: Callable[[Any], Awaitable[T]], allowance: Allowance = SMALL) -> T:
-        """Do `work` with the client, in its event loop; what it asks is sent by this thread.
+        """Await `work` with the client in its event loop; this thread sends the requests.
 
-        Raises what `work` does, and `TimeoutError`.
+        Raises what `work` raises, and `TimeoutError`.
         """
         return self._in_loop(lambda: self._with_client(work), allowance)
 
     def renew(self, age: int | None = None) -> bool:
-        """Get the credentials anew, if they are still those of that `age`; whether they changed.
+        """Load the credentials again if they are still those of `age`; return whether they changed.
 
-        Those that are given as an option stay what they are. Without `age`, look only whether a
-        file of credentials has changed.
+        Credentials that are given as options are never renewed. Without `age`, renew only if a file
+        of credentials changed.
         """
         with self._renewing:
             changed = self._stamps != self._stamps_now()
@@ -148,30 +148,30 @@ class Clients:
                 return False
             try:
                 renewed = self._in_loop(self._renewed, SMALL)
-            except Exception:  # noqa: BLE001 - half a file: those from before may still hold
+            except Exception:  # noqa: BLE001 - a half-written file: the old ones may still work
                 renewed = False
             self._renewed_at = now
             self.age += renewed
             return renewed
 
-    def wire(self) -> HttpConnections:
+    def connections(self) -> HttpConnections:
         """The connections to the endpoint."""
         with self._lock:
-            if self._wire is None:
-                self._wire = HttpConnections(self._in_loop(self._network, SMALL))
-            return self._wire
+            if self._connections is None:
+                self._connections = HttpConnections(self._in_loop(self._network, SMALL))
+            return self._connections
 
     def _in_loop(self, act: Callable[[], Awaitable[T]], allowance: Allowance) -> T:
-        desk = _Desk(self._fs.loop)
+        requests = _RequestQueue(self._fs.loop)
 
         async def acting() -> T:
-            _desk.set(desk)
+            _requests.set(requests)
             return await act()
 
         future = asyncio.run_coroutine_threadsafe(acting(), self._fs.loop)
-        future.add_done_callback(desk.close)
+        future.add_done_callback(requests.close)
         try:
-            desk.serve(lambda signed, body: self._sent(signed, body, allowance))
+            requests.serve(lambda signed, body: self._sent(signed, body, allowance))
         except BaseException:
             future.cancel()
             raise
@@ -179,7 +179,7 @@ class Clients:
 
     def _sent(self, signed: Signed, body: bytes, allowance: Allowance) -> Reply:
         lent = HeldBytes(memoryview(body)) if body else None
-        reply = self.wire().exchange(signed, lent, allowance=allowance)
+        reply = self.connections().exchange(signed, lent, allowance=allowance)
         reply = response_checks.checked(reply)
         response_checks.count_tags(reply.body)
         return reply
@@ -189,7 +189,7 @@ class Clients:
         return await work(await self._fs.get_s3(self._bucket))
 
     async def _session_client(self) -> Any:
-        """The client of the session, which a bucket of another region does not have."""
+        """The session's client; a bucket in another region has one of its own."""
         if self._fs.session is None:
             self._fs.session = self._new_session()
         if not self._looked:
@@ -212,7 +212,7 @@ class Clients:
 
     def _new_session(self) -> Any:
         session = aiobotocore.session.AioSession(**self._fs.kwargs)
-        session.register("before-send.s3", _hand_over)
+        session.register("before-send.s3", _send_by_caller)
         return session
 
     async def _found(self, session: Any) -> tuple[str, str, str | None] | None:
@@ -247,22 +247,22 @@ class Clients:
         )
 
 
-async def _hand_over(request: AWSPreparedRequest, **_: object) -> AioAWSResponse | None:
-    """Instead of sending it: give a request to the thread that called."""
-    desk = _desk.get()
-    if desk is None:
+async def _send_by_caller(request: AWSPreparedRequest, **_: object) -> AioAWSResponse | None:
+    """A hook of botocore: let the thread that called send the request."""
+    requests = _requests.get()
+    if requests is None:
         return None
     headers = headers_of(request, {"host", "content-length", "expect"})
     signed = Signed(request.method, request.url, headers)
     body = request.body.read() if hasattr(request.body, "read") else request.body or b""
-    reply = await desk.send(signed, body.encode() if isinstance(body, str) else bytes(body))
+    reply = await requests.send(signed, body.encode() if isinstance(body, str) else bytes(body))
     response = AioAWSResponse(request.url, reply.status, dict(reply.headers), None)
     response._content = reply.body  # noqa: SLF001 - what it would read from a connection
     return response
 
 
 def headers_of(request: Any, without: set[str]) -> dict[str, str]:
-    """The headers that botocore made, as text, but for those that the connection makes."""
+    """The headers of botocore's `request` as text, `without` those that the connection adds."""
     return {
         name: value.decode("ascii") if isinstance(value, bytes) else str(value)
         for name, value in request.headers.items()
@@ -288,7 +288,7 @@ def _seconds(timeout: object) -> float:
 
 
 def _tls(verify: object, certificate: object) -> ssl.SSLContext:
-    """A context as botocore makes it, so that `verify` and `AWS_CA_BUNDLE` mean the same."""
+    """A TLS context as botocore makes it, so that `verify` and `AWS_CA_BUNDLE` mean the same."""
     import ssl
 
     context: ssl.SSLContext = create_urllib3_context()

@@ -1,4 +1,4 @@
-"""The checksum that goes with each part, which the server compares with what it received."""
+"""Checksums of uploaded parts, which the server compares with what it received."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """One of the algorithms of S3."""
+    """A checksum algorithm of S3."""
 
     name: str
-    """As `ChecksumAlgorithm` names it."""
+    """The value of `ChecksumAlgorithm`."""
     width: int
-    """Bytes of a value."""
+    """Size of a checksum in bytes."""
     function: Callable[[memoryview, int], int]
-    """Given bytes, and the value of those before them."""
+    """Takes bytes and the checksum of the bytes before them; returns the checksum of all."""
 
     @property
     def parameter(self) -> str:
-        """Name of the value in requests and replies of the API."""
+        """Name of the checksum in parameters and answers of the API."""
         return f"Checksum{self.name}"
 
     @property
     def header(self) -> str:
-        """Name of the value's header."""
+        """Name of the checksum's HTTP header."""
         return f"x-amz-checksum-{self.name.lower()}"
 
     def of(self, data: Lent) -> str:
-        """The value for all of `data`, as S3 writes it."""
+        """The checksum of all of `data`, in base64, as S3 writes it."""
         value = 0
         for start in range(0, data.size, BLOCK_BYTES):
             with data.view(start, min(start + BLOCK_BYTES, data.size)) as block:
@@ -56,7 +56,7 @@ def content_md5(data: Lent) -> str:
 
 
 def known() -> tuple[Checksum, ...]:
-    """The algorithms that can be computed here, the best first: 18 GB/s with awscrt, 4 without."""
+    """The algorithms that are installed, the fastest first: 18 GB/s with awscrt, 4 GB/s without."""
     crc32 = Checksum("CRC32", 4, zlib.crc32)
     try:
         from awscrt import checksums
@@ -71,28 +71,28 @@ def known() -> tuple[Checksum, ...]:
 
 
 class Choice:
-    """The algorithms that the server may know, found out from its replies. Shared by threads."""
+    """The algorithms that the server may support, learned from its answers. Shared by threads."""
 
     def __init__(self, candidates: tuple[Checksum, ...] | None = None) -> None:
         self._left = known() if candidates is None else candidates
 
     def candidates(self) -> tuple[Checksum | None, ...]:
-        """What to ask for, in this order, until the server agrees; at last for none."""
+        """The algorithms to try in this order until the server accepts one; the last is none."""
         return (*self._left, None)
 
     def settle(self, checksum: Checksum | None) -> None:
-        """The server took `checksum`, and refused those before it."""
+        """The server accepted `checksum`, and refused those before it."""
         left = self._left
         if checksum is None:
             self._left = ()
-        elif checksum in left:  # else it was passed over, and is struck out already
+        elif checksum in left:  # else the server ignored it, and it is removed already
             self._left = left[left.index(checksum) :]
 
     def ignored(self, checksum: Checksum) -> None:
-        """The server passed over `checksum` without a word: try another with the next object."""
+        """The server ignored `checksum`: do not use it for later objects."""
         self._left = tuple(each for each in self._left if each != checksum)
 
 
 def checksum_named(name: str | None) -> Checksum | None:
-    """The algorithm of that name; None if it cannot be computed here."""
+    """The algorithm of that name; None if it is not installed."""
     return next((each for each in known() if each.name == name), None)

@@ -1,4 +1,4 @@
-"""How many parts are under way at a time. Pure: clocks are passed."""
+"""The number of parts of an upload that are sent at a time. Pure: clocks are passed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Final
 START: Final = 4
 MOST: Final = 16
 _CALM_PARTS: Final = 32
-"""Parts without a complaint after which one more connection is tried."""
+"""Parts without a `SlowDown` after which one more connection is tried."""
 _FLIGHT_S: Final = 10.0
-"""Parts under way are cut off by a kill: no more of them than the link carries in this time."""
-_LOOK_S: Final = 0.1
+"""A kill loses the parts in flight: so no more are in flight than the link carries in this time."""
+_CHECK_S: Final = 0.1
 _BUFFERED: Final = 8 * 1024 * 1024
-"""Bytes of a connection that the systems at both ends take before anything was carried."""
+"""Bytes of a connection that may lie in the socket buffers of both ends, not yet transferred."""
 _FAST: Final = 256e6
-"""Bytes a second of a connection that the processors limit, and not the link."""
+"""Bytes a second of one connection above which the CPU is the limit, not the link."""
 
 
 class Concurrency:
-    """Finds the number of connections. One lock of the caller's guards it.
+    """Finds the number of connections for an upload; the caller's lock guards it.
 
-    Stores give each connection a share, so many are needed, and on a slow link few. It begins with
-    a few, and takes as many more as the link carries; it halves them when the server asks for less.
+    Stores limit the bandwidth of a connection, so many are needed, but few on a slow link. It
+    starts with a few and adds as many as the link can fill; `SlowDown` halves the number.
     """
 
     def __init__(self, part_bytes: int, start: int = START, most: int = MOST) -> None:
-        """`part_bytes` is what each connection sends at a time."""
+        """`part_bytes` is the size of a part."""
         self.width = start
         """Connections to use now."""
         self._part_bytes = part_bytes
@@ -36,15 +36,15 @@ class Concurrency:
         self._calm = 0
 
     def sent(self, size: int, now: float) -> bool:
-        """Take note of `size` bytes handed over at `now`, in seconds of any clock.
+        """Record `size` bytes given to the kernel at `now`, in seconds of a monotonic clock.
 
-        Returns whether there may be more connections from now on.
+        Returns whether `width` has grown.
         """
         if self._since is None:
             self._since = now
         self._sent += size
         passed = now - self._since
-        if passed < _LOOK_S or self.width >= self._most or self._halved_at is not None:
+        if passed < _CHECK_S or self.width >= self._most or self._halved_at is not None:
             return False
         rate = (self._sent - self.width * _BUFFERED) / passed
         if rate > self.width * _FAST:
@@ -55,7 +55,7 @@ class Concurrency:
         return grown
 
     def finished(self) -> None:
-        """Take note of a part that arrived."""
+        """Record a part that the server has confirmed."""
         if self._halved_at is None:
             return
         self._calm += 1
@@ -64,9 +64,9 @@ class Concurrency:
             self.width = min(self.width + 1, self._most)
 
     def slow_down(self, began: float, now: float) -> None:
-        """The server asked for less, in answer to a request of `began`.
+        """Record a `SlowDown` in answer to a request that began at `began`.
 
-        Answers to requests that were under way when the number was halved say nothing new.
+        Answers to requests that began before the last halving do not halve again.
         """
         self._calm = 0
         if self._halved_at is not None and began < self._halved_at:

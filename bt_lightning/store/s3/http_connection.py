@@ -1,7 +1,7 @@
-"""HTTP/1.1 over connections that are kept: bodies go from, and come into, the caller's memory.
+"""HTTP/1.1 over kept connections: bodies are sent from, and read into, the caller's memory.
 
-`http.client` copies neither. Who makes progress is waited for, so that a slow link is no stalled
-one (`patience`); what answers without end, or too slowly, is left.
+`http.client` copies neither. A peer that makes progress is waited for, so a slow link does not time
+out (`progress_timeout`); an answer without end, or one that comes too slowly, is an error.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Lent, ReadProgress
 
 SMALL: Final = Allowance(64 * 1024, most_s=300.0)
-"""For answers that say no more than that something was done, and for errors."""
+"""For answers without content, and for errors."""
 _GOOD: Final = frozenset({200, 206})
 _IDLE_S: Final = 15.0
-"""A kept connection is used again within this time: servers close theirs from 20 s on."""
+"""A kept connection is reused within this time: servers close idle ones after 20 s or more."""
 
 Connection = http.client.HTTPConnection
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A request that is ready to be sent. The URL is a secret: it carries the signature."""
+    """A signed request. URL and headers are secrets: they carry the signature."""
 
     method: str
     url: str = field(repr=False)
@@ -52,22 +52,22 @@ class Signed:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer."""
+    """An HTTP answer."""
 
     status: int
     headers: Mapping[str, str]
-    """Names in lower case."""
+    """Header names are in lower case."""
     body: bytes
-    """What came, unless it went into the caller's memory; cut off after what is allowed."""
+    """The body, cut off at the allowed size; empty if it went into the caller's memory."""
     filled: int = 0
     """Bytes that went into the caller's memory."""
     cut: bool = False
-    """Whether there is more of the body than is allowed."""
+    """Whether the body is longer than the allowed size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Into:
-    """Memory for the body of a good answer."""
+    """The caller's memory for the body of a successful answer."""
 
     targets: Sequence[memoryview]
     on_progress: ReadProgress
@@ -86,7 +86,7 @@ class Network:
 
 
 class HttpConnections:
-    """Connections to one endpoint. Any thread may exchange; each exchange has a connection."""
+    """Kept connections to one endpoint. Any thread may call; each exchange has a connection."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -103,18 +103,18 @@ class HttpConnections:
         throttle: Callable[[int], int] = int,
         allowance: Allowance = SMALL,
     ) -> Reply:
-        """Send one request and read its answer; a good one's body goes `into` memory.
+        """Send one request and read its answer; a successful body goes `into` memory.
 
-        Without such memory, and of errors, no more is read than `allowance` says. No redirect is
+        Without `into`, and for errors, at most `allowance.body_bytes` are read. Redirects are not
         followed.
 
-        `throttle` is called with a number of bytes before they are sent; it may wait, or raise, and
-        returns how many of them may be.
+        `throttle` is called with a number of bytes before they are sent; it may wait or raise, and
+        returns how many of them may be sent.
 
         Raises:
-            OSError: the connection could not be made, broke, or stood still.
+            OSError: the connection could not be made, broke, or made no progress.
             http.client.HTTPException: the answer was cut off.
-            Hostile: it is none, or has no end.
+            Hostile: the answer is not HTTP, or has no end.
         """
         url = urlsplit(signed.url)
         connection, fresh, target = self._connection(url)
@@ -124,47 +124,47 @@ class HttpConnections:
                 _connect(connection, url)
             assert connection.sock is not None
             connection.sock.settimeout(self._network.read_s)
-            patience = ProgressTimeout(
+            progress = ProgressTimeout(
                 connection.sock, self._network.read_s, _allowed(allowance, into)
             )
             try:
                 _send_head(connection, signed, target, body.size if body else 0)
                 if body is not None:
-                    send_body(connection.sock, body, throttle, patience)
+                    send_body(connection.sock, body, throttle, progress)
             except (BrokenPipeError, ConnectionResetError):
                 if not _readable(connection):
                     raise
-                # the server has answered before it took all: the answer says why
-            answer = functools.partial(_Response, patience)
+                # the server answered before it took the whole body: the answer says why
+            answer = functools.partial(_Response, progress)
             connection.response_class = cast("type[http.client.HTTPResponse]", answer)
             with connection.getresponse() as response:
                 reply = _read(response, into, allowance.body_bytes)
                 kept = response.isclosed() and not response.will_close
         except (http.client.IncompleteRead, http.client.BadStatusLine):
-            raise  # it was cut off
+            raise  # the answer was cut off
         except http.client.HTTPException as error:
             msg = f"the answer has no end, or is none of HTTP: {error}"
             raise Hostile(msg) from None
         finally:
             if kept:
                 with self._lock:
-                    self._idle.append((_place(url), time.monotonic(), connection))
+                    self._idle.append((_origin(url), time.monotonic(), connection))
             else:
                 connection.close()
         return reply
 
     def _connection(self, url: SplitResult) -> tuple[Connection, bool, str]:
-        """A connection, whether it is still to be made, and the request's target on it."""
+        """A connection, whether it is not connected yet, and the request target to send on it."""
         target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
         proxy = self._network.proxies.get(url.scheme)
         if proxy and url.scheme == "http":
             target = url.geturl()
-        place = _place(url)
+        origin = _origin(url)
         stale = time.monotonic() - _IDLE_S
         with self._lock:
             while self._idle:
-                there, since, connection = self._idle.pop()
-                if there == place and since > stale and not _readable(connection):
+                kept_for, since, connection = self._idle.pop()
+                if kept_for == origin and since > stale and not _readable(connection):
                     return connection, False, target
                 connection.close()
         return self._opened(url, proxy), True, target
@@ -190,7 +190,7 @@ class HttpConnections:
 
 
 def proxy_headers(proxy: SplitResult) -> dict[str, str]:
-    """The user of a proxy's URL as the header that a proxy asks for."""
+    """The `Proxy-Authorization` header for the user in a proxy's URL; empty without a user."""
     if proxy.username is None:
         return {}
     user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
@@ -198,39 +198,39 @@ def proxy_headers(proxy: SplitResult) -> dict[str, str]:
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer that is waited for with patience."""
+    """An answer whose bytes are read with a `ProgressTimeout`."""
 
     def __init__(
-        self, patience: ProgressTimeout, sock: socket.socket, *args: Any, **options: Any
+        self, progress: ProgressTimeout, sock: socket.socket, *args: Any, **options: Any
     ) -> None:
         super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(Arriving(sock, self.fp.detach(), patience))
+        self.fp = io.BufferedReader(Arriving(sock, self.fp.detach(), progress))
 
 
 class _Plain(http.client.HTTPConnection):
-    """A connection without TLS, to the endpoint or to a proxy that passes requests on."""
+    """A connection without TLS, to the endpoint or to a forwarding proxy."""
 
-    def __init__(self, place: SplitResult, timeout: float) -> None:
-        assert place.hostname is not None
-        super().__init__(place.hostname, place.port, timeout=timeout)
-        self.extra = proxy_headers(place)
+    def __init__(self, url: SplitResult, timeout: float) -> None:
+        assert url.hostname is not None
+        super().__init__(url.hostname, url.port, timeout=timeout)
+        self.extra = proxy_headers(url)
 
 
-def _place(url: SplitResult) -> str:
+def _origin(url: SplitResult) -> str:
     return f"{url.scheme}://{url.netloc}"
 
 
 def _connect(connection: Connection, url: SplitResult) -> None:
-    """Connect; a refusal of the network names the endpoint, which the kernel does not."""
+    """Connect; an error names the endpoint, which the kernel's message does not."""
     try:
         connection.connect()
     except (ConnectionError, socket.gaierror) as error:
-        place = f"{url.scheme}://{url.hostname}:{url.port or connection.port}"
-        raise type(error)(error.errno, f"{error.strerror or error} ({place})") from error
+        endpoint = f"{url.scheme}://{url.hostname}:{url.port or connection.port}"
+        raise type(error)(error.errno, f"{error.strerror or error} ({endpoint})") from error
 
 
 def _readable(connection: Connection) -> bool:
-    """Whether an idle connection has something to say: it can only be its end."""
+    """Whether an idle connection can be read: then the server has closed it."""
     if connection.sock is None:
         return True
     poll = select.poll()
@@ -239,7 +239,7 @@ def _readable(connection: Connection) -> bool:
 
 
 def _allowed(allowance: Allowance, into: Into | None) -> Allowance:
-    """A body that goes into memory may be as large as that, and takes its time."""
+    """The allowance; a body that goes into memory may be as large as that, and take longer."""
     if into is None:
         return allowance
     return Allowance(max(allowance.body_bytes, sum(map(len, into.targets))))
@@ -264,7 +264,7 @@ def _read(response: http.client.HTTPResponse, into: Into | None, most_bytes: int
         return Reply(response.status, headers, body[:most], cut=len(body) > most)
     filled = fill(into.targets, response.readinto, into.on_progress)
     if not response.length:
-        response.read(1)  # if nothing is left but the end itself, the connection can be kept
+        response.read(1)  # reads the end of a chunked body, so that the connection can be kept
     return Reply(response.status, headers, b"", filled)
 
 

@@ -1,4 +1,4 @@
-"""What is being uploaded, on disk: so that a restart goes on with it, or gives it up."""
+"""The on-disk journal of multipart uploads: a restart resumes them or aborts them."""
 
 from __future__ import annotations
 
@@ -30,47 +30,47 @@ class UploadRecord:
     """URL of the store, without secrets."""
     key: str
     identity: str
-    """Digest of the content and of what is copied: equal ones go on with each other's parts."""
+    """Digest of the content, the copied ranges and the part plan; a resumed upload has the same."""
     part_bytes: int
-    """Of a part that is sent. Whoever goes on with the upload cuts as it was cut."""
+    """Size of the parts that are sent. A resumed upload must use the same size."""
     upload_id: str | None = None
-    """None until the server has named it."""
+    """None until the server has created the upload."""
     checksum: str | None = None
-    """Name of the checksum that each part carries."""
+    """Name of the checksum algorithm of the parts; None for none."""
     etag: str | None = None
-    """What the object's ETag will be; known once the upload is about to be completed."""
+    """The object's expected ETag; set before the upload is completed."""
 
 
 class MultipartJournal:
-    """A directory with one small file for each upload of one writer, atomically written."""
+    """A directory of one process with one small, atomically written file per upload."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, store: str, key: str) -> UploadRecord | None:
-        """The upload to that key that was begun last, if it has not ended."""
+        """The unfinished upload to `key`; None if there is none."""
         record = _read(self._file(store, key))
         return record if record and (record.store, record.key) == (store, key) else None
 
     def all(self, store: str) -> Iterator[UploadRecord]:
-        """Every upload to that store."""
+        """Every unfinished upload to `store`."""
         for file in children(self._folder):
             record = _read(file) if file.name.endswith(_SUFFIX) else None
             if record and record.store == store:
                 yield record
 
     def write(self, record: UploadRecord) -> None:
-        """Put the record in the place of the one of the same key.
+        """Write the record, in place of the one of the same key.
 
-        A disk that refuses is no failure: what is uploaded may be all that can be saved from it.
+        An error of the disk is ignored: the upload may be what saves the checkpoint from that disk.
         """
         file = self._file(record.store, record.key)
         with contextlib.suppress(OSError):
             replace_small(file, json.dumps(asdict(record)).encode("ascii"))
 
     def remove(self, record: UploadRecord) -> None:
-        """Forget it: the upload is complete, or was given up."""
-        with contextlib.suppress(OSError):  # nothing knows it any more: the next try finds that out
+        """Delete the record: the upload was completed or aborted."""
+        with contextlib.suppress(OSError):  # the next try finds out that the upload is gone
             self._file(record.store, record.key).unlink(missing_ok=True)
 
     def _file(self, store: str, key: str) -> Path:
@@ -78,7 +78,7 @@ class MultipartJournal:
 
 
 def _read(file: Path) -> UploadRecord | None:
-    """The record; None if it is missing or damaged: its upload is found by the server's list."""
+    """The record; None if missing or damaged: then the upload is found in the server's list."""
     try:
         data: Any = read_json(file, RECORD)
         record = UploadRecord(**data)

@@ -1,4 +1,4 @@
-"""The multipart uploads of one store: begun, listed, completed, given up; none is forgotten."""
+"""Create, list, complete and abort the multipart uploads of one store; none is forgotten."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MD5_CHARS: Final = 32
 
 
 class Uploads:
-    """Begins and ends uploads, and keeps the journal in step. Raises `Failure`."""
+    """Creates, completes and aborts uploads, and keeps the journal. Raises `Failure`."""
 
     def __init__(
         self, api: Api, store: str, journal: MultipartJournal | None, choice: Choice
@@ -42,12 +42,12 @@ class Uploads:
         self._choice = choice
 
     def survives(self, record: UploadRecord) -> bool:
-        """Whether the next try will know of this upload if it is cut off now."""
+        """Whether the journal has this upload, so that a later try can resume it."""
         known = self._journal.find(self._store, record.key) if self._journal else None
         return known is not None and known.upload_id == record.upload_id
 
     def begin(self, key: str, identity: str, part_bytes: int) -> UploadRecord:
-        """Begin an upload in parts of that size; the journal knows of it before the server does."""
+        """Create an upload in parts of `part_bytes`; the journal has it before the server does."""
         self.end(key)
         record = UploadRecord(store=self._store, key=key, identity=identity, part_bytes=part_bytes)
         self._write(record)
@@ -68,7 +68,7 @@ class Uploads:
             except Failure as failure:
                 if checksum is None or failure.code not in request_errors.UNKNOWN_TO_SERVER:
                     if not failure.transient:
-                        self._forget(record)  # else one may have begun whose answer was lost
+                        self._forget(record)  # else an upload may exist: the answer was lost
                     raise
             else:
                 break
@@ -78,18 +78,18 @@ class Uploads:
         record = dataclasses.replace(record, upload_id=upload_id, checksum=name)
         self._write(record)
         if asked.count(checksum) > 1 or answer["ResponseMetadata"].get("RetryAttempts"):
-            self._abort_unnamed(key, keep=upload_id)  # the answer to an earlier try was lost
+            self._abort_all(key, keep=upload_id)  # the answer to an earlier try was lost
         return record
 
     def resumable(self, key: str, identity: str) -> UploadRecord | None:
-        """The upload of that content that was begun before and not given up."""
+        """The unfinished upload of the same content to `key`; None if there is none."""
         record = self._journal.find(self._store, key) if self._journal else None
         return record if record and record.upload_id and record.identity == identity else None
 
     def parts(self, record: UploadRecord, planned: Sequence[Part]) -> dict[int, Sent]:
-        """The parts that the server has of `planned`, by their number from 1.
+        """The parts of `planned` that the server has, by part number from 1.
 
-        Raises `Failure` with the code `NoSuchUpload` if it does not know the upload.
+        Raises `Failure` with the code `NoSuchUpload` if the server does not know the upload.
         """
         found: dict[int, Sent] = {}
         checksum = checksum_named(record.checksum)
@@ -105,10 +105,10 @@ class Uploads:
                         found[number][checksum.parameter] = part[checksum.parameter]
             before, marker = marker, {"PartNumberMarker": answer.get("NextPartNumberMarker")}
             if not answer.get("IsTruncated") or marker == before:
-                return found  # what a server keeps to itself is sent again
+                return found  # parts that a server does not list are sent again
 
     def complete(self, record: UploadRecord, sent: Sequence[Sent], size: int) -> None:
-        """Make an object of the parts. An earlier try that was carried out is recognised."""
+        """Complete the upload. An earlier try that succeeded unnoticed is recognised."""
         etag = etag_of([str(part["ETag"]) for part in sent])
         self._write(dataclasses.replace(record, etag=etag))
         checksum = checksum_named(record.checksum)
@@ -130,27 +130,27 @@ class Uploads:
             try:
                 done = self.is_there(record.key, size, etag)
             except Failure:
-                raise failure from None  # what was asked for says more than the question after it
+                raise failure from None  # the first failure says more than that of the check
             if not done:
                 raise
         self._forget(record)
 
     def was_completed(self, record: UploadRecord, size: int) -> bool:
-        """Whether an upload that the server no longer knows became the object it was to be."""
+        """Whether an upload that the server no longer knows was completed."""
         if not self.is_there(record.key, size, record.etag):
             return False
         self._forget(record)
         return True
 
     def is_there(self, key: str, size: int, etag: str | None) -> bool:
-        """Whether the object has that size and ETag; an unknown ETag is no proof."""
+        """Whether the object has this size and ETag; False if the ETag is unknown."""
         answer = self.head(key) if etag else None
         if answer is None:
             return False
         return bool(answer["ContentLength"] == size and str(answer["ETag"]).strip('"') == etag)
 
     def head(self, key: str) -> dict[str, Any] | None:
-        """The facts of an object; None if there is none."""
+        """The metadata of an object; None if there is no object."""
         try:
             return retried(lambda: self._api.call("head_object", Key=key))
         except Failure as failure:
@@ -159,44 +159,46 @@ class Uploads:
             raise
 
     def end(self, key: str) -> None:
-        """Give up what the journal says was begun to `key`; who may not must still be able to send.
+        """Abort the journal's upload to `key`, if there is one.
 
-        Raises `Failure` if another try may succeed.
+        A user who may not abort must still be able to send: a refusal is logged. Raises `Failure`
+        if another try may succeed.
         """
         record = self._journal.find(self._store, key) if self._journal else None
         if record is None:
             return
         try:
-            self.give_up(record)
+            self.abort(record)
         except Failure as failure:
             if failure.transient:
                 raise
             log.warning("parts are left in the store: key=%s answer=%s", key, failure.code)
 
-    def give_up(self, record: UploadRecord) -> None:
-        """Let the server drop the parts; on failure the journal still has the upload."""
+    def abort(self, record: UploadRecord) -> None:
+        """Abort the upload; on failure the journal keeps it."""
         if record.upload_id is None:
-            self._abort_unnamed(record.key)
+            self._abort_all(record.key)
         else:
             self._abort(record.key, record.upload_id)
         self._forget(record)
 
     def forget(self, record: UploadRecord) -> None:
-        """Strike out an upload that the server does not know."""
+        """Remove an upload that the server does not know from the journal."""
         self._forget(record)
 
     def abandon(self, folder: str, keep: Collection[str]) -> None:
-        """Give up every upload to a key that begins with `folder`, but for those in `keep`."""
+        """Abort every upload to a key that begins with `folder`, except keys in `keep`."""
         for record in self._journal.all(self._store) if self._journal else ():
             if record.key.startswith(folder) and record.key not in keep:
-                self.give_up(record)
+                self.abort(record)
         for key, upload_id in self._listed(folder):
             if key.startswith(folder) and key not in keep:
                 self._abort(key, upload_id)
 
-    def _abort_unnamed(self, key: str, keep: str = "") -> None:
-        for there, upload_id in self._listed(key):
-            if there == key and upload_id != keep:
+    def _abort_all(self, key: str, keep: str = "") -> None:
+        """Abort every upload to `key` that the server lists, except the upload `keep`."""
+        for listed_key, upload_id in self._listed(key):
+            if listed_key == key and upload_id != keep:
                 self._abort(key, upload_id)
 
     def _abort(self, key: str, upload_id: str) -> None:
@@ -217,7 +219,7 @@ class Uploads:
                 )
             except Failure as failure:
                 if failure.code in request_errors.UNLISTED:
-                    return  # what the journal has must do
+                    return  # this server does not list uploads: the journal has to do
                 raise
             for upload in answer.get("Uploads", ()):
                 yield upload["Key"], upload["UploadId"]
@@ -239,7 +241,7 @@ class Uploads:
 
 
 def etag_of(parts: Sequence[str]) -> str | None:
-    """The ETag that an object of these parts gets: S3's MD5 of their MD5s, if they are such."""
+    """The ETag of an object of these parts: the MD5 of their MD5s; None if they are no MD5s."""
     digests = [part.strip('"') for part in parts]
     if any(len(digest) != _MD5_CHARS for digest in digests):
         return None

@@ -1,4 +1,4 @@
-"""One source to one object: in one request, in parts that survive a restart, or by a copy there."""
+"""Upload one source to one object: in one request, in resumable parts, or by a server-side copy."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
     from bt_lightning.store.s3.operations import Api
 
 _LOST: Final = frozenset({"InvalidPart", "InvalidPartOrder"})
-"""Answers of a server that no longer has what it listed."""
+"""Error codes of a server that no longer has the parts that it listed."""
 
 _UNKNOWN: Final = request_errors.MISSING | request_errors.UNLISTED | {request_errors.NO_UPLOAD}
-"""Answers of a server that does not tell of the parts of an upload."""
+"""Error codes of a server that does not list the parts of an upload."""
 
 Plan = tuple[Send | Copy, ...]
 
 
 class Uploader:
-    """Sends sources to keys of one bucket. Raises `Failure`, and what a source raises."""
+    """Uploads sources to keys of one bucket. Raises `Failure`, and what a source raises."""
 
     def __init__(
         self,
@@ -70,11 +70,11 @@ class Uploader:
         self._content_md5 = sending.content_md5
 
     def abandon(self, folder: str, keep: Collection[str]) -> None:
-        """Give up uploads to keys that begin with `folder`, but for those in `keep`."""
+        """Abort uploads to keys that begin with `folder`, except keys in `keep`."""
         self._uploads.abandon(folder, keep)
 
     def head(self, key: str) -> dict[str, Any] | None:
-        """The facts of an object; None if there is none."""
+        """The metadata of an object; None if there is no object."""
         return self._uploads.head(key)
 
     def send(self, source: Source, key: str, reuse: Reuse | None) -> None:
@@ -92,7 +92,7 @@ class Uploader:
             except Failure as failure:
                 if failure.transient:
                     raise
-                # the server cannot, or the other object is gone: everything is sent
+                # the server cannot copy, or the other object is gone: everything is sent
         if source.size <= self._part_bytes:
             with source.lend(0, source.size) as data:
                 self._at_once(data, key)
@@ -111,30 +111,30 @@ class Uploader:
                 raise
             return None
         last, size = reuse.ranges[-1]
-        there = answer["ContentLength"] if answer else 0
-        same = there == source.size or not covers_all(source, reuse.ranges)
-        return str(answer["ETag"]) if answer and last + size <= there and same else None
+        stored = answer["ContentLength"] if answer else 0
+        same = stored == source.size or not covers_all(source, reuse.ranges)
+        return str(answer["ETag"]) if answer and last + size <= stored and same else None
 
-    def _copy(self, key: str, there: str, etag: str) -> None:
+    def _copy(self, key: str, from_key: str, etag: str) -> None:
         retried(
             lambda: self._api.call(
                 "copy_object",
                 Key=key,
-                CopySource={"Bucket": self._api.bucket, "Key": there},
+                CopySource={"Bucket": self._api.bucket, "Key": from_key},
                 CopySourceIfMatch=etag,
             )
         )
 
     def put(self, data: bytes, key: str, *, new: bool = False) -> None:
-        """Make `key` hold these few bytes; with `new`, only if nothing is there."""
+        """Upload a few bytes to `key` in one request; with `new`, only if `key` is free."""
         self._at_once(HeldBytes(memoryview(data)), key, IfNoneMatch="*" if new else None)
 
     def _at_once(self, data: Lent, key: str, **conditions: str | None) -> None:
-        crew = PartSenders(Concurrency(data.size), self._bandwidth)
+        senders = PartSenders(Concurrency(data.size), self._bandwidth)
         for checksum in self._choice.candidates():
             value = checksum.of(data) if checksum else None
             send = functools.partial(
-                self._bytes, "put_object", data, checksum, value, crew, Key=key, **conditions
+                self._bytes, "put_object", data, checksum, value, senders, Key=key, **conditions
             )
             try:
                 retried(send)
@@ -151,15 +151,15 @@ class Uploader:
         data: Lent,
         checksum: Checksum | None,
         value: str | None,
-        crew: PartSenders,
+        senders: PartSenders,
         **parameters: Any,
     ) -> Reply:
-        """Send bytes, and compare what the server says of them with their checksum."""
+        """Send bytes, and compare the server's checksum with theirs."""
         if checksum is not None:
             parameters[checksum.parameter] = value
         if self._content_md5:
             parameters["ContentMD5"] = content_md5(data)
-        reply = self._api.transfer(operation, data, throttle=crew.throttle, **parameters)
+        reply = self._api.transfer(operation, data, throttle=senders.throttle, **parameters)
         if "etag" not in reply.headers:
             msg = "the answer names no ETag: it is none of S3's"
             raise Failure(msg, transient=True)
@@ -186,7 +186,7 @@ class Uploader:
                     raise
                 if self._uploads.was_completed(record, source.size):
                     return
-                record = None  # it is given up, and begun anew
+                record = None  # a new upload begins
         if record is None:
             record = self._uploads.begin(key, identity, part)
         try:
@@ -204,7 +204,7 @@ class Uploader:
             raise
 
     def _ended(self, record: UploadRecord, failure: Failure, *, resumed: bool) -> Failure:
-        """Keep, forget or give up an upload that failed; return what to raise."""
+        """Keep, forget or abort an upload that failed; return the failure to raise."""
         if failure.code == request_errors.NO_UPLOAD:
             self._uploads.forget(record)
             msg = f"{failure} (the upload was given up by another, or expired)"
@@ -217,15 +217,15 @@ class Uploader:
         return failure
 
     def _drop(self, record: UploadRecord) -> None:
-        """Give up an upload; the error that led here counts, not one of this."""
+        """Abort an upload after an error, which is raised; an error of the abort is ignored."""
         try:
-            self._uploads.give_up(record)
+            self._uploads.abort(record)
         except Failure:
             return  # the journal, or the server's list, still has it
 
 
 class _Run:
-    """Sends the parts of one upload; its methods are called by the threads of a crew."""
+    """Sends the parts of one upload; its methods are called by the threads of `PartSenders`."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class _Run:
         self._lock = threading.Lock()
         self._sent: dict[int, Sent] = {}
 
-    def parts(self, plan: Plan, have: dict[int, Sent], crew: PartSenders) -> Sequence[Sent]:
+    def parts(self, plan: Plan, have: dict[int, Sent], senders: PartSenders) -> Sequence[Sent]:
         """Send what the server does not have; return all parts in order."""
         self._sent = dict(have)
         numbers = {part: number for number, part in enumerate(plan, 1)}
@@ -252,15 +252,15 @@ class _Run:
 
         def do(part: Send | Copy) -> None:
             number = numbers[part]
-            sent = self._copy(part, number, crew) if isinstance(part, Copy) else None
-            sent = sent or self._send(part, number, crew)
+            sent = self._copy(part, number, senders) if isinstance(part, Copy) else None
+            sent = sent or self._send(part, number, senders)
             with self._lock:
                 self._sent[number] = sent
 
-        crew.run(missing, do)
+        senders.run(missing, do)
         return [self._sent[number] for number in sorted(self._sent)]
 
-    def _send(self, part: Send | Copy, number: int, crew: PartSenders) -> Sent:
+    def _send(self, part: Send | Copy, number: int, senders: PartSenders) -> Sent:
         with self._source.lend(part.offset, part.size) as data:
             value = self._checksum.of(data) if self._checksum else None
 
@@ -272,35 +272,35 @@ class _Run:
                         data,
                         self._checksum,
                         value,
-                        crew,
+                        senders,
                         Key=self._record.key,
                         UploadId=self._record.upload_id,
                         PartNumber=number,
                     )
                 except Failure as failure:
-                    crew.seen(failure, began)
+                    senders.record_failure(failure, began)
                     raise
 
-            reply = retried(send, crew.rest)
+            reply = retried(send, senders.rest)
         sent: Sent = {"PartNumber": number, "ETag": reply.headers["etag"]}
         if self._checksum and self._checksum.header in reply.headers:
             sent[self._checksum.parameter] = value
         return sent
 
-    def _copy(self, part: Copy, number: int, crew: PartSenders) -> Sent:
+    def _copy(self, part: Copy, number: int, senders: PartSenders) -> Sent:
         assert self._copied is not None
-        there, etag = self._copied
+        from_key, etag = self._copied
         answer = retried(
             lambda: self._api.call(
                 "upload_part_copy",
                 Key=self._record.key,
                 UploadId=self._record.upload_id,
                 PartNumber=number,
-                CopySource={"Bucket": self._api.bucket, "Key": there},
+                CopySource={"Bucket": self._api.bucket, "Key": from_key},
                 CopySourceRange=f"bytes={part.offset}-{part.offset + part.size - 1}",
                 CopySourceIfMatch=etag,
             ),
-            crew.rest,
+            senders.rest,
         )
         result = answer["CopyPartResult"]
         sent: Sent = {"PartNumber": number, "ETag": result["ETag"]}
@@ -310,9 +310,9 @@ class _Run:
 
 
 def _identity(source: Source, reuse: Reuse | None) -> str:
-    """Digest of what makes two uploads the same: the bytes, what is copied, and how it is cut.
+    """Digest of what makes two uploads equal: the bytes, the copied ranges, and the part plan.
 
-    A part is known by its number and size alone: cut otherwise, it would hold other bytes.
+    The server identifies a part by number and size: under another plan it would hold other bytes.
     """
     facts = [source.digest, source.size, reuse and [reuse.key, reuse.ranges]]
     facts += [PLAN_VERSION, COPY_BYTES, LEAST_BYTES]

@@ -1,7 +1,7 @@
-"""S3's operations, all over our own connections; botocore signs them in s3fs's session.
+"""Call S3 operations over this package's connections; botocore signs them in s3fs's session.
 
-So whatever s3fs understands (credentials and their refresh, endpoint, region, addressing,
-`s3_additional_kwargs`) holds here too.
+So every setting of s3fs holds here too: credentials and their refresh, endpoint, region,
+addressing, `s3_additional_kwargs`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Api:
         return self._clients.secrets
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        """Call an operation without bytes; return its parsed answer. No retry but botocore's."""
+        """Call an operation without a body; return its parsed answer. Only botocore retries."""
 
         async def ask(client: Any) -> dict[str, Any]:
             asked = self._parameters(client, operation, parameters)
@@ -83,14 +83,15 @@ class Api:
         allowance: Allowance = SMALL,
         **parameters: Any,
     ) -> Reply:
-        """Do an operation that sends `body`, or reads `into` memory or what is allowed.
+        """Call an operation that sends `body`, or reads a body `into` memory or the allowed bytes.
 
-        Returns a good answer.
+        Returns the successful answer.
         """
 
         def ask() -> Reply:
             signed = self._clients.run(lambda client: self._signed(client, operation, parameters))
-            reply = self._clients.wire().exchange(signed, body, into, throttle, allowance)
+            connections = self._clients.connections()
+            reply = connections.exchange(signed, body, into, throttle, allowance)
             reply = response_checks.checked(reply)
             if reply.status in {http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT}:
                 return reply
@@ -101,11 +102,11 @@ class Api:
         except Failure as failure:
             if failure.code not in request_errors.ELSEWHERE:
                 raise
-        self.call("head_bucket")  # botocore follows to the region, and remembers it
+        self.call("head_bucket")  # botocore finds the region by this, and remembers it
         return self._with_credentials(ask)
 
     def url(self, key: str, expires_s: int) -> str:
-        """A URL that lets whoever has it read an object: a secret."""
+        """A presigned URL to read an object: a secret."""
         asked = {"Key": key}
 
         def sign() -> Signed:
@@ -116,32 +117,32 @@ class Api:
         return self._with_credentials(sign).url
 
     def _with_credentials(self, ask: Callable[[], T]) -> T:
-        """Ask; once more if the credentials had expired and others are there."""
+        """Call `ask`; once more if the credentials had expired and were renewed."""
         self._clients.renew()
         age = self._clients.age
         failure = None
         for _ in range(2):
             try:
                 return ask()
-            except (Stopped, CheckpointError):  # the latter is of who lends the bytes
+            except (Stopped, CheckpointError):  # the latter comes from the source
                 raise
             except Exception as error:  # noqa: BLE001 - clients raise whatever they like
                 failure = request_errors.of_exception(error)
-            about = request_errors.of_credentials(failure, has_token=self._clients.has_token)
-            if about is None or not self._clients.renew(age):
+            expired = request_errors.of_credentials(failure, has_token=self._clients.has_token)
+            if expired is None or not self._clients.renew(age):
                 break
         assert failure is not None
-        if about is None or not self._clients.had_credentials:
-            raise failure from None  # the error's own text may hold a signature
-        raise about from None
+        if expired is None or not self._clients.had_credentials:
+            raise failure from None  # the cause's text may hold a signature
+        raise expired from None
 
     def _parameters(self, client: Any, operation: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Those of the user for every request, and `given`, as far as the operation has them."""
+        """The user's parameters for every request, and `given`, if the operation has them."""
         name = client.meta.method_to_api_mapping[operation]
         members = client.meta.service_model.operation_model(name).input_shape.members
         everything = {**self._fs.s3_additional_kwargs, **self._fs.req_kw, **given}
         for key in [key for key in everything if key.startswith("SSECustomer")]:
-            everything[f"CopySource{key}"] = everything[key]  # what we copy is ours
+            everything[f"CopySource{key}"] = everything[key]  # copied objects have the same key
         everything["Bucket"] = self.bucket
         return {
             name: value
@@ -174,7 +175,7 @@ class Api:
 
 
 def retried(act: Callable[[], T], wait: Callable[[float], None] = time.sleep) -> T:
-    """Do what may be done twice, up to `TRIES` times: one request should not fail an upload."""
+    """Call `act`, which is idempotent, up to `TRIES` times while its failure is transient."""
     for tries in range(1, TRIES):
         try:
             return act()
@@ -186,13 +187,13 @@ def retried(act: Callable[[], T], wait: Callable[[float], None] = time.sleep) ->
 
 
 class Stopped(Exception):
-    """Raised between two pieces of a body when the upload is given up; never leaves the engine."""
+    """Raised between two pieces of a body when the upload is aborted; never leaves `store.s3`."""
 
 
 def _choose_signer(signature_version: object = None, **_: object) -> str | None:
-    """Sign our URLs as S3 wants it: botocore's default for a URL is version 2, which is no more.
+    """Sign URLs by version 4: botocore's default for them is version 2, which S3 has dropped.
 
-    Plain version 4 would sign the digest of a body that is not there yet.
+    `v4-query` leaves the digest of the body out, which is not known yet.
     """
     if _signing.get() is None or not isinstance(signature_version, str):
         return None
@@ -200,7 +201,7 @@ def _choose_signer(signature_version: object = None, **_: object) -> str | None:
 
 
 def _remember(request: AWSRequest, **_: object) -> None:
-    """Keep the request that a URL is made of: the headers that were signed must be sent."""
+    """Keep the request behind a presigned URL: its signed headers must be sent."""
     requests = _signing.get()
     if requests is not None:
         requests.append(request)

@@ -1,7 +1,7 @@
-"""How an object is cut into parts. Pure.
+"""Plan the parts of a multipart upload: which are sent and which are copied. Pure.
 
-Limits of S3: 10,000 parts; each of 5 MiB to 5 GiB, but for the last, which may be smaller. Bytes
-that are sent begin and end at the blocks by which a source verifies itself.
+S3 allows 10,000 parts of 5 MiB to 5 GiB each; the last may be smaller. Parts that are sent begin
+and end at the blocks by which a source is verified.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PLAN_VERSION: Final = 1
-"""Another whenever `plan_parts` cuts otherwise: uploads that were begun before begin anew."""
+"""Raise it when `plan_parts` changes: then unfinished uploads are not resumed but sent again."""
 MAX_PARTS: Final = 10_000
 PART_BYTES: Final = 32 * 1024 * 1024
-"""Of a part that is sent, at least: serves fast links and slow ones (docs/design.md)."""
+"""Least size of a part that is sent: serves fast links and slow ones (docs/design.md)."""
 _SIDE_BY_SIDE: Final = 16
-"""Connections that should come to their ends together."""
+"""Number of connections among which the parts should divide evenly."""
 COPY_BYTES: Final = 256 * 1024 * 1024
-"""Of a part that the server copies: a request must be answered before the read timeout."""
+"""Largest part that the server copies: the answer must come before the read timeout."""
 LEAST_BYTES: Final = 2 * BLOCK_BYTES
-"""Of a part that is not the last: the fewest whole blocks above 5 MiB."""
+"""Least size of a part that is not the last: the fewest whole blocks above 5 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +43,16 @@ class Send(Part):
 
 
 class Copy(Part):
-    """A part that the server takes from another object, at the same offset."""
+    """A part that the server copies from another object, at the same offset."""
 
     __slots__ = ()
 
 
 def part_size(size: int, least: int = PART_BYTES) -> int:
-    """Bytes of a part for an object of `size` bytes: `least` to twice that.
+    """Size of a part for an object of `size` bytes: `least` to twice `least`.
 
-    Larger ones cost less, and as few as fill all connections equally often are best. Of objects
-    above 10,000 times that, as few as `MAX_PARTS` allow.
+    Larger parts cost less, and an equal number for each connection is best. For objects of more
+    than `MAX_PARTS` such parts, the least size that `MAX_PARTS` allows.
     """
     rounds = -(-size // (_SIDE_BY_SIDE * 2 * least))
     even = _up(-(-size // (_SIDE_BY_SIDE * rounds))) if size else 0
@@ -62,10 +62,10 @@ def part_size(size: int, least: int = PART_BYTES) -> int:
 def plan_parts(
     size: int, part: int, reuse: Iterable[tuple[int, int]] = ()
 ) -> tuple[Send | Copy, ...]:
-    """Cover [0, size) exactly once, in order, by parts that S3 takes.
+    """Cover [0, size) exactly once, in order, by parts that S3 accepts.
 
-    `part` is the size of a part that is sent, a multiple of `BLOCK_BYTES`. `reuse` names (offset,
-    size) of what may be copied; what is too small for that is sent.
+    `part` is the size of a part that is sent, a multiple of `BLOCK_BYTES`. `reuse` holds (offset,
+    size) of the ranges that may be copied; ranges that are too small for a copy are sent.
     """
     parts: list[Send | Copy] = []
     position = 0
@@ -74,7 +74,7 @@ def plan_parts(
             parts += _cut(Send, position, start, part)
         parts += _cut(Copy, start, end, max(COPY_BYTES, part_size(size)))
         position = end
-    while position < size:  # equal parts to the end: some servers insist where nothing is copied
+    while position < size:  # equal parts to the end: some servers require it without copies
         parts.append(Send(position, min(part, size - position)))
         position += part
     if len(parts) > MAX_PARTS and any(isinstance(each, Copy) for each in parts):
@@ -83,13 +83,13 @@ def plan_parts(
 
 
 def _copyable(size: int, reuse: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(start, end) of what can be copied so that what lies between is never too small to send."""
+    """(start, end) of the ranges to copy; the gaps between them are never too small to send."""
     found: list[tuple[int, int]] = []
     position = 0
     for offset, length in reuse:
         start = max(_up(offset), position)
         if 0 < start - position < LEAST_BYTES:
-            start = position + LEAST_BYTES  # the gap takes some of what could be copied
+            start = position + LEAST_BYTES  # the gap grows into the range that could be copied
         end = min(offset + length, size)
         end = end if end == size else _down(end)
         if end - start >= LEAST_BYTES:
@@ -99,7 +99,7 @@ def _copyable(size: int, reuse: Iterable[tuple[int, int]]) -> list[tuple[int, in
 
 
 def _cut(kind: type[Send | Copy], start: int, end: int, most: int) -> Iterable[Send | Copy]:
-    """Parts of nearly equal size, so that none is left too small; the last takes the odd bytes."""
+    """Parts of nearly equal size, so that none is too small; the last takes the odd bytes."""
     blocks = (end - start) // BLOCK_BYTES
     count = max(1, min(-(-(end - start) // most), (end - start) // LEAST_BYTES))
     for number in range(count):

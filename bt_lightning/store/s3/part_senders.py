@@ -1,4 +1,4 @@
-"""Threads that send the parts of one upload, as many as the pace says; all are gone at its end."""
+"""The threads that send the parts of one upload; all have ended when it ends."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ P = TypeVar("P", bound="Part")
 class PartSenders:
     """One run over the parts of an upload. The first error ends it, and is raised by `run`."""
 
-    def __init__(self, pace: Concurrency, bandwidth: Bandwidth | None = None) -> None:
-        self._pace = pace
+    def __init__(self, concurrency: Concurrency, bandwidth: Bandwidth | None = None) -> None:
+        self._concurrency = concurrency
         self._bandwidth = bandwidth
         self._changed = threading.Condition()
         self._stop = threading.Event()
@@ -32,7 +32,7 @@ class PartSenders:
         self._error: BaseException | None = None
 
     def run(self, parts: Iterable[P], do: Callable[[P], None]) -> None:
-        """Do each part once, in any order, and return when all are done.
+        """Call `do` with each part once, in any order, and return when all are done.
 
         Raises what `do` raised, after every thread has ended.
         """
@@ -41,7 +41,7 @@ class PartSenders:
         try:
             with self._changed:
                 while (waiting and not self._stop.is_set()) or self._running:
-                    for _ in range(min(self._pace.width - self._running, len(waiting))):
+                    for _ in range(min(self._concurrency.width - self._running, len(waiting))):
                         if self._stop.is_set():
                             break
                         thread = threading.Thread(
@@ -49,15 +49,15 @@ class PartSenders:
                         )
                         try:
                             thread.start()
-                        except RuntimeError:  # of the limit of threads here
+                        except RuntimeError:  # the limit of threads is reached
                             if not self._running:
                                 raise
-                            break  # those that run do it too, slower
+                            break  # the threads that run do all parts, slower
                         self._running += 1
                         threads.append(thread)
                     self._changed.wait()
         finally:
-            self._stop.set()  # an interrupt of this thread ends the others, at their next piece
+            self._stop.set()  # an interrupt of this thread stops the others at their next piece
             for thread in threads:
                 thread.join()
         if self._error is not None:
@@ -68,9 +68,9 @@ class PartSenders:
             while (part := self._next(waiting)) is not None:
                 do(part)
                 with self._changed:
-                    self._pace.finished()
+                    self._concurrency.finished()
                     self._changed.notify()
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that asked
+        except BaseException as error:  # noqa: BLE001 - raised by `run`
             with self._changed:
                 if self._error is None:
                     self._error = error
@@ -80,16 +80,16 @@ class PartSenders:
 
     def _next(self, waiting: collections.deque[P]) -> P | None:
         with self._changed:
-            if self._stop.is_set() or not waiting or self._running > self._pace.width:
+            if self._stop.is_set() or not waiting or self._running > self._concurrency.width:
                 self._running -= 1
                 self._changed.notify()
                 return None
             return waiting.popleft()
 
     def throttle(self, most: int) -> int:
-        """Wait until bytes may be sent; return how many of `most`.
+        """Wait until bytes may be sent; return how many, at most `most`.
 
-        Raises `Stopped` when the run is given up.
+        Raises `Stopped` when the run has ended.
         """
         if self._bandwidth is not None:
             most, wait = self._bandwidth.take(most, time.monotonic())
@@ -97,16 +97,16 @@ class PartSenders:
         if self._stop.is_set():
             raise Stopped
         with self._changed:
-            if self._pace.sent(most, time.monotonic()):
+            if self._concurrency.sent(most, time.monotonic()):
                 self._changed.notify_all()
         return most
 
     def rest(self, seconds: float) -> None:
-        """Wait; the end of the run ends it too."""
+        """Wait that many seconds, or until the run ends."""
         self._stop.wait(seconds)
 
-    def seen(self, failure: Failure, began: float) -> None:
-        """Take note of a failure that may be cured: some ask for fewer connections."""
+    def record_failure(self, failure: Failure, began: float) -> None:
+        """Use fewer connections if the failure of a request that began at `began` asks for it."""
         if failure.code in SLOW_DOWN:
             with self._changed:
-                self._pace.slow_down(began, time.monotonic())
+                self._concurrency.slow_down(began, time.monotonic())

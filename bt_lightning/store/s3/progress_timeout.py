@@ -1,7 +1,8 @@
-"""How long a peer is waited for: as long as it makes progress, which its own system tells.
+"""A timeout that counts only while the peer makes no progress.
 
-What the kernel took from us says nothing: it may hold megabytes that a slow link carries for
-minutes. What the peer has acknowledged is gone from its queue, and that queue can be asked for.
+The number of bytes that the kernel accepted says nothing: its send buffer may hold megabytes, which
+a slow link carries for minutes. So progress is measured by what the peer acknowledged: the length
+of the send queue (`SIOCOUTQ`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-_LOOK_S: Final = 1.0
+_CHECK_S: Final = 1.0
 _LONGEST_S: Final = 600.0
 _HEAD_BYTES: Final = 1024 * 1024
 """Bytes of an answer besides its body; servers send a few hundred."""
@@ -28,26 +29,26 @@ _HEAD_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one answer may take."""
+    """The limits of one answer."""
 
     body_bytes: int
-    """Bytes of its body; not many more are read."""
+    """Bytes of the body; at most a megabyte more is read."""
     most_s: float = math.inf
-    """Seconds from its first byte on."""
+    """Seconds from the answer's first byte to its end."""
     slowest: float = 256.0
-    """Bytes a second: what is never quiet, but comes slower than this, is given up. 0 for answers
-    of servers that send single bytes while they work."""
+    """Least rate in bytes a second; a slower answer is an error. 0 allows servers that send single
+    bytes while they work."""
 
 
 class TooSlow(TimeoutError):  # noqa: N818 - by what it is
-    """An answer that is never quiet for long, and never there."""
+    """An answer that never stops coming, but comes too slowly."""
 
     def __init__(self, came: int) -> None:
         super().__init__(f"the answer came too slowly, {came:,} bytes of it")
 
 
 class ProgressTimeout:
-    """The waiting of one exchange on one connection; one thread uses it."""
+    """The timeout of one exchange on one connection; used by one thread."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class ProgressTimeout:
         allowance: Allowance,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`quiet_s` is how long a peer may make no progress."""
+        """`quiet_s` is the number of seconds that the peer may make no progress."""
         self._sock = sock
         self._quiet_s = quiet_s
         self._allowance = allowance
@@ -65,12 +66,12 @@ class ProgressTimeout:
         self._queued = 0
         self._answer = 0.0
         self.came = 0
-        """Bytes of the answer."""
+        """Bytes of the answer so far."""
 
-    def look_s(self) -> float:
-        """Seconds to wait before the next look.
+    def next_check_s(self) -> float:
+        """Seconds to wait for the socket before this is called again.
 
-        Raises `TimeoutError` if nothing is to be hoped for.
+        Raises `TimeoutError` if the peer has made no progress for too long.
         """
         now, queued = self._clock(), unacknowledged(self._sock)
         if queued < self._queued:
@@ -78,23 +79,23 @@ class ProgressTimeout:
         self._queued = queued
         left = self._allowed_s() - (now - self._progress)
         if left <= 0:
-            raise TimeoutError(self._reproach())
+            raise TimeoutError(self._message())
         if self.came:
             whole = self._whole_s() - (now - self._answer)
             if whole <= 0:
                 raise TooSlow(self.came)
             left = min(left, whole)
-        return min(left, _LOOK_S)
+        return min(left, _CHECK_S)
 
-    def took(self) -> None:
-        """Take note that the kernel took bytes: it had room, so the peer has got others."""
+    def sent(self) -> None:
+        """Record that the kernel accepted bytes: its buffer had room, so the peer took others."""
         self._progress = self._clock()
         self._queued = unacknowledged(self._sock)
 
-    def got(self, count: int) -> None:
-        """Take note of bytes of the answer.
+    def received(self, count: int) -> None:
+        """Record `count` bytes of the answer.
 
-        Raises `http.client.HTTPException` when they are more than was asked for.
+        Raises `http.client.HTTPException` when the answer is larger than its allowance.
         """
         self._progress = self._clock()
         if not self.came:
@@ -105,7 +106,7 @@ class ProgressTimeout:
             raise http.client.HTTPException(msg)
 
     def _allowed_s(self) -> float:
-        """What lies in buffers behind the peer goes as slow as the rest did: as long once more."""
+        """As long as the sending took: buffers behind the peer may drain at the same rate."""
         sending_s = 0.0 if self.came else self._progress - self._began
         return max(self._quiet_s, min(sending_s, _LONGEST_S))
 
@@ -114,43 +115,43 @@ class ProgressTimeout:
         paced = self._quiet_s + self.came / slowest if slowest else math.inf
         return min(self._allowance.most_s, paced)
 
-    def _reproach(self) -> str:
+    def _message(self) -> str:
         if self._queued:
             return f"the server took nothing for {self._allowed_s():.0f} s"
         return f"the server did not answer for {self._allowed_s():.0f} s"
 
 
 class Arriving(io.RawIOBase):
-    """The bytes of an answer as they come; `held` keeps the connection open until it is read."""
+    """The bytes of an answer as they come; `held` keeps the connection open until all are read."""
 
-    def __init__(self, sock: socket.socket, held: io.RawIOBase, patience: ProgressTimeout) -> None:
+    def __init__(self, sock: socket.socket, held: io.RawIOBase, progress: ProgressTimeout) -> None:
         self._sock = sock
         self._held = held
-        self._patience = patience
+        self._progress = progress
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Wait for some bytes; 0 at the end."""
         while True:
-            self._sock.settimeout(self._patience.look_s())
+            self._sock.settimeout(self._progress.next_check_s())
             try:
                 count = self._sock.recv_into(buffer)
             except TimeoutError:
                 continue
-            self._patience.got(count)
+            self._progress.received(count)
             return count
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Release the connection."""
         self._held.close()
         super().close()
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Bytes that were handed to the kernel and that the peer's has not acknowledged."""
+    """Bytes in the kernel's send queue that the peer has not acknowledged."""
     value = array.array("i", [0])
     fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, value)
     return value[0]

@@ -1,4 +1,4 @@
-"""What goes wrong with one request, and whether another try may help."""
+"""Failures of a single S3 request, and whether another try may succeed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ELSEWHERE: Final = frozenset(
         "AuthorizationQueryParametersError",
     }
 )
-"""The bucket is in another region; the last is said of a signature in a URL."""
+"""Codes for a bucket in another region; the last one is for a signature in a URL."""
 NO_UPLOAD: Final = "NoSuchUpload"
 NO_BUCKET: Final = "NoSuchBucket"
 MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 TAKEN: Final = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
-"""Answers to a condition that a name be free."""
+"""Codes for a key that is taken, in answer to a conditional write."""
 UNLISTED: Final = frozenset({"NotImplemented", "501", "MethodNotAllowed", "405", "AccessDenied"})
-"""Answers of a server that does not tell of uploads."""
+"""Codes of a server that does not list uploads."""
 UNKNOWN_TO_SERVER: Final = frozenset(
     {
         "400",
@@ -43,7 +43,7 @@ UNKNOWN_TO_SERVER: Final = frozenset(
         "InvalidChecksumAlgorithm",
     }
 )
-"""Answers of a server to a parameter that it does not know."""
+"""Codes of a server for a parameter that it does not know."""
 _EXPIRED: Final = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 )
@@ -59,10 +59,10 @@ _NO_CREDENTIALS: Final = frozenset(
         "TokenRetrievalError",
     }
 )
-"""Classes of botocore, for what gives out credentials."""
+"""botocore's exception classes for sources of credentials that fail."""
 _TRANSIENT_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 _TRANSIENT_CODES: Final = SLOW_DOWN | {
-    "BadDigest",  # the bytes changed on the way
+    "BadDigest",  # the bytes changed in transit
     "XAmzContentChecksumMismatch",
     "XAmzContentSHA256Mismatch",
     "IncompleteBody",
@@ -75,7 +75,7 @@ _WORDS: Final = 500
 
 
 class Failure(Exception):
-    """A request that did not do its work. Its text holds no URL."""
+    """A request that failed. Its text holds no URL."""
 
     def __init__(self, text: str, *, code: str = "", transient: bool) -> None:
         super().__init__(text)
@@ -84,40 +84,40 @@ class Failure(Exception):
 
 
 class Slow(Failure):
-    """An answer that came so slowly that it is not asked for again at once."""
+    """An answer that came too slowly; the request is not repeated at once."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, transient=True)
 
 
 class Hostile(Failure):
-    """An answer that no store gives. Nobody is asked again: it may come from anybody."""
+    """An answer that no S3 server gives. The request is not repeated, by no client."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, transient=False)
 
 
 class TooLarge(Hostile):
-    """An answer that has more bytes than are read of it."""
+    """An answer that is larger than its limit."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"the answer has more than {size:,} bytes")
 
 
 def of_store(failure: Failure, text: str) -> StoreError:
-    """The error of the port that stands for a failure."""
+    """The store error for a failure, with the message `text`."""
     if isinstance(failure, Slow):
         return AnsweredTooSlowlyError(text)
     return (StoreTransientError if failure.transient else StorePermanentError)(text)
 
 
 def of_reply(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
-    """The failure that an answer tells of."""
+    """The failure that an error answer describes."""
     code, message = str(status), ""
     try:
         root = ET.fromstring(body)  # noqa: S314 - of the server that holds the data; 64 KiB at most
     except (ET.ParseError, LookupError, ValueError):
-        pass  # a page of a proxy, in an encoding that nobody knows
+        pass  # a page of a proxy, or an unknown encoding
     else:
         for element in root.iter():
             name = element.tag.rpartition("}")[2]
@@ -132,13 +132,14 @@ def of_reply(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
 
 
 def of_credentials(failure: Failure, *, has_token: bool) -> Failure | None:
-    """What to say of it if it is a failure of credentials that were good before; else None.
+    """The failure to raise if the credentials have expired; None if it is about something else.
 
-    One of a token is transient: somebody renews those. `has_token` tells whether there is one.
+    Expired credentials are a transient failure: they may be renewed. `has_token` says whether they
+    have a session token.
     """
     if failure.code in _UNKNOWN_USER:
         return failure
-    bare = failure.code == "400" and has_token  # what is asked without a body is refused without
+    bare = failure.code == "400" and has_token  # the answer to a HEAD has no body with a code
     if failure.code not in _EXPIRED | _NO_CREDENTIALS and not bare:
         return None
     text = (
@@ -149,7 +150,7 @@ def of_credentials(failure: Failure, *, has_token: bool) -> Failure | None:
 
 
 def of_exception(error: Exception) -> Failure:
-    """The failure that a client's exception tells of."""
+    """The failure for an exception of botocore or of a connection."""
     if isinstance(error, Failure | TooSlow):
         return error if isinstance(error, Failure) else Slow(str(error))
     from botocore.exceptions import ClientError

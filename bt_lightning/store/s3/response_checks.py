@@ -1,8 +1,8 @@
-"""What an answer of S3 may be like. Whoever stands at the endpoint may send anything.
+"""Check answers of S3 before they are used: the endpoint may be anybody's, and send anything.
 
-An answer that no server of S3 gives is an error, and nobody is asked again: neither the same
-server nor another client. Redirects are not followed, since the request holds credentials; only a
-region that the answer names is, by botocore, which knows the hosts of regions.
+An answer that no S3 server gives is an error, `Hostile`, and the request is repeated neither by
+this client nor by another. Redirects are not followed, since the request holds credentials. If the
+answer names the bucket's region, botocore uses the region's own host.
 """
 
 from __future__ import annotations
@@ -20,35 +20,38 @@ if TYPE_CHECKING:
     from bt_lightning.store.s3.http_connection import Reply
 
 PAGE: Final = Allowance(8 * 1024 * 1024, most_s=600.0)
-"""For a page of a listing: a thousand keys of a thousand bytes, each spelled with three."""
+"""For a page of a listing: 1,000 keys of 1,024 bytes, each byte encoded in three."""
 WORKING: Final = Allowance(64 * 1024, most_s=900.0, slowest=0.0)
-"""For what the server works at for minutes, while it sends a space now and then."""
+"""For operations that take minutes, while the server sends a space now and then."""
 _MOST_TAGS: Final = 100_000
-_OF_SERVER: Final = 500
+_SERVER_ERROR: Final = 500
 _REDIRECTS: Final = range(300, 400)
 _NOT_MODIFIED: Final = 304
 _MOST_KEYS: Final = 250_000
 _MOST_NAMES: Final = 128 * 1024 * 1024
-"""Bytes of all keys and versions of a listing in memory."""
+"""Limit for all keys and versions of a listing, in bytes of memory."""
 _DIGITS: Final = 18
 _SHORT_PAGES: Final = 1000
-"""Pages with next to nothing; versioned buckets have some."""
+"""Number of nearly empty pages that are allowed; versioned buckets have some."""
 _LEAST_KEYS: Final = 10
-"""Keys of each page after those."""
+"""Average number of keys that every further page must have."""
 
 
 def checked(reply: Reply) -> Reply:
-    """The same; without the text of an error of a server's that is long. Raises `Hostile`."""
+    """`reply`, checked for redirects and size; the body of a long 5xx error is dropped.
+
+    Raises `Hostile`.
+    """
     if reply.status in _REDIRECTS and reply.status != _NOT_MODIFIED and not _names_region(reply):
-        there = urlsplit(reply.headers.get("location", "")).hostname or "nowhere"
+        host = urlsplit(reply.headers.get("location", "")).hostname or "nowhere"
         msg = (
-            f"{reply.status}: the server sends us on to {there!r}, which gets no credentials; if"
+            f"{reply.status}: the server sends us on to {host!r}, which gets no credentials; if"
             " that is the right one, name it as the endpoint"
         )
         raise Hostile(msg)
     if not reply.cut:
         return reply
-    if reply.status < _OF_SERVER:  # else it may be the page of a proxy
+    if reply.status < _SERVER_ERROR:  # a server error may be a long page of a proxy
         raise TooLarge(len(reply.body))
     return dataclasses.replace(reply, body=b"", cut=False)
 
@@ -58,14 +61,14 @@ def _names_region(reply: Reply) -> bool:
 
 
 def count_tags(body: bytes) -> None:
-    """Raise `Hostile` for a text in XML that would take much memory."""
+    """Raise `Hostile` for XML that would take much memory when parsed."""
     if body.count(b"<") > _MOST_TAGS:
         msg = f"the answer has more than {_MOST_TAGS:,} tags"
         raise Hostile(msg)
 
 
 def tree(body: bytes) -> ET.Element | None:
-    """The root of a text in XML, None if it is none. Raises `Hostile`."""
+    """The root element of `body`; None if it is not XML. Raises `Hostile`."""
     count_tags(body)
     if b"<!ENTITY" in body:
         msg = "the answer defines entities"
@@ -77,11 +80,11 @@ def tree(body: bytes) -> ET.Element | None:
 
 
 def listed(body: bytes) -> ET.Element:
-    """The page of a listing that the body of an answer is.
+    """Parse `body` as a page of a listing.
 
     Raises:
         Hostile: it would take much memory.
-        ValueError: it is none.
+        ValueError: it is not a page of a listing.
     """
     page = tree(body)
     if page is None or tag(page) != "ListBucketResult":
@@ -96,15 +99,15 @@ def tag(element: ET.Element) -> str:
 
 
 def fields(element: ET.Element) -> dict[str, str]:
-    """The text of each element in it, by its name."""
+    """Name -> text of each child of `element`."""
     return {tag(child): child.text or "" for child in element}
 
 
 class ListedPages:
-    """One listing, page by page: it must be of what was asked for, go on, and end."""
+    """One listing, page by page; checks that it is of the prefix, makes progress, and ends."""
 
     def __init__(self, prefix: str, *, ordered: bool = True) -> None:
-        """`ordered`: whether the server promises an order; that of directory buckets does not."""
+        """`ordered` says whether the keys must ascend; those of directory buckets do not."""
         self.prefix = prefix
         self._ordered = ordered
         self._by_bytes = self._by_folders = True
@@ -112,14 +115,14 @@ class ListedPages:
         self._keys = self._pages = self._names = 0
         self._tokens: set[str] = set()
         self.objects: list[tuple[str, int, str | None]] = []
-        """Key, bytes and version of each object so far; no folders."""
+        """Key, bytes and version of each object so far, without folders."""
 
-    def take(self, page: ET.Element) -> str | None:
-        """Take a `ListBucketResult`; return the token of the next page, None at the end.
+    def add_page(self, page: ET.Element) -> str | None:
+        """Add a `ListBucketResult`; return the token of the next page, None at the end.
 
         Raises:
-            Hostile: it does not go on, or not end.
-            ValueError: it is not of what was asked for.
+            Hostile: the listing makes no progress, or is too large.
+            ValueError: the page is not of the prefix, or has no token.
         """
         space = page.tag.rpartition("}")[0] + "}" if "}" in page.tag else ""
         names = [f"{space}{name}" for name in ("Key", "Size", "ETag")]
@@ -160,7 +163,7 @@ class ListedPages:
 
 
 def _folders(key: str) -> str:
-    """What sorts keys as a tree of folders is walked, which some servers do."""
+    """Sort key for the order in which a tree of folders is walked, which some servers use."""
     return key.replace("/", "\0")
 
 

@@ -1,4 +1,4 @@
-"""S3 as a store: s3fs knows the user and the place, everything is asked over our connections."""
+"""S3 as a store: s3fs finds credentials and endpoint; requests go over `HttpConnections`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _RANGE = "416"
 
 
 class S3Store(FsspecStore):
-    """A `Store` over S3 or a server that speaks its protocol. Not for use after a fork."""
+    """A `Store` over S3 or a compatible server. Must not be used after a fork."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class S3Store(FsspecStore):
     ) -> None:
         """Open the store.
 
-        `journal` is a directory of one writer's, in which uploads that are cut off are remembered.
-        `part_bytes` is a multiple of `BLOCK_BYTES`, at least two.
+        `journal` is a directory of the one process that uploads, for the records of its unfinished
+        uploads. `part_bytes` is a multiple of `BLOCK_BYTES`, at least two blocks.
         """
         super().__init__(url, storage_options, sending)
         bucket, self._base, self._version = self._fs.split_path(self._root)
@@ -75,19 +75,19 @@ class S3Store(FsspecStore):
         )
 
     def send(self, source: Source, key: str, reuse: Reuse | None = None) -> None:
-        """Upload in one request, or in parts side by side; go on with an upload cut off before."""
+        """Upload in one request, or in parallel parts; resume an interrupted upload."""
         with self._doing("uploading", key):
             if reuse is not None:
                 reuse = Reuse(self._key(reuse.key), reuse.ranges)
             self._uploader.send(source, self._key(key), reuse)
 
     def put(self, key: str, data: bytes) -> None:
-        """In one request."""
+        """Write in one request."""
         with self._doing("writing", key):
             self._uploader.put(data, self._key(key))
 
     def put_new(self, key: str, data: bytes) -> None:
-        """In one request, with `If-None-Match: *`."""
+        """Write in one request, with `If-None-Match: *`."""
         with self._doing("writing", key):
             try:
                 self._uploader.put(data, self._key(key), new=True)
@@ -99,7 +99,7 @@ class S3Store(FsspecStore):
                     raise CheckpointExistsError(msg) from None
 
     def read(self, key: str) -> bytes | None:
-        """In one request."""
+        """Read in one request."""
         with self._doing("reading", key):
             allowance = Allowance(most_bytes(key))
             try:
@@ -113,7 +113,7 @@ class S3Store(FsspecStore):
             return reply.body
 
     def size(self, key: str) -> int | None:
-        """Ask for the object's facts."""
+        """Ask for the object's metadata."""
         with self._doing("reading", key):
             answer = self._uploader.head(self._key(key))
             return None if answer is None else int(answer["ContentLength"])
@@ -135,7 +135,7 @@ class S3Store(FsspecStore):
                 raise
 
     def save(self, target: Path) -> None:
-        """Copy the object that the store's own URL names to a local file, in one request."""
+        """Download the object at the store's own URL to a local file, in one request."""
         named: dict[str, Any] = {"Key": self._base, "VersionId": self._version}
         with self._doing("downloading", ""), target.open("w+b") as file:
             try:
@@ -171,7 +171,7 @@ class S3Store(FsspecStore):
             raise Failure(msg, transient=True)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """A thousand objects a request; a bucket that is not there is an error."""
+        """List a thousand objects per request; a missing bucket is an error."""
         folder = self._key(prefix)
         listing = ListedPages(f"{folder}/" if folder else "", ordered=not self._is_directory())
         with self._doing("listing", prefix):
@@ -192,18 +192,18 @@ class S3Store(FsspecStore):
                 ContinuationToken=token,
             )
             try:
-                token = listing.take(listed(reply.body))
+                token = listing.add_page(listed(reply.body))
             except ValueError as error:
                 raise Failure(str(error), transient=True) from None
             if token is None:
                 return
 
     def _is_directory(self) -> bool:
-        """Whether the bucket is one of those of S3 Express, which list in no order."""
+        """Whether it is a directory bucket (S3 Express), whose listings have no order."""
         return self._api.bucket.endswith("--x-s3")
 
     def delete(self, keys: Collection[str]) -> None:
-        """One by one: not every server knows more, and a missing one must not hide the others."""
+        """Delete one by one: not every server supports more, and a missing key is no error."""
         for key in keys:
             with self._doing("deleting", key):
                 try:
@@ -217,28 +217,28 @@ class S3Store(FsspecStore):
             self._api.call("head_bucket")
         except Failure as failure:
             if failure.code not in {*MISSING, NO_BUCKET}:
-                return  # it answered the listing: not everybody may ask this
+                return  # the listing was answered: this user may list, but not ask for the bucket
             raise Failure(str(failure), code=NO_BUCKET, transient=False) from None
 
     def sign(self, key: str, expires_s: int) -> str:
-        """By version 4 of AWS's signature: objects under a key of KMS are read by no other."""
+        """Presign by AWS signature version 4: S3 requires it for objects encrypted with KMS."""
         with self._doing("signing a URL for", key):
             return self._api.url(self._key(key), expires_s)
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
-        """Abort multipart uploads: those that the server lists, and those of the journal."""
+        """Abort multipart uploads: those that the server lists, and those in the journal."""
         with self._doing("giving up uploads under", prefix):
             folder = self._key(prefix)
             kept = {self._key(key) for key in keep}
             self._uploader.abandon(f"{folder}/" if folder else "", kept)
 
     def _key(self, key: str) -> str:
-        """A key of the store as one of the bucket."""
+        """The bucket's key for a key of the store."""
         return under(self._base, key) if key else self._base
 
     @contextlib.contextmanager
     def _doing(self, verb: str, key: str) -> Iterator[None]:
-        """Turn failures into the errors of the port, without secrets."""
+        """Translate failures to store errors, without secrets."""
         what = f"{verb} {self._name}/{key}"
         with super()._doing(verb, key):
             try:

@@ -1,11 +1,11 @@
-"""Listings and reads of S3 without a client of AWS's: for people and accelerators that wait.
+"""List and read S3 by plain signed requests, without s3fs: for commands and restores.
 
-The import of s3fs and the making of its client take 0.4 s, a listing takes 0.01 s, and a gigabyte
-on a quick network not much longer than that client. So where `quick_config` is certain of the place
-and of the credentials, plain signed requests ask. What they are told counts only if it is what was
-asked for: of anything else, a refusal, an error, an answer in another form, s3fs is asked again,
-and it alone from then on. Of an answer that no store gives nobody is (`answers`), nor of a server
-that was waited for in vain.
+Importing s3fs and making its client take 0.4 s; a listing takes 0.01 s, and a gigabyte on a fast
+network not much longer than the client. So where `signed_reads_credentials` is certain of endpoint
+and credentials, the requests are signed here. An answer counts only if it is exactly what was asked
+for. After anything else, a refusal, an error, an unexpected form, s3fs asks again, and does
+everything from then on. Two answers are final: one that no S3 server gives (`response_checks`), and
+a timeout.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _CONNECT_S, _READ_S = 10.0, 60.0
 _OK, _PARTIAL, _MISSING = 200, 206, 404
 
 
-class _Doubt(Exception):  # noqa: N818 - it is no error: somebody else is asked
+class _AskS3fs(Exception):  # noqa: N818 - it is no error: s3fs asks again
     """Raised when an answer is not what was asked for; never leaves the module."""
 
 
 class SignedReadStore(LateStore):
-    """An S3 store that lists and reads by itself; opened for everything else.
+    """An S3 store that lists and reads by itself, and opens s3fs for everything else.
 
     May be used by several threads.
     """
@@ -62,7 +62,7 @@ class SignedReadStore(LateStore):
     def __init__(
         self, url: str, options: Mapping[str, object], asked: Access, open_it: Callable[[], Store]
     ) -> None:
-        """`open_it` opens the same place through s3fs."""
+        """`open_it` opens the same store through s3fs."""
         super().__init__(self._opened)
         self._open_it = open_it
         self._store: Store | None = None
@@ -80,31 +80,31 @@ class SignedReadStore(LateStore):
 
     @property
     def distant(self) -> bool:
-        """It is."""
+        """Return True: it is a bucket."""
         return True
 
     def read(self, key: str) -> bytes | None:
-        """One request."""
+        """Read in one request."""
         bucket = self._bucket
         if bucket is not None:
             with self._doing("reading", key):
                 try:
                     return bucket.read(under(self._base, key))
-                except _Doubt:
+                except _AskS3fs:
                     self._bucket = None
                 except TooLarge as failure:
                     raise too_large(self._name, key) from failure
         return super().read(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """One request for a thousand objects."""
+        """List a thousand objects per request."""
         bucket = self._bucket
         if bucket is not None:
             folder = under(self._base, prefix) if prefix else self._base
             with self._doing("listing", prefix):
                 try:
                     found = bucket.list(f"{folder}/" if folder else "")
-                except _Doubt:
+                except _AskS3fs:
                     self._bucket = None
                 else:
                     cut = len(under(self._base, ""))
@@ -114,13 +114,13 @@ class SignedReadStore(LateStore):
     def read_into(
         self, key: str, offset: int, *targets: memoryview, on_progress: ReadProgress = int
     ) -> None:
-        """One request, straight into `targets`."""
+        """Read in one request, straight into `targets`."""
         bucket = self._bucket
         if bucket is not None:
             with self._doing("downloading", key):
                 try:
                     bucket.read_into(under(self._base, key), offset, Into(targets, on_progress))
-                except _Doubt:
+                except _AskS3fs:
                     self._bucket = None
                 else:
                     return
@@ -129,7 +129,7 @@ class SignedReadStore(LateStore):
 
     @contextlib.contextmanager
     def _doing(self, verb: str, key: str) -> Iterator[None]:
-        """Nobody else is asked after an attack, or a server that has been waited for."""
+        """Translate failures that s3fs must not repeat: hostile answers and timeouts."""
         try:
             yield
         except Failure as failure:
@@ -149,7 +149,10 @@ def signed_read_store(
     environment: Mapping[str, str],
     open_it: Callable[[], Store],
 ) -> Store:
-    """The store at an `s3://` URL: quick if that is certain to be the same, else as opened."""
+    """The store at an `s3://` URL: a `SignedReadStore` if it is certain to ask as s3fs would.
+
+    Otherwise what `open_it` returns. Called by `open_store`.
+    """
     bucket, _, base = url.partition("://")[2].partition("/")
     profile = _profile(environment)
     asked = None if profile is None else access(bucket, options, environment, profile)
@@ -161,14 +164,14 @@ def signed_read_store(
 def sign(
     asked: Access, path: str, query: Mapping[str, str], at: datetime, span: str | None = None
 ) -> Signed:
-    """A GET of `path` in the bucket, signed by version 4 of AWS's signature. `at` is in UTC.
+    """A GET of `path` in the bucket, signed by AWS signature version 4. `at` is in UTC.
 
-    `span`, as in `0-99`, asks for these bytes only.
+    `span`, such as `0-99`, is a range of bytes.
 
     Source: docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
     """
     url = urlsplit(asked.url)
-    place = f"{url.path}/{quote(path, safe='/~')}"
+    url_path = f"{url.path}/{quote(path, safe='/~')}"
     pairs = sorted((_word(name), _word(value)) for name, value in query.items())
     words = "&".join(f"{name}={value}" for name, value in pairs)
     day, moment = at.strftime("%Y%m%d"), at.strftime("%Y%m%dT%H%M%SZ")
@@ -180,7 +183,7 @@ def sign(
         headers["x-amz-security-token"] = asked.token
     names = ";".join(headers)
     lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
-    request = f"GET\n{place}\n{words}\n{lines}\n{names}\n{_EMPTY}"
+    request = f"GET\n{url_path}\n{words}\n{lines}\n{names}\n{_EMPTY}"
     scope = f"{day}/{asked.region}/s3/aws4_request"
     digest = hashlib.sha256(request.encode()).hexdigest()
     secret = f"AWS4{asked.secret}".encode()
@@ -191,23 +194,25 @@ def sign(
     headers["authorization"] = (
         f"{_ALGORITHM} Credential={asked.key}/{scope}, SignedHeaders={names}, Signature={signature}"
     )
-    there = f"{url.scheme}://{url.netloc}{place}"
-    return Signed("GET", f"{there}?{words}" if words else there, headers)
+    target = f"{url.scheme}://{url.netloc}{url_path}"
+    return Signed("GET", f"{target}?{words}" if words else target, headers)
 
 
 class _Bucket:
-    """Requests to one bucket; by any thread. Raises `_Doubt`."""
+    """Signed requests to one bucket; called by any thread. Raises `_AskS3fs` and `Failure`."""
 
     def __init__(self, asked: Access) -> None:
         self._asked = asked
-        self._wire = HttpConnections(Network(_CONNECT_S, _READ_S, lambda: _tls(asked.trust), {}))
+        self._connections = HttpConnections(
+            Network(_CONNECT_S, _READ_S, lambda: _tls(asked.trust), {})
+        )
 
     def read(self, key: str) -> bytes | None:
         reply = self._get(key, {}, allowance=Allowance(most_bytes(key)))
         if reply.status == _MISSING and _code(reply.body) == "NoSuchKey":
             return None
         if reply.status != _OK or str(len(reply.body)) != reply.headers.get("content-length"):
-            raise _Doubt
+            raise _AskS3fs
         return reply.body
 
     def read_into(self, key: str, offset: int, into: Into) -> None:
@@ -218,20 +223,20 @@ class _Bucket:
         reply = self._get(key, {}, span, into)
         stated = reply.headers.get("content-range", "").partition("/")[0]
         if (reply.status, stated, reply.filled) != (_PARTIAL, f"bytes {span}", size):
-            raise _Doubt
+            raise _AskS3fs
 
     def list(self, prefix: str) -> list[tuple[str, int, str | None]]:
-        """Key, bytes and version of each object that begins with `prefix`; no folders."""
+        """Key, bytes and version of each object that begins with `prefix`, without folders."""
         listing = ListedPages(prefix)
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
         while True:
             reply = self._get("", query, allowance=PAGE)
             if reply.status != _OK:
-                raise _Doubt
+                raise _AskS3fs
             try:
-                token = listing.take(listed(reply.body))
+                token = listing.add_page(listed(reply.body))
             except ValueError as error:
-                raise _Doubt from error
+                raise _AskS3fs from error
             if token is None:
                 return listing.objects
             query["continuation-token"] = token
@@ -248,14 +253,14 @@ class _Bucket:
         for again in (True, False):
             signed = sign(self._asked, path, query, datetime.now(timezone.utc), span)
             try:
-                return checked(self._wire.exchange(signed, into=into, allowance=allowance))
+                return checked(self._connections.exchange(signed, into=into, allowance=allowance))
             except Hostile:
                 raise
             except TimeoutError as error:
                 raise of_exception(error) from None
             except (OSError, http.client.HTTPException, Failure) as error:
                 if not again:
-                    raise _Doubt from error
+                    raise _AskS3fs from error
         raise AssertionError
 
 
@@ -273,7 +278,7 @@ def _mac(key: bytes, text: str) -> bytes:
 
 
 def _tls(trust: str | None) -> ssl.SSLContext:
-    """Trust whom botocore trusts: that file, else certifi's where that is installed."""
+    """Trust the same certificates as botocore: the file `trust`, else certifi's if installed."""
     import ssl
 
     if trust is None:
@@ -285,7 +290,7 @@ def _tls(trust: str | None) -> ssl.SSLContext:
 
 
 def _profile(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The default profile of the user's files of AWS; None if they are not plain."""
+    """The default profile in the user's AWS files; None if it cannot be read as botocore would."""
     home = Path(environment.get("HOME", ""))
     if not home.is_absolute() or (home / ".config" / "fsspec").exists():
         return None

@@ -1,7 +1,8 @@
-"""What a plain request to S3 needs to know, where nobody could understand it otherwise. Pure.
+"""Credentials, region and endpoint for `signed_reads`, where they are certain. Pure.
 
 None means that botocore might find other credentials or another endpoint than this module, or that
-nobody can tell: then its client asks, slower and surely as the right user at the right place.
+this cannot be told: then botocore's client asks, slower but surely as the right user at the right
+endpoint.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-"""Buckets that every way of addressing takes; those with dots do not fit every certificate."""
+"""Bucket names for every way of addressing; names with dots do not fit every certificate."""
 _REGION: Final = re.compile(r"(?:af|ap|ca|eu|il|me|mx|sa|us)-[a-z]+-[0-9]")
-"""Regions of the partition `aws`; the others have endings of their own."""
+"""Regions of the partition `aws`; other partitions have other domains."""
 _DEFAULT_REGION: Final = "us-east-1"
 _PLAIN: Final = ("key", "secret", "token", "endpoint_url")
 _CLIENT: Final = ("endpoint_url", "region_name")
@@ -36,9 +37,9 @@ _OPTIONS: Final = {
     "FSSPEC_S3_TOKEN": "token",
     "FSSPEC_S3_ENDPOINT_URL": "endpoint_url",
 }
-"""Options of s3fs that fsspec takes from the environment where the caller gives none."""
+"""Options of s3fs that fsspec reads from the environment if the caller gives none."""
 _HARMLESS: Final = {"AWS_EC2_METADATA_DISABLED", "AWS_PAGER", "AWS_REGION"}
-"""botocore reads the first for credentials of the machine only, the others not at all."""
+"""botocore reads the first one only for credentials of the machine, and the others not at all."""
 _PROFILE: Final = {
     "aws_access_key_id": "key",
     "aws_secret_access_key": "secret",
@@ -53,16 +54,16 @@ _TRUST: Final = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A bucket, and who asks."""
+    """Endpoint and credentials of a bucket."""
 
     url: str
-    """Of the bucket, without a `/` at its end; no secret."""
+    """URL of the bucket, without a `/` at its end; no secret."""
     region: str
     key: str = field(repr=False)
     secret: str = field(repr=False)
     token: str | None = field(repr=False, default=None)
     trust: str | None = None
-    """File of certificates that is trusted instead of the usual ones."""
+    """File of certificates to trust instead of the default ones."""
 
 
 def access(
@@ -71,9 +72,9 @@ def access(
     environment: Mapping[str, str],
     profile: Mapping[str, str],
 ) -> Access | None:
-    """How to ask a bucket; None if botocore has to find out.
+    """Endpoint and credentials of a bucket; None if botocore has to find them.
 
-    `options` are those of s3fs, `profile` the lines of the default profile in the user's files.
+    `options` are those of s3fs; `profile` is the default profile in the user's AWS files.
     """
     if not _NAME.fullmatch(bucket) or _unsure(environment):
         return None
@@ -82,11 +83,11 @@ def access(
     given = _of_options({**_set_by_fsspec(environment), **options})
     if given is None:
         return None
-    said = {name: environment.get(variable, "") for variable, name in _VARIABLES.items()}
-    filed = {name: profile.get(line, "") for line, name in _PROFILE.items()}
-    keys = next((own for own in (given, said, filed) if own.get("key") or own.get("secret")), {})
-    region = given.get("region") or said["region"] or filed["region"]
-    endpoint = given.get("endpoint") or said["endpoint_s3"] or said["endpoint"] or filed["endpoint"]
+    env = {name: environment.get(variable, "") for variable, name in _VARIABLES.items()}
+    file = {name: profile.get(line, "") for line, name in _PROFILE.items()}
+    keys = next((own for own in (given, env, file) if own.get("key") or own.get("secret")), {})
+    region = given.get("region") or env["region"] or file["region"]
+    endpoint = given.get("endpoint") or env["endpoint_s3"] or env["endpoint"] or file["endpoint"]
     url = _bucket_url(bucket, endpoint, region)
     if url is None or not keys.get("key") or not keys.get("secret"):
         return None
@@ -99,7 +100,7 @@ def _unsure(environment: Mapping[str, str]) -> bool:
     """Whether a variable is set that may change what botocore does."""
     known = {*_VARIABLES, *_OPTIONS, *_HARMLESS, *_TRUST}
     if any(environment.get(name) == "" for name in _OPTIONS):
-        return True  # s3fs hands an empty key on
+        return True  # s3fs would use the empty value
     for name, value in environment.items():
         if not value:
             continue
@@ -110,7 +111,7 @@ def _unsure(environment: Mapping[str, str]) -> bool:
 
 
 def _set_by_fsspec(environment: Mapping[str, str]) -> dict[str, object]:
-    """What fsspec makes options of; a value that is JSON is none of text there."""
+    """The options that fsspec reads from the environment; it parses values that are JSON."""
     found: dict[str, object] = {}
     for variable, name in _OPTIONS.items():
         if variable in environment:
@@ -131,7 +132,7 @@ def _of_options(options: Mapping[str, object]) -> dict[str, str] | None:
     given = {name: value for name, value in options.items() if name in _PLAIN}
     first, second = given.pop("endpoint_url", None), client.get("endpoint_url")
     if first and second and first != second:
-        return None  # s3fs refuses that
+        return None  # s3fs refuses two endpoints
     given.update(endpoint=first or second, region=client.get("region_name"))
     found = {name: value for name, value in given.items() if value is not None}
     if not all(isinstance(value, str) for value in found.values()):
@@ -140,7 +141,7 @@ def _of_options(options: Mapping[str, object]) -> dict[str, str] | None:
 
 
 def _bucket_url(bucket: str, endpoint: str, region: str) -> str | None:
-    """Where botocore finds the bucket: in the path of an endpoint that is given, else by name."""
+    """The bucket's URL as botocore makes it: a path of a given endpoint, else a host name."""
     if not endpoint:
         at = "s3" if region == _DEFAULT_REGION else f"s3.{region}"
         return f"https://{bucket}.{at}.amazonaws.com" if _REGION.fullmatch(region) else None
@@ -152,10 +153,10 @@ def _bucket_url(bucket: str, endpoint: str, region: str) -> str | None:
     plain = url.path in {"", "/"} and not url.query and not url.fragment
     if url.scheme not in {"http", "https"} or not url.hostname or not plain:
         return None
-    ours = {url.hostname, f"{url.hostname}:{port}"}  # in small letters, and without a user
+    ours = {url.hostname, f"{url.hostname}:{port}"}  # in lower case, and without a user
     usual = {"http": 80, "https": 443}[url.scheme]
     if ":" in url.hostname or url.netloc not in ours or port == usual:
         return None
     if url.hostname.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        return None  # there the name of a host says more than this module knows
+        return None  # host names of AWS select more than this module knows
     return f"{url.scheme}://{url.netloc}/{bucket}"

@@ -1,4 +1,4 @@
-"""Handing a request to the kernel: bodies straight from the caller's memory."""
+"""Send a request body over a socket, straight from the caller's memory."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ _ENCRYPTED_BYTES: Final = 256 * 1024
 
 
 def send_body(
-    sock: socket.socket, body: Lent, throttle: Callable[[int], int], patience: ProgressTimeout
+    sock: socket.socket, body: Lent, throttle: Callable[[int], int], progress: ProgressTimeout
 ) -> None:
-    """Send all of `body`; `throttle` is as in `Wire.exchange`.
+    """Send all of `body`; `throttle` is as in `HttpConnections.exchange`.
 
-    Raises `TimeoutError` when the peer takes nothing any more, and `OSError`.
+    Raises `TimeoutError` when the peer makes no progress, and `OSError`.
     """
     send = _send_encrypted if isinstance(sock, ssl.SSLSocket) else _send_plain
     start = 0
     while start < body.size:
         ahead = min(BLOCK_BYTES - start % BLOCK_BYTES, body.size - start)
         stop = start + throttle(ahead)
-        send(sock, body, start, stop, patience)
+        send(sock, body, start, stop, progress)
         start = stop
 
 
 def _send_encrypted(
-    sock: socket.socket, body: Lent, start: int, stop: int, patience: ProgressTimeout
+    sock: socket.socket, body: Lent, start: int, stop: int, progress: ProgressTimeout
 ) -> None:
-    """Send a copy: encryption may wait for the network in the middle of it."""
+    """Send over TLS, from a copy: TLS may wait for the network in the middle of a write."""
     for first in range(start, stop, _ENCRYPTED_BYTES):
         with body.view(first, min(first + _ENCRYPTED_BYTES, stop)) as piece:
             rest = memoryview(bytes(piece))
         while rest:
-            sock.settimeout(patience.look_s())
+            sock.settimeout(progress.next_check_s())
             try:
                 rest = rest[sock.send(rest) :]
             except TimeoutError:
-                continue  # the same bytes again, as OpenSSL wants it: it knows how far it came
-            patience.took()
+                continue  # OpenSSL requires the same bytes again; it knows how far it came
+            progress.sent()
 
 
 def _send_plain(
-    sock: socket.socket, body: Lent, start: int, stop: int, patience: ProgressTimeout
+    sock: socket.socket, body: Lent, start: int, stop: int, progress: ProgressTimeout
 ) -> None:
-    """Hand the bytes to the kernel, as many at a time as it takes without waiting."""
+    """Send without TLS: give the kernel as many bytes at a time as it accepts without waiting."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     while start < stop:
-        if not poll.poll(1000 * patience.look_s()):
+        if not poll.poll(1000 * progress.next_check_s()):
             continue
         with body.view(start, stop) as piece:
             start += sock.send(piece)
-        patience.took()
+        progress.sent()
