@@ -1,8 +1,9 @@
-"""Writes that survive a power cut: fsync, rename, fsync the directory; and temporaries that do not.
+"""Publish, replace and delete directories atomically and durably, and sweep what a kill left.
 
-A temporary directory is owned through an exclusive `flock` on itself, which the kernel drops when
-its process dies, however it dies. So a sweep can tell what is being written from what is rubbish
-without a clock, a process id or a heartbeat. Source: flock(2), rename(2).
+A directory is built under a temporary name, fsynced, and renamed. Its writer holds an exclusive
+`flock` on it, which the kernel drops when the process dies, however it dies. So a sweep can tell
+unfinished directories from abandoned ones without a clock, a process id or a heartbeat. Source:
+flock(2), rename(2).
 """
 
 from __future__ import annotations
@@ -39,39 +40,39 @@ _CONTENT = "content"
 
 
 def temporaries(root: Path) -> Path:
-    """Where directories are built before they get their final name; on the volume of `root`."""
+    """The folder in which directories are built before they get their final name."""
     return root / DOT_DIR / "tmp"
 
 
 def trash_dir(root: Path) -> Path:
-    """Where directories lie between losing their name and being gone."""
+    """The folder for directories that lost their name and are not deleted yet."""
     return root / DOT_DIR / "trash"
 
 
 def partials_dir(root: Path) -> Path:
-    """Where downloads lie until they are whole; a later fetch goes on with them."""
+    """The folder for downloads until they are whole; a later fetch resumes them."""
     return root / DOT_DIR / "partial"
 
 
 @contextlib.contextmanager
 def temporary(root: Path) -> Iterator[Path]:
-    """Yield a new, owned directory on the volume of `root`; what is left of it goes at the end."""
-    path, owner = _owned(temporaries(root))
+    """Yield a new, owned directory on the volume of `root`; delete it at the end if still there."""
+    path, owner = _make_owned(temporaries(root))
     try:
         yield path
     finally:
-        discard(path)  # gone after a rename; after an exchange, what was replaced
+        discard(path)  # not there after a rename; after an exchange, the replaced directory
         os.close(owner)
 
 
 def publish_directory(built: Path, final: Path, root: Path, *, replace: bool = True) -> None:
-    """Give the finished directory `built` its `final` name, durably; replace what is there.
+    """Rename the finished directory `built` to `final`, durably; replace what is there.
 
-    Without `replace`, what is there stays, and `FileExistsError` is raised.
+    Without `replace`, an existing `final` stays, and `FileExistsError` is raised.
 
     Readers see the old directory or the new one, each whole. Where the kernel or the file system
-    cannot exchange two names, the old directory waits in the trash for the moment between two
-    renames, and `sweep` puts it back if that moment was the last.
+    cannot exchange two names, the old directory lies in the trash between two renames, and `sweep`
+    restores it if the process died there.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     sync_directory(built)
@@ -90,72 +91,72 @@ def publish_directory(built: Path, final: Path, root: Path, *, replace: bool = T
 
 
 def delete_directory(path: Path, root: Path, digest: str | None = None) -> bool:
-    """Take the name away first, so that nobody sees half a checkpoint; then delete the bytes.
+    """Move the directory to the trash by one rename, so that nobody sees half of it; delete it.
 
-    With `digest`, only if the manifest there is still the one with that digest: somebody may just
-    have put a newer generation in its place. One rename, which needs no room where the trash is
-    there already (`make_trash`). Returns whether this call took the name away.
+    With `digest`, only if its manifest still has that digest: a newer generation may have taken its
+    place. The rename needs no room if the trash exists (`make_trash`). Returns whether this call
+    removed the directory's name.
     """
     make_trash(root)
-    waiting = trash_dir(root) / f"{_DELETED}{uuid.uuid4().hex}"
+    trashed = trash_dir(root) / f"{_DELETED}{uuid.uuid4().hex}"
     try:
         with naming(root):
             if digest is not None and read_manifest(path).digest != digest:
                 return False
-            os.rename(path, waiting)
+            os.rename(path, trashed)
     except FileNotFoundError:  # or `CheckpointNotFoundError`
         return False
     sync_directory(path.parent)
-    discard(waiting)
+    discard(trashed)
     return True
 
 
 def make_trash(root: Path) -> None:
-    """Have the trash, before the disk is full: a new directory takes room."""
+    """Create the trash folder; called before the disk is full, since a new folder needs room."""
     trash_dir(root).mkdir(parents=True, exist_ok=True)
 
 
 def sweep_trash(root: Path) -> None:
-    """Delete what a killed process had begun to delete; safe beside a live one."""
-    for waiting in children(trash_dir(root)):
-        if waiting.name.startswith(_DELETED):
-            discard(waiting)
+    """Finish the deletions of killed processes; safe beside living ones."""
+    for trashed in children(trash_dir(root)):
+        if trashed.name.startswith(_DELETED):
+            discard(trashed)
 
 
 def sweep(root: Path) -> list[Path]:
-    """Delete what dead processes left under `root`; return the directories that were put back.
+    """Delete what dead processes left under `root`; return the directories that were restored.
 
-    Called once at the start of a run, before anything is written. A directory that was taken away
-    to be replaced, and whose name is still free, goes back: its process died between two renames.
+    Called once at the start of a run, before anything is written. A directory in the trash that was
+    to be replaced, and whose name is still free, is restored: its process died between two renames.
     """
     restored = []
-    for waiting in children(trash_dir(root)):
-        final = _origin(waiting, root) if waiting.name.startswith(_REPLACED) else None
+    for trashed in children(trash_dir(root)):
+        final = _original_path(trashed, root) if trashed.name.startswith(_REPLACED) else None
         if final is not None and not os.path.lexists(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(waiting / _CONTENT, final)
+            os.rename(trashed / _CONTENT, final)
             sync_directory(final.parent)
             restored.append(final)
-        discard(waiting)
+        discard(trashed)
     sweep_temporaries(root)
     return restored
 
 
 def sweep_temporaries(root: Path) -> None:
-    """Delete what dead processes were building under `root`; safe beside live ones."""
-    for path in _ownerless(temporaries(root)):
+    """Delete the temporary directories of dead processes under `root`; safe beside living ones."""
+    for path in _without_owner(temporaries(root)):
         discard(path)
 
 
 def tidy(root: Path) -> None:
-    """Remove the dot directory of `root` if nothing is in it."""
+    """Remove the empty folders of this package below `root`, and its dot folder if empty."""
     for path in (temporaries(root), trash_dir(root), partials_dir(root), root / DOT_DIR):
         with contextlib.suppress(OSError):
             path.rmdir()
 
 
 def discard(path: Path) -> None:
-    """Delete whatever `path` is; what resists is left to the next sweep."""
+    """Delete `path`, whatever it is; what cannot be deleted is left to the next sweep."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -164,9 +165,9 @@ def discard(path: Path) -> None:
 
 
 def children(path: Path) -> list[Path]:
-    """What lies in the directory `path`, in order; nothing if there is none.
+    """The sorted entries of the directory `path`; empty if there is no such directory.
 
-    Of millions, the first that are told: the others are left to the next call.
+    At most the first 10,000 that the kernel lists; the others are left to the next call.
     """
     try:
         return sorted(Path(one.path) for one in itertools.islice(entries(str(path)), _MOST))
@@ -174,26 +175,26 @@ def children(path: Path) -> list[Path]:
         return []
 
 
-def _owned(parent: Path) -> tuple[Path, int]:
-    """A new directory in `parent`, and the descriptor whose lock says that it has an owner."""
+def _make_owned(parent: Path) -> tuple[Path, int]:
+    """A new directory in `parent`, and the descriptor whose lock owns it."""
     for left in reversed(range(_TRIES)):
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with open_directory(parent) as gate:
-                lock(gate, fcntl.LOCK_SH)  # no sweep between making it and locking it
+                lock(gate, fcntl.LOCK_SH)  # no sweep between mkdir and lock
                 path = parent / uuid.uuid4().hex
-                path.mkdir()  # its mode is the checkpoint's, as the umask says
+                path.mkdir()  # its mode, by the umask, becomes the checkpoint's
                 owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
                 try_lock(owner)
                 return path, owner
-        except FileNotFoundError:  # another process has just tidied the empty parent away
+        except FileNotFoundError:  # another process has just removed the empty parent
             if not left:
                 raise
     raise AssertionError
 
 
-def _ownerless(parent: Path) -> list[Path]:
-    """Temporaries whose owner is dead; none while a process is just making one."""
+def _without_owner(parent: Path) -> list[Path]:
+    """Temporary directories whose owner is dead; none while a process is creating one."""
     if not parent.is_dir():
         return []
     with open_directory(parent) as gate:
@@ -211,43 +212,43 @@ def _is_owned(path: Path) -> bool:
 
 
 def _replace(built: Path, final: Path, root: Path) -> None:
-    """Give `built` the name `final` in two renames; the old one is put back if the second fails."""
-    waiting = _set_aside(final, root)
+    """Rename `built` to `final` in two renames; the old one is restored if the second fails."""
+    trashed = _move_to_trash(final, root)
     try:
         os.rename(built, final)
     except BaseException:
         if not os.path.lexists(final):
-            os.rename(waiting / _CONTENT, final)  # if this fails too, the next sweep does it
+            os.rename(trashed / _CONTENT, final)  # if this fails too, the next sweep does it
         raise
     sync_directory(final.parent)
-    discard(waiting)
+    discard(trashed)
 
 
-def _set_aside(path: Path, root: Path) -> Path:
-    """Move `path` into the trash with a note of where it was; return its place there."""
+def _move_to_trash(path: Path, root: Path) -> Path:
+    """Move `path` into a new folder of the trash, with a note of its path; return the folder."""
     make_trash(root)
-    waiting = Path(tempfile.mkdtemp(prefix=_REPLACED, dir=trash_dir(root)))
-    with (waiting / _NOTE).open("wb") as note:
+    trashed = Path(tempfile.mkdtemp(prefix=_REPLACED, dir=trash_dir(root)))
+    with (trashed / _NOTE).open("wb") as note:
         write_out(note, path.relative_to(root).as_posix().encode())
-    for folder in (waiting, trash_dir(root), root / DOT_DIR):
+    for folder in (trashed, trash_dir(root), root / DOT_DIR):
         sync_directory(folder)
     try:
-        os.rename(path, waiting / _CONTENT)
+        os.rename(path, trashed / _CONTENT)
     except OSError:
-        discard(waiting)
+        discard(trashed)
         raise
-    return waiting
+    return trashed
 
 
-def _origin(waiting: Path, root: Path) -> Path | None:
-    """Where the content of `waiting` was: as its note says, else as its own manifest says."""
-    if not os.path.lexists(waiting / _CONTENT):
+def _original_path(trashed: Path, root: Path) -> Path | None:
+    """The path that the content of `trashed` had: by its note, else by its own manifest."""
+    if not os.path.lexists(trashed / _CONTENT):
         return None
     try:
-        return root / check_checkpoint_id(read_small_file(waiting / _NOTE, RECORD).decode())
+        return root / check_checkpoint_id(read_small_file(trashed / _NOTE, RECORD).decode())
     except (OSError, ValueError):
         pass
     try:
-        return root / read_manifest(waiting / _CONTENT).checkpoint_id
+        return root / read_manifest(trashed / _CONTENT).checkpoint_id
     except (OSError, ValueError):
-        return None  # no checkpoint, and nobody knows its name
+        return None  # not a checkpoint, and its name is unknown

@@ -1,4 +1,4 @@
-"""The commit of a checkpoint on the local disk: files, manifest, rename, in that order."""
+"""Commit a checkpoint on the local disk: write files, then the manifest, then rename."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def commit(
     files: Mapping[str, Callable[[], Pieces]],
     describe: Callable[[tuple[FileEntry, ...]], Manifest],
 ) -> Manifest:
-    """`commit_files` of functions that yield the bytes of each file."""
+    """Call `commit_files` with files given as functions that yield their bytes."""
 
     def writer(pieces: Callable[[], Pieces]) -> Writer:
         return lambda target, path: write_file(target, path, pieces())
@@ -43,15 +43,16 @@ def commit_files(
     files: Mapping[str, Writer],
     describe: Callable[[tuple[FileEntry, ...]], Manifest],
 ) -> Manifest:
-    """Make the directory `final` a committed checkpoint, or leave no trace of the try.
+    """Commit a checkpoint as the directory `final`, or leave nothing behind.
 
-    `files` maps paths inside the checkpoint to functions that write the file at a given place, make
-    its bytes durable, and describe it; `describe` turns what was written into the manifest. When
-    this returns, all of it survives a power cut.
+    `files` maps paths in the checkpoint to functions that write the file at a given path, make it
+    durable, and return its manifest entry; `describe` makes the manifest from the entries. When
+    this returns, the checkpoint survives a power cut. Called by the worker, or by the training
+    thread where there is no memory for an arena.
 
     Raises:
-        OSError: the disk refused (`errno` says why); what was at `final` before is untouched.
-        CheckpointExistsError: `final` lies in another checkpoint, or others lie in it.
+        OSError: the disk refused (`errno` says why); an existing `final` is untouched.
+        CheckpointExistsError: `final` lies inside another checkpoint, or another one inside it.
     """
     _refuse_nesting(final, root)
     with temporary(root) as built:
@@ -69,7 +70,7 @@ def commit_files(
 
 
 def _refuse_nesting(final: Path, root: Path) -> None:
-    """A directory that is replaced or deleted whole must hold one checkpoint only."""
+    """Refuse nested checkpoints: a directory is replaced or deleted as a whole."""
     outer = next((p for p in final.parents if root in p.parents and (p / MANIFEST).exists()), None)
     if outer is None and (final / MANIFEST).exists():
         return
@@ -80,6 +81,6 @@ def _refuse_nesting(final: Path, root: Path) -> None:
 
 
 def write_hint(root: Path, checkpoint_id: str, step: int) -> None:
-    """Note the newest checkpoint in `latest.json`: a hint for people, which nothing here trusts."""
-    said = json.dumps({"checkpoint": checkpoint_id, "step": step}) + "\n"
-    replace_small(root / DOT_DIR / "latest.json", said.encode("ascii"), durable=False)
+    """Write the newest checkpoint to `latest.json`: a hint for people that no code reads."""
+    text = json.dumps({"checkpoint": checkpoint_id, "step": step}) + "\n"
+    replace_small(root / DOT_DIR / "latest.json", text.encode("ascii"), durable=False)

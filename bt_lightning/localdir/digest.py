@@ -1,4 +1,4 @@
-"""XXH3-128 of a file and of each of its blocks, in one pass over its bytes."""
+"""Compute the XXH3-128 of a file and of each of its blocks, in one pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READ_BYTES = 4 * 1024 * 1024
 
 
 class Hasher:
-    """Digests of a stream of bytes that arrives in pieces of any size."""
+    """Computes the digests of a stream of bytes that comes in pieces of any size."""
 
     def __init__(self) -> None:
         self._whole = xxhash.xxh3_128()
@@ -27,7 +27,7 @@ class Hasher:
         self.size = 0
 
     def update(self, piece: memoryview | bytes) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
         view = memoryview(piece)
         self._whole.update(view)
         self.size += len(view)
@@ -45,7 +45,7 @@ class Hasher:
         self._in_block = 0
 
     def entry(self, path: str) -> FileEntry:
-        """The manifest's entry for the bytes seen so far; call it once, at the end."""
+        """The manifest entry for all bytes so far; called once, at the end."""
         if self._in_block:
             self._close_block()
         return FileEntry(
@@ -57,7 +57,7 @@ class Hasher:
 
 
 def digest_file(file: Path, path: str) -> FileEntry:
-    """Read `file` once and describe it as the entry `path` of a manifest."""
+    """Read `file` once and return its manifest entry, with the path `path`."""
     hasher = Hasher()
     buffer = memoryview(bytearray(READ_BYTES))
     with os.fdopen(open_regular(file), "rb", buffering=0) as stream:

@@ -1,7 +1,7 @@
-"""Writing an image that lies in memory: past the page cache, where the file system lets us.
+"""Write an image from memory to a file with `O_DIRECT`, where the file system supports it.
 
-A direct write takes no second copy, so it leaves the memory bandwidth and the cores to training,
-and the page cache to the dataset. Source: open(2), O_DIRECT.
+A direct write makes no second copy: it leaves memory bandwidth and cores to training, and the page
+cache to the dataset. Source: open(2).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry
 
 BLOCK: Final = 4096
-"""Bytes: images begin at a multiple of this in memory, and are readable to the next multiple."""
+"""Bytes: images are aligned to this in memory, and padded to a multiple of it."""
 _CHUNK = 16 * 1024 * 1024
 _DIRECT_BYTES = 1024 * 1024
 _REFUSED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -37,14 +37,14 @@ def write_image(
     size: int,
     described: Callable[[FileEntry], None] = lambda _: None,
 ) -> FileEntry:
-    """Write the first `size` bytes of `image` to the new `file`, durably; describe it as `path`.
+    """Write the first `size` bytes of `image` to the new `file`, durably; return its entry.
 
-    `image` is page-aligned and `size` bytes long, rounded up to `BLOCK`. It is hashed beside the
-    writing; `described` is called when that is done, maybe long before the bytes are durable, by
-    another thread. Called in the worker.
+    `image` is page-aligned and `size` bytes long, rounded up to `BLOCK`. Another thread hashes it
+    at the same time, and calls `described` with the entry, named `path`, maybe long before the
+    bytes are durable. Called in the worker.
 
     Raises:
-        OSError: the disk refused; a disk that is too small says so before the first byte.
+        OSError: the disk refused; if there is no room, before the first byte is written.
     """
     hasher = Hasher()
     with ThreadPoolExecutor(1, "bt_lightning hash") as other:
@@ -59,7 +59,7 @@ def write_image(
 
 
 def _write(file: Path, image: memoryview, size: int, flag: int) -> bool:
-    """Write in one way; False if the file system refuses that way."""
+    """Write with the open(2) flag `flag`; False if the file system refuses it."""
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flag, 0o666)
     except OSError as error:
@@ -83,9 +83,9 @@ def _write(file: Path, image: memoryview, size: int, flag: int) -> bool:
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Allocate blocks with fallocate(2); where a file system cannot, do without.
+    """Allocate blocks with fallocate(2), if the file system supports it.
 
-    Not `os.posix_fallocate`: the C library imitates it by writing into every block.
+    `os.posix_fallocate` would emulate it by writing into every block.
     """
     if not size or not hasattr(libc(), "fallocate"):
         return

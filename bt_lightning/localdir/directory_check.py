@@ -1,4 +1,4 @@
-"""Whether a directory can take checkpoints, asked before the first one costs anything."""
+"""Check at the start of a run that a checkpoint directory can be written."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def _probe(root: Path) -> None:
 
 
 def check_root(root: Path) -> Path:
-    """Create `root` if needed and prove that directories can be built and files renamed in it.
+    """Create `root` if needed, and test that files can be written and renamed in it.
 
     Raises:
-        DirectoryFullError: it is full.
-        DirectoryUnusableError: it cannot for another reason. Both say what to do.
+        DirectoryFullError: the disk is full.
+        DirectoryUnusableError: the directory cannot be used; both errors say what to do.
     """
     with directory_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def check_root(root: Path) -> Path:
         except OSError as error:
             if not is_full(error):
                 raise
-            sweep_temporaries(root)  # of a process that was killed when it had filled the disk
+            sweep_temporaries(root)  # a process may have been killed when it had filled the disk
             sweep_trash(root)
             _probe(root)
     return root

@@ -1,7 +1,6 @@
-"""A look at what lies below a directory, in bounded memory and time, whatever lies there.
+"""Walk a directory tree breadth first, in bounded memory and time, whatever lies there.
 
-Breadth first: what is near the top is found before what is deep. The entries of a folder are never
-held, for there may be millions.
+The entries of a folder are never all in memory: there may be millions.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MOST_ENTRIES: Final = 1_000_000
-"""Of one folder."""
+"""Limit for one folder."""
 MOST_FOLDERS: Final = 100_000
-"""In all."""
+"""Limit for the whole tree."""
 
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
 
@@ -29,15 +28,16 @@ def walk(
     left_out: Callable[[str, OSError], None],
     see: Callable[[os.DirEntry[str]], None] | None = None,
 ) -> None:
-    """Look at `root` and the folders below it; one that vanishes meanwhile is empty.
+    """Walk `root` and the folders below it; a folder that vanishes meanwhile counts as empty.
 
-    `leave` is asked of each folder, of those of one level before any of them is listed; what it
-    says yes to is not entered. `see` is shown what is no folder. Symbolic links are not followed,
-    and folders whose names begin with a dot are passed over. A folder that cannot be read, or has
-    more than a look may take, is `left_out`; what was found of it by then counts.
+    `leave` is called with each folder, for a whole level before any of its folders is listed; a
+    folder for which it returns true is not entered. `see` is called with each entry that is no
+    folder. Symbolic links are not followed, and folders whose names begin with a dot are skipped.
+    `left_out` is called with a folder that cannot be read or exceeds a limit; what was found in it
+    until then counts.
 
     Raises:
-        OSError: `root` cannot be read, or has too much.
+        OSError: `root` cannot be read, or exceeds a limit.
     """
     level, count = [root], 0
     while level:
@@ -62,11 +62,11 @@ def walk(
 
 
 def entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield what lies in `folder`, one by one.
+    """Yield the entries of `folder`.
 
     Raises:
-        DirectoryUnusableError: there is too much, after the first million.
-        OSError: it cannot be read.
+        DirectoryUnusableError: there are more than `MOST_ENTRIES`; raised after that many.
+        OSError: the folder cannot be read.
     """
     with os.scandir(folder) as listed:
         for count, entry in enumerate(listed, 1):
@@ -75,7 +75,7 @@ def entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def check_count(folder: str, count: int, most: int, what: str) -> None:
-    """Raise `DirectoryUnusableError` if there are more than `most`."""
+    """Raise `DirectoryUnusableError` if `count` is more than `most`."""
     if count > most:
         msg = f"{folder} has more than {most:,} {what}: move what does not belong there elsewhere"
         raise DirectoryUnusableError(msg)

@@ -1,4 +1,4 @@
-"""What is said when a disk refuses: why, whether that may pass, and what to do."""
+"""Errors of the disk: what they mean, whether they may pass, and what the user can do."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ _PASSING: Final = frozenset(
         errno.ENFILE,
     }
 )
-"""What a volume, or a machine, says that has a bad moment; or that somebody mounts anew."""
+"""Errors that may pass without a change of rights: the volume may recover, or be mounted again."""
 
 
 @contextlib.contextmanager
 def directory_errors(root: Path) -> Iterator[None]:
-    """Raise what the system refuses inside the block as an error that names `root` and the way out.
+    """Translate an `OSError` in the block to an error that names `root` and says what to do.
 
     Raises:
-        DirectoryUnusableError: an `OSError` that was none of ours.
+        DirectoryUnusableError: there was an `OSError` that is no `CheckpointError`.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def directory_errors(root: Path) -> Iterator[None]:
 
 
 def unusable(root: Path, error: OSError) -> DirectoryUnusableError:
-    """The error of a directory `root` in which something was refused; says what to do."""
+    """The error for a checkpoint directory `root` that the system refuses; it says what to do."""
     where = "" if error.filename in {None, str(root)} else f" at {error.filename}"
     msg = (
         f"the checkpoint directory {root} cannot be used ({error.strerror or error}{where}):"
@@ -72,15 +72,15 @@ def unusable(root: Path, error: OSError) -> DirectoryUnusableError:
 
 
 def refused(text: str, error: OSError) -> DirectoryUnusableError:
-    """The error of ours, with this text, for what the disk refused."""
+    """A `DirectoryUnusableError`, or `DirectoryFullError`, with this text and `error`'s errno."""
     kind = DirectoryFullError if is_full(error) else DirectoryUnusableError
-    failed = kind(text)
-    failed.errno = error.errno
-    return failed
+    translated = kind(text)
+    translated.errno = error.errno
+    return translated
 
 
 def advice(root: Path, error: OSError) -> str:
-    """What to do about `error`, which the disk of `root` answered with: one clause."""
+    """What the user can do about `error` of the disk of `root`: one clause for a message."""
     if error.errno == errno.ENOSPC and not inodes_left(root):
         return (
             "the volume has no inodes for more files, whatever bytes are free, so delete files"
@@ -90,9 +90,9 @@ def advice(root: Path, error: OSError) -> str:
 
 
 def inodes_left(root: Path) -> bool:
-    """Whether the volume takes the files and directories of one more checkpoint, so far as known.
+    """Whether the volume has inodes for one more checkpoint; True if it does not say.
 
-    A commit that failed has given back those that it had.
+    A failed commit has freed its own inodes before this is called.
     """
     try:
         volume = os.statvfs(root)
@@ -102,6 +102,6 @@ def inodes_left(root: Path) -> bool:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether it is of the disk, which may work again by itself: it is no lack of rights."""
+    """Whether `error` is an error of the disk that may pass by itself."""
     of_disk = isinstance(error, DirectoryUnusableError) or not isinstance(error, CheckpointError)
     return isinstance(error, OSError) and of_disk and error.errno in _PASSING

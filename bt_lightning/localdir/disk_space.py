@@ -1,6 +1,6 @@
-"""How much room there is for checkpoints: what the volume has free, and what a budget leaves.
+"""Measure the room for checkpoints: what is free on the volume, and what a budget leaves.
 
-Measured when it is asked for, never remembered: other programs write to the volume too.
+Measured at each call, never cached: other programs write to the volume too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""What the kernel says of a volume, or a quota, that is full."""
+"""The errno values of a volume, or a quota, that is full."""
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
 FEW_FILES: Final = 100
-"""A checkpoint may need so many; with fewer, that is why there is no room, whatever is free."""
+"""Files that a checkpoint may need: with fewer free inodes, those are what is missing."""
 _PAGE: Final = 4096
 _SECTOR: Final = 512
 _LEAST_SPARE: Final = 64 * 1024
@@ -33,39 +33,39 @@ _MANIFEST_BYTES: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """One look at the volume of a checkpoint directory; all in bytes."""
+    """One measurement of the volume of a checkpoint directory, in bytes."""
 
     free: int
-    """Free on the volume, for this user."""
+    """Free on the volume for this user."""
     size: int
-    """Of the volume."""
+    """Size of the volume."""
     used: int = 0
-    """Taken below the checkpoint directory; measured only if there is a budget."""
+    """Used below the checkpoint directory; measured only if there is a budget."""
     budget: int | None = None
-    """What may be taken there."""
+    """Limit for `used`; None for no limit."""
     files: int | None = None
-    """How many more files and directories the volume takes; None if it does not say."""
+    """Number of free inodes; None if the volume does not say."""
 
     @property
     def room(self) -> int:
-        """What may be written, and some left for small files of ours; less than 0 if none."""
+        """Bytes that a checkpoint may take: free less what is spared; negative if there is none."""
         room = self.free - spare(self.size)
         if self.budget is not None:
             room = min(room, self.budget - spare(self.budget) - self.used)
         return room
 
     def describe(self) -> str:
-        """The numbers, for people."""
-        said = f"{self.free:,} of {self.size:,} bytes are free on the volume"
+        """The numbers, for messages."""
+        text = f"{self.free:,} of {self.size:,} bytes are free on the volume"
         if self.files is not None and self.files < FEW_FILES:
-            said += f", which takes {self.files} more files of any size: it has no more inodes"
+            text += f", which takes {self.files} more files of any size: it has no more inodes"
         if self.budget is not None:
-            said += f", {self.used:,} of the budget of {self.budget:,} are used"
-        return said
+            text += f", {self.used:,} of the budget of {self.budget:,} are used"
+        return text
 
 
 def measure(root: Path, budget: int | None) -> DiskSpace:
-    """Look at the volume of `root` and, with a budget, at all that lies below it.
+    """Measure the volume of `root` and, with a budget in bytes, all files below it.
 
     Raises:
         OSError: the directory cannot be read.
@@ -78,9 +78,9 @@ def measure(root: Path, budget: int | None) -> DiskSpace:
 
 
 def spare(size: int) -> int:
-    """Bytes of a volume, or budget, of `size` bytes that no checkpoint takes.
+    """Bytes of a volume or budget of `size` bytes that are reserved: no checkpoint may take them.
 
-    Requests to remove, events and manifests must be written when there is room for nothing else.
+    Removal requests, events and manifests must be written when there is room for nothing else.
     """
     return max(_LEAST_SPARE, min(_MOST_SPARE, size // _SPARE_PART))
 
@@ -88,9 +88,8 @@ def spare(size: int) -> int:
 def usage(root: Path) -> int:
     """Bytes that the files and directories below `root` take on the volume.
 
-    A file of several names counts once; one that is larger than what is written of it, as much as
-    is written. Symbolic links are not followed. What lies in a folder that cannot be read, as
-    `lost+found`, is not counted: nothing of ours does.
+    A file with several hard links counts once; a sparse file counts its allocated blocks. Symbolic
+    links are not followed. Folders that cannot be read, such as `lost+found`, are not counted.
     """
     seen: set[tuple[int, int]] = set()
     folders, total = [str(root)], 0
@@ -112,7 +111,7 @@ def _taken(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> int:
     try:
         status = entry.stat(follow_symlinks=False)
     except _GONE:
-        return 0  # it went meanwhile
+        return 0  # deleted meanwhile
     if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
         if (status.st_dev, status.st_ino) in seen:
             return 0
@@ -121,7 +120,7 @@ def _taken(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> int:
 
 
 def planned(sizes: Iterable[int]) -> int:
-    """Bytes that a checkpoint of files of these sizes will take, its manifest included; no less."""
+    """Upper bound of the bytes that a checkpoint with files of these sizes takes on the disk."""
     total = _MANIFEST_BYTES
     for size in sizes:
         blocks = -(-size // BLOCK_BYTES)
@@ -130,5 +129,5 @@ def planned(sizes: Iterable[int]) -> int:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether `error` is the kernel's word that there is no room."""
+    """Whether `error` says that the volume or the quota is full."""
     return isinstance(error, OSError) and error.errno in FULL

@@ -1,8 +1,8 @@
-"""What happened to each save, one JSON line each: for people, loggers' backup, and `trace`.
+"""The log of events of a checkpoint directory, one JSON line each: for people and `trace`.
 
-Appended by the training process and by its worker; a line is one write(2) to a file opened for
-appending, so lines of two processes never mix. Nothing here is needed to resume. A file that has
-grown to `MOST_BYTES` gets another name, and takes the place of the one before it.
+The training process and its worker append to it; a line is one write(2) to a file opened for
+appending, so lines of two processes never mix. Nothing here is needed to resume. A file of
+`MOST_BYTES` is renamed to `OLDER`, in place of the one before it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 FILE = "events.jsonl"
 OLDER: Final = "events.1.jsonl"
 MOST_BYTES: Final = 4 * 1024 * 1024
-"""Some 5,000 saves. Twice that is kept at least, as soon as there is so much."""
+"""About 5,000 saves. With the older file, at least this much of the log is kept."""
 _HEAD_BYTES: Final = 256
 _LATEST = 1e11
-"""Seconds of the epoch, some 3,000 years on: a time that calendars know."""
+"""Latest valid time, in seconds since the epoch: the year 5138, which `datetime` can hold."""
 
 
 def note(root: Path, event: str, **facts: object) -> None:
-    """Append one event of the checkpoint directory `root`, with the time of now.
+    """Append one event to the log of the checkpoint directory `root`, with the current time.
 
     Raises:
-        OSError: the disk refused. Callers go on: an event is no checkpoint.
+        OSError: the disk refused. Callers go on without the event.
     """
     line = json.dumps({"event": event, "at": time.time(), **facts}) + "\n"
     folder = root / DOT_DIR
@@ -46,18 +46,18 @@ def note(root: Path, event: str, **facts: object) -> None:
     descriptor = open_own(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
-        torn = size and os.pread(descriptor, 1, size - 1) != b"\n"  # a full disk took half of it
+        torn = size and os.pread(descriptor, 1, size - 1) != b"\n"  # a full disk cut a line short
         os.write(descriptor, f"{chr(10) if torn else ''}{line}".encode())
         if size >= MOST_BYTES:
-            _set_aside(folder, descriptor)
+            _rotate(folder, descriptor)
     finally:
         os.close(descriptor)
 
 
-def _set_aside(folder: Path, descriptor: int) -> None:
-    """Give the file that is open another name, unless somebody just did; the next line begins one.
+def _rotate(folder: Path, descriptor: int) -> None:
+    """Rename the open log to `OLDER`, unless another process just did.
 
-    Who has it open still writes to it: no line is lost.
+    A process that still has it open appends to the renamed file, so no line is lost.
     """
     try:
         lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,21 +69,21 @@ def _set_aside(folder: Path, descriptor: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place in the events of a directory: behind all that were there when it was made."""
+    """A position in an event log: the end of the log when the mark was made."""
 
     inode: int = 0
     head: bytes = b""
-    """The first bytes: a number of an inode is given again."""
+    """The first bytes of the file: an inode number may be reused."""
     size: int = 0
 
     def is_of(self, other: Mark) -> bool:
-        """Whether it is of the file of which `other` is the end."""
+        """Whether both marks are of the same file; `other` is its end."""
         same = self.inode == other.inode and other.head.startswith(self.head)
         return bool(self.head) and same
 
 
 def mark_events(root: Path | None) -> Mark:
-    """Where the events of `root` begin that follow; where there is nothing yet, all of them do."""
+    """A mark at the end of the log of `root`; at its beginning if there is no log yet."""
     if root is None:
         return Mark()
     end = _end_of(root / DOT_DIR / FILE)
@@ -103,14 +103,14 @@ def _end_of(file: Path) -> Mark:
 
 
 def read_events(root: Path, since: Mark | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the events of `root` in the order of their lines; half a line at the end is left out.
+    """Yield the events of `root` in the order of their lines; torn lines are left out.
 
-    Those behind `since`, as far as they are kept; else all that are. Of a file of more than 16 MiB,
-    the last.
+    With `since`, only the events after it, if they are still kept; else all events. Of a file of
+    more than 16 MiB, only the last 16 MiB.
 
     Raises:
-        FileNotFoundError: there are none.
-        CheckpointCorruptError: what has that name is no regular file.
+        FileNotFoundError: there is no log.
+        CheckpointCorruptError: the log is no regular file.
     """
     file, older = root / DOT_DIR / FILE, root / DOT_DIR / OLDER
     start = {older: 0, file: 0}
@@ -133,7 +133,7 @@ def read_events(root: Path, since: Mark | None = None) -> Iterator[dict[str, Any
 
 
 def _is_event(event: dict[str, Any]) -> bool:
-    """Whether it says what and when; what else it says is up to who reads it."""
+    """Whether the event has a kind and a valid time; readers check its other fields."""
     kind, at = event.get("event"), event.get("at")
     when = isinstance(at, int | float) and not isinstance(at, bool) and 0 <= at < _LATEST
     return isinstance(kind, str) and when

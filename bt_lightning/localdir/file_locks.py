@@ -1,4 +1,4 @@
-"""Locks that the kernel drops with their process, however it dies. Source: flock(2)."""
+"""File locks that the kernel drops when their process dies, however it dies. Source: flock(2)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _NAMING = threading.Lock()
-_PATIENCE_S = 60.0
-"""Longest wait for others who give a name, which takes them a rename."""
-_LOOK_S = 0.002
+_TIMEOUT_S = 60.0
+"""Longest wait for the lock of `naming`, which others hold for the time of a rename."""
+_POLL_S = 0.002
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the exclusive lock that dies with this process; False if another process has it.
+    """Take an exclusive lock until this process ends; False if another process has it.
 
-    A file system without locks counts as free: one writer to a directory is the rule there.
+    On a file system without locks it is always free: only one process may write there.
     """
     try:
         lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,7 +36,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def lock(descriptor: int, operation: int) -> None:
-    """Call flock(2); a file system without locks counts as free."""
+    """Call flock(2); do nothing on a file system without locks."""
     try:
         fcntl.flock(descriptor, operation)
     except BlockingIOError:
@@ -48,47 +48,47 @@ def lock(descriptor: int, operation: int) -> None:
 
 @contextlib.contextmanager
 def naming(root: Path) -> Iterator[None]:
-    """Be the only one, of all threads and processes, who gives or takes names under `root`.
+    """Hold the lock for renames under `root`, against all threads and processes.
 
-    The gate is our folder there, not `root` itself, which may be a temporary that its owner holds.
+    The lock is on the dot folder, not on `root`, which may be a temporary that its owner locks.
 
     Raises:
-        TimeoutError: somebody else gave or took names for a minute: a process that is stopped.
+        TimeoutError: another process held the lock for a minute: it may be suspended.
     """
-    with _NAMING, _gate(root / DOT_DIR):
+    with _NAMING, _locked(root / DOT_DIR):
         yield
 
 
 @contextlib.contextmanager
-def _gate(folder: Path) -> Iterator[None]:
-    gate = _taken(folder)
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = _lock_folder(folder)
     try:
         yield
     finally:
-        os.close(gate)
+        os.close(descriptor)
 
 
-def _taken(folder: Path) -> int:
-    """A descriptor of `folder`, which exists and is locked; waits for that, but not for ever."""
-    until = time.monotonic() + _PATIENCE_S
+def _lock_folder(folder: Path) -> int:
+    """Create and lock `folder`; return its descriptor. Waits up to `_TIMEOUT_S`."""
+    until = time.monotonic() + _TIMEOUT_S
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        gate = _try_to_take(folder)
-        if gate is not None:
-            return gate
+        descriptor = _try_lock_folder(folder)
+        if descriptor is not None:
+            return descriptor
         if time.monotonic() > until:
             msg = f"another process gives or takes names in {folder.parent}"
-            raise TimeoutError(errno.ETIMEDOUT, f"{msg}, for {_PATIENCE_S:g} s", str(folder))
-        time.sleep(_LOOK_S)
+            raise TimeoutError(errno.ETIMEDOUT, f"{msg}, for {_TIMEOUT_S:g} s", str(folder))
+        time.sleep(_POLL_S)
 
 
-def _try_to_take(folder: Path) -> int | None:
+def _try_lock_folder(folder: Path) -> int | None:
     gate, mine = None, False
     try:
         gate = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # where a file system has no locks, one process is the rule
+        # a file system without locks has one writing process
         mine = try_lock(gate) and os.path.samestat(os.fstat(gate), folder.stat())
-    except FileNotFoundError:  # tidied away in between
+    except FileNotFoundError:  # another process removed the empty folder
         if not folder.parent.exists():
             raise
     finally:

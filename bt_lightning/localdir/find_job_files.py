@@ -1,8 +1,8 @@
-"""The files of a checkpoint directory that belong to no checkpoint: logs, results, other folders.
+"""Find the job files of a checkpoint directory: files that belong to no checkpoint, such as logs.
 
-A directory with a manifest is a checkpoint, whole, and what is added to it later is not looked at.
-Symbolic links are not followed: what they name is there under its own name, or not of this
-directory. Names that begin with a dot, and those of `is_unfinished`, are of files under way.
+A directory with a manifest is a checkpoint; files that are added to it later are ignored. Symbolic
+links are not followed: their targets are found under their own names, or lie outside. Names that
+begin with a dot, and those of `is_unfinished`, are skipped: they are still being written.
 """
 
 from __future__ import annotations
@@ -23,51 +23,51 @@ if TYPE_CHECKING:
 _TEMPORARY: Final = re.compile(r".*(\.(tmp|temp|part|partial|incomplete|swp)|~)|tmp-checkpoint-.*")
 _RESERVED: Final = frozenset({MARKER, PROTECTION, "lost+found"})
 MOST_FILES: Final = 250_000
-"""Of one directory: all are held in memory."""
+"""Limit for one checkpoint directory: all are held in memory."""
 _TOO_MANY: Final = f"there are more than {MOST_FILES:,} files: the others are not sent"
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
 
 
 class Stamp(NamedTuple):
-    """What changes when a file does: equal ones mean that nobody wrote to it in between."""
+    """Changes whenever a file does: equal stamps mean that nobody wrote to it in between."""
 
     size: int
     """Bytes."""
     mtime_ns: int
     ctime_ns: int
-    """No program can set it: a file that was written and got its old `mtime` back differs."""
+    """No program can set it: so it reveals a write after which `mtime` was set back."""
     inode: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """That of a file whose `status` was asked for."""
+        """The stamp of a file with this `stat` result."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @dataclass(slots=True)
 class JobFiles:
-    """One look at a directory."""
+    """The job files that one walk found."""
 
     files: dict[str, Stamp] = field(default_factory=dict)
-    """By posix path below the directory."""
+    """Posix path below the directory -> stamp."""
     refused: dict[str, str] = field(default_factory=dict)
-    """What can be no object of a store, or not be read, printable; and why."""
+    """Printable path -> reason, for what cannot be read or cannot be an object of a store."""
 
 
 def find_job_files(root: Path, wanted: Callable[[str], bool] = lambda _: True) -> JobFiles:
-    """The regular files below `root` that belong to no checkpoint and that are `wanted`.
+    """The regular files below `root` that belong to no checkpoint and for which `wanted` is true.
 
-    Called in the worker. A directory that vanishes meanwhile is an empty one.
+    Called in the worker. A directory that vanishes meanwhile counts as empty.
     """
     found = JobFiles()
     folders = [""]
     while folders:
         folder = folders.pop()
-        place = os.path.join(root, folder)  # noqa: PTH118 - ten thousands
-        if os.path.lexists(f"{place}/{MANIFEST}"):
+        directory = os.path.join(root, folder)  # noqa: PTH118 - faster, for tens of thousands
+        if os.path.lexists(f"{directory}/{MANIFEST}"):
             continue
         try:
-            for entry in entries(place):
+            for entry in entries(directory):
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if (
                     entry.name.startswith(".")
@@ -77,7 +77,7 @@ def find_job_files(root: Path, wanted: Callable[[str], bool] = lambda _: True) -
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
-                    check_count(place, len(folders), MOST_FOLDERS, "folders")
+                    check_count(directory, len(folders), MOST_FOLDERS, "folders")
                 elif entry.is_file(follow_symlinks=False):
                     _take(found, entry, path, wanted)
                 if len(found.files) > MOST_FILES:
@@ -91,7 +91,7 @@ def find_job_files(root: Path, wanted: Callable[[str], bool] = lambda _: True) -
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file or folder of that name is not finished, as its writer says."""
+    """Whether the name is one that programs use for files that are still being written."""
     return _TEMPORARY.fullmatch(name) is not None
 
 

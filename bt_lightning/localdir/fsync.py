@@ -1,4 +1,4 @@
-"""Files and directory names that survive a power cut."""
+"""Write files and directory entries so that they survive a power cut."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def open_directory(path: Path) -> Iterator[int]:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in `path` durable."""
+    """Make the entries of the directory `path` durable."""
     with open_directory(path) as descriptor:
         os.fsync(descriptor)
 
 
 def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> FileEntry:
-    """Write `pieces` to the new `file`, make them durable, and describe them as `path`."""
+    """Write `pieces` to the new `file`, durably; return its manifest entry, named `path`."""
     hasher = Hasher()
     with file.open("xb", buffering=0) as stream:
         for piece in _gathered(pieces):
@@ -48,7 +48,7 @@ def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> F
 
 
 def _gathered(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview | bytes]:
-    """The same bytes, with small pieces put together: each write and each hash has its price."""
+    """The same bytes with small pieces joined: each write and each hash has a fixed cost."""
     small = bytearray()
     for piece in pieces:
         if len(piece) < _SMALL_BYTES:
@@ -67,7 +67,7 @@ def _gathered(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview | byt
 
 
 def make_directories(path: Path) -> None:
-    """Create `path` and its parents; the names of the new ones survive a power cut."""
+    """Create `path` and its parents, durably."""
     missing = [path, *path.parents]
     missing = missing[: next(i for i, folder in enumerate(missing) if folder.is_dir())]
     path.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def make_directories(path: Path) -> None:
 
 
 def write_all(descriptor: int, data: memoryview) -> None:
-    """Write all of `data`: write(2) may take less than it is given."""
+    """Write all of `data`: write(2) may write less than it is given."""
     while data:
         data = data[os.write(descriptor, data[:_WRITE_BYTES]) :]
 

@@ -1,4 +1,4 @@
-"""Which job a checkpoint directory is of: a note of the run, for those who come to it later."""
+"""The file that records which job a checkpoint directory belongs to, for later commands."""
 
 from __future__ import annotations
 
@@ -20,29 +20,26 @@ FILE: Final = "job-name.json"
 
 
 def note_job(root: Path, prefix: str) -> None:
-    """Note the project, job and node whose part of the store is `prefix`; called by the worker.
+    """Record the project, job and node of the store prefix `prefix`; called by the worker.
 
-    It is only for people, so a disk that refuses it is no failure.
+    An error of the disk is ignored: only commands use the file.
     """
     named = node_of(prefix)
     if named is not None:
-        said = dict(zip(("project", "job", "node_rank"), named, strict=True))
+        record = dict(zip(("project", "job", "node_rank"), named, strict=True))
         with contextlib.suppress(OSError):
-            replace_small(root / DOT_DIR / FILE, json.dumps(said).encode("ascii"), durable=False)
+            replace_small(root / DOT_DIR / FILE, json.dumps(record).encode("ascii"), durable=False)
 
 
 def job_of(settings: Settings, root: Path) -> Job:
-    """The job of the directory `root`: as `settings` name it, else as its run noted it.
-
-    Without either, as `Job.named` says.
-    """
+    """The job of the directory `root`: from `settings`, else from the file, else `Job.named`."""
     own = Job.named(settings, str(root))
     try:
-        said = read_json(root / DOT_DIR / FILE, RECORD)
-        project, job, rank = said["project"], said["job"], said["node_rank"]
+        record = read_json(root / DOT_DIR / FILE, RECORD)
+        project, job, rank = record["project"], record["job"], record["node_rank"]
     except (OSError, ValueError, TypeError, KeyError):
         return own
     if not (isinstance(project, str) and isinstance(job, str) and type(rank) is int):
         return own
-    noted = Job(project=settings.project or project, job=settings.job or job, node_rank=rank)
-    return own if settings.job else noted
+    recorded = Job(project=settings.project or project, job=settings.job or job, node_rank=rank)
+    return own if settings.job else recorded

@@ -1,4 +1,4 @@
-"""The C library, loaded once: ctypes makes new classes for each load, which leave memory behind."""
+"""The C library through ctypes, loaded once: each load makes new classes, which leak memory."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from functools import cache
 
 @cache
 def libc() -> ctypes.CDLL:
-    """Functions of the C library that this process runs with; `ctypes.get_errno` has the error."""
+    """The C library of this process; `ctypes.get_errno` returns the error of a call."""
     return ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-"""Committed checkpoints under a directory: find, verify, delete. The disk is the truth."""
+"""Find and verify the committed checkpoints under a directory. The disk is the truth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
-"""What the kernel says where a regular file is looked for and something else, or nothing, is."""
+"""The errno values when there is no regular file at a path, but nothing or something else."""
 _NAMED: Final = 20
 
 
@@ -39,29 +39,30 @@ class LocalCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Something that must not be used as a checkpoint, or that could not be looked into."""
+    """A path that must not be used as a checkpoint, or could not be read, and why."""
 
     place: str
     reason: str
 
 
 class Listed(NamedTuple):
-    """One look at what is committed under a directory."""
+    """What one walk under a directory found."""
 
     found: list[LocalCheckpoint]
     """Newest first."""
     refused: list[Refused]
-    """What has a manifest that cannot be used."""
+    """Directories with a manifest that cannot be used."""
     unread: list[Refused]
-    """Folders that could not be looked into: nothing is known of them."""
+    """Folders that could not be read: their content is unknown."""
 
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint directory `path`.
 
     Raises:
-        CheckpointNotFoundError: there is none, so nothing is committed there.
-        CheckpointCorruptError: it is damaged, or of a newer format (`FormatVersionError`).
+        CheckpointNotFoundError: there is no manifest, so nothing is committed there.
+        CheckpointCorruptError: the manifest is damaged, or of a newer format
+            (`FormatVersionError`).
     """
     try:
         data = read_small_file(path / MANIFEST, file_limits.MANIFEST)
@@ -77,13 +78,13 @@ def read_manifest(path: Path) -> Manifest:
 def manifest_directories(
     root: Path, left_out: Callable[[str, OSError], None] | None = None
 ) -> list[Path]:
-    """Directories under `root`, itself included, that hold a manifest; dot folders are skipped.
+    """Directories with a manifest under `root`, itself included; dot folders are skipped.
 
-    Symbolic links are not followed: `save_last="link"` makes one, and what it names is listed
-    under its own name. A folder that cannot be read is `left_out`.
+    Symbolic links are not followed: `save_last="link"` makes one, and its target is listed under
+    its own name. `left_out` is called with a folder that cannot be read.
 
     Raises:
-        OSError: `root` cannot be read; without `left_out`, any folder below it.
+        OSError: `root` cannot be read; without `left_out`, also for any folder below it.
     """
     found: list[Path] = []
 
@@ -98,7 +99,7 @@ def manifest_directories(
 
 
 def list_committed(root: Path) -> Listed:
-    """What is committed under `root`, newest first, and what cannot be used or looked into.
+    """The checkpoints under `root`, newest first, and what cannot be used or read.
 
     Raises:
         DirectoryUnusableError: `root` itself cannot be read.
@@ -116,26 +117,26 @@ def list_committed(root: Path) -> Listed:
         except (CheckpointCorruptError, OSError) as error:
             refused.append(Refused(str(path), str(error)))
     found.sort(key=lambda checkpoint: checkpoint.manifest.order, reverse=True)
-    return Listed(found, refused, unread.said(root))
+    return Listed(found, refused, unread.result(root))
 
 
 class Unread:
-    """The folders that a look left out: the first of them by name, the others by number."""
+    """Collects the folders that a walk could not read: the first by name, then only a count."""
 
     def __init__(self) -> None:
         self._first: list[Refused] = []
         self._more = 0
 
     def add(self, folder: str, error: OSError) -> None:
-        """One more."""
+        """Add a folder that could not be read."""
         if len(self._first) == _NAMED:
             self._more += 1
         else:
             reason = str(error) if error.strerror is None else f"{folder}: {error.strerror}"
             self._first.append(Refused(folder, f"{reason}: it is left out"))
 
-    def said(self, root: Path) -> list[Refused]:
-        """A line for each, or for those that are not named."""
+    def result(self, root: Path) -> list[Refused]:
+        """The named folders, and one entry that counts all others."""
         more = f"{self._more:,} more folders below {root} are left out"
         return self._first + [Refused(str(root), more)] * bool(self._more)
 
@@ -154,7 +155,7 @@ def _raise(_: str, error: OSError) -> None:
 
 
 def check_sizes(path: Path, manifest: Manifest) -> None:
-    """Raise `CheckpointCorruptError` unless every file is there with its size; reads no content."""
+    """Raise `CheckpointCorruptError` unless every file has its size; reads no content."""
     for entry in manifest.files:
         try:
             status = (path / entry.path).stat()
@@ -178,8 +179,8 @@ def verify(path: Path) -> Manifest:
     """Read every byte of the checkpoint at `path` and compare it with the manifest.
 
     Raises:
-        CheckpointNotFoundError: nothing is committed there, or no longer.
-        CheckpointCorruptError: a file is missing, has another size, or other bytes.
+        CheckpointNotFoundError: nothing is committed there, or it was deleted meanwhile.
+        CheckpointCorruptError: a file is missing, or has another size or other bytes.
     """
     manifest = read_manifest(path)
     try:
@@ -195,7 +196,7 @@ def verify(path: Path) -> Manifest:
 
 
 def is_unchanged(path: Path, manifest: Manifest) -> bool:
-    """Whether the checkpoint at `path` is still the one with this manifest."""
+    """Whether the checkpoint at `path` still has this manifest."""
     try:
         return read_manifest(path).digest == manifest.digest
     except (CheckpointCorruptError, CheckpointNotFoundError):
@@ -203,21 +204,21 @@ def is_unchanged(path: Path, manifest: Manifest) -> bool:
 
 
 def check_digest(path: Path, entry: FileEntry) -> None:
-    """Read one file of the checkpoint at `path`; raise `CheckpointCorruptError` if it changed."""
+    """Read one file of the checkpoint at `path`; raise `CheckpointCorruptError` if it differs."""
     found = digest_file(path / entry.path, entry.path)
     if found != entry:
         raise CheckpointCorruptError(describe_damage(str(path), entry, found))
 
 
 def describe_damage(place: str, stated: FileEntry, found: FileEntry) -> str:
-    """The message for a file whose bytes are not those of the manifest: which blocks differ."""
+    """The message for a file that differs from the manifest; it names the blocks."""
     pairs = zip(stated.blocks, found.blocks, strict=False)
     bad = [index for index, (one, other) in enumerate(pairs) if one != other]
     return damaged_blocks(place, stated.path, bad)
 
 
 def damaged_blocks(place: str, path: str, blocks: Sequence[int]) -> str:
-    """The message for a file of which some blocks are not those of the manifest."""
+    """The message for a file of which these blocks differ from the manifest."""
     return (
         f"the checkpoint {place} is damaged: the bytes of {path} are not those that were"
         f" saved (XXH3-128 differs, 4 MiB blocks {list(blocks)})"

@@ -1,7 +1,8 @@
-"""The newest checkpoint that only the store holds: a note for a start at which it does not answer.
+"""The record of the newest checkpoint that only the store holds, for a start without the store.
 
-Such a start would take the newest of the disk for the newest of the job. Written before a local
-copy is deleted; a copy that is newer than the note makes the note mean nothing.
+Without the record such a start would resume from the newest checkpoint on the disk, which may be
+older than the job's. It is written before a local copy is evicted. A newer checkpoint on the disk
+makes it irrelevant.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FILE = "store_only.json"
 
 @dataclass(frozen=True, slots=True)
 class NewestInStore:
-    """What the store held alone."""
+    """The newest checkpoint that lies only in the store."""
 
     checkpoint: str
     step: int
@@ -38,7 +39,9 @@ class NewestInStore:
 
 
 def note_newest_in_store(root: Path, manifest: Manifest) -> None:
-    """Note that only the store will hold this one, unless a newer one is noted; durable.
+    """Record that only the store will hold this checkpoint, unless a newer one is recorded.
+
+    Durable. Called in the worker, before the local copy is evicted.
 
     Raises:
         OSError: the disk refused.
@@ -46,17 +49,17 @@ def note_newest_in_store(root: Path, manifest: Manifest) -> None:
     known = newest_in_store(root)
     if known is not None and known.order >= manifest.order:
         return
-    away = NewestInStore(
+    newest = NewestInStore(
         manifest.checkpoint_id, manifest.step, manifest.generation, manifest.created_at
     )
-    replace_small(root / DOT_DIR / FILE, json.dumps(asdict(away)).encode("ascii") + b"\n")
+    replace_small(root / DOT_DIR / FILE, json.dumps(asdict(newest)).encode("ascii") + b"\n")
 
 
 def newest_in_store(root: Path) -> NewestInStore | None:
-    """What was noted; None if nothing was, or nothing that can be read."""
+    """The recorded checkpoint; None if there is no record, or a damaged one."""
     try:
-        away = NewestInStore(**read_json(root / DOT_DIR / FILE, RECORD))
+        newest = NewestInStore(**read_json(root / DOT_DIR / FILE, RECORD))
     except (OSError, ValueError, TypeError):
         return None
-    kinds = (type(away.step), type(away.generation), type(away.created_at))
-    return away if kinds == (int, int, str) else None
+    kinds = (type(newest.step), type(newest.generation), type(newest.created_at))
+    return newest if kinds == (int, int, str) else None

@@ -1,7 +1,7 @@
-"""Files below a root, reached folder by folder: no symbolic link below it is ever followed.
+"""Open, create, rename and walk files below a root without following symbolic links.
 
-Whoever may write below a root could otherwise lead a read, a write or a deletion anywhere. The
-root itself is the user's own, and may be a link.
+Otherwise a user who may write below the root could redirect a read, a write or a deletion anywhere.
+So each part of a path is opened from its folder with `O_NOFOLLOW`. The root itself may be a link.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _STEP: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LISTED: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""How a file is opened that may be a link, a pipe or a device."""
+"""Flags for opening a path that may be a link, a pipe or a device."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _LONGEST: Final = 4096
-"""Bytes of a path (PATH_MAX): nobody could name what lies deeper."""
+"""Bytes of a path (PATH_MAX): the kernel takes no longer ones."""
 
 
 def split(path: str) -> tuple[str, str]:
-    """The folder that `path` lies in, and its last name; a path that leads upwards is refused."""
+    """The folder of `path`, and its last name; `.` and `..` are refused."""
     parts = _parts(path)
     if not parts:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -37,7 +37,7 @@ def split(path: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def folder(root: Path, path: str) -> Iterator[int]:
-    """A descriptor of a folder below `root`, to reach what is in it; "" is `root` itself.
+    """A descriptor (`O_PATH`) of a folder below `root`; "" is `root` itself.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
@@ -54,7 +54,7 @@ def folder(root: Path, path: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def made_folder(root: Path, path: str) -> Iterator[int]:
-    """As `folder`; those that are missing are made, and their names are durable. Can be synced."""
+    """As `folder`, but missing folders are made, durably; the descriptor can be fsynced."""
     make_directories(root)
     descriptor = os.open(root, _STEP)
     try:
@@ -73,7 +73,7 @@ def made_folder(root: Path, path: str) -> Iterator[int]:
 
 
 def sync(folder: int) -> None:
-    """Make the names in a folder durable."""
+    """Make the entries of a folder durable."""
     listed = os.open(".", _LISTED, dir_fd=folder)
     try:
         os.fsync(listed)
@@ -82,14 +82,14 @@ def sync(folder: int) -> None:
 
 
 def open_file(root: Path, path: str) -> int:
-    """A descriptor to read the regular file `path` below `root`; no pipe or device is waited for.
+    """A descriptor for reading the regular file `path` below `root`; never waits for a pipe.
 
     Raises:
         FileNotFoundError: there is no regular file of that name.
         OSError: with `ELOOP`, a part of `path` is a symbolic link.
     """
-    place, name = split(path)
-    with folder(root, place) as within:
+    parent, name = split(path)
+    with folder(root, parent) as within:
         try:
             descriptor = os.open(name, READ, dir_fd=within)
         except OSError as error:
@@ -105,9 +105,9 @@ def open_file(root: Path, path: str) -> int:
 
 
 def new_file(folder: int, name: str) -> int:
-    """A descriptor to write an empty file of that name, which takes the place of what was there.
+    """A descriptor for writing a new, empty file `name`; an existing one is unlinked.
 
-    What was there keeps its bytes: it may be a second name of a file that must not change.
+    It is not truncated: it may be a hard link to a committed file, which must not change.
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
@@ -115,10 +115,10 @@ def new_file(folder: int, name: str) -> int:
 
 
 def rename(folder: int, part: str, name: str, descriptor: int) -> None:
-    """Give the file that is open as `descriptor`, and called `part`, its name in the same folder.
+    """Rename `part`, which is open as `descriptor`, to `name` in the same folder.
 
     Raises:
-        FileExistsError: another writer has taken `part` for a file of its own.
+        FileExistsError: `part` is no longer that file: another writer has replaced it.
     """
     if not os.path.samestat(
         os.fstat(descriptor), os.stat(part, dir_fd=folder, follow_symlinks=False)
@@ -128,20 +128,20 @@ def rename(folder: int, part: str, name: str, descriptor: int) -> None:
 
 
 def walk_no_symlinks(root: Path, path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Every regular file below the folder `path` of `root`: its path below `root`, its status.
+    """Every regular file below the folder `path` of `root`: its path below `root`, its `stat`.
 
-    A folder that is not there, or goes meanwhile, holds none. Links, pipes and devices are passed
-    over. Any other folder that cannot be read is an error: it is not an empty one.
+    A folder that is not there, or is deleted meanwhile, counts as empty. Links, pipes and devices
+    are skipped. Any other folder that cannot be read is an error, never an empty folder.
 
     Raises:
         OSError: a folder cannot be read; with `ELOOP`, a part of `path` is a symbolic link.
     """
-    waiting = ["/".join(_parts(path))]
+    pending = ["/".join(_parts(path))]
     first = True
-    while waiting:
-        place = waiting.pop()
+    while pending:
+        parent = pending.pop()
         try:
-            yield from _files_in(root, place, waiting)
+            yield from _files_in(root, parent, pending)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
@@ -150,17 +150,17 @@ def walk_no_symlinks(root: Path, path: str) -> Iterator[tuple[str, os.stat_resul
         first = False
 
 
-def _files_in(root: Path, place: str, waiting: list[str]) -> Iterator[tuple[str, os.stat_result]]:
-    with folder(root, place) as within:
+def _files_in(root: Path, parent: str, pending: list[str]) -> Iterator[tuple[str, os.stat_result]]:
+    with folder(root, parent) as within:
         listed = os.open(".", _LISTED, dir_fd=within)
     try:
         with os.scandir(listed) as entries:
             for entry in entries:
-                path = f"{place}/{entry.name}" if place else entry.name
+                path = f"{parent}/{entry.name}" if parent else entry.name
                 if len(os.fsencode(path)) >= _LONGEST:
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(path)
+                    pending.append(path)
                 elif entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
                         yield path, entry.stat(follow_symlinks=False)
@@ -169,9 +169,9 @@ def _files_in(root: Path, place: str, waiting: list[str]) -> Iterator[tuple[str,
 
 
 def link_in_the_way(path: str) -> OSError:
-    """The error of a path that a symbolic link is part of."""
-    said = "a symbolic link is in the way, and none is followed there"
-    return OSError(errno.ELOOP, said, path)
+    """The error for a path that contains a symbolic link."""
+    msg = "a symbolic link is in the way, and none is followed there"
+    return OSError(errno.ELOOP, msg, path)
 
 
 def _parts(path: str) -> list[str]:
@@ -182,7 +182,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _into(descriptor: int, part: str, path: str) -> int:
-    """The descriptor of a folder's folder; the one of the folder is closed if that succeeds."""
+    """A descriptor of the folder `part` in a folder, whose own is closed if that succeeds."""
     try:
         deeper = os.open(part, _STEP | os.O_NOFOLLOW, dir_fd=descriptor)
     except NotADirectoryError as error:

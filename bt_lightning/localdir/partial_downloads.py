@@ -1,9 +1,9 @@
-"""Downloads that a killed process leaves behind, and that the next one goes on with.
+"""Partial downloads: directories that a killed process leaves, and the next one resumes.
 
-A partial directory is named by what it is to become, so that nobody can take it for something else,
-and owned through a `flock` on itself, as a temporary directory is (`localdir.atomic_directory`).
-Their parent's lock is the gate: held shared to take one, and alone to publish or to delete one, so
-that nobody takes a directory that is just being moved away.
+A partial directory is named by the digest of what it will become, and owned through a `flock` on
+itself, like a temporary directory (`localdir.atomic_directory`). A process that takes one holds a
+shared lock on the parent folder; one that publishes or deletes one holds it exclusively. So nobody
+takes a directory that is just being moved away.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _TRIES = 8
 def partial(root: Path, name: str) -> Iterator[Path]:
     """Yield the partial directory `name` of `root`, owned, with what an earlier process left in it.
 
-    It stays until it is published or swept. All others go first: there is one resume at a time,
-    and the disk may be short. If another process is just filling it, a temporary one is yielded.
+    It stays until it is published or swept. All other ones are deleted first, since the disk may be
+    nearly full. If another process owns it, a temporary directory is yielded instead.
     """
     sweep_partials(root, keep=name)
-    taken = _taken(partials_dir(root), name)
-    if taken is None:
+    owned = _take(partials_dir(root), name)
+    if owned is None:
         with temporary(root) as built:
             yield built
         return
-    path, owner = taken
+    path, owner = owned
     try:
         yield path
     finally:
@@ -51,31 +51,31 @@ def partial(root: Path, name: str) -> Iterator[Path]:
 
 
 def publish_partial(built: Path, final: Path, root: Path, *, replace: bool = True) -> None:
-    """Give the directory that `partial` yielded, now whole and durable, its final name.
+    """Rename the directory that `partial` yielded, whole and durable by then, to `final`.
 
     Raises:
-        FileExistsError: something has that name, and is not to be replaced.
+        FileExistsError: `final` exists, and `replace` is false.
     """
     with open_directory(built.parent) as gate:
         lock(gate, fcntl.LOCK_EX)
         publish_directory(built, final, root, replace=replace)
-        discard(built)  # gone after a rename; after an exchange, what was replaced
+        discard(built)  # not there after a rename; after an exchange, the replaced directory
 
 
 def sweep_partials(root: Path, keep: str | None = None) -> None:
-    """Delete the partial directories that no process owns, except `keep`; safe beside live ones."""
+    """Delete the partial directories without an owner, except `keep`; safe beside live ones."""
     if not partials_dir(root).is_dir():
         return
     with open_directory(partials_dir(root)) as gate:
         if not try_lock(gate):
-            return  # somebody is just taking one: the next sweep comes
+            return  # a process is just taking one: the next sweep deletes the others
         for path in children(partials_dir(root)):
             if path.name != keep and (path.is_symlink() or not path.is_dir() or _is_free(path)):
                 discard(path)
 
 
-def _taken(parent: Path, name: str) -> tuple[Path, int] | None:
-    """The directory and the descriptor whose lock owns it; None if another process does."""
+def _take(parent: Path, name: str) -> tuple[Path, int] | None:
+    """The directory and the descriptor whose lock owns it; None if another process owns it."""
     path = parent / name
     for left in reversed(range(_TRIES)):
         try:
@@ -88,7 +88,7 @@ def _taken(parent: Path, name: str) -> tuple[Path, int] | None:
                     return path, owner
                 os.close(owner)
                 return None
-        except FileNotFoundError:  # another process has just tidied the empty parent away
+        except FileNotFoundError:  # another process has just removed the empty parent
             if not left:
                 raise
     raise AssertionError

@@ -1,4 +1,4 @@
-"""Protecting a checkpoint on a disk from deletion, by whomever."""
+"""Protect a checkpoint on the disk from every deletion, until it is unprotected."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ if TYPE_CHECKING:
 
 
 def protect_local(path: Path, protection: Protection) -> None:
-    """Protect the checkpoint directory `path`; what an earlier protection said is replaced.
+    """Protect the checkpoint directory `path`; an earlier protection is replaced.
 
     Raises:
-        CheckpointNotFoundError: there is none.
+        CheckpointNotFoundError: there is no checkpoint.
         CheckpointCorruptError: its manifest is damaged.
         OSError: the disk refused.
     """
     read_manifest(path)
-    part = f".{PROTECTION}.{uuid.uuid4().hex}.part"  # two may protect it at a time
+    part = f".{PROTECTION}.{uuid.uuid4().hex}.part"  # two processes may protect it at a time
     replace_small(path / PROTECTION, protection.to_bytes(), part=part)
     if not (path / MANIFEST).exists():
         read_manifest(path)
 
 
 def unprotect_local(path: Path) -> None:
-    """Let the checkpoint directory `path` be deleted again; idempotent."""
+    """Remove the protection of the checkpoint directory `path`; idempotent."""
     (path / PROTECTION).unlink(missing_ok=True)
     sync_directory(path)
 
 
 def protection_of(path: Path) -> Protection | None:
-    """What protects the checkpoint directory `path`; None if nothing does."""
+    """The protection of the checkpoint directory `path`; None if there is none.
+
+    A record that cannot be read protects as well.
+    """
     try:
         return Protection.from_bytes(read_small_file(path / PROTECTION, RECORD))
     except (FileNotFoundError, NotADirectoryError):
-        return (
-            Protection() if is_protected_local(path) else None
-        )  # a link that leads nowhere protects
+        # a dangling symbolic link protects as well
+        return Protection() if is_protected_local(path) else None
     except (OSError, ValueError):
         return Protection()
 
 
 def is_protected_local(path: Path) -> bool:
-    """Whether somebody protected the checkpoint directory `path`."""
+    """Whether the checkpoint directory `path` is protected."""
     return os.path.lexists(path / PROTECTION)

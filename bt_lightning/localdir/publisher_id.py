@@ -1,4 +1,4 @@
-"""Who publishes from a directory: an id that lies in it, and outlives every process."""
+"""The id of a checkpoint directory as a publisher, which outlives every process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BOUNDS: Final = Bounds(1024, 4096)
-"""It goes into each lease as it is."""
+"""Bounds of the file, since its content goes into every lease."""
 
 
 def publisher_id_of(root: Path) -> str:
-    """The id of the directory, made at the first call. By one process at a time.
+    """The id of the directory, made at the first call. Called by one process at a time.
 
-    A full disk gets another at each call: then nobody is taken for its earlier holder.
+    If the disk is full, each call returns a new id: then no lease counts as this directory's own.
     """
     file = root / DOT_DIR / "owner"
     try:

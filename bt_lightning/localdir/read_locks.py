@@ -1,7 +1,7 @@
-"""Keeping a checkpoint on the disk while it is read.
+"""Locks that keep a checkpoint on the disk while it is read.
 
-A reader holds a shared `flock` on the directory, which the kernel drops when its process dies. Who
-makes room takes that lock alone first, and leaves the directory if somebody has it.
+A reader holds a shared `flock` on the directory, which the kernel drops when its process dies. An
+eviction takes the lock exclusively first, and skips the directory if a reader holds it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TRIES = 8
 def hold_for_reading(path: Path) -> int | None:
     """A descriptor that keeps the directory `path` from being evicted until it is closed.
 
-    None if there is no such directory. What is read must be looked up by `path` after this call.
+    None if there is no such directory. Files must be opened by `path` after this call.
     """
     for _ in range(_TRIES):
         try:
@@ -35,12 +35,12 @@ def hold_for_reading(path: Path) -> int | None:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        os.close(descriptor)  # it went, or was replaced, before the lock was there
+        os.close(descriptor)  # deleted or replaced before the lock was taken
     return None
 
 
 def delete_unless_read(path: Path, root: Path) -> bool:
-    """Delete the directory `path`, its name first, unless somebody reads it; whether it is gone."""
+    """Delete the directory `path` unless a reader holds it; return whether it is gone."""
     try:
         with open_directory(path) as descriptor:
             if not try_lock(descriptor):

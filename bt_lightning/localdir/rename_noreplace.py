@@ -1,8 +1,8 @@
-"""Names that one of several writers takes, and moves that replace nothing unseen.
+"""Renames that never replace an existing file: of several writers, one gets the name.
 
-The kernel does that in one step where it can (renameat2(2), link(2)). Where a file system can do
-neither, as some FUSE and SMB ones, a writer first makes a claim beside the name, which two cannot
-make (`O_EXCL`), then looks whether the name is free, and renames.
+The kernel does it in one step where it can (renameat2(2), link(2)). On file systems that support
+neither, such as some FUSE and SMB ones, a writer first creates a claim file beside the name, with
+`O_EXCL`, then checks that the name is free, and renames.
 """
 
 from __future__ import annotations
@@ -31,44 +31,41 @@ _NO_TMPFILE: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
 _CLAIM_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LONGEST_NAME: Final = 200
-_LOOK_S: Final = 0.01
+_POLL_S: Final = 0.01
 _STALE_S: Final = 2.0
-"""A claim whose process was killed stays; one that lives is there for a moment."""
+"""Age after which a claim may be that of a killed process; others last a moment."""
 _LIMIT_S: Final = 30.0
 
 
 def write_new(folder: int, name: str, data: bytes) -> None:
-    """Make the small file `name` in a folder, whole and durable, if the name is free.
+    """Create the small file `name` in a folder, whole and durable, if the name is free.
 
-    `folder` is a descriptor that can be synced. The bytes have no name until they are complete;
-    where a file system cannot do that, they have one of their own. Raises `FileExistsError` if
-    `name` exists, and `FileNotFoundError` if the folder is gone. Source: open(2), O_TMPFILE.
+    `folder` is a descriptor that can be fsynced. The file has no name until it is complete
+    (`O_TMPFILE`), or a temporary one where the file system cannot do that. Raises `FileExistsError`
+    if `name` exists, and `FileNotFoundError` if the folder was deleted. Source: open(2).
     """
     try:
         descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder)
     except OSError as error:
-        _raise_if_gone(folder, name, error)  # some file systems call that forbidden
+        _raise_if_gone(folder, name, error)  # some file systems raise EPERM for a deleted folder
         if error.errno not in _NO_TMPFILE:
             raise
         _write_new_by_rename(folder, name, data)
     else:
         with os.fdopen(descriptor, "wb") as stream:
             write_out(stream, data)
-            named = _named(folder, descriptor, name)
-        if not named:
+            linked = _link_unnamed(folder, descriptor, name)
+        if not linked:
             _write_new_by_rename(folder, name, data)
     os.fsync(folder)
 
 
-def _named(folder: int, descriptor: int, name: str) -> bool:
-    """Give the file without a name its name; False where that cannot be.
-
-    There are no links, or `/proc` is not mounted.
-    """
+def _link_unnamed(folder: int, descriptor: int, name: str) -> bool:
+    """Link the file without a name to `name`; False without hard links or without `/proc`."""
     try:
         # without a dir_fd Python would call link(2), which cannot follow the link in /proc
-        nameless = f"/proc/self/fd/{descriptor}"
-        os.link(nameless, name, dst_dir_fd=folder, follow_symlinks=True)
+        unnamed = f"/proc/self/fd/{descriptor}"
+        os.link(unnamed, name, dst_dir_fd=folder, follow_symlinks=True)
     except FileExistsError:
         raise
     except OSError as error:
@@ -85,7 +82,7 @@ def _raise_if_gone(folder: int, name: str, error: OSError) -> None:
 
 
 def _write_new_by_rename(folder: int, name: str, data: bytes) -> None:
-    part = f".{uuid.uuid4().hex}.part"  # two writers of one would give each other's bytes the name
+    part = f".{uuid.uuid4().hex}.part"  # with a shared name, a writer could publish another's bytes
     descriptor = new_file(folder, part)
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -98,7 +95,7 @@ def _write_new_by_rename(folder: int, name: str, data: bytes) -> None:
 
 
 def rename_new_in(folder: int, part: str, name: str) -> None:
-    """`rename_new` of a file within the folder of that descriptor."""
+    """Rename the file `part` to `name` in one folder if `name` is free; as `rename_new`."""
     if renameat2(part, name, _RENAME_NOREPLACE, folder):
         return
     try:
@@ -120,7 +117,7 @@ def rename_new(one: Path, other: Path) -> None:
         _rename_new_file(one, other)
         return
     try:
-        os.rename(one, other)  # takes the place of an empty directory, and of nothing else
+        os.rename(one, other)  # replaces an empty directory, and nothing else
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST}:
             raise _taken(str(other)) from error
@@ -140,7 +137,7 @@ def _rename_new_file(one: Path, other: Path) -> None:
 
 
 def renameat2(one: Path | str, other: Path | str, flag: int, folder: int = _AT_FDCWD) -> bool:
-    """Rename by that system call; False if kernel, libc or file system do not know `flag`."""
+    """Rename by the system call; False if kernel, libc or file system do not support `flag`."""
     if not hasattr(libc(), "renameat2"):
         return False
     names = (os.fsencode(one), os.fsencode(other))
@@ -154,11 +151,11 @@ def renameat2(one: Path | str, other: Path | str, flag: int, folder: int = _AT_F
 
 @contextlib.contextmanager
 def _claimed(folder: int, name: str) -> Iterator[None]:
-    """Be the only one who may take `name` in a folder, and have seen that it is free.
+    """Hold the claim on `name` in a folder, after a check that `name` is free.
 
     Raises:
-        FileExistsError: it is not.
-        BlockingIOError: somebody else claims it for longer than half a minute.
+        FileExistsError: `name` exists.
+        BlockingIOError: another process held the claim for half a minute.
     """
     claim = f".{name[:_LONGEST_NAME]}.claim"
     descriptor = _claim(folder, claim, name)
@@ -180,7 +177,7 @@ def _claim(folder: int, claim: str, name: str) -> int:
             flags = _CLAIM_FLAGS | os.O_CREAT | os.O_EXCL
             descriptor = os.open(claim, flags, 0o666, dir_fd=folder)
             status = os.fstat(descriptor)
-            # whoever breaks stale claims may have come before the lock, where an inode came again
+            # another process may have broken this claim as stale before it was locked
             if try_lock(descriptor) and _inode(folder, claim) == (status.st_dev, status.st_ino):
                 return descriptor
             os.close(descriptor)
@@ -189,12 +186,12 @@ def _claim(folder: int, claim: str, name: str) -> int:
             seen, since = found, time.monotonic()
         elif found is not None and time.monotonic() - since > _STALE_S:
             _break(folder, claim)
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     raise BlockingIOError(errno.EAGAIN, f"another process is taking the name {name}", claim)
 
 
 def _break(folder: int, claim: str) -> None:
-    """Delete a claim whose process is gone: nobody holds its lock."""
+    """Delete a claim whose process is dead: then its lock is free."""
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(claim, _CLAIM_FLAGS, dir_fd=folder)
         try:

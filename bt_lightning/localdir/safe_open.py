@@ -1,7 +1,7 @@
-"""Opening files where anybody who may write to the directory may have put anything.
+"""Open files safely in directories where other users may have put anything under their names.
 
-Never waits: a FIFO would, for its writer. Nothing but a regular file is opened: a device may act
-when it is, and `/dev/zero` has no end.
+An open never waits, as that of a FIFO would, and only regular files are opened: opening a device
+may have effects, and `/dev/zero` has no end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bt_lightning.errors import CheckpointCorruptError, DirectoryUnusableError
 
 QUIET: Final = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _ODD: Final = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
-"""What open(2) says of links, sockets, pipes, directories and devices."""
+"""The errno values of open(2) for links, sockets, pipes, directories and devices."""
 _KINDS: Final = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -28,13 +28,13 @@ _KINDS: Final = (
 
 
 def open_regular(path: Path | str) -> int:
-    """A descriptor to read the regular file `path` with; never waits.
+    """A descriptor for reading the regular file `path`; never waits.
 
     Raises:
-        CheckpointCorruptError: something else has that name.
-        OSError: there is none, or the disk refused.
+        CheckpointCorruptError: `path` is no regular file.
+        OSError: there is no file, or the disk refused.
     """
-    _check_kind(Path(path).stat(), path)  # before it is opened: opening a device may do something
+    _check_kind(Path(path).stat(), path)  # before the open: opening a device may have effects
     descriptor = os.open(path, os.O_RDONLY | QUIET)
     try:
         _check_kind(os.fstat(descriptor), path)
@@ -45,10 +45,10 @@ def open_regular(path: Path | str) -> int:
 
 
 def open_own(path: Path, flags: int, mode: int = 0o666) -> int:
-    """Open a regular file that this package writes, or makes by `flags`; never waits.
+    """Open a regular file that this package writes, or creates by `flags`; never waits.
 
     Raises:
-        DirectoryUnusableError: something else has that name.
+        DirectoryUnusableError: `path` is no regular file.
         OSError: the disk refused.
     """
     try:

@@ -1,7 +1,7 @@
-"""Small files of ours, in directories where anybody may have put anything under their names.
+"""Read and replace this package's small files, in directories where others may write too.
 
-What is read is a regular file within bounds. What is written takes the place of whatever has the
-name, and never goes through a link.
+Only regular files within bounds are read. A write replaces whatever has the name, and never goes
+through a link.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def read_small_file(path: Path, bounds: Bounds) -> bytes:
     """The bytes of the small file `path`.
 
     Raises:
-        CheckpointCorruptError: it is no regular file, or larger than `bounds` say; a `ValueError`.
-        OSError: there is none, or the disk refused.
+        CheckpointCorruptError: it is no regular file, or larger than `bounds`; a `ValueError`.
+        OSError: there is no file, or the disk refused.
     """
     descriptor = open_regular(path)
     try:
@@ -36,7 +36,7 @@ def read_small_file(path: Path, bounds: Bounds) -> bytes:
             parts.append(part)
             left -= len(part)
         data = b"".join(parts)
-        bounds.check_size(len(data))  # it may have grown
+        bounds.check_size(len(data))  # the file may have grown
     finally:
         os.close(descriptor)
     return data
@@ -48,9 +48,9 @@ def read_json(path: Path, bounds: Bounds) -> Any:
 
 
 def read_lines(path: Path, start: int = 0, most: int = LINES_BYTES) -> Iterator[bytes]:
-    """Yield the lines of `path` that begin at byte `start` or later, of its last `most` bytes.
+    """Yield the lines of `path` from byte `start` on, within its last `most` bytes.
 
-    Lines that are longer than `LINE` allows are left out, and so is what grows beyond `most`.
+    Lines longer than `LINE.size` are left out, and so is what is appended beyond `most` bytes.
 
     Raises:
         CheckpointCorruptError, OSError: as `open_regular`.
@@ -69,17 +69,17 @@ def read_lines(path: Path, start: int = 0, most: int = LINES_BYTES) -> Iterator[
 
 
 def replace_small(final: Path, data: bytes, *, durable: bool = True, part: str = "") -> None:
-    """Put a file with `data` in the place of whatever file has the name `final`, whole.
+    """Write `data` to a new file, and rename it to `final`, in place of an existing file.
 
-    Its folder is made if need be. One process at a time writes to one `final`, unless each names
-    its own `part`.
+    The folder is created if needed. Only one process at a time may write one `final`, unless each
+    has a temporary name `part` of its own.
 
     Raises:
-        OSError: the disk refused; what was there is untouched.
+        OSError: the disk refused; an existing file is untouched.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     draft = final.with_name(part or f".{final.name}.part")
-    draft.unlink(missing_ok=True)  # of a process that was killed, or anybody's
+    draft.unlink(missing_ok=True)  # left by a killed process, or put there by another user
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | QUIET, 0o666)
     try:
         try:

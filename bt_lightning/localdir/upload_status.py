@@ -1,6 +1,6 @@
-"""What the worker is uploading just now, in a small file that other processes read.
+"""The status file of the worker's current upload, for other processes such as the CLI.
 
-Replaced as a whole, at most every `EVERY_S` seconds; nothing is needed from it to go on.
+It is replaced as a whole, at most every `EVERY_S` seconds, and not needed to resume.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ _MOST_PIDS = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Uploading:
-    """One look at the worker."""
+    """The status of the worker's upload at one moment."""
 
     pid: int
-    """Of the worker."""
+    """Process id of the worker."""
     at: float
-    """When it was written, seconds of the epoch."""
+    """When the file was written, in seconds since the epoch."""
     checkpoint: str = ""
-    """What is being uploaded; empty if nothing is."""
+    """Id of the checkpoint that is being uploaded; empty if none is."""
     began: float = 0.0
+    """When the upload began, in seconds since the epoch."""
     bytes_done: int = 0
     bytes_total: int = 0
     waiting: int = 0
-    """Checkpoints behind it that the store does not have."""
+    """Number of further checkpoints that are not in the store yet."""
     error: str = ""
     """Why the last try failed; empty if it did not."""
 
     @property
     def alive(self) -> bool:
-        """Whether that worker still runs on this machine, so far as can be told."""
+        """Whether a process with the worker's pid runs on this machine."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -56,7 +57,7 @@ class Uploading:
 
 
 class UploadMeter:
-    """Keeps the file. `add` is called by several threads, the others by one at a time."""
+    """Writes the status file. `add` is called by several threads, the others by one at a time."""
 
     def __init__(self, root: Path) -> None:
         self._file = root / DOT_DIR / FILE
@@ -65,14 +66,14 @@ class UploadMeter:
         self._next = 0.0
 
     def begin(self, checkpoint: str, total: int, waiting: int) -> None:
-        """An upload of `total` bytes begins."""
+        """Record the start of an upload of `total` bytes, with `waiting` more checkpoints."""
         now = time.time()
         with self._lock:
             self._now = Uploading(os.getpid(), now, checkpoint, now, 0, total, waiting)
             self._write()
 
     def add(self, count: int) -> None:
-        """So many bytes more are sent."""
+        """Record `count` more bytes as sent."""
         with self._lock:
             facts = asdict(self._now)
             facts["bytes_done"] = min(self._now.bytes_done + count, self._now.bytes_total)
@@ -81,7 +82,7 @@ class UploadMeter:
                 self._write()
 
     def end(self, error: str = "") -> None:
-        """It is there, or failed; what waits is not known any more."""
+        """Record the end of the upload: success, or the failure `error`."""
         with self._lock:
             waiting = self._now.waiting + bool(error)
             self._now = Uploading(os.getpid(), time.time(), waiting=waiting, error=error[:1000])
@@ -89,26 +90,26 @@ class UploadMeter:
 
     def _write(self) -> None:
         self._next = time.monotonic() + EVERY_S
-        said = json.dumps({**asdict(self._now), "at": time.time()}).encode("ascii")
-        with contextlib.suppress(OSError):  # nobody watches a disk that is full
-            replace_small(self._file, said, durable=False)
+        text = json.dumps({**asdict(self._now), "at": time.time()}).encode("ascii")
+        with contextlib.suppress(OSError):  # the status is not worth an error
+            replace_small(self._file, text, durable=False)
 
 
 def read_uploading(root: Path) -> Uploading | None:
-    """What the worker of that directory last said; None if it said nothing that can be read."""
+    """The last status of the worker of `root`; None if there is none, or it is damaged."""
     try:
-        said = Uploading(**read_json(root / DOT_DIR / FILE, RECORD))
+        status = Uploading(**read_json(root / DOT_DIR / FILE, RECORD))
     except (OSError, ValueError, TypeError):
         return None
     numbers: tuple[Any, ...] = (
-        said.pid,
-        said.at,
-        said.began,
-        said.bytes_done,
-        said.bytes_total,
-        said.waiting,
+        status.pid,
+        status.at,
+        status.began,
+        status.bytes_done,
+        status.bytes_total,
+        status.waiting,
     )
     whole = all(type(number) in {int, float} for number in numbers)
-    texts: tuple[Any, ...] = (said.checkpoint, said.error)
+    texts: tuple[Any, ...] = (status.checkpoint, status.error)
     whole = whole and all(isinstance(text, str) for text in texts)
-    return said if whole and 0 < int(said.pid) < _MOST_PIDS else None
+    return status if whole and 0 < int(status.pid) < _MOST_PIDS else None

@@ -1,7 +1,7 @@
-"""Which loose files are in the store, and as of which moment: a restart does not send them again.
+"""Record which job files are in the store, and in which state: a restart does not resend them.
 
-Lines are added to a file of the directory when their objects are durable; what is lost of it, or
-cannot be read, is sent once more.
+A line is appended when the file's object is durable; a file whose line is lost or damaged is sent
+again.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ _MOST_BYTES = 2 * MOST_FILES * 256
 
 
 class UploadedJobFiles:
-    """Path -> stamp of the bytes that the store has. One thread's."""
+    """Path -> stamp of the state that the store has. Used by one thread."""
 
-    def __init__(self, root: Path, place: str) -> None:
-        """`place` names the part of the store that is meant."""
-        name = f"files-{xxhash.xxh3_128_hexdigest(place.encode())}.jsonl"
+    def __init__(self, root: Path, prefix_url: str) -> None:
+        """`root` is the checkpoint directory, `prefix_url` the store and prefix."""
+        name = f"files-{xxhash.xxh3_128_hexdigest(prefix_url.encode())}.jsonl"
         self._file = root / DOT_DIR / "uploads" / name
         self._stamps, lines = _read(self._file)
         if lines > 2 * len(self._stamps) + 100:
             self.keep(self._stamps)
 
     def __contains__(self, item: tuple[str, Stamp]) -> bool:
-        """Whether the store has the file as it is by that stamp."""
+        """Whether the store has the file (path, stamp) in that state."""
         return self._stamps.get(item[0]) == item[1]
 
     def __len__(self) -> int:
         return len(self._stamps)
 
     def add(self, files: Iterable[tuple[str, Stamp]]) -> None:
-        """The store has these. Lost with the power at worst: then they are sent again."""
+        """Record that the store has these; not fsynced: a lost line means sending again."""
         added = dict(files)
         self._stamps |= added
-        with contextlib.suppress(OSError):  # a full disk: as above
+        with contextlib.suppress(OSError):  # a full disk: the files are sent again
             self._file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = open_own(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             with os.fdopen(descriptor, "wb") as stream:
-                # a line that a kill cut short ends here, and costs nobody else's
+                # the newline ends a line that a kill cut short, so that only that one is lost
                 stream.write(b"\n" + _lines(added))
 
     def keep_held(self, sizes: dict[str, int]) -> None:
-        """Forget what a store that has files of these `sizes` has not."""
+        """Forget files that the store does not list with the right size; `sizes` is its listing."""
         kept = {path: s for path, s in self._stamps.items() if sizes.get(path) == s.size}
         if len(kept) != len(self._stamps):
             self.keep(kept)
 
     def keep(self, stamps: dict[str, Stamp]) -> None:
-        """Remember these only. Durable: what is forgotten must not come back with a crash."""
+        """Replace the record, durably: a forgotten file must not come back after a crash."""
         self._stamps = dict(stamps)
         try:
             replace_small(self._file, _lines(self._stamps))
@@ -77,7 +77,7 @@ def _lines(stamps: dict[str, Stamp]) -> bytes:
 
 
 def _read(file: Path) -> tuple[dict[str, Stamp], int]:
-    """What the file says, and in how many lines."""
+    """The stamps in the file, and the number of its valid lines."""
     stamps: dict[str, Stamp] = {}
     count = 0
     try:

@@ -465,7 +465,7 @@ def test_a_process_killed_between_two_renames_is_repaired_by_the_next_start(tmp_
 def test_a_name_taken_since_is_not_overwritten_by_what_waits_in_the_trash(tmp_path, monkeypatch):
     monkeypatch.setattr(rename_noreplace, "renameat2", lambda *_: False)
     make(tmp_path)
-    waiting = atomic_directory._set_aside(tmp_path / NAME, tmp_path)
+    waiting = atomic_directory._move_to_trash(tmp_path / NAME, tmp_path)
     assert waiting.exists()
     make(tmp_path, generation=5)
     assert sweep(tmp_path) == []
@@ -573,7 +573,7 @@ def test_a_link_that_is_deleted_leaves_what_it_names(tmp_path):
 def test_what_a_dead_process_was_deleting_goes_while_replacements_wait_for_the_sweep(tmp_path):
     """`sweep_trash` runs beside live writers: what they replace may have to go back."""
     make(tmp_path, "replaced")
-    atomic_directory._set_aside(tmp_path / "replaced", tmp_path)
+    atomic_directory._move_to_trash(tmp_path / "replaced", tmp_path)
     make(tmp_path, "deleted")
     (tmp_path / "deleted").rename(trash_dir(tmp_path) / "deleted-abc")
     sweep_trash(tmp_path)
