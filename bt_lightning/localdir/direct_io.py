@@ -51,10 +51,10 @@ def write_image(
         for start in range(0, size, _CHUNK):
             other.submit(hasher.update, image[start : min(start + _CHUNK, size)])
         entry = other.submit(hasher.entry, path)
-        told = other.submit(lambda: described(entry.result()))
+        reported = other.submit(lambda: described(entry.result()))
         if size < _DIRECT_BYTES or not _write(file, image, size, os.O_DIRECT):
             _write(file, image, size, 0)
-        told.result()
+        reported.result()
     return entry.result()
 
 

@@ -12,7 +12,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.restore.load_to_device import HOST
 from bt_lightning.snapshot.dtypes import TORCH
-from bt_lightning.store.transfer.byte_ranges import tail
+from bt_lightning.store.transfer.byte_ranges import ranges_to_end
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 from bt_lightning.store.transfer.parallel_reads import HUGE_BYTES, Scratch, in_parallel, scatter
 
@@ -56,7 +56,7 @@ def read_whole_file(reader: CheckpointReader, entry: FileEntry) -> bytearray:
     """
     reader.check(entry)  # before memory is allocated for the size that the manifest claims
     data = bytearray(entry.size)
-    for wanted in tail(entry, 0, reader.piece_bytes):
+    for wanted in ranges_to_end(entry, 0, reader.piece_bytes):
         view = memoryview(data)[wanted.offset : wanted.offset + wanted.size]
         read_verified(reader, entry, wanted.offset, [view])
     return data
@@ -138,7 +138,7 @@ class _File:
 
     def remaining_ranges(self, most_bytes: int) -> Iterator[Range]:
         """The ranges after the first bytes; call it after `fill_from_front`."""
-        return tail(self._entry, self._read, most_bytes)
+        return ranges_to_end(self._entry, self._read, most_bytes)
 
     def read(self, reader: CheckpointReader, wanted: Range) -> None:
         """Read and verify one range into the tensors."""

@@ -80,7 +80,7 @@ def read_any(store: Store, key: str) -> bytes | None:
     try:
         return store.read(key)
     except CheckpointCorruptError as error:
-        log.warning("taken for no object of ours: %s", error)
+        log.warning("not an object of this package: %s", error)
         return b""
 
 

@@ -163,7 +163,7 @@ class LocalStore:
 
     def sign(self, key: str, expires_s: int) -> str:  # noqa: ARG002 - a file has no such end
         """The file's own URL."""
-        self.size(key)  # whoever opens it would follow a link
+        self.size(key)  # raises for a symbolic link, which an open of the URL would follow
         return (self._root.resolve() / key).as_uri()
 
     def _make(self, key: str, write: Callable[[int, str], None]) -> None:

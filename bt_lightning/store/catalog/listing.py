@@ -102,7 +102,7 @@ def _manifests(
     unread = []
     for folder, info in found.items():
         if info.size > most_bytes(info.key):
-            log.warning("taken for damaged: %s", too_large(store.name, info.key))
+            log.warning("this manifest counts as damaged: %s", too_large(store.name, info.key))
             known[folder] = b""
         elif known.get(folder) is None:
             unread.append(folder)

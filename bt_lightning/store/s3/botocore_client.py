@@ -22,7 +22,13 @@ from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.utils import get_environ_proxies
 
 from bt_lightning.store.s3 import response_checks
-from bt_lightning.store.s3.http_connection import SMALL, HttpConnections, Network, Reply, Signed
+from bt_lightning.store.s3.http_connection import (
+    SMALL,
+    HttpConnections,
+    Network,
+    Reply,
+    SignedRequest,
+)
 from bt_lightning.store.secrets import with_spellings
 from bt_lightning.store.transfer.file_source import HeldBytes
 
@@ -48,10 +54,10 @@ class _RequestQueue:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._asked: queue.SimpleQueue[tuple[Signed, bytes, asyncio.Future[Reply]] | None]
+        self._asked: queue.SimpleQueue[tuple[SignedRequest, bytes, asyncio.Future[Reply]] | None]
         self._asked = queue.SimpleQueue()
 
-    async def send(self, signed: Signed, body: bytes) -> Reply:
+    async def send(self, signed: SignedRequest, body: bytes) -> Reply:
         """Have a request sent; called in the event loop."""
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._asked.put((signed, body, answer))
@@ -61,7 +67,7 @@ class _RequestQueue:
         """Say that no more requests will come."""
         self._asked.put(None)
 
-    def serve(self, exchange: Callable[[Signed, bytes], Reply]) -> None:
+    def serve(self, exchange: Callable[[SignedRequest, bytes], Reply]) -> None:
         """Send the requests with `exchange` until the queue is closed; in the thread that called.
 
         Raises `TimeoutError` if no request comes for `_CREDENTIALS_S`.
@@ -88,8 +94,8 @@ _requests: contextvars.ContextVar[_RequestQueue | None] = contextvars.ContextVar
 )
 
 
-class Clients:
-    """The current botocore client of one bucket, and its renewal; called by several threads."""
+class BotocoreClient:
+    """The botocore client of one bucket, and the renewal of it; called by several threads."""
 
     def __init__(self, filesystem: Any, bucket: str) -> None:
         """`filesystem` is an s3fs filesystem that nobody else uses."""
@@ -100,7 +106,7 @@ class Clients:
         self._renewing = threading.Lock()
         self._connections: HttpConnections | None = None
         self._known: tuple[str, str, str | None] | None = None
-        self._looked = False
+        self._loaded = False
         self._files: list[Path] = []
         """Files that credentials may come from."""
         self._stamps: list[object] = []
@@ -177,10 +183,10 @@ class Clients:
             raise
         return future.result()
 
-    def _sent(self, signed: Signed, body: bytes, allowance: Allowance) -> Reply:
+    def _sent(self, signed: SignedRequest, body: bytes, allowance: Allowance) -> Reply:
         lent = HeldBytes(memoryview(body)) if body else None
         reply = self.connections().exchange(signed, lent, allowance=allowance)
-        reply = response_checks.checked(reply)
+        reply = response_checks.check_reply(reply)
         response_checks.count_tags(reply.body)
         return reply
 
@@ -192,11 +198,11 @@ class Clients:
         """The session's client; a bucket in another region has one of its own."""
         if self._fs.session is None:
             self._fs.session = self._new_session()
-        if not self._looked:
+        if not self._loaded:
             self._files = _config_files(self._fs.session)
             self._stamps = self._stamps_now()
             self._known = await self._found(self._fs.session)
-            self._looked = True
+            self._loaded = True
         return await self._fs.set_session()
 
     async def _renewed(self) -> bool:
@@ -253,7 +259,7 @@ async def _send_by_caller(request: AWSPreparedRequest, **_: object) -> AioAWSRes
     if requests is None:
         return None
     headers = headers_of(request, {"host", "content-length", "expect"})
-    signed = Signed(request.method, request.url, headers)
+    signed = SignedRequest(request.method, request.url, headers)
     body = request.body.read() if hasattr(request.body, "read") else request.body or b""
     reply = await requests.send(signed, body.encode() if isinstance(body, str) else bytes(body))
     response = AioAWSResponse(request.url, reply.status, dict(reply.headers), None)

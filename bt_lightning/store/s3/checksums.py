@@ -55,7 +55,7 @@ def content_md5(data: Lent) -> str:
     return base64.b64encode(digest.digest()).decode("ascii")
 
 
-def known() -> tuple[Checksum, ...]:
+def installed_checksums() -> tuple[Checksum, ...]:
     """The algorithms that are installed, the fastest first: 18 GB/s with awscrt, 4 GB/s without."""
     crc32 = Checksum("CRC32", 4, zlib.crc32)
     try:
@@ -70,11 +70,11 @@ def known() -> tuple[Checksum, ...]:
     return (crc64nvme, crc32c, crc32)
 
 
-class Choice:
+class ChecksumChoice:
     """The algorithms that the server may support, learned from its answers. Shared by threads."""
 
     def __init__(self, candidates: tuple[Checksum, ...] | None = None) -> None:
-        self._left = known() if candidates is None else candidates
+        self._left = installed_checksums() if candidates is None else candidates
 
     def candidates(self) -> tuple[Checksum | None, ...]:
         """The algorithms to try in this order until the server accepts one; the last is none."""
@@ -95,4 +95,4 @@ class Choice:
 
 def checksum_named(name: str | None) -> Checksum | None:
     """The algorithm of that name; None if it is not installed."""
-    return next((each for each in known() if each.name == name), None)
+    return next((each for each in installed_checksums() if each.name == name), None)

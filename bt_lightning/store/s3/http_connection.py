@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
-from bt_lightning.store.s3.progress_timeout import Allowance, Arriving, ProgressTimeout
+from bt_lightning.store.s3.progress_timeout import Allowance, AnswerReader, ProgressTimeout
 from bt_lightning.store.s3.request_errors import Failure, Hostile
 from bt_lightning.store.s3.socket_send import send_body
 from bt_lightning.store.transfer.parallel_reads import fill
@@ -42,7 +42,7 @@ Connection = http.client.HTTPConnection
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
+class SignedRequest:
     """A signed request. URL and headers are secrets: they carry the signature."""
 
     method: str
@@ -66,7 +66,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Into:
+class BodyTarget:
     """The caller's memory for the body of a successful answer."""
 
     targets: Sequence[memoryview]
@@ -97,9 +97,9 @@ class HttpConnections:
 
     def exchange(
         self,
-        signed: Signed,
+        signed: SignedRequest,
         body: Lent | None = None,
-        into: Into | None = None,
+        into: BodyTarget | None = None,
         throttle: Callable[[int], int] = int,
         allowance: Allowance = SMALL,
     ) -> Reply:
@@ -204,7 +204,7 @@ class _Response(http.client.HTTPResponse):
         self, progress: ProgressTimeout, sock: socket.socket, *args: Any, **options: Any
     ) -> None:
         super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(Arriving(sock, self.fp.detach(), progress))
+        self.fp = io.BufferedReader(AnswerReader(sock, self.fp.detach(), progress))
 
 
 class _Plain(http.client.HTTPConnection):
@@ -238,14 +238,14 @@ def _readable(connection: Connection) -> bool:
     return bool(poll.poll(0))
 
 
-def _allowed(allowance: Allowance, into: Into | None) -> Allowance:
+def _allowed(allowance: Allowance, into: BodyTarget | None) -> Allowance:
     """The allowance; a body that goes into memory may be as large as that, and take longer."""
     if into is None:
         return allowance
     return Allowance(max(allowance.body_bytes, sum(map(len, into.targets))))
 
 
-def _send_head(connection: Connection, signed: Signed, target: str, size: int) -> None:
+def _send_head(connection: Connection, signed: SignedRequest, target: str, size: int) -> None:
     connection.putrequest(signed.method, target)
     for name, value in {**signed.headers, **getattr(connection, "extra", {})}.items():
         connection.putheader(name, value)
@@ -254,7 +254,7 @@ def _send_head(connection: Connection, signed: Signed, target: str, size: int) -
     connection.endheaders()
 
 
-def _read(response: http.client.HTTPResponse, into: Into | None, most_bytes: int) -> Reply:
+def _read(response: http.client.HTTPResponse, into: BodyTarget | None, most_bytes: int) -> Reply:
     headers = {name.lower(): value for name, value in response.getheaders()}
     if into is None or response.status not in _GOOD:
         most = most_bytes if response.status in _GOOD else SMALL.body_bytes

@@ -17,24 +17,24 @@ from bt_lightning.store.s3.request_errors import Failure
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from bt_lightning.store.s3.checksums import Choice
+    from bt_lightning.store.s3.checksums import ChecksumChoice
     from bt_lightning.store.s3.multipart_journal import MultipartJournal
     from bt_lightning.store.s3.operations import Api
     from bt_lightning.store.s3.part_plan import Part
 
 log = logging.getLogger(__name__)
 
-Sent = dict[str, Any]
+SentPart = dict[str, Any]
 """A part that the server has, as `CompleteMultipartUpload` names it."""
 
 _MD5_CHARS: Final = 32
 
 
-class Uploads:
+class MultipartUploads:
     """Creates, completes and aborts uploads, and keeps the journal. Raises `Failure`."""
 
     def __init__(
-        self, api: Api, store: str, journal: MultipartJournal | None, choice: Choice
+        self, api: Api, store: str, journal: MultipartJournal | None, choice: ChecksumChoice
     ) -> None:
         self._api = api
         self._store = store
@@ -53,7 +53,7 @@ class Uploads:
         self._write(record)
         asked = []
 
-        def create() -> Sent:
+        def create() -> SentPart:
             asked.append(checksum)
             algorithm = checksum.name if checksum else None
             answer = self._api.call("create_multipart_upload", Key=key, ChecksumAlgorithm=algorithm)
@@ -86,12 +86,12 @@ class Uploads:
         record = self._journal.find(self._store, key) if self._journal else None
         return record if record and record.upload_id and record.identity == identity else None
 
-    def parts(self, record: UploadRecord, planned: Sequence[Part]) -> dict[int, Sent]:
+    def parts(self, record: UploadRecord, planned: Sequence[Part]) -> dict[int, SentPart]:
         """The parts of `planned` that the server has, by part number from 1.
 
         Raises `Failure` with the code `NoSuchUpload` if the server does not know the upload.
         """
-        found: dict[int, Sent] = {}
+        found: dict[int, SentPart] = {}
         checksum = checksum_named(record.checksum)
         marker: dict[str, Any] = {}
         while True:
@@ -107,7 +107,7 @@ class Uploads:
             if not answer.get("IsTruncated") or marker == before:
                 return found  # parts that a server does not list are sent again
 
-    def complete(self, record: UploadRecord, sent: Sequence[Sent], size: int) -> None:
+    def complete(self, record: UploadRecord, sent: Sequence[SentPart], size: int) -> None:
         """Complete the upload. An earlier try that succeeded unnoticed is recognised."""
         etag = etag_of([str(part["ETag"]) for part in sent])
         self._write(dataclasses.replace(record, etag=etag))

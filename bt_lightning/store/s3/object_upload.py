@@ -13,9 +13,9 @@ import xxhash
 from bt_lightning.store.bandwidth_limit import Bandwidth
 from bt_lightning.store.interface import AS_IT_GOES
 from bt_lightning.store.s3 import request_errors
-from bt_lightning.store.s3.checksums import Choice, checksum_named, content_md5
+from bt_lightning.store.s3.checksums import ChecksumChoice, checksum_named, content_md5
 from bt_lightning.store.s3.concurrency import Concurrency
-from bt_lightning.store.s3.multipart_uploads import Uploads
+from bt_lightning.store.s3.multipart_uploads import MultipartUploads
 from bt_lightning.store.s3.operations import retried
 from bt_lightning.store.s3.part_plan import (
     COPY_BYTES,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.s3.checksums import Checksum
     from bt_lightning.store.s3.http_connection import Reply
     from bt_lightning.store.s3.multipart_journal import MultipartJournal, UploadRecord
-    from bt_lightning.store.s3.multipart_uploads import Sent
+    from bt_lightning.store.s3.multipart_uploads import SentPart
     from bt_lightning.store.s3.operations import Api
 
 _LOST: Final = frozenset({"InvalidPart", "InvalidPartOrder"})
@@ -63,8 +63,8 @@ class Uploader:
         sending: Sending = AS_IT_GOES,
     ) -> None:
         self._api = api
-        self._choice = Choice()
-        self._uploads = Uploads(api, store, journal, self._choice)
+        self._choice = ChecksumChoice()
+        self._uploads = MultipartUploads(api, store, journal, self._choice)
         self._part_bytes = part_bytes
         self._bandwidth = Bandwidth(sending.bytes_s) if sending.bytes_s else None
         self._content_md5 = sending.content_md5
@@ -177,7 +177,7 @@ class Uploader:
         record = self._uploads.resumable(key, identity)
         part = record.part_bytes if record else part_size(source.size, self._part_bytes)
         plan = plan_parts(source.size, part, reuse.ranges if reuse else ())
-        resumed: dict[int, Sent] = {}
+        resumed: dict[int, SentPart] = {}
         if record is not None:
             try:
                 resumed = self._uploads.parts(record, plan)
@@ -190,7 +190,7 @@ class Uploader:
         if record is None:
             record = self._uploads.begin(key, identity, part)
         try:
-            run = _Run(self, self._api, source, record, (reuse.key, etag) if reuse else None)
+            run = _PartUpload(self, self._api, source, record, (reuse.key, etag) if reuse else None)
             sent = run.parts(plan, resumed, PartSenders(Concurrency(part), self._bandwidth))
             self._uploads.complete(record, sent, source.size)
         except Failure as failure:
@@ -224,7 +224,7 @@ class Uploader:
             return  # the journal, or the server's list, still has it
 
 
-class _Run:
+class _PartUpload:
     """Sends the parts of one upload; its methods are called by the threads of `PartSenders`."""
 
     def __init__(
@@ -242,9 +242,11 @@ class _Run:
         self._copied = copied
         self._checksum = checksum_named(record.checksum)
         self._lock = threading.Lock()
-        self._sent: dict[int, Sent] = {}
+        self._sent: dict[int, SentPart] = {}
 
-    def parts(self, plan: Plan, have: dict[int, Sent], senders: PartSenders) -> Sequence[Sent]:
+    def parts(
+        self, plan: Plan, have: dict[int, SentPart], senders: PartSenders
+    ) -> Sequence[SentPart]:
         """Send what the server does not have; return all parts in order."""
         self._sent = dict(have)
         numbers = {part: number for number, part in enumerate(plan, 1)}
@@ -260,7 +262,7 @@ class _Run:
         senders.run(missing, do)
         return [self._sent[number] for number in sorted(self._sent)]
 
-    def _send(self, part: Send | Copy, number: int, senders: PartSenders) -> Sent:
+    def _send(self, part: Send | Copy, number: int, senders: PartSenders) -> SentPart:
         with self._source.lend(part.offset, part.size) as data:
             value = self._checksum.of(data) if self._checksum else None
 
@@ -282,12 +284,12 @@ class _Run:
                     raise
 
             reply = retried(send, senders.rest)
-        sent: Sent = {"PartNumber": number, "ETag": reply.headers["etag"]}
+        sent: SentPart = {"PartNumber": number, "ETag": reply.headers["etag"]}
         if self._checksum and self._checksum.header in reply.headers:
             sent[self._checksum.parameter] = value
         return sent
 
-    def _copy(self, part: Copy, number: int, senders: PartSenders) -> Sent:
+    def _copy(self, part: Copy, number: int, senders: PartSenders) -> SentPart:
         assert self._copied is not None
         from_key, etag = self._copied
         answer = retried(
@@ -303,7 +305,7 @@ class _Run:
             senders.rest,
         )
         result = answer["CopyPartResult"]
-        sent: Sent = {"PartNumber": number, "ETag": result["ETag"]}
+        sent: SentPart = {"PartNumber": number, "ETag": result["ETag"]}
         if self._checksum and result.get(self._checksum.parameter):
             sent[self._checksum.parameter] = result[self._checksum.parameter]
         return sent

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bt_lightning.errors import CheckpointError
 from bt_lightning.store.s3 import request_errors, response_checks
-from bt_lightning.store.s3.botocore_client import Clients, headers_of
-from bt_lightning.store.s3.http_connection import SMALL, Into, Reply, Signed
-from bt_lightning.store.s3.request_errors import Failure, Slow
+from bt_lightning.store.s3.botocore_client import BotocoreClient, headers_of
+from bt_lightning.store.s3.http_connection import SMALL, BodyTarget, Reply, SignedRequest
+from bt_lightning.store.s3.request_errors import Failure, SlowAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ class Api:
     def __init__(self, filesystem: Any, bucket: str) -> None:
         self._fs = filesystem
         self.bucket = bucket
-        self._clients = Clients(filesystem, bucket)
+        self._clients = BotocoreClient(filesystem, bucket)
 
     @property
     def secrets(self) -> frozenset[str]:
@@ -78,7 +78,7 @@ class Api:
         self,
         operation: str,
         body: Lent | None = None,
-        into: Into | None = None,
+        into: BodyTarget | None = None,
         throttle: Callable[[int], int] = int,
         allowance: Allowance = SMALL,
         **parameters: Any,
@@ -92,7 +92,7 @@ class Api:
             signed = self._clients.run(lambda client: self._signed(client, operation, parameters))
             connections = self._clients.connections()
             reply = connections.exchange(signed, body, into, throttle, allowance)
-            reply = response_checks.checked(reply)
+            reply = response_checks.check_reply(reply)
             if reply.status in {http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT}:
                 return reply
             raise request_errors.of_reply(reply.status, reply.body, reply.headers)
@@ -109,7 +109,7 @@ class Api:
         """A presigned URL to read an object: a secret."""
         asked = {"Key": key}
 
-        def sign() -> Signed:
+        def sign() -> SignedRequest:
             return self._clients.run(
                 lambda client: self._signed(client, "get_object", asked, expires_s)
             )
@@ -156,7 +156,7 @@ class Api:
         operation: str,
         parameters: dict[str, Any],
         expires_s: int = _EXPIRES_S,
-    ) -> Signed:
+    ) -> SignedRequest:
         events = client.meta.events
         events.register_first("choose-signer.s3", _choose_signer, unique_id=f"{_NAME}-choose")
         events.register("before-sign.s3", _remember, unique_id=f"{_NAME}-remember")
@@ -171,7 +171,7 @@ class Api:
         finally:
             _signing.reset(token)
         without = {"host", "content-length", "user-agent", "expect"}
-        return Signed(_METHODS[operation], url, headers_of(requests[0], without))
+        return SignedRequest(_METHODS[operation], url, headers_of(requests[0], without))
 
 
 def retried(act: Callable[[], T], wait: Callable[[float], None] = time.sleep) -> T:
@@ -180,7 +180,7 @@ def retried(act: Callable[[], T], wait: Callable[[float], None] = time.sleep) ->
         try:
             return act()
         except Failure as failure:
-            if not failure.transient or isinstance(failure, Slow):
+            if not failure.transient or isinstance(failure, SlowAnswer):
                 raise
         wait(_FIRST_WAIT_S * 2**tries * (0.5 + random.random()))  # noqa: S311 - no secret
     return act()

@@ -121,7 +121,7 @@ class ProgressTimeout:
         return f"the server did not answer for {self._allowed_s():.0f} s"
 
 
-class Arriving(io.RawIOBase):
+class AnswerReader(io.RawIOBase):
     """The bytes of an answer as they come; `held` keeps the connection open until all are read."""
 
     def __init__(self, sock: socket.socket, held: io.RawIOBase, progress: ProgressTimeout) -> None:

@@ -83,7 +83,7 @@ class Failure(Exception):
         self.transient = transient
 
 
-class Slow(Failure):
+class SlowAnswer(Failure):
     """An answer that came too slowly; the request is not repeated at once."""
 
     def __init__(self, text: str) -> None:
@@ -106,7 +106,7 @@ class TooLarge(Hostile):
 
 def of_store(failure: Failure, text: str) -> StoreError:
     """The store error for a failure, with the message `text`."""
-    if isinstance(failure, Slow):
+    if isinstance(failure, SlowAnswer):
         return AnsweredTooSlowlyError(text)
     return (StoreTransientError if failure.transient else StorePermanentError)(text)
 
@@ -152,7 +152,7 @@ def of_credentials(failure: Failure, *, has_token: bool) -> Failure | None:
 def of_exception(error: Exception) -> Failure:
     """The failure for an exception of botocore or of a connection."""
     if isinstance(error, Failure | TooSlow):
-        return error if isinstance(error, Failure) else Slow(str(error))
+        return error if isinstance(error, Failure) else SlowAnswer(str(error))
     from botocore.exceptions import ClientError
 
     if isinstance(error, ClientError):

@@ -37,7 +37,7 @@ _LEAST_KEYS: Final = 10
 """Average number of keys that every further page must have."""
 
 
-def checked(reply: Reply) -> Reply:
+def check_reply(reply: Reply) -> Reply:
     """`reply`, checked for redirects and size; the body of a long 5xx error is dropped.
 
     Raises `Hostile`.
@@ -67,7 +67,7 @@ def count_tags(body: bytes) -> None:
         raise Hostile(msg)
 
 
-def tree(body: bytes) -> ET.Element | None:
+def parse_xml(body: bytes) -> ET.Element | None:
     """The root element of `body`; None if it is not XML. Raises `Hostile`."""
     count_tags(body)
     if b"<!ENTITY" in body:
@@ -79,14 +79,14 @@ def tree(body: bytes) -> ET.Element | None:
         return None
 
 
-def listed(body: bytes) -> ET.Element:
+def parse_listing(body: bytes) -> ET.Element:
     """Parse `body` as a page of a listing.
 
     Raises:
         Hostile: it would take much memory.
         ValueError: it is not a page of a listing.
     """
-    page = tree(body)
+    page = parse_xml(body)
     if page is None or tag(page) != "ListBucketResult":
         msg = "the answer is no listing"
         raise ValueError(msg)

@@ -20,7 +20,7 @@ from bt_lightning.store.interface import (
     redact,
     too_large,
 )
-from bt_lightning.store.s3.http_connection import Into
+from bt_lightning.store.s3.http_connection import BodyTarget
 from bt_lightning.store.s3.multipart_journal import MultipartJournal
 from bt_lightning.store.s3.object_upload import Uploader
 from bt_lightning.store.s3.operations import Api, retried
@@ -34,7 +34,7 @@ from bt_lightning.store.s3.request_errors import (
     TooLarge,
     of_store,
 )
-from bt_lightning.store.s3.response_checks import PAGE, ListedPages, listed
+from bt_lightning.store.s3.response_checks import PAGE, ListedPages, parse_listing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -127,7 +127,9 @@ class S3Store(FsspecStore):
             return
         with self._doing("downloading", key):
             try:
-                retried(lambda: self._read_once(key, offset, size, Into(targets, on_progress)))
+                retried(
+                    lambda: self._read_once(key, offset, size, BodyTarget(targets, on_progress))
+                )
             except Failure as failure:
                 if failure.code in MISSING:
                     msg = f"there is no {self._name}/{key}"
@@ -151,9 +153,9 @@ class S3Store(FsspecStore):
                 return
             with mmap.mmap(file.fileno(), size) as memory, memoryview(memory) as whole:
                 named["IfMatch"] = found["ETag"]
-                retried(lambda: self._read_once("", 0, size, Into([whole], int), **named))
+                retried(lambda: self._read_once("", 0, size, BodyTarget([whole], int), **named))
 
-    def _read_once(self, key: str, offset: int, size: int, into: Into, **named: Any) -> None:
+    def _read_once(self, key: str, offset: int, size: int, into: BodyTarget, **named: Any) -> None:
         span = f"bytes={offset}-{offset + size - 1}"
         asked: dict[str, Any] = {"Key": self._key(key), "Range": span, **named}
         try:
@@ -192,7 +194,7 @@ class S3Store(FsspecStore):
                 ContinuationToken=token,
             )
             try:
-                token = listing.add_page(listed(reply.body))
+                token = listing.add_page(parse_listing(reply.body))
             except ValueError as error:
                 raise Failure(str(error), transient=True) from None
             if token is None:

@@ -25,16 +25,23 @@ from bt_lightning.store.interface import ObjectInfo, most_bytes, redact, too_lar
 from bt_lightning.store.retry import LateStore
 from bt_lightning.store.s3.http_connection import (
     SMALL,
+    BodyTarget,
     HttpConnections,
-    Into,
     Network,
     Reply,
-    Signed,
+    SignedRequest,
 )
 from bt_lightning.store.s3.progress_timeout import Allowance
 from bt_lightning.store.s3.request_errors import Failure, Hostile, TooLarge, of_exception, of_store
-from bt_lightning.store.s3.response_checks import PAGE, ListedPages, checked, fields, listed, tree
-from bt_lightning.store.s3.signed_reads_credentials import Access, access
+from bt_lightning.store.s3.response_checks import (
+    PAGE,
+    ListedPages,
+    check_reply,
+    fields,
+    parse_listing,
+    parse_xml,
+)
+from bt_lightning.store.s3.signed_reads_credentials import BucketAccess, find_access
 from bt_lightning.store.secrets import known_secrets, with_spellings
 
 if TYPE_CHECKING:
@@ -60,17 +67,21 @@ class SignedReadStore(LateStore):
     """
 
     def __init__(
-        self, url: str, options: Mapping[str, object], asked: Access, open_it: Callable[[], Store]
+        self,
+        url: str,
+        options: Mapping[str, object],
+        access: BucketAccess,
+        open_it: Callable[[], Store],
     ) -> None:
         """`open_it` opens the same store through s3fs."""
         super().__init__(self._opened)
         self._open_it = open_it
         self._store: Store | None = None
-        used = [one for one in (asked.key, asked.secret, asked.token) if one]
+        used = [one for one in (access.key, access.secret, access.token) if one]
         self._secrets = known_secrets(url, options, {}) | with_spellings(used)
         self._name = redact(url, self._secrets).rstrip("/")
         self._base = url.partition("://")[2].partition("/")[2].strip("/")
-        self._bucket: _Bucket | None = _Bucket(asked)
+        self._bucket: _Bucket | None = _Bucket(access)
         self._lock = threading.Lock()
 
     @property
@@ -119,7 +130,9 @@ class SignedReadStore(LateStore):
         if bucket is not None:
             with self._doing("downloading", key):
                 try:
-                    bucket.read_into(under(self._base, key), offset, Into(targets, on_progress))
+                    bucket.read_into(
+                        under(self._base, key), offset, BodyTarget(targets, on_progress)
+                    )
                 except _AskS3fs:
                     self._bucket = None
                 else:
@@ -155,22 +168,26 @@ def signed_read_store(
     """
     bucket, _, base = url.partition("://")[2].partition("/")
     profile = _profile(environment)
-    asked = None if profile is None else access(bucket, options, environment, profile)
-    if asked is None or base.strip("/") != base.rstrip("/") or {"?", "#"}.intersection(url):
+    access = None if profile is None else find_access(bucket, options, environment, profile)
+    if access is None or base.strip("/") != base.rstrip("/") or {"?", "#"}.intersection(url):
         return open_it()
-    return SignedReadStore(url, options, asked, open_it)
+    return SignedReadStore(url, options, access, open_it)
 
 
 def sign(
-    asked: Access, path: str, query: Mapping[str, str], at: datetime, span: str | None = None
-) -> Signed:
+    access: BucketAccess,
+    path: str,
+    query: Mapping[str, str],
+    at: datetime,
+    span: str | None = None,
+) -> SignedRequest:
     """A GET of `path` in the bucket, signed by AWS signature version 4. `at` is in UTC.
 
     `span`, such as `0-99`, is a range of bytes.
 
     Source: docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
     """
-    url = urlsplit(asked.url)
+    url = urlsplit(access.url)
     url_path = f"{url.path}/{quote(path, safe='/~')}"
     pairs = sorted((_word(name), _word(value)) for name, value in query.items())
     words = "&".join(f"{name}={value}" for name, value in pairs)
@@ -179,32 +196,33 @@ def sign(
     if span is not None:
         headers["range"] = f"bytes={span}"
     headers |= {"x-amz-content-sha256": _EMPTY, "x-amz-date": moment}
-    if asked.token is not None:
-        headers["x-amz-security-token"] = asked.token
+    if access.token is not None:
+        headers["x-amz-security-token"] = access.token
     names = ";".join(headers)
     lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
     request = f"GET\n{url_path}\n{words}\n{lines}\n{names}\n{_EMPTY}"
-    scope = f"{day}/{asked.region}/s3/aws4_request"
+    scope = f"{day}/{access.region}/s3/aws4_request"
     digest = hashlib.sha256(request.encode()).hexdigest()
-    secret = f"AWS4{asked.secret}".encode()
+    secret = f"AWS4{access.secret}".encode()
     for part in scope.split("/"):
         secret = _mac(secret, part)
     signature = _mac(secret, f"{_ALGORITHM}\n{moment}\n{scope}\n{digest}").hex()
     del headers["host"]  # the connection sends it
     headers["authorization"] = (
-        f"{_ALGORITHM} Credential={asked.key}/{scope}, SignedHeaders={names}, Signature={signature}"
+        f"{_ALGORITHM} Credential={access.key}/{scope}, SignedHeaders={names},"
+        f" Signature={signature}"
     )
     target = f"{url.scheme}://{url.netloc}{url_path}"
-    return Signed("GET", f"{target}?{words}" if words else target, headers)
+    return SignedRequest("GET", f"{target}?{words}" if words else target, headers)
 
 
 class _Bucket:
     """Signed requests to one bucket; called by any thread. Raises `_AskS3fs` and `Failure`."""
 
-    def __init__(self, asked: Access) -> None:
-        self._asked = asked
+    def __init__(self, access: BucketAccess) -> None:
+        self._access = access
         self._connections = HttpConnections(
-            Network(_CONNECT_S, _READ_S, lambda: _tls(asked.trust), {})
+            Network(_CONNECT_S, _READ_S, lambda: _tls(access.trust), {})
         )
 
     def read(self, key: str) -> bytes | None:
@@ -215,7 +233,7 @@ class _Bucket:
             raise _AskS3fs
         return reply.body
 
-    def read_into(self, key: str, offset: int, into: Into) -> None:
+    def read_into(self, key: str, offset: int, into: BodyTarget) -> None:
         size = sum(map(len, into.targets))
         if not size:
             return
@@ -234,7 +252,7 @@ class _Bucket:
             if reply.status != _OK:
                 raise _AskS3fs
             try:
-                token = listing.add_page(listed(reply.body))
+                token = listing.add_page(parse_listing(reply.body))
             except ValueError as error:
                 raise _AskS3fs from error
             if token is None:
@@ -246,14 +264,16 @@ class _Bucket:
         path: str,
         query: Mapping[str, str],
         span: str | None = None,
-        into: Into | None = None,
+        into: BodyTarget | None = None,
         *,
         allowance: Allowance = SMALL,
     ) -> Reply:
         for again in (True, False):
-            signed = sign(self._asked, path, query, datetime.now(timezone.utc), span)
+            signed = sign(self._access, path, query, datetime.now(timezone.utc), span)
             try:
-                return checked(self._connections.exchange(signed, into=into, allowance=allowance))
+                return check_reply(
+                    self._connections.exchange(signed, into=into, allowance=allowance)
+                )
             except Hostile:
                 raise
             except TimeoutError as error:
@@ -265,7 +285,7 @@ class _Bucket:
 
 
 def _code(body: bytes) -> str:
-    page = tree(body)
+    page = parse_xml(body)
     return "" if page is None else fields(page).get("Code", "")
 
 

@@ -53,7 +53,7 @@ _TRUST: Final = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class BucketAccess:
     """Endpoint and credentials of a bucket."""
 
     url: str
@@ -66,12 +66,12 @@ class Access:
     """File of certificates to trust instead of the default ones."""
 
 
-def access(
+def find_access(
     bucket: str,
     options: Mapping[str, object],
     environment: Mapping[str, str],
     profile: Mapping[str, str],
-) -> Access | None:
+) -> BucketAccess | None:
     """Endpoint and credentials of a bucket; None if botocore has to find them.
 
     `options` are those of s3fs; `profile` is the default profile in the user's AWS files.
@@ -93,7 +93,7 @@ def access(
         return None
     token = keys.get("token") or None
     trust = next((environment[name] for name in _TRUST if environment.get(name)), None)
-    return Access(url, region or _DEFAULT_REGION, keys["key"], keys["secret"], token, trust)
+    return BucketAccess(url, region or _DEFAULT_REGION, keys["key"], keys["secret"], token, trust)
 
 
 def _unsure(environment: Mapping[str, str]) -> bool:

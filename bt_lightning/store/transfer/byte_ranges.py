@@ -41,7 +41,7 @@ def ranges(entry: FileEntry, blocks: Iterable[int], most_bytes: int) -> Iterator
         yield _range(entry, start, end)
 
 
-def tail(entry: FileEntry, offset: int, most_bytes: int) -> Iterator[Range]:
+def ranges_to_end(entry: FileEntry, offset: int, most_bytes: int) -> Iterator[Range]:
     """Yield ranges of `most_bytes` from `offset` to the end of the file.
 
     `offset` is a multiple of `BLOCK_BYTES`, or the end of the file.

@@ -19,7 +19,7 @@ from bt_lightning.localdir.direct_io import BLOCK, reserve
 from bt_lightning.localdir.disk_space import FULL, measure, planned, spare
 from bt_lightning.localdir.safe_open import open_own
 from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.store.transfer.byte_ranges import Range, ranges, tail
+from bt_lightning.store.transfer.byte_ranges import Range, ranges, ranges_to_end
 from bt_lightning.store.transfer.checkpoint_reader import is_block, read_verified
 from bt_lightning.store.transfer.parallel_reads import Scratch, in_parallel
 
@@ -90,7 +90,9 @@ def verify_bytes(reader: CheckpointReader) -> None:
         view = scratch.view(wanted.size)
         read_verified(reader, wanted.entry, wanted.offset, [view])
 
-    parts = [part for e in reader.manifest.files for part in tail(e, 0, reader.piece_bytes)]
+    parts = [
+        part for e in reader.manifest.files for part in ranges_to_end(e, 0, reader.piece_bytes)
+    ]
     in_parallel(read, parts, reader.connections)
 
 

@@ -106,9 +106,9 @@ def publish(
     """
     manifest = checkpoint.manifest
     data = manifest.to_bytes()
-    folder, there = folder_for(store, prefix, manifest)
+    folder, exists = folder_for(store, prefix, manifest)
     target = under(prefix, folder)
-    if there:
+    if exists:
         store.delete([f"{target}/{MARKER}"])  # a publisher died at its last step
         return folder
     try:
@@ -139,9 +139,9 @@ def publish_sources(
     """
     manifest = content.manifest
     data = manifest.to_bytes()
-    folder, there = folder_for(store, prefix, manifest)
+    folder, exists = folder_for(store, prefix, manifest)
     target = under(prefix, folder)
-    if there:
+    if exists:
         store.delete([f"{target}/{MARKER}"])
         return folder
     store.put(f"{target}/{MARKER}", PUBLISHING)
@@ -177,9 +177,9 @@ def copy_checkpoint(
     """
     manifest = reader.manifest
     data = manifest.to_bytes()
-    folder, there = folder_for(store, prefix, manifest)
+    folder, exists = folder_for(store, prefix, manifest)
     target = under(prefix, folder)
-    if there:
+    if exists:
         store.delete([f"{target}/{MARKER}"])
         return folder
     store.put(f"{target}/{MARKER}", PUBLISHING)
@@ -201,9 +201,9 @@ def folder_for(store: Store, prefix: str, manifest: Manifest) -> tuple[str, bool
     number = manifest.generation
     while True:
         folder = store_folder(manifest.checkpoint_id, number)
-        there = read_any(store, f"{under(prefix, folder)}/{MANIFEST}")
-        if there == data or (there is None and not _is_users(store, under(prefix, folder))):
-            return folder, there is not None
+        found = read_any(store, f"{under(prefix, folder)}/{MANIFEST}")
+        if found == data or (found is None and not _is_users(store, under(prefix, folder))):
+            return folder, found is not None
         number += 1
 
 

@@ -23,7 +23,7 @@ from bt_lightning.store.interface import Reuse
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.s3 import signed_reads
 from bt_lightning.store.s3.signed_reads import SignedReadStore
-from bt_lightning.store.s3.signed_reads_credentials import access
+from bt_lightning.store.s3.signed_reads_credentials import find_access
 from bt_lightning.store.transfer.fetch import fetch
 from bt_lightning.store.transfer.publish import publish
 
@@ -135,7 +135,7 @@ def reader(request, connect, weed, monkeypatch):
             return connect(endpoint, kind=kind)
 
         options = {**weed.options, "client_kwargs": {"endpoint_url": endpoint}}
-        asked = access("bucket", options, {}, {})
+        asked = find_access("bucket", options, {}, {})
         return (
             slow()
             if request.param == "s3fs"

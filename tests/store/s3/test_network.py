@@ -14,7 +14,7 @@ from bt_lightning.errors import CheckpointNotFoundError, StoreError, StorePerman
 from bt_lightning.store.interface import Reuse, Sending
 from bt_lightning.store.open_store import download_url, open_store
 from bt_lightning.store.s3 import checksums, part_senders
-from bt_lightning.store.s3.checksums import Choice
+from bt_lightning.store.s3.checksums import ChecksumChoice
 
 MIB = 1024 * 1024
 DATA = b"bytes" * 100_000
@@ -161,13 +161,13 @@ def test_no_more_is_sent_than_the_user_allows(connect, proxied, weed, memory, mo
     assert 20.9 - 0.25 <= max(waited) <= 20.98, "21 MB at 1 MB a second"
 
 
-@pytest.mark.parametrize("name", [each.name for each in checksums.known()])
+@pytest.mark.parametrize("name", [each.name for each in checksums.installed_checksums()])
 @pytest.mark.parametrize("size", [1000, 9 * 1024 * 1024])
 def test_every_checksum_is_one_that_the_server_compares(
     connect, proxied, weed, memory, name, size, monkeypatch
 ):
-    (checksum,) = [each for each in checksums.known() if each.name == name]
-    monkeypatch.setattr(checksums, "known", lambda: (checksum,))
+    (checksum,) = [each for each in checksums.installed_checksums() if each.name == name]
+    monkeypatch.setattr(checksums, "installed_checksums", lambda: (checksum,))
     proxy = proxied(weed)
     store = connect(proxy.endpoint)
     number = 1 if size == 1000 else 2
@@ -184,8 +184,8 @@ def test_a_server_that_knows_no_checksum_is_asked_once(s3, s3_url, memory):
     from bt_lightning.store.s3.s3_store import S3Store
 
     store = S3Store(s3_url, s3.options)
-    assert isinstance(store._uploader._choice, Choice)
-    for _ in checksums.known():
+    assert isinstance(store._uploader._choice, ChecksumChoice)
+    for _ in checksums.installed_checksums():
         store.send(memory(DATA), "key")
     assert store._uploader._choice.candidates() == (None,)
     assert store.read("key") == DATA

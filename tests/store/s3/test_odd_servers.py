@@ -13,9 +13,9 @@ import pytest
 
 from bt_lightning.errors import StorePermanentError, StoreTransientError
 from bt_lightning.store.s3 import checksums, request_errors
-from bt_lightning.store.s3.checksums import Checksum, Choice
+from bt_lightning.store.s3.checksums import Checksum, ChecksumChoice
 from bt_lightning.store.s3.concurrency import Concurrency
-from bt_lightning.store.s3.multipart_uploads import Uploads
+from bt_lightning.store.s3.multipart_uploads import MultipartUploads
 from bt_lightning.store.s3.operations import Api
 from bt_lightning.store.s3.part_plan import Send
 from bt_lightning.store.s3.part_senders import PartSenders
@@ -185,7 +185,7 @@ def test_lists_that_never_end_are_left(memory):
         def call(self, operation, **_):
             return {"IsTruncated": True}
 
-    uploads = Uploads(Endless(), "s3://bucket", None, Choice(()))
+    uploads = MultipartUploads(Endless(), "s3://bucket", None, ChecksumChoice(()))
     uploads.abandon("", ())
     record = types.SimpleNamespace(key="key", upload_id="id", checksum=None)
     assert uploads.parts(record, ()) == {}
@@ -193,7 +193,7 @@ def test_lists_that_never_end_are_left(memory):
 
 def test_a_checksum_that_the_server_passes_over_costs_the_others_nothing(s3, s3_url, memory):
     store = S3Store(s3_url, s3.options)
-    _, *others = checksums.known()
+    _, *others = checksums.installed_checksums()
     store.send(memory(b"x"), "key")
     assert store._uploader._choice.candidates() == (*others, None)
 
@@ -201,9 +201,9 @@ def test_a_checksum_that_the_server_passes_over_costs_the_others_nothing(s3, s3_
 def test_an_old_awscrt_lacks_only_what_it_lacks(monkeypatch):
     old = types.SimpleNamespace(crc32c=lambda data: 0)
     monkeypatch.setitem(sys.modules, "awscrt", types.SimpleNamespace(checksums=old))
-    assert [each.name for each in checksums.known()] == ["CRC32C", "CRC32"]
+    assert [each.name for each in checksums.installed_checksums()] == ["CRC32C", "CRC32"]
     monkeypatch.setitem(sys.modules, "awscrt", None)
-    assert [each.name for each in checksums.known()] == ["CRC32"]
+    assert [each.name for each in checksums.installed_checksums()] == ["CRC32"]
 
 
 def test_a_system_that_gives_no_more_threads_is_served_by_those_there_are(monkeypatch):
@@ -240,7 +240,10 @@ def test_the_page_of_a_proxy_is_a_transient_error(page):
 
 
 def test_checksums_are_those_of_the_algorithms():
-    values = {each.name: each.of(HeldBytes(memoryview(b"123456789"))) for each in checksums.known()}
+    values = {
+        each.name: each.of(HeldBytes(memoryview(b"123456789")))
+        for each in checksums.installed_checksums()
+    }
     known = {"CRC32": "y/Q5Jg==", "CRC32C": "4waSgw==", "CRC64NVME": "rosUhgp5mIg="}
     assert values == {name: known[name] for name in values}
-    assert all(isinstance(each, Checksum) for each in checksums.known())
+    assert all(isinstance(each, Checksum) for each in checksums.installed_checksums())

@@ -21,7 +21,7 @@ from bt_lightning.store.interface import ObjectInfo
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.s3.s3_store import S3Store
 from bt_lightning.store.s3.signed_reads import SignedReadStore, sign
-from bt_lightning.store.s3.signed_reads_credentials import Access, access
+from bt_lightning.store.s3.signed_reads_credentials import BucketAccess, find_access
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3kr3t+/of=tests"}
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
@@ -77,7 +77,7 @@ def test_the_url_region_and_user_are_those_of_botocore(monkeypatch, region, endp
         monkeypatch, region, endpoint, token, "get_object", Key="a b/c+d@2/é~.json"
     )
     said = {**KEYS, "AWS_SESSION_TOKEN": token or "", "AWS_DEFAULT_REGION": region or ""}
-    asked = access("bucket", {}, {**said, "AWS_ENDPOINT_URL": endpoint or ""}, {})
+    asked = find_access("bucket", {}, {**said, "AWS_ENDPOINT_URL": endpoint or ""}, {})
     signed = sign(asked, "a b/c+d@2/é~.json", {}, MOMENT)
     assert signed.url == url
     scope = headers["authorization"].decode().split("Credential=")[1].split(",")[0].split("/")
@@ -95,7 +95,9 @@ words = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 
 @given(words, st.dictionaries(words.filter(bool), words, max_size=3), st.none() | st.just("t/+="))
 def test_the_signature_is_that_of_botocore(path, query, token):
-    asked = Access("https://bucket.s3.eu-west-1.amazonaws.com", "eu-west-1", "AKID", "s/+=", token)
+    asked = BucketAccess(
+        "https://bucket.s3.eu-west-1.amazonaws.com", "eu-west-1", "AKID", "s/+=", token
+    )
     signed = sign(asked, path, query, MOMENT)
     request = AWSRequest("GET", signed.url)
     request.context = {"timestamp": MOMENT.strftime("%Y%m%dT%H%M%SZ"), "payload_signing_enabled": 1}
@@ -132,15 +134,15 @@ def test_the_signature_is_that_of_botocore(path, query, token):
 )
 def test_where_botocore_may_know_more_it_is_asked(options, environment, profile):
     environment = {"AWS_DEFAULT_REGION": "eu-west-1", **environment}
-    assert access("bucket", options, environment, profile) is None
+    assert find_access("bucket", options, environment, profile) is None
 
 
 def test_what_fsspec_makes_options_of_counts_like_options():
     there = {"FSSPEC_S3_KEY": "k", "FSSPEC_S3_SECRET": "s", "FSSPEC_S3_ENDPOINT_URL": "http://a:90"}
-    found = access("bucket", {}, {**KEYS, **there}, {})
+    found = find_access("bucket", {}, {**KEYS, **there}, {})
     assert (found.key, found.secret, found.url) == ("k", "s", "http://a:90/bucket")
     given = {"key": "own", "secret": "own", "endpoint_url": "http://b:90"}
-    found = access("bucket", given, {**there, "FSSPEC_S3_TOKEN": "of-both"}, {})
+    found = find_access("bucket", given, {**there, "FSSPEC_S3_TOKEN": "of-both"}, {})
     assert (found.key, found.url, found.token) == ("own", "http://b:90/bucket", "of-both")
 
 
@@ -153,16 +155,16 @@ def test_what_fsspec_makes_options_of_counts_like_options():
     ],
 )  # fmt: skip
 def test_endpoints_that_need_thought_are_left_to_botocore(endpoint):
-    assert access("bucket", {}, {**KEYS, "AWS_ENDPOINT_URL_S3": endpoint}, {}) is None
+    assert find_access("bucket", {}, {**KEYS, "AWS_ENDPOINT_URL_S3": endpoint}, {}) is None
 
 
 @pytest.mark.parametrize("bucket", ["with.dot", "UPPER", "a", "arn:aws:s3", "x" * 64, "a--x_"])
 @pytest.mark.parametrize("region", ["cn-north-1", "us-gov-west-1", "aws-global", ""])
 def test_other_buckets_and_partitions_are_left_to_botocore(bucket, region):
     environment = {**KEYS, "AWS_DEFAULT_REGION": "eu-west-1"}
-    assert access("bucket", {}, environment, {}) is not None
-    assert access(bucket, {}, environment, {}) is None
-    assert access("bucket", {}, {**environment, "AWS_DEFAULT_REGION": region}, {}) is None
+    assert find_access("bucket", {}, environment, {}) is not None
+    assert find_access(bucket, {}, environment, {}) is None
+    assert find_access("bucket", {}, {**environment, "AWS_DEFAULT_REGION": region}, {}) is None
 
 
 def test_the_files_of_the_user_count_as_for_botocore(monkeypatch, tmp_path):
@@ -244,7 +246,7 @@ def test_other_bytes_than_asked_for_are_not_taken(status, span, body):
     with answering(status, body, [("Content-Range", span)] if span else ()) as endpoint:
         options = {"key": "a", "secret": "b", "endpoint_url": endpoint}
         store = SignedReadStore(
-            "s3://bucket/x", options, access("bucket", options, {}, {}), Instead
+            "s3://bucket/x", options, find_access("bucket", options, {}, {}), Instead
         )
         found = bytearray(5)
         store.read_into("k", 4, memoryview(found))
@@ -334,7 +336,7 @@ def test_another_answer_than_asked_for_is_no_answer(status, body):
 
     with answering(status, body) as endpoint:
         options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": endpoint}}
-        asks = access("bucket", options, {}, {})
+        asks = find_access("bucket", options, {}, {})
         store = SignedReadStore("s3://bucket/x", options, asks, Instead)
         for _ in range(2):
             assert [info.key for info in store.list("k")] == ["k/of-s3fs"]
