@@ -130,7 +130,7 @@ class RankSession:
         if start.folder is not None and start.digest is not None:
             source = options.source(root)
             source.pin(start.path, start.folder, start.digest)
-            reader = source.place(start.path)
+            reader = source.reader(start.path)
             return load_checkpoint(reader, map_location=map_location, weights_only=weights_only)
         load = load_directory if path.is_dir() else load_file
         return load(path, map_location=map_location, weights_only=weights_only)
