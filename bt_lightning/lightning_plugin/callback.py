@@ -40,7 +40,7 @@ from bt_lightning.session.options import Options
 from bt_lightning.session.rank_session import RankSession
 from bt_lightning.session.serving_files import serving_files
 from bt_lightning.session.session_config import Resume  # noqa: TC001
-from bt_lightning.session.start_point import Offered
+from bt_lightning.session.start_point import OfferedCheckpoint
 from bt_lightning.snapshot.save_record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
 from bt_lightning.worker.worker_handle import unlimited
 
@@ -185,7 +185,7 @@ class BTLightning(Callback):
         ranks_of(trainer).begin_meetings()
         again = self._resumed is not None and self._resumed() is trainer
         asked, found = compat_resume.selection(trainer)
-        offered = Offered(found, asked, BTCheckpointIO().load_checkpoint)
+        offered = OfferedCheckpoint(found, asked, BTCheckpointIO().load_checkpoint)
         start = self._session.open(placement.root, ranks_of(trainer), offered, again=again)
         if self._routed is not None and start.folder and start.path and start.digest:
             self._routed.away.pin(start.path, start.folder, start.digest)

@@ -40,7 +40,7 @@ def arrange_resume(
     """
 
     def choose(load: Callable[[Any], None], selected: str | None) -> None:
-        user_path = selected if start.asked else None
+        user_path = selected if start.by_user else None
         path = user_path or start.path
         chosen = on_chosen(None if path is None else str(path))
         check_same_view(ranks_of(trainer), None if path is None else str(path), chosen, start.mark)

@@ -1,4 +1,4 @@
-"""What one rank holds while it trains: the front that an adapter of a framework drives."""
+"""The session of one rank: what an adapter of a framework drives to save, resume and publish."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bt_lightning.localdir.local_checkpoints import list_committed, read_manifes
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory, load_file
 from bt_lightning.session.portable_errors import is_save_failure, portable
-from bt_lightning.session.start_point import NOTHING, StartPoint
+from bt_lightning.session.start_point import NO_OFFER, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
 from bt_lightning.worker.worker_handle import unlimited
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bt_lightning.session.ranks import Ranks
     from bt_lightning.session.save_tracking import Saves
     from bt_lightning.session.session_config import SessionConfig
-    from bt_lightning.session.start_point import Offered
+    from bt_lightning.session.start_point import OfferedCheckpoint
     from bt_lightning.snapshot.save_record import SaveRecord
 
 T = TypeVar("T")
@@ -69,7 +69,12 @@ class RankSession:
         return {**self.__dict__, "writer": None, "_mark": contextlib.ExitStack()}
 
     def open(
-        self, root: Path, ranks: Ranks, offered: Offered = NOTHING, *, again: bool = False
+        self,
+        root: Path,
+        ranks: Ranks,
+        offered: OfferedCheckpoint = NO_OFFER,
+        *,
+        again: bool = False,
     ) -> StartPoint:
         """Every rank: open the session on rank 0, and hear what it found to start from.
 
@@ -90,15 +95,17 @@ class RankSession:
             raise start.error
         return start
 
-    def _open(self, root: Path, ranks: Ranks, offered: Offered, *, again: bool) -> StartPoint:
+    def _open(
+        self, root: Path, ranks: Ranks, offered: OfferedCheckpoint, *, again: bool
+    ) -> StartPoint:
         """Rank 0; an error is a start point that every rank raises."""
         try:
             self._config = self._options.session(root)
             self.writer = WriterSession(self._config)
-            start = self.writer.decide(NOTHING if offered.asked else offered)
+            start = self.writer.decide(NO_OFFER if offered.by_user else offered)
             start = StartPoint(None, None, warm=False) if again else start
             mark = self._make_mark(root) if ranks.world_size > 1 else None
-            return replace(start, asked=offered.asked, mark=mark)
+            return replace(start, by_user=offered.by_user, mark=mark)
         except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
             self.close()
             return StartPoint(None, None, warm=False, error=portable(error))

@@ -1,4 +1,4 @@
-"""The processes of one training, as one of them knows them, and where they meet.
+"""The ranks of one training: broadcasts from rank 0, and other meetings, without a framework.
 
 No rank decides by what it alone can see (its disk, its environment, a signal that it got) whether
 it comes to a meeting: another would wait for it for ever. Each method here is called by every rank

@@ -1,4 +1,4 @@
-"""What a run starts from: the store is looked at, and one checkpoint chosen, on rank 0."""
+"""The start point of a run: rank 0 lists disk and store, and chooses the newest whole checkpoint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StartPoint:
     """Take the weights only: a new run begins at step 0."""
     folder: str | None = None
     """Where it is read from in the store, if the disk has no room for it."""
-    asked: bool = True
+    by_user: bool = True
     """Whether the user named the path that a fit starts from, in its `ckpt_path`: that is taken."""
     mark: str | None = None
     """What rank 0 made in the checkpoint directory, for the others to see."""
@@ -53,18 +53,18 @@ class StartPoint:
 
 
 @dataclass(frozen=True)
-class Offered:
+class OfferedCheckpoint:
     """What the framework, or its user, has for a fit to start from."""
 
     path: str | None = None
     """A checkpoint that the framework found by itself: of SLURM's requeue, say."""
-    asked: bool = False
+    by_user: bool = False
     """Whether the user named what this fit starts from: that is taken."""
     load: Callable[..., dict[str, Any]] = load_file
     """How `path` is read; takes `weights_only`."""
 
 
-NOTHING = Offered()
+NO_OFFER = OfferedCheckpoint()
 
 
 class StartPointSearch:
@@ -80,7 +80,7 @@ class StartPointSearch:
         self._straight: dict[str, str] = {}
         """Path -> folder of the store, of what the disk has no room for."""
 
-    def decide(self, offered: Offered = NOTHING) -> StartPoint:
+    def decide(self, offered: OfferedCheckpoint = NO_OFFER) -> StartPoint:
         """Check the store, then choose what to start from: the newest whole one of all wins.
 
         Raises:
@@ -117,7 +117,7 @@ class StartPointSearch:
         folder = self._straight.get(found.path or "")
         return StartPoint(found.path, found.digest, warm=warm, folder=folder)
 
-    def _others(self, offered: Offered, found: Search) -> list[tuple[int, str]]:
+    def _others(self, offered: OfferedCheckpoint, found: Search) -> list[tuple[int, str]]:
         """Step and path of what the framework found, if it can be resumed from and is not ours."""
         path, config = offered.path, self._config
         if path is None:

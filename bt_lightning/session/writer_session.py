@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.session.session_config import SessionConfig
-    from bt_lightning.session.start_point import Offered, StartPoint
+    from bt_lightning.session.start_point import OfferedCheckpoint, StartPoint
     from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class WriterSession:
         """The newest save of this fit that is committed and can be resumed from."""
         return self.saves.newest if self.saves is not None else self._newest
 
-    def decide(self, offered: Offered) -> StartPoint:
+    def decide(self, offered: OfferedCheckpoint) -> StartPoint:
         """Check the store, then choose what to start from; as `StartPointSearch.decide`."""
         search = StartPointSearch(self._config, self._worker)
         with directory_errors(self._config.root):
