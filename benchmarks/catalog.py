@@ -25,9 +25,9 @@ from pathlib import Path
 
 from servers import KEPT, Server, start
 
-from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.digest import Hasher
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import job_prefix
 
 JOBS, CHECKPOINTS = 200, 50
 RESULTS = Path(__file__).with_name("results") / "catalog.jsonl"

@@ -13,7 +13,7 @@ from bt_lightning.localdir.digest import Hasher, digest_file
 from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, read_manifest
 from bt_lightning.store.interface import Reuse
 from bt_lightning.store.open_store import open_store
-from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.fetch_to_disk import fetch
 from bt_lightning.store.transfer.file_source import FileSource
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.worker.early_upload import LentSource

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from bt_lightning.save_interval import FIRST_S, FailureRecord, best_interval
+from bt_lightning.optimal_save_interval import FIRST_S, FailureRecord, best_interval
 
 RESULTS = Path(__file__).parent / "results" / "interval.jsonl"
 DAY = 86400.0

@@ -19,7 +19,7 @@ from bt_lightning.errors import (
     UnsupportedStateError,
 )
 from bt_lightning.file_limits import parse_json
-from bt_lightning.layout import MANIFEST, check_checkpoint_id, check_member
+from bt_lightning.path_layout import MANIFEST, check_checkpoint_id, check_member
 
 FORMAT: Final = "bt_lightning.checkpoint"
 FORMAT_VERSION: Final = 1

@@ -13,7 +13,7 @@ import xxhash
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.glob_patterns import Patterns
-from bt_lightning.layout import job_prefix, slug
+from bt_lightning.path_layout import job_prefix, slug
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

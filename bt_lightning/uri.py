@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeGuard
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.layout import safe_parts
+from bt_lightning.path_layout import safe_parts
 
 SCHEME: Final = "bt://"
 LATEST: Final = "latest"

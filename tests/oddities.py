@@ -11,9 +11,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from bt_lightning.layout import DOT_DIR, MANIFEST, PROTECTION
 from bt_lightning.localdir.commit import commit
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import DOT_DIR, MANIFEST, PROTECTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,7 +12,7 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
 )
 from bt_lightning.lightning_plugin.compat import takes_weights_only
-from bt_lightning.lightning_plugin.compat_loggers import teach_loggers
+from bt_lightning.lightning_plugin.compat_logger_artifacts import teach_loggers
 from bt_lightning.lightning_plugin.compat_patched_functions import (
     teach_file_exists,
     teach_load_from_checkpoint,
@@ -37,7 +37,7 @@ from bt_lightning.session.checkpoint_paths import (
     url_reader,
 )
 from bt_lightning.session.checkpoint_writer import CheckpointWriter
-from bt_lightning.session.url_checkpoints import remove_at_url, save_at_url
+from bt_lightning.session.save_at_url import remove_at_url, save_at_url
 from bt_lightning.settings import torch_weights_only
 from bt_lightning.store.interface import redact
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader

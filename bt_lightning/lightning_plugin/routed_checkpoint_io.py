@@ -12,7 +12,6 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     InvalidSettingError,
 )
-from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.lightning_plugin.compat import takes_weights_only
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
@@ -21,6 +20,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 )
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.restore.live_objects import LiveObjects
 from bt_lightning.session.bt_and_evicted_paths import remember
 from bt_lightning.session.checkpoint_paths import (

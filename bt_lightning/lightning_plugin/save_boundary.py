@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import LightningModule, Trainer
 
+    from bt_lightning.session.agree_on_boundary import RankAgreement, SingleRankAgreement
     from bt_lightning.session.options import Options
-    from bt_lightning.session.rank_agreement import RankAgreement, SingleRankAgreement
     from bt_lightning.session.writer_session import WriterSession
 
 _EPOCH_END = VALIDATED + 1

@@ -13,8 +13,8 @@ import torch
 from bt_lightning.errors import (
     InvalidSettingError,
 )
-from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
+from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.session.checkpoint_paths import is_url
 from bt_lightning.store.interface import redact
 

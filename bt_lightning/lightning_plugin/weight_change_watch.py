@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.compat_loggers import wait_no_more, wait_with
+from bt_lightning.lightning_plugin.compat_logger_artifacts import wait_no_more, wait_with
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
-from bt_lightning.lightning_plugin.logger_artifacts import LoggerArtifacts
+from bt_lightning.lightning_plugin.logger_artifacts_after_commit import LoggerArtifacts
 from bt_lightning.session.manifest_facts import versions
 from bt_lightning.snapshot.size_estimate import alias_large_groups, state_size
 from bt_lightning.snapshot.state_files import encode_early

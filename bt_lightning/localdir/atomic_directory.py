@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.file_limits import RECORD
-from bt_lightning.layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.localdir import rename_noreplace
 from bt_lightning.localdir.directory_walk import entries
 from bt_lightning.localdir.file_locks import lock, naming, try_lock
@@ -27,6 +26,7 @@ from bt_lightning.localdir.fsync import open_directory, sync_directory, write_ou
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.localdir.rename_noreplace import RENAME_EXCHANGE, rename_new
 from bt_lightning.localdir.small_files import read_small_file
+from bt_lightning.path_layout import DOT_DIR, check_checkpoint_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import LINE, parse_json
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.file_locks import lock
 from bt_lightning.localdir.safe_open import open_own, open_regular
 from bt_lightning.localdir.small_files import read_lines
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from bt_lightning.layout import DOT_DIR
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bt_lightning.layout import MANIFEST, MARKER, PROTECTION, safe_parts
 from bt_lightning.localdir.directory_walk import MOST_FOLDERS, check_count, entries
+from bt_lightning.path_layout import MANIFEST, MARKER, PROTECTION, safe_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.file_limits import RECORD
-from bt_lightning.layout import DOT_DIR, node_of
 from bt_lightning.localdir.small_files import read_json, replace_small
+from bt_lightning.path_layout import DOT_DIR, node_of
 from bt_lightning.settings import Job
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bt_lightning import file_limits
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.directory_walk import walk
 from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

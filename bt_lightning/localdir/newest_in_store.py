@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.file_limits import RECORD
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.small_files import read_json, replace_small
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from pathlib import Path

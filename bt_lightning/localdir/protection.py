@@ -7,10 +7,10 @@ import uuid
 from typing import TYPE_CHECKING
 
 from bt_lightning.file_limits import RECORD
-from bt_lightning.layout import MANIFEST, PROTECTION
 from bt_lightning.localdir.fsync import sync_directory
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.localdir.small_files import read_small_file, replace_small
+from bt_lightning.path_layout import MANIFEST, PROTECTION
 from bt_lightning.protection_record import Protection
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.file_limits import Bounds
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.small_files import read_small_file, replace_small
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import DirectoryUnusableError
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.directory_walk import entries
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from bt_lightning.file_limits import LINE, parse_json
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.find_job_files import MOST_FILES, Stamp
 from bt_lightning.localdir.safe_open import open_own
 from bt_lightning.localdir.small_files import read_lines, replace_small
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,7 +17,15 @@ from bt_lightning.errors import (
     InvalidSettingError,
     LeaseHeldError,
 )
-from bt_lightning.layout import (
+from bt_lightning.manage.download_copy import holding
+from bt_lightning.manage.job_checkpoints import (
+    DirectoryCheckpoints,
+    JoinedCheckpoints,
+    StoreCheckpoints,
+)
+from bt_lightning.manage.job_objects import is_ours
+from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import (
     DELETING,
     MARKER,
     PROTECTION,
@@ -29,14 +37,6 @@ from bt_lightning.layout import (
     slug,
     under,
 )
-from bt_lightning.manage.download_copy import holding
-from bt_lightning.manage.job_checkpoints import (
-    DirectoryCheckpoints,
-    JoinedCheckpoints,
-    StoreCheckpoints,
-)
-from bt_lightning.manage.job_objects import is_ours
-from bt_lightning.manifest import Manifest
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.catalog.removal_requests import forget_removals, request_stored_removal
 from bt_lightning.store.interface import read_any

@@ -19,7 +19,7 @@ from bt_lightning.localdir.digest import Hasher
 from bt_lightning.localdir.directory_check import check_root
 from bt_lightning.localdir.fsync import write_out
 from bt_lightning.localdir.local_checkpoints import list_committed
-from bt_lightning.store.catalog.bt_tree import open_bt_store
+from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 from bt_lightning.store.transfer.file_source import FileSource
 
 if TYPE_CHECKING:

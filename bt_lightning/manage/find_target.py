@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
-from bt_lightning.layout import MANIFEST, committed_at, jobs_prefix, node_of, slug, under
 from bt_lightning.localdir.job_id_file import job_of
 from bt_lightning.manage.job_checkpoints import (
     CheckpointItem,
@@ -20,8 +19,9 @@ from bt_lightning.manage.job_checkpoints import (
     read_listing,
 )
 from bt_lightning.manage.job_objects import JobObjects, job_objects
+from bt_lightning.path_layout import MANIFEST, committed_at, jobs_prefix, node_of, slug, under
 from bt_lightning.settings import Settings
-from bt_lightning.store.catalog.bt_tree import open_bt_store
+from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 from bt_lightning.store.catalog.job_records import read_records
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.catalog.manifest_cache import user_cache

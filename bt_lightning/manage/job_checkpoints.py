@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.layout import MANIFEST, PROTECTION, committed_at, jobs_prefix, under
 from bt_lightning.localdir import protection as on_disk
 from bt_lightning.localdir.atomic_directory import delete_directory, tidy
 from bt_lightning.localdir.job_id_file import job_of
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import MANIFEST, PROTECTION, committed_at, jobs_prefix, under
 from bt_lightning.protection_record import Protection
 from bt_lightning.settings import Settings
 from bt_lightning.store.catalog import protection as in_store

@@ -18,9 +18,9 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     DirectoryUnusableError,
 )
-from bt_lightning.layout import hidden, jobs_prefix, safe_parts, slug, under
 from bt_lightning.localdir.no_symlinks import READ, folder, made_folder, new_file, split
 from bt_lightning.localdir.rename_noreplace import rename_new_in
+from bt_lightning.path_layout import hidden, jobs_prefix, safe_parts, slug, under
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
 from bt_lightning.store.transfer.parallel_reads import in_parallel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.layout import DOT_DIR, folders_of, jobs_prefix
+from bt_lightning.path_layout import DOT_DIR, folders_of, jobs_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,7 +18,6 @@ from bt_lightning.errors import (
     InvalidSettingError,
     LeaseHeldError,
 )
-from bt_lightning.layout import DOT_DIR, MANIFEST, job_prefix, trash_folder, under
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.local_checkpoints import manifest_directories, read_manifest
 from bt_lightning.localdir.rename_noreplace import rename_new
@@ -29,6 +28,7 @@ from bt_lightning.manage.job_checkpoints import (
     JoinedCheckpoints,
     StoreCheckpoints,
 )
+from bt_lightning.path_layout import DOT_DIR, MANIFEST, job_prefix, trash_folder, under
 from bt_lightning.store.catalog.removal_requests import forget_removals
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.store.transfer.publish import Base, copy_checkpoint

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
-from bt_lightning.layout import LEFTOVERS, STATE, TREE, WEIGHTS
+from bt_lightning.path_layout import LEFTOVERS, STATE, TREE, WEIGHTS
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors, read_whole_file

@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import JobRunningError, LeaseHeldError
-from bt_lightning.layout import DOT_DIR, run_folder
 from bt_lightning.localdir.file_locks import try_lock
 from bt_lightning.localdir.safe_open import open_own
+from bt_lightning.path_layout import DOT_DIR, run_folder
 from bt_lightning.store.lease import EXPIRES_S, Lease
 
 if TYPE_CHECKING:

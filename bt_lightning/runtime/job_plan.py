@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.layout import plain_folder, slug
+from bt_lightning.path_layout import plain_folder, slug
 from bt_lightning.runtime.job_spec import JobSpec, Nodes, Reference, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
 from bt_lightning.runtime.torchrun_command import elastic

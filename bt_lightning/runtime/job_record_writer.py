@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from bt_lightning.errors import CheckpointCorruptError, StoreError
 from bt_lightning.file_limits import RECORD
 from bt_lightning.job_record import JobRecord
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.small_files import read_small_file, replace_small
+from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.store.catalog.job_records import write_record
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from bt_lightning.errors import (
     WorkerDiedError,
 )
 from bt_lightning.job_record import JobRecord
-from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.publisher_id import publisher_id_of
+from bt_lightning.path_layout import job_prefix
 from bt_lightning.runtime.job_lock import take_job
 from bt_lightning.runtime.job_record_writer import JobRecordWriter, read_local, utc_now
 from bt_lightning.runtime.load_earlier_checkpoints import load_references, resolve, strangers

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
-from bt_lightning.layout import check_checkpoint_id, under
+from bt_lightning.path_layout import check_checkpoint_id, under
 from bt_lightning.settings import Job, Settings
-from bt_lightning.store.catalog.bt_tree import find_checkpoint, open_bt_store
+from bt_lightning.store.catalog.bt_url_tree import find_checkpoint, open_bt_store
 from bt_lightning.store.catalog.listing import newest_folder
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.uri import is_bt

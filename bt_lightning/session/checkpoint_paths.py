@@ -16,9 +16,9 @@ from bt_lightning.errors import (
     StoreError,
     StorePermanentError,
 )
-from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full
+from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.catalog.listing import newest_folder
 from bt_lightning.store.open_store import download_url, open_store
 from bt_lightning.store.retry import RetryingStore

@@ -7,11 +7,11 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.layout import WEIGHTS, check_checkpoint_id
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.disk_space import planned
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest, ManifestFacts
+from bt_lightning.path_layout import WEIGHTS, check_checkpoint_id
 from bt_lightning.session.checkpoint_paths import unwritten_error
 from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, versions
 from bt_lightning.session.serving_files import ServingFiles

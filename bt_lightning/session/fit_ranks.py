@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.session.fit_end import FitEnd
+from bt_lightning.session.agree_on_boundary import RankAgreement, SingleRankAgreement
+from bt_lightning.session.leave_fit_together import FitEnd
 from bt_lightning.session.process_group_store import next_key
-from bt_lightning.session.rank_agreement import RankAgreement, SingleRankAgreement
 from bt_lightning.session.rank_exchange import RankExchange
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bt_lightning.glob_patterns import Patterns
-from bt_lightning.layout import plain_folder
+from bt_lightning.path_layout import plain_folder
 from bt_lightning.session import argument_checks
 from bt_lightning.session.bt_and_evicted_paths import StorePaths
 from bt_lightning.session.session_config import Resume, SessionConfig

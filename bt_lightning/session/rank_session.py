@@ -18,7 +18,7 @@ from bt_lightning.localdir.atomic_directory import delete_directory, temporary
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory, load_file
-from bt_lightning.session.portable_errors import is_save_failure, portable
+from bt_lightning.session.errors_between_ranks import is_save_failure, portable
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
 from bt_lightning.worker.worker_handle import unlimited

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_lightning.errors import RanksApartError
-from bt_lightning.session.portable_errors import portable
+from bt_lightning.session.errors_between_ranks import portable
 from bt_lightning.session.process_group_store import begin_keys, next_key, process_group_store
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.event_log import note, read_events
-from bt_lightning.save_interval import FIRST_S, FailureRecord, best_interval, record_of
+from bt_lightning.optimal_save_interval import FIRST_S, FailureRecord, best_interval, record_of
 
 if TYPE_CHECKING:
     from pathlib import Path

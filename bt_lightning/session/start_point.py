@@ -1,4 +1,4 @@
-"""The start point of a run: rank 0 lists disk and store, and chooses the newest whole checkpoint."""
+"""The start point of a run: rank 0 lists disk and store, and chooses the newest whole one."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.snapshot.arena import Arena
-    from bt_lightning.snapshot.capture import Capture
+    from bt_lightning.snapshot.copy_and_torn_check import Capture
     from bt_lightning.snapshot.host_copies import CopyPlanner
     from bt_lightning.worker_messages import FileImage
 

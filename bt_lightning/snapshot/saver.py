@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import ArenaTooLargeError
 from bt_lightning.snapshot.arena_layout import place_files
 from bt_lightning.snapshot.arena_pool import ArenaPool
-from bt_lightning.snapshot.capture import Capture, Streams
+from bt_lightning.snapshot.copy_and_torn_check import Capture, Streams
 from bt_lightning.snapshot.copy_threads import copy_threads
 from bt_lightning.snapshot.host_copies import CopyPlanner, HostCopier
 from bt_lightning.snapshot.optimizer_guard import OptimizerGuard

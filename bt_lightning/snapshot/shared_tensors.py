@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from bt_lightning.layout import STATE, WEIGHTS
+from bt_lightning.path_layout import STATE, WEIGHTS
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.layout import MANIFEST
+from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.secrets import hide
 
 if TYPE_CHECKING:

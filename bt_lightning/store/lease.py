@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointExistsError, LeaseHeldError, StoreError
 from bt_lightning.file_limits import RECORD, parse_json
-from bt_lightning.layout import lease_folder
+from bt_lightning.path_layout import lease_folder
 from bt_lightning.store.interface import read_any
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
-from bt_lightning.layout import plain_folder
+from bt_lightning.path_layout import plain_folder
 from bt_lightning.store.backends import azure, gcs
 from bt_lightning.store.backends.fsspec_store import S3_SCHEMES, FsspecStore, default_options
 from bt_lightning.store.backends.local_folder import LocalStore

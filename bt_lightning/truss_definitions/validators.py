@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
-from bt_lightning.layout import hidden, safe_parts
+from bt_lightning.path_layout import hidden, safe_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

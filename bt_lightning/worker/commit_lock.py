@@ -12,9 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.file_locks import lock, try_lock
 from bt_lightning.localdir.safe_open import open_own
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,6 @@ from bt_lightning.errors import (
     DirectoryFullError,
     DirectoryUnusableError,
 )
-from bt_lightning.layout import check_checkpoint_id
 from bt_lightning.localdir.commit import commit_files, write_hint
 from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.disk_errors import advice, refused
@@ -26,6 +25,7 @@ from bt_lightning.localdir.disk_space import is_full, planned
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.local_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.worker.arena_source import ImageSource
 from bt_lightning.worker.early_upload import EarlyUpload, LentSource
 from bt_lightning.worker.publish_report import note_published

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointNotFoundError, StoreError, StorePermanentError
-from bt_lightning.layout import DOT_DIR, files_mark, folders_of, under
 from bt_lightning.localdir.find_job_files import JobFiles, Stamp, find_job_files
 from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.localdir.uploaded_job_files import UploadedJobFiles
+from bt_lightning.path_layout import DOT_DIR, files_mark, folders_of, under
 from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.job_file_source import JobFileSource
 from bt_lightning.store.transfer.parallel_reads import in_parallel

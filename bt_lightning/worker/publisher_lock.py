@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 import xxhash
 
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.disk_space import is_full
 from bt_lightning.localdir.file_locks import lock, try_lock
 from bt_lightning.localdir.safe_open import open_own
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,6 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     StoreError,
 )
-from bt_lightning.layout import MARKER, part_name, store_folder, under
 from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, list_committed
 from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.localdir.removal_requests import (
@@ -26,6 +25,7 @@ from bt_lightning.localdir.removal_requests import (
 )
 from bt_lightning.localdir.upload_status import UploadMeter
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import MARKER, part_name, store_folder, under
 from bt_lightning.retention import TierCheckpoint, removable
 from bt_lightning.store.catalog import removal_requests
 from bt_lightning.store.catalog.listing import JobListing, list_job

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError, StoreError, StorePermanentError
-from bt_lightning.layout import DOT_DIR, check_checkpoint_id
+from bt_lightning.path_layout import DOT_DIR, check_checkpoint_id
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.interface import Sending
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
-from bt_lightning.store.transfer.download import check_room, verify_bytes
-from bt_lightning.store.transfer.fetch import bring
+from bt_lightning.store.transfer.fetch_to_disk import bring
+from bt_lightning.store.transfer.resumable_download import check_room, verify_bytes
 from bt_lightning.store.transfer.resume_publication import uploads_folder
 from bt_lightning.worker_messages import (
     Answer,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from bt_lightning.layout import MANIFEST, committed_at, job_prefix
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.localdir.atomic_directory import partials_dir, temporaries
 from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.path_layout import MANIFEST, committed_at, job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.publish import publish
@@ -68,11 +68,11 @@ def test_download_never_goes_over_something_else(cli, store, tmp_path):
 @pytest.mark.parametrize("meanwhile", ["file", "folder"])
 @pytest.mark.parametrize("command", ["download", "export"])
 def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, command, meanwhile):
-    from bt_lightning.store.transfer import fetch
+    from bt_lightning.store.transfer import fetch_to_disk
 
     target = tmp_path / "there"
     final = target / ("checkpoint-1" if command == "download" else "out")
-    real = fetch.download_files
+    real = fetch_to_disk.download_files
 
     def download(*args):
         if meanwhile == "folder":
@@ -80,7 +80,7 @@ def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, c
         (final / "mine" if meanwhile == "folder" else final).write_text("of somebody")
         return real(*args)
 
-    monkeypatch.setattr(fetch, "download_files", download)
+    monkeypatch.setattr(fetch_to_disk, "download_files", download)
     to = {"download": ("--target-directory", target), "export": ("--to", "hf", "--output", final)}
     done = cli("checkpoints", command, "checkpoint-1", "--store", store.name, *to[command], code=11)
     assert "left as it is" in done.stderr

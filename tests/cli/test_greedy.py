@@ -12,7 +12,7 @@ import sys
 import greedy
 import pytest
 
-from bt_lightning.layout import MANIFEST
+from bt_lightning.path_layout import MANIFEST
 
 MEMORY = 300 * 1000 * 1000
 CPU_S = 5

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bt_lightning.layout import job_prefix
+from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish
 

@@ -9,8 +9,8 @@ import math
 
 import pytest
 
-from bt_lightning.layout import PROTECTION, job_prefix
 from bt_lightning.localdir.job_id_file import note_job
+from bt_lightning.path_layout import PROTECTION, job_prefix
 from bt_lightning.protection_record import Protection
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.backends.local_folder import LocalStore

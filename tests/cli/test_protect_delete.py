@@ -13,12 +13,12 @@ import time
 import pytest
 
 from bt_lightning.job_record import Attempt, JobRecord
-from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION, job_prefix, jobs_prefix
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
 from bt_lightning.manage.find_target import survey
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints
 from bt_lightning.manage.trash import restore, trash_items, trashed
+from bt_lightning.path_layout import DELETING, MANIFEST, MARKER, PROTECTION, job_prefix, jobs_prefix
 from bt_lightning.protection_record import Protection
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.backends.local_folder import LocalStore

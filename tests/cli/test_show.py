@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.protection import protect_local
+from bt_lightning.path_layout import job_prefix
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import psutil
 
-from bt_lightning.layout import DOT_DIR, MARKER, job_prefix
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.path_layout import DOT_DIR, MARKER, job_prefix
 
 SCRIPT = Path(__file__).with_name("unaware.py")
 LIMIT_S = 180.0

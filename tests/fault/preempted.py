@@ -28,7 +28,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from bt_lightning import BTLightning
-from bt_lightning.session.rank_agreement import RankAgreement
+from bt_lightning.session.agree_on_boundary import RankAgreement
 from bt_lightning.session.writer_session import WriterSession
 
 STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 8, 2  # 64 saves

@@ -19,7 +19,7 @@ import pytest
 
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
-from bt_lightning.save_interval import best_interval
+from bt_lightning.optimal_save_interval import best_interval
 from tests.fault.nursery import Nursery
 
 JOB = Path(__file__).with_name("preempted.py")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import bt_lightning
-from bt_lightning.snapshot import capture
+from bt_lightning.snapshot import copy_and_torn_check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -272,7 +272,7 @@ def names() -> Any:
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Copies beside training begin only when somebody waits for them, or calls this."""
-    finish, wait = capture.Capture.finish, capture.Capture.guard
+    finish, wait = copy_and_torn_check.Capture.finish, copy_and_torn_check.Capture.guard
     made: list[Any] = []
 
     def held(self: Any) -> None:
@@ -286,7 +286,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         self.gate.set()
         wait(self)
 
-    original = capture.Capture.__init__
+    original = copy_and_torn_check.Capture.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         self.gate, self.copied = threading.Event(), threading.Event()
@@ -299,7 +299,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             pending.gate.set()
             assert pending.copied.wait(60)
 
-    monkeypatch.setattr(capture.Capture, "__init__", init)
-    monkeypatch.setattr(capture.Capture, "finish", held)
-    monkeypatch.setattr(capture.Capture, "guard", guard)
+    monkeypatch.setattr(copy_and_torn_check.Capture, "__init__", init)
+    monkeypatch.setattr(copy_and_torn_check.Capture, "finish", held)
+    monkeypatch.setattr(copy_and_torn_check.Capture, "guard", guard)
     return copy_now

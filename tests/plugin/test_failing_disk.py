@@ -15,14 +15,14 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from bt_lightning import DirectoryFullError, DirectoryUnusableError
-from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
-from bt_lightning.store.transfer.download import verify_bytes as check
+from bt_lightning.store.transfer.resumable_download import verify_bytes as check
 from tests.bad_store import BadStore
 
 if TYPE_CHECKING:

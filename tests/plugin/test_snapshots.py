@@ -17,11 +17,11 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from bt_lightning import BTCheckpointIO, BTLightning, DirectoryUnusableError
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.lightning_plugin import checkpoint_io
 from bt_lightning.lightning_plugin.weight_change_watch import WeightChangeWatch, overrides
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.session import writer_session
 from bt_lightning.snapshot.encode_tree import Encoder
 from bt_lightning.snapshot.state_files import EncodingCache

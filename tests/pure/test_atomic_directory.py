@@ -17,7 +17,6 @@ import pytest
 
 import bt_lightning
 from bt_lightning.errors import CheckpointNotFoundError, DirectoryUnusableError
-from bt_lightning.layout import DOT_DIR, MANIFEST
 from bt_lightning.localdir import atomic_directory, rename_noreplace
 from bt_lightning.localdir.atomic_directory import (
     delete_directory,
@@ -34,6 +33,7 @@ from bt_lightning.localdir.directory_check import check_root
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import DOT_DIR, MANIFEST
 
 NAME = "checkpoint-1"
 FILES = {"model.safetensors": b"weights", "sub/state.bin": b"state"}

@@ -11,9 +11,9 @@ import pytest
 
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.glob_patterns import Patterns
-from bt_lightning.layout import MANIFEST, MARKER, PROTECTION
 from bt_lightning.localdir.find_job_files import Stamp, find_job_files
 from bt_lightning.localdir.uploaded_job_files import UploadedJobFiles
+from bt_lightning.path_layout import MANIFEST, MARKER, PROTECTION
 from bt_lightning.store.transfer.job_file_source import JobFileSource
 
 

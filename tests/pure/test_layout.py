@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
-from bt_lightning.layout import (
+from bt_lightning.path_layout import (
     MANIFEST,
     MARKER,
     check_checkpoint_id,

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from bt_lightning import manifest as manifest_module
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, FormatVersionError
-from bt_lightning.layout import DOT_DIR, MANIFEST
 from bt_lightning.localdir import digest, local_checkpoints
 from bt_lightning.localdir.commit import commit, write_hint
 from bt_lightning.localdir.local_checkpoints import (
@@ -29,6 +28,7 @@ from bt_lightning.localdir.removal_requests import (
     requested_local_removals,
 )
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import DOT_DIR, MANIFEST
 
 relaxed = settings(deadline=None, database=None, max_examples=60)
 BLOCK = 64

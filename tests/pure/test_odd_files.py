@@ -9,7 +9,6 @@ import pytest
 
 from bt_lightning.errors import CheckpointCorruptError, DirectoryUnusableError
 from bt_lightning.file_limits import LINE, LINES_BYTES, RECORD
-from bt_lightning.layout import DOT_DIR, MANIFEST
 from bt_lightning.localdir.directory_walk import MOST_ENTRIES
 from bt_lightning.localdir.event_log import note, read_events
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
@@ -17,6 +16,7 @@ from bt_lightning.localdir.protection import is_protected_local, protect_local, 
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.localdir.safe_open import open_own, open_regular
 from bt_lightning.localdir.small_files import read_lines, read_small_file, replace_small
+from bt_lightning.path_layout import DOT_DIR, MANIFEST
 from bt_lightning.protection_record import Protection
 from tests.oddities import (
     KINDS,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bt_lightning.save_interval import (
+from bt_lightning.optimal_save_interval import (
     LEAST_S,
     MOST_S,
     FailureRecord,

@@ -9,7 +9,7 @@ import sys
 
 import psutil
 
-from bt_lightning.layout import DOT_DIR
+from bt_lightning.path_layout import DOT_DIR
 
 
 def test_a_daemon_of_the_command_ends_with_it(runner):

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bt_lightning.layout import job_prefix
+from bt_lightning.path_layout import job_prefix
 
 
 def test_the_commands_output_and_exit_code_are_its_own(runner):

@@ -8,9 +8,9 @@ import threading
 import pytest
 import torch
 
-from bt_lightning.layout import STATE, WEIGHTS
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.manifest import Manifest, ManifestFacts
+from bt_lightning.path_layout import STATE, WEIGHTS
 from bt_lightning.snapshot.save_record import SnapshotOptions
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.snapshot.state_files import lay_out_files
@@ -123,9 +123,9 @@ def checkpoint_of():
 @pytest.fixture
 def slow_copies(monkeypatch):
     """Copies beside training begin only when the block ends, or when the block says so."""
-    from bt_lightning.snapshot import capture
+    from bt_lightning.snapshot import copy_and_torn_check
 
-    finish = capture.Capture.finish
+    finish = copy_and_torn_check.Capture.finish
 
     @contextlib.contextmanager
     def slow():
@@ -135,7 +135,7 @@ def slow_copies(monkeypatch):
             assert gate.wait(60)
             finish(self)
 
-        monkeypatch.setattr(capture.Capture, "finish", gated)
+        monkeypatch.setattr(copy_and_torn_check.Capture, "finish", gated)
         try:
             yield gate.set
         finally:

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import torch
 
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.snapshot import arena_pool as arenas_module
 from bt_lightning.snapshot.arena import Arena, memory_available
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bt_lightning.layout import STATE, WEIGHTS
+from bt_lightning.path_layout import STATE, WEIGHTS
 from bt_lightning.snapshot.encoding_cache import Fragment
 from bt_lightning.snapshot.shared_tensors import TensorNames
 

@@ -22,9 +22,9 @@ import pytest
 import torch
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError, UnsafeLoadError
-from bt_lightning.layout import LEFTOVERS, MANIFEST, STATE, TREE
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import LEFTOVERS, MANIFEST, STATE, TREE
 
 if TYPE_CHECKING:
     from pathlib import Path

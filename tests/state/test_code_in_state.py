@@ -12,7 +12,7 @@ import torch
 from state_tools import Foreign, Pair, Plain, crafted, same
 
 from bt_lightning import BTCheckpointIO, UnsafeLoadError
-from bt_lightning.layout import LEFTOVERS, TREE
+from bt_lightning.path_layout import LEFTOVERS, TREE
 from bt_lightning.restore.live_objects import LiveObjects
 
 F = torch.nn.functional

@@ -9,7 +9,7 @@ import torch
 from state_tools import Foreign, same
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.layout import LEFTOVERS, MANIFEST, STATE, TREE, WEIGHTS
+from bt_lightning.path_layout import LEFTOVERS, MANIFEST, STATE, TREE, WEIGHTS
 
 FILES = [WEIGHTS, STATE, TREE, LEFTOVERS]
 

@@ -13,7 +13,7 @@ import torch
 from state_tools import Foreign, bits, tree_of
 
 from bt_lightning import BTCheckpointIO
-from bt_lightning.layout import LEFTOVERS, MANIFEST, STATE, TREE, WEIGHTS
+from bt_lightning.path_layout import LEFTOVERS, MANIFEST, STATE, TREE, WEIGHTS
 from bt_lightning.session.serving_files import ServingFiles
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 

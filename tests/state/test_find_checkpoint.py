@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
-from bt_lightning.layout import MANIFEST, TREE, WEIGHTS
 from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.path_layout import MANIFEST, TREE, WEIGHTS
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own
 
 

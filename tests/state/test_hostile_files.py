@@ -29,9 +29,9 @@ from bt_lightning import (
     FormatVersionError,
     UnsafeLoadError,
 )
-from bt_lightning.layout import MANIFEST, STATE, TREE
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import FileEntry
+from bt_lightning.path_layout import MANIFEST, STATE, TREE
 from bt_lightning.restore.decode_tree import Decoder
 from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.snapshot.encode_tree import Encoder

@@ -11,8 +11,8 @@ import torch
 from state_tools import same
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
-from bt_lightning.layout import STATE, TREE, WEIGHTS
 from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.path_layout import STATE, TREE, WEIGHTS
 from bt_lightning.restore.decode_tree import names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors

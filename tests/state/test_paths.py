@@ -25,8 +25,8 @@ from bt_lightning import (
     InvalidSettingError,
     UnsupportedStateError,
 )
-from bt_lightning.layout import DOT_DIR, MANIFEST, TREE, WEIGHTS
 from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.path_layout import DOT_DIR, MANIFEST, TREE, WEIGHTS
 
 STATE = {"global_step": 3, "state_dict": {"w": torch.arange(4.0)}, "path": (1, None)}
 OTHER = {"global_step": 4, "state_dict": {"w": torch.zeros(9)}, "extra": "new"}

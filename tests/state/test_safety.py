@@ -17,7 +17,7 @@ from state_tools import ALLOWED, Color, Foreign, Pair, Plain, Point, crafted, se
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError, UnsafeLoadError
 from bt_lightning import UnsupportedStateError as Unsupported
-from bt_lightning.layout import LEFTOVERS, MANIFEST, TREE
+from bt_lightning.path_layout import LEFTOVERS, MANIFEST, TREE
 
 FORMS = {
     "class": {},

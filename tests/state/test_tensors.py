@@ -13,7 +13,7 @@ import torch
 from state_tools import bits, returns_the_same, round_trip, same, tree_of
 
 from bt_lightning import BTCheckpointIO, UnsupportedStateError
-from bt_lightning.layout import LEFTOVERS, STATE, WEIGHTS
+from bt_lightning.path_layout import LEFTOVERS, STATE, WEIGHTS
 from bt_lightning.store.transfer.parallel_reads import HUGE_BYTES as HUGE
 
 DTYPES = sorted({item for item in vars(torch).values() if isinstance(item, torch.dtype)}, key=str)

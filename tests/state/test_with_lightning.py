@@ -11,8 +11,8 @@ import torch
 from state_tools import same
 
 from bt_lightning import BTCheckpointIO
-from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.path_layout import MANIFEST
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),

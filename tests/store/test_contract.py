@@ -16,10 +16,10 @@ from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
 )
-from bt_lightning.layout import MANIFEST
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.backends.fsspec_store import FsspecStore
 from bt_lightning.store.backends.gcs import GcsStore
 from bt_lightning.store.backends.local_folder import LocalStore
@@ -29,7 +29,7 @@ from bt_lightning.store.interface import ObjectInfo, read_any
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.store.s3.s3_store import S3Store
-from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.fetch_to_disk import fetch
 from bt_lightning.store.transfer.file_source import FileSource
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.store.transfer.unpublish import unpublish

@@ -9,7 +9,7 @@ import pytest
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
-from bt_lightning.store.transfer.download import download_files
+from bt_lightning.store.transfer.resumable_download import download_files
 
 
 class Distant(DirectoryReader):

@@ -14,7 +14,7 @@ import pytest
 
 from bt_lightning.errors import LeaseHeldError
 from bt_lightning.file_limits import RECORD
-from bt_lightning.layout import MANIFEST, lease_folder
+from bt_lightning.path_layout import MANIFEST, lease_folder
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.lease import EXPIRES_S, Holder, Lease

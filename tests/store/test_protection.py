@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION
+from bt_lightning.path_layout import DELETING, MANIFEST, MARKER, PROTECTION
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.catalog.protection import (
     is_protected_stored,

@@ -21,14 +21,14 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.layout import MANIFEST, MARKER
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, temporaries, trash_dir
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
+from bt_lightning.path_layout import MANIFEST, MARKER
 from bt_lightning.store.backends.fsspec_store import FsspecStore
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job, newest_folder
-from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.fetch_to_disk import fetch
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.store.transfer.unpublish import unpublish
 from bt_lightning.worker.publisher_tasks import PublisherTasks

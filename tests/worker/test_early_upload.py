@@ -15,7 +15,7 @@ from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
-from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.fetch_to_disk import fetch
 from bt_lightning.worker.commit_lock import CommitLock
 from bt_lightning.worker.commit_thread import CommitThread
 from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter

@@ -10,7 +10,6 @@ import time
 import pytest
 
 from bt_lightning.errors import DirectoryFullError
-from bt_lightning.layout import MANIFEST, job_prefix
 from bt_lightning.localdir import protection
 from bt_lightning.localdir.disk_space import measure, usage
 from bt_lightning.localdir.event_log import read_events
@@ -18,6 +17,7 @@ from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.read_locks import hold_for_reading
 from bt_lightning.manifest import Manifest, ManifestFacts
+from bt_lightning.path_layout import MANIFEST, job_prefix
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease

@@ -15,11 +15,11 @@ import pytest
 
 import bt_lightning
 from bt_lightning.errors import DrainTimeoutError
-from bt_lightning.layout import DOT_DIR, lease_folder
 from bt_lightning.localdir import file_locks
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import DOT_DIR, lease_folder
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Holder
 from bt_lightning.worker.commit_lock import wait_for_commits

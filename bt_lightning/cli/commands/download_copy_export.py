@@ -77,7 +77,7 @@ def copy(
     from bt_lightning.cli.render.progress_bar import progress
     from bt_lightning.cli.render.text import human_size, printable
     from bt_lightning.manage.download_copy import copy_item
-    from bt_lightning.store.catalog.bt_tree import open_bt_store
+    from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 
     store = open_bt_store(to, None)
     for shelf, item in some_checkpoints(target, checkpoints):

@@ -110,7 +110,7 @@ def _found(
     from bt_lightning.manage.find_target import project_of
     from bt_lightning.manage.job_files import job_files
     from bt_lightning.settings import Settings
-    from bt_lightning.store.catalog.bt_tree import open_bt_store
+    from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 
     opened = open_bt_store(store, None)
     project = project_of(opened, project or Settings.from_environ(os.environ).project, job_id)

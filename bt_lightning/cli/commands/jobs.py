@@ -150,7 +150,7 @@ def show_project(project: str, store: str | None, output_format: str) -> None:
 
 def opened_store(store: str | None) -> Store:
     """The store that `--store` or the environment names."""
-    from bt_lightning.store.catalog.bt_tree import open_bt_store
+    from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 
     return open_bt_store(store, None)
 

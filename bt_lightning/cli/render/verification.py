@@ -13,9 +13,9 @@ from bt_lightning.cli.render.table_csv_json import as_csv, as_json
 from bt_lightning.cli.render.text import printable
 from bt_lightning.cli.target_options import job_of, some_checkpoints
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.layout import MANIFEST
 from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, find
 from bt_lightning.manage.verify import QUICK, Verdict, unread_of, verify_items
+from bt_lightning.path_layout import MANIFEST
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     StoreTransientError,
 )
-from bt_lightning.layout import part_name
 from bt_lightning.localdir import no_symlinks
 from bt_lightning.localdir.fsync import write_all
 from bt_lightning.localdir.no_symlinks import made_folder
 from bt_lightning.localdir.rename_noreplace import write_new
+from bt_lightning.path_layout import part_name
 from bt_lightning.store.interface import ObjectInfo, most_bytes, too_large, translated
 from bt_lightning.store.transfer.file_source import covers_all, pieces
 from bt_lightning.store.transfer.parallel_reads import fill

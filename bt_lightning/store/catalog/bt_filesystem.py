@@ -17,9 +17,13 @@ from fsspec.utils import isfilelike
 from typing_extensions import override
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError, ReadOnlyError
-from bt_lightning.layout import MANIFEST, part_name
-from bt_lightning.store.catalog.bt_tree import Tree, open_bt_store
-from bt_lightning.store.transfer.verified_ranges import PIECE_BYTES, read_verified_range, save_file
+from bt_lightning.path_layout import MANIFEST, part_name
+from bt_lightning.store.catalog.bt_url_tree import Tree, open_bt_store
+from bt_lightning.store.transfer.read_verified_range import (
+    PIECE_BYTES,
+    read_verified_range,
+    save_file,
+)
 from bt_lightning.uri import SCHEME
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.job_record import RECORD, JobRecord
-from bt_lightning.layout import job_prefix, under
+from bt_lightning.path_layout import job_prefix, under
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 
 if TYPE_CHECKING:

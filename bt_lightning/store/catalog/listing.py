@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bt_lightning.job_record import RECORD
-from bt_lightning.layout import (
+from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import (
     MANIFEST,
     MARKER,
     PROTECTION,
@@ -17,7 +18,6 @@ from bt_lightning.layout import (
     part_name,
     under,
 )
-from bt_lightning.manifest import Manifest
 from bt_lightning.store.catalog.manifest_cache import ManifestCache
 from bt_lightning.store.interface import most_bytes, read_any, too_large
 from bt_lightning.store.transfer.parallel_reads import in_parallel

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.layout import (
+from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import (
     MANIFEST,
     committed_at,
     generation_of,
@@ -20,7 +21,6 @@ from bt_lightning.layout import (
     jobs_prefix,
     slug,
 )
-from bt_lightning.manifest import Manifest
 from bt_lightning.store.catalog.job_records import read_records
 from bt_lightning.uri import LATEST
 

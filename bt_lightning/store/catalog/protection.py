@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, CheckpointProtectedError
-from bt_lightning.layout import DELETING, MANIFEST, MARKER, PROTECTION
+from bt_lightning.path_layout import DELETING, MANIFEST, MARKER, PROTECTION
 from bt_lightning.store.interface import read_any
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.layout import removals_folder
+from bt_lightning.path_layout import removals_folder
 
 if TYPE_CHECKING:
     from bt_lightning.store.interface import Store

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bt_lightning.errors import CheckpointError
 from bt_lightning.store.s3 import request_errors, response_checks
-from bt_lightning.store.s3.botocore_client import BotocoreClient, headers_of
+from bt_lightning.store.s3.botocore_client_and_credentials import BotocoreClient, headers_of
 from bt_lightning.store.s3.http_connection import SMALL, BodyTarget, Reply, SignedRequest
 from bt_lightning.store.s3.request_errors import Failure, SlowAnswer
 

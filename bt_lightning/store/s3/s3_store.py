@@ -10,7 +10,7 @@ from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
 )
-from bt_lightning.layout import under
+from bt_lightning.path_layout import under
 from bt_lightning.store.backends.fsspec_store import FsspecStore
 from bt_lightning.store.interface import (
     AS_IT_GOES,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
-from bt_lightning.layout import under
+from bt_lightning.path_layout import under
 from bt_lightning.store.interface import ObjectInfo, most_bytes, redact, too_large
 from bt_lightning.store.retry import LateStore
 from bt_lightning.store.s3.http_connection import (

@@ -16,7 +16,6 @@ import xxhash
 from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.layout import MANIFEST, under
 from bt_lightning.localdir.local_checkpoints import (
     NO_FILE,
     damaged_blocks,
@@ -25,6 +24,7 @@ from bt_lightning.localdir.local_checkpoints import (
 )
 from bt_lightning.localdir.read_locks import hold_for_reading
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
+from bt_lightning.path_layout import MANIFEST, under
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from bt_lightning.errors import (
     LeaseHeldError,
     StoreTransientError,
 )
-from bt_lightning.layout import (
+from bt_lightning.localdir.local_checkpoints import check_sizes, is_unchanged
+from bt_lightning.path_layout import (
     MANIFEST,
     MARKER,
     PUBLISHING,
@@ -24,13 +25,12 @@ from bt_lightning.layout import (
     store_folder,
     under,
 )
-from bt_lightning.localdir.local_checkpoints import check_sizes, is_unchanged
 from bt_lightning.store.interface import Reuse, read_any
 from bt_lightning.store.transfer.file_source import FileSource, same_ranges
-from bt_lightning.store.transfer.metered_source import MeteredSource
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 from bt_lightning.store.transfer.store_to_store import ReaderSource
 from bt_lightning.store.transfer.unpublish import own_keys
+from bt_lightning.store.transfer.upload_progress_source import MeteredSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

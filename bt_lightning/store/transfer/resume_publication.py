@@ -16,9 +16,9 @@ import xxhash
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import LINE, parse_json
-from bt_lightning.layout import DOT_DIR
 from bt_lightning.localdir.safe_open import open_own
 from bt_lightning.localdir.small_files import read_lines, replace_small
+from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
     from pathlib import Path

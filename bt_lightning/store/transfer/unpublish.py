@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import StorePermanentError
-from bt_lightning.layout import (
+from bt_lightning.path_layout import (
     DELETING,
     MANIFEST,
     MARKER,

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from safetensors.torch import save
 
 from bt_lightning.cli.app import main
-from bt_lightning.layout import job_prefix
+from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.publish import publish
 from tests.store.conftest import SECRET

@@ -24,7 +24,7 @@ from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.s3 import signed_reads
 from bt_lightning.store.s3.signed_reads import SignedReadStore
 from bt_lightning.store.s3.signed_reads_credentials import find_access
-from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.fetch_to_disk import fetch
 from bt_lightning.store.transfer.publish import publish
 
 MIB = 1024 * 1024

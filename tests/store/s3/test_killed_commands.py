@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bt_lightning.cli.app import main
-from bt_lightning.layout import MANIFEST, PROTECTION, job_prefix, jobs_prefix
+from bt_lightning.path_layout import MANIFEST, PROTECTION, job_prefix, jobs_prefix
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.catalog.protection import protect_stored
 from bt_lightning.store.open_store import open_store

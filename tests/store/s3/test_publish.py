@@ -11,7 +11,7 @@ import pytest
 from bt_lightning.localdir.local_checkpoints import verify
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.s3.s3_store import S3Store
-from bt_lightning.store.transfer.fetch import fetch
+from bt_lightning.store.transfer.fetch_to_disk import fetch
 from bt_lightning.store.transfer.publish import Base, publish
 from bt_lightning.store.transfer.resume_publication import uploads_folder
 from bt_lightning.store.transfer.unpublish import unpublish

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from bt_lightning.layout import job_prefix
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.local_checkpoints import list_committed
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
-from bt_lightning.store.transfer.download import verify_bytes
+from bt_lightning.store.transfer.resumable_download import verify_bytes
 from tests.fault.nursery import Nursery
 
 WIDTH = 4000  # 0.5 MB a checkpoint

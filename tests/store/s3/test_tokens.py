@@ -10,7 +10,7 @@ import pytest
 
 from bt_lightning.errors import StorePermanentError, StoreTransientError
 from bt_lightning.store.open_store import open_store
-from bt_lightning.store.s3 import botocore_client
+from bt_lightning.store.s3 import botocore_client_and_credentials
 from bt_lightning.store.s3.s3_store import S3Store
 from bt_lightning.store.s3.signed_reads import SignedReadStore
 
@@ -70,7 +70,7 @@ def server(proxied, s3):
 
 @pytest.fixture
 def opened(server, s3_url, monkeypatch):
-    monkeypatch.setattr(botocore_client, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(botocore_client_and_credentials, "_AGAIN_S", 0.0)
 
     def opened(kind=S3Store, **options):
         where = {"endpoint_url": server.endpoint, "region_name": "us-east-1"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import UploadFailedError
-from bt_lightning.lightning_plugin.compat_loggers import LoggedCheckpoint, give
+from bt_lightning.lightning_plugin.compat_logger_artifacts import LoggedCheckpoint, give
 from bt_lightning.session.bt_and_evicted_paths import StorePaths
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
-from bt_lightning.layout import MANIFEST, slug
 from bt_lightning.localdir.digest import Hasher
+from bt_lightning.path_layout import MANIFEST, slug
 from bt_lightning.store.catalog.projects import list_node_folders, view_job
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import RetryingStore

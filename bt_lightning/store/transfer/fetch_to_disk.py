@@ -12,14 +12,14 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     DirectoryFullError,
 )
-from bt_lightning.layout import (
-    MANIFEST,
-)
 from bt_lightning.localdir.atomic_directory import discard, tidy
 from bt_lightning.localdir.fsync import sync_directory, write_out
 from bt_lightning.localdir.partial_downloads import partial, publish_partial
+from bt_lightning.path_layout import (
+    MANIFEST,
+)
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
-from bt_lightning.store.transfer.download import download_files
+from bt_lightning.store.transfer.resumable_download import download_files
 
 if TYPE_CHECKING:
     from pathlib import Path
