@@ -1,7 +1,7 @@
-"""How large a small file may be, and JSON that is parsed within bounds (docs/format.md, "Limits").
+"""Size limits of small files, and JSON that is parsed within them (docs/format.md, "Limits").
 
-Whoever may write to a directory or a store may put anything under the names of our files. A text
-of 32 MiB can become 900 MB of empty dictionaries: what it will take is counted before it is parsed.
+Anybody who can write to a directory or a store can put anything under the names of our files. A
+text of 32 MiB can become 900 MB of empty dictionaries, so memory is estimated before parsing.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
 
-DEEPEST: Final = 100
-"""Lists and objects in each other."""
+MAX_DEPTH: Final = 100
+"""Nested lists and objects."""
 _MIB: Final = 1024 * 1024
 _OBJECT_BYTES: Final = 240
 _LIST_BYTES: Final = 90
 _VALUE_BYTES: Final = 80
-_WIDEST: Final = 4
-"""Bytes a character in a Python string, as soon as one of them is beyond U+FFFF."""
+_MAX_CHAR_BYTES: Final = 4
+"""Bytes of each character in a Python string that has one beyond U+FFFF."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one kind of small file may hold."""
+    """Limits of one kind of small file."""
 
     size: int
     """Bytes."""
     memory: int
-    """Bytes that its values may take: 240 an object, 90 a list, 80 for what a comma or colon parts,
-    and one for each byte of the text, or four unless all are ASCII."""
+    """Bytes of its parsed values: 240 an object, 90 a list, 80 for each comma or colon, and one for
+    each byte of the text, or four unless all are ASCII."""
 
     def check_size(self, size: int) -> None:
         """Raise `CheckpointCorruptError` if a file of `size` bytes is too large to be read."""
@@ -42,7 +42,7 @@ class Bounds:
         """Raise `CheckpointCorruptError` if the JSON text `data` is too large to be parsed."""
         self.check_size(len(data))
         memory = (
-            len(data) * (1 if data.isascii() else _WIDEST)
+            len(data) * (1 if data.isascii() else _MAX_CHAR_BYTES)
             + data.count(b"{") * _OBJECT_BYTES
             + data.count(b"[") * _LIST_BYTES
             + (data.count(b",") + data.count(b":")) * _VALUE_BYTES
@@ -53,39 +53,39 @@ class Bounds:
 
 
 MANIFEST: Final = Bounds(32 * _MIB, 128 * _MIB)
-"""Of a manifest. Some 3 TB of files have one of 32 MiB."""
+"""Limits of a manifest. Some 3 TB of files have one of 32 MiB."""
 RECORD: Final = Bounds(_MIB, 32 * _MIB)
-"""Of every other small file: records, leases, requests, marks, journals, protections, notes."""
+"""Limits of every other small file: records, leases, requests, journals, protections."""
 LINE: Final = Bounds(_MIB // 4, 2 * _MIB)
-"""Of one line of a file of lines."""
+"""Limits of one line of a file of lines."""
 LINES_BYTES: Final = 16 * _MIB
-"""Of a file of lines: some 20,000 saves in the events, or 100,000 files that were sent."""
+"""Size of a file of lines: some 20,000 saves in the events, or 100,000 uploaded files."""
 
 
 def parse_json(data: bytes, bounds: Bounds) -> Any:
-    """The value of the JSON text `data`, if it is within `bounds` and at most `DEEPEST` deep.
+    """Parse the JSON text `data`, within `bounds` and at most `MAX_DEPTH` deep.
 
     Raises:
-        CheckpointCorruptError: it is too large, or no JSON; a `ValueError`. The message says what
-            "it" is like, for the caller to name it.
+        CheckpointCorruptError: it is too large, or no JSON; a `ValueError`. The message begins with
+            "it", so the caller names the file.
     """
     bounds.check(data)
     try:
         value = json.loads(data)
     except RecursionError as error:
-        msg = f"it is nested more than {DEEPEST} deep"
+        msg = f"it is nested more than {MAX_DEPTH} deep"
         raise CheckpointCorruptError(msg) from error
     except ValueError as error:
         msg = f"it is no JSON ({error})"
         raise CheckpointCorruptError(msg) from error
-    if data.count(b"[") + data.count(b"{") > DEEPEST:
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         _check_depth(value)
     return value
 
 
 def _check_depth(value: object) -> None:
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inner: list[object] = []
         for one in level:
             if isinstance(one, dict):
@@ -95,5 +95,5 @@ def _check_depth(value: object) -> None:
         level = [one for one in inner if isinstance(one, dict | list)]
         if not level:
             return
-    msg = f"it is nested more than {DEEPEST} deep"
+    msg = f"it is nested more than {MAX_DEPTH} deep"
     raise CheckpointCorruptError(msg)

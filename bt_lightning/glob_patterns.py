@@ -1,9 +1,9 @@
-"""Which files patterns name. Pure.
+"""Glob patterns that select files by path. Pure.
 
-`*` is any run of characters but `/`, `?` one of them, `**` any run at all; a pattern is compared
-with the whole path. So `*.safetensors` names files at the top only, `**/*.safetensors` those below
-too, and `optimizer/**` all that is in a folder. Baseten's rule for `allow_patterns`. A match takes
-time in proportion to path times pattern, whatever the pattern.
+`*` matches any characters except `/`, `?` one of them, `**` any characters at all; a pattern is
+compared with the whole path. So `*.safetensors` matches files at the top only, `**/*.safetensors`
+also those below, and `optimizer/**` everything in a folder. This is Baseten's rule for
+`allow_patterns`. A match takes time proportional to path times pattern, for any pattern.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ _ANY, _RUN, _DEEP = "?", "*", "**"
 
 @dataclass(frozen=True, slots=True)
 class Patterns:
-    """A choice of files; without any pattern, all of them."""
+    """Include and exclude patterns; without any pattern, every file is selected."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
     def choose(self, path: str) -> bool:
-        """Whether a file is wanted."""
+        """Whether the patterns select the file at `path`."""
         return chosen(path, self.include, self.exclude)
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether `pattern` names `path`."""
+    """Whether `pattern` matches the whole of `path`."""
     return any(_match(tokens, path) for tokens in _variants(pattern))
 
 
 def chosen(path: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
-    """Whether a file is wanted: named by `include`, or nothing is, and not by `exclude`."""
+    """Whether a file is selected: by `include`, if there is any, and not by `exclude`."""
     includes = tuple(include)
     wanted = not includes or any(matches(pattern, path) for pattern in includes)
     return wanted and not any(matches(pattern, path) for pattern in exclude)
 
 
 def _variants(pattern: str) -> list[list[str]]:
-    """Its tokens; a leading `**/` also stands for nothing."""
+    """Tokens of the pattern; also without a leading `**/`, which may match nothing."""
     found = [_tokens(pattern)]
     if pattern.startswith("**/"):
         found.append(_tokens(pattern.removeprefix("**/")))
@@ -60,28 +60,28 @@ def _tokens(pattern: str) -> list[str]:
 
 
 def _match(tokens: list[str], path: str) -> bool:
-    """All places in the pattern that the path may have come to, kept as a set."""
-    places = _onward({0}, tokens)
+    """Simulate the pattern as an automaton: the set of positions it may be in."""
+    positions = _skip_empty_runs({0}, tokens)
     for char in path:
         after = set()
-        for place in places:
-            token = tokens[place] if place < len(tokens) else ""
+        for position in positions:
+            token = tokens[position] if position < len(tokens) else ""
             if token == _DEEP or (token == _RUN and char != "/"):
-                after.add(place)
+                after.add(position)
             elif (token == _ANY and char != "/") or (token == char and token != _RUN):
-                after.add(place + 1)
-        places = _onward(after, tokens)
-        if not places:
+                after.add(position + 1)
+        positions = _skip_empty_runs(after, tokens)
+        if not positions:
             return False
-    return len(tokens) in places
+    return len(tokens) in positions
 
 
-def _onward(places: set[int], tokens: list[str]) -> set[int]:
-    """With those behind a run that may be empty."""
-    found = set(places)
-    for place in places:
-        at = place
-        while at < len(tokens) and tokens[at] in {_RUN, _DEEP}:
-            at += 1
-            found.add(at)
+def _skip_empty_runs(positions: set[int], tokens: list[str]) -> set[int]:
+    """Add the positions behind runs, which may match nothing."""
+    found = set(positions)
+    for position in positions:
+        next_position = position
+        while next_position < len(tokens) and tokens[next_position] in {_RUN, _DEEP}:
+            next_position += 1
+            found.add(next_position)
     return found

@@ -1,4 +1,4 @@
-"""What is written down of one node of a job: its state, its attempts, what of it is durable. Pure.
+"""The record of one node of a job: its status, its attempts, and its uploads. Pure.
 
 The words are Baseten's: `status` is its `TRAINING_JOB_...` without that prefix.
 """
@@ -16,12 +16,12 @@ from bt_lightning.file_limits import parse_json
 Status = Literal["CREATED", "RUNNING", "COMPLETED", "FAILED", "STOPPED"]
 Sync = Literal["SYNCING", "COMPLETED"]
 RECORD: Final = ".bt_lightning-job"
-"""Its name below the job's `rank-<node>` in a store; a dot name, so it is no checkpoint's."""
+"""File name below the job's `rank-<node>` in a store; a dot name, so no checkpoint has it."""
 _FORMAT: Final = 1
-_LONGEST: Final = 200
-"""Attempts that are kept, the newest."""
+_MAX_ATTEMPTS: Final = 200
+"""Number of attempts that are kept: the newest."""
 _WAITING_BYTES: Final = 256 * 1024
-"""Of what waits, the first names: a reader takes no record of more than 1 MiB."""
+"""Bytes of waiting names that are kept: readers refuse a record of more than 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +29,12 @@ class Attempt:
     """One start of the job's commands."""
 
     number: int
-    """From 0: its `BT_RETRY_COUNT`."""
+    """Number from 0: its `BT_RETRY_COUNT`."""
     started_at: str
     """ISO 8601, UTC."""
     ended_at: str | None = None
     exit_code: int | None = None
-    """Of the command; None while it runs, and if it was ended by a signal."""
+    """Exit code of the command; None while it runs, or if a signal ended it."""
     signal: int | None = None
     outcome: str = ""
     """Why it ended: `done`, `failed`, `preempted`, `stopped`."""
@@ -53,10 +53,10 @@ class JobRecord:
     host: str
     status: Status
     checkpoint_sync_status: Sync | None
-    """`COMPLETED` when everything that is on the disk is in the store as well; None: no store."""
+    """`COMPLETED` when everything on the disk is in the store as well; None: no store."""
     created_at: str
     updated_at: str
-    """When the runner last showed life."""
+    """When the runner last updated the record."""
     ended_at: str | None = None
     attempts: tuple[Attempt, ...] = ()
     newest_checkpoint: str | None = None
@@ -70,32 +70,34 @@ class JobRecord:
         return self.status in {"COMPLETED", "FAILED", "STOPPED"}
 
     def knows_more_than(self, other: JobRecord) -> bool:
-        """Whether this one of the same job is the newer: one may not have reached its store."""
-        return self._age > other._age
+        """Whether this record of the same job is the newer: the other may be an old copy."""
+        return self._recency > other._recency
 
     @property
-    def _age(self) -> tuple[int, str]:
+    def _recency(self) -> tuple[int, str]:
         return max((one.number for one in self.attempts), default=-1), self.updated_at
 
     def to_bytes(self) -> bytes:
-        """JSON, ASCII, a line."""
-        said = {"format": _FORMAT, **asdict(self)}
-        said["attempts"] = said["attempts"][-_LONGEST:]
-        said["waiting"] = _first(self.waiting, _WAITING_BYTES)
-        return json.dumps(said, sort_keys=True).encode("ascii") + b"\n"
+        """The record as one line of ASCII JSON."""
+        payload = {"format": _FORMAT, **asdict(self)}
+        payload["attempts"] = payload["attempts"][-_MAX_ATTEMPTS:]
+        payload["waiting"] = _names_within(self.waiting, _WAITING_BYTES)
+        return json.dumps(payload, sort_keys=True).encode("ascii") + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> JobRecord:
-        """Read one; keys that nobody knows are left out.
+        """Parse a record; unknown keys are ignored.
 
         Raises:
-            CheckpointCorruptError: it is none.
+            CheckpointCorruptError: it is no valid record.
         """
         try:
-            said = parse_json(data, RECORD_BOUNDS)
-            attempts = tuple(Attempt(**_known(Attempt, one)) for one in said.pop("attempts", ()))
-            waiting = tuple(str(name) for name in said.pop("waiting", ()))
-            record = cls(**_known(cls, said), attempts=attempts, waiting=waiting)
+            payload = parse_json(data, RECORD_BOUNDS)
+            attempts = tuple(
+                Attempt(**_known_fields(Attempt, one)) for one in payload.pop("attempts", ())
+            )
+            waiting = tuple(str(name) for name in payload.pop("waiting", ()))
+            record = cls(**_known_fields(cls, payload), attempts=attempts, waiting=waiting)
         except (ValueError, TypeError, AttributeError) as error:
             msg = f"the record of the job at {where} cannot be read: {type(error).__name__}"
             raise CheckpointCorruptError(msg) from error
@@ -105,8 +107,8 @@ class JobRecord:
         return record
 
 
-def _first(names: tuple[str, ...], limit: int) -> list[str]:
-    """The first of `names`, as many as have `limit` bytes in JSON."""
+def _names_within(names: tuple[str, ...], limit: int) -> list[str]:
+    """The first of `names`, up to `limit` bytes of JSON."""
     kept = []
     for name in names:
         limit -= len(json.dumps(name)) + 2
@@ -116,5 +118,5 @@ def _first(names: tuple[str, ...], limit: int) -> list[str]:
     return kept
 
 
-def _known(kind: type[Any], said: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: said[field.name] for field in fields(kind) if field.name in said}
+def _known_fields(kind: type[Any], payload: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: payload[field.name] for field in fields(kind) if field.name in payload}

@@ -1,4 +1,4 @@
-"""The manifest: which files make a checkpoint, and what their bytes are (docs/format.md)."""
+"""The manifest: the files of a checkpoint and their digests (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ class ManifestFacts:
     step: int
     epoch: int
     created_at: str
-    """A `moment`. Informative: order is by `order`, never by a clock alone."""
+    """Time, in the form of `moment`. Informative: sort by `order`, never by a clock alone."""
     metrics: dict[str, float] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
-    """Free facts: project, job, world_size, strategy, versions."""
+    """Facts: project, job, world_size, strategy, versions."""
     resumable: bool = True
-    """Whether training can go on from it; False when only weights were saved."""
+    """Whether training can resume from it; False if only weights were saved."""
     weights_prefix: str = ""
-    """What was cut off the front of each name in `model.safetensors`."""
+    """The prefix that was removed from each name in `model.safetensors`."""
     leftovers: tuple[tuple[str, str], ...] = ()
-    """(path in the state, type) of each value that is in `leftovers.pt`, or was dropped."""
+    """(path in the state, type) of each value in `leftovers.pt`, or that was dropped."""
 
     def manifest(
         self, checkpoint_id: str, generation: int, files: tuple[FileEntry, ...]
@@ -77,7 +77,7 @@ class ManifestFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest(ManifestFacts):
-    """What a committed checkpoint consists of, and where it comes from."""
+    """The files, facts and origin of a committed checkpoint."""
 
     checkpoint_id: str
     generation: int
@@ -91,12 +91,12 @@ class Manifest(ManifestFacts):
 
     @property
     def created(self) -> datetime:
-        """`created_at`, with zone."""
+        """`created_at` as a datetime with its zone."""
         return moment(self.created_at)
 
     @property
     def interim(self) -> bool:
-        """Whether no `ModelCheckpoint` asked for it; `origin["interim"]` says what did."""
+        """Whether no `ModelCheckpoint` requested it; `origin["interim"]` says what did."""
         return bool(self.origin.get("interim"))
 
     @property
@@ -106,7 +106,7 @@ class Manifest(ManifestFacts):
 
     @property
     def digest(self) -> str:
-        """XXH3-128 of the canonical JSON: equal digests name equal checkpoints."""
+        """XXH3-128 of the canonical JSON: equal digests mean equal checkpoints."""
         return xxhash.xxh3_128_hexdigest(_canonical(_to_json(self)))
 
     def entry(self, path: str) -> FileEntry | None:
@@ -118,11 +118,11 @@ class Manifest(ManifestFacts):
         return replace(self, generation=generation)
 
     def to_bytes(self) -> bytes:
-        """The file's bytes: JSON with a digest of itself, so that damage is seen.
+        """The file's bytes: JSON with a digest of itself, which detects damage.
 
         Raises:
-            UnsupportedStateError: no reader would take it, because it is too large.
-            ValueError: nor if `created_at` is no moment.
+            UnsupportedStateError: it is too large for readers.
+            ValueError: `created_at` is no valid time.
         """
         moment(self.created_at)
         payload = _to_json(self)
@@ -137,7 +137,7 @@ class Manifest(ManifestFacts):
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
-        """Parse what `to_bytes` wrote; `where` is named in errors.
+        """Parse the bytes that `to_bytes` returned; errors name `where`.
 
         Raises:
             FormatVersionError: the format is newer than this package.
@@ -175,10 +175,10 @@ class Manifest(ManifestFacts):
 
 
 def moment(text: str) -> datetime:
-    """The time that `text` names in ISO 8601: date, `T`, time to the second or finer, and zone.
+    """Parse a time in ISO 8601: date, `T`, time to the second or finer, and zone.
 
     Raises:
-        ValueError: it names none, or one that calendars and clocks do not share.
+        ValueError: `text` is no such time, or its year is not in 1970 to 9998.
     """
     found = _MOMENT.fullmatch(text)
     if found is None:

@@ -1,9 +1,9 @@
-"""How often to save: what saves cost against what a failure loses. Pure; every time in seconds.
+"""The best interval between saves: the cost of saves against the loss at a failure.
 
-A save every `t` seconds costs the fraction `cost / t` of the time; a failure loses `t / 2` on
-average, and one comes every `mtbf`. Young (1974) balances the two: `sqrt(2 * cost * mtbf)`. Daly
-(2006, A higher order estimate of the optimum checkpoint interval, eq. 37) also counts the failures
-that fall into the saves themselves.
+Pure; every time is in seconds. A save every `t` seconds costs the fraction `cost / t` of the time;
+a failure loses `t / 2` on average, and one comes every `mtbf`. Young (1974) balances the two:
+`sqrt(2 * cost * mtbf)`. Daly (2006, A higher order estimate of the optimum checkpoint interval,
+eq. 37) also counts the failures during saves.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 LEAST_S = 1.0
-"""More often is never worth it: a resume alone takes longer."""
+"""The shortest interval: a resume alone takes longer."""
 MOST_S = 3600.0
-"""What is lost at most, however rare failures are thought to be."""
+"""The longest interval, however rare failures are."""
 FIRST_S = 60.0
-"""Until the first save of a run, whose cost then is known."""
+"""The interval before the first save of a run, which measures the cost."""
 
 
 def daly(cost_s: float, mtbf_s: float) -> float:
@@ -38,7 +38,7 @@ def best_interval(cost_s: float, mtbf_s: float, max_overhead: float, takes_s: fl
         cost_s: what one save takes from training: the call, the guard, and slower steps beside it.
         mtbf_s: mean time between failures.
         max_overhead: the fraction of the time that saves may cost; it wins over `mtbf_s`.
-        takes_s: until a save is durable where it is to go; before that another would only queue.
+        takes_s: time until a save is durable; before that another save would only queue.
     """
     least = max(LEAST_S, takes_s, cost_s / max_overhead)
     return max(least, min(daly(cost_s, mtbf_s), MOST_S))
@@ -46,18 +46,18 @@ def best_interval(cost_s: float, mtbf_s: float, max_overhead: float, takes_s: fl
 
 @dataclass(frozen=True, slots=True)
 class FailureRecord:
-    """What is known of the failures of a job."""
+    """The observed failures of a job."""
 
     observed_s: float = 0.0
-    """Time that it trained."""
+    """Seconds of training."""
     failures: int = 0
-    """Ends that nobody asked for."""
+    """Number of ends that were not requested."""
 
     def mtbf_s(self, prior_s: float) -> float:
         """Mean time between failures; the prior counts as one failure in `prior_s`.
 
-        The mean of a gamma posterior of shape 1: with no failure seen it grows with the time
-        observed, and after many it is what was observed.
+        The mean of a gamma posterior of shape 1: without failures it grows with the observed time,
+        after many failures it approaches the observed mean.
         """
         return (prior_s + self.observed_s) / (1 + self.failures)
 
@@ -65,7 +65,7 @@ class FailureRecord:
 def record_of(events: Iterable[Mapping[str, Any]]) -> FailureRecord:
     """The failures of earlier runs in one directory, from its events.
 
-    A run that began and neither came to its end nor was preempted, or ended by an error, failed.
+    A run failed if it began and neither ended nor was preempted, or if it ended by an error.
     """
     observed, failures = 0.0, 0
     began: float | None = None

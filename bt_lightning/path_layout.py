@@ -1,4 +1,4 @@
-"""Names and paths of a checkpoint, on disk and in a store; nothing else here knows them."""
+"""Names and paths of a checkpoint, on disk and in a store; no other module defines them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ STATE: Final = "optimizer.safetensors"
 TREE: Final = "trainer.json"
 LEFTOVERS: Final = "leftovers.pt"
 MARKER: Final = "bt_publishing.json"
-"""In a store: says that the folder is being written or deleted, so a later start may sweep it."""
+"""In a store: the folder is being written or deleted, so a later start may sweep it."""
 PUBLISHING: Final = b"{}\n"
 DELETING: Final = b'{"deleting": true}\n'
-"""What the marker says."""
+"""Contents of the marker."""
 PROTECTION: Final = "bt_protected.json"
-"""Beside a manifest: says that the checkpoint must not be deleted."""
+"""Beside a manifest: the checkpoint must not be deleted."""
 DOT_DIR: Final = ".bt_lightning"
-"""Everything that is not a checkpoint yet, or no longer, on the volume of the checkpoints."""
+"""Folder, beside the checkpoints, of temporaries, trash, locks and records."""
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _SLUG: Final = re.compile(r"[^A-Za-z0-9._-]+")
@@ -65,7 +65,7 @@ def check_member(path: object) -> str:
     """Return the path of a file inside a checkpoint, as a manifest names it, if it stays inside.
 
     Raises:
-        CheckpointCorruptError: the path is no text, absolute, or leaves the checkpoint.
+        CheckpointCorruptError: the path is no text, is absolute, or leaves the checkpoint.
     """
     if not isinstance(path, str) or not safe_parts(path):
         msg = f"a manifest names the file {path!r}, which is not a path inside the checkpoint"
@@ -77,7 +77,7 @@ def check_member(path: object) -> str:
 
 
 def slug(text: str) -> str:
-    """`text` with every run of characters that some store refuses in a name turned into `-`."""
+    """`text` with each run of characters that some store refuses in a name replaced by `-`."""
     return _SLUG.sub("-", text).strip("-.") or "job"
 
 
@@ -93,7 +93,7 @@ def jobs_prefix(project: str | None = None, job: str | None = None) -> str:
     """Key prefix of one job, of all jobs of a project, or of all projects.
 
     Raises:
-        InvalidSettingError: a name is too long for a folder's.
+        InvalidSettingError: a name is too long for a folder.
     """
     if project is None:
         return _PROJECTS
@@ -112,18 +112,18 @@ def _part(name: str, what: str) -> str:
 
 
 def committed_at(key: str) -> tuple[str, str, int, str] | None:
-    """Project, job, node rank and folder of which `key` is the manifest; None of other keys."""
+    """Project, job, node rank and folder of the manifest key `key`; None for other keys."""
     found = _MANIFEST_KEY.fullmatch(key)
     if found is None:
         return None
     project, job, rank, folder = found.groups()
     if not safe_parts(folder) or hidden(folder):
-        return None  # a bucket takes any key; no folder of a checkpoint has such a name
+        return None  # a bucket takes any key; no checkpoint's folder has such a name
     return project, job, int(rank), folder
 
 
 def node_of(folder: str) -> tuple[str, str, int] | None:
-    """Project, job and node rank of the folder `.../rank-<node>` of a store; None of others."""
+    """Project, job and node rank of a store's folder `.../rank-<node>`; None for others."""
     found = committed_at(f"{folder}/-/{MANIFEST}")
     return None if found is None or "/" in found[3] else found[:3]
 
@@ -134,32 +134,32 @@ def store_folder(checkpoint_id: str, number: int) -> str:
 
 
 def lease_folder(prefix: str) -> str:
-    """Folder of the leases of what is below `prefix` in a store."""
+    """Folder of the publisher's leases for `prefix` in a store."""
     return under(prefix, f"{DOT_DIR}-lease")
 
 
 def run_folder(prefix: str) -> str:
-    """Folder of what says who runs the job and node below `prefix` in a store."""
+    """Folder of the runner's leases for the job and node at `prefix` in a store."""
     return under(prefix, f"{DOT_DIR}-run")
 
 
 def hidden(folder: str) -> bool:
-    """Whether a part of a folder's name begins with a dot: no checkpoint's does."""
+    """Whether a part of the path begins with a dot: no checkpoint's does."""
     return any(part.startswith(".") for part in folder.split("/"))
 
 
 def trash_folder(prefix: str) -> str:
-    """Folder of what was put aside of the job below `prefix` in a store."""
+    """Folder of the trash of the job at `prefix` in a store."""
     return under(prefix, f"{DOT_DIR}-trash")
 
 
 def removals_folder(prefix: str) -> str:
-    """Folder of the digests whose removal was asked for of the job below `prefix` in a store."""
+    """Folder of removal requests, by digest, for the job at `prefix` in a store."""
     return under(prefix, f"{DOT_DIR}-remove")
 
 
 def files_mark(prefix: str) -> str:
-    """Key of what says which directory the files are of that belong to no checkpoint."""
+    """Key of the mark that names the directory whose job files the store has."""
     return under(prefix, f"{DOT_DIR}-files")
 
 
@@ -170,12 +170,12 @@ def folders_of(path: str) -> list[str]:
 
 
 def part_name(name: str) -> str:
-    """Name that a file of a folder store has while it is being written."""
+    """Temporary name of a file of a folder store while it is written."""
     return f".{name}.part"
 
 
 def generation_of(folder: str, checkpoint_id: str) -> int | None:
-    """The number that `store_folder` made `folder` with; None if it is another id's."""
+    """The generation that `store_folder` made `folder` from; None if it is of another id."""
     if folder == checkpoint_id:
         return 1
     name, _, number = folder.rpartition("@")
@@ -183,13 +183,13 @@ def generation_of(folder: str, checkpoint_id: str) -> int | None:
 
 
 def plain_folder(url: str) -> str | None:
-    """The path of a store that is a folder of this machine; None for a URL of another scheme.
+    """The path of a store that is a local folder; None for a URL of another scheme.
 
-    A relative path without `./` is refused: it may be a URL whose scheme was forgotten, and would
-    become a folder of the working directory without a word.
+    A relative path without `./` is refused: it may be a URL without its scheme, and would silently
+    become a folder of the working directory.
 
     Raises:
-        InvalidSettingError: it is such a path, or empty.
+        InvalidSettingError: `url` is such a path, or empty.
     """
     scheme, separator, rest = url.partition("://")
     path = rest if separator else url
@@ -197,7 +197,7 @@ def plain_folder(url: str) -> str | None:
         return None
     if path and (separator or path.startswith(("/", "./", "../")) or path in {".", ".."}):
         return path
-    shown = url.rpartition("@")[2].removeprefix("~/")  # what stands before may be a secret
+    shown = url.rpartition("@")[2].removeprefix("~/")  # the part before @ may be a secret
     msg = (
         f"the store {shown!r} is neither a URL nor an absolute path: write its scheme, as in"
         f" s3://bucket/folder, or ./{shown} for a folder of the working directory"

@@ -1,6 +1,6 @@
-"""What to do when a run has been told to end: save once more, or only finish what is under way.
+"""The decision at the end of a run: save once more, or only finish the saves under way.
 
-Pure. Every time is in seconds and measured in this run, but for the grace, which the platform sets.
+Pure. Every time is in seconds and measured in this run, except the grace, which the platform sets.
 """
 
 from __future__ import annotations
@@ -9,42 +9,42 @@ from dataclasses import dataclass
 from typing import Literal
 
 Word = Literal["save", "later", "finish", "leave", "requeue"]
-"""`save` the state of this moment; wait for a `later` one, which resumes exactly; first `finish`
-the saves under way, and ask again; `leave` with what is saved; `requeue` the job too, which SLURM
-asked for before it told the run to end."""
+"""`save` the present state; wait for a `later` one, which resumes exactly; `finish` the saves under
+way first, and decide again; `leave` with what is saved; also `requeue` the job, as SLURM asked
+before it told the run to end."""
 
 WORDS: tuple[Word, ...] = ("save", "later", "finish", "leave", "requeue")
 
 ASSUMED_GRACE_S = 30.0
-"""What is taken to be given where nobody says: the default of Kubernetes and of torchrun."""
+"""The grace if none is set: the default of Kubernetes and of torchrun."""
 EXIT_S = 2.0
-"""Kept for the end of the process itself: loggers, the strategy, the interpreter."""
+"""Seconds reserved for the end of the process: loggers, the strategy, the interpreter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """A run that was told to end, at a moment at which it may save."""
+    """The state of a run that was told to end, at a boundary where it may save."""
 
     left_s: float
-    """Until the process is killed."""
+    """Seconds until the process is killed."""
     covered: bool
-    """Whether a save of this very state is committed or under way."""
+    """Whether a save of this same state is committed or under way."""
     safe: bool = True
-    """Whether the state can be saved at this moment at all."""
+    """Whether the state can be saved at this boundary at all."""
     under_way: int = 0
     """Saves that are not on the disk yet."""
     behind_s: float = 0.0
-    """Until they are, by the saves before."""
+    """Seconds until they are, as estimated from earlier saves."""
     save_s: float | None = None
-    """From the call that saves until the disk has it; None before the first save of a run."""
+    """Seconds from the start of a save until the disk has it; None before a run's first save."""
     later_s: float | None = 0.0
-    """Until a moment whose state resumes exactly; 0 at such a one, None if nobody can say."""
+    """Seconds until a boundary that resumes exactly; 0 at such a one, None if unknown."""
 
 
 def judge(at: Situation) -> Word:
-    """The newest state that can be kept, and none that is under way is put at risk for it.
+    """Decide so that the newest state is kept, without risk to saves under way.
 
-    A save that may not end in time is tried only where it can harm no other.
+    A save that may not end in time is tried only if no other save is under way.
     """
     if at.covered:
         return "leave"
@@ -61,10 +61,10 @@ def judge(at: Situation) -> Word:
 
 def _worth_waiting(at: Situation, left: float, spare: float) -> bool:
     if at.later_s is None:
-        return spare > left / 2 > 0  # it is asked again on the way there
+        return spare > left / 2 > 0  # the decision is made again on the way
     return 0 < at.later_s <= spare
 
 
 def rest_s(left_s: float) -> float:
-    """How long the end of the run may wait for the disk and the store."""
+    """Seconds that the end of the run may wait for the disk and the store."""
     return max(0.0, left_s - EXIT_S)

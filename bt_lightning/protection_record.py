@@ -1,4 +1,4 @@
-"""The file that says that somebody wants a checkpoint kept: who, why, and since when."""
+"""The record of a checkpoint's protection: who protected it, why, and when."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 
 from bt_lightning.file_limits import RECORD, parse_json
 
-_LONGEST = 500
-"""Characters of what a person writes: it is shown in tables."""
+_MAX_CHARS = 500
+"""Characters of each text that a person writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """Nobody deletes the checkpoint beside which this stands: no rule, no command, no job."""
+    """Protects a checkpoint from deletion by any rule, command or job."""
 
     by: str = ""
     why: str = ""
@@ -21,16 +21,16 @@ class Protection:
     """ISO 8601 time in UTC."""
 
     def to_bytes(self) -> bytes:
-        """JSON, a line."""
-        cut = {name: value[:_LONGEST] for name, value in asdict(self).items()}
+        """The record as one line of JSON."""
+        cut = {name: value[:_MAX_CHARS] for name, value in asdict(self).items()}
         return json.dumps(cut, sort_keys=True).encode("ascii") + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Protection:
-        """What the file says; of one that cannot be read, nothing, but it protects all the same."""
+        """Parse a record; one that cannot be read has empty fields, and still protects."""
         try:
-            said = parse_json(data, RECORD)
-            texts = {name: said.get(name, "") for name in ("by", "why", "at")}
+            fields = parse_json(data, RECORD)
+            texts = {name: fields.get(name, "") for name in ("by", "why", "at")}
         except (ValueError, AttributeError):
             return cls()
-        return cls(**{name: str(text)[:_LONGEST] for name, text in texts.items()})
+        return cls(**{name: str(text)[:_MAX_CHARS] for name, text in texts.items()})

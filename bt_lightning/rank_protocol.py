@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Wish = Literal["stop", "requeue", "save"]
-ORDERS: tuple[Wish, ...] = ("stop", "requeue")
+Request = Literal["stop", "requeue", "save"]
+ORDERS: tuple[Request, ...] = ("stop", "requeue")
 """By a signal, to whichever rank; the first counts more. What the interval asks, rank 0 asks."""
 Position = tuple[int, int]
 """Batches trained in this fit, and where after the last one: 0 right after it, then counted."""
@@ -76,7 +76,7 @@ class Member:
     places: int = 0
     """How many batches every validation of this rank has; 0 if that is not certain."""
     round: int = 0
-    asked: Wish | None = None
+    asked: Request | None = None
     promise: Position = NEVER
     goal: Position | None = None
     lost: str = ""
@@ -85,15 +85,15 @@ class Member:
     ahead: int = 0
     """How many batches further a promise for a save may lie."""
     _phase: _Phase = field(default="rest", repr=False)
-    _told: Wish | None = None
-    _next: Wish | None = None
+    _told: Request | None = None
+    _next: Request | None = None
     _said: tuple[str, ...] = ()
     _common: int = 0
 
     # the training thread
 
     def reach(
-        self, position: Position, ahead: int = 0, wish: Wish | None = None
+        self, position: Position, ahead: int = 0, wish: Request | None = None
     ) -> Literal["on", "wait", "act", "leave", "lost"]:
         """What to do at this boundary; after `wait`, once `goal` or `lost` is known, `reach` again.
 
@@ -148,7 +148,7 @@ class Member:
 
     # the other thread
 
-    def wants(self, wish: Wish | None) -> Op | None:
+    def wants(self, wish: Request | None) -> Op | None:
         """The next operation; None to rest a little. `wish` is what this rank itself wants now."""
         phase = self._phase
         if phase == "rest":
@@ -166,7 +166,7 @@ class Member:
         took: Callable[[Answer], None] = getattr(self, f"_took_{self._phase}")
         took(answer)
 
-    def _rests(self, wish: Wish | None) -> Op:
+    def _rests(self, wish: Request | None) -> Op:
         """Nothing is asked for: is something wanted, here or elsewhere?"""
         self._phase = "listen"
         if self.rank == 0:
@@ -214,7 +214,7 @@ class Member:
     def _took_read(self, wish: Answer) -> None:
         self._promise(_wish(wish))
 
-    def _promise(self, wish: Wish) -> None:
+    def _promise(self, wish: Request) -> None:
         batches, place = self.at
         self.promise = (batches, place + 1)  # the next boundary, whatever it is
         if wish == "save":
@@ -302,7 +302,7 @@ def _shared(position: Position, places: int) -> Position:
     return (batches, VALIDATED) if places < place < VALIDATED else position
 
 
-def _wish(text: Answer) -> Wish:
+def _wish(text: Answer) -> Request:
     return next(wish for wish in (*ORDERS, "save") if wish == text)
 
 

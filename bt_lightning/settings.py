@@ -1,4 +1,4 @@
-"""Settings from a mapping that the caller passes; `os.environ` is read at the edges only."""
+"""Settings from environment variables, passed in as a mapping."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 LEAST_MB_S = 0.1
 _TORCH_TRUE = frozenset({"1", "y", "yes", "true"})
-_LONGEST_NAME = 246
-"""Characters of a directory's name in that of its job: with a hash it is one name of a folder."""
+_MAX_NAME = 246
+"""Characters of a directory's name in its job's name: with the hash it fits one path part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where checkpoints go and come from, as the environment says it."""
+    """Where checkpoints are written and read, from the `BT_*` environment variables."""
 
     checkpoint_dir: str | None = None
     """`BT_CHECKPOINT_DIR`: the directory that checkpoints are written to."""
     load_dir: str | None = None
-    """`BT_LOAD_CHECKPOINT_DIR`: where the platform laid checkpoints of earlier jobs."""
+    """`BT_LOAD_CHECKPOINT_DIR`: folder of checkpoints of earlier jobs."""
     store_url: str | None = None
     """`BT_STORE_URL`: any fsspec URL; unset on Baseten, whose own process uploads."""
     project: str | None = None
@@ -40,20 +40,19 @@ class Settings:
     job: str | None = None
     """`BT_TRAINING_JOB_ID`."""
     upload_mb_s: float | None = None
-    """`BT_UPLOAD_MB_S`: megabytes a second that uploads take at most."""
+    """`BT_UPLOAD_MB_S`: limit of uploads in megabytes a second."""
     node_rank: int = 0
-    """`BT_NODE_RANK`: this node's place among the nodes of the job."""
+    """`BT_NODE_RANK`: rank of this node among those of the job."""
     grace: timedelta | None = None
-    """`BT_GRACE_S`: from SIGTERM until the platform kills the process; None: nobody said."""
+    """`BT_GRACE_S`: time from SIGTERM until the platform kills the process; None: unknown."""
     volume_size_gib: float | None = None
-    """`BT_VOLUME_SIZE_GIB`: what the checkpoint directory may take; more than 0."""
+    """`BT_VOLUME_SIZE_GIB`: largest size of the checkpoint directory; more than 0."""
     interval: Literal["auto"] | timedelta | None = None
     """`BT_SAVE_INTERVAL`: `auto`, or seconds between saves; None: only `ModelCheckpoint` saves."""
     weights_only: bool | None = None
-    """`BT_WEIGHTS_ONLY`: 0 lets a job unpickle what its own checkpoints hold; 1 refuses it."""
+    """`BT_WEIGHTS_ONLY`: 0 lets a job unpickle objects in its own checkpoints; 1 refuses it."""
     files: Patterns = field(default_factory=Patterns)
-    """`BT_SYNC_INCLUDE`, `BT_SYNC_EXCLUDE`: patterns, with commas between them, of the files that
-    are sent though they belong to no checkpoint."""
+    """`BT_SYNC_INCLUDE`, `BT_SYNC_EXCLUDE`: comma-separated patterns of the job files to upload."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -74,14 +73,15 @@ class Settings:
             or environ.get("BT_TRAINING_PROJECT_ID")
             or None,
             job=environ.get("BT_TRAINING_JOB_ID") or None,
-            upload_mb_s=_rate(environ.get("BT_UPLOAD_MB_S")),
+            upload_mb_s=_megabytes(environ.get("BT_UPLOAD_MB_S")),
             node_rank=whole_number(environ, "BT_NODE_RANK", 0),
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
             volume_size_gib=_gib("BT_VOLUME_SIZE_GIB", environ.get("BT_VOLUME_SIZE_GIB") or None),
             interval="auto" if interval == "auto" else _seconds("BT_SAVE_INTERVAL", interval),
             weights_only=_yes_or_no("BT_WEIGHTS_ONLY", environ.get("BT_WEIGHTS_ONLY") or None),
             files=Patterns(
-                _listed(environ.get("BT_SYNC_INCLUDE")), _listed(environ.get("BT_SYNC_EXCLUDE"))
+                _comma_list(environ.get("BT_SYNC_INCLUDE")),
+                _comma_list(environ.get("BT_SYNC_EXCLUDE")),
             ),
         )
 
@@ -100,10 +100,10 @@ def _seconds(name: str, text: str | None) -> timedelta | None:
 
 
 def whole_number(environ: Mapping[str, str], name: str, default: int) -> int:
-    """The whole number of at least 0 that the variable `name` says; an empty one is unset.
+    """The variable `name` as a whole number of at least 0; an empty one is unset.
 
     Raises:
-        InvalidSettingError: it says something else.
+        InvalidSettingError: it is something else.
     """
     text = environ.get(name) or str(default)
     if not (text.isascii() and text.isdigit()):
@@ -137,7 +137,7 @@ def _yes_or_no(name: str, text: str | None) -> bool | None:
 
 
 def torch_weights_only(environ: Mapping[str, str], *, given: bool | None) -> bool | None:
-    """What torch makes of the argument `weights_only` of its loads, by its own two variables.
+    """The effective `weights_only` of a torch load, by torch's own two environment variables.
 
     Source: `torch.load`.
     """
@@ -148,11 +148,11 @@ def torch_weights_only(environ: Mapping[str, str], *, given: bool | None) -> boo
     return given
 
 
-def _listed(text: str | None) -> tuple[str, ...]:
+def _comma_list(text: str | None) -> tuple[str, ...]:
     return tuple(part for part in map(str.strip, (text or "").split(",")) if part)
 
 
-def _rate(text: str | None) -> float | None:
+def _megabytes(text: str | None) -> float | None:
     if not text:
         return None
     try:
@@ -164,7 +164,7 @@ def _rate(text: str | None) -> float | None:
 
 
 def least_rate(name: str, megabytes: float | None) -> None:
-    """Raise `InvalidSettingError` for a rate at which servers would close the connections."""
+    """Raise `InvalidSettingError` for a rate so low that servers would close connections."""
     if megabytes is not None and not LEAST_MB_S <= megabytes < math.inf:
         msg = f"{name} is {megabytes:g}, expected megabytes a second of at least {LEAST_MB_S:g}"
         raise InvalidSettingError(msg)
@@ -172,7 +172,7 @@ def least_rate(name: str, megabytes: float | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Whose checkpoints these are: the part of the store that belongs to this run."""
+    """The job of this run, which names its part of the store."""
 
     project: str
     job: str
@@ -185,13 +185,13 @@ class Job:
 
     @classmethod
     def named(cls, settings: Settings, checkpoint_dir: str) -> Job:
-        """The job that `settings` name; without a name, the same directory is the same job.
+        """The job that `settings` name; without a name, the same directory means the same job.
 
-        A machine that lost its disk thus finds its own checkpoints again, and two runs that share
-        a store stay apart as long as their directories differ.
+        So a machine that lost its disk finds its own checkpoints again, and two runs that share a
+        store stay apart as long as their directories differ.
         """
         path = Path(os.path.normpath(Path(checkpoint_dir).absolute()))
-        fallback = f"{slug(path.name)[:_LONGEST_NAME]}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
+        fallback = f"{slug(path.name)[:_MAX_NAME]}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
         return cls(
             project=settings.project or "default",
             job=settings.job or fallback,

@@ -1,7 +1,7 @@
-"""`bt://project[@revision][/checkpoint][/file]`: Baseten's name of a checkpoint, as a value. Pure.
+"""`bt://project[@revision][/checkpoint][/file]`, Baseten's name of a checkpoint. Pure.
 
-Nothing is decoded: a `%` stands for itself. Where the checkpoint ends and the file begins, only the
-store knows, for both may hold `/`; so they stay one path here.
+Nothing is decoded: a `%` is literal. Only the store knows where the checkpoint ends and the file
+begins, since both may hold `/`; so they stay one path here.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ LATEST: Final = "latest"
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _FORM: Final = "expected bt://project[@job or latest][/checkpoint][/file]"
 _LOOPS: Final = "loops:"
-_SHOWN: Final = 200
+_MAX_SHOWN: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class BtUri:
-    """What a `bt://` URL says.
+    """The parts of a `bt://` URL.
 
     Raises:
-        InvalidSettingError: a part cannot be of such a URL.
+        InvalidSettingError: a part is invalid.
     """
 
     project: str
-    """Its name, or that name as the store lays it out: without `/` and `@`."""
+    """The project's name, or its form in the store: without `/` and `@`."""
     revision: str = LATEST
     """A job id, or `latest`."""
     path: str = ""
@@ -62,15 +62,15 @@ class BtUri:
 
 
 def is_bt(path: object) -> TypeGuard[str]:
-    """Whether `path` is meant as a `bt://` URL, a good one or not."""
+    """Whether `path` begins with `bt://`, valid or not."""
     return isinstance(path, str) and path.startswith(SCHEME)
 
 
 def parse(text: str) -> BtUri:
-    """Read a `bt://` URL; one `/` at its end is allowed.
+    """Parse a `bt://` URL; one `/` at its end is allowed.
 
     Raises:
-        InvalidSettingError: it is none, with the part that is wrong and what was expected.
+        InvalidSettingError: it is invalid; names the wrong part and what was expected.
     """
     if not is_bt(text):
         msg = f"{_short(text)} is no bt:// URL: {_FORM}"
@@ -116,4 +116,4 @@ def _check_name(what: str, name: str) -> None:
 
 def _short(text: object) -> str:
     shown = repr(text)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."

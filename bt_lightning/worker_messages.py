@@ -1,4 +1,4 @@
-"""What crosses the pipe between the training process and its worker."""
+"""Messages between the training process and its worker."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bt_lightning.glob_patterns import Patterns  # noqa: TC001 - a dataclass of 
 from bt_lightning.manifest import ManifestFacts  # noqa: TC001 - as well
 
 WORKER_NAME: Final = "bt-worker"
-"""What ps(1) calls a worker process; 15 bytes at most."""
+"""The name of a worker process in ps(1); at most 15 bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """All that a worker is told at its start.
+    """The configuration of a worker, given at its start.
 
-    It travels through the pipe of `multiprocessing`, never on a command line.
+    It is sent through the pipe of `multiprocessing`, never on a command line.
     """
 
     root: str
@@ -25,19 +25,19 @@ class WorkerConfig:
     storage_options: dict[str, object] = field(default_factory=dict, repr=False)
     """Keyword arguments of the fsspec filesystem; may hold secrets, so it has no repr."""
     upload_bytes_s: float | None = None
-    """Bytes a second that uploads take at most; None for as many as go."""
+    """Limit of uploads in bytes a second; None for no limit."""
     content_md5: bool = False
-    """Whether S3 gets a `Content-MD5` with each part."""
+    """Whether each part is sent to S3 with a `Content-MD5`."""
     prefix: str
     """Key prefix of this job and node in the store."""
     drain_s: float
-    """Seconds that the worker may go on after the training process is gone."""
+    """Seconds that the worker may continue after the end of the training process."""
     standby: bool = False
-    """Publish only while no worker of a training process wants to. It commits no images."""
+    """Whether to publish only while no worker of a training process wants to; commits nothing."""
     budget: int | None = None
-    """Bytes that the checkpoint directory may take; None: what its volume has."""
+    """Bytes that the checkpoint directory may take; None: all of its volume."""
     files: Patterns | None = None
-    """Which files that belong to no checkpoint are sent to the store as well; None for none."""
+    """Which files that belong to no checkpoint are uploaded as well; None for none."""
 
 
 # training process -> worker
@@ -45,43 +45,43 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True)
 class CheckStore:
-    """Ask: can the store be written, read and cleaned up? Answer: `Answer` with None."""
+    """Question: can the store be written, read and cleaned up? `Answer` with None."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListStore:
-    """Ask: what is committed in the store? Answer: `Answer` with `list[StoredCheckpoint]`."""
+    """Question: what is committed in the store? `Answer` with `list[StoredCheckpoint]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Ask: bring one checkpoint to the disk. Answer: `Answer` with the directory's path."""
+    """Request: download one checkpoint to the disk. `Answer` with the directory's path."""
 
     folder: str
     target: str
-    """Checkpoint id that it gets under the checkpoint directory."""
+    """The checkpoint id that it gets in the checkpoint directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Ask: does the store hold a checkpoint whole, byte by byte? Answer: `Answer` with None."""
+    """Question: is a checkpoint in the store complete, byte by byte? `Answer` with None."""
 
     folder: str
 
 
 @dataclass(frozen=True, slots=True)
 class MakeRoom:
-    """Ask: make room on the disk for what this process writes. Answer: `Answer` with `Room`."""
+    """Request: free disk space for what this process writes. `Answer` with `Room`."""
 
     size: int
     """Bytes."""
     checkpoint_id: str
-    """For whose sake, for the record."""
+    """The checkpoint that needs the space, for the event log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """From now on publish and delete; before, the worker only answers."""
+    """Start to publish and delete; before, the worker only answers questions."""
 
     pinned: frozenset[str]
     """Manifest digests of what the run resumed from: never deleted."""
@@ -98,7 +98,7 @@ class ShareArena:
 
 @dataclass(frozen=True, slots=True)
 class DropArena:
-    """The arena is not used any more: unmap it."""
+    """Unmap an arena, which is not used any more."""
 
     index: int
 
@@ -113,7 +113,7 @@ class FileImage:
     size: int
     """Bytes."""
     content: int
-    """Equal numbers name equal bytes: a file that was written already can be linked."""
+    """Equal numbers mean equal bytes: a file that is written already can be linked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class CommitImage:
     """Commit a complete image; answered by `Committed`, `CommitFailed` or `Withdrawn`, once."""
 
     number: int
-    """Of the save, from 1."""
+    """Number of the save, from 1."""
     arena: int
     checkpoint_id: str
     files: tuple[FileImage, ...]
@@ -129,7 +129,7 @@ class CommitImage:
     began: float
     """`time.time()` at the call that saved."""
     after: int = 0
-    """Newest generation of that id that the training process knows of, wherever it lies."""
+    """The newest generation of that id that the training process knows of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +141,14 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Unwanted:
-    """A save that is under way is to go as soon as something newer is committed."""
+    """A save that is under way is to be deleted once a newer one is committed."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Something was committed, or its removal requested: look at the disk again."""
+    """The disk has a new commit or removal request: scan it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave now; what is not published stays in the outbox for the next start."""
+    """End now; what is not published stays in the outbox for the next start."""
 
 
 # worker -> training process
@@ -176,7 +176,7 @@ class StoredCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a question; `error` is set when there is none."""
+    """The answer to a question: a value, or an error."""
 
     value: object
     error: Exception | None = None
@@ -184,13 +184,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What there is on the disk for a checkpoint, and what was done to have it."""
+    """The disk space for a checkpoint, and what was evicted to have it."""
 
     fits: bool
     evicted: tuple[str, ...] = ()
-    """Ids of the checkpoints whose copies on the disk were deleted; the store has them."""
+    """Ids of checkpoints whose copies on the disk were deleted; the store has them."""
     says: str = ""
-    """If it does not fit: the numbers, and what stands in the way."""
+    """If it does not fit: bytes needed and free, and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,11 +206,11 @@ class Committed:
     cpu_s: float
     """Seconds of CPU that the commit took in the worker."""
     evicted: int = 0
-    """Copies on the disk that made room for it."""
+    """Number of copies on the disk that were evicted for it."""
     streamed: bool = False
-    """It was sent to the store, and the disk has no copy."""
+    """Whether it was sent to the store, and the disk has no copy."""
     trouble: str = ""
-    """What the disk answered, and what to do, if it failed; empty if it was just full."""
+    """The disk's error and what to do, if the disk failed; empty if it was just full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +220,7 @@ class CommitFailed:
     number: int
     error: Exception
     evicted: int = 0
-    """Copies on the disk that made room in vain."""
+    """Number of copies on the disk that were evicted in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,19 +245,19 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkFailed:
-    """The worker gave up on something that another try will not cure."""
+    """The worker failed at something that another try will not cure."""
 
     what: str
     error: str
     of_a_file: bool = False
-    """It is of a file that belongs to no checkpoint: no reason to end a training."""
+    """Whether only a job file failed: no reason to end a training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
-    """Nothing is left to do, or the deadline is over."""
+    """Everything is published, or the deadline is over."""
 
     waiting: tuple[str, ...]
-    """Ids that are committed here and not in the store, and paths of files that are not."""
+    """Ids of checkpoints, then paths of job files, that are not in the store yet."""
     reason: str | None
-    """The last error of the store, if one stands in the way."""
+    """The store's last error, if that is the cause."""

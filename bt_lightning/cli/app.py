@@ -1,4 +1,4 @@
-"""`bt-lightning`: its commands and exit codes. What they do lives below."""
+"""The `bt-lightning` command: its groups of commands, its errors and exit codes."""
 
 from __future__ import annotations
 
@@ -37,64 +37,64 @@ _INTERRUPTED = 130
 
 
 class _Group(click.Group):
-    """Turns what this package raises on purpose into one line on stderr and its exit code."""
+    """Prints an error of this package as one line on stderr, and exits with its code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().main(*args, **kwargs)
-        except OSError as error:  # of any output, that of --help too
+        except OSError as error:  # writing any output failed
             full = error.errno in {errno.ENOSPC, errno.EDQUOT}
             code = (DirectoryFullError if full else DirectoryUnusableError).exit_code
-            _say(type(error).__name__, str(error), code, as_json=_wants_json(sys.argv[1:]))
+            _print_error(type(error).__name__, str(error), code, as_json=_wants_json(sys.argv[1:]))
             sys.exit(code)
         finally:
-            _give_up_unwritten()
+            _drop_unwritten_output()
 
     def invoke(self, ctx: click.Context) -> Any:
         as_json = _wants_json(sys.argv[1:])
         if os.environ.get("NO_COLOR"):
             ctx.color = False
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # of what its locale has no sign for
+            sys.stdout.reconfigure(errors="replace")  # characters that the locale lacks
         try:
             return super().invoke(ctx)
         except CheckpointError as error:
-            _say(type(error).__name__, str(error), error.exit_code, as_json=as_json)
+            _print_error(type(error).__name__, str(error), error.exit_code, as_json=as_json)
             sys.exit(error.exit_code)
         except click.ClickException as error:
             if not as_json:
                 raise
-            _say("UsageError", error.format_message(), error.exit_code, as_json=True)
+            _print_error("UsageError", error.format_message(), error.exit_code, as_json=True)
             sys.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             sys.exit(_INTERRUPTED)
 
 
-def _give_up_unwritten() -> None:
-    """Drop what a stream did not take: Python would try again at its end, and exit with 120."""
+def _drop_unwritten_output() -> None:
+    """Drop output that could not be written: Python would retry at exit, and exit with 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, stream.fileno())
+            os.close(devnull)
 
 
-def _say(name: str, message: str, exit_code: int, *, as_json: bool) -> None:
+def _print_error(name: str, message: str, exit_code: int, *, as_json: bool) -> None:
     from bt_lightning.cli.render.text import printable
 
     if as_json:
-        said = {"error": {"type": name, "message": message, "exit_code": exit_code}}
-        click.echo(json.dumps(said), err=True)
+        payload = {"error": {"type": name, "message": message, "exit_code": exit_code}}
+        click.echo(json.dumps(payload), err=True)
     else:
         click.secho(f"error: {printable(message)}", fg="red", err=True)
 
 
 def _wants_json(args: Sequence[str]) -> bool:
-    """Whether the arguments ask for JSON: known even where they are wrong otherwise."""
+    """Whether the arguments ask for JSON, also if other arguments are wrong."""
     pairs = itertools.pairwise(args)
     together = {"-ojson", "--output-format=json"}
     return any(
@@ -107,9 +107,9 @@ def _wants_json(args: Sequence[str]) -> bool:
 def main() -> None:
     """Look after the checkpoints of PyTorch Lightning runs.
 
-    Exit codes: 0 done, 1 answered no, 2 wrong usage or setting, 10 not found, 12 damaged, 13 of a
-    newer format, 17 directory or file unusable, 20-22 store refused, 27 disk full, 29 a running
-    job has it, 30 protected, 31 the job runs already, 130 interrupted.
+    Exit codes: 0 done, 1 answered no, 2 wrong usage or setting, 10 not found, 12 damaged, 13 newer
+    format, 17 directory or file unusable, 20-22 store refused, 27 disk full, 29 held by a running
+    job, 30 protected, 31 the job runs already, 130 interrupted.
     """
 
 
@@ -124,7 +124,7 @@ def main() -> None:
     help="File to write.",
 )
 def trace(directory: str | None, output: str) -> None:
-    """Draw what each save cost and came to, for https://ui.perfetto.dev or chrome://tracing."""
+    """Write a trace of all saves, for https://ui.perfetto.dev or chrome://tracing."""
     from pathlib import Path
 
     from bt_lightning.cli.render.perfetto_trace import render_trace

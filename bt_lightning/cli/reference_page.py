@@ -1,4 +1,4 @@
-"""The reference of the command line, from the commands themselves: `docs/cli.md`.
+"""The reference page `docs/cli.md`, generated from the commands.
 
 python -m bt_lightning.cli.reference_page > docs/cli.md
 """
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 _HEAD = """\
 # The command line
 
-Generated from the commands by `python -m bt_lightning.cli.reference_page`; a test keeps it true.
+Generated from the commands by `python -m bt_lightning.cli.reference_page`; a test compares it.
 
-Lists are printed as a table, as CSV, or as JSON (`-o cli-table|csv|json`). The keys of the JSON
-stay; new ones may come. Times are ISO 8601 in UTC with their zone, sizes are bytes, and a metric
-that is not finite is one of the texts `NaN`, `Infinity`, `-Infinity`. With `-o json` an error is
-JSON too, on stderr: `{"error": {"type", "message", "exit_code"}}`. What is not a terminal is never
-asked anything, and gets no colours; `NO_COLOR` turns them off on a terminal.
+Lists are printed as a table, as CSV, or as JSON (`-o cli-table|csv|json`). Keys of the JSON
+are stable; new ones may be added. Times are ISO 8601 in UTC with their zone, sizes are bytes, and a
+metric that is not finite is one of the texts `NaN`, `Infinity`, `-Infinity`. With `-o json` an
+error is JSON too, on stderr: `{"error": {"type", "message", "exit_code"}}`. Without a terminal
+there are no questions and no colours; `NO_COLOR` turns colours off on a terminal.
 
-Shell completion is a line of the shell's own start file:
+For shell completion, add one line to the shell's start file:
 
 | Shell | Line |
 |---|---|
@@ -85,9 +85,9 @@ def _option(option: click.Option) -> str:
 def _exit_codes() -> str:
     rows = {
         0: "done",
-        1: "the answer is no: `diff` found differences, `doctor` failures, or a question was"
-        " answered so",
-        2: "wrong usage, or a setting that cannot be (`InvalidSettingError`)",
+        1: "the answer is no: `diff` found differences, `doctor` found failures, or a question was"
+        " answered with no",
+        2: "wrong usage, or an invalid setting (`InvalidSettingError`)",
         130: "interrupted",
     }
     for kind in vars(errors).values():

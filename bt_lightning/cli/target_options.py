@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they come to."""
+"""Options that name checkpoints (--dir, --store, --project, --job-id), shared by the commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ project_option = click.option(
     "--project", help="Project in the store.  [env: BT_TRAINING_PROJECT_NAME]"
 )
 job_option = click.option(
-    "--job-id", help="Job in the store; else the one that began last.  [env: BT_TRAINING_JOB_ID]"
+    "--job-id",
+    help="Job in the store; by default the one that began last.  [env: BT_TRAINING_JOB_ID]",
 )
 format_option = click.option(
     "-o",
@@ -35,7 +36,7 @@ format_option = click.option(
     type=click.Choice(["cli-table", "csv", "json"]),
     default="cli-table",
     show_default=True,
-    help="How to print it.",
+    help="Format of the output.",
 )
 _TARGET = (directory_option, store_option, project_option, job_option)
 
@@ -44,7 +45,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command --dir, --store, --project and --job-id, and pass them on as one `Target`."""
 
     @functools.wraps(command)
-    def called(
+    def wrapped(
         *args: Any,
         directory: str | None,
         store: str | None,
@@ -58,46 +59,46 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, target=target, **rest)
 
     for option in reversed(_TARGET):
-        called = option(called)
-    return called
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def job_of(target: Target) -> JobCheckpoints:
-    """The shelf that the options name; a choice among several jobs is said on stderr."""
+    """Open the job that the options name; a choice among several is noted on stderr."""
     from bt_lightning.manage.find_target import open_job
 
     return open_job(target, lambda text: click.secho(text, fg="yellow", err=True))
 
 
 def one_checkpoint(target: Target, name: str) -> tuple[JobCheckpoints, CheckpointItem]:
-    """The checkpoint `name` of what the options name; of its own job, if it is a `bt://` URL."""
+    """The checkpoint `name` of the job that the options name, or that a `bt://` URL names."""
     return some_checkpoints(target, [name])[0]
 
 
 def some_checkpoints(
     target: Target, names: Sequence[str]
 ) -> list[tuple[JobCheckpoints, CheckpointItem]]:
-    """The checkpoints of these names, found before anything is done with the first of them."""
+    """The checkpoints of these names; all are found before the first is used."""
     from bt_lightning.manage.find_target import Target, split_bt_url
     from bt_lightning.manage.job_checkpoints import find
     from bt_lightning.uri import is_bt
 
-    own: JobCheckpoints | None = None
+    job: JobCheckpoints | None = None
     found = []
     for name in names:
         if is_bt(name):
-            at, named = split_bt_url(Target(url=name, store=target.store))
-            shelf = job_of(at)
-            found.append((shelf, find(shelf, named or "latest")))
+            job_target, named = split_bt_url(Target(url=name, store=target.store))
+            source = job_of(job_target)
+            found.append((source, find(source, named or "latest")))
         else:
-            own = own or job_of(target)
-            found.append((own, find(own, name)))
+            job = job or job_of(target)
+            found.append((job, find(job, name)))
     return found
 
 
-def say_refused(shelf: JobCheckpoints) -> None:
-    """Name on stderr what looks like a checkpoint and cannot be used."""
+def say_refused(source: JobCheckpoints) -> None:
+    """List on stderr the folders that look like checkpoints and cannot be used."""
     from bt_lightning.cli.render.text import printable
 
-    for reason in shelf.refused:
+    for reason in source.refused:
         click.secho(f"left out: {printable(reason)}", fg="yellow", err=True)

@@ -1,4 +1,4 @@
-"""Reads the training project out of a `config.py`, as `truss train push` does."""
+"""The loader of a `config.py`, which runs it and returns its training project."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.config_file.truss_stubs import stand_ins
+from bt_lightning.config_file.truss_stubs import stub_modules
 from bt_lightning.errors import ConfigNotFoundError, InvalidSettingError
 from bt_lightning.truss_definitions import TrainingProject, as_definition
 from bt_lightning.truss_definitions.coercion import TRUSS_ROOTS
-from bt_lightning.truss_definitions.definition import twin
+from bt_lightning.truss_definitions.definition import own_class
 
 if TYPE_CHECKING:
     import os
@@ -22,20 +22,19 @@ if TYPE_CHECKING:
 
 
 def load_config(path: str | os.PathLike[str]) -> TrainingProject:
-    """The training project that a `config.py` defines: the file that `truss train push` takes.
+    """Return the training project that a `config.py` defines, as `truss train push` reads it.
 
-    The file is run, in this process and with its rights: load only what you would run. It is no
-    `__main__` there, its name is that of the file without `.py`, and the working directory stays.
-    Exactly one global has to be a `TrainingProject`, of truss or of ours. Where truss is not
-    installed, its modules are stood in for while the file runs. `sys.path` and the modules that
-    could be found only by what the file added to it are put back afterwards.
+    Runs the file in this process, with its rights: load only what you would run. Its `__name__` is
+    the file's name without `.py`, not `__main__`, and the working directory stays. Exactly one
+    global must be a `TrainingProject`, of truss or of this package. Without truss, stubs of its
+    modules are importable while the file runs. Afterwards `sys.path` is restored, and modules that
+    were found only by the file's additions to it are removed.
 
     Not to be called by two threads at once.
 
     Raises:
         ConfigNotFoundError: there is no such file.
-        InvalidSettingError: it cannot be read or run, or defines none or several, or one that
-            cannot be used.
+        InvalidSettingError: it cannot be read or run, or does not define exactly one valid project.
     """
     file = Path(path).absolute()
     code = _compiled(file)
@@ -59,7 +58,7 @@ def load_config(path: str | os.PathLike[str]) -> TrainingProject:
 
 
 def _compiled(file: Path) -> CodeType:
-    """The code of a file; compiled anew each time, so that no cached one of before is run."""
+    """The code of a file, compiled at each call: no cached bytecode is used."""
     try:
         return compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
     except FileNotFoundError as error:
@@ -86,7 +85,7 @@ def _run(code: CodeType, module: ModuleType, file: Path, missing: Collection[str
 
 
 def _line(error: BaseException, file: Path) -> int:
-    """The line of the file that was running when `error` was raised."""
+    """The line of the file that ran when `error` was raised."""
     line, trace = 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(file):
@@ -96,7 +95,7 @@ def _line(error: BaseException, file: Path) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says; of pydantic without the values, which may be secrets."""
+    """The text of an error; of a pydantic error without the values, which may be secrets."""
     if isinstance(error, InvalidSettingError):
         return error.message
     details: Any = getattr(error, "errors", None)
@@ -109,25 +108,25 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_project(value: object) -> bool:
-    kind = twin(type(value))
+    kind = own_class(type(value))
     return kind is not None and issubclass(kind, TrainingProject)
 
 
 @contextmanager
 def _importable_truss() -> Iterator[Collection[str]]:
-    """Let truss be imported, stood in for if need be; yields the packages that are missing."""
+    """Make truss importable in the block, by stubs if need be; yield the missing packages."""
     missing = {name for name in TRUSS_ROOTS if not _is_installed(name)}
-    made = stand_ins(missing)
-    path, known = list(sys.path), set(sys.modules)
-    sys.modules.update(made)
+    stubs = stub_modules(missing)
+    path, known_modules = list(sys.path), set(sys.modules)
+    sys.modules.update(stubs)
     try:
         yield missing
     finally:
         added = [entry for entry in sys.path if entry not in path]
-        new = sys.modules.keys() - known
+        new = sys.modules.keys() - known_modules
         roots = {root for root in new if "." not in root and _is_found_in(root, added)}
         for name in new:
-            if name in made or name.partition(".")[0] in roots:
+            if name in stubs or name.partition(".")[0] in roots:
                 del sys.modules[name]
         sys.path[:] = path
 
@@ -136,11 +135,13 @@ def _is_installed(package: str) -> bool:
     if package in sys.modules:
         return True
     spec = find_spec(package)
-    return spec is not None and spec.origin is not None  # None: any folder of that name
+    return (
+        spec is not None and spec.origin is not None
+    )  # None: a namespace package, so any folder of that name
 
 
 def _is_found_in(name: str, folders: list[str]) -> bool:
-    """Whether a module that was imported came from one of the entries of `sys.path`."""
+    """Whether an imported module came from one of `folders`."""
     spec = PathFinder.find_spec(name, folders) if folders else None
     loaded = getattr(sys.modules[name], "__spec__", None)
     return spec is not None and loaded is not None and spec.origin == loaded.origin

@@ -1,4 +1,4 @@
-"""Modules that stand in for truss while a config is read where truss is not installed."""
+"""Stub modules of truss, for reading a config where truss is not installed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _OF_TRUSS_CONFIG: Final = (
     "WeightsAuthMethod",
     "WeightsSource",
 )
-"""What `truss.base.truss_config` has of our definitions; `truss_train` has the others."""
+"""Our definitions that belong in `truss.base.truss_config`; the others are `truss_train`'s."""
 _NOT_OF_TRUSS: Final = ("Definition", "as_definition", "on_a_store")
 
 
-def stand_ins(roots: Collection[str]) -> dict[str, ModuleType]:
-    """The modules of the packages `roots` (`truss`, `truss_train`) by their full names.
+def stub_modules(roots: Collection[str]) -> dict[str, ModuleType]:
+    """Stub modules of the packages `roots` (`truss`, `truss_train`), by full name.
 
-    They hold what a config needs to say what is to be run. What would talk to Baseten is there to
-    be imported, and raises when it is called.
+    They hold the definitions that a config needs. Functions that would talk to Baseten can be
+    imported, and raise when they are called.
     """
     all_modules = _truss() | _truss_train()
-    return {name: made for name, made in all_modules.items() if name.partition(".")[0] in roots}
+    return {name: module for name, module in all_modules.items() if name.partition(".")[0] in roots}
 
 
 def _truss() -> dict[str, ModuleType]:
@@ -43,7 +43,7 @@ def _truss() -> dict[str, ModuleType]:
     vars(remote)["remote_factory"] = factory
     truss = _module("truss")
     vars(truss).update(base=base, remote=remote)
-    return {made.__name__: made for made in (truss, base, config, remote, factory)}
+    return {module.__name__: module for module in (truss, base, config, remote, factory)}
 
 
 def _truss_train() -> dict[str, ModuleType]:
@@ -53,18 +53,18 @@ def _truss_train() -> dict[str, ModuleType]:
     vars(public)["push"] = _push
     outer = _module("truss_train", *names, "WeightsSource")
     vars(outer).update(definitions=inner, public_api=public, push=_push)
-    return {made.__name__: made for made in (outer, inner, public)}
+    return {module.__name__: module for module in (outer, inner, public)}
 
 
 def _module(name: str, *names: str) -> ModuleType:
-    made = ModuleType(name, "Stands in for a module of truss, which is not installed.")
-    made.__path__ = []  # a package: what it has not is a ModuleNotFoundError that says its name
-    vars(made).update({item: getattr(truss_definitions, item) for item in names})
-    return made
+    module = ModuleType(name, "Stands in for a module of truss, which is not installed.")
+    module.__path__ = []  # a package: other submodules raise ModuleNotFoundError with their names
+    vars(module).update({item: getattr(truss_definitions, item) for item in names})
+    return module
 
 
 class _RemoteFactory:
-    """Would log in to Baseten."""
+    """A stub of the class that logs in to Baseten."""
 
     @staticmethod
     def create(*_args: object, **_options: object) -> NoReturn:

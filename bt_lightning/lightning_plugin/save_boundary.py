@@ -24,7 +24,7 @@ from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 from bt_lightning.localdir.event_log import note
 from bt_lightning.preemption import ASSUMED_GRACE_S, Situation, Word, judge, rest_s
-from bt_lightning.rank_protocol import VALIDATED, Position, Wish
+from bt_lightning.rank_protocol import VALIDATED, Position, Request
 from bt_lightning.session.fit_ranks import FitRanks
 from bt_lightning.session.save_schedule import SaveSchedule
 
@@ -202,7 +202,7 @@ class SaveBoundary(Checkpoint):
             self._agreement.close()
             self._agreement = None
 
-    def _wish(self) -> Wish | None:
+    def _wish(self) -> Request | None:
         """What this rank wants; called on any thread."""
         if self.signals.told is not None:
             return "stop"
@@ -221,7 +221,7 @@ class SaveBoundary(Checkpoint):
                 self._act(trainer, wish, word)
         self._marked = self._taken
 
-    def _act(self, trainer: Trainer, wish: Wish, word: Word) -> None:
+    def _act(self, trainer: Trainer, wish: Request, word: Word) -> None:
         assert self._agreement is not None
         if wish == "requeue" and self._requeued:  # SLURM tells every rank: they are one wish
             self.signals.requeue = None
@@ -257,7 +257,7 @@ class SaveBoundary(Checkpoint):
             trainer, 128 + told.signum if trainer.is_global_zero else 0
         )
 
-    def _judge(self, trainer: Trainer, wish: Wish) -> tuple[Word, Position]:
+    def _judge(self, trainer: Trainer, wish: Request) -> tuple[Word, Position]:
         """Rank 0: what is to be done at this boundary, by what was measured."""
         session = self._session
         assert session is not None

@@ -1,4 +1,4 @@
-"""What checkpoints are, beyond their numbers: their kind, and the model that they adapt."""
+"""The kind of each checkpoint (full model, LoRA adapter, Whisper), and its base model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry
 
 _ADAPTER, _CONFIG = "adapter_config.json", "config.json"
-_LARGEST = 1_000_000
-"""Bytes of a configuration; a larger one is not read for a list."""
+_MAX_CONFIG_BYTES = 1_000_000
+"""A larger configuration file is not read."""
 _READERS = 16
 _WHISPER = "whisper"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointKind:
-    """What one checkpoint is."""
+    """The kind of one checkpoint."""
 
     kind: str
     """`lora` if it holds an adapter, `whisper` if the model is one, else `full`, as of Baseten."""
@@ -36,52 +36,54 @@ class CheckpointKind:
 
 
 def checkpoint_kind(pairs: Sequence[tuple[JobCheckpoints, CheckpointItem]]) -> list[CheckpointKind]:
-    """What each checkpoint is, in their order.
+    """The kind of each checkpoint, in the order of `pairs`.
 
-    Small files are read for it, several at a time, and those of one digest once: most checkpoints
-    of a job have the same. What is damaged or gone says nothing here: `verify` tells.
+    Reads small configuration files, several at a time, and files of equal digests once: most
+    checkpoints of a job share them. A damaged or missing file is ignored: `verify` reports it.
 
     Raises:
         StoreError: a store refused.
     """
-    entries = [_telling(item) for _, item in pairs]
+    entries = [_config_entry(item) for _, item in pairs]
     wanted = {
-        entry.xxh3_128: (shelf, item, entry)
-        for (shelf, item), entry in zip(pairs, entries, strict=True)
-        if entry is not None and entry.size <= _LARGEST
+        entry.xxh3_128: (source, item, entry)
+        for (source, item), entry in zip(pairs, entries, strict=True)
+        if entry is not None and entry.size <= _MAX_CONFIG_BYTES
     }
     read = in_parallel(lambda one: _read(*one), list(wanted.values()), _READERS)
     known = dict(zip(wanted, read, strict=True))
     return [
-        _about(item, entry, known.get(entry.xxh3_128) if entry else None)
+        _kind_of(item, entry, known.get(entry.xxh3_128) if entry else None)
         for (_, item), entry in zip(pairs, entries, strict=True)
     ]
 
 
-def _about(
-    item: CheckpointItem, entry: FileEntry | None, said: dict[str, Any] | None
+def _kind_of(
+    item: CheckpointItem, entry: FileEntry | None, config: dict[str, Any] | None
 ) -> CheckpointKind:
-    named = item.manifest.origin.get("base_model")
+    base_model = item.manifest.origin.get("base_model")
     if entry is None or entry.path == _CONFIG:
-        whisper = (said or {}).get("model_type") == _WHISPER
-        return CheckpointKind(_WHISPER if whisper else "full", _text(named), None)
-    return CheckpointKind("lora", _text((said or {}).get("base_model_name_or_path", named)), said)
+        whisper = (config or {}).get("model_type") == _WHISPER
+        return CheckpointKind(_WHISPER if whisper else "full", _text(base_model), None)
+    return CheckpointKind(
+        "lora", _text((config or {}).get("base_model_name_or_path", base_model)), config
+    )
 
 
-def _telling(item: CheckpointItem) -> FileEntry | None:
-    """The file that tells what it is: of an adapter, wherever that lies, else of the model."""
+def _config_entry(item: CheckpointItem) -> FileEntry | None:
+    """The configuration file of the adapter, in any folder, else that of the model."""
     files = item.manifest.files
     adapter = next((e for e in files if e.path.rpartition("/")[2] == _ADAPTER), None)
     return adapter or item.manifest.entry(_CONFIG)
 
 
-def _read(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> dict[str, Any] | None:
+def _read(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> dict[str, Any] | None:
     try:
-        said = json.loads(read_file(shelf, item, entry))
+        config = json.loads(read_file(source, item, entry))
     except (CheckpointCorruptError, CheckpointNotFoundError, ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return config if isinstance(config, dict) else None
 
 
-def _text(named: object) -> str | None:
-    return named if isinstance(named, str) else None
+def _text(base_model: object) -> str | None:
+    return base_model if isinstance(base_model, str) else None

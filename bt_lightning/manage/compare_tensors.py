@@ -1,4 +1,4 @@
-"""What differs between the tensors of two checkpoints, wherever each of them lies."""
+"""Comparison of the tensors of two checkpoints, in a directory or in a store."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def compare_items(
     before: JobCheckpoints, old: CheckpointItem, after: JobCheckpoints, new: CheckpointItem
 ) -> list[Difference]:
-    """Tensors added, removed, reshaped or changed, by name; those of several files, by file too.
+    """The tensors that were added, removed, reshaped or changed, by name.
 
-    Digests of the manifests tell most that is equal; only what they leave open is read.
+    If there are several files, the name includes the file's path. Digests in the manifests show
+    most equal tensors; only the others are read.
 
     Raises:
         CheckpointCorruptError: a file is not what was saved.
@@ -30,14 +31,14 @@ def compare_items(
     """
     olds, news = _tensors(before, old), _tensors(after, new)
     with ExitStack() as stack:
-        was = stack.enter_context(open_reader(before, old))
-        now = stack.enter_context(open_reader(after, new))
+        old_reader = stack.enter_context(open_reader(before, old))
+        new_reader = stack.enter_context(open_reader(after, new))
 
         def equal(one: Tensor, other: Tensor) -> bool:
-            entry, also = files_of[id(one)], files_of[id(other)]
-            if same_blocks(entry, one, also, other):
+            entry, other_entry = files_of[id(one)], files_of[id(other)]
+            if same_blocks(entry, one, other_entry, other):
                 return True
-            return same_bytes((was, entry, one), (now, also, other))
+            return same_bytes((old_reader, entry, one), (new_reader, other_entry, other))
 
         files_of = {id(t): entry for found in (olds, news) for entry, t in found.values()}
         return compare(
@@ -47,18 +48,18 @@ def compare_items(
         )
 
 
-def same_blocks(entry: FileEntry, one: Tensor, also: FileEntry, other: Tensor) -> bool:
+def same_blocks(entry: FileEntry, one: Tensor, other_entry: FileEntry, other: Tensor) -> bool:
     """Whether the digests of two manifests alone show that two tensors have the same bytes."""
     if one.offset is None or (one.offset, one.size) != (other.offset, other.size):
         return False
     blocks = slice(one.offset // BLOCK_BYTES, -(-(one.offset + one.size) // BLOCK_BYTES))
-    return entry.blocks[blocks] == also.blocks[blocks]
+    return entry.blocks[blocks] == other_entry.blocks[blocks]
 
 
-def _tensors(shelf: JobCheckpoints, item: CheckpointItem) -> dict[str, tuple[FileEntry, Tensor]]:
+def _tensors(source: JobCheckpoints, item: CheckpointItem) -> dict[str, tuple[FileEntry, Tensor]]:
     entries = [entry for entry in item.manifest.files if entry.path.endswith(".safetensors")]
     return {
         tensor.name if len(entries) == 1 else f"{entry.path}: {tensor.name}": (entry, tensor)
         for entry in entries
-        for tensor in tensors_of(shelf, item, entry).tensors
+        for tensor in tensors_of(source, item, entry).tensors
     }

@@ -17,7 +17,7 @@ from bt_lightning.errors import (
     InvalidSettingError,
     LeaseHeldError,
 )
-from bt_lightning.manage.download_copy import holding
+from bt_lightning.manage.download_copy import job_lease
 from bt_lightning.manage.job_checkpoints import (
     DirectoryCheckpoints,
     JoinedCheckpoints,
@@ -104,13 +104,13 @@ def delete_items(shelf: JobCheckpoints, items: Sequence[CheckpointItem]) -> Dele
     else:
         assert isinstance(shelf, JoinedCheckpoints)
         stored = [item for item in items if not shelf.only_on_disk(item)]
-        _delete_stored(shelf.store_shelf, stored, done)
+        _delete_stored(shelf.store_part, stored, done)
         ours = {item.name for item in items}.difference(done.kept, done.asked)
         gone = {item.manifest.digest for item in items if item.name in ours}
         local = Deletion()
-        for item in shelf.directory_shelf.items():
+        for item in shelf.directory_part.items():
             if item.manifest.digest in gone:
-                _delete_local(shelf.directory_shelf, item, local)
+                _delete_local(shelf.directory_part, item, local)
         done.deleted += [name for name in local.deleted if name not in done.deleted]
         done.kept += [name for name in local.kept if name not in done.deleted]
     return done
@@ -122,14 +122,14 @@ def finish_deletions(shelf: JobCheckpoints) -> list[str]:
     Nothing is done while the job runs: its worker does it when it starts.
     """
     if isinstance(shelf, JoinedCheckpoints):
-        shelf = shelf.store_shelf
+        shelf = shelf.store_part
     if not isinstance(shelf, StoreCheckpoints):
         return []
     store, job = shelf.store, jobs_prefix(shelf.project, shelf.job)
     done = []
     for folder in sorted(_half_deleted(store, job)):
         node, _, name = folder.partition("/")
-        with contextlib.suppress(LeaseHeldError), holding(store, under(job, node)):
+        with contextlib.suppress(LeaseHeldError), job_lease(store, under(job, node)):
             unpublish(store, under(job, node), name)
             done.append(name)
     return done
@@ -180,7 +180,7 @@ def _is_of_a_node(path: str) -> bool:
 def _delete_node(store: Store, job: str, node: str, counted: JobObjects, done: Deletion) -> None:
     prefix = under(job, node)
     try:
-        with holding(store, prefix):
+        with job_lease(store, prefix):
             kept = [f"{lease_folder(node)}/"]  # goes last, with the lease itself
             for folder in sorted(list_job(store, prefix).committed):
                 path = f"{node}/{folder}"
@@ -227,7 +227,7 @@ def _delete_stored(
         for item in own:  # first: a restart of the job must not publish it anew from its disk
             request_stored_removal(shelf.store, prefix, item.manifest.digest)
         try:
-            with holding(shelf.store, prefix):
+            with job_lease(shelf.store, prefix):
                 _delete_ids(shelf.store, prefix, own, done)
         except LeaseHeldError:
             done.asked += [item.name for item in own]

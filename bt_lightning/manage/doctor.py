@@ -1,4 +1,4 @@
-"""Trying all that a save needs, one thing after the other, and cleaning up after each."""
+"""A test of all that a save needs, on the disk and in the store; it cleans up after itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MB = 1_000_000
 _PROBE_BYTES = 64 * 1024 * 1024
 _SLOW = 100 * _MB
-_SKEW_S = 5
+_MAX_SKEW_S = 5
 _BAD_LIGHTNING = {"2.6.2", "2.6.3"}
 _PACKAGES = ("torch", "lightning", "safetensors", "fsspec", "s3fs")
 _OPTIONAL = ("awscrt", "gcsfs", "adlfs", "obstore")
@@ -39,17 +39,17 @@ _OPTIONAL = ("awscrt", "gcsfs", "adlfs", "obstore")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one trial came to."""
+    """The result of one check."""
 
     name: str
     result: str
-    """`ok`, `warning` (saves work, but), or `failed`."""
+    """`ok`, `warning` (saves work, with a drawback), or `failed`."""
     says: str
     remedy: str = ""
 
 
 def examine(directory: str | None, store: str | None) -> Iterator[Finding]:
-    """Try everything; each finding comes as soon as it is known. Never raises what it looks for."""
+    """Run all checks; yield each finding at once. Errors that it tests for become findings."""
     yield from _versions()
     written = None
     if directory is None:
@@ -100,7 +100,7 @@ def _version(name: str) -> str | None:
 
 
 def _disk(root: Path) -> Generator[Finding, None, float | None]:
-    """Returns the bytes a second that were written, None if nothing could be."""
+    """Check the directory; return its write speed in bytes a second, None if it has none."""
     try:
         check_root(root)
     except CheckpointError as error:
@@ -120,7 +120,7 @@ def _disk(root: Path) -> Generator[Finding, None, float | None]:
     finally:
         tidy(root)
     skew = _skew(root)
-    if abs(skew) > _SKEW_S:
+    if abs(skew) > _MAX_SKEW_S:
         says = f"the volume's clock differs by {skew:+.0f} s from this machine's"
         yield Finding("clock", "warning", says, "set both by NTP: times of checkpoints mislead")
     slow = speed < _SLOW
@@ -194,7 +194,7 @@ def _store(url: str) -> Iterator[Finding]:
             else:
                 yield Finding(name, "ok", says)
     finally:
-        with suppress(CheckpointError):  # said above, if it cannot be deleted
+        with suppress(CheckpointError):  # reported above, if it cannot be deleted
             store.delete([info.key for info in store.list(folder)])
         with suppress(CheckpointError):  # the same
             store.abandon(folder, ())
@@ -203,7 +203,7 @@ def _store(url: str) -> Iterator[Finding]:
 def _put(store: Store, folder: str) -> str:
     store.put(f"{folder}/put", b"1")
     store.put(f"{folder}/put", b"2")
-    return _must(store.read(f"{folder}/put") == b"2", "writes, and reads its own writes at once")
+    return _checked(store.read(f"{folder}/put") == b"2", "writes, and reads its own writes at once")
 
 
 def _put_new(store: Store, folder: str) -> str:
@@ -211,7 +211,7 @@ def _put_new(store: Store, folder: str) -> str:
     try:
         store.put_new(f"{folder}/new", b"2")
     except CheckpointExistsError:
-        return _must(store.read(f"{folder}/new") == b"1", "of two that write a name, one wins")
+        return _checked(store.read(f"{folder}/new") == b"1", "of two that write a name, one wins")
     msg = "it wrote a name twice that it was to write once"
     raise CheckpointError(msg)
 
@@ -219,27 +219,29 @@ def _put_new(store: Store, folder: str) -> str:
 def _list(store: Store, folder: str) -> str:
     store.put(f"{folder}/listed", b"1")
     names = {info.key for info in store.list(folder)}
-    return _must(f"{folder}/listed" in names, "lists what was just written")
+    return _checked(f"{folder}/listed" in names, "lists what was just written")
 
 
 def _delete(store: Store, folder: str) -> str:
     store.put(f"{folder}/deleted", b"1")
     store.delete([f"{folder}/deleted"])
-    return _must(store.read(f"{folder}/deleted") is None, "deletes")
+    return _checked(store.read(f"{folder}/deleted") is None, "deletes")
 
 
 def _large(store: Store, folder: str) -> str:
     with _probe_file() as source:
         began = time.perf_counter()
         store.send(source, f"{folder}/large")
-        sent = time.perf_counter() - began
-        there = store.size(f"{folder}/large") == source.size
+        upload_s = time.perf_counter() - began
+        is_stored = store.size(f"{folder}/large") == source.size
         buffer = memoryview(bytearray(source.size))
         began = time.perf_counter()
         store.read_into(f"{folder}/large", 0, buffer)
-        brought = time.perf_counter() - began
-    rates = [_PROBE_BYTES / seconds / _MB for seconds in (sent, brought)]
-    return _must(there, f"uploads {rates[0]:,.0f} MB/s in parts, downloads {rates[1]:,.0f} MB/s")
+        download_s = time.perf_counter() - began
+    rates = [_PROBE_BYTES / seconds / _MB for seconds in (upload_s, download_s)]
+    return _checked(
+        is_stored, f"uploads {rates[0]:,.0f} MB/s in parts, downloads {rates[1]:,.0f} MB/s"
+    )
 
 
 def _abandon(store: Store, folder: str) -> str:
@@ -261,7 +263,7 @@ def _probe_file() -> Iterator[FileSource]:
             yield source
 
 
-def _must(holds: object, says: str) -> str:
+def _checked(holds: object, says: str) -> str:
     if not holds:
         msg = "the store did something else than it was asked for"
         raise CheckpointError(msg)

@@ -1,4 +1,4 @@
-"""Bringing checkpoints from where they lie to a directory, or to another store."""
+"""Download of checkpoints to a directory, and copies of them to another store."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
-class Counted:
-    """A place that tells of every byte that is asked of it."""
+class CountingReader:
+    """A checkpoint reader that calls `on_bytes` with the number of bytes of each read."""
 
     def __init__(self, inner: CheckpointReader, on_bytes: Callable[[int], Any]) -> None:
         self._inner, self._on_bytes = inner, on_bytes
@@ -38,7 +38,7 @@ class Counted:
         self.piece_bytes, self.connections = inner.piece_bytes, inner.connections
 
     def check(self, entry: FileEntry) -> None:
-        """As the inner one."""
+        """As the wrapped reader."""
         self._inner.check(entry)
 
     def read_into(
@@ -48,16 +48,16 @@ class Counted:
         targets: Sequence[memoryview],
         on_progress: ReadProgress = int,
     ) -> None:
-        """As the inner one; called by several threads."""
+        """As the wrapped reader; called by several threads."""
         self._inner.read_into(entry, offset, targets, on_progress)
         self._on_bytes(sum(map(len, targets)))
 
 
 def wanted(manifest: Manifest, include: Sequence[str], exclude: Sequence[str]) -> list[FileEntry]:
-    """The files that the patterns name.
+    """The files of a manifest that the glob patterns select.
 
     Raises:
-        CheckpointNotFoundError: none is.
+        CheckpointNotFoundError: they select none.
     """
     found = [entry for entry in manifest.files if chosen(entry.path, include, exclude)]
     if not found:
@@ -71,7 +71,7 @@ def serving_entries(manifest: Manifest) -> list[FileEntry]:
     """Files that a server of the model reads: weights, configuration, tokenizer.
 
     Raises:
-        CheckpointNotFoundError: it has no weights.
+        CheckpointNotFoundError: the checkpoint has no weights as safetensors.
     """
     training = {STATE, TREE, LEFTOVERS}
     found = [entry for entry in manifest.files if entry.path not in training]
@@ -82,21 +82,21 @@ def serving_entries(manifest: Manifest) -> list[FileEntry]:
 
 
 def download_item(
-    shelf: JobCheckpoints,
+    source: JobCheckpoints,
     item: CheckpointItem,
     target: Path,
     entries: Sequence[FileEntry],
     on_bytes: Callable[[int], Any],
 ) -> Path | None:
-    """Bring a checkpoint, or some of its files, to `<target>/<its name>`, verified, in one rename.
+    """Download a checkpoint, or some of its files, to `<target>/<its name>`, verified.
 
-    All of its files make a committed checkpoint again; some of them only a directory of files. A
-    call that was cut off is gone on with by the next. Returns the directory; None if it is there
-    already, whole.
+    The directory appears in one rename. All files make a committed checkpoint again, some of them
+    only a directory of files. The next call continues one that was interrupted. Returns the
+    directory; None if the checkpoint is there already, complete.
 
     Raises:
-        CheckpointExistsError: something else is there.
-        CheckpointCorruptError, CheckpointNotFoundError: it is not what its manifest says.
+        CheckpointExistsError: something else has that name.
+        CheckpointCorruptError, CheckpointNotFoundError: its files differ from its manifest.
         DirectoryFullError, DirectoryUnusableError: it does not fit, or cannot be written.
         StoreError: the store refused.
     """
@@ -109,9 +109,9 @@ def download_item(
         raise CheckpointExistsError(msg)
     root = check_root(target)
     try:
-        with open_reader(shelf, item) as place:
+        with open_reader(source, item) as reader:
             some = None if whole else tuple(entries)
-            bring(Counted(place, on_bytes), root, final, some, replace=False)
+            bring(CountingReader(reader, on_bytes), root, final, some, replace=False)
     except FileExistsError as error:
         msg = f"{final} was made by somebody else meanwhile: it was left as it is"
         raise CheckpointExistsError(msg) from error
@@ -121,7 +121,7 @@ def download_item(
 
 
 def copy_item(
-    shelf: JobCheckpoints,
+    source: JobCheckpoints,
     item: CheckpointItem,
     store: Store,
     to: tuple[str, str],
@@ -129,29 +129,29 @@ def copy_item(
 ) -> str:
     """Copy a checkpoint to the project and job `to` of a store, verified; return its key prefix.
 
-    Within one store the bytes stay on its server, where it can do that.
+    Within one store the server copies the bytes, if it can.
 
     Raises:
         LeaseHeldError: a running job publishes there.
-        CheckpointCorruptError, CheckpointNotFoundError: it is not what its manifest says.
+        CheckpointCorruptError, CheckpointNotFoundError: its files differ from its manifest.
         StoreError: a store refused.
     """
     prefix = job_prefix(*to, item.node_rank)
     base = None
-    if isinstance(shelf, StoreCheckpoints) and shelf.store.name == store.name:
+    if isinstance(source, StoreCheckpoints) and source.store.name == store.name:
         base = Base(item.where, item.manifest)
-    with holding(store, prefix) as lease, open_reader(shelf, item) as place:
+    with job_lease(store, prefix) as lease, open_reader(source, item) as reader:
         forget_removals(store, prefix, frozenset({item.manifest.digest}))
-        folder = copy_checkpoint(Counted(place, on_bytes), store, prefix, lease, base)
+        folder = copy_checkpoint(CountingReader(reader, on_bytes), store, prefix, lease, base)
     return f"{prefix}/{folder}"
 
 
 @contextlib.contextmanager
-def holding(store: Store, prefix: str) -> Iterator[Lease]:
-    """Be the only one who writes to a job's part of a store.
+def job_lease(store: Store, prefix: str) -> Iterator[Lease]:
+    """Hold the lease of a job's part of a store in the block.
 
     Raises:
-        LeaseHeldError: another process is.
+        LeaseHeldError: another process holds it.
         StoreError: the store refused.
     """
     lease = Lease(store, prefix, f"command-{uuid.uuid4().hex}")

@@ -1,4 +1,4 @@
-"""What is in the files of a checkpoint: tensors by their headers, text, and what differs."""
+"""The contents of a checkpoint's files: tensors by their headers, and comparison of their bytes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
-_ZIPS = (".ckpt", ".pt", ".pth", ".bin")
+_ZIP_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 
 
 def has_tensors(path: str) -> bool:
-    """Whether `tensors_of` knows what to do with a file of that name."""
-    return path.endswith((".safetensors", *_ZIPS)) or path.rpartition("/")[2] == ".metadata"
+    """Whether `tensors_of` can read a file of that name."""
+    return path.endswith((".safetensors", *_ZIP_SUFFIXES)) or path.rpartition("/")[2] == ".metadata"
 
 
-def tensors_of(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> Header:
-    """The tensors of a file; of a large file only the header is read. No code of it is run.
+def tensors_of(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> Header:
+    """The tensors of a file; of a large file only the header is read. Runs no code from it.
 
     Raises:
         CheckpointCorruptError: the file is not what its name says.
@@ -39,28 +39,31 @@ def tensors_of(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) ->
     """
     where = f"{item.name}/{entry.path}"
     if entry.path.endswith(".safetensors"):
-        with open_reader(shelf, item) as place:
-            place.check(entry)
-            start = _read(place, entry, 0, min(LENGTH_BYTES, entry.size))
+        with open_reader(source, item) as reader:
+            reader.check(entry)
+            start = _read(reader, entry, 0, min(LENGTH_BYTES, entry.size))
             length = header_bytes(start, entry.size, where)
-            data = _read(place, entry, LENGTH_BYTES, LENGTH_BYTES + length)
+            data = _read(reader, entry, LENGTH_BYTES, LENGTH_BYTES + length)
         return parse_header(data, entry.size, where)
-    if entry.path.endswith(_ZIPS):
-        with open_reader(shelf, item) as place, io.BufferedReader(RangeFile(place, entry)) as file:
+    if entry.path.endswith(_ZIP_SUFFIXES):
+        with (
+            open_reader(source, item) as reader,
+            io.BufferedReader(RangeFile(reader, entry)) as file,
+        ):
             return parse_zip(file, where)
     if entry.size > MOST_BYTES:
         msg = f"{where} is too large to look into: of its {entry.size} bytes none are read"
         raise CheckpointCorruptError(msg)
-    return parse_pickle(read_file(shelf, item, entry), where)
+    return parse_pickle(read_file(source, item, entry), where)
 
 
-def is_of_others(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> bool:
-    """Whether a file is named like torch's, yet none: a raw `.bin`, or torch's before 1.6."""
-    if not entry.path.endswith(_ZIPS):
+def is_not_from_torch(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> bool:
+    """Whether a file only has the name of a torch file: a raw `.bin`, or torch before 1.6."""
+    if not entry.path.endswith(_ZIP_SUFFIXES):
         return False
-    with open_reader(shelf, item) as place:
-        place.check(entry)
-        start = _read(place, entry, 0, min(len(_ZIP_START), entry.size))
+    with open_reader(source, item) as reader:
+        reader.check(entry)
+        start = _read(reader, entry, 0, min(len(_ZIP_START), entry.size))
     return start != _ZIP_START and (entry.path.endswith(".bin") or start[:1] == _PICKLE_START)
 
 
@@ -68,57 +71,57 @@ def same_bytes(
     one: tuple[CheckpointReader, FileEntry, Tensor],
     other: tuple[CheckpointReader, FileEntry, Tensor],
 ) -> bool:
-    """Whether two tensors of one size have the same bytes: both are read, and verified."""
+    """Whether two tensors of equal size have the same bytes; reads and verifies both."""
     return all(a == b for a, b in zip(_pieces(*one), _pieces(*other), strict=True))
 
 
-def _pieces(place: CheckpointReader, entry: FileEntry, tensor: Tensor) -> Iterator[bytes]:
+def _pieces(reader: CheckpointReader, entry: FileEntry, tensor: Tensor) -> Iterator[bytes]:
     assert tensor.offset is not None, "a safetensors header gives every offset"
     for start in range(0, tensor.size, BLOCK_BYTES):
         end = min(start + BLOCK_BYTES, tensor.size)
-        yield read_item_range(place, entry, tensor.offset + start, tensor.offset + end)
+        yield read_item_range(reader, entry, tensor.offset + start, tensor.offset + end)
 
 
-def _read(place: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:
-    """Not verified: a header is far smaller than the block whose digest is known."""
+def _read(reader: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:
+    """Read without verification: a header is far smaller than the block of its digest."""
     buffer = bytearray(end - start)
     if buffer:
-        place.read_into(entry, start, [memoryview(buffer)])
+        reader.read_into(entry, start, [memoryview(buffer)])
     return bytes(buffer)
 
 
 class RangeFile(io.RawIOBase):
-    """A file of a checkpoint, read by ranges as somebody seeks and reads."""
+    """A file of a checkpoint as a seekable binary file, which reads ranges."""
 
-    def __init__(self, place: CheckpointReader, entry: FileEntry) -> None:
+    def __init__(self, reader: CheckpointReader, entry: FileEntry) -> None:
         super().__init__()
-        self._place, self._entry, self._at = place, entry, 0
+        self._reader, self._entry, self._position = reader, entry, 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
-        """Where the next byte comes from."""
-        return self._at
+        """The position in bytes."""
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go somewhere, as files do."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
+        """Set the position, as files do."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}[whence]
         if base + offset < 0:
             msg = f"a negative position, {base + offset}"
             raise ValueError(msg)
-        self._at = base + offset
-        return self._at
+        self._position = base + offset
+        return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer as far as the file goes."""
-        count = max(0, min(len(buffer), self._entry.size - self._at))
+        """Fill the buffer up to the end of the file."""
+        count = max(0, min(len(buffer), self._entry.size - self._position))
         if count:
-            self._place.read_into(self._entry, self._at, [memoryview(buffer)[:count]])
-        self._at += count
+            self._reader.read_into(self._entry, self._position, [memoryview(buffer)[:count]])
+        self._position += count
         return count

@@ -1,4 +1,4 @@
-"""Which checkpoints somebody means: from options and the environment to a shelf."""
+"""The checkpoints that options and the environment name, and the jobs of a store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.catalog.manifest_cache import user_cache
 from bt_lightning.uri import LATEST, is_bt, parse
 
-_SHOWN = 200
+_MAX_SHOWN = 200
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What was asked for. None where nothing was said."""
+    """What the options name; None where an option is not given."""
 
     url: str | None = None
     """`bt://project[@job]`, or a directory."""
@@ -59,8 +59,8 @@ class StoredJob:
     """Newest first."""
     refused: tuple[str, ...] = ()
     record: JobRecord | None = None
-    """Of node 0, if a runner wrote one."""
-    holdings: JobObjects = field(default_factory=JobObjects)
+    """The record of node 0, if a runner wrote one."""
+    objects: JobObjects = field(default_factory=JobObjects)
 
     @property
     def oldest(self) -> str:
@@ -69,23 +69,24 @@ class StoredJob:
 
     @property
     def began(self) -> str:
-        """As its record says; without one, what is nearest to it: the oldest checkpoint."""
+        """Start of the job by its record; without one, the time of the oldest checkpoint."""
         return self.oldest if self.record is None else self.record.created_at
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files of its checkpoints."""
         return sum(item.manifest.size for item in self.items)
 
 
 def open_job(target: Target, notice: Callable[[str], None]) -> JobCheckpoints:
-    """The shelf that is meant; `notice` is told if it had to be chosen among several.
+    """Open the checkpoints of the job that is named; called by the command line.
 
-    A URL counts before a store, a store before a directory; of a store without a named job, the job
-    that the directory publishes to, else the one that began last.
+    A URL goes before a store, a store before a directory. In a store without a named job, this is
+    the job that the directory publishes to, else the one that began last; `notice` is called with a
+    line for people if it was chosen among several.
 
     Raises:
-        InvalidSettingError: nothing is named, or it is no directory, URL or store.
+        InvalidSettingError: nothing is named, or the name is no directory, URL or store.
         CheckpointNotFoundError: the store has no such project or job.
         StoreError: the store refused.
     """
@@ -96,36 +97,42 @@ def open_job(target: Target, notice: Callable[[str], None]) -> JobCheckpoints:
         uri = parse(target.url)
         store = open_bt_store(target.store, None)
         job = None if uri.revision == LATEST else uri.revision
-        return _newest(store, uri.project, job, notice)
+        return _open_newest(store, uri.project, job, notice)
     if not target.store:
         if target.directory:
             return DirectoryCheckpoints(directory_of(target.directory))
         msg = "name a directory with --dir (or BT_CHECKPOINT_DIR), or a store with --store"
         raise InvalidSettingError(msg)
-    return _stored(target, settings, notice)
+    return _open_in_store(target, settings, notice)
 
 
-def _stored(target: Target, settings: Settings, notice: Callable[[str], None]) -> JobCheckpoints:
+def _open_in_store(
+    target: Target, settings: Settings, notice: Callable[[str], None]
+) -> JobCheckpoints:
     store, cache = open_bt_store(target.store, None), user_cache(os.environ)
     if target.job is None and target.directory:
         root = Path(target.directory).expanduser().resolve()
         own = job_of(settings, root)
         stored = StoreCheckpoints(store, target.project or own.project, own.job, cache)
-        lost = not root.is_dir()  # another machine, or one that lost its disk
-        return stored if lost else JoinedCheckpoints(stored, DirectoryCheckpoints(root))
+        is_missing = not root.is_dir()  # another machine, or one that lost its disk
+        return stored if is_missing else JoinedCheckpoints(stored, DirectoryCheckpoints(root))
     within, named = target.project or settings.project, target.job or settings.job
     if within and named:
-        shelf = StoreCheckpoints(store, within, named, cache)
+        source = StoreCheckpoints(store, within, named, cache)
         prefix = jobs_prefix(within, named)
-        if not shelf.items() and not shelf.refused and next(iter(store.list(prefix)), None) is None:
+        if (
+            not source.items()
+            and not source.refused
+            and next(iter(store.list(prefix)), None) is None
+        ):
             msg = f"{store.name} has nothing of a job {named} of the project {within}"
             raise CheckpointNotFoundError(msg)
-        return shelf
-    return _newest(store, within, named, notice)
+        return source
+    return _open_newest(store, within, named, notice)
 
 
 def open_every_job(target: Target) -> list[JobCheckpoints]:
-    """The shelf of each job of the store, or of the project that is named; newest job first.
+    """Open the checkpoints of each job of the store, or of the named project; newest job first.
 
     Raises as `open_job`.
     """
@@ -133,21 +140,21 @@ def open_every_job(target: Target) -> list[JobCheckpoints]:
         msg = "all jobs are those of a store: name it with --store (or BT_STORE_URL)"
         raise InvalidSettingError(msg)
     store = open_bt_store(target.store, None)
-    shelves: list[JobCheckpoints] = []
-    for job in survey(store, target.project):
+    sources: list[JobCheckpoints] = []
+    for job in find_jobs(store, target.project):
         if not (job.items or job.refused):
-            continue  # its runner has begun, and nothing is committed
-        shelf = StoreCheckpoints(store, job.project, job.job, user_cache(os.environ))
-        shelf.know(job.items, job.refused)
-        shelves.append(shelf)
-    return shelves
+            continue  # its runner has begun, but nothing is committed
+        source = StoreCheckpoints(store, job.project, job.job, user_cache(os.environ))
+        source.take_over(job.items, job.refused)
+        sources.append(source)
+    return sources
 
 
 def project_of(store: Store, project: str | None, job: str) -> str:
-    """The project of a job, if it is not said: the only one of the store that has such a job.
+    """`project`, or if that is None, the only project of the store with a job of that id.
 
     Raises:
-        CheckpointNotFoundError: none has.
+        CheckpointNotFoundError: no project has such a job.
         InvalidSettingError: several have.
     """
     if project is not None:
@@ -167,7 +174,7 @@ def split_bt_url(target: Target) -> tuple[Target, str | None]:
     """`target` with the URL of its job only, and the checkpoint that the URL names, if any.
 
     Raises:
-        InvalidSettingError: it is no such URL.
+        InvalidSettingError: `target.url` is no valid `bt://` URL.
     """
     if not target.url or not is_bt(target.url):
         return target, None
@@ -176,10 +183,10 @@ def split_bt_url(target: Target) -> tuple[Target, str | None]:
 
 
 def directory_named(target: Target) -> Path:
-    """The directory that is named.
+    """The directory that the options name.
 
     Raises:
-        InvalidSettingError: none is, or there is none.
+        InvalidSettingError: they name none, or it does not exist.
     """
     if not target.directory:
         msg = "name a directory with --dir (or BT_CHECKPOINT_DIR)"
@@ -188,16 +195,20 @@ def directory_named(target: Target) -> Path:
 
 
 def directory_of(text: str) -> Path:
-    """The directory of that name.
+    """The absolute path of the directory `text`.
 
     Raises:
-        InvalidSettingError: there is none.
+        InvalidSettingError: there is no such directory.
     """
     try:
         path = Path(text).expanduser().resolve()
         known = path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, nobody's home
-        msg = f"{text[:_SHOWN]} is no directory: {error}"
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # too long, a loop of links, an unknown user
+        msg = f"{text[:_MAX_SHOWN]} is no directory: {error}"
         raise InvalidSettingError(msg) from error
     if not known:
         msg = f"{path} is no directory"
@@ -205,10 +216,10 @@ def directory_of(text: str) -> Path:
     return path
 
 
-def survey(store: Store, project: str | None = None, job: str | None = None) -> list[StoredJob]:
-    """Every job of a store, or of a project of it, the one that began last first: one listing.
+def find_jobs(store: Store, project: str | None = None, job: str | None = None) -> list[StoredJob]:
+    """The jobs of a store, of a project, or of that id; the latest first. One listing.
 
-    Manifests that the user's cache has are not read again.
+    Manifests in the user's cache are not read again.
     """
     prefix = jobs_prefix(project, job if project else None)
     listing = list_job(store, prefix, user_cache(os.environ))
@@ -226,23 +237,23 @@ def survey(store: Store, project: str | None = None, job: str | None = None) -> 
     known = {node[:2] for node in nodes if node is not None and (job in {None, node[1]})}
     records = read_records(store, sorted(known))
     found = []
-    held = {
+    objects_by_job = {
         names: own
         for names, own in job_objects(listing, prefix).items()
         if job is None or names[1] == slug(job)
     }
-    for names in {**jobs, **records, **held}:
-        mine = tuple(reason for reason in refused if f"{jobs_prefix(*names)}/" in reason)
+    for names in {**jobs, **records, **objects_by_job}:
+        own_refused = tuple(reason for reason in refused if f"{jobs_prefix(*names)}/" in reason)
         items = tuple(items_of_job(store, jobs.get(names, {}), protected))
-        own = held.get(names, JobObjects())
-        found.append(StoredJob(*names, items, mine, records.get(names), own))
+        own = objects_by_job.get(names, JobObjects())
+        found.append(StoredJob(*names, items, own_refused, records.get(names), own))
     return sorted(found, key=lambda j: (j.began, j.job), reverse=True)
 
 
-def _newest(
+def _open_newest(
     store: Store, project: str | None, job: str | None, notice: Callable[[str], None]
 ) -> StoreCheckpoints:
-    found = [one for one in survey(store, project, job) if one.items or one.refused]
+    found = [one for one in find_jobs(store, project, job) if one.items or one.refused]
     if not found:
         of = f" of the project {project}" if project else f" of the job {job}" if job else ""
         msg = f"nothing is committed{of} in {store.name}"
@@ -253,6 +264,6 @@ def _newest(
             f"{len(found)} jobs: this is {chosen.job} of {chosen.project}, which began last."
             " Name another with --job-id"
         )
-    shelf = StoreCheckpoints(store, chosen.project, chosen.job, user_cache(os.environ))
-    shelf.know(chosen.items, chosen.refused)
-    return shelf
+    source = StoreCheckpoints(store, chosen.project, chosen.job, user_cache(os.environ))
+    source.take_over(chosen.items, chosen.refused)
+    return source

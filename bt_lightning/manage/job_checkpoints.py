@@ -1,4 +1,4 @@
-"""Where the checkpoints of a job lie: a directory, or the job's part of a store."""
+"""The checkpoints of one job: in a directory, in the job's part of a store, or in both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.localdir import protection as on_disk
+from bt_lightning.localdir import protection as local_protection
 from bt_lightning.localdir.atomic_directory import delete_directory, tidy
 from bt_lightning.localdir.job_id_file import job_of
 from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest
@@ -16,7 +16,7 @@ from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST, PROTECTION, committed_at, jobs_prefix, under
 from bt_lightning.protection_record import Protection
 from bt_lightning.settings import Settings
-from bt_lightning.store.catalog import protection as in_store
+from bt_lightning.store.catalog import protection as stored_protection
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.catalog.projects import CatalogEntry, JobView, NodeFolder
 from bt_lightning.store.interface import read_any
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer import checkpoint_reader
 
 SYNCING, COMPLETE = "SYNCING", "COMPLETE"
-_NEAR = 5
+_MAX_NEAR = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointItem:
-    """One committed checkpoint of a shelf."""
+    """One committed checkpoint of a job."""
 
     project: str
     job: str
     node_rank: int
     name: str
-    """What `JobCheckpoints.find` takes: its id, or `rank-N/<id>` where another node has that id."""
+    """What `find` takes: its id, or `rank-N/<id>` where another node has the same id."""
     where: str
     """Key prefix in the store, or the directory."""
     manifest: Manifest
     protected: bool
     sync_status: str | None = None
-    """`COMPLETE`: durable in the store. `SYNCING`: on this disk only, so far. None: not known."""
+    """`COMPLETE`: durable in the store. `SYNCING`: on this disk only, so far. None: unknown."""
 
 
 class JobCheckpoints(Protocol):
-    """The checkpoints of a job. Used by one thread; what `place` returns, by several."""
+    """The checkpoints of a job. Used by one thread; what `reader` returns, by several."""
 
     name: str
     """Directory or URL, for messages."""
@@ -60,48 +60,48 @@ class JobCheckpoints(Protocol):
 
     @property
     def refused(self) -> Sequence[str]:
-        """Why something that looks like a checkpoint is left out; known after `items`."""
+        """Why folders that look like checkpoints are left out; known after `items`."""
 
     def items(self) -> list[CheckpointItem]:
-        """All of them, newest first."""
+        """All checkpoints, newest first."""
 
     def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
-        """Where its bytes are read."""
+        """A reader of its bytes."""
 
     def url(self, item: CheckpointItem, path: str, expires_s: int) -> str:
-        """A URL of one of its files; signed, and so a secret, where the store signs."""
+        """A URL of one of its files, valid for `expires_s` seconds; a secret if it is signed."""
 
     def protection(self, item: CheckpointItem) -> Protection | None:
-        """Who protects it, and why; None if nobody does."""
+        """Its protection; None if it has none."""
 
     def protect(self, item: CheckpointItem, protection: Protection) -> None:
-        """Keep it from being deleted."""
+        """Protect it from deletion."""
 
     def unprotect(self, item: CheckpointItem) -> None:
-        """Let it be deleted again."""
+        """Remove its protection."""
 
 
-def find(shelf: JobCheckpoints, name: str) -> CheckpointItem:
+def find(source: JobCheckpoints, name: str) -> CheckpointItem:
     """The item of that name; `latest` is the newest.
 
     Raises:
-        CheckpointNotFoundError: there is none; the message names those that are called alike.
+        CheckpointNotFoundError: there is none; the message lists similar names.
     """
-    items = shelf.items()
+    items = source.items()
     if name == "latest" and items:
         return items[0]
     for item in items:
         if name in {item.name, f"rank-{item.node_rank}/{item.name}"}:
             return item
     names = [item.name for item in items]
-    near = difflib.get_close_matches(name, names, _NEAR, 0.3) or names[:_NEAR]
+    near = difflib.get_close_matches(name, names, _MAX_NEAR, 0.3) or names[:_MAX_NEAR]
     has = f"it has {', '.join(near)}" if len(near) == len(names) else f"near: {', '.join(near)}"
-    msg = f"{shelf.name} has no checkpoint {name!r}" + (f" ({has})" if near else ": it is empty")
+    msg = f"{source.name} has no checkpoint {name!r}" + (f" ({has})" if near else ": it is empty")
     raise CheckpointNotFoundError(msg)
 
 
 class DirectoryCheckpoints:
-    """What is committed under a directory."""
+    """The checkpoints that are committed under a directory."""
 
     def __init__(self, root: Path) -> None:
         self.name, self._root = str(root), root
@@ -109,15 +109,15 @@ class DirectoryCheckpoints:
         self.project, self.job, self._rank = job.project, job.job, job.node_rank
         self._refused: list[str] = []
         self.unread: list[str] = []
-        """Those of `refused` that tell of a folder that could not be looked into."""
+        """Those of `refused` about folders that could not be read."""
 
     @property
     def refused(self) -> list[str]:
-        """Reasons, of the last `items`."""
+        """Reasons, as of the last `items`."""
         return self._refused
 
     def items(self) -> list[CheckpointItem]:
-        """Read from the disk at each call; of one id the newest generation."""
+        """Read from the disk at each call; only the newest generation of an id."""
         found, refused, unread = list_committed(self._root)
         self.unread = [item.reason for item in unread]
         self._refused = [*self.unread, *(item.reason for item in refused)]
@@ -131,42 +131,42 @@ class DirectoryCheckpoints:
                 name=name,
                 where=str(checkpoint.path),
                 manifest=checkpoint.manifest,
-                protected=on_disk.is_protected_local(checkpoint.path),
+                protected=local_protection.is_protected_local(checkpoint.path),
             )
             items.setdefault(name, item)
         return list(items.values())
 
     def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
-        """A directory; close it after use."""
+        """A reader of the directory; close it after use."""
         return DirectoryReader(self._path(item))
 
     def url(self, item: CheckpointItem, path: str, expires_s: int) -> str:  # noqa: ARG002 - has no end
-        """A file:// URL."""
+        """A file:// URL, which does not expire."""
         return (self._path(item) / path).resolve().as_uri()
 
     def protection(self, item: CheckpointItem) -> Protection | None:
         """Read from the disk."""
-        return on_disk.protection_of(self._path(item))
+        return local_protection.protection_of(self._path(item))
 
     def protect(self, item: CheckpointItem, protection: Protection) -> None:
-        """Written to the disk, durable."""
-        on_disk.protect_local(self._path(item), protection)
+        """Written to the disk, durably."""
+        local_protection.protect_local(self._path(item), protection)
 
     def unprotect(self, item: CheckpointItem) -> None:
-        """Taken from the disk."""
-        on_disk.unprotect_local(self._path(item))
+        """Deleted from the disk."""
+        local_protection.unprotect_local(self._path(item))
 
     def delete(self, item: CheckpointItem) -> None:
         """Delete it from the disk, unless it is protected or was replaced since `items`.
 
         Raises:
-            CheckpointProtectedError: somebody protected it.
-            CheckpointNotFoundError: it is not there, or another is.
+            CheckpointProtectedError: it is protected.
+            CheckpointNotFoundError: it is gone, or was replaced.
         """
         path = self._path(item)
-        said = self.protection(item)
-        if said is not None:
-            raise in_store.protected_error(item.name, said)
+        protection = self.protection(item)
+        if protection is not None:
+            raise stored_protection.protected_error(item.name, protection)
         if read_manifest(path).digest != item.manifest.digest:
             msg = f"{path} was replaced by a newer one meanwhile: list again"
             raise CheckpointNotFoundError(msg)
@@ -178,7 +178,7 @@ class DirectoryCheckpoints:
 
 
 class StoreCheckpoints:
-    """What is committed in a job's part of a store, of all its nodes."""
+    """The checkpoints in a job's part of a store, of all its nodes."""
 
     def __init__(self, store: Store, project: str, job: str, cache: Path | None = None) -> None:
         self.store, self._cache = store, cache
@@ -190,11 +190,11 @@ class StoreCheckpoints:
 
     @property
     def refused(self) -> list[str]:
-        """Reasons, of the last look."""
+        """Reasons, as of the last listing."""
         return self._refused
 
     def items(self) -> list[CheckpointItem]:
-        """One listing, at the first call, and the manifests that the cache does not have."""
+        """Lists the store at the first call, and reads manifests that are not in the cache."""
         if self._items is None:
             listing = list_job(self.store, self._prefix, self._cache)
             read, self._refused = read_listing(self.store, self._prefix, listing.committed)
@@ -202,20 +202,20 @@ class StoreCheckpoints:
             self._items = items_of_job(self.store, read, protected)
         return self._items
 
-    def know(self, items: Iterable[CheckpointItem], refused: Iterable[str]) -> None:
-        """Take over what a listing of more than this job found."""
+    def take_over(self, items: Iterable[CheckpointItem], refused: Iterable[str]) -> None:
+        """Use the results of a listing of several jobs instead of listing again."""
         self._items, self._refused = list(items), list(refused)
 
     def forget(self) -> None:
-        """Look again at the next call."""
+        """List again at the next call of `items`."""
         self._items = None
 
     def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
-        """The folder in the store."""
+        """A reader of its folder in the store."""
         return StoreReader(self.store, "", item.where)
 
     def url(self, item: CheckpointItem, path: str, expires_s: int) -> str:
-        """As the store signs it."""
+        """A URL that the store signs."""
         return self.store.sign(f"{item.where}/{path}", expires_s)
 
     def protection(self, item: CheckpointItem) -> Protection | None:
@@ -225,72 +225,72 @@ class StoreCheckpoints:
 
     def protect(self, item: CheckpointItem, protection: Protection) -> None:
         """Written to the store."""
-        in_store.protect_stored(self.store, item.where, protection)
+        stored_protection.protect_stored(self.store, item.where, protection)
         self.forget()
 
     def unprotect(self, item: CheckpointItem) -> None:
-        """Taken from the store."""
-        in_store.unprotect_stored(self.store, item.where)
+        """Deleted from the store."""
+        stored_protection.unprotect_stored(self.store, item.where)
         self.forget()
 
 
 class JoinedCheckpoints:
-    """A job's part of a store, and the directory that it is published from, as one."""
+    """A job's part of a store and its directory as one; the store's copy of an item goes first."""
 
     def __init__(self, store: StoreCheckpoints, directory: DirectoryCheckpoints) -> None:
-        self.store_shelf, self.directory_shelf = store, directory
+        self.store_part, self.directory_part = store, directory
         self.name, self.project, self.job = store.name, store.project, store.job
         self._local: set[str] = set()
 
     @property
     def refused(self) -> list[str]:
-        """Of both."""
-        return [*self.store_shelf.refused, *self.directory_shelf.refused]
+        """Reasons of both."""
+        return [*self.store_part.refused, *self.directory_part.refused]
 
     def items(self) -> list[CheckpointItem]:
-        """What the store has, and what only the disk has yet."""
-        stored = self.store_shelf.items()
+        """The store's checkpoints, and those that only the disk has so far."""
+        stored = self.store_part.items()
         known = {item.manifest.digest for item in stored}
         local = [
             replace(item, job=self.job, project=self.project, sync_status=SYNCING)
-            for item in self.directory_shelf.items()
+            for item in self.directory_part.items()
             if item.manifest.digest not in known
         ]
         self._local = {item.where for item in local}
         return sorted([*local, *stored], key=lambda item: item.manifest.order, reverse=True)
 
     def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
-        """In the store, if it is there."""
-        return self._holding(item).reader(item)
+        """In the store, if that has it."""
+        return self._part_of(item).reader(item)
 
     def url(self, item: CheckpointItem, path: str, expires_s: int) -> str:
-        """In the store, if it is there."""
-        return self._holding(item).url(item, path, expires_s)
+        """In the store, if that has it."""
+        return self._part_of(item).url(item, path, expires_s)
 
     def protection(self, item: CheckpointItem) -> Protection | None:
-        """In the store, if it is there."""
-        return self._holding(item).protection(item)
+        """In the store, if that has it."""
+        return self._part_of(item).protection(item)
 
     def protect(self, item: CheckpointItem, protection: Protection) -> None:
-        """In the store, if it is there."""
-        self._holding(item).protect(item, protection)
+        """In the store, if that has it."""
+        self._part_of(item).protect(item, protection)
 
     def unprotect(self, item: CheckpointItem) -> None:
-        """In the store, if it is there."""
-        self._holding(item).unprotect(item)
+        """In the store, if that has it."""
+        self._part_of(item).unprotect(item)
 
     def only_on_disk(self, item: CheckpointItem) -> bool:
-        """Whether the store does not have it yet, as of the last `items`."""
+        """Whether only the disk has it, as of the last `items`."""
         return item.where in self._local
 
-    def _holding(self, item: CheckpointItem) -> JobCheckpoints:
-        return self.directory_shelf if self.only_on_disk(item) else self.store_shelf
+    def _part_of(self, item: CheckpointItem) -> JobCheckpoints:
+        return self.directory_part if self.only_on_disk(item) else self.store_part
 
 
 def read_listing(
     store: Store, prefix: str, committed: dict[str, bytes]
 ) -> tuple[dict[NodeFolder, CatalogEntry], list[str]]:
-    """The checkpoints whose manifests were found, and why some of them are left out."""
+    """Parse the manifests of a listing: the entries, and why some are left out."""
     read, refused = {}, []
     for folder, data in committed.items():
         key = f"{under(prefix, folder)}/{MANIFEST}"
@@ -332,7 +332,7 @@ def items_of_job(
 
 
 def _names(view: JobView) -> Callable[[CatalogEntry], str]:
-    """What each checkpoint of a job is found by."""
+    """The function that gives each checkpoint of a job its unique name."""
     owners: dict[str, int] = {}
     for found in view.checkpoints():
         rank = owners.setdefault(found.checkpoint_id, found.location.node_rank)

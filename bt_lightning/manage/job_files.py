@@ -1,6 +1,6 @@
-"""Files of a job that belong to no checkpoint: which there are in a store, and bringing them back.
+"""Job files, which belong to no checkpoint: their list in a store, and their download.
 
-No manifest speaks for them: what arrives is what the store gives, of the size that it names.
+No manifest describes them: only their sizes can be checked.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from bt_lightning.glob_patterns import Patterns
     from bt_lightning.store.interface import Store
 
-_READERS: Final = 8
+_THREADS: Final = 8
 _PIECE: Final = PIECE_BYTES // 4
-_COMPARED: Final = 1024 * 1024
+_COMPARE_BYTES: Final = 1024 * 1024
 _NAMED: Final = 5
 
 
@@ -49,11 +49,11 @@ class StoredFile:
     """Bytes."""
     key: str
     name: str
-    """Its path among those of all nodes: below `rank-<node>`, if there are several."""
+    """Its path among the files of all nodes: below `rank-<node>` if there are several nodes."""
 
 
 def job_files(store: Store, project: str, job: str, patterns: Patterns) -> list[StoredFile]:
-    """The files of a job that belong to no checkpoint and that the patterns name: one listing.
+    """The job files that the patterns select. One listing.
 
     Raises:
         CheckpointNotFoundError: there are none.
@@ -64,8 +64,8 @@ def job_files(store: Store, project: str, job: str, patterns: Patterns) -> list[
     for path, size in list_job(store, prefix).job_files().items():
         node, _, rest = path.partition("/")
         word, _, rank = node.partition("-")
-        ours = word == "rank" and rank.isascii() and rank.isdigit() and safe_parts(rest)
-        if ours and not hidden(rest) and patterns.choose(rest):
+        is_node_file = word == "rank" and rank.isascii() and rank.isdigit() and safe_parts(rest)
+        if is_node_file and not hidden(rest) and patterns.choose(rest):
             found.append((int(rank), rest, size, under(prefix, path)))
     if not found:
         msg = (
@@ -88,31 +88,31 @@ def download_files(
     *,
     replace: bool = False,
 ) -> None:
-    """Bring files below the directory `target`, several at a time; each appears when it is whole.
+    """Download files below the directory `target`, several at a time; each appears when complete.
 
-    What is there already stays, unless it is to be replaced: the very same file is passed over.
+    An existing file stays, unless `replace` is set; an identical one is accepted.
 
     Raises:
-        CheckpointExistsError: others have these names; if their sizes say so, nothing was written.
-        DirectoryUnusableError: the directory cannot be written, or a link is in it on the way.
-        StoreError, CheckpointNotFoundError: the store refused, or a file is gone meanwhile.
+        CheckpointExistsError: other files have these names; if sizes differ, nothing was written.
+        DirectoryUnusableError: the directory cannot be written, or a symlink is on the path.
+        StoreError, CheckpointNotFoundError: the store refused, or a file was deleted meanwhile.
     """
     if not replace:
-        taken = [file.name for file in files if _is_taken(target, file)]
+        taken = [file.name for file in files if _name_is_taken(target, file)]
         if taken:
-            raise _exists(target, taken)
+            raise _exists_error(target, taken)
 
-    def bring(file: StoredFile) -> None:
-        with _usable(target, file), made_folder(target, split(file.name)[0]) as folder:
-            _bring(store, file, folder, target if not replace else None, on_bytes)
+    def download_one(file: StoredFile) -> None:
+        with _file_errors(target, file), made_folder(target, split(file.name)[0]) as folder:
+            _download(store, file, folder, target if not replace else None, on_bytes)
 
-    in_parallel(bring, files, _READERS)
+    in_parallel(download_one, files, _THREADS)
 
 
-def _bring(
+def _download(
     store: Store, file: StoredFile, within: int, new: Path | None, on_bytes: Callable[[int], None]
 ) -> None:
-    """Write one file into its folder; `new` is the directory where it must replace none."""
+    """Write one file into its folder; `new` is the target where it must replace none, or None."""
     name, part = split(file.name)[1], f".{uuid.uuid4().hex}.part"
     descriptor = new_file(within, part)
     try:
@@ -126,13 +126,13 @@ def _bring(
         if new is None:
             os.replace(part, name, src_dir_fd=within, dst_dir_fd=within)
         else:
-            _give_name(within, part, name, file, new)
+            _rename_new(within, part, name, file, new)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part, dir_fd=within)
 
 
-def _give_name(within: int, part: str, name: str, file: StoredFile, target: Path) -> None:
+def _rename_new(within: int, part: str, name: str, file: StoredFile, target: Path) -> None:
     try:
         rename_new_in(within, part, name)
     except FileExistsError as error:
@@ -142,18 +142,18 @@ def _give_name(within: int, part: str, name: str, file: StoredFile, target: Path
         ):
             same = all(a == b for a, b in zip(_pieces(ours), _pieces(theirs), strict=False))
             if not same or os.fstat(ours.fileno()).st_size != os.fstat(theirs.fileno()).st_size:
-                raise _exists(target, [file.name]) from error
+                raise _exists_error(target, [file.name]) from error
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    return iter(lambda: file.read(_COMPARED), b"")
+    return iter(lambda: file.read(_COMPARE_BYTES), b"")
 
 
-def _is_taken(target: Path, file: StoredFile) -> bool:
-    """Whether the name is that of something that is certainly another, before anything is read."""
+def _name_is_taken(target: Path, file: StoredFile) -> bool:
+    """Whether something else certainly has that name, judged without reading it."""
     place, name = split(file.name)
     try:
-        with _usable(target, file), folder(target, place) as within:
+        with _file_errors(target, file), folder(target, place) as within:
             status = os.stat(name, dir_fd=within, follow_symlinks=False)
     except FileNotFoundError:
         return False
@@ -161,8 +161,8 @@ def _is_taken(target: Path, file: StoredFile) -> bool:
 
 
 @contextlib.contextmanager
-def _usable(target: Path, file: StoredFile) -> Iterator[None]:
-    """Say of which file the system refused something, and what."""
+def _file_errors(target: Path, file: StoredFile) -> Iterator[None]:
+    """Turn a system error in the block into one that names the file."""
     try:
         yield
     except OSError as error:
@@ -172,7 +172,7 @@ def _usable(target: Path, file: StoredFile) -> Iterator[None]:
         raise DirectoryUnusableError(msg) from error
 
 
-def _exists(target: Path, names: Sequence[str]) -> CheckpointExistsError:
+def _exists_error(target: Path, names: Sequence[str]) -> CheckpointExistsError:
     more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return CheckpointExistsError(
         f"{target} has other files of these names: {', '.join(names[:_NAMED])}{more}. They were"

@@ -1,4 +1,4 @@
-"""All that a job has in a store, besides what is ours alone: what a deletion takes with it."""
+"""All objects of a job in a store that a deletion deletes; our own bookkeeping is left out."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from bt_lightning.store.catalog.listing import JobListing
 
 NAMED: Final = 20
-"""Names of files that are said; of the others, how many there are."""
-_ASIDE: Final = f"{DOT_DIR}-trash"
+"""File names that are listed; the others are only counted."""
+_TRASH: Final = f"{DOT_DIR}-trash"
 
 
 @dataclass(slots=True)
 class JobObjects:
-    """What one listing found of a job. Paths are below the job: `rank-0/checkpoint-1`."""
+    """The objects of a job in one listing. Paths are below the job: `rank-0/checkpoint-1`."""
 
     checkpoints: dict[str, int] = field(default_factory=dict)
-    """Bytes of each committed folder, one that is damaged too."""
+    """Bytes of each committed folder, damaged ones included."""
     protected: set[str] = field(default_factory=set)
     files: dict[str, int] = field(default_factory=dict)
-    """Bytes of each object of no checkpoint: logs, other folders, what was cut off or put aside."""
+    """Bytes of each object of no checkpoint: logs, folders, unfinished uploads, the trash."""
 
     @property
     def size(self) -> int:
@@ -35,13 +35,13 @@ class JobObjects:
 
     @property
     def going(self) -> list[str]:
-        """Folders that nobody protects."""
+        """Folders that are not protected."""
         return sorted(self.checkpoints.keys() - self.protected)
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Files, as they are told of."""
+    """A summary of files for people and JSON."""
 
     number: int = 0
     size: int = 0
@@ -51,46 +51,46 @@ class Files:
 
     @classmethod
     def of(cls, found: Iterable[tuple[str, int]]) -> Files:
-        """Those of these names and sizes."""
+        """Summarize files, given as (name, bytes)."""
         listed = sorted(found)
         names = tuple(name for name, _ in listed[:NAMED])
         return cls(len(listed), sum(size for _, size in listed), names)
 
     def as_dict(self) -> dict[str, object]:
-        """As JSON has it."""
+        """The summary as a JSON object."""
         return {"number": self.number, "size_bytes": self.size, "names": list(self.names)}
 
 
 def is_ours(path: str) -> bool:
-    """Whether an object below a job says something to us only: leases, records, requests."""
-    return any(part.startswith(DOT_DIR) and part != _ASIDE for part in path.split("/"))
+    """Whether an object below a job is our own bookkeeping: a lease, record or request."""
+    return any(part.startswith(DOT_DIR) and part != _TRASH for part in path.split("/"))
 
 
 def job_objects(listing: JobListing, prefix: str) -> dict[tuple[str, str], JobObjects]:
-    """What each job has, by project and job, of a listing of `prefix`."""
+    """The objects of each job, by (project, job), in a listing of `prefix`."""
     found: dict[tuple[str, str], JobObjects] = {}
     for folder in listing.committed:
         name, path = _job_of(prefix, folder)
         if path:
-            own = found.setdefault(name, JobObjects())
-            own.checkpoints[path] = len(listing.committed[folder])
+            objects = found.setdefault(name, JobObjects())
+            objects.checkpoints[path] = len(listing.committed[folder])
             if folder in listing.protected:
-                own.protected.add(path)
+                objects.protected.add(path)
     for key, size in {**listing.others, **listing.hidden_objects}.items():
         name, path = _job_of(prefix, key)
         if not path or is_ours(path):
             continue
-        own = found.setdefault(name, JobObjects())
-        outer = next((f for f in folders_of(path) if f in own.checkpoints), None)
+        objects = found.setdefault(name, JobObjects())
+        outer = next((f for f in folders_of(path) if f in objects.checkpoints), None)
         if outer is None:
-            own.files[path] = size
+            objects.files[path] = size
         else:
-            own.checkpoints[outer] += size
+            objects.checkpoints[outer] += size
     return found
 
 
 def _job_of(prefix: str, path: str) -> tuple[tuple[str, str], str]:
-    """Project and job of a path below `prefix`, and the rest of it; no rest if it is of no job."""
+    """(Project, job) of a path below `prefix`, and the rest of it; no rest if it is of no job."""
     full = f"{prefix}/{path}"
     project, _, rest = full.removeprefix(f"{jobs_prefix()}/").partition("/")
     word, _, rest = rest.partition("/")

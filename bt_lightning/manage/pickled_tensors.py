@@ -1,7 +1,7 @@
 """The tensors of `.ckpt`, `.pt` and DCP metadata files, read without running any of their code.
 
-What somebody else wrote may be made to take gigabytes or hours: all that is read, made and looked
-at here has a bound, and beyond it a file is too large to look into.
+A hostile file may be made to take gigabytes or hours: all that is read or made here has a bound,
+and a file beyond it is refused as too large.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bt_lightning.manage.tensor_headers import MOST_SIDES, Header, Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_WORDS: Final = {
+_DTYPES: Final = {
     "Float": "F32",
     "Double": "F64",
     "Half": "F16",
@@ -46,34 +46,34 @@ _WORDS: Final = {
     "float8_e5m2": "F8_E5M2",
     "complex64": "C64",
 }
-_BYTES: Final = {
+_DTYPE_BYTES: Final = {
     **dict.fromkeys(("F64", "I64", "C64"), 8),
     **dict.fromkeys(("F32", "I32"), 4),
     **dict.fromkeys(("F16", "BF16", "I16"), 2),
 }
-_MOST_DIRECTORY: Final = 6_000_000
+_MAX_DIRECTORY: Final = 6_000_000
 """Bytes of a zip file's list of members: one for each of some fifty thousand storages."""
-_MOST_LOOKED_AT: Final = 1_500_000
-_MOST_ENTERED: Final = 200_000
-_LONGEST_NAME: Final = 4096
-_MOST_IN_NAMES: Final = 4_000_000
-_DEEPEST: Final = 200
-_MOST_WRAPPED: Final = 8
-_LONGEST_WORD: Final = 40
+_MAX_VALUES: Final = 1_500_000
+_MAX_CONTAINERS: Final = 200_000
+_MAX_NAME: Final = 4096
+_MAX_NAME_CHARS: Final = 4_000_000
+_MAX_DEPTH: Final = 200
+_MAX_WRAPPERS: Final = 8
+_MAX_DTYPE_NAME: Final = 40
 _MOST_ELEMENTS: Final = 2**63
 
 
-class _Bounded:
-    """A file that gives no more at a time than is said."""
+class _BoundedFile:
+    """A file whose reads are limited to `max_bytes` each."""
 
-    def __init__(self, file: IO[bytes], most: int) -> None:
-        self._file, self.most = file, most
+    def __init__(self, file: IO[bytes], max_bytes: int) -> None:
+        self._file, self.max_bytes = file, max_bytes
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(self.most + 1 if size < 0 else min(size, self.most + 1))
-        if len(data) > self.most:
-            msg = f"a part of more than {self.most} bytes"
+        data = self._file.read(self.max_bytes + 1 if size < 0 else min(size, self.max_bytes + 1))
+        if len(data) > self.max_bytes:
+            msg = f"a part of more than {self.max_bytes} bytes"
             raise TooLargeError(msg)
         return data
 
@@ -82,12 +82,12 @@ def parse_zip(file: IO[bytes], where: str) -> Header:
     """The tensors of a file that `torch.save` wrote: `.ckpt`, `.pt`, `.bin`.
 
     Raises:
-        CheckpointCorruptError: it is none, of the format before torch 1.6, or too large.
+        CheckpointCorruptError: it is not such a file, of a format before torch 1.6, or too large.
     """
-    bounded = _Bounded(file, _MOST_DIRECTORY)
+    bounded = _BoundedFile(file, _MAX_DIRECTORY)
     try:
         with zipfile.ZipFile(bounded) as archive:
-            bounded.most = MOST_BYTES
+            bounded.max_bytes = MOST_BYTES
             data = _data_of(archive)
     except TooLargeError as error:
         raise _too_large(where, error) from error
@@ -107,7 +107,7 @@ def _data_of(archive: zipfile.ZipFile) -> bytes:
         raise TooLargeError(msg)
     if names[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         msg = "its data.pkl is packed in a way that torch.save does not use"
-        raise ValueError(msg)  # others take memory as the file says
+        raise ValueError(msg)  # other methods allocate what the file claims
     with archive.open(names[0]) as member:
         return member.read(MOST_BYTES)
 
@@ -116,7 +116,7 @@ def parse_pickle(data: bytes, where: str) -> Header:
     """The tensors of one pickle: `data.pkl` of a torch file, or `.metadata` of a DCP folder.
 
     Raises:
-        CheckpointCorruptError: it is none, or too large.
+        CheckpointCorruptError: it is no pickle, or too large.
     """
     try:
         found = list(_walk(unpickle(data)))
@@ -133,17 +133,17 @@ def _too_large(where: str, error: TooLargeError) -> CheckpointCorruptError:
 
 
 def _walk(root: Any) -> Iterator[Tensor]:
-    """Every tensor below `root`, by its path; what holds itself is not entered again."""
-    inside = [("", id(root), _children(root))]
+    """Yield every tensor below `root`, named by its path; cycles are not followed."""
+    stack = [("", id(root), _children(root))]
     entered = {id(root)}
     entries = named = 0
-    for _ in range(_MOST_LOOKED_AT):
-        path, own, children = inside[-1]
+    for _ in range(_MAX_VALUES):
+        path, own, children = stack[-1]
         found = next(children, None)
         if found is None:
             entered.remove(own)
-            inside.pop()
-            if not inside:
+            stack.pop()
+            if not stack:
                 return
             continue
         name, value = found
@@ -152,33 +152,33 @@ def _walk(root: Any) -> Iterator[Tensor]:
         below = _below(path, name)
         tensor = _tensor(below, value)
         if tensor is None:
-            inside.append((below, id(value), _children(value)))
+            stack.append((below, id(value), _children(value)))
             entered.add(id(value))
             entries += 1
         else:
             named += len(below)
             yield tensor
-        _check_bounds(len(inside), entries, named)
-    msg = f"more than {_MOST_LOOKED_AT} values"
+        _check_bounds(len(stack), entries, named)
+    msg = f"more than {_MAX_VALUES} values"
     raise TooLargeError(msg)
 
 
 def _below(path: str, name: Any) -> str:
-    if name is LONG or len(path) + len(str(name)) >= _LONGEST_NAME:
-        msg = f"a name of more than {_LONGEST_NAME} characters"
+    if name is LONG or len(path) + len(str(name)) >= _MAX_NAME:
+        msg = f"a name of more than {_MAX_NAME} characters"
         raise TooLargeError(msg)
     return f"{path}.{name}" if path else str(name)
 
 
 def _check_bounds(depth: int, entries: int, named: int) -> None:
-    if depth > _DEEPEST:
-        msg = f"values nested more than {_DEEPEST} deep"
+    if depth > _MAX_DEPTH:
+        msg = f"values nested more than {_MAX_DEPTH} deep"
         raise TooLargeError(msg)
-    if entries > _MOST_ENTERED:
-        msg = f"more than {_MOST_ENTERED} lists and objects"
+    if entries > _MAX_CONTAINERS:
+        msg = f"more than {_MAX_CONTAINERS} lists and objects"
         raise TooLargeError(msg)
-    if named > _MOST_IN_NAMES:
-        msg = f"names of more than {_MOST_IN_NAMES} characters"
+    if named > _MAX_NAME_CHARS:
+        msg = f"names of more than {_MAX_NAME_CHARS} characters"
         raise TooLargeError(msg)
 
 
@@ -210,16 +210,16 @@ def _entry(value: Any, key: str) -> Any:
 
 
 def _tensor(path: str, value: Any) -> Tensor | None:
-    """The tensor that a call of torch would make of `value`; None if it is no such call."""
+    """The tensor that a torch call in `value` would rebuild; None if there is no such call."""
     try:
-        return _rebuilt(path, value) if isinstance(value, PickledValue) else None
+        return _tensor_of_rebuild_call(path, value) if isinstance(value, PickledValue) else None
     except (IndexError, AttributeError, TypeError, KeyError, ValueError):
         return None
 
 
-def _rebuilt(path: str, value: PickledValue) -> Tensor | None:
+def _tensor_of_rebuild_call(path: str, value: PickledValue) -> Tensor | None:
     full, args = value.full, value.args
-    for _ in range(_MOST_WRAPPED):
+    for _ in range(_MAX_WRAPPERS):
         kind = full.rpartition(".")[2]
         if kind in {"_rebuild_parameter", "_rebuild_parameter_with_state"}:
             full, args = args[0].full, args[0].args
@@ -228,20 +228,20 @@ def _rebuilt(path: str, value: PickledValue) -> Tensor | None:
         else:
             break
     if kind in {"_rebuild_tensor", "_rebuild_tensor_v2"}:
-        return _made(path, args[0].args[1], args[2])
+        return _make_tensor(path, args[0].args[1], args[2])
     if kind == "_rebuild_tensor_v3":
-        return _made(path, args[6], args[2])
+        return _make_tensor(path, args[6], args[2])
     if kind == "TensorStorageMetadata":
         properties, size = _entry(value.state, "properties"), _entry(value.state, "size")
-        return _made(path, properties.state[0], size.args[0])
+        return _make_tensor(path, properties.state[0], size.args[0])
     return None
 
 
-def _made(path: str, named: Any, shape: Any) -> Tensor | None:
+def _make_tensor(path: str, named: Any, shape: Any) -> Tensor | None:
     if not isinstance(shape, list | tuple) or len(shape) > MOST_SIDES:
         return None
     if not all(isinstance(side, int) and 0 <= side < _MOST_ELEMENTS for side in shape):
         return None
-    word = getattr(named, "full", "").rpartition(".")[2].removesuffix("Storage")
-    dtype = _WORDS.get(word, word[:_LONGEST_WORD] or "?")
-    return Tensor(path, dtype, tuple(shape), math.prod(shape) * _BYTES.get(dtype, 1))
+    type_name = getattr(named, "full", "").rpartition(".")[2].removesuffix("Storage")
+    dtype = _DTYPES.get(type_name, type_name[:_MAX_DTYPE_NAME] or "?")
+    return Tensor(path, dtype, tuple(shape), math.prod(shape) * _DTYPE_BYTES.get(dtype, 1))

@@ -1,4 +1,4 @@
-"""What a run is doing just now, as its directory tells: its saves, its disk, its uploads."""
+"""The status of a run, read from its checkpoint directory: saves, disk and uploads."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ARENAS = 3
-"""No more saves than these are under way at a time."""
+"""Saves that can be under way at a time."""
 _FOREVER_MS = 1e12
 _ENDS = ("durable", "streamed", "refused")
-"""Events after which a save is in memory no more."""
-_LIVE_S = 10
-"""A worker that is gone, or silent for so long in an upload, is not uploading."""
+"""Events that end a save's time in memory."""
+_STALE_S = 10
+"""A worker that is silent for so long in an upload counts as gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,57 +36,62 @@ class Upload:
 
     @property
     def rate(self) -> float:
-        """Bytes a second, so far."""
+        """Mean bytes a second so far."""
         return self.bytes_done / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that it takes still, at that rate; None while nothing is known of it."""
+        """Seconds left at that rate; None while the rate is not known."""
         return (self.bytes_total - self.bytes_done) / self.rate if self.rate else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """One look at a run."""
+    """The status of a run at one time."""
 
     directory: str
     at: float
     """Seconds of the epoch."""
     saves: int
     skipped: int
-    """Saves that gave way to others, so that training went on."""
+    """Saves that were skipped or replaced, so that training did not wait."""
     last_save: dict[str, Any] | None
     """The newest `save` event."""
     staged: int
-    """Saves that began and are not on the disk yet, so far as events tell."""
+    """Saves that began and are not on the disk yet, by the events."""
     checkpoints: int
     damaged: int
     disk_bytes: int
     disk_free: int
     newest: str | None
     published: int
-    """Uploads that were finished, since the directory began."""
+    """Uploads finished, over all runs of the directory."""
     uploads: bool
-    """Whether a worker ever uploaded from here."""
+    """Whether a worker ever uploaded from the directory."""
     upload: Upload | None
     waiting: int
     error: str
     stall_s: float
-    """What saves cost training in all, seconds."""
+    """Seconds that training waited for saves, in all."""
 
 
 def run_status(root: Path) -> Status:
-    """Look at the run of a checkpoint directory. Called by the command line; reads only."""
+    """Read the status of a checkpoint directory. Called by the command line; changes nothing."""
     events = _events(root)
     saves = [event for event in events if event["event"] == "save"]
     durable = [event for event in events if event["event"] in _ENDS]
     listed = list_committed(root)
-    said = read_uploading(root)
+    uploading = read_uploading(root)
     now = time.time()
     upload = None
-    if said is not None and said.checkpoint and said.alive and now - said.at < _LIVE_S:
-        seconds = max(now - said.began, 1e-9)
-        upload = Upload(said.checkpoint, said.bytes_done, said.bytes_total, seconds)
+    if (
+        uploading is not None
+        and uploading.checkpoint
+        and uploading.alive
+        and now - uploading.at < _STALE_S
+    ):
+        seconds = max(now - uploading.began, 1e-9)
+        upload = Upload(uploading.checkpoint, uploading.bytes_done, uploading.bytes_total, seconds)
     newest = listed.found[0] if listed.found else None
     return Status(
         directory=str(root),
@@ -101,11 +106,11 @@ def run_status(root: Path) -> Status:
         disk_free=shutil.disk_usage(root).free,
         newest=newest.manifest.checkpoint_id if newest else None,
         published=sum(event["event"] == "published" for event in events),
-        uploads=said is not None,
+        uploads=uploading is not None,
         upload=upload,
-        waiting=said.waiting if said is not None else 0,
-        error=said.error if said is not None else "",
-        stall_s=math.fsum(_stall(event) for event in saves),
+        waiting=uploading.waiting if uploading is not None else 0,
+        error=uploading.error if uploading is not None else "",
+        stall_s=math.fsum(_stall_s(event) for event in saves),
     )
 
 
@@ -113,11 +118,11 @@ def _events(root: Path) -> list[dict[str, Any]]:
     try:
         return list(read_events(root))
     except (FileNotFoundError, CheckpointCorruptError):
-        return []  # none were written, or what has their name is no file
+        return []  # there is no event file, or it is not readable
 
 
 def _is_staged(save: dict[str, Any], durable: list[dict[str, Any]]) -> bool:
-    """Whether a save is in memory only. Numbers begin anew with each run; times do not."""
+    """Whether a save is in memory only. Save numbers restart with each run; times do not."""
     if save.get("decision") in ("skipped", "replaced", "refused"):
         return False
     began = save.get("began")
@@ -128,8 +133,8 @@ def _is_staged(save: dict[str, Any], durable: list[dict[str, Any]]) -> bool:
     )
 
 
-def _stall(event: dict[str, Any]) -> float:
-    """Seconds for which training stood still in a save."""
+def _stall_s(event: dict[str, Any]) -> float:
+    """Seconds that training waited for one save."""
     parts = (event.get(name, 0.0) for name in ("call_ms", "guard_ms"))
     known = (part for part in parts if isinstance(part, int | float) and abs(part) < _FOREVER_MS)
     return math.fsum(known) / 1000

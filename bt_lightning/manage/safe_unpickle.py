@@ -1,8 +1,8 @@
-"""A pickle, run by a machine that knows no code, within bounds that nothing in it can move.
+"""A bounded unpickler that runs no code: the pickle becomes plain, inert values.
 
-A pickle is a program. Here every name in it stands for an inert `Node`, every call makes another
-one, and what each instruction adds is counted before it is made. So neither what it names nor
-what it claims of sizes reaches Python. Source: `pickletools`, the standard's description.
+A pickle is a program. Here every name in it becomes an inert `PickledValue`, every call makes
+another one, and the memory of each instruction is counted before it is used. So neither its names
+nor its claimed sizes reach Python. Source: `pickletools`, the standard's description.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MOST_BYTES: Final = 20_000_000
-"""Of a pickle."""
-_MOST_STEPS: Final = 1_500_000
-"""Instructions: what fifty thousand tensors take."""
+"""Bytes of the largest pickle that is read."""
+_MAX_STEPS: Final = 1_500_000
+"""Instructions: enough for fifty thousand tensors."""
 _U1, _U2, _U4, _U8 = (Struct(f"<{form}") for form in "BHIQ")
 _I4, _F8 = Struct("<i"), Struct(">d")
 _CODES: Final[dict[bytes, tuple[Callable[[PickleInterpreter, Any], None], Any]]] = {
@@ -38,18 +38,18 @@ _CODES: Final[dict[bytes, tuple[Callable[[PickleInterpreter, Any], None], Any]]]
     codes.BININT1: (PickleInterpreter.number, _U1),
     codes.BININT2: (PickleInterpreter.number, _U2),
     codes.BINFLOAT: (PickleInterpreter.number, _F8),
-    codes.LONG1: (PickleInterpreter.whole, _U1),
-    codes.LONG4: (PickleInterpreter.whole, _U4),
-    codes.INT: (PickleInterpreter.written_number, None),
-    codes.LONG: (PickleInterpreter.written_number, None),
-    codes.FLOAT: (PickleInterpreter.written_float, None),
-    codes.STRING: (PickleInterpreter.written_text, None),
-    codes.UNICODE: (PickleInterpreter.written_unicode, None),
+    codes.LONG1: (PickleInterpreter.long_number, _U1),
+    codes.LONG4: (PickleInterpreter.long_number, _U4),
+    codes.INT: (PickleInterpreter.number_line, None),
+    codes.LONG: (PickleInterpreter.number_line, None),
+    codes.FLOAT: (PickleInterpreter.float_line, None),
+    codes.STRING: (PickleInterpreter.text_line, None),
+    codes.UNICODE: (PickleInterpreter.unicode_line, None),
     codes.SHORT_BINUNICODE: (PickleInterpreter.text, _U1),
     codes.BINUNICODE: (PickleInterpreter.text, _U4),
     codes.BINUNICODE8: (PickleInterpreter.text, _U8),
-    codes.SHORT_BINSTRING: (PickleInterpreter.old_text, _U1),
-    codes.BINSTRING: (PickleInterpreter.old_text, _U4),
+    codes.SHORT_BINSTRING: (PickleInterpreter.python2_text, _U1),
+    codes.BINSTRING: (PickleInterpreter.python2_text, _U4),
     codes.SHORT_BINBYTES: (PickleInterpreter.blob, _U1),
     codes.BINBYTES: (PickleInterpreter.blob, _U4),
     codes.BINBYTES8: (PickleInterpreter.blob, _U8),
@@ -68,19 +68,19 @@ _CODES: Final[dict[bytes, tuple[Callable[[PickleInterpreter, Any], None], Any]]]
     codes.ADDITEMS: (PickleInterpreter.pop_mark, None),
     codes.SETITEM: (PickleInterpreter.set_item, None),
     codes.SETITEMS: (PickleInterpreter.set_items, None),
-    codes.GLOBAL: (PickleInterpreter.named, None),
-    codes.STACK_GLOBAL: (PickleInterpreter.named_by_stack, None),
+    codes.GLOBAL: (PickleInterpreter.global_by_line, None),
+    codes.STACK_GLOBAL: (PickleInterpreter.global_by_stack, None),
     codes.EXT1: (PickleInterpreter.extension, _U1),
     codes.EXT2: (PickleInterpreter.extension, _U2),
     codes.EXT4: (PickleInterpreter.extension, _I4),
     codes.REDUCE: (PickleInterpreter.call, None),
     codes.NEWOBJ: (PickleInterpreter.call, None),
-    codes.NEWOBJ_EX: (PickleInterpreter.call_with_words, None),
+    codes.NEWOBJ_EX: (PickleInterpreter.call_with_keywords, None),
     codes.OBJ: (PickleInterpreter.call_of_mark, None),
     codes.INST: (PickleInterpreter.call_of_line, None),
     codes.BUILD: (PickleInterpreter.build, None),
-    codes.PERSID: (PickleInterpreter.kept_elsewhere_by_line, None),
-    codes.BINPERSID: (PickleInterpreter.kept_elsewhere, None),
+    codes.PERSID: (PickleInterpreter.persistent_id_line, None),
+    codes.BINPERSID: (PickleInterpreter.persistent_id, None),
     codes.PUT: (PickleInterpreter.put_by_line, None),
     codes.BINPUT: (PickleInterpreter.put, _U1),
     codes.LONG_BINPUT: (PickleInterpreter.put, _U4),
@@ -90,30 +90,30 @@ _CODES: Final[dict[bytes, tuple[Callable[[PickleInterpreter, Any], None], Any]]]
     codes.LONG_BINGET: (PickleInterpreter.get, _U4),
 }
 _STOP: Final = codes.STOP[0]
-_STEPS: Final = [_CODES.get(bytes((code,))) for code in range(256)]
+_INSTRUCTIONS: Final = [_CODES.get(bytes((code,))) for code in range(256)]
 
 
 def unpickle(data: bytes) -> Any:
-    """The value of a pickle: numbers, short texts, lists, tuples, and `Node`s for all else.
+    """The value of a pickle: numbers, short texts, lists, tuples, and `PickledValue` for the rest.
 
     Raises:
-        TooLargeError: it is larger, or makes more, than is looked into.
-        Exception: of any kind, where it is no pickle.
+        TooLargeError: it exceeds a limit.
+        Exception: of any kind, if it is no pickle.
     """
     if len(data) > MOST_BYTES:
         msg = f"{len(data)} bytes, and at most {MOST_BYTES} are read"
         raise TooLargeError(msg)
-    machine = PickleInterpreter(data)
-    for _ in range(_MOST_STEPS):
-        code = data[machine.at]
-        machine.at += 1
-        step = _STEPS[code]
-        if step is not None:
-            step[0](machine, step[1])
+    interpreter = PickleInterpreter(data)
+    for _ in range(_MAX_STEPS):
+        code = data[interpreter.at]
+        interpreter.at += 1
+        instruction = _INSTRUCTIONS[code]
+        if instruction is not None:
+            instruction[0](interpreter, instruction[1])
         elif code == _STOP:
-            return machine.stack[-1]
+            return interpreter.stack[-1]
         else:
             msg = f"the unknown instruction {code}"
             raise ValueError(msg)
-    msg = f"more than {_MOST_STEPS} instructions"
+    msg = f"more than {_MAX_STEPS} instructions"
     raise TooLargeError(msg)

@@ -1,4 +1,4 @@
-"""The tensors of a file by its header alone; and what differs between two sets of them. Pure."""
+"""The tensors of a safetensors file by its header, and the differences of two sets. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 LENGTH_BYTES: Final = 8
 MOST_HEADER_BYTES: Final = 12_000_000
-_MOST_LISTS: Final = 300_000
-_MOST_COMMAS: Final = 600_000
-"""Of a header, which is JSON: what a hundred thousand tensors have."""
+_MAX_LISTS: Final = 300_000
+_MAX_COMMAS: Final = 600_000
+"""Commas of a header's JSON: enough for a hundred thousand tensors."""
 MOST_SIDES: Final = 64
-"""Of a shape, as torch has it."""
+"""Dimensions of a shape, as in torch."""
 _BITS: Final = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -36,22 +36,22 @@ class Tensor:
 
     name: str
     dtype: str
-    """In the words of safetensors: `F32`, `BF16`, `F8_E4M3`."""
+    """In safetensors' names: `F32`, `BF16`, `F8_E4M3`."""
     shape: tuple[int, ...]
     size: int
     """Bytes."""
     offset: int | None = None
-    """Of its first byte in the file; None where the file's format hides it."""
+    """Offset of its first byte in the file; None if the format does not tell."""
 
     @property
     def count(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file of tensors says of itself."""
+    """The header of a file of tensors."""
 
     tensors: tuple[Tensor, ...]
     """In order of name."""
@@ -62,7 +62,7 @@ def header_bytes(start: bytes, file_size: int, where: str) -> int:
     """Length of the header of a safetensors file that begins with the 8 bytes `start`.
 
     Raises:
-        CheckpointCorruptError: it is longer than the file, or than any such header is.
+        CheckpointCorruptError: it is longer than the file, or than `MOST_HEADER_BYTES`.
     """
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if len(start) < LENGTH_BYTES or length > file_size - LENGTH_BYTES:
@@ -80,64 +80,64 @@ def header_bytes(start: bytes, file_size: int, where: str) -> int:
 
 
 def parse_header(data: bytes, file_size: int, where: str) -> Header:
-    """Parse the JSON of a safetensors header; every tensor must lie in the file, apart from others.
+    """Parse the JSON of a safetensors header; tensors must lie in the file and not overlap.
 
     Raises:
-        CheckpointCorruptError: it is none, contradicts itself, or is too large.
+        CheckpointCorruptError: it is invalid, contradicts itself, or is too large.
     """
-    if data.count(b"[") + data.count(b"{") > _MOST_LISTS or data.count(b",") > _MOST_COMMAS:
+    if data.count(b"[") + data.count(b"{") > _MAX_LISTS or data.count(b",") > _MAX_COMMAS:
         msg = f"{where} is too large to look into: its header has too many entries"
         raise CheckpointCorruptError(msg)
     try:
-        said = json.loads(data.decode(), object_pairs_hook=_unique)
-        if not isinstance(said, dict):
-            _bad("it is no object")
-        metadata = said.pop("__metadata__", {})
+        header = json.loads(data.decode(), object_pairs_hook=_object_of_unique_names)
+        if not isinstance(header, dict):
+            _fail("it is no object")
+        metadata = header.pop("__metadata__", {})
         begin = LENGTH_BYTES + len(data)
-        tensors = [_tensor(name, facts, begin) for name, facts in said.items()]
+        tensors = [_tensor(name, facts, begin) for name, facts in header.items()]
         if not all(isinstance(v, str) for v in metadata.values()):
-            _bad("its metadata are not text")
-        _check_places(tensors, file_size)
+            _fail("its metadata are not text")
+        _check_offsets(tensors, file_size)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         msg = f"{where} has a damaged safetensors header: {_reason(error)}"
         raise CheckpointCorruptError(msg) from error
     return Header(tuple(sorted(tensors, key=lambda t: t.name)), metadata)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    said = dict(pairs)
-    if len(said) != len(pairs):
-        _bad("it has a name twice")
-    return said
+def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    header = dict(pairs)
+    if len(header) != len(pairs):
+        _fail("it has a name twice")
+    return header
 
 
 def _tensor(name: str, facts: dict[str, Any], begin: int) -> Tensor:
     dtype, shape, (first, last) = facts["dtype"], facts["shape"], facts["data_offsets"]
     numbers = [*shape, first, last]
     if len(shape) > MOST_SIDES:
-        _bad(f"{name!r} has {len(shape)} dimensions")
+        _fail(f"{name!r} has {len(shape)} dimensions")
     if any(type(n) is not int or not 0 <= n < 2**64 for n in numbers) or last < first:
-        _bad(f"{name!r} has the shape {shape} and lies from {first} to {last}")
+        _fail(f"{name!r} has the shape {shape} and lies from {first} to {last}")
     if not isinstance(dtype, str):
-        _bad(f"{name!r} has the dtype {dtype!r}")
+        _fail(f"{name!r} has the dtype {dtype!r}")
     bits = _BITS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (last - first) * 8:
-        _bad(f"{name!r}, {dtype} {shape}, has {last - first} bytes")
+        _fail(f"{name!r}, {dtype} {shape}, has {last - first} bytes")
     return Tensor(name, dtype, tuple(shape), last - first, begin + first)
 
 
-def _check_places(tensors: Iterable[Tensor], file_size: int) -> None:
+def _check_offsets(tensors: Iterable[Tensor], file_size: int) -> None:
     end = 0
     for tensor in sorted(tensors, key=lambda t: (t.offset or 0, t.size)):
         offset = tensor.offset or 0
         if offset < end:
-            _bad(f"{tensor.name!r} lies over another tensor")
+            _fail(f"{tensor.name!r} lies over another tensor")
         end = offset + tensor.size
     if end > file_size:
-        _bad(f"its tensors end at {end}, the file at {file_size}")
+        _fail(f"its tensors end at {end}, the file at {file_size}")
 
 
-def _bad(reason: str) -> None:
+def _fail(reason: str) -> None:
     raise ValueError(reason)
 
 
@@ -147,7 +147,7 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A tensor of two checkpoints that is not the same in both."""
+    """A tensor that differs between two checkpoints."""
 
     name: str
     kind: str
@@ -161,7 +161,10 @@ def compare(
     after: Mapping[str, Tensor],
     equal: Callable[[Tensor, Tensor], bool],
 ) -> list[Difference]:
-    """What `after` has otherwise than `before`, by name; `equal` is asked of like forms."""
+    """Differences of `after` from `before`, by name.
+
+    `equal` compares the bytes of two tensors of equal dtype and shape.
+    """
     found = []
     for name in sorted({*before, *after}):
         old, new = before.get(name), after.get(name)

@@ -1,7 +1,7 @@
-"""Checkpoints that were put aside rather than deleted, until a day that was said then.
+"""The trash: checkpoints set aside for some days before they are deleted.
 
-On a disk they are renamed; in a store they are copied on its server, and deleted where they were.
-Nothing lists or loads them there. Those whose day has come go with the next call for their job.
+On a disk they are renamed; in a store the server copies them, and they are deleted at their old
+place. No list or load finds them there. Expired ones are deleted by the next call for their job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.local_checkpoints import manifest_directories, read_manifest
 from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manage.delete import Deletion, delete_items
-from bt_lightning.manage.download_copy import holding
+from bt_lightning.manage.download_copy import job_lease
 from bt_lightning.manage.job_checkpoints import (
     DirectoryCheckpoints,
     JoinedCheckpoints,
@@ -45,84 +45,84 @@ _LOCAL = "trashed"
 
 @dataclass(frozen=True, slots=True)
 class Trashed:
-    """One checkpoint that was put aside."""
+    """One checkpoint in the trash."""
 
     name: str
     node_rank: int
     expires: int
-    """Seconds of the epoch."""
+    """Time of deletion, in seconds of the epoch."""
     where: str
-    """Key prefix, or directory."""
+    """Key prefix in the store, or directory."""
     size: int
     """Bytes of its files."""
 
 
-def trash_items(shelf: JobCheckpoints, items: Sequence[CheckpointItem], days: float) -> Deletion:
-    """Put checkpoints aside for so many days; protected ones stay where they are.
+def trash_items(source: JobCheckpoints, items: Sequence[CheckpointItem], days: float) -> Deletion:
+    """Move checkpoints to the trash for so many days; protected ones stay.
 
     Raises:
-        LeaseHeldError: the job runs, so that its store is its own.
-        InvalidSettingError: of a store and a directory, only the directory has one of them.
-        StoreError, OSError: not all was put aside; what was is nowhere lost.
+        LeaseHeldError: the job runs, and holds its store.
+        InvalidSettingError: one of them is only in the directory, not yet in the store.
+        StoreError, OSError: not all were moved; none is lost.
     """
     expires = int(time.time() + days * _DAY_S)
-    free = [item for item in items if shelf.protection(item) is None]
+    free = [item for item in items if source.protection(item) is None]
     done = Deletion(kept=[item.name for item in items if item not in free])
-    if isinstance(shelf, JoinedCheckpoints):
-        local = [item.name for item in free if shelf.only_on_disk(item)]
+    if isinstance(source, JoinedCheckpoints):
+        local = [item.name for item in free if source.only_on_disk(item)]
         if local:
             msg = f"the store does not have {', '.join(local)} yet: put aside with --dir alone"
             raise InvalidSettingError(msg)
-        shelf = shelf.store_shelf
-    if isinstance(shelf, StoreCheckpoints):
+        source = source.store_part
+    if isinstance(source, StoreCheckpoints):
         for item in free:
-            _copy_aside(shelf, item, expires)
-        gone = delete_items(shelf, free)
+            _copy_aside(source, item, expires)
+        gone = delete_items(source, free)
         done.deleted, done.asked, done.kept = gone.deleted, gone.asked, done.kept + gone.kept
     else:
-        assert isinstance(shelf, DirectoryCheckpoints)
+        assert isinstance(source, DirectoryCheckpoints)
         for item in free:
-            target = Path(shelf.name) / DOT_DIR / _LOCAL / str(expires) / item.name
+            target = Path(source.name) / DOT_DIR / _LOCAL / str(expires) / item.name
             target.parent.mkdir(parents=True, exist_ok=True)
             rename_new(Path(item.where), target)
             done.deleted.append(item.name)
     return done
 
 
-def trashed(shelf: JobCheckpoints) -> list[Trashed]:
-    """What was put aside of a job, the one that goes first, first: one listing."""
-    if isinstance(shelf, JoinedCheckpoints):
-        shelf = shelf.store_shelf
-    found = _stored(shelf) if isinstance(shelf, StoreCheckpoints) else _local(Path(shelf.name))
+def trashed(source: JobCheckpoints) -> list[Trashed]:
+    """The trash of a job, the first to expire first. One listing."""
+    if isinstance(source, JoinedCheckpoints):
+        source = source.store_part
+    found = _stored(source) if isinstance(source, StoreCheckpoints) else _local(Path(source.name))
     return sorted(found, key=lambda one: (one.expires, one.name))
 
 
-def restore(shelf: JobCheckpoints, name: str) -> Trashed:
-    """Bring back the one of that name that was put aside last.
+def restore(source: JobCheckpoints, name: str) -> Trashed:
+    """Bring back the checkpoint of that name that was moved to the trash last.
 
     Raises:
-        CheckpointNotFoundError: none is there.
-        CheckpointExistsError: a directory has another one of that name by now.
+        CheckpointNotFoundError: the trash has none of that name.
+        CheckpointExistsError: the directory has another one of that name by now.
         LeaseHeldError: the job runs.
         StoreError: the store refused.
     """
-    if isinstance(shelf, JoinedCheckpoints):
-        shelf = shelf.store_shelf
-    named = [one for one in trashed(shelf) if one.name == name]
+    if isinstance(source, JoinedCheckpoints):
+        source = source.store_part
+    named = [one for one in trashed(source) if one.name == name]
     if not named:
-        msg = f"{shelf.name} has put no {name} aside"
+        msg = f"{source.name} has put no {name} aside"
         raise CheckpointNotFoundError(msg)
     one = named[-1]
-    if isinstance(shelf, StoreCheckpoints):
-        place = StoreReader(shelf.store, "", one.where)
-        prefix = job_prefix(shelf.project, shelf.job, one.node_rank)
-        with holding(shelf.store, prefix) as lease:
-            forget_removals(shelf.store, prefix, frozenset({place.manifest.digest}))
-            copy_checkpoint(place, shelf.store, prefix, lease, Base(one.where, place.manifest))
-            unpublish(shelf.store, "", one.where)
-        shelf.forget()
+    if isinstance(source, StoreCheckpoints):
+        reader = StoreReader(source.store, "", one.where)
+        prefix = job_prefix(source.project, source.job, one.node_rank)
+        with job_lease(source.store, prefix) as lease:
+            forget_removals(source.store, prefix, frozenset({reader.manifest.digest}))
+            copy_checkpoint(reader, source.store, prefix, lease, Base(one.where, reader.manifest))
+            unpublish(source.store, "", one.where)
+        source.forget()
     else:
-        final = Path(shelf.name) / name
+        final = Path(source.name) / name
         if final.exists():
             msg = f"{final} is there: move it first"
             raise CheckpointExistsError(msg)
@@ -131,46 +131,46 @@ def restore(shelf: JobCheckpoints, name: str) -> Trashed:
     return one
 
 
-def empty(shelf: JobCheckpoints, *, before: float | None = None) -> list[Trashed]:
-    """Delete for good what was put aside: all, or only what was to go before a time.
+def empty(source: JobCheckpoints, *, before: float | None = None) -> list[Trashed]:
+    """Delete the trash for good: all of it, or what expires before `before`, in epoch seconds.
 
-    Nothing is done while the job runs. `before` is in seconds of the epoch.
+    Checkpoints of a running job stay.
     """
-    if isinstance(shelf, JoinedCheckpoints):
-        shelf = shelf.store_shelf
-    gone = [one for one in trashed(shelf) if before is None or one.expires < before]
-    if isinstance(shelf, StoreCheckpoints):
-        return _empty_store(shelf, gone)
+    if isinstance(source, JoinedCheckpoints):
+        source = source.store_part
+    gone = [one for one in trashed(source) if before is None or one.expires < before]
+    if isinstance(source, StoreCheckpoints):
+        return _empty_store(source, gone)
     for one in gone:
-        delete_directory(Path(one.where), Path(shelf.name))
+        delete_directory(Path(one.where), Path(source.name))
     return gone
 
 
-def _copy_aside(shelf: StoreCheckpoints, item: CheckpointItem, expires: int) -> None:
-    prefix = job_prefix(shelf.project, shelf.job, item.node_rank)
+def _copy_aside(source: StoreCheckpoints, item: CheckpointItem, expires: int) -> None:
+    prefix = job_prefix(source.project, source.job, item.node_rank)
     aside = under(trash_folder(prefix), str(expires))
-    place = StoreReader(shelf.store, "", item.where)
-    with holding(shelf.store, prefix) as lease:
-        copy_checkpoint(place, shelf.store, aside, lease, Base(item.where, place.manifest))
+    reader = StoreReader(source.store, "", item.where)
+    with job_lease(source.store, prefix) as lease:
+        copy_checkpoint(reader, source.store, aside, lease, Base(item.where, reader.manifest))
 
 
-def _empty_store(shelf: StoreCheckpoints, gone: Iterable[Trashed]) -> list[Trashed]:
+def _empty_store(source: StoreCheckpoints, gone: Iterable[Trashed]) -> list[Trashed]:
     done = []
     for one in gone:
         try:
-            with holding(shelf.store, job_prefix(shelf.project, shelf.job, one.node_rank)):
-                unpublish(shelf.store, "", one.where)
+            with job_lease(source.store, job_prefix(source.project, source.job, one.node_rank)):
+                unpublish(source.store, "", one.where)
         except LeaseHeldError:
             continue  # the next call finds it again
         done.append(one)
     return done
 
 
-def _stored(shelf: StoreCheckpoints) -> list[Trashed]:
+def _stored(source: StoreCheckpoints) -> list[Trashed]:
     found = []
-    prefix = job_prefix(shelf.project, shelf.job, 0).rpartition("/")[0]
+    prefix = job_prefix(source.project, source.job, 0).rpartition("/")[0]
     front = f"{trash_folder('')}/"
-    infos = list(shelf.store.list(prefix))
+    infos = list(source.store.list(prefix))
     for info in infos:
         node, _, rest = info.key.removeprefix(f"{prefix}/").partition("/")
         where, _, last = info.key.rpartition("/")
@@ -192,6 +192,6 @@ def _local(root: Path) -> list[Trashed]:
             try:
                 size = read_manifest(path).size
             except (CheckpointCorruptError, OSError):
-                size = 0  # damaged: it goes on its day as any other
+                size = 0  # damaged: it expires like any other
             found.append(Trashed(name, 0, int(day.name), str(path), size))
     return found

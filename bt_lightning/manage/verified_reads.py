@@ -1,4 +1,4 @@
-"""Bytes of a file of a checkpoint, verified against its manifest, wherever it lies."""
+"""Reads of a checkpoint's files, verified against its manifest, from a directory or a store."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def open_reader(shelf: JobCheckpoints, item: CheckpointItem) -> Iterator[CheckpointReader]:
-    """The place of an item; a directory's files are closed in the end."""
+def open_reader(source: JobCheckpoints, item: CheckpointItem) -> Iterator[CheckpointReader]:
+    """Yield a reader of a checkpoint; a directory's files are closed at the end."""
     with contextlib.ExitStack() as stack:
-        place = shelf.reader(item)
-        if isinstance(place, contextlib.AbstractContextManager):
-            stack.enter_context(place)
-        yield place
+        reader = source.reader(item)
+        if isinstance(reader, contextlib.AbstractContextManager):
+            stack.enter_context(reader)
+        yield reader
 
 
-def read_file(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> bytes:
-    """All bytes of a file.
+def read_file(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> bytes:
+    """All bytes of a file, verified.
 
     Raises:
-        CheckpointCorruptError: they are not what was saved.
+        CheckpointCorruptError: they differ from the manifest.
         CheckpointNotFoundError: the checkpoint was deleted meanwhile.
         StoreError: the store refused.
     """
-    with open_reader(shelf, item) as place:
-        return read_item_range(place, entry, 0, entry.size)
+    with open_reader(source, item) as reader:
+        return read_item_range(reader, entry, 0, entry.size)
 
 
-def read_item_range(place: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:
+def read_item_range(reader: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:
     """The bytes `start` to `end` of a file, both inside it; whole blocks are read and verified.
 
     Raises as `read_file`.
@@ -48,6 +48,6 @@ def read_item_range(place: CheckpointReader, entry: FileEntry, start: int, end: 
     first = start - start % BLOCK_BYTES
     last = min(entry.size, -(-end // BLOCK_BYTES) * BLOCK_BYTES)
     buffer = bytearray(last - first)
-    place.check(entry)
-    read_verified(place, entry, first, [memoryview(buffer)])
+    reader.check(entry)
+    read_verified(reader, entry, first, [memoryview(buffer)])
     return bytes(buffer[start - first : end - first])

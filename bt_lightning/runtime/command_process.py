@@ -1,4 +1,4 @@
-"""The command of one attempt: started, signalled with all that it started, and waited for."""
+"""The process of one attempt's command: start, signals to it and all that it started, and end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from typing_extensions import Self
 
-from bt_lightning.runtime.process_tree import adopt_orphans, catches, family, reap
+from bt_lightning.runtime.process_tree import adopt_orphans, descendants, has_handler, reap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,31 +32,31 @@ FORWARDED: Final = (
 )
 ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 """Signals that tell a job to end; what SIGUSR1 of SLURM means, the training decides."""
-_ASKED_FOR: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
-"""Signals that end whoever has no handler for them, such as torchrun above a training that has."""
-_IMPATIENT: Final = 3
-"""Ctrl-C so often means now."""
+_USER_SIGNALS: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
+"""Sent only to processes with a handler: they end any other, such as torchrun."""
+_INTERRUPTS_TO_KILL: Final = 3
+"""So many Ctrl-C kill the job."""
 _NOT_FOUND, _NOT_RUN = 127, 126
-"""What a shell reports of a program that is not there, or is none."""
-_LOOK_MS: Final = 1000
+"""A shell's exit codes for a program that does not exist, or cannot be executed."""
+_POLL_MS: Final = 1000
 _TICK_S: Final = 0.05
-_LEFT_S: Final = 10.0
-"""For what an ended command left in the background."""
+_LEFTOVERS_S: Final = 10.0
+"""Seconds for background processes of a command that ended."""
 _SAVING_S: Final = 120.0
-"""For what was told to end and outlives the script that started it: training that saves."""
-_KILLED_S: Final = 5.0
-"""Until what was killed is gone; a process that waits for a dead disk may never be."""
+"""Seconds for a training that outlives its script after a signal to end: it saves."""
+_KILL_WAIT_S: Final = 5.0
+"""Seconds for killed processes to be gone; one that waits for a dead disk may never be."""
 
 
 class Child:
-    """Runs commands and passes on the signals that this process gets. Main thread only.
+    """Runs commands and forwards the signals that this process gets. Main thread only.
 
-    Each command has a session, and so a process group, of its own: a signal reaches whatever it
-    started, and a Ctrl-C of the terminal reaches it once, from here.
+    Each command has a session and a process group of its own: a signal reaches whatever it
+    started, and a Ctrl-C of the terminal reaches it once, forwarded.
     """
 
     def __init__(self, grace_s: float | None = None) -> None:
-        """What lives `grace_s` after it was told to end is killed."""
+        """Processes that live `grace_s` seconds after a signal to end are killed."""
         self.stopped_by: int | None = None
         """The first signal that told the job to end."""
         self.keep_open: tuple[int, ...] = ()
@@ -65,39 +65,39 @@ class Child:
         self._preparing = False
         self._stopped_at = 0.0
         self._group: int | None = None
-        self._missed: set[int] = set()
+        self._pending_signals: set[int] = set()
         self._interrupts = 0
-        self._before: dict[int, object] = {}
+        self._old_handlers: dict[int, object] = {}
 
     @property
     def impatient(self) -> bool:
-        """Whether somebody pressed Ctrl-C again and again."""
-        return self._interrupts >= _IMPATIENT
+        """Whether Ctrl-C was pressed three times."""
+        return self._interrupts >= _INTERRUPTS_TO_KILL
 
     @property
     def left_s(self) -> float:
-        """Seconds until the platform kills this job; endless if it was not told to end."""
+        """Seconds until the platform kills this job; infinite without a signal to end."""
         if self._grace_s is None or self.stopped_by is None:
             return math.inf
         return self._stopped_at + self._grace_s - time.monotonic()
 
     def __enter__(self) -> Self:
-        """From here on no signal is lost, and no orphan."""
+        """Install the handlers, and become the parent of orphaned descendants."""
         adopt_orphans()
-        # ignored, as daemons and `trap '' CHLD` leave it, it would hide how the command ended
-        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # if ignored, as under daemons and `trap '' CHLD`, the exit code would be lost
+        self._old_handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in FORWARDED:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup: as it was asked
-                self._before[number] = signal.signal(number, self._forward)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # SIG_IGN: set by nohup
+                self._old_handlers[number] = signal.signal(number, self._forward)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # as signal() gave it
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
-        """While there is no command to pass it on to, a signal to end is an exception."""
+        """Raise for a signal to end in the block, which runs before any command."""
         self._preparing = True
         try:
             yield
@@ -111,14 +111,14 @@ class Child:
         environment: Mapping[str, str],
         tick: Callable[[], None],
     ) -> int:
-        """Run a command until it and all that it started have ended; its code, `-N` by signal N.
+        """Run a command until it and all that it started have ended; return its exit code.
 
-        `tick` is called at least every second.
+        The code is -N if signal N ended it. `tick` is called at least every second.
 
         Raises:
             OSError: the system has no room for another process.
         """
-        self._missed.clear()
+        self._pending_signals.clear()
         try:
             child = subprocess.Popen(  # noqa: S603 - what the user asked to be run
                 command,
@@ -133,45 +133,45 @@ class Child:
             return _NOT_RUN
         self._group = child.pid
         try:
-            # these came when there was nobody to pass them on to
-            for number in self._missed | ({self.stopped_by} if self.stopped_by else set()):
+            # these came before the command ran
+            for number in self._pending_signals | ({self.stopped_by} if self.stopped_by else set()):
                 self._signal(number)
-            self._await(child, tick)
-            self._end_rest(tick)
+            self._wait_for(child, tick)
+            self._end_leftovers(tick)
         finally:
             self._kill_all()
             self._group = None
         return child.returncode
 
     def sleep(self, seconds: float, tick: Callable[[], None]) -> None:
-        """Wait, unless the job is told to end."""
+        """Wait `seconds`, or until the job is told to end."""
         until = time.monotonic() + seconds
         while self.stopped_by is None and time.monotonic() < until:
             time.sleep(_TICK_S)  # a signal does not end it: its handler returns
             tick()
 
-    def _await(self, child: subprocess.Popen[bytes], tick: Callable[[], None]) -> None:
+    def _wait_for(self, child: subprocess.Popen[bytes], tick: Callable[[], None]) -> None:
         with _ending(child.pid) as poll:
             while child.poll() is None:
-                poll.poll(_LOOK_MS)
+                poll.poll(_POLL_MS)
                 reap(child.pid)
                 if self._overdue():
                     self._signal(signal.SIGKILL)
                 tick()
 
-    def _end_rest(self, tick: Callable[[], None]) -> None:
-        """Let what the command left end: a script may be gone before its training has saved."""
+    def _end_leftovers(self, tick: Callable[[], None]) -> None:
+        """Wait for what the command left running: a training may outlive its script."""
         stopping = self.stopped_by is not None
         if not stopping:
-            _send(signal.SIGTERM, family())
-        until = time.monotonic() + (_SAVING_S if stopping else _LEFT_S)
-        while family() and time.monotonic() < until and not self._overdue():
+            _send(signal.SIGTERM, descendants())
+        until = time.monotonic() + (_SAVING_S if stopping else _LEFTOVERS_S)
+        while descendants() and time.monotonic() < until and not self._overdue():
             time.sleep(_TICK_S)
             tick()
 
     def _kill_all(self) -> None:
-        until = time.monotonic() + _KILLED_S
-        while (left := family()) and time.monotonic() < until:
+        until = time.monotonic() + _KILL_WAIT_S
+        while (left := descendants()) and time.monotonic() < until:
             _send(signal.SIGKILL, left)
             time.sleep(_TICK_S)
         reap(0)
@@ -192,23 +192,25 @@ class Child:
 
     def _signal(self, number: int) -> None:
         if self._group is None:
-            self._missed.add(number)
+            self._pending_signals.add(number)
             return
-        if number in _ASKED_FOR and (asked := [p for p in family() if catches(p, number)]):
-            _send(number, asked)
+        if number in _USER_SIGNALS and (
+            handling := [p for p in descendants() if has_handler(p, number)]
+        ):
+            _send(number, handling)
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._group, number)
 
     def _pause(self) -> None:
-        """Ctrl-Z: the command as well stands still, until the shell goes on with this process.
+        """Ctrl-Z: stop the command too, until the shell continues this process.
 
-        The kernel forgets a SIGTSTP for which there is no such shell, and all goes on.
+        Without a shell with job control the kernel ignores the SIGTSTP, and all continues.
         """
-        stopped = family()
+        stopped = descendants()
         _send(signal.SIGSTOP, stopped)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTSTP)  # here it stops
+        signal.raise_signal(signal.SIGTSTP)  # stops this process
         signal.signal(signal.SIGTSTP, self._forward)
         _send(signal.SIGCONT, stopped)
 
@@ -221,7 +223,7 @@ def _send(number: int, pids: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def _ending(pid: int) -> Iterator[select.poll]:
-    """A poll that the end of a process wakes."""
+    """Yield a poll object that wakes when process `pid` ends."""
     poll, descriptor = select.poll(), os.pidfd_open(pid)
     poll.register(descriptor, select.POLLIN)
     try:

@@ -1,4 +1,4 @@
-"""At most one runner has a job: by its directory on this machine, by a lease in the store."""
+"""Locks that let at most one runner have a job: its directory here, a lease in the store."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
 
 _NAME: Final = "run.lock"
-_LONGEST: Final = 200
-_LOOK_S: Final = 5.0
+_MAX_BYTES: Final = 200
+_POLL_S: Final = 5.0
 _SPARE_S: Final = 15.0
 
 
 def lock_directory(root: Path, job_id: str) -> int:
-    """Take `root` for the job; return the descriptor that holds it, for its command to inherit.
+    """Lock `root` for the job; return the descriptor of the lock, for its command to inherit.
 
-    The kernel frees it when the last process that has the descriptor is gone, also by SIGKILL: a
-    training process that outlives its runner keeps a second run away.
+    The kernel drops the lock with the last process that has the descriptor, also by SIGKILL: a
+    training process that outlives its runner keeps a second run out.
 
     Raises:
         JobRunningError: another run has it.
@@ -38,10 +38,10 @@ def lock_directory(root: Path, job_id: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = open_own(path, os.O_RDWR | os.O_CREAT, 0o644)
     if not try_lock(descriptor):
-        said = os.pread(descriptor, _LONGEST, 0).decode("ascii", "replace").strip()
+        holder = os.pread(descriptor, _MAX_BYTES, 0).decode("ascii", "replace").strip()
         os.close(descriptor)
         msg = (
-            f"{root} belongs to a job that is running ({said or 'another run'}). Wait for it, or"
+            f"{root} belongs to a job that is running ({holder or 'another run'}). Wait for it, or"
             " end it and every process that it started, or give this one another job id or"
             " directory"
         )
@@ -55,36 +55,37 @@ def take_job(
     store: Store,
     prefix: str,
     owner: str,
-    say: Callable[[str], None],
-    look_s: float = _LOOK_S,
+    report: Callable[[str], None],
+    poll_s: float = _POLL_S,
 ) -> Lease:
-    """Take the lease of the job and node below `prefix` from whoever is gone.
+    """Take the lease of the job and node below `prefix`, also from a runner that is gone.
 
-    One that shows no life is waited for, 90 s and a little: its machine may be lost.
+    Waits 105 s for a holder that does not renew it: its machine may be lost. `report` gets a line
+    for people, `poll_s` are the seconds between two tries.
 
     Raises:
-        JobRunningError: another runner has it, and lives.
+        JobRunningError: another runner holds it, and renews it.
         StoreError: the store refused.
     """
     lease = Lease(store, run_folder(prefix), owner)
     until = time.monotonic() + EXPIRES_S + _SPARE_S
-    first: tuple[str, int] | None = None
+    seen_first: tuple[str, int] | None = None
     while True:
         try:
             lease.take()
         except LeaseHeldError as error:
             holder = lease.observed_holder
-            now = None if holder is None else (holder.token, holder.beat)
-            first = first or now
-            if now != first or time.monotonic() > until:
+            current = None if holder is None else (holder.token, holder.beat)
+            seen_first = seen_first or current
+            if current != seen_first or time.monotonic() > until:
                 who = f"process {holder.pid} on {holder.host}" if holder else "another process"
                 msg = (
                     f"the job below {store.name}/{prefix} is running: {who} has it. Stop that one"
                     " first, or give this one another --job-id"
                 )
                 raise JobRunningError(msg) from error
-            if until - time.monotonic() > EXPIRES_S + _SPARE_S - look_s:
-                say(f"{error.message} Waiting to see whether it lives")
-            time.sleep(look_s)
+            if until - time.monotonic() > EXPIRES_S + _SPARE_S - poll_s:
+                report(f"{error.message} Waiting to see whether it is alive")
+            time.sleep(poll_s)
         else:
             return lease

@@ -1,4 +1,4 @@
-"""From what a person asks for, and the environment, to what is to be run."""
+"""The plan of a job: a `JobSpec` from command-line options, a config file and the environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bt_lightning.errors import InvalidSettingError
 from bt_lightning.path_layout import plain_folder, slug
 from bt_lightning.runtime.job_spec import JobSpec, Nodes, Reference, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
-from bt_lightning.runtime.torchrun_command import elastic
+from bt_lightning.runtime.torchrun_command import torchrun_command
 from bt_lightning.settings import Settings, whole_number
 from bt_lightning.truss_definitions import LatestCheckpoint, NamedCheckpoint, on_a_store
 from bt_lightning.truss_definitions.checkpoints import LOADED_CHECKPOINTS
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _ID: Final = string.ascii_lowercase + string.digits
 _ID_LENGTH: Final = 7
-"""As Baseten's job ids."""
-_NO_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
+"""Characters of a job id, as Baseten's."""
+_NOT_IN_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What the command line says; None where it says nothing."""
+class CommandOptions:
+    """The options of `bt-lightning run`; None where one is not given."""
 
     project: str | None = None
     job_id: str | None = None
@@ -43,7 +43,7 @@ class Wish:
     volume_size_gib: float | None = None
     elastic: bool = False
     processes: int | None = None
-    """Of each node, under torchrun."""
+    """Processes of each node, under torchrun."""
     grace_s: float | None = None
     interval: str | None = None
     trust: bool = False
@@ -51,91 +51,91 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """What this machine has and is, beyond its environment."""
+    """Facts of this machine that its environment variables do not say."""
 
     directory: Path
     """Where a command without a config file runs."""
     num_gpus: int
     cache: Path
-    """Where caches of jobs lie if nothing else is said."""
+    """The default folder of job caches."""
 
 
 def plan_command(
-    words: Sequence[str], wish: Wish, environ: Mapping[str, str], machine: MachineFacts
+    words: Sequence[str], options: CommandOptions, environ: Mapping[str, str], machine: MachineFacts
 ) -> JobSpec:
-    """A job that runs one program in the current directory.
+    """Plan a job that runs one program in the current directory.
 
     Raises:
-        InvalidSettingError: something in `wish` or in a `BT_*` variable cannot be used.
+        InvalidSettingError: an option or a `BT_*` variable cannot be used.
     """
     settings = Settings.from_environ(environ)
     nodes = _nodes(environ, settings, machine.num_gpus, 1)
-    job_id = _job_id(wish, settings)
+    job_id = _job_id(options, settings)
     command = tuple(words)
-    if wish.elastic:
-        processes = wish.processes or max(machine.num_gpus, 1)
-        command = elastic(words, nodes, processes, job_id)
-    elif wish.processes is not None:
+    if options.elastic:
+        processes = options.processes or max(machine.num_gpus, 1)
+        command = torchrun_command(words, nodes, processes, job_id)
+    elif options.processes is not None:
         msg = "--nproc-per-node says how many processes torchrun starts: it goes with --elastic"
         raise InvalidSettingError(msg)
-    references = tuple(parse_reference(text) for text in wish.load)
-    store = _store(wish, settings, machine)
-    folder = wish.directory or settings.checkpoint_dir or f"bt_checkpoints/{slug(job_id)}"
+    references = tuple(parse_reference(text) for text in options.load)
+    store = _store(options, settings, machine)
+    folder = options.directory or settings.checkpoint_dir or f"bt_checkpoints/{slug(job_id)}"
     return JobSpec(
-        project=wish.project or settings.project or "default",
+        project=options.project or settings.project or "default",
         job_id=job_id,
-        job_name=wish.job_name or environ.get("BT_TRAINING_JOB_NAME") or job_id,
+        job_name=options.job_name or environ.get("BT_TRAINING_JOB_NAME") or job_id,
         command=command,
         directory=machine.directory,
         nodes=nodes,
         checkpoint_dir=_absolute(folder, machine.directory),
-        volume_size_gib=wish.volume_size_gib or settings.volume_size_gib,
+        volume_size_gib=options.volume_size_gib or settings.volume_size_gib,
         store_url=store,
         references=references,
-        load_dir=_load_dir(wish.load_dir, settings, references, store, job_id),
-        grace_s=_grace_s(wish, settings),
-        interval=_interval(wish, environ),
-        weights_only=False if wish.trust else settings.weights_only,
+        load_dir=_load_dir(options.load_dir, settings, references, store, job_id),
+        grace_s=_grace_s(options, settings),
+        interval=_interval(options, environ),
+        weights_only=False if options.trust else settings.weights_only,
     )
 
 
 def plan_project(
     project: TrainingProject,
     directory: Path,
-    wish: Wish,
+    options: CommandOptions,
     environ: Mapping[str, str],
     machine: MachineFacts,
 ) -> JobSpec:
-    """The job of a `config.py` in `directory`, on this machine; `wish` wins over the file.
+    """Plan the job of a `config.py` in `directory`; `options` win over the file.
 
     Raises:
-        InvalidSettingError: it asks for what only Baseten has, or a secret is not there.
+        InvalidSettingError: the file needs what only Baseten has, or a secret that is not set.
     """
-    if wish.elastic or wish.processes is not None:
+    if options.elastic or options.processes is not None:
         msg = "--elastic is for one program: the start commands of a config.py start torchrun"
         raise InvalidSettingError(msg)
     job, settings = project.job, Settings.from_environ(environ)
-    runtime, job_id = job.runtime, _job_id(wish, settings)
+    runtime, job_id = job.runtime, _job_id(options, settings)
     if not runtime.start_commands:
         msg = f"the project {project.name} has no start_commands: there is nothing to run"
         raise InvalidSettingError(msg)
-    saving, store = runtime.checkpointing_config, _store(wish, settings, machine)
-    folder = wish.directory or saving.checkpoint_path or settings.checkpoint_dir
+    checkpointing, store = runtime.checkpointing_config, _store(options, settings, machine)
+    folder = options.directory or checkpointing.checkpoint_path or settings.checkpoint_dir
     folder = folder or f"bt_checkpoints/{slug(job_id)}"
-    size = wish.volume_size_gib or saving.volume_size_gib or settings.volume_size_gib
-    references = tuple(parse_reference(text) for text in wish.load) or _references(runtime)
+    size = options.volume_size_gib or checkpointing.volume_size_gib or settings.volume_size_gib
+    references = tuple(parse_reference(text) for text in options.load) or _references(runtime)
     named = runtime.load_checkpoint_config
-    chosen = wish.load_dir or (named.download_folder if named is not None else None)
+    chosen = options.load_dir or (named.download_folder if named is not None else None)
     cache = runtime.cache_config
     return JobSpec(
-        project=wish.project or project.name,
+        project=options.project or project.name,
         job_id=job_id,
-        job_name=wish.job_name or job.name or job_id,
+        job_name=options.job_name or job.name or job_id,
         command=shell(runtime.start_commands),
         directory=directory,
         nodes=_nodes(environ, settings, machine.num_gpus, job.compute.node_count),
-        checkpoint_dir=_absolute(folder, directory) if saving.enabled else None,
-        volume_size_gib=size if saving.enabled else None,
+        checkpoint_dir=_absolute(folder, directory) if checkpointing.enabled else None,
+        volume_size_gib=size if checkpointing.enabled else None,
         store_url=store,
         references=references,
         load_dir=_load_dir(
@@ -144,14 +144,14 @@ def plan_project(
         variables=_variables(runtime.environment_variables, environ),
         workdir=job.enable_baseten_workdir,
         cache=_cache(environ, machine) if cache is not None and cache.enabled else None,
-        grace_s=_grace_s(wish, settings),
-        interval=_interval(wish, environ),
-        weights_only=False if wish.trust else settings.weights_only,
+        grace_s=_grace_s(options, settings),
+        interval=_interval(options, environ),
+        weights_only=False if options.trust else settings.weights_only,
     )
 
 
-def _job_id(wish: Wish, settings: Settings) -> str:
-    found = wish.job_id or settings.job
+def _job_id(options: CommandOptions, settings: Settings) -> str:
+    found = options.job_id or settings.job
     if found is None:
         return "".join(secrets.choice(_ID) for _ in range(_ID_LENGTH))
     if slug(found) != found:
@@ -182,24 +182,24 @@ def _nodes(environ: Mapping[str, str], settings: Settings, num_gpus: int, nodes:
     return Nodes(rank=settings.node_rank, size=size, leader=leader, num_gpus=gpus)
 
 
-def _store(wish: Wish, settings: Settings, machine: MachineFacts) -> str | None:
-    """The store's URL; a plain path, which means another folder in another directory, absolute."""
-    url = wish.store or settings.store_url
+def _store(options: CommandOptions, settings: Settings, machine: MachineFacts) -> str | None:
+    """The store's URL; a plain path is made absolute."""
+    url = options.store or settings.store_url
     if url is None or plain_folder(url) is None or "://" in url:
         return url
     return str(machine.directory / url)
 
 
-def _grace_s(wish: Wish, settings: Settings) -> float | None:
-    if wish.grace_s is not None:
-        return wish.grace_s
+def _grace_s(options: CommandOptions, settings: Settings) -> float | None:
+    if options.grace_s is not None:
+        return options.grace_s
     return None if settings.grace is None else settings.grace.total_seconds()
 
 
-def _interval(wish: Wish, environ: Mapping[str, str]) -> str | None:
-    text = wish.interval or environ.get("BT_SAVE_INTERVAL") or None
+def _interval(options: CommandOptions, environ: Mapping[str, str]) -> str | None:
+    text = options.interval or environ.get("BT_SAVE_INTERVAL") or None
     if text is not None:
-        Settings.from_environ({"BT_SAVE_INTERVAL": text})  # or it would be refused in training
+        Settings.from_environ({"BT_SAVE_INTERVAL": text})  # refuse it here rather than in training
     return text
 
 
@@ -227,7 +227,7 @@ def _load_dir(
     store: str | None,
     job_id: str,
 ) -> Path | None:
-    """Where references go. A folder for each job: a resume takes the newest that lies there."""
+    """Folder for loaded checkpoints, one for each job: a resume takes the newest in it."""
     folder = chosen or settings.load_dir
     if references and store is None:
         msg = f"{references[0]} is to be loaded, and no store is named: --store or BT_STORE_URL"
@@ -247,8 +247,8 @@ def _variables(
 
 
 def _secret(name: str, environ: Mapping[str, str]) -> str:
-    """A secret of the workspace: here, a variable of its name."""
-    variable = _NO_NAME.sub("_", name)
+    """A secret of the workspace, which here is an environment variable of its name."""
+    variable = _NOT_IN_NAME.sub("_", name)
     for candidate in (name, variable, variable.upper()):
         if candidate in environ:
             return environ[candidate]

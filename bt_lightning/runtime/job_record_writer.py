@@ -1,4 +1,4 @@
-"""Keeps the record of a job up to date, on the disk and in the store, and never makes it wait."""
+"""A background writer of the job's record, to the disk and to the store; the job never waits."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 FILE: Final = "job.json"
 """The record on the disk, in the dot folder of the checkpoint directory."""
-_BEAT_S: Final = 60.0
+_HEARTBEAT_S: Final = 60.0
 _RETRY_S: Final = 10.0
 
 
 def utc_now() -> str:
-    """The time as records and manifests have it: ISO 8601, UTC."""
+    """The present time in the form of records and manifests: ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat()
 
 
 def read_local(root: Path) -> JobRecord | None:
-    """The record of the job that ran on the directory last; None if none can be read."""
+    """The record of the last job of the directory; None if none can be read."""
     path = root / DOT_DIR / FILE
     try:
         return JobRecord.from_bytes(read_small_file(path, RECORD), str(path))
@@ -42,9 +42,9 @@ def read_local(root: Path) -> JobRecord | None:
 
 
 class JobRecordWriter:
-    """Writes the newest state of the record, on a thread of its own; a dead store is tried again.
+    """Writes the newest state of the record on a thread of its own, and retries the store.
 
-    What it could not write to the store is no loss but of news: checkpoints do not depend on it.
+    Checkpoints do not depend on the record. The runner's main thread calls the methods.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class JobRecordWriter:
 
     @property
     def record(self) -> JobRecord:
-        """As it is now."""
+        """The present record."""
         return self._record
 
     def update(self, **changes: Any) -> None:
@@ -74,42 +74,42 @@ class JobRecordWriter:
             self._changed.notify()
 
     def began(self, attempt: Attempt) -> None:
-        """An attempt has begun."""
+        """Add an attempt that has begun."""
         self.update(attempts=(*self._record.attempts, attempt), status="RUNNING")
 
     def ended(self, **facts: Any) -> None:
-        """The last attempt that began has ended."""
+        """Set the end of the last attempt, and the fields in `facts`."""
         *before, last = self._record.attempts
         self.update(attempts=(*before, replace(last, ended_at=utc_now(), **facts)))
 
     def close(self, limit_s: float) -> bool:
-        """Write the last state; whether the store has it within `limit_s`."""
+        """Write the last state; return whether the store has it within `limit_s` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         return self._written.wait(limit_s)
 
     def _run(self) -> None:
-        done, wait_s = 0, 0.0
+        written_version, wait_s = 0, 0.0
         while True:
             with self._changed:
-                if self._version == done and not self._closing:
-                    if not self._changed.wait(_BEAT_S) and not self._record.over:
+                if self._version == written_version and not self._closing:
+                    if not self._changed.wait(_HEARTBEAT_S) and not self._record.over:
                         self._record = replace(self._record, updated_at=utc_now())
                         self._version += 1
                 elif wait_s:
                     self._changed.wait(wait_s)
                 record, version, closing = self._record, self._version, self._closing
-            if version != done:
+            if version != written_version:
                 wait_s = 0.0 if self._write(record) else _RETRY_S
-                done = done if wait_s else version
-            if closing and version == done:
+                written_version = written_version if wait_s else version
+            if closing and version == written_version:
                 self._written.set()
                 return
 
     def _write(self, record: JobRecord) -> bool:
         if self._root is not None:
-            with contextlib.suppress(OSError):  # a full disk: checkpoints say so
+            with contextlib.suppress(OSError):  # a full disk, which the checkpoints report
                 replace_small(self._root / DOT_DIR / FILE, record.to_bytes(), durable=False)
         if self._store is None:
             return True

@@ -1,4 +1,4 @@
-"""What a runner holds of its job while it runs: store, lease, record, and standby worker."""
+"""What a runner holds while its job runs: store, lease, record and standby worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.runtime.job_lock import take_job
 from bt_lightning.runtime.job_record_writer import JobRecordWriter, read_local, utc_now
-from bt_lightning.runtime.load_earlier_checkpoints import load_references, resolve, strangers
+from bt_lightning.runtime.load_earlier_checkpoints import (
+    load_references,
+    other_checkpoints,
+    resolve,
+)
 from bt_lightning.runtime.restart_policy import Exit, Outcome, final_code
 from bt_lightning.runtime.store_timeout import within_store_timeout
 from bt_lightning.settings import Settings
@@ -47,16 +51,16 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
 
 _TRIES: Final = 4
-_ANSWER_S: Final = 15.0
-"""For the first answer of a store, the tries included; then training begins without it."""
-_RECORD_S: Final = 10.0
-_SPARE_S: Final = 2.0
-"""Of the grace that a platform gives, for the last record."""
+_STORE_TIMEOUT_S: Final = 15.0
+"""Seconds for the store's first answer, all tries; then training begins without it."""
+_RECORD_TIMEOUT_S: Final = 10.0
+_RESERVED_S: Final = 2.0
+"""Seconds of the platform's grace that are kept for the last record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignalHearing:
-    """Who is told what: lines for people, never on the command's own output."""
+class JobReporter:
+    """Callbacks for lines to people, which never go to the command's own output."""
 
     say: Callable[[str], None]
     warn: Callable[[str], None]
@@ -64,12 +68,15 @@ class SignalHearing:
 
 
 class JobResources:
-    """The job of one node, from `open` to `finish`; a context that lets go of what it holds."""
+    """The resources of one node's job, from `open` to `finish`; a context manager.
 
-    def __init__(self, spec: JobSpec, root: Path | None, hearing: SignalHearing) -> None:
+    The runner's main thread calls it.
+    """
+
+    def __init__(self, spec: JobSpec, root: Path | None, reporter: JobReporter) -> None:
         self._spec = spec
         self._root = root
-        self._hearing = hearing
+        self._reporter = reporter
         self._closing = contextlib.ExitStack()
         self._prefix = job_prefix(spec.project, spec.job_id, spec.nodes.rank)
         self._store: Store | None = None
@@ -89,79 +96,79 @@ class JobResources:
             updated_at=now,
         )
         self._before: JobRecord | None = None
-        self._keeper: JobRecordWriter | None = None
+        self._record_writer: JobRecordWriter | None = None
 
     @property
-    def keeper(self) -> JobRecordWriter:
-        """Of the record; there is one once the job is open."""
-        assert self._keeper is not None
-        return self._keeper
+    def record_writer(self) -> JobRecordWriter:
+        """The writer of the record; available once the job is open."""
+        assert self._record_writer is not None
+        return self._record_writer
 
     @property
     def attempts(self) -> int:
-        """Number of the next attempt: those of earlier runs of this job count."""
+        """Number of the next attempt, counted over all runs of this job."""
         return max((one.number + 1 for one in self._record.attempts), default=0)
 
     def open(self) -> None:
-        """Open the store and take the job; without an answer of the store, go on without it."""
+        """Open the store and take the job's lease; go on without a store that does not answer."""
         spec = self._spec
         if self._root is not None and (before := read_local(self._root)) is not None:
-            self._goes_on(before)
+            self._continue_record(before)
         if spec.store_url is not None:
             self._store = RetryingStore(open_store(spec.store_url), tries=_TRIES)
             try:
-                self._take(self._store)
+                self._take_job(self._store)
             except StoreTransientError as error:
                 if spec.references:
                     raise
-                self._hearing.warn(
+                self._reporter.warn(
                     f"the store does not answer, and the job begins without it: {error}. Its"
                     " checkpoints stay on the disk, and are sent when it does"
                 )
-        writing = None if spec.store_url is None else open_store(spec.store_url)
-        self._keeper = JobRecordWriter(self._record, self._root, writing, self._prefix)
-        self._closing.callback(self._close_keeper)
+        record_store = None if spec.store_url is None else open_store(spec.store_url)
+        self._record_writer = JobRecordWriter(self._record, self._root, record_store, self._prefix)
+        self._closing.callback(self._close_record)
 
-    def _goes_on(self, before: JobRecord) -> None:
-        """This run continues the job of an earlier one; of two records the one that knows more."""
+    def _continue_record(self, before: JobRecord) -> None:
+        """Continue the record of an earlier run; of two records take the more recent."""
         if self._before is None or before.knows_more_than(self._before):
             self._before = before
             known = (before.created_at, before.attempts)
             self._record = replace(self._record, created_at=known[0], attempts=known[1])
 
-    def _take(self, store: Store) -> None:
+    def _take_job(self, store: Store) -> None:
         try:
             before = within_store_timeout(
-                _ANSWER_S, lambda: read_record(store, self._prefix), store.name
+                _STORE_TIMEOUT_S, lambda: read_record(store, self._prefix), store.name
             )
         except CheckpointCorruptError as error:
-            self._hearing.warn(f"{error}: it is begun anew")
+            self._reporter.warn(f"{error}: a new record is begun")
             before = None
         if self._root is not None:
-            lease = take_job(store, self._prefix, publisher_id_of(self._root), self._hearing.warn)
+            lease = take_job(store, self._prefix, publisher_id_of(self._root), self._reporter.warn)
             self._closing.callback(lease.release)
         if before is not None:
-            self._goes_on(before)
+            self._continue_record(before)
 
     def load_references(self) -> None:
-        """Bring what the job loads to the disk, before anything of it runs."""
-        spec, said = self._spec, self._hearing
+        """Download the checkpoints that the job loads, before its command runs."""
+        spec, reporter = self._spec, self._reporter
         if spec.load_dir is None or self._store is None:
             return
         loaded = []
         for reference in spec.references:
             found = resolve(self._store, reference, spec.project, spec.job_id, spec.nodes.rank)
-            loaded += load_references(self._store, found, spec.load_dir, said.progress)
+            loaded += load_references(self._store, found, spec.load_dir, reporter.progress)
         for one in loaded:
-            said.say(f"loaded {one.checkpoint_id} of the job {one.job} into {one.path}")
-        for path in strangers(spec.load_dir, loaded):
-            said.warn(
+            reporter.say(f"loaded {one.checkpoint_id} of the job {one.job} into {one.path}")
+        for path in other_checkpoints(spec.load_dir, loaded):
+            reporter.warn(
                 f"{path} lies in the load directory as well, and a run resumes from the newest"
                 " checkpoint there: delete it if that is not meant"
             )
 
     def start_worker(self, drain_s: float, settings: Settings) -> None:
-        """Start the process that sends what training processes leave, and any other file."""
+        """Start the standby worker: it publishes what training processes leave, and job files."""
         spec = self._spec
         if self._root is None or spec.store_url is None:
             return
@@ -181,25 +188,25 @@ class JobResources:
         self._worker.begin(frozenset())
 
     def tick(self) -> None:
-        """Hear what the worker has to say; a failure is said once."""
+        """Report the worker's failures, each once; called at least every second."""
         if self._worker is None:
             return
         try:
             for event in self._worker.poll():
                 if isinstance(event, WorkFailed):
-                    self._failed(f"{event.what} failed: {event.error}")
+                    self._report_failure(f"{event.what} failed: {event.error}")
                 elif isinstance(event, Published):
                     self._failures.clear()
         except WorkerDiedError as error:
-            self._failed(str(error))
+            self._report_failure(str(error))
 
-    def _failed(self, text: str) -> None:
+    def _report_failure(self, text: str) -> None:
         if text not in self._failures:
             self._failures.add(text)
-            self._hearing.warn(f"{text}. What lies on the disk is sent when it works")
+            self._reporter.warn(f"{text}. What lies on the disk is sent when it works")
 
     def finish(self, outcome: Outcome, ended: Exit, child: Child, drain_s: float) -> int:
-        """Wait for the store, write the last record, and say how the job ended."""
+        """Drain, write the last record, and report how the job ended; return the exit code."""
         waiting, error = self._drain(child, drain_s)
         code = final_code(outcome, ended, child.stopped_by)
         status: Status = "FAILED"
@@ -210,8 +217,8 @@ class JobResources:
         sync: Sync | None = None
         if self._worker is not None:
             sync = "SYNCING" if error is not None else "COMPLETED"
-        newest = None if self._root is None else newest_of(self._root)
-        self.keeper.update(
+        newest = None if self._root is None else newest_checkpoint(self._root)
+        self.record_writer.update(
             status=status,
             checkpoint_sync_status=sync,
             ended_at=utc_now(),
@@ -221,21 +228,21 @@ class JobResources:
         )
         said = f"job {self._spec.job_id}: {status}"
         at = f", newest checkpoint {newest[0]} (step {newest[1]})" if newest else ""
-        self._hearing.say(said + at)
+        self._reporter.say(said + at)
         if error is not None:
-            self._hearing.warn(str(error))
+            self._reporter.warn(str(error))
             return code or error.exit_code
         return code
 
     def _drain(
         self, child: Child, drain_s: float
     ) -> tuple[tuple[str, ...], DrainTimeoutError | None]:
-        """Wait until all that is on the disk is in the store; else what is not, and why."""
+        """Wait until all that is on the disk is in the store; return what is not, and why."""
         if self._worker is None:
             return (), None
 
         def left_s() -> float:
-            return -math.inf if child.impatient else child.left_s - _SPARE_S
+            return -math.inf if child.impatient else child.left_s - _RESERVED_S
 
         began = time.monotonic()
         try:
@@ -247,32 +254,32 @@ class JobResources:
         waiting = result.waiting if result is not None else ()
         return waiting, drain_report(result, time.monotonic() - began)
 
-    def _close_keeper(self) -> None:
-        if not self.keeper.close(_RECORD_S):
-            self._hearing.warn("the last record of the job did not reach the store")
+    def _close_record(self) -> None:
+        if not self.record_writer.close(_RECORD_TIMEOUT_S):
+            self._reporter.warn("the last record of the job did not reach the store")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         with self._closing:
-            if error is not None and self._keeper is not None:
+            if error is not None and self._record_writer is not None:
                 stopped = isinstance(error, SystemExit | KeyboardInterrupt)
                 changes: dict[str, Any] = {"status": "STOPPED" if stopped else "FAILED"}
                 if self._worker is None:
-                    changes |= self._unchanged()
-                self.keeper.update(ended_at=utc_now(), **changes)
+                    changes |= self._unchanged_fields()
+                self.record_writer.update(ended_at=utc_now(), **changes)
 
-    def _unchanged(self) -> dict[str, Any]:
-        """What the record says of the store where nothing ran: what it said before.
+    def _unchanged_fields(self) -> dict[str, Any]:
+        """The record's fields about the store if nothing ran: those of the earlier record.
 
-        Of a job that is new, everything is there: it has nothing.
+        A new job without checkpoints counts as completely uploaded.
         """
         if self._spec.store_url is None or self._root is None:
             return {"checkpoint_sync_status": None}
         before = self._before
         if before is None or before.checkpoint_sync_status is None:
-            empty = newest_of(self._root) is None
+            empty = newest_checkpoint(self._root) is None
             return {"checkpoint_sync_status": "COMPLETED" if empty else "SYNCING"}
         said = {"checkpoint_sync_status": before.checkpoint_sync_status, "waiting": before.waiting}
         return {
@@ -282,12 +289,12 @@ class JobResources:
         }
 
 
-def newest_of(root: Path) -> tuple[str, int] | None:
-    """Id and step of the newest checkpoint of a job, on its disk or, if that was full, away."""
+def newest_checkpoint(root: Path) -> tuple[str, int] | None:
+    """Id and step of the newest checkpoint of a job, on its disk or only in the store."""
     found = [(m.order, m.checkpoint_id, m.step) for m in _manifests(root)]
-    away = newest_in_store(root)
-    if away is not None:
-        found.append((away.order, away.checkpoint, away.step))
+    stored = newest_in_store(root)
+    if stored is not None:
+        found.append((stored.order, stored.checkpoint, stored.step))
     return max(found)[1:] if found else None
 
 
@@ -295,10 +302,10 @@ def _manifests(root: Path) -> Iterator[Manifest]:
     return (found.manifest for found in list_committed(root)[0])
 
 
-def settings_of(spec: JobSpec, inherited: Mapping[str, str]) -> Settings:
-    """What the command's variables say of uploads: which other files, and how fast.
+def upload_settings(spec: JobSpec, inherited: Mapping[str, str]) -> Settings:
+    """The settings of uploads (which job files, how fast) from the command's environment.
 
     Raises:
-        InvalidSettingError: they cannot be used.
+        InvalidSettingError: a variable cannot be used.
     """
     return Settings.from_environ({**inherited, **spec.variables})

@@ -1,4 +1,4 @@
-"""What is to be run, with every choice made; and the environment that its commands see. Pure."""
+"""The specification of one node's job, and the environment of its command. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LEADER_PORT: Final = 29400
-"""Where torchrun's rendezvous of several nodes listens."""
+"""The port of torchrun's rendezvous of several nodes."""
 LIGHTNING: Final = "BT_LIGHTNING"
 """Set to `1`: every Trainer gets the callback, through Lightning's entry point."""
 _SHELL: Final = (
@@ -23,15 +23,15 @@ _SHELL: Final = (
 def shell(lines: Sequence[str]) -> tuple[str, ...]:
     """A program that runs the start commands in one shell, up to the first that fails.
 
-    What one sets (`cd`, `export`) holds for the next, as Baseten's own recipes need it. A signal
-    that reaches the shell as well is not its end: it waits for its command, and starts no other.
+    What one sets (`cd`, `export`) holds for the next, as Baseten's own recipes need. A signal
+    that reaches the shell does not end it: it waits for its command, and starts no other.
     """
     return ("/bin/sh", "-c", _SHELL, "sh", *lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A checkpoint of an earlier job, as somebody names it; None is the latest."""
+    """A checkpoint of an earlier job, as a person names it; None means the latest."""
 
     project: str | None = None
     job: str | None = None
@@ -45,14 +45,14 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
-    """This machine among those of the job."""
+    """The nodes of the job, and this machine's rank among them."""
 
     rank: int = 0
     size: int = 1
     leader: str | None = None
     """Address of node 0."""
     num_gpus: int = 0
-    """Of each node."""
+    """GPUs of each node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,35 +63,35 @@ class JobSpec:
     job_id: str
     job_name: str
     command: tuple[str, ...]
-    """The words of one program."""
+    """Program and arguments."""
     directory: Path
-    """Where it runs."""
+    """Working directory of the command."""
     nodes: Nodes
     checkpoint_dir: Path | None
     """None: checkpointing is off."""
     volume_size_gib: float | None
     store_url: str | None = field(repr=False)
     references: tuple[Reference, ...] = ()
-    """What is brought to `load_dir` before the command."""
+    """Checkpoints that are downloaded to `load_dir` before the command."""
     load_dir: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Of the user's; may hold secrets."""
+    """The user's environment variables; may hold secrets."""
     workdir: bool = False
     """Whether `BT_WORKING_DIR` is exported."""
     cache: Path | None = None
-    """Below it lie the caches of the project and of the team."""
+    """Folder of the project's and the team's caches."""
     grace_s: float | None = None
     """Seconds that the platform gives between SIGTERM and SIGKILL."""
     interval: str | None = None
-    """`auto`, or seconds between saves of Trainers by themselves."""
+    """`auto`, or seconds between the saves that Trainers make by themselves."""
     weights_only: bool | None = None
-    """False: what the job's own checkpoints hold may be unpickled."""
+    """False: objects in the job's own checkpoints may be unpickled."""
 
 
 def environment(
     spec: JobSpec, inherited: Mapping[str, str], retry: int, scratch: Path
 ) -> dict[str, str]:
-    """The environment of attempt `retry`: that of the runner, Baseten's variables, the user's."""
+    """The environment of attempt `retry`: the runner's, Baseten's variables, then the user's."""
     nodes = spec.nodes
     ours = {
         "BT_TRAINING_JOB_ID": spec.job_id,
@@ -118,7 +118,7 @@ def environment(
 
 
 def _project_id(spec: JobSpec, inherited: Mapping[str, str]) -> str:
-    """That of the platform, in a job of its own: its APIs know the project by no other."""
+    """The platform's project id if the project is the platform's: its APIs need it."""
     same = inherited.get("BT_TRAINING_PROJECT_NAME") == spec.project
     return (same and inherited.get("BT_TRAINING_PROJECT_ID")) or spec.project
 
@@ -134,7 +134,7 @@ def _checkpointing(spec: JobSpec) -> dict[str, str | None]:
 
 
 def caches(spec: JobSpec) -> dict[str, str]:
-    """Variable -> folder of each cache that the job has."""
+    """Environment variable -> folder of each cache of the job."""
     if spec.cache is None:
         return {}
     return {

@@ -1,6 +1,6 @@
-"""Checkpoints of earlier jobs: what a name means in a store, and how they come to the disk.
+"""Download of checkpoints of earlier jobs that a job refers to.
 
-They lie as on Baseten, `<load dir>/<job>/rank-<node>/<checkpoint>`, each whole or not at all.
+They lie as on Baseten, `<load dir>/<job>/rank-<node>/<checkpoint>`, each complete or not at all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bt_lightning import file_limits
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.localdir.small_files import read_small_file
-from bt_lightning.manage.download_copy import Counted
+from bt_lightning.manage.download_copy import CountingReader
 from bt_lightning.path_layout import MANIFEST, check_checkpoint_id, job_prefix, slug
 from bt_lightning.runtime.job_spec import Reference
 from bt_lightning.store.catalog.projects import list_node_folders, view_job
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
 
     Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-    """Of a title and the bytes to come; what it yields is told of bytes that came."""
+    """Called with a title and the total bytes; what it yields is called with bytes that came."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One checkpoint that a reference led to."""
+    """One checkpoint that a reference was resolved to, on the disk."""
 
     job: str
     node_rank: int
@@ -44,10 +44,10 @@ class Loaded:
 
 
 def parse_reference(text: str) -> Reference:
-    """Read what a person writes: `latest`, `JOB`, `JOB/CHECKPOINT` or a `bt://` URL.
+    """Parse `latest`, `JOB`, `JOB/CHECKPOINT` or a `bt://` URL.
 
     Raises:
-        InvalidSettingError: it is none of these.
+        InvalidSettingError: `text` is none of these.
     """
     if is_bt(text):
         uri = parse(text)
@@ -68,10 +68,10 @@ def parse_reference(text: str) -> Reference:
 def resolve(
     store: Store, reference: Reference, project: str, job: str, node_rank: int
 ) -> list[CatalogEntry]:
-    """What node `node_rank` of the job `job` of `project` loads for a reference.
+    """The checkpoints that node `node_rank` of the job `job` of `project` loads for a reference.
 
-    That is the checkpoint of its own rank's folder, and that of rank 0, which every node may need.
-    The most recent job is never the one that asks.
+    These are that of its own rank's folder, and that of rank 0, which every node may need. The most
+    recent job is never `job` itself.
 
     Raises:
         CheckpointNotFoundError: there is no such checkpoint.
@@ -86,7 +86,7 @@ def resolve(
             raise CheckpointNotFoundError(msg)
     else:
         found = view.latest()
-    same = [
+    copies = [
         other
         for other in view.checkpoints()
         if other.checkpoint_id == found.checkpoint_id
@@ -94,7 +94,7 @@ def resolve(
         and other.manifest.step == found.manifest.step
     ]
     newest: dict[int, CatalogEntry] = {}
-    for other in sorted(same, key=lambda one: one.number):
+    for other in sorted(copies, key=lambda entry: entry.number):
         newest[other.location.node_rank] = other
     return list(newest.values()) or [found]
 
@@ -104,8 +104,8 @@ def _view(store: Store, reference: Reference, project: str, job: str) -> JobView
         return view_job(store, reference.project or project, LATEST, without=slug(job))
     if reference.project is not None:
         return view_job(store, reference.project, reference.job)
-    wanted = slug(reference.job)
-    projects = {place.project for place in list_node_folders(store) if place.job == wanted}
+    job_slug = slug(reference.job)
+    projects = {place.project for place in list_node_folders(store) if place.job == job_slug}
     if slug(project) in projects or not projects:
         return view_job(store, project, reference.job)
     if len(projects) > 1:
@@ -118,37 +118,37 @@ def _view(store: Store, reference: Reference, project: str, job: str) -> JobView
 def load_references(
     store: Store, found: Sequence[CatalogEntry], load_dir: Path, progress: Progress
 ) -> list[Loaded]:
-    """Bring checkpoints to the disk, verified; what is there already is verified and kept.
+    """Download checkpoints below `load_dir`, verified; those already there are verified and kept.
 
-    A call that was killed left what it had, and the next goes on with it.
+    The next call continues a download that was killed.
 
     Raises:
-        CheckpointCorruptError: it is damaged in the store.
-        DirectoryFullError: it does not fit.
+        CheckpointCorruptError: one is damaged in the store.
+        DirectoryFullError: one does not fit on the disk.
         StoreError: the store refused.
         OSError: the disk refused.
     """
     load_dir.mkdir(parents=True, exist_ok=True)
     loaded = []
-    for one in found:
-        at, name = one.location, check_checkpoint_id(one.checkpoint_id)
+    for entry in found:
+        at, name = entry.location, check_checkpoint_id(entry.checkpoint_id)
         final = load_dir / at.job / f"rank-{at.node_rank}" / name
-        if not _stands(final, one.data):
+        if not _is_loaded(final, entry.data):
             source = StoreReader(store, job_prefix(at.project, at.job, at.node_rank), at.folder)
             with progress(f"loading {name}", source.manifest.size) as on_bytes:
-                bring(Counted(source, on_bytes), load_dir, final)
-        loaded.append(Loaded(at.job, at.node_rank, name, one.manifest.step, final))
+                bring(CountingReader(source, on_bytes), load_dir, final)
+        loaded.append(Loaded(at.job, at.node_rank, name, entry.manifest.step, final))
     return loaded
 
 
-def strangers(load_dir: Path, loaded: Sequence[Loaded]) -> list[Path]:
-    """Committed checkpoints that lie there and no reference led to: a resume may choose them."""
-    ours = {one.path for one in loaded}
-    return [found.path for found in list_committed(load_dir)[0] if found.path not in ours]
+def other_checkpoints(load_dir: Path, loaded: Sequence[Loaded]) -> list[Path]:
+    """Paths of checkpoints in `load_dir` that are not in `loaded`: a resume may choose them."""
+    loaded_paths = {entry.path for entry in loaded}
+    return [found.path for found in list_committed(load_dir)[0] if found.path not in loaded_paths]
 
 
-def _stands(final: Path, manifest: bytes) -> bool:
-    """Whether that very checkpoint is there and whole; one that is damaged makes way."""
+def _is_loaded(final: Path, manifest: bytes) -> bool:
+    """Whether the checkpoint of that manifest is at `final`, complete and undamaged."""
     try:
         if read_small_file(final / MANIFEST, file_limits.MANIFEST) != manifest:
             return False

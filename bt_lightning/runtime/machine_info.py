@@ -1,4 +1,4 @@
-"""What this machine is, beyond its environment."""
+"""Facts of this machine: its directory, its GPUs and the user's cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def this_machine(environ: Mapping[str, str]) -> MachineFacts:
 
 
 def _num_gpus(environ: Mapping[str, str]) -> int:
-    """As the driver lists them; CUDA_VISIBLE_DEVICES hides what follows its first bad entry."""
+    """GPUs that the driver lists, up to the first invalid entry of CUDA_VISIBLE_DEVICES."""
     try:
         found = len(list(_DEVICES.iterdir()))
     except OSError:
@@ -28,6 +28,6 @@ def _num_gpus(environ: Mapping[str, str]) -> int:
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found
-    shown = [one.strip() for one in visible.split(",")]
-    hidden = next((at for at, one in enumerate(shown) if one in {"", "-1"}), len(shown))
+    entries = [entry.strip() for entry in visible.split(",")]
+    hidden = next((at for at, entry in enumerate(entries) if entry in {"", "-1"}), len(entries))
     return min(found, hidden)

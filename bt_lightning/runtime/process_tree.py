@@ -1,4 +1,4 @@
-"""Whatever a command started, wherever it went: sessions of its own, daemons, orphans.
+"""Processes that a command started, wherever they went: own sessions, daemons, orphans.
 
 torchrun starts each of its processes in a session of its own: no signal to a process group reaches
 them, and they outlive an agent that is killed.
@@ -16,24 +16,24 @@ from typing import Final
 from bt_lightning.worker_messages import WORKER_NAME
 
 _SET_CHILD_SUBREAPER: Final = 36
-"""Of prctl(2)."""
+"""Source: prctl(2)."""
 _PROC: Final = Path("/proc")
 _DEAD: Final = frozenset("ZX")
 
 
 def adopt_orphans() -> None:
-    """From here on, what loses its parent below this process becomes its child, not that of init.
+    """Make this process the parent of descendants that lose theirs, instead of init.
 
-    An init that reaps nothing, as of many containers, would leave it in the table for ever.
+    An init that reaps nothing, as in many containers, would leave them as zombies.
     """
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def family() -> list[int]:
-    """The processes below this one that live and have another session, so: what commands started.
+def descendants() -> list[int]:
+    """Pids of the live descendants that commands started: those in another session.
 
-    Without the children of `multiprocessing`, which are our own, and without workers: one whose
-    training was killed may be just committing its last checkpoint, and ends by itself.
+    Without the children of `multiprocessing`, which are our own, and without workers: the worker of
+    a killed training may be committing its last checkpoint, and ends by itself.
     """
     below: dict[int, list[tuple[int, int, str]]] = {}
     for pid in _pids():
@@ -41,30 +41,30 @@ def family() -> list[int]:
             parent, session, state, name = found
             if name != WORKER_NAME:
                 below.setdefault(parent, []).append((pid, session, state))
-    ours, own = _spared(), os.getsid(0)
-    lives, at = [], [os.getpid()]
-    while at:
-        for pid, session, state in below.get(at.pop(), ()):
-            if pid in ours:
+    own_children, own_session = _multiprocessing_children(), os.getsid(0)
+    living, pending = [], [os.getpid()]
+    while pending:
+        for pid, session, state in below.get(pending.pop(), ()):
+            if pid in own_children:
                 continue
-            at.append(pid)
-            if session != own and state not in _DEAD:
-                lives.append(pid)
-    return lives
+            pending.append(pid)
+            if session != own_session and state not in _DEAD:
+                living.append(pid)
+    return living
 
 
 def reap(command: int) -> None:
-    """Bury the orphans that ended; not the command itself, whose exit code is wanted."""
-    ours = {*_spared(), command}
+    """Reap the orphans that ended, but not the process `command`, whose exit code is needed."""
+    own_children = {*_multiprocessing_children(), command}
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             found = _stat(ended.si_pid)
-            if ended.si_pid in ours or found is None or found[1] == os.getsid(0):
-                return  # somebody else waits for it, and the next call looks behind it
+            if ended.si_pid in own_children or found is None or found[1] == os.getsid(0):
+                return  # not an orphan: its own waiter reaps it; the next call goes on
             os.waitpid(ended.si_pid, os.WNOHANG)
 
 
-def catches(pid: int, number: int) -> bool:
+def has_handler(pid: int, number: int) -> bool:
     """Whether a process has a handler for the signal `number`."""
     try:
         lines = (_PROC / str(pid) / "status").read_text(encoding="ascii", errors="replace")
@@ -74,7 +74,7 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-def _spared() -> set[int | None]:
+def _multiprocessing_children() -> set[int | None]:
     return {process.pid for process in multiprocessing.active_children()}
 
 

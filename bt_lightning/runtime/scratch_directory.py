@@ -1,4 +1,4 @@
-"""The scratch directory of a job: for its commands alone, gone at its end, however that comes."""
+"""The scratch directory of a job, deleted at its end, also after SIGKILL."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def scratch_directory(
 ) -> Iterator[tuple[Path, int]]:
     """Yield a new directory, below `BT_SCRATCH_DIR` if that is set, and a descriptor to inherit.
 
-    The descriptor holds an exclusive `flock`: the directory lives as long as any process that has
-    it. Called by the runner that has `root`, the job's checkpoint directory. What an earlier runner
-    of it left, by SIGKILL, is deleted first; nobody makes one of that name but who has `root`.
+    The descriptor holds an exclusive `flock`: the directory lives as long as any process has it.
+    Called by the runner that holds the lock of `root`, the job's checkpoint directory. Directories
+    of an earlier, killed runner of `root` are deleted first; only the holder of `root` makes them.
     """
     base = inherited.get(_BASE) or None
     if base is not None:
@@ -49,7 +49,7 @@ def scratch_directory(
 
 
 def _sweep(base: Path, prefix: str) -> None:
-    """Delete those that no process has any more; the base may be open to every user."""
+    """Delete directories that no process holds; the base may be writable by every user."""
     for path in base.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""A first question to a store that may never answer: its client's own limits add up to minutes."""
+"""A time limit for a store's first answer: its client's own limits add up to minutes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ T = TypeVar("T")
 
 
 def within_store_timeout(limit_s: float, ask: Callable[[], T], store: str) -> T:
-    """What `ask` returns or raises, on a thread of its own.
+    """Call `ask` on a thread of its own; return or raise what it does.
 
     Raises:
-        StoreTransientError: it has not ended within `limit_s`; its thread is left behind.
+        StoreTransientError: it has not ended within `limit_s` seconds; the thread goes on.
     """
     answers: list[T] = []
     failures: list[BaseException] = []
 
-    def act() -> None:
+    def call() -> None:
         try:
             answers.append(ask())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
             failures.append(error)
 
-    thread = threading.Thread(target=act, daemon=True, name="bt_lightning first question")
+    thread = threading.Thread(target=call, daemon=True, name="bt_lightning first question")
     thread.start()
     thread.join(limit_s)
     if failures:

@@ -1,4 +1,4 @@
-"""The command line of torchrun that starts one program on every device of every node. Pure."""
+"""The torchrun command line that starts one program on every device of every node. Pure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _PYTHON: Final = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
 _WITH_VALUE: Final = frozenset({"-W", "-X", "--check-hash-based-pycs"})
 
 
-def elastic(words: Sequence[str], nodes: Nodes, processes: int, job_id: str) -> tuple[str, ...]:
-    """`words` (`python train.py --lr 1`, or any other program) under torchrun.
+def torchrun_command(
+    words: Sequence[str], nodes: Nodes, processes: int, job_id: str
+) -> tuple[str, ...]:
+    """Wrap `words` (`python train.py --lr 1`, or any other program) in torchrun.
 
-    `processes` are those of each node. Restarts are the runner's, which counts them for all nodes
-    alike; torchrun makes none of its own. Source: torch.distributed.run.
+    `processes` is the number on each node. torchrun restarts nothing: the runner does. Source:
+    torch.distributed.run.
 
     Raises:
-        InvalidSettingError: several nodes without an address of the first, or Python without a
-            program.
+        InvalidSettingError: several nodes have no leader address, or Python has no program.
     """
     if nodes.size > 1 and not nodes.leader:
         msg = (
@@ -50,7 +51,7 @@ def elastic(words: Sequence[str], nodes: Nodes, processes: int, job_id: str) -> 
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Python's own flags, and the program with its arguments as torchrun wants them."""
+    """Python's own flags, and the program with its arguments in torchrun's form."""
     at = 0
     while at < len(words) and words[at].startswith("-") and words[at] not in {"-m", "-c", "-"}:
         at += 2 if words[at] in _WITH_VALUE else 1

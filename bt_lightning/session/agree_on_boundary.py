@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import RankLostError
 from bt_lightning.preemption import WORDS
-from bt_lightning.rank_protocol import Get, Member, Position, Set, Wish
+from bt_lightning.rank_protocol import Get, Member, Position, Request, Set
 from bt_lightning.session.rank_exchange import LONGEST_S
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ _LAST_S = 30.0
 class SingleRankAgreement:
     """The agreement of a single process."""
 
-    def __init__(self, wish: Callable[[], Wish | None]) -> None:
+    def __init__(self, wish: Callable[[], Request | None]) -> None:
         self._wish = wish
         self._until: Position = (0, 0)
 
-    def due(self, position: Position, room: int = 0, places: int = 0) -> Wish | None:  # noqa: ARG002
+    def due(self, position: Position, room: int = 0, places: int = 0) -> Request | None:  # noqa: ARG002
         """What is to be done at this boundary."""
         wish = self._wish()
         return wish if wish is not None and position >= self._until else None
@@ -60,7 +60,7 @@ class RankAgreement:
     `due`, `word`, `done` and `close` are called on the training thread.
     """
 
-    def __init__(self, peers: RankExchange, name: str, wish: Callable[[], Wish | None]) -> None:
+    def __init__(self, peers: RankExchange, name: str, wish: Callable[[], Request | None]) -> None:
         self._peers = peers
         self._member = Member(peers.rank, peers.ranks, name)
         self._wish = wish
@@ -75,7 +75,7 @@ class RankAgreement:
         )
         self._thread.start()
 
-    def due(self, position: Position, room: int = 0, places: int = 0) -> Wish | None:
+    def due(self, position: Position, room: int = 0, places: int = 0) -> Request | None:
         """What is to be done at this boundary; microseconds when nothing is.
 
         `room` says how many batches follow with nothing but batches between them; `places` how

@@ -12,7 +12,7 @@ from bt_lightning.session.rank_exchange import RankExchange
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bt_lightning.rank_protocol import Wish
+    from bt_lightning.rank_protocol import Request
     from bt_lightning.session.ranks import Ranks
 
 
@@ -30,7 +30,7 @@ class FitRanks:
         lost = self._peers.lost if self._peers is not None else None
         self._farewell = FitEnd(self._ranks, lost)
 
-    def agreement(self, wish: Callable[[], Wish | None]) -> SingleRankAgreement | RankAgreement:
+    def agreement(self, wish: Callable[[], Request | None]) -> SingleRankAgreement | RankAgreement:
         """Every rank: the training starts."""
         if self._peers is None:
             return SingleRankAgreement(wish)

@@ -1,7 +1,9 @@
-"""What a `config.py` for Baseten says: the classes of `truss_train`, checked, and without truss.
+"""The classes of `truss_train` that a `config.py` uses, checked, and without truss.
 
-Same names, fields, defaults and serialised form; `as_definition` makes one of ours from one of
-truss. Pure: nothing here reads a file or the environment (`bt_lightning.load_config` does).
+In come keyword arguments, mappings, or objects of truss (`as_definition`); out go checked
+definitions with the names, fields, defaults and serialised form of truss. Pure: nothing here reads
+a file or the environment (`bt_lightning.load_config` does), and no error shows a secret. Start
+reading at `definition`, then `jobs`.
 """
 
 from __future__ import annotations

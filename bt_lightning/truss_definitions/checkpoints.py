@@ -1,4 +1,4 @@
-"""Where a job saves checkpoints, and which ones it begins with."""
+"""Where a job saves checkpoints, and which checkpoints it loads at its start."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOADED_CHECKPOINTS: Final = "/tmp/loaded_checkpoints"  # noqa: S108 - Baseten's own default
-"""Where checkpoints to begin with are laid, unless `download_folder` says another place."""
+"""Folder of loaded checkpoints, unless `download_folder` names another."""
 
 
 class CheckpointingConfig(Definition):
     """Whether, where and on how large a volume a job saves checkpoints."""
 
     enabled: bool = False
-    """Whether `$BT_CHECKPOINT_DIR` is there, and what lies in it is uploaded."""
+    """Whether there is a `$BT_CHECKPOINT_DIR`, which is uploaded."""
     checkpoint_path: FilePath | None = None
     """The folder that `$BT_CHECKPOINT_DIR` names; None leaves it to the platform."""
     volume_size_gib: (
@@ -54,7 +54,7 @@ class CheckpointRef(Definition):
 class LatestCheckpoint(CheckpointRef):
     """The latest checkpoint of a job, or of the most recent job of a project.
 
-    With neither, as `LoadCheckpointConfig` has it by default, of the project that loads it.
+    With neither, the default of `LoadCheckpointConfig`, it is of the project that loads it.
     """
 
     _truss_name = "_BasetenLatestCheckpoint"
@@ -87,12 +87,12 @@ class LoopsCheckpointRef(CheckpointRef):
 
 
 class LoadCheckpointConfig(Definition):
-    """Which checkpoints are laid on the local disk before the start commands run."""
+    """Which checkpoints are downloaded to the local disk before the start commands run."""
 
     enabled: bool = False
     checkpoints: list[CheckpointRef] = field(default_factory=lambda: [LatestCheckpoint()])
     download_folder: FilePath = LOADED_CHECKPOINTS
-    """What `$BT_LOAD_CHECKPOINT_DIR` names."""
+    """The folder that `$BT_LOAD_CHECKPOINT_DIR` names."""
 
     @override
     def _check(self) -> None:
@@ -115,7 +115,7 @@ class BasetenCheckpoint:
         """Refer to the latest checkpoint of a job, or of the most recent job of a project.
 
         Raises:
-            InvalidSettingError: neither is given, or one is none.
+            InvalidSettingError: neither is given, or one is invalid.
         """
         if not job_id and not project_name:
             msg = (
@@ -130,7 +130,7 @@ class BasetenCheckpoint:
         """Refer to the checkpoint of a job whose folder has this name.
 
         Raises:
-            InvalidSettingError: one of them is none.
+            InvalidSettingError: an argument is invalid.
         """
         return NamedCheckpoint(checkpoint_name=checkpoint_name, job_id=job_id)
 
@@ -168,7 +168,7 @@ def on_a_store(ref: CheckpointRef) -> LatestCheckpoint | NamedCheckpoint:
 
 
 def _kind_of(values: Mapping[Any, object], at: str) -> type[CheckpointRef]:
-    """Which reference a mapping is: told by its `typ`, or else by the names of its fields."""
+    """The class of reference that a mapping is: by its `typ`, else by its field names."""
     kinds = (LatestCheckpoint, NamedCheckpoint, LoopsCheckpointRef)
     if "typ" in values:
         for kind in kinds:

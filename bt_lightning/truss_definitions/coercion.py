@@ -1,4 +1,4 @@
-"""Reads a value as what the annotation of a field says. Pure; knows no definition by name."""
+"""Conversion and checks of a value by the annotation of its field. Pure; knows no definition."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from bt_lightning.errors import InvalidSettingError
 TRUSS_ROOTS: Final = ("truss_train", "truss")
 """Top-level packages of Baseten's client, whose objects are read by the names of their classes."""
 
-_WHOLE: Final = re.compile(r"[+-]?[0-9]+")
-_USER: Final = re.compile(r"//[^/@]*@")
+_WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
+_URL_USER: Final = re.compile(r"//[^/@]*@")
 """User and password in a URL, which no error shows."""
 _SCALARS: Final = {str: "text", int: "a whole number", bool: "True or False"}
 
@@ -35,9 +35,9 @@ class Coercion:
     """How strictly a value is read."""
 
     serialised: bool = False
-    """Members of enums may be given by value, and every object is built and checked anew."""
+    """Enum members may be given by value, and every object is rebuilt and checked."""
     lax: bool = False
-    """What truss converts in its older classes: `"2"` is 2, a tuple is a list."""
+    """Whether to convert as truss's older classes do: `"2"` to 2, a tuple to a list."""
 
 
 @runtime_checkable
@@ -50,56 +50,56 @@ class Readable(Protocol):
 
 
 def read(hint: Any, value: object, at: str, how: Coercion) -> Any:
-    """`value` as the type `hint`, checked by the rules that are annotated to it.
+    """Return `value` as the type `hint`, checked by the rules in the annotation.
 
-    A rule is a function that takes a value of the right type and says what was expected and what
-    to do about it, or None if the value is fine.
+    A rule is a function of a value of the right type: it returns what was expected and what to do,
+    or None if the value is valid.
 
     Raises:
-        InvalidSettingError: naming `at`, what is there and what was expected.
+        InvalidSettingError: names `at`, the value and what was expected.
     """
     origin = get_origin(hint)
     if origin is Annotated:
-        return _ruled(hint, value, at, how)
+        return _checked_by_rules(hint, value, at, how)
     if origin in {Union, types.UnionType}:
-        return _one_of(get_args(hint), value, at, how)
+        return _read_union(get_args(hint), value, at, how)
     if origin is list:
-        return _listed(get_args(hint)[0], value, at, how)
+        return _read_list(get_args(hint)[0], value, at, how)
     if origin is dict:
-        return _mapped(get_args(hint)[1], value, at, how)
+        return _read_dict(get_args(hint)[1], value, at, how)
     if origin is Literal:
-        return _literal(get_args(hint), value, at)
+        return _read_literal(get_args(hint), value, at)
     if hint in _SCALARS:
-        return _scalar(hint, value, at, how)
+        return _read_scalar(hint, value, at, how)
     if issubclass(hint, Enum):
-        return _member(hint, value, at, how)
+        return _read_enum(hint, value, at, how)
     assert issubclass(hint, Readable)
     return hint.read(value, at, how)
 
 
 def refuse_type(at: str, value: object, expected: str) -> NoReturn:
-    """Raise that `value` is of the wrong type; the value itself may be a secret, so not shown."""
+    """Raise for a `value` of the wrong type, without showing it: it may be a secret."""
     msg = f"{at} is of type {type(value).__name__}, expected {expected}"
     raise InvalidSettingError(msg)
 
 
 def is_of_truss(kind: type) -> bool:
-    """Whether a class comes from Baseten's client."""
+    """Whether a class is of Baseten's client."""
     return str(kind.__module__).partition(".")[0] in TRUSS_ROOTS
 
 
-def _ruled(hint: Any, value: object, at: str, how: Coercion) -> Any:
+def _checked_by_rules(hint: Any, value: object, at: str, how: Coercion) -> Any:
     plain, *rules = get_args(hint)
     value = read(plain, value, at, how)
     for rule in rules:
         if complaint := rule(value):
-            msg = f"{at} is {_USER.sub('//...@', repr(value))}, {complaint}"
+            msg = f"{at} is {_URL_USER.sub('//...@', repr(value))}, {complaint}"
             raise InvalidSettingError(msg)
     return value
 
 
-def _one_of(options: tuple[Any, ...], value: object, at: str, how: Coercion) -> Any:
-    """Optional things, and text or a definition: no field of truss has any other union."""
+def _read_union(options: tuple[Any, ...], value: object, at: str, how: Coercion) -> Any:
+    """Read an optional value, or text or a definition: truss has no other unions."""
     if value is None and types.NoneType in options:
         return None
     kinds = [option for option in options if option is not types.NoneType]
@@ -111,13 +111,13 @@ def _one_of(options: tuple[Any, ...], value: object, at: str, how: Coercion) -> 
     return read(text if isinstance(value, str) else definition, value, at, how)
 
 
-def _listed(hint: Any, value: object, at: str, how: Coercion) -> list[Any]:
+def _read_list(hint: Any, value: object, at: str, how: Coercion) -> list[Any]:
     if not isinstance(value, list | tuple if how.lax else list):
         refuse_type(at, value, "a list")
     return [read(hint, item, f"{at}[{index}]", how) for index, item in enumerate(value)]
 
 
-def _mapped(hint: Any, value: object, at: str, how: Coercion) -> dict[str, Any]:
+def _read_dict(hint: Any, value: object, at: str, how: Coercion) -> dict[str, Any]:
     if not isinstance(value, dict):
         refuse_type(at, value, "a mapping of names to values")
     return {
@@ -126,27 +126,27 @@ def _mapped(hint: Any, value: object, at: str, how: Coercion) -> dict[str, Any]:
     }
 
 
-def _literal(allowed: tuple[Any, ...], value: object, at: str) -> Any:
+def _read_literal(allowed: tuple[Any, ...], value: object, at: str) -> Any:
     if value not in allowed or not isinstance(value, str):
         msg = f"{at} is {value!r}, expected {' or '.join(map(repr, allowed))}"
         raise InvalidSettingError(msg)
     return value
 
 
-def _scalar(kind: type, value: object, at: str, how: Coercion) -> Any:
+def _read_scalar(kind: type, value: object, at: str, how: Coercion) -> Any:
     if kind is str and isinstance(value, str):
-        return _text(value, at)
+        return _read_text(value, at)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     if kind is int and how.lax:
-        if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
             return int(value)
         if isinstance(value, float) and value.is_integer():
             return int(value)
     refuse_type(at, value, _SCALARS[kind])
 
 
-def _text(value: str, at: str) -> str:
+def _read_text(value: str, at: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -155,7 +155,7 @@ def _text(value: str, at: str) -> str:
     return str.__str__(value)
 
 
-def _member(kind: type[Enum], value: object, at: str, how: Coercion) -> Enum:
+def _read_enum(kind: type[Enum], value: object, at: str, how: Coercion) -> Enum:
     if isinstance(value, kind):
         return value
     if isinstance(value, Enum) and type(value).__name__ == kind.__name__:

@@ -1,4 +1,4 @@
-"""What all definitions have in common: they check themselves, and turn into plain values."""
+"""The base class of all definitions: it checks its fields, and serialises them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing_extensions import Self, dataclass_transform, override
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.truss_definitions.coercion import Coercion, is_of_truss, read, refuse_type
 
-_TWINS: dict[str, type[Definition]] = {}
-"""Our class by the name that truss has for it."""
+_BY_TRUSS_NAME: dict[str, type[Definition]] = {}
+"""Our class by its name in truss."""
 _PACKAGE: Final = f"{__name__.rpartition('.')[0]}."
 _HINTS: dict[type[Definition], dict[str, Any]] = {}
-"""The types of the fields, read when a class is first used."""
+"""Field types of each class, read when it is first used."""
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 class Definition:
-    """A dataclass whose fields are checked when they are given and when they are assigned.
+    """A dataclass whose fields are checked in the constructor and at each assignment.
 
-    All arguments are keywords. Where another definition stands in a field, an object of
-    `truss_train` or a mapping of its fields is taken as well, and becomes ours.
+    All arguments are keywords. A field that holds another definition also takes an object of
+    `truss_train`, or a mapping of its fields, and converts it.
 
     Raises:
-        InvalidSettingError: a field is unknown or missing, or holds what cannot be used.
+        InvalidSettingError: a field is unknown, missing or invalid.
     """
 
     _truss_name: ClassVar[str | None] = None
-    """The name of the class in truss, if it is another one."""
+    """The name of the class in truss, if it differs."""
     _lax: ClassVar[bool] = False
     """Whether truss converts values of this class's fields."""
     _fields: ClassVar[tuple[Field[Any], ...]] = ()
@@ -40,8 +40,8 @@ class Definition:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls._fields = fields(dataclass(init=False, kw_only=True)(cls))  # type: ignore[arg-type]
-        if cls.__module__.startswith(_PACKAGE):  # a user's own subclass stands for nothing of truss
-            _TWINS[cls.__dict__.get("_truss_name") or cls.__name__] = cls
+        if cls.__module__.startswith(_PACKAGE):  # a user's subclass is not of truss
+            _BY_TRUSS_NAME[cls.__dict__.get("_truss_name") or cls.__name__] = cls
 
     def __init__(self, **values: object) -> None:
         self._fill(values, Coercion(lax=self._lax))
@@ -50,7 +50,7 @@ class Definition:
     def __setattr__(self, name: str, value: object) -> None:
         hints = _hints(type(self))
         if name not in hints:
-            raise InvalidSettingError(_unknown(type(self), {name}))
+            raise InvalidSettingError(_unknown_field_message(type(self), {name}))
         old = getattr(self, name)
         at = f"{type(self).__name__}.{name}"
         object.__setattr__(self, name, read(hints[name], value, at, Coercion(lax=self._lax)))
@@ -62,14 +62,14 @@ class Definition:
 
     @classmethod
     def read(cls, value: object, at: str, how: Coercion) -> Self:
-        """Return `value`, of ours, of truss or a mapping of fields, as an object of this class.
+        """Return `value` (a definition, a truss object or a mapping) as an object of this class.
 
         Raises:
-            InvalidSettingError: it is nothing of the kind, or holds what cannot be used.
+            InvalidSettingError: it is something else, or a field is invalid.
         """
         if isinstance(value, cls) and not how.serialised:
             return value
-        kind = twin(type(value))
+        kind = own_class(type(value))
         if kind is not None:
             values = _attributes(value, kind)
         elif isinstance(value, Mapping):
@@ -84,7 +84,7 @@ class Definition:
         """The fields as plain values, in the form that truss sends to Baseten.
 
         Called as pydantic calls it, so that code written for objects of truss works on these.
-        With `mode="python"`, members of enums stay what they are.
+        With `mode="python"`, enum members are kept.
         """
         return {
             item.name: _plain(getattr(self, item.name), mode)
@@ -99,20 +99,20 @@ class Definition:
 
     @classmethod
     def takes(cls, values: Mapping[Any, object]) -> bool:
-        """Whether a mapping has all fields that are needed, and no unknown one."""
+        """Whether a mapping has all required fields, and no unknown one."""
         return set(_required(cls)) <= values.keys() <= _hints(cls).keys()
 
     @classmethod
     def _kind(cls, values: Mapping[Any, object], at: str) -> type[Definition]:  # noqa: ARG003
-        """The class that a mapping of fields is of."""
+        """The class that a mapping of fields describes."""
         return cls
 
     def _fill(self, values: Mapping[Any, object], how: Coercion) -> None:
         kind = type(self)
-        values = kind._prepared(values)
+        values = kind._normalised(values)
         hints = _hints(kind)
         if unknown := values.keys() - hints.keys():
-            raise InvalidSettingError(_unknown(kind, unknown))
+            raise InvalidSettingError(_unknown_field_message(kind, unknown))
         if missing := [name for name in _required(kind) if name not in values]:
             msg = f"{kind.__name__} needs {' and '.join(missing)}: give it by name"
             raise InvalidSettingError(msg)
@@ -126,8 +126,8 @@ class Definition:
         self._check()
 
     @classmethod
-    def _prepared(cls, values: Mapping[Any, object]) -> Mapping[Any, object]:
-        """`values` of the fields with what is spelled in an old way spelled in the new one."""
+    def _normalised(cls, values: Mapping[Any, object]) -> Mapping[Any, object]:
+        """`values` with old spellings replaced by the present ones."""
         return values
 
     def _check(self) -> None:
@@ -138,25 +138,25 @@ _D = TypeVar("_D", bound=Definition)
 
 
 def as_definition(value: object, kind: type[_D]) -> _D:
-    """A definition of ours with the content of `value`, checked from top to bottom.
+    """Return `value` as a definition of this package, with every field checked.
 
     Args:
-        value: a definition of ours or of `truss_train`, or a mapping of its serialised form.
-        kind: what it has to be, `CheckpointRef` for any reference to a checkpoint.
+        value: a definition, an object of `truss_train`, or a mapping of its serialised form.
+        kind: the class to return; `CheckpointRef` for any reference to a checkpoint.
 
     Raises:
-        InvalidSettingError: it is something else, or holds what cannot be used.
+        InvalidSettingError: `value` is something else, or a field is invalid.
     """
     return kind.read(value, kind.__name__, Coercion(serialised=True))
 
 
-def twin(kind: type) -> type[Definition] | None:
-    """Our class for a class of ours or of truss; None for any other. Nothing is imported."""
+def own_class(kind: type) -> type[Definition] | None:
+    """Our class for a class of ours or of truss; None for any other. Imports nothing."""
     for base in kind.__mro__:
         if issubclass(base, Definition):
             return base
-        if is_of_truss(base) and base.__name__ in _TWINS:
-            return _TWINS[base.__name__]
+        if is_of_truss(base) and base.__name__ in _BY_TRUSS_NAME:
+            return _BY_TRUSS_NAME[base.__name__]
     return None
 
 
@@ -180,17 +180,17 @@ def _default(item: Field[Any]) -> Any:
 
 
 def _attributes(value: object, kind: type[Definition]) -> dict[str, object]:
-    """Its fields by name; of truss also what was given and is no field here, to be refused."""
+    """Fields by name, with fields of truss that are unknown here, to be refused."""
     names = {*_hints(kind), *getattr(value, "model_fields_set", ())}
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
-def _unknown(kind: type[Definition], names: set[Any]) -> str:
+def _unknown_field_message(kind: type[Definition], names: set[Any]) -> str:
     known = list(_hints(kind))
-    first = min(map(str, names))
-    close = difflib.get_close_matches(first, known, n=1)
-    what = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}"
-    return f"{kind.__name__} has no field {first!r}, {what}"
+    name = min(map(str, names))
+    similar = difflib.get_close_matches(name, known, n=1)
+    what = f"did you mean {similar[0]!r}?" if similar else f"expected {', '.join(known)}"
+    return f"{kind.__name__} has no field {name!r}, {what}"
 
 
 def _plain(value: Any, mode: Literal["python", "json"]) -> Any:

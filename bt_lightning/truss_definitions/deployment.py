@@ -1,4 +1,4 @@
-"""What a config may say beside a job: which checkpoints to deploy. Nothing here is acted upon."""
+"""The part of a config that says which checkpoints to deploy. Nothing here acts on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_LORA_RANK: Final = 16
 
 
 class ModelWeightsFormat(str, Enum):
-    """What the weights of a checkpoint are."""
+    """The kind of weights of a checkpoint."""
 
     LORA = "lora"
     FULL = "full"
@@ -49,7 +49,7 @@ class WhisperCheckpoint(Checkpoint):
 
 
 class LoRADetails(Definition):
-    """What an adapter is like."""
+    """Parameters of an adapter."""
 
     _lax: ClassVar[bool] = True
 
@@ -57,7 +57,7 @@ class LoRADetails(Definition):
 
 
 class LoRACheckpoint(Checkpoint):
-    """An adapter."""
+    """A LoRA adapter."""
 
     lora_details: LoRADetails = field(default_factory=LoRADetails)
     model_weight_format: ModelWeightsFormat = ModelWeightsFormat.LORA
@@ -82,7 +82,7 @@ class CheckpointList(Definition):
 
 
 class DeployCheckpointsRuntime(Definition):
-    """What surrounds a deployed model."""
+    """The environment of a deployed model."""
 
     environment_variables: dict[str, str | SecretReference] = field(
         default_factory=dict, repr=False

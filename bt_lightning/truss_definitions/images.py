@@ -1,4 +1,4 @@
-"""The image of a job, and how its registry is asked for it."""
+"""The container image of a job, and the login to its registry."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bt_lightning.truss_definitions.validators import Name, Text
 
 
 class SecretReference(Definition):
-    """A secret of the platform, by name; its value is in no definition."""
+    """A secret of the platform, by name; definitions never hold its value."""
 
     name: Name
 
 
 class DockerAuthType(str, Enum):
-    """How a registry is told who asks."""
+    """How to authenticate to a registry."""
 
     GCP_SERVICE_ACCOUNT_JSON = "GCP_SERVICE_ACCOUNT_JSON"
     AWS_IAM = "AWS_IAM"
@@ -30,47 +30,47 @@ class DockerAuthType(str, Enum):
 
 
 class AWSIAMDockerAuth(Definition):
-    """A key of AWS."""
+    """An AWS access key."""
 
     access_key_secret_ref: SecretReference
     secret_access_key_secret_ref: SecretReference
 
 
 class AWSOIDCDockerAuth(Definition):
-    """A role of AWS, taken by OpenID Connect."""
+    """An AWS role, assumed by OpenID Connect."""
 
     role_arn: Text
     region: Text
 
 
 class AWSAssumeRoleDockerAuth(Definition):
-    """A role of AWS that Baseten takes."""
+    """An AWS role that Baseten assumes."""
 
     role_arn: Text
     region: Text
 
 
 class GCPOIDCDockerAuth(Definition):
-    """A service account of Google Cloud, taken by OpenID Connect."""
+    """A Google Cloud service account, used by OpenID Connect."""
 
     service_account: Text
     workload_identity_provider: Text
 
 
 class GCPServiceAccountJSONDockerAuth(Definition):
-    """The key file of a service account of Google Cloud."""
+    """The key file of a Google Cloud service account."""
 
     service_account_json_secret_ref: SecretReference
 
 
 class RegistrySecretDockerAuth(Definition):
-    """User and password of any registry."""
+    """User and password for any registry."""
 
     secret_ref: SecretReference
 
 
 class DockerAuth(Definition):
-    """How to log in to the registry of an image: the one part that `auth_method` names."""
+    """Login to the registry of an image: the one part that `auth_method` names."""
 
     auth_method: DockerAuthType
     registry: Text

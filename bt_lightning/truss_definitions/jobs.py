@@ -1,4 +1,4 @@
-"""A training job, and the project that it belongs to: what a `config.py` defines."""
+"""A training job and its project: what a `config.py` defines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_SESSION_MINUTES: Final = 8 * 60
 
 
 class CacheConfig(Definition):
-    """The cache that the jobs of a project, or of a team, share."""
+    """The cache that jobs of a project or team share."""
 
     enabled: bool = False
     enable_legacy_hf_mount: bool = False
@@ -41,7 +41,7 @@ class InteractiveSessionTrigger(str, Enum):
 
 
 class InteractiveSessionProvider(str, Enum):
-    """What connects to an interactive session."""
+    """The client of an interactive session."""
 
     VS_CODE = "vs_code"
     CURSOR = "cursor"
@@ -49,14 +49,14 @@ class InteractiveSessionProvider(str, Enum):
 
 
 class InteractiveSessionAuthProvider(str, Enum):
-    """Whose account opens an interactive session."""
+    """The account provider for an interactive session."""
 
     GITHUB = "github"
     MICROSOFT = "microsoft"
 
 
 class InteractiveSession(Definition):
-    """A shell or an editor inside the running job; Baseten has it, a run elsewhere has not."""
+    """A shell or an editor inside the running job; on Baseten only."""
 
     trigger: InteractiveSessionTrigger = InteractiveSessionTrigger.ON_DEMAND
     timeout_minutes: int = DEFAULT_SESSION_MINUTES
@@ -65,23 +65,23 @@ class InteractiveSession(Definition):
 
 
 class Runtime(Definition):
-    """What a job runs, and what surrounds it."""
+    """The commands of a job, and their environment."""
 
     start_commands: list[Text] = field(default_factory=list)
-    """Lines of a shell, run one after the other."""
+    """Shell lines, run one after the other."""
     environment_variables: dict[str, str | SecretReference] = field(
         default_factory=dict, repr=False
     )
-    """Not shown in the text of this object: people write secrets here."""
+    """Not in the repr: people write secrets here."""
     enable_cache: bool | None = None
-    """Old spelling of `cache_config`; always None, since it is taken over into that."""
+    """Old spelling of `cache_config`; always None, since its value is moved there."""
     checkpointing_config: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     load_checkpoint_config: LoadCheckpointConfig | None = None
     cache_config: CacheConfig | None = None
 
     @classmethod
     @override
-    def _prepared(cls, values: Mapping[Any, object]) -> Mapping[Any, object]:
+    def _normalised(cls, values: Mapping[Any, object]) -> Mapping[Any, object]:
         enabled = values.get("enable_cache")
         if enabled is None:
             return values
@@ -117,7 +117,7 @@ class Runtime(Definition):
 
 
 class Workspace(Definition):
-    """Which folders beside that of the config a job is given."""
+    """The folders that a job gets besides that of the config."""
 
     workspace_root: FilePath | None = None
     external_dirs: list[FilePath] = field(default_factory=list)
@@ -136,7 +136,7 @@ class TrainingJob(Definition):
     workspace: Workspace | None = None
     weights: list[WeightsSource] = field(default_factory=list)
     enable_baseten_workdir: bool = True
-    """Whether commands begin in the folder of the config, or in the image's own."""
+    """Whether commands start in the folder of the config, or in the image's own."""
 
     @override
     def _check(self) -> None:
@@ -151,7 +151,7 @@ class TrainingJob(Definition):
 
 
 class TrainingProject(Definition):
-    """A project with the job that is to be run in it."""
+    """A project, with the job to run in it."""
 
     name: Name
     job: TrainingJob = field(metadata={"excluded": True})

@@ -1,4 +1,4 @@
-"""What a job runs on, and in which image."""
+"""The machines of a job: nodes, cores, memory and GPUs."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Accelerator(str, Enum):
 
 
 class AvailabilityModel(str, Enum):
-    """Whether the machine may be taken away while the job runs."""
+    """Whether the platform may preempt the machine."""
 
     DEDICATED = "dedicated"
     SPOT = "spot"
 
 
 class AcceleratorSpec(Definition):
-    """The GPUs of one node. Where one is expected, text such as `"H100:8"` is taken as well."""
+    """The GPUs of one node; a field of this type also takes text such as `"H100:8"`."""
 
     _lax: ClassVar[bool] = True
 
@@ -76,13 +76,13 @@ class Compute(Definition):
     cpu_count: Annotated[int, at_least(1, "leave it out for one core")] = 1
     """Cores of each node."""
     memory: Memory = "2Gi"
-    """Of each node."""
+    """Memory of each node."""
     accelerator: AcceleratorSpec | None = None
     availability_model: AvailabilityModel = AvailabilityModel.DEDICATED
 
     @override
     def model_dump(self, *, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
-        """The fields as plain values; those of the accelerator one by one."""
+        """The fields as plain values; the accelerator as its fields."""
         plain: dict[str, Any] = super().model_dump(mode=mode)
         gpu = self.accelerator
         if gpu is not None and gpu.accelerator is not None:
@@ -92,7 +92,7 @@ class Compute(Definition):
 
 
 def _parsed(text: str, at: str) -> dict[str, Any]:
-    """The fields that `H100` or `H100:8` stands for."""
+    """The fields that `H100` or `H100:8` means."""
     name, colon, count = text.strip().partition(":")
     known = {kind.value: kind for kind in Accelerator}
     if name in known and (not colon or _COUNT.fullmatch(count)):

@@ -1,4 +1,4 @@
-"""What a value of a field has to be. Each rule says what was expected and what to do, or None."""
+"""Rules for field values. Each returns what was expected and what to do, or None."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MEMORY: Final = re.compile(r"[0-9]+(\.[0-9]*)?([kMGTPE]|[KMGTPE]i|[eE][0-9]+)?"
 
 
 def at_least(least: int, advice: str) -> Callable[[int], str | None]:
-    """The rule that a number is `least` or more; `advice` says what to do about it."""
+    """The rule that a number is at least `least`; `advice` says what to do."""
 
     def rule(value: int) -> str | None:
         return None if value >= least else f"expected at least {least}: {advice}"
@@ -71,14 +71,14 @@ def _memory(value: str) -> str | None:
 
 
 Text: TypeAlias = Annotated[str, _not_blank]
-"""Not empty, and not blanks only."""
+"""Text that is not blank."""
 Name: TypeAlias = Annotated[str, _name]
-"""Of a project, a job or a secret: may hold blanks and `/`."""
+"""Name of a project, a job or a secret: may hold blanks and `/`."""
 Id: TypeAlias = Annotated[str, _is_id]
-"""Of a job or a run: one part of a path, and none that leaves its folder."""
+"""Id of a job or a run: one path part that stays in its folder."""
 CheckpointName: TypeAlias = Annotated[str, _checkpoint]
-"""The folder of a checkpoint below that of its job; `.` is the folder of the job itself."""
+"""Folder of a checkpoint below its job's; `.` is the job's folder itself."""
 FilePath: TypeAlias = Annotated[str, _path]
 AbsolutePath: TypeAlias = Annotated[str, _absolute]
 Memory: TypeAlias = Annotated[str, _memory]
-"""Bytes, as Kubernetes writes them."""
+"""An amount of memory as Kubernetes writes it, such as `16Gi`."""

@@ -1,4 +1,4 @@
-"""Weights that a job finds mounted when it starts."""
+"""Weights that are mounted before a job starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _source(value: str) -> str | None:
 
 
 class WeightsAuthMethod(str, Enum):
-    """How the place of weights is told who asks."""
+    """How to authenticate to the source of weights."""
 
     CUSTOM_SECRET = "CUSTOM_SECRET"
     AWS_OIDC = "AWS_OIDC"
@@ -46,7 +46,7 @@ class WeightsAuthMethod(str, Enum):
 
 
 class WeightsAuth(Definition):
-    """How to log in to the place of weights: the fields that `auth_method` needs, and no other."""
+    """Login to the source of weights: exactly the fields that `auth_method` needs."""
 
     _lax: ClassVar[bool] = True
 
@@ -61,7 +61,7 @@ class WeightsAuth(Definition):
 
     @classmethod
     @override
-    def _prepared(cls, values: Mapping[Any, object]) -> Mapping[Any, object]:
+    def _normalised(cls, values: Mapping[Any, object]) -> Mapping[Any, object]:
         method = values.get("auth_method")
         return {**values, "auth_method": method.upper()} if type(method) is str else values
 
@@ -81,15 +81,15 @@ class WeightsAuth(Definition):
 
 
 class WeightsSource(Definition):
-    """Weights from somewhere, mounted for reading.
+    """Weights from a URL, mounted read-only.
 
-    `bt://` is taken, as Baseten documents it, although truss 0.18 refuses it.
+    `bt://` is accepted, as Baseten documents it, although truss 0.18 refuses it.
     """
 
     _lax: ClassVar[bool] = True
 
     source: Annotated[str, _source]
-    """A URL; for `hf://owner/repository` and `bt://project` with `@revision`, if wanted."""
+    """A URL; `hf://owner/repository` and `bt://project` may have an `@revision`."""
     mount_location: AbsolutePath
     auth: WeightsAuth | None = None
     auth_secret_name: str | None = None

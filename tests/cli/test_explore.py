@@ -38,18 +38,18 @@ def weights(value):
 
 
 @pytest.fixture
-def shelf(tmp_path, make):
+def source(tmp_path, make):
     for step in (3, 20, 100):
         make(tmp_path / "ck", f"checkpoint-{step}", step, files=weights(float(step)))
     make(tmp_path / "ck", "best", 50, files=weights(50.0))
     return DirectoryCheckpoints(tmp_path / "ck")
 
 
-def explored(shelf, steps, name=None):
+def explored(source, steps, name=None):
     """Run the explorer, and `steps` with it: a coroutine of the app and its pilot."""
 
     async def run():
-        app = Explorer(shelf, name)
+        app = Explorer(source, name)
         async with app.run_test(size=(100, 24)) as pilot:
             await settled(pilot)
             await steps(app, pilot)
@@ -79,7 +79,7 @@ def foot(app):
     return str(app.screen.query_one("#foot", Static).render())
 
 
-def test_the_list_is_the_newest_first_and_typing_filters_it(shelf):
+def test_the_list_is_the_newest_first_and_typing_filters_it(source):
     async def steps(app, pilot):
         assert isinstance(app.screen, PickScreen)
         assert [line.split()[0] for line in seen(app)] == [
@@ -96,10 +96,10 @@ def test_the_list_is_the_newest_first_and_typing_filters_it(shelf):
         await press(pilot, "left")
         assert isinstance(app.screen, PickScreen)  # the first screen stays
 
-    explored(shelf, steps)
+    explored(source, steps)
 
 
-def test_files_folders_tensors_and_texts(shelf):
+def test_files_folders_tensors_and_texts(source):
     async def steps(app, pilot):
         await press(pilot, "enter")
         assert [line.split()[0] for line in seen(app)] == [
@@ -124,10 +124,10 @@ def test_files_folders_tensors_and_texts(shelf):
         assert isinstance(app.screen, LinesScreen)
         assert "no zip" in foot(app) or "zip file" in foot(app)
 
-    explored(shelf, steps)
+    explored(source, steps)
 
 
-def test_the_url_of_a_file_and_the_keys(shelf):
+def test_the_url_of_a_file_and_the_keys(source):
     async def steps(app, pilot):
         for close in ("left", "escape", "q", "enter"):
             await press(pilot, "right")
@@ -142,10 +142,10 @@ def test_the_url_of_a_file_and_the_keys(shelf):
         await press(pilot, "q")
         assert isinstance(app.screen, PickScreen)
 
-    explored(shelf, steps)
+    explored(source, steps)
 
 
-def test_two_checkpoints_are_compared(shelf):
+def test_two_checkpoints_are_compared(source):
     async def steps(app, pilot):
         await press(pilot, "ctrl+d")
         assert "marked: checkpoint-100" in foot(app)
@@ -156,10 +156,10 @@ def test_two_checkpoints_are_compared(shelf):
         await press(pilot, "left")
         assert "marked" not in foot(app)
 
-    explored(shelf, steps)
+    explored(source, steps)
 
 
-def test_the_manifest_and_another_metric(shelf, make, tmp_path):
+def test_the_manifest_and_another_metric(source, make, tmp_path):
     make(tmp_path / "ck", "more", 200, metrics={"acc": 0.5, "loss": 2.0}, files=weights(1.0))
 
     async def steps(app, pilot):
@@ -169,16 +169,16 @@ def test_the_manifest_and_another_metric(shelf, make, tmp_path):
         await press(pilot, "ctrl+o")
         assert any('"id": "more"' in line for line in seen(app))
 
-    explored(shelf, steps)
+    explored(source, steps)
 
 
-def test_a_checkpoint_to_begin_in_and_an_empty_directory(shelf, tmp_path):
+def test_a_checkpoint_to_begin_in_and_an_empty_directory(source, tmp_path):
     async def steps(app, _):
         assert isinstance(app.screen, FilesScreen)
 
-    explored(shelf, steps, "checkpoint-3")
+    explored(source, steps, "checkpoint-3")
     with pytest.raises(CheckpointNotFoundError):
-        explored(shelf, steps, "checkpoint-4")
+        explored(source, steps, "checkpoint-4")
     (tmp_path / "empty").mkdir()
 
     async def nothing(app, pilot):
@@ -188,11 +188,11 @@ def test_a_checkpoint_to_begin_in_and_an_empty_directory(shelf, tmp_path):
     explored(DirectoryCheckpoints(tmp_path / "empty"), nothing)
 
 
-def test_a_list_of_many_draws_what_is_seen_only(shelf, monkeypatch):
+def test_a_list_of_many_draws_what_is_seen_only(source, monkeypatch):
     drawn = []
     real = view_text.marked
     monkeypatch.setattr(view_text, "marked", lambda *args: drawn.append(args) or real(*args))
-    items = shelf.items() * 2500
+    items = source.items() * 2500
     monkeypatch.setattr(DirectoryCheckpoints, "items", lambda _: items)
 
     async def steps(app, pilot):
@@ -203,7 +203,7 @@ def test_a_list_of_many_draws_what_is_seen_only(shelf, monkeypatch):
         assert app.screen.query_one(Input).value == "20"
         assert len(drawn) < 9_000
 
-    explored(shelf, steps)
+    explored(source, steps)
 
 
 @given(st.text(max_size=12), st.text(max_size=30))
@@ -264,7 +264,7 @@ def test_a_file_that_is_too_large_to_look_into_says_so(tmp_path, make):
     explored(DirectoryCheckpoints(tmp_path / "ck"), steps)
 
 
-def test_a_disk_that_refuses_is_said_and_ends_no_screen(shelf, monkeypatch):
+def test_a_disk_that_refuses_is_said_and_ends_no_screen(source, monkeypatch):
     """A stale handle of NFS, a folder of somebody else: the explorer stays, and its list too."""
     refused = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
@@ -272,8 +272,8 @@ def test_a_disk_that_refuses_is_said_and_ends_no_screen(shelf, monkeypatch):
         raise refused
 
     async def steps(app, pilot):
-        monkeypatch.setattr(shelf, "place", refuse)
-        monkeypatch.setattr(shelf, "url", refuse)
+        monkeypatch.setattr(source, "reader", refuse)
+        monkeypatch.setattr(source, "url", refuse)
         await press(pilot, "enter")
         for key in ("enter", "right"):
             while seen(app)[app.screen.query_one(Lines).chosen].startswith(("..", "deep")):
@@ -285,18 +285,18 @@ def test_a_disk_that_refuses_is_said_and_ends_no_screen(shelf, monkeypatch):
         await press(pilot, "left", "ctrl+d", "down", "ctrl+d")
         assert "Stale" in foot(app)
         await press(pilot, "left")
-        monkeypatch.setattr(shelf, "items", refuse)
-        app.push_screen(PickScreen(shelf))
+        monkeypatch.setattr(source, "items", refuse)
+        app.push_screen(PickScreen(source))
         await settled(pilot)
         assert "Stale" in foot(app)
 
-    explored(shelf, steps)
+    explored(source, steps)
 
 
-def test_a_list_in_another_order_and_by_a_metric_that_none_has(shelf):
+def test_a_list_in_another_order_and_by_a_metric_that_none_has(source):
     def opened(order, steps):
         async def run():
-            app = Explorer(shelf, None, order)
+            app = Explorer(source, None, order)
             async with app.run_test(size=(100, 24)) as pilot:
                 await settled(pilot)
                 await steps(app)

@@ -166,10 +166,10 @@ def test_a_manifest_that_says_anything_harms_nobody(place, data, command):
     before = outside(tmp_path)
     run(*command, "--store", store.name)
     assert outside(tmp_path) <= before
-    shelf = StoreCheckpoints(store, "p", "j")
-    items = shelf.items()
+    source = StoreCheckpoints(store, "p", "j")
+    items = source.items()
     assert "c-1" in {item.name for item in items}
-    kinds = checkpoint_kind([(shelf, item) for item in items])
+    kinds = checkpoint_kind([(source, item) for item in items])
     drawn = [*labels(items, kinds), *(line for item in items for line in facts(item).split("\n"))]
     metrics = {name for item in items for name in item.manifest.metrics}
     drawn += [trend(items, metric, 60) for metric in metrics]
@@ -184,10 +184,10 @@ def test_numbers_and_times_that_are_none_are_shown_all_the_same(place, command):
         said = {**json.loads(made.manifest.to_bytes()), "id": f"bad{number or ''}", **changes}
         store.put(f"{PREFIX}/{said['id']}/{MANIFEST}", signed(said))
     run(*command, "--store", store.name)
-    shelf = StoreCheckpoints(store, "p", "j")
-    assert len(shelf.items()) == 3
-    assert len(shelf.refused) == 1, "a time that is none makes a manifest that is none"
-    lines = labels(shelf.items(), checkpoint_kind([(shelf, item) for item in shelf.items()]))
+    source = StoreCheckpoints(store, "p", "j")
+    assert len(source.items()) == 3
+    assert len(source.refused) == 1, "a time that is none makes a manifest that is none"
+    lines = labels(source.items(), checkpoint_kind([(source, item) for item in source.items()]))
     assert all(line.isprintable() for line in lines)
 
 
@@ -225,10 +225,10 @@ def test_a_run_may_have_noted_anything(place, events, command):
 def look_into(root, made, command):
     """Run a command that reads a file of tensors; and show it as the explorer does."""
     run("checkpoints", *command, "--dir", str(root))
-    shelf = DirectoryCheckpoints(Path(root))
-    (item,) = [item for item in shelf.items() if item.name == "c"]
+    source = DirectoryCheckpoints(Path(root))
+    (item,) = [item for item in source.items() if item.name == "c"]
     try:
-        lines = file_lines(shelf, item, made.manifest.files[0])
+        lines = file_lines(source, item, made.manifest.files[0])
     except CheckpointError:
         return
     assert all(line.plain.isprintable() for line in lines)

@@ -15,7 +15,7 @@ import pytest
 from bt_lightning.job_record import Attempt, JobRecord
 from bt_lightning.localdir.local_checkpoints import list_committed, verify
 from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
-from bt_lightning.manage.find_target import survey
+from bt_lightning.manage.find_target import find_jobs
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints
 from bt_lightning.manage.trash import restore, trash_items, trashed
 from bt_lightning.path_layout import DELETING, MANIFEST, MARKER, PROTECTION, job_prefix, jobs_prefix
@@ -236,14 +236,14 @@ def test_a_deletion_killed_at_any_request_leaves_whole_ones_and_is_finished_by_t
 
     def run(store):
         if what == "job":
-            (job,) = survey(LocalStore(tmp_path / str(last)), "p", "j")
-            delete_job(store, "p", "j", job.holdings)
+            (job,) = find_jobs(LocalStore(tmp_path / str(last)), "p", "j")
+            delete_job(store, "p", "j", job.objects)
         else:
-            shelf = StoreCheckpoints(store, "p", "j")
+            source = StoreCheckpoints(store, "p", "j")
             wanted = {"c-1", "c-2", "c-3"}
-            finish_deletions(shelf)
-            items = [item for item in shelf.items() if item.name in wanted]
-            delete_items(shelf, items)
+            finish_deletions(source)
+            items = [item for item in source.items() if item.name in wanted]
+            delete_items(source, items)
 
     for last in itertools.count():
         store = LocalStore(tmp_path / str(last))
@@ -374,8 +374,8 @@ def test_a_move_to_the_trash_killed_at_any_request_loses_nothing(tmp_path, make,
             publish(store, PREFIX, make(tmp_path / f"s{last}", f"c-{step}", step))
         finished = False
         try:
-            shelf = StoreCheckpoints(Mortal(store, last), "p", "j")
-            trash_items(shelf, [item for item in shelf.items() if item.name == "c-1"], 7)
+            source = StoreCheckpoints(Mortal(store, last), "p", "j")
+            trash_items(source, [item for item in source.items() if item.name == "c-1"], 7)
             finished = True
         except Killed:
             pass
@@ -519,12 +519,12 @@ def test_lists_of_jobs_and_projects_say_what_else_there_is(cli, with_files):
 
 def test_what_was_not_counted_is_not_deleted(cli, with_files, tmp_path, make):
     """Between question and answer somebody starts the job again, or copies something there."""
-    (job,) = survey(with_files, "p", "j")
+    (job,) = find_jobs(with_files, "p", "j")
     publish(with_files, PREFIX, make(tmp_path / "late", "c-77", 77))
     late = {f"{PREFIX}/adapter/late.json", f"{PREFIX}/late", f"{jobs_prefix('p', 'j')}/late"}
     for key in late:
         with_files.put(key, b"late")
-    done = delete_job(with_files, "p", "j", job.holdings)
+    done = delete_job(with_files, "p", "j", job.objects)
     there = {info.key for info in with_files.list(jobs_prefix("p", "j"))}
     assert late < there
     assert {item.name for item in StoreCheckpoints(with_files, "p", "j").items()} == {"c-1", "c-77"}

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bt_lightning.errors import CheckpointCorruptError, UnsupportedStateError
-from bt_lightning.file_limits import DEEPEST, LINE, MANIFEST, RECORD, Bounds, parse_json
+from bt_lightning.file_limits import LINE, MANIFEST, MAX_DEPTH, RECORD, Bounds, parse_json
 from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest
 
 _MIB = 2**20
@@ -49,12 +49,12 @@ def test_a_text_of_one_byte_too_many_is_refused_by_its_length_alone(bounds):
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-@pytest.mark.parametrize("depth", [DEEPEST, DEEPEST + 1, 900, 5_000, 100_000])
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 900, 5_000, 100_000])
 def test_nesting_is_bounded(opening, closing, depth):
     """A tree that parses but cannot be walked raises a `RecursionError` wherever it is walked."""
     text = opening * depth + "1" + closing * depth
     bounds = Bounds(_MIB * 8, _MIB * 80)
-    if depth <= DEEPEST:
+    if depth <= MAX_DEPTH:
         assert json.dumps(parse_json(text.encode(), bounds), separators=(",", ":")) == text
         return
     with pytest.raises(CheckpointCorruptError, match="nested more than 100 deep"):

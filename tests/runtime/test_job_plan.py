@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.job_record import Attempt, JobRecord
-from bt_lightning.runtime.job_plan import MachineFacts, Wish, plan_command
+from bt_lightning.runtime.job_plan import CommandOptions, MachineFacts, plan_command
 from bt_lightning.runtime.job_spec import Nodes, Reference, environment, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
-from bt_lightning.runtime.restart_policy import Exit, Policy, final_code, pause_s
-from bt_lightning.runtime.torchrun_command import elastic
+from bt_lightning.runtime.restart_policy import Exit, RestartPolicy, final_code, pause_s
+from bt_lightning.runtime.torchrun_command import torchrun_command
 
 HERE = MachineFacts(Path("/work-dir"), 2, Path("/cache"))
 
 
-def plan(environ=None, words=("python", "train.py"), **wish):
-    return plan_command(words, Wish(**wish), environ or {}, HERE)
+def plan(environ=None, words=("python", "train.py"), **options):
+    return plan_command(words, CommandOptions(**options), environ or {}, HERE)
 
 
 def variables(spec, inherited=None, retry=0):
@@ -85,7 +85,7 @@ def test_what_baseten_set_already_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("environ", "wish", "said"),
+    ("environ", "options", "said"),
     [
         ({"BT_NODE_RANK": "2", "BT_GROUP_SIZE": "2", "BT_LEADER_ADDR": "a"}, {}, "from 0 to 1"),
         ({"BT_GROUP_SIZE": "2"}, {}, "BT_LEADER_ADDR"),
@@ -100,9 +100,9 @@ def test_what_baseten_set_already_is_kept():
         ({}, {"processes": 2}, "--elastic"),
     ],
 )
-def test_a_wish_of_no_use_is_refused_before_anything_runs(environ, wish, said):
+def test_an_option_of_no_use_is_refused_before_anything_runs(environ, options, said):
     with pytest.raises(InvalidSettingError, match=said):
-        plan(environ, **wish)
+        plan(environ, **options)
 
 
 def test_what_is_loaded_has_a_folder_of_its_own_job():
@@ -129,7 +129,7 @@ def test_references_as_people_write_them(text, means):
 
 
 def test_one_node_runs_standalone():
-    words = elastic(["python3", "-u", "-W", "error", "t.py", "--lr", "1"], Nodes(), 4, "j")
+    words = torchrun_command(["python3", "-u", "-W", "error", "t.py", "--lr", "1"], Nodes(), 4, "j")
     assert words == (
         *("python3", "-u", "-W", "error", "-m", "torch.distributed.run"),
         *("--nnodes=1", "--nproc-per-node=4", "--max-restarts=0", "--standalone"),
@@ -139,17 +139,17 @@ def test_one_node_runs_standalone():
 
 def test_several_nodes_meet_at_the_first():
     nodes = Nodes(rank=1, size=2, leader="10.0.0.1", num_gpus=8)
-    words = elastic(["/usr/bin/python3.11", "-m", "pkg.train", "-m"], nodes, 8, "j")
+    words = torchrun_command(["/usr/bin/python3.11", "-m", "pkg.train", "-m"], nodes, 8, "j")
     assert "--rdzv-endpoint=10.0.0.1:29400" in words
     assert "--node-rank=1" in words
     assert words[-3:] == ("--module", "pkg.train", "-m")
-    assert elastic(["./a.out", "x"], nodes, 1, "j")[-3:] == ("--no-python", "./a.out", "x")
+    assert torchrun_command(["./a.out", "x"], nodes, 1, "j")[-3:] == ("--no-python", "./a.out", "x")
 
 
 @pytest.mark.parametrize("words", [["python"], ["python", "-c", "1"], ["python", "-u", "-"]])
 def test_elastic_needs_a_program(words):
     with pytest.raises(InvalidSettingError, match="names none"):
-        elastic(words, Nodes(), 1, "j")
+        torchrun_command(words, Nodes(), 1, "j")
 
 
 def test_start_commands_share_a_shell_and_stop_at_the_first_that_fails(tmp_path):
@@ -174,8 +174,8 @@ def test_start_commands_share_a_shell_and_stop_at_the_first_that_fails(tmp_path)
     ("ended", "stopping", "outcome"),
     [
         (Exit(0), False, "done"),
-        (Exit(0, told=True), False, "preempted"),
-        (Exit(1, told=True), False, "failed"),
+        (Exit(0, preempted=True), False, "preempted"),
+        (Exit(1, preempted=True), False, "failed"),
         (Exit(143), False, "preempted"),
         (Exit(-15), False, "preempted"),
         (Exit(-9), False, "failed"),
@@ -185,11 +185,11 @@ def test_start_commands_share_a_shell_and_stop_at_the_first_that_fails(tmp_path)
     ],
 )
 def test_what_an_end_means(ended, stopping, outcome):
-    assert Policy().outcome(ended, stopping=stopping) == outcome
+    assert RestartPolicy().outcome(ended, stopping=stopping) == outcome
 
 
 def test_only_failures_use_up_the_retries():
-    policy = Policy(retries=2)
+    policy = RestartPolicy(retries=2)
     assert [policy.again("failed", n) for n in (1, 2, 3)] == [True, True, False]
     assert policy.again("preempted", 99)
     assert not policy.again("done", 0)

@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for tests that save many checkpoints over each other."""
     return tmp_path_factory.mktemp("shelf")
 

@@ -86,11 +86,11 @@ def _grown(inner):
 
 @CHECK
 @given(value=st.recursive(leaves, _grown, max_leaves=15))
-def test_any_state_comes_back_as_it_was(shelf, value):
-    returns_the_same(value, shelf / "any")
+def test_any_state_comes_back_as_it_was(source, value):
+    returns_the_same(value, source / "any")
 
 
 @CHECK
 @given(value=st.dictionaries(keys, st.builds(_tensor, dtypes, shapes, st.booleans()), max_size=6))
-def test_tensors_under_any_names_come_back_as_they_were(shelf, value):
-    returns_the_same(value, shelf / "names")
+def test_tensors_under_any_names_come_back_as_they_were(source, value):
+    returns_the_same(value, source / "names")

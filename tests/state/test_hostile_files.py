@@ -75,13 +75,13 @@ headers = st.dictionaries(st.text(max_size=3), slots | junk, max_size=4) | junk
 
 @FUZZ
 @given(header=headers, size=st.integers(0, 70))
-def test_no_header_does_more_than_load_or_be_refused(shelf, header, size):
-    loads_or_refuses(crafted(shelf / "header", 1, state=tensor_file(header, bytes(size))))
+def test_no_header_does_more_than_load_or_be_refused(source, header, size):
+    loads_or_refuses(crafted(source / "header", 1, state=tensor_file(header, bytes(size))))
 
 
 @FUZZ
 @given(data=st.data())
-def test_no_change_of_a_good_header_does_more_than_load_or_be_refused(shelf, data):
+def test_no_change_of_a_good_header_does_more_than_load_or_be_refused(source, data):
     header = {
         "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
         "b": {"dtype": "U8", "shape": [0], "data_offsets": [24, 24]},
@@ -94,13 +94,13 @@ def test_no_change_of_a_good_header_does_more_than_load_or_be_refused(shelf, dat
         values[data.draw(st.integers(0, max(0, len(values) - 1))) : 1] = [data.draw(numbers | junk)]
     else:
         header[name][field] = data.draw(junk)
-    loads_or_refuses(crafted(shelf / "changed", 1, state=tensor_file(header, bytes(26))))
+    loads_or_refuses(crafted(source / "changed", 1, state=tensor_file(header, bytes(26))))
 
 
 @FUZZ
 @given(content=st.binary(max_size=200))
-def test_no_bytes_in_place_of_tensors_do_more_than_be_refused(shelf, content):
-    loads_or_refuses(crafted(shelf / "bytes", 1, state=content))
+def test_no_bytes_in_place_of_tensors_do_more_than_be_refused(source, content):
+    loads_or_refuses(crafted(source / "bytes", 1, state=content))
 
 
 def _slot(dtype="U8", shape=(4,), begin=0, end=4):
@@ -270,7 +270,7 @@ def _places(node, at=()):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(FUZZ, max_examples=400)
 @given(data=st.data())
-def test_no_change_of_a_good_node_does_more_than_load_or_be_refused(shelf, data):
+def test_no_change_of_a_good_node_does_more_than_load_or_be_refused(source, data):
     kind = data.draw(st.sampled_from(sorted(NODES)))
     node = copy.deepcopy(data.draw(st.sampled_from(NODES[kind])))
     *way, last = data.draw(st.sampled_from(list(_places(node))[1:]))
@@ -282,14 +282,14 @@ def test_no_change_of_a_good_node_does_more_than_load_or_be_refused(shelf, data)
         del inner[last]
     else:
         inner[last] = [inner[last]] if change == "wrap" else data.draw(junk)
-    loads_or_refuses(crafted(shelf / "node", node, state=RAW))
+    loads_or_refuses(crafted(source / "node", node, state=RAW))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(FUZZ, max_examples=400)
 @given(data=st.data())
-def test_no_node_of_any_kind_does_more_than_load_or_be_refused(shelf, data):
+def test_no_node_of_any_kind_does_more_than_load_or_be_refused(source, data):
     kind = data.draw(st.sampled_from(KINDS))
     names = [
         "v",
@@ -318,7 +318,7 @@ def test_no_node_of_any_kind_does_more_than_load_or_be_refused(shelf, data):
         "requires_grad",
     ]
     node = {"$": kind, **data.draw(st.dictionaries(st.sampled_from(names), junk, max_size=8))}
-    loads_or_refuses(crafted(shelf / "kind", node, state=RAW))
+    loads_or_refuses(crafted(source / "kind", node, state=RAW))
 
 
 def test_the_fuzzed_nodes_are_of_every_kind():
@@ -498,8 +498,8 @@ def _payload(place):
 
 @FUZZ
 @given(data=st.data())
-def test_no_change_of_a_signed_manifest_does_more_than_load_or_be_refused(shelf, data):
-    place = crafted(shelf / "manifest", 1, state=RAW)
+def test_no_change_of_a_signed_manifest_does_more_than_load_or_be_refused(source, data):
+    place = crafted(source / "manifest", 1, state=RAW)
     payload = _payload(place)
     *way, last = data.draw(st.sampled_from(list(_places(payload))[1:]))
     inner = payload

@@ -1,4 +1,4 @@
-"""The commands that look at checkpoints, and their options."""
+"""The commands that read checkpoints: list, explore, verify, show, files, diff, urls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
 
 @click.group()
 def checkpoints() -> None:
-    """List, look into, verify, fetch, protect and delete checkpoints, on a disk or in a store."""
+    """List, show, verify, download, protect and delete checkpoints, on a disk or in a store."""
 
 
 @checkpoints.command("list")
@@ -42,7 +42,7 @@ def checkpoints() -> None:
     help="checkpoint-id, size, created, type, step, or metric:<name>.",
 )
 @click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True)
-@click.option("--all-jobs", is_flag=True, help="Of every job of the store, or of --project.")
+@click.option("--all-jobs", is_flag=True, help="List every job of the store, or of --project.")
 @click.option("--non-interactive", is_flag=True, help="Print the list, on a terminal too.")
 @format_option
 @click.pass_context
@@ -61,8 +61,8 @@ def list_checkpoints(
     """List committed checkpoints.
 
     URL is bt://project[@job][/checkpoint] of the store, or a directory. With a store and no job,
-    shows the job that --dir publishes to, else the one that began last. With both, what only the
-    directory has yet is SYNCING. On a terminal, opens the explorer if it is installed.
+    shows the job that --dir publishes to, else the one that began last. With both, checkpoints that
+    only the directory has so far are SYNCING. On a terminal, opens the explorer if it is installed.
     """
     from bt_lightning.cli.render.checkpoint_table import (
         check_metric,
@@ -86,15 +86,15 @@ def list_checkpoints(
         chosen = any(ctx.get_parameter_source(name) is not _DEFAULT for name in ("sort", "order"))
         Explorer(job_of(target), checkpoint_name, (sort, order) if chosen else None).run()
         return
-    shelves = open_every_job(target) if all_jobs else [job_of(target)]
+    sources = open_every_job(target) if all_jobs else [job_of(target)]
     found = []
-    for shelf in shelves:
-        items = [find(shelf, checkpoint_name)] if checkpoint_name else shelf.items()
-        say_refused(shelf)
-        found.append((shelf, items))
+    for source in sources:
+        items = [find(source, checkpoint_name)] if checkpoint_name else source.items()
+        say_refused(source)
+        found.append((source, items))
     check_metric(sort, [item for _, items in found for item in items])
-    found = [(shelf, sort_items(shelf, items, sort, order)) for shelf, items in found]
-    job_id = None if all_jobs else shelves[0].job
+    found = [(source, sort_items(source, items, sort, order)) for source, items in found]
+    job_id = None if all_jobs else sources[0].job
     if output_format == "cli-table" and not any(items for _, items in found):
         click.echo(
             f"No checkpoints found for job: {job_id}." if job_id else "No checkpoints found."
@@ -106,12 +106,14 @@ def list_checkpoints(
 @checkpoints.command()
 @click.argument("checkpoint", required=False)
 @target_options
-@click.option("--web", is_flag=True, help="In a browser of this machine, behind a one-time URL.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of --web; 0 is any.")
+@click.option("--web", is_flag=True, help="Open in a browser of this machine, by a one-time URL.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port of --web; 0 takes any free one."
+)
 def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> None:
-    """Walk through checkpoints, their files and tensors, and compare two of them.
+    """Explore checkpoints, their files and tensors, and compare two of them.
 
-    CHECKPOINT is an id to begin in, or bt://project[@job][/checkpoint]. Press ? for the keys.
+    CHECKPOINT is an id to begin with, or bt://project[@job][/checkpoint]. Press ? for the keys.
     """
     from bt_lightning.manage.find_target import split_bt_url
     from bt_lightning.uri import is_bt
@@ -133,7 +135,7 @@ def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> Non
 @click.argument("checkpoints", nargs=-1)
 @target_options
 @click.option("--quick", is_flag=True, help="Manifests and sizes only; reads no data.")
-@click.option("--deep", is_flag=True, help="The headers of files of tensors too.")
+@click.option("--deep", is_flag=True, help="Check the headers of tensor files too.")
 @format_option
 def verify(
     checkpoints: tuple[str, ...], target: Target, quick: bool, deep: bool, output_format: str
@@ -157,18 +159,18 @@ def verify(
 @checkpoints.command()
 @click.argument("checkpoint", default="latest")
 @target_options
-@click.option("--tensors", is_flag=True, help="Every tensor, not the totals of modules.")
+@click.option("--tensors", is_flag=True, help="Show every tensor instead of totals by module.")
 @format_option
 def show(checkpoint: str, target: Target, tensors: bool, output_format: str) -> None:
     """Show one checkpoint: its facts, its files, and its tensors.
 
-    CHECKPOINT is an id, `latest`, or bt://project[@job][/checkpoint]. Of large files only headers
-    are read, and no code of a .ckpt or .pt is run.
+    CHECKPOINT is an id, `latest`, or bt://project[@job][/checkpoint]. Only the headers of large
+    files are read, and no code in a .ckpt or .pt is run.
     """
     from bt_lightning.cli.render.checkpoint_details import render_details as shown
 
-    shelf, item = one_checkpoint(target, checkpoint)
-    shown(shelf, item, output_format, every_tensor=tensors)
+    source, item = one_checkpoint(target, checkpoint)
+    shown(source, item, output_format, every_tensor=tensors)
 
 
 @checkpoints.command()
@@ -191,7 +193,7 @@ def files(checkpoint: str, target: Target, output_format: str) -> None:
 def diff(before: str, after: str, target: Target, output_format: str) -> None:
     """Compare the tensors of two checkpoints: added, removed, reshaped, changed.
 
-    Exits with 1 if they differ. Digests tell most of what is equal; only the rest is read.
+    Exits with 1 if they differ. Digests show most equal tensors; only the others are read.
     """
     from bt_lightning.cli.render.checkpoint_details import render_difference as shown
 
@@ -201,7 +203,7 @@ def diff(before: str, after: str, target: Target, output_format: str) -> None:
 
 @checkpoints.command()
 @target_options
-@click.option("--checkpoint-name", metavar="NAME", help="Of this one only; `latest` is the newest.")
+@click.option("--checkpoint-name", metavar="NAME", help="Only this one; `latest` is the newest.")
 @click.option(
     "--expires",
     type=click.IntRange(1, 7 * 24 * 3600),
@@ -214,8 +216,8 @@ def diff(before: str, after: str, target: Target, output_format: str) -> None:
 def urls(target: Target, checkpoint_name: str | None, expires: int, output: str | None) -> None:
     """Print a URL for each file, signed where the store signs, as JSON.
 
-    The keys are those of `truss train get_checkpoint_urls`. Whoever has such a URL can read the
-    file until it expires: a file written with --output is for its owner only.
+    The keys are those of `truss train get_checkpoint_urls`. Anybody with such a URL can read
+    the file until it expires: only its owner can read a file written with --output.
     """
     from bt_lightning.cli.render.presigned_urls import write_urls
 
@@ -223,7 +225,7 @@ def urls(target: Target, checkpoint_name: str | None, expires: int, output: str 
 
 
 def _on_terminal() -> bool:
-    """Whether the explorer can be used: a person is there, and it is installed."""
+    """Whether the explorer can be used: on a terminal, and if it is installed."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
         return False
     return importlib.util.find_spec("textual") is not None

@@ -1,4 +1,4 @@
-"""The commands that delete a job or a project with all that it has, which they say first."""
+"""The commands that delete a job or a project; they list what they delete and ask first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bt_lightning.cli.commands.jobs import job_project_option, opened_store, own_project, surveyed
+from bt_lightning.cli.commands.jobs import (
+    environment_project,
+    job_project_option,
+    jobs_of_store,
+    open_named_store,
+)
 from bt_lightning.cli.commands.protect_delete import (
     ask,
     dry_run_option,
@@ -36,23 +41,23 @@ def delete_one_job(
     yes: bool,
     output_format: str,
 ) -> None:
-    """Delete a job: its checkpoints, but for those that are protected, and its other files.
+    """Delete a job: its checkpoints, except protected ones, and its other files.
 
-    There is no way back. A job that is running is refused: stop it first. A deletion that was cut
-    off is finished by the next call. What comes to the job meanwhile stays.
+    This cannot be undone. A running job is refused: stop it first. The next call finishes a
+    deletion that was interrupted. Files that arrive meanwhile stay.
     """
     from bt_lightning.manage.delete import delete_job
     from bt_lightning.manage.find_target import project_of
     from bt_lightning.manage.job_objects import JobObjects
 
-    opened = opened_store(store)
-    project = project_of(opened, project or own_project(), job_id)
-    found = surveyed(opened, project, job_id)
+    opened = open_named_store(store)
+    project = project_of(opened, project or environment_project(), job_id)
+    found = jobs_of_store(opened, project, job_id)
     if dry_run:
-        _dry(found, output_format)
+        _dry_run(found, output_format)
         return
     _ask(f"the job {job_id} of {project}", job_id, found, yes=yes)
-    counted = found[0].holdings if found else JobObjects()
+    counted = found[0].objects if found else JobObjects()
     _report(delete_job(opened, project, job_id, counted), output_format)
 
 
@@ -65,26 +70,26 @@ def delete_one_job(
 def delete_project(
     project: str, store: str | None, dry_run: bool, yes: bool, output_format: str
 ) -> None:
-    """Delete a project: its jobs, their checkpoints, but for protected ones, and all other files.
+    """Delete a project: its jobs, their checkpoints, except protected ones, and all other files.
 
-    There is no way back. If one of its jobs is running, that one is refused, after the others.
-    What comes to its jobs meanwhile stays.
+    This cannot be undone. A running job is refused after the others were deleted. Files that
+    arrive meanwhile stay.
     """
     from bt_lightning.errors import CheckpointNotFoundError, LeaseHeldError
     from bt_lightning.manage.delete import Deletion, delete_job, jobs_of
     from bt_lightning.manage.job_objects import JobObjects
 
-    opened = opened_store(store)
+    opened = open_named_store(store)
     names = jobs_of(opened, project)
     if not names:
         msg = f"{opened.name} has nothing of the project {project}"
         raise CheckpointNotFoundError(msg)
-    found = surveyed(opened, project)
+    found = jobs_of_store(opened, project)
     if dry_run:
-        _dry(found, output_format)
+        _dry_run(found, output_format)
         return
     _ask(f"the project {project} with {len(names)} jobs", project, found, yes=yes)
-    counted = {job.job: job.holdings for job in found}
+    counted = {job.job: job.objects for job in found}
     total, running = Deletion(), None
     for name in names:
         try:
@@ -102,14 +107,14 @@ def delete_project(
 
 
 def _ask(what: str, word: str, found: list[StoredJob], *, yes: bool) -> None:
-    size = sum(job.holdings.size for job in found)
-    names = [f"{job.job}/{path}" for job in found for path in job.holdings.going]
+    size = sum(job.objects.size for job in found)
+    names = [f"{job.job}/{path}" for job in found for path in job.objects.going]
     ask(what, word, size, names, yes=yes, files=_files(found))
 
 
-def _dry(found: list[StoredJob], output_format: str) -> None:
-    going = [f"{job.job}/{path}" for job in found for path in job.holdings.going]
-    kept = [f"{job.job}/{path}" for job in found for path in sorted(job.holdings.protected)]
+def _dry_run(found: list[StoredJob], output_format: str) -> None:
+    going = [f"{job.job}/{path}" for job in found for path in job.objects.going]
+    kept = [f"{job.job}/{path}" for job in found for path in sorted(job.objects.protected)]
     render_deletion(going, [], kept, output_format, dry_run=True, files=_files(found))
 
 
@@ -124,5 +129,5 @@ def _files(found: list[StoredJob]) -> Files:
     from bt_lightning.manage.job_objects import Files
 
     return Files.of(
-        (f"{job.job}/{path}", size) for job in found for path, size in job.holdings.files.items()
+        (f"{job.job}/{path}", size) for job in found for path, size in job.objects.files.items()
     )

@@ -1,4 +1,4 @@
-"""The commands that bring checkpoints somewhere: download, copy, export."""
+"""The commands that write checkpoints elsewhere: download, copy, export."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def download(
     exclude: tuple[str, ...],
     target_directory: Path,
 ) -> None:
-    """Bring checkpoints to a directory, verified; what was cut off is gone on with.
+    """Download checkpoints to a directory, verified; continues an interrupted download.
 
-    CHECKPOINTS are ids, `latest` (without any: that one), or bt:// URLs. Each appears at once,
-    whole, as a folder of its name. In a GLOB, `*` does not go beyond a `/`, `**` does:
-    `*.safetensors` is files at the top, `**/*.safetensors` those in folders too.
+    CHECKPOINTS are ids, `latest` (the default), or bt:// URLs. Each appears complete, as a folder
+    of its name. In a GLOB, `*` does not match a `/`, `**` does: `*.safetensors` selects files at
+    the top, `**/*.safetensors` also those in folders.
     """
     from bt_lightning.cli.render.progress_bar import progress
     from bt_lightning.cli.render.text import human_size, printable
     from bt_lightning.manage.download_copy import download_item, wanted
 
-    for shelf, item in some_checkpoints(target, checkpoints or ("latest",)):
+    for source, item in some_checkpoints(target, checkpoints or ("latest",)):
         entries = wanted(item.manifest, include, exclude)
         size = sum(entry.size for entry in entries)
         with progress(item.name, size) as on_bytes:
-            final = download_item(shelf, item, target_directory, entries, on_bytes)
+            final = download_item(source, item, target_directory, entries, on_bytes)
         if final is None:
             click.echo(f"{printable(item.name)}: is there already, whole")
         else:
@@ -60,8 +60,8 @@ def download(
 @click.argument("checkpoints", nargs=-1, required=True)
 @target_options
 @click.option("--to", required=True, metavar="URL", help="Store to copy to.")
-@click.option("--to-project", metavar="NAME", help="Project there; else the one it has.")
-@click.option("--to-job-id", metavar="ID", help="Job there; else the one it has.")
+@click.option("--to-project", metavar="NAME", help="Project there; by default the same.")
+@click.option("--to-job-id", metavar="ID", help="Job there; by default the same.")
 def copy(
     checkpoints: tuple[str, ...],
     target: Target,
@@ -71,8 +71,8 @@ def copy(
 ) -> None:
     """Copy checkpoints to another store, or to another job of this one; every byte is verified.
 
-    Within one store nothing leaves its server, where it can copy by itself. A copy shows up when
-    it is whole; one that was cut off is begun anew by the next.
+    Within one store the server copies the bytes, if it can. A copy appears when it is complete; the
+    next call starts an interrupted one again.
     """
     from bt_lightning.cli.render.progress_bar import progress
     from bt_lightning.cli.render.text import human_size, printable
@@ -80,10 +80,10 @@ def copy(
     from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 
     store = open_bt_store(to, None)
-    for shelf, item in some_checkpoints(target, checkpoints):
+    for source, item in some_checkpoints(target, checkpoints):
         names = (to_project or item.project, to_job_id or item.job)
         with progress(item.name, item.manifest.size) as on_bytes:
-            place = copy_item(shelf, item, store, names, on_bytes)
+            place = copy_item(source, item, store, names, on_bytes)
         size = human_size(item.manifest.size)
         click.echo(printable(f"{item.name} -> {store.name}/{place}: {size}"))
 
@@ -91,16 +91,21 @@ def copy(
 @click.command()
 @click.argument("checkpoint", default="latest")
 @target_options
-@click.option("--to", type=click.Choice(["ckpt", "hf"]), required=True, help="What to write.")
+@click.option("--to", type=click.Choice(["ckpt", "hf"]), required=True, help="Format to write.")
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="File, or for hf, directory."
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write; a directory for hf.",
 )
-@click.option("--trust-pickle", is_flag=True, help="Run what was saved with pickle, for a ckpt.")
+@click.option(
+    "--trust-pickle", is_flag=True, help="Load pickled objects for a ckpt, which may run code."
+)
 def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle: bool) -> None:
-    """Write a checkpoint as Lightning's .ckpt, or as a folder of weights as Hugging Face has it.
+    """Write a checkpoint as Lightning's .ckpt, or as a Hugging Face folder.
 
-    `hf` takes the weights, and with them the configuration and tokenizer files that were saved;
-    what only training needs stays behind.
+    `hf` writes the weights and the configuration and tokenizer files that were saved; the state
+    that only training needs is left out.
     """
     from bt_lightning.cli.render.progress_bar import progress
     from bt_lightning.cli.render.text import human_size, printable
@@ -111,7 +116,7 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
     from bt_lightning.localdir.rename_noreplace import rename_new
     from bt_lightning.manage.download_copy import download_item, serving_entries
 
-    shelf, item = one_checkpoint(target, checkpoint)
+    source, item = one_checkpoint(target, checkpoint)
     output = output.expanduser().absolute()
     if output.exists():
         msg = f"{output} is there already: move it, or name another"
@@ -122,7 +127,7 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
     size = sum(entry.size for entry in entries)
     with temporary(root) as scratch:
         with progress(item.name, size) as on_bytes:
-            made = download_item(shelf, item, scratch, entries, on_bytes)
+            made = download_item(source, item, scratch, entries, on_bytes)
         assert made is not None, "a new directory holds nothing yet"
         if to == "ckpt":
             from bt_lightning.restore.export_ckpt import write_ckpt

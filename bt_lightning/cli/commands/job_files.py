@@ -1,4 +1,4 @@
-"""The commands about files of a job that belong to no checkpoint: files, download."""
+"""The commands for job files, which belong to no checkpoint: files, download."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def list_files(
 ) -> None:
     """List the files of a job that belong to no checkpoint: logs, results, other folders.
 
-    In a GLOB, `*` does not go beyond a `/`, `**` does: `*.json` is files at the top, `**/*.json`
-    those in folders too.
+    In a GLOB, `*` does not match a `/`, `**` does: `*.json` selects files at the top, `**/*.json`
+    also those in folders.
     """
     from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.cli.render.text import human_size
@@ -72,7 +72,7 @@ def list_files(
 )
 @_include
 @_exclude
-@click.option("--replace", is_flag=True, help="Replace files that are there and differ.")
+@click.option("--replace", is_flag=True, help="Replace existing files that differ.")
 def download_job(
     job_id: str,
     store: str | None,
@@ -82,11 +82,11 @@ def download_job(
     target_directory: Path,
     replace: bool,
 ) -> None:
-    """Bring the files of a job that belong to no checkpoint to a directory.
+    """Download the files of a job that belong to no checkpoint.
 
-    Each appears when it is whole. If others have their names there, nothing is brought, unless
-    --replace is given. They have no digests: what comes is what the store gives. For checkpoints,
-    see `checkpoints download`.
+    Each appears when it is complete. If other files have their names in the directory, nothing is
+    downloaded, unless --replace is given. They have no digests, so they cannot be verified. For
+    checkpoints, see `checkpoints download`.
     """
     from bt_lightning.cli.render.progress_bar import progress
     from bt_lightning.cli.render.text import human_size, printable

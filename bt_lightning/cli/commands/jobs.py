@@ -1,4 +1,4 @@
-"""The commands about jobs and projects of a store: list, show."""
+"""The commands for jobs and projects of a store: list, show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 5
 job_project_option = click.option(
-    "--project", help="Of this project.  [env: BT_TRAINING_PROJECT_NAME]"
+    "--project", help="Project of the jobs.  [env: BT_TRAINING_PROJECT_NAME]"
 )
 
 
@@ -36,8 +36,8 @@ def projects() -> None:
 @job_project_option
 @format_option
 def list_jobs(store: str | None, project: str | None, output_format: str) -> None:
-    """List jobs with their newest step and size, the one that began last first."""
-    _print_jobs("Jobs", surveyed(opened_store(store), project), output_format)
+    """List jobs with their newest step and size, the latest first."""
+    _print_jobs("Jobs", jobs_of_store(open_named_store(store), project), output_format)
 
 
 @jobs.command("show")
@@ -46,36 +46,36 @@ def list_jobs(store: str | None, project: str | None, output_format: str) -> Non
 @job_project_option
 @format_option
 def show_job(job_id: str, store: str | None, project: str | None, output_format: str) -> None:
-    """Show one job: what its runner says, and its checkpoints, from its first to its newest."""
+    """Show one job: its runner's record, and its checkpoints, the oldest first."""
     from dataclasses import asdict
 
     from bt_lightning.cli.render.checkpoint_table import records, render, sort_items
     from bt_lightning.cli.render.table_csv_json import as_json
     from bt_lightning.manage.find_target import Target, open_job, project_of
 
-    opened = opened_store(store)
-    project = project_of(opened, project or own_project(), job_id)
-    found = surveyed(opened, project, job_id)
+    opened = open_named_store(store)
+    project = project_of(opened, project or environment_project(), job_id)
+    found = jobs_of_store(opened, project, job_id)
     record = found[0].record if found else None
     if record is not None and output_format == "cli-table":
-        for line in _said(record):
+        for line in _record_lines(record):
             click.echo(line)
         if not found[0].items:
             return
     target = Target(store=store, project=project, job=job_id)
-    shelf = open_job(target, lambda text: click.secho(text, fg="yellow", err=True))
-    items = sort_items(shelf, shelf.items(), "created", "asc")
+    source = open_job(target, lambda text: click.secho(text, fg="yellow", err=True))
+    items = sort_items(source, source.items(), "created", "asc")
     if output_format == "json":
-        rows = records([(shelf, item) for item in items])
+        rows = records([(source, item) for item in items])
         job = None if record is None else asdict(record)
         listed = {"total_checkpoints": len(rows), "checkpoints": rows}
-        as_json({"job_id": shelf.job, "job": job, **listed})
+        as_json({"job_id": source.job, "job": job, **listed})
     else:
-        render([(shelf, items)], output_format, shelf.job)
+        render([(source, items)], output_format, source.job)
 
 
-def _said(record: JobRecord) -> list[str]:
-    """What a runner wrote of its job, for people."""
+def _record_lines(record: JobRecord) -> list[str]:
+    """A runner's record of its job, as lines for people."""
     from bt_lightning.cli.render.text import printable, short_time
 
     ended = f", ended {short_time(record.ended_at)}" if record.ended_at else ""
@@ -85,10 +85,10 @@ def _said(record: JobRecord) -> list[str]:
         f"{record.status}{sync} on {record.host}",
         f"began {short_time(record.created_at)}{ended}{silent}",
     ]
-    for one in record.attempts[-_ATTEMPTS:]:
-        code = f"signal {one.signal}" if one.signal else f"exit code {one.exit_code}"
-        end = f"{one.outcome} with {code}" if one.ended_at else "is running"
-        lines.append(f"attempt {one.number}, {short_time(one.started_at)}: {end}")
+    for attempt in record.attempts[-_ATTEMPTS:]:
+        code = f"signal {attempt.signal}" if attempt.signal else f"exit code {attempt.exit_code}"
+        end = f"{attempt.outcome} with {code}" if attempt.ended_at else "is running"
+        lines.append(f"attempt {attempt.number}, {short_time(attempt.started_at)}: {end}")
     if record.waiting:
         lines.append(f"not in the store: {', '.join(record.waiting)}")
     return [printable(line) for line in lines]
@@ -103,7 +103,7 @@ def list_projects(store: str | None, output_format: str) -> None:
     from bt_lightning.cli.render.text import human_size, short_time
 
     by_name: dict[str, list[StoredJob]] = {}
-    for job in surveyed(opened_store(store), None):
+    for job in jobs_of_store(open_named_store(store), None):
         by_name.setdefault(job.project, []).append(job)
     rows = [
         {
@@ -138,35 +138,35 @@ def list_projects(store: str | None, output_format: str) -> None:
 @store_option
 @format_option
 def show_project(project: str, store: str | None, output_format: str) -> None:
-    """Show one project: its jobs, the one that began last first."""
+    """Show one project: its jobs, the latest first."""
     from bt_lightning.errors import CheckpointNotFoundError
 
-    found = surveyed(opened_store(store), project)
+    found = jobs_of_store(open_named_store(store), project)
     if not found:
         msg = f"nothing is committed of the project {project}"
         raise CheckpointNotFoundError(msg)
     _print_jobs(f"Jobs of the project {project}", found, output_format)
 
 
-def opened_store(store: str | None) -> Store:
+def open_named_store(store: str | None) -> Store:
     """The store that `--store` or the environment names."""
     from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 
     return open_bt_store(store, None)
 
 
-def own_project() -> str | None:
+def environment_project() -> str | None:
     """The project that the environment names."""
     from bt_lightning.settings import Settings
 
     return Settings.from_environ(os.environ).project
 
 
-def surveyed(store: Store, project: str | None, job: str | None = None) -> list[StoredJob]:
-    """Jobs of a store, of a project, or the one of that id: `survey`, imported when it is used."""
-    from bt_lightning.manage.find_target import survey
+def jobs_of_store(store: Store, project: str | None, job: str | None = None) -> list[StoredJob]:
+    """Jobs of a store, of a project, or of that id; imports `find_jobs` when called."""
+    from bt_lightning.manage.find_target import find_jobs
 
-    return survey(store, project, job)
+    return find_jobs(store, project, job)
 
 
 def _last(job: StoredJob) -> str:
@@ -243,14 +243,14 @@ def _time(name: str) -> Any:
 
 
 def _files(found: list[StoredJob]) -> Files:
-    """Files of no checkpoint; named by job, too, of several."""
+    """Summary of files that belong to no checkpoint; with the job in the name if several."""
     from bt_lightning.manage.job_objects import Files
 
     several = len(found) > 1
     return Files.of(
         (f"{job.job}/{path}" if several else path, size)
         for job in found
-        for path, size in job.holdings.files.items()
+        for path, size in job.objects.files.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands that decide what stays: protect, unprotect, delete."""
+"""The commands protect, unprotect and delete for checkpoints."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ if TYPE_CHECKING:
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 FOR_GOOD = "for good"
 _NAMED = 20
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="List what would be deleted; delete nothing."
+)
 
 
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True)
 @target_options
-@click.option("--why", default="", help="What for; shown to whoever would delete it.")
-@click.option("--by", default=None, help="Who; else the user of this machine.")
+@click.option("--why", default="", help="Reason; shown when somebody tries to delete it.")
+@click.option("--by", default=None, help="Name; by default the user of this machine.")
 def protect(checkpoints: tuple[str, ...], target: Target, why: str, by: str | None) -> None:
-    """Keep checkpoints from being deleted: by commands, by jobs, by any rule of retention."""
+    """Protect checkpoints from deletion by commands, jobs and retention rules."""
     from bt_lightning.cli.render.text import printable
     from bt_lightning.protection_record import Protection
 
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    said = Protection(by=_user() if by is None else by, why=why, at=now)
-    for shelf, item in some_checkpoints(target, checkpoints):
-        shelf.protect(item, said)
+    said = Protection(by=_user_name() if by is None else by, why=why, at=now)
+    for source, item in some_checkpoints(target, checkpoints):
+        source.protect(item, said)
         click.echo(printable(f"{item.name}: protected"))
 
 
@@ -44,11 +46,11 @@ def protect(checkpoints: tuple[str, ...], target: Target, why: str, by: str | No
 @click.argument("checkpoints", nargs=-1, required=True)
 @target_options
 def unprotect(checkpoints: tuple[str, ...], target: Target) -> None:
-    """Let checkpoints be deleted again."""
+    """Remove the protection of checkpoints."""
     from bt_lightning.cli.render.text import printable
 
-    for shelf, item in some_checkpoints(target, checkpoints):
-        shelf.unprotect(item)
+    for source, item in some_checkpoints(target, checkpoints):
+        source.unprotect(item)
         click.echo(printable(f"{item.name}: no longer protected"))
 
 
@@ -78,7 +80,7 @@ def unprotect(checkpoints: tuple[str, ...], target: Target) -> None:
     "--trash",
     type=click.IntRange(1),
     metavar="DAYS",
-    help="Put them aside for so long; `trash restore` brings them back.",
+    help="Move them to the trash for so long; `trash restore` brings them back.",
 )
 @dry_run_option
 @yes_option
@@ -94,10 +96,10 @@ def delete(
     yes: bool,
     output_format: str,
 ) -> None:
-    """Delete checkpoints: those that are named, or all but those that --keep-... keeps.
+    """Delete the named checkpoints, or all except those that --keep-... keeps.
 
-    Protected ones stay; was one of them named, the exit code is 30. What belongs to a job that is
-    running is deleted by its own worker with its next save. With --store and --dir both, goes from
+    Protected ones stay; if one of them was named, the exit code is 30. Checkpoints of a running job
+    are deleted by its own worker with its next save. With both --store and --dir, deletes from
     both.
     """
     from bt_lightning.cli.render.text import printable
@@ -111,8 +113,8 @@ def delete(
         msg = "name checkpoints, or say which to keep with --keep-last or --keep-best; not both"
         raise click.UsageError(msg)
     if rule or not all(map(is_bt, checkpoints)):
-        shelf = job_of(target)
-        finished = [] if dry_run else finish_deletions(shelf)
+        source = job_of(target)
+        finished = [] if dry_run else finish_deletions(source)
         checkpoints = tuple(name for name in checkpoints if name not in finished)
         if finished:
             click.echo(f"finished what was begun: {printable(', '.join(finished))}", err=True)
@@ -120,14 +122,14 @@ def delete(
             render_deletion(finished, [], [], output_format)
             return
     if rule:
-        items = shelf.items()
+        items = source.items()
         kept = kept_by_rule(items, keep_last, keep_best, mode)
         items = [item for item in items if item.name not in kept]
     else:
         found = some_checkpoints(target, checkpoints)
-        shelf = found[0][0]
+        source = found[0][0]
         items = list({item.where: item for _, item in found}.values())
-        if any(own.name != shelf.name for own, _ in found):
+        if any(own.name != source.name for own, _ in found):
             msg = "these are of several jobs: delete those of one at a time"
             raise click.UsageError(msg)
     names = [item.name for item in items]
@@ -137,13 +139,13 @@ def delete(
         render_deletion(going, [], protected, output_format, dry_run=True)
         return
     size = sum(item.manifest.size for item in items if not item.protected)
-    what = f"{len(names) - len(protected)} checkpoints of {shelf.name}"
+    what = f"{len(names) - len(protected)} checkpoints of {source.name}"
     lasts = FOR_GOOD if trash is None else f"for {trash} days at least, then for good"
     ask(what, "yes", size, names, yes=yes, lasts=lasts)
-    done = delete_items(shelf, items) if trash is None else trash_items(shelf, items, trash)
+    done = delete_items(source, items) if trash is None else trash_items(source, items, trash)
     word = "deleted" if trash is None else f"put aside for {trash} days"
     render_deletion(done.deleted, done.asked, done.kept, output_format, word=word)
-    if done.kept and not rule:  # named, and still there: a script must see that
+    if done.kept and not rule:  # a named one is still there: a script must see that
         sys.exit(CheckpointProtectedError.exit_code)
 
 
@@ -157,10 +159,10 @@ def ask(
     lasts: str = FOR_GOOD,
     files: Files | None = None,
 ) -> None:
-    """Have the user type `word`, or give up with exit code 1; with `yes`, do not ask.
+    """Ask the user to type `word`, else exit with code 1; with `yes`, do not ask.
 
     Raises:
-        click.UsageError: there is nobody to ask.
+        click.UsageError: stdin is no terminal.
     """
     from bt_lightning.cli.render.text import human_size, printable
 
@@ -171,7 +173,7 @@ def ask(
         raise click.UsageError(msg)
     for name in names:
         click.echo(f"  {printable(name)}", err=True)
-    for line in _of_files(files):
+    for line in _file_lines(files):
         click.echo(f"  {line}", err=True)
     click.echo(f"This deletes {printable(what)}, {human_size(size)}, {lasts}.", err=True)
     typed = click.prompt(
@@ -193,9 +195,9 @@ def render_deletion(
     files: Files | None = None,
     left: Sequence[str] = (),
 ) -> None:
-    """Say what was, or would be, deleted; `word` is what was done.
+    """Print what was, or would be, deleted; `word` says what was done.
 
-    `files` belong to no checkpoint and go with their job; `left` came to it meanwhile.
+    `files` belong to no checkpoint and are deleted with their job; `left` arrived meanwhile.
     """
     from bt_lightning.cli.render.table_csv_json import as_csv, as_json
     from bt_lightning.cli.render.text import printable
@@ -213,21 +215,21 @@ def render_deletion(
         as_json({**said, **other, "dry_run": dry_run})
     elif output_format == "csv":
         named = [] if files is None else [(name, goes) for name in files.names]
-        more = _more(files)
+        more = _more_files(files)
         as_csv(("Checkpoint", "Result"), [*rows, *named, *((line, goes) for line in more)])
     elif not rows and not (files and files.number):
         click.echo("There is nothing to delete.")
     else:
         for name, result in rows:
             click.echo(f"{printable(name)}: {result}")
-        for line in _of_files(files, f": {goes}"):
+        for line in _file_lines(files, f": {goes}"):
             click.echo(line)
         if len(left) > _NAMED:
             click.echo(f"... and {len(left) - _NAMED:,} more that came meanwhile were left")
 
 
-def _of_files(files: Files | None, result: str = "") -> list[str]:
-    """How many files of no checkpoint, their bytes, and some of their names."""
+def _file_lines(files: Files | None, result: str = "") -> list[str]:
+    """Lines with the number, bytes and first names of files that belong to no checkpoint."""
     from bt_lightning.cli.render.text import human_size, printable
 
     if files is None or not files.number:
@@ -235,16 +237,16 @@ def _of_files(files: Files | None, result: str = "") -> list[str]:
     size = human_size(files.size)
     several = "" if files.number == 1 else "s"
     first = f"{files.number:,} file{several} of no checkpoint, {size}{result}"
-    return [first, *(f"  {printable(name)}" for name in files.names), *_more(files)]
+    return [first, *(f"  {printable(name)}" for name in files.names), *_more_files(files)]
 
 
-def _more(files: Files | None) -> list[str]:
+def _more_files(files: Files | None) -> list[str]:
     rest = 0 if files is None else files.number - len(files.names)
     return [f"  ... and {rest:,} more"] if rest else []
 
 
-def _user() -> str:
+def _user_name() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
-        return ""  # a container's user may have no name
+        return ""  # the user of a container may have no name

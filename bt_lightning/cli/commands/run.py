@@ -1,4 +1,4 @@
-"""`run`: what Baseten does around a training script, on this machine."""
+"""The command `run`: what Baseten does around a training script, on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AFTER_DASHES = "bt_lightning.after_dashes"
 
 
 class _Run(click.Command):
-    """Knows whether its words follow `--`: one of them alone is a config file if they do not."""
+    """Records whether `--` was given: without it, a single word is a config file."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_AFTER_DASHES] = "--" in args
@@ -34,30 +34,30 @@ class _Run(click.Command):
 @project_option
 @click.option(
     "--job-id",
-    help="The job; one that ran before goes on where it was. Else a new one."
+    help="The job; one that ran before is continued. By default a new one."
     "  [env: BT_TRAINING_JOB_ID]",
 )
-@click.option("--job-name", help="For people.  [env: BT_TRAINING_JOB_NAME]")
+@click.option("--job-name", help="Name for people.  [env: BT_TRAINING_JOB_NAME]")
 @store_option
 @click.option(
     "--dir",
     "directory",
-    help="Checkpoint directory; else bt_checkpoints/<job>.  [env: BT_CHECKPOINT_DIR]",
+    help="Checkpoint directory; by default bt_checkpoints/<job>.  [env: BT_CHECKPOINT_DIR]",
 )
 @click.option(
     "--load",
     multiple=True,
     metavar="REF",
-    help="Checkpoint to bring before the command: latest, JOB, JOB/CHECKPOINT or bt://...;"
+    help="Checkpoint to download before the command: latest, JOB, JOB/CHECKPOINT or bt://...;"
     " may be repeated.",
 )
-@click.option("--load-dir", help="Where they are brought to.  [env: BT_LOAD_CHECKPOINT_DIR]")
+@click.option("--load-dir", help="Directory for them.  [env: BT_LOAD_CHECKPOINT_DIR]")
 @click.option(
     "--retries",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Start again after so many failures; the command sees BT_RETRY_COUNT.",
+    help="Restarts after failures; the command sees BT_RETRY_COUNT.",
 )
 @click.option(
     "--preemption-code",
@@ -66,36 +66,36 @@ class _Run(click.Command):
     multiple=True,
     default=(143,),
     show_default=True,
-    help="Exit codes that are no failure: start again at once, however often.",
+    help="Exit codes that are no failure: restart at once, without limit.",
 )
 @click.option("--elastic", is_flag=True, help="Start COMMAND by torchrun, on every node.")
 @click.option(
     "--nproc-per-node",
     "processes",
     type=click.IntRange(min=1),
-    help="With --elastic; else one for each GPU.",
+    help="Processes with --elastic; by default one for each GPU.",
 )
 @click.option(
     "--volume-size-gib",
     type=click.FloatRange(min=0, min_open=True),
-    help="Most that the checkpoint directory may take.  [env: BT_VOLUME_SIZE_GIB]",
+    help="Largest size of the checkpoint directory.  [env: BT_VOLUME_SIZE_GIB]",
 )
 @click.option(
     "--interval",
     metavar="auto|SECONDS",
-    help="Let Trainers also save every so often by themselves.  [env: BT_SAVE_INTERVAL]",
+    help="Interval at which Trainers also save by themselves.  [env: BT_SAVE_INTERVAL]",
 )
 @click.option(
     "--grace",
     "grace_s",
     type=click.FloatRange(min=0, min_open=True),
-    help="Seconds that this platform leaves between SIGTERM and SIGKILL.  [env: BT_GRACE_S]",
+    help="Seconds between SIGTERM and SIGKILL on this platform.  [env: BT_GRACE_S]",
 )
 @click.option(
     "--trust-checkpoints",
     "trust",
     is_flag=True,
-    help="Let restarts unpickle what the job's own checkpoints hold.  [env: BT_WEIGHTS_ONLY=0]",
+    help="Let restarts unpickle objects in the job's own checkpoints.  [env: BT_WEIGHTS_ONLY=0]",
 )
 @click.option(
     "--drain-timeout",
@@ -106,21 +106,21 @@ class _Run(click.Command):
 )
 @click.pass_context
 def run(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> None:
-    """Run a training job: its checkpoints are saved, sent, and gone on with by the next start.
+    """Run a training job: its checkpoints are saved, uploaded, and resumed by the next start.
 
     CONFIG.py is the file that `truss train push` takes. A COMMAND runs as it is:
 
       bt-lightning run --store s3://bucket/runs --job-id demo --retries 3 -- python train.py
 
-    Every Lightning Trainer in it gets the callback BTLightning, without a change of the script; and
-    any file below $BT_CHECKPOINT_DIR is sent to the store. Signals are passed on, output is left
-    alone. The exit code is that of the command; 25 if it was 0 and not everything reached the
-    store: the next start of the same job sends it. 31: another run has the job.
+    Every Lightning Trainer in it gets the callback BTLightning, without a change of the script, and
+    all files below $BT_CHECKPOINT_DIR are uploaded. Signals are forwarded, output is unchanged. The
+    exit code is that of the command; 25 if that is 0 and not everything reached the store: the next
+    start of the same job uploads it. 31: another run has the job.
     """
     from bt_lightning.errors import InvalidSettingError
-    from bt_lightning.runtime.job_resources import SignalHearing
-    from bt_lightning.runtime.restart_policy import Policy
-    from bt_lightning.runtime.run_job import run_job as run_job
+    from bt_lightning.runtime.job_resources import JobReporter
+    from bt_lightning.runtime.restart_policy import RestartPolicy
+    from bt_lightning.runtime.run_job import run_job
 
     if not words:
         msg = "nothing to run: expected a CONFIG.py, or -- and a command"
@@ -135,21 +135,21 @@ def run(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> None:
         _warn("checkpointing_config.enabled is False: nothing is saved or sent")
     from bt_lightning.cli.render.progress_bar import progress
 
-    hearing = SignalHearing(say=_say, warn=_warn, progress=progress)
-    policy = Policy(retries, codes)
-    sys.exit(run_job(spec, policy, dict(os.environ), hearing, drain_s=drain_s))
+    reporter = JobReporter(say=_say, warn=_warn, progress=progress)
+    policy = RestartPolicy(retries, codes)
+    sys.exit(run_job(spec, policy, dict(os.environ), reporter, drain_s=drain_s))
 
 
 def _spec(words: Sequence[str], options: dict[str, Any], *, is_command: bool) -> JobSpec:
     from pathlib import Path
 
-    from bt_lightning.runtime.job_plan import Wish, plan_command, plan_project
+    from bt_lightning.runtime.job_plan import CommandOptions, plan_command, plan_project
     from bt_lightning.runtime.machine_info import this_machine
 
-    wish = Wish(**{**options, "load": tuple(options["load"])})
+    command_options = CommandOptions(**{**options, "load": tuple(options["load"])})
     machine = this_machine(os.environ)
     if is_command or len(words) > 1:
-        return plan_command(words, wish, os.environ, machine)
+        return plan_command(words, command_options, os.environ, machine)
     from bt_lightning import load_config
     from bt_lightning.errors import InvalidSettingError
 
@@ -159,21 +159,21 @@ def _spec(words: Sequence[str], options: dict[str, Any], *, is_command: bool) ->
     except InvalidSettingError as error:
         msg = f"{error}. To run a program that is no config: bt-lightning run -- python {words[0]}"
         raise InvalidSettingError(msg) from error
-    return plan_project(project, config.parent, wish, os.environ, machine)
+    return plan_project(project, config.parent, command_options, os.environ, machine)
 
 
 def _say(text: str) -> None:
-    _tell(text, dim=True)
+    _print(text, dim=True)
 
 
 def _warn(text: str) -> None:
-    _tell(text, fg="yellow")
+    _print(text, fg="yellow")
 
 
-def _tell(text: str, **style: Any) -> None:
+def _print(text: str, **style: Any) -> None:
     from bt_lightning.cli.render.text import printable
 
-    with contextlib.suppress(OSError):  # nobody listens: a closed terminal ends no training
+    with contextlib.suppress(OSError):  # a closed terminal must not end the training
         click.secho(f"bt-lightning: {printable(text)}", err=True, **style)
 
 

@@ -1,4 +1,4 @@
-"""The commands about a run and its surroundings: status, doctor."""
+"""The commands for a run and its environment: status, doctor, report."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _text_or_json = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How to print it.",
+    help="Format of the output.",
 )
 
 
 @click.command()
 @directory_option
-@click.option("--watch", is_flag=True, help="Go on looking, once a second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh once a second, until Ctrl-C.")
 @_text_or_json
 def status(directory: str | None, watch: bool, output_format: str) -> None:
     """Show what the run of a directory is doing: its saves, its disk, its uploads."""
@@ -56,7 +56,7 @@ def status(directory: str | None, watch: bool, output_format: str) -> None:
 @store_option
 @_text_or_json
 def doctor(directory: str | None, store: str | None, output_format: str) -> None:
-    """Try all that a save needs, on the disk and in the store, and say what to do about the rest.
+    """Test all that a save needs, on the disk and in the store, and suggest fixes.
 
     Writes and deletes a few files of its own, of 64 MB at most. Exits with 1 if something that a
     save needs does not work.
@@ -93,27 +93,27 @@ def doctor(directory: str | None, store: str | None, output_format: str) -> None
     help="File to write.",
 )
 def report(target: Target, output: Path) -> None:
-    """Write one HTML page about a job: metrics across restarts, what saving cost, failures.
+    """Write one HTML page about a job: metrics across restarts, cost of saves, failures.
 
-    It needs nothing but itself, and prints well. What saving cost is known from --dir only.
+    The page needs no other file. The cost of saves is known from --dir only.
     """
     from bt_lightning.cli.render.html_report import page
     from bt_lightning.localdir.event_log import read_events
     from bt_lightning.manage.find_target import directory_of
 
-    shelf = job_of(target)
-    items = shelf.items()
+    source = job_of(target)
+    items = source.items()
     events: list[dict[str, Any]] = []
     if target.directory:
         with suppress(FileNotFoundError, CheckpointCorruptError):  # nothing was saved from there
             events = list(read_events(directory_of(target.directory)))
-    text = page(shelf.project, shelf.job, shelf.name, items, shelf.refused, events)
+    text = page(source.project, source.job, source.name, items, source.refused, events)
     output.write_text(text, encoding="utf-8")
     click.echo(f"{output}: {len(items)} checkpoints, {len(events)} events")
 
 
 def screen(seen: Status) -> str:
-    """A look at a run, in words."""
+    """The status of a run as lines of text."""
     from bt_lightning.cli.render.text import human_duration, human_size, printable
 
     lines = [f"Directory   {seen.directory}"]

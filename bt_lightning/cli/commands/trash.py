@@ -1,4 +1,4 @@
-"""The commands about what `delete --trash` put aside: list, restore, empty."""
+"""The commands for the trash that `delete --trash` fills: list, restore, empty."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @click.group()
 def trash() -> None:
-    """List, bring back or empty what `delete --trash` put aside.
+    """List, restore or empty the trash that `delete --trash` fills.
 
-    What has been there for its days goes with the next `trash list` of its job.
+    Expired checkpoints are deleted by the next `trash list` of their job.
     """
 
 
@@ -27,13 +27,13 @@ def trash() -> None:
 @target_options
 @format_option
 def list_trash(target: Target, output_format: str) -> None:
-    """List what was put aside, and until when."""
+    """List the checkpoints in the trash, and when they expire."""
     from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.manage.trash import empty, trashed
 
-    shelf = job_of(target)
-    empty(shelf, before=time.time())
-    rows = [(one.name, _utc(one.expires)) for one in trashed(shelf)]
+    source = job_of(target)
+    empty(source, before=time.time())
+    rows = [(entry.name, _utc(entry.expires)) for entry in trashed(source)]
     if output_format == "json":
         as_json({"trash": [{"checkpoint_id": name, "expires_at": day} for name, day in rows]})
     elif output_format == "csv":
@@ -45,36 +45,36 @@ def list_trash(target: Target, output_format: str) -> None:
             Column("Checkpoint Name", lambda row: row[0]),
             Column("Expires At", lambda row: row[1]),
         )
-        table(f"Trash of job: {shelf.job}", columns, rows)
+        table(f"Trash of job: {source.job}", columns, rows)
 
 
 @trash.command("restore")
 @click.argument("checkpoints", nargs=-1, required=True)
 @target_options
 def restore_trash(checkpoints: tuple[str, ...], target: Target) -> None:
-    """Bring checkpoints back to where they were."""
+    """Move checkpoints back to where they were."""
     from bt_lightning.cli.render.text import printable
     from bt_lightning.manage.trash import restore
 
-    shelf = job_of(target)
+    source = job_of(target)
     for name in checkpoints:
-        click.echo(f"{printable(restore(shelf, name).name)}: is back")
+        click.echo(f"{printable(restore(source, name).name)}: is back")
 
 
 @trash.command("empty")
 @target_options
 @yes_option
 def empty_trash(target: Target, yes: bool) -> None:
-    """Delete for good what was put aside."""
+    """Delete the checkpoints in the trash for good."""
     from bt_lightning.manage.trash import empty, trashed
 
-    shelf = job_of(target)
-    found = trashed(shelf)
+    source = job_of(target)
+    found = trashed(source)
     if found:
-        size = sum(one.size for one in found)
-        names = [one.name for one in found]
-        ask(f"the trash of {shelf.name}", "yes", size, names, yes=yes)
-    render_deletion([one.name for one in empty(shelf)], [], [], "cli-table")
+        size = sum(entry.size for entry in found)
+        names = [entry.name for entry in found]
+        ask(f"the trash of {source.name}", "yes", size, names, yes=yes)
+    render_deletion([entry.name for entry in empty(source)], [], [], "cli-table")
 
 
 def _utc(seconds: float) -> str:

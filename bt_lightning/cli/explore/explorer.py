@@ -1,4 +1,4 @@
-"""The explorer's application: what it looks at, and who may still be reading for it."""
+"""The explorer's Textual application."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Explorer(App[None]):
-    """Walks through the checkpoints of one shelf. Reads only; a thread at a time reads for it."""
+    """Explores the checkpoints of one job. Only reads, with one thread at a time."""
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "bt-lightning"
@@ -30,19 +30,19 @@ class Explorer(App[None]):
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "Quit", priority=True)]
 
     def __init__(
-        self, shelf: JobCheckpoints, name: str | None = None, order: tuple[str, str] | None = None
+        self, source: JobCheckpoints, name: str | None = None, order: tuple[str, str] | None = None
     ) -> None:
-        """`name`: the checkpoint to begin in; `order`: what to sort by, and `asc` or `desc`.
+        """`name` is the checkpoint to begin with; `order` is a sort key, and `asc` or `desc`.
 
-        Raises `CheckpointNotFoundError`, before any screen is drawn, if there is none of that name.
+        Raises `CheckpointNotFoundError`, before any screen is drawn, if there is no such name.
         """
         super().__init__()
-        self.shelf = shelf
-        self._first = None if name is None else find(shelf, name)
+        self.source = source
+        self._first = None if name is None else find(source, name)
         self._order = order
 
     def on_mount(self) -> None:
-        """Begin with the list, or in a checkpoint of it."""
-        self.push_screen(PickScreen(self.shelf, self._order))
+        """Show the list, then the first checkpoint if one is named."""
+        self.push_screen(PickScreen(self.source, self._order))
         if self._first is not None:
-            self.push_screen(FilesScreen(self.shelf, self._first))
+            self.push_screen(FilesScreen(self.source, self._first))

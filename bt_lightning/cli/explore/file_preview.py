@@ -1,4 +1,4 @@
-"""What a file of a checkpoint looks like: tensors as a table, text with its colours."""
+"""The preview of a checkpoint's file: tensors as a table, text with colours."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
 
-_LARGEST = 1_000_000
-"""Bytes of a text that is shown; Baseten's explorer has the same."""
+_MAX_TEXT_BYTES = 1_000_000
+"""Larger text files are not shown, as in Baseten's explorer."""
 _HIGHLIGHTED = 200_000
-_MOST_LINES = 50_000
-_LONGEST_LAID_OUT = 4_000_000
+_MAX_LINES = 50_000
+_MAX_INDENTED = 4_000_000
 _LEXERS = {
     "json": "json",
     "yaml": "yaml",
@@ -34,45 +34,45 @@ _LEXERS = {
 }
 
 
-def file_lines(shelf: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> list[Text]:
+def file_lines(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> list[Text]:
     """The lines to show of a file.
 
     Raises:
-        CheckpointError: it cannot be read, or is damaged.
+        CheckpointError: the file cannot be read, or is damaged.
     """
     if has_tensors(entry.path):
-        return tensor_lines(tensors_of(shelf, item, entry))
-    if entry.size >= _LARGEST:
+        return tensor_lines(tensors_of(source, item, entry))
+    if entry.size >= _MAX_TEXT_BYTES:
         size = human_size(entry.size)
         return [Text(f"{size} are not shown here: right, in the list, shows its URL")]
-    return text_lines(entry.path, read_file(shelf, item, entry))
+    return text_lines(entry.path, read_file(source, item, entry))
 
 
 def text_lines(path: str, data: bytes) -> list[Text]:
-    """Lines of a text, with colours by the file's name; JSON is laid out anew."""
+    """Lines of a text, with colours by the file's suffix; JSON is indented."""
     if b"\0" in data[:4096]:
         return [Text(f"{len(data)} bytes that are no text")]
     text = data.decode(errors="replace").expandtabs(4)
     ending = path.rpartition(".")[2].lower()
     if ending == "json":
-        with contextlib.suppress(ValueError, RecursionError):  # it is shown as it is then
-            text = _laid_out(text)
+        with contextlib.suppress(ValueError, RecursionError):  # no JSON: it is shown as it is
+            text = _indented(text)
     lines = text.splitlines()
-    clean = "\n".join(printable(line) for line in lines[:_MOST_LINES])
+    clean = "\n".join(printable(line) for line in lines[:_MAX_LINES])
     lexer = _LEXERS.get(ending)
-    if lexer is None or len(clean) > _HIGHLIGHTED or len(lines) > _MOST_LINES:
-        more = [f"... and {len(lines) - _MOST_LINES:,} more lines"] * (len(lines) > _MOST_LINES)
+    if lexer is None or len(clean) > _HIGHLIGHTED or len(lines) > _MAX_LINES:
+        more = [f"... and {len(lines) - _MAX_LINES:,} more lines"] * (len(lines) > _MAX_LINES)
         return [Text(line, no_wrap=True) for line in (*clean.split("\n"), *more)]
     drawn = Syntax("", lexer, theme="ansi_dark").highlight(clean)
     return list(drawn.split("\n", allow_blank=True))
 
 
-def _laid_out(text: str) -> str:
-    """JSON with a line for each value, unless that is far longer: a few bytes can nest deep."""
+def _indented(text: str) -> str:
+    """JSON with a line for each value, unless that is far longer: a few bytes can nest deeply."""
     parts, size = [], 0
     for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(json.loads(text)):
         parts.append(part)
         size += len(part)
-        if size > _LONGEST_LAID_OUT:
+        if size > _MAX_INDENTED:
             return text
     return "".join(parts)

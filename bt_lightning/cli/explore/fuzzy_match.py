@@ -1,4 +1,4 @@
-"""Which of many texts somebody means who typed a few of their letters. Pure."""
+"""Fuzzy matching: the texts that contain typed letters in order. Pure."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import itertools
 
 
 def fuzzy(query: str, text: str) -> tuple[int, tuple[int, ...]] | None:
-    """How badly `text` fits and where its letters are, or None if they are not there in order.
+    """The cost of matching `text`, and the positions of the letters; None if it does not match.
 
-    Smaller is better: letters side by side, and early, fit best. Case does not count.
+    Smaller is better: adjacent and early letters match best. Case is ignored.
     """
-    wanted, given = query.lower(), text.lower()
-    whole = given.find(wanted)
-    if whole >= 0:
-        return whole, tuple(range(whole, whole + len(wanted)))
+    needle, haystack = query.lower(), text.lower()
+    start = haystack.find(needle)
+    if start >= 0:
+        return start, tuple(range(start, start + len(needle)))
     places: list[int] = []
     start = 0
-    for letter in wanted:
+    for letter in needle:
         if letter == " ":
             continue
-        at = given.find(letter, start)
+        at = haystack.find(letter, start)
         if at < 0:
             return None
         places.append(at)
@@ -29,7 +29,7 @@ def fuzzy(query: str, text: str) -> tuple[int, tuple[int, ...]] | None:
 
 
 def best_matches(query: str, texts: list[str]) -> list[int]:
-    """Indices of the texts that fit, best first; those that fit alike keep their order."""
+    """Indices of the texts that match, best first; equal matches keep their order."""
     if not query.strip():
         return list(range(len(texts)))
     found = ((fuzzy(query, text), index) for index, text in enumerate(texts))

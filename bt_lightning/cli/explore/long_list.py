@@ -1,4 +1,4 @@
-"""A list of any length, of which only what is seen is drawn."""
+"""A list widget of any length that draws only the visible lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Lines(ScrollView, can_focus=False):
-    """Lines of text, one of them chosen. Whoever owns it moves the choice."""
+    """Lines of text, one of which is chosen; the screen moves the choice."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--chosen"}
     DEFAULT_CSS = """
@@ -30,21 +30,21 @@ class Lines(ScrollView, can_focus=False):
     chosen: reactive[int] = reactive(0)
 
     class Chosen(Message):
-        """Another line is the chosen one."""
+        """Sent when another line is chosen."""
 
         def __init__(self, index: int | None) -> None:
             super().__init__()
             self.index = index
 
     class Clicked(Message):
-        """The chosen line was clicked."""
+        """Sent when the chosen line is clicked."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lines: Sequence[Text] = ()
 
     def show(self, lines: Sequence[Text], chosen: int = 0) -> None:
-        """Show other lines."""
+        """Replace the lines."""
         self._lines = lines
         width = max((line.cell_len for line in lines[:2000]), default=0)
         self.virtual_size = Size(width, len(lines))
@@ -55,19 +55,19 @@ class Lines(ScrollView, can_focus=False):
         self.refresh()
 
     def move(self, by: int) -> None:
-        """Choose another line."""
+        """Move the choice by `by` lines."""
         self.chosen += by
 
     def sideways(self, by: int) -> None:
-        """Scroll by half of what is seen, to the right or to the left."""
+        """Scroll by half of the width, to the right (1) or to the left (-1)."""
         self.scroll_relative(x=by * max(1, self.size.width // 2), animate=False)
 
     def validate_chosen(self, chosen: int) -> int:
-        """Stay among the lines."""
+        """Keep the choice within the lines."""
         return max(0, min(chosen, len(self._lines) - 1))
 
     def watch_chosen(self, _: int) -> None:
-        """Bring it into view, and say so."""
+        """Scroll the chosen line into view, and send `Chosen`."""
         row = Region(self.scroll_offset.x, self.chosen, 1, 1)
         self.scroll_to_region(row, animate=False, force=True)
         self.refresh()
@@ -87,7 +87,7 @@ class Lines(ScrollView, can_focus=False):
         return strip.crop_extend(left, left + self.size.width, style)
 
     def on_click(self, event: events.Click) -> None:
-        """Choose what was clicked; what is chosen already is opened."""
+        """Choose the clicked line; a click on the chosen line opens it."""
         index = event.y + self.scroll_offset.y
         if index == self.chosen:
             self.post_message(self.Clicked())

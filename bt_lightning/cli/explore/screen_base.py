@@ -1,4 +1,4 @@
-"""What the explorer's screens have in common: a list that typing filters, and a page."""
+"""Base screens of the explorer: a list that typing filters, and a page of text."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Ctrl+C          quit
 
 
 class Filter(Input):
-    """What is typed; but for `?`, which is a key of every list."""
+    """The filter's input; it leaves `?` to the list, which shows help."""
 
     def check_consume_key(self, key: str, character: str | None) -> bool:
-        """Whether a key is text here."""
+        """Whether a key is text of the filter."""
         return character != "?" and super().check_consume_key(key, character)
 
 
@@ -79,20 +79,20 @@ class ListScreen(Screen[None]):
         yield Static(self.hints, id="hints")
 
     def on_mount(self) -> None:
-        """Keys go to the filter, but for those that move."""
+        """Focus the filter, and fill the list."""
         self.query_one(Input).focus()
         self.begin()
 
     def begin(self) -> None:
-        """Find out what is to be listed."""
+        """Fill the list; overridden by each screen."""
 
     def list_texts(self, texts: list[str], lines: list[Text] | None = None) -> None:
-        """List these; `lines` is how they are drawn, if otherwise than as they are."""
+        """Show `texts`; `lines` are their drawn forms, if they differ from the texts."""
         self._texts, self._lines = texts, lines
         self._filter()
 
-    def say(self, text: str, style: str = "") -> None:
-        """Write something into the foot."""
+    def show_status(self, text: str, style: str = "") -> None:
+        """Write `text` into the foot."""
         self.query_one("#foot", Static).update(Text(printable(text, keep="\n"), style=style))
 
     @property
@@ -106,13 +106,13 @@ class ListScreen(Screen[None]):
         self._filter()
 
     def on_lines_clicked(self) -> None:
-        """As Enter."""
+        """Open the clicked line."""
         self.action_open()
 
     def _filter(self) -> None:
         query = self.query_one(Input).value.strip()
         self._found = best_matches(query, self._texts)
-        drawn = _Drawn(self._found, self._texts, self._lines, query)
+        drawn = _FilteredLines(self._found, self._texts, self._lines, query)
         self.query_one(Lines).show(drawn)
 
     def action_move(self, by: int) -> None:
@@ -120,31 +120,31 @@ class ListScreen(Screen[None]):
         self.query_one(Lines).move(by)
 
     def action_page(self, by: int) -> None:
-        """Move the choice by what is seen."""
+        """Move the choice by a page."""
         lines = self.query_one(Lines)
         lines.move(by * max(1, lines.size.height - 1))
 
     def action_sideways(self, by: int) -> None:
-        """Show what lies beyond the right or the left edge."""
+        """Scroll to the right or to the left."""
         self.query_one(Lines).sideways(by)
 
     def action_open(self) -> None:
-        """Open what is chosen."""
+        """Open the chosen line."""
 
     def action_into(self) -> None:
-        """Open what is chosen, if it holds others."""
+        """Open the chosen line if it is a folder."""
         self.action_open()
 
     def action_back(self) -> None:
         """Leave this screen; the first one stays."""
-        if len(self.app.screen_stack) > 2:  # noqa: PLR2004 - below is the app's own, and the first
+        if len(self.app.screen_stack) > 2:  # noqa: PLR2004 - the app's own screen and the first
             self.app.pop_screen()
 
     def action_clear(self) -> None:
-        """Drop the filter; without one, go back."""
-        filled = self.query_one(Input)
-        if filled.value:
-            filled.value = ""
+        """Clear the filter; without one, go back."""
+        filter_input = self.query_one(Input)
+        if filter_input.value:
+            filter_input.value = ""
         else:
             self.action_back()
 
@@ -153,13 +153,13 @@ class ListScreen(Screen[None]):
         self.app.push_screen(PageScreen("Keys", Text(_HELP)))
 
 
-class _Drawn(Sequence[Text]):
-    """The lines of a filtered list, each drawn when it is seen."""
+class _FilteredLines(Sequence[Text]):
+    """The lines of a filtered list, each drawn when it becomes visible."""
 
     def __init__(
         self, found: list[int], texts: list[str], lines: list[Text] | None, query: str
     ) -> None:
-        self._found, self._texts, self._own, self._query = found, texts, lines, query
+        self._found, self._texts, self._drawn_lines, self._query = found, texts, lines, query
 
     def __len__(self) -> int:
         return len(self._found)
@@ -168,12 +168,12 @@ class _Drawn(Sequence[Text]):
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
         index = self._found[at]
-        if self._own is not None and not self._query:
-            return self._own[index]
+        if self._drawn_lines is not None and not self._query:
+            return self._drawn_lines[index]
         fit = fuzzy(self._query, self._texts[index]) if self._query else None
-        if self._own is None:
+        if self._drawn_lines is None:
             return view_text.marked(self._texts[index], fit[1] if fit else ())
-        return self._own[index]
+        return self._drawn_lines[index]
 
 
 class PageScreen(Screen[None]):

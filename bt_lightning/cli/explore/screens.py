@@ -1,4 +1,4 @@
-"""The explorer's screens: checkpoints, their files, and what is in a file."""
+"""The explorer's screens: the list of checkpoints, a checkpoint's files, a file's lines."""
 
 from __future__ import annotations
 
@@ -42,46 +42,46 @@ class PickScreen(ListScreen):
         Binding("ctrl+n", "metric", priority=True),
     ]
 
-    def __init__(self, shelf: JobCheckpoints, order: tuple[str, str] | None = None) -> None:
-        super().__init__(f"Checkpoints of {shelf.job}")
+    def __init__(self, source: JobCheckpoints, order: tuple[str, str] | None = None) -> None:
+        super().__init__(f"Checkpoints of {source.job}")
         self._order = order
-        self._shelf = shelf
+        self._source = source
         self._items: list[CheckpointItem] = []
         self._marked: CheckpointItem | None = None
         self._metric = 0
 
     def begin(self) -> None:
-        """Read the list in another thread: the screen is there at once."""
-        self.say("reading ...")
+        """Read the list in another thread, so that the screen appears at once."""
+        self.show_status("reading ...")
         self._read()
 
     @work(thread=True, exclusive=True)
     def _read(self) -> None:
         try:
-            items = self._shelf.items()
+            items = self._source.items()
             if self._order is not None:
                 check_metric(self._order[0], items)
-                items = sort_items(self._shelf, items, *self._order)
+                items = sort_items(self._source, items, *self._order)
             texts = view_text.labels(
-                items, checkpoint_kind([(self._shelf, item) for item in items])
+                items, checkpoint_kind([(self._source, item) for item in items])
             )
         except (CheckpointError, OSError, MemoryError) as error:
-            self.app.call_from_thread(self.say, _reason(error), "red")
+            self.app.call_from_thread(self.show_status, _reason(error), "red")
             return
         if not get_current_worker().is_cancelled:
             self.app.call_from_thread(self._show, items, texts)
 
     def _show(self, items: list[CheckpointItem], texts: list[str]) -> None:
         self._items = items
-        self.say("" if items else "No checkpoints here.")
+        self.show_status("" if items else "No checkpoints here.")
         self.list_texts(texts)
 
     def on_screen_resume(self) -> None:
-        """Back from another screen: the mark may be gone."""
+        """Update the foot: the mark may have changed on another screen."""
         self.on_lines_chosen()
 
     def on_lines_chosen(self) -> None:
-        """Show the numbers of what is chosen."""
+        """Show the facts of the chosen checkpoint."""
         if self.chosen is None or not self._items:
             return
         item = self._items[self.chosen]
@@ -92,12 +92,12 @@ class PickScreen(ListScreen):
             said.append(view_text.trend(self._items, metric, self.size.width - 2))
         if self._marked is not None:
             said.append(f"marked: {self._marked.name}; ctrl+d on another compares them")
-        self.say("\n".join(said))
+        self.show_status("\n".join(said))
 
     def action_open(self) -> None:
-        """Look into the checkpoint."""
+        """Open the chosen checkpoint."""
         if self.chosen is not None:
-            self.app.push_screen(FilesScreen(self._shelf, self._items[self.chosen]))
+            self.app.push_screen(FilesScreen(self._source, self._items[self.chosen]))
 
     def action_metric(self) -> None:
         """Draw the next metric."""
@@ -123,10 +123,12 @@ class PickScreen(ListScreen):
             return
         self._marked = None
 
-        def compared() -> list[Text]:
-            return view_text.difference_lines(compare_items(self._shelf, before, self._shelf, item))
+        def compare() -> list[Text]:
+            return view_text.difference_lines(
+                compare_items(self._source, before, self._source, item)
+            )
 
-        self.app.push_screen(LinesScreen(f"{before.name} -> {item.name}", compared))
+        self.app.push_screen(LinesScreen(f"{before.name} -> {item.name}", compare))
 
 
 class FilesScreen(ListScreen):
@@ -134,13 +136,13 @@ class FilesScreen(ListScreen):
 
     hints = "enter open   right folder, or URL of a file   left back   ? keys   ctrl+c quit"
 
-    def __init__(self, shelf: JobCheckpoints, item: CheckpointItem, folder: str = "") -> None:
-        super().__init__(f"{shelf.job}/{item.name}/{folder}")
-        self._shelf, self._item, self._folder = shelf, item, folder
+    def __init__(self, source: JobCheckpoints, item: CheckpointItem, folder: str = "") -> None:
+        super().__init__(f"{source.job}/{item.name}/{folder}")
+        self._source, self._item, self._folder = source, item, folder
         self._entries = view_text.folder_lines(item.manifest, folder)
 
     def begin(self) -> None:
-        """All is known from the manifest."""
+        """Fill the list from the manifest."""
         texts = ["..", *(line for _, _, line in self._entries)]
         styles = ["", *("green" if entry is None else "" for _, entry, _ in self._entries)]
         drawn = [Text(t, style=s, no_wrap=True) for t, s in zip(texts, styles, strict=True)]
@@ -156,16 +158,16 @@ class FilesScreen(ListScreen):
         if entry is None:
             self._enter(name)
             return
-        shelf, item = self._shelf, self._item
+        source, item = self._source, self._item
         self.app.push_screen(
             LinesScreen(
                 f"{item.name}/{entry.path}  {human_size(entry.size)}",
-                lambda: file_lines(shelf, item, entry),
+                lambda: file_lines(source, item, entry),
             )
         )
 
     def action_into(self) -> None:
-        """Open a folder, or show where a file can be downloaded."""
+        """Open a folder, or show the URL of a file."""
         chosen = self._chosen_entry()
         if chosen is None:
             return
@@ -174,17 +176,17 @@ class FilesScreen(ListScreen):
             self._enter(name)
             return
         try:
-            url = self._shelf.url(self._item, entry.path, _URL_S)
+            url = self._source.url(self._item, entry.path, _URL_S)
         except (CheckpointError, OSError) as error:
-            self.say(_reason(error), "red")
+            self.show_status(_reason(error), "red")
             return
-        lasts = f"\n\nfor {_URL_S // 60} minutes" if "?" in url else ""  # one that is signed
+        lasts = f"\n\nfor {_URL_S // 60} minutes" if "?" in url else ""  # the URL is signed
         said = Text(f"{printable(entry.path)}\n\n{printable(url)}{lasts}")
         self.app.push_screen(PageScreen("URL", said))
 
     def _enter(self, name: str) -> None:
         folder = f"{self._folder}/{name}" if self._folder else name
-        self.app.push_screen(FilesScreen(self._shelf, self._item, folder))
+        self.app.push_screen(FilesScreen(self._source, self._item, folder))
 
     def _chosen_entry(self) -> tuple[str, FileEntry | None] | None:
         if self.chosen is None:
@@ -197,7 +199,7 @@ class FilesScreen(ListScreen):
 
 
 class LinesScreen(ListScreen):
-    """Lines that take a moment to be read."""
+    """Lines that are read in the background."""
 
     hints = "type to filter  shift+left, shift+right sideways  left back  ctrl+c quit"
 
@@ -207,7 +209,7 @@ class LinesScreen(ListScreen):
 
     def begin(self) -> None:
         """Read in another thread."""
-        self.say("reading ...")
+        self.show_status("reading ...")
         self._read()
 
     @work(thread=True, exclusive=True)
@@ -215,11 +217,11 @@ class LinesScreen(ListScreen):
         try:
             lines = list(self._read_lines())
         except (CheckpointError, OSError, MemoryError) as error:
-            self.app.call_from_thread(self.say, _reason(error), "red")
+            self.app.call_from_thread(self.show_status, _reason(error), "red")
             return
         if not get_current_worker().is_cancelled:
             self.app.call_from_thread(self._show, lines)
 
     def _show(self, lines: list[Text]) -> None:
-        self.say("")
+        self.show_status("")
         self.list_texts([line.plain for line in lines], lines)

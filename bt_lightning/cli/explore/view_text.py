@@ -1,4 +1,4 @@
-"""What the explorer's screens say, as lines that no terminal acts on. Pure."""
+"""Text of the explorer's screens, as lines that are harmless to a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_METADATA = 1000
 
 
 def labels(items: Sequence[CheckpointItem], known: Sequence[CheckpointKind]) -> list[str]:
-    """Checkpoints, a line each, as Baseten's picker has them, and their steps; in columns."""
+    """One line for each checkpoint, in columns: as in Baseten's picker, with the step."""
     width = min(max((len(item.name) for item in items), default=0), _MAX_LABEL)
     return [_label(item, one.kind, width) for item, one in zip(items, known, strict=True)]
 
@@ -47,7 +47,7 @@ def _label(item: CheckpointItem, kind: str, width: int) -> str:
 
 
 def marked(text: str, places: Iterable[int], style: str = "") -> Text:
-    """Text with the letters that were typed made plain."""
+    """Text with the matched letters in bold."""
     drawn = Text(text, style=style, no_wrap=True)
     for place in places:
         drawn.stylize("bold underline", place, place + 1)
@@ -55,7 +55,7 @@ def marked(text: str, places: Iterable[int], style: str = "") -> Text:
 
 
 def facts(item: CheckpointItem) -> str:
-    """A checkpoint's numbers, for the foot of the list."""
+    """A checkpoint's facts, for the foot of the list."""
     manifest = item.manifest
     metrics = "  ".join(f"{name} {value:.6g}" for name, value in manifest.metrics.items())
     lines = [
@@ -68,7 +68,7 @@ def facts(item: CheckpointItem) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Values as a line of blocks; what is not finite is a gap, and many share a block."""
+    """Values as a line of blocks; a value that is not finite is a gap; many share a block."""
     if not values or width <= 0:
         return ""
     per = max(1, math.ceil(len(values) / width))
@@ -91,7 +91,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def trend(items: Sequence[CheckpointItem], metric: str, width: int) -> str:
-    """One metric over the steps of a job: its first, its last, and a line between."""
+    """One metric over a job: first value, sparkline, last value."""
     ordered = sorted(items, key=lambda item: item.manifest.order)
     values = [item.manifest.metrics[metric] for item in ordered if metric in item.manifest.metrics]
     if not values:
@@ -103,7 +103,7 @@ def trend(items: Sequence[CheckpointItem], metric: str, width: int) -> str:
 
 
 def folder_lines(manifest: Manifest, folder: str) -> list[tuple[str, FileEntry | None, str]]:
-    """What lies in a folder of a checkpoint: folders first, each (name, file or None, line)."""
+    """Entries of a checkpoint's folder, folders first: each (name, file or None, line)."""
     front = f"{folder}/" if folder else ""
     folders: dict[str, list[FileEntry]] = {}
     files = []
@@ -125,7 +125,7 @@ def folder_lines(manifest: Manifest, folder: str) -> list[tuple[str, FileEntry |
 
 
 def shape_of(tensor: Tensor) -> str:
-    """`2 x 3`; of a single number, `scalar`."""
+    """A tensor's shape as `2 x 3`, or `scalar`."""
     return " x ".join(map(str, tensor.shape)) or "scalar"
 
 
@@ -153,12 +153,12 @@ def tensor_lines(header: Header) -> list[Text]:
     width = min(max(map(len, names), default=0), _MAX_NAME)
     cells = [(printable(t.dtype), shape_of(t), f"{t.count:,}", human_size(t.size)) for t in tensors]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for name, (dtype, shape, elements, bytes_of_it) in zip(names, cells, strict=True):
+    for name, (dtype, shape, elements, size_text) in zip(names, cells, strict=True):
         line = Text(no_wrap=True)
         line.append(name.ljust(width))
         line.append(f"  {dtype:<{widths[0]}}", style="cyan")
         line.append(f"  {shape:<{widths[1]}}")
-        line.append(f"  {elements:>{widths[2]}}  {bytes_of_it:>{widths[3]}}", style="dim")
+        line.append(f"  {elements:>{widths[2]}}  {size_text:>{widths[3]}}", style="dim")
         lines.append(line)
     return lines
 
@@ -168,7 +168,7 @@ def _tensors(number: int) -> str:
 
 
 def difference_lines(found: Sequence[Difference]) -> list[Text]:
-    """What differs between two checkpoints, a tensor a line."""
+    """Differences between two checkpoints, one line for each tensor."""
     if not found:
         return [Text("The tensors are the same, to the byte.", style="green")]
     kinds = [difference.kind for difference in found]

@@ -1,9 +1,9 @@
-"""The explorer in a browser of this machine: a process of it for each page, behind a token.
+"""The explorer in a browser of this machine: a process for each page, protected by a token.
 
-The server listens on the loopback interface only. The URL that is printed works once: it is
-exchanged for a cookie, without which nothing is answered. Requests that another site makes a
-browser send, by a name that resolves to this machine, are refused by their Host and Origin. The
-page asks no other host for anything: Textual's own would for a font.
+The server listens on the loopback interface only. The printed URL works once: its token is
+exchanged for a cookie that every request needs. Requests that another site makes the browser send,
+by a name that resolves to this machine, are refused by their Host and Origin. The page loads
+nothing from other hosts: Textual's own page would load a font.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _HOST = "127.0.0.1"
 _COOKIE = "bt_lightning"
 _FOREIGN_LINK = re.compile(r"<link\b[^>]*\bhref=\"https://[^>]*>")
 _LOCAL = "'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-"""What the page may use: anything that it has, or that comes from here."""
+"""Content sources of the page: itself, and this server."""
 
 
 class RequestGuard:
-    """Lets in who has the token, once, and then who has the cookie that it was exchanged for."""
+    """Accepts the token once, and then only the cookie that it was exchanged for."""
 
     def __init__(self, origin: str) -> None:
-        """`origin`: scheme, host and port under which the server is reached."""
+        """`origin` is the scheme, host and port of the server."""
         self._origin = origin
         self.token: str | None = secrets.token_urlsafe(32)
         self._cookie = secrets.token_urlsafe(32)
@@ -48,7 +48,7 @@ class RequestGuard:
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
-        """Answer, exchange, or refuse."""
+        """Check a request: pass it on, exchange its token, or refuse it."""
         origin = request.headers.get("Origin", self._origin)
         if f"http://{request.host}" != self._origin or origin != self._origin:
             raise web.HTTPForbidden(text="this explorer is for its own machine only")
@@ -64,9 +64,9 @@ class RequestGuard:
         return self._confined(await handler(request))
 
     def _confined(self, answer: web.StreamResponse) -> web.StreamResponse:
-        """Let the page ask this server only."""
+        """Let the page load from this server only."""
         if answer.prepared:
-            return answer  # the terminal's own connection
+            return answer  # the WebSocket of the terminal
         socket_url = self._origin.replace("http", "ws", 1)
         answer.headers["Content-Security-Policy"] = f"default-src {_LOCAL} {socket_url}"
         answer.headers["Referrer-Policy"] = "no-referrer"
@@ -76,7 +76,7 @@ class RequestGuard:
 
 
 def _same(given: str, secret: str) -> bool:
-    """Whether a text of a request, which may stand for bytes that are no text, is the secret."""
+    """Compare in constant time; `given` may hold surrogates of bytes that are no text."""
     return hmac.compare_digest(given.encode(errors="replace"), secret.encode())
 
 
@@ -102,9 +102,9 @@ def serve(target: Target, name: str | None, port: int) -> None:
 
 
 def _command(target: Target, name: str | None) -> str:
-    """The explorer of the same checkpoints, as a command line.
+    """The command line that starts the explorer of the same checkpoints.
 
-    The store goes by the environment: its URL may hold a secret, and everybody sees command lines.
+    The store is passed by the environment: its URL may hold a secret, and command lines are public.
     """
     given: list[Any] = [sys.executable, "-m", "bt_lightning", "checkpoints", "explore"]
     settings = {"BT_CHECKPOINT_DIR": target.directory, "BT_STORE_URL": target.store}

@@ -1,4 +1,4 @@
-"""One checkpoint on the screen: its facts, its files, its tensors; and two of them compared."""
+"""Output of `show`, `files` and `diff`: the facts, files and tensors of checkpoints."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.tensor_headers import Difference, Tensor
 
-_MOST_ROWS = 1000
-"""That a person is shown: a table of many takes minutes to draw."""
+_MAX_ROWS = 1000
+"""Rows of a table: more take minutes to draw."""
 
 
 def render_details(
-    shelf: JobCheckpoints, item: CheckpointItem, output_format: str, *, every_tensor: bool
+    source: JobCheckpoints, item: CheckpointItem, output_format: str, *, every_tensor: bool
 ) -> None:
-    """Print one checkpoint: facts, who protects it, files, and its tensors by module or each."""
-    tensors = _tensors(shelf, item)
-    protection = shelf.protection(item)
+    """Print one checkpoint: facts, protection, files, and its tensors by module or each."""
+    tensors = _tensors(source, item)
+    protection = source.protection(item)
     if output_format == "json":
         said = {
-            **records([(shelf, item)])[0],
-            "location": _location(shelf, item),
+            **records([(source, item)])[0],
+            "location": _location(source, item),
             "protection": None
             if protection is None
             else {"by": protection.by, "why": protection.why, "at": protection.at},
@@ -48,9 +48,9 @@ def render_details(
         titles = ("File", "Name", "Dtype", "Shape", "Parameters", "Size (bytes)")
         as_csv(titles, [_tensor_cells(file, tensor) for file, tensor in tensors])
         return
-    kept = None
+    protected_by = None
     if protection is not None:
-        kept = " ".join(
+        protected_by = " ".join(
             part
             for part in (f"by {protection.by or 'somebody'}", protection.at, protection.why)
             if part
@@ -58,14 +58,14 @@ def render_details(
     facts = {
         "Checkpoint": item.name,
         "Job": f"{item.job} of {item.project}",
-        "Location": _location(shelf, item),
+        "Location": _location(source, item),
         "Step, epoch": f"{item.manifest.step}, {item.manifest.epoch}",
         "Created": item.manifest.created_at,
         "Size": f"{human_size(item.manifest.size)} in {len(item.manifest.files)} files",
         "Metrics": ", ".join(f"{k} {v:.6g}" for k, v in item.manifest.metrics.items()),
         "Resumable": "yes" if item.manifest.resumable else "no: weights only",
         "Sync": item.sync_status or "",
-        "Protected": kept or "",
+        "Protected": protected_by or "",
         "Written by": _origin(item.manifest.origin),
         "Digest": item.manifest.digest,
     }
@@ -77,11 +77,11 @@ def render_details(
     if not tensors:
         return
     if every_tensor:
-        table("Tensors", _TENSOR_COLUMNS, tensors, _MOST_ROWS)
+        table("Tensors", _TENSOR_COLUMNS, tensors, _MAX_ROWS)
     else:
         totals = by_module((tensor for _, tensor in tensors), 2)
         title = "Tensors by module (--tensors shows each)"
-        table(title, _MODULE_COLUMNS, list(totals.items()), _MOST_ROWS)
+        table(title, _MODULE_COLUMNS, list(totals.items()), _MAX_ROWS)
     count = sum(tensor.count for _, tensor in tensors)
     size = human_size(sum(tensor.size for _, tensor in tensors))
     click.echo(f"Tensors: {len(tensors)}  |  Parameters: {count:,}  |  Size: {size}")
@@ -95,7 +95,7 @@ def render_files(item: CheckpointItem, output_format: str) -> None:
     elif output_format == "csv":
         as_csv(tuple(rows[0]) if rows else (), [list(row.values()) for row in rows])
     else:
-        table("Files", _FILE_COLUMNS, rows, _MOST_ROWS)
+        table("Files", _FILE_COLUMNS, rows, _MAX_ROWS)
 
 
 def render_difference(
@@ -103,7 +103,7 @@ def render_difference(
     after: tuple[JobCheckpoints, CheckpointItem],
     output_format: str,
 ) -> bool:
-    """Print what differs between the tensors of two checkpoints; whether anything does."""
+    """Print the differences between the tensors of two checkpoints; return whether any exist."""
     found = compare_items(*before, *after)
     if output_format == "json":
         as_json(
@@ -126,13 +126,13 @@ def render_difference(
     elif not found:
         click.echo("The tensors are the same, to the byte.")
     else:
-        table(f"{before[1].name} -> {after[1].name}", _DIFF_COLUMNS, found, _MOST_ROWS)
+        table(f"{before[1].name} -> {after[1].name}", _DIFF_COLUMNS, found, _MAX_ROWS)
     return bool(found)
 
 
-def _location(shelf: JobCheckpoints, item: CheckpointItem) -> str:
-    with_store = getattr(shelf.reader(item), "name", item.where)
-    return str(with_store)
+def _location(source: JobCheckpoints, item: CheckpointItem) -> str:
+    location = getattr(source.reader(item), "name", item.where)
+    return str(location)
 
 
 def _origin(origin: dict[str, Any]) -> str:
@@ -151,12 +151,12 @@ def _files(item: CheckpointItem) -> list[dict[str, Any]]:
     ]
 
 
-def _tensors(shelf: JobCheckpoints, item: CheckpointItem) -> list[tuple[str, Tensor]]:
+def _tensors(source: JobCheckpoints, item: CheckpointItem) -> list[tuple[str, Tensor]]:
     found: list[tuple[str, Tensor]] = []
     for entry in item.manifest.files:
         if has_tensors(entry.path):
             try:
-                header = tensors_of(shelf, item, entry)
+                header = tensors_of(source, item, entry)
             except CheckpointCorruptError as error:
                 click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
             else:
@@ -180,11 +180,11 @@ def _tensor_cells(file: str, tensor: Tensor) -> list[object]:
 
 
 def shape_text(tensor: Tensor) -> str:
-    """`2 x 3`; of a single number, `scalar`."""
+    """A tensor's shape as `2 x 3`, or `scalar`."""
     return " x ".join(map(str, tensor.shape)) or "scalar"
 
 
-def _form(tensor: Tensor | None) -> str:
+def _dtype_and_shape(tensor: Tensor | None) -> str:
     return "" if tensor is None else f"{tensor.dtype} {shape_text(tensor)}"
 
 
@@ -209,8 +209,8 @@ _MODULE_COLUMNS = (
 _DIFF_CELLS: Sequence[Callable[[Difference], str]] = (
     lambda d: d.name,
     lambda d: d.kind,
-    lambda d: _form(d.before),
-    lambda d: _form(d.after),
+    lambda d: _dtype_and_shape(d.before),
+    lambda d: _dtype_and_shape(d.after),
 )
 _DIFF_COLUMNS = tuple(
     Column(title, cell, rank=rank)

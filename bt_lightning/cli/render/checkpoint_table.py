@@ -1,4 +1,4 @@
-"""The list of checkpoints: what is shown of each, in what order."""
+"""Output of `list`: the columns of checkpoints, their order, and their JSON and CSV."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CSV = (
 
 
 def check_sort(by: str) -> None:
-    """Raise `InvalidSettingError` if no list can be sorted by that."""
+    """Raise `InvalidSettingError` if `by` is no sort key."""
     if by not in SORTS and not (by.startswith(METRIC) and by != METRIC):
         msg = f"cannot sort by {by!r}: expected {', '.join(SORTS)} or {METRIC}<name>"
         raise InvalidSettingError(msg)
@@ -56,13 +56,13 @@ def check_metric(by: str, items: Sequence[CheckpointItem]) -> None:
 
 
 def sort_items(
-    shelf: JobCheckpoints, items: Sequence[CheckpointItem], by: str, order: str
+    source: JobCheckpoints, items: Sequence[CheckpointItem], by: str, order: str
 ) -> list[CheckpointItem]:
-    """The items in order; those without the metric that is asked for come last, either way.
+    """The items in order; items without the metric come last in both orders.
 
     Raises:
-        InvalidSettingError: nothing can be sorted by that.
-        StoreError: the store refused to tell of what type they are.
+        InvalidSettingError: `by` is no sort key.
+        StoreError: the store refused to read the types.
     """
     keys: dict[str, Callable[[CheckpointItem], Any]] = {
         "checkpoint-id": lambda item: natural(item.name),
@@ -71,7 +71,7 @@ def sort_items(
         "step": lambda item: item.manifest.step,
     }
     if by == "type":
-        kinds = checkpoint_kind([(shelf, item) for item in items])
+        kinds = checkpoint_kind([(source, item) for item in items])
         types = {item.where: one.kind for item, one in zip(items, kinds, strict=True)}
         keys["type"] = lambda item: types[item.where]
     reverse = order == "desc"
@@ -87,7 +87,7 @@ def sort_items(
 
 
 def records(pairs: Sequence[tuple[JobCheckpoints, CheckpointItem]]) -> list[dict[str, Any]]:
-    """Checkpoints as JSON has them: Baseten's keys, then ours."""
+    """Checkpoints as JSON objects: Baseten's keys, then ours."""
     return [
         _record(item, one) for (_, item), one in zip(pairs, checkpoint_kind(pairs), strict=True)
     ]
@@ -122,7 +122,7 @@ def render(
     job_id: str | None,
 ) -> None:
     """Print the checkpoints of one job (`job_id`), or of several (None), to stdout."""
-    rows = records([(shelf, item) for shelf, items in found for item in items])
+    rows = records([(source, item) for source, items in found for item in items])
     if output_format == "json":
         as_json({"job_id": job_id, "total_checkpoints": len(rows), "checkpoints": rows})
     elif output_format == "csv":

@@ -1,4 +1,4 @@
-"""One page about a job: its metrics across restarts, what saving cost, uploads, failures."""
+"""The HTML report of a job: metrics across restarts, cost of saves, uploads, failures."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ th,td.n,td.t{white-space:nowrap}
 @media print{body{margin:0;max-width:none;font-size:12px}h2,figure,tr{break-inside:avoid}
 h2{break-after:avoid}}
 """
-_MOST_ROWS = 200
-_TROUBLES = {
+_MAX_ROWS = 200
+_FAILURE_EVENTS = {
     "store_failed": "store",
     "disk_failed": "disk",
     "removal_failed": "disk",
     "worker_died": "worker",
 }
-_MOST_METRICS = 6
+_MAX_METRICS = 6
 
 
 def page(
@@ -55,9 +55,9 @@ def page(
     refused: Sequence[str],
     events: Sequence[dict[str, Any]],
 ) -> str:
-    """The page, as HTML without scripts, pictures or anything else from elsewhere.
+    """The page as HTML, without scripts, pictures or other files.
 
-    `items` newest first. `events` may be empty: then what saving cost is not known.
+    `items` are newest first. `events` may be empty: then the cost of saves is not known.
     """
     saves = [event for event in events if event["event"] == "save"]
     restarts = _restarts(saves)
@@ -84,11 +84,11 @@ def _text(text: object) -> str:
 
 
 def _restarts(saves: Sequence[dict[str, Any]]) -> list[float]:
-    """Steps of the first save of each run but the first: numbers begin anew with a run."""
+    """Steps of the first save after each restart: save numbers restart with a run."""
     found = []
     for before, event in itertools.pairwise(saves):
-        if _real(event.get("number", 0)) <= _real(before.get("number", 0)):
-            found.append(_real(event.get("step", 0)))
+        if _number(event.get("number", 0)) <= _number(before.get("number", 0)):
+            found.append(_number(event.get("step", 0)))
     return found
 
 
@@ -102,16 +102,16 @@ def _tiles(
     if items:
         tiles.insert(0, (f"{items[0].manifest.step:,}", "newest step"))
     if saves:
-        stall = math.fsum(_stall(event) for event in saves)
+        stall = math.fsum(_stall_ms(event) for event in saves)
         tiles += [
             (f"{stall / 1000:.2f} s", f"of training went into {len(saves)} saves"),
             (str(len(restarts)), "restarts"),
         ]
-        took = _real(saves[-1]["at"]) - _real(saves[0].get("began", saves[0]["at"]))
+        took = _number(saves[-1]["at"]) - _number(saves[0].get("began", saves[0]["at"]))
         if math.isfinite(took):
             tiles.append((human_duration(max(0.0, took)), "from first to last save"))
-    drawn = "".join(f"<div><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in tiles)
-    return f'<div class="tiles">{drawn}</div>'
+    html = "".join(f"<div><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in tiles)
+    return f'<div class="tiles">{html}</div>'
 
 
 def _metrics(items: Sequence[CheckpointItem], restarts: Sequence[float]) -> str:
@@ -119,19 +119,19 @@ def _metrics(items: Sequence[CheckpointItem], restarts: Sequence[float]) -> str:
     names = sorted(known, key=lambda name: ("loss" not in name.lower(), name))
     ordered = sorted(items, key=lambda item: item.manifest.order)
     parts = []
-    for name in names[:_MOST_METRICS]:
+    for name in names[:_MAX_METRICS]:
         points = [
-            (_real(item.manifest.step), item.manifest.metrics[name])
+            (_number(item.manifest.step), item.manifest.metrics[name])
             for item in ordered
             if name in item.manifest.metrics
         ]
-        drawn = chart([Series(printable(name), points)], "step", printable(name), marks=restarts)
-        if drawn:
-            parts.append(f"<h2>{_text(name)}</h2>{drawn}")
+        html = chart([Series(printable(name), points)], "step", printable(name), marks=restarts)
+        if html:
+            parts.append(f"<h2>{_text(name)}</h2>{html}")
     if parts and restarts:
         parts.append('<p class="note">A dashed line is the first save after a restart.</p>')
-    if len(names) > _MOST_METRICS:
-        parts.append(f'<p class="note">{len(names) - _MOST_METRICS} more metrics.</p>')
+    if len(names) > _MAX_METRICS:
+        parts.append(f'<p class="note">{len(names) - _MAX_METRICS} more metrics.</p>')
     return "".join(parts)
 
 
@@ -139,7 +139,7 @@ def _costs(saves: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
     if not saves:
         return '<p class="note">There are no events of the run: what its saves cost is unknown.</p>'
     number = [float(index) for index in range(1, len(saves) + 1)]
-    waits = list(zip(number, map(_stall, saves), strict=True))
+    waits = list(zip(number, map(_stall_ms, saves), strict=True))
     stall = Series("milliseconds that training waited", waits)
     parts = ["<h2>What each save cost training</h2>", chart([stall], "save", "ms", bars=True)]
     index = {str(event.get("checkpoint_id")): float(n) for n, event in enumerate(saves, 1)}
@@ -147,7 +147,7 @@ def _costs(saves: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
 
     def points(kind: str, field: str, unit: float) -> list[tuple[float, float]]:
         own = [event for event in done if event["event"] == kind]
-        found = [(index[str(e["checkpoint"])], _real(e.get(field)) / unit) for e in own]
+        found = [(index[str(e["checkpoint"])], _number(e.get(field)) / unit) for e in own]
         return sorted((x, y) for x, y in found if math.isfinite(y))
 
     ends = [
@@ -159,8 +159,8 @@ def _costs(saves: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
         parts += ["<h2>From the save to durable</h2>", chart(known, "save", "s")]
     sizes = points("durable", "bytes", 1e6)
     if sizes:
-        drawn = chart([Series("megabytes", sizes)], "save", "MB", bars=True)
-        parts += ["<h2>Sizes</h2>", drawn]
+        html = chart([Series("megabytes", sizes)], "save", "MB", bars=True)
+        parts += ["<h2>Sizes</h2>", html]
     return "".join(parts)
 
 
@@ -170,12 +170,15 @@ def _failures(refused: Sequence[str], events: Sequence[dict[str, Any]]) -> str:
         if event["event"] == "save" and event.get("decision") in ("skipped", "replaced"):
             step, decision = event.get("step"), event["decision"]
             found.append(f"save {event.get('number')} of step {step}: {decision}")
-        elif event["event"] in _TROUBLES:
-            at, what = datetime.fromtimestamp(event["at"], timezone.utc), _TROUBLES[event["event"]]
+        elif event["event"] in _FAILURE_EVENTS:
+            at, what = (
+                datetime.fromtimestamp(event["at"], timezone.utc),
+                _FAILURE_EVENTS[event["event"]],
+            )
             found.append(f"{what}, {at:%Y-%m-%d %H:%M:%SZ}: {event.get('error')}")
     if not found:
         return "<h2>Failures</h2><p>None.</p>"
-    lines = "".join(f'<li class="bad">{_text(line)}</li>' for line in found[:_MOST_ROWS])
+    lines = "".join(f'<li class="bad">{_text(line)}</li>' for line in found[:_MAX_ROWS])
     return f"<h2>Failures</h2><ul>{lines}</ul>"
 
 
@@ -186,9 +189,9 @@ def _table(items: Sequence[CheckpointItem]) -> str:
         f'<td class="t">{_text(short_time(item.manifest.created_at))}</td>'
         f"<td>{_text(', '.join(f'{k} {v:.4g}' for k, v in item.manifest.metrics.items()))}</td>"
         f"<td>{'protected' if item.protected else ''}</td></tr>"
-        for item in items[:_MOST_ROWS]
+        for item in items[:_MAX_ROWS]
     )
-    more = len(items) - _MOST_ROWS
+    more = len(items) - _MAX_ROWS
     note = f'<p class="note">{more} older ones are left out.</p>' if more > 0 else ""
     return (
         '<h2>Checkpoints</h2><table><thead><tr><th>Name</th><th class="n">Step</th>'
@@ -197,13 +200,13 @@ def _table(items: Sequence[CheckpointItem]) -> str:
     )
 
 
-def _stall(event: dict[str, Any]) -> float:
-    parts = (_real(event.get(name, 0.0)) for name in ("call_ms", "guard_ms"))
+def _stall_ms(event: dict[str, Any]) -> float:
+    parts = (_number(event.get(name, 0.0)) for name in ("call_ms", "guard_ms"))
     return math.fsum(part for part in parts if math.isfinite(part))
 
 
-def _real(value: object) -> float:
-    """A number of an event or a manifest; NaN, which is not drawn, if it is none that fits."""
+def _number(value: object) -> float:
+    """A number of an event or a manifest; NaN, which is not drawn, if it is no float."""
     try:
         return float(value) if isinstance(value, int | float) else math.nan
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Events of a run as a trace that Perfetto and chrome://tracing show. Pure."""
+"""A trace of a run's events for Perfetto and chrome://tracing. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LANES = {"training waits": 1, "copy": 2, "write to disk": 3, "publish": 4}
 
 
 def render_trace(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON object of the trace event format, times in microseconds.
+    """The JSON object of the trace event format; times are in microseconds.
 
-    An event without what is drawn of it is left out.
+    Events that lack a needed field are left out.
 
     Source: the "Trace Event Format" document of the Chromium project.
     """
@@ -23,7 +23,7 @@ def render_trace(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
         for name, lane in _LANES.items()
     ]
     for event in events:
-        with contextlib.suppress(KeyError, TypeError, OverflowError):  # of another version
+        with contextlib.suppress(KeyError, TypeError, OverflowError):  # written by another version
             made += _SPANS.get(event["event"], _nothing)(event)
     return {"traceEvents": made, "displayTimeUnit": "ms"}
 

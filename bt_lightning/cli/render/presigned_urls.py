@@ -1,4 +1,4 @@
-"""URLs of the files of checkpoints, in the JSON of `truss train get_checkpoint_urls`."""
+"""Output of `urls`: URLs of checkpoint files, in the JSON of `truss train get_checkpoint_urls`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ if TYPE_CHECKING:
     from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 
-def write_urls(shelf: JobCheckpoints, name: str | None, expires_s: int, output: str | None) -> None:
-    """Print the URLs of one checkpoint, or of all, or write them to a file only the user reads."""
-    items = [find(shelf, name)] if name else shelf.items()
-    said = {
+def write_urls(
+    source: JobCheckpoints, name: str | None, expires_s: int, output: str | None
+) -> None:
+    """Print the URLs of one checkpoint or of all, or write them to a file of mode 0600."""
+    items = [find(source, name)] if name else source.items()
+    payload = {
         "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "job": {
-            "job_id": shelf.job,
-            "training_project": {"name": shelf.project},
+            "job_id": source.job,
+            "training_project": {"name": source.project},
             "expires_in_seconds": expires_s,
         },
-        "checkpoint_artifacts": [row for item in items for row in _rows(shelf, item, expires_s)],
+        "checkpoint_artifacts": [row for item in items for row in _rows(source, item, expires_s)],
     }
-    text = json.dumps(said, indent=2)
+    text = json.dumps(payload, indent=2)
     if output is None:
         click.echo(text)
         return
@@ -36,13 +38,13 @@ def write_urls(shelf: JobCheckpoints, name: str | None, expires_s: int, output: 
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
         stream.write(text + "\n")
-    click.echo(f"{path}: {len(said['checkpoint_artifacts'])} URLs, for {expires_s} s")
+    click.echo(f"{path}: {len(payload['checkpoint_artifacts'])} URLs, for {expires_s} s")
 
 
-def _rows(shelf: JobCheckpoints, item: CheckpointItem, expires_s: int) -> list[dict[str, Any]]:
+def _rows(source: JobCheckpoints, item: CheckpointItem, expires_s: int) -> list[dict[str, Any]]:
     return [
         {
-            "url": shelf.url(item, entry.path, expires_s),
+            "url": source.url(item, entry.path, expires_s),
             "relative_file_name": f"{item.name}/{entry.path}",
             "node_rank": item.node_rank,
             "size_bytes": entry.size,

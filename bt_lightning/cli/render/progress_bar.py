@@ -1,4 +1,4 @@
-"""Bytes, rate and time left, on stderr, while something is brought or sent."""
+"""The progress bar on stderr: bytes, rate and time left of a transfer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what is told of bytes that came, by any thread. Nothing is drawn but on a terminal."""
+    """Yield a function that any thread calls with bytes done; draws only on a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,4 +1,4 @@
-"""Charts as SVG, for a page that needs nothing else. Pure."""
+"""Charts as SVG, for a page without other files. Pure."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 720, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 34
-_MOST = 1e300
-"""Beyond it a range overflows; NaN is not within it either."""
+_MAX_VALUE = 1e300
+"""Larger values are left out: their range would overflow. So is NaN."""
 _STEPS = (1, 2, 2.5, 5, 10)
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2")
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one name, in order of x; what is not finite is left out."""
+    """Named points, in order of x; values that are not finite are left out."""
 
     name: str
     points: Sequence[tuple[float, float]]
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, some `about` of them."""
+    """Round numbers from `low` to `high`, approximately `about` of them."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -47,12 +47,15 @@ def chart(
     marks: Sequence[float] = (),
     bars: bool = False,
 ) -> str:
-    """A chart of lines with points, or of bars; `marks` are dashed lines at those x.
+    """A chart of lines with points, or of bars, as HTML; `marks` are x of dashed vertical lines.
 
     Returns an empty text if there is nothing to draw.
     """
     finite = [
-        Series(one.name, [(x, y) for x, y in one.points if abs(x) <= _MOST and abs(y) <= _MOST])
+        Series(
+            one.name,
+            [(x, y) for x, y in one.points if abs(x) <= _MAX_VALUE and abs(y) <= _MAX_VALUE],
+        )
         for one in series
     ]
     xs = [x for one in finite for x, _ in one.points]
@@ -63,8 +66,10 @@ def chart(
     y_range = _padded(min(0.0, *ys), max(0.0, *ys)) if bars else _padded(min(ys), max(ys))
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = _part(x, x_range) * (_WIDTH - _LEFT - _RIGHT)
-        return _LEFT + across, _HEIGHT - _BOTTOM - _part(y, y_range) * (_HEIGHT - _TOP - _BOTTOM)
+        across = _fraction(x, x_range) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + across, _HEIGHT - _BOTTOM - _fraction(y, y_range) * (
+            _HEIGHT - _TOP - _BOTTOM
+        )
 
     parts = [_axes(x_range, y_range, (x_name, y_name), at)]
     parts += [
@@ -90,7 +95,7 @@ def chart(
 
 
 def tick_text(value: float) -> str:
-    """A tick's text: short, without a needless fraction."""
+    """The label of a tick, without trailing zeros."""
     if value and (abs(value) >= 1e6 or abs(value) < 1e-3):  # noqa: PLR2004 - beyond, digits mislead
         return f"{value:.3g}"
     return f"{value:,.4f}".rstrip("0").rstrip(".")
@@ -150,8 +155,8 @@ def _padded(low: float, high: float, least: float = 0.0) -> tuple[float, float]:
     return below, high + room
 
 
-def _part(value: float, limits: tuple[float, float]) -> float:
-    """Where a value lies between the limits, 0 to 1; halved, as their distance may overflow."""
+def _fraction(value: float, limits: tuple[float, float]) -> float:
+    """Position of a value between the limits, 0 to 1; halved, as their distance may overflow."""
     low, high = limits
     span = high / 2 - low / 2
     return (value / 2 - low / 2) / span if span else 0.5

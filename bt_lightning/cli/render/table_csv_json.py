@@ -1,4 +1,4 @@
-"""Rows of any list, as a table for people, as CSV, or as JSON."""
+"""Output of any list as a table for people, as CSV, or as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _MARGIN, _PER_COLUMN = 1, 3
-_DEEPEST = 64
+_MAX_DEPTH = 64
 _PIECES = 4096
 
 
@@ -27,20 +27,20 @@ class Column:
 
     title: str
     cell: Callable[[Any], str]
-    """Of a row."""
+    """Text of the cell for a row."""
     right: bool = False
     rank: int = 0
-    """Columns of a higher rank leave a narrow terminal first; those of rank 0 never do."""
+    """Columns of higher rank are dropped first on a narrow terminal; rank 0 never is."""
     hide_empty: bool = False
-    """Not shown in the table if no row has anything in it."""
+    """Dropped from the table if all its cells are empty."""
 
 
 def table(
-    title: str, columns: Sequence[Column], rows: Sequence[object], most: int | None = None
+    title: str, columns: Sequence[Column], rows: Sequence[object], max_rows: int | None = None
 ) -> None:
-    """Print a rounded table; columns that do not fit are left out, by rank, and named below.
+    """Print a table; columns that do not fit are dropped by rank, and named below.
 
-    Rows beyond the first `most` are counted only.
+    Rows beyond the first `max_rows` are only counted.
     """
     from rich import box
     from rich.console import Console
@@ -48,8 +48,8 @@ def table(
     from rich.text import Text
 
     console = Console(highlight=False)
-    texts = [[printable(column.cell(row)) for column in columns] for row in rows[:most]]
-    shown, hidden = _fitting(columns, texts, console.width if console.is_terminal else None)
+    texts = [[printable(column.cell(row)) for column in columns] for row in rows[:max_rows]]
+    shown, hidden = _fitting_columns(columns, texts, console.width if console.is_terminal else None)
     drawn = Table(box=box.ROUNDED)
     for index in shown:
         column = columns[index]
@@ -57,7 +57,7 @@ def table(
     for cells in texts:
         drawn.add_row(*[Text(cells[index], overflow="fold") for index in shown])
     if not console.is_terminal:
-        console.width = 1000  # for a pipe or a file nothing is cut or wrapped
+        console.width = 1000  # a pipe or a file gets whole lines
     console.print(Text(printable(title), style="bold"))
     console.print(drawn)
     if len(rows) > len(texts):
@@ -68,25 +68,27 @@ def table(
 
 
 def as_csv(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print CSV with a header to stdout. No cell acts on a terminal or begins a formula."""
+    """Print CSV with a header to stdout; cells are made harmless to terminals and spreadsheets."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(titles)
-    writer.writerows([_inert(cell) for cell in row] for row in rows)
+    writer.writerows([_safe_cell(cell) for cell in row] for row in rows)
 
 
 def as_json(payload: object) -> None:
-    """Print JSON, indented by 2, to stdout; ASCII only, so any terminal and locale takes it.
+    """Print JSON, indented by 2, to stdout; ASCII only, so that any locale can print it.
 
-    What files say may be no JSON at all: numbers that are not finite become text, as
-    `json_number` has it, and what is nested deeper than anybody reads is `...`.
+    Numbers that are not finite become text, as in `json_number`; values nested deeper than 64
+    levels become `...`.
     """
-    pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(_plain(payload, _DEEPEST))
+    pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(
+        _json_value(payload, _MAX_DEPTH)
+    )
     while text := "".join(itertools.islice(pieces, _PIECES)):
-        click.echo(text, nl=False)  # the pieces of a long list together take more than the list
+        click.echo(text, nl=False)  # in pieces: the whole text may take more memory than the list
     click.echo()
 
 
-def _plain(value: object, depth: int) -> object:
+def _json_value(value: object, depth: int) -> object:
     if isinstance(value, float):
         return json_number(value)
     if not isinstance(value, dict | list | tuple):
@@ -94,12 +96,12 @@ def _plain(value: object, depth: int) -> object:
     if not depth:
         return "..."
     if isinstance(value, dict):
-        return {key: _plain(inner, depth - 1) for key, inner in value.items()}
-    return [_plain(inner, depth - 1) for inner in value]
+        return {key: _json_value(inner, depth - 1) for key, inner in value.items()}
+    return [_json_value(inner, depth - 1) for inner in value]
 
 
 def json_number(value: float) -> float | str:
-    """A number as JSON has it, or one of the texts `NaN`, `Infinity`, `-Infinity`."""
+    """A finite number as it is, else one of the texts `NaN`, `Infinity`, `-Infinity`."""
     if value != value:  # noqa: PLR0124 - only NaN differs from itself
         return "NaN"
     if value in {float("inf"), float("-inf")}:
@@ -107,17 +109,17 @@ def json_number(value: float) -> float | str:
     return value
 
 
-def _inert(cell: object) -> object:
+def _safe_cell(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
     text = printable(cell)
     return f"'{text}" if text[:1] in {"=", "+", "@"} else text
 
 
-def _fitting(
+def _fitting_columns(
     columns: Sequence[Column], texts: list[list[str]], width: int | None
 ) -> tuple[list[int], list[int]]:
-    """Indices of the columns that fit in `width`, and of those left out for want of room."""
+    """Indices of the columns that fit into `width`, and of those that do not."""
     shown = [
         index
         for index, column in enumerate(columns)
@@ -126,15 +128,15 @@ def _fitting(
     hidden: list[int] = []
     if width is None:
         return shown, hidden
-    needs = [
+    widths = [
         max([len(column.title), *(len(cells[index]) for cells in texts)])
         for index, column in enumerate(columns)
     ]
-    while sum(needs[i] + _PER_COLUMN for i in shown) + _MARGIN > width:
+    while sum(widths[i] + _PER_COLUMN for i in shown) + _MARGIN > width:
         droppable = [index for index in shown if columns[index].rank]
         if not droppable:
             break
-        least = max(droppable, key=lambda index: columns[index].rank)
-        shown.remove(least)
-        hidden.append(least)
+        dropped = max(droppable, key=lambda index: columns[index].rank)
+        shown.remove(dropped)
+        hidden.append(dropped)
     return shown, sorted(hidden)

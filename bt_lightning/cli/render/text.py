@@ -1,4 +1,4 @@
-"""Text for people: sizes, times, and names that cannot harm a terminal."""
+"""Text for people: sizes, times, and names made harmless to a terminal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import itertools
 
 _UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
 _MINUTE, _HOUR = 60, 3600
-_REPLACED = "\N{REPLACEMENT CHARACTER}"
-_DIGITS = 18
-"""Longer runs of digits are no numbers that anybody counts with."""
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_MAX_DIGITS = 18
+"""Longer runs of digits are sorted as text."""
 
 
 def human_size(size: float) -> str:
@@ -30,17 +30,17 @@ def human_duration(seconds: float) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with every character that a terminal may act on replaced; those of `keep` stay.
+    """`text` without characters that a terminal may act on; characters in `keep` stay.
 
-    Control and format characters, lone surrogates, and marks that turn the direction of writing.
+    Replaces control and format characters, lone surrogates, and marks of writing direction.
     """
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() or char in keep else _REPLACED for char in text)
+    return "".join(char if char.isprintable() or char in keep else _REPLACEMENT for char in text)
 
 
 def short_time(created_at: str) -> str:
-    """An ISO 8601 time in UTC as `2026-01-02 03:04:05Z`; printable, whatever it is."""
+    """An ISO 8601 time in UTC as `2026-01-02 03:04:05Z`; printable for any input."""
     return printable(created_at[:19]).replace("T", " ") + "Z" if created_at else ""
 
 
@@ -49,5 +49,5 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     parts: list[tuple[int, int, str]] = []
     for digits, chars in itertools.groupby(text, lambda char: char.isascii() and char.isdigit()):
         run = "".join(chars)
-        parts.append((0, int(run), run) if digits and len(run) <= _DIGITS else (1, 0, run))
+        parts.append((0, int(run), run) if digits and len(run) <= _MAX_DIGITS else (1, 0, run))
     return parts

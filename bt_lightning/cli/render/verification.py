@@ -1,4 +1,4 @@
-"""Verifying checkpoints, a line for each: whole, or damaged and how."""
+"""Output of `verify`: one line for each checkpoint, whole or damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bt_lightning.cli.render.text import printable
 from bt_lightning.cli.target_options import job_of, some_checkpoints
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, find
-from bt_lightning.manage.verify import QUICK, Verdict, unread_of, verify_items
+from bt_lightning.manage.verify import QUICK, Verdict, unreadable_folders, verify_items
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.uri import is_bt
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def verify_all(target: Target, names: Sequence[str], depth: str, output_format: str) -> bool:
-    """Verify the named checkpoints, or all that the options name; False if any is damaged.
+    """Verify the named checkpoints, or all of the target; return False if any is damaged.
 
     A name is an id, a `bt://` URL, or the path of a checkpoint's directory.
 
     Raises:
-        InvalidSettingError: nothing is named, or a `bt://` URL is none.
-        StoreError: the store refused: that says nothing of a checkpoint.
+        InvalidSettingError: nothing is named, or a `bt://` URL is invalid.
+        StoreError: the store refused, which says nothing about a checkpoint.
     """
     pairs: list[tuple[JobCheckpoints, CheckpointItem]] = []
     verdicts: list[Verdict] = []
@@ -43,13 +43,13 @@ def verify_all(target: Target, names: Sequence[str], depth: str, output_format: 
             except CheckpointNotFoundError as error:
                 verdicts.append(Verdict(name, whole=False, says=str(error)))
     else:
-        shelf = job_of(target)
-        pairs = [(shelf, item) for item in shelf.items()]
-        unread = unread_of(shelf)
+        source = job_of(target)
+        pairs = [(source, item) for item in source.items()]
+        unread = unreadable_folders(source)
         for reason in unread:
             click.secho(f"left out: {printable(reason)}", fg="yellow", err=True)
-        damaged = [reason for reason in shelf.refused if reason not in unread]
-        verdicts = [Verdict(shelf.name, whole=False, says=reason) for reason in damaged]
+        damaged = [reason for reason in source.refused if reason not in unread]
+        verdicts = [Verdict(source.name, whole=False, says=reason) for reason in damaged]
     total = 0 if depth == QUICK else sum(item.manifest.size for _, item in pairs)
     with progress("verify", total) as on_bytes:
         verdicts += verify_items(pairs, depth, on_bytes)
@@ -60,8 +60,8 @@ def verify_all(target: Target, names: Sequence[str], depth: str, output_format: 
 def _named(target: Target, name: str) -> tuple[JobCheckpoints, CheckpointItem]:
     path = Path(name)
     if not is_bt(name) and (path / MANIFEST).exists():
-        shelf = DirectoryCheckpoints(path.resolve())
-        return shelf, find(shelf, ".")
+        source = DirectoryCheckpoints(path.resolve())
+        return source, find(source, ".")
     if not is_bt(name) and not target.store and (path.is_absolute() or not target.directory):
         msg = f"no committed checkpoint at {path}: it has no {MANIFEST}"
         raise CheckpointNotFoundError(msg)
