@@ -159,7 +159,7 @@ class LocalStore:
                     return  # not empty, or gone already
 
     def abandon(self, prefix: str, keep: Collection[str]) -> None:
-        """Nothing: a write that was cut off left a sibling, which goes with its folder."""
+        """Do nothing: an interrupted write leaves a temporary sibling, deleted with its folder."""
 
     def sign(self, key: str, expires_s: int) -> str:  # noqa: ARG002 - a file has no such end
         """The file's own URL."""

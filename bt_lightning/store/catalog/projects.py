@@ -255,12 +255,12 @@ def list_node_folders(
 
 
 def list_projects(store: Store) -> list[str]:
-    """Projects with a committed checkpoint, as the store lays out their names."""
+    """Projects with a committed checkpoint, by their names in the store."""
     return sorted({location.project for location in list_node_folders(store)})
 
 
 def list_jobs(store: Store, project: str) -> list[str]:
-    """Jobs of a project with a committed checkpoint, as the store lays out their names."""
+    """Jobs of a project with a committed checkpoint, by their names in the store."""
     return sorted({location.job for location in list_node_folders(store, project)})
 
 

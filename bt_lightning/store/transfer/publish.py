@@ -239,7 +239,7 @@ def _send_files(
 
     small = [entry for entry in checkpoint.manifest.files if entry.size <= _SMALL_BYTES]
     in_parallel(send, [each for each in checkpoint.manifest.files if each.size > _SMALL_BYTES], 1)
-    in_parallel(send, small, min(8, len(small) // 4))  # fewer than 4 files are not worth a thread
+    in_parallel(send, small, min(8, len(small) // 4))  # a thread for each four files
 
 
 def _sent_sizes(store: Store, target: str, tenure: Tenure | None) -> dict[str, int]:
