@@ -77,8 +77,8 @@ def _lock_folder(folder: Path) -> int:
         if descriptor is not None:
             return descriptor
         if time.monotonic() > until:
-            msg = f"another process gives or takes names in {folder.parent}"
-            raise TimeoutError(errno.ETIMEDOUT, f"{msg}, for {_TIMEOUT_S:g} s", str(folder))
+            msg = f"another process has been renaming in {folder.parent}"
+            raise TimeoutError(errno.ETIMEDOUT, f"{msg} for {_TIMEOUT_S:g} s", str(folder))
         time.sleep(_POLL_S)
 
 

@@ -170,7 +170,7 @@ def _files_in(root: Path, parent: str, pending: list[str]) -> Iterator[tuple[str
 
 def link_in_the_way(path: str) -> OSError:
     """The error for a path that contains a symbolic link."""
-    msg = "a symbolic link is in the way, and none is followed there"
+    msg = "a symbolic link is in the way; links are not followed there"
     return OSError(errno.ELOOP, msg, path)
 
 

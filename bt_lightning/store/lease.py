@@ -179,7 +179,9 @@ class Lease:
         self._stop()
         self._number = 0
         if not number:
-            msg = f"the lease of {self._store.name}/{self._prefix} was deleted: it is made again"
+            msg = (
+                f"the lease of {self._store.name}/{self._prefix} was deleted; it will be made again"
+            )
             raise LeaseHeldError(msg)
         self._lost = True
         raise LeaseHeldError(self._held_by(holder))

@@ -143,7 +143,7 @@ class HttpConnections:
         except (http.client.IncompleteRead, http.client.BadStatusLine):
             raise  # the answer was cut off
         except http.client.HTTPException as error:
-            msg = f"the answer has no end, or is none of HTTP: {error}"
+            msg = f"the answer has no end, or is not HTTP: {error}"
             raise Hostile(msg) from None
         finally:
             if kept:

@@ -58,7 +58,7 @@ class MultipartUploads:
             algorithm = checksum.name if checksum else None
             answer = self._api.call("create_multipart_upload", Key=key, ChecksumAlgorithm=algorithm)
             if not answer.get("UploadId"):
-                msg = "the answer names no upload: it is none of S3's"
+                msg = "the answer names no upload: no S3 server answers so"
                 raise Failure(msg, transient=True)
             return answer
 

@@ -161,7 +161,7 @@ class Uploader:
             parameters["ContentMD5"] = content_md5(data)
         reply = self._api.transfer(operation, data, throttle=senders.throttle, **parameters)
         if "etag" not in reply.headers:
-            msg = "the answer names no ETag: it is none of S3's"
+            msg = "the answer names no ETag: no S3 server answers so"
             raise Failure(msg, transient=True)
         if checksum is not None:
             found = reply.headers.get(checksum.header)
@@ -207,7 +207,7 @@ class Uploader:
         """Keep, forget or abort an upload that failed; return the failure to raise."""
         if failure.code == request_errors.NO_UPLOAD:
             self._uploads.forget(record)
-            msg = f"{failure} (the upload was given up by another, or expired)"
+            msg = f"{failure} (another process aborted the upload, or it expired)"
             return Failure(msg, code=failure.code, transient=True)
         if failure.code in _LOST and resumed:
             failure = Failure(str(failure), code=failure.code, transient=True)

@@ -143,7 +143,7 @@ def of_credentials(failure: Failure, *, has_token: bool) -> Failure | None:
     if failure.code not in _EXPIRED | _NO_CREDENTIALS and not bare:
         return None
     text = (
-        "the credentials of AWS, or their session token, have expired, and no newer ones are there:"
+        "the AWS credentials, or their session token, have expired, and there are no newer ones:"
         f" renew them ({failure})"
     )
     return Failure(text, code=failure.code, transient=True)

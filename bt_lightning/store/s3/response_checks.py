@@ -45,8 +45,8 @@ def check_reply(reply: Reply) -> Reply:
     if reply.status in _REDIRECTS and reply.status != _NOT_MODIFIED and not _names_region(reply):
         host = urlsplit(reply.headers.get("location", "")).hostname or "nowhere"
         msg = (
-            f"{reply.status}: the server sends us on to {host!r}, which gets no credentials; if"
-            " that is the right one, name it as the endpoint"
+            f"{reply.status}: the server redirects to {host!r}, which gets no credentials; if that"
+            " is the right host, set it as the endpoint"
         )
         raise Hostile(msg)
     if not reply.cut:
@@ -135,7 +135,7 @@ class ListedPages:
         self._pages += 1
         token = page.findtext(f"{space}NextContinuationToken")
         if not token:
-            msg = "the listing does not say how it goes on"
+            msg = "the listing is truncated, but names no next page"
             raise ValueError(msg)
         if token in self._tokens or self._pages > _SHORT_PAGES + self._keys // _LEAST_KEYS:
             raise _endless()
@@ -145,7 +145,7 @@ class ListedPages:
     def _add(self, key: str, size: str, version: str | None) -> None:
         plain = size.isascii() and size.isdigit() and len(size) <= _DIGITS
         if not key.startswith(self.prefix) or not plain:
-            msg = "the listing is not of what was asked for"
+            msg = "the listing has keys of another prefix, or no sizes"
             raise ValueError(msg)
         if self._ordered and self._last is not None:
             self._by_bytes = self._by_bytes and self._last < key
@@ -168,4 +168,4 @@ def _folders(key: str) -> str:
 
 
 def _endless() -> Hostile:
-    return Hostile("the listing does not go on: its keys do not ascend, or its pages repeat")
+    return Hostile("the listing makes no progress: its keys do not ascend, or its pages repeat")

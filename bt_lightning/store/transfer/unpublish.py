@@ -75,4 +75,4 @@ def give_up_uploads(store: Store, prefix: str, keep: Collection[str]) -> None:
     try:
         store.abandon(prefix, keep)
     except StorePermanentError as error:
-        log.warning("parts of uploads that were cut off stay in the store: %s", error)
+        log.warning("parts of interrupted uploads stay in the store: %s", error)
