@@ -4,6 +4,6 @@ What comes in is a store and a name, a prefix or a `bt://` path; what goes out i
 and verified bytes. This room never takes a folder without a manifest for a checkpoint, and never
 takes a store that fails for an empty one. It writes small records only.
 
-Start with `listing`, one job's checkpoints, or with `projects`, everything in a store. `bt_tree`
-and `bt_filesystem` build the `bt://` filesystem on them.
+Start with `listing`, one job's checkpoints, or with `projects`, everything in a store.
+`bt_url_tree` and `bt_filesystem` build the `bt://` filesystem on them.
 """

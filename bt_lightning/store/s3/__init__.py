@@ -6,5 +6,6 @@ follows a redirect with credentials, never reads more of an answer than was aske
 loses track of an unfinished upload.
 
 Start with `s3_store`. Uploads: `object_upload`, `multipart_uploads`, `part_senders`. Requests:
-`operations`, `botocore_client`, `http_connection`. `signed_reads` lists and reads without s3fs.
+`operations`, `botocore_client_and_credentials`, `http_connection`. `signed_reads` lists and reads
+without s3fs.
 """

@@ -6,5 +6,5 @@ files that it names are in the store, never deletes a file before the manifest t
 never hands out bytes that differ from their digests.
 
 Start with `publish` and `unpublish`, the way into a store and out of it, or with
-`checkpoint_reader`, what `fetch`, `download` and every restore read from.
+`checkpoint_reader`, what `fetch_to_disk` and every restore read from.
 """
