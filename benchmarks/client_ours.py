@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from servers import KEY, SECRET, Server
 
 from bt_lightning.localdir.digest import Hasher, digest_file
-from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint, read_manifest
 from bt_lightning.store.interface import Reuse
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.fetch_to_disk import fetch

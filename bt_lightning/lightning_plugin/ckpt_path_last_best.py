@@ -17,7 +17,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_c
 from bt_lightning.lightning_plugin.model_checkpoint_paths import writers
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
 
 log = logging.getLogger(__name__)
 

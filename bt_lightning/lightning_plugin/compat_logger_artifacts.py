@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.session.bt_and_evicted_paths import source_of
 from bt_lightning.session.checkpoint_paths import is_url

@@ -19,7 +19,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     accept_in_both,
 )
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.restore.live_objects import LiveObjects
 from bt_lightning.session.bt_and_evicted_paths import remember

@@ -23,7 +23,7 @@ from bt_lightning.localdir import rename_noreplace
 from bt_lightning.localdir.directory_walk import entries
 from bt_lightning.localdir.file_locks import lock, naming, try_lock
 from bt_lightning.localdir.fsync import open_directory, sync_directory, write_out
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.localdir.rename_noreplace import RENAME_EXCHANGE, rename_new
 from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.path_layout import DOT_DIR, check_checkpoint_id

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointExistsError
 from bt_lightning.localdir.atomic_directory import publish_directory, temporary
 from bt_lightning.localdir.fsync import sync_directory, write_file
-from bt_lightning.localdir.local_checkpoints import manifest_directories
+from bt_lightning.localdir.list_and_verify_checkpoints import manifest_directories
 from bt_lightning.localdir.small_files import replace_small
 from bt_lightning.path_layout import DOT_DIR, MANIFEST
 

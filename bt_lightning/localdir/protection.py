@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.file_limits import RECORD
 from bt_lightning.localdir.fsync import sync_directory
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.localdir.small_files import read_small_file, replace_small
 from bt_lightning.path_layout import MANIFEST, PROTECTION
 from bt_lightning.protection_record import Protection

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointError, CheckpointExistsError
 from bt_lightning.localdir.atomic_directory import temporary, tidy
 from bt_lightning.localdir.digest import Hasher
-from bt_lightning.localdir.directory_check import check_root
+from bt_lightning.localdir.directory_writable_check import check_root
 from bt_lightning.localdir.fsync import write_out
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 from bt_lightning.store.transfer.file_source import FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.store.interface import Store
 
 _MB = 1_000_000

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.errors import CheckpointExistsError, CheckpointNotFoundError
 from bt_lightning.glob_patterns import chosen
 from bt_lightning.localdir.atomic_directory import tidy
-from bt_lightning.localdir.directory_check import check_root
-from bt_lightning.localdir.local_checkpoints import check_sizes, read_manifest
+from bt_lightning.localdir.directory_writable_check import check_root
+from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, read_manifest
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.path_layout import LEFTOVERS, STATE, TREE, job_prefix

@@ -11,7 +11,7 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.localdir import protection as local_protection
 from bt_lightning.localdir.atomic_directory import delete_directory, tidy
 from bt_lightning.localdir.job_id_file import job_of
-from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST, PROTECTION, committed_at, jobs_prefix, under
 from bt_lightning.protection_record import Protection

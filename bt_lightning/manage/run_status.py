@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.upload_status import read_uploading
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from bt_lightning.errors import (
     LeaseHeldError,
 )
 from bt_lightning.localdir.atomic_directory import delete_directory
-from bt_lightning.localdir.local_checkpoints import manifest_directories, read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import manifest_directories, read_manifest
 from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manage.delete import Deletion, delete_items
 from bt_lightning.manage.download_copy import job_lease

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, StoreError
 from bt_lightning.localdir.directory_walk import walk
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.restore.load_checkpoint import load_file
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
 
 _RANK = re.compile(r"rank-\d+")

@@ -11,7 +11,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.job_record import Attempt
 from bt_lightning.localdir.event_log import Mark, mark_events, read_events
 from bt_lightning.runtime.job_record_writer import utc_now
-from bt_lightning.runtime.job_spec import environment
+from bt_lightning.runtime.job_spec_and_environment import environment
 from bt_lightning.runtime.restart_policy import Exit, pause_s
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.runtime.command_process import Child
     from bt_lightning.runtime.job_record_writer import JobRecordWriter
-    from bt_lightning.runtime.job_spec import JobSpec
+    from bt_lightning.runtime.job_spec_and_environment import JobSpec
     from bt_lightning.runtime.restart_policy import Outcome, RestartPolicy
 
 _SHORT_S: Final = 60.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.path_layout import plain_folder, slug
-from bt_lightning.runtime.job_spec import JobSpec, Nodes, Reference, shell
+from bt_lightning.runtime.job_spec_and_environment import JobSpec, Nodes, Reference, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
 from bt_lightning.runtime.torchrun_command import torchrun_command
 from bt_lightning.settings import Settings, whole_number

@@ -18,7 +18,7 @@ from bt_lightning.errors import (
     WorkerDiedError,
 )
 from bt_lightning.job_record import JobRecord
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.path_layout import job_prefix
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from bt_lightning.job_record import Status, Sync
     from bt_lightning.manifest import Manifest
     from bt_lightning.runtime.command_process import Child
-    from bt_lightning.runtime.job_spec import JobSpec
+    from bt_lightning.runtime.job_spec_and_environment import JobSpec
     from bt_lightning.runtime.load_earlier_checkpoints import Progress
     from bt_lightning.store.interface import Store
 

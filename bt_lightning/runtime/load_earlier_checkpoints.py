@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from bt_lightning import file_limits
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.manage.download_copy import CountingReader
 from bt_lightning.path_layout import MANIFEST, check_checkpoint_id, job_prefix, slug
-from bt_lightning.runtime.job_spec import Reference
+from bt_lightning.runtime.job_spec_and_environment import Reference
 from bt_lightning.store.catalog.projects import list_node_folders, view_job
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.store.transfer.fetch_to_disk import bring

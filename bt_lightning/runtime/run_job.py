@@ -7,18 +7,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.localdir.directory_check import check_root
+from bt_lightning.localdir.directory_writable_check import check_root
 from bt_lightning.runtime.attempts import Supervisor
 from bt_lightning.runtime.command_process import Child
 from bt_lightning.runtime.job_lock import lock_directory
 from bt_lightning.runtime.job_resources import JobReporter, JobResources, upload_settings
-from bt_lightning.runtime.job_spec import caches
+from bt_lightning.runtime.job_spec_and_environment import caches
 from bt_lightning.runtime.scratch_directory import scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bt_lightning.runtime.job_spec import JobSpec
+    from bt_lightning.runtime.job_spec_and_environment import JobSpec
     from bt_lightning.runtime.restart_policy import RestartPolicy
 
 

@@ -6,12 +6,12 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.runtime.job_spec import LEADER_PORT
+from bt_lightning.runtime.job_spec_and_environment import LEADER_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.runtime.job_spec import Nodes
+    from bt_lightning.runtime.job_spec_and_environment import Nodes
 
 _PYTHON: Final = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
 _WITH_VALUE: Final = frozenset({"-W", "-X", "--check-hash-based-pycs"})

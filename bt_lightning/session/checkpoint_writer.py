@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.disk_space import planned
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest, ManifestFacts
 from bt_lightning.path_layout import WEIGHTS, check_checkpoint_id
 from bt_lightning.session.checkpoint_paths import unwritten_error

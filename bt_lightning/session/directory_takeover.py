@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import DirectoryFullError, DirectoryUnusableError
 from bt_lightning.localdir.atomic_directory import sweep
-from bt_lightning.localdir.directory_check import check_root
+from bt_lightning.localdir.directory_writable_check import check_root
 from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.worker.commit_lock import wait_for_commits
 

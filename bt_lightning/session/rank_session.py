@@ -15,7 +15,7 @@ from bt_lightning.errors import (
     RankLostError,
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, temporary
-from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory, load_file
 from bt_lightning.session.errors_between_ranks import is_save_failure, portable

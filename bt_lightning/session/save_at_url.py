@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
 from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.session.checkpoint_paths import split_checkpoint_url
 from bt_lightning.store.backends.fsspec_listings import forget_listings

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.session.checkpoint_paths import is_committed, is_url, local_path
 
 if TYPE_CHECKING:

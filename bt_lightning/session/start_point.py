@@ -13,7 +13,7 @@ from bt_lightning.errors import (
     DirectoryFullError,
     StoreTransientError,
 )
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.manifest import Manifest
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own, step_of

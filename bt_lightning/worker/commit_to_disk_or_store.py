@@ -23,7 +23,7 @@ from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full, planned
 from bt_lightning.localdir.event_log import note
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.worker.arena_source import ImageSource

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep_trash
 from bt_lightning.localdir.event_log import note
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.protection import is_protected_local
 from bt_lightning.localdir.read_locks import delete_unless_read
 from bt_lightning.localdir.removal_requests import requested_local_removals
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
 
 log = logging.getLogger(__name__)

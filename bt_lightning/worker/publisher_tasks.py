@@ -16,7 +16,7 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     StoreError,
 )
-from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint, list_committed
 from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.localdir.removal_requests import (
     forget_removal,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanentError
 from bt_lightning.localdir.atomic_directory import make_trash
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import note_newest_in_store
 from bt_lightning.localdir.removal_requests import make_requests
 from bt_lightning.retention import TierCheckpoint, evictable
@@ -17,7 +17,7 @@ from bt_lightning.worker.publisher_tasks import PublisherTasks
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
     from bt_lightning.store.transfer.file_source import DescribedSource
     from bt_lightning.worker.disk_removals import DiskRemovals

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
     from bt_lightning.worker.calls_between_threads import ThreadCall
     from bt_lightning.worker.early_upload import EarlyUpload

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from bt_lightning.cli.app import main
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
 from bt_lightning.manifest import Manifest
 
 _HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save
 
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.localdir.atomic_directory import partials_dir, temporaries
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.path_layout import MANIFEST, committed_at, job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease

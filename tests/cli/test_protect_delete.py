@@ -13,7 +13,7 @@ import time
 import pytest
 
 from bt_lightning.job_record import Attempt, JobRecord
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.manage.delete import delete_items, delete_job, finish_deletions
 from bt_lightning.manage.find_target import find_jobs
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints

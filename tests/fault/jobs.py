@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.path_layout import DOT_DIR, MARKER, job_prefix
 
 SCRIPT = Path(__file__).with_name("unaware.py")

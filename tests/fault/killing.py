@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.localdir.removal_requests import requested_local_removals
 from bt_lightning.path_layout import DOT_DIR, MARKER
 from tests.fault.nursery import LIMIT_S

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.optimal_save_interval import best_interval
 from tests.fault.nursery import Nursery
 

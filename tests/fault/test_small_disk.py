@@ -10,7 +10,7 @@ import time
 import pytest
 
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
 WIDTH = 4000  # 0.5 MB a checkpoint
 SAVES = 40

@@ -261,7 +261,7 @@ def names() -> Any:
     """The committed checkpoints under a directory, by their names."""
 
     def names(root: Path | str) -> set[str]:
-        from bt_lightning.localdir.local_checkpoints import list_committed
+        from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 
         root = Path(root).resolve()
         return {str(found.path.relative_to(root)) for found in list_committed(root)[0]}

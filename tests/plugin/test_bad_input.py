@@ -67,7 +67,7 @@ REPORT = """
 import errno, json, resource, sys
 from pathlib import Path
 import plugin_runs as runs
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
 EVERY = {"every_n_train_steps": 1, "save_top_k": -1}
 

@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from tests.bad_store import KINDS, BadStore
 
 if TYPE_CHECKING:

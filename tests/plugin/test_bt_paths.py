@@ -251,7 +251,7 @@ def test_all_ranks_start_from_what_the_first_one_finds(
 def test_pandas_reads_a_file_by_a_name(store: Path, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     from bt_lightning.localdir.commit import commit
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
     from bt_lightning.store.transfer.publish import publish
 

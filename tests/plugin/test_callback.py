@@ -107,7 +107,7 @@ def test_monitor_and_save_top_k_decide_what_stays(
     run = runs.fit(tmp_path, make=scored(3.0, 1.0, 2.0), save=save)
     assert names(tmp_path) == {"checkpoint-8", "checkpoint-24"}
     assert run.trainer.checkpoint_callback.best_model_path == str(tmp_path / "checkpoint-8")
-    from bt_lightning.localdir.local_checkpoints import read_manifest
+    from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 
     assert read_manifest(tmp_path / "checkpoint-8").metrics["score"] == 3.0
 

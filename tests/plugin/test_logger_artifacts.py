@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from bt_lightning import BTCheckpointIO
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from tests.kernels import can
 from tests.oddities import (
     MOST_MB,

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bt_lightning import BTLightning
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from bt_lightning import BTLightning, CheckpointCorruptError, DrainTimeoutError, resume_path
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from bt_lightning import DirectoryFullError, StoreTransientError
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.disk_space import usage
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

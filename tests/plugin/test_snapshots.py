@@ -20,7 +20,7 @@ from bt_lightning import BTCheckpointIO, BTLightning, DirectoryUnusableError
 from bt_lightning.lightning_plugin import checkpoint_io
 from bt_lightning.lightning_plugin.weight_change_watch import WeightChangeWatch, overrides
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.session import writer_session
 from bt_lightning.snapshot.encode_tree import Encoder

@@ -29,8 +29,8 @@ from bt_lightning.localdir.atomic_directory import (
     trash_dir,
 )
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.directory_check import check_root
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.directory_writable_check import check_root
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import DOT_DIR, MANIFEST

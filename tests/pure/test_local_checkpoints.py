@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from bt_lightning import manifest as manifest_module
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, FormatVersionError
-from bt_lightning.localdir import digest, local_checkpoints
+from bt_lightning.localdir import digest, list_and_verify_checkpoints
 from bt_lightning.localdir.commit import commit, write_hint
-from bt_lightning.localdir.local_checkpoints import (
+from bt_lightning.localdir.list_and_verify_checkpoints import (
     check_sizes,
     list_committed,
     manifest_directories,
@@ -262,14 +262,14 @@ def test_a_checkpoint_deleted_during_the_walk_is_left_out(tmp_path, monkeypatch)
     """Another process may delete between the walk and the read: no reason to fail a listing."""
     for step in (1, 2):
         make(tmp_path, f"checkpoint-{step}", step)
-    find = local_checkpoints.manifest_directories
+    find = list_and_verify_checkpoints.manifest_directories
 
     def find_and_delete(*args):
         found = find(*args)
         shutil.rmtree(tmp_path / "checkpoint-1")
         return found
 
-    monkeypatch.setattr(local_checkpoints, "manifest_directories", find_and_delete)
+    monkeypatch.setattr(list_and_verify_checkpoints, "manifest_directories", find_and_delete)
     found, refused, _ = list_committed(tmp_path)
     assert [one.manifest.step for one in found] == [2]
     assert refused == []
@@ -279,12 +279,12 @@ def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_there(tmp_path
     """Retention of a live run may take it: that is no damage, and no bare FileNotFoundError."""
     make(tmp_path)
     path = tmp_path / "checkpoint-1"
-    digest_file = local_checkpoints.digest_file
+    digest_file = list_and_verify_checkpoints.digest_file
 
     def deleted_before(file, name):
         shutil.rmtree(path)
         return digest_file(file, name)
 
-    monkeypatch.setattr(local_checkpoints, "digest_file", deleted_before)
+    monkeypatch.setattr(list_and_verify_checkpoints, "digest_file", deleted_before)
     with pytest.raises(CheckpointNotFoundError, match="deleted while it was read"):
         verify(path)

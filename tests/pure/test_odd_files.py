@@ -11,7 +11,7 @@ from bt_lightning.errors import CheckpointCorruptError, DirectoryUnusableError
 from bt_lightning.file_limits import LINE, LINES_BYTES, RECORD
 from bt_lightning.localdir.directory_walk import MOST_ENTRIES
 from bt_lightning.localdir.event_log import note, read_events
-from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest, verify
 from bt_lightning.localdir.protection import is_protected_local, protect_local, protection_of
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.localdir.safe_open import open_own, open_regular
@@ -40,7 +40,7 @@ from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.uploaded_job_files import UploadedJobFiles
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.commit import write_hint
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.localdir.atomic_directory import sweep
 from bt_lightning.localdir.event_log import note, read_events
 from bt_lightning.localdir.publisher_id import publisher_id_of
@@ -199,7 +199,7 @@ def test_what_protects_protects_whatever_it_is(tmp_path):
 _LIST = """
 import json
 from pathlib import Path
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.find_job_files import find_job_files
 from bt_lightning.localdir.removal_requests import requested_local_removals
 from bt_lightning.localdir.atomic_directory import children

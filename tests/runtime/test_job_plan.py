@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.job_record import Attempt, JobRecord
 from bt_lightning.runtime.job_plan import CommandOptions, MachineFacts, plan_command
-from bt_lightning.runtime.job_spec import Nodes, Reference, environment, shell
+from bt_lightning.runtime.job_spec_and_environment import Nodes, Reference, environment, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
 from bt_lightning.runtime.restart_policy import Exit, RestartPolicy, final_code, pause_s
 from bt_lightning.runtime.torchrun_command import torchrun_command

@@ -7,7 +7,7 @@ import pytest
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.job_record import JobRecord
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST, job_prefix
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference, resolve

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bt_lightning import UnsafeLoadError
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.session.checkpoint_writer import CheckpointWriter
 from bt_lightning.session.options import Options
 from bt_lightning.session.rank_session import RankSession

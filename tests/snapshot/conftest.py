@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.path_layout import STATE, WEIGHTS
 from bt_lightning.snapshot.save_record import SnapshotOptions

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest, verify
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.snapshot import arena_pool as arenas_module

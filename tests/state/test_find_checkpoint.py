@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
-from bt_lightning.localdir.local_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import MANIFEST, TREE, WEIGHTS
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own
 
@@ -135,18 +135,18 @@ def test_an_error_of_the_disk_itself_gives_way_to_the_next_older_one(
     search, number, tmp_path, monkeypatch
 ):
     """The older one is whole: a run that cannot start at all helps nobody."""
-    from bt_lightning.localdir import local_checkpoints
+    from bt_lightning.localdir import list_and_verify_checkpoints
 
     for step in (1, 2):
         _save(tmp_path / f"c{step}", step)
-    real = local_checkpoints.digest_file
+    real = list_and_verify_checkpoints.digest_file
 
     def dying(file, path):
         if file.parent.name == "c2":
             raise OSError(number, os.strerror(number), str(file))
         return real(file, path)
 
-    monkeypatch.setattr(local_checkpoints, "digest_file", dying)
+    monkeypatch.setattr(list_and_verify_checkpoints, "digest_file", dying)
     found = search(tmp_path)
     assert found.path == str(tmp_path / "c1")
     assert os.strerror(number) in _line(found, tmp_path / "c2")

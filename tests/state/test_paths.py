@@ -25,7 +25,7 @@ from bt_lightning import (
     InvalidSettingError,
     UnsupportedStateError,
 )
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.path_layout import DOT_DIR, MANIFEST, TREE, WEIGHTS
 
 STATE = {"global_step": 3, "state_dict": {"w": torch.arange(4.0)}, "path": (1, None)}

@@ -11,7 +11,7 @@ import torch
 from state_tools import same
 
 from bt_lightning import BTCheckpointIO
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.path_layout import MANIFEST
 
 pytestmark = [

@@ -24,7 +24,7 @@ from botocore.exceptions import BotoCoreError
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.digest import digest_file
-from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.transfer.file_source import PIECE_BYTES, FileSource

@@ -22,7 +22,7 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.path_layout import MANIFEST, job_prefix
 from bt_lightning.store.catalog.bt_filesystem import BTFileSystem
@@ -413,7 +413,7 @@ def test_any_seeks_and_reads_give_the_bytes(opened, blocks, moves):
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory, blocks):
     from bt_lightning.localdir.commit import commit
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
     from bt_lightning.store.transfer.publish import publish
 

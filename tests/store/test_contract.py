@@ -17,7 +17,7 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
 )
 from bt_lightning.localdir.digest import digest_file
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.backends.fsspec_store import FsspecStore

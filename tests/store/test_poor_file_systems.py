@@ -20,7 +20,7 @@ from tests.kernels import KERNELS
 from tests.oddities import committed
 KERNELS[sys.argv[1]]()
 from bt_lightning.errors import CheckpointExistsError
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish

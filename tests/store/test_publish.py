@@ -22,7 +22,7 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, temporaries, trash_dir
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.path_layout import MANIFEST, MARKER
 from bt_lightning.store.backends.fsspec_store import FsspecStore

@@ -8,7 +8,7 @@ import pytest
 
 from bt_lightning.errors import StoreTransientError
 from bt_lightning.localdir import protection
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.backends.local_folder import LocalStore

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore

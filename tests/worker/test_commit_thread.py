@@ -17,7 +17,7 @@ from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.file_locks import try_lock
-from bt_lightning.localdir.local_checkpoints import list_committed, read_manifest, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest, verify
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.worker.commit_lock import commit_lock, wait_for_commits
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage

@@ -13,7 +13,7 @@ import pytest
 
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.worker.commit_lock import CommitLock

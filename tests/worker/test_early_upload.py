@@ -10,7 +10,7 @@ import time
 import pytest
 
 from bt_lightning.errors import StoreTransientError
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.store.backends.local_folder import LocalStore

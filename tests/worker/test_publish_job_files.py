@@ -10,7 +10,7 @@ import pytest
 from bt_lightning.errors import LeaseHeldError, StorePermanentError, StoreTransientError
 from bt_lightning.glob_patterns import Patterns
 from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.local_checkpoints import LocalCheckpoint, list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint, list_committed
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job

@@ -13,7 +13,7 @@ from bt_lightning.errors import DirectoryFullError
 from bt_lightning.localdir import protection
 from bt_lightning.localdir.disk_space import measure, usage
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.read_locks import hold_for_reading
 from bt_lightning.manifest import Manifest, ManifestFacts

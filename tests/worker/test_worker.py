@@ -27,7 +27,7 @@ from bt_lightning.errors import (
     WorkerDiedError,
 )
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
 from bt_lightning.path_layout import DOT_DIR

@@ -111,7 +111,7 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
     from bt_lightning.cli.render.text import human_size, printable
     from bt_lightning.errors import CheckpointExistsError
     from bt_lightning.localdir.atomic_directory import sweep_temporaries, temporary, tidy
-    from bt_lightning.localdir.directory_check import check_root
+    from bt_lightning.localdir.directory_writable_check import check_root
     from bt_lightning.localdir.fsync import sync_directory
     from bt_lightning.localdir.rename_noreplace import rename_new
     from bt_lightning.manage.download_copy import download_item, serving_entries

@@ -14,7 +14,7 @@ from bt_lightning.cli.target_options import project_option, store_option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.runtime.job_spec import JobSpec
+    from bt_lightning.runtime.job_spec_and_environment import JobSpec
 
 _AFTER_DASHES = "bt_lightning.after_dashes"
 

@@ -16,7 +16,7 @@ import xxhash
 from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.localdir.local_checkpoints import (
+from bt_lightning.localdir.list_and_verify_checkpoints import (
     NO_FILE,
     damaged_blocks,
     is_unchanged,

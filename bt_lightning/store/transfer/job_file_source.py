@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.localdir.find_job_files import Stamp
-from bt_lightning.localdir.local_checkpoints import NO_FILE
+from bt_lightning.localdir.list_and_verify_checkpoints import NO_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

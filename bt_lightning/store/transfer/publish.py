@@ -16,7 +16,7 @@ from bt_lightning.errors import (
     LeaseHeldError,
     StoreTransientError,
 )
-from bt_lightning.localdir.local_checkpoints import check_sizes, is_unchanged
+from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, is_unchanged
 from bt_lightning.path_layout import (
     MANIFEST,
     MARKER,
@@ -35,7 +35,7 @@ from bt_lightning.store.transfer.upload_progress_source import MeteredSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bt_lightning.localdir.local_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.store.interface import Store
     from bt_lightning.store.lease import Lease

@@ -18,7 +18,7 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.store.interface import Reuse
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.s3 import signed_reads

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from bt_lightning.localdir.local_checkpoints import verify
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.s3.s3_store import S3Store
 from bt_lightning.store.transfer.fetch_to_disk import fetch

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bt_lightning.localdir.event_log import read_events
-from bt_lightning.localdir.local_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.catalog.listing import list_job
