@@ -1,15 +1,15 @@
-"""How the ranks of a fit come to do one thing at one boundary. Pure: no thread, no store, no clock.
+"""The protocol by which all ranks of a fit act at the same boundary. Pure: no thread, I/O or clock.
 
 A boundary is a hook at which the state may be saved; its `Position` is the same on every rank, and
-grows. Whoever wants something says so in the key-value store of the process group. A thread of
-each rank sees it there, promises a position that its training thread will not pass by itself, and
-says which; rank 0 takes the greatest, which no rank has passed. A training thread that comes to
-its promise first waits for that word: it needs only the other *threads*, never another rank's
-training, so nothing can wait in a circle.
+grows. A rank that requests something (a stop, a requeue, a save) sets a key in the key-value store
+of the process group. A thread of each rank sees the request, promises a position that its training
+thread will not pass by itself, and publishes that promise. Rank 0 takes the greatest promise as the
+goal, which no rank has passed. A training thread that reaches its promise first waits for the goal:
+that needs only the other *threads*, never another rank's training, so there is no deadlock.
 
-One operation of the store at a time: `wants` says which comes next, `took` takes its answer. So
-the threads that drive a `Member` hold no rule of their own, and the tests can try every order in
-which the operations of all ranks may happen.
+One operation of the store at a time: `next_op` returns the next one, `receive` takes its answer. So
+the threads that drive a `Member` hold no rules of their own, and the tests can try every order of
+the operations of all ranks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 Request = Literal["stop", "requeue", "save"]
 ORDERS: tuple[Request, ...] = ("stop", "requeue")
-"""By a signal, to whichever rank; the first counts more. What the interval asks, rank 0 asks."""
+"""Requests that a signal makes, on any rank; the first has priority. Only rank 0 requests a
+`save`, for the interval."""
 Position = tuple[int, int]
-"""Batches trained in this fit, and where after the last one: 0 right after it, then counted."""
+"""Batches trained in this fit, and the number of the boundary after the last one, from 0."""
 
 NEVER: Position = (1 << 60, 0)
 VALIDATED = 1 << 40
-"""The place of the end of a validation; below it, batches of the validation are counted."""
+"""Boundary number at the end of a validation; below it, validation batches are counted."""
 
 
 class Set(NamedTuple):
@@ -39,19 +40,19 @@ class Set(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Whether all of the keys are there: a bool. Never waits."""
+    """Ask whether all of the keys exist: a bool. Never waits."""
 
     keys: tuple[str, ...]
 
 
 class Get(NamedTuple):
-    """The value of a key that is there: a str."""
+    """Ask for the value of a key that exists: a str."""
 
     key: str
 
 
 class Lost(NamedTuple):
-    """Which rank is gone, and why: a str, empty while none is. Never waits."""
+    """Ask which rank is gone, and why: a str, empty if none is. Never waits."""
 
 
 Op = Set | Check | Get | Lost
@@ -64,17 +65,17 @@ _Phase = Literal[
 
 @dataclass(slots=True)
 class Member:
-    """One rank's part. `wants` and `took` are its thread's, the rest its training thread's.
+    """One rank's state. Its thread calls `next_op` and `receive`, its training thread the rest.
 
-    Whoever drives it lets one of the two at it at a time, but for the operations themselves.
+    The caller lets one thread use it at a time; the operations themselves need no lock.
     """
 
     rank: int
     ranks: int
     name: str
-    """Of all keys; the same on every rank."""
+    """Prefix of all keys; the same on every rank."""
     places: int = 0
-    """How many batches every validation of this rank has; 0 if that is not certain."""
+    """Number of batches in every validation of this rank; 0 if that is not certain."""
     round: int = 0
     asked: Request | None = None
     promise: Position = NEVER
@@ -83,76 +84,76 @@ class Member:
     """Which rank is gone, and why."""
     at: Position = (0, 0)
     ahead: int = 0
-    """How many batches further a promise for a save may lie."""
+    """Number of batches that a promise for a save may lie ahead."""
     _phase: _Phase = field(default="rest", repr=False)
-    _told: Request | None = None
-    _next: Request | None = None
-    _said: tuple[str, ...] = ()
-    _common: int = 0
+    _own_request: Request | None = None
+    _requested: Request | None = None
+    _promises: tuple[str, ...] = ()
+    _common_batches: int = 0
 
     # the training thread
 
     def reach(
-        self, position: Position, ahead: int = 0, wish: Request | None = None
+        self, position: Position, ahead: int = 0, request: Request | None = None
     ) -> Literal["on", "wait", "act", "leave", "lost"]:
-        """What to do at this boundary; after `wait`, once `goal` or `lost` is known, `reach` again.
+        """What to do at this boundary; after `wait`, call again once `goal` or `lost` is set.
 
-        `lost`: what is asked for cannot be agreed on any more. `leave`: nor can what this rank
-        itself was told, which is to end; rank 0 may have come to the end of its training, too.
+        `lost`: another rank is gone, so the request cannot be agreed on. `leave`: the same,
+        but this rank itself was told to end; or rank 0 has reached the end of its training.
         """
         self.at, self.ahead = position, ahead
         if self.goal is not None and position >= self.promise:
             return "act" if position >= self.goal else "on"
-        if self.lost and (wish == "stop" or position >= self.promise):
-            return "leave" if wish == "stop" else "lost"
+        if self.lost and (request == "stop" or position >= self.promise):
+            return "leave" if request == "stop" else "lost"
         return "on" if position < self.promise else "wait"
 
     @property
     def word_key(self) -> str:
-        """Where rank 0 says what is done at `goal`.
+        """The key under which rank 0 publishes its decision at `goal`.
 
-        By the goal: a rank that has fewer boundaries on the way (uneven validation) reads at its
-        next one what was said of those that it lacks.
+        The key holds the goal: a rank that lacks boundaries on the way (uneven validation) reads
+        their decisions at its next boundary.
         """
         assert self.goal is not None
         return self._key("word", *map(str, self.goal))
 
     def later(self, until: Position) -> bool:
-        """The word is to ask again at `until`; whether that is past this boundary."""
+        """Set `until` as the goal, as the decision was `later`; return whether it is ahead."""
         self.goal = until
         return self.at < until
 
     def shared(self, position: Position) -> Position:
         """Rank 0: `position`, or the first boundary from there on that every rank has."""
-        return _shared(position, self._common)
+        return _shared(position, self._common_batches)
 
     def done(self) -> None:
-        """The wish is fulfilled on this rank, and training goes on: the next may be asked for."""
+        """Begin a new round: the request is fulfilled on this rank, and training goes on."""
         self.round += 1
-        self.asked = self.goal = self._told = self._next = None
-        self.promise, self._said = NEVER, ()
+        self.asked = self.goal = self._own_request = self._requested = None
+        self.promise, self._promises = NEVER, ()
         self._phase = "rest"
 
     def over(self) -> list[Set]:
-        """Nobody shall wait for this rank: its training is over, and its thread has ended."""
+        """Operations that keep others from waiting for this rank, whose training has ended."""
         if self.rank != 0:
             return [Set(self._at_key(self.rank), _text(NEVER, 0)), Set(self._over(self.rank), "")]
         return [Set(self._key("goal"), _text(NEVER, 0))] if self.goal is None else []
 
     @property
     def awaited(self) -> tuple[str, ...]:
-        """Rank 0, after `over`: keys to wait for before it leaves, for the store may go with it."""
+        """Rank 0, after `over`: keys to await before it ends, as the store may end with it."""
         if self.rank != 0 or (self.asked is None and self.round == 0):
-            return ()  # nobody was ever asked
+            return ()  # there was never a request
         return tuple(self._over(rank) for rank in range(1, self.ranks))
 
     # the other thread
 
-    def wants(self, wish: Request | None) -> Op | None:
-        """The next operation; None to rest a little. `wish` is what this rank itself wants now."""
+    def next_op(self, request: Request | None) -> Op | None:
+        """The next operation; None to pause. `request` is this rank's own present request."""
         phase = self._phase
         if phase == "rest":
-            return self._rests(wish)
+            return self._check_requests(request)
         if phase == "pause":
             waits = self.asked is not None and self.goal is None
             self._phase = "answer" if waits else ("watch" if self.asked is not None else "rest")
@@ -161,21 +162,21 @@ class Member:
             return None
         return self._operation()
 
-    def took(self, answer: Answer) -> None:
-        """The answer to what was wanted."""
-        took: Callable[[Answer], None] = getattr(self, f"_took_{self._phase}")
-        took(answer)
+    def receive(self, answer: Answer) -> None:
+        """Take the answer to the operation of `next_op`."""
+        receive: Callable[[Answer], None] = getattr(self, f"_receive_{self._phase}")
+        receive(answer)
 
-    def _rests(self, wish: Request | None) -> Op:
-        """Nothing is asked for: is something wanted, here or elsewhere?"""
+    def _check_requests(self, request: Request | None) -> Op:
+        """No request is open: check for one, of this rank or another."""
         self._phase = "listen"
         if self.rank == 0:
-            self._next = wish
-            if wish in ORDERS:
+            self._requested = request
+            if request in ORDERS:
                 self._phase = "ask"
-        elif wish in ORDERS and self._told not in ORDERS[: ORDERS.index(wish) + 1]:
-            self._told, self._phase = wish, "rest"
-            return Set(self._key("told"), wish)
+        elif request in ORDERS and self._own_request not in ORDERS[: ORDERS.index(request) + 1]:
+            self._own_request, self._phase = request, "rest"
+            return Set(self._key("told"), request)
         return self._operation()
 
     def _operation(self) -> Op:
@@ -183,76 +184,78 @@ class Member:
         operations: dict[_Phase, Callable[[], Op]] = {
             "listen": lambda: Check((key("told" if zero else "asked"),)),
             "hear": lambda: Get(key("told")),
-            "ask": lambda: Set(key("asked"), str(self._next)),
+            "ask": lambda: Set(key("asked"), str(self._requested)),
             "read": lambda: Get(key("asked")),
             "promise": lambda: Set(self._at_key(self.rank), _text(self.promise, self.places)),
             "answer": lambda: Check(self._others() if zero else (key("goal"),)),
-            "collect": lambda: Get(self._others()[len(self._said)]),
-            "decide": lambda: Set(key("goal"), _text(self._greatest(), 0)),
+            "collect": lambda: Get(self._others()[len(self._promises)]),
+            "decide": lambda: Set(key("goal"), _text(self._greatest_promise(), 0)),
             "goal": lambda: Get(key("goal")),
             "watch": Lost,
         }
         return operations[self._phase]()
 
-    def _took_rest(self, _: Answer) -> None:
-        """Rank 0 will see what this rank was told."""
+    def _receive_rest(self, _: Answer) -> None:
+        """Nothing to do: rank 0 will see this rank's request."""
 
-    def _took_listen(self, there: Answer) -> None:
+    def _receive_listen(self, there: Answer) -> None:
         if there:
             self._phase = "hear" if self.rank == 0 else "read"
         else:
-            self._phase = "ask" if self._next is not None else "watch"
+            self._phase = "ask" if self._requested is not None else "watch"
 
-    def _took_hear(self, wish: Answer) -> None:
-        self._next = _wish(wish)
+    def _receive_hear(self, request: Answer) -> None:
+        self._requested = _parse_request(request)
         self._phase = "ask"
 
-    def _took_ask(self, _: Answer) -> None:
-        assert self._next is not None
-        self._promise(self._next)
+    def _receive_ask(self, _: Answer) -> None:
+        assert self._requested is not None
+        self._promise(self._requested)
 
-    def _took_read(self, wish: Answer) -> None:
-        self._promise(_wish(wish))
+    def _receive_read(self, request: Answer) -> None:
+        self._promise(_parse_request(request))
 
-    def _promise(self, wish: Request) -> None:
+    def _promise(self, request: Request) -> None:
         batches, place = self.at
-        self.promise = (batches, place + 1)  # the next boundary, whatever it is
-        if wish == "save":
+        self.promise = (batches, place + 1)  # the next boundary of any kind
+        if request == "save":
             self.promise = max(self.promise, (batches + self.ahead, 0))
-        self.asked, self._phase = wish, "promise" if self.rank else "answer"
+        self.asked, self._phase = request, "promise" if self.rank else "answer"
 
-    def _took_promise(self, _: Answer) -> None:
+    def _receive_promise(self, _: Answer) -> None:
         self._phase = "answer"
 
-    def _took_answer(self, there: Answer) -> None:
+    def _receive_answer(self, there: Answer) -> None:
         if not there:
             self._phase = "watch"
         else:
             self._phase = "collect" if self.rank == 0 else "goal"
 
-    def _took_collect(self, said: Answer) -> None:
-        self._said = (*self._said, str(said))
-        if len(self._said) == self.ranks - 1:
+    def _receive_collect(self, text: Answer) -> None:
+        self._promises = (*self._promises, str(text))
+        if len(self._promises) == self.ranks - 1:
             self._phase = "decide"
 
-    def _took_decide(self, _: Answer) -> None:
-        self._known(self._greatest())
+    def _receive_decide(self, _: Answer) -> None:
+        self._set_goal(self._greatest_promise())
 
-    def _took_goal(self, said: Answer) -> None:
-        self._known(_position(str(said))[0])
+    def _receive_goal(self, text: Answer) -> None:
+        self._set_goal(_position(str(text))[0])
 
-    def _known(self, goal: Position) -> None:
+    def _set_goal(self, goal: Position) -> None:
         self.goal, self._phase = goal, "watch"
 
-    def _took_watch(self, lost: Answer) -> None:
+    def _receive_watch(self, lost: Answer) -> None:
         self.lost = str(lost or "")
         self._phase = "over" if lost else "pause"
 
-    def _greatest(self) -> Position:
-        """Rank 0: of all promises, if every rank has that boundary."""
-        said = [_position(text) for text in self._said]
-        self._common = min([self.places, *(places for _, places in said)])
-        return _shared(max([self.promise, *(position for position, _ in said)]), self._common)
+    def _greatest_promise(self) -> Position:
+        """Rank 0: the greatest of all promises, moved to a boundary that every rank has."""
+        promises = [_position(text) for text in self._promises]
+        self._common_batches = min([self.places, *(places for _, places in promises)])
+        return _shared(
+            max([self.promise, *(position for position, _ in promises)]), self._common_batches
+        )
 
     def _others(self) -> tuple[str, ...]:
         return tuple(self._at_key(rank) for rank in range(1, self.ranks))
@@ -269,9 +272,9 @@ class Member:
 
 @dataclass(slots=True)
 class Await:
-    """The wait of a training thread for keys of other ranks, or for the news that one is gone.
+    """A training thread's wait for keys of other ranks, or until one is gone.
 
-    It never holds the connection to the store: what the threads of `Member` need goes on meanwhile.
+    It never holds the connection to the store, which the threads of `Member` need meanwhile.
     """
 
     keys: tuple[str, ...]
@@ -279,12 +282,12 @@ class Await:
     lost: str = ""
     _checks: bool = True
 
-    def wants(self) -> Op:
-        """The next operation."""
+    def next_op(self) -> Op:
+        """The next operation: check the keys, then for a lost rank, in turn."""
         return Check(self.keys) if self._checks else Lost()
 
-    def took(self, answer: Answer) -> None:
-        """The answer to what was wanted."""
+    def receive(self, answer: Answer) -> None:
+        """Take the answer to the operation of `next_op`."""
         if self._checks:
             self.there = bool(answer)
         else:
@@ -293,17 +296,17 @@ class Await:
 
 
 def _shared(position: Position, places: int) -> Position:
-    """`position`, or the end of the validation in which not every rank has it.
+    """`position`, or the end of its validation if not every rank has that batch.
 
-    A rank that acted at a batch of its own would wait for others, which in the same validation
-    wait for it: to reduce a metric, or in a save of the user's.
+    A rank that acted at a batch of its own would wait for others that wait for it in the same
+    validation: to reduce a metric, or in a save of the user.
     """
     batches, place = position
     return (batches, VALIDATED) if places < place < VALIDATED else position
 
 
-def _wish(text: Answer) -> Request:
-    return next(wish for wish in (*ORDERS, "save") if wish == text)
+def _parse_request(text: Answer) -> Request:
+    return next(request for request in (*ORDERS, "save") if request == text)
 
 
 def _text(position: Position, places: int) -> str:

@@ -172,12 +172,12 @@ class RankAgreement:
         """All operations until the member rests."""
         while not self._closed.is_set():
             with self._changed:
-                op = self._member.wants(self._wish())
+                op = self._member.next_op(self._wish())
             if op is None:
                 return
             answer = self._peers.run(op)
             with self._changed:
-                self._member.took(answer)
+                self._member.receive(answer)
                 self._changed.notify_all()
 
 

@@ -103,7 +103,7 @@ class RankExchange:
         wait, began, pause = Await(keys), time.monotonic(), _SHORTEST_S
         while True:
             for _ in range(2):
-                wait.took(self._guarded(lambda: self.run(wait.wants())))
+                wait.receive(self._guarded(lambda: self.run(wait.next_op())))
                 if wait.there:
                     return
             if wait.lost:

@@ -179,11 +179,11 @@ class Model:
     def _looks(self, world: World, number: int, rank: Rank) -> Iterator[World]:
         if rank.answer:
             member = _member(rank.member)
-            member.took(rank.answer[0])
+            member.receive(rank.answer[0])
             yield _with(world, number, rank._replace(member=_values(member), answer=()))
             return
         member = _member(rank.member)
-        op = member.wants(rank.told) or member.wants(rank.told)
+        op = member.next_op(rank.told) or member.next_op(rank.told)
         if op is None:
             return
         try:
@@ -197,11 +197,11 @@ class Model:
         if self.rules.split:
             again = rank._replace(member=_values(member), answer=(answer,))
         else:
-            member.took(answer)
+            member.receive(answer)
             if member._phase == "watch" and not self._somebody_may_be_lost(world):
-                member.took("")
+                member.receive("")
             if member._phase == "pause":
-                member.wants(None)  # one rest is as all others
+                member.next_op(None)  # one rest is as all others
             again = rank._replace(member=_values(member))
         yield _with(world, number, again, store=store)
 
@@ -364,14 +364,14 @@ class Model:
     ) -> Iterator[World | bool]:
         """One look of an `Await`, which is as all others: only what it finds makes a difference."""
         wait = Await(keys)
-        wait.took(self._answer(world, number, wait.wants())[0])
+        wait.receive(self._answer(world, number, wait.next_op())[0])
         if wait.there:
             yield True
             return
-        answer, store = self._answer(world, number, wait.wants())
+        answer, store = self._answer(world, number, wait.next_op())
         if self.rules.blocking:
             answer, store = "", world.store
-        wait.took(answer)
+        wait.receive(answer)
         if wait.lost:
             yield self._raised(world._replace(store=store), number, rank)
         elif rank.waits != "keys":
