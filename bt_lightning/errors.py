@@ -7,11 +7,12 @@ Exception
     ├── CheckpointCorruptError (ValueError)               bytes differ from what the manifest says
     │   └── FormatVersionError                            written by a newer version of this package
     ├── CheckpointMismatchError (RuntimeError)            weights of another model
-    ├── UnsafeLoadError (pickle.UnpicklingError)          needs code that nobody allowed to run
+    ├── UnsafeLoadError (pickle.UnpicklingError)          needs code that is not allowed to run
     ├── UnsupportedStateError (TypeError)                 a value that no file can hold
-    ├── InvalidSettingError (ValueError)                  an argument or variable of no use
+    ├── InvalidSettingError (ValueError)                  an invalid argument or variable
     │   └── ConfigNotFoundError (FileNotFoundError)       no config file of that name
     ├── ReadOnlyError (PermissionError)                   bt:// URLs are for reading
+    ├── CheckpointProtectedError (PermissionError)        somebody protected the checkpoint
     ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
     │   └── DirectoryFullError                            there is no room for a checkpoint
     ├── TornSnapshotError (RuntimeError)                  the state changed while it was copied
@@ -25,7 +26,7 @@ Exception
     ├── UploadFailedError (RuntimeError)                  the worker gave up on a checkpoint
     ├── WorkerDiedError (ChildProcessError)               the worker process is gone
     ├── DrainTimeoutError (TimeoutError)                  not everything reached the store in time
-    ├── RanksApartError (TimeoutError)                    not all ranks of a fit came to one place
+    ├── RanksApartError (TimeoutError)                    not all ranks reached the common point
     └── JobRunningError (RuntimeError)                    another run has the job or its directory
 
 Each class takes one positional message, so that it survives pickling between processes, and
@@ -59,13 +60,13 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class CheckpointExistsError(CheckpointError, FileExistsError):
-    """Raised when a name that was to be written once holds other bytes already."""
+    """Raised when a name that may be written once already holds other bytes."""
 
     exit_code = 11
 
 
 class CheckpointCorruptError(CheckpointError, ValueError):
-    """Raised when the bytes of a checkpoint are not what its manifest says."""
+    """Raised when the bytes of a checkpoint differ from its manifest."""
 
     exit_code = 12
 
@@ -101,13 +102,13 @@ class InvalidSettingError(CheckpointError, ValueError):
 
 
 class ConfigNotFoundError(InvalidSettingError, FileNotFoundError):
-    """Raised when the file that defines a training project is not there."""
+    """Raised when the file that defines a training project does not exist."""
 
     exit_code = 32
 
 
 class ReadOnlyError(CheckpointError, PermissionError):
-    """Raised when something is to be written, moved or deleted by a `bt://` URL."""
+    """Raised when a `bt://` URL is used to write, move or delete."""
 
     exit_code = 28
 
@@ -117,7 +118,7 @@ class ReadOnlyError(CheckpointError, PermissionError):
 
 
 class CheckpointProtectedError(CheckpointError, PermissionError):
-    """Raised when a checkpoint that somebody protected is to be deleted."""
+    """Raised when a protected checkpoint is to be deleted."""
 
     exit_code = 30
 
@@ -128,7 +129,7 @@ class DirectoryUnusableError(CheckpointError, OSError):
     exit_code = 17
 
     def __reduce__(self) -> tuple[object, ...]:
-        """With `errno`, which `OSError` leaves out: the worker's errors come by a pipe."""
+        """Pickle `errno` too, which `OSError` omits: the worker's errors come through a pipe."""
         return type(self), self.args, {**vars(self), "errno": self.errno}
 
 
@@ -155,19 +156,19 @@ class ArenaTooLargeError(CheckpointError, MemoryError):
 
 
 class SaveTimeoutError(CheckpointError, TimeoutError):
-    """Raised when the local disk does not take a save."""
+    """Raised when the local disk does not take a save in time."""
 
     exit_code = 26
 
 
 class RankLostError(CheckpointError, RuntimeError):
-    """Raised when another rank is gone, or does not come to where this one waits for it."""
+    """Raised when another rank is gone, or does not reach the point where this one waits."""
 
     exit_code = 34
 
 
 class StoreError(CheckpointError, OSError):
-    """Raised when the store cannot do what was asked."""
+    """Raised when the store fails a request."""
 
     exit_code = 20
 
@@ -197,7 +198,7 @@ class UploadFailedError(CheckpointError, RuntimeError):
 
 
 class WorkerDiedError(CheckpointError, ChildProcessError):
-    """Raised when the worker process ended without being asked to, more often than is sane."""
+    """Raised when the worker process died too often."""
 
     exit_code = 24
 
@@ -209,12 +210,12 @@ class DrainTimeoutError(CheckpointError, TimeoutError):
 
 
 class JobRunningError(CheckpointError, RuntimeError):
-    """Raised when a job is to be run that another process runs already."""
+    """Raised when another process already runs the job."""
 
     exit_code = 31
 
 
 class RanksApartError(CheckpointError, TimeoutError):
-    """Raised, on every rank that came, when another did not come to where all of them meet."""
+    """Raised when another rank does not reach the point where all meet; on every waiting rank."""
 
     exit_code = 33

@@ -80,7 +80,7 @@ def _run(code: CodeType, module: ModuleType, file: Path, missing: Collection[str
     except (Exception, SystemExit) as error:
         msg = f"{file}, line {_line(error, file)}: {_reason(error)}"
         if missing and isinstance(error, ImportError | AttributeError):
-            msg += f" (without {' and '.join(sorted(missing))}, which stand-ins took the place of)"
+            msg += f" (without {' and '.join(sorted(missing))}, for which stubs were used)"
         raise InvalidSettingError(msg) from error
 
 

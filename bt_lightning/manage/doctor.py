@@ -211,8 +211,8 @@ def _put_new(store: Store, folder: str) -> str:
     try:
         store.put_new(f"{folder}/new", b"2")
     except CheckpointExistsError:
-        return _checked(store.read(f"{folder}/new") == b"1", "of two that write a name, one wins")
-    msg = "it wrote a name twice that it was to write once"
+        return _checked(store.read(f"{folder}/new") == b"1", "of two writers of a name, one wins")
+    msg = "it overwrote a name that may be written only once"
     raise CheckpointError(msg)
 
 
@@ -246,7 +246,7 @@ def _large(store: Store, folder: str) -> str:
 
 def _abandon(store: Store, folder: str) -> str:
     store.abandon(folder, ())
-    return "gives up uploads that were begun"
+    return "aborts unfinished uploads"
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def _probe_file() -> Iterator[FileSource]:
 
 def _checked(holds: object, says: str) -> str:
     if not holds:
-        msg = "the store did something else than it was asked for"
+        msg = "the store did not do what was requested"
         raise CheckpointError(msg)
     return says
 

@@ -113,7 +113,7 @@ def download_item(
             some = None if whole else tuple(entries)
             bring(CountingReader(reader, on_bytes), root, final, some, replace=False)
     except FileExistsError as error:
-        msg = f"{final} was made by somebody else meanwhile: it was left as it is"
+        msg = f"{final} was created by another process meanwhile: it was not changed"
         raise CheckpointExistsError(msg) from error
     finally:
         tidy(root)

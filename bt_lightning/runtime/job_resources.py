@@ -203,7 +203,7 @@ class JobResources:
     def _report_failure(self, text: str) -> None:
         if text not in self._failures:
             self._failures.add(text)
-            self._reporter.warn(f"{text}. What lies on the disk is sent when it works")
+            self._reporter.warn(f"{text}. Checkpoints on the disk are uploaded once it works")
 
     def finish(self, outcome: Outcome, ended: Exit, child: Child, drain_s: float) -> int:
         """Drain, write the last record, and report how the job ended; return the exit code."""

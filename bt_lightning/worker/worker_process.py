@@ -270,7 +270,7 @@ class _Loop:
                 self._stopping = True
                 self._arm_deadline()
             case _:
-                msg = f"the worker got {message!r}, which it does not know"
+                msg = f"the worker got {message!r}, an unknown message"
                 raise TypeError(msg)
 
     def _begin(self, pinned: frozenset[str]) -> None:

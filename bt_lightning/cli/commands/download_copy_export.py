@@ -138,7 +138,7 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
         try:
             rename_new(made, output)
         except FileExistsError as error:
-            msg = f"{output} was made by somebody else meanwhile: it was left as it is"
+            msg = f"{output} was created by another process meanwhile: it was not changed"
             raise CheckpointExistsError(msg) from error
         sync_directory(root)
     tidy(root)

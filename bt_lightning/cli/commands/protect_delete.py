@@ -117,7 +117,7 @@ def delete(
         finished = [] if dry_run else finish_deletions(source)
         checkpoints = tuple(name for name in checkpoints if name not in finished)
         if finished:
-            click.echo(f"finished what was begun: {printable(', '.join(finished))}", err=True)
+            click.echo(f"finished the deletion of {printable(', '.join(finished))}", err=True)
         if not rule and not checkpoints:
             render_deletion(finished, [], [], output_format)
             return
@@ -130,7 +130,7 @@ def delete(
         source = found[0][0]
         items = list({item.where: item for _, item in found}.values())
         if any(own.name != source.name for own, _ in found):
-            msg = "these are of several jobs: delete those of one at a time"
+            msg = "the checkpoints are of several jobs: delete those of one job at a time"
             raise click.UsageError(msg)
     names = [item.name for item in items]
     protected = [item.name for item in items if item.protected]
@@ -177,7 +177,7 @@ def ask(
         click.echo(f"  {line}", err=True)
     click.echo(f"This deletes {printable(what)}, {human_size(size)}, {lasts}.", err=True)
     typed = click.prompt(
-        f"Type {printable(word)} to go on", default="", show_default=False, err=True
+        f"Type {printable(word)} to continue", default="", show_default=False, err=True
     )
     if typed.strip() != word:
         click.echo("Nothing was deleted.", err=True)
@@ -205,9 +205,9 @@ def render_deletion(
     goes = "would be deleted" if dry_run else word
     rows = [
         *((name, goes) for name in deleted),
-        *((name, "asked of the running job") for name in asked),
+        *((name, "requested from the running job") for name in asked),
         *((name, "kept: protected") for name in kept),
-        *((name, "left: it came meanwhile") for name in left[:_NAMED]),
+        *((name, "left: it arrived meanwhile") for name in left[:_NAMED]),
     ]
     if output_format == "json":
         said = {"deleted": list(deleted), "asked": list(asked), "kept_checkpoints": list(kept)}
@@ -225,7 +225,7 @@ def render_deletion(
         for line in _file_lines(files, f": {goes}"):
             click.echo(line)
         if len(left) > _NAMED:
-            click.echo(f"... and {len(left) - _NAMED:,} more that came meanwhile were left")
+            click.echo(f"... and {len(left) - _NAMED:,} more that arrived meanwhile were left")
 
 
 def _file_lines(files: Files | None, result: str = "") -> list[str]:

@@ -58,7 +58,7 @@ def restore_trash(checkpoints: tuple[str, ...], target: Target) -> None:
 
     source = job_of(target)
     for name in checkpoints:
-        click.echo(f"{printable(restore(source, name).name)}: is back")
+        click.echo(f"{printable(restore(source, name).name)}: restored")
 
 
 @trash.command("empty")
