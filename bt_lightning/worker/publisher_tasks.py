@@ -30,7 +30,7 @@ from bt_lightning.retention import TierCheckpoint, removable
 from bt_lightning.store.catalog import removal_requests
 from bt_lightning.store.catalog.listing import JobListing, list_job
 from bt_lightning.store.lease import Lease
-from bt_lightning.store.transfer.publish import Base, Tenure, publish, send_ahead
+from bt_lightning.store.transfer.publish import Base, LeasedPublisher, publish, send_ahead
 from bt_lightning.store.transfer.resume_publication import SentFiles
 from bt_lightning.store.transfer.unpublish import give_up_uploads, unpublish
 from bt_lightning.worker.disk_removals import DiskRemovals
@@ -78,7 +78,7 @@ class PublisherTasks:
         self._damaged: set[str] = set()
         self._begun: dict[str, EarlyUpload | None] = {}
         """Folders with files of what may never be published; None for what an earlier try sent."""
-        self._held: Tenure | None = None
+        self._held: LeasedPublisher | None = None
         self._newest: dict[str, Manifest] = {}
         """By id; kept when the store is looked at again, as it may not answer."""
         self._meter = UploadMeter(root)
@@ -121,7 +121,7 @@ class PublisherTasks:
         base, place = self._base(stored), under(self._prefix, folder)
         while (source := offer.take()) is not None:
             try:
-                send_ahead(self._store, place, source, base, self._tenure)
+                send_ahead(self._store, place, source, base, self._leased)
             except CheckpointNotFoundError:
                 return  # the commit failed
             finally:
@@ -165,7 +165,7 @@ class PublisherTasks:
                         self._prefix,
                         found,
                         base=self._base(stored),
-                        tenure=self._tenure,
+                        publisher=self._leased,
                     )
             except (CheckpointNotFoundError, CheckpointExistsError):
                 # replaced here, or taken there, meanwhile: the next look sees which
@@ -201,7 +201,7 @@ class PublisherTasks:
         stored = self._known_store(self._store)
         self.files.begin(self._store, self._prefix, self._loose)
         checkpoints = {*stored, *self._unreadable, *self._begun}
-        lease = self._tenure.lease
+        lease = self._leased.lease
         return self.files.send(self._store, self._prefix, lease, checkpoints, go_on)
 
     def delete_begun(self) -> None:
@@ -242,9 +242,9 @@ class PublisherTasks:
         }
 
     def _unpublish(self, store: Store, folder: str, keep: Collection[str] = ()) -> bool:
-        self._tenure.lease.confirm()
+        self._leased.lease.confirm()
         if not keep:
-            self._tenure.sent.drop(under(self._prefix, folder))
+            self._leased.sent.drop(under(self._prefix, folder))
         return unpublish(store, self._prefix, folder, keep)
 
     def _base(self, stored: dict[str, Manifest]) -> Base | None:
@@ -287,8 +287,8 @@ class PublisherTasks:
         removal_requests.forget_removals(store, self._prefix, asked)
 
     @property
-    def _tenure(self) -> Tenure:
-        assert self._held is not None, "nothing is done to a store before the first look at it"
+    def _leased(self) -> LeasedPublisher:
+        assert self._held is not None, "the store must be listed before anything is written"
         return self._held
 
     def _known_store(self, store: Store) -> dict[str, Manifest]:
@@ -299,7 +299,7 @@ class PublisherTasks:
         """
         if self._stored is None:
             if self._held is None:
-                self._held = Tenure(
+                self._held = LeasedPublisher(
                     Lease(store, self._prefix, publisher_id_of(self._root)),
                     SentFiles(self._root, f"{store.name}/{self._prefix}"),
                     self._meter.add,
@@ -325,7 +325,7 @@ class PublisherTasks:
         waiting = self._waiting()
         for folder in listing.unfinished - listing.committed.keys():
             wanted = folder in waiting or folder in self._begun
-            keep = self._tenure.sent.under(under(self._prefix, folder)) if wanted else ()
+            keep = self._leased.sent.under(under(self._prefix, folder)) if wanted else ()
             self._unpublish(store, folder, keep)
             if keep:
                 self._begun.setdefault(folder, None)

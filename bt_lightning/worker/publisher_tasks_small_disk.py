@@ -65,7 +65,7 @@ class SmallDiskTasks(PublisherTasks):
         known = self._known_store(self._store).items()
         folders = [folder for folder, other in known if other.digest == manifest.digest]
         there = any(is_published(self._store, self._prefix, f, manifest) for f in folders)
-        self._tenure.lease.confirm()
+        self._leased.lease.confirm()
         return there
 
     def kept_here(self) -> int:
@@ -106,7 +106,7 @@ class SmallDiskTasks(PublisherTasks):
                 self._prefix,
                 Content(manifest, sources),
                 base=self._base(stored),
-                tenure=self._tenure,
+                publisher=self._leased,
             )
         except (StoreError, CheckpointExistsError) as error:
             self._meter.end(str(error))

@@ -19,7 +19,7 @@ from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.lease import EXPIRES_S, Holder, Lease
 from bt_lightning.store.open_store import open_store
-from bt_lightning.store.transfer.publish import Tenure, publish
+from bt_lightning.store.transfer.publish import LeasedPublisher, publish
 from bt_lightning.store.transfer.resume_publication import SentFiles
 
 PREFIX = "job/rank-0"
@@ -210,7 +210,7 @@ def test_nothing_is_committed_by_one_that_lost_it(tmp_path, make, lease, when):
     sent = SentFiles(tmp_path, store.name)
     sent.begin_lease(ours.previous_token, ours.token)
     with pytest.raises(LeaseHeldError):
-        publish(store, PREFIX, make(tmp_path), tenure=Tenure(ours, sent))
+        publish(store, PREFIX, make(tmp_path), publisher=LeasedPublisher(ours, sent))
     assert list_job(store, PREFIX).committed == {}
 
 

@@ -72,8 +72,8 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Tenure:
-    """The state of the one process that may write below a prefix: its lease and sent files."""
+class LeasedPublisher:
+    """The one process that may write below a prefix: its lease, and the files that it sent."""
 
     lease: Lease
     sent: SentFiles
@@ -89,13 +89,14 @@ def publish(
     checkpoint: LocalCheckpoint,
     *,
     base: Base | None = None,
-    tenure: Tenure | None = None,
+    publisher: LeasedPublisher | None = None,
 ) -> str:
     """Copy a committed local checkpoint into the store and commit it there; return its folder.
 
     Called in the worker. Idempotent. If the folder holds another checkpoint, the next number is
-    taken. Blocks that did not change since `base` are copied inside the store. With `tenure`, files
-    that an earlier try sent are not sent again, and nothing is committed after the lease was lost.
+    taken. Blocks that did not change since `base` are copied inside the store. With `publisher`,
+    files that an earlier try sent are not sent again, and nothing is committed after it lost the
+    lease.
 
     Raises:
         CheckpointNotFoundError: the local checkpoint was replaced or deleted meanwhile; the files
@@ -114,7 +115,7 @@ def publish(
     try:
         check_sizes(checkpoint.path, manifest)
         store.put(f"{target}/{MARKER}", PUBLISHING)
-        _send_files(store, target, checkpoint, base, tenure)
+        _send_files(store, target, checkpoint, base, publisher)
         _compare_sizes(store, target, manifest)
     except (CheckpointCorruptError, OSError) as error:
         if is_unchanged(checkpoint.path, manifest):
@@ -122,12 +123,12 @@ def publish(
         raise _replaced(checkpoint) from error  # a file was deleted, or is of the next generation
     if not is_unchanged(checkpoint.path, manifest):
         raise _replaced(checkpoint)
-    _commit(store, target, data, tenure)
+    _commit(store, target, data, publisher)
     return folder
 
 
 def publish_sources(
-    store: Store, prefix: str, content: Content, *, base: Base | None, tenure: Tenure
+    store: Store, prefix: str, content: Content, *, base: Base | None, publisher: LeasedPublisher
 ) -> str:
     """Commit in the store a checkpoint that lies in no directory; return its folder.
 
@@ -145,12 +146,12 @@ def publish_sources(
         store.delete([f"{target}/{MARKER}"])
         return folder
     store.put(f"{target}/{MARKER}", PUBLISHING)
-    sizes = _sent_sizes(store, target, tenure)
+    sizes = _sent_sizes(store, target, publisher)
     for entry in manifest.files:
-        if not _is_sent(tenure, sizes, f"{target}/{entry.path}", entry):
-            _send(store, f"{target}/{entry.path}", content.sources[entry.path], base, tenure)
+        if not _is_sent(publisher, sizes, f"{target}/{entry.path}", entry):
+            _send(store, f"{target}/{entry.path}", content.sources[entry.path], base, publisher)
     _compare_sizes(store, target, manifest)
-    _commit(store, target, data, tenure)
+    _commit(store, target, data, publisher)
     return folder
 
 
@@ -223,71 +224,81 @@ def _send_files(
     target: str,
     checkpoint: LocalCheckpoint,
     base: Base | None,
-    tenure: Tenure | None,
+    publisher: LeasedPublisher | None,
 ) -> None:
     """Send large files one after the other, each in parallel parts, and small ones in parallel."""
-    sizes = _sent_sizes(store, target, tenure)
+    sizes = _sent_sizes(store, target, publisher)
 
     def send(entry: FileEntry) -> None:
-        if tenure is not None:
-            tenure.check()
+        if publisher is not None:
+            publisher.check()
         key = f"{target}/{entry.path}"
-        if _is_sent(tenure, sizes, key, entry):
+        if _is_sent(publisher, sizes, key, entry):
             return
         with FileSource(checkpoint.path / entry.path, entry) as source:
-            _send(store, key, source, base, tenure)
+            _send(store, key, source, base, publisher)
 
     small = [entry for entry in checkpoint.manifest.files if entry.size <= _SMALL_BYTES]
     in_parallel(send, [each for each in checkpoint.manifest.files if each.size > _SMALL_BYTES], 1)
     in_parallel(send, small, min(8, len(small) // 4))  # a thread for each four files
 
 
-def _sent_sizes(store: Store, target: str, tenure: Tenure | None) -> dict[str, int]:
-    return _sizes(store, target) if tenure and tenure.sent.under(target) else {}
+def _sent_sizes(store: Store, target: str, publisher: LeasedPublisher | None) -> dict[str, int]:
+    return _sizes(store, target) if publisher and publisher.sent.under(target) else {}
 
 
-def _is_sent(tenure: Tenure | None, sizes: Mapping[str, int], key: str, entry: FileEntry) -> bool:
+def _is_sent(
+    publisher: LeasedPublisher | None, sizes: Mapping[str, int], key: str, entry: FileEntry
+) -> bool:
     """Whether an earlier try sent the file and the store has it; then report its bytes as sent."""
-    sent = tenure is not None and tenure.sent.get(key) == entry.xxh3_128
+    sent = publisher is not None and publisher.sent.get(key) == entry.xxh3_128
     if not sent or sizes.get(key) != entry.size:
         return False
-    if tenure is not None and tenure.on_bytes is not None:
-        tenure.on_bytes(entry.size)
+    if publisher is not None and publisher.on_bytes is not None:
+        publisher.on_bytes(entry.size)
     return True
 
 
 def _send(
-    store: Store, key: str, source: DescribedSource, base: Base | None, tenure: Tenure | None
+    store: Store,
+    key: str,
+    source: DescribedSource,
+    base: Base | None,
+    publisher: LeasedPublisher | None,
 ) -> None:
     reuse = base.reuse(source.entry) if base else None
-    if tenure is None:
+    if publisher is None:
         store.send(source, key, reuse)
         return
-    tenure.sent.sending(key)
-    metered = source if tenure.on_bytes is None else MeteredSource(source, tenure.on_bytes)
+    publisher.sent.sending(key)
+    metered = source if publisher.on_bytes is None else MeteredSource(source, publisher.on_bytes)
     store.send(metered, key, reuse)
-    tenure.sent.add(key, source.entry.xxh3_128)
+    publisher.sent.add(key, source.entry.xxh3_128)
 
 
-def _commit(store: Store, target: str, manifest: bytes, tenure: Tenure | None) -> None:
-    if tenure is None:
+def _commit(store: Store, target: str, manifest: bytes, publisher: LeasedPublisher | None) -> None:
+    if publisher is None:
         store.put_new(f"{target}/{MANIFEST}", manifest)
     else:
-        tenure.lease.confirm()
+        publisher.lease.confirm()
         store.put_new(f"{target}/{MANIFEST}", manifest)
         try:
-            tenure.lease.confirm()
+            publisher.lease.confirm()
         except LeaseHeldError:  # the new holder may have swept or overwritten its files
             store.delete([f"{target}/{MANIFEST}"])
             raise
-        tenure.sent.drop(target)
+        publisher.sent.drop(target)
     store.delete([f"{target}/{MARKER}"])
 
 
 def send_ahead(
-    store: Store, target: str, source: DescribedSource, base: Base | None, tenure: Tenure
+    store: Store,
+    target: str,
+    source: DescribedSource,
+    base: Base | None,
+    publisher: LeasedPublisher,
 ) -> None:
-    """Send a file of a checkpoint that is not committed yet, and record it in `tenure`.
+    """Send a file of a checkpoint that is not committed yet, and record it in `publisher`.
 
     `target` is the key prefix that the checkpoint will have. `publish` later does not send the file
     again; if the checkpoint is not committed, `unpublish` deletes it. Nothing is sent if `target`
@@ -295,7 +306,7 @@ def send_ahead(
     """
     if read_any(store, f"{target}/{MANIFEST}") is None and not _is_users(store, target):
         store.put(f"{target}/{MARKER}", PUBLISHING)
-        _send(store, f"{target}/{source.entry.path}", source, base, tenure)
+        _send(store, f"{target}/{source.entry.path}", source, base, publisher)
 
 
 def _sizes(store: Store, base: str) -> dict[str, int]:
