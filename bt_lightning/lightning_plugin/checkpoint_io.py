@@ -26,7 +26,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
 from bt_lightning.localdir.protection import is_protected_local
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_file
-from bt_lightning.session.bt_and_evicted_paths import StorePaths, source_of
+from bt_lightning.session.bt_and_evicted_paths import StorePaths, store_paths_for
 from bt_lightning.session.checkpoint_paths import (
     downloaded,
     is_committed,
@@ -206,7 +206,7 @@ def _find(path: str | os.PathLike[str]) -> Load | None:
     io, text = BTCheckpointIO(), os.fspath(path)
     if is_bt(text) or is_committed(text):
         return partial(io.load_checkpoint, text)
-    source = None if is_url(text) else source_of(text)
+    source = None if is_url(text) else store_paths_for(text)
     place = reader_of_url(text) if source is None else source.reader(text)
     if place is None:
         return None

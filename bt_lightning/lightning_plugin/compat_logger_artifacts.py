@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import MANIFEST
-from bt_lightning.session.bt_and_evicted_paths import source_of
+from bt_lightning.session.bt_and_evicted_paths import store_paths_for
 from bt_lightning.session.checkpoint_paths import is_url
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def give(logger: Any, shot: LoggedCheckpoint) -> None:
     if way is None or (committed is None and shot.path in known):
         return
     if committed is None:
-        if source_of(shot.path) is not None:  # else a file, or nothing, as for Lightning
+        if store_paths_for(shot.path) is not None:  # else a file, or nothing, as for Lightning
             log.warning("%s is not on the disk: %s did not get it", shot.path, type(logger))
             known[shot.path] = 0.0
     elif known.get(shot.path, -1.0) < committed:

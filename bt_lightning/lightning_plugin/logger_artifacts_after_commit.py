@@ -22,7 +22,7 @@ class LoggerArtifacts:
 
     def __init__(self, root: Path, pending: Callable[[str], int]) -> None:
         """`pending` says how many saves of an id under `root` are under way."""
-        self._id_of = StorePaths(None, root=root).id_of
+        self._id_of = StorePaths(None, root=root).checkpoint_id_of
         self._pending = pending
         self._waiting: dict[tuple[int, str], tuple[str, Any, LoggedCheckpoint]] = {}
         self._failures: list[Exception] = []
@@ -35,7 +35,7 @@ class LoggerArtifacts:
         else:
             self._waiting[id(logger), shot.path] = (checkpoint_id, logger, shot)
 
-    def settle(self, checkpoint_id: str | None = None) -> None:
+    def hand_over(self, checkpoint_id: str | None = None) -> None:
         """Give what waits and is under way no more: of this id, or all."""
         for key, (name, logger, shot) in list(self._waiting.items()):
             if checkpoint_id in {None, name} and not self._pending(name):
@@ -43,7 +43,7 @@ class LoggerArtifacts:
                 self._give(logger, shot)
 
     @property
-    def stirred(self) -> bool:
+    def has_failures(self) -> bool:
         """Whether `failures` has any."""
         return bool(self._failures)
 

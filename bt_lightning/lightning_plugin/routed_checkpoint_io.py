@@ -22,7 +22,7 @@ from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.restore.live_objects import LiveObjects
-from bt_lightning.session.bt_and_evicted_paths import remember
+from bt_lightning.session.bt_and_evicted_paths import register_store_paths
 from bt_lightning.session.checkpoint_paths import (
     is_committed,
     is_url,
@@ -105,7 +105,7 @@ class RoutedCheckpointIO(CheckpointIO):
             weights_only = self.own_weights_only if self.is_ours(path) else self.weights_only
         saves = self.session.saves
         if saves is not None and self.is_ours(path):
-            saves.settle(self._id(self._place(path)))
+            saves.wait_for(self._id(self._place(path)))
         if is_bt(path):
             return self.ours.load_checkpoint(path, map_location, weights_only)
         if str(path) not in self.away.pins and is_committed(path):
@@ -177,9 +177,9 @@ class RoutedCheckpointIO(CheckpointIO):
         """Rank 0: what a path is, and where in the store each rank is to read it."""
         if path is None:
             return ResumedFrom(), None
-        pin = self.ours.bt.look(path) if is_bt(path) else self.away.pins.get(path)
+        pin = self.ours.bt.find(path) if is_bt(path) else self.away.pins.get(path)
         if pin is None and self.is_ours(path):
-            pin = self.away.away(path)
+            pin = self.away.find_if_not_local(path)
         if pin is not None:
             return ResumedFrom(pin.digest, stored=True), pin
         if (place := reader_of_url(path)) is not None:
@@ -217,5 +217,5 @@ def install_io(
     ours.writer.live_objects = LiveObjects(
         (trainer.lightning_module, getattr(trainer, "datamodule", None))
     )
-    remember(source)
+    register_store_paths(source)
     return routed

@@ -136,7 +136,7 @@ class SaveBoundary(Checkpoint):
     def _part(self, company: FitRanks) -> None:
         """No rank leaves a fit before rank 0 does, and all end alike."""
         with self.signals.held():
-            self.ends = company.part(lambda: self.signals.told is not None)
+            self.ends = company.end_fit(lambda: self.signals.told is not None)
         if self.ends and self.signals.told is None:  # another rank was
             self.signals.told = ReceivedSignal(signal.SIGTERM, time.monotonic())
 
@@ -171,21 +171,21 @@ class SaveBoundary(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._places = compat.validation_places(trainer)
         if self._session is not None:
-            self._session.rhythm.validation(time.monotonic(), begins=True)
+            self._session.timings.validation(time.monotonic(), begins=True)
 
     @override
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         if self._session is not None:
-            self._session.rhythm.validated()
+            self._session.timings.validation_batch_ended()
         self._position = (self._position[0], self._position[1] + 1)
         self._reach(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._session is not None:
-            self._session.rhythm.validation(time.monotonic(), begins=False)
+            self._session.timings.validation(time.monotonic(), begins=False)
         self._position = (self._position[0], VALIDATED)
         self._reach(trainer)
 
@@ -194,7 +194,7 @@ class SaveBoundary(Checkpoint):
         self._position = (self._position[0], _EPOCH_END)
         self._reach(trainer)
         if self._session is not None:
-            self._session.rhythm.paused(time.monotonic())
+            self._session.timings.exclude_until(time.monotonic())
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -235,7 +235,7 @@ class SaveBoundary(Checkpoint):
                 self.reason = None
         requeue, self.signals.requeue = self.signals.requeue, None
         if self._pace is not None:
-            self._pace.answered(time.monotonic(), saved=word == "save")
+            self._pace.note_decision(time.monotonic(), saved=word == "save")
         if wish != "stop":
             self._agreement.done()
         if wish == "requeue" or word == "requeue":
@@ -272,14 +272,14 @@ class SaveBoundary(Checkpoint):
 
         word: Word = "finish"
         while word == "finish":
-            session.pump(0.0)
+            session.process_events(0.0)
             under_way = session.saves.saver.pending() if session.saves is not None else 0
             if wish == "save":
                 batch = self._position[1] == 0
                 if later_s == 0 and not under_way and not self._covered(session):
                     return "save", until
                 return ("later" if batch and until[0] > self._position[0] else "leave"), until
-            save_s = session.rhythm.save_s
+            save_s = session.timings.save_s
             word = judge(
                 Situation(
                     left_s=left_s(),
@@ -292,7 +292,7 @@ class SaveBoundary(Checkpoint):
                 )
             )
             if word == "finish":
-                session.settle_saves(lambda: rest_s(left_s()))
+                session.wait_for_saves(lambda: rest_s(left_s()))
         if wish == "stop" and self.signals.requeue is not None and not self._requeued:
             kept = word == "save" or (later_s == 0 and self._covered(session))
             word = "requeue" if kept else word
@@ -301,21 +301,21 @@ class SaveBoundary(Checkpoint):
     def _exact_in(self, trainer: Trainer, session: WriterSession) -> tuple[float | None, Position]:
         """When, and at which boundary, to ask again for a state that resumes exactly."""
         batches, place = self._position
-        rhythm = session.rhythm
+        timings = session.timings
         if place == _EPOCH_END:
             return 0.0, self._position
         last = compat.is_last_batch(trainer)
         if place == VALIDATED:
-            return (rhythm.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
+            return (timings.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
         if place > 0:
             total = sum(trainer.num_val_batches)
-            return rhythm.rest_of_validation_s(time.monotonic(), total), (batches, place + 1)
+            return timings.rest_of_validation_s(time.monotonic(), total), (batches, place + 1)
         missing = compat.batches_to_step(trainer)
         if missing:
-            return missing * rhythm.step_s, (batches + 1, 0)
+            return missing * timings.step_s, (batches + 1, 0)
         if compat.validation_is_due(trainer):
-            return rhythm.validation_s, (batches, 1)
-        return (rhythm.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
+            return timings.validation_s, (batches, 1)
+        return (timings.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
 
     @property
     def _taken(self) -> int:
@@ -332,9 +332,9 @@ class SaveBoundary(Checkpoint):
             return
         now, taken = time.monotonic(), saves.taken - self._measured
         self._measured = saves.taken
-        session.rhythm.batch(now, taken, busy=saves.saver.pending() > 0)
+        session.timings.batch_ended(now, taken, busy=saves.saver.pending() > 0)
         if self._pace is not None:
-            self._pace.look(now, session.rhythm, taken=taken)
+            self._pace.update(now, session.timings, taken=taken)
 
     def _died(self, told: ReceivedSignal) -> None:
         """A signal ends the process before its first batch."""

@@ -16,7 +16,7 @@ from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.compat_logger_artifacts import wait_no_more, wait_with
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.logger_artifacts_after_commit import LoggerArtifacts
-from bt_lightning.session.manifest_facts import versions
+from bt_lightning.session.manifest_facts import package_versions
 from bt_lightning.snapshot.size_estimate import alias_large_groups, state_size
 from bt_lightning.snapshot.state_files import encode_early
 
@@ -210,7 +210,7 @@ def open_saves(
     """Every rank, when the fit starts: let the rank that writes save by snapshots."""
     if session.writer is not None:
         compat.warm_dump()
-        versions()  # reads files, once
+        package_versions()  # reads files, once
     saves = session.begin(
         lambda: trainer.optimizers,
         lambda record: log_metrics(trainer, record),

@@ -1,4 +1,7 @@
-"""The agreement of the ranks of a fit, without a collective: threads that drive `rounds`."""
+"""Agreement of the ranks on the boundary at which all save or stop, without a collective.
+
+A thread on each rank runs the rules of `rank_protocol` through the process group's key-value store.
+"""
 
 from __future__ import annotations
 
@@ -24,40 +27,41 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.2
 _ANSWER_S = 0.005
 _PROMISE_S = 0.5
-"""The promise of a save lies so far ahead that training rarely comes to it before the word."""
+"""Seconds of training ahead at which a rank proposes to save, so that it rarely has to wait."""
 _JOIN_S = 60.0
 _LAST_S = 30.0
 
 
 class SingleRankAgreement:
-    """The agreement of a single process."""
+    """The agreement of a run with one rank."""
 
     def __init__(self, wish: Callable[[], Request | None]) -> None:
         self._wish = wish
         self._until: Position = (0, 0)
 
     def due(self, position: Position, room: int = 0, places: int = 0) -> Request | None:  # noqa: ARG002
-        """What is to be done at this boundary."""
+        """What to do at this boundary; None for nothing."""
         wish = self._wish()
         return wish if wish is not None and position >= self._until else None
 
     def word(self, _: Position, judge: Callable[[], tuple[Word, Position]]) -> Word:
-        """What `judge` says; a `later` one is asked for again at the position that it names."""
+        """The decision of `judge`; after `later` it is asked again at the position it returned."""
         word, self._until = judge()
         return word
 
     def done(self) -> None:
-        """The wish is fulfilled."""
+        """Note that the wish is fulfilled."""
         self._until = (0, 0)
 
     def close(self) -> None:
-        """The training is over."""
+        """Do nothing: there is no other rank."""
 
 
 class RankAgreement:
-    """The agreement of one rank among several; made by each of them in the same order.
+    """One rank's part in the agreement; every rank creates it in the same order.
 
-    `due`, `word`, `done` and `close` are called on the training thread.
+    `due`, `word`, `done` and `close` are called on the training thread. `wish` returns what this
+    rank wants (a save, a stop, or nothing); it is called on both threads.
     """
 
     def __init__(self, peers: RankExchange, name: str, wish: Callable[[], Request | None]) -> None:
@@ -76,13 +80,13 @@ class RankAgreement:
         self._thread.start()
 
     def due(self, position: Position, room: int = 0, places: int = 0) -> Request | None:
-        """What is to be done at this boundary; microseconds when nothing is.
+        """What to do at this boundary; None for nothing, which takes microseconds.
 
-        `room` says how many batches follow with nothing but batches between them; `places` how
-        many batches a validation of this rank has, 0 if that is not certain.
+        `room` is the number of batches that follow without another kind of boundary; `places` the
+        number of batches of a validation on this rank, 0 if unknown.
 
         Raises:
-            RankLostError: a rank is gone that is needed, or does not answer.
+            RankLostError: a rank that is needed is gone or does not answer.
         """
         now, member = time.monotonic(), self._member
         with self._changed:
@@ -104,7 +108,7 @@ class RankAgreement:
             return member.asked if what == "act" else None
 
     def word(self, _: Position, judge: Callable[[], tuple[Word, Position]]) -> Word:
-        """What rank 0's `judge` says of this boundary, on every rank.
+        """The decision of rank 0's `judge` for this boundary, on every rank.
 
         Raises:
             RankLostError: rank 0 is gone.
@@ -127,19 +131,19 @@ class RankAgreement:
         return "leave"
 
     def done(self) -> None:
-        """The wish is fulfilled on this rank, and training goes on: the next may be asked for."""
+        """Note that the wish is fulfilled on this rank and training continues."""
         with self._changed:
             self._member.done()
 
     def close(self) -> None:
-        """The training is over: no other rank shall wait for this one; idempotent."""
+        """End the thread, and tell the other ranks not to wait for this one; idempotent."""
         if self._closed.is_set():
             return
         self._closed.set()
         self._thread.join(_JOIN_S)
         if self._failure is not None:
             return
-        with contextlib.suppress(RuntimeError):  # the store went with rank 0: nobody waits
+        with contextlib.suppress(RuntimeError):  # the store ended with rank 0: no rank waits
             for op in self._member.over():
                 self._peers.run(op)
             if awaited := self._member.awaited:
@@ -169,7 +173,7 @@ class RankAgreement:
         return _POLL_S if member.asked is None or member.goal is not None else _ANSWER_S
 
     def _look(self) -> None:
-        """All operations until the member rests."""
+        """Run the operations that the rules want next, until there is none."""
         while not self._closed.is_set():
             with self._changed:
                 op = self._member.next_op(self._wish())

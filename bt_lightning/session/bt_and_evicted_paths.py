@@ -1,6 +1,6 @@
-"""What paths mean that lead to a store: one store, and one answer for all ranks.
+"""Resolves paths whose checkpoints are read from the store, the same on all ranks.
 
-Those are `bt://` paths, and paths of the checkpoint directory whose copies made room for others.
+These are `bt://` URLs, and paths in the checkpoint directory whose local copies were evicted.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from bt_lightning.uri import is_bt
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The one checkpoint that a `bt://` path means in a run."""
+    """The checkpoint that a path was resolved to."""
 
     base: str
     """Key prefix of its files in the store."""
     digest: str
-    """Of its manifest."""
+    """Digest of its manifest."""
 
 
 @dataclass
 class StorePaths:
-    """The store that `bt://` paths are looked up in, and what they were found to mean.
+    """The store in which paths are looked up, and the checkpoints that the ranks agreed on.
 
-    Holds plain values only: it travels to spawned ranks.
+    Has plain values only, since it is pickled for spawned ranks.
     """
 
     store: str | None = field(default=None, repr=False)
-    """Its URL; None for `$BT_STORE_URL`."""
+    """URL of the store; None for `$BT_STORE_URL`."""
     storage_options: dict[str, object] = field(default_factory=dict, repr=False)
     pins: dict[str, Pin] = field(default_factory=dict)
-    """What the ranks agreed on, until it is read."""
+    """Path -> checkpoint that the ranks agreed on; removed when it is read."""
     root: Path | None = None
-    """A checkpoint directory, of whose checkpoints the store may have the only copy."""
+    """A checkpoint directory whose checkpoints may be in the store only."""
     prefix: str = ""
-    """Key prefix of those in the store."""
+    """Key prefix of the checkpoints of `root` in the store."""
 
-    def look(self, path: str) -> Pin:
-        """Find what `path` means now.
+    def find(self, path: str) -> Pin:
+        """Find the checkpoint that `path` means at this moment.
 
         Raises:
-            InvalidSettingError: it is no `bt://` URL, or there is no store.
+            InvalidSettingError: it is no valid `bt://` URL, or there is no store.
             CheckpointNotFoundError: there is no such checkpoint.
             CheckpointCorruptError: its manifest is damaged.
-            StoreError: the store refused.
+            StoreError: the store failed.
         """
         if not is_bt(path):
-            return self._look_away(path)
+            return self._find_evicted(path)
         found = find_checkpoint(open_bt_store(self.store, self.storage_options), path)
         return Pin(found.location.base, found.manifest.digest)
 
-    def _look_away(self, path: str) -> Pin:
-        """What the store has of the checkpoint that had, or would have, that path on the disk."""
-        checkpoint_id = self.id_of(path)
+    def _find_evicted(self, path: str) -> Pin:
+        """The stored checkpoint whose local copy has, or had, this path."""
+        checkpoint_id = self.checkpoint_id_of(path)
         if checkpoint_id is None or self.store is None:
             msg = f"Checkpoint file not found: {path}"
             raise CheckpointNotFoundError(msg)
@@ -71,72 +71,76 @@ class StorePaths:
         if found is None:
             msg = f"Checkpoint file not found: {path}, nor in {store.name}/{self.prefix}"
             raise CheckpointNotFoundError(msg)
-        place = StoreReader(store, self.prefix, found[0])
-        return Pin(under(self.prefix, found[0]), place.manifest.digest)
+        reader = StoreReader(store, self.prefix, found[0])
+        return Pin(under(self.prefix, found[0]), reader.manifest.digest)
 
-    def id_of(self, path: str) -> str | None:
-        """The id that a local path means in our directory; None if it leads elsewhere."""
+    def checkpoint_id_of(self, path: str) -> str | None:
+        """The checkpoint id of a local path in `root`; None for a path elsewhere."""
         if self.root is None or "://" in path:
             return None
-        place = Path(path).absolute()
-        place = place.resolve() if place.is_symlink() else place.parent.resolve() / place.name
+        local = Path(path).absolute()
+        local = local.resolve() if local.is_symlink() else local.parent.resolve() / local.name
         try:
-            return check_checkpoint_id(place.relative_to(self.root).as_posix())
+            return check_checkpoint_id(local.relative_to(self.root).as_posix())
         except (ValueError, InvalidSettingError):
             return None
 
     def pin(self, path: str, folder: str, digest: str) -> None:
-        """The next `place` of `path` is this folder of the store."""
+        """Let the next `reader` of `path` read this folder of the store."""
         self.pins[path] = Pin(under(self.prefix, folder), digest)
 
-    def away(self, path: str) -> Pin | None:
-        """What the store has of a path that is not on this disk; None if it is, or is nowhere.
+    def find_if_not_local(self, path: str) -> Pin | None:
+        """The stored checkpoint of a path that is not on this disk; None if it is, or if none is.
 
-        Raises as `look`, but for what is nowhere: who loads it says so.
+        Raises as `find`, except `CheckpointNotFoundError`: the load raises that.
         """
         with contextlib.suppress(CheckpointNotFoundError):
-            return None if Path(path).exists() else self.look(path)
+            return None if Path(path).exists() else self.find(path)
         return None
 
     def reader(self, path: str) -> StoreReader:
-        """Where the checkpoint at `path` is read from.
+        """A reader of the stored checkpoint at `path`.
 
         Raises:
             CheckpointNotFoundError: there is none, or it was replaced since the ranks agreed.
-            InvalidSettingError, CheckpointCorruptError, StoreError: as `look`.
+            InvalidSettingError, CheckpointCorruptError, StoreError: as `find`.
         """
-        pin = self.pins.pop(path, None) or self.look(path)
-        place = StoreReader(open_bt_store(self.store, self.storage_options), "", pin.base)
-        if place.manifest.digest != pin.digest:
+        pin = self.pins.pop(path, None) or self.find(path)
+        reader = StoreReader(open_bt_store(self.store, self.storage_options), "", pin.base)
+        if reader.manifest.digest != pin.digest:
             msg = f"{path} was replaced in the store while it was read: start again"
             raise CheckpointNotFoundError(msg)
-        return place
+        return reader
 
 
-_OPEN: dict[Path, StorePaths] = {}
-"""By checkpoint directory: what a Trainer of this process was given."""
+_REGISTERED: dict[Path, StorePaths] = {}
+"""Checkpoint directory -> the store of a Trainer of this process that uses it."""
 
 
-def remember(source: StorePaths) -> None:
-    """Let `source_of` find this source, for those who load without a Trainer."""
+def register_store_paths(source: StorePaths) -> None:
+    """Let `store_paths_for` find this one, for loads without a Trainer."""
     if source.root is not None:
-        _OPEN[source.root] = source
+        _REGISTERED[source.root] = source
 
 
-def source_of(path: str) -> StorePaths | None:
-    """Whose directory a local path that is not there lies in; None if in none that has a store.
+def store_paths_for(path: str) -> StorePaths | None:
+    """The store of the checkpoint directory that has a missing local path; None if there is none.
 
-    Of a Trainer of this process, else of the environment: `BT_CHECKPOINT_DIR`, `BT_STORE_URL`.
+    Considers the Trainers of this process, then `BT_CHECKPOINT_DIR` and `BT_STORE_URL`.
     """
     if "://" in path or Path(path).exists():
         return None
-    for source in (*_OPEN.values(), _of_environment()):
-        if source is not None and source.store is not None and source.id_of(path) is not None:
+    for source in (*_REGISTERED.values(), _from_environment()):
+        if (
+            source is not None
+            and source.store is not None
+            and source.checkpoint_id_of(path) is not None
+        ):
             return source
     return None
 
 
-def _of_environment() -> StorePaths | None:
+def _from_environment() -> StorePaths | None:
     settings = Settings.from_environ(os.environ)
     if settings.checkpoint_dir is None or settings.store_url is None:
         return None

@@ -1,4 +1,4 @@
-"""Where a path of a checkpoint leads: to this disk or to a store, and what is there."""
+"""Classifies checkpoint paths (local, URL, temporary) and opens readers of URLs."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 _WEB = ("http://", "https://")
 _TEMPORARY = re.compile(r"\.(lr_find_.*|scale_batch_size_.*|temp)\.ckpt")
-"""What Lightning's Tuner, and its launchers of processes, save and load again and remove."""
+"""Temporary files of Lightning's Tuner and process launchers, which save, load and remove them."""
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether `path` is a URL of anything but the local disk."""
+    """Whether `path` is a URL that does not name the local disk."""
     return isinstance(path, str) and "://" in path and not path.startswith(("file://", "local://"))
 
 
 def is_temporary(path: str | Path) -> bool:
-    """Whether Lightning named `path` for a moment: its own IO is for that."""
+    """Whether `path` is a temporary file of Lightning's, which its own IO writes and reads."""
     return _TEMPORARY.fullmatch(str(path).rpartition("/")[2]) is not None
 
 
 def split_checkpoint_url(url: str) -> tuple[str, str]:
-    """The URL of the folder that holds `url`, and the last part of it.
+    """The URL of the parent folder of `url`, and the last component.
 
     Raises:
-        ReadOnlyError: it is a `bt://` URL, under which nothing can be written or deleted.
+        ReadOnlyError: it is a `bt://` URL, which is read-only.
     """
     if is_bt(url):
         msg = f"{url} is for reading: save to a path, or to the store's own URL"
@@ -58,7 +58,7 @@ def split_checkpoint_url(url: str) -> tuple[str, str]:
 
 
 def local_path(path: str | Path) -> Path:
-    """The absolute path of a local checkpoint; symbolic links stay what they are."""
+    """The absolute path of a local checkpoint; symbolic links are not resolved."""
     text = str(path)
     return Path(
         text.partition("://")[2] if text.startswith(("file://", "local://")) else text
@@ -66,39 +66,39 @@ def local_path(path: str | Path) -> Path:
 
 
 def url_reader(url: str) -> StoreReader | None:
-    """Where the checkpoint at `url` is read from; None if none is committed there.
+    """A reader of the committed checkpoint at `url`; None if there is none.
 
     Raises:
-        InvalidSettingError: no fsspec filesystem serves it.
+        InvalidSettingError: no fsspec filesystem has this protocol.
         StoreTransientError: the store did not answer.
     """
     if "::" in url:
-        return None  # a chain of filesystems: nothing is committed through one
+        return None  # checkpoints are never committed through a chain of filesystems
     if url.startswith(_WEB):
-        return _served_place(url)
+        return _http_reader(url)
     parent, name = split_checkpoint_url(url)
     store = RetryingStore(open_store(parent))
     try:
         found = newest_folder(store, "", name)
     except StorePermanentError:
-        return None  # who may not list may still read a stock file
+        return None  # without permission to list, a stock file may still be readable
     return None if found is None else StoreReader(store, "", found[0])
 
 
 def reader_of_url(path: str | Path) -> StoreReader | None:
-    """As `url_reader`, of any path; None as well where nobody of ours knows what it names."""
+    """As `url_reader`, for any path; None also for a local path and for an unknown protocol."""
     if is_bt(path) or not is_url(path):
         return None
     try:
         return url_reader(str(path))
     except InvalidSettingError:
-        return None  # Lightning's own words say why
+        return None  # Lightning's own error explains it
 
 
-def _served_place(url: str) -> StoreReader | None:
-    """The same of a web server, which is asked for that very folder: a listing may be a whole site.
+def _http_reader(url: str) -> StoreReader | None:
+    """As `url_reader`, for a web server: reads the manifest in the folder, without a listing.
 
-    Where it does not answer as one that has a manifest there, the file's own reader speaks.
+    None if the server has no manifest there; then the URL is read as a stock file.
     """
     if "?" in url or "#" in url:
         return None
@@ -109,7 +109,7 @@ def _served_place(url: str) -> StoreReader | None:
     except StoreError:
         return None
     if data is None or not data.lstrip().startswith(b"{"):
-        return None  # some answer any name with a page
+        return None  # some servers answer any name with an HTML page
     return StoreReader(RetryingStore(store), "", name, listed=False)
 
 
@@ -128,7 +128,7 @@ def is_committed(path: str | Path) -> bool:
 
 
 def unwritten_error(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:
-    """The error of a save that the disk refused: what happened, with numbers, and what to do."""
+    """The error of a save that could not be written to the disk, with advice."""
     try:
         free = f"{shutil.disk_usage(root).free:,} bytes free"
     except OSError:

@@ -1,4 +1,4 @@
-"""How a state dictionary becomes a committed directory: its files, its facts, its commit."""
+"""Writes a state dictionary as a committed checkpoint directory, with facts for its manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest, ManifestFacts
 from bt_lightning.path_layout import WEIGHTS, check_checkpoint_id
 from bt_lightning.session.checkpoint_paths import unwritten_error
-from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, versions
+from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, package_versions
 from bt_lightning.session.serving_files import ServingFiles
 from bt_lightning.session.unsafe_state_warnings import unsafe_state_warnings
 from bt_lightning.snapshot.class_allowlist import ClassTable
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from bt_lightning.restore.live_objects import LiveObjects
 
 EXTRA = "bt_lightning"
-"""Key of the state dictionary under which this package keeps what is its own."""
+"""Key of the state dictionary for this package's own entries."""
 
 
 class CheckpointWriter:
-    """Used by the rank that writes, on its training thread.
+    """Writes checkpoints; used on the training thread of the rank that writes.
 
     Args:
-        allowed: gives classes and functions, beyond the built-in ones, that loading may rebuild.
+        allowed: returns classes and functions, besides the built-in ones, that loads may restore.
     """
 
     def __init__(self, allowed: Callable[[], tuple[object, ...]] = tuple) -> None:
         self._allowed = allowed
         self.serving = ServingFiles()
-        """What is written besides the checkpoint, for those who serve it."""
+        """Files that are added to each checkpoint for model serving."""
         self.origin: dict[str, Any] = {}
-        """Facts for the manifest that a state dictionary does not hold."""
+        """Facts for the manifest that are not in a state dictionary."""
         self.live_objects: LiveObjects | None = None
-        """What the process holds by itself, so that it need not come from a checkpoint."""
+        """Objects of the process that a restart can use instead of unpickling."""
         self.trusted = False
-        """Whether a restart of this job will unpickle what its checkpoints hold."""
+        """Whether a restart of this job will unpickle its checkpoints."""
         self._warned = False
 
     def save(
@@ -54,12 +54,15 @@ class CheckpointWriter:
         final: Path,
         root: Path,
         after: int = 0,
-        room: Callable[[int], None] = lambda _: None,
+        make_room: Callable[[int], None] = lambda _: None,
     ) -> Manifest:
-        """Commit `checkpoint` as the directory `final` under `root`; the next generation of its id.
+        """Commit `checkpoint` as the directory `final` under `root`, and return its manifest.
 
-        That is one more than `final` holds now, and more than `after`. `room` is called with the
-        bytes that it will take, before any is written.
+        Its generation is greater than that of `final` and than `after`. `make_room` is called with
+        the needed bytes before anything is written.
+
+        Raises:
+            DirectoryUnusableError: the disk is full or failed.
         """
         checkpoint_id = check_checkpoint_id(final.relative_to(root).as_posix())
         snapshot = self.take(checkpoint)
@@ -69,28 +72,32 @@ class CheckpointWriter:
             number = 1 + max(after, _generation(final))
             return facts.manifest(checkpoint_id, number, entries)
 
-        room(planned(snapshot.sizes))
+        make_room(planned(snapshot.sizes))
         try:
             return commit(final, root, snapshot.files, describe)
         except OSError as error:
             raise unwritten_error(checkpoint_id, root, error) from error
 
-    def take(self, checkpoint: dict[str, Any], memory: EncodingCache | None = None) -> Snapshot:
-        """Lay out `checkpoint` as files, those for serving included; copies no tensor."""
+    def take(self, checkpoint: dict[str, Any], cache: EncodingCache | None = None) -> Snapshot:
+        """Lay out `checkpoint` and the serving files; copies no tensor."""
         serving = self.serving
-        snapshot = lay_out_files(checkpoint, serving.weights_prefix, memory, serving.tensors())
+        snapshot = lay_out_files(checkpoint, serving.weights_prefix, cache, serving.tensors())
         snapshot.small_files.update(serving.constant)
         self._warn_once(snapshot)
         return snapshot
 
     def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> ManifestFacts:
-        """What the manifest says of `checkpoint`, without its files and generation."""
+        """The manifest's facts about `checkpoint`, without files and generation."""
         return ManifestFacts(
             step=first_count(checkpoint, *STEPS),
             epoch=first_count(checkpoint, *EPOCHS),
             created_at=datetime.now(timezone.utc).isoformat(),
             metrics=_extra(checkpoint, "metrics"),
-            origin={**self.origin, "versions": dict(versions()), **_extra(checkpoint, "origin")},
+            origin={
+                **self.origin,
+                "versions": dict(package_versions()),
+                **_extra(checkpoint, "origin"),
+            },
             resumable="optimizer_states" in checkpoint,
             weights_prefix=(
                 self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
@@ -99,7 +106,7 @@ class CheckpointWriter:
         )
 
     def _warn_once(self, snapshot: Snapshot) -> None:
-        """At the first save, say what a restart and other loads will need."""
+        """At the first save, warn about state that a load cannot restore by default."""
         if self._warned:
             return
         self._warned = True
@@ -117,7 +124,7 @@ def _generation(final: Path) -> int:
 
 
 def _extra(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What `BTLightning` added under `name`, if it did."""
+    """The entries that `BTLightning` added under `name`, if any."""
     extra = checkpoint.get(EXTRA)
     found = extra.get(name) if isinstance(extra, dict) else None
     return dict(found) if isinstance(found, dict) else {}

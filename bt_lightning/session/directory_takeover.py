@@ -1,4 +1,4 @@
-"""A checkpoint directory passes from one run to the next: proved, free of commits, swept."""
+"""Takes over a checkpoint directory when a run starts: checks, waits for commits, cleans up."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ log = logging.getLogger(__name__)
 
 
 def take_over(root: Path, limit_s: float, *, stored: bool) -> None:
-    """Make `root` this run's: an earlier one's worker may commit there for `limit_s` yet.
+    """Prepare `root` for this run; wait up to `limit_s` seconds for commits of an earlier worker.
 
-    A full one is taken if what is saved may go to a store (`stored`). Called in the training
-    process of the rank that writes.
+    A full directory is accepted if there is a store (`stored`), since saves may go there. Called in
+    the training process of the rank that writes.
 
     Raises:
-        DirectoryUnusableError: it cannot be written, or another run keeps it. Says what to do.
+        DirectoryUnusableError: it is not writable, or another run still uses it.
+        DirectoryFullError: it is full, and there is no store.
     """
     full = False
     try:
         check_root(root)
-    except DirectoryFullError:  # an earlier run may just be making room
+    except DirectoryFullError:  # an earlier run may be deleting files
         full = True
     with directory_errors(root):
         free = wait_for_commits(root, limit_s)
@@ -47,14 +48,14 @@ def take_over(root: Path, limit_s: float, *, stored: bool) -> None:
 
 
 def _full_root(root: Path, *, stored: bool) -> None:
-    """Try a full directory again; with a store, saves will make room, or go there.
+    """Check a full directory again; with a store, saves free space or go to the store.
 
     Raises:
-        DirectoryFullError: it is full still, and there is no store.
+        DirectoryFullError: it is still full, and there is no store.
     """
     try:
         check_root(root)
     except DirectoryFullError as error:
         if not stored:
             raise
-        log.warning("going on with the store: %s", error)
+        log.warning("saving to the store only: %s", error)

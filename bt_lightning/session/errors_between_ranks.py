@@ -1,4 +1,4 @@
-"""Errors that cross from one rank to the others, and those that a user may turn into warnings."""
+"""Makes errors picklable for other ranks, and recognises those that `on_error` may downgrade."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from bt_lightning.errors import (
 
 
 def is_save_failure(error: CheckpointError) -> bool:
-    """Whether a save failed that the user has no say in: neither an upload nor want of room."""
+    """Whether the error is a failed save for another reason than an upload or a full disk."""
     full = isinstance(error, DirectoryFullError)
     kinds = DirectoryUnusableError | SaveTimeoutError | TornSnapshotError
     return isinstance(error, kinds) and not full
 
 
 def portable(error: Exception) -> Exception:
-    """`error`, or one of ours that says the same if it would not survive the way to other ranks."""
+    """`error`, or a `CheckpointError` with its text if it cannot be pickled for other ranks."""
     try:
-        return error if isinstance(pickle.loads(pickle.dumps(error)), type(error)) else _said(error)
+        return (
+            error
+            if isinstance(pickle.loads(pickle.dumps(error)), type(error))
+            else _as_checkpoint_error(error)
+        )
     except Exception:  # noqa: BLE001 - user classes fail in any way
-        return _said(error)
+        return _as_checkpoint_error(error)
 
 
-def _said(error: Exception) -> CheckpointError:
+def _as_checkpoint_error(error: Exception) -> CheckpointError:
     return CheckpointError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""The other ranks of a fit, as this one deals with them: from `setup` until it leaves."""
+"""Communication with the other ranks during one fit, from `setup` to teardown."""
 
 from __future__ import annotations
 
@@ -17,55 +17,55 @@ if TYPE_CHECKING:
 
 
 class FitRanks:
-    """Made by every rank at the same moment, when the process group is there."""
+    """The other ranks of one fit; every rank creates it when the process group exists."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._peers = RankExchange(ranks) if ranks.world_size > 1 else None
-        self._farewell: FitEnd | None = None
-        self._ends_well = False
+        self._fit_end: FitEnd | None = None
+        self._ends_as_agreed = False
 
     def begin(self) -> None:
-        """Every rank: the fit starts."""
+        """Called by every rank when the fit starts."""
         lost = self._peers.lost if self._peers is not None else None
-        self._farewell = FitEnd(self._ranks, lost)
+        self._fit_end = FitEnd(self._ranks, lost)
 
     def agreement(self, wish: Callable[[], Request | None]) -> SingleRankAgreement | RankAgreement:
-        """Every rank: the training starts."""
+        """Called by every rank when training starts: the agreement on where to save or stop."""
         if self._peers is None:
             return SingleRankAgreement(wish)
         return RankAgreement(self._peers, next_key("agreement"), wish)
 
     def exchange(self, payload: bytes, left_s: Callable[[], float]) -> list[bytes] | None:
-        """Every rank, in a save: bring a payload of each to rank 0; None on the others.
+        """Called by every rank in a save: the payloads of all ranks on rank 0, None on the others.
 
         Raises:
-            RankLostError: a rank is gone, or comes too late: half an hour, or `left_s`.
+            RankLostError: a rank is gone, or did not send within half an hour or `left_s` seconds.
         """
         return [payload] if self._peers is None else self._peers.exchange(payload, left_s)
 
     def agreed(self) -> None:
-        """All ranks end here, as they agreed: what this one raises is no failure."""
-        self._ends_well = True
+        """Note that all ranks agreed to end here: an exception of this rank is no failure."""
+        self._ends_as_agreed = True
 
     def fail(self, error: BaseException) -> None:
-        """Any rank: an exception ends the fit; no other rank shall wait for this one."""
-        if self._peers is not None and not self._ends_well:
+        """Called by a rank whose fit ends with an exception: the others do not wait for it."""
+        if self._peers is not None and not self._ends_as_agreed:
             self._peers.leave(error)
 
-    def part(self, is_told: Callable[[], bool]) -> bool:
-        """Every rank, with nothing left to do: no rank leaves a fit before rank 0 does.
+    def end_fit(self, is_signalled: Callable[[], bool]) -> bool:
+        """Called by every rank as its last step: wait for rank 0.
 
-        Whether all end by a signal.
+        Returns whether all ranks end by a signal.
         """
-        farewell, self._farewell = self._farewell, None
-        if farewell is None:
+        fit_end, self._fit_end = self._fit_end, None
+        if fit_end is None:
             return False  # the fit did not begin
         if self._peers is None or self._peers.rank == 0:
-            return farewell.say(told=is_told())
-        return farewell.hear(is_told)
+            return fit_end.announce(signalled=is_signalled())
+        return fit_end.wait_for_rank_0(is_signalled)
 
     def close(self) -> None:
-        """This rank leaves the fit."""
+        """Close the connections to the other ranks."""
         if self._peers is not None:
             self._peers.close()

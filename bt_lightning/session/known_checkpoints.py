@@ -1,4 +1,4 @@
-"""What the training process knows of its checkpoints, wherever they lie."""
+"""The committed checkpoints that the training process knows, on the disk or in the store."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ if TYPE_CHECKING:
 
 
 class KnownCheckpoints:
-    """Generations of ids that are committed, on the disk or in the store; training thread only."""
+    """Committed generations by checkpoint id; used on the training thread only."""
 
     def __init__(self) -> None:
-        self._found: dict[str, dict[str, int]] = {}
+        self._generations: dict[str, dict[str, int]] = {}
 
     def __contains__(self, checkpoint_id: str) -> bool:
-        return checkpoint_id in self._found
+        return checkpoint_id in self._generations
 
     def __bool__(self) -> bool:
-        """Whether anything is."""
-        return bool(self._found)
+        """Whether any checkpoint is known."""
+        return bool(self._generations)
 
     def add(self, manifest: Manifest) -> None:
-        """A generation of an id is committed."""
-        self._found.setdefault(manifest.checkpoint_id, {})[manifest.digest] = manifest.generation
+        """Add a committed generation."""
+        self._generations.setdefault(manifest.checkpoint_id, {})[manifest.digest] = (
+            manifest.generation
+        )
 
     def generation(self, checkpoint_id: str) -> int:
-        """The newest generation of an id; 0 if there is none."""
-        return max(self._found.get(checkpoint_id, {}).values(), default=0)
+        """The newest known generation of an id; 0 if there is none."""
+        return max(self._generations.get(checkpoint_id, {}).values(), default=0)
 
     def drop(self, manifest: Manifest) -> None:
-        """One generation of an id is to go."""
-        digests = self._found.get(manifest.checkpoint_id, {})
+        """Remove one generation, which will be deleted."""
+        digests = self._generations.get(manifest.checkpoint_id, {})
         digests.pop(manifest.digest, None)
         if not digests:
-            self._found.pop(manifest.checkpoint_id, None)
+            self._generations.pop(manifest.checkpoint_id, None)
 
     def forget(self, checkpoint_id: str) -> list[str]:
-        """Digests of all generations of an id, which is to go."""
-        return list(self._found.pop(checkpoint_id, {}))
+        """Remove an id, which will be deleted, and return the digests of its generations."""
+        return list(self._generations.pop(checkpoint_id, {}))

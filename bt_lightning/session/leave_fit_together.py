@@ -1,4 +1,4 @@
-"""The end of a fit on several ranks: none leaves before rank 0, and all end alike."""
+"""Coordinates the end of a fit: no rank leaves before rank 0, and all end with the same outcome."""
 
 from __future__ import annotations
 
@@ -15,48 +15,50 @@ if TYPE_CHECKING:
 
 
 class FitEnd:
-    """The end of a fit: no rank leaves it before rank 0, and none ends by a signal alone.
+    """The end of one fit: other ranks wait for rank 0, which says whether all end by a signal.
 
-    A rank that goes on early may make the next process group, and would find the key-value store
-    of this one. Made by every rank when the fit begins.
+    A rank that left early could create the next process group and connect to the key-value store of
+    this one. Every rank creates this object when the fit begins.
     """
 
     def __init__(self, ranks: Ranks, lost: Callable[[], str] | None = None) -> None:
-        """`lost` says which rank is gone, if one is: nobody waits for rank 0 then."""
+        """`lost` returns which rank is gone, or an empty string; then no rank waits for rank 0."""
         self._lost = lost
         self._alone = ranks.world_size == 1
         if not self._alone:
-            self._store, label = process_group_store(), next_key("farewell")
-            self._told, self._over = f"{label}/told", f"{label}/over"
+            self._store, label = process_group_store(), next_key("fit_end")
+            self._signalled_key, self._end_key = f"{label}/signalled", f"{label}/ended"
 
-    def say(self, *, told: bool) -> bool:
-        """Rank 0, when it has nothing left to do: whether all end by a signal.
+    def announce(self, *, signalled: bool) -> bool:
+        """Called by rank 0 as its last step; returns whether all ranks end by a signal.
 
-        So they do when rank 0 was told to end by one, or any rank that is at its own end.
+        They do if rank 0 received one (`signalled`), or a rank that already waits here did.
         """
         if self._alone:
-            return told
+            return signalled
         try:
-            told = told or self._store.check([self._told])
-            self._store.set(self._over, "stop" if told else "go")
-        except RuntimeError:  # of torch.distributed: the others are gone, and the store with one
-            return told
-        return told
+            signalled = signalled or self._store.check([self._signalled_key])
+            self._store.set(self._end_key, "stop" if signalled else "go")
+        except RuntimeError:  # of torch.distributed: the rank with the store is gone
+            return signalled
+        return signalled
 
-    def hear(self, is_told: Callable[[], bool], limit: timedelta = DECIDING) -> bool:
-        """Every other rank: wait for rank 0; whether all end by a signal."""
-        said = False
+    def wait_for_rank_0(
+        self, is_signalled: Callable[[], bool], limit: timedelta = DECIDING
+    ) -> bool:
+        """Called by every other rank: wait for rank 0; returns whether all end by a signal."""
+        sent = False
 
-        def look() -> bool:
-            nonlocal said
-            if is_told() and not said:
-                self._store.set(self._told, "")
-                said = True
+        def is_over() -> bool:
+            nonlocal sent
+            if is_signalled() and not sent:
+                self._store.set(self._signalled_key, "")
+                sent = True
             gone = self._lost is not None and bool(self._lost())
-            return gone or bool(self._store.check([self._over]))
+            return gone or bool(self._store.check([self._end_key]))
 
         try:
-            over = poll(look, limit) and self._store.check([self._over])
-            return self._store.get(self._over) == b"stop" if over else is_told()
-        except RuntimeError:  # rank 0 left, and the store with it
-            return is_told()
+            over = poll(is_over, limit) and self._store.check([self._end_key])
+            return self._store.get(self._end_key) == b"stop" if over else is_signalled()
+        except RuntimeError:  # rank 0 has ended, and the store with it
+            return is_signalled()

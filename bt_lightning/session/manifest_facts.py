@@ -1,4 +1,4 @@
-"""Facts for a manifest: counters of a checkpoint dictionary, versions of what made it."""
+"""Reads facts for a manifest: the counters of a checkpoint dictionary, and package versions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 STEPS = ("global_step", "step", "iteration", "iter_num", "step_count", "steps", "iter")
-"""What Lightning, and loops that their users write with Fabric, call the steps that were made."""
+"""Names of the step counter in checkpoints of Lightning and of hand-written loops."""
 EPOCHS = ("epoch", "current_epoch")
 
 
 def first_count(checkpoint: Mapping[str, Any], *names: str) -> int:
-    """The first of these entries that is a whole number of at least 0; else 0."""
+    """The first of these entries that is an integer of at least 0; 0 if there is none."""
     for name in names:
         value = checkpoint.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -26,8 +26,8 @@ def first_count(checkpoint: Mapping[str, Any], *names: str) -> int:
 
 
 @cache  # reading package metadata takes 10 ms
-def versions() -> dict[str, str]:
-    """Of Python, of this package, and of the frameworks that are loaded."""
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of this package, and of the imported frameworks."""
     found = {"python": platform.python_version()}
     for package, module in (
         ("bt-lightning", "bt_lightning"),

@@ -1,4 +1,4 @@
-"""The key-value store of the process group, and the keys that ranks meet at in it."""
+"""Access to the key-value store of the process group, and unique keys for exchanges of ranks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _KEYS: Iterator[str] = map("bt_lightning/{}".format, itertools.count())
-"""Counts the meetings of this process's ranks, the same on each: keys of the store never repeat."""
+"""Prefixes of keys, in the same order on each rank, so that no key is used twice."""
 
 
 def begin_keys(name: str) -> None:
-    """Count anew, under a name that all ranks have: one of them may have missed a meeting."""
+    """Restart the keys under a name that all ranks know: a rank may have skipped an exchange."""
     global _KEYS  # noqa: PLW0603 - a process is one rank
     _KEYS = map(f"bt_lightning/{name}/{{}}".format, itertools.count())
 
 
 def next_key(label: str) -> str:
-    """A key that no two meetings of this process's ranks share, the same on each of them."""
+    """A new key, the same on each rank if all call this in the same order."""
     return f"{next(_KEYS)}/{label}"
 
 
 def process_group_store() -> Any:
-    """The key-value store that the default process group was made with."""
+    """The key-value store of the default process group."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()

@@ -1,9 +1,8 @@
-"""What one rank knows of the others: their words in the process group's key-value store, and ends.
+"""Exchange of bytes between ranks through the process group's key-value store.
 
-The store is asked through a connection of its own, and nothing here waits inside of it: a wait
-holds the connection, and what other threads have to say through it must not wait for that (nor for
-a collective of torch that waits in the store). So a training thread that waits here hears signals,
-and of a rank that is gone.
+It uses its own connection to the store and polls instead of waiting inside it: a wait (also one of
+a torch collective) blocks the connection for other threads. So a training thread that waits here
+still handles signals and notices a rank that is gone.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_S = 1800.0
-"""As long as torch lets a collective take: a rank may be that much slower than the others."""
+"""Longest wait for another rank, the same as torch's timeout for a collective."""
 _SHORTEST_S, _LONG_S = 0.0005, 0.02
 _LOOK_S = 0.2
 _MEET_S = 60.0
 _JOIN_S = 5.0
-"""More than a look and a call take; who still connects then is left alone."""
+"""Longest wait for the thread to end: longer than one poll and one connection attempt."""
 
 
 class RankExchange:
-    """One a fit, made by every rank at the same moment. Of more than one rank.
+    """The exchange of one fit with several ranks; every rank creates it at the same moment.
 
-    All methods but `run` and `lost` are the training thread's.
+    `run` and `lost` may be called on any thread, the other methods on the training thread.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -52,20 +51,22 @@ class RankExchange:
         self._own: Any = None
         self._connected = threading.Event()
         self._host = ranks.host
-        self._gone = ""
+        self._lost_rank = ""
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="bt_lightning peers")
+        self._thread = threading.Thread(
+            target=self._watch_connections, daemon=True, name="bt_lightning peers"
+        )
         self._thread.start()
 
     @property
     def _store(self) -> Any:
-        if not self._connected.wait(_MEET_S):  # not in the connecting itself, which is deaf
+        if not self._connected.wait(_MEET_S):  # connecting itself blocks signals
             msg = f"the key-value store of the process group did not answer for {_MEET_S:.0f} s"
             raise RankLostError(msg)
         return self._own
 
     def run(self, op: Op) -> Answer:
-        """One operation of the store; raises RuntimeError when the store is gone."""
+        """Run one operation on the store; raises RuntimeError when the store is gone."""
         if isinstance(op, Set):
             self._store.set(op.key, op.value)
             return None
@@ -76,18 +77,20 @@ class RankExchange:
         return self.lost()
 
     def lost(self) -> str:
-        """Which rank is gone, and why; empty while none is."""
+        """Which rank is gone and why; empty if none is."""
         key = f"{self._name}/gone"
-        if self._gone:
+        if self._lost_rank:
             if not self._store.check([key]):
-                self._store.set(key, self._gone)  # for those who have no line to that rank
+                self._store.set(key, self._lost_rank)  # only rank 0 is connected to that rank
         elif self._store.check([key]):
-            self._gone = self._store.get(key).decode()
-        return self._gone
+            self._lost_rank = self._store.get(key).decode()
+        return self._lost_rank
 
     def leave(self, error: BaseException) -> None:
-        """This rank ends by an error: nobody shall wait for it."""
-        self._gone = self._gone or f"rank {self.rank} has ended with {type(error).__name__}"
+        """Tell the other ranks that this one ends with an error, so that none waits for it."""
+        self._lost_rank = (
+            self._lost_rank or f"rank {self.rank} has ended with {type(error).__name__}"
+        )
         try:
             if self._connected.is_set():
                 self.lost()
@@ -95,10 +98,10 @@ class RankExchange:
             log.debug("the key-value store of the ranks is gone")
 
     def wait(self, keys: tuple[str, ...], left_s: Callable[[], float] = unlimited) -> None:
-        """Wait until all `keys` are there; `left_s` says how long that may take from now on.
+        """Wait until all `keys` exist; `left_s` returns the seconds left, at most half an hour.
 
         Raises:
-            RankLostError: a rank is gone, or they did not come in that time, or in half an hour.
+            RankLostError: a rank is gone, or the keys did not exist in time.
         """
         wait, began, pause = Await(keys), time.monotonic(), _SHORTEST_S
         while True:
@@ -117,10 +120,10 @@ class RankExchange:
     def exchange(
         self, payload: bytes, left_s: Callable[[], float] = unlimited
     ) -> list[bytes] | None:
-        """Bring one `payload` of each rank to rank 0, in rank order; None on the other ranks.
+        """Send the `payload` of each rank to rank 0: all, in rank order; None on the other ranks.
 
-        No collective: the others leave their bytes in the store and go on; rank 0 waits for them,
-        as it would at the barrier that ends every save.
+        This is no collective: the other ranks put their bytes in the store and continue. Rank 0
+        waits for them, as it would at the barrier at the end of every save.
 
         Raises:
             RankLostError: as `wait`.
@@ -137,7 +140,7 @@ class RankExchange:
         return payloads
 
     def close(self) -> None:
-        """The fit of this rank is over; idempotent."""
+        """End the thread and the connection; idempotent."""
         self._closed.set()
         self._thread.join(_JOIN_S)
 
@@ -150,39 +153,39 @@ class RankExchange:
 
     # the thread
 
-    def _watch(self) -> None:
-        """Hold the line to rank 0, or rank 0's to all."""
-        line: LivenessCaller | LivenessListener | None = None
+    def _watch_connections(self) -> None:
+        """Keep the liveness connection to rank 0, or on rank 0 those to all ranks."""
+        connection: LivenessCaller | LivenessListener | None = None
         try:
             self._connect()
-            line = self._line()
-            while line is not None and not self._closed.is_set():
-                line.look(_LOOK_S)
-                lost = line.lost()
+            connection = self._open_connection()
+            while connection is not None and not self._closed.is_set():
+                connection.poll(_LOOK_S)
+                lost = connection.lost()
                 if lost is not None:
-                    self._gone = self._gone or f"rank {lost} has died"
+                    self._lost_rank = self._lost_rank or f"rank {lost} has died"
                     self.lost()
                     break
             self._closed.wait()
         except (OSError, RuntimeError) as error:
             log.debug("the death of another rank may not be noticed: %s", error)
         finally:
-            if line is not None:
-                line.close()
+            if connection is not None:
+                connection.close()
 
     def _connect(self) -> None:
         try:
             self._own = own_client(self._shared)
-        except RuntimeError:  # of torch.distributed: whoever asks hears of it
+        except RuntimeError:  # of torch.distributed: the next operation raises it
             self._own = self._shared
         self._connected.set()
 
-    def _line(self) -> LivenessCaller | LivenessListener | None:
+    def _open_connection(self) -> LivenessCaller | LivenessListener | None:
         key = f"{self._name}/line"
         if self.rank == 0:
-            line = LivenessListener(self._host, self.ranks)
-            self._store.set(key, line.address)
-            return line
+            connection = LivenessListener(self._host, self.ranks)
+            self._store.set(key, connection.address)
+            return connection
         while not self._store.check([key]):
             if self._closed.wait(_LOOK_S):
                 return None
@@ -190,7 +193,7 @@ class RankExchange:
 
 
 def own_client(store: Any) -> Any:
-    """Another connection to `store`, where its kind has connections."""
+    """A separate connection to `store`, if it is of a kind with connections."""
     clone = getattr(store, "clone", None)
     return clone() if clone is not None else second_connection(store)
 
@@ -198,7 +201,7 @@ def own_client(store: Any) -> Any:
 def second_connection(store: Any) -> Any:
     """As `own_client`, for torch before 2.8.
 
-    Without the prefixes of `store`, which cannot be read: names of meetings are of one fit only.
+    Loses the prefixes of `store`, which cannot be read; `next_key` makes keys unique without them.
     """
     distributed: Any = torch.distributed
     inner = store

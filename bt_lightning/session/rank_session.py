@@ -230,7 +230,7 @@ class RankSession:
         writer = self.writer
         if writer is None or self._config is None:
             raise error
-        writer.settle_saves(left_s)
+        writer.wait_for_saves(left_s)
         found = [one.manifest for one in list_committed(self._config.root)[0]]
         if writer.known or any(m.resumable and "inexact" not in m.origin for m in found):
             msg = (
@@ -305,7 +305,7 @@ class RankSession:
     def _remove(self, manifest: Manifest) -> None:
         if self.writer is not None:
             if (saves := self.writer.saves) is not None:
-                saves.artifacts.settle(manifest.checkpoint_id)
+                saves.artifacts.hand_over(manifest.checkpoint_id)
             self.writer.remove(manifest)
         elif self._config is not None:
             try:

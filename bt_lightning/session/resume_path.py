@@ -1,4 +1,4 @@
-"""For those who want to see the path: `trainer.fit(..., ckpt_path=bt_lightning.resume_path())`."""
+"""The path of the checkpoint to resume from: `trainer.fit(..., ckpt_path=resume_path())`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bt_lightning.settings import Settings
 
 
 def resume_path() -> str | None:
-    """The newest verified checkpoint on disk: `$BT_CHECKPOINT_DIR`, else `$BT_LOAD_CHECKPOINT_DIR`.
+    """The newest verified checkpoint on disk, in `$BT_CHECKPOINT_DIR` or `$BT_LOAD_CHECKPOINT_DIR`.
 
-    Reads every byte of it, on the rank that calls. None if there is none. The store is not asked;
-    `BTLightning` does that by itself.
+    Reads every byte of it on the calling rank. None if there is none. Does not look in the store;
+    `BTLightning` does.
 
     Raises:
-        CheckpointCorruptError: the job has checkpoints, and none of them can be used.
+        CheckpointCorruptError: the job has checkpoints, but none of them can be used.
     """
     settings = Settings.from_environ(os.environ)
     found = Search()
@@ -31,5 +31,5 @@ def resume_path() -> str | None:
 
 
 def _no_store(_: object) -> str:
-    msg = "the store was not asked"
+    msg = "the store was not searched"
     raise CheckpointNotFoundError(msg)

@@ -1,4 +1,4 @@
-"""Checkpoints that a `BTCheckpointIO` writes and removes at URLs, of any fsspec filesystem."""
+"""Saves and removes checkpoints at URLs of any fsspec filesystem."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def save_at_url(
     storage_options: Mapping[str, object] | None,
     write: Callable[[Path, Path, int], Manifest],
 ) -> None:
-    """Publish at `url` what `write(final, root, after)` commits on this disk for a moment.
+    """Publish a checkpoint at `url`, replacing the one there.
 
-    What is committed there is replaced whole. Raises `StoreError`, and what `write` does.
+    `write(final, root, after)` commits it to a temporary directory on this disk, with a generation
+    greater than `after`. Raises `StoreError`, and what `write` raises.
     """
     parent, name = split_checkpoint_url(url)
     store = RetryingStore(open_store(parent, storage_options))
@@ -47,9 +48,10 @@ def save_at_url(
 
 
 def remove_at_url(url: str) -> None:
-    """Delete what is committed at `url`, its name first, or a stock file there.
+    """Delete the checkpoint at `url` (its manifest first), or a stock file; keep a protected one.
 
-    One that is protected stays. Raises `StoreError`.
+    Raises:
+        StoreError: the store failed.
     """
     parent, name = split_checkpoint_url(url)
     store = RetryingStore(open_store(parent))

@@ -1,4 +1,4 @@
-"""When a save of our own is due: by a fixed interval, or one that follows what is measured."""
+"""The schedule of interval saves (`interval=`): fixed, or adapted to the measured cost."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AGAIN_S = 1.0
-"""After a boundary at which it could not save, at most."""
+"""Longest delay until the next attempt, in seconds, when a due save could not be made."""
 
 
 class SaveSchedule:
-    """Kept by the rank that writes. Counts from the newest save, whoever asked for it."""
+    """The schedule on the rank that writes; counts from the newest save of any kind."""
 
     def __init__(self, options: Options, root: Path) -> None:
         self._root = root
@@ -34,7 +34,7 @@ class SaveSchedule:
         self._overhead = options.max_overhead
         self._record = FailureRecord()
         self.interval_s: float | None = None
-        """Seconds from one save to the next; None: there are none of our own."""
+        """Seconds from one save to the next; None if interval saves are off."""
         if isinstance(options.interval, timedelta):
             self.interval_s = options.interval.total_seconds()
         elif options.interval == "auto":
@@ -53,26 +53,26 @@ class SaveSchedule:
         wanted = self.interval_s is not None and now - self._saved_at >= self.interval_s
         return wanted and now >= self._not_before
 
-    def answered(self, now: float, *, saved: bool) -> None:
-        """What was due has been decided."""
+    def note_decision(self, now: float, *, saved: bool) -> None:
+        """Note whether a due save was made."""
         if saved:
             self._saved_at = now
         else:
             self._not_before = now + min(_AGAIN_S, self.interval_s or _AGAIN_S)
 
-    def look(self, now: float, rhythm: StepTimings, *, taken: int) -> None:
-        """After a batch, beside which so many saves were taken: follow what they took."""
+    def update(self, now: float, timings: StepTimings, *, taken: int) -> None:
+        """After a batch: adapt the interval; `taken` saves were begun since the last call."""
         if taken:
             self._saved_at = now
-        cost_s = rhythm.cost_s
+        cost_s = timings.cost_s
         if self.interval_s is None or self._fixed or cost_s is None:
             return
         record = FailureRecord(self._record.observed_s + now - self._began, self._record.failures)
         mtbf_s = record.mtbf_s(self._prior_s)
-        takes_s = rhythm.takes_s
-        found = best_interval(cost_s, mtbf_s, self._overhead, takes_s)
-        if abs(found - self.interval_s) > 0.1 * self.interval_s:
-            with contextlib.suppress(OSError):  # an event is no checkpoint
-                facts = {"cost_s": cost_s, "mtbf_s": mtbf_s, "takes_s": takes_s}
-                note(self._root, "interval", interval_s=found, **facts)
-            self.interval_s = found
+        durable_s = timings.durable_s
+        interval_s = best_interval(cost_s, mtbf_s, self._overhead, durable_s)
+        if abs(interval_s - self.interval_s) > 0.1 * self.interval_s:
+            with contextlib.suppress(OSError):  # a lost event does no harm
+                facts = {"cost_s": cost_s, "mtbf_s": mtbf_s, "takes_s": durable_s}
+                note(self._root, "interval", interval_s=interval_s, **facts)
+            self.interval_s = interval_s

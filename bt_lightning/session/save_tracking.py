@@ -1,4 +1,4 @@
-"""The saves of one fit: what is asked of the saver, and what is told of each save."""
+"""Tracks the saves of one fit: starts them, collects their outcomes, and notifies listeners."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ _MOST = 1000
 
 
 class Artifacts(Protocol):
-    """Others who are to have checkpoints once they are committed; asked on the training thread."""
+    """Hands committed checkpoints to others, such as loggers; called on the training thread."""
 
     @property
-    def stirred(self) -> bool:
-        """Whether `failures` has any."""
+    def has_failures(self) -> bool:
+        """Whether `failures` has something to return."""
 
-    def settle(self, checkpoint_id: str | None = None) -> None:
-        """Hand over what is under way no more: of this id, or all."""
+    def hand_over(self, checkpoint_id: str | None = None) -> None:
+        """Hand over the committed checkpoints of this id, or all."""
 
     def failures(self) -> list[Exception]:
-        """What they refused since the last call."""
+        """The errors since the last call."""
 
 
 class NoArtifacts:
-    """Nobody is."""
+    """Hands checkpoints to no one."""
 
-    stirred = False
+    has_failures = False
 
-    def settle(self, checkpoint_id: str | None = None) -> None:
-        """Nothing."""
+    def hand_over(self, checkpoint_id: str | None = None) -> None:
+        """Do nothing."""
 
     def failures(self) -> list[Exception]:
         """None."""
@@ -59,52 +59,53 @@ class NoArtifacts:
 
 @dataclass(frozen=True)
 class SaveListeners:
-    """What is told of saves; called on the training thread."""
+    """Callbacks for the events of saves; called on the training thread."""
 
     committed: Callable[[Manifest], None]
-    """This process has committed it; what the worker commits, the worker knows."""
+    """This process (not the worker) has committed a checkpoint."""
     unwanted: Callable[[Manifest], None]
-    """It is committed, and was asked to go meanwhile."""
+    """A checkpoint was committed whose removal was requested meanwhile."""
     ended: Callable[[SaveRecord], None]
+    """A save is committed or has failed; called again when it is in the store."""
     room: Callable[[int, str], Room]
-    """So many bytes are needed for that id: what could be done. Waits."""
+    """Free this number of bytes on the disk for this checkpoint id; waits for the worker."""
 
 
 class Saves:
-    """Called on the training thread of the rank that writes."""
+    """The saves of one fit; used on the training thread of the rank that writes."""
 
-    def __init__(self, saver: Saver, root: Path, policy: Policy, told: SaveListeners) -> None:
+    def __init__(self, saver: Saver, root: Path, policy: Policy, listeners: SaveListeners) -> None:
         self.saver = saver
         self.taken = 0
-        """How many saves of this fit were begun of a state that can be resumed from."""
+        """Number of saves of this fit, finished or not, of a resumable state."""
         self.newest: SaveRecord | None = None
-        """The last of them that is committed."""
+        """The newest committed save of a resumable state."""
         self.artifacts: Artifacts = NoArtifacts()
-        """Who is to have them as well, as soon as they are committed."""
+        """Gets the committed checkpoints as well."""
         self._resumable: set[int] = set()
         self._root = root
         self.policy = policy
-        self._tell = told
+        self._listeners = listeners
         self._unwanted: set[str] = set()
         self._saved: dict[str, SaveRecord] = {}
         self._began: dict[int, float] = {}
         self._warned: set[str] = set()
         self._refused: list[DirectoryFullError] = []
-        """Saves of this thread that there was no room for; raised by `collect`."""
+        """Errors of saves on this thread that had no space on the disk; raised by `collect`."""
 
     def save(
         self, writer: CheckpointWriter, checkpoint: dict[str, Any], checkpoint_id: str
     ) -> None:
-        """Take a snapshot of `checkpoint`, or write it where there is no memory for one.
+        """Take a snapshot of `checkpoint`, or write it directly if there is no memory for one.
 
         Raises:
-            DirectoryUnusableError: the disk refused what was written here.
+            DirectoryUnusableError: a direct write failed.
         """
         self._unwanted.discard(checkpoint_id)
         began, started = time.time(), time.perf_counter()
         record = self.saver.save(
             checkpoint_id,
-            lambda memory: writer.take(checkpoint, memory),
+            lambda cache: writer.take(checkpoint, cache),
             lambda snapshot: writer.facts(checkpoint, snapshot),
         )
         self._began[record.number] = began
@@ -112,7 +113,7 @@ class Saves:
             self.taken += 1
             self._resumable.add(record.number)
         if record.snapshot == "direct":
-            self._once(
+            self._warn_once(
                 "there is not enough host memory for a snapshot (see arena_memory): training waits"
                 " while its checkpoints are written"
             )
@@ -126,18 +127,18 @@ class Saves:
                 raise
             finally:
                 record.call_ms = 1000 * (time.perf_counter() - started)
-                self._told(record)
+                self._notify_ended(record)
         elif record.decision == "skipped":
             record.step = int(checkpoint.get("global_step", 0))
-            self._told(record)
+            self._notify_ended(record)
 
-    def settle(self, checkpoint_id: str) -> None:
-        """Wait until no save of `checkpoint_id` is under way."""
+    def wait_for(self, checkpoint_id: str) -> None:
+        """Wait until no save of `checkpoint_id` is in progress."""
         if self.saver.pending(checkpoint_id):
             self.saver.drain(checkpoint_id)
 
     def unwanted(self, checkpoint_id: str) -> bool:
-        """Ask for the removal of a save that is under way; False if none of that id is."""
+        """Request the removal of a save in progress; False if there is none of this id."""
         if not self.saver.pending(checkpoint_id):
             return False
         self._unwanted.add(checkpoint_id)
@@ -145,44 +146,44 @@ class Saves:
         return True
 
     @property
-    def stirred(self) -> bool:
-        """Whether `collect` may come to something."""
-        return bool(self._refused) or self.saver.has_outcomes or self.artifacts.stirred
+    def has_outcomes(self) -> bool:
+        """Whether `collect` may have something to do."""
+        return bool(self._refused) or self.saver.has_outcomes or self.artifacts.has_failures
 
     def collect(self) -> None:
-        """Tell of every save that ended since the last call; raise the first failure.
+        """Notify the listeners of every save that ended since the last call; raise the first error.
 
         Raises:
-            DirectoryFullError: there was no room for it, neither on the disk nor in the store.
-            DirectoryUnusableError: the disk refused.
+            DirectoryFullError: there was no space for a save, neither on the disk nor in the store.
+            DirectoryUnusableError: a save could not be written to the disk.
             TornSnapshotError: the state changed while it was copied, with `snapshot="lazy"`.
-            UploadFailedError: a logger did not take a checkpoint.
+            UploadFailedError: a logger did not accept a checkpoint.
         """
         failures: list[Exception] = list(self._refused)
         self._refused.clear()
         for record, outcome in self.saver.take_outcomes():
             if isinstance(outcome, bytes):
                 manifest = Manifest.from_bytes(outcome, record.checkpoint_id)
-                self._expect(manifest, record)
+                self._await_publication(manifest, record)
                 if record.trouble:
-                    self._once(
+                    self._warn_once(
                         f"the disk fails ({record.trouble}). Checkpoints go straight to the store"
                         " until it works again"
                     )
                 if record.checkpoint_id in self._unwanted:
                     self._unwanted.discard(record.checkpoint_id)
-                    self.artifacts.settle(record.checkpoint_id)
-                    self._tell.unwanted(manifest)
+                    self.artifacts.hand_over(record.checkpoint_id)
+                    self._listeners.unwanted(manifest)
             elif isinstance(outcome, TornSnapshotError) and self.policy == "auto":
                 record.decision = "torn"
                 self.saver.lazy = False
                 warnings.warn(f"{outcome}. This run does so from here on", stacklevel=2)
             elif outcome is not None:
-                failures.append(self._explained(record, outcome))
+                failures.append(self._with_advice(record, outcome))
                 full = isinstance(failures[-1], DirectoryFullError)
                 record.decision = "refused" if full else "failed"
-            self._told(record)
-        self.artifacts.settle()
+            self._notify_ended(record)
+        self.artifacts.hand_over()
         failures += self.artifacts.failures()
         for failure in failures[1:]:
             log.error("%s", failure)
@@ -190,19 +191,19 @@ class Saves:
             raise failures[0]
 
     def published(self, events: Iterable[Published]) -> None:
-        """Checkpoints reached the store."""
+        """Record that checkpoints are in the store."""
         for event in events:
             record = self._saved.pop(event.digest, None)
             if record is not None:
                 record.remote_durable_s = event.remote_durable_s
-                self._tell.ended(record)
+                self._listeners.ended(record)
 
     def _write(
         self, writer: CheckpointWriter, checkpoint: dict[str, Any], record: SaveRecord
     ) -> None:
-        """Commit `checkpoint` on this thread, and note of it what the worker notes of its own."""
+        """Commit `checkpoint` on this thread, and write the event that the worker would write."""
         record.step = int(checkpoint.get("global_step", 0))
-        self.settle(record.checkpoint_id)  # or an older state would take the place of this one
+        self.wait_for(record.checkpoint_id)  # otherwise the older save would replace this one
         started, cpu = time.perf_counter(), time.thread_time()
         final, after = (
             self._root / record.checkpoint_id,
@@ -214,7 +215,7 @@ class Saves:
         record.write_s, record.cpu_s = time.perf_counter() - started, time.thread_time() - cpu
         record.local_durable_s = time.time() - self._began[record.number]
         record.step, record.bytes = manifest.step, manifest.size
-        with contextlib.suppress(OSError):  # an event is no checkpoint
+        with contextlib.suppress(OSError):  # a lost event does no harm
             note(
                 self._root,
                 "durable",
@@ -225,11 +226,11 @@ class Saves:
                 local_durable_s=record.local_durable_s,
                 cpu_s=record.cpu_s,
             )
-        self._expect(manifest, record)
-        self._tell.committed(manifest)
+        self._await_publication(manifest, record)
+        self._listeners.committed(manifest)
 
     def _make_room(self, record: SaveRecord, size: int) -> None:
-        room = self._tell.room(size, record.checkpoint_id)
+        room = self._listeners.room(size, record.checkpoint_id)
         record.evicted = len(room.evicted)
         if not room.fits:
             msg = (
@@ -239,24 +240,24 @@ class Saves:
             )
             raise DirectoryFullError(msg)
 
-    def _expect(self, manifest: Manifest, record: SaveRecord) -> None:
-        """Wait for the news that the store has it."""
+    def _await_publication(self, manifest: Manifest, record: SaveRecord) -> None:
+        """Remember the record until the checkpoint is in the store."""
         self._saved[manifest.digest] = record
         if len(self._saved) > _MOST:  # without a store none is ever published
             del self._saved[next(iter(self._saved))]
 
-    def _explained(self, record: SaveRecord, error: Exception) -> Exception:
+    def _with_advice(self, record: SaveRecord, error: Exception) -> Exception:
         if isinstance(error, OSError) and not isinstance(error, CheckpointError):
             return unwritten_error(record.checkpoint_id, self._root, error)
         return error
 
-    def _told(self, record: SaveRecord) -> None:
+    def _notify_ended(self, record: SaveRecord) -> None:
         if record.number in self._resumable:
             self._resumable.discard(record.number)
             if record.is_kept:
                 self.newest = record
-        self._tell.ended(record)
-        with contextlib.suppress(OSError):  # an event is no checkpoint
+        self._listeners.ended(record)
+        with contextlib.suppress(OSError):  # a lost event does no harm
             note(
                 self._root,
                 "save",
@@ -264,7 +265,7 @@ class Saves:
                 **dataclasses.asdict(record),
             )
 
-    def _once(self, text: str) -> None:
+    def _warn_once(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
             warnings.warn(text, stacklevel=3)

@@ -1,9 +1,9 @@
-"""What a checkpoint needs besides weights to be served: the files of `transformers` and `peft`.
+"""Adds the files of `transformers` and `peft` to checkpoints, so that a model server can load them.
 
-Where the LightningModule holds a `transformers` model, `model.safetensors` gets the names that
-`from_pretrained` wants, and `config.json`, `generation_config.json` and tokenizer files lie beside
-it. Where that model is wrapped by `peft`, `adapter_config.json` and `adapter_model.safetensors`
-are added. Neither package is imported here: a module that holds such a model has imported it.
+If the LightningModule has a `transformers` model, `model.safetensors` uses the names that
+`from_pretrained` expects, and `config.json`, `generation_config.json` and the tokenizer files are
+added. If that model is wrapped by `peft`, `adapter_config.json` and `adapter_model.safetensors` are
+added. Neither package is imported here: a module with such a model has imported it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ ADAPTER = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class ServingFiles:
-    """What is added to each checkpoint of one module."""
+    """The files that are added to each checkpoint of one module."""
 
     weights_prefix: str = ""
-    """Where the model sits in the module: cut off the names of its weights."""
+    """Prefix of the model's weights in the module, which `model.safetensors` leaves out."""
     constant: dict[str, bytes] = field(default_factory=dict)
-    """Files that do not change while training: name -> content."""
+    """Files that do not change during training: name -> content."""
     adapter: Any = None
     """The `PeftModel`, whose adapter weights are written at each save."""
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Safetensors files of one save: name -> names and tensors; on the rank that writes."""
+        """Safetensors files of one save: file -> name -> tensor; called on the rank that writes."""
         if self.adapter is None:
             return {}
         return {ADAPTER: sys.modules["peft"].get_peft_model_state_dict(self.adapter)}
 
 
 def serving_files(module: torch.nn.Module) -> ServingFiles:
-    """Look for a `transformers` or `peft` model, and a tokenizer, in a LightningModule."""
+    """The files for the `transformers` or `peft` model and the tokenizer of a LightningModule."""
     peft, transformers = sys.modules.get("peft"), sys.modules.get("transformers")
     if peft is not None:
         for _, part in module.named_modules():
@@ -56,7 +56,7 @@ def serving_files(module: torch.nn.Module) -> ServingFiles:
 
 
 def _tokenizer(module: torch.nn.Module) -> Any:
-    """The tokenizer or processor that the module keeps as an attribute, if it keeps one."""
+    """The tokenizer or processor that is an attribute of the module, if there is one."""
     transformers = sys.modules.get("transformers")
     if transformers is None:
         return None
@@ -65,7 +65,7 @@ def _tokenizer(module: torch.nn.Module) -> Any:
 
 
 def _saved(*parts: Any) -> dict[str, bytes]:
-    """The files that `save_pretrained` of each part writes."""
+    """The files that `save_pretrained` of each part writes: name -> content."""
     with tempfile.TemporaryDirectory(prefix="bt_lightning-") as folder:
         for part in parts:
             if part is None:

@@ -1,4 +1,4 @@
-"""What a session is opened with: every choice made."""
+"""The configuration of a session, with all defaults filled in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Resume = Literal["auto", "require", "never", "weights"]
 
 @dataclass(frozen=True, kw_only=True)
 class SessionConfig:
-    """What a session is opened with; every path absolute, every default filled in."""
+    """The configuration of a session; paths are absolute, defaults are filled in."""
 
     root: Path
     load_dir: Path | None
@@ -29,6 +29,6 @@ class SessionConfig:
     weights_only: bool | None
     drain_s: float
     budget: int | None = None
-    """Bytes that `root` may take."""
+    """Maximum bytes of `root`; None for no limit."""
     files: Patterns | None = None
-    """Which files that belong to no checkpoint are sent to the store too."""
+    """Patterns of files outside checkpoints that are uploaded as well."""

@@ -1,4 +1,4 @@
-"""Whether every rank of a fit sees what rank 0 sees: its checkpoint, and its directory."""
+"""Checks that every rank sees the same checkpoint and checkpoint directory as rank 0."""
 
 from __future__ import annotations
 
@@ -23,58 +23,60 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class ResumedFrom:
-    """What rank 0 found a path to be."""
+    """The checkpoint to resume from, as rank 0 sees it."""
 
     digest: str | None = None
-    """Of its manifest; None for a stock file."""
+    """Digest of its manifest; None for a stock file."""
     stored: bool = False
-    """Whether each rank reads it from the store."""
+    """Whether the ranks read it from the store instead of the disk."""
 
 
-def check_same_view(ranks: Ranks, path: str | None, chosen: ResumedFrom, mark: str | None) -> None:
-    """Every rank: check that each can read what it resumes from, before one of them begins to.
+def check_same_view(
+    ranks: Ranks, path: str | None, chosen: ResumedFrom, marker: str | None
+) -> None:
+    """Called by every rank: check that all can read the checkpoint, before any rank loads it.
 
-    A rank that cannot would end alone, and the others would wait for it. `mark` is what rank 0
-    made in the checkpoint directory: who does not see it could not resume from there.
+    A rank that cannot would fail alone, while the others wait for it. `marker` is the path of a
+    file that rank 0 created in the checkpoint directory; a rank without it could not resume there.
 
     Raises:
-        CheckpointNotFoundError: on every rank, if some see it and some do not.
+        CheckpointNotFoundError: on every rank, if only some of them see the checkpoint.
     """
     if ranks.world_size == 1:
         return
     mine = {
         "host": socket.gethostname(),
         "path": path,
-        "sees": path is None or chosen.stored or is_url(path) or _sees(path, chosen.digest),
-        "shares": mark is None or Path(mark).exists(),
+        "sees": path is None or chosen.stored or is_url(path) or _can_see(path, chosen.digest),
+        "shares": marker is None or Path(marker).exists(),
     }
-    seen: list[dict[str, Any]] = [json.loads(said) for said in ranks.gather(json.dumps(mine))]
-    _compare(seen)
-    apart = [rank for rank, said in enumerate(seen) if not said["shares"]]
-    if apart and ranks.is_zero:
+    views: list[dict[str, Any]] = [json.loads(view) for view in ranks.gather(json.dumps(mine))]
+    _compare(views)
+    not_shared = [rank for rank, view in enumerate(views) if not view["shares"]]
+    if not_shared and ranks.is_zero:
         log.warning(
             "%s not see the checkpoint directory of rank 0 (host %s). This run goes on, but a"
             " restart of it will be refused: let all nodes share the directory, a volume that is"
             " mounted at one path on each of them",
-            _named(apart, seen, "does", "do"),
-            seen[0]["host"],
+            _named(not_shared, views, "does", "do"),
+            views[0]["host"],
         )
 
 
-def _sees(path: str, digest: str | None) -> bool:
-    place = local_path(path)
+def _can_see(path: str, digest: str | None) -> bool:
+    local = local_path(path)
     try:
-        if digest is not None and is_committed(place):
-            return read_manifest(place).digest == digest
-        return place.exists()
+        if digest is not None and is_committed(local):
+            return read_manifest(local).digest == digest
+        return local.exists()
     except (CheckpointCorruptError, CheckpointNotFoundError, OSError):
         return False
 
 
 def _compare(ranks: list[dict[str, Any]]) -> None:
     first = ranks[0]
-    anew = first["path"] is None
-    other = [rank for rank, said in enumerate(ranks) if (said["path"] is None) != anew]
+    fresh = first["path"] is None
+    other = [rank for rank, view in enumerate(ranks) if (view["path"] is None) != fresh]
     if other:
         path = ranks[other[0]]["path"]
         msg = (
@@ -83,13 +85,13 @@ def _compare(ranks: list[dict[str, Any]]) -> None:
             " the same ckpt_path, and let all nodes share the directory that it is in"
         )
         raise CheckpointNotFoundError(msg)
-    blind = [rank for rank, said in enumerate(ranks) if not said["sees"]]
-    if blind and len(blind) < len(ranks):
-        path = ranks[blind[0]]["path"]
-        seeing = next(rank for rank, said in enumerate(ranks) if said["sees"])
+    unable = [rank for rank, view in enumerate(ranks) if not view["sees"]]
+    if unable and len(unable) < len(ranks):
+        path = ranks[unable[0]]["path"]
+        able = next(rank for rank, view in enumerate(ranks) if view["sees"])
         msg = (
-            f"{_named(blind, ranks, 'does', 'do')} not see {path}, from which the run resumes, and"
-            f" rank {seeing} (host {ranks[seeing]['host']}) does: all nodes must share the"
+            f"{_named(unable, ranks, 'does', 'do')} not see {path}, from which the run resumes, and"
+            f" rank {able} (host {ranks[able]['host']}) does: all nodes must share the"
             " checkpoint directory. Put it on a volume that is mounted at one path on each node,"
             " and give every rank that path (BT_CHECKPOINT_DIR)"
         )
@@ -97,7 +99,7 @@ def _compare(ranks: list[dict[str, Any]]) -> None:
 
 
 def _named(which: list[int], ranks: list[dict[str, Any]], one: str, many: str) -> str:
-    """Ranks by number and host, with the verb that goes with so many."""
+    """Ranks by number and host, followed by the verb for one or for many."""
     shown = ", ".join(f"{rank} (host {ranks[rank]['host']})" for rank in which[:_SHOWN])
     more = f" and {len(which) - _SHOWN} more" if len(which) > _SHOWN else ""
     return f"rank {shown} {one}" if len(which) == 1 else f"ranks {shown}{more} {many}"

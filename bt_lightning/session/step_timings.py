@@ -1,4 +1,4 @@
-"""What a run's steps, validations and saves take: measured, for those who decide when to save."""
+"""Measures how long steps, validations and saves take, to decide when to save."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ _STEPS = 65
 
 
 class StepTimings:
-    """Kept by the rank that writes, on its training thread; every time in seconds."""
+    """The timings of one fit, in seconds; used on the training thread of the rank that writes."""
 
     def __init__(self) -> None:
         self._steps: deque[float] = deque(maxlen=_STEPS)
         self._ended_at: float | None = None
-        self._beside = 0.0
+        self._extra_s = 0.0
         self._saves = 0
         self._costs: deque[float] = deque(maxlen=_RECENT)
-        self._held: deque[float] = deque(maxlen=_RECENT)
+        self._blocked: deque[float] = deque(maxlen=_RECENT)
         self._local: deque[float] = deque(maxlen=_RECENT)
         self._remote: deque[float] = deque(maxlen=_RECENT)
         self._validation_at = 0.0
         self._batches = 0
         self.validation_s: float | None = None
-        """The last whole validation."""
+        """Duration of the last complete validation."""
 
     # measuring
 
-    def batch(self, now: float, saves: int, *, busy: bool) -> None:
-        """A batch ended; `saves` were taken since the last one, `busy` if one is under way."""
-        before, self._ended_at = self._ended_at, now
+    def batch_ended(self, now: float, saves: int, *, busy: bool) -> None:
+        """A batch ended; `saves` were begun since the last one, `busy` if one is in progress."""
+        previous_end, self._ended_at = self._ended_at, now
         self._saves += saves
-        if before is None:
+        if previous_end is None:
             return
         if not busy and not self._saves:
-            self._steps.append(now - before)
+            self._steps.append(now - previous_end)
             return
-        self._beside += now - before - self.step_s
-        if not busy:  # the stretch beside saves is over
+        self._extra_s += now - previous_end - self.step_s
+        if not busy:  # the last save in progress has ended
             if self._saves and self._steps:
-                self._costs.append(max(0.0, self._beside) / self._saves)
-            self._beside, self._saves = 0.0, 0
+                self._costs.append(max(0.0, self._extra_s) / self._saves)
+            self._extra_s, self._saves = 0.0, 0
 
-    def paused(self, now: float) -> None:
-        """Something that is no step took the time until now."""
+    def exclude_until(self, now: float) -> None:
+        """Exclude the time until now, which was not spent in a step."""
         self._ended_at = now
 
     def validation(self, now: float, *, begins: bool) -> None:
@@ -57,48 +57,48 @@ class StepTimings:
             self._validation_at, self._batches = now, 0
         else:
             self.validation_s = now - self._validation_at
-            self.paused(now)
+            self.exclude_until(now)
 
-    def validated(self) -> None:
-        """A batch of it ended."""
+    def validation_batch_ended(self) -> None:
+        """A batch of the validation ended."""
         self._batches += 1
 
-    def saved(self, record: SaveRecord) -> None:
-        """A save ended, on the disk or in the store."""
+    def save_ended(self, record: SaveRecord) -> None:
+        """A save was committed to the disk, or is in the store."""
         if not record.is_kept:
             return
         if record.remote_durable_s:
             self._remote.append(record.remote_durable_s)
         elif record.local_durable_s:
             self._local.append(record.local_durable_s)
-            self._held.append((record.call_ms + record.guard_ms) / 1000)
+            self._blocked.append((record.call_ms + record.guard_ms) / 1000)
 
-    # what came out
+    # results
 
     @property
     def step_s(self) -> float:
-        """A step beside which no save was under way."""
+        """The median duration of a step without a save in progress; 0 before the first."""
         return median(self._steps) if self._steps else 0.0
 
     @property
     def save_s(self) -> float | None:
-        """From the call that saves until the disk has it: the longest of the last few."""
+        """From the call that saves until the commit on disk: the longest of the last few saves."""
         return max(self._local, default=None)
 
     @property
-    def takes_s(self) -> float:
-        """Until a save is where it is to go: in the store, if there is one."""
+    def durable_s(self) -> float:
+        """From the call that saves until it is durable: in the store, if there is one."""
         return max((*self._local, *self._remote), default=0.0)
 
     @property
     def cost_s(self) -> float | None:
-        """What one save takes from training; None before the first."""
-        if not self._held:
+        """The training time that one save costs; None before the first save."""
+        if not self._blocked:
             return None
-        return max(median(self._costs) if self._costs else 0.0, median(self._held))
+        return max(median(self._costs) if self._costs else 0.0, median(self._blocked))
 
     def rest_of_validation_s(self, now: float, batches: float) -> float | None:
-        """Until a validation of so many batches ends, by those of it that ended."""
+        """Estimated time until a validation of `batches` batches ends; None if unknown."""
         if not self._batches:
             return self.validation_s
         if batches == float("inf"):

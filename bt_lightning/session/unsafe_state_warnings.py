@@ -1,4 +1,7 @@
-"""What is said at the first save: what only pickle saves, and what loads do not know."""
+"""Warnings at the first save about state that a load does not restore by default.
+
+That is state that only pickle can save, and classes that are not on the allowlist.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +27,27 @@ _LOAD = "A resume does not need them. Only weights_only=False loads them elsewhe
 def unsafe_state_warnings(
     snapshot: Snapshot, table: ClassTable, live_objects: LiveObjects | None, *, trusted: bool
 ) -> Iterator[str]:
-    """Lines for the user, none if nothing is special; `trusted`: a restart unpickles anyway."""
-    late = [pair for pair in snapshot.leftovers if _is_hyper(pair[0])]
-    read = [pair for pair in snapshot.leftovers if not _is_hyper(pair[0])]
-    if read and not trusted:
-        yield f"saved with pickle, in leftovers.pt: {_named(read)}. {_RESUME}"
-    if late:
-        yield f"saved with pickle, in leftovers.pt: {_named(late)}. {_LOAD}"
+    """The texts of the warnings, if any; with `trusted`, a restart unpickles without asking."""
+    hyperparameters = [pair for pair in snapshot.leftovers if _is_hyper(pair[0])]
+    resumed = [pair for pair in snapshot.leftovers if not _is_hyper(pair[0])]
+    if resumed and not trusted:
+        yield f"saved with pickle, in leftovers.pt: {_named(resumed)}. {_RESUME}"
+    if hyperparameters:
+        yield f"saved with pickle, in leftovers.pt: {_named(hyperparameters)}. {_LOAD}"
     if snapshot.dropped:
         yield f"left out of the checkpoint, as it cannot be pickled: {_named(snapshot.dropped)}"
-    strange = [] if trusted else _strange(snapshot, table, live_objects)
-    if strange:
+    unknown = [] if trusted else _unknown(snapshot, table, live_objects)
+    if unknown:
         yield (
-            f"loading {_named(strange)} needs torch.serialization.add_safe_globals([...]) of these,"
+            f"loading {_named(unknown)} needs torch.serialization.add_safe_globals([...]) of these,"
             " or weights_only=False"
         )
 
 
-def _strange(
+def _unknown(
     snapshot: Snapshot, table: ClassTable, live_objects: LiveObjects | None
 ) -> list[tuple[str, str]]:
-    """(path, name) of each class and function that the tree names and a load will not know."""
+    """(path, name) of each class and function in the tree that a load will not allow."""
     named = {**snapshot.classes, **snapshot.functions}
     found = {value: path for value, path in named.items() if not table.knows(value)}
     if live_objects is not None and found:  # a look at the whole module takes time: only if need be

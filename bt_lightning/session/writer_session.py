@@ -1,4 +1,4 @@
-"""What the writing rank holds during one fit: its directory, its job, and its worker."""
+"""The session of the rank that writes during one fit: its directory, its job, and its worker."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EXIT_S = 10.0
-"""What a worker may take to end."""
+"""Seconds that a worker may need to end."""
 _ROOM_S = 3600.0
 
 
 class WriterSession:
-    """One fit on the rank that writes. Every other rank has none."""
+    """The session of one fit, on the rank that writes only; used on its training thread."""
 
     def __init__(self, config: SessionConfig) -> None:
         self._config = config
         take_over(config.root, config.drain_s, stored=config.store_url is not None)
         self._worker = _worker(config)
         self.saves: Saves | None = None
-        """The snapshots of this fit, once it has started."""
-        self.rhythm = StepTimings()
-        """What steps and saves of this fit take."""
+        """The saves of this fit; None before it has started."""
+        self.timings = StepTimings()
+        """How long steps and saves of this fit take."""
         self._newest: SaveRecord | None = None
         self._failures: list[str] = []
         self._published: list[Published] = []
-        self._unasked: list[str] = []
-        """Digests of what is to go, which the disk did not take the request for."""
+        self._unwritten_requests: list[str] = []
+        """Digests of checkpoints whose removal request could not be written to the disk yet."""
         self.known = KnownCheckpoints()
 
     @property
@@ -76,11 +76,11 @@ class WriterSession:
 
     @property
     def newest(self) -> SaveRecord | None:
-        """The newest save of this fit that is committed and can be resumed from."""
+        """The newest committed save of this fit that can be resumed from."""
         return self.saves.newest if self.saves is not None else self._newest
 
     def decide(self, offered: OfferedCheckpoint) -> StartPoint:
-        """Check the store, then choose what to start from; as `StartPointSearch.decide`."""
+        """Check the store, then choose the start point; as `StartPointSearch.decide`."""
         search = StartPointSearch(self._config, self._worker)
         with directory_errors(self._config.root):
             start = search.decide(offered)
@@ -89,7 +89,7 @@ class WriterSession:
         return start
 
     def begin(self, pinned: frozenset[str]) -> None:
-        """Let the worker publish and delete; what the run resumed from is never deleted."""
+        """Let the worker publish and delete; `pinned` (what the run resumed from) is kept."""
         self._worker.begin(pinned)
 
     def snapshots(
@@ -100,20 +100,20 @@ class WriterSession:
         *,
         pinned_for: torch.device | None,
     ) -> Saves:
-        """From now on saves are snapshots that the worker commits."""
-        saver = Saver(self._worker, optimizers, self.pump, options, pinned_for=pinned_for)
+        """Start saving by snapshots that the worker commits; `on_saved` gets each ended save."""
+        saver = Saver(self._worker, optimizers, self.process_events, options, pinned_for=pinned_for)
         saver.generation = self.known.generation
 
         def ended(record: SaveRecord) -> None:
-            self.rhythm.saved(record)
+            self.timings.save_ended(record)
             on_saved(record)
 
-        told = SaveListeners(self.committed, self.remove, ended, self._room)
-        self.saves = Saves(saver, self._config.root, options.snapshot, told)
+        listeners = SaveListeners(self.committed, self.remove, ended, self._room)
+        self.saves = Saves(saver, self._config.root, options.snapshot, listeners)
         return self.saves
 
     def committed(self, manifest: Manifest) -> None:
-        """This process has put a checkpoint on the disk: tell the worker."""
+        """Note that this process has committed a checkpoint, and wake the worker."""
         self.known.add(manifest)
         try:
             write_hint(self._config.root, manifest.checkpoint_id, manifest.step)
@@ -122,66 +122,63 @@ class WriterSession:
         self._worker.wake()
 
     def remove(self, manifest: Manifest) -> None:
-        """A checkpoint is to go, when something newer is safe: tell the worker."""
+        """Request the removal of a checkpoint, once a newer one is committed."""
         self.known.drop(manifest)
         self._request([manifest.digest])
 
     def remove_stored(self, checkpoint_id: str) -> None:
-        """A checkpoint that this disk does not hold is to go from the store.
-
-        The disk was lost, or its copy made room.
-        """
+        """Request the removal of a checkpoint that is in the store only."""
         self._request(self.known.forget(checkpoint_id))
 
     def _request(self, digests: Iterable[str]) -> None:
-        """Ask for removals; what a disk that is full, or fails, does not take is asked again."""
-        self._unasked += digests
-        asked, self._unasked = self._unasked, []
-        for digest in asked:
+        """Write removal requests; those that the disk refuses are written again later."""
+        self._unwritten_requests += digests
+        requests, self._unwritten_requests = self._unwritten_requests, []
+        for digest in requests:
             try:
                 request_local_removal(self._config.root, digest)
             except OSError:
-                self._unasked.append(digest)
+                self._unwritten_requests.append(digest)
         self._worker.wake()
 
     def _room(self, size: int, checkpoint_id: str) -> Room:
-        """Have room on the disk for what this process writes itself; waits for the worker."""
+        """Let the worker free space for a direct write of this process; waits for it."""
         room = self._worker.ask(MakeRoom(size, checkpoint_id), _ROOM_S)
         assert isinstance(room, Room)
         return room
 
-    def pump(self, timeout_s: float) -> None:
-        """Wait for events of the worker, at most so long, and take them."""
+    def process_events(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` seconds for events of the worker, and handle them."""
         if timeout_s:
             self._worker.await_event(timeout_s)
         for event in self._worker.poll():
             if isinstance(event, WorkFailed) and event.of_a_file:
-                log.warning("%s", event.error)  # no reason to end a training
+                log.warning("%s", event.error)  # no reason to end training
             elif isinstance(event, WorkFailed):
                 self._failures.append(f"{event.what} failed: {event.error}")
             elif isinstance(event, Published):
                 log.debug("published %s: bytes=%d", event.checkpoint_id, event.size)
                 self._published.append(event)
             elif self.saves is not None:
-                if isinstance(event, Committed):  # before anybody asks for its removal
+                if isinstance(event, Committed):  # before its removal can be requested
                     self.known.add(Manifest.from_bytes(event.manifest, "a save"))
                 self.saves.saver.handle(event)
 
     def poll(self) -> None:
-        """Raise what could not be done since the last call, once.
+        """Handle events and raise each failure since the last call once.
 
         Raises:
-            DirectoryUnusableError: the disk refused a save.
+            DirectoryUnusableError: a save could not be written to the disk.
             TornSnapshotError: the state changed while it was copied.
-            UploadFailedError: the store refused for good.
+            UploadFailedError: the store refused a checkpoint for good.
             WorkerDiedError: the worker keeps dying.
         """
-        told = self._failures or self._published or self._worker.has_events
-        if not told and (self.saves is None or not self.saves.stirred):
+        has_news = self._failures or self._published or self._worker.has_events
+        if not has_news and (self.saves is None or not self.saves.has_outcomes):
             return  # as at nearly every step
-        if self._unasked:
+        if self._unwritten_requests:
             self._request([])
-        self.pump(0.0)
+        self.process_events(0.0)
         published, self._published = self._published, []
         if self.saves is not None:
             self.saves.collect()
@@ -195,12 +192,12 @@ class WriterSession:
             raise UploadFailedError(msg)
 
     def finish(self, left_s: Callable[[], float] = unlimited) -> None:
-        """Wait until every save is committed, and all that is committed published; end the worker.
+        """Wait until every save is committed and every checkpoint published; end the worker.
 
-        `left_s` says how long that may take from now on, beside an hour and the drain timeout.
+        `left_s` returns the seconds left; an hour and the drain timeout are limits as well.
 
         Raises:
-            DrainTimeoutError: some of it is not.
+            DrainTimeoutError: something was not published in time.
             DirectoryUnusableError, TornSnapshotError, UploadFailedError: as `poll`.
         """
         errors = []
@@ -211,8 +208,11 @@ class WriterSession:
                 except CheckpointError as error:
                     errors.append(error)
         finally:
-            if self._unasked:
-                log.warning("the disk refuses: %d checkpoints that may go stay", len(self._unasked))
+            if self._unwritten_requests:
+                log.warning(
+                    "the disk refuses: %d checkpoints that may go stay",
+                    len(self._unwritten_requests),
+                )
             self._close_saves()
             self._worker.stop(hasty=left_s() < _EXIT_S)
         for other in errors[1:]:
@@ -220,8 +220,8 @@ class WriterSession:
         if errors:
             raise errors[0]
 
-    def settle_saves(self, left_s: Callable[[], float]) -> None:
-        """Wait for the saves under way, as long as `left_s` says; `poll` tells of them."""
+    def wait_for_saves(self, left_s: Callable[[], float]) -> None:
+        """Wait for the saves in progress for up to `left_s()` seconds; `poll` collects them."""
         if self.saves is not None:
             with contextlib.suppress(SaveTimeoutError):
                 self.saves.saver.drain(left_s=left_s)
@@ -232,18 +232,18 @@ class WriterSession:
             self.saves.collect()
 
     def _end_publishing(self, left_s: Callable[[], float]) -> None:
-        if not _is_attended(self._config):
+        if not _runner_publishes(self._config):
             self._worker.drain(self._config.drain_s, left_s)
 
     def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
-        """End the session of a run that failed: publish what is there; its failure speaks."""
+        """End the session of a failed run: publish the checkpoints; turn errors into warnings."""
         try:
             self.finish(left_s)
         except (CheckpointError, DrainTimeoutError) as error:
             warnings.warn(f"while ending the run: {error}", stacklevel=2)
 
     def close(self) -> None:
-        """End the worker at once, for a run that never began."""
+        """End the worker at once, for a fit that did not begin."""
         self._close_saves()
         self._worker.kill()
 
@@ -255,12 +255,12 @@ class WriterSession:
 
 
 def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:
-    """Publish what was committed when no fit is running, as by `trainer.save_checkpoint` after one.
+    """Publish checkpoints that were committed after a fit, by `trainer.save_checkpoint`.
 
     Raises:
-        DrainTimeoutError, UploadFailedError: it is on disk, and the next start sends it.
+        DrainTimeoutError, UploadFailedError: it is on disk, and the next start publishes it.
     """
-    if config.store_url is None or _is_attended(config):
+    if config.store_url is None or _runner_publishes(config):
         return
     worker = _worker(replace(config, files=None))
     try:
@@ -270,8 +270,8 @@ def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:
         worker.stop()
 
 
-def _is_attended(config: SessionConfig) -> bool:
-    """Whether the runner of this job sends what is left on the disk, and waits for that."""
+def _runner_publishes(config: SessionConfig) -> bool:
+    """Whether `bt-lightning run` publishes what is left on the disk, and waits for it."""
     url, prefix = config.store_url, config.job.prefix
     return url is not None and stands_by(config.root, url, prefix)
 

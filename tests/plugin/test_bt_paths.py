@@ -224,11 +224,11 @@ def test_all_ranks_start_from_what_the_first_one_finds(
     from bt_lightning import BTLightning
     from bt_lightning.session.bt_and_evicted_paths import StorePaths
 
-    real = StorePaths.look
+    real = StorePaths.find
     def look(self, path):
         Path(sys.argv[1], f"looked-{trainer.global_rank}").touch()
         return real(self, path)
-    StorePaths.look = look
+    StorePaths.find = look
 
     class Note(L.Callback):
         def on_train_start(self, trainer, module):

@@ -69,7 +69,7 @@ def wait_for_worker(trainer: Any) -> None:
     session, until = ours(trainer)._session.writer, time.monotonic() + 60
     while not (session._failures or session._published):
         assert time.monotonic() < until, "the worker said nothing"
-        session.pump(1.0)
+        session.process_events(1.0)
 
 
 def committed(trainer: Any) -> None:

@@ -26,7 +26,7 @@ CALL = """
 import os, sys, time
 from bt_lightning.session.rank_liveness import LivenessCaller
 line = LivenessCaller("127.0.0.1", sys.argv[1], int(sys.argv[2]))
-line.look(0)
+line.poll(0)
 print("called", flush=True)
 if sys.argv[3] == "forks" and os.fork() == 0:
     time.sleep(600)
@@ -34,7 +34,7 @@ for said in sys.stdin:
     line.close()
     break
 else:
-    line.look(600)
+    line.poll(600)
 """
 
 
@@ -62,7 +62,7 @@ def call(host: LivenessListener) -> Iterator[Any]:
         )
         assert started[-1].stdout.readline() == "called\n"
         for _ in range(3):  # the call, its hello
-            host.look(0.05)
+            host.poll(0.05)
         return started[-1]
 
     yield call
@@ -75,7 +75,7 @@ def call(host: LivenessListener) -> Iterator[Any]:
 def lost_within(line: LivenessListener | LivenessCaller, limit_s: float) -> int | None:
     until = time.monotonic() + limit_s
     while line.lost() is None and time.monotonic() < until:
-        line.look(0.05)
+        line.poll(0.05)
     return line.lost()
 
 
@@ -88,23 +88,23 @@ def test_a_process_that_dies_is_lost_though_its_children_live(host, call, how):
 
 
 def test_a_process_that_is_stopped_is_not_lost(host, call, monkeypatch):
-    monkeypatch.setattr(rank_liveness, "_AGAIN_S", 0.1)
+    monkeypatch.setattr(rank_liveness, "_RECONNECT_S", 0.1)
     process = call()
     process.send_signal(signal.SIGSTOP)
     assert lost_within(host, 1) is None
 
 
 def test_who_leaves_is_not_lost(host, call, monkeypatch):
-    monkeypatch.setattr(rank_liveness, "_AGAIN_S", 0.1)
+    monkeypatch.setattr(rank_liveness, "_RECONNECT_S", 0.1)
     process = call()
     process.communicate("leave\n")
     assert lost_within(host, 1) is None
 
 
 def test_a_line_that_is_made_again_loses_nobody(host, call, monkeypatch):
-    monkeypatch.setattr(rank_liveness, "_AGAIN_S", 1.0)
+    monkeypatch.setattr(rank_liveness, "_RECONNECT_S", 1.0)
     call().kill()
-    host.look(0.2)
+    host.poll(0.2)
     call()
     assert lost_within(host, 2) is None
 
@@ -112,11 +112,11 @@ def test_a_line_that_is_made_again_loses_nobody(host, call, monkeypatch):
 def test_the_end_of_rank_0_is_noticed_by_the_others():
     host = LivenessListener("127.0.0.1", 2)
     line = LivenessCaller("127.0.0.1", host.address, 1)
-    line.look(0)
+    line.poll(0)
     for _ in range(3):
-        host.look(0.05)
+        host.poll(0.05)
     assert lost_within(line, 0.2) is None
-    for part in (*host._lines, host._door):  # as the kernel does when the process dies
+    for part in (*host._connections, host._listener):  # as the kernel does when the process dies
         part.close()
     assert lost_within(line, 60) == 0
     line.close()
@@ -130,11 +130,11 @@ def test_a_stranger_is_not_taken_for_a_rank(host, call):
     for stranger in strangers:
         stranger.sendall(b"x" * 16 + (1).to_bytes(4, "big"))
     for _ in range(100):
-        host.look(0.01)
-    assert not host._lines
-    assert not host._hellos
+        host.poll(0.01)
+    assert not host._connections
+    assert not host._pending
     call()
-    assert list(host._lines.values()) == [1]
+    assert list(host._connections.values()) == [1]
     for stranger in strangers:
         stranger.close()
 

@@ -59,15 +59,15 @@ def test_a_first_save_finds_its_state_encoded(
         threads.append(threading.current_thread().name)
         return encode(self, value, path)
 
-    recall = EncodingCache.open
+    recall = EncodingCache.fragments_for
 
     def patient(self: EncodingCache, prefix: str) -> Any:
-        if self.foreseen is not None:
-            wait([self.foreseen], 60)  # three quick steps may be over before it has begun
+        if self.early is not None:
+            wait([self.early], 60)  # three quick steps may be over before it has begun
         return recall(self, prefix)
 
     monkeypatch.setattr(Encoder, "_fragment", noted)
-    monkeypatch.setattr(EncodingCache, "open", patient)
+    monkeypatch.setattr(EncodingCache, "fragments_for", patient)
     wanted = runs.Wanted()
     runs.fit(tmp_path, wanted, save={"every_n_train_steps": 3, "save_top_k": -1}, max_epochs=1)
     wanted.check(tmp_path)
@@ -328,7 +328,7 @@ bt = BTLightning(dir=root)
 def end():
     # the snapshot is complete in the arena, and the worker was told; nothing more is waited for
     saver = bt._session.writer.saves.saver
-    saver.settle()
+    saver.finish_copy()
     for future, _, _ in list(saver._copies.values()):
         future.result()
     os.kill(os.getpid(), signal.SIGKILL)
