@@ -1,4 +1,4 @@
-"""The callback that joins a Trainer by itself, in a job whose script does not know of it."""
+"""The callback that Lightning's entry point adds to a Trainer when a job sets `BT_LIGHTNING=1`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing_extensions import override
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.callback import BTLightning
 from bt_lightning.lightning_plugin.model_checkpoint_paths import find_checkpoint_paths
-from bt_lightning.lightning_plugin.strategy_check import goes_around
+from bt_lightning.lightning_plugin.strategy_check import bypass_reason
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 
 if TYPE_CHECKING:
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _first: weakref.ref[Any] | None = None
-"""The Trainer of this process that fits first."""
+"""The first Trainer of this process that fits."""
 
 
 class ImpliedBTLightning(BTLightning):
-    """`BTLightning` with all defaults, which gives way to whatever the script says.
+    """`BTLightning` with all defaults; it removes itself where it would be wrong.
 
-    To one that the script gave the Trainer; to a strategy that writes around the CheckpointIO; and
-    to an earlier Trainer: two fits of one script (folds, stages) in one directory would go on from
-    each other's checkpoints, so the first that fits has it, in each start of the script alike.
+    It does so if the script has its own `BTLightning`, if the strategy bypasses the CheckpointIO,
+    and for all Trainers but the first that fits: two fits of one script (folds, stages) in one
+    directory would resume from each other's checkpoints.
     """
 
     implied = True
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Every rank: join, or leave the Trainer as it is."""
+        """Every rank: set up as `BTLightning`, or remove this callback from the Trainer."""
         reason = ranks_of(trainer).from_zero(lambda: self._objection(trainer, stage))
         if reason is None:
             super().setup(trainer, pl_module, stage)
@@ -53,17 +53,17 @@ class ImpliedBTLightning(BTLightning):
 
     @override
     def _nobody_saves(self, trainer: Trainer, adopted: Sequence[ModelCheckpoint]) -> None:
-        """The script saves elsewhere, or weights alone: save by itself, or no job can go on."""
+        """No callback saves a resumable state: save at an interval, so that a job can resume."""
         if self._options.interval is None:
             self._options = replace(self._options, interval="auto")
 
     def _objection(self, trainer: Trainer, stage: str) -> str | None:
-        """Why this Trainer is left alone; empty if nobody needs to know; None if it is not."""
+        """Why the callback removes itself, empty for no log message; None if it stays."""
         global _first  # noqa: PLW0603 - the process has one directory
         others = [c for c in trainer.callbacks if c.state_key == self.state_key]  # type: ignore[attr-defined]
         if len(others) > 1:
             return ""
-        around = goes_around(trainer)
+        around = bypass_reason(trainer)
         if around is not None:
             return around
         if stage != "fit" or compat.is_trial(trainer):

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat, compat_resume
-from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, teach_lightning
-from bt_lightning.lightning_plugin.ckpt_path_last_best import take_up_last
-from bt_lightning.lightning_plugin.compat_config import teach_saved_config
-from bt_lightning.lightning_plugin.compat_resume import note_selections
+from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, patch_lightning
+from bt_lightning.lightning_plugin.ckpt_path_last_best import restore_last_model_path
+from bt_lightning.lightning_plugin.compat_config import patch_saved_config
+from bt_lightning.lightning_plugin.compat_resume import record_path_selection
 from bt_lightning.lightning_plugin.deferred_saves import save_deferred_now
 from bt_lightning.lightning_plugin.exact_resume import ExactResume
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
-from bt_lightning.lightning_plugin.mismatch_errors import noted
+from bt_lightning.lightning_plugin.mismatch_errors import save_facts
 from bt_lightning.lightning_plugin.model_checkpoint_paths import (
     find_checkpoint_paths,
     set_checkpoint_paths,
@@ -29,12 +29,12 @@ from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointI
 from bt_lightning.lightning_plugin.save_boundary import SaveBoundary
 from bt_lightning.lightning_plugin.strategy_check import refuse_strategy
 from bt_lightning.lightning_plugin.trainer_checks import (
+    refuse_duplicates,
     refuse_names,
-    refuse_twins,
     warn_of_no_saves,
 )
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
-from bt_lightning.lightning_plugin.weight_change_watch import open_saves, remove
+from bt_lightning.lightning_plugin.weight_change_watch import close_saves, open_saves
 from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.options import Options
 from bt_lightning.session.rank_session import RankSession
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.model_checkpoint_paths import CheckpointPaths
     from bt_lightning.session.shared_directory_check import ResumedFrom
 
-note_selections()
+record_path_selection()
 
 
 class BTLightning(Callback):
@@ -141,7 +141,7 @@ class BTLightning(Callback):
     ) -> None:
         given = dict(locals())
         super().__init__()
-        teach_saved_config()  # its callback may come first
+        patch_saved_config()  # its callback may come first
         self._options = Options.of(**given).merged(os.environ)
         self._exact = ExactResume() if exact else None
         self._session = RankSession(self._options)
@@ -172,7 +172,7 @@ class BTLightning(Callback):
         )  # at every stage: its first directory stays
         if compat.is_trial(trainer):
             return
-        refuse_twins(trainer)
+        refuse_duplicates(trainer)
         self._install(trainer, placement)
         if stage != "fit":
             return
@@ -188,8 +188,8 @@ class BTLightning(Callback):
         offered = OfferedCheckpoint(found, asked, BTCheckpointIO().load_checkpoint)
         start = self._session.open(placement.root, ranks_of(trainer), offered, again=again)
         if self._routed is not None and start.folder and start.path and start.digest:
-            self._routed.away.pin(start.path, start.folder, start.digest)
-        self._boundary.meet(trainer)
+            self._routed.evicted.pin(start.path, start.folder, start.digest)
+        self._boundary.connect_ranks(trainer)
         self._active, self._session.failing = True, False
         chosen = partial(self._chosen, trainer)
         arrange_resume(trainer, pl_module, start, strict=self._options.strict, on_chosen=chosen)
@@ -200,7 +200,7 @@ class BTLightning(Callback):
         if not self._active:
             return
         self._resumed = weakref.ref(trainer)
-        take_up_last(trainer)
+        restore_last_model_path(trainer)
         assert self._routed is not None  # since `setup`
         serving = serving_files(pl_module)  # only now is the whole module there
         self._routed.ours.writer.serving = serving
@@ -209,7 +209,7 @@ class BTLightning(Callback):
         root, prefix = self._routed.root, serving.weights_prefix
         open_saves(trainer, pl_module, self._session, root, prefix)
         if self._boundary is not None:
-            self._boundary.join(trainer, pl_module, self._session.writer)
+            self._boundary.begin_fit(trainer, pl_module, self._session.writer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -240,7 +240,7 @@ class BTLightning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Publish what is committed; the exception that ends the run is the one that is raised."""
-        if self._active and not (self._boundary and self._boundary.signals.told):
+        if self._active and not (self._boundary and self._boundary.signals.stop):
             save_deferred_now(trainer, pl_module, exception)
         self._session.failing = True
         writer = self._session.take()
@@ -251,7 +251,7 @@ class BTLightning(Callback):
         if writer is not None:
             writer.abandon(boundary.left_s if boundary is not None else unlimited)
         if boundary is not None:
-            boundary.leave(trainer, writer, failed=True)
+            boundary.end_fit(trainer, writer, failed=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -259,18 +259,18 @@ class BTLightning(Callback):
         self._active = False
         writer = self._session.take()
         boundary, self._boundary = self._boundary, None
-        remove(trainer)
+        close_saves(trainer)
         if boundary is None:
             return
         try:
             if writer is not None:
-                self._session.report(lambda: boundary.finish(writer))
+                self._session.report(lambda: boundary.finish_session(writer))
         except BaseException:
-            boundary.leave(trainer, writer, failed=True)
+            boundary.end_fit(trainer, writer, failed=True)
             raise
-        boundary.leave(trainer, writer, failed=False)
-        if boundary.ends:
-            raise boundary.end(trainer)
+        boundary.end_fit(trainer, writer, failed=False)
+        if boundary.ends_by_signal:
+            raise boundary.exit_by_signal(trainer)
 
     @override
     def on_save_checkpoint(
@@ -281,7 +281,7 @@ class BTLightning(Callback):
         if not self._active or boundary is None:
             return
         origin = {} if boundary.reason is None else {"interim": boundary.reason}
-        extra: dict[str, Any] = {**noted(trainer), "origin": origin}
+        extra: dict[str, Any] = {**save_facts(trainer), "origin": origin}
         if self._exact is not None:
             collect = partial(self._exact.on_save, trainer, checkpoint, boundary.exchange)
             extra["exact"] = self._session.whole(collect, boundary.left_s, origin)
@@ -303,25 +303,25 @@ class BTLightning(Callback):
     def _clear(self, trainer: Trainer) -> None:
         """Undo what was arranged for a fit that did not come to use it."""
         self._active = False
-        remove(trainer)
+        close_saves(trainer)
         cancel_resume(trainer)
         if self._exact is not None:
             self._exact.reset()
         self._session.close()
         boundary, self._boundary = self._boundary, None
         if boundary is not None:
-            boundary.leave(trainer, None, failed=True)
+            boundary.end_fit(trainer, None, failed=True)
 
     def _install(self, trainer: Trainer, placement: CheckpointPaths) -> None:
         source = replace(self._options.source(placement.root), prefix=placement.prefix)
         self._routed = install_io(trainer, placement.root, self._session, source)
         self._routed.trust(self._options.weights_only, own=self._options.own_weights_only)
-        teach_lightning()
+        patch_lightning()
 
     def _chosen(self, trainer: Trainer, path: str | None) -> ResumedFrom:
         """Every rank: the run resumes from `path`, and never deletes it."""
         assert self._routed is not None  # since `setup`
-        chosen = self._routed.settle(trainer, path)
+        chosen = self._routed.agree_on_path(trainer, path)
         if chosen.digest is not None:
             self._session.pinned.add(chosen.digest)
         return chosen

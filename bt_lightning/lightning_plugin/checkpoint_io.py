@@ -1,4 +1,4 @@
-"""`BTCheckpointIO`: how a checkpoint dictionary becomes a durable directory, and comes back."""
+"""`BTCheckpointIO`: saves checkpoint dictionaries as durable directories, and loads them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
 )
 from bt_lightning.lightning_plugin.compat import takes_weights_only
-from bt_lightning.lightning_plugin.compat_logger_artifacts import teach_loggers
+from bt_lightning.lightning_plugin.compat_logger_artifacts import patch_loggers
 from bt_lightning.lightning_plugin.compat_patched_functions import (
-    teach_file_exists,
-    teach_load_from_checkpoint,
+    patch_file_exists,
+    patch_load_from_checkpoint,
 )
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     CheckpointIO,
@@ -63,9 +63,8 @@ class BTCheckpointIO(CheckpointIO):
     are loaded as well, and checkpoints by their `bt://` names.
 
     Args:
-        allowed: classes, beyond the built-in ones and `torch.serialization.add_safe_globals`, that
-            a checkpoint may hold instances of and that loading may rebuild; and functions that it
-            may name.
+        allowed: classes and functions, besides the built-in ones and
+            `torch.serialization.add_safe_globals`, that a load may restore.
         store: URL of the store that `bt://` paths are looked up in; `$BT_STORE_URL`.
         storage_options: keyword arguments of that store's fsspec filesystem.
     """
@@ -79,9 +78,9 @@ class BTCheckpointIO(CheckpointIO):
     ) -> None:
         self.allowed: tuple[object, ...] = tuple(allowed)
         self.bt = StorePaths(store, dict(storage_options or {}))
-        """Where `bt://` paths lead."""
+        """Resolves `bt://` paths."""
         self.writer = CheckpointWriter(self.classes)
-        """How a dictionary becomes a directory on this disk."""
+        """Writes checkpoints to this disk."""
         self._plain = TorchCheckpointIO()
         accept_in_both(type(self))
 
@@ -92,16 +91,16 @@ class BTCheckpointIO(CheckpointIO):
         path: str | Path,
         storage_options: Mapping[str, object] | None = None,
     ) -> None:
-        """Commit `checkpoint` at `path`; it is durable and whole when this returns.
+        """Commit `checkpoint` at `path`; it is durable and complete when this returns.
 
         Args:
             checkpoint: tensors of any shape, dtype and device, and values of most types.
-            path: a directory to be, local or a URL; what is committed there is replaced whole.
-            storage_options: of the fsspec filesystem, for a URL.
+            path: the directory to create, local or a URL; a checkpoint there is replaced.
+            storage_options: keyword arguments of the fsspec filesystem, for a URL.
 
         Raises:
-            OSError: the disk refused; what was at `path` before is untouched.
-            StoreError: the store refused.
+            OSError: the write failed; a checkpoint that was at `path` before is unchanged.
+            StoreError: the store failed.
             UnsupportedStateError: a value can be neither encoded nor pickled.
         """
         if is_temporary(path):
@@ -125,18 +124,18 @@ class BTCheckpointIO(CheckpointIO):
         map_location: MapLocation = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load what was saved at `path`, verified byte by byte.
+        """Load the checkpoint at `path`; every byte is verified.
 
         Args:
             path: a committed directory or a stock `.ckpt` file, local or a URL.
             map_location: as `torch.load` takes it; None loads to the CPU.
             weights_only: False also loads `leftovers.pt` and any importable class, which runs code
-                that the file names. Otherwise no pickle is read unasked.
+                that the file names. Otherwise no pickle is read.
 
         Raises:
             CheckpointNotFoundError: nothing is committed at `path`.
             CheckpointCorruptError: bytes are missing or changed.
-            UnsafeLoadError: it holds what only `weights_only=False` may load.
+            UnsafeLoadError: it has values that only `weights_only=False` loads.
         """
         weights_only = torch_weights_only(os.environ, given=weights_only)
         options: dict[str, Any] = {"map_location": map_location, "weights_only": weights_only}
@@ -144,11 +143,11 @@ class BTCheckpointIO(CheckpointIO):
             given = options if takes_weights_only(self._plain.load_checkpoint) else {}
             return self._plain.load_checkpoint(path, **given)
         if is_bt(path):
-            return self.load_place(self.bt.reader(str(path)), **options)
+            return self.load_from(self.bt.reader(str(path)), **options)
         if is_url(path):
             stored = url_reader(str(path))
             if stored is not None:
-                return self.load_place(stored, **options)
+                return self.load_from(stored, **options)
             try:
                 with downloaded(str(path)) as file:
                     return load_file(file, **options)
@@ -156,17 +155,17 @@ class BTCheckpointIO(CheckpointIO):
                 raise CheckpointNotFoundError(_missing(path)) from error
         source = local_path(path)
         if source.is_dir():
-            with DirectoryReader(source) as place:
-                return self.load_place(place, **options)
+            with DirectoryReader(source) as reader:
+                return self.load_from(reader, **options)
         if not source.exists():
             raise CheckpointNotFoundError(_missing(path))
         return load_file(source, **options)
 
-    def load_place(self, place: CheckpointReader, **options: Any) -> dict[str, Any]:
-        """As `load_checkpoint`, of what lies there."""
+    def load_from(self, reader: CheckpointReader, **options: Any) -> dict[str, Any]:
+        """As `load_checkpoint`, for a checkpoint that is open in `reader`."""
         given = torch_weights_only(os.environ, given=options.pop("weights_only", None))
         return load_checkpoint(
-            place,
+            reader,
             allowed=self.classes(),
             live_objects=self.writer.live_objects,
             weights_only=given,
@@ -174,12 +173,12 @@ class BTCheckpointIO(CheckpointIO):
         )
 
     def classes(self) -> tuple[object, ...]:
-        """What a checkpoint may hold instances of, beyond what every load knows."""
+        """Classes and functions that a load may restore besides the built-in ones."""
         return (*self.allowed, *attribute_dicts())
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the checkpoint at `path`, its name first; one that is protected stays."""
+        """Delete the checkpoint at `path`, its manifest first; a protected one is kept."""
         if is_temporary(path):
             self._plain.remove_checkpoint(path)
             return
@@ -197,44 +196,44 @@ class BTCheckpointIO(CheckpointIO):
 
 
 def _missing(path: str | Path) -> str:
-    """Begins as Lightning's own message does: people look for that text."""
+    """The same words as Lightning's own message, which people search for."""
     return f"Checkpoint file not found: {redact(str(path))}"
 
 
-def _find(path: str | os.PathLike[str]) -> Load | None:
-    """How `load_from_checkpoint` loads what is ours at `path`; None of what is Lightning's."""
+def _loader_for(path: str | os.PathLike[str]) -> Load | None:
+    """A loader for `load_from_checkpoint` if `path` is one of our checkpoints; None otherwise."""
     io, text = BTCheckpointIO(), os.fspath(path)
     if is_bt(text) or is_committed(text):
         return partial(io.load_checkpoint, text)
     source = None if is_url(text) else store_paths_for(text)
-    place = reader_of_url(text) if source is None else source.reader(text)
-    if place is None:
+    reader = reader_of_url(text) if source is None else source.reader(text)
+    if reader is None:
         return None
-    return lambda device, weights_only: io.load_place(
-        place, map_location=device, weights_only=weights_only
+    return lambda device, weights_only: io.load_from(
+        reader, map_location=device, weights_only=weights_only
     )
 
 
-def _writes(path: str, trainer: Trainer) -> bool:
-    """Whether one of ours writes the checkpoints of this Trainer that have such URLs."""
+def _is_our_url(path: str, trainer: Trainer) -> bool:
+    """Whether `path` is a URL and a `BTCheckpointIO` writes the checkpoints of this Trainer."""
     io: object = trainer.strategy.checkpoint_io
     while not isinstance(io, BTCheckpointIO):
-        io = getattr(io, "inner", None) or getattr(io, "checkpoint_io", None)  # what wraps another
+        io = getattr(io, "inner", None) or getattr(io, "checkpoint_io", None)  # of a wrapper
         if io is None:
             return False
     return is_url(path) and not is_bt(path)
 
 
 def _is_taken(path: str) -> bool:
-    """Whether a checkpoint is committed there: a later generation has a folder of another name."""
+    """Whether a checkpoint is committed there; a later generation has a folder `name@2`."""
     return reader_of_url(path) is not None
 
 
-def teach_lightning() -> None:
-    """Let functions of Lightning that work past the IO know what is ours; idempotent."""
-    teach_load_from_checkpoint(_find)
-    teach_file_exists(_writes, _is_taken)
-    teach_loggers()
+def patch_lightning() -> None:
+    """Patch the functions of Lightning that bypass the CheckpointIO; idempotent."""
+    patch_load_from_checkpoint(_loader_for)
+    patch_file_exists(_is_our_url, _is_taken)
+    patch_loggers()
 
 
-teach_lightning()
+patch_lightning()

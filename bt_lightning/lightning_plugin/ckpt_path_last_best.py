@@ -1,7 +1,7 @@
-"""What `ckpt_path="last"` and `"best"` mean in our directory, in a process that saved nothing.
+"""Resolves `ckpt_path="last"` and `"best"` in our directory, in a process that has saved nothing.
 
-Lightning looks before any callback is set up, for files that end with `.ckpt`, or asks its
-`ModelCheckpoint` what it saved: it finds nothing and evaluates the model as it is.
+Lightning resolves them before any callback is set up, by `.ckpt` files or by what `ModelCheckpoint`
+saved in this process. It would find nothing and evaluate the model as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.compat_patched_functions import teach_words
+from bt_lightning.lightning_plugin.compat_patched_functions import patch_ckpt_path
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.lightning_plugin.model_checkpoint_paths import writers
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def find_word(trainer: Trainer, word: str) -> str | None:
-    """The path that `"last"` or `"best"` means; None where Lightning is to look. Every rank.
+def resolve_last_or_best(trainer: Trainer, name: str) -> str | None:
+    """The path of `"last"` or `"best"`; None to let Lightning resolve it. Called on every rank.
 
-    `"last"` is the newest that is called so, else the newest of all; `"best"` that with the best
-    value of the first `ModelCheckpoint`'s metric in its manifest, else, with no metric, the newest.
+    `"last"` is the newest checkpoint of that name, or the newest of all. `"best"` has the best
+    value of the first `ModelCheckpoint`'s metric in its manifest; without a metric, the newest.
     """
     ours = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
     if not ours:
@@ -43,47 +43,52 @@ def find_word(trainer: Trainer, word: str) -> str | None:
     ours.sort(key=lambda callback: callback.implied)
     root = checkpoint_root(ours[0]._options.dir, trainer)
     everyone = trainer.callbacks  # type: ignore[attr-defined]
-    saving = [everyone[index] for index in writers(trainer, root)]
-    if not saving or not root.is_dir():
+    callbacks = [everyone[index] for index in writers(trainer, root)]
+    if not callbacks or not root.is_dir():
         return None
-    found = {one.path: one for one in list_committed(root)[0]}
-    path = _last(root, saving, found) if word == "last" else _best(trainer, root, saving, found)
-    if path is None and word == "last":
-        away = newest_in_store(root)
-        path = next(iter(found), None) or (root / away.checkpoint if away is not None else None)
+    committed = {one.path: one for one in list_committed(root)[0]}
+    if name == "last":
+        path = _last(root, callbacks, committed)
+    else:
+        path = _best(trainer, root, callbacks, committed)
+    if path is None and name == "last":
+        stored = newest_in_store(root)
+        path = next(iter(committed), None) or (
+            root / stored.checkpoint if stored is not None else None
+        )
     if path is not None:
-        log.info("ckpt_path=%r is %s", word, path)
+        log.info("ckpt_path=%r is %s", name, path)
     return None if path is None else str(path)
 
 
 def _last(
-    root: Path, saving: list[ModelCheckpoint], found: dict[Path, LocalCheckpoint]
+    root: Path, callbacks: list[ModelCheckpoint], committed: dict[Path, LocalCheckpoint]
 ) -> Path | None:
-    """The newest that is called `last`, by itself or by a link."""
-    named = []
-    for callback in saving:
+    """The newest checkpoint with the name `last`, or with a link of that name."""
+    called_last = []
+    for callback in callbacks:
         folder = Path(callback.dirpath or root)
         for path in folder.iterdir() if folder.is_dir() else ():
             place = path.resolve()
-            if re.match(callback.CHECKPOINT_NAME_LAST, path.name) and place in found:
-                named.append(found[place])
-    newest = max(named, key=lambda one: one.manifest.order, default=None)
+            if re.match(callback.CHECKPOINT_NAME_LAST, path.name) and place in committed:
+                called_last.append(committed[place])
+    newest = max(called_last, key=lambda one: one.manifest.order, default=None)
     return newest.path if newest is not None else None
 
 
 def _best(
     trainer: Trainer,
     root: Path,
-    saving: list[ModelCheckpoint],
-    found: dict[Path, LocalCheckpoint],
+    callbacks: list[ModelCheckpoint],
+    committed: dict[Path, LocalCheckpoint],
 ) -> Path | None:
     callback: Any = trainer.checkpoint_callback
-    if callback not in saving or callback.best_model_path:
-        return None  # it has saved by itself, or is another's
+    if callback not in callbacks or callback.best_model_path:
+        return None  # it saves elsewhere, or has saved in this process
     folder = Path(callback.dirpath or root).resolve()
     mine = [
         one
-        for one in found.values()  # newest first, which decides between equals
+        for one in committed.values()  # newest first: of equal values, the newest wins
         if folder in one.path.parents
         and "interim" not in one.manifest.origin
         and not re.match(callback.CHECKPOINT_NAME_LAST, one.path.name)
@@ -96,28 +101,30 @@ def _best(
     return min(ranked, key=lambda pair: pair[0])[1].path if ranked else None
 
 
-def take_up_last(trainer: Trainer) -> None:
-    """Every rank, when the state is restored: go on with the `last` of the run that broke off.
+def restore_last_model_path(trainer: Trainer) -> None:
+    """Called on every rank when the state is restored: keep using the interrupted run's `last`.
 
-    The checkpoint that the run resumed from may have been saved before the first `last` was:
-    its `ModelCheckpoint` would take the name for another's, and leave it behind at its step.
+    The run may resume from a checkpoint that was saved before the first `last`. Its
+    `ModelCheckpoint` would treat an existing `last` as another's, and never update or remove it.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for index, path in ranks_of(trainer).from_zero(lambda: dict(_left(trainer))).items():
+    for index, path in (
+        ranks_of(trainer).from_zero(lambda: dict(_missing_last_paths(trainer))).items()
+    ):
         callbacks[index].last_model_path = path
 
 
-def _left(trainer: Trainer) -> Iterator[tuple[int, str]]:
-    """Which callbacks would not know the `last` in the directory that was resumed from, and it."""
+def _missing_last_paths(trainer: Trainer) -> Iterator[tuple[int, str]]:
+    """(index of the callback, path) of each `last` that its `ModelCheckpoint` does not know."""
     resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path is not None else Path()
     for index, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
         ours = isinstance(callback, model_checkpoint_classes()) and not callback.FILE_EXTENSION
         if not ours or not callback.save_last or callback.last_model_path:
             continue
         folder = Path(callback.dirpath)
-        path = folder / callback.CHECKPOINT_NAME_LAST  # with fields in it, it is not found
+        path = folder / callback.CHECKPOINT_NAME_LAST  # a name with metric fields is not found
         if folder.resolve() in resumed.parents and path.exists():
             yield index, str(path)
 
 
-teach_words(find_word)
+patch_ckpt_path(resolve_last_or_best)

@@ -1,7 +1,7 @@
-"""Every private name of Lightning that this package touches, in one place.
+"""Private names of Lightning that this package uses; further ones are in `compat_*.py`.
 
-Tested against the oldest and the newest supported release. A name that is missing fails with a
-message that says what to do instead.
+They are tested with the oldest and the newest supported release. A missing name raises an error
+that says what to do instead.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
     """Run `act` once, after the train dataloader exists and before its iterator is made.
 
-    There the state of the dataloader is loaded, and the iterator's creation is the first draw from
-    the random generators that the interrupted run would have made too.
+    At this point the state of the dataloader is loaded. Creating the iterator is the first draw
+    from the random generators, as it would have been in the interrupted run.
     Source: `_FitLoop.setup_data`, `_load_combined_loader_states`.
     """
     loop = trainer.fit_loop
-    vars(loop).pop("_load_combined_loader_states", None)  # of a fit that failed before its use
+    vars(loop).pop("_load_combined_loader_states", None)  # left by a fit that failed early
     original = loop._load_combined_loader_states
 
     def load_states() -> None:
@@ -42,17 +42,17 @@ def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
 
 
 def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
-    """Put torchdata's stateful dataloaders where they stood at the end of an epoch.
+    """Restore torchdata's stateful dataloaders to their states at the end of an epoch.
 
-    Their samplers hold generators of their own, which go on from epoch to epoch. Lightning loads
-    their states in the middle of an epoch only; at its end it would skip an epoch. Making and
-    dropping an iterator leaves a loader as the interrupted run had it: the next one starts afresh.
+    Their samplers have their own generators, which continue from epoch to epoch. Lightning restores
+    their states only within an epoch; at its end it would skip an epoch. Creating and dropping an
+    iterator leaves a loader as in the interrupted run: the next iterator begins a new epoch.
     """
     combined = trainer.fit_loop._combined_loader
     loaders = combined.flattened if combined is not None else []
     stateful = [loader for loader in loaders if hasattr(loader, "load_state_dict")]
     if len(stateful) != len(states):
-        return  # other loaders than those that were saved
+        return  # not the loaders that were saved
     for loader, state in zip(stateful, states, strict=True):
         if any(kind.__name__ == "StatefulDataLoader" for kind in type(loader).__mro__):
             loader.load_state_dict(state)
@@ -60,22 +60,22 @@ def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
             for owner in (loader, getattr(loader, "batch_sampler", None)):
                 sampler = getattr(owner, "sampler", None)
                 if sampler is not None and getattr(sampler, "next_yielded", None) is not None:
-                    sampler.next_yielded = None  # torchdata's distributed one: all of it was read
+                    sampler.next_yielded = None  # torchdata's distributed sampler was exhausted
 
 
 def iterates_at_train_start(trainer: Trainer) -> bool:
-    """Whether a resumed epoch makes its iterator after `on_train_start` (before Lightning 2.6).
+    """Whether a resumed epoch creates its iterator after `on_train_start` (before Lightning 2.6).
 
-    Source: `_TrainingEpochLoop.on_run_start`, which asks `is_resuming` since.
+    Source: `_TrainingEpochLoop.on_run_start`, which checks `is_resuming` from 2.6 on.
     """
     return not hasattr(type(trainer.fit_loop), "is_resuming")
 
 
 def set_sampler_epoch(loader: object, epoch: int) -> None:
-    """Call `set_epoch` of the samplers of `loader` before its workers fork.
+    """Call `set_epoch` of the samplers of `loader` before its workers are started.
 
-    Lightning does so only later, and workers started by then draw the permutation of epoch 0 in
-    the first epoch after a resume. Source: Lightning issue 21938.
+    Lightning calls it later; workers that run by then use the permutation of epoch 0 in the first
+    epoch after a resume. Source: Lightning issue 21938.
     """
     for owner in (loader, getattr(loader, "batch_sampler", None)):
         sampler = getattr(owner, "sampler", None)
@@ -89,13 +89,13 @@ def is_tuner_run(trainer: Trainer) -> bool:
 
 
 def loader_states(checkpoint: dict[str, Any]) -> list[Any] | None:
-    """The states of this rank's train dataloaders in a checkpoint that Lightning just dumped."""
+    """The states of this rank's train dataloaders in a checkpoint dictionary of Lightning."""
     state = _loop_state(checkpoint)
     return state.get("combined_loader") if state is not None else None
 
 
 def set_loader_states(checkpoint: dict[str, Any], states: list[Any] | None) -> None:
-    """Put dataloader states in place of those in `checkpoint`; None takes them out."""
+    """Replace the dataloader states in `checkpoint`; None removes them."""
     state = _loop_state(checkpoint)
     if state is None:
         return
@@ -113,7 +113,7 @@ def _loop_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def is_last_batch(trainer: Trainer) -> bool:
-    """Whether the batch that was trained last ends its epoch."""
+    """Whether the last trained batch ends its epoch."""
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
@@ -124,15 +124,15 @@ def validation_is_due(trainer: Trainer) -> bool:
 
 
 def batches_to_step(trainer: Trainer) -> int:
-    """How many batches are missing until gradients that were accumulated are used; 0 for none."""
+    """Number of batches until accumulated gradients are applied; 0 if none are pending."""
     if not trainer.fit_loop._should_accumulate():
         return 0
     ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     return int(-ready % trainer.accumulate_grad_batches)
 
 
-def validation_places(trainer: Trainer) -> int:
-    """How many batches each validation of this rank has; 0 if nobody can say before its end."""
+def validation_batches(trainer: Trainer) -> int:
+    """Number of batches of a validation on this rank; 0 if it is not known before its end."""
     combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
     loaders = combined.flattened if combined is not None else []
     sets = [getattr(loader, "dataset", None) for loader in loaders]
@@ -142,23 +142,23 @@ def validation_places(trainer: Trainer) -> int:
     return int(total) if total < float("inf") else 0
 
 
-def plain_batches(trainer: Trainer) -> int:
-    """How many batches follow at least before a validation or the end of the epoch."""
+def batches_without_boundary(trainer: Trainer) -> int:
+    """Minimum number of batches before the next validation or the end of the epoch."""
     ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     left = trainer.num_training_batches - ready
     every = getattr(trainer, "val_check_batch", None)
     if every is None:
-        return 0  # it comes by the clock
+        return 0  # validation by time
     if every != float("inf"):
         left = min(left, every - ready % every)
     return int(min(max(0, left - 1), 1_000_000))
 
 
 def close_epoch(checkpoint: dict[str, Any]) -> None:
-    """Make a checkpoint, taken after the last batch of an epoch, one of the end of that epoch.
+    """Change a checkpoint that was taken after an epoch's last batch to the end of that epoch.
 
-    Restored as it is, Lightning 2.6 leaves its epoch counters one short for the rest of the run
-    and 2.4 trains the batch again; and a stateful dataloader, exhausted, skips an epoch.
+    Without this, a resumed Lightning 2.6 counts one epoch too few for the rest of the run, 2.4
+    trains the batch again, and an exhausted stateful dataloader skips an epoch.
     """
     loops = checkpoint["loops"]["fit_loop"]
     epoch, batch = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
@@ -175,7 +175,7 @@ def close_epoch(checkpoint: dict[str, Any]) -> None:
 
 
 def takes_weights_only(load: Callable[..., Any]) -> bool:
-    """Whether the `load_checkpoint` of an IO has the argument `weights_only` (Lightning 2.6)."""
+    """Whether `load` has the argument `weights_only` (Lightning 2.6)."""
     parameters = inspect.signature(load).parameters.values()
     return any(p.name == "weights_only" or p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -187,26 +187,26 @@ def cuda_device(trainer: Trainer) -> torch.device | None:
 
 
 def is_trial(trainer: Trainer) -> bool:
-    """Whether this run keeps nothing: `fast_dev_run`, or a trial of the Tuner."""
+    """Whether this run's checkpoints are not kept: `fast_dev_run`, or a trial of the Tuner."""
     return bool(vars(trainer).get("fast_dev_run")) or is_tuner_run(trainer)
 
 
 def logged_step(trainer: Trainer) -> int:
-    """The step that Lightning itself logs with now: loggers take no step twice backwards."""
+    """The step with which Lightning logs at this moment: loggers reject smaller ones."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def warm_dump() -> None:
-    """Import what Lightning imports at the first save of a run, while nothing waits for it.
+def preload_save_imports() -> None:
+    """Import in advance what Lightning imports at the first save of a run.
 
-    Source: `_CheckpointConnector.dump_checkpoint`, which asks whether hyperparameters are a config.
+    Source: `_CheckpointConnector.dump_checkpoint`, which checks hyperparameters for OmegaConf.
     """
     with contextlib.suppress(ImportError):
         import omegaconf  # noqa: F401
 
 
 def loaded_progress(trainer: Trainer) -> tuple[int, int, int]:
-    """Of the checkpoint that was just read: epochs that were over, that were trained, and steps."""
+    """(completed epochs, trained epochs, steps) of the checkpoint that Lightning has just read."""
     loaded = trainer._checkpoint_connector._loaded_checkpoint
     loop = loaded.get("loops", {}).get("fit_loop", {})
     epochs = loop.get("epoch_progress", {}).get("current", {})

@@ -1,4 +1,4 @@
-"""The `config.yaml` that LightningCLI saves once: a job starts again, and tests what it has."""
+"""Patches LightningCLI to accept its saved `config.yaml` when a job restarts."""
 
 from __future__ import annotations
 
@@ -21,40 +21,39 @@ log = logging.getLogger(__name__)
 _OURS = "BTLightning"
 
 
-def teach_saved_config() -> None:
-    """Let LightningCLI go on beside the config file of an earlier start; idempotent.
+def patch_saved_config() -> None:
+    """Let LightningCLI accept the config file of an earlier start of the job; idempotent.
 
-    It refuses any run whose folder has such a file. Beside `BTLightning` such a folder is the
-    same job's: a fit with the same config goes on, `validate`, `test` and `predict` leave the file
-    as the fit wrote it. A fit with another config is refused as ever.
-    Source: `SaveConfigCallback.setup`.
+    It refuses any run whose folder has such a file. With `BTLightning`, a fit with the same config
+    continues, and `validate`, `test` and `predict` keep the file of the fit. A fit with another
+    config is still refused. Source: `SaveConfigCallback.setup`.
     """
     for name in ("lightning.pytorch.cli", "pytorch_lightning.cli"):
         kind = getattr(sys.modules.get(name), "SaveConfigCallback", None)
         original = getattr(kind, "setup", None)
-        if kind is None or original is None or getattr(original, "knows_bt_lightning", False):
+        if kind is None or original is None or getattr(original, "patched_by_bt_lightning", False):
             continue
-        kind.setup = _taught(original)
+        kind.setup = _patched_setup(original)
 
 
-def _taught(original: Callable[..., None]) -> Callable[..., None]:
+def _patched_setup(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def setup(self: Any, trainer: Trainer, pl_module: Any, stage: str) -> None:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        beside = any(each.state_key == _OURS for each in callbacks)
-        if beside and self.save_to_log_dir and not (self.already_saved or self.overwrite):
-            folder = trainer.log_dir  # of all ranks: it broadcasts
-            if ranks_of(trainer).from_zero(lambda: _is_there(self, folder, stage)):
+        is_ours = any(each.state_key == _OURS for each in callbacks)
+        if is_ours and self.save_to_log_dir and not (self.already_saved or self.overwrite):
+            folder = trainer.log_dir  # on all ranks, since it broadcasts
+            if ranks_of(trainer).from_zero(lambda: _is_same_config(self, folder, stage)):
                 self.already_saved = stage != "fit"
-                self.overwrite = True  # with the same
+                self.overwrite = True  # with the same content
         original(self, trainer, pl_module, stage)
 
-    setup.knows_bt_lightning = True  # type: ignore[attr-defined]
+    setup.patched_by_bt_lightning = True  # type: ignore[attr-defined]
     return setup
 
 
-def _is_there(callback: Any, folder: str | None, stage: str) -> bool:
-    """Rank 0: whether the file that would be saved is there, as this job left it."""
+def _is_same_config(callback: Any, folder: str | None, stage: str) -> bool:
+    """Called on rank 0: whether the config file exists and, for a fit, has the same config."""
     path = Path(os.fspath(folder or "."), callback.config_filename)
     try:
         text = path.read_text()
@@ -69,5 +68,5 @@ def _is_there(callback: Any, folder: str | None, stage: str) -> bool:
 
 
 def _values(text: str) -> list[str]:
-    """Without comments: the first names the version of Lightning."""
+    """The lines without comments, of which the first names the version of Lightning."""
     return [line for line in text.splitlines() if line and not line.startswith("#")]

@@ -1,8 +1,8 @@
-"""Loggers that upload checkpoints look for files, and are given our directories.
+"""Patches loggers that upload checkpoint files, so that they upload committed directories.
 
-Each goes through what a `ModelCheckpoint` holds after a save, or at the end of a run. What it did
-with a file is done here with a directory that is committed: the same artifact, metadata and
-aliases. `uploads` says when, for saves that are under way.
+Such a logger scans the paths of a `ModelCheckpoint` after a save, or at the end of a run. The patch
+uploads directories as the same artifact, with the same metadata and aliases. For saves in progress,
+`logger_artifacts` decides when.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _OLD_FOLDER = "model/checkpoints/"
-"""Where MLflow's artifacts lie with older releases of Lightning."""
+"""Folder of MLflow's artifacts in older releases of Lightning."""
 _SETTINGS = (
     "monitor",
     "mode",
@@ -39,12 +39,12 @@ _SETTINGS = (
     "save_weights_only",
     "_every_n_train_steps",
 )
-"""Of a `ModelCheckpoint`, in what a logger writes of it."""
+"""Attributes of a `ModelCheckpoint` that loggers write to the metadata."""
 
 
 @dataclass(frozen=True)
 class LoggedCheckpoint:
-    """A checkpoint that a logger is to have, as its `ModelCheckpoint` spoke of it then."""
+    """A checkpoint for a logger, with the score that its `ModelCheckpoint` had at that moment."""
 
     path: str
     score: float | None
@@ -53,29 +53,29 @@ class LoggedCheckpoint:
     """Class of the `ModelCheckpoint`."""
     settings: dict[str, Any]
     step: int | None
-    """Of its newest save."""
+    """Global step of the `ModelCheckpoint`'s newest save."""
 
     @property
     def aliases(self) -> list[str]:
-        """Lightning's own."""
+        """The aliases that Lightning gives."""
         return ["latest", "best"] if self.is_best else ["latest"]
 
     @property
     def committed(self) -> float | None:
-        """When what lies there was committed, in seconds since 1970; None if nothing does."""
+        """Time of the commit in seconds since 1970; None if nothing is committed there."""
         try:
             return (Path(self.path) / MANIFEST).stat().st_mtime
         except OSError:
             return None
 
     def metadata(self, title: str) -> dict[str, Any]:
-        """Lightning's own."""
+        """The metadata that Lightning gives."""
         named = {"score": self.score, "original_filename": Path(self.path).name}
         return {**named, title: self.settings}
 
 
-def shots(callback: Any) -> Iterator[LoggedCheckpoint]:
-    """What `callback` has saved, wherever that is; as Lightning's `_scan_checkpoints`."""
+def logged_checkpoints(callback: Any) -> Iterator[LoggedCheckpoint]:
+    """The checkpoints that `callback` knows, as Lightning's `_scan_checkpoints` lists them."""
     found: dict[str, Any] = {}
     if hasattr(callback, "last_model_path") and hasattr(callback, "current_score"):
         found[callback.last_model_path] = callback.current_score
@@ -96,133 +96,139 @@ def shots(callback: Any) -> Iterator[LoggedCheckpoint]:
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How one class of loggers takes checkpoints."""
+class _LoggerUpload:
+    """How one class of loggers uploads checkpoints."""
 
     scan: str
-    """Its method that goes through those of a `ModelCheckpoint`."""
-    give: Callable[[Any, LoggedCheckpoint], None]
+    """The logger's method that scans a `ModelCheckpoint`."""
+    upload: Callable[[Any, LoggedCheckpoint], None]
     opens: bool = False
-    """Whether that method opens what it finds, and fails where there is no file."""
+    """Whether that method opens each path and fails if one is no file."""
 
 
-def give(logger: Any, shot: LoggedCheckpoint) -> None:
-    """Hand what is committed there to `logger`, unless it has it. Blocks as long as the logger."""
-    committed, way = shot.committed, _way_of(logger)
+def upload_to_logger(logger: Any, checkpoint: LoggedCheckpoint) -> None:
+    """Upload a committed checkpoint to `logger` unless it has it; blocks as long as the logger."""
+    committed, how = checkpoint.committed, _upload_of(logger)
     known: dict[str, float] = vars(logger).setdefault("_logged_model_time", {})
-    if way is None or (committed is None and shot.path in known):
+    if how is None or (committed is None and checkpoint.path in known):
         return
     if committed is None:
-        if store_paths_for(shot.path) is not None:  # else a file, or nothing, as for Lightning
-            log.warning("%s is not on the disk: %s did not get it", shot.path, type(logger))
-            known[shot.path] = 0.0
-    elif known.get(shot.path, -1.0) < committed:
-        way.give(logger, shot)
-        known[shot.path] = committed
+        # otherwise it is a file or missing: as in Lightning
+        if store_paths_for(checkpoint.path) is not None:
+            log.warning("%s is not on the disk: %s did not get it", checkpoint.path, type(logger))
+            known[checkpoint.path] = 0.0
+    elif known.get(checkpoint.path, -1.0) < committed:
+        how.upload(logger, checkpoint)
+        known[checkpoint.path] = committed
 
 
-def wait_with(logger: Any, hand: Callable[[Any, LoggedCheckpoint], None]) -> None:
-    """From now on `logger` has each directory by `hand`, until `wait_no_more`."""
-    way = _way_of(logger)
-    if way is not None and way.scan not in vars(logger):  # else it waits for each commit
-        vars(logger)[way.scan] = functools.partial(_scan, way, logger, hand=hand)
+def defer_uploads(logger: Any, upload: Callable[[Any, LoggedCheckpoint], None]) -> None:
+    """Let `logger` pass each directory to `upload`, until `stop_deferring_uploads`."""
+    how = _upload_of(logger)
+    if how is not None and how.scan not in vars(logger):  # a user's own waits for each commit
+        vars(logger)[how.scan] = functools.partial(_scan, how, logger, upload=upload)
 
 
-def wait_no_more(logger: Any) -> None:
-    """Undo `wait_with`; idempotent."""
-    way = _way_of(logger)
-    if way is not None and isinstance(vars(logger).get(way.scan), functools.partial):
-        del vars(logger)[way.scan]
+def stop_deferring_uploads(logger: Any) -> None:
+    """Undo `defer_uploads`; idempotent."""
+    how = _upload_of(logger)
+    if how is not None and isinstance(vars(logger).get(how.scan), functools.partial):
+        del vars(logger)[how.scan]
 
 
-def teach_loggers() -> None:
-    """Let every logger that uploads checkpoints take committed directories; idempotent."""
-    for (home, name), way in _WAYS.items():
-        kind = getattr(sys.modules.get(home), name, None)
-        original = vars(kind).get(way.scan) if kind is not None else None
+def patch_loggers() -> None:
+    """Patch every known class of loggers that uploads checkpoints; idempotent."""
+    for (module, name), how in _UPLOADS.items():
+        kind = getattr(sys.modules.get(module), name, None)
+        original = vars(kind).get(how.scan) if kind is not None else None
         if original is not None and not hasattr(original, "bt_original"):
-            setattr(kind, way.scan, _taught(way, original))
+            setattr(kind, how.scan, _patched(how, original))
 
 
-def _taught(way: _Way, original: Callable[..., None]) -> Callable[..., None]:
+def _patched(how: _LoggerUpload, original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def scan(self: Any, checkpoint_callback: Any) -> None:
-        _scan(way, self, checkpoint_callback)
+        _scan(how, self, checkpoint_callback)
 
     scan.bt_original = original  # type: ignore[attr-defined]
     return scan
 
 
 def _scan(
-    way: _Way, logger: Any, callback: Any, hand: Callable[[Any, LoggedCheckpoint], None] = give
+    how: _LoggerUpload,
+    logger: Any,
+    callback: Any,
+    upload: Callable[[Any, LoggedCheckpoint], None] = upload_to_logger,
 ) -> None:
-    """Let `logger` have what `callback` has saved: files as ever, directories by `hand`."""
-    found = sorted(shots(callback), key=lambda shot: shot.committed or math.inf)
-    if not way.opens or all(Path(shot.path).is_file() for shot in found):
-        _stock(logger, way)(logger, callback)
-    for shot in found:
-        hand(logger, shot)
+    """Let `logger` upload the checkpoints of `callback`: files itself, directories by `upload`."""
+    found = sorted(
+        logged_checkpoints(callback), key=lambda checkpoint: checkpoint.committed or math.inf
+    )
+    if not how.opens or all(Path(checkpoint.path).is_file() for checkpoint in found):
+        _original_scan(logger, how)(logger, callback)
+    for checkpoint in found:
+        upload(logger, checkpoint)
 
 
-def _stock(logger: Any, way: _Way) -> Callable[..., None]:
-    """The logger's own method, which knows files only."""
-    method: Any = getattr(type(logger), way.scan)
+def _original_scan(logger: Any, how: _LoggerUpload) -> Callable[..., None]:
+    """The logger's original method, which handles files only."""
+    method: Any = getattr(type(logger), how.scan)
     return cast("Callable[..., None]", getattr(method, "bt_original", method))
 
 
-def _way_of(logger: Any) -> _Way | None:
-    ways = (_WAYS.get((kind.__module__, kind.__name__)) for kind in type(logger).__mro__)
-    return next((way for way in ways if way is not None), None)
+def _upload_of(logger: Any) -> _LoggerUpload | None:
+    ways = (_UPLOADS.get((kind.__module__, kind.__name__)) for kind in type(logger).__mro__)
+    return next((how for how in ways if how is not None), None)
 
 
 def _files(path: str) -> Iterator[tuple[str, str]]:
-    """(path inside, path on the disk) of all that is committed there."""
+    """(path in the checkpoint, path on the disk) of each committed file."""
     for name in (*(entry.path for entry in read_manifest(Path(path)).files), MANIFEST):
         yield name, str(Path(path) / name)
 
 
-def _to_wandb(logger: Any, shot: LoggedCheckpoint) -> None:
-    """One artifact; the directory has the name of the file, which code that loads it has."""
+def _to_wandb(logger: Any, checkpoint: LoggedCheckpoint) -> None:
+    """One artifact; the directory is named `model.ckpt`, as the file in Lightning's artifact."""
     import wandb
 
     if not logger._checkpoint_name:
         logger._checkpoint_name = f"model-{logger.experiment.id}"
     artifact = wandb.Artifact(
-        name=logger._checkpoint_name, type="model", metadata=shot.metadata(shot.kind)
+        name=logger._checkpoint_name, type="model", metadata=checkpoint.metadata(checkpoint.kind)
     )
     policy = getattr(logger, "add_file_policy", None)  # not in Lightning 2.4
     more = {} if policy is None else {"policy": policy}
-    for name, file in _files(shot.path):
+    for name, file in _files(checkpoint.path):
         artifact.add_file(file, name=f"model.ckpt/{name}", **more)
-    logger.experiment.log_artifact(artifact, aliases=shot.aliases)
+    logger.experiment.log_artifact(artifact, aliases=checkpoint.aliases)
 
 
-def _to_mlflow(logger: Any, shot: LoggedCheckpoint) -> None:
-    """The directory, and beside it what says which it is."""
-    import yaml  # of Lightning's own needs
+def _to_mlflow(logger: Any, checkpoint: LoggedCheckpoint) -> None:
+    """The directory, with Lightning's metadata and aliases files."""
+    import yaml  # a dependency of Lightning
 
-    stock: Any = _stock(logger, _Way(_SCAN, _to_mlflow))
+    stock: Any = _original_scan(logger, _LoggerUpload(_SCAN, _to_mlflow))
     parent = _OLD_FOLDER if _OLD_FOLDER in inspect.unwrap(stock).__code__.co_consts else ""
-    folder = parent + Path(shot.path).name.removesuffix(".ckpt")
-    logger.experiment.log_artifact(logger._run_id, shot.path, folder)
+    folder = parent + Path(checkpoint.path).name.removesuffix(".ckpt")
+    logger.experiment.log_artifact(logger._run_id, checkpoint.path, folder)
     with tempfile.TemporaryDirectory(prefix="bt_lightning-") as place:
-        text = yaml.dump(shot.metadata("Checkpoint"), default_flow_style=False)
+        text = yaml.dump(checkpoint.metadata("Checkpoint"), default_flow_style=False)
         (Path(place) / "metadata.yaml").write_text(text)
-        (Path(place) / "aliases.txt").write_text(str(shot.aliases))
+        (Path(place) / "aliases.txt").write_text(str(checkpoint.aliases))
         logger.experiment.log_artifacts(logger._run_id, place, folder)
 
 
-def _to_lightning(logger: Any, shot: LoggedCheckpoint) -> None:
-    """A model, which may be a directory."""
+def _to_lightning(logger: Any, checkpoint: LoggedCheckpoint) -> None:
+    """A model of litlogger, which may be a directory."""
     from litlogger import Model
 
     experiment = logger._require_experiment()
-    version = logger._model_version(None, shot.step)
-    experiment[logger._checkpoint_name or experiment.name] = Model(shot.path, version=version)
+    version = logger._model_version(None, checkpoint.step)
+    experiment[logger._checkpoint_name or experiment.name] = Model(checkpoint.path, version=version)
 
 
-def _to_neptune(logger: Any, shot: LoggedCheckpoint) -> None:
-    """Each file below the name of the checkpoint; it is gone from Lightning with its service."""
+def _to_neptune(logger: Any, checkpoint: LoggedCheckpoint) -> None:
+    """Each file, under the name of the checkpoint; newer Lightning has no Neptune logger."""
     from neptune.types import File
 
     def field(name: str) -> str:
@@ -230,29 +236,33 @@ def _to_neptune(logger: Any, shot: LoggedCheckpoint) -> None:
 
     if not logger._log_model_checkpoints:
         return
-    for name, file in _files(shot.path):
+    for name, file in _files(checkpoint.path):
         with Path(file).open("rb") as stream:
-            place = f"checkpoints/{Path(shot.path).name.removesuffix('.ckpt')}/{name}"
+            place = f"checkpoints/{Path(checkpoint.path).name.removesuffix('.ckpt')}/{name}"
             logger.run[field(place)] = File.from_stream(stream)
-    if shot.is_best:
-        logger.run[field("best_model_path")] = shot.path
-        if shot.score is not None:
-            logger.run[field("best_model_score")] = shot.score
+    if checkpoint.is_best:
+        logger.run[field("best_model_path")] = checkpoint.path
+        if checkpoint.score is not None:
+            logger.run[field("best_model_score")] = checkpoint.score
 
 
 _SCAN = "_scan_and_log_checkpoints"
-_WAYS = {
-    (f"{root}.loggers.{module}", name): way
+_UPLOADS = {
+    (f"{root}.loggers.{module}", name): how
     for root in ("lightning.pytorch", "pytorch_lightning")
-    for module, name, way in (
-        ("wandb", "WandbLogger", _Way(_SCAN, _to_wandb)),
-        ("mlflow", "MLFlowLogger", _Way(_SCAN, _to_mlflow)),
-        ("litlogger", "LitLogger", _Way(_SCAN, _to_lightning)),
-        ("neptune", "NeptuneLogger", _Way("after_save_checkpoint", _to_neptune, opens=True)),
+    for module, name, how in (
+        ("wandb", "WandbLogger", _LoggerUpload(_SCAN, _to_wandb)),
+        ("mlflow", "MLFlowLogger", _LoggerUpload(_SCAN, _to_mlflow)),
+        ("litlogger", "LitLogger", _LoggerUpload(_SCAN, _to_lightning)),
+        (
+            "neptune",
+            "NeptuneLogger",
+            _LoggerUpload("after_save_checkpoint", _to_neptune, opens=True),
+        ),
     )
 } | {
-    ("wandb.integration.lightning.fabric.logger", "WandbLogger"): _Way(
+    ("wandb.integration.lightning.fabric.logger", "WandbLogger"): _LoggerUpload(
         "_scan_and_log_pytorch_checkpoints", _to_wandb
     )
 }
-"""Module and class of a logger -> how it takes a directory."""
+"""(module, class) of a logger -> how it uploads a directory."""

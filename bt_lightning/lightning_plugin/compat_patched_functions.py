@@ -1,7 +1,7 @@
-"""Functions of Lightning that work past the CheckpointIO, and are taught what it wrote.
+"""Patches functions of Lightning that bypass the CheckpointIO, so that they handle our checkpoints.
 
-Each is replaced once a process, in every namespace that is loaded; a newer Lightning without one of
-them is left as it is.
+Each is patched once per process, in every loaded namespace (`lightning`, `pytorch_lightning`). If a
+newer Lightning lacks one, nothing is patched.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 Load = Callable[[Any, bool | None], dict[str, Any]]
-"""Loads what was found, by a `map_location` and `weights_only`."""
+"""Loads one checkpoint, with a `map_location` and `weights_only`."""
 
 
-def teach_load_from_checkpoint(find: Callable[[str | os.PathLike[str]], Load | None]) -> None:
-    """Let `load_from_checkpoint` of modules and datamodules read what `find` finds.
+def patch_load_from_checkpoint(find: Callable[[str | os.PathLike[str]], Load | None]) -> None:
+    """Let `load_from_checkpoint` of modules and datamodules use the loader that `find` returns.
 
-    It reads files with a function of its own instead of the CheckpointIO, and could not open a
-    directory. Source: `lightning.pytorch.core.saving._load_from_checkpoint`.
+    It reads files without the CheckpointIO and cannot open a directory. Source:
+    `lightning.pytorch.core.saving._load_from_checkpoint`.
     """
     for name in ("lightning.pytorch.core.saving", "pytorch_lightning.core.saving"):
         module = sys.modules.get(name)
         original = getattr(module, "pl_load", None)
-        if original is None or getattr(original, "knows_bt_lightning", False):
+        if original is None or getattr(original, "patched_by_bt_lightning", False):
             continue
-        vars(module)["pl_load"] = _taught(original, find)
+        vars(module)["pl_load"] = _patched_load(original, find)
 
 
-def _taught(
+def _patched_load(
     original: Callable[..., Any], find: Callable[[str | os.PathLike[str]], Load | None]
 ) -> Callable[..., Any]:
     takes = takes_weights_only(original)
@@ -48,28 +48,28 @@ def _taught(
         more = {"weights_only": weights_only} if takes else {}
         return original(path, map_location=map_location, **more)
 
-    pl_load.knows_bt_lightning = True  # type: ignore[attr-defined]
+    pl_load.patched_by_bt_lightning = True  # type: ignore[attr-defined]
     return pl_load
 
 
-def teach_file_exists(
-    concerns: Callable[[str, Trainer], bool], is_taken: Callable[[str], bool]
+def patch_file_exists(
+    is_our_url: Callable[[str, Trainer], bool], is_taken: Callable[[str], bool]
 ) -> None:
-    """Let a `ModelCheckpoint` ask `is_taken` of names that `concerns` and its filesystem has not.
+    """Let a `ModelCheckpoint` also call `is_taken` for a path for which `is_our_url` is true.
 
-    It appends `-v1` to names that are taken, and overwrites and deletes what it takes for its own.
-    `concerns` says the same on every rank; `is_taken` is called on rank 0, and what it raises is
-    raised on all. Source: `ModelCheckpoint.file_exists`.
+    It appends `-v1` to names that exist, and overwrites and deletes others. `is_our_url` must be
+    the same on every rank; `is_taken` is called on rank 0, and its error is raised on all ranks.
+    Source: `ModelCheckpoint.file_exists`.
     """
     for kind in model_checkpoint_classes():
         original = kind.file_exists
-        if not getattr(original, "knows_bt_lightning", False):
-            kind.file_exists = _asking(original, concerns, is_taken)  # type: ignore[method-assign]
+        if not getattr(original, "patched_by_bt_lightning", False):
+            kind.file_exists = _patched_file_exists(original, is_our_url, is_taken)  # type: ignore[method-assign]
 
 
-def _asking(
+def _patched_file_exists(
     original: Callable[..., bool],
-    concerns: Callable[[str, Trainer], bool],
+    is_our_url: Callable[[str, Trainer], bool],
     is_taken: Callable[[str], bool],
 ) -> Callable[..., bool]:
     @functools.wraps(original)
@@ -77,27 +77,27 @@ def _asking(
         if original(self, filepath, trainer):  # the same on every rank
             return True
         path = str(filepath)
-        return concerns(path, trainer) and ranks_of(trainer).from_zero(lambda: is_taken(path))
+        return is_our_url(path, trainer) and ranks_of(trainer).from_zero(lambda: is_taken(path))
 
-    file_exists.knows_bt_lightning = True  # type: ignore[attr-defined]
+    file_exists.patched_by_bt_lightning = True  # type: ignore[attr-defined]
     return file_exists
 
 
-def teach_words(find: Callable[[Trainer, str], str | None]) -> None:
-    """Let `find` say first what `ckpt_path="last"` and `"best"` mean, except in a fit.
+def patch_ckpt_path(find: Callable[[Trainer, str], str | None]) -> None:
+    """Let `find` resolve `ckpt_path="last"` and `"best"` first, except in a fit.
 
-    Source: `_CheckpointConnector._parse_ckpt_path`, which runs before any callback is asked.
+    Source: `_CheckpointConnector._parse_ckpt_path`, which runs before any callback.
     """
     for package in ("lightning.pytorch", "pytorch_lightning"):
         module = sys.modules.get(f"{package}.trainer.connectors.checkpoint_connector")
         kind = getattr(module, "_CheckpointConnector", None)
         original = getattr(kind, "_parse_ckpt_path", None)
-        if kind is None or original is None or getattr(original, "knows_bt_lightning", False):
+        if kind is None or original is None or getattr(original, "patched_by_bt_lightning", False):
             continue
-        kind._parse_ckpt_path = _finding(original, find)
+        kind._parse_ckpt_path = _patched_parse_ckpt_path(original, find)
 
 
-def _finding(
+def _patched_parse_ckpt_path(
     original: Callable[..., Any], find: Callable[[Trainer, str], str | None]
 ) -> Callable[..., Any]:
     @functools.wraps(original)
@@ -106,5 +106,5 @@ def _finding(
             ckpt_path = find(connector.trainer, ckpt_path) or ckpt_path
         return original(connector, state_fn, ckpt_path, *args, **kwargs)
 
-    parse.knows_bt_lightning = True  # type: ignore[attr-defined]
+    parse.patched_by_bt_lightning = True  # type: ignore[attr-defined]
     return parse

@@ -1,4 +1,4 @@
-"""The private names of Lightning that resuming takes, beside those in `compat`."""
+"""Private names of Lightning for resuming a fit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def wrap_resume_start(
 ) -> None:
     """Let `choose(load, user_path)` run once, where Lightning reads the checkpoint it resumes from.
 
-    `load(path)` is Lightning's own reading; with None it reads nothing. At this point the process
-    group, the callbacks and the model are set up and nothing is restored: every strategy restores
-    what is loaded here in its own right order. Source: `_CheckpointConnector.resume_start`.
+    `load(path)` is Lightning's own load; with None it loads nothing. At this point the process
+    group, the callbacks and the model are set up, and nothing is restored yet: each strategy later
+    restores the loaded checkpoint in its own order. Source: `_CheckpointConnector.resume_start`.
     """
     connector = trainer._checkpoint_connector
     original = getattr(connector, "resume_start", None)
@@ -42,39 +42,39 @@ def unwrap_resume_start(trainer: Trainer) -> None:
     vars(trainer._checkpoint_connector).pop("resume_start", None)
 
 
-def note_selections() -> None:
-    """Let Lightning note, from here on, whether a run's path is the user's or its own idea.
+def record_path_selection() -> None:
+    """Patch Lightning to record whether the user gave the path of a run or Lightning chose it.
 
-    Under SLURM, and beside an `OnExceptionCheckpoint`, it takes a path where the user gave none.
+    Under SLURM, or with an `OnExceptionCheckpoint`, it chooses a path if the user gave none.
     Idempotent. Source: `_CheckpointConnector._select_ckpt_path`, which runs before every hook.
     """
     for name in ("lightning.pytorch", "pytorch_lightning"):
         module = sys.modules.get(f"{name}.trainer.connectors.checkpoint_connector")
         kind = getattr(module, "_CheckpointConnector", None)
         original = getattr(kind, "_select_ckpt_path", None)
-        if original is not None and not hasattr(original, "notes_for_bt_lightning"):
-            kind._select_ckpt_path = _noting(original)  # type: ignore[union-attr]  # found there
+        if original is not None and not hasattr(original, "recorded_by_bt_lightning"):
+            kind._select_ckpt_path = _recording(original)  # type: ignore[union-attr]  # found there
 
 
-def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
+def _recording(original: Callable[..., Any]) -> Callable[..., Any]:
     def _select_ckpt_path(self: Any, state_fn: Any, ckpt_path: Any, *args: Any, **more: Any) -> Any:
         asked = ckpt_path is not None or self._user_managed
         path = original(self, state_fn, ckpt_path, *args, **more)
         vars(self)["bt_lightning_selection"] = (asked, path)
         return path
 
-    vars(_select_ckpt_path)["notes_for_bt_lightning"] = True
+    vars(_select_ckpt_path)["recorded_by_bt_lightning"] = True
     return _select_ckpt_path
 
 
 def selection(trainer: Trainer) -> tuple[bool, str | None]:
-    """Whether the user named what this run starts from, and if not, what Lightning found."""
+    """Whether the user gave the path to start from; if not, the path that Lightning found."""
     asked, path = vars(trainer._checkpoint_connector).get("bt_lightning_selection", (True, None))
     return asked, None if asked or path is None else str(path)
 
 
 def restore_weights_only(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Load the weights of `checkpoint` through Lightning's hooks, and nothing else of it."""
+    """Load only the weights of `checkpoint`, through Lightning's hooks."""
     connector = trainer._checkpoint_connector
     connector._loaded_checkpoint = checkpoint
     try:

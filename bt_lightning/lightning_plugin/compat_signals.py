@@ -1,9 +1,9 @@
-"""The private names of Lightning that signals take, beside those in `compat`.
+"""Private names of Lightning for signal handlers.
 
-Lightning's own handler of SIGTERM runs a collective inside the handler (2.6): ranks that are hit at
-different moments wait for each other for ever. The methods that it registers are replaced on the
-instance, so that Lightning still registers, composes and puts back handlers as it always does.
-Source: `_SignalConnector`, of 2.4 and 2.6.
+Lightning's own handler of SIGTERM runs a collective inside the handler (2.6): ranks that receive
+the signal at different moments deadlock. The methods that it registers are replaced on the
+instance, so that Lightning still registers, composes and restores handlers as usual. Source:
+`_SignalConnector` of 2.4 and 2.6.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def hook_signals(
     on_sigterm: Callable[[int, Any], None],
     on_requeue: Callable[[int, Any], None],
 ) -> None:
-    """Let Lightning register these handlers instead of its own, after a call of `before`."""
+    """Let Lightning register these handlers instead of its own, after calling `before`."""
     connector = trainer._signal_connector
     register = type(connector).register_signal_handlers
 
@@ -38,7 +38,7 @@ def hook_signals(
 
 
 def unhook_signals(trainer: Trainer) -> None:
-    """Undo `hook_signals`; idempotent. Lightning puts the handlers back when a run is over."""
+    """Undo `hook_signals`; idempotent. Lightning restores the handlers at the end of a run."""
     for name in _METHODS:
         vars(trainer._signal_connector).pop(name, None)
 
@@ -51,13 +51,13 @@ def forward(trainer: Trainer, signum: int) -> None:
 
 
 def requeue(trainer: Trainer, signum: int) -> None:
-    """Do what Lightning does when SLURM announces the end: save `hpc_ckpt_N.ckpt`, requeue."""
+    """Run Lightning's own handler of SLURM's signal: save `hpc_ckpt_N.ckpt`, requeue the job."""
     connector = trainer._signal_connector
     type(connector)._slurm_sigusr_handler_fn(connector, signum, None)  # type: ignore[arg-type]
 
 
 def ended_by_signal(trainer: Trainer, code: int) -> SystemExit:
-    """What Lightning raises at the end of a run that was told to end, with an exit status."""
+    """The exception that Lightning raises at the end of a run by SIGTERM, with an exit status."""
     trainer._signal_connector.received_sigterm = True
     module = sys.modules[type(trainer.fit_loop).__module__]
     error: SystemExit = module.SIGTERMException()

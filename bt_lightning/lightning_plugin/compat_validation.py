@@ -1,4 +1,4 @@
-"""What Lightning knows of the validation that follows a batch, by its private names."""
+"""Private names of Lightning for the validation that follows a batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def validation_is_scheduled(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that has just ended, the same on every rank.
+    """Whether a validation follows the batch that has just ended; the same on every rank.
 
-    Not one that comes by the clock, which ranks may read differently, nor one that comes only
-    because training stops here: the run that goes on would not have it.
+    False for a validation by time, since clocks of ranks differ, and for one that takes place only
+    because training stops here, since a resumed run would not have it.
     """
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         return False
@@ -29,13 +29,13 @@ def validation_is_scheduled(trainer: Trainer) -> bool:
 
 
 def validation_has_run(trainer: Trainer) -> bool:
-    """Whether Lightning believes that metrics of a validation must be there."""
+    """Whether Lightning expects metrics of a validation to exist."""
     return bool(trainer.fit_loop.epoch_loop.val_loop._has_run)
 
 
 @contextmanager
 def as_if_validation_had_run(trainer: Trainer, has_run: bool) -> Iterator[None]:  # noqa: FBT001
-    """Let `validation_has_run` be `has_run` meanwhile."""
+    """Make `validation_has_run` return `has_run` inside the context."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     now, loop._has_run = loop._has_run, has_run
     try:

@@ -1,7 +1,7 @@
-"""Saves that wait until the batch that they follow is over: its validation, the end of its epoch.
+"""Defers saves of a `ModelCheckpoint` until the validation or epoch end after the batch is over.
 
-A checkpoint of the moment between a batch and the validation that is due behind it cannot be
-resumed exactly, and what it is ranked by is of the validation before.
+A checkpoint taken between a batch and the validation that follows it cannot be resumed exactly, and
+would be ranked by the metric of the previous validation.
 """
 
 from __future__ import annotations
@@ -35,31 +35,30 @@ _SWAPS_BACK = ("on_validation_end", "on_validation_model_train")
 
 @dataclass
 class _Pending:
-    """A batch that is not over, of whose end `ModelCheckpoint` has been told."""
+    """A batch after which `ModelCheckpoint` has decided whether to save, but has not saved yet."""
 
-    batch_idx: int  # not the batch: it would stay in memory
+    batch_idx: int  # not the batch, which would stay in memory
     ends_epoch: bool
     wanted: bool
     """Whether it would have saved at once."""
     had_run: bool
-    """Whether there had been a validation."""
+    """Whether a validation had run before."""
     validated: bool = False
-    """`ModelCheckpoint` has not been told of the end of the validation behind it."""
+    """Whether its call of `on_validation_end` is deferred as well."""
 
 
 class DeferredSaves:
-    """Lets a `ModelCheckpoint` decide when Lightning asks it, and save when the batch is over.
+    """Lets a `ModelCheckpoint` decide in its usual hook, and save after the validation or epoch.
 
-    After the last batch of an epoch that is the epoch's end: a checkpoint of any moment before it
-    cannot be resumed exactly. Lightning skips the epoch's validation and its end, and miscounts
-    epochs from then on, so that a run which is resumed twice trains too many (2.6) or repeats a
-    batch (2.4). After another batch it is the end of the validation that is scheduled behind it, if
-    one is. So the steps are those that Lightning would have saved at, of the later state, and
-    ranked by the newer metrics.
+    After the last batch of an epoch the save waits for the epoch's end: an earlier checkpoint
+    cannot be resumed exactly. Lightning would skip the epoch's validation and end hooks and count
+    epochs wrongly, so that a run that is resumed twice trains too many steps (2.6) or repeats a
+    batch (2.4). After another batch it waits for the validation that is scheduled after it, if any.
+    So the steps are those of plain Lightning, with the later state and the newer metrics.
     """
 
     def __init__(self, callback: ModelCheckpoint) -> None:
-        self._callback = callback  # no bound methods of it: a spawned rank unpickles this
+        self._callback = callback  # not its bound methods: spawned ranks unpickle this
         self._pending: _Pending | None = None
         self._base = next(k for k in type(callback).__mro__ if k in model_checkpoint_classes())
         callback.on_train_batch_start = self.on_train_batch_start  # type: ignore[method-assign]
@@ -72,8 +71,8 @@ class DeferredSaves:
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make the save that waited for a validation which had no batch."""
-        self.release(trainer, pl_module)
+        """Make a save that was deferred to a validation without batches."""
+        self.complete(trainer, pl_module)
         kind = type(self._callback)
         kind.on_train_batch_start(self._callback, trainer, pl_module, batch, batch_idx)
 
@@ -85,9 +84,9 @@ class DeferredSaves:
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save now, or decide now and save when the batch is over."""
+        """Save now, or decide now and save at the end of validation or epoch."""
         last = is_last_batch(trainer)
-        told = partial(
+        save_hook = partial(
             type(self._callback).on_train_batch_end,
             self._callback,
             trainer,
@@ -99,14 +98,14 @@ class DeferredSaves:
         if not self._is_stock("on_train_batch_end") or not (
             last or (validation_is_scheduled(trainer) and not _swaps_back_late(pl_module))
         ):
-            told()
+            save_hook()
             return
-        had_run, wanted = validation_has_run(trainer), self._would_save(told)
+        had_run, wanted = validation_has_run(trainer), self._would_save(save_hook)
         if last or wanted:
             self._pending = _Pending(batch_idx, last, wanted, had_run)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the save that waited for this validation, unless the epoch is to end first."""
+        """Make the save that was deferred to this validation; not one for the epoch's end."""
         pending = self._pending
         stays = self._is_stock("on_validation_end") and not _swaps_back_late(pl_module)
         if pending is None or (pending.ends_epoch and not stays):
@@ -114,22 +113,22 @@ class DeferredSaves:
             return
         pending.validated = True
         if not pending.ends_epoch:
-            self.release(trainer, pl_module)
+            self.complete(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the save that was put off, then whatever is due now."""
-        self.release(trainer, pl_module)
+        """Make the deferred save, then the callback's own save of the epoch's end."""
+        self.complete(trainer, pl_module)
         type(self._callback).on_train_epoch_end(self._callback, trainer, pl_module)
 
-    # the save that waits
+    # the deferred save
 
     @property
     def wanted(self) -> bool | None:
-        """Whether a save waits; None if no batch does."""
+        """Whether a save is deferred; None if no batch is pending."""
         return None if self._pending is None else self._pending.wanted
 
-    def release(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The batch is over: save, and tell of its validation; on every rank."""
+    def complete(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the deferred save and call the deferred `on_validation_end`; on every rank."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -141,7 +140,7 @@ class DeferredSaves:
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
         callback = self._callback
-        if not pl_module.automatic_optimization:  # it may put other weights in for the save
+        if not pl_module.automatic_optimization:  # its hook may swap weights in for the save
             kind = type(callback)
             kind.on_train_batch_end(callback, trainer, pl_module, None, None, batch_idx)
             return
@@ -149,8 +148,8 @@ class DeferredSaves:
         callback._save_topk_checkpoint(trainer, metrics)
         callback._save_last_checkpoint(trainer, metrics)
 
-    def _would_save(self, told: Callable[[], None]) -> bool:
-        """Whether the callback saves when it is `told`; it does not now."""
+    def _would_save(self, save_hook: Callable[[], None]) -> bool:
+        """Whether `save_hook` would save; calls it with the saving methods disabled."""
         calls: list[object] = []
 
         def note(*args: object) -> None:
@@ -161,7 +160,7 @@ class DeferredSaves:
         before = {name: own[name] for name in hooks if name in own}
         own.update(hooks)
         try:
-            told()
+            save_hook()
         finally:
             for name in hooks:
                 del own[name]
@@ -175,46 +174,46 @@ class DeferredSaves:
 def save_deferred_now(
     trainer: Trainer, pl_module: LightningModule, exception: BaseException
 ) -> None:
-    """Make the saves that wait when a fit fails before their time; every rank.
+    """Make the deferred saves when a fit fails before their time; called on every rank.
 
-    Not where the weights may be others at the moment (averaged ones, for a validation), nor where
-    a rank may be missing: saving is done by all of them. A failure to save is told as a warning,
-    as the exception that ends the run is the one that is raised.
+    Not if the weights may be swapped at the moment (averaged ones, for a validation), nor with
+    several ranks, since one may be missing and all take part in a save. A failure to save becomes a
+    warning, since the exception that ends the run is the one to raise.
     """
-    waiting = [d for d in _deferrals(trainer) if d.wanted is not None]
-    if not waiting or isinstance(exception, CheckpointError):
+    pending = [d for d in _deferred_saves_of(trainer) if d.wanted is not None]
+    if not pending or isinstance(exception, CheckpointError):
         return
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     owners = [o for o in (*callbacks, pl_module) if not type(o).__module__.startswith(_OURS)]
     swapped = trainer.validating and any(overrides(o, h) for o in owners for h in _SWAPS_IN)
     if trainer.world_size > 1 or swapped:
         reason = "a hook may have changed the weights" if swapped else "other ranks may be gone"
-        if trainer.is_global_zero and any(d.wanted for d in waiting):
+        if trainer.is_global_zero and any(d.wanted for d in pending):
             _warn(trainer, f"was to be made at its end, and {reason}")
         return
-    for deferral in waiting:
+    for deferred in pending:
         try:
-            deferral.release(trainer, pl_module)
+            deferred.complete(trainer, pl_module)
         except Exception as error:  # noqa: BLE001 - the run has an exception already
             _warn(trainer, f"failed: {type(error).__name__}: {error}")
 
 
 def _warn(trainer: Trainer, text: str) -> None:
     warnings.warn(
-        f"training failed before the validation or the epoch behind step {trainer.global_step} was"
+        f"training failed before the validation or the epoch after step {trainer.global_step} was"
         f" over; the save of that step {text}",
         stacklevel=3,
     )
 
 
-def _deferrals(trainer: Trainer) -> list[DeferredSaves]:
+def _deferred_saves_of(trainer: Trainer) -> list[DeferredSaves]:
     hooks = [vars(c).get("on_train_batch_end") for c in trainer.callbacks]  # type: ignore[attr-defined]
     owners = [getattr(hook, "__self__", None) for hook in hooks]
     return [owner for owner in owners if isinstance(owner, DeferredSaves)]
 
 
 def _swaps_back_late(module: LightningModule) -> bool:
-    """Whether the weights may be others until after `on_validation_end` of every callback."""
+    """Whether the module may swap weights back only after all callbacks' `on_validation_end`."""
     return any(overrides(module, hook) for hook in _SWAPS_IN) and any(
         overrides(module, hook) for hook in _SWAPS_BACK
     )

@@ -1,11 +1,10 @@
-"""What an exact resume needs and Lightning leaves out: RNG and dataloader state of every rank.
+"""Saves and restores what Lightning leaves out: the RNG and dataloader states of every rank.
 
-Each is put back at the moment at which the interrupted run would have used it next.
-
-A checkpoint taken inside an epoch is restored at `on_train_start`, after the dataloader's iterator
-was made: in the interrupted run that draw was over. One taken at the end of an epoch is restored
-right before the iterator of the next epoch is made. Source: reference measurements of Lightning
-2.4 and 2.6; tests/exact.
+Each is restored at the moment at which the interrupted run would have used it next. A checkpoint
+taken inside an epoch is restored at `on_train_start`, after the dataloader's iterator was created:
+the interrupted run had made that draw. One taken at the end of an epoch is restored right before
+the iterator of the next epoch is created. Source: measured with Lightning 2.4 and 2.6
+(`tests/plugin/test_exact_resume.py`).
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ if TYPE_CHECKING:
 
 
 def rng_state(device: torch.device | None) -> dict[str, Any]:
-    """State of every generator that training on this rank draws from."""
+    """The states of the random generators of Python, torch, numpy, and CUDA on this rank."""
     version, internal, gauss = random.getstate()
-    # one tensor is quicker to write than 625 numbers
+    # one tensor is faster to save than 625 integers
     python = (version, torch.tensor(internal, dtype=torch.int64, device="cpu"), gauss)
     state: dict[str, Any] = {"python": python, "torch": torch.get_rng_state()}
     if "numpy" in sys.modules:
         import numpy as np
 
         found = np.random.get_state(legacy=False)
-        # a tensor: a stock file with an array in it cannot be loaded with weights_only=True
+        # a tensor: torch.load cannot load a numpy array with weights_only=True
         key = torch.from_numpy(found["state"]["key"].astype(np.int64))
         state["numpy"] = {**found, "state": {**found["state"], "key": key}}
     if device is not None:
@@ -45,7 +44,7 @@ def rng_state(device: torch.device | None) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device | None) -> None:
-    """Put back what `rng_state` returned."""
+    """Restore the states that `rng_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(torch.as_tensor(internal).tolist()), gauss))
     torch.set_rng_state(state["torch"].cpu())
@@ -60,13 +59,13 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None) -> None:
 
 
 def _as_logged(value: float) -> torch.Tensor:
-    """A metric as `log` keeps it, with the digits that were saved."""
+    """A metric as `log` stores it, in a precision that keeps its value."""
     single = torch.tensor(value, dtype=torch.float32)
     return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
 
 
 class ExactResume:
-    """Collects the per-rank state at a save, and hands it back during a resume."""
+    """Collects the state of each rank at a save, and restores it during a resume."""
 
     def __init__(self) -> None:
         self._mine: dict[str, Any] | None = None
@@ -79,10 +78,10 @@ class ExactResume:
         checkpoint: dict[str, Any],
         exchange: Callable[[bytes], list[bytes] | None],
     ) -> dict[str, Any] | None:
-        """Called on every rank; returns what rank 0 keeps, None elsewhere.
+        """Called on every rank; returns the states of all ranks on rank 0, None elsewhere.
 
         Raises:
-            RankLostError: a rank is gone, or did not come: there is no state of all ranks.
+            RankLostError: a rank is gone or did not send its state in time.
         """
         states = compat.loader_states(checkpoint)
         last = compat.is_last_batch(trainer)
@@ -98,10 +97,10 @@ class ExactResume:
         return {"epoch_end": last, "ranks": ranks}
 
     def on_load(self, trainer: Trainer, checkpoint: dict[str, Any], extra: object) -> None:
-        """Called on every rank before Lightning restores its loops; `extra` is what we added.
+        """Called on every rank before Lightning restores its loops; `extra` are our entries.
 
-        Lightning forgets what was logged last. Until the next validation, a scheduler of a plateau
-        would fail for want of its metric, and a `ModelCheckpoint` would not save.
+        The metrics are restored as well, since Lightning does not: until the next validation, a
+        `ReduceLROnPlateau` would fail without its metric, and a `ModelCheckpoint` would not save.
         """
         saved = extra.get("exact") if isinstance(extra, dict) else None
         if not isinstance(extra, dict) or saved is None:
@@ -121,17 +120,17 @@ class ExactResume:
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
 
     def reset(self) -> None:
-        """Forget what a fit that failed before its first step was to restore."""
+        """Drop states that a fit that failed before its first step did not restore."""
         self._mine = None
         self._metrics = {}
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Arrange what has to happen when the train dataloader is set up."""
+        """Register the restore that must happen when the train dataloader is set up."""
         if self._mine is not None:
             compat.before_train_iterator(trainer, lambda: self._before_iterator(trainer))
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Put the metrics back, and the generators if the first draw is still to come."""
+        """Restore the metrics, and the generators unless that was done before the iterator."""
         device = trainer.strategy.root_device
         for name, value in self._metrics.items():
             trainer.callback_metrics.setdefault(name, _as_logged(value).to(device))

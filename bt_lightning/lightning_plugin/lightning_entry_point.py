@@ -1,4 +1,4 @@
-"""Lightning's entry point: a Trainer in a job gets the callback without a change of the script."""
+"""Lightning's entry point for callbacks: adds `BTLightning` to a Trainer without script changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def callbacks() -> list[Callback]:
-    """Called by Lightning in the init of every Trainer; nothing without `BT_LIGHTNING=1`."""
+    """Called by Lightning for every new Trainer; returns none unless `BT_LIGHTNING=1`."""
     if os.environ.get("BT_LIGHTNING") != "1":
         return []
     from bt_lightning.lightning_plugin.auto_callback import ImpliedBTLightning

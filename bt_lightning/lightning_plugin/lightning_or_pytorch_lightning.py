@@ -1,8 +1,8 @@
-"""The one place that chooses between `lightning` and `pytorch_lightning`.
+"""Chooses between the packages `lightning` and `pytorch_lightning`.
 
-The two packages hold separate class trees, and a Trainer accepts plugins of its own tree only. A
-script that imported only `pytorch_lightning` gets classes of that tree; `BTCheckpointIO` is
-accepted by both (it registers as a virtual subclass), and a plain callback always is.
+The two have separate classes, and a Trainer accepts only plugins of its own package. A script that
+has imported only `pytorch_lightning` gets classes of that package. `BTCheckpointIO` is accepted by
+both (it registers as a virtual subclass), and so is any callback.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PYTORCHES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def accept_in_both(kind: type[CheckpointIO]) -> None:
-    """Make `isinstance(x, CheckpointIO)` true for `kind` in every namespace that is loaded."""
+    """Make `isinstance(x, CheckpointIO)` true for `kind` in both packages, if imported."""
     for name in _FABRICS:
         module = sys.modules.get(f"{name}.plugins.io.checkpoint_io")
         base = getattr(module, "CheckpointIO", None)
@@ -34,13 +34,13 @@ def accept_in_both(kind: type[CheckpointIO]) -> None:
 
 
 def model_checkpoint_classes() -> tuple[type[ModelCheckpoint], ...]:
-    """`ModelCheckpoint` of every namespace that is loaded."""
+    """The `ModelCheckpoint` classes of the imported packages."""
     modules = [sys.modules.get(f"{name}.callbacks.model_checkpoint") for name in _PYTORCHES]
     return tuple(module.ModelCheckpoint for module in modules if module is not None)
 
 
 def attribute_dicts() -> tuple[type, ...]:
-    """Lightning's own dict class, which hyperparameters hold, of every namespace that is loaded."""
+    """The dict classes for hyperparameters (`AttributeDict`) of the imported packages."""
     modules = [sys.modules.get(f"{name}.utilities.data") for name in _FABRICS]
     return tuple(module.AttributeDict for module in modules if module is not None)
 

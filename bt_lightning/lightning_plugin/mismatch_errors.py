@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit what it is loaded into: said by names, shapes and classes."""
+"""Explains by names, shapes and classes why a checkpoint does not fit a model or its optimizers."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 8
 _COMPILED = "_orig_mod."
-"""What `torch.compile` puts before the names of a module that it wraps."""
+"""Prefix that `torch.compile` adds to the names of a wrapped module."""
 OPTIMIZERS = "optimizers"
-"""Where `BTLightning` notes the classes of the optimizers that a checkpoint has the states of."""
+"""Key under which `BTLightning` saves the classes of the optimizers."""
 
 
 def explain_weights(
     trainer: Trainer, module: LightningModule, path: str, *, strict: bool | None
 ) -> None:
-    """Every rank: the next load of weights tells what differs, if it fails or leaves some out.
+    """Called on every rank: explain the differences if the next load of weights is not complete.
 
-    It raises `CheckpointMismatchError` if it fails.
+    A load that fails raises `CheckpointMismatchError`; one that leaves weights out logs a warning.
     """
     strategy = trainer.strategy
     original = strategy.load_model_state_dict
-    wanted = module.strict_loading if strict is None else strict
+    expected = module.strict_loading if strict is None else strict
 
     def load_model_state_dict(checkpoint: Mapping[str, Any], **_: object) -> None:
         vars(strategy).pop("load_model_state_dict", None)
         saved = checkpoint["state_dict"]
         try:
-            original(checkpoint, strict=wanted)
+            original(checkpoint, strict=expected)
         except RuntimeError as error:
             own = module.state_dict()
-            problems = differences(saved, own, strict=wanted)
+            problems = differences(saved, own, strict=expected)
             if not problems:
                 raise
             msg = (
@@ -52,7 +52,7 @@ def explain_weights(
                 " pass strict=False to load what has the same name and shape"
             )
             raise CheckpointMismatchError(msg) from error
-        if not wanted and trainer.is_global_zero:
+        if not expected and trainer.is_global_zero:
             for line in compiled_differently(saved, module.state_dict()):
                 log.warning("not all weights of %s were loaded: %s", path, line)
 
@@ -60,9 +60,9 @@ def explain_weights(
 
 
 def explain_optimizers(trainer: Trainer, path: str) -> None:
-    """Every rank: the next load of optimizer states tells of states of other optimizers.
+    """Called on every rank: check the next load of optimizer states for other optimizer classes.
 
-    It raises `CheckpointMismatchError` where one would fail for them at its first step.
+    It raises `CheckpointMismatchError` if an optimizer would fail with the state at its first step.
     """
     strategy = trainer.strategy
     original = strategy.load_optimizer_state_dict
@@ -74,15 +74,15 @@ def explain_optimizers(trainer: Trainer, path: str) -> None:
         saved = [str(name) for name in names] if isinstance(names, list) else []
         try:
             original(checkpoint)
-        except (KeyError, AttributeError, TypeError) as error:  # some look at what they get
+        except (KeyError, AttributeError, TypeError) as error:  # some optimizers check the state
             _compare(strategy.optimizers, states, saved, path, error)
             raise
         _compare(strategy.optimizers, states, saved, path)
         own = optimizer_names(strategy.optimizers)
         if trainer.is_global_zero and saved and saved != own:
             log.warning(
-                "the checkpoint %s was saved with the optimizers %s, and this run has %s: of their"
-                " states what has the same name is taken over, one by one",
+                "the checkpoint %s was saved with the optimizers %s, and this run has %s: entries"
+                " of their states that have the same name are taken over",
                 path,
                 ", ".join(saved),
                 ", ".join(own) or "none",
@@ -102,7 +102,7 @@ def _compare(
     for number, (optimizer, state) in enumerate(zip(optimizers, states, strict=False)):
         known = saved[number] if number < len(saved) else None
         if known != type(optimizer).__qualname__:
-            problems += _lacking(optimizer, state, known)
+            problems += _missing_options(optimizer, state, known)
     if problems:
         msg = (
             f"the checkpoint {path} holds the state of another optimizer:\n  "
@@ -113,14 +113,14 @@ def _compare(
         raise CheckpointMismatchError(msg) from cause
 
 
-def forget_misfits(trainer: Trainer) -> None:
-    """Undo both, for a fit that ended before its loads; idempotent."""
+def undo_explanations(trainer: Trainer) -> None:
+    """Undo `explain_weights` and `explain_optimizers` if the loads did not happen; idempotent."""
     for name in ("load_model_state_dict", "load_optimizer_state_dict"):
         vars(trainer.strategy).pop(name, None)
 
 
-def noted(trainer: Trainer) -> dict[str, Any]:
-    """What a save notes beside the state: the metrics, and the classes of the optimizers."""
+def save_facts(trainer: Trainer) -> dict[str, Any]:
+    """Entries that a save adds to the state: the metrics, and the classes of the optimizers."""
     return {
         "metrics": scalars(trainer.callback_metrics),
         OPTIMIZERS: optimizer_names(trainer.optimizers),
@@ -128,34 +128,34 @@ def noted(trainer: Trainer) -> dict[str, Any]:
 
 
 def optimizer_names(optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
-    """Their classes, by name."""
+    """The names of the optimizers' classes."""
     return [type(optimizer).__qualname__ for optimizer in optimizers]
 
 
-def _lacking(
+def _missing_options(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Any], saved: str | None
 ) -> list[str]:
-    """What an optimizer needs of its groups that the state of another kind did not bring.
+    """A line about the options that an optimizer needs and the loaded state lacks, if any.
 
-    Of a state of which nobody knows the class, only what also brought what this one never has: a
-    newer version of the same class may know more than it needs.
+    If the class that saved the state is unknown, only if the state also has unknown options: the
+    state may come from an older version of the same class.
     """
     needs = set(optimizer.defaults)
     missing = sorted({str(n) for group in optimizer.param_groups for n in needs - set(group)})
     brought = {str(name) for group in state["param_groups"] for name in group}
-    foreign = sorted(brought - needs - {"params", "initial_lr", "param_names"})
-    if not missing or (saved is None and not foreign):
+    unknown = sorted(brought - needs - {"params", "initial_lr", "param_names"})
+    if not missing or (saved is None and not unknown):
         return []
     line = (
         f"{type(optimizer).__qualname__} needs {', '.join(missing)}; what was saved, by"
-        f" {saved or 'another class'}, has {', '.join(foreign) or 'nothing'} instead"
+        f" {saved or 'another class'}, has {', '.join(unknown) or 'nothing'} instead"
     )
     return [line]
 
 
-def compiled_differently(saved: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """A line for each way in which names differ by nothing but `torch.compile`."""
-    have, want = set(saved), set(wanted)
+def compiled_differently(saved: Iterable[str], expected: Iterable[str]) -> list[str]:
+    """Lines about names that differ only by the prefix of `torch.compile`."""
+    have, want = set(saved), set(expected)
     lines = []
     for these, those, was, now in (
         (have, want, "were compiled when it was saved", "are not now"),
@@ -183,27 +183,29 @@ def _plain(names: Iterable[str]) -> set[str]:
 
 
 def differences(
-    saved: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], *, strict: bool
+    saved: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, strict: bool
 ) -> list[str]:
-    """Lines that say how two sets of weights differ; other names count only if `strict`."""
+    """Lines about how two sets of weights differ; missing and unknown names only if `strict`."""
     shapes = [
-        f"{name}: saved {_shape(saved[name])}, the model has {_shape(wanted[name])}"
-        for name in wanted
+        f"{name}: saved {_shape(saved[name])}, the model has {_shape(expected[name])}"
+        for name in expected
         if name in saved
-        and None not in (_shape(saved[name]), _shape(wanted[name]))
-        and _shape(saved[name]) != _shape(wanted[name])
+        and None not in (_shape(saved[name]), _shape(expected[name]))
+        and _shape(saved[name]) != _shape(expected[name])
     ]
     lines = _some("another shape", shapes)
     if strict:
-        lines += _some("missing in the checkpoint", [name for name in wanted if name not in saved])
-        lines += _some("unknown to the model", [name for name in saved if name not in wanted])
+        lines += _some(
+            "missing in the checkpoint", [name for name in expected if name not in saved]
+        )
+        lines += _some("unknown to the model", [name for name in saved if name not in expected])
     return lines
 
 
 def _shape(value: object) -> list[int] | None:
     try:
         shape = getattr(value, "shape", None)
-    except RuntimeError:  # a lazy parameter has none yet
+    except RuntimeError:  # a lazy parameter has no shape yet
         return None
     return None if shape is None else list(shape)
 

@@ -27,13 +27,13 @@ class BTModelCheckpoint(ModelCheckpoint):
         mode: whether a smaller (`"min"`) or greater (`"max"`) metric is better.
         save_top_k: how many to keep; -1 all, 0 none.
         save_last: also keep the newest under the name `last`, as a copy (True) or a link.
-        every_n_train_steps: save every so many optimizer steps.
-        train_time_interval: save every so much time: a `timedelta`, or seconds as a number.
-        every_n_epochs: save every so many epochs.
+        every_n_train_steps: save after this number of optimizer steps.
+        train_time_interval: save after this time: a `timedelta`, or seconds as a number.
+        every_n_epochs: save after this number of epochs.
         save_on_train_epoch_end: save at the end of the train epoch instead of after validation.
-        save_weights_only: leave optimizers out; such a checkpoint cannot be resumed.
+        save_weights_only: save no optimizers; such a checkpoint cannot be resumed.
         save_on_exception: save when training fails; not exact, see README.
-        verbose: say what is saved.
+        verbose: log each save.
         dirpath: another directory than `$BT_CHECKPOINT_DIR`.
         filename: another name than `checkpoint-{step}`.
     """
@@ -76,7 +76,7 @@ class BTModelCheckpoint(ModelCheckpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the Trainer is of the same namespace and has a `BTLightning`."""
+        """Check that the Trainer is of the same package and has a `BTLightning`."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if self not in trainer.checkpoint_callbacks:
             msg = (

@@ -1,4 +1,4 @@
-"""Giving the checkpoint directory and readable names to a Trainer's `ModelCheckpoint` callbacks."""
+"""Sets the checkpoint directory and names of a Trainer's `ModelCheckpoint` callbacks."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ if TYPE_CHECKING:
     from bt_lightning.session.options import Options
 
 NAME = "checkpoint-{step}"
-"""What Baseten and HF call a checkpoint; the same words in every tool."""
+"""The name that Baseten and Hugging Face use for checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPaths:
-    """Where the checkpoints of a Trainer go, by what rank 0 sees."""
+    """The directory of a Trainer's checkpoints, as determined on rank 0."""
 
     root: Path
     """The checkpoint directory, absolute."""
     prefix: str
-    """Of its checkpoints in the store."""
+    """Key prefix of its checkpoints in the store."""
     writers: tuple[int, ...]
-    """Which of the Trainer's callbacks are `ModelCheckpoint`s that write there."""
+    """Indices of the Trainer's callbacks that are `ModelCheckpoint`s and write to `root`."""
 
 
 def find_checkpoint_paths(trainer: Trainer, options: Options) -> CheckpointPaths:
-    """Every rank, before Lightning asks for a directory: where rank 0 puts the checkpoints.
+    """Called on every rank before Lightning sets up its callbacks: the directory, from rank 0.
 
     Raises:
-        InvalidSettingError: on every rank, what rank 0 was given cannot be used.
+        InvalidSettingError: on every rank, if the settings of rank 0 cannot be used.
     """
 
-    def see() -> CheckpointPaths:
+    def look_on_rank_0() -> CheckpointPaths:
         root = checkpoint_root(options.dir, trainer)
         return CheckpointPaths(root, options.source(root).prefix, writers(trainer, root))
 
-    return ranks_of(trainer).from_zero(see)
+    return ranks_of(trainer).from_zero(look_on_rank_0)
 
 
 def writers(trainer: Trainer, root: Path) -> tuple[int, ...]:
-    """Which of the callbacks are `ModelCheckpoint`s that write to `root`, as this rank's disk says.
+    """Indices of the callbacks that are `ModelCheckpoint`s and write to `root`, on this rank.
 
-    Those without a `dirpath` will; those whose user chose a directory elsewhere are left alone.
+    Those without a `dirpath` will write there; those with a `dirpath` elsewhere do not.
     """
     return tuple(
         index
@@ -67,28 +67,29 @@ def writers(trainer: Trainer, root: Path) -> tuple[int, ...]:
     )
 
 
-def _is_below(place: str | os.PathLike[str], root: Path) -> bool:
-    return not is_url(str(place)) and Path(place).resolve().is_relative_to(root)
+def _is_below(folder: str | os.PathLike[str], root: Path) -> bool:
+    return not is_url(str(folder)) and Path(folder).resolve().is_relative_to(root)
 
 
-def set_checkpoint_paths(trainer: Trainer, placement: CheckpointPaths) -> list[ModelCheckpoint]:
-    """Point those who write there, and have no `dirpath`, at the directory; before their `setup`.
+def set_checkpoint_paths(trainer: Trainer, paths: CheckpointPaths) -> list[ModelCheckpoint]:
+    """Set the directory of the `ModelCheckpoint`s without a `dirpath`, before their `setup`.
 
-    In it a checkpoint is a directory, so names there lose the suffix `.ckpt`. Returns them.
+    Names in it have no suffix `.ckpt`, since a checkpoint is a directory. Returns the callbacks
+    that write there.
     """
-    found = [trainer.callbacks[index] for index in placement.writers]  # type: ignore[attr-defined]
+    found = [trainer.callbacks[index] for index in paths.writers]  # type: ignore[attr-defined]
     for callback in found:
         if callback.dirpath is None:
-            callback.dirpath = str(placement.root)
+            callback.dirpath = str(paths.root)
         callback.FILE_EXTENSION = ""
         if callback.filename is None:
             callback.filename = NAME
             callback.auto_insert_metric_name = False
         if "on_train_batch_end" not in vars(callback):
             DeferredSaves(callback)
-            _Names(callback)
+            _PatchedNames(callback)
             callback._link_checkpoint = LinkOrSave(callback)
-        # it holds our dot folder at least, and a run that resumes expects to find its own files
+        # it has at least our dot folder, and a resumed run has its own checkpoints
         warnings.filterwarnings(
             "ignore",
             message=re.escape(f"Checkpoint directory {callback.dirpath} exists and is not empty"),
@@ -96,8 +97,8 @@ def set_checkpoint_paths(trainer: Trainer, placement: CheckpointPaths) -> list[M
     return found
 
 
-class _Names:
-    """What a `ModelCheckpoint` asks of, and does to, names that are committed later."""
+class _PatchedNames:
+    """Patches the methods of a `ModelCheckpoint` that must consider saves in progress."""
 
     def __init__(self, callback: ModelCheckpoint) -> None:
         self._callback = callback  # no bound methods of it: a spawned rank unpickles this
@@ -105,17 +106,20 @@ class _Names:
         callback.file_exists = self.file_exists  # type: ignore[method-assign]
 
     def file_exists(self, filepath: Any, trainer: Trainer) -> bool:
-        """Whether a name is taken, if only by a save that is not committed yet; on every rank."""
+        """Whether a name exists, also as a save in progress; called on every rank."""
         io = trainer.strategy.checkpoint_io
         pending = isinstance(io, RoutedCheckpointIO) and io.pending(filepath)
         pending = bool(trainer.strategy.broadcast(pending))
         return type(self._callback).file_exists(self._callback, filepath, trainer) or pending
 
     def should_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
-        """Lightning never removes what it resumed from; a request is kept until a run may."""
+        """Allow the removal of what the run resumed from, which Lightning never removes.
+
+        The request waits for the next run.
+        """
         kind, own = type(self._callback), Path(self._callback.dirpath or "").resolve()
         resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path is not None else None
-        place = Path(previous).resolve()
-        if place == resumed and own in place.parents:  # never in the directory of another job
+        folder = Path(previous).resolve()
+        if folder == resumed and own in folder.parents:  # not in another job's directory
             return previous != current
         return kind._should_remove_checkpoint(self._callback, trainer, previous, current)

@@ -1,4 +1,4 @@
-"""Resuming: one start on rank 0, carried out where Lightning reads the checkpoint."""
+"""Resumes a fit from the start point that rank 0 chose, when Lightning loads its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bt_lightning.lightning_plugin import compat, compat_resume
 from bt_lightning.lightning_plugin.mismatch_errors import (
     explain_optimizers,
     explain_weights,
-    forget_misfits,
+    undo_explanations,
 )
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.shared_directory_check import check_same_view
@@ -34,9 +34,9 @@ def arrange_resume(
     strict: bool | None,
     on_chosen: Callable[[str | None], ResumedFrom],
 ) -> None:
-    """Carry out `start` when Lightning starts to resume; the user's `ckpt_path` wins over it.
+    """Let Lightning resume from `start`, unless the user gave a `ckpt_path`; on every rank.
 
-    `on_chosen` is told the path that the run really resumes from, on every rank.
+    `on_chosen` is called on every rank with the path that the run resumes from.
     """
 
     def choose(load: Callable[[Any], None], selected: str | None) -> None:
@@ -52,7 +52,7 @@ def arrange_resume(
             explain_optimizers(trainer, str(path))
             load(path)
             if not user_path:
-                _compare_ends(trainer, path)
+                _check_training_left(trainer, path)
             return
         load(None)
         log.info("taking the weights, and nothing else, of %s", path)
@@ -61,11 +61,11 @@ def arrange_resume(
     compat_resume.wrap_resume_start(trainer, choose)
 
 
-def _compare_ends(trainer: Trainer, path: str) -> None:
-    """Explain a directory that holds more training than the Trainer is to do.
+def _check_training_left(trainer: Trainer, path: str) -> None:
+    """Warn if the checkpoint has more epochs or steps than the Trainer is to train.
 
     Raises:
-        InvalidSettingError: Lightning would fail for it.
+        InvalidSettingError: Lightning would fail.
     """
     over, trained, steps = compat.loaded_progress(trainer)
     epochs, most = trainer.max_epochs, trainer.max_steps
@@ -87,6 +87,6 @@ def _compare_ends(trainer: Trainer, path: str) -> None:
 
 
 def cancel_resume(trainer: Trainer) -> None:
-    """Undo what `arrange_resume` left when a fit ended before it was used."""
+    """Undo `arrange_resume` if the fit ended before it was used."""
     compat_resume.unwrap_resume_start(trainer)
-    forget_misfits(trainer)
+    undo_explanations(trainer)

@@ -1,4 +1,4 @@
-"""The CheckpointIO that a Trainer gets: our directory goes our way, everything else Lightning's."""
+"""The CheckpointIO of a Trainer with `BTLightning`: routes paths to our IO or the Trainer's own."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     from bt_lightning.session.bt_and_evicted_paths import Pin, StorePaths
     from bt_lightning.session.rank_session import RankSession
 
-_OWN = frozenset({"inner", "away", "ours", "root", "weights_only", "session"})
-_FOREIGN = re.compile(r"hpc_ckpt_\d+\.ckpt")
-"""SLURM requeue files: Lightning finds them by this name, as files."""
+_OWN = frozenset({"inner", "evicted", "ours", "root", "weights_only", "session"})
+_SLURM_FILE = re.compile(r"hpc_ckpt_\d+\.ckpt")
+"""SLURM requeue checkpoints, which Lightning looks for as files of this name."""
 
 
 class RoutedCheckpointIO(CheckpointIO):
-    """Sends paths under `root` to `ours`, and the rest to `inner`, untouched and synchronously.
+    """Routes paths under `root` to `ours` and all others to `inner`, synchronously.
 
-    The rest are Lightning's own temporaries (Tuner, ddp_spawn), SLURM's files, and checkpoints
-    that a user wants elsewhere. What is committed is loaded our way wherever it lies.
+    The others are Lightning's temporary files (Tuner, ddp_spawn), SLURM's files, and checkpoints in
+    a user's own directory. Committed checkpoints are loaded by `ours` wherever they are.
     """
 
     def __init__(
@@ -59,29 +59,29 @@ class RoutedCheckpointIO(CheckpointIO):
         ours: BTCheckpointIO,
         root: Path,
         session: RankSession,
-        away: StorePaths,
+        evicted: StorePaths,
     ) -> None:
-        """`away` is where checkpoints of `root` are whose copies there made room for others."""
+        """`evicted` finds the stored checkpoints of `root` whose local copies were evicted."""
         self.inner = inner
-        self.away = away
+        self.evicted = evicted
         self.ours = ours
         self.root = root
         self.weights_only: bool | None = None
-        """Used where Lightning passes none on."""
+        """Used if Lightning passes no `weights_only`."""
         self.own_weights_only: bool | None = None
-        """The same for checkpoints of `root`."""
+        """The same, for checkpoints of `root`."""
         self.session = session
         accept_in_both(type(self))
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the user's own plugin has: scripts reach it through the strategy."""
-        if name in _OWN or name.startswith("__"):  # pickle asks, before there is anything
+        """Attributes of the user's own plugin, which scripts use through the strategy."""
+        if name in _OWN or name.startswith("__"):  # pickle looks before any attribute exists
             raise AttributeError(name)
         return getattr(self.inner, name)
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
-        """What the user's own plugin has is set there."""
+        """Set attributes of the user's own plugin on it."""
         inner = vars(self).get("inner")
         own = name in _OWN or inner is None or not hasattr(inner, name)
         object.__setattr__(self if own else inner, name, value)
@@ -90,32 +90,34 @@ class RoutedCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Commit under `root`, by a snapshot during a fit; elsewhere, what the inner IO does."""
+        """Save under `root` by a snapshot (during a fit) or a commit; elsewhere by `inner`."""
         if not self.is_ours(path):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
-        self.session.save(self.ours.writer, checkpoint, self._place(path), self.root)
+        self.session.save(self.ours.writer, checkpoint, self._normalized(path), self.root)
 
     @override
     def load_checkpoint(
         self, path: str | Path, map_location: MapLocation = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load what is committed, and `bt://` paths, our way, anything else by the inner IO."""
+        """Load committed checkpoints and `bt://` paths by `ours`, anything else by `inner`."""
         if weights_only is None:
             weights_only = self.own_weights_only if self.is_ours(path) else self.weights_only
         saves = self.session.saves
         if saves is not None and self.is_ours(path):
-            saves.wait_for(self._id(self._place(path)))
+            saves.wait_for(self._id(self._normalized(path)))
         if is_bt(path):
             return self.ours.load_checkpoint(path, map_location, weights_only)
-        if str(path) not in self.away.pins and is_committed(path):
-            with contextlib.suppress(CheckpointNotFoundError):  # it made room just now
+        if str(path) not in self.evicted.pins and is_committed(path):
+            with contextlib.suppress(CheckpointNotFoundError):  # evicted at this moment
                 return self.ours.load_checkpoint(path, map_location, weights_only)
-        if str(path) in self.away.pins or (self.is_ours(path) and not local_path(path).is_file()):
-            place = self.away.reader(str(path))
-            return self.ours.load_place(place, map_location=map_location, weights_only=weights_only)
+        if str(path) in self.evicted.pins or (
+            self.is_ours(path) and not local_path(path).is_file()
+        ):
+            local = self.evicted.reader(str(path))
+            return self.ours.load_from(local, map_location=map_location, weights_only=weights_only)
         if (url := reader_of_url(path)) is not None:
-            return self.ours.load_place(url, map_location=map_location, weights_only=weights_only)
+            return self.ours.load_from(url, map_location=map_location, weights_only=weights_only)
         more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
         if takes_weights_only(self.inner.load_checkpoint):
             more["weights_only"] = weights_only
@@ -123,15 +125,15 @@ class RoutedCheckpointIO(CheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Ask for the removal of a committed checkpoint; it goes when a newer one is safe."""
+        """Request the removal of a checkpoint; it is deleted once a newer one is committed."""
         if not self.is_ours(path):
             self.inner.remove_checkpoint(path)
             return
-        place = self._place(path)
-        if place.is_symlink() or place.is_file():
-            place.unlink()
+        local = self._normalized(path)
+        if local.is_symlink() or local.is_file():
+            local.unlink()
             return
-        self.session.remove(place, self.root)
+        self.session.remove(local, self.root)
 
     @override
     def teardown(self) -> None:
@@ -139,70 +141,70 @@ class RoutedCheckpointIO(CheckpointIO):
         self.inner.teardown()
 
     def trust(self, weights_only: bool | None, *, own: bool | None) -> None:  # noqa: FBT001
-        """What loads do where Lightning passes no `weights_only` on; `own`: those of `root`."""
+        """Set the `weights_only` for loads without one; `own` is for checkpoints of `root`."""
         self.weights_only, self.own_weights_only = weights_only, own
         self.ours.writer.trusted = own is False
 
     def is_ours(self, path: str | Path) -> bool:
-        """Whether `path` names a checkpoint of the checkpoint directory."""
+        """Whether `path` is the path of a checkpoint in the checkpoint directory."""
         if is_url(path):
             return False
         try:
-            check_checkpoint_id(self._place(path).relative_to(self.root).as_posix())
+            check_checkpoint_id(self._normalized(path).relative_to(self.root).as_posix())
         except (ValueError, InvalidSettingError):
             return False
-        return _FOREIGN.fullmatch(local_path(path).name) is None
+        return _SLURM_FILE.fullmatch(local_path(path).name) is None
 
     def pending(self, path: str | Path) -> bool:
-        """Whether a save to `path` is under way, or done; its directory need not be there."""
+        """Whether a save to `path` is in progress or done, even if its directory does not exist."""
         saves = self.session.saves
         if saves is None or not self.is_ours(path):
             return False
-        checkpoint_id = self._id(self._place(path))
+        checkpoint_id = self._id(self._normalized(path))
         return bool(saves.saver.pending(checkpoint_id)) or self.session.knows(checkpoint_id)
 
-    def settle(self, trainer: Trainer, path: str | None) -> ResumedFrom:
-        """Every rank: agree on what the `path` that the run resumes from means to rank 0.
+    def agree_on_path(self, trainer: Trainer, path: str | None) -> ResumedFrom:
+        """Called on every rank: agree on the checkpoint at `path`, from which the run resumes.
 
-        A checkpoint that rank 0 found in the store is read there by all. Raises on every rank what
-        `StorePaths.look` raised on rank 0.
+        If rank 0 finds it in the store, all ranks read it there. Raises on every rank what
+        `StorePaths.find` raised on rank 0.
         """
-        chosen, pin = ranks_of(trainer).from_zero(lambda: self._mean(path))
+        chosen, pin = ranks_of(trainer).from_zero(lambda: self._resolve(path))
         if path is not None and pin is not None:
-            source = self.ours.bt if is_bt(path) else self.away
+            source = self.ours.bt if is_bt(path) else self.evicted
             source.pins[path] = pin
         return chosen
 
-    def _mean(self, path: str | None) -> tuple[ResumedFrom, Pin | None]:
-        """Rank 0: what a path is, and where in the store each rank is to read it."""
+    def _resolve(self, path: str | None) -> tuple[ResumedFrom, Pin | None]:
+        """Called on rank 0: the checkpoint at a path, and its place in the store if it is there."""
         if path is None:
             return ResumedFrom(), None
-        pin = self.ours.bt.find(path) if is_bt(path) else self.away.pins.get(path)
+        pin = self.ours.bt.find(path) if is_bt(path) else self.evicted.pins.get(path)
         if pin is None and self.is_ours(path):
-            pin = self.away.find_if_not_local(path)
+            pin = self.evicted.find_if_not_local(path)
         if pin is not None:
             return ResumedFrom(pin.digest, stored=True), pin
-        if (place := reader_of_url(path)) is not None:
-            return ResumedFrom(place.manifest.digest), None
+        if (local := reader_of_url(path)) is not None:
+            return ResumedFrom(local.manifest.digest), None
         return ResumedFrom(
             read_manifest(local_path(path)).digest if is_committed(path) else None
         ), None
 
-    def _id(self, place: Path) -> str:
-        return place.relative_to(self.root).as_posix()
+    def _id(self, local: Path) -> str:
+        return local.relative_to(self.root).as_posix()
 
-    def _place(self, path: str | Path) -> Path:
-        """The path with its folder resolved as `root` is, its last part left as it is."""
-        place = local_path(path)
-        return place.parent.resolve() / place.name
+    def _normalized(self, path: str | Path) -> Path:
+        """The path with its parent folder resolved, as `root` is; a final link is kept."""
+        local = local_path(path)
+        return local.parent.resolve() / local.name
 
 
 def install_io(
     trainer: Trainer, root: Path, session: RankSession, source: StorePaths
 ) -> RoutedCheckpointIO:
-    """Make the Trainer's checkpoints go through a `RoutedCheckpointIO`; idempotent.
+    """Replace the Trainer's CheckpointIO by a `RoutedCheckpointIO`; idempotent.
 
-    `source` is where `bt://` paths lead, unless the user's own `BTCheckpointIO` knows a store.
+    `source` resolves `bt://` paths, unless the user's own `BTCheckpointIO` has a store.
     """
     inner = trainer.strategy.checkpoint_io
     inner = inner.inner if isinstance(inner, RoutedCheckpointIO) else inner

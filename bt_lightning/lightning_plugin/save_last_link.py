@@ -1,4 +1,4 @@
-"""`save_last="link"` where a file system has no symbolic links: the newest is saved twice."""
+"""Handles `save_last="link"` on file systems without symbolic links by saving a second time."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class LinkOrSave:
-    """Takes the place of `_link_checkpoint` of one `ModelCheckpoint`; called on every rank.
+    """Replaces `_link_checkpoint` of one `ModelCheckpoint`; called on every rank.
 
-    Lightning copies the *file* that it cannot link to, and a checkpoint is a directory here.
+    Lightning would copy a file that it cannot link to, but a checkpoint is a directory here.
     """
 
     def __init__(self, callback: ModelCheckpoint) -> None:
         self._callback = callback
         self._links: bool | None = None
-        """Whether the file system has them; asked at the first one."""
+        """Whether the file system has symbolic links; tested at the first link."""
 
     def __call__(self, trainer: Trainer, filepath: str, linkpath: str) -> None:
-        """Have `linkpath` lead to the checkpoint at `filepath`, which was just saved."""
+        """Link `linkpath` to the new checkpoint at `filepath`, or save it there again."""
         callback = self._callback
         if self._links is None:
-            refusal = ranks_of(trainer).from_zero(lambda: _refusal(Path(linkpath).parent))
+            refusal = ranks_of(trainer).from_zero(lambda: _symlink_error(Path(linkpath).parent))
             self._links = refusal is None
             if refusal is not None and trainer.is_global_zero:
                 log.warning(
@@ -41,15 +41,17 @@ class LinkOrSave:
                     Path(linkpath).parent,
                     refusal,
                 )
-        itself = Path(filepath).absolute() == Path(linkpath).absolute()  # all there is, before 2.6
-        if self._links and not itself:
+        is_same = (
+            Path(filepath).absolute() == Path(linkpath).absolute()
+        )  # possible before Lightning 2.6
+        if self._links and not is_same:
             type(callback)._link_checkpoint(trainer, filepath, linkpath)
         else:
             callback._save_checkpoint(trainer, linkpath)
 
 
-def _refusal(folder: Path) -> str | None:
-    """What the system says when a link is made in `folder`; None if it makes one."""
+def _symlink_error(folder: Path) -> str | None:
+    """The error of the system when a link is created in `folder`; None if it works."""
     trial = folder / f".{uuid.uuid4().hex}.link"
     try:
         folder.mkdir(parents=True, exist_ok=True)

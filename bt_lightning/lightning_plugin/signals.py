@@ -1,7 +1,7 @@
-"""What this process is told by signals during a fit. A handler notes it, and returns at once.
+"""Signal handlers of a fit, which record the signal and return at once.
 
-Before the first batch there is nothing to save that is not committed: there SIGTERM ends the
-process as it does by default. From then on it is obeyed where the training thread is at a boundary.
+Before the first batch there is no new state to save, so SIGTERM ends the process as by default.
+After that the training thread handles it at its next boundary.
 """
 
 from __future__ import annotations
@@ -24,82 +24,84 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedSignal:
-    """A signal that came."""
+    """A signal that this process received."""
 
     signum: int
     at: float
-    """`time.monotonic()`"""
+    """`time.monotonic()` at its arrival."""
 
     @property
     def name(self) -> str:
-        """As the system calls it."""
+        """The name of the signal, such as `SIGTERM`."""
         return signal.Signals(self.signum).name
 
 
 class Signals:
-    """Every rank has one during a fit. Called on the main thread, or not at all."""
+    """The signals of one fit on one rank; methods and handlers run on the main thread."""
 
     def __init__(self) -> None:
-        self.told: ReceivedSignal | None = None
-        """The run is to end: the first such signal."""
+        self.stop: ReceivedSignal | None = None
+        """The first signal to end the run."""
         self.requeue: ReceivedSignal | None = None
-        """SLURM will end the run: save, and have the job queued again."""
+        """The signal that SLURM will end the run: save, and requeue the job."""
         self._started = False
-        self._early = False
-        self._foreign = False
+        self._own_handler = False
+        self._user_handler = False
         self._trainer: Trainer | None = None
         self._on_death: Callable[[ReceivedSignal], None] = lambda _: None
 
     def listen(self, trainer: Trainer, on_death: Callable[[ReceivedSignal], None]) -> None:
-        """From `setup` on; `on_death` is told when a signal ends the process before it trains."""
+        """Install handlers at `setup`; `on_death` is called if a signal ends it before training."""
         self._trainer, self._on_death = trainer, on_death
-        compat_signals.hook_signals(trainer, self._hand_over, self._on_sigterm, self._on_requeue)
-        if _free():
+        compat_signals.hook_signals(
+            trainer, self._before_registration, self._on_sigterm, self._on_requeue
+        )
+        if _is_default():
             signal.signal(signal.SIGTERM, self._die)
-            self._early = True
+            self._own_handler = True
 
     def start(self) -> None:
-        """The first batch begins: from now on there is something to save."""
+        """Note that the first batch begins: from here on SIGTERM leads to a save."""
         self._started = True
 
     def close(self) -> None:
-        """Listen no more; idempotent."""
-        self._put_back()
+        """Remove the handlers; idempotent."""
+        self._restore_default()
         if self._trainer is not None:
             compat_signals.unhook_signals(self._trainer)
         self._trainer = None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Note SIGTERM also where Lightning has put back the default, which is to die at once."""
-        if not _free():
+    def noting_sigterm(self) -> Iterator[None]:
+        """Record SIGTERM in the context, although Lightning has restored the default handler."""
+        if not _is_default():
             yield
             return
-        signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(signal.SIGTERM, self._note_stop)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def _hand_over(self) -> None:
-        """Lightning registers its handlers now, and composes them with what it finds."""
-        self._put_back()
-        self._foreign = not _free()
+    def _before_registration(self) -> None:
+        """Called before Lightning registers its handlers, which it composes with existing ones."""
+        self._restore_default()
+        self._user_handler = not _is_default()
 
-    def _put_back(self) -> None:
-        if self._early:
-            self._early = False
+    def _restore_default(self) -> None:
+        if self._own_handler:
+            self._own_handler = False
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _on_sigterm(self, signum: int, frame: Any) -> None:
-        if self._started or self._foreign:  # a handler of the user's says that they want to live
-            self._hear(signum, frame)
+        if self._started or self._user_handler:  # with a handler of its own, a script continues
+            self._note_stop(signum, frame)
         else:
             self._die(signum, frame)
 
-    def _hear(self, signum: int, _: Any) -> None:
-        if self.told is None:
-            self.told = ReceivedSignal(signum, time.monotonic())
+    def _note_stop(self, signum: int, _: Any) -> None:
+        if self.stop is None:
+            self.stop = ReceivedSignal(signum, time.monotonic())
 
     def _on_requeue(self, signum: int, _: Any) -> None:
         if self.requeue is None:
@@ -113,7 +115,7 @@ class Signals:
         os.kill(os.getpid(), signum)
 
 
-def _free() -> bool:
-    """Whether SIGTERM does what it does by default, and this thread could change that."""
+def _is_default() -> bool:
+    """Whether SIGTERM has the default handler and this thread can change it."""
     main = threading.current_thread() is threading.main_thread()
     return main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,4 +1,4 @@
-"""Strategies that write checkpoints around the CheckpointIO: nothing of ours would be committed."""
+"""Detects strategies that bypass the CheckpointIO, whose checkpoints would not be committed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _LIGHTNING = ("lightning.", "pytorch_lightning.", "lightning_fabric.")
 _HOOKS = ("save_checkpoint", "load_checkpoint")
 
 
-def goes_around(trainer: Trainer) -> str | None:
-    """Why the strategy's checkpoints would not be ours; None if they are.
+def bypass_reason(trainer: Trainer) -> str | None:
+    """Why the strategy's checkpoints bypass the CheckpointIO; None if they do not.
 
-    What a subclass overrides may still call `super()` or `checkpoint_io`, maybe by another of its
-    methods; one that names neither anywhere cannot.
+    A subclass that overrides a hook may still call `super()` or `checkpoint_io`, perhaps in another
+    method; a class whose code names neither cannot.
     """
     kind = type(trainer.strategy)
     if not {base.__name__ for base in kind.__mro__}.isdisjoint(_SHARDED):
         return f"BTLightning does not write the checkpoints of {kind.__name__} yet"
-    strange = [base for base in kind.__mro__ if not base.__module__.startswith(_LIGHTNING)]
+    user_classes = [base for base in kind.__mro__ if not base.__module__.startswith(_LIGHTNING)]
     for hook in _HOOKS:
-        if any(hook in vars(base) for base in strange) and not _hands_on(strange, hook):
+        if any(hook in vars(base) for base in user_classes) and not _delegates(user_classes, hook):
             return (
                 f"{kind.__name__}.{hook} calls neither super().{hook} nor self.checkpoint_io, so"
                 " none of its checkpoints would be durable, published or resumed"
@@ -37,8 +37,8 @@ def goes_around(trainer: Trainer) -> str | None:
 
 
 def refuse_strategy(trainer: Trainer) -> None:
-    """Raise `InvalidSettingError` for a strategy that writes around the CheckpointIO."""
-    reason = goes_around(trainer)
+    """Raise `InvalidSettingError` for a strategy that bypasses the CheckpointIO."""
+    reason = bypass_reason(trainer)
     if reason is not None:
         msg = (
             f"{reason}: use strategy 'ddp', or hand its checkpoints on to the CheckpointIO, or take"
@@ -47,8 +47,8 @@ def refuse_strategy(trainer: Trainer) -> None:
         raise InvalidSettingError(msg)
 
 
-def _hands_on(kinds: list[type[Any]], hook: str) -> bool:
-    """Whether any method of these classes may come to Lightning's `hook`, or the CheckpointIO."""
+def _delegates(kinds: list[type[Any]], hook: str) -> bool:
+    """Whether a method of these classes may call Lightning's `hook` or the CheckpointIO."""
     for kind in kinds:
         bases = {"super", "__class__", *(base.__name__ for base in kind.__mro__[1:])}
         for value in vars(kind).values():
@@ -60,12 +60,12 @@ def _hands_on(kinds: list[type[Any]], hook: str) -> bool:
 
 
 def _codes(function: object) -> Iterator[CodeType]:
-    """The code of a function, of what it wraps, and of functions inside it."""
+    """The code objects of a function, of the functions it wraps, and of nested functions."""
     while function is not None:
         code = getattr(function, "__code__", None)
-        todo = [code] if code is not None else []
-        while todo:
-            one = todo.pop()
+        rest = [code] if code is not None else []
+        while rest:
+            one = rest.pop()
             yield one
-            todo += [const for const in one.co_consts if hasattr(const, "co_names")]
+            rest += [const for const in one.co_consts if hasattr(const, "co_names")]
         function = getattr(function, "__wrapped__", None)

@@ -1,4 +1,4 @@
-"""What the callback checks before it believes a Trainer, and small readings of one."""
+"""Checks a Trainer's configuration before a fit, and reads its directory and metrics."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _FIELD = re.compile(r"\{([^}:]*)[^}]*\}")
-"""What stands for a metric in a name."""
+"""A field for a metric in a file name."""
 
 
 def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> Path:
-    """The absolute directory of the checkpoints."""
+    """The absolute checkpoint directory, for `chosen` (the option `dir`) or the Trainer's default.
+
+    Raises:
+        InvalidSettingError: `chosen` is a URL.
+    """
     chosen = os.fspath(chosen or f"{trainer.default_root_dir}/bt_checkpoints")
     if "://" in chosen and not chosen.startswith("file://"):
         msg = (
@@ -44,19 +48,20 @@ def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> 
     return Path(chosen.removeprefix("file://")).expanduser().resolve()
 
 
-def refuse_twins(trainer: Trainer) -> None:
-    """Two would both wrap the Trainer, and each lose half of what happens."""
-    found = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
-    twins = [c for c in found if not c.implied]  # those give way by themselves
-    if len(twins) > 1:
-        msg = f"the Trainer has {len(twins)} BTLightning callbacks, expected one"
+def refuse_duplicates(trainer: Trainer) -> None:
+    """Raise `InvalidSettingError` for a Trainer with two `BTLightning`, which would interfere."""
+    ours = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
+    duplicates = [c for c in ours if not c.implied]  # those remove themselves
+    if len(duplicates) > 1:
+        msg = f"the Trainer has {len(duplicates)} BTLightning callbacks, expected one"
         raise InvalidSettingError(msg)
 
 
 def refuse_names(trainer: Trainer, root: Path) -> None:
-    """A name that is no checkpoint's makes a plain file, which nobody publishes or resumes from.
+    """Raise `InvalidSettingError` for names that are no valid checkpoint ids.
 
-    All ranks, at the start of a fit, once every `ModelCheckpoint` has its directory.
+    Such a checkpoint would be a plain file that is not published and that no run resumes from.
+    Called on rank 0 at the start of a fit, once every `ModelCheckpoint` has its directory.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not isinstance(callback, model_checkpoint_classes()) or is_url(callback.dirpath or ""):
@@ -90,21 +95,21 @@ def _is_name(path: Path, root: Path) -> bool:
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics that are one number; a tensor on a device is read, which waits for that device."""
-    found = {}
+    """The metrics that are single numbers; reading a tensor waits for its device."""
+    ours = {}
     for name, value in metrics.items():
         if (isinstance(value, torch.Tensor) and value.numel() == 1) or isinstance(
             value, int | float
         ):
-            found[name] = float(value)
-    return found
+            ours[name] = float(value)
+    return ours
 
 
-def warn_of_no_saves(trainer: Trainer, adopted: Sequence[ModelCheckpoint]) -> None:
-    """Say that no save will be one to resume from; on rank 0, at the start of a fit."""
+def warn_of_no_saves(trainer: Trainer, writers: Sequence[ModelCheckpoint]) -> None:
+    """Warn at the start of a fit, on rank 0, that no `ModelCheckpoint` saves a resumable state."""
     if not trainer.is_global_zero:
         return
-    if adopted:
+    if writers:
         log.warning(
             "every ModelCheckpoint has save_weights_only=True: no restart can go on from what they"
             " save. Add one without it, or use BTLightning(interval='auto')"

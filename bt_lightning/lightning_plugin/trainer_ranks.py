@@ -1,4 +1,4 @@
-"""The ranks of a Trainer, as `session` knows ranks."""
+"""Makes the `Ranks` of `session` from a Trainer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def ranks_of(trainer: Trainer) -> Ranks:
-    """Every rank, from the launch of the processes on."""
+    """The ranks of a Trainer; called on every rank, once the processes are launched."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return Ranks(
         rank=trainer.global_rank,

@@ -1,7 +1,7 @@
-"""Where in a run of Lightning the state may change other than by an optimizer step.
+"""Completes a snapshot's copy before hooks that may change weights outside an optimizer step.
 
-The guard of a lazy snapshot holds optimizers back. Hooks of the user, and of callbacks that swap or
-average weights, change them too: before such a hook runs, the copy is brought to its end.
+The guard of a lazy snapshot makes optimizers wait. Hooks of the user, and of callbacks that swap or
+average weights, change them as well, so this callback waits for the copy before such a hook runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.compat_logger_artifacts import wait_no_more, wait_with
+from bt_lightning.lightning_plugin.compat_logger_artifacts import defer_uploads, stop_deferring_uploads
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.logger_artifacts_after_commit import LoggerArtifacts
 from bt_lightning.session.manifest_facts import package_versions
@@ -41,8 +41,8 @@ _CHANGERS = {
     "StochasticWeightAveraging",
     "WeightAveraging",
 }
-"""Callbacks of Lightning that change weights, or run code of the user's."""
-_SETTLING = (
+"""Callbacks of Lightning that change weights or run user code."""
+_WEIGHT_HOOKS = (
     "on_train_epoch_start",
     "on_train_epoch_end",
     "on_validation_start",
@@ -52,14 +52,14 @@ _SETTLING = (
     "on_validation_model_eval",
 )
 _ENOUGH = 50
-"""Batches after which Lightning must have counted an optimizer step."""
+"""Batches within which Lightning should have counted an optimizer step."""
 _BEHIND_A_SAVE = ("on_train_batch_end", "on_validation_end", "on_validation_model_train")
-"""Hooks of the module that run right after `ModelCheckpoint` saved, before we are asked again."""
+"""Hooks of the module that run right after a save, before this callback's next hook."""
 
 
 def overrides(owner: object, hook: str) -> bool:
     """Whether `owner`, a module or a callback, has a `hook` that is not Lightning's own."""
-    if hook in vars(owner):  # `adopt` puts hooks of ours on ModelCheckpoints
+    if hook in vars(owner):  # `deferred_saves` sets hooks on ModelCheckpoints
         return not vars(owner)[hook].__module__.startswith("bt_lightning.")
     for kind in type(owner).__mro__:
         if hook in vars(kind):
@@ -68,8 +68,8 @@ def overrides(owner: object, hook: str) -> bool:
     return False
 
 
-def obstacle(module: LightningModule) -> str | None:
-    """Why a lazy copy cannot be promised for this module; None if it can."""
+def reason_for_eager(module: LightningModule) -> str | None:
+    """Why snapshots of this module must be copied eagerly; None if they can be lazy."""
     for hook in _BEHIND_A_SAVE:
         if overrides(module, hook):
             return f"{type(module).__name__}.{hook} runs right after a save, and may change weights"
@@ -77,7 +77,7 @@ def obstacle(module: LightningModule) -> str | None:
 
 
 class WeightChangeWatch(Callback):
-    """Stands before every other callback of the Trainer, on the rank that writes."""
+    """Runs before every other callback of the Trainer, on the rank that writes."""
 
     def __init__(
         self, trainer: Trainer, module: LightningModule, saver: Saver, weights_prefix: str
@@ -85,23 +85,23 @@ class WeightChangeWatch(Callback):
         self._saver: Saver | None = saver
         self._prefix = weights_prefix
         owners = [*trainer.callbacks, module]  # type: ignore[attr-defined]
-        self._foreign = frozenset(
+        self._overridden = frozenset(
             hook
-            for hook in _SETTLING
+            for hook in _WEIGHT_HOOKS
             for owner in owners
             if getattr(owner, "state_key", None) != "BTLightning" and overrides(owner, hook)
         )
-        self._states = -1
-        self._unseen = 0
-        """Batches without a step that Lightning counted; -1 when it does, or the user knows."""
+        self._num_states = -1
+        self._without_step = 0
+        """Batches without a step counted by Lightning; -1 after the first step or the warning."""
 
     def close(self) -> None:
-        """Do nothing from here on."""
+        """Turn this callback off."""
         self._saver = None
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process watches nothing."""
+        """A copy in another process has no saver."""
         return {**self.__dict__, "_saver": None}
 
     @override
@@ -119,11 +119,11 @@ class WeightChangeWatch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Before any save: have a large enough arena, when an optimizer has made its state."""
-        if sum(len(optimizer.state) for optimizer in trainer.optimizers) != self._states:
+        """Allocate a large enough arena when an optimizer has created its state."""
+        if sum(len(optimizer.state) for optimizer in trainer.optimizers) != self._num_states:
             self._prepare(trainer, pl_module)
-        if self._unseen >= 0:
-            self._look_for_steps(trainer, max(_ENOUGH, 2 * trainer.accumulate_grad_batches))
+        if self._without_step >= 0:
+            self._check_for_steps(trainer, max(_ENOUGH, 2 * trainer.accumulate_grad_batches))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,8 +132,8 @@ class WeightChangeWatch(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before("on_train_epoch_end")
-        if self._unseen > 0:
-            self._look_for_steps(trainer, 1)
+        if self._without_step > 0:
+            self._check_for_steps(trainer, 1)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,48 +153,48 @@ class WeightChangeWatch(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._settle()
+        self._finish_copy()
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._settle()
+        self._finish_copy()
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._settle()
+        self._finish_copy()
 
-    def _look_for_steps(self, trainer: Trainer, enough: int) -> None:
-        """Say that nothing is saved where optimizers step past Lightning."""
-        self._unseen += 1
+    def _check_for_steps(self, trainer: Trainer, enough: int) -> None:
+        """Warn that nothing is saved if Lightning does not count the optimizer steps."""
+        self._without_step += 1
         if trainer.global_step:
-            self._unseen = -1
-        elif self._unseen > enough:
+            self._without_step = -1
+        elif self._without_step > enough:
             log.warning(
                 "%d batches were trained and Lightning has counted no optimizer step:"
                 " trainer.global_step is 0, and no ModelCheckpoint saves while it is. Return the"
                 " optimizers from configure_optimizers and, in manual optimization, step those"
                 " that self.optimizers() gives",
-                self._unseen - 1,
+                self._without_step - 1,
             )
-            self._unseen = -1
+            self._without_step = -1
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saver is not None:
-            self._states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
+            self._num_states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
             self._saver.prepare(state_size(module, trainer.optimizers))
             self._saver.encode_early(
                 partial(encode_early, alias_large_groups(module, trainer.optimizers), self._prefix)
             )
 
     def _before(self, *hooks: str) -> None:
-        if self._saver is not None and not self._foreign.isdisjoint(hooks):
-            self._settle()
+        if self._saver is not None and not self._overridden.isdisjoint(hooks):
+            self._finish_copy()
 
-    def _settle(self) -> None:
+    def _finish_copy(self) -> None:
         if self._saver is not None:
             self._saver.state_may_change()
             self._saver.finish_copy()
@@ -209,7 +209,7 @@ def open_saves(
 ) -> None:
     """Every rank, when the fit starts: let the rank that writes save by snapshots."""
     if session.writer is not None:
-        compat.warm_dump()
+        compat.preload_save_imports()
         package_versions()  # reads files, once
     saves = session.begin(
         lambda: trainer.optimizers,
@@ -218,27 +218,27 @@ def open_saves(
     )
     if saves is None:
         return
-    reason = obstacle(module) if saves.policy == "auto" else None
+    reason = reason_for_eager(module) if saves.policy == "auto" else None
     if reason is not None:
         saves.saver.lazy = False
         log.warning(
             "snapshots are copied before a save returns: %s. If it does not,"
-            " BTLightning(snapshot='lazy') copies beside training",
+            " BTLightning(snapshot='lazy') copies during training",
             reason,
         )
-    remove(trainer)
+    close_saves(trainer)
     watch = WeightChangeWatch(trainer, module, saves.saver, weights_prefix)
     # before every other callback; a new list, as the old one is being walked
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
     saves.artifacts = artifacts = LoggerArtifacts(root, saves.saver.pending)
     for logger in trainer.loggers:
         if overrides(logger, "after_save_checkpoint"):
-            vars(logger)["after_save_checkpoint"] = _Later(logger, saves.saver)
-        wait_with(logger, artifacts.hand)
+            vars(logger)["after_save_checkpoint"] = _AfterCommit(logger, saves.saver)
+        defer_uploads(logger, artifacts.upload_when_committed)
 
 
-class _Later:
-    """A user's `after_save_checkpoint`: it may open the checkpoint, so it waits for the commit."""
+class _AfterCommit:
+    """Calls a user's `after_save_checkpoint` after the commit, since it may open the checkpoint."""
 
     def __init__(self, logger: Any, saver: Saver) -> None:
         self._act = logger.after_save_checkpoint
@@ -250,17 +250,17 @@ class _Later:
 
 
 def log_metrics(trainer: Trainer, record: SaveRecord) -> None:
-    """Give the numbers of a save to the loggers of the Trainer."""
+    """Log the numbers of a save to the loggers of the Trainer."""
     for logger in trainer.loggers:
         logger.log_metrics(record.metrics(), step=compat.logged_step(trainer))
 
 
-def remove(trainer: Trainer) -> None:
-    """Undo `open_saves` when the fit is over."""
+def close_saves(trainer: Trainer) -> None:
+    """Undo `open_saves` at the end of the fit; idempotent."""
     for logger in trainer.loggers:
-        if isinstance(vars(logger).get("after_save_checkpoint"), _Later):
+        if isinstance(vars(logger).get("after_save_checkpoint"), _AfterCommit):
             del vars(logger)["after_save_checkpoint"]
-        wait_no_more(logger)
+        stop_deferring_uploads(logger)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for watch in [callback for callback in callbacks if isinstance(callback, WeightChangeWatch)]:
         watch.close()

@@ -115,7 +115,7 @@ def test_a_second_trainer_does_not_go_on_from_the_first(runs, tmp_path, names, m
 
 @pytest.mark.usefixtures("_on")
 def test_a_strategy_that_writes_around_the_io_is_left_alone(runs, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(auto_callback, "goes_around", lambda _: "it is sharded")
+    monkeypatch.setattr(auto_callback, "bypass_reason", lambda _: "it is sharded")
     monkeypatch.chdir(tmp_path)
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False)
     trainer.fit(runs.Net(), runs.loader())

@@ -67,29 +67,29 @@ def test_another_process_evaluates_what_was_trained(
 def test_the_newest_of_several_lasts_is_meant_and_a_link_that_leads_nowhere_is_none(
     runs: ModuleType, tmp_path: Path
 ) -> None:
-    from bt_lightning.lightning_plugin.ckpt_path_last_best import find_word
+    from bt_lightning.lightning_plugin.ckpt_path_last_best import resolve_last_or_best
 
     runs.fit(tmp_path, save={"save_top_k": -1, "save_last": "link"}, max_epochs=2)
     (tmp_path / "last-v1").symlink_to("checkpoint-8")
     trainer = runs.trainer(tmp_path, BTLightning(dir=tmp_path), runs.ModelCheckpoint())
-    assert find_word(trainer, "last") == str(tmp_path / "checkpoint-16")
+    assert resolve_last_or_best(trainer, "last") == str(tmp_path / "checkpoint-16")
     (tmp_path / "last").unlink()
     (tmp_path / "last").symlink_to("checkpoint-99")
-    assert find_word(trainer, "last") == str(tmp_path / "checkpoint-8")
+    assert resolve_last_or_best(trainer, "last") == str(tmp_path / "checkpoint-8")
     (tmp_path / "last-v1").unlink()
-    assert find_word(trainer, "last") == str(tmp_path / "checkpoint-16")
+    assert resolve_last_or_best(trainer, "last") == str(tmp_path / "checkpoint-16")
 
 
 def test_words_of_a_model_checkpoint_elsewhere_are_lightnings(
     runs: ModuleType, tmp_path: Path
 ) -> None:
-    from bt_lightning.lightning_plugin.ckpt_path_last_best import find_word
+    from bt_lightning.lightning_plugin.ckpt_path_last_best import resolve_last_or_best
 
     runs.fit(tmp_path / "root", max_epochs=1)
     elsewhere = runs.ModelCheckpoint(dirpath=tmp_path / "elsewhere", save_last=True)
     trainer = runs.trainer(tmp_path, BTLightning(dir=tmp_path / "root"), elsewhere)
-    assert find_word(trainer, "last") is None
-    assert find_word(trainer, "best") is None
+    assert resolve_last_or_best(trainer, "last") is None
+    assert resolve_last_or_best(trainer, "best") is None
 
 
 @pytest.mark.parametrize("last", [True, "link"])
