@@ -1,4 +1,4 @@
-"""`BTLightning`: the callback that gives a Trainer durable checkpoints, publishing and resume."""
+"""`BTLightning`: the callback that saves, publishes and resumes the checkpoints of a Trainer."""
 
 from __future__ import annotations
 
@@ -54,60 +54,61 @@ record_path_selection()
 
 
 class BTLightning(Callback):
-    """Keeps the training state of a Lightning run safe, and resumes it by itself.
+    """Saves the training state of a Lightning run durably, and resumes it automatically.
 
-    `L.Trainer(callbacks=[BTLightning()])` is all that is needed. *When* to save and *what* to keep
-    stays with the Trainer's `ModelCheckpoint` callbacks, the default one included.
+    Use it as `L.Trainer(callbacks=[BTLightning()])`. The Trainer's `ModelCheckpoint` callbacks, the
+    default one included, still decide *when* to save and *what* to keep.
 
     Args:
         dir: directory of the checkpoints; `$BT_CHECKPOINT_DIR`, else `bt_checkpoints` in the
             Trainer's `default_root_dir`.
-        store: URL, of any fsspec filesystem, that committed checkpoints are published to;
+        store: URL of the store for committed checkpoints, of any fsspec filesystem;
             `$BT_STORE_URL`, else none (on Baseten the platform uploads).
-        load_dir: where checkpoints of earlier jobs lie; `$BT_LOAD_CHECKPOINT_DIR`.
-        resume: `"auto"` goes on from the newest usable checkpoint if there is one; `"require"`
-            fails if there is none; `"never"` starts fresh; `"weights"` takes only the weights of
-            what lies in `load_dir` (a run that was interrupted goes on as with `"auto"`).
+        load_dir: directory with checkpoints of earlier jobs; `$BT_LOAD_CHECKPOINT_DIR`.
+        resume: `"auto"` resumes from the newest usable checkpoint if there is one; `"require"`
+            fails if there is none; `"never"` starts fresh; `"weights"` loads only the weights of
+            a checkpoint in `load_dir` (an interrupted run resumes as with `"auto"`).
         strict: whether names of weights must match; None: the module's `strict_loading`.
-        weights_only: False also loads what was pickled. It runs code that the checkpoint names.
-            For the job's own checkpoints `BT_WEIGHTS_ONLY=0` says so too.
-        exact: keep and restore the random generators and dataloader states of every rank.
-        on_error: `"raise"` a failed upload, or a save that no disk or store had room for, at the
-            next hook, or `"warn"` and go on.
-        drain_timeout: how long the end of a run waits for the store. Each time is a `timedelta`, or
-            seconds as a number.
+        weights_only: False also loads pickled values, which runs code that the checkpoint names.
+            `BT_WEIGHTS_ONLY=0` does the same for the job's own checkpoints.
+        exact: save and restore the random generators and dataloader states of every rank.
+        on_error: `"raise"` a failed upload, or a save without space on the disk or in the store,
+            at the next hook; `"warn"` warns and continues.
+        drain_timeout: longest wait for the store at the end of a run. Each time is a `timedelta`,
+            or seconds as a number.
         storage_options: keyword arguments of the store's fsspec filesystem.
-        upload_mb_s: megabytes (10^6) a second that the uploads of one rank take at most;
-            `$BT_UPLOAD_MB_S`, else as many as go. A store that is a folder has no limit.
-        content_md5: send a `Content-MD5` with each part, for S3 buckets that insist on it.
-        project: its name in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
-        job: its name in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
-        snapshot: `"lazy"` copies what only optimizers change beside forward and backward, `"eager"`
-            everything before a save returns; `"auto"` is lazy unless a hook may change weights.
-        overlap: a save while the disk is busy with the last may `"wait"`, be left out (`"skip"`),
-            or replace one that waits (`"latest"`, with two arenas).
-        arenas: buffers in host memory, each as large as a checkpoint.
-        arena_memory: bytes that all arenas may take; without room, training writes by itself.
-        grace: what the platform gives from SIGTERM until it kills; `$BT_GRACE_S`. None: unknown.
-        interval: also save every so often by itself, keeping the newest; `"auto"` follows what
-            saves cost and how often runs fail. `$BT_SAVE_INTERVAL`, else none.
+        upload_mb_s: limit for the uploads of one rank, in megabytes (10^6 bytes) per second;
+            `$BT_UPLOAD_MB_S`, else none. It does not apply to a store that is a folder.
+        content_md5: send a `Content-MD5` with each part, for S3 buckets that require it.
+        project: name of the project in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
+        job: name of the job in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
+        snapshot: `"lazy"` copies tensors that only optimizers change during forward and backward,
+            `"eager"` copies all before a save returns; `"auto"` is lazy unless a hook may change
+            weights.
+        overlap: what a save does while the previous one is written: `"wait"`, `"skip"` (it is not
+            made), or `"latest"` (it replaces a queued one, with two arenas).
+        arenas: number of buffers in host memory, each as large as a checkpoint.
+        arena_memory: limit for all arenas, in bytes; above it the training thread writes directly.
+        grace: time from SIGTERM until the platform kills; `$BT_GRACE_S`. None: unknown.
+        interval: also save at this interval, keeping the newest; `"auto"` adapts it to the cost of
+            a save and the rate of failures. `$BT_SAVE_INTERVAL`, else none.
         failures_every: for `"auto"`: mean time between failures to assume at first.
-        max_overhead: for `"auto"`: the fraction of the time that saves may cost.
-        volume_size_gib: what `dir` may take, in GiB; `$BT_VOLUME_SIZE_GIB`, else its volume.
-        sync_files: send all other files below `dir` to the store as well, when they rest.
-        sync_include: only those that these patterns name; `$BT_SYNC_INCLUDE`.
-        sync_exclude: not those that these patterns name; `$BT_SYNC_EXCLUDE`.
+        max_overhead: for `"auto"`: the fraction of the time that saves may take.
+        volume_size_gib: limit for `dir`, in GiB; `$BT_VOLUME_SIZE_GIB`, else its volume.
+        sync_files: also upload all other files below `dir`, once they do not change any more.
+        sync_include: patterns of files to upload, else all; `$BT_SYNC_INCLUDE`.
+        sync_exclude: patterns of files not to upload; `$BT_SYNC_EXCLUDE`.
 
     Raises:
-        InvalidSettingError: at once, for an argument that cannot be used.
+        InvalidSettingError: from the constructor, for an argument that cannot be used.
         DirectoryUnusableError, StoreError: at the start of `fit`, on every rank, for a directory
-            or a store that cannot be written.
-        UploadFailedError: once, at the next hook, when the store refuses for good.
-        DirectoryFullError: once, at the next hook, for a save that there was no room for.
+            or a store that is not writable.
+        UploadFailedError: once, at the next hook, when the store refuses a checkpoint for good.
+        DirectoryFullError: once, at the next hook, for a save without space on the disk.
     """
 
     implied = False
-    """Whether nobody asked for it: it joined the Trainer by itself."""
+    """Whether Lightning's entry point added it, not the script."""
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class BTLightning(Callback):
     ) -> None:
         given = dict(locals())
         super().__init__()
-        patch_saved_config()  # its callback may come first
+        patch_saved_config()  # before LightningCLI's callback, which may run first
         self._options = Options.of(**given).merged(os.environ)
         self._exact = ExactResume() if exact else None
         self._session = RankSession(self._options)
@@ -157,14 +158,14 @@ class BTLightning(Callback):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        """Spawned ranks get a callback without the processes of this one."""
+        """The state for spawned ranks, without this process's worker and boundary."""
         return {**self.__dict__, "_resumed": None, "_boundary": None}
 
     # the life of a fit
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Every rank: wire the Trainer; at the start of a fit, check, decide, and arrange."""
+        """Every rank: set up the Trainer; at the start of a fit, choose the start point."""
         refuse_strategy(trainer)
         placement = find_checkpoint_paths(trainer, self._options)
         writers = set_checkpoint_paths(
@@ -177,7 +178,7 @@ class BTLightning(Callback):
         if stage != "fit":
             return
         ranks_of(trainer).from_zero(lambda: refuse_names(trainer, placement.root))
-        self._clear(trainer)  # what a fit left that ended without a word
+        self._clear(trainer)  # left by a fit that ended without its hooks
         if all(callback.save_weights_only for callback in writers):
             self._nobody_saves(trainer, writers)
         self._boundary = SaveBoundary(self._options, placement.root)
@@ -196,13 +197,13 @@ class BTLightning(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Every rank: the state is restored; from now on the worker may publish and delete."""
+        """Every rank, after the restore: let the worker publish and delete; start saving."""
         if not self._active:
             return
         self._resumed = weakref.ref(trainer)
         restore_last_model_path(trainer)
         assert self._routed is not None  # since `setup`
-        serving = serving_files(pl_module)  # only now is the whole module there
+        serving = serving_files(pl_module)  # the module is complete only at this hook
         self._routed.ours.writer.serving = serving
         if self._exact is not None:
             self._exact.on_fit_start(trainer)
@@ -213,7 +214,7 @@ class BTLightning(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Every rank: put the random generators back."""
+        """Every rank: restore the random generators."""
         if self._active and self._exact is not None:
             self._exact.on_train_start(trainer)
 
@@ -226,7 +227,7 @@ class BTLightning(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Rank 0: raise what the worker could not do; a few microseconds when it is well."""
+        """Rank 0: raise failures of the worker; takes microseconds if there is none."""
         self._session.poll()
 
     @override
@@ -239,7 +240,7 @@ class BTLightning(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Publish what is committed; the exception that ends the run is the one that is raised."""
+        """Every rank: publish committed checkpoints; further errors become warnings."""
         if self._active and not (self._boundary and self._boundary.signals.stop):
             save_deferred_now(trainer, pl_module, exception)
         self._session.failing = True
@@ -255,7 +256,7 @@ class BTLightning(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Rank 0: wait for the store, at most `drain_timeout`; end the worker. Others: for it."""
+        """Rank 0: wait for the store (at most `drain_timeout`), end the worker; others wait."""
         self._active = False
         writer = self._session.take()
         boundary, self._boundary = self._boundary, None
@@ -291,17 +292,17 @@ class BTLightning(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Every rank: take back what `on_save_checkpoint` added."""
+        """Every rank: restore what `on_save_checkpoint` added."""
         if self._active and self._exact is not None:
             self._exact.on_load(trainer, checkpoint, checkpoint.get(EXTRA))
 
     def _nobody_saves(self, trainer: Trainer, writers: list[Any]) -> None:
-        """Every rank: no `ModelCheckpoint` writes what can be resumed to the directory."""
+        """Every rank: no `ModelCheckpoint` saves a resumable state to the directory."""
         if self._options.interval is None:
             warn_of_no_saves(trainer, writers)
 
     def _clear(self, trainer: Trainer) -> None:
-        """Undo what was arranged for a fit that did not come to use it."""
+        """Undo the setup of a fit that did not start or end regularly."""
         self._active = False
         close_saves(trainer)
         cancel_resume(trainer)
@@ -319,7 +320,7 @@ class BTLightning(Callback):
         patch_lightning()
 
     def _chosen(self, trainer: Trainer, path: str | None) -> ResumedFrom:
-        """Every rank: the run resumes from `path`, and never deletes it."""
+        """Every rank: note that the run resumes from `path`, which it must not delete."""
         assert self._routed is not None  # since `setup`
         chosen = self._routed.agree_on_path(trainer, path)
         if chosen.digest is not None:

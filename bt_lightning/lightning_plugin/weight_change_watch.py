@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.compat_logger_artifacts import defer_uploads, stop_deferring_uploads
+from bt_lightning.lightning_plugin.compat_logger_artifacts import (
+    defer_uploads,
+    stop_deferring_uploads,
+)
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.logger_artifacts_after_commit import LoggerArtifacts
 from bt_lightning.session.manifest_facts import package_versions
