@@ -25,6 +25,7 @@ DOT_DIR: Final = ".bt_lightning"
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _SLUG: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _MAX_PART: Final = 255
 _PROJECTS: Final = "training_projects"
 _MANIFEST_KEY: Final = re.compile(
@@ -151,6 +152,11 @@ def hidden(folder: str) -> bool:
 def trash_folder(prefix: str) -> str:
     """Folder of the trash of the job at `prefix` in a store."""
     return under(prefix, f"{DOT_DIR}-trash")
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is the digest of a manifest: a removal is asked for under that name."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def removals_folder(prefix: str) -> str:

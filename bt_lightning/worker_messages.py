@@ -7,6 +7,7 @@ from typing import Final
 
 from bt_lightning.glob_patterns import Patterns  # noqa: TC001 - a dataclass of it is pickled
 from bt_lightning.manifest import ManifestFacts  # noqa: TC001 - as well
+from bt_lightning.retention import POLICY, RetentionPolicy
 
 WORKER_NAME: Final = "bt-worker"
 """The name of a worker process in ps(1); at most 15 bytes."""
@@ -38,6 +39,8 @@ class WorkerConfig:
     """Bytes that the checkpoint directory may take; None: all of its volume."""
     files: Patterns | None = None
     """Which files that belong to no checkpoint are uploaded as well; None for none."""
+    policy: RetentionPolicy = POLICY
+    """What stays, on the disk and in the store."""
 
 
 # training process -> worker

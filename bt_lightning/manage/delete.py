@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import (
     CheckpointCorruptError,
@@ -37,6 +37,15 @@ from bt_lightning.path_layout import (
     slug,
     under,
 )
+from bt_lightning.removal_requester import Requester
+from bt_lightning.retention import (
+    Decision,
+    KeepBest,
+    KeepLatest,
+    Tier,
+    TierCheckpoint,
+    places_decided,
+)
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.catalog.removal_requests import forget_removals, request_stored_removal
 from bt_lightning.store.interface import read_any
@@ -58,7 +67,7 @@ class Deletion:
     asked: list[str] = field(default_factory=list)
     """The job runs: its worker deletes them with its next save."""
     kept: list[str] = field(default_factory=list)
-    """Protected."""
+    """Protected, or kept by the retention policy in some other way."""
     files: list[tuple[str, int]] = field(default_factory=list)
     """Of no checkpoint, with their bytes: gone with their job."""
     left: list[str] = field(default_factory=list)
@@ -66,8 +75,11 @@ class Deletion:
 
 
 def kept_by_rule(
-    items: Sequence[CheckpointItem], last: int | None, best: Sequence[str], mode: str
-) -> set[str]:
+    items: Sequence[CheckpointItem],
+    last: int | None,
+    best: Sequence[str],
+    mode: Literal["min", "max"],
+) -> frozenset[str]:
     """Names of those that a rule keeps: the `last` newest, and the best by each metric.
 
     A metric is best where it is lowest (`mode` `min`) or highest (`max`); NaN is never best.
@@ -75,57 +87,74 @@ def kept_by_rule(
     Raises:
         InvalidSettingError: no checkpoint has such a metric: all would go.
     """
-    newest = sorted(items, key=lambda item: item.manifest.order, reverse=True)
-    kept = {item.name for item in newest[: last or 0]}
+    tier = _tier(items)
+    kept = places_decided(tier, Decision.KEEP, KeepLatest(last or 0))
     for metric in best:
-        values = [(item.manifest.metrics.get(metric), item) for item in newest]
-        known = [(value, item) for value, item in values if value is not None and value == value]  # noqa: PLR0124
-        if not known:
+        chosen = places_decided(tier, Decision.KEEP, KeepBest(metric, mode))
+        if not chosen:
             msg = f"no checkpoint has the metric {metric!r}: nothing would be kept by it"
             raise InvalidSettingError(msg)
-        choose = min if mode == "min" else max
-        kept.add(choose(known, key=lambda pair: pair[0])[1].name)
+        kept |= chosen
     return kept
 
 
-def delete_items(shelf: JobCheckpoints, items: Sequence[CheckpointItem]) -> Deletion:
+def kept_by_policy(items: Sequence[CheckpointItem]) -> frozenset[str]:
+    """Names of those that the retention policy keeps though a person asks for their removal."""
+    return places_decided(_tier(items), Decision.KEEP)
+
+
+def _tier(items: Sequence[CheckpointItem]) -> Tier:
+    """Checkpoints of a job that a person asks to remove; each place is a name."""
+    return Tier(
+        name="store",
+        checkpoints=[TierCheckpoint.of(item.name, item.manifest) for item in items],
+        requests={item.manifest.digest: Requester.PERSON for item in items},
+        protected={item.manifest.digest for item in items if item.protected},
+    )
+
+
+def delete_items(source: JobCheckpoints, items: Sequence[CheckpointItem]) -> Deletion:
     """Delete checkpoints of one job where they lie: in its store, on its disk, or on both.
+
+    What the retention policy keeps stays, and so does what was protected since it was listed.
 
     Raises:
         StoreError: a store refused; what was deleted by then is gone.
         CheckpointNotFoundError: another of that name came meanwhile.
     """
-    done = Deletion()
-    if isinstance(shelf, StoreCheckpoints):
-        _delete_stored(shelf, items, done)
-    elif isinstance(shelf, DirectoryCheckpoints):
+    kept = kept_by_policy(items)
+    done = Deletion(kept=[item.name for item in items if item.name in kept])
+    items = [item for item in items if item.name not in kept]
+    if isinstance(source, StoreCheckpoints):
+        _delete_stored(source, items, done)
+    elif isinstance(source, DirectoryCheckpoints):
         for item in items:
-            _delete_local(shelf, item, done)
+            _delete_local(source, item, done)
     else:
-        assert isinstance(shelf, JoinedCheckpoints)
-        stored = [item for item in items if not shelf.only_on_disk(item)]
-        _delete_stored(shelf.store_part, stored, done)
+        assert isinstance(source, JoinedCheckpoints)
+        stored = [item for item in items if not source.only_on_disk(item)]
+        _delete_stored(source.store_part, stored, done)
         ours = {item.name for item in items}.difference(done.kept, done.asked)
         gone = {item.manifest.digest for item in items if item.name in ours}
         local = Deletion()
-        for item in shelf.directory_part.items():
+        for item in source.directory_part.items():
             if item.manifest.digest in gone:
-                _delete_local(shelf.directory_part, item, local)
+                _delete_local(source.directory_part, item, local)
         done.deleted += [name for name in local.deleted if name not in done.deleted]
         done.kept += [name for name in local.kept if name not in done.deleted]
     return done
 
 
-def finish_deletions(shelf: JobCheckpoints) -> list[str]:
+def finish_deletions(source: JobCheckpoints) -> list[str]:
     """Finish what killed deletions began in a job's part of a store; names of what went.
 
     Nothing is done while the job runs: its worker does it when it starts.
     """
-    if isinstance(shelf, JoinedCheckpoints):
-        shelf = shelf.store_part
-    if not isinstance(shelf, StoreCheckpoints):
+    if isinstance(source, JoinedCheckpoints):
+        source = source.store_part
+    if not isinstance(source, StoreCheckpoints):
         return []
-    store, job = shelf.store, jobs_prefix(shelf.project, shelf.job)
+    store, job = source.store, jobs_prefix(source.project, source.job)
     done = []
     for folder in sorted(_half_deleted(store, job)):
         node, _, name = folder.partition("/")
@@ -217,21 +246,21 @@ def _delete_counted(
 
 
 def _delete_stored(
-    shelf: StoreCheckpoints, items: Sequence[CheckpointItem], done: Deletion
+    source: StoreCheckpoints, items: Sequence[CheckpointItem], done: Deletion
 ) -> None:
     by_node: dict[int, list[CheckpointItem]] = defaultdict(list)
     for item in items:
         by_node[item.node_rank].append(item)
     for rank, own in by_node.items():
-        prefix = job_prefix(shelf.project, shelf.job, rank)
+        prefix = job_prefix(source.project, source.job, rank)
         for item in own:  # first: a restart of the job must not publish it anew from its disk
-            request_stored_removal(shelf.store, prefix, item.manifest.digest)
+            request_stored_removal(source.store, prefix, item.manifest.digest, Requester.PERSON)
         try:
-            with job_lease(shelf.store, prefix):
-                _delete_ids(shelf.store, prefix, own, done)
+            with job_lease(source.store, prefix):
+                _delete_ids(source.store, prefix, own, done)
         except LeaseHeldError:
             done.asked += [item.name for item in own]
-    shelf.forget()
+    source.forget()
 
 
 def _delete_ids(store: Store, prefix: str, items: Sequence[CheckpointItem], done: Deletion) -> None:
@@ -260,9 +289,9 @@ def _half_deleted(store: Store, prefix: str) -> list[str]:
     ]
 
 
-def _delete_local(shelf: DirectoryCheckpoints, item: CheckpointItem, done: Deletion) -> None:
+def _delete_local(source: DirectoryCheckpoints, item: CheckpointItem, done: Deletion) -> None:
     try:
-        shelf.delete(item)
+        source.delete(item)
     except CheckpointProtectedError:
         done.kept.append(item.name)
     else:

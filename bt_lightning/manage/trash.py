@@ -21,7 +21,7 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.list_and_verify_checkpoints import manifest_directories, read_manifest
 from bt_lightning.localdir.rename_noreplace import rename_new
-from bt_lightning.manage.delete import Deletion, delete_items
+from bt_lightning.manage.delete import Deletion, delete_items, kept_by_policy
 from bt_lightning.manage.download_copy import job_lease
 from bt_lightning.manage.job_checkpoints import (
     DirectoryCheckpoints,
@@ -66,7 +66,8 @@ def trash_items(source: JobCheckpoints, items: Sequence[CheckpointItem], days: f
         StoreError, OSError: not all were moved; none is lost.
     """
     expires = int(time.time() + days * _DAY_S)
-    free = [item for item in items if source.protection(item) is None]
+    kept = kept_by_policy(items)
+    free = [i for i in items if i.name not in kept and source.protection(i) is None]
     done = Deletion(kept=[item.name for item in items if item not in free])
     if isinstance(source, JoinedCheckpoints):
         local = [item.name for item in free if source.only_on_disk(item)]

@@ -17,6 +17,7 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.atomic_directory import delete_directory, temporary
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
 from bt_lightning.localdir.removal_requests import request_local_removal
+from bt_lightning.removal_requester import Requester
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory, load_file
 from bt_lightning.session.errors_between_ranks import is_save_failure, portable
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
@@ -309,7 +310,9 @@ class RankSession:
             self.writer.remove(manifest)
         elif self._config is not None:
             try:
-                request_local_removal(self._config.root, manifest.digest)  # for the next worker
+                request_local_removal(  # for the next worker
+                    self._config.root, manifest.digest, Requester.TRAINING
+                )
             except OSError as error:
                 name = manifest.checkpoint_id
                 warnings.warn(f"{name} stays, though it may go: {error}", stacklevel=2)

@@ -18,6 +18,7 @@ from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import Manifest
+from bt_lightning.removal_requester import Requester
 from bt_lightning.session.directory_takeover import take_over
 from bt_lightning.session.known_checkpoints import KnownCheckpoints
 from bt_lightning.session.save_tracking import SaveListeners, Saves
@@ -136,7 +137,7 @@ class WriterSession:
         requests, self._unwritten_requests = self._unwritten_requests, []
         for digest in requests:
             try:
-                request_local_removal(self._config.root, digest)
+                request_local_removal(self._config.root, digest, Requester.TRAINING)
             except OSError:
                 self._unwritten_requests.append(digest)
         self._worker.wake()

@@ -17,6 +17,7 @@ from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.atomic_directory import sweep_temporaries
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import Manifest
+from bt_lightning.removal_requester import Requester
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Published, Withdrawn
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class CommitThread:
 
     def _request_removal(self, digest: str) -> None:
         with contextlib.suppress(OSError):  # the training process asks as well
-            request_local_removal(self._root, digest)
+            request_local_removal(self._root, digest, Requester.TRAINING)
 
     def _remember(self, number: int, events: Sequence[Outcome | Published]) -> None:
         """Remember what a job committed; request its removal if it is unwanted by then."""

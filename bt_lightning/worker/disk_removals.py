@@ -1,7 +1,7 @@
-"""Deletes from the disk what was asked to go and may; needs no store, and waits for none.
+"""Deletes from the disk what the retention policy removes; needs no store, and waits for none.
 
 A thread of the worker's, apart from the one that publishes: a store that is slow, hangs, refuses or
-answers rubbish must not fill the disk with what nobody wants any more.
+answers rubbish must not fill the disk with checkpoints that are to go.
 """
 
 from __future__ import annotations
@@ -18,41 +18,56 @@ from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.protection import is_protected_local
 from bt_lightning.localdir.read_locks import delete_unless_read
 from bt_lightning.localdir.removal_requests import requested_local_removals
-from bt_lightning.retention import TierCheckpoint, removable, superseded
+from bt_lightning.retention import (
+    POLICY,
+    FirstOf,
+    KeepDigests,
+    KeepLatest,
+    Tier,
+    TierCheckpoint,
+    removable,
+)
 from bt_lightning.store.retry import backoff
 from bt_lightning.worker.commit_lock import CommitLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
+    from bt_lightning.retention import RetentionPolicy
 
 log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 60.0
 """Longest wait of a commit for the removals that the one before it has allowed."""
+_NEWEST: Final = (KeepLatest(1), KeepLatest(1, resumable=True))
+"""They stay until a newer one is committed, though the policy may remove them by then: training may
+always be one save ahead of the disk. So what is older than they are need not stay beside them."""
 
 
 class DiskRemovals:
-    """Who deletes from one checkpoint directory. Its methods may be called by any thread."""
+    """Deletes from one checkpoint directory. Its methods may be called by any thread."""
 
     def __init__(
         self,
         root: Path,
-        pinned: Collection[str],
+        resumed_from: Collection[str],
         lock: CommitLock | None = None,
         done: Callable[[], None] = lambda: None,
         *,
+        policy: RetentionPolicy = POLICY,
         start: bool = False,
     ) -> None:
-        """`pinned` (digests) is what the run resumed from; `done` is called when `idle` may change.
+        """`resumed_from` are digests; `done` is called when `idle` may change.
 
         With `start`, a thread of its own looks at each `wake`; else only `clear` does anything.
         """
         self._root = root
-        self._pinned = frozenset(pinned)
+        self._resumed_from = frozenset(resumed_from)
+        self.policy = policy
+        """What decides, here and in the store."""
         self._lock = lock if lock is not None else CommitLock(root)
         self._done = done
         self._sending: str | None = None
@@ -124,8 +139,26 @@ class DiskRemovals:
 
     # what may go
 
+    def look(self) -> tuple[dict[str, LocalCheckpoint], Tier]:
+        """What is committed on the disk, by its place; and the same as the policy is asked of it.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        # Requests first: what is committed and asked to go meanwhile counts in the next look.
+        requests = requested_local_removals(self._root)
+        local = {found.path.as_posix(): found for found in list_committed(self._root).found}
+        protected = {f.manifest.digest for f in local.values() if is_protected_local(f.path)}
+        return local, Tier(
+            name="disk",
+            checkpoints=[TierCheckpoint.of(place, f.manifest) for place, f in local.items()],
+            requests=requests,
+            resumed_from=self._resumed_from,
+            protected=protected,
+        )
+
     def clear(self, *, sent: bool = False) -> int:
-        """Delete whatever was asked to go and may, and the trash; return how many went.
+        """Delete what the policy removes and invariant 4 allows, and the trash; return how many.
 
         Nothing, while the worker of another run may commit here. With `sent`, also what is being
         sent to the store just now: its publication is dropped.
@@ -138,17 +171,11 @@ class DiskRemovals:
                 return 0
             self.error = None
             sweep_trash(self._root)
-            local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
-            wanted_gone = requested_local_removals(self._root) | self.superseded(local.values())
-            if not wanted_gone:
-                return 0
-            stays = self.kept(local.values()) | _newest(local.values())
-            if self._sending is not None and not sent:
-                stays.add(self._sending)
-            entries = [TierCheckpoint.of(place, found.manifest) for place, found in local.items()]
-            may_go = removable(entries, wanted_gone, stays)
-            # an older generation elsewhere on disk is the user's
-            return sum(self._removed(local[e.place]) for e in may_go if e.digest in wanted_gone)
+            local, tier = self.look()
+            sending = self._sending
+            being_sent = frozenset() if sending is None or sent else frozenset({sending})
+            policy = FirstOf((*_NEWEST, KeepDigests(being_sent), self.policy))
+            return sum(self._removed(local[one.place]) for one in removable(tier, policy))
 
     def _removed(self, found: LocalCheckpoint) -> bool:
         """Delete one; what the disk refuses is tried again, and keeps no other from going."""
@@ -157,19 +184,6 @@ class DiskRemovals:
         except (CheckpointError, OSError) as error:
             self.error = f"{found.path} could not be deleted: {error}"
             return False
-
-    def kept(self, local: Iterable[LocalCheckpoint]) -> set[str]:
-        """Digests of what no rule deletes, from the disk or from the store."""
-        protected = {found.manifest.digest for found in local if is_protected_local(found.path)}
-        return protected | self._pinned
-
-    def superseded(self, local: Iterable[LocalCheckpoint]) -> frozenset[str]:
-        """Digests of the interim checkpoints of the disk that a newer one stands in for."""
-        local = list(local)
-        if not any(found.manifest.interim for found in local):
-            return frozenset()
-        entries = [TierCheckpoint.of(found.path.as_posix(), found.manifest) for found in local]
-        return superseded(entries) - self.kept(local)
 
     @contextlib.contextmanager
     def sending(self, manifest: Manifest) -> Iterator[None]:
@@ -195,14 +209,3 @@ class DiskRemovals:
         """Delete a generation of which the store has a newer one."""
         with self._deleting:
             delete_directory(path, self._root, digest)
-
-
-def _newest(local: Iterable[LocalCheckpoint]) -> set[str]:
-    """Digests of the newest, and of the newest that can be resumed from.
-
-    They stay until a newer one is committed, though they may be unwanted by then: training may
-    always be one save ahead of the disk. So what is older than they are need not stay beside them.
-    """
-    manifests = sorted((found.manifest for found in local), key=lambda manifest: manifest.order)
-    resumable = [manifest for manifest in manifests if manifest.resumable]
-    return {each[-1].digest for each in (manifests, resumable) if each}

@@ -1,4 +1,4 @@
-"""Deleting copies on the disk of what the store has; on the publisher's thread."""
+"""Deletes copies on the disk of what the store has; on the publisher's thread."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Eviction:
-    """What is wanted."""
+    """How much room is to be made, for which checkpoint, and what went for it so far."""
 
     root: Path
     budget: int | None
     size: int
     """Bytes that are to be free."""
     checkpoint_id: str
-    """For whose sake."""
+    """Id of the checkpoint that needs the room."""
     evicted: list[str]
-    """Ids of those that went, in order; added to as they go."""
+    """Ids of the copies that were deleted, in order; added to as they are."""
     more: bool
-    """One is to go in any case."""
+    """Delete one copy at least, though there seems to be room."""
     send: Callable[[], bool] | None = None
-    """Publishes one checkpoint that waits for the store, if any does; None: not for this."""
+    """Publishes one checkpoint that waits for the store, if any does; None: nothing is sent."""
 
     def short(self, disk: DiskSpace) -> int:
         """Bytes that are missing; 0 if there is room."""
@@ -46,14 +46,14 @@ class Eviction:
         return enough and (bool(self.evicted) or not self.more)
 
 
-def evict_copies(duties: SmallDiskTasks, plan: Eviction, refusal: str | None) -> str:
+def evict_copies(tasks: SmallDiskTasks, plan: Eviction, refusal: str | None) -> str:
     """Delete copies of what the store has, until there is room.
 
     The rule: a copy goes only if the store, asked just before, holds that very checkpoint with
-    every file in its length, and this process has the lease then; if nobody reads it; and if it is
-    neither what the run resumed from nor protected. The oldest goes first, the newest last, and
-    none if all of them together would not be enough. What waits for the store is sent first if the
-    plan says so. `refusal` is why the store need not be asked.
+    every file in its length, and this process has the lease then; if nobody reads it; and if the
+    retention policy does not keep it (what the run resumed from, what is protected). The oldest
+    goes first, the newest last, and none if all of them together would not be enough. What waits
+    for the store is sent first if the plan says so. `refusal` is why the store need not be asked.
 
     Returns why there is no more room, for people.
 
@@ -63,32 +63,30 @@ def evict_copies(duties: SmallDiskTasks, plan: Eviction, refusal: str | None) ->
     if refusal is not None:
         return f"the store does not answer: {refusal}"
     while True:
-        candidates = duties.evictable()
+        candidates = tasks.evictable()
         if _enough(plan, candidates):
-            _evict_all(duties, plan, candidates)
+            _evict_all(tasks, plan, candidates)
         if plan.over:
             return ""
-        if not _sent_one(duties, plan, candidates):
-            return _why(duties, candidates)
+        if not _sent_one(tasks, plan, candidates):
+            return _why(tasks, candidates)
 
 
 def _evict_all(
-    duties: SmallDiskTasks, plan: Eviction, candidates: Sequence[LocalCheckpoint]
+    tasks: SmallDiskTasks, plan: Eviction, candidates: Sequence[LocalCheckpoint]
 ) -> None:
     for found in candidates:
         if plan.over:
             return
-        if duties.is_stored(found.manifest):
-            _evict(duties, plan, found)
+        if tasks.is_stored(found.manifest):
+            _evict(tasks, plan, found)
 
 
-def _sent_one(
-    duties: SmallDiskTasks, plan: Eviction, candidates: Sequence[LocalCheckpoint]
-) -> bool:
+def _sent_one(tasks: SmallDiskTasks, plan: Eviction, candidates: Sequence[LocalCheckpoint]) -> bool:
     """Send what waits, if that is wanted, and could make room together with `candidates`."""
     if plan.send is None:
         return False
-    waiting = duties.outbox()
+    waiting = tasks.outbox()
     return bool(waiting) and _enough(plan, [*candidates, *waiting]) and plan.send()
 
 
@@ -97,11 +95,11 @@ def _enough(plan: Eviction, found: Sequence[LocalCheckpoint]) -> bool:
     return sum(usage(each.path) for each in found) >= plan.short(measure(plan.root, plan.budget))
 
 
-def _evict(duties: SmallDiskTasks, plan: Eviction, found: LocalCheckpoint) -> None:
+def _evict(tasks: SmallDiskTasks, plan: Eviction, found: LocalCheckpoint) -> None:
     manifest, size = found.manifest, usage(found.path)
-    with contextlib.suppress(OSError):  # so full that it must go first
+    with contextlib.suppress(OSError):  # a disk so full that the copy must go first
         note_newest_in_store(plan.root, manifest)
-    if not duties.remover.evict(found.path):
+    if not tasks.remover.evict(found.path):
         return
     plan.evicted.append(manifest.checkpoint_id)
     with contextlib.suppress(OSError):  # an event is no checkpoint
@@ -116,10 +114,10 @@ def _evict(duties: SmallDiskTasks, plan: Eviction, found: LocalCheckpoint) -> No
         )
 
 
-def _why(duties: SmallDiskTasks, candidates: Sequence[LocalCheckpoint]) -> str:
-    """What the rest of the disk is taken by."""
-    waiting, kept = len(duties.outbox()), duties.kept_here()
+def _why(tasks: SmallDiskTasks, candidates: Sequence[LocalCheckpoint]) -> str:
+    """What takes the rest of the disk, for people."""
+    waiting, kept = len(tasks.outbox()), tasks.kept_here()
     return (
         f"{len(candidates)} checkpoints on the disk could make room, {waiting} are not in the store"
-        f" yet, and {kept} stay: resumed from, or protected"
+        f" yet, and {kept} stay: resumed from, protected, or kept by a rule"
     )

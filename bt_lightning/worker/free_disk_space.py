@@ -1,6 +1,6 @@
 """Room on the disk for one more checkpoint, made by deleting what the store has as well.
 
-What may go from the disk anyhow goes first, on the caller's thread: that needs no store. All else
+What the retention policy removes goes first, on the caller's thread: that needs no store. All else
 is done by the publisher's thread, between two of its units: it alone knows the store, and has the
 lease.
 """
@@ -58,19 +58,19 @@ class DiskSpaceMaker:
     def stream(
         self, describe: Callable[[int], Manifest], sources: Mapping[str, DescribedSource]
     ) -> Manifest:
-        """Commit in the store, as `SparingDuties.stream`.
+        """Commit in the store, as `SmallDiskTasks.stream`.
 
         Raises:
             StoreError: it cannot be used, or refuses.
             CheckpointExistsError: somebody else committed it just now.
         """
-        return self.publisher().perform(lambda duties: duties.stream(describe, sources))
+        return self.publisher().perform(lambda tasks: tasks.stream(describe, sources))
 
     def publisher(self) -> PublisherThread:
-        """Who commits in the store.
+        """The thread that commits in the store.
 
         Raises:
-            StoreError: nobody can, or the store has just refused something.
+            StoreError: there is none, or the store has just refused something.
         """
         publisher = self._publisher()
         if publisher is None or not self._has_store:
@@ -86,7 +86,8 @@ class DiskSpaceMaker:
         """Have room for `size` bytes: delete what may go, then evict, as far as it is needed.
 
         With `more`, the disk refused although there seemed to be room: evict one at least. With
-        `send`, what waits for the store is sent until it may go: for who has no other way.
+        `send`, what waits for the store is sent first, so that its copies may go: for a caller that
+        cannot stream.
 
         Raises:
             OSError: the directory cannot be read.
@@ -100,14 +101,12 @@ class DiskSpaceMaker:
         evicted: list[str] = []
         why = "nothing may be deleted before the run has begun"
         if publisher is not None:
-            now = publisher.publish_now if send and self._has_store else None
+            publish = publisher.publish_now if send and self._has_store else None
             plan = Eviction(
-                self._root, self._budget, size, checkpoint_id, evicted, more=more, send=now
+                self._root, self._budget, size, checkpoint_id, evicted, more=more, send=publish
             )
             try:
-                why = publisher.perform(
-                    lambda duties: evict_copies(duties, plan, publisher.refusal)
-                )
+                why = publisher.perform(lambda tasks: evict_copies(tasks, plan, publisher.refusal))
             except (CheckpointError, OSError) as error:
                 why = str(error)
         disk = self.measure()
@@ -116,7 +115,7 @@ class DiskSpaceMaker:
         return Room(fits=fits, evicted=tuple(evicted), says="" if fits else says)
 
     def _cleared(self, size: int, *, more: bool) -> bool:
-        """Delete what may go anyhow, what is being sent last; whether there is room then.
+        """Delete what the policy removes, what is being sent last; whether there is room then.
 
         With `more`, only if something went.
         """

@@ -1,4 +1,4 @@
-"""What the worker does, one unit at a time; what is left to do is read off the disk and the store.
+"""What the publisher does, one unit at a time; what is left to do is read off disk and store.
 
 Nothing here is remembered that a restart would need: the outbox is what is committed on the disk
 and not in the store, and removal requests lie on the disk, as does what was sent of it. Nothing is
@@ -8,6 +8,7 @@ written to the store without the lease.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
@@ -16,17 +17,12 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     StoreError,
 )
-from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint, list_committed
 from bt_lightning.localdir.publisher_id import publisher_id_of
-from bt_lightning.localdir.removal_requests import (
-    forget_removal,
-    request_local_removal,
-    requested_local_removals,
-)
+from bt_lightning.localdir.removal_requests import forget_removal, request_local_removal
 from bt_lightning.localdir.upload_status import UploadMeter
 from bt_lightning.manifest import Manifest
-from bt_lightning.path_layout import MARKER, part_name, store_folder, under
-from bt_lightning.retention import TierCheckpoint, removable
+from bt_lightning.path_layout import MANIFEST, MARKER, part_name, store_folder, under
+from bt_lightning.retention import TierCheckpoint, publishable, removable
 from bt_lightning.store.catalog import removal_requests
 from bt_lightning.store.catalog.listing import JobListing, list_job
 from bt_lightning.store.lease import Lease
@@ -39,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.store.interface import Store
     from bt_lightning.worker.early_upload import EarlyUpload
     from bt_lightning.worker.publish_job_files import JobFilePublisher
@@ -52,14 +49,15 @@ class PublisherTasks:
         root: Path,
         store: Store | None,
         prefix: str,
-        pinned: Collection[str],
+        resumed_from: Collection[str],
         *,
         check: Callable[[], None] = lambda: None,
         files: JobFilePublisher | None = None,
         remover: DiskRemovals | None = None,
     ) -> None:
-        """`remover` deletes from the disk; it heeds `pinned` as well.
+        """`remover` deletes from the disk, and has the retention policy that holds here as well.
 
+        Without one, it is made with what the run resumed from (digests) and the usual policy.
         `check` is called between two files; what it raises ends the unit, for others to do.
         `files` are those that belong to no checkpoint, if they are to be sent; none without a
         store.
@@ -67,10 +65,10 @@ class PublisherTasks:
         self._root = root
         self._store = store
         self._prefix = prefix
-        self._remover = DiskRemovals(root, pinned) if remover is None else remover
+        self._remover = DiskRemovals(root, resumed_from) if remover is None else remover
         self._check = check
         self.files = files
-        self._loose: dict[str, int] = {}
+        self._other_files: dict[str, int] = {}
         """Files of the store that belong to no checkpoint, as of the last look at it."""
         self._unreadable: frozenset[str] = frozenset()
         """Folders of the store whose manifest cannot be read."""
@@ -92,7 +90,7 @@ class PublisherTasks:
             self.files.forget()
 
     def leave(self) -> None:
-        """Let another process write to the store at once; the last thing that is done."""
+        """Release the lease, so that another process may write to the store; called last."""
         if self._held is not None:
             self._held.lease.release()
 
@@ -128,20 +126,14 @@ class PublisherTasks:
                 source.close()
 
     def outbox(self) -> list[LocalCheckpoint]:
-        """Committed here and not in the store, newest first; what would go there is left out."""
+        """What the store is still to have of the disk, newest first; `publishable` says what."""
         if self._store is None:
             return []
-        local = list_committed(self._root).found
+        local, disk = self._remover.look()
         stored = list((self._stored or {}).items())  # another thread may be adding to it
-        published = {manifest.digest for _, manifest in stored}
-        requested = requested_local_removals(self._root) | self._remover.superseded(local)
-        wanted = [found for found in local if found.manifest.digest not in requested] or local
-        unsent = {f.path.as_posix(): f for f in wanted if f.manifest.digest not in published}
         sent = [TierCheckpoint.of(folder, manifest) for folder, manifest in stored]
-        entries = [TierCheckpoint.of(place, found.manifest) for place, found in unsent.items()]
-        for entry in removable(sent + entries, requested, self._remover.kept(local)):
-            unsent.pop(entry.place, None)  # or it would be sent, deleted, and sent again
-        return [f for f in unsent.values() if f.manifest.digest not in self._damaged]
+        waiting = [local[place] for place in publishable(disk, sent, self._remover.policy)]
+        return [found for found in waiting if found.manifest.digest not in self._damaged]
 
     def publish_next(self) -> LocalCheckpoint | None:
         """Publish the newest checkpoint of the outbox; None if it is empty.
@@ -199,13 +191,13 @@ class PublisherTasks:
         if self.files is None or self._store is None or not self.files.ready:
             return False
         stored = self._known_store(self._store)
-        self.files.begin(self._store, self._prefix, self._loose)
+        self.files.begin(self._store, self._prefix, self._other_files)
         checkpoints = {*stored, *self._unreadable, *self._begun}
         lease = self._leased.lease
         return self.files.send(self._store, self._prefix, lease, checkpoints, go_on)
 
     def delete_begun(self) -> None:
-        """Delete what was sent of checkpoints that did not come, or are not wanted any more."""
+        """Delete what was sent of checkpoints that were not committed, or are to go by now."""
         ended = [folder for folder, offer in self._begun.items() if offer is None or offer.over]
         if self._store is None or not ended:
             return
@@ -224,7 +216,7 @@ class PublisherTasks:
             self._newest[manifest.checkpoint_id] = manifest
 
     def _drop(self, stored: dict[str, Manifest], entry: TierCheckpoint) -> None:
-        """The store has it no more: nothing is remembered of an id that is gone."""
+        """Forget what was deleted from the store; nothing is remembered of an id that is gone."""
         del stored[entry.place]
         self._newest.pop(entry.checkpoint_id, None)
         for folder, manifest in stored.items():
@@ -255,7 +247,7 @@ class PublisherTasks:
         return Base(under(self._prefix, folder), manifest)
 
     def delete_local(self) -> None:
-        """Delete from the disk whatever was asked to go and may; needs no store."""
+        """Delete from the disk whatever may go; needs no store."""
         self._remover.clear()
 
     def delete_stored(self) -> None:
@@ -266,24 +258,29 @@ class PublisherTasks:
         if self._store is not None:
             self._known_store(self._store)
             self._take_requests(self._store)
-        requested = requested_local_removals(self._root)
-        local = list_committed(self._root)[0]
-        left = {found.manifest.digest for found in local}
+        local, disk = self._remover.look()
+        left: set[str] = set()
         if self._store is not None:
             stored = self._known_store(self._store)
-            entries = [TierCheckpoint.of(folder, manifest) for folder, manifest in stored.items()]
-            for entry in removable(entries, requested, self._remover.kept(local)):
-                if self._unpublish(self._store, entry.place):  # what is protected stays
+            held = [TierCheckpoint.of(folder, manifest) for folder, manifest in stored.items()]
+            tier = replace(disk, name="store", checkpoints=held)
+            for entry in removable(tier, self._remover.policy):
+                if self._unpublish(self._store, entry.place):  # what is protected there stays
                     self._drop(stored, entry)
-            left |= {manifest.digest for manifest in stored.values()}
-        for digest in requested - left:
+            left = {manifest.digest for manifest in stored.values()}
+        # Now, not before: the disk may have come to it meanwhile.
+        left |= {f.manifest.digest for f in local.values() if (f.path / MANIFEST).exists()}
+        for digest in disk.requests.keys() - left:
             forget_removal(self._root, digest)
 
     def _take_requests(self, store: Store) -> None:
         asked = removal_requests.requested_stored_removals(store, self._prefix)
-        for digest in asked:
-            request_local_removal(self._root, digest)
-            self._remover.wake()
+        try:
+            for digest, by in asked.items():
+                request_local_removal(self._root, digest, by)
+        finally:  # a disk that is full takes a request, though not who asks
+            if asked:
+                self._remover.wake()
         removal_requests.forget_removals(store, self._prefix, asked)
 
     @property
@@ -316,16 +313,16 @@ class PublisherTasks:
                     self._add(stored, folder, Manifest.from_bytes(data, f"{store.name}/{folder}"))
             self._stored = stored
             self._unreadable = frozenset(listing.committed.keys() - stored.keys())
-            self._loose = listing.job_files()
+            self._other_files = listing.job_files()
             self._sweep(store, listing)
         return self._stored
 
     def _sweep(self, store: Store, listing: JobListing) -> None:
-        """Delete what is nobody's; what the outbox will go on with stays."""
+        """Delete what dead processes left, but for what the outbox will go on with."""
         waiting = self._waiting()
         for folder in listing.unfinished - listing.committed.keys():
-            wanted = folder in waiting or folder in self._begun
-            keep = self._leased.sent.under(under(self._prefix, folder)) if wanted else ()
+            goes_on = folder in waiting or folder in self._begun
+            keep = self._leased.sent.under(under(self._prefix, folder)) if goes_on else ()
             self._unpublish(store, folder, keep)
             if keep:
                 self._begun.setdefault(folder, None)

@@ -1,4 +1,4 @@
-"""The duties of a worker whose disk may be too small: copies make room, and images are streamed."""
+"""Publishing from a disk that may be too small: copies make room, and images are streamed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanentError
 from bt_lightning.localdir.atomic_directory import make_trash
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import note_newest_in_store
 from bt_lightning.localdir.removal_requests import make_requests
-from bt_lightning.retention import TierCheckpoint, evictable
+from bt_lightning.retention import Decision, evictable, places_decided
 from bt_lightning.store.transfer.publish import Content, folder_for, is_published, publish_sources
 from bt_lightning.worker.publisher_tasks import PublisherTasks
 
@@ -33,7 +32,7 @@ class SmallDiskTasks(PublisherTasks):
 
     @property
     def remover(self) -> DiskRemovals:
-        """Who deletes from the disk."""
+        """What deletes from the disk."""
         return self._remover
 
     def newest(self, checkpoint_id: str) -> Manifest | None:
@@ -49,10 +48,8 @@ class SmallDiskTasks(PublisherTasks):
         if self._store is None:
             return []
         stored = {manifest.digest for manifest in self._known_store(self._store).values()}
-        local = {found.path.as_posix(): found for found in list_committed(self._root)[0]}
-        entries = [TierCheckpoint.of(place, found.manifest) for place, found in local.items()]
-        chosen = evictable(entries, stored, self._remover.kept(local.values()))
-        return [local[entry.place] for entry in chosen]
+        local, disk = self._remover.look()
+        return [local[one.place] for one in evictable(disk, stored, self._remover.policy)]
 
     def is_stored(self, manifest: Manifest) -> bool:
         """Ask the store whether it has that checkpoint, and whether we have the lease then.
@@ -69,10 +66,9 @@ class SmallDiskTasks(PublisherTasks):
         return there
 
     def kept_here(self) -> int:
-        """How many checkpoints on the disk no rule deletes."""
-        local = list_committed(self._root)[0]
-        kept = self._remover.kept(local)
-        return sum(found.manifest.digest in kept for found in local)
+        """How many checkpoints on the disk the retention policy keeps, whatever needs room."""
+        _, disk = self._remover.look()
+        return len(places_decided(disk, Decision.KEEP, self._remover.policy))
 
     def stream(
         self, describe: Callable[[int], Manifest], sources: Mapping[str, DescribedSource]

@@ -281,6 +281,7 @@ class _Loop:
             pinned,
             self._commit_lock,
             lambda: self._on_published(None),
+            policy=self._config.policy,
             start=not standby,
         )
         publisher_lock = PublisherLock(self._root, standby=standby)

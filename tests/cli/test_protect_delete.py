@@ -18,8 +18,17 @@ from bt_lightning.manage.delete import delete_items, delete_job, finish_deletion
 from bt_lightning.manage.find_target import find_jobs
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints
 from bt_lightning.manage.trash import restore, trash_items, trashed
-from bt_lightning.path_layout import DELETING, MANIFEST, MARKER, PROTECTION, job_prefix, jobs_prefix
+from bt_lightning.path_layout import (
+    DELETING,
+    MANIFEST,
+    MARKER,
+    PROTECTION,
+    job_prefix,
+    jobs_prefix,
+    removals_folder,
+)
 from bt_lightning.protection_record import Protection
+from bt_lightning.removal_requester import Requester
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.job_records import write_record
@@ -170,14 +179,14 @@ def test_a_restart_does_not_publish_anew_what_was_deleted(cli, store, tmp_path):
     assert duties.publish_next() is None
     duties.leave()
     assert left(cli, store) == ["c-1", "c-3", "c-4"]
-    assert requested_stored_removals(store, PREFIX) == frozenset()
+    assert requested_stored_removals(store, PREFIX).keys() == frozenset()
 
 
 def test_a_copy_of_what_was_deleted_stays(cli, store, tmp_path):
     cli("checkpoints", "delete", "c-2", *at(store), "--yes")
     args = ("c-2", "--dir", tmp_path / "source", "--to", store.name, "--to-project", "p")
     cli("checkpoints", "copy", *args, "--to-job-id", "j")
-    assert requested_stored_removals(store, PREFIX) == frozenset()
+    assert requested_stored_removals(store, PREFIX).keys() == frozenset()
 
 
 def test_delete_from_a_directory_and_from_both(cli, store, tmp_path, make):
@@ -531,3 +540,38 @@ def test_what_was_not_counted_is_not_deleted(cli, with_files, tmp_path, make):
     assert sorted(done.left) == [
         "j/late", "j/rank-0/adapter/late.json", "j/rank-0/c-77", "j/rank-0/late",
     ]  # fmt: skip
+
+
+def test_a_request_says_that_a_person_asked_and_one_that_says_nothing_is_a_persons(cli, store):
+    """Earlier versions wrote a line feed, and only for the command line."""
+    lease = Lease(store, PREFIX, "its worker")
+    lease.take()
+    try:
+        cli("checkpoints", "delete", "c-2", *at(store), "--yes")
+    finally:
+        lease.release()
+    (digest,) = requested_stored_removals(store, PREFIX)
+    folder = removals_folder(PREFIX)
+    assert json.loads(store.read(f"{folder}/{digest}")) == {"by": "person"}
+    store.put(f"{folder}/{'0' * 32}", b"\n")
+    store.put(f"{folder}/{'1' * 32}", b'{"by": "training"}\n')
+    store.put(f"{folder}/no-digest", b"\n")
+    assert requested_stored_removals(store, PREFIX) == {
+        digest: Requester.PERSON,
+        "0" * 32: Requester.PERSON,
+        "1" * 32: Requester.TRAINING,
+    }
+
+
+def test_what_is_protected_is_not_asked_of_a_running_job(cli, store):
+    """Nobody could tell why it goes once it is unprotected."""
+    cli("checkpoints", "protect", "c-2", *at(store))
+    lease = Lease(store, PREFIX, "its worker")
+    lease.take()
+    try:
+        said = cli("checkpoints", "delete", "c-2", "c-3", *at(store), "--yes", "-ojson", code=30)
+    finally:
+        lease.release()
+    answer = json.loads(said.stdout)
+    assert (answer["asked"], answer["kept_checkpoints"]) == (["c-3"], ["c-2"])
+    assert len(requested_stored_removals(store, PREFIX)) == 1

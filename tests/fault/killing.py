@@ -131,7 +131,7 @@ class Run:
         assert not rubbish
         on_disk = {c.manifest.digest for c in list_committed(self.root)[0]}
         published = {c.manifest.digest for c in list_committed(self.store)[0]}
-        requested = requested_local_removals(self.root)
+        requested = requested_local_removals(self.root).keys()
         assert on_disk - requested <= published, "a committed checkpoint did not reach the store"
         # what the last life resumed from may not go before the next one
         assert requested <= on_disk | published, "a removal was forgotten"

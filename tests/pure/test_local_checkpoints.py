@@ -29,6 +29,7 @@ from bt_lightning.localdir.removal_requests import (
 )
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import DOT_DIR, MANIFEST
+from bt_lightning.removal_requester import Requester
 
 relaxed = settings(deadline=None, database=None, max_examples=60)
 BLOCK = 64
@@ -237,14 +238,36 @@ def test_a_root_that_does_not_exist_holds_nothing(tmp_path):
 
 
 def test_a_removal_request_outlives_its_process_and_goes_when_it_is_done(tmp_path):
-    assert requested_local_removals(tmp_path) == frozenset()
+    assert requested_local_removals(tmp_path).keys() == frozenset()
     one, other = uuid.uuid4().hex, uuid.uuid4().hex
     for digest_ in (one, other, one):
         request_local_removal(tmp_path, digest_)
-    assert requested_local_removals(tmp_path) == {one, other}
+    assert requested_local_removals(tmp_path).keys() == {one, other}
     forget_removal(tmp_path, one)
     forget_removal(tmp_path, one)
-    assert requested_local_removals(tmp_path) == {other}
+    assert requested_local_removals(tmp_path).keys() == {other}
+
+
+def test_a_request_says_who_asked_and_a_persons_stays_a_persons(tmp_path):
+    """A request of the training is empty, as all of them were: it needs no room on a full disk."""
+    training, person, both = (f"{number:032}" for number in range(3))
+    folder = tmp_path / DOT_DIR / "remove"
+    request_local_removal(tmp_path, training)
+    request_local_removal(tmp_path, person, Requester.PERSON)
+    request_local_removal(tmp_path, both)
+    request_local_removal(tmp_path, both, Requester.PERSON)
+    request_local_removal(tmp_path, both)
+    assert (folder / training).read_bytes() == b""
+    assert (folder / person).read_bytes() == b'{"by": "person"}\n'
+    (folder / ("3" * 32)).write_bytes(b'{"by": "a later version"}\n')
+    (folder / ("4" * 32)).write_bytes(b"\x00" * 10)
+    (folder / ("5" * 32)).mkdir()
+    os.mkfifo(folder / ("6" * 32))
+    (folder / ("7" * 32)).symlink_to(folder / person)
+    found = requested_local_removals(tmp_path)
+    assert {one for one, by in found.items() if by is Requester.PERSON} >= {person, both}
+    assert len(found) == 8
+    assert all(found[number * 32] is Requester.TRAINING for number in "3456")
 
 
 def test_the_hint_names_the_newest_and_is_replaced_whole(tmp_path):

@@ -101,11 +101,11 @@ def test_a_request_is_honoured_in_each_tier_only_when_something_newer_is_there(
     assert on_disk(root) == ["checkpoint-2"]
     duties.delete_stored()
     assert in_store(store) == {"checkpoint-1"}, "the store held nothing newer"
-    assert requested_local_removals(root) == {old.manifest.digest}
+    assert requested_local_removals(root).keys() == {old.manifest.digest}
     duties.publish_next()
     duties.delete_stored()
     assert in_store(store) == {"checkpoint-2"}
-    assert requested_local_removals(root) == frozenset()
+    assert requested_local_removals(root).keys() == frozenset()
 
 
 def test_pinned_checkpoints_stay_in_both_tiers_and_so_does_their_request(begin, root, store, make):
@@ -120,7 +120,7 @@ def test_pinned_checkpoints_stay_in_both_tiers_and_so_does_their_request(begin, 
     duties.delete_stored()
     assert on_disk(root) == ["checkpoint-2", "checkpoint-1"]
     assert in_store(store) == {"checkpoint-1", "checkpoint-2"}
-    assert requested_local_removals(root) == {old.manifest.digest}
+    assert requested_local_removals(root).keys() == {old.manifest.digest}
     later = begin(root, store, "p", ())
     later.delete_local()
     later.delete_stored()
@@ -139,7 +139,7 @@ def test_a_request_does_not_hit_a_later_generation_of_the_same_id(begin, root, s
         pass
     duties.delete_stored()
     assert sorted(on_disk(root)) == ["checkpoint-9", "last"]
-    assert requested_local_removals(root) == frozenset(), (
+    assert requested_local_removals(root).keys() == frozenset(), (
         "the request is done: that generation is gone"
     )
 
@@ -165,7 +165,7 @@ def test_without_a_store_requests_are_carried_out_on_the_disk(begin, root, make)
     assert duties.publish_next() is None
     duties.delete_stored()
     assert on_disk(root) == ["checkpoint-2"]
-    assert requested_local_removals(root) == frozenset()
+    assert requested_local_removals(root).keys() == frozenset()
 
 
 def test_another_checkpoint_of_the_disk_is_never_deleted_unasked(begin, root, store, make):
@@ -210,7 +210,7 @@ def test_what_was_asked_for_in_the_store_goes_from_the_disk_and_the_store(begin,
     duties.delete_local()
     assert on_disk(root) == ["checkpoint-2"]
     assert in_store(store) == {"checkpoint-2"}
-    assert removal_requests.requested_stored_removals(store, "p") == frozenset()
+    assert removal_requests.requested_stored_removals(store, "p").keys() == frozenset()
     duties.delete_stored()
     assert not requested_local_removals(root)
 

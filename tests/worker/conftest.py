@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import job_prefix
+from bt_lightning.retention import retention_policy
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.worker.worker_handle import Worker
@@ -29,6 +31,17 @@ server.start()
 print("ready", flush=True)
 sys.stdin.read()
 server.stop()
+"""
+_RULE = """
+from dataclasses import dataclass
+from bt_lightning.retention import Decision
+
+@dataclass(frozen=True)
+class EveryNSteps:
+    steps: int
+
+    def decide(self, tier):
+        return [Decision.KEEP if c.step % self.steps == 0 else None for c in tier.checkpoints]
 """
 PREFIX = job_prefix("p", "j", 0)
 
@@ -80,11 +93,11 @@ class Scene:
         (event,) = eventually(look_again)
         return event
 
-    def make(self, *steps, generation=1):
+    def make(self, *steps, generation=1, origin=None):
         """Commit `checkpoint-<step>` for each step; return the manifests."""
-        return [self._make(step, generation) for step in steps]
+        return [self._make(step, generation, origin or {}) for step in steps]
 
-    def _make(self, step, generation):
+    def _make(self, step, generation, origin):
         name = f"checkpoint-{step}"
 
         def describe(entries):
@@ -95,6 +108,7 @@ class Scene:
                 epoch=0,
                 created_at="2030-01-01T00:00:00+00:00",
                 files=entries,
+                origin=origin,
             )
 
         files = {"model.safetensors": lambda: [b"%d" % step * 1000]}
@@ -146,3 +160,15 @@ def scene(tmp_path):
     yield scene
     for worker in scene.workers:
         worker.kill()
+
+
+@pytest.fixture
+def every_ten(tmp_path, monkeypatch):
+    """The policy of every job with a rule of our own, in a module that a worker finds as well."""
+    name = "keep_every_n_steps"
+    (tmp_path / f"{name}.py").write_text(_RULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)  # at the end, the next test has one of its own
+    monkeypatch.setitem(sys.modules, name, module)
+    return retention_policy(module.EveryNSteps(10))

@@ -16,9 +16,11 @@ from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.read_locks import hold_for_reading
+from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
 from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.path_layout import MANIFEST, job_prefix
 from bt_lightning.protection_record import Protection
+from bt_lightning.removal_requester import Requester
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.lease import Lease
 from bt_lightning.worker.evict_local_copies import Eviction, evict_copies
@@ -124,6 +126,36 @@ def test_twenty_times_the_disk_is_saved_and_all_of_it_is_somewhere(small, kind):
     assert not disk.events("refused")
     on_disk = sorted(found.manifest.step for found in list_committed(disk.root)[0])
     assert len(on_disk) >= 2
+
+
+def test_a_copy_that_a_rule_of_retention_keeps_makes_no_room(small, every_ten):
+    disk = small(9 * MB)
+    worker = disk.begin(policy=every_ten)
+    for step in (8, 9, 10, 11, 12, 13, 14):
+        outcome = disk.save(worker, step)
+        assert isinstance(outcome, Committed), outcome.error
+        worker.drain(60)
+    evicted = [event["checkpoint"] for event in disk.events("evicted")]
+    assert evicted[:3] == ["checkpoint-8", "checkpoint-9", "checkpoint-11"]
+    assert "checkpoint-10" in disk.scene.on_disk()
+    assert disk.scene.in_store() == disk.scene.names(*range(8, 15))
+
+
+def test_a_full_disk_takes_a_request_and_says_that_it_does_not_take_who_asks(small):
+    """A person deletes to make room: the worker frees it, and then learns who it was."""
+    disk = small(MB, "tmpfs")
+    digest = "0" * 32
+    request_local_removal(disk.root, "1" * 32)
+    filler = disk.root / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(2 * MB))
+    with pytest.raises(OSError, match="No space"):
+        request_local_removal(disk.root, digest, Requester.PERSON)
+    assert requested_local_removals(disk.root)[digest] is Requester.TRAINING
+    filler.unlink()
+    request_local_removal(disk.root, digest, Requester.PERSON)
+    request_local_removal(disk.root, digest)
+    assert requested_local_removals(disk.root)[digest] is Requester.PERSON
 
 
 def test_a_checkpoint_larger_than_the_disk_goes_straight_to_the_store(small):

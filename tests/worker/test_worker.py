@@ -157,7 +157,7 @@ def test_a_requested_removal_is_carried_out_on_the_disk_and_in_the_store(scene):
     request_local_removal(scene.root, old.digest)
     worker.drain(30)
     assert scene.on_disk() == scene.in_store() == scene.names(2)
-    assert requested_local_removals(scene.root) == frozenset()
+    assert requested_local_removals(scene.root).keys() == frozenset()
 
 
 def test_the_only_checkpoint_is_not_deleted_until_something_newer_is_committed(scene):
@@ -222,7 +222,9 @@ def test_removals_are_carried_out_on_the_disk_while_the_store_is_down(scene):
     worker = scene.worker()
     worker.begin(NONE)
     scene.watch(worker, lambda: scene.on_disk() == scene.names(2))
-    assert requested_local_removals(scene.root) == {old.digest}, "the store may hold it still"
+    assert requested_local_removals(scene.root).keys() == {old.digest}, (
+        "the store may hold it still"
+    )
 
 
 # questions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -90,7 +90,7 @@ def delete(
     target: Target,
     keep_last: int | None,
     keep_best: tuple[str, ...],
-    mode: str,
+    mode: Literal["min", "max"],
     trash: int | None,
     dry_run: bool,
     yes: bool,
@@ -104,7 +104,12 @@ def delete(
     """
     from bt_lightning.cli.render.text import printable
     from bt_lightning.errors import CheckpointProtectedError
-    from bt_lightning.manage.delete import delete_items, finish_deletions, kept_by_rule
+    from bt_lightning.manage.delete import (
+        delete_items,
+        finish_deletions,
+        kept_by_policy,
+        kept_by_rule,
+    )
     from bt_lightning.manage.trash import trash_items
     from bt_lightning.uri import is_bt
 
@@ -133,12 +138,13 @@ def delete(
             msg = "the checkpoints are of several jobs: delete those of one job at a time"
             raise click.UsageError(msg)
     names = [item.name for item in items]
-    protected = [item.name for item in items if item.protected]
+    staying = kept_by_policy(items)
+    protected = [name for name in names if name in staying]
     if dry_run or not items:
         going = [name for name in names if name not in protected]
         render_deletion(going, [], protected, output_format, dry_run=True)
         return
-    size = sum(item.manifest.size for item in items if not item.protected)
+    size = sum(item.manifest.size for item in items if item.name not in staying)
     what = f"{len(names) - len(protected)} checkpoints of {source.name}"
     lasts = FOR_GOOD if trash is None else f"for {trash} days at least, then for good"
     ask(what, "yes", size, names, yes=yes, lasts=lasts)
