@@ -20,6 +20,8 @@ OLDEST = "lightning==2.4.0"
 CEPH = ("ceph-common", "ceph-mon", "ceph-mgr", "ceph-osd", "radosgw")
 AZURITE = "azurite@3"
 RADOSGW = {"BT_TEST_S3": "radosgw"}
+QUICK = ("tests/pure", "tests/state", "tests/snapshot", "tests/manage", "tests/cli")
+QUICK_MARKS = "not slow and not thorough"
 WORKERS = os.environ.get("BT_TEST_WORKERS", "3")
 PARALLEL = ("-n", WORKERS, "--dist", "worksteal")  # a module mostly has one worker: one start of it
 
@@ -57,6 +59,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests, in parallel, against the newest supported Lightning."""
     _install(session, "test", "clouds")
     session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs, env=_azurite(session))
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """Run what needs neither a cloud nor a browser, for while you write: under two minutes."""
+    _install(session, "test")
+    session.run("pytest", *PARALLEL, "-m", QUICK_MARKS, *QUICK, *session.posargs)
 
 
 @nox.session

@@ -22,6 +22,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+pytestmark = pytest.mark.thorough
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE_S = 40
 

@@ -23,7 +23,7 @@ def killing():
 
 
 @pytest.fixture
-def nursery(killing):
-    found = Nursery(killing.JOB)
+def nursery(killing, fork_server):
+    found = Nursery(fork_server, killing.JOB)
     yield found
     found.close()

@@ -1,17 +1,11 @@
-"""A small training job that can be killed at any moment, and a nursery that forks it quickly.
-
-`python job.py` imports torch and lightning once, then reads one JSON command a line: it forks, the
-child trains, and the parent prints the child's pid at once and its exit status at the end.
-"""
+"""A small training that can be killed at any moment: `job.py JSON`, the arguments of `train`."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
-import traceback
 import warnings
 
 import lightning as L
@@ -87,24 +81,6 @@ def train(
     notes.write(event="end", step=trainer.global_step, digest=digest(trainer))
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            errors = os.open(command["journal"] + ".err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(errors, 2)
-            try:
-                train(**command)
-            except BaseException:  # noqa: BLE001 - the parent reads how it ended
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        print(child, flush=True)
-        print(os.waitpid(child, 0)[1], flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    train(**json.loads(sys.argv[1]))

@@ -83,7 +83,7 @@ class Run:
             os.close(handle)
         status = self.nursery.status()
         errors = Path(f"{self.journal}.err")
-        assert status in {0, signal.SIGKILL}, errors.read_text()
+        assert status in {0, -signal.SIGKILL}, errors.read_text()
         return status == 0
 
     def _workers_of(self, trainer: psutil.Process) -> list[psutil.Process]:

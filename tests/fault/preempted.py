@@ -1,21 +1,16 @@
-"""A nursery like that of job.py, whose jobs have several ranks and signal themselves.
+"""A small training on one rank or several, which sends itself signals at the moment it is told.
 
-One JSON command a line. It forks a process for each rank, in a process group of their own, prints
-the pids, and at the end their exit statuses. As a launcher does, it ends the other ranks when one
-was killed: nobody else would tell them.
+`preempted.py JSON`, the arguments of `train`; the ranks are told by the variables of torchrun.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 import threading
-import time
-import traceback
 import warnings
 from datetime import timedelta
 
@@ -120,8 +115,6 @@ def train(
     life: int,
     seed: int,
     moment: dict[str, object] | None = None,
-    rank: int = 0,
-    ranks: int = 1,
     trainer_options: dict[str, object] | None = None,
     save: dict[str, object] | None = None,
     grace_s: float | None = 60.0,
@@ -132,6 +125,7 @@ def train(
 ) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     Moment.wanted, Moment.rank = moment, rank
     L.seed_everything(seed, verbose=False)
     WriterSession.finish = told_while_finishing
@@ -178,67 +172,6 @@ def train(
         notes.write(event="end", step=trainer.global_step, digest=digest(trainer))
 
 
-def child(command: dict[str, object], rank: int, ranks: int, port: int) -> None:
-    errors = os.open(command["journal"] + ".err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(errors, 2)
-    if ranks > 1:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(ranks),
-            LOCAL_WORLD_SIZE=str(ranks),
-            GROUP_RANK="0",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            TORCHELASTIC_RUN_ID="test",
-        )
-    code = 1
-    try:
-        train(**command, rank=rank, ranks=ranks)
-        code = 0
-    except SystemExit as error:
-        code = error.code or 0
-    except BaseException:  # noqa: BLE001 - the parent reads how it ended
-        traceback.print_exc()
-    os._exit(code)
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        ranks, port = command.pop("ranks", 1), command.pop("port", 0)
-        pids: list[int] = []
-        for rank in range(ranks):
-            pid = os.fork()
-            if pid == 0:
-                os.setpgid(0, pids[0] if pids else 0)
-                child(command, rank, ranks, port)
-            os.setpgid(pid, pids[0] if pids else pid)
-            pids.append(pid)
-        print(*pids, flush=True)
-        print(*wait(pids), flush=True)
-
-
-def wait(pids: list[int]) -> list[int]:
-    """Exit statuses in the order of ranks, negative for a signal."""
-    ended: dict[int, int] = {}
-    killed_at = None
-    while len(ended) < len(pids):
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid:
-            ended[pid] = os.waitstatus_to_exitcode(status)
-        else:
-            time.sleep(0.005)
-        if killed_at is None and any(code < 0 for code in ended.values()):
-            killed_at = time.monotonic()
-        if killed_at is not None and time.monotonic() > killed_at + 5:
-            for other in set(pids) - set(ended):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(other, signal.SIGKILL)
-    return [ended[pid] for pid in pids]
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    train(**json.loads(sys.argv[1]))

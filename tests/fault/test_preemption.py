@@ -29,9 +29,9 @@ EXACT = LIGHTNING >= (2, 6)
 ENDED = 128 + signal.SIGTERM
 
 
-@pytest.fixture(scope="module")
-def nursery():
-    found = Nursery(JOB)
+@pytest.fixture
+def nursery(fork_server):
+    found = Nursery(fork_server, JOB)
     yield found
     found.close()
 
@@ -65,7 +65,8 @@ class Run:
 
     def live(self, **more: object) -> list[int]:
         """Run to the end of this life; the exit status of each rank."""
-        return self.nursery.statuses(self.start(**more))
+        self.start(**more)
+        return self.nursery.statuses()
 
     def notes(self, event: str) -> list[dict[str, object]]:
         text = self.journal.read_text() if self.journal.exists() else ""
@@ -105,7 +106,7 @@ def reference(nursery: Nursery, folder: Path, ranks: int, **options: object) -> 
     key = (ranks, json.dumps(options, sort_keys=True))
     if key not in _REFERENCES:
         run = Run(nursery, folder / "reference", ranks, **options)
-        statuses = run.nursery.statuses(run.start(seed=1))
+        statuses = run.live(seed=1)
         assert statuses == [0] * ranks, run.errors()
         _REFERENCES[key] = run.digest
     return _REFERENCES[key]
@@ -301,7 +302,7 @@ def torture(nursery: Nursery, folder: Path, ranks: int, seed: int, preemptions: 
             if calm < 12:
                 wait_or_tell(processes, pids, chance, seconds)
             calm += 1
-            statuses = run.nursery.statuses(pids)
+            statuses = run.nursery.statuses()
             killed = any(status < 0 for status in statuses)  # before its first batch, with others
             known = {0, ENDED, -signal.SIGTERM, -signal.SIGKILL} | ({1} if killed else set())
             assert set(statuses) <= known, run.errors()

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import bt_lightning
 from bt_lightning.snapshot import copy_and_torn_check
+from tests.fork_server import script_environ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
+
+    from tests.fork_server import ForkServer
 
 HERE = Path(__file__).parent
 LIGHTNING_NOISE = (
@@ -68,8 +70,15 @@ def runs() -> ModuleType:
     return sys.modules["plugin_runs"]
 
 
+@pytest.fixture(scope="session")
+def _imported(runs: ModuleType) -> None:
+    """What is imported stays: nobody looks for garbage in it after each test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quiet(_imported: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No chatter, no seed that outlives its test, no dataloader worker of a failed training."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "")
@@ -102,21 +111,17 @@ class Process:
 class Scripts:
     """Runs Python text in processes of their own, each with a process group of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fork_server: ForkServer) -> None:
         self._folder = folder
+        self._fork_server = fork_server
         self._count = 0
 
     def environ(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
-        package = Path(bt_lightning.__file__).parents[1]
-        return {
-            "PYTHONFAULTHANDLER": "1",
-            **kept,
-            "PYTHONPATH": os.pathsep.join((str(package), str(HERE))),
-            "PYTHONWARNINGS": "ignore",
-            "OMP_NUM_THREADS": "1",
-            **(more or {}),
-        }
+        return script_environ(more, (HERE,))
+
+    def popen(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
+        """`subprocess.Popen`, without the seconds in which torch and Lightning are imported."""
+        return self._fork_server.popen(command, **options)
 
     def write(self, text: str) -> Path:
         self._count += 1
@@ -131,15 +136,20 @@ class Scripts:
         env: Mapping[str, str] | None = None,
         before: tuple[str, ...] = (),
         stdin: bool = False,
+        fresh: bool = False,
         timeout: float = 110,
         code: int | None = 0,
     ) -> Process:
-        """Run to the end and check the exit `code`; `before` is a command that runs Python."""
+        """Run to the end and check the exit `code`; `before` is a command that runs Python.
+
+        With `fresh`, nothing is loaded before the script: it tests what is imported, and when.
+        """
+        popen = subprocess.Popen if fresh else self.popen
         path = text if isinstance(text, Path) else self.write(text)
         name = "-" if stdin else str(path)
         with (
             path.open() as given,
-            subprocess.Popen(
+            popen(
                 [*before, sys.executable, name, *map(str, args)],
                 stdin=given if stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -191,7 +201,7 @@ class Scripts:
         }
         with contextlib.ExitStack() as files:
             started = [
-                subprocess.Popen(
+                self.popen(
                     [*before[rank], sys.executable, str(path), *map(str, args)],
                     stdin=subprocess.DEVNULL,
                     stdout=files.enter_context(self._said(path, rank, "out").open("w")),
@@ -243,17 +253,17 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def make_scripts() -> type[Scripts]:
+def make_scripts(fork_server: ForkServer) -> Callable[[Path], Scripts]:
     """For fixtures that run a script for several tests."""
-    return Scripts
+    return lambda folder: Scripts(folder, fork_server)
 
 
 @pytest.fixture
-def scripts(tmp_path: Path) -> Scripts:
+def scripts(make_scripts: Callable[[Path], Scripts], tmp_path: Path) -> Scripts:
     """Runs Python text as scripts."""
     folder = tmp_path / "scripts"
     folder.mkdir()
-    return Scripts(folder)
+    return make_scripts(folder)
 
 
 @pytest.fixture

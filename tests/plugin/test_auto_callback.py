@@ -75,7 +75,8 @@ def test_nothing_happens_when_it_is_off(environ, tmp_path):
 def test_the_entry_point_costs_no_import_when_it_is_off(scripts):
     scripts.run(
         "import sys; from bt_lightning.lightning_plugin.lightning_entry_point import callbacks;"
-        "assert callbacks() == []; assert not {'torch', 'lightning'} & set(sys.modules)"
+        "assert callbacks() == []; assert not {'torch', 'lightning'} & set(sys.modules)",
+        fresh=True,
     )
 
 

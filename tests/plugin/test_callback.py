@@ -456,7 +456,7 @@ def test_a_script_that_imports_pytorch_lightning_alone_works(
 ) -> None:
     """It has no main guard either."""
     root = tmp_path / "root"
-    done = scripts.run(PL_ONLY.replace("{root}", str(root)))
+    done = scripts.run(PL_ONLY.replace("{root}", str(root)), fresh=True)
     assert done.out.count("callbacks ['BTModelCheckpoint']") == 1
     assert names(root) == {"checkpoint-4"}
 
@@ -476,7 +476,7 @@ def test_mixing_the_two_packages_says_which_import_to_drop(scripts: Any, tmp_pat
     except InvalidSettingError as error:
         print("refused:", error)
     """
-    done = scripts.run(text, tmp_path / "root")
+    done = scripts.run(text, tmp_path / "root", fresh=True)
     assert "refused: BTModelCheckpoint was made for pytorch_lightning" in done.out
     assert "import only one of them, before bt_lightning" in done.out
 

@@ -99,12 +99,12 @@ print("finished", rank)
 class Ranks:
     """A script as several ranks without a launcher: nobody ends one because another did."""
 
-    def __init__(self, command: list[str], env: Mapping[str, str], count: int) -> None:
+    def __init__(self, popen: Any, command: list[str], env: Mapping[str, str], count: int) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.processes = [
-            subprocess.Popen(
+            popen(
                 command,
                 env={
                     **env,
@@ -156,7 +156,7 @@ def start(scripts: Any, tmp_path: Path) -> Iterator[Any]:
     def start(what: str, count: int = 2, **env: str) -> Ranks:
         path = scripts.write(SCRIPT)
         command = [sys.executable, str(path), str(tmp_path / "ck"), str(marks), what]
-        started.append(Ranks(command, scripts.environ(env), count))
+        started.append(Ranks(scripts.popen, command, scripts.environ(env), count))
         return started[-1]
 
     yield start

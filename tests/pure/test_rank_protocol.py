@@ -515,6 +515,9 @@ RULES = {
     "three ranks, told to end": Rules((IN_VALIDATION[:2],) * 3, STOP, words=("save", "leave")),
     "three ranks, one dies": Rules((IN_VALIDATION[:2],) * 3, deaths=1),
 }
+SHORT = {"told to requeue and to end", "saves at an interval"}
+"""Searches of a few seconds."""
+THOROUGH = pytest.mark.thorough
 LONG = {
     "told to requeue and to end": Rules((BOTH,) * 2, ("stop", "requeue")),
     "the store outlives rank 0": Rules((BOTH,) * 2, STOP, deaths=1, raises=1, agent=True),
@@ -537,7 +540,9 @@ def check(rules: Rules, record_property: Callable[[str, object], None]) -> None:
     assert ("finished",) * len(rules.programs) in found.ends
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=THOROUGH) for name in RULES]
+)
 def test_no_order_of_events_is_wrong(name, record_property):
     check(RULES[name], record_property)
 

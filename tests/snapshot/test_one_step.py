@@ -55,6 +55,7 @@ def train_step(optimizer, module, *, closure):
         optimizer.step()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("snapshot", ["lazy", "eager"])
 @pytest.mark.parametrize("kind", list(MAKERS))
 def test_every_snapshot_is_of_one_step(saving, counting, state_of, checkpoint_of, snapshot, kind):

@@ -359,6 +359,7 @@ def test_a_stock_file_is_loaded_from_a_web_server_that_lists_nothing(listing, tm
             thread.join()
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_goes_to_s3_and_comes_back():
     """In a process of its own, as the server leaves threads behind."""
     pytest.importorskip("moto.server")

@@ -289,6 +289,7 @@ def test_the_finders_in_a_fit_do_as_without_the_plugin(tmp_path):
     assert list(tmp_path.glob(".*")) == []
 
 
+@pytest.mark.thorough
 def test_the_older_namespace_takes_the_plugin_as_well(tmp_path):
     """A script that imports only `pytorch_lightning` has a Trainer of another class tree."""
     script = f"""
