@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Word = Literal["save", "later", "finish", "leave", "requeue"]
+BoundaryDecision = Literal["save", "later", "finish", "leave", "requeue"]
 """`save` the present state; wait for a `later` one, which resumes exactly; `finish` the saves under
 way first, and decide again; `leave` with what is saved; also `requeue` the job, as SLURM asked
 before it told the run to end."""
 
-WORDS: tuple[Word, ...] = ("save", "later", "finish", "leave", "requeue")
+BOUNDARY_DECISIONS: tuple[BoundaryDecision, ...] = ("save", "later", "finish", "leave", "requeue")
 
 ASSUMED_GRACE_S = 30.0
 """The grace if none is set: the default of Kubernetes and of torchrun."""
@@ -41,7 +41,7 @@ class Situation:
     """Seconds until a boundary that resumes exactly; 0 at such a one, None if unknown."""
 
 
-def judge(at: Situation) -> Word:
+def judge(at: Situation) -> BoundaryDecision:
     """Decide so that the newest state is kept, without risk to saves under way.
 
     A save that may not end in time is tried only if no other save is under way.

@@ -109,7 +109,7 @@ class Member:
         return "on" if position < self.promise else "wait"
 
     @property
-    def word_key(self) -> str:
+    def decision_key(self) -> str:
         """The key under which rank 0 publishes its decision at `goal`.
 
         The key holds the goal: a rank that lacks boundaries on the way (uneven validation) reads

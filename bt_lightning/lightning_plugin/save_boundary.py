@@ -22,7 +22,7 @@ from bt_lightning.lightning_plugin.signals import ReceivedSignal, Signals
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 from bt_lightning.localdir.event_log import note
-from bt_lightning.preemption import ASSUMED_GRACE_S, Situation, Word, judge, rest_s
+from bt_lightning.preemption import ASSUMED_GRACE_S, BoundaryDecision, Situation, judge, rest_s
 from bt_lightning.rank_protocol import VALIDATED, Position, Request
 from bt_lightning.session.fit_ranks import FitRanks
 from bt_lightning.session.save_schedule import SaveSchedule
@@ -156,7 +156,7 @@ class SaveBoundary(Checkpoint):
             self._note("began", step=trainer.global_step)
         self._validation_batches = compat.validation_batches(trainer)
         if self._fit_ranks is not None:
-            self._agreement = self._fit_ranks.agreement(self._wish)
+            self._agreement = self._fit_ranks.agreement(self._own_request)
 
     @override
     def on_train_batch_end(
@@ -202,7 +202,7 @@ class SaveBoundary(Checkpoint):
             self._agreement.close()
             self._agreement = None
 
-    def _wish(self) -> Request | None:
+    def _own_request(self) -> Request | None:
         """What this rank wants to do at the next boundary; called on any thread."""
         if self.signals.stop is not None:
             return "stop"
@@ -211,38 +211,38 @@ class SaveBoundary(Checkpoint):
         due = self._schedule is not None and self._schedule.is_due(time.monotonic())
         return "save" if due else None
 
-    def _at_boundary(self, trainer: Trainer, room: int = 0) -> None:
+    def _at_boundary(self, trainer: Trainer, batches_ahead: int = 0) -> None:
         if self._agreement is None:
             return  # the sanity check before training
         position = self._position
-        wish = self._agreement.due(position, room, self._validation_batches)
-        if wish is not None:
-            word = self._agreement.word(position, lambda: self._judge(trainer, wish))
-            if word != "later":
-                self._carry_out(trainer, wish, word)
+        request = self._agreement.requested_at(position, batches_ahead, self._validation_batches)
+        if request is not None:
+            decision = self._agreement.decision(position, lambda: self._judge(trainer, request))
+            if decision != "later":
+                self._carry_out(trainer, request, decision)
         self._taken_before = self._taken
 
-    def _carry_out(self, trainer: Trainer, wish: Request, word: Word) -> None:
+    def _carry_out(self, trainer: Trainer, request: Request, decision: BoundaryDecision) -> None:
         assert self._agreement is not None
-        if wish == "requeue" and self._requeued:  # SLURM signals every rank: requeue once
+        if request == "requeue" and self._requeued:  # SLURM signals every rank: requeue once
             self.signals.requeue = None
             self._agreement.done()
             return
-        if word in {"save", "requeue"}:
-            self.reason = "interval" if wish == "save" else "signal"
+        if decision in {"save", "requeue"}:
+            self.reason = "interval" if request == "save" else "signal"
             try:
                 trainer.save_checkpoint(self._root / f"interim-{trainer.global_step}")
             finally:
                 self.reason = None
         requeue, self.signals.requeue = self.signals.requeue, None
         if self._schedule is not None:
-            self._schedule.note_decision(time.monotonic(), saved=word == "save")
-        if wish != "stop":
+            self._schedule.note_decision(time.monotonic(), saved=decision == "save")
+        if request != "stop":
             self._agreement.done()
-        if wish == "requeue" or word == "requeue":
+        if request == "requeue" or decision == "requeue":
             self._requeued = True
             compat_signals.requeue(trainer, requeue.signum if requeue else signal.SIGUSR1)
-        if wish == "stop":
+        if request == "stop":
             raise self.exit_by_signal(trainer)
 
     def exit_by_signal(self, trainer: Trainer) -> SystemExit:
@@ -258,30 +258,30 @@ class SaveBoundary(Checkpoint):
             trainer, 128 + stop.signum if trainer.is_global_zero else 0
         )
 
-    def _judge(self, trainer: Trainer, wish: Request) -> tuple[Word, Position]:
+    def _judge(self, trainer: Trainer, request: Request) -> tuple[BoundaryDecision, Position]:
         """Called on rank 0: decide what to do at this boundary, by the measured times."""
         session = self._session
         assert session is not None
-        if wish == "stop" and self.signals.stop is None:  # another rank received it
+        if request == "stop" and self.signals.stop is None:  # another rank received it
             self.signals.stop = ReceivedSignal(signal.SIGTERM, time.monotonic())
         later_s, until = self._exact_in(trainer, session)
-        stop = self.signals.requeue if wish == "requeue" else self.signals.stop
+        stop = self.signals.requeue if request == "requeue" else self.signals.stop
         grace_s = ASSUMED_GRACE_S if self._grace_s is None else self._grace_s
 
         def left_s() -> float:
             return grace_s - (time.monotonic() - stop.at if stop is not None else 0.0)
 
-        word: Word = "finish"
-        while word == "finish":
+        decision: BoundaryDecision = "finish"
+        while decision == "finish":
             session.process_events(0.0)
             in_progress = session.saves.saver.pending() if session.saves is not None else 0
-            if wish == "save":
+            if request == "save":
                 batch = self._position[1] == 0
                 if later_s == 0 and not in_progress and not self._already_saved(session):
                     return "save", until
                 return ("later" if batch and until[0] > self._position[0] else "leave"), until
             save_s = session.timings.save_s
-            word = judge(
+            decision = judge(
                 Situation(
                     left_s=left_s(),
                     covered=later_s == 0 and self._already_saved(session),
@@ -292,25 +292,25 @@ class SaveBoundary(Checkpoint):
                     later_s=later_s,
                 )
             )
-            if word == "finish":
+            if decision == "finish":
                 session.wait_for_saves(lambda: rest_s(left_s()))
-        if wish == "stop" and self.signals.requeue is not None and not self._requeued:
-            kept = word == "save" or (later_s == 0 and self._already_saved(session))
-            word = "requeue" if kept else word
-        return word, until
+        if request == "stop" and self.signals.requeue is not None and not self._requeued:
+            kept = decision == "save" or (later_s == 0 and self._already_saved(session))
+            decision = "requeue" if kept else decision
+        return decision, until
 
     def _exact_in(self, trainer: Trainer, session: WriterSession) -> tuple[float | None, Position]:
         """Seconds until the next state that resumes exactly (0 for this one), and its boundary."""
-        batches, place = self._position
+        batches, within = self._position
         timings = session.timings
-        if place == _EPOCH_END:
+        if within == _EPOCH_END:
             return 0.0, self._position
         last = compat.is_last_batch(trainer)
-        if place == VALIDATED:
+        if within == VALIDATED:
             return (timings.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
-        if place > 0:
+        if within > 0:
             total = sum(trainer.num_val_batches)
-            return timings.rest_of_validation_s(time.monotonic(), total), (batches, place + 1)
+            return timings.rest_of_validation_s(time.monotonic(), total), (batches, within + 1)
         missing = compat.batches_to_step(trainer)
         if missing:
             return missing * timings.step_s, (batches + 1, 0)

@@ -12,14 +12,14 @@ import time
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import RankLostError
-from bt_lightning.preemption import WORDS
+from bt_lightning.preemption import BOUNDARY_DECISIONS
 from bt_lightning.rank_protocol import Get, Member, Position, Request, Set
 from bt_lightning.session.rank_exchange import LONGEST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bt_lightning.preemption import Word
+    from bt_lightning.preemption import BoundaryDecision
     from bt_lightning.session.rank_exchange import RankExchange
 
 log = logging.getLogger(__name__)
@@ -35,22 +35,29 @@ _LAST_S = 30.0
 class SingleRankAgreement:
     """The agreement of a run with one rank."""
 
-    def __init__(self, wish: Callable[[], Request | None]) -> None:
-        self._wish = wish
+    def __init__(self, request: Callable[[], Request | None]) -> None:
+        self._request = request
         self._until: Position = (0, 0)
 
-    def due(self, position: Position, room: int = 0, places: int = 0) -> Request | None:  # noqa: ARG002
+    def requested_at(
+        self,
+        position: Position,
+        batches_ahead: int = 0,  # noqa: ARG002
+        validation_batches: int = 0,  # noqa: ARG002
+    ) -> Request | None:
         """What to do at this boundary; None for nothing."""
-        wish = self._wish()
-        return wish if wish is not None and position >= self._until else None
+        request = self._request()
+        return request if request is not None and position >= self._until else None
 
-    def word(self, _: Position, judge: Callable[[], tuple[Word, Position]]) -> Word:
+    def decision(
+        self, _: Position, judge: Callable[[], tuple[BoundaryDecision, Position]]
+    ) -> BoundaryDecision:
         """The decision of `judge`; after `later` it is asked again at the position it returned."""
-        word, self._until = judge()
-        return word
+        decision, self._until = judge()
+        return decision
 
     def done(self) -> None:
-        """Note that the wish is fulfilled."""
+        """Note that the request is fulfilled."""
         self._until = (0, 0)
 
     def close(self) -> None:
@@ -60,14 +67,16 @@ class SingleRankAgreement:
 class RankAgreement:
     """One rank's part in the agreement; every rank creates it in the same order.
 
-    `due`, `word`, `done` and `close` are called on the training thread. `wish` returns what this
-    rank wants (a save, a stop, or nothing); it is called on both threads.
+    `requested_at`, `decision`, `done` and `close` are called on the training thread. `request`
+    returns what this rank wants (a save, a stop, or nothing); it is called on both threads.
     """
 
-    def __init__(self, peers: RankExchange, name: str, wish: Callable[[], Request | None]) -> None:
+    def __init__(
+        self, peers: RankExchange, name: str, request: Callable[[], Request | None]
+    ) -> None:
         self._peers = peers
         self._member = Member(peers.rank, peers.ranks, name)
-        self._wish = wish
+        self._request = request
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._batches = 0
@@ -79,11 +88,13 @@ class RankAgreement:
         )
         self._thread.start()
 
-    def due(self, position: Position, room: int = 0, places: int = 0) -> Request | None:
+    def requested_at(
+        self, position: Position, batches_ahead: int = 0, validation_batches: int = 0
+    ) -> Request | None:
         """What to do at this boundary; None for nothing, which takes microseconds.
 
-        `room` is the number of batches that follow without another kind of boundary; `places` the
-        number of batches of a validation on this rank, 0 if unknown.
+        `batches_ahead` is the number of batches that follow without another kind of boundary.
+        `validation_batches` is the number of batches of a validation on this rank, 0 if unknown.
 
         Raises:
             RankLostError: a rank that is needed is gone or does not answer.
@@ -94,20 +105,22 @@ class RankAgreement:
                 if self._batch_at is not None:
                     self._batch_s += (now - self._batch_at - self._batch_s) * 0.2
                 self._batches, self._batch_at = position[0], now
-            member.places = places
-            ahead = min(room, int(_PROMISE_S / self._batch_s)) if self._batch_s else 0
-            what = member.reach(position, ahead, self._wish())
-            if what == "wait":
+            member.places = validation_batches
+            ahead = min(batches_ahead, int(_PROMISE_S / self._batch_s)) if self._batch_s else 0
+            action = member.reach(position, ahead, self._request())
+            if action == "wait":
                 self._changed.wait_for(lambda: member.goal is not None or member.lost, LONGEST_S)
-                what = member.reach(position, ahead, self._wish())
-            if what in {"lost", "wait"}:
+                action = member.reach(position, ahead, self._request())
+            if action in {"lost", "wait"}:
                 raise self._lost()
-            if what == "leave":
+            if action == "leave":
                 log.warning("leaving without a save: %s", member.lost)
                 return "stop"
-            return member.asked if what == "act" else None
+            return member.asked if action == "act" else None
 
-    def word(self, _: Position, judge: Callable[[], tuple[Word, Position]]) -> Word:
+    def decision(
+        self, _: Position, judge: Callable[[], tuple[BoundaryDecision, Position]]
+    ) -> BoundaryDecision:
         """The decision of rank 0's `judge` for this boundary, on every rank.
 
         Raises:
@@ -115,23 +128,23 @@ class RankAgreement:
         """
         peers, member = self._peers, self._member
         while member.goal is not None:
-            key = member.word_key
+            key = member.decision_key
             if peers.rank == 0:
-                word, until = judge()
-                until = member.shared(until) if word == "later" else until
-                peers.run(Set(key, f"{word} {until[0]} {until[1]}"))
+                decision, until = judge()
+                until = member.shared(until) if decision == "later" else until
+                peers.run(Set(key, f"{decision} {until[0]} {until[1]}"))
             else:
                 peers.wait((key,))
-                word, until = _read(str(peers.run(Get(key))))
-            if word != "later":
-                return word
+                decision, until = _read(str(peers.run(Get(key))))
+            if decision != "later":
+                return decision
             with self._changed:
                 if member.later(until):
-                    return word
+                    return decision
         return "leave"
 
     def done(self) -> None:
-        """Note that the wish is fulfilled on this rank and training continues."""
+        """Note that the request is fulfilled on this rank and training continues."""
         with self._changed:
             self._member.done()
 
@@ -176,7 +189,7 @@ class RankAgreement:
         """Run the operations that the rules want next, until there is none."""
         while not self._closed.is_set():
             with self._changed:
-                op = self._member.next_op(self._wish())
+                op = self._member.next_op(self._request())
             if op is None:
                 return
             answer = self._peers.run(op)
@@ -185,6 +198,9 @@ class RankAgreement:
                 self._changed.notify_all()
 
 
-def _read(said: str) -> tuple[Word, Position]:
-    word, batches, place = said.split()
-    return next(known for known in WORDS if known == word), (int(batches), int(place))
+def _read(text: str) -> tuple[BoundaryDecision, Position]:
+    decision, batches, within = text.split()
+    return next(each for each in BOUNDARY_DECISIONS if each == decision), (
+        int(batches),
+        int(within),
+    )

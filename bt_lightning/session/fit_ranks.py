@@ -30,11 +30,13 @@ class FitRanks:
         lost = self._peers.lost if self._peers is not None else None
         self._fit_end = FitEnd(self._ranks, lost)
 
-    def agreement(self, wish: Callable[[], Request | None]) -> SingleRankAgreement | RankAgreement:
+    def agreement(
+        self, request: Callable[[], Request | None]
+    ) -> SingleRankAgreement | RankAgreement:
         """Called by every rank when training starts: the agreement on where to save or stop."""
         if self._peers is None:
-            return SingleRankAgreement(wish)
-        return RankAgreement(self._peers, next_key("agreement"), wish)
+            return SingleRankAgreement(request)
+        return RankAgreement(self._peers, next_key("agreement"), request)
 
     def exchange(self, payload: bytes, left_s: Callable[[], float]) -> list[bytes] | None:
         """Called by every rank in a save: the payloads of all ranks on rank 0, None on the others.

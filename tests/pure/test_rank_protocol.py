@@ -282,11 +282,11 @@ class Model:
     def _word(self, world: World, number: int, rank: Rank) -> Iterator[World]:
         member = _member(rank.member)
         if number:
-            for there in self._awaits(world, number, rank, (member.word_key,)):
+            for there in self._awaits(world, number, rank, (member.decision_key,)):
                 if isinstance(there, World):
                     yield there
                 else:
-                    said = dict(world.store)[member.word_key].split()
+                    said = dict(world.store)[member.decision_key].split()
                     until = (int(said[1]), int(said[2]))
                     yield self._heard(world, number, rank, said[0], until, world.store)
             return
@@ -298,7 +298,7 @@ class Model:
                     continue
                 until = member.shared(ahead[0])
             said = f"{word} {until[0]} {until[1]}"
-            _, store = self._answer(world, number, Set(member.word_key, said))
+            _, store = self._answer(world, number, Set(member.decision_key, said))
             yield self._heard(world, number, rank, word, until, store)
 
     def _heard(self, world, number, rank, word, until, store) -> World:
