@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import InvalidSettingError
@@ -55,7 +57,19 @@ def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
         return None, ours
     finally:
         theirs.close()
+    atexit.register(_disconnect, weakref.ref(ours))
     return process, ours
+
+
+def _disconnect(ours: weakref.ref[Connection]) -> None:
+    """Close the pipe to a worker that nobody stopped, before `multiprocessing` joins it at exit.
+
+    The worker then does what it does when its trainer has died: it publishes, within its own
+    deadline, and ends.
+    """
+    connection = ours()
+    if connection is not None:
+        connection.close()
 
 
 def frozen_advice() -> str:

@@ -145,3 +145,24 @@ def test_a_frozen_program_works_or_says_what_it_lacks(tmp_path, supports):
         assert done.returncode == 1
         assert "WorkerDiedError" in done.stdout
         assert "multiprocessing.freeze_support()" in done.stdout
+
+
+FORGOTTEN = """
+import sys
+from bt_lightning.worker_messages import ListStore, WorkerConfig
+from bt_lightning.worker.worker_handle import Worker
+
+root = sys.argv[-1]
+worker = Worker(WorkerConfig(root=root, store_url=f"file://{root}/store", prefix="p", drain_s=20))
+worker.start()
+worker.begin(frozenset())
+worker.ask(ListStore(), 60)
+raise RuntimeError("of the script")
+"""
+
+
+def test_a_script_that_fails_and_stops_no_worker_ends(tmp_path):
+    """`multiprocessing` joins its children at exit, and this one waits for its trainer's end."""
+    done = run([sys.executable, "-c", FORGOTTEN, tmp_path], tmp_path)
+    assert done.returncode == 1
+    assert "of the script" in done.stderr
