@@ -73,3 +73,13 @@ def test_each_room_says_what_comes_in_what_goes_out_and_where_to_start() -> None
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
             assert text.count(". ") + text.count(".\n") >= 1, f"{path} says too little"
             assert "tart" in text, f"{path} does not say where to start reading"
+
+
+def test_each_public_name_is_defined_once() -> None:
+    """Or a reader who greps for it finds another's."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -63,7 +63,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def job_of(target: Target) -> JobCheckpoints:
+def checkpoints_of(target: Target) -> JobCheckpoints:
     """Open the job that the options name; a choice among several is noted on stderr."""
     from bt_lightning.manage.find_target import open_job
 
@@ -88,10 +88,10 @@ def some_checkpoints(
     for name in names:
         if is_bt(name):
             job_target, named = split_bt_url(Target(url=name, store=target.store))
-            source = job_of(job_target)
+            source = checkpoints_of(job_target)
             found.append((source, find(source, named or "latest")))
         else:
-            job = job or job_of(target)
+            job = job or checkpoints_of(target)
             found.append((job, find(job, name)))
     return found
 

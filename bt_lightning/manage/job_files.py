@@ -80,7 +80,7 @@ def job_files(store: Store, project: str, job: str, patterns: Patterns) -> list[
     ]
 
 
-def download_files(
+def download_job_files(
     store: Store,
     files: Sequence[StoredFile],
     target: Path,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bt_lightning.cli.target_options import (
+    checkpoints_of,
     format_option,
-    job_of,
     one_checkpoint,
     say_refused,
     target_options,
@@ -84,9 +84,9 @@ def list_checkpoints(
         from bt_lightning.cli.explore.explorer import Explorer
 
         chosen = any(ctx.get_parameter_source(name) is not _DEFAULT for name in ("sort", "order"))
-        Explorer(job_of(target), checkpoint_name, (sort, order) if chosen else None).run()
+        Explorer(checkpoints_of(target), checkpoint_name, (sort, order) if chosen else None).run()
         return
-    sources = open_every_job(target) if all_jobs else [job_of(target)]
+    sources = open_every_job(target) if all_jobs else [checkpoints_of(target)]
     found = []
     for source in sources:
         items = [find(source, checkpoint_name)] if checkpoint_name else source.items()
@@ -128,16 +128,16 @@ def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> Non
         return
     from bt_lightning.cli.explore.explorer import Explorer
 
-    Explorer(job_of(target), checkpoint).run()
+    Explorer(checkpoints_of(target), checkpoint).run()
 
 
-@checkpoints.command()
+@checkpoints.command("verify")
 @click.argument("checkpoints", nargs=-1)
 @target_options
 @click.option("--quick", is_flag=True, help="Manifests and sizes only; reads no data.")
 @click.option("--deep", is_flag=True, help="Check the headers of tensor files too.")
 @format_option
-def verify(
+def verify_command(
     checkpoints: tuple[str, ...], target: Target, quick: bool, deep: bool, output_format: str
 ) -> None:
     """Read every byte of checkpoints and compare it with their manifests.
@@ -221,7 +221,7 @@ def urls(target: Target, checkpoint_name: str | None, expires: int, output: str 
     """
     from bt_lightning.cli.render.presigned_urls import write_urls
 
-    write_urls(job_of(target), checkpoint_name, expires, output)
+    write_urls(checkpoints_of(target), checkpoint_name, expires, output)
 
 
 def _on_terminal() -> bool:

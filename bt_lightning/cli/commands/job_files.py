@@ -90,12 +90,12 @@ def download_job(
     """
     from bt_lightning.cli.render.progress_bar import progress
     from bt_lightning.cli.render.text import human_size, printable
-    from bt_lightning.manage.job_files import download_files
+    from bt_lightning.manage.job_files import download_job_files
 
     opened, found = _found(job_id, store, project, include, exclude)
     size = sum(file.size for file in found)
     with progress(job_id, size) as on_bytes:
-        download_files(opened, found, target_directory, on_bytes, replace=replace)
+        download_job_files(opened, found, target_directory, on_bytes, replace=replace)
     click.echo(printable(f"{target_directory}: {len(found)} files, {human_size(size)}"))
 
 

@@ -35,7 +35,7 @@ def projects() -> None:
 @store_option
 @job_project_option
 @format_option
-def list_jobs(store: str | None, project: str | None, output_format: str) -> None:
+def list_jobs_command(store: str | None, project: str | None, output_format: str) -> None:
     """List jobs with their newest step and size, the latest first."""
     _print_jobs("Jobs", jobs_of_store(open_named_store(store), project), output_format)
 
@@ -97,7 +97,7 @@ def _record_lines(record: JobRecord) -> list[str]:
 @projects.command("list")
 @store_option
 @format_option
-def list_projects(store: str | None, output_format: str) -> None:
+def list_projects_command(store: str | None, output_format: str) -> None:
     """List projects with their jobs and sizes."""
     from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.cli.render.text import human_size, short_time

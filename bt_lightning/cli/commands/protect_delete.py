@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from bt_lightning.cli.target_options import format_option, job_of, some_checkpoints, target_options
+from bt_lightning.cli.target_options import (
+    checkpoints_of,
+    format_option,
+    some_checkpoints,
+    target_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +123,7 @@ def delete(
         msg = "name checkpoints, or say which to keep with --keep-last or --keep-best; not both"
         raise click.UsageError(msg)
     if rule or not all(map(is_bt, checkpoints)):
-        source = job_of(target)
+        source = checkpoints_of(target)
         finished = [] if dry_run else finish_deletions(source)
         checkpoints = tuple(name for name in checkpoints if name not in finished)
         if finished:

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bt_lightning.cli.target_options import directory_option, job_of, store_option, target_options
+from bt_lightning.cli.target_options import (
+    checkpoints_of,
+    directory_option,
+    store_option,
+    target_options,
+)
 from bt_lightning.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
@@ -101,7 +106,7 @@ def report(target: Target, output: Path) -> None:
     from bt_lightning.localdir.event_log import read_events
     from bt_lightning.manage.find_target import directory_of
 
-    source = job_of(target)
+    source = checkpoints_of(target)
     items = source.items()
     events: list[dict[str, Any]] = []
     if target.directory:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bt_lightning.cli.commands.protect_delete import ask, render_deletion, yes_option
-from bt_lightning.cli.target_options import format_option, job_of, target_options
+from bt_lightning.cli.target_options import checkpoints_of, format_option, target_options
 
 if TYPE_CHECKING:
     from bt_lightning.manage.find_target import Target
@@ -31,7 +31,7 @@ def list_trash(target: Target, output_format: str) -> None:
     from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
     from bt_lightning.manage.trash import empty, trashed
 
-    source = job_of(target)
+    source = checkpoints_of(target)
     empty(source, before=time.time())
     rows = [(entry.name, _utc(entry.expires)) for entry in trashed(source)]
     if output_format == "json":
@@ -56,7 +56,7 @@ def restore_trash(checkpoints: tuple[str, ...], target: Target) -> None:
     from bt_lightning.cli.render.text import printable
     from bt_lightning.manage.trash import restore
 
-    source = job_of(target)
+    source = checkpoints_of(target)
     for name in checkpoints:
         click.echo(f"{printable(restore(source, name).name)}: restored")
 
@@ -68,7 +68,7 @@ def empty_trash(target: Target, yes: bool) -> None:
     """Delete the checkpoints in the trash for good."""
     from bt_lightning.manage.trash import empty, trashed
 
-    source = job_of(target)
+    source = checkpoints_of(target)
     found = trashed(source)
     if found:
         size = sum(entry.size for entry in found)

@@ -11,7 +11,7 @@ import click
 from bt_lightning.cli.render.progress_bar import progress
 from bt_lightning.cli.render.table_csv_json import as_csv, as_json
 from bt_lightning.cli.render.text import printable
-from bt_lightning.cli.target_options import job_of, some_checkpoints
+from bt_lightning.cli.target_options import checkpoints_of, some_checkpoints
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, find
 from bt_lightning.manage.verify import QUICK, Verdict, unreadable_folders, verify_items
@@ -43,7 +43,7 @@ def verify_all(target: Target, names: Sequence[str], depth: str, output_format: 
             except CheckpointNotFoundError as error:
                 verdicts.append(Verdict(name, whole=False, says=str(error)))
     else:
-        source = job_of(target)
+        source = checkpoints_of(target)
         pairs = [(source, item) for item in source.items()]
         unread = unreadable_folders(source)
         for reason in unread:
