@@ -117,7 +117,7 @@ WRONG = {
     ),
     "a name that is not stood in for": (
         "from truss.base import truss_config\ntruss_config.TrussConfig",
-        "line 2: AttributeError: .*TrussConfig.*stand-ins",
+        "line 2: AttributeError: .*TrussConfig.*stubs",
     ),
     "a login to Baseten": (
         "from truss.remote.remote_factory import RemoteFactory\nRemoteFactory.create('baseten')",

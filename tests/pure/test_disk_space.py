@@ -19,7 +19,7 @@ from bt_lightning.localdir.event_log import FILE, note, read_events
 from bt_lightning.localdir.newest_in_store import newest_in_store, note_newest_in_store
 from bt_lightning.localdir.read_locks import delete_unless_read, hold_for_reading
 from bt_lightning.manifest import Manifest
-from bt_lightning.retention import TierCheckpoint, evictable
+from bt_lightning.retention import Tier, TierCheckpoint, evictable
 from bt_lightning.worker.calls_between_threads import ThreadCalls
 
 relaxed = settings(deadline=None, database=None, max_examples=100)
@@ -89,7 +89,9 @@ def test_only_what_the_store_has_may_go_and_the_newest_goes_last(entries, stored
         TierCheckpoint(place=str(n), checkpoint_id=f"c{n}", digest=digest, order=(step, 1, str(n)))
         for n, (step, digest) in enumerate(entries)
     ]
-    chosen = evictable(local, stored, kept)
+    resumed_from, protected = set(sorted(kept)[::2]), set(sorted(kept)[1::2])
+    tier = Tier(name="disk", checkpoints=local, resumed_from=resumed_from, protected=protected)
+    chosen = evictable(tier, stored)
     assert all(entry.digest in stored - kept for entry in chosen)
     assert [entry.order for entry in chosen] == sorted(entry.order for entry in chosen)
     assert len(chosen) == sum(entry.digest in stored - kept for entry in local)
