@@ -64,7 +64,9 @@ class ForkServer:
             self._start(env)
         if _read_at_start(env) == self._read_at_start and _is_script(command):
             return _Forked(self, command, group, **{**options, "env": env})
-        assert group is None, "only a script that is forked can join a group"
+        assert not group, "only a script that is forked can join a group"
+        if group == 0:
+            options["start_new_session"] = True
         return subprocess.Popen(command, **options)
 
     def ask(self, request: dict[str, Any], files: tuple[int, ...] = ()) -> int:
@@ -243,6 +245,7 @@ def _become(request: dict[str, Any], loaded: dict[str, str]) -> None:
     from lightning.fabric.utilities import rank_zero
 
     os.chdir(request["cwd"])
+    _open_streams()
     script = request["command"][1]
     sys.argv[:] = request["command"][1:]
     sys.orig_argv[:] = request["command"]
@@ -258,6 +261,23 @@ def _become(request: dict[str, Any], loaded: dict[str, str]) -> None:
     multiprocessing.process.current_process().authkey = os.urandom(32)
     rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0
     _run(script)
+
+
+def _open_streams() -> None:
+    """Open the standard streams anew: those that were opened know of the server's files only."""
+    kinds = {
+        "stdin": ("r", "strict"),
+        "stdout": ("w", "strict"),
+        "stderr": ("w", "backslashreplace"),
+    }
+    for number, (name, (mode, errors)) in enumerate(kinds.items()):
+        stream = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        if mode == "w":
+            lines = name == "stderr" or stream.isatty()
+            unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+            stream.reconfigure(line_buffering=lines, write_through=unbuffered)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _places(environ: Mapping[str, str]) -> list[str]:

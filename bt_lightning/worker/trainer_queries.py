@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
 
-_PROBES = 8
+_PROBES = 32
 
 
 class TrainerQueries:

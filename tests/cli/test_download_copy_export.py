@@ -83,7 +83,7 @@ def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, c
     monkeypatch.setattr(fetch_to_disk, "download_files", download)
     to = {"download": ("--target-directory", target), "export": ("--to", "hf", "--output", final)}
     done = cli("checkpoints", command, "checkpoint-1", "--store", store.name, *to[command], code=11)
-    assert "left as it is" in done.stderr
+    assert "it was not changed" in done.stderr
     found = [p for p in target.rglob("*") if p.is_file() and ".bt_lightning" not in p.parts]
     assert [path.read_text() for path in found] == ["of somebody"]
 

@@ -35,10 +35,10 @@ def killing():
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("size", [900 * 1024, 300 * 1024], ids=["evicted", "streamed"])
 def test_checkpoints_of_many_times_the_disk_all_reach_the_bucket(
-    killing, weed, small_disk, tmp_path, size
+    killing, fork_server, weed, small_disk, tmp_path, size
 ):
     url = f"s3://bucket/{uuid.uuid4().hex}"
-    nursery = Nursery(killing.JOB)
+    nursery = Nursery(fork_server, killing.JOB)
     try:
         digest, _ = killing.reference(nursery, tmp_path / "whole", width=WIDTH)
         run = killing.Run(
