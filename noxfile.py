@@ -123,7 +123,7 @@ def smoke(session: nox.Session) -> None:
     session.install("-q", "-c", CONSTRAINTS, "typing-extensions")
     session.install("-q", "-c", CONSTRAINTS, "hypothesis", "pytest-timeout")
     session.run("bt-lightning", "--help")
-    session.run("pytest", "tests/pure", *session.posargs)
+    session.run("pytest", "tests/pure", "-m", QUICK_MARKS, *session.posargs)
 
 
 @nox.session
