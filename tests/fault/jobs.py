@@ -111,6 +111,9 @@ class Job:
         self._kept: list[int] = []
         """Steps of what ModelCheckpoint keeps, as it last said."""
         self._committed: set[int] = set()
+        self._let_go: set[int] = set()
+        """Steps of what ModelCheckpoint may have let go with a save over which it was broken off:
+        it asks for the removal after the save, and never again."""
 
     @property
     def preemptions(self) -> int:
@@ -219,6 +222,7 @@ class Job:
         for line in lines:
             word, *rest = line.split()
             if word == "begin":
+                self._let_go.update(self._kept[:1])
                 self.begun.add(int(rest[0]))
                 assert int(rest[0]) >= self._least, "a committed checkpoint was lost"
             elif word == "step":
@@ -244,7 +248,8 @@ class Job:
         assert there >= LAST, f"in the store {there}"
         if not self.befell["disk"]:  # it takes with it what waits to be deleted, and what was kept
             assert here >= LAST, f"on disk {here}"
-            assert (here | there) - LAST <= self.begun, f"on disk {here}, in the store {there}"
+            known = LAST | self.begun | self._let_go
+            assert here | there <= known, f"on disk {here}, in the store {there}"
         dot, prefix = self.root / DOT_DIR, self.store / job_prefix("p", "j", 0)
         for path in (dot / "job.json", prefix / ".bt_lightning-job"):
             record = json.loads(path.read_bytes())
