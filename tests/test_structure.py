@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import bt_lightning
 
 ROOT = Path(bt_lightning.__file__).parent
+PROJECT = Path(__file__).parents[1]
 MOST_LINES = 350
 DEEPEST = 2
 """Rooms within rooms."""
@@ -73,6 +75,15 @@ def test_each_room_says_what_comes_in_what_goes_out_and_where_to_start() -> None
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
             assert text.count(". ") + text.count(".\n") >= 1, f"{path} says too little"
             assert "tart" in text, f"{path} does not say where to start reading"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
+def test_the_modules_that_a_page_names_are_there(page: str) -> None:
+    """A reader goes from the map to the code."""
+    text = (PROJECT / page).read_text()
+    named = set(re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)`", text))
+    places = (ROOT, PROJECT)
+    assert {one for one in named if not any((place / one).is_file() for place in places)} == set()
 
 
 def test_each_public_name_is_defined_once() -> None:
