@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 record_path_selection()
 
 
+_NOT_GIVEN = ("self", "__class__")
+"""Local names of `__init__` that are no arguments of the user's."""
+
+
 class BTLightning(Callback):
     """Saves the training state of a Lightning run durably, and resumes it automatically.
 
@@ -140,7 +144,7 @@ class BTLightning(Callback):
         sync_include: list[str] | None = None,
         sync_exclude: list[str] | None = None,
     ) -> None:
-        given = dict(locals())
+        given = {name: each for name, each in locals().items() if name not in _NOT_GIVEN}
         super().__init__()
         patch_saved_config()  # before LightningCLI's callback, which may run first
         self._options = Options.of(**given).merged(os.environ)
@@ -167,27 +171,26 @@ class BTLightning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: set up the Trainer; at the start of a fit, choose the start point."""
         refuse_strategy(trainer)
-        placement = find_checkpoint_paths(trainer, self._options)
-        writers = set_checkpoint_paths(
-            trainer, placement
-        )  # at every stage: its first directory stays
+        paths = find_checkpoint_paths(trainer, self._options)
+        # at every stage, since a ModelCheckpoint keeps its first directory
+        writers = set_checkpoint_paths(trainer, paths)
         if compat.is_trial(trainer):
             return
         refuse_duplicates(trainer)
-        self._install(trainer, placement)
+        self._install(trainer, paths)
         if stage != "fit":
             return
-        ranks_of(trainer).from_zero(lambda: refuse_names(trainer, placement.root))
+        ranks_of(trainer).from_zero(lambda: refuse_names(trainer, paths.root))
         self._clear(trainer)  # left by a fit that ended without its hooks
         if all(callback.save_weights_only for callback in writers):
             self._nobody_saves(trainer, writers)
-        self._boundary = SaveBoundary(self._options, placement.root)
+        self._boundary = SaveBoundary(self._options, paths.root)
         self._boundary.listen(trainer)
         ranks_of(trainer).begin_meetings()
         again = self._resumed is not None and self._resumed() is trainer
         asked, found = compat_resume.selection(trainer)
         offered = OfferedCheckpoint(found, asked, BTCheckpointIO().load_checkpoint)
-        start = self._session.open(placement.root, ranks_of(trainer), offered, again=again)
+        start = self._session.open(paths.root, ranks_of(trainer), offered, again=again)
         if self._routed is not None and start.folder and start.path and start.digest:
             self._routed.evicted.pin(start.path, start.folder, start.digest)
         self._boundary.connect_ranks(trainer)
@@ -313,9 +316,9 @@ class BTLightning(Callback):
         if boundary is not None:
             boundary.end_fit(trainer, None, failed=True)
 
-    def _install(self, trainer: Trainer, placement: CheckpointPaths) -> None:
-        source = replace(self._options.source(placement.root), prefix=placement.prefix)
-        self._routed = install_io(trainer, placement.root, self._session, source)
+    def _install(self, trainer: Trainer, paths: CheckpointPaths) -> None:
+        source = replace(self._options.source(paths.root), prefix=paths.prefix)
+        self._routed = install_io(trainer, paths.root, self._session, source)
         self._routed.trust(self._options.weights_only, own=self._options.own_weights_only)
         patch_lightning()
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bt_lightning.errors import InvalidSettingError
 from bt_lightning.glob_patterns import Patterns
 from bt_lightning.path_layout import plain_folder
 from bt_lightning.session import argument_checks
@@ -94,15 +95,17 @@ class Options:
 
     @classmethod
     def of(cls, **given: Any) -> Options:
-        """Options of the arguments as the user passed them; more names than ours may be there.
+        """Options of the arguments as the user passed them.
 
         Raises:
-            InvalidSettingError: for a value that cannot be used.
+            InvalidSettingError: for a value that cannot be used, or a name that is no option.
         """
         checks = {one.name: one.metadata["check"] for one in fields(cls) if one.metadata}
-        return cls(
-            **{name: checks[name](name, value) for name, value in given.items() if name in checks}
-        )
+        unknown = sorted(given.keys() - checks.keys())
+        if unknown:
+            msg = f"{', '.join(unknown)}: no such option, expected {', '.join(checks)}"
+            raise InvalidSettingError(msg)
+        return cls(**{name: checks[name](name, value) for name, value in given.items()})
 
     def merged(self, environ: Mapping[str, str]) -> Options:
         """These, with what the environment says wherever the user said nothing.

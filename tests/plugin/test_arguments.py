@@ -67,6 +67,12 @@ def test_every_argument_is_the_option_of_its_name() -> None:
         assert taken == fields[name].type, name
 
 
+def test_a_misspelled_option_is_refused() -> None:
+    """An adapter passes names that nobody else checks."""
+    with pytest.raises(InvalidSettingError, match="drain_timout: no such option, expected dir, "):
+        Options.of(drain_timout=5)
+
+
 def test_every_argument_is_documented_in_its_order() -> None:
     text = inspect.getdoc(BTLightning)
     assert text is not None
