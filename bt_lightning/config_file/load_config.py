@@ -135,9 +135,8 @@ def _is_installed(package: str) -> bool:
     if package in sys.modules:
         return True
     spec = find_spec(package)
-    return (
-        spec is not None and spec.origin is not None
-    )  # None: a namespace package, so any folder of that name
+    # without an origin it is a namespace package: any folder of that name
+    return spec is not None and spec.origin is not None
 
 
 def _is_found_in(name: str, folders: list[str]) -> bool:

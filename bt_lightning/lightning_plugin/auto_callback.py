@@ -46,9 +46,8 @@ class ImpliedBTLightning(BTLightning):
             return
         trainer.callbacks = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         if reason:
-            self._install(
-                trainer, find_checkpoint_paths(trainer, self._options)
-            )  # it may read ours
+            # the run may still read our checkpoints
+            self._install(trainer, find_checkpoint_paths(trainer, self._options))
             log.warning("%s: its checkpoints stay Lightning's own", reason)
 
     @override

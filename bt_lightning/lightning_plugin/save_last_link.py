@@ -41,9 +41,8 @@ class LinkOrSave:
                     Path(linkpath).parent,
                     refusal,
                 )
-        is_same = (
-            Path(filepath).absolute() == Path(linkpath).absolute()
-        )  # possible before Lightning 2.6
+        # possible before Lightning 2.6
+        is_same = Path(filepath).absolute() == Path(linkpath).absolute()
         if self._links and not is_same:
             type(callback)._link_checkpoint(trainer, filepath, linkpath)
         else:

@@ -73,9 +73,8 @@ class PublishRetries:
             with contextlib.suppress(OSError):
                 event = "disk_failed" if self._of_disk else "store_failed"
                 note(self._root, event, error=str(error), permanent=self.permanent)
-        held = (
-            isinstance(error, LeaseHeldError) and self.count > 1
-        )  # a lease that its owner deletes is free at the next try
+        # a lease that its owner deletes is free at the next try
+        held = isinstance(error, LeaseHeldError) and self.count > 1
         if self.permanent or held:  # only a person can help
             if self._reported:
                 return None  # once: the text names a key, so it differs each time
