@@ -192,7 +192,7 @@ class BTLightning(Callback):
         offered = OfferedCheckpoint(found, asked, BTCheckpointIO().load_checkpoint)
         start = self._session.open(paths.root, ranks_of(trainer), offered, again=again)
         if self._routed is not None and start.folder and start.path and start.digest:
-            self._routed.evicted.pin(start.path, start.folder, start.digest)
+            self._routed.bt_evicted.pin(start.path, start.folder, start.digest)
         self._boundary.connect_ranks(trainer)
         self._active, self._session.failing = True, False
         chosen = partial(self._chosen, trainer)
@@ -207,10 +207,10 @@ class BTLightning(Callback):
         restore_last_model_path(trainer)
         assert self._routed is not None  # since `setup`
         serving = serving_files(pl_module)  # the module is complete only at this hook
-        self._routed.ours.writer.serving = serving
+        self._routed.bt_io.writer.serving = serving
         if self._exact is not None:
             self._exact.on_fit_start(trainer)
-        root, prefix = self._routed.root, serving.weights_prefix
+        root, prefix = self._routed.bt_root, serving.weights_prefix
         open_saves(trainer, pl_module, self._session, root, prefix)
         if self._boundary is not None:
             self._boundary.begin_fit(trainer, pl_module, self._session.writer)

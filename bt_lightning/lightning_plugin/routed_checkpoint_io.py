@@ -41,16 +41,27 @@ if TYPE_CHECKING:
     from bt_lightning.session.bt_and_evicted_paths import Pin, StorePaths
     from bt_lightning.session.rank_session import RankSession
 
-_OWN = frozenset({"inner", "evicted", "ours", "root", "weights_only", "session"})
+_OWN = frozenset(
+    {
+        "inner",
+        "bt_evicted",
+        "bt_io",
+        "bt_own_weights_only",
+        "bt_root",
+        "bt_weights_only",
+        "_session",
+    }
+)
+"""Attributes that are not the inner plugin's; a user's may have a `root` or a `session` too."""
 _SLURM_FILE = re.compile(r"hpc_ckpt_\d+\.ckpt")
 """SLURM requeue checkpoints, which Lightning looks for as files of this name."""
 
 
 class RoutedCheckpointIO(CheckpointIO):
-    """Routes paths under `root` to `ours` and all others to `inner`, synchronously.
+    """Routes paths under `bt_root` to `bt_io` and all others to `inner`, synchronously.
 
     The others are Lightning's temporary files (Tuner, ddp_spawn), SLURM's files, and checkpoints in
-    a user's own directory. Committed checkpoints are loaded by `ours` wherever they are.
+    a user's own directory. Committed checkpoints are loaded by `bt_io` wherever they are.
     """
 
     def __init__(
@@ -61,16 +72,16 @@ class RoutedCheckpointIO(CheckpointIO):
         session: RankSession,
         evicted: StorePaths,
     ) -> None:
-        """`evicted` finds the stored checkpoints of `root` whose local copies were evicted."""
+        """`evicted` finds the stored checkpoints of `bt_root` whose local copies were evicted."""
         self.inner = inner
-        self.evicted = evicted
-        self.ours = ours
-        self.root = root
-        self.weights_only: bool | None = None
+        self.bt_evicted = evicted
+        self.bt_io = ours
+        self.bt_root = root
+        self.bt_weights_only: bool | None = None
         """Used if Lightning passes no `weights_only`."""
-        self.own_weights_only: bool | None = None
-        """The same, for checkpoints of `root`."""
-        self.session = session
+        self.bt_own_weights_only: bool | None = None
+        """The same, for checkpoints of `bt_root`."""
+        self._session = session
         accept_in_both(type(self))
 
     def __getattr__(self, name: str) -> Any:
@@ -90,34 +101,34 @@ class RoutedCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Save under `root` by a snapshot (during a fit) or a commit; elsewhere by `inner`."""
+        """Save under `bt_root` by a snapshot (during a fit) or a commit; elsewhere by `inner`."""
         if not self.is_ours(path):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
-        self.session.save(self.ours.writer, checkpoint, self._normalized(path), self.root)
+        self._session.save(self.bt_io.writer, checkpoint, self._normalized(path), self.bt_root)
 
     @override
     def load_checkpoint(
         self, path: str | Path, map_location: MapLocation = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load committed checkpoints and `bt://` paths by `ours`, anything else by `inner`."""
+        """Load committed checkpoints and `bt://` paths by `bt_io`, anything else by `inner`."""
         if weights_only is None:
-            weights_only = self.own_weights_only if self.is_ours(path) else self.weights_only
-        saves = self.session.saves
+            weights_only = self.bt_own_weights_only if self.is_ours(path) else self.bt_weights_only
+        saves = self._session.saves
         if saves is not None and self.is_ours(path):
             saves.wait_for(self._id(self._normalized(path)))
         if is_bt(path):
-            return self.ours.load_checkpoint(path, map_location, weights_only)
-        if str(path) not in self.evicted.pins and is_committed(path):
+            return self.bt_io.load_checkpoint(path, map_location, weights_only)
+        if str(path) not in self.bt_evicted.pins and is_committed(path):
             with contextlib.suppress(CheckpointNotFoundError):  # evicted at this moment
-                return self.ours.load_checkpoint(path, map_location, weights_only)
-        if str(path) in self.evicted.pins or (
+                return self.bt_io.load_checkpoint(path, map_location, weights_only)
+        if str(path) in self.bt_evicted.pins or (
             self.is_ours(path) and not local_path(path).is_file()
         ):
-            local = self.evicted.reader(str(path))
-            return self.ours.load_from(local, map_location=map_location, weights_only=weights_only)
+            local = self.bt_evicted.reader(str(path))
+            return self.bt_io.load_from(local, map_location=map_location, weights_only=weights_only)
         if (url := reader_of_url(path)) is not None:
-            return self.ours.load_from(url, map_location=map_location, weights_only=weights_only)
+            return self.bt_io.load_from(url, map_location=map_location, weights_only=weights_only)
         more: dict[str, Any] = {} if map_location is None else {"map_location": map_location}
         if takes_weights_only(self.inner.load_checkpoint):
             more["weights_only"] = weights_only
@@ -133,7 +144,7 @@ class RoutedCheckpointIO(CheckpointIO):
         if local.is_symlink() or local.is_file():
             local.unlink()
             return
-        self.session.remove(local, self.root)
+        self._session.remove(local, self.bt_root)
 
     @override
     def teardown(self) -> None:
@@ -141,27 +152,27 @@ class RoutedCheckpointIO(CheckpointIO):
         self.inner.teardown()
 
     def trust(self, weights_only: bool | None, *, own: bool | None) -> None:  # noqa: FBT001
-        """Set the `weights_only` for loads without one; `own` is for checkpoints of `root`."""
-        self.weights_only, self.own_weights_only = weights_only, own
-        self.ours.writer.trusted = own is False
+        """Set the `weights_only` for loads without one; `own` is for checkpoints of `bt_root`."""
+        self.bt_weights_only, self.bt_own_weights_only = weights_only, own
+        self.bt_io.writer.trusted = own is False
 
     def is_ours(self, path: str | Path) -> bool:
         """Whether `path` is the path of a checkpoint in the checkpoint directory."""
         if is_url(path):
             return False
         try:
-            check_checkpoint_id(self._normalized(path).relative_to(self.root).as_posix())
+            check_checkpoint_id(self._normalized(path).relative_to(self.bt_root).as_posix())
         except (ValueError, InvalidSettingError):
             return False
         return _SLURM_FILE.fullmatch(local_path(path).name) is None
 
     def pending(self, path: str | Path) -> bool:
         """Whether a save to `path` is in progress or done, even if its directory does not exist."""
-        saves = self.session.saves
+        saves = self._session.saves
         if saves is None or not self.is_ours(path):
             return False
         checkpoint_id = self._id(self._normalized(path))
-        return bool(saves.saver.pending(checkpoint_id)) or self.session.knows(checkpoint_id)
+        return bool(saves.saver.pending(checkpoint_id)) or self._session.knows(checkpoint_id)
 
     def agree_on_path(self, trainer: Trainer, path: str | None) -> ResumedFrom:
         """Called on every rank: agree on the checkpoint at `path`, from which the run resumes.
@@ -171,7 +182,7 @@ class RoutedCheckpointIO(CheckpointIO):
         """
         chosen, pin = ranks_of(trainer).from_zero(lambda: self._resolve(path))
         if path is not None and pin is not None:
-            source = self.ours.bt if is_bt(path) else self.evicted
+            source = self.bt_io.bt if is_bt(path) else self.bt_evicted
             source.pins[path] = pin
         return chosen
 
@@ -179,9 +190,9 @@ class RoutedCheckpointIO(CheckpointIO):
         """Called on rank 0: the checkpoint at a path, and its place in the store if it is there."""
         if path is None:
             return ResumedFrom(), None
-        pin = self.ours.bt.find(path) if is_bt(path) else self.evicted.pins.get(path)
+        pin = self.bt_io.bt.find(path) if is_bt(path) else self.bt_evicted.pins.get(path)
         if pin is None and self.is_ours(path):
-            pin = self.evicted.find_if_not_local(path)
+            pin = self.bt_evicted.find_if_not_local(path)
         if pin is not None:
             return ResumedFrom(pin.digest, stored=True), pin
         if (local := reader_of_url(path)) is not None:
@@ -191,10 +202,10 @@ class RoutedCheckpointIO(CheckpointIO):
         ), None
 
     def _id(self, local: Path) -> str:
-        return local.relative_to(self.root).as_posix()
+        return local.relative_to(self.bt_root).as_posix()
 
     def _normalized(self, path: str | Path) -> Path:
-        """The path with its parent folder resolved, as `root` is; a final link is kept."""
+        """The path with its parent folder resolved, as `bt_root` is; a final link is kept."""
         local = local_path(path)
         return local.parent.resolve() / local.name
 

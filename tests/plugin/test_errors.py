@@ -320,7 +320,7 @@ def test_h2_a_save_over_an_old_one_that_fails_leaves_the_old_one_whole(
     run = runs.fit(tmp_path, save={"filename": "best"}, max_epochs=1)
     before = BTCheckpointIO().load_checkpoint(tmp_path / "best")
     monkeypatch.setattr(commit, "publish_directory", refuse)
-    run.trainer.strategy.checkpoint_io.ours.writer._warned = True
+    run.trainer.strategy.checkpoint_io.bt_io.writer._warned = True
     changed = {**before, "global_step": 99}
     with pytest.raises(OSError, match="gone at the last moment"):
         BTCheckpointIO().save_checkpoint(changed, tmp_path / "best")

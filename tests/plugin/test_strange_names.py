@@ -69,6 +69,7 @@ class _Noting(TorchCheckpointIO):
     def __init__(self) -> None:
         self.saved = 0
         self.note = "first"
+        self.root, self.session, self.ours = "their root", "their session", "theirs"
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.saved += 1
@@ -91,6 +92,7 @@ def test_what_the_users_own_plugin_has_is_reached_and_set_through_the_strategy(
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = io.nothing_of_the_kind
     assert not hasattr(io, "saves")
+    assert (io.root, io.session, io.ours) == ("their root", "their session", "theirs")
     assert copy.copy(io).report() == "3 second"
     io.weights_only = True
     assert not hasattr(mine, "weights_only")
