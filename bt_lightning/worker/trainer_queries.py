@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
 
 _PROBES = 32
+"""Tries of a check: that of another process may delete the object between two calls."""
 
 
 class TrainerQueries:
