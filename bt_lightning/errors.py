@@ -7,6 +7,7 @@ Exception
     ├── CheckpointCorruptError (ValueError)               bytes differ from what the manifest says
     │   └── FormatVersionError                            written by a newer version of this package
     ├── CheckpointMismatchError (RuntimeError)            weights of another model
+    ├── ResumeMismatchError (RuntimeError)        training begins elsewhere than its checkpoint says
     ├── UnsafeLoadError (pickle.UnpicklingError)          needs code that is not allowed to run
     ├── UnsupportedStateError (TypeError)                 a value that no file can hold
     ├── InvalidSettingError (ValueError)                  an invalid argument or variable
@@ -81,6 +82,12 @@ class CheckpointMismatchError(CheckpointError, RuntimeError):
     """Raised when the weights of a checkpoint do not fit the model being trained."""
 
     exit_code = 14
+
+
+class ResumeMismatchError(CheckpointError, RuntimeError):
+    """Raised when a resumed training begins at another step than its checkpoint says."""
+
+    exit_code = 35
 
 
 class UnsafeLoadError(CheckpointError, pickle.UnpicklingError):

@@ -42,6 +42,54 @@ def unwrap_resume_start(trainer: Trainer) -> None:
     vars(trainer._checkpoint_connector).pop("resume_start", None)
 
 
+def after_callbacks_restored(trainer: Trainer, act: Callable[[dict[str, Any]], None]) -> None:
+    """Run `act` once with the loaded checkpoint, after every hook that may have edited it.
+
+    Source: `_CheckpointConnector._restore_modules_and_callbacks`, whose last step is the callbacks.
+    """
+    connector: Any = trainer._checkpoint_connector
+    original = connector.restore_callbacks
+
+    def restore_callbacks() -> None:
+        vars(connector).pop("restore_callbacks", None)
+        original()
+        act(connector._loaded_checkpoint)
+
+    vars(connector)["restore_callbacks"] = restore_callbacks
+
+
+def after_train_start(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Run `act` once, after every `on_train_start` hook and before anything is trained.
+
+    What was registered before runs first. Source: `_FitLoop.on_run_start`, whose last hook is the
+    strategy's.
+    """
+    strategy: Any = trainer.strategy
+    original = strategy.on_train_start
+
+    def on_train_start() -> None:
+        undo_after_train_start(trainer)
+        original()
+        act()
+
+    vars(strategy)["on_train_start"] = on_train_start
+
+
+def undo_after_train_start(trainer: Trainer) -> None:
+    """Undo `after_train_start` and `after_callbacks_restored`; idempotent."""
+    vars(trainer.strategy).pop("on_train_start", None)
+    vars(trainer._checkpoint_connector).pop("restore_callbacks", None)
+
+
+def epochs_of(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """The fewest and the most epochs that a run that resumes from `checkpoint` may have behind it.
+
+    Lightning counts the last one as completed if its batches are trained.
+    """
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return int(epochs["completed"]), int(epochs["ready"])
+
+
 def record_path_selection() -> None:
     """Patch Lightning to record whether the user gave the path of a run or Lightning chose it.
 

@@ -12,6 +12,7 @@ from bt_lightning.lightning_plugin.mismatch_errors import (
     explain_weights,
     undo_explanations,
 )
+from bt_lightning.lightning_plugin.resumed_progress import check_progress
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.shared_directory_check import check_same_view
 
@@ -51,6 +52,7 @@ def arrange_resume(
         if user_path or not start.warm:
             explain_optimizers(trainer, str(path))
             load(path)
+            check_progress(trainer, str(path))
             if not user_path:
                 _check_training_left(trainer, path)
             return
@@ -89,4 +91,5 @@ def _check_training_left(trainer: Trainer, path: str) -> None:
 def cancel_resume(trainer: Trainer) -> None:
     """Undo `arrange_resume` if the fit ended before it was used."""
     compat_resume.unwrap_resume_start(trainer)
+    compat_resume.undo_after_train_start(trainer)
     undo_explanations(trainer)

@@ -17,6 +17,7 @@ BUILTINS = {
     "CheckpointCorruptError": ValueError,
     "FormatVersionError": errors.CheckpointCorruptError,
     "CheckpointMismatchError": RuntimeError,
+    "ResumeMismatchError": RuntimeError,
     "UnsafeLoadError": pickle.UnpicklingError,
     "UnsupportedStateError": TypeError,
     "InvalidSettingError": ValueError,
