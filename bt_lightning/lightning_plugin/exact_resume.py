@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin import compat, compat_epoch_results
+from bt_lightning.lightning_plugin.accumulation_in_saves import AccumulationInSaves
+from bt_lightning.lightning_plugin.metrics_in_saves import MetricsInSaves
+from bt_lightning.lightning_plugin.trainer_checks import scalars
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +67,15 @@ def _as_logged(value: float) -> torch.Tensor:
     return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
 
 
+def _on_cpu(value: Any) -> Any:
+    """`value` for a process that has not this one's device."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return value
+
+
 class ExactResume:
     """Collects the state of each rank at a save, and restores it during a resume."""
 
@@ -71,6 +83,9 @@ class ExactResume:
         self._mine: dict[str, Any] | None = None
         self._at_epoch_end = False
         self._metrics: dict[str, float] = {}
+        self._metrics_in_saves = MetricsInSaves()
+        self._epoch_metrics: dict[str, Any] = {}
+        self._accumulation = AccumulationInSaves()
 
     def on_save(
         self,
@@ -87,14 +102,16 @@ class ExactResume:
         last = compat.is_last_batch(trainer)
         if last:
             compat.close_epoch(checkpoint)
-        mine = {"rng": rng_state(compat.cuda_device(trainer)), "loader": states}
+        mine: dict[str, Any] = {"rng": rng_state(compat.cuda_device(trainer)), "loader": states}
+        mine["metrics"] = self._metrics_in_saves.collect(trainer, epoch_ends=last)
+        saved = {"epoch_end": last, "accumulation": self._accumulation.collect(trainer)}
         if trainer.world_size == 1:
-            return {"epoch_end": last, "ranks": [mine]}
-        payloads = exchange(pickle.dumps(mine))
+            return {**saved, "ranks": [mine]}
+        mine["callback_metrics"] = scalars(trainer.callback_metrics)  # each rank has its own
+        payloads = exchange(pickle.dumps(_on_cpu(mine)))
         if payloads is None:
             return None
-        ranks = [pickle.loads(payload) for payload in payloads]
-        return {"epoch_end": last, "ranks": ranks}
+        return {**saved, "ranks": [pickle.loads(payload) for payload in payloads]}
 
     def on_load(self, trainer: Trainer, checkpoint: dict[str, Any], extra: object) -> None:
         """Called on every rank before Lightning restores its loops; `extra` are our entries.
@@ -106,6 +123,7 @@ class ExactResume:
         if not isinstance(extra, dict) or saved is None:
             return
         self._metrics = dict(extra.get("metrics", {}))
+        self._accumulation.load(saved)
         ranks = saved["ranks"]
         if len(ranks) != trainer.world_size:
             warnings.warn(
@@ -116,26 +134,41 @@ class ExactResume:
             compat.set_loader_states(checkpoint, None)
             return
         self._mine = ranks[trainer.global_rank]
+        self._metrics = dict(self._mine.get("callback_metrics", self._metrics))
+        self._epoch_metrics = self._mine.get("metrics", {})
         self._at_epoch_end = bool(saved["epoch_end"])
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
 
     def reset(self) -> None:
         """Drop states that a fit that failed before its first step did not restore."""
         self._mine = None
-        self._metrics = {}
+        self._metrics, self._epoch_metrics = {}, {}
+        self._accumulation = AccumulationInSaves()
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Register the restore that must happen when the train dataloader is set up."""
-        if self._mine is not None:
+        """Register the restores that must happen between Lightning's hooks."""
+        self._metrics_in_saves.begin(trainer)
+        self._accumulation.begin(trainer)
+        if self._mine is not None or self._metrics:
             compat.before_train_iterator(trainer, lambda: self._before_iterator(trainer))
+        compat_epoch_results.after_train_start(trainer, lambda: self._after_train_start(trainer))
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Restore the metrics, and the generators unless that was done before the iterator."""
+        self.restore_callback_metrics(trainer)
+        self._set_generators(trainer)
+
+    def restore_callback_metrics(self, trainer: Trainer) -> None:
+        """Give the Trainer the metrics of the checkpoint, also where nothing is left to train."""
         device = trainer.strategy.root_device
         for name, value in self._metrics.items():
             trainer.callback_metrics.setdefault(name, _as_logged(value).to(device))
+
+    def _after_train_start(self, trainer: Trainer) -> None:
         self._metrics = {}
-        self._set_generators(trainer)
+        metrics, self._epoch_metrics = self._epoch_metrics, {}
+        self._metrics_in_saves.restore(trainer, metrics)
+        self._accumulation.restore(trainer)
 
     def _set_generators(self, trainer: Trainer) -> None:
         if self._mine is None:
@@ -144,6 +177,7 @@ class ExactResume:
         self._mine = None
 
     def _before_iterator(self, trainer: Trainer) -> None:
+        self.restore_callback_metrics(trainer)  # if nothing is left to train, no hook follows
         if self._mine is None or not self._at_epoch_end:
             return
         if self._mine["loader"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -34,6 +35,10 @@ LONGEST_S = 1800.0
 _SHORTEST_S, _LONG_S = 0.0005, 0.02
 _LOOK_S = 0.2
 _MEET_S = 60.0
+_PART = 4 * 1024**2
+"""Bytes of one value. torch's server ends at one of 8 MiB, and with it every rank."""
+_COUNT = 4
+"""Bytes of the number of parts, before the first one."""
 _JOIN_S = 5.0
 """Longest wait for the thread to end: longer than one poll and one connection attempt."""
 
@@ -130,14 +135,27 @@ class RankExchange:
         """
         label = next_key("exchange")
         if self.rank != 0:
-            self._guarded(lambda: self._store.set(f"{label}/{self.rank}", payload))
+            self._guarded(lambda: self._send(f"{label}/{self.rank}", payload))
             return None
         keys = tuple(f"{label}/{rank}" for rank in range(1, self.ranks))
         self.wait(keys, left_s)
-        payloads = [payload, *(self._store.get(key) for key in keys)]
-        for key in keys:
-            self._store.delete_key(key)
-        return payloads
+        return [payload, *(self._guarded(partial(self._receive, key)) for key in keys)]
+
+    def _send(self, key: str, payload: bytes) -> None:
+        """Set `payload` in parts, the first one last, so that all are there when `key` is."""
+        parts = [payload[at : at + _PART] for at in range(0, len(payload), _PART)] or [b""]
+        for number, part in enumerate(parts[1:], 1):
+            self._store.set(f"{key}/{number}", part)
+        self._store.set(key, len(parts).to_bytes(_COUNT, "big") + parts[0])
+
+    def _receive(self, key: str) -> bytes:
+        first = self._store.get(key)
+        count = int.from_bytes(first[:_COUNT], "big")
+        keys = [key, *(f"{key}/{number}" for number in range(1, count))]
+        found = [first[_COUNT:], *(self._store.get(each) for each in keys[1:])]
+        for each in keys:
+            self._store.delete_key(each)
+        return b"".join(found)
 
     def close(self) -> None:
         """End the thread and the connection; idempotent."""

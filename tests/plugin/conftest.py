@@ -58,16 +58,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(line))
 
 
+def module_beside(name: str) -> ModuleType:
+    """The module of that name in this folder, which scripts of the tests import as well."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def runs() -> ModuleType:
     """The module `plugin_runs`, beside this file."""
-    if "plugin_runs" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("plugin_runs", HERE / "plugin_runs.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["plugin_runs"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["plugin_runs"])
-    return sys.modules["plugin_runs"]
+    return module_beside("plugin_runs")
+
+
+@pytest.fixture(scope="session")
+def measured(runs: ModuleType) -> ModuleType:
+    """The module `metric_runs`, beside this file; it imports `plugin_runs`."""
+    return module_beside("metric_runs")
 
 
 @pytest.fixture(scope="session")
