@@ -27,6 +27,7 @@ def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
     """
     loop = trainer.fit_loop
     vars(loop).pop("_load_combined_loader_states", None)  # left by a fit that failed early
+    _forget_loader(loop)
     original = loop._load_combined_loader_states
 
     def load_states() -> None:
@@ -39,6 +40,18 @@ def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
         act()
 
     loop._load_combined_loader_states = load_states  # type: ignore[method-assign]
+
+
+def _forget_loader(loop: Any) -> None:
+    """Drop a dataloader and its iterator that were made before the restore, to make them anew.
+
+    `trainer.estimated_stepping_batches` in `configure_optimizers` makes them.
+    """
+    if loop._combined_loader is None:
+        return
+    if loop._data_fetcher is not None:
+        loop._data_fetcher.teardown()
+    loop._combined_loader = loop._data_fetcher = None
 
 
 def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
@@ -164,6 +177,13 @@ def close_epoch(checkpoint: dict[str, Any]) -> None:
     epoch, batch = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     if epoch["current"]["processed"] == epoch["current"]["ready"]:
         return  # at the end of the epoch already
+    if (
+        epoch["current"]["started"] < epoch["current"]["ready"]
+    ):  # in the next `on_train_epoch_start`
+        for part in ("total", "current"):
+            epoch[part] = {**epoch[part], "ready": epoch[part]["started"]}
+        set_loader_states(checkpoint, None)
+        return
     for part in ("total", "current"):
         epoch[part] = {**epoch[part], "processed": epoch[part]["ready"]}
     if batch["current"]["completed"] < batch["current"]["processed"]:

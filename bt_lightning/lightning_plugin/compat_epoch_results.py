@@ -9,31 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.torchmetrics_state import MetricObjects
 
 _SUMS = ("value", "cumulated_batch_size")
-
-
-def after_train_start(trainer: Trainer, act: Callable[[], None]) -> None:
-    """Run `act` once, after every `on_train_start` hook and before the first epoch goes on.
-
-    A hook of the module may reset metrics there, as it does at the beginning of a run.
-    Source: `_FitLoop.on_run_start`.
-    """
-    loop = trainer.fit_loop
-    vars(loop).pop("on_run_start", None)  # left by a fit that failed early
-    original = loop.on_run_start
-
-    def on_run_start() -> None:
-        vars(loop).pop("on_run_start", None)
-        original()
-        act()
-
-    loop.on_run_start = on_run_start  # type: ignore[method-assign]
 
 
 def logged_metrics_to_reset(trainer: Trainer, *, epoch_ends: bool) -> list[object]:

@@ -51,11 +51,37 @@ def after_callbacks_restored(trainer: Trainer, act: Callable[[dict[str, Any]], N
     original = connector.restore_callbacks
 
     def restore_callbacks() -> None:
-        vars(connector).pop("restore_callbacks", None)
-        original()
+        try:
+            original()
+        finally:
+            vars(connector).pop("restore_callbacks", None)
         act(connector._loaded_checkpoint)
 
     vars(connector)["restore_callbacks"] = restore_callbacks
+
+
+def restores_run(trainer: Trainer) -> bool:
+    """Whether the checkpoint that callbacks are given is that which the run resumes from.
+
+    A search for a learning rate or a batch size restores one of its own in between.
+    """
+    return "restore_callbacks" in vars(trainer._checkpoint_connector)
+
+
+def after_training_restored(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Run `act` once, when Lightning has restored loops, optimizers and schedulers.
+
+    Source: `_CheckpointConnector.resume_end`.
+    """
+    connector: Any = trainer._checkpoint_connector
+    original = connector.resume_end
+
+    def resume_end() -> None:
+        vars(connector).pop("resume_end", None)
+        act()
+        original()
+
+    vars(connector)["resume_end"] = resume_end
 
 
 def after_train_start(trainer: Trainer, act: Callable[[], None]) -> None:
@@ -68,17 +94,34 @@ def after_train_start(trainer: Trainer, act: Callable[[], None]) -> None:
     original = strategy.on_train_start
 
     def on_train_start() -> None:
-        undo_after_train_start(trainer)
+        undo_waiting(trainer)
         original()
         act()
 
     vars(strategy)["on_train_start"] = on_train_start
 
 
-def undo_after_train_start(trainer: Trainer) -> None:
-    """Undo `after_train_start` and `after_callbacks_restored`; idempotent."""
+def begin_next_epoch(trainer: Trainer) -> None:
+    """Begin with the next epoch if the loaded one is over, with `max_steps` as well.
+
+    With `max_steps`, Lightning always takes the loaded epoch for unfinished: it ends it again, with
+    all hooks, and counts it twice. Source: `_FitLoop.restarting`.
+    """
+    loop: Any = trainer.fit_loop
+    progress = loop.epoch_progress
+    epoch = progress.current
+    if not loop._iteration_based_training() or not epoch.ready == epoch.started == epoch.processed:
+        return
+    loop._restarting = loop.epoch_loop.restarting = False
+    for part in (progress.total, epoch):
+        part.completed = part.processed
+
+
+def undo_waiting(trainer: Trainer) -> None:
+    """Undo what waits for a hook, if the fit ended before it; idempotent."""
     vars(trainer.strategy).pop("on_train_start", None)
-    vars(trainer._checkpoint_connector).pop("restore_callbacks", None)
+    for name in ("restore_callbacks", "resume_end"):
+        vars(trainer._checkpoint_connector).pop(name, None)
 
 
 def epochs_of(checkpoint: dict[str, Any]) -> tuple[int, int]:

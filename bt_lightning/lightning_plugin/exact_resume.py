@@ -1,9 +1,9 @@
 """Saves and restores what Lightning leaves out: the RNG and dataloader states of every rank.
 
 Each is restored at the moment at which the interrupted run would have used it next. A checkpoint
-taken inside an epoch is restored at `on_train_start`, after the dataloader's iterator was created:
-the interrupted run had made that draw. One taken at the end of an epoch is restored right before
-the iterator of the next epoch is created. Source: measured with Lightning 2.4 and 2.6
+taken inside an epoch is restored behind `on_train_start`, after the dataloader's iterator was
+created: the interrupted run had made that draw. One taken at the end of an epoch is restored right
+before the iterator of the next epoch is created. Source: measured with Lightning 2.4 and 2.6
 (`tests/plugin/test_exact_resume.py`).
 """
 
@@ -17,10 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bt_lightning.lightning_plugin import compat, compat_epoch_results
+from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.accumulation_in_saves import AccumulationInSaves
+from bt_lightning.lightning_plugin.compat_resume import (
+    after_train_start,
+    after_training_restored,
+    begin_next_epoch,
+    restores_run,
+)
 from bt_lightning.lightning_plugin.metrics_in_saves import MetricsInSaves
-from bt_lightning.lightning_plugin.trainer_checks import scalars
+from bt_lightning.lightning_plugin.owed_scheduler_steps import OwedSchedulerSteps
+from bt_lightning.lightning_plugin.trainer_checks import as_logged, scalars
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,12 +68,6 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def _as_logged(value: float) -> torch.Tensor:
-    """A metric as `log` stores it, in a precision that keeps its value."""
-    single = torch.tensor(value, dtype=torch.float32)
-    return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
-
-
 def _on_cpu(value: Any) -> Any:
     """`value` for a process that has not this one's device."""
     if isinstance(value, torch.Tensor):
@@ -86,6 +87,7 @@ class ExactResume:
         self._metrics_in_saves = MetricsInSaves()
         self._epoch_metrics: dict[str, Any] = {}
         self._accumulation = AccumulationInSaves()
+        self._owed = OwedSchedulerSteps()
 
     def on_save(
         self,
@@ -104,7 +106,9 @@ class ExactResume:
             compat.close_epoch(checkpoint)
         mine: dict[str, Any] = {"rng": rng_state(compat.cuda_device(trainer)), "loader": states}
         mine["metrics"] = self._metrics_in_saves.collect(trainer, epoch_ends=last)
-        saved = {"epoch_end": last, "accumulation": self._accumulation.collect(trainer)}
+        saved: dict[str, Any] = {"epoch_end": last}
+        saved["accumulation"] = self._accumulation.collect(trainer)
+        saved["owed_steps"] = self._owed.collect(trainer)
         if trainer.world_size == 1:
             return {**saved, "ranks": [mine]}
         mine["callback_metrics"] = scalars(trainer.callback_metrics)  # each rank has its own
@@ -120,10 +124,12 @@ class ExactResume:
         `ReduceLROnPlateau` would fail without its metric, and a `ModelCheckpoint` would not save.
         """
         saved = extra.get("exact") if isinstance(extra, dict) else None
-        if not isinstance(extra, dict) or saved is None:
+        if not isinstance(extra, dict) or saved is None or not restores_run(trainer):
             return
         self._metrics = dict(extra.get("metrics", {}))
         self._accumulation.load(saved)
+        self._owed.load(saved)
+        after_training_restored(trainer, lambda: begin_next_epoch(trainer))
         ranks = saved["ranks"]
         if len(ranks) != trainer.world_size:
             warnings.warn(
@@ -144,6 +150,7 @@ class ExactResume:
         self._mine = None
         self._metrics, self._epoch_metrics = {}, {}
         self._accumulation = AccumulationInSaves()
+        self._owed = OwedSchedulerSteps()
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Register the restores that must happen between Lightning's hooks."""
@@ -151,24 +158,25 @@ class ExactResume:
         self._accumulation.begin(trainer)
         if self._mine is not None or self._metrics:
             compat.before_train_iterator(trainer, lambda: self._before_iterator(trainer))
-        compat_epoch_results.after_train_start(trainer, lambda: self._after_train_start(trainer))
+        after_train_start(trainer, lambda: self._after_train_start(trainer))
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Restore the metrics, and the generators unless that was done before the iterator."""
+        """Restore the metrics."""
         self.restore_callback_metrics(trainer)
-        self._set_generators(trainer)
 
     def restore_callback_metrics(self, trainer: Trainer) -> None:
         """Give the Trainer the metrics of the checkpoint, also where nothing is left to train."""
         device = trainer.strategy.root_device
         for name, value in self._metrics.items():
-            trainer.callback_metrics.setdefault(name, _as_logged(value).to(device))
+            trainer.callback_metrics.setdefault(name, as_logged(value).to(device))
 
     def _after_train_start(self, trainer: Trainer) -> None:
         self._metrics = {}
         metrics, self._epoch_metrics = self._epoch_metrics, {}
         self._metrics_in_saves.restore(trainer, metrics)
         self._accumulation.restore(trainer)
+        self._owed.make(trainer)
+        self._set_generators(trainer)
 
     def _set_generators(self, trainer: Trainer) -> None:
         if self._mine is None:

@@ -91,5 +91,5 @@ def _check_training_left(trainer: Trainer, path: str) -> None:
 def cancel_resume(trainer: Trainer) -> None:
     """Undo `arrange_resume` if the fit ended before it was used."""
     compat_resume.unwrap_resume_start(trainer)
-    compat_resume.undo_after_train_start(trainer)
+    compat_resume.undo_waiting(trainer)
     undo_explanations(trainer)

@@ -105,6 +105,12 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     return ours
 
 
+def as_logged(value: float) -> torch.Tensor:
+    """A metric as `log` stores it, in a precision that keeps its value."""
+    single = torch.tensor(value, dtype=torch.float32)
+    return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
+
+
 def warn_of_no_saves(trainer: Trainer, writers: Sequence[ModelCheckpoint]) -> None:
     """Warn at the start of a fit, on rank 0, that no `ModelCheckpoint` saves a resumable state."""
     if not trainer.is_global_zero:
