@@ -33,6 +33,16 @@ def validation_has_run(trainer: Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.val_loop._has_run)
 
 
+def modes_outside_validation(trainer: Trainer) -> dict[str, bool] | None:
+    """The train modes that the modules get back after the validation that runs; None if none does.
+
+    Source: `_EvaluationLoop._on_evaluation_model_eval`.
+    """
+    if not (trainer.validating or trainer.sanity_checking):
+        return None
+    return trainer.fit_loop.epoch_loop.val_loop._module_mode.mode or None
+
+
 @contextmanager
 def as_if_validation_had_run(trainer: Trainer, has_run: bool) -> Iterator[None]:  # noqa: FBT001
     """Make `validation_has_run` return `has_run` inside the context."""

@@ -27,6 +27,7 @@ from bt_lightning.lightning_plugin.compat_resume import (
 )
 from bt_lightning.lightning_plugin.metrics_in_saves import MetricsInSaves
 from bt_lightning.lightning_plugin.owed_scheduler_steps import OwedSchedulerSteps
+from bt_lightning.lightning_plugin.trainable_parts import TrainableParts
 from bt_lightning.lightning_plugin.trainer_checks import as_logged, scalars
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class ExactResume:
         self._epoch_metrics: dict[str, Any] = {}
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
+        self._trainable = TrainableParts()
 
     def on_save(
         self,
@@ -109,6 +111,7 @@ class ExactResume:
         saved: dict[str, Any] = {"epoch_end": last}
         saved["accumulation"] = self._accumulation.collect(trainer)
         saved["owed_steps"] = self._owed.collect(trainer)
+        saved["trainable"] = self._trainable.collect(trainer)
         if trainer.world_size == 1:
             return {**saved, "ranks": [mine]}
         mine["callback_metrics"] = scalars(trainer.callback_metrics)  # each rank has its own
@@ -129,6 +132,7 @@ class ExactResume:
         self._metrics = dict(extra.get("metrics", {}))
         self._accumulation.load(saved)
         self._owed.load(saved)
+        self._trainable.load(saved)
         after_training_restored(trainer, lambda: begin_next_epoch(trainer))
         ranks = saved["ranks"]
         if len(ranks) != trainer.world_size:
@@ -151,6 +155,7 @@ class ExactResume:
         self._metrics, self._epoch_metrics = {}, {}
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
+        self._trainable = TrainableParts()
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Register the restores that must happen between Lightning's hooks."""
@@ -175,6 +180,7 @@ class ExactResume:
         metrics, self._epoch_metrics = self._epoch_metrics, {}
         self._metrics_in_saves.restore(trainer, metrics)
         self._accumulation.restore(trainer)
+        self._trainable.restore(trainer)
         self._owed.make(trainer)
         self._set_generators(trainer)
 
