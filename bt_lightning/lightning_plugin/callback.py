@@ -264,6 +264,8 @@ class BTLightning(Callback):
         writer = self._session.take()
         boundary, self._boundary = self._boundary, None
         close_saves(trainer)
+        if self._exact is not None:
+            self._exact.reset(trainer)
         if boundary is None:
             return
         try:
@@ -310,7 +312,7 @@ class BTLightning(Callback):
         close_saves(trainer)
         cancel_resume(trainer)
         if self._exact is not None:
-            self._exact.reset()
+            self._exact.reset(trainer)
         self._session.close()
         boundary, self._boundary = self._boundary, None
         if boundary is not None:

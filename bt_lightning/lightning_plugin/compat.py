@@ -18,28 +18,32 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def before_train_iterator(trainer: Trainer, act: Callable[[], None]) -> None:
-    """Run `act` once, after the train dataloader exists and before its iterator is made.
+def before_train_iterator(trainer: Trainer, act: Callable[[], None], *, anew: bool) -> None:
+    """Run `act` when the train dataloader exists and before its iterator is made.
 
-    At this point the state of the dataloader is loaded. Creating the iterator is the first draw
-    from the random generators, as it would have been in the interrupted run.
+    That is once in a fit, and again at each reload. Afterwards, and not if `act` forbids it, the
+    state of the dataloader is loaded. Creating the iterator is the first draw from the random
+    generators, as it would have been in the interrupted run. A dataloader that is there already is
+    made `anew`, for a resume; else `act` runs at once, behind its iterator.
     Source: `_FitLoop.setup_data`, `_load_combined_loader_states`.
     """
     loop = trainer.fit_loop
-    vars(loop).pop("_load_combined_loader_states", None)  # left by a fit that failed early
-    _forget_loader(loop)
+    vars(loop).pop("_load_combined_loader_states", None)  # of an earlier fit
+    if anew:
+        _forget_loader(loop)
     original = loop._load_combined_loader_states
 
     def load_states() -> None:
-        vars(loop).pop("_load_combined_loader_states", None)
+        act()
         combined = loop._combined_loader
         epoch: int = vars(loop.epoch_progress.current)["processed"]
         for loader in combined.flattened if combined is not None else ():
             set_sampler_epoch(loader, epoch)
         original()
-        act()
 
     loop._load_combined_loader_states = load_states  # type: ignore[method-assign]
+    if loop._combined_loader is not None:
+        act()
 
 
 def _forget_loader(loop: Any) -> None:

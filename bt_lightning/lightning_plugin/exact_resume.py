@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import random
 import sys
-import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from bt_lightning.lightning_plugin.compat_resume import (
 )
 from bt_lightning.lightning_plugin.metrics_in_saves import MetricsInSaves
 from bt_lightning.lightning_plugin.owed_scheduler_steps import OwedSchedulerSteps
+from bt_lightning.lightning_plugin.train_position import TrainPosition
 from bt_lightning.lightning_plugin.trainable_parts import TrainableParts
 from bt_lightning.lightning_plugin.trainer_checks import as_logged, scalars
 
@@ -90,6 +91,7 @@ class ExactResume:
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
         self._trainable = TrainableParts()
+        self._position = TrainPosition()
 
     def on_save(
         self,
@@ -112,6 +114,7 @@ class ExactResume:
         saved["accumulation"] = self._accumulation.collect(trainer)
         saved["owed_steps"] = self._owed.collect(trainer)
         saved["trainable"] = self._trainable.collect(trainer)
+        saved["position"] = self._position.record(trainer, epoch_end=last)
         if trainer.world_size == 1:
             return {**saved, "ranks": [mine]}
         mine["callback_metrics"] = scalars(trainer.callback_metrics)  # each rank has its own
@@ -135,34 +138,32 @@ class ExactResume:
         self._trainable.load(saved)
         after_training_restored(trainer, lambda: begin_next_epoch(trainer))
         ranks = saved["ranks"]
-        if len(ranks) != trainer.world_size:
-            warnings.warn(
-                f"saved by {len(ranks)} ranks, resumed on {trainer.world_size}: RNG and dataloader"
-                " state are not restored, so the resume is not exact",
-                stacklevel=2,
-            )
-            compat.set_loader_states(checkpoint, None)
-            return
-        self._mine = ranks[trainer.global_rank]
-        self._metrics = dict(self._mine.get("callback_metrics", self._metrics))
-        self._epoch_metrics = self._mine.get("metrics", {})
+        self._mine = ranks[trainer.global_rank % len(ranks)]
+        if len(ranks) == trainer.world_size:
+            self._metrics = dict(self._mine.get("callback_metrics", self._metrics))
+            self._epoch_metrics = self._mine.get("metrics", {})
+        else:  # torchdata's states and sums of an epoch are a rank's own
+            self._mine = {**self._mine, "loader": None}
         self._at_epoch_end = bool(saved["epoch_end"])
+        self._position.load(saved.get("position"), len(ranks), ranks[0]["rng"]["torch"])
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
 
-    def reset(self) -> None:
-        """Drop states that a fit that failed before its first step did not restore."""
-        self._mine = None
+    def reset(self, trainer: Trainer) -> None:
+        """End a fit: give its dataloaders back, drop states that it did not come to restore."""
+        self._mine, self._at_epoch_end = None, False
         self._metrics, self._epoch_metrics = {}, {}
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
         self._trainable = TrainableParts()
+        self._position.reset(trainer)
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Register the restores that must happen between Lightning's hooks."""
         self._metrics_in_saves.begin(trainer)
         self._accumulation.begin(trainer)
-        if self._mine is not None or self._metrics:
-            compat.before_train_iterator(trainer, lambda: self._before_iterator(trainer))
+        resumes = self._mine is not None or bool(self._metrics)
+        act = partial(self._before_iterator, trainer)
+        compat.before_train_iterator(trainer, act, anew=resumes)
         after_train_start(trainer, lambda: self._after_train_start(trainer))
 
     def on_train_start(self, trainer: Trainer) -> None:
@@ -183,6 +184,7 @@ class ExactResume:
         self._trainable.restore(trainer)
         self._owed.make(trainer)
         self._set_generators(trainer)
+        self._position.say_what_differs(trainer)
 
     def _set_generators(self, trainer: Trainer) -> None:
         if self._mine is None:
@@ -192,9 +194,10 @@ class ExactResume:
 
     def _before_iterator(self, trainer: Trainer) -> None:
         self.restore_callback_metrics(trainer)  # if nothing is left to train, no hook follows
+        continued = self._position.before_iterator(trainer, epoch_end=self._at_epoch_end)
         if self._mine is None or not self._at_epoch_end:
             return
-        if self._mine["loader"]:
+        if self._mine["loader"] and not continued:
             compat.reopen_loaders(trainer, self._mine["loader"])
         if not compat.iterates_at_train_start(trainer):
             self._set_generators(trainer)

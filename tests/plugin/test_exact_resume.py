@@ -67,6 +67,9 @@ CASES = [
     ),
     case("train_epoch_end-plain", EPOCH_TRAIN, PLAIN, 9, 17),
     case("train_epoch_end-stateful-workers", EPOCH_TRAIN, {**STATEFUL, "workers": 2}, 9, 17),
+    case("middle-plain", MID, PLAIN, 7, 14, 20, marks=(needs_26,)),
+    case("middle-plain-workers", MID, {"workers": 2}, 7, 14, 20, marks=(needs_26,)),
+    case("middle-plain-noise", MID, {"noise": True}, 7, 14, 20, marks=(needs_26,)),
     case("middle-stateful", MID, STATEFUL, 7, 14, 20),
     case("middle-stateful-no_val", MID, STATEFUL, 7, 14, 20, limit_val_batches=0),
     case("middle-stateful-workers", MID, {**STATEFUL, "workers": 2}, 7, 14, 20),
@@ -315,25 +318,3 @@ def test_two_ranks_killed_in_the_middle_are_resumed_exactly(
     resumed = ddp(scripts, tmp_path, jobs, 0, save=save, **options)[0]
     assert resumed["first"] == first
     assert {**resumed, "first": 0} == wanted
-
-
-def test_a_resume_on_another_number_of_ranks_warns_and_trains_to_the_end(
-    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What two ranks left is made up here: the state of one, twice."""
-    from bt_lightning.lightning_plugin.exact_resume import ExactResume
-
-    original = ExactResume.on_save
-
-    def twice(*args: Any) -> Any:
-        saved = original(*args)
-        return {**saved, "ranks": saved["ranks"] * 2}
-
-    save = {"save_top_k": -1, **MID}
-    with monkeypatch.context() as patch:
-        patch.setattr(ExactResume, "on_save", twice)
-        runs.fit(tmp_path, make=partial(runs.Net, 10), save=save, loader_options=STATEFUL)
-    with pytest.warns(UserWarning, match="saved by 2 ranks, resumed on 1"):
-        resumed = runs.fit(tmp_path, save=save, loader_options=STATEFUL)
-    assert resumed.first_step == 9
-    assert resumed.trainer.current_epoch == 3

@@ -1,0 +1,228 @@
+"""Saves where a run stands in its samples, and goes on from there, on any number of ranks.
+
+A place is recorded in samples of the epoch's order (`session.sample_position`), and the order by
+what it is made from (`session.sample_order`). A resume on another number of ranks, in a script
+whose dataloader has another order, or with a dataloader without a state of its own gets a sampler
+that yields what is left, and in later epochs what the run that began would have trained.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.lightning_plugin import compat_dataloaders as compat
+from bt_lightning.lightning_plugin.train_loader import TrainLoader, describe_loader, make_order
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
+from bt_lightning.session.sample_order import (
+    ContinuedSampler,
+    DrawnOrder,
+    NotedBatchSampler,
+)
+from bt_lightning.session.sample_position import Batching, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from lightning.pytorch import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class TrainPosition:
+    """The place of a fit in its train dataloader; one on every rank."""
+
+    def __init__(self) -> None:
+        self._saved: dict[str, Any] | None = None
+        """What the checkpoint says, until the dataloader is there."""
+        self._torch_state: torch.Tensor | None = None
+        """Of rank 0's global generator, in the checkpoint."""
+        self._continued: dict[str, Any] | None = None
+        """The order that this fit goes on with, in the place of its dataloader's."""
+        self._found: TrainLoader | str = "the train dataloader is not set up"
+        self._drawn: DrawnOrder | None = None
+        self._differs: tuple[dict[str, Any], str | None] | None = None
+        """What the checkpoint says, and why its order is not continued, until that is said."""
+        self._epoch, self._start, self._done = 0, 0, 0
+        """In this epoch the fit began at this sample, with so many batches counted as done."""
+
+    def record(self, trainer: Trainer, *, epoch_end: bool) -> dict[str, Any]:
+        """What a checkpoint of this moment says; on every rank, for rank 0 to save."""
+        found = self._found
+        if isinstance(found, str):
+            return {"unknown": found}
+        batching, order = found.batching, self._continued or found.order
+        said = {
+            **order,
+            "exhausts": order.get("exhausts", found.exhausts),
+            "ranks": batching.ranks,
+            "batch_size": batching.batch_size,
+            "workers": found.loader.num_workers,
+            "accumulate": trainer.accumulate_grad_batches,
+            "sample": 0 if epoch_end else self._place(trainer, order["length"], batching).sample,
+        }
+        if order["drawn_by"] is not None and said["sample"]:
+            said["begin"] = compat.begin_state(trainer)
+            if said["begin"] is None:
+                return {"unknown": "the train dataloader was not iterated over by Lightning alone"}
+        if order["own_generator"]:
+            drawn = self._drawn or DrawnOrder(found.drawn_by)
+            said["now"] = drawn.generator.get_state()
+        return said
+
+    def load(self, saved: dict[str, Any] | None, ranks: int, torch_state: torch.Tensor) -> None:
+        """Called on every rank with what a checkpoint of `ranks` ranks says; None: of before."""
+        self._saved = saved or {"unknown": "the checkpoint does not say it"}
+        self._saved = {**self._saved, "ranks": ranks}
+        self._torch_state = torch_state
+
+    def reset(self, trainer: Trainer) -> None:
+        """Give the dataloaders back as the script made them, and forget the checkpoint."""
+        for loader in compat.train_loaders(trainer):
+            compat.restore_batch_sampler(loader)
+        self.__init__()  # type: ignore[misc]
+
+    def before_iterator(self, trainer: Trainer, *, epoch_end: bool) -> bool:
+        """Called on every rank when the train dataloader is set up, before its iterator is made.
+
+        Returns:
+            Whether the fit goes on in its samples by this object, not by the dataloader's state.
+        """
+        loaders = compat.train_loaders(trainer)
+        for loader in loaders:
+            compat.restore_batch_sampler(loader)
+        self._found = found = describe_loader(loaders, trainer.world_size)
+        saved, self._saved = self._saved, None
+        if saved is None and self._continued is not None:  # reloaded in a later epoch
+            saved = {**self._continued, "sample": 0, "ranks": None}
+            return isinstance(found, TrainLoader) and self._continue(trainer, found, saved)
+        if saved is not None and self._is_ours(found, saved, epoch_end=epoch_end):
+            reason = self._cannot(found, saved)
+            self._differs = saved, reason
+            if reason is None and isinstance(found, TrainLoader):
+                return self._continue(trainer, found, saved, resumed=True)
+        if isinstance(found, TrainLoader) and found.drawn_by is not None:
+            self._note(found)
+        return False
+
+    def say_what_differs(self, trainer: Trainer) -> None:
+        """Log once, on rank 0, what is not as in the uninterrupted run; when the loops begin."""
+        differs, self._differs = self._differs, None
+        if differs is None or not trainer.is_global_zero:
+            return
+        saved, reason = differs
+        other_ranks = saved["ranks"] != trainer.world_size
+        what = self._other_steps(trainer, saved) if reason is None else None
+        samples = self._found.samples if isinstance(self._found, TrainLoader) else None
+        other_data = saved.get("samples", samples) != samples
+        if reason is not None and (other_ranks or other_data):
+            what = (
+                f"the order of the samples is not known ({reason}), so a resume inside an epoch"
+                " begins its data again: some are trained twice, others not at all"
+            )
+        elif what is None and other_ranks:
+            what = (
+                "each step takes the samples of the uninterrupted run. What a rank draws (dropout,"
+                " augmentation) and has summed up of an epoch's metrics is not the same, and sums"
+                " over ranks are rounded differently"
+            )
+        if what is not None:
+            ranks = "saved by %d ranks, resumed on %d: %s"
+            log.warning(ranks, saved["ranks"], trainer.world_size, what)
+
+    def _other_steps(self, trainer: Trainer, saved: dict[str, Any]) -> str | None:
+        assert isinstance(self._found, TrainLoader)  # since the order is continued
+        before = saved["ranks"] * saved["batch_size"] * saved["accumulate"]
+        after = self._found.batching.global_batch * trainer.accumulate_grad_batches
+        if before == after:
+            return None
+        return (
+            f"a step takes {after} samples and took {before}. This epoch goes on at its sample"
+            f" {saved['sample']} of {saved['length']}, none twice and none left out, but steps, and"
+            " what is scheduled by them, are not those of the uninterrupted run"
+        )
+
+    def _place(self, trainer: Trainer, length: int, batching: Batching) -> Place:
+        batches = compat.batches_trained(trainer)
+        if compat.epochs_trained(trainer) != self._epoch:
+            return Place(length).after(batches, batching)
+        return Place(length, self._start).after(batches - self._done, batching)
+
+    @staticmethod
+    def _is_ours(found: TrainLoader | str, saved: dict[str, Any], *, epoch_end: bool) -> bool:
+        """Whether the dataloader by itself would not go on as the checkpoint's run did."""
+        if isinstance(found, str) or "unknown" in saved:
+            return True
+        batching = found.batching
+        before = (saved["ranks"], saved["batch_size"])
+        if before != (batching.ranks, batching.batch_size):
+            return True
+        if any(saved[name] != value for name, value in found.order.items()):
+            return True
+        if found.native:  # torchdata's state is of its workers
+            return bool(saved["workers"] != found.loader.num_workers)
+        return not epoch_end or found.order["own_generator"]
+
+    @staticmethod
+    def _cannot(found: TrainLoader | str, saved: dict[str, Any]) -> str | None:
+        """Why the order cannot be continued, if so."""
+        if isinstance(found, str):
+            return found
+        if "unknown" in saved:
+            return str(saved["unknown"])
+        if found.samples != saved["samples"]:
+            return f"it reads {found.samples} samples, it read {saved['samples']}"
+        order = make_order(found, saved, None)
+        return order if isinstance(order, str) else None
+
+    def _continue(
+        self, trainer: Trainer, found: TrainLoader, saved: dict[str, Any], *, resumed: bool = False
+    ) -> bool:
+        agree = _agreement(trainer) if found.batching.ranks > 1 else None
+        order = make_order(found, saved, agree)
+        if isinstance(order, str):
+            return False
+        epoch, place = compat.epochs_trained(trainer), Place(saved["length"], saved["sample"])
+        if isinstance(order, DrawnOrder):
+            self._drawn = order
+        if isinstance(order, DrawnOrder) and resumed:
+            order.set_epoch(epoch)
+            self._set_generator(order, saved, found.batching.ranks)
+        else:
+            order.begin_epoch(epoch)
+        sampler = ContinuedSampler(order, place, epoch, trainer.global_rank, found.batching.ranks)
+        batches = found.loader.batch_sampler
+        compat.set_batch_sampler(found.loader, NotedBatchSampler(order, sampler, batches))
+        compat.forget_loader_states(trainer)
+        self._continued = {name: saved[name] for name in (*found.order, "exhausts")}
+        if resumed and place.sample:
+            self._epoch, self._start = epoch, place.sample
+            self._done = place.batches_done(found.batching)
+            compat.set_batches_trained(trainer, self._done)
+        return True
+
+    def _set_generator(self, order: DrawnOrder, saved: dict[str, Any], ranks: int) -> None:
+        """Let the next order be the one that the run of the checkpoint has, or had next."""
+        if saved["sample"]:
+            order.expected = saved["begin"].cpu()
+            return
+        state = self._torch_state
+        if order.own and "now" in saved:
+            state = saved["now"].cpu()
+            order.generator.set_state(state)
+        if ranks > 1 and state is not None:
+            order.expect(state.cpu())
+
+    def _note(self, found: TrainLoader) -> None:
+        """Keep, with each iterator, the state that its order was drawn from."""
+        if not found.native:
+            self._drawn = DrawnOrder(found.drawn_by)
+            batches = found.loader.batch_sampler
+            noted = NotedBatchSampler(self._drawn, batches.sampler, batches)
+            compat.set_batch_sampler(found.loader, noted)
+
+
+def _agreement(trainer: Trainer) -> Callable[[torch.Tensor], torch.Tensor]:
+    ranks = ranks_of(trainer)
+    return lambda state: ranks.from_zero(lambda: state)
