@@ -30,7 +30,7 @@ def before_train_iterator(trainer: Trainer, act: Callable[[], None], *, anew: bo
     loop = trainer.fit_loop
     vars(loop).pop("_load_combined_loader_states", None)  # of an earlier fit
     if anew:
-        _forget_loader(loop)
+        forget_loader(loop)
     original = loop._load_combined_loader_states
 
     def load_states() -> None:
@@ -46,7 +46,7 @@ def before_train_iterator(trainer: Trainer, act: Callable[[], None], *, anew: bo
         act()
 
 
-def _forget_loader(loop: Any) -> None:
+def forget_loader(loop: Any) -> None:
     """Drop a dataloader and its iterator that were made before the restore, to make them anew.
 
     `trainer.estimated_stepping_batches` in `configure_optimizers` makes them.

@@ -13,12 +13,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
     from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+    from lightning.pytorch.utilities.parsing import (
+        lightning_getattr,
+        lightning_hasattr,
+        lightning_setattr,
+    )
 elif "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
     from lightning_fabric.plugins import CheckpointIO, TorchCheckpointIO
     from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+    from pytorch_lightning.utilities.parsing import (
+        lightning_getattr,
+        lightning_hasattr,
+        lightning_setattr,
+    )
 else:
     from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
     from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+    from lightning.pytorch.utilities.parsing import (
+        lightning_getattr,
+        lightning_hasattr,
+        lightning_setattr,
+    )
 
 _FABRICS = ("lightning.fabric", "lightning_fabric")
 _PYTORCHES = ("lightning.pytorch", "pytorch_lightning")
@@ -53,5 +68,8 @@ __all__ = [
     "TorchCheckpointIO",
     "accept_in_both",
     "attribute_dicts",
+    "lightning_getattr",
+    "lightning_hasattr",
+    "lightning_setattr",
     "model_checkpoint_classes",
 ]

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointMismatchError
+from bt_lightning.lightning_plugin.searched_values import SEARCHED, searched_values
 from bt_lightning.lightning_plugin.trainer_checks import scalars
 from bt_lightning.session.checkpoint_writer import EXTRA
 
@@ -120,8 +121,9 @@ def undo_explanations(trainer: Trainer) -> None:
 
 
 def save_facts(trainer: Trainer) -> dict[str, Any]:
-    """Entries that a save adds to the state: the metrics, and the classes of the optimizers."""
+    """Entries that a save adds to the state: metrics, classes of optimizers, what was searched."""
     return {
+        SEARCHED: searched_values(trainer),
         "metrics": scalars(trainer.callback_metrics),
         OPTIMIZERS: optimizer_names(trainer.optimizers),
     }

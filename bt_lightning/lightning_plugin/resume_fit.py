@@ -13,6 +13,7 @@ from bt_lightning.lightning_plugin.mismatch_errors import (
     undo_explanations,
 )
 from bt_lightning.lightning_plugin.resumed_progress import check_progress
+from bt_lightning.lightning_plugin.searched_values import keep_searched_values, search_again
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.shared_directory_check import check_same_view
 
@@ -52,6 +53,7 @@ def arrange_resume(
         if user_path or not start.warm:
             explain_optimizers(trainer, str(path))
             load(path)
+            keep_searched_values(trainer, str(path))
             check_progress(trainer, str(path))
             if not user_path:
                 _check_training_left(trainer, path)
@@ -92,4 +94,5 @@ def cancel_resume(trainer: Trainer) -> None:
     """Undo `arrange_resume` if the fit ended before it was used."""
     compat_resume.unwrap_resume_start(trainer)
     compat_resume.undo_waiting(trainer)
+    search_again(trainer)
     undo_explanations(trainer)
