@@ -25,6 +25,7 @@ from bt_lightning.lightning_plugin.compat_resume import (
     begin_next_epoch,
     restores_run,
 )
+from bt_lightning.lightning_plugin.compat_weight_averaging import finish_averaging
 from bt_lightning.lightning_plugin.metrics_in_saves import MetricsInSaves
 from bt_lightning.lightning_plugin.owed_scheduler_steps import OwedSchedulerSteps
 from bt_lightning.lightning_plugin.train_position import TrainPosition
@@ -136,7 +137,8 @@ class ExactResume:
         self._accumulation.load(saved)
         self._owed.load(saved)
         self._trainable.load(saved)
-        after_training_restored(trainer, lambda: begin_next_epoch(trainer))
+        after_training_restored(trainer, partial(begin_next_epoch, trainer))
+        after_training_restored(trainer, partial(finish_averaging, trainer))
         ranks = saved["ranks"]
         self._mine = ranks[trainer.global_rank % len(ranks)]
         if len(ranks) == trainer.world_size:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import compat_schedulers
 from bt_lightning.lightning_plugin.compat import iterates_at_train_start
+from bt_lightning.lightning_plugin.compat_weight_averaging import go_on_averaging
 from bt_lightning.lightning_plugin.trainer_checks import as_logged, scalars
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class OwedSchedulerSteps:
             return
         if not self._epoch_end:
             compat_schedulers.step_at_the_end_of_the_resumed_epoch(trainer)
+            go_on_averaging(trainer)
         validates_again = iterates_at_train_start(trainer) and not self._epoch_end
         for step in owed:
             if step["early"] and validates_again:
