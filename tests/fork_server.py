@@ -13,7 +13,9 @@ bring three file descriptors along.
 from __future__ import annotations
 
 import array
+import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -38,6 +40,7 @@ READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MKL_", "KMP_", "OPENBL
 _IN_A_FIT = ("adlfs", "gcsfs", "s3fs", "omegaconf", "torch.distributed.checkpoint")
 """What Lightning imports in the first fit of a process, where it is installed."""
 _MAY_DIFFER = "PYTHONPATH"
+_OURS = "bt_lightning"
 _HOME = Path(bt_lightning.__file__).parents[1]
 _START_S = 120.0
 _STANDARD = (0, 1, 2)
@@ -184,7 +187,8 @@ def _load() -> dict[str, str]:
 
     Returns the variables that the imports set.
     """
-    before = dict(os.environ)
+    before, there, theirs = dict(os.environ), set(sys.modules), set[str]()
+    atexit.register(_leave_loaded, theirs)
     import lightning.pytorch.callbacks
     import lightning.pytorch.strategies
     import torch
@@ -195,11 +199,25 @@ def _load() -> dict[str, str]:
     for name in _IN_A_FIT:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    theirs.update(name for name in set(sys.modules) - there if name.partition(".")[0] != _OURS)
     gc.collect()
     gc.freeze()
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork would lose a thread"
     del lightning, torch, torchdata, BTCheckpointIO, BTLightning, BTModelCheckpoint
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
+
+
+def _leave_loaded(loaded: set[str]) -> None:
+    """Keep the interpreter from taking apart what the server loaded, at the end of each script.
+
+    That takes longer than most scripts. It runs when all is done that a script left for its end;
+    then what is not of others is taken apart as ever, and the process ends with its status.
+    """
+    for name in loaded.intersection(sys.modules):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(sys.modules.pop(name)))
+    libc = ctypes.CDLL(None)
+    libc.fflush(None)
+    libc.on_exit(libc._exit, None)  # instead of the destructors of torch's own registry
 
 
 def _serve(line: socket.socket) -> dict[str, Any] | None:
