@@ -4,7 +4,8 @@
 is as one that was started: session, process group, arguments, environment, working directory,
 standard streams, `__main__`, the end of the interpreter and its status. What an interpreter reads
 while it starts cannot be changed after it, but for `PYTHONPATH`: a command whose environment says
-something else there, and whatever is not `python SCRIPT`, is started as ever.
+something else there, and whatever is not `python` with a script, `-`, `-c CODE` or `-m MODULE`, is
+started as ever. A `preexec_fn` is a function of a module, or a partial of one.
 
 Run as a program, this is the server: it reads requests from a socket, one JSON object each, that
 bring three file descriptors along.
@@ -20,20 +21,22 @@ import gc
 import importlib
 import json
 import os
+import pickle
+import runpy
 import select
 import socket
 import subprocess
 import sys
 import threading
 import types
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import BuiltinImporter, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bt_lightning
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "TORCH_")
 """Prefixes of variables that the interpreter and its libraries read when they are loaded."""
@@ -66,7 +69,8 @@ class ForkServer:
         if self._line is None:
             self._start(env)
         if _read_at_start(env) == self._read_at_start and _is_script(command):
-            return _Forked(self, command, group, **{**options, "env": env})
+            prepare = options.pop("preexec_fn", None)
+            return _Forked(self, command, group, prepare, **{**options, "env": env})
         assert not group, "only a script that is forked can join a group"
         if group == 0:
             options["start_new_session"] = True
@@ -124,7 +128,8 @@ def script_environ(
 
 
 def _is_script(command: list[str]) -> bool:
-    return command[0] == sys.executable and command[1].endswith(".py")
+    how = command[1]
+    return command[0] == sys.executable and (how in {"-", "-c", "-m"} or how.endswith(".py"))
 
 
 def _is_read(name: str) -> bool:
@@ -139,9 +144,14 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
     """A script that is a child of the server, which alone can ask the kernel how it ended."""
 
     def __init__(
-        self, server: ForkServer, command: list[str], group: int | None, **options: Any
+        self,
+        server: ForkServer,
+        command: list[str],
+        group: int | None,
+        prepare: Callable[[], object] | None,
+        **options: Any,
     ) -> None:
-        self._server, self._group = server, group
+        self._server, self._group, self._prepare = server, group, prepare
         self._handle = -1
         super().__init__(command, **options)
 
@@ -156,6 +166,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
             "cwd": str(cwd or Path.cwd()),
             "env": env,
             "group": None if session else self._group,
+            "prepare": pickle.dumps(self._prepare).hex(),
         }
         given = zip(_STANDARD, (stdin, stdout, stderr), strict=True)
         files = tuple(mine if file == -1 else file for mine, file in given)
@@ -263,22 +274,39 @@ def _become(request: dict[str, Any], loaded: dict[str, str]) -> None:
     from lightning.fabric.utilities import rank_zero
 
     os.chdir(request["cwd"])
+    _prepare(bytes.fromhex(request["prepare"]))
     _open_streams()
-    script = request["command"][1]
-    sys.argv[:] = request["command"][1:]
+    _, how, *more = request["command"]
+    sys.argv[:] = [how, *more[how in {"-c", "-m"} :]]
     sys.orig_argv[:] = request["command"]
-    beside = os.path.dirname(os.path.realpath(script))  # noqa: PTH120 - what Python does
     own = _places(os.environ)
     os.environ.clear()
     os.environ.update({**loaded, **request["env"]})
-    sys.path[:] = [beside, *_places(os.environ), *sys.path[1 + len(own) :]]
+    sys.path[:] = [_beside(how), *_places(os.environ), *sys.path[1 + len(own) :]]
     random.seed()
     torch.default_generator.seed()
     np.random.seed()  # noqa: NPY002 - the global generator
     multiprocessing.process.ORIGINAL_DIR = request["cwd"]
     multiprocessing.process.current_process().authkey = os.urandom(32)
     rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0
-    _run(script)
+    _run(how, more)
+
+
+def _prepare(pickled: bytes) -> None:
+    """Call what a start calls before its program; its module is found from here."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    prepare = pickle.loads(pickled)
+    del sys.path[0]
+    if prepare is not None:
+        prepare()
+
+
+def _beside(how: str) -> str:
+    """Where Python imports from first."""
+    if how == "-m":
+        return str(Path.cwd())
+    is_script = how not in {"-", "-c"}
+    return os.path.dirname(os.path.realpath(how)) if is_script else ""  # noqa: PTH120 - as Python
 
 
 def _open_streams() -> None:
@@ -302,15 +330,25 @@ def _places(environ: Mapping[str, str]) -> list[str]:
     return [place for place in environ.get(_MAY_DIFFER, "").split(os.pathsep) if place]
 
 
-def _run(script: str) -> None:
+def _run(how: str, more: list[str]) -> None:
     main = types.ModuleType("__main__")
-    main.__file__, main.__cached__ = script, None
     main.__annotations__ = {}
     main.__builtins__ = __builtins__  # type: ignore[attr-defined]
-    main.__loader__ = SourceFileLoader("__main__", script)
+    main.__loader__ = BuiltinImporter
     sys.modules["__main__"] = main
-    code = compile(Path(script).read_bytes(), script, "exec", dont_inherit=True)
-    exec(code, main.__dict__)
+    if how == "-m":
+        runpy._run_module_as_main(more[0])  # type: ignore[attr-defined]
+        return
+    if how == "-c":
+        name, text = "<string>", more[0].encode()
+    elif how == "-":
+        name, text = "<stdin>", sys.stdin.buffer.read()
+    else:
+        name, text = how, Path(how).read_bytes()
+        main.__loader__ = SourceFileLoader("__main__", how)
+    if how != "-c":
+        main.__file__, main.__cached__ = name, None
+    exec(compile(text, name, "exec", dont_inherit=True), main.__dict__)
 
 
 def _main() -> None:

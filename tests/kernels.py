@@ -79,12 +79,23 @@ def refuse(*, links: bool = False, symlinks: bool = False, modern: bool = False)
 
 def without_proc() -> None:
     """From now on nothing is mounted at `/proc`. Call it in a child, as root."""
+    detach = 2
+    _with_mounts_of_its_own(lambda libc: libc.umount2(b"/proc", detach))
+
+
+def mount_there(folder: str, there: str) -> None:
+    """From now on `folder` is seen at `there`. Call it in a child, as root."""
+    bind, place = 0x1000, os.fsencode(there)
+    _with_mounts_of_its_own(lambda libc: libc.mount(os.fsencode(folder), place, None, bind, None))
+
+
+def _with_mounts_of_its_own(change: Callable[[ctypes.CDLL], int]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    private, detach, new_mounts = 0x44000, 2, 0x20000
+    private, new_mounts = 0x44000, 0x20000
     for done in (
         lambda: libc.unshare(new_mounts),
         lambda: libc.mount(b"none", b"/", None, private, None),
-        lambda: libc.umount2(b"/proc", detach),
+        lambda: change(libc),
     ):
         if done():
             code = ctypes.get_errno()

@@ -157,6 +157,7 @@ def _limit() -> None:
 
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
+_CAPABILITY_VERSION_3 = 0x20080522
 _STRANGER = 12345
 
 
@@ -178,8 +179,15 @@ def closed_to_us(path: Path) -> bool:
 
 
 def as_anybody() -> None:
-    """In a child before it executes its program: root has no more rights than others."""
-    if os.geteuid() == 0:
-        prctl = ctypes.CDLL(None, use_errno=True).prctl
-        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
-            prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    """In a child before its program begins: root has no more rights than others, and never will."""
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then of higher numbers
+    libc.capget(header, sets)
+    for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # of the programs that it executes
+        for place in range(3):
+            sets[place] &= ~(1 << capability)
+    libc.capset(header, sets)

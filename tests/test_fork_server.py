@@ -23,7 +23,7 @@ if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         spawned = pool.map(double, [21])
     print(json.dumps({
-        "spawned": spawned,
+        "spawned": list(spawned),
         "said": sys.stdin.read(),
         "argv": sys.argv,
         "command": sys.orig_argv,
@@ -31,8 +31,9 @@ if __name__ == "__main__":
         "environment": dict(sorted(os.environ.items())),
         "path": sys.path,
         "main": sorted(name for name in vars(sys.modules["__main__"]) if name.startswith("__")),
-        "file": __file__,
-        "names": [__name__, __package__, str(__spec__), __loader__.path],
+        "file": globals().get("__file__"),
+        "names": [__name__, __package__, getattr(__spec__, "name", None)],
+        "loader": getattr(__loader__, "path", __loader__),
         "leads": [os.getpid() == os.getsid(0), os.getpid() == os.getpgid(0)],
         "threads": [thread.name for thread in threading.enumerate() if not thread.daemon],
         "handlers": [str(signal.getsignal(number)) for number in (2, 10, 12, 13, 15, 17)],
@@ -65,13 +66,15 @@ ENDS = {
 def both(fork_server, tmp_path):
     """What a script leaves that is started, and the same script that is forked."""
 
-    def both(text, *args, said="", **env):
+    def both(text, *args, said="", how="script", prepare=None, **env):
         script = tmp_path / "script.py"
-        script.write_text(textwrap.dedent(text))
+        script.write_text(text := textwrap.dedent(text))
+        command = {"script": [str(script)], "-c": ["-c", text], "-": ["-"], "-m": ["-m", "script"]}
         found = []
         for popen in (subprocess.Popen, fork_server.popen):
             with popen(
-                [sys.executable, str(script), *args],
+                [sys.executable, *command[how], *args],
+                preexec_fn=prepare,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -80,15 +83,21 @@ def both(fork_server, tmp_path):
                 env={**os.environ, "PYTHONWARNINGS": "ignore", **env},
                 start_new_session=True,
             ) as process:
-                out, err = process.communicate(said, timeout=100)
+                out, err = process.communicate(text if how == "-" else said, timeout=100)
                 found.append((process.returncode, out, err))
         return found
 
     return both
 
 
-def test_what_a_script_sees_is_what_one_sees_that_was_started(both):
-    started, forked = both(FACTS, "one", "two words", said="heard", LOCAL_RANK="3", MINE="x")
+@pytest.mark.parametrize("how", ["script", "-c", "-", "-m"])
+def test_what_a_script_sees_is_what_one_sees_that_was_started(both, how):
+    facts = FACTS
+    if how in {"-c", "-"}:  # a child of theirs has no way to the function, or to any
+        facts = facts.replace("pool.map(double", "map(abs" if how == "-" else "pool.map(abs")
+        facts = facts.replace("spawn", "fork" if how == "-" else "spawn")
+    words = ("one", "two words")
+    started, forked = both(facts, *words, said="heard", how=how, LOCAL_RANK="3", MINE="x")
     assert started[0] == forked[0] == 0, started[2] + forked[2]
     wanted, found = json.loads(started[1]), json.loads(forked[1])
     assert {k: v for k, v in found.items() if v != wanted[k]} == {}
@@ -102,6 +111,18 @@ def test_it_ends_as_one_that_was_started(both, text, code):
     assert started[:2] == (code, started[1])
     assert forked[:2] == started[:2]
     assert forked[2].splitlines()[-1:] == started[2].splitlines()[-1:]
+
+
+def test_a_function_is_called_before_it(both):
+    said = {
+        prepare: both("import os; print(os.nice(0))", prepare=prepare) for prepare in (None, nicer)
+    }
+    for prepare, (started, forked) in said.items():
+        assert forked[:2] == started[:2] == (0, f"{os.nice(0) + (3 if prepare else 0)}\n")
+
+
+def nicer():
+    os.nice(3)
 
 
 def test_it_is_waited_for_and_told_signals_like_any_process(fork_server, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib.util
 import logging
@@ -22,6 +23,7 @@ import pytest
 
 from bt_lightning.snapshot import copy_and_torn_check
 from tests.fork_server import script_environ
+from tests.kernels import mount_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -146,6 +148,7 @@ class Scripts:
         *args: Any,
         env: Mapping[str, str] | None = None,
         before: tuple[str, ...] = (),
+        prepare: Callable[[], object] | None = None,
         stdin: bool = False,
         fresh: bool = False,
         timeout: float = 110,
@@ -153,7 +156,8 @@ class Scripts:
     ) -> Process:
         """Run to the end and check the exit `code`; `before` is a command that runs Python.
 
-        With `fresh`, nothing is loaded before the script: it tests what is imported, and when.
+        `prepare` is called in the process before the script. With `fresh`, nothing is loaded
+        before it: it tests what is imported, and when.
         """
         popen = subprocess.Popen if fresh else self.popen
         path = text if isinstance(text, Path) else self.write(text)
@@ -169,6 +173,7 @@ class Scripts:
                 cwd=self._folder,
                 env=self.environ(env),
                 start_new_session=True,
+                preexec_fn=prepare,
             ) as process,
         ):
             try:
@@ -194,14 +199,13 @@ class Scripts:
         variables say something else. With `disks`, a place and a folder for each rank, that place
         is another disk on each of them.
         """
-        before: list[list[str]] = [[] for _ in envs]
+        prepares: list[Callable[[], object] | None] = [None for _ in envs]
         if disks is not None:
             there, folders = disks
-            bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-            before = [
-                ["unshare", "-m", "sh", "-c", bind, "sh", str(f), str(there)] for f in folders
-            ]
-            if subprocess.run([*before[0], "true"], capture_output=True, check=False).returncode:
+            prepares = [functools.partial(mount_there, str(f), str(there)) for f in folders]
+            try:
+                subprocess.run(["true"], preexec_fn=prepares[0], check=True)
+            except subprocess.SubprocessError:
                 pytest.skip("needs the right to mount")
         path = text if isinstance(text, Path) else self.write(text)
         shared = {
@@ -213,7 +217,8 @@ class Scripts:
         with contextlib.ExitStack() as files:
             started = [
                 self.popen(
-                    [*before[rank], sys.executable, str(path), *map(str, args)],
+                    [sys.executable, str(path), *map(str, args)],
+                    preexec_fn=prepares[rank],
                     stdin=subprocess.DEVNULL,
                     stdout=files.enter_context(self._said(path, rank, "out").open("w")),
                     stderr=files.enter_context(self._said(path, rank, "err").open("w")),

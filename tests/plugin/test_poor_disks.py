@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +21,7 @@ from tests.oddities import (
     spoil,
 )
 
+HERE = Path(__file__).parents[2]
 _FIT = """
 import json, logging, os, sys, time, warnings
 from pathlib import Path
@@ -32,7 +32,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from bt_lightning import BTLightning
 root, said = Path(sys.argv[1]), json.loads(sys.argv[2])
 if said.get("refuse"):
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, said["refuse"])
     from tests.kernels import refuse
     refuse(symlinks=True)
 
@@ -62,28 +62,27 @@ print(json.dumps([done, peak() - before, time.process_time() - cpu]))
 """
 
 
-def _fit(root, anybody=False, **said):
-    said = {"steps": 3, "more": 0, "measure": False, "saves": {"save_top_k": -1}, **said}
-    done = subprocess.run(
-        [sys.executable, "-c", _FIT, str(root), json.dumps(said)],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-        preexec_fn=as_anybody if anybody else None,
-    )
-    assert done.returncode == 0, done.stderr
-    return (*json.loads(done.stdout.splitlines()[-1]), done.stderr)
+@pytest.fixture
+def fit(scripts):
+    """Fit in a process of its own; steps done, MB and seconds of one core taken, what was said."""
+
+    def fit(root, anybody=False, **said):
+        said = {"steps": 3, "more": 0, "measure": False, "saves": {"save_top_k": -1}, **said}
+        prepare = as_anybody if anybody else None
+        done = scripts.run(_FIT, root, json.dumps(said), prepare=prepare)
+        return (*json.loads(done.out.splitlines()[-1]), done.err)
+
+    return fit
 
 
 @pytest.mark.parametrize("put", [fifo, endless, sparse, dense], ids=lambda put: put.__name__)
-def test_a_fit_begins_within_its_limits_beside_files_of_ours_that_are_none(put, tmp_path):
+def test_a_fit_begins_within_its_limits_beside_files_of_ours_that_are_none(fit, put, tmp_path):
     """Locks apart: what stands in the place of a lock is told by the error of the start."""
     root = tmp_path / "root"
     spoil(root, put)
     for name in ("worker.lock", "worker.want", "worker.standby", "commit.lock", "run.lock"):
         _remove(root / ".bt_lightning" / name)
-    done, grown, cpu, _ = _fit(root, measure=True, saves={"save_top_k": 1})
+    done, grown, cpu, _ = fit(root, measure=True, saves={"save_top_k": 1})
     assert done == [3]
     assert grown < MOST_MB
     assert cpu < 5
@@ -91,17 +90,19 @@ def test_a_fit_begins_within_its_limits_beside_files_of_ours_that_are_none(put, 
     assert {"good", "protected", "checkpoint-3"} <= names
 
 
-def test_what_stands_in_the_place_of_a_lock_is_named(tmp_path):
+def test_what_stands_in_the_place_of_a_lock_is_named(fit, tmp_path):
     (tmp_path / "root" / ".bt_lightning" / "commit.lock").mkdir(parents=True)
     with pytest.raises(AssertionError) as caught:
-        _fit(tmp_path / "root")
+        fit(tmp_path / "root")
     last = str(caught.value).strip().splitlines()
     assert any("DirectoryUnusableError" in line for line in last)
     assert any("commit.lock is a directory, expected a regular file: move it" in x for x in last)
 
 
 @pytest.mark.parametrize("store", [False, True])
-def test_the_top_of_a_volume_is_a_checkpoint_directory_with_and_without_a_budget(store, tmp_path):
+def test_the_top_of_a_volume_is_a_checkpoint_directory_with_and_without_a_budget(
+    fit, store, tmp_path
+):
     """`lost+found` of ext4 is for root only."""
     root = tmp_path / "root"
     root.mkdir()
@@ -111,19 +112,19 @@ def test_the_top_of_a_volume_is_a_checkpoint_directory_with_and_without_a_budget
     options = {"volume_size_gib": 1}
     if store:
         options["store"] = str(tmp_path / "store")
-    done, _, _, errors = _fit(root, anybody=True, options=options, more=4)
+    done, _, _, errors = fit(root, anybody=True, options=options, more=4)
     assert done == [3, 4]
     assert "Traceback" not in errors
     assert errors.count(f"{root}/lost+found: Permission denied: it is left out") == 1
     assert {found.manifest.step for found in list_committed(root).found} >= {1, 2, 3, 4}
 
 
-def test_a_last_that_cannot_be_a_link_is_a_checkpoint(tmp_path):
+def test_a_last_that_cannot_be_a_link_is_a_checkpoint(fit, tmp_path):
     if not can("no links"):
         pytest.skip("this machine has no seccomp")
     root = tmp_path / "root"
     saves = {"save_last": "link", "save_top_k": 1}
-    done, _, _, errors = _fit(root, refuse=True, saves=saves, more=5)
+    done, _, _, errors = fit(root, refuse=str(HERE), saves=saves, more=5)
     assert done == [3, 5]
     assert errors.count("has no symbolic links (Operation not permitted)") == 2
     assert not (root / "last").is_symlink()

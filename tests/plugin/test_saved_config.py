@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 SCRIPT = """
@@ -24,38 +21,26 @@ GIVEN = "--trainer.callbacks+=bt_lightning.BTLightning"
 
 
 @pytest.fixture
-def start(tmp_path, environ):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+def start(scripts, tmp_path, environ):
+    script = scripts.write(SCRIPT)
     environ.setenv("BT_CHECKPOINT_DIR", str(tmp_path / "root"))
 
     def run(*words: str, rc: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, str(script), *words],
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-            cwd=tmp_path,
-        )
-        assert done.returncode == rc, done.stderr[-2000:]
-        return done.stderr
+        return scripts.run(script, *words, code=rc).err
 
     return run
 
 
-@pytest.mark.timeout(300)
 def test_a_job_fits_again_and_validates_beside_its_config(start, tmp_path, environ):
     environ.setenv("BT_LIGHTNING", "1")
     start("fit", *ARGUMENTS)
-    config = tmp_path / "config.yaml"
+    config = tmp_path / "scripts" / "config.yaml"
     kept = config.read_text()
     start("fit", *ARGUMENTS)
     start("validate", *ARGUMENTS)
     assert config.read_text() == kept
 
 
-@pytest.mark.timeout(300)
 def test_another_config_is_refused_and_without_us_nothing_changes(start):
     start("fit", *ARGUMENTS, GIVEN)
     refused = "to NOT exist. Aborting to avoid overwriting"

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from bt_lightning.settings import Settings
 
-pytestmark = pytest.mark.timeout(400)  # each start imports torch, beside other tests
-
 SCRIPT = """
-import sys
+import sys, warnings
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -54,6 +49,7 @@ class Net(L.LightningModule):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("default")
     CHANGES, epochs = int(sys.argv[1]), int(sys.argv[2])
     torch.manual_seed(3)
     rows = torch.randn(32, 8)
@@ -66,20 +62,15 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def start(tmp_path, environ):
+def start(scripts, tmp_path, environ):
     """Start the script, as a job would, and return what it said."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+    script = scripts.write(SCRIPT)
     environ.setenv("BT_LIGHTNING", "1")
     environ.setenv("BT_CHECKPOINT_DIR", str(tmp_path / "root"))
 
     def run(changes: int, epochs: int, *, rc: int = 0) -> str:
-        words = [sys.executable, str(script), str(changes), str(epochs)]
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path
-        )
-        assert done.returncode == rc, done.stderr[-2000:]
-        return done.stdout + done.stderr
+        done = scripts.run(script, changes, epochs, code=rc)
+        return done.out + done.err
 
     return run
 
