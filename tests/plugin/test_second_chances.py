@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -80,14 +78,13 @@ def test_a_fit_whose_data_failed_can_be_tried_again(tmp_path):
     assert starts.step == 6
 
 
-def test_load_from_checkpoint_reads_a_directory_in_a_process_that_never_trained(tmp_path):
+def test_load_from_checkpoint_reads_a_directory_in_a_process_that_never_trained(scripts, tmp_path):
     trainer(tmp_path).fit(BoringModel())
-    code = (
+    scripts.run(
         "from bt_lightning import BTLightning\n"
         "from lightning.pytorch.demos.boring_classes import BoringModel\n"
         f"BoringModel.load_from_checkpoint({str(tmp_path / 'checkpoint-3')!r})\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_does_not_silently_begin_again(tmp_path):
