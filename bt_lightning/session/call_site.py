@@ -1,0 +1,76 @@
+"""Where in the user's script a call is made, and which script it is."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import site
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+_MOST_FRAMES: Final = 32
+_OWN: Final = str(Path(__file__).parents[1])
+
+
+def call_site() -> str:
+    """The lines of the user's files that lead to this call, outermost first, and a digest of all.
+
+    Each as file, function and text, so that an edit elsewhere in a file changes nothing. Library
+    code is left out. Empty where there are none: in a process that was spawned.
+    """
+    libraries = _libraries()
+    lines = [
+        f"{_name(frame)}:{frame.f_code.co_name}:{_text(frame)}"
+        for frame in _frames()
+        if not frame.f_code.co_filename.startswith(libraries)
+    ][:_MOST_FRAMES]
+    if not lines:
+        return ""
+    whole = xxhash.xxh3_64_hexdigest("\n".join(reversed(lines)).encode(errors="surrogatepass"))
+    return f"{lines[0][:200]} {whole}"
+
+
+def program_digest() -> str:
+    """Digest of the main script's bytes and its arguments; empty where there is no script."""
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if not main:
+        return ""
+    try:
+        code = Path(main).read_bytes()
+    except OSError:
+        return ""
+    arguments = "\0".join(map(str, sys.argv[1:])).encode(errors="surrogateescape")
+    return xxhash.xxh3_64_hexdigest(code + b"\0" + arguments)
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _libraries() -> tuple[str, ...]:
+    known = sysconfig.get_paths()
+    folders = {known["stdlib"], known["platstdlib"], known["purelib"], known["platlib"], _OWN}
+    folders.update(site.getsitepackages(), {site.getusersitepackages()})
+    folders.update(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))
+    return ("<frozen", *(folder.rstrip(os.sep) + os.sep for folder in sorted(folders)))
+
+
+def _name(frame: FrameType) -> str:
+    path = frame.f_code.co_filename
+    is_cell = path.startswith("<ipython") or "ipykernel" in path
+    return "<cell>" if is_cell else os.path.basename(path)  # noqa: PTH119 - maybe "<stdin>"
+
+
+def _text(frame: FrameType) -> str:
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno, frame.f_globals).strip()
