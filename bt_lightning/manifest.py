@@ -100,6 +100,13 @@ class Manifest(ManifestFacts):
         return bool(self.origin.get("interim"))
 
     @property
+    def fit(self) -> str:
+        """Id of the fit that saved it; empty for a job's first fit without a name."""
+        said = self.origin.get("fit")
+        found = said.get("id", "") if isinstance(said, dict) else ""
+        return found if isinstance(found, str) else ""
+
+    @property
     def size(self) -> int:
         """Bytes of all files, without the manifest itself."""
         return sum(entry.size for entry in self.files)

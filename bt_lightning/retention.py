@@ -43,6 +43,8 @@ class TierCheckpoint:
     """`Manifest.order`; the newest has the greatest."""
     resumable: bool = True
     """Whether training can go on from it; weights alone do not stand in for such a one."""
+    fit: str = ""
+    """`Manifest.fit`: what one fit saved stands in for nothing of another one's."""
     interim: bool = False
     """Whether no `ModelCheckpoint` asked for it: it is kept until a newer one can be resumed."""
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -56,6 +58,7 @@ class TierCheckpoint:
             digest=manifest.digest,
             order=manifest.order,
             resumable=manifest.resumable,
+            fit=manifest.fit,
             interim=manifest.interim,
             metrics=manifest.metrics,
         )
@@ -212,9 +215,10 @@ class RemoveSuperseded:
 
     def decide(self, tier: Tier) -> Sequence[Decision | None]:
         """REMOVE, or None."""
-        newest = max((one.order for one in tier.checkpoints if one.resumable), default=None)
+        resumable = [one for one in reversed(tier.newest_first()) if one.resumable]
+        newest = {one.fit: one.order for one in resumable}
         return [
-            _remove(one.interim and newest is not None and one.order < newest)
+            _remove(one.interim and one.fit in newest and one.order < newest[one.fit])
             for one in tier.checkpoints
         ]
 
@@ -245,18 +249,22 @@ POLICY: Final = retention_policy()
 def removable(tier: Tier, policy: RetentionPolicy = POLICY) -> list[TierCheckpoint]:
     """The checkpoints that may be deleted from this tier now, oldest first.
 
-    Those that the policy removes; but only while the tier holds a newer one that the policy does
-    not remove, and that can be resumed from if this one can (invariant 4).
+    Those that the policy removes; but only while the tier holds a newer one of the same fit that
+    the policy does not remove, and that can be resumed from if this one can (invariant 4).
     """
     decided = _decided(tier, policy)
     stay = [one for one, decision in decided if decision is not Decision.REMOVE]
     may_go = [
         one
         for one, decision in decided
-        if decision is Decision.REMOVE
-        and any(other.order > one.order and other.resumable >= one.resumable for other in stay)
+        if decision is Decision.REMOVE and any(_stands_in(other, one) for other in stay)
     ]
     return sorted(may_go, key=lambda one: one.order)
+
+
+def _stands_in(other: TierCheckpoint, one: TierCheckpoint) -> bool:
+    """Whether `other` is a newer state of the same fit, and no less than `one`."""
+    return other.fit == one.fit and other.order > one.order and other.resumable >= one.resumable
 
 
 def evictable(

@@ -39,6 +39,8 @@ class Settings:
     """`BT_TRAINING_PROJECT_NAME`, else `BT_TRAINING_PROJECT_ID`."""
     job: str | None = None
     """`BT_TRAINING_JOB_ID`."""
+    fit_name: str | None = None
+    """`BT_FIT_NAME`."""
     upload_mb_s: float | None = None
     """`BT_UPLOAD_MB_S`: limit of uploads in megabytes a second."""
     node_rank: int = 0
@@ -73,6 +75,7 @@ class Settings:
             or environ.get("BT_TRAINING_PROJECT_ID")
             or None,
             job=environ.get("BT_TRAINING_JOB_ID") or None,
+            fit_name=environ.get("BT_FIT_NAME") or None,
             upload_mb_s=_megabytes(environ.get("BT_UPLOAD_MB_S")),
             node_rank=whole_number(environ, "BT_NODE_RANK", 0),
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),

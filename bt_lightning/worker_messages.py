@@ -57,6 +57,11 @@ class ListStore:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadFits:
+    """Question: the store's ledger of fits. `Answer` with its bytes, or None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Request: download one checkpoint to the disk. `Answer` with the directory's path."""
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.callback import BTLightning
 from bt_lightning.lightning_plugin.model_checkpoint_paths import find_checkpoint_paths
 from bt_lightning.lightning_plugin.strategy_check import bypass_reason
@@ -23,16 +21,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_first: weakref.ref[Any] | None = None
-"""The first Trainer of this process that fits."""
-
 
 class ImpliedBTLightning(BTLightning):
     """`BTLightning` with all defaults; it removes itself where it would be wrong.
 
-    It does so if the script has its own `BTLightning`, if the strategy bypasses the CheckpointIO,
-    and for all Trainers but the first that fits: two fits of one script (folds, stages) in one
-    directory would resume from each other's checkpoints.
+    It does so if the script has its own `BTLightning`, or if the strategy bypasses the
+    CheckpointIO.
     """
 
     implied = True
@@ -40,7 +34,7 @@ class ImpliedBTLightning(BTLightning):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: set up as `BTLightning`, or remove this callback from the Trainer."""
-        reason = ranks_of(trainer).from_zero(lambda: self._objection(trainer, stage))
+        reason = ranks_of(trainer).from_zero(lambda: self._objection(trainer))
         if reason is None:
             super().setup(trainer, pl_module, stage)
             return
@@ -56,19 +50,12 @@ class ImpliedBTLightning(BTLightning):
         if self._options.interval is None:
             self._options = replace(self._options, interval="auto")
 
-    def _objection(self, trainer: Trainer, stage: str) -> str | None:
+    def _objection(self, trainer: Trainer) -> str | None:
         """Why the callback removes itself, empty for no log message; None if it stays."""
-        global _first  # noqa: PLW0603 - the process has one directory
         others = [c for c in trainer.callbacks if c.state_key == self.state_key]  # type: ignore[attr-defined]
         if len(others) > 1:
             return ""
         around = bypass_reason(trainer)
         if around is not None:
             return around
-        if stage != "fit" or compat.is_trial(trainer):
-            return None
-        if _first is None:
-            _first = weakref.ref(trainer)
-        if _first() is not trainer:
-            return "another Trainer of this script has the checkpoint directory of the job"
         return None

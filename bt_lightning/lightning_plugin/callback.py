@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -18,6 +17,7 @@ from bt_lightning.lightning_plugin.compat_config import patch_saved_config
 from bt_lightning.lightning_plugin.compat_resume import record_path_selection
 from bt_lightning.lightning_plugin.deferred_saves import save_deferred_now
 from bt_lightning.lightning_plugin.exact_resume import ExactResume
+from bt_lightning.lightning_plugin.fit_identity_of_trainer import FitsOfCallback
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.mismatch_errors import save_facts
 from bt_lightning.lightning_plugin.model_checkpoint_paths import (
@@ -86,6 +86,8 @@ class BTLightning(Callback):
         content_md5: send a `Content-MD5` with each part, for S3 buckets that require it.
         project: name of the project in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
         job: name of the job in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
+        fit_name: name of what the next `fit` trains, in a script with several fits that nothing
+            else tells apart; its folder below `dir` unless it is the job's first. `$BT_FIT_NAME`.
         snapshot: `"lazy"` copies tensors that only optimizers change during forward and backward,
             `"eager"` copies all before a save returns; `"auto"` is lazy unless a hook may change
             weights.
@@ -131,6 +133,7 @@ class BTLightning(Callback):
         content_md5: bool = False,
         project: str | None = None,
         job: str | None = None,
+        fit_name: str | None = None,
         snapshot: Policy = "auto",
         overlap: Overlap = "wait",
         arenas: int = 1,
@@ -152,7 +155,7 @@ class BTLightning(Callback):
         self._session = RankSession(self._options)
         self._routed: RoutedCheckpointIO | None = None
         self._boundary: SaveBoundary | None = None
-        self._resumed: weakref.ref[Any] | None = None
+        self._fits = FitsOfCallback(self._options.fit_name or "")
         self._active = False
 
     @property
@@ -163,7 +166,7 @@ class BTLightning(Callback):
     @override
     def __getstate__(self) -> dict[str, Any]:
         """The state for spawned ranks, without this process's worker and boundary."""
-        return {**self.__dict__, "_resumed": None, "_boundary": None}
+        return {**self.__dict__, "_boundary": None}
 
     # the life of a fit
 
@@ -187,10 +190,13 @@ class BTLightning(Callback):
         self._boundary = SaveBoundary(self._options, paths.root)
         self._boundary.listen(trainer)
         ranks_of(trainer).begin_meetings()
-        again = self._resumed is not None and self._resumed() is trainer
         asked, found = compat_resume.selection(trainer)
         offered = OfferedCheckpoint(found, asked, BTCheckpointIO().load_checkpoint)
-        start = self._session.open(paths.root, ranks_of(trainer), offered, again=again)
+        request = partial(self._fits.request, trainer, pl_module)
+        start = self._session.open(paths.root, ranks_of(trainer), offered, request)
+        set_checkpoint_paths(trainer, paths, start.fit_folder)
+        self._fits.folder = start.fit_folder
+        self._boundary.folder = paths.root / start.fit_folder
         if self._routed is not None and start.folder and start.path and start.digest:
             self._routed.bt_evicted.pin(start.path, start.folder, start.digest)
         self._boundary.connect_ranks(trainer)
@@ -203,7 +209,7 @@ class BTLightning(Callback):
         """Every rank, after the restore: let the worker publish and delete; start saving."""
         if not self._active:
             return
-        self._resumed = weakref.ref(trainer)
+        self._fits.begin(trainer, pl_module)
         restore_last_model_path(trainer)
         assert self._routed is not None  # since `setup`
         serving = serving_files(pl_module)  # the module is complete only at this hook
@@ -247,6 +253,7 @@ class BTLightning(Callback):
         if self._active and not (self._boundary and self._boundary.signals.stop):
             save_deferred_now(trainer, pl_module, exception)
         self._session.failing = True
+        self._session.end_fit(None)
         writer = self._session.take()
         boundary, self._boundary = self._boundary, None
         if boundary is not None:
@@ -260,7 +267,9 @@ class BTLightning(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Rank 0: wait for the store (at most `drain_timeout`), end the worker; others wait."""
+        ended = self._active and not (self._boundary and self._boundary.signals.stop)
         self._active = False
+        self._session.end_fit(trainer.global_step if ended else None)
         writer = self._session.take()
         boundary, self._boundary = self._boundary, None
         close_saves(trainer)
@@ -286,7 +295,9 @@ class BTLightning(Callback):
         boundary = self._boundary
         if not self._active or boundary is None:
             return
-        origin = {} if boundary.reason is None else {"interim": boundary.reason}
+        origin: dict[str, Any] = {"fit": self._session.fit_facts}
+        if boundary.reason is not None:
+            origin["interim"] = boundary.reason
         extra: dict[str, Any] = {**save_facts(trainer), "origin": origin}
         if self._exact is not None:
             collect = partial(self._exact.on_save, trainer, checkpoint, boundary.exchange)
@@ -309,6 +320,7 @@ class BTLightning(Callback):
     def _clear(self, trainer: Trainer) -> None:
         """Undo the setup of a fit that did not start or end regularly."""
         self._active = False
+        self._session.end_fit(None)
         close_saves(trainer)
         cancel_resume(trainer)
         if self._exact is not None:

@@ -100,6 +100,12 @@ def set_sampler_epoch(loader: object, epoch: int) -> None:
             set_epoch(epoch)
 
 
+def train_data_source(trainer: Trainer) -> Any:
+    """What gives the training data: loaders, or the module or datamodule whose hook makes them."""
+    source = getattr(trainer.fit_loop, "_data_source", None)
+    return getattr(source, "instance", None)
+
+
 def is_tuner_run(trainer: Trainer) -> bool:
     """Whether this `fit` is a trial of `Tuner.lr_find` or `Tuner.scale_batch_size`."""
     return any(getattr(callback, "_early_exit", False) for callback in vars(trainer)["callbacks"])

@@ -133,6 +133,23 @@ def epochs_of(checkpoint: dict[str, Any]) -> tuple[int, int]:
     return int(epochs["completed"]), int(epochs["ready"])
 
 
+def skip_training(trainer: Trainer) -> None:
+    """Let the fit that is being set up restore its state, and train nothing.
+
+    As `_FitLoop.run` does where it finds nothing left. Source: `Trainer._run_stage`, which calls it
+    after the restore.
+    """
+    loop = trainer.fit_loop
+
+    def run() -> None:
+        vars(loop).pop("run", None)
+        loop.setup_data()
+        current: Any = loop.epoch_progress.current
+        current.completed = current.processed
+
+    vars(loop)["run"] = run
+
+
 def record_path_selection() -> None:
     """Patch Lightning to record whether the user gave the path of a run or Lightning chose it.
 

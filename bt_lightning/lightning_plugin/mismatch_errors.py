@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SHOWN = 8
-_COMPILED = "_orig_mod."
+COMPILED = "_orig_mod."
 """Prefix that `torch.compile` adds to the names of a wrapped module."""
 OPTIMIZERS = "optimizers"
 """Key under which `BTLightning` saves the classes of the optimizers."""
@@ -165,15 +165,15 @@ def compiled_differently(saved: Iterable[str], expected: Iterable[str]) -> list[
     ):
         parts = sorted(
             {
-                name.partition(_COMPILED)[0].rstrip(".") or "the whole module"
+                name.partition(COMPILED)[0].rstrip(".") or "the whole module"
                 for name in these - those
-                if _COMPILED in name and name.replace(_COMPILED, "") in _plain(those)
+                if COMPILED in name and name.replace(COMPILED, "") in _plain(those)
             }
         )
         if parts:
             shown = ", ".join(parts[:_SHOWN])
             lines.append(
-                f"{shown} {was}, and {now}: torch.compile(module) puts `{_COMPILED}` into the"
+                f"{shown} {was}, and {now}: torch.compile(module) puts `{COMPILED}` into the"
                 " names of what it wraps. Wrap the same parts, or compile in place, which leaves"
                 " names as they are: module.compile()"
             )
@@ -181,7 +181,7 @@ def compiled_differently(saved: Iterable[str], expected: Iterable[str]) -> list[
 
 
 def _plain(names: Iterable[str]) -> set[str]:
-    return {name.replace(_COMPILED, "") for name in names}
+    return {name.replace(COMPILED, "") for name in names}
 
 
 def differences(

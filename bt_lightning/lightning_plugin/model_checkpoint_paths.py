@@ -28,6 +28,9 @@ NAME = "checkpoint-{step}"
 """The name that Baseten and Hugging Face use for checkpoints."""
 
 
+_DEFAULT_DIRPATH = "bt_default_dirpath"
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointPaths:
     """The directory of a Trainer's checkpoints, as determined on rank 0."""
@@ -71,16 +74,19 @@ def _is_below(folder: str | os.PathLike[str], root: Path) -> bool:
     return not is_url(str(folder)) and Path(folder).resolve().is_relative_to(root)
 
 
-def set_checkpoint_paths(trainer: Trainer, paths: CheckpointPaths) -> list[ModelCheckpoint]:
+def set_checkpoint_paths(
+    trainer: Trainer, paths: CheckpointPaths, folder: str = ""
+) -> list[ModelCheckpoint]:
     """Set the directory of the `ModelCheckpoint`s without a `dirpath`, before their `setup`.
 
-    Names in it have no suffix `.ckpt`, since a checkpoint is a directory. Returns the callbacks
-    that write there.
+    It is the root, or the `folder` of the fit below it. Names in it have no suffix `.ckpt`, since
+    a checkpoint is a directory. Returns the callbacks that write there.
     """
     found = [trainer.callbacks[index] for index in paths.writers]  # type: ignore[attr-defined]
     for callback in found:
-        if callback.dirpath is None:
-            callback.dirpath = str(paths.root)
+        if callback.dirpath is None or is_default_dirpath(callback):
+            callback.dirpath = str(paths.root / folder)
+            vars(callback)[_DEFAULT_DIRPATH] = True
         callback.FILE_EXTENSION = ""
         if callback.filename is None:
             callback.filename = NAME
@@ -95,6 +101,11 @@ def set_checkpoint_paths(trainer: Trainer, paths: CheckpointPaths) -> list[Model
             message=re.escape(f"Checkpoint directory {callback.dirpath} exists and is not empty"),
         )
     return found
+
+
+def is_default_dirpath(callback: ModelCheckpoint) -> bool:
+    """Whether the directory of a `ModelCheckpoint` is ours, not of the script's choice."""
+    return _DEFAULT_DIRPATH in vars(callback)
 
 
 class _PatchedNames:

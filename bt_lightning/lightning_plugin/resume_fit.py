@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_WAY_OUT = (
+    "Train longer, or start afresh with resume='never' or another checkpoint directory"
+    " (BT_CHECKPOINT_DIR)"
+)
+
 
 def arrange_resume(
     trainer: Trainer,
@@ -55,7 +60,10 @@ def arrange_resume(
             load(path)
             keep_searched_values(trainer, str(path))
             check_progress(trainer, str(path))
-            if not user_path:
+            if not user_path and start.complete:
+                log.warning("nothing is left to train: the fit ended with %s. %s", path, _WAY_OUT)
+                compat_resume.skip_training(trainer)
+            elif not user_path:
                 _check_training_left(trainer, path)
             return
         load(None)
@@ -73,12 +81,8 @@ def _check_training_left(trainer: Trainer, path: str) -> None:
     """
     over, trained, steps = compat.loaded_progress(trainer)
     epochs, most = trainer.max_epochs, trainer.max_steps
-    way_out = (
-        "Train longer, or start afresh with resume='never' or another checkpoint directory"
-        " (BT_CHECKPOINT_DIR)"
-    )
     if epochs not in (None, -1) and epochs < over:
-        msg = f"max_epochs is {epochs}, and {path} has {over} epochs behind it. {way_out}"
+        msg = f"max_epochs is {epochs}, and {path} has {over} epochs behind it. {_WAY_OUT}"
         raise InvalidSettingError(msg)
     if epochs not in (None, -1) and epochs < trained:
         more = f"max_epochs is {epochs}, and {path} has {trained} epochs behind it"
@@ -87,7 +91,7 @@ def _check_training_left(trainer: Trainer, path: str) -> None:
     else:
         return
     if trainer.is_global_zero:
-        log.warning("nothing is left to train: %s. %s", more, way_out)
+        log.warning("nothing is left to train: %s. %s", more, _WAY_OUT)
 
 
 def cancel_resume(trainer: Trainer) -> None:

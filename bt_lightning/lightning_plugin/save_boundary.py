@@ -49,7 +49,7 @@ class SaveBoundary(Checkpoint):
         self.reason: str | None = None
         """`interval` or `signal` while this callback saves; None otherwise."""
         self._options = options
-        self._root = root
+        self._root = self.folder = root
         self._grace_s = options.grace.total_seconds() if options.grace is not None else None
         self._session: WriterSession | None = None
         self._schedule: SaveSchedule | None = None
@@ -231,7 +231,7 @@ class SaveBoundary(Checkpoint):
         if decision in {"save", "requeue"}:
             self.reason = "interval" if request == "save" else "signal"
             try:
-                trainer.save_checkpoint(self._root / f"interim-{trainer.global_step}")
+                trainer.save_checkpoint(self.folder / f"interim-{trainer.global_step}")
             finally:
                 self.reason = None
         requeue, self.signals.requeue = self.signals.requeue, None

@@ -79,22 +79,31 @@ class _Candidate:
     stored: Stored | None = None
 
 
-def find_own(
+def find_own(  # noqa: PLR0913 - sources, and what to do with them
     root: Path,
     stored: Sequence[Stored],
     fetch: Callable[[Stored], str],
     search: Search,
     others: Sequence[tuple[int, str]] = (),
+    *,
+    owns: Callable[[Manifest], bool] = lambda _: True,
 ) -> bool:
     """Choose among this job's checkpoints and record the choice in `search`.
 
     `fetch` downloads and verifies one from the store and returns its path. `others` are (step,
-    path) of the job's verified checkpoints elsewhere. Returns whether one was chosen.
+    path) of the job's verified checkpoints elsewhere. `owns` says which checkpoints are those of
+    the fit. Returns whether one was chosen.
     """
     local, refused = _list_local(root, search)
     search.damaged = search.damaged or refused
-    candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
-    candidates += [_Candidate(s.manifest.order, f"store {s.folder}", s.manifest, s) for s in stored]
+    candidates = [
+        _Candidate(c.manifest.order, str(c.path), c.manifest) for c in local if owns(c.manifest)
+    ]
+    candidates += [
+        _Candidate(s.manifest.order, f"store {s.folder}", s.manifest, s)
+        for s in stored
+        if owns(s.manifest)
+    ]
     candidates += [_Candidate((step, 0, ""), path, None) for step, path in others]
     candidates.sort(key=lambda c: (c.order, c.stored is None), reverse=True)  # disk before store
     return _choose(candidates, fetch, search, own=True, warm=False)

@@ -13,6 +13,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bt_lightning.errors import InvalidSettingError
+from bt_lightning.fit_ledger import check_fit_name
 from bt_lightning.store.interface import redact
 
 if TYPE_CHECKING:
@@ -140,3 +141,8 @@ def options(name: str, value: Any) -> dict[str, Any]:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def fit_name(name: str, value: Any) -> str:
+    """The name of a fit, which can be a folder."""
+    return check_fit_name(text(name, value))

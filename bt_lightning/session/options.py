@@ -78,6 +78,7 @@ class Options:
     content_md5: bool = _option(False, argument_checks.flag)
     project: str | None = _option(None, _maybe(argument_checks.text))
     job: str | None = _option(None, _maybe(argument_checks.text))
+    fit_name: str | None = _option(None, _maybe(argument_checks.fit_name))
     snapshot: Policy = _option("auto", _among("auto", "lazy", "eager"))
     overlap: Overlap = _option("wait", _among("wait", "skip", "latest"))
     arenas: int = _option(1, _whole(1))
@@ -131,9 +132,15 @@ class Options:
             ),
             interval=self.interval if self.interval is not None else settings.interval,
             upload_mb_s=settings.upload_mb_s if self.upload_mb_s is None else self.upload_mb_s,
+            fit_name=self._fit_name(settings),
             weights_only=torch_weights_only(environ, given=self.weights_only),
             settings=settings,
         )
+
+    def _fit_name(self, settings: Settings) -> str | None:
+        if self.fit_name is not None or settings.fit_name is None:
+            return self.fit_name
+        return argument_checks.fit_name("BT_FIT_NAME", settings.fit_name)
 
     def source(self, root: Path) -> StorePaths:
         """The store that paths lead to, those under `root`, absolute, included."""
@@ -179,6 +186,7 @@ class Options:
             store_url=self.store,
             storage_options=dict(self.storage_options or {}),
             job=self._job(root),
+            job_named=self.job is not None or self.settings.job is not None,
             upload_mb_s=self.upload_mb_s,
             content_md5=self.content_md5,
             resume=self.resume,

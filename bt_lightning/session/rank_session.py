@@ -20,6 +20,7 @@ from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.removal_requester import Requester
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory, load_file
 from bt_lightning.session.errors_between_ranks import is_save_failure, portable
+from bt_lightning.session.fit_selection import end_fit
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
 from bt_lightning.worker.worker_handle import unlimited
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load_checkpoint import MapLocation
     from bt_lightning.session.checkpoint_writer import CheckpointWriter
+    from bt_lightning.session.fit_selection import FitRequest, SelectedFit
     from bt_lightning.session.options import Options
     from bt_lightning.session.ranks import Ranks
     from bt_lightning.session.save_tracking import Saves
@@ -59,6 +61,7 @@ class RankSession:
         self._options = options
         self._config: SessionConfig | None = None
         self.writer: WriterSession | None = None
+        self._fit: SelectedFit | None = None
         self._mark = contextlib.ExitStack()
         self.pinned: set[str] = set()
         """Digests of what this run resumed from: it never deletes them."""
@@ -74,8 +77,7 @@ class RankSession:
         root: Path,
         ranks: Ranks,
         offered: OfferedCheckpoint = NO_OFFER,
-        *,
-        again: bool = False,
+        request: Callable[[], FitRequest] | None = None,
     ) -> StartPoint:
         """Every rank: open the session on rank 0, and hear what it found to start from.
 
@@ -83,28 +85,35 @@ class RankSession:
             root: the checkpoint directory, absolute.
             ranks: the processes that train together.
             offered: what the framework, or its user, has to start from.
-            again: for another fit of the same model, which goes on where it stands.
+            request: makes what tells the fit from the others of the job, on rank 0; None where
+                the framework does not say: then the job has one.
 
         Raises:
             DirectoryUnusableError, StoreError: the directory or the store cannot be used.
             CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
             CheckpointCorruptError: the job has checkpoints, and none of them can be used.
+            InvalidSettingError: another fit of this process has its name.
             RanksApartError: rank 0 did not come to an end.
         """
-        start = ranks.from_slow_zero(lambda: self._open(root, ranks, offered, again=again))
+        start = ranks.from_slow_zero(lambda: self._open(root, ranks, offered, request))
         if start.error is not None:
             raise start.error
         return start
 
     def _open(
-        self, root: Path, ranks: Ranks, offered: OfferedCheckpoint, *, again: bool
+        self,
+        root: Path,
+        ranks: Ranks,
+        offered: OfferedCheckpoint,
+        request: Callable[[], FitRequest] | None,
     ) -> StartPoint:
         """Rank 0; an error is a start point that every rank raises."""
         try:
             self._config = self._options.session(root)
             self.writer = WriterSession(self._config)
-            start = self.writer.decide(NO_OFFER if offered.by_user else offered)
-            start = StartPoint(None, None, warm=False) if again else start
+            asked = None if request is None else request()
+            start = self.writer.decide(NO_OFFER if offered.by_user else offered, asked)
+            self._fit = start.fit
             mark = self._make_mark(root) if ranks.world_size > 1 else None
             return replace(start, by_user=offered.by_user, mark=mark)
         except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
@@ -184,6 +193,17 @@ class RankSession:
         writer = self.take()
         if writer is not None:
             self.report(lambda: writer.finish(left_s))
+
+    @property
+    def fit_facts(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says of its fit; empty on ranks that do not write."""
+        return self._fit.facts() if self._fit is not None else {}
+
+    def end_fit(self, step: int | None) -> None:
+        """Every rank: the fit has ended well at this optimizer step; None: it has failed."""
+        fit, self._fit = self._fit, None
+        if fit is not None and self._config is not None:
+            end_fit(self._config.root, fit, step)
 
     def take(self) -> WriterSession | None:
         """The session, which the caller ends; from here on there is none."""

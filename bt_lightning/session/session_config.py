@@ -25,6 +25,8 @@ class SessionConfig:
     upload_mb_s: float | None
     content_md5: bool
     job: Job
+    job_named: bool = True
+    """Whether somebody gave the job its name; else it comes from the path of `root`."""
     resume: Resume
     weights_only: bool | None
     drain_s: float

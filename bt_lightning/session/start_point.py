@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import (
@@ -19,8 +19,16 @@ from bt_lightning.manifest import Manifest
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own, step_of
 from bt_lightning.restore.load_checkpoint import load_file
 from bt_lightning.session.checkpoint_paths import is_committed, local_path
+from bt_lightning.session.fit_selection import FitRequest, JobRecords, SelectedFit, select_fit
 from bt_lightning.store.interface import redact
-from bt_lightning.worker_messages import CheckStore, Fetch, ListStore, StoredCheckpoint, Verify
+from bt_lightning.worker_messages import (
+    CheckStore,
+    Fetch,
+    ListStore,
+    ReadFits,
+    StoredCheckpoint,
+    Verify,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +56,17 @@ class StartPoint:
     """Whether the user named the path that a fit starts from, in its `ckpt_path`: that is taken."""
     mark: str | None = None
     """What rank 0 made in the checkpoint directory, for the others to see."""
+    fit: SelectedFit | None = None
+    """Which of the job's fits this one is; None where the framework does not say."""
+    complete: bool = False
+    """Whether the fit has ended with this very state, and is to train no longer."""
     error: Exception | None = None
     """Why there is none: raised on every rank."""
+
+    @property
+    def fit_folder(self) -> str:
+        """Folder of the fit's checkpoints below the root; empty for the root itself."""
+        return self.fit.record.folder if self.fit is not None else ""
 
 
 @dataclass(frozen=True)
@@ -75,25 +92,64 @@ class StartPointSearch:
         self._worker = worker
         self.listed: list[Stored] = []
         """What the store held of this job."""
+        self._reached = False
+        """Whether the store has answered."""
         self._unusable: list[str] = []
         """What the store has of this job that cannot be used, a line each."""
         self._straight: dict[str, str] = {}
         """Path -> folder of the store, of what the disk has no room for."""
 
-    def decide(self, offered: OfferedCheckpoint = NO_OFFER) -> StartPoint:
+    def decide(
+        self, offered: OfferedCheckpoint = NO_OFFER, request: FitRequest | None = None
+    ) -> StartPoint:
         """Check the store, then choose what to start from: the newest whole one of all wins.
+
+        With a `request`, only checkpoints of that fit count.
 
         Raises:
             StoreError: the store cannot be used, or not be reached while nothing is on disk.
             CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
+            InvalidSettingError: another fit of this process has its name.
         """
-        config, found = self._config, Search()
         self.listed = self._stored()
-        if config.resume == "never":
-            return StartPoint(offered.path, None, warm=False)
+        fit = self._select(request)
+        if self._config.resume == "never":
+            return StartPoint(offered.path, None, warm=False, fit=fit)
+        if fit is not None and (fit.stands or (fit.is_another and fit.was is None)):
+            if self._config.resume == "require" and not fit.follows:
+                msg = (
+                    f"resume='require', and {self._config.root} has checkpoints of other fits only"
+                )
+                raise CheckpointNotFoundError(msg)
+            return StartPoint(None, None, warm=False, fit=fit)  # only a first one looks elsewhere
+        start, step = self._search(offered, fit)
+        complete = fit is not None and start.path is not None and fit.is_complete(step)
+        return replace(start, fit=fit, complete=complete)
+
+    def _select(self, request: FitRequest | None) -> SelectedFit | None:
+        if request is None:
+            return None
+        config = self._config
+        local = [one.manifest for one in list_committed(config.root)[0]]
+        ledger = self._worker.ask(ReadFits(), _ASK_S) if self._reached else None
+        job = JobRecords(
+            local=local,
+            stored=[one.manifest for one in self.listed],
+            stored_ledger=ledger if isinstance(ledger, bytes) else None,
+            named=config.job_named,
+        )
+        return select_fit(config.root, request, job)
+
+    def _search(
+        self, offered: OfferedCheckpoint, fit: SelectedFit | None
+    ) -> tuple[StartPoint, int | None]:
+        """The start point, and its optimizer step."""
+        config, found = self._config, Search()
         found.considered += self._unusable
         found.damaged = bool(self._unusable)
-        own = find_own(config.root, self.listed, self._fetch, found, self._others(offered, found))
+        others = self._others(offered, found)
+        owns = fit.owns if fit is not None else _is_any
+        own = find_own(config.root, self.listed, self._fetch, found, others, owns=owns)
         if not own and not found.damaged and config.load_dir is not None:
             find_loaded(
                 config.load_dir,
@@ -115,7 +171,7 @@ class StartPointSearch:
             log.warning("looked for a checkpoint to resume from:\n%s", found.describe())
         warm = config.resume == "weights" and not found.own
         folder = self._straight.get(found.path or "")
-        return StartPoint(found.path, found.digest, warm=warm, folder=folder)
+        return StartPoint(found.path, found.digest, warm=warm, folder=folder), found.step
 
     def _others(self, offered: OfferedCheckpoint, found: Search) -> list[tuple[int, str]]:
         """Step and path of what the framework found, if it can be resumed from and is not ours."""
@@ -139,6 +195,7 @@ class StartPointSearch:
         try:
             self._worker.ask(CheckStore(), _ASK_S)
             answer = self._worker.ask(ListStore(), _ASK_S)
+            self._reached = True
         except StoreTransientError as error:
             if self._config.resume != "never":
                 self._refuse_older(error)
@@ -180,6 +237,10 @@ class StartPointSearch:
         path = str(self._config.root / target)
         self._straight[path] = stored.folder
         return path
+
+
+def _is_any(_: Manifest) -> bool:
+    return True
 
 
 def _stored(item: StoredCheckpoint) -> Stored:

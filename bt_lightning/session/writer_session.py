@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from bt_lightning.session.fit_selection import FitRequest
     from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.session.start_point import OfferedCheckpoint, StartPoint
     from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions
@@ -80,11 +81,11 @@ class WriterSession:
         """The newest committed save of this fit that can be resumed from."""
         return self.saves.newest if self.saves is not None else self._newest
 
-    def decide(self, offered: OfferedCheckpoint) -> StartPoint:
+    def decide(self, offered: OfferedCheckpoint, request: FitRequest | None) -> StartPoint:
         """Check the store, then choose the start point; as `StartPointSearch.decide`."""
         search = StartPointSearch(self._config, self._worker)
         with directory_errors(self._config.root):
-            start = search.decide(offered)
+            start = search.decide(offered, request)
         for stored in search.listed:
             self.known.add(stored.manifest)
         return start

@@ -30,6 +30,7 @@ from bt_lightning.store.transfer.publish import Base, LeasedPublisher, publish, 
 from bt_lightning.store.transfer.resume_publication import SentFiles
 from bt_lightning.store.transfer.unpublish import give_up_uploads, unpublish
 from bt_lightning.worker.disk_removals import DiskRemovals
+from bt_lightning.worker.publish_fit_ledger import FitLedgerPublisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -79,6 +80,7 @@ class PublisherTasks:
         self._held: LeasedPublisher | None = None
         self._newest: dict[str, Manifest] = {}
         """By id; kept when the store is looked at again, as it may not answer."""
+        self._ledger = FitLedgerPublisher(root, prefix)
         self._meter = UploadMeter(root)
         self.complaints: list[str] = []
         """What was found damaged since the reader last emptied it."""
@@ -86,6 +88,7 @@ class PublisherTasks:
     def forget(self) -> None:
         """Trust nothing known of the store; look again before the next unit."""
         self._stored = None
+        self._ledger.forget()
         if self.files is not None:
             self.files.forget()
 
@@ -145,6 +148,7 @@ class PublisherTasks:
         if self._store is None:
             return None
         stored = self._known_store(self._store)
+        self._ledger.send(self._store, self._leased.lease)
         outbox = self.outbox()
         failed: OSError | None = None
         for behind, found in zip(reversed(range(len(outbox))), outbox, strict=True):

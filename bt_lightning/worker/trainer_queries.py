@@ -6,8 +6,14 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointError, StoreError, StorePermanentError
-from bt_lightning.path_layout import DOT_DIR, check_checkpoint_id
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    StoreError,
+    StorePermanentError,
+)
+from bt_lightning.fit_ledger import LEDGER
+from bt_lightning.path_layout import DOT_DIR, check_checkpoint_id, under
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.interface import Sending
 from bt_lightning.store.open_store import open_store
@@ -22,6 +28,7 @@ from bt_lightning.worker_messages import (
     Fetch,
     ListStore,
     MakeRoom,
+    ReadFits,
     StoredCheckpoint,
     Verify,
     WorkerConfig,
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 
-Question = CheckStore | ListStore | Fetch | Verify | MakeRoom
+Question = CheckStore | ListStore | ReadFits | Fetch | Verify | MakeRoom
 
 _PROBES = 32
 """Tries of a check: that of another process may delete the object between two calls."""
@@ -53,8 +60,8 @@ class TrainerQueries:
                 case CheckStore():
                     self._check()
                     return Answer(None)
-                case ListStore():
-                    return Answer(self._list())
+                case ListStore() | ReadFits():
+                    return Answer(self._list() if isinstance(question, ListStore) else self._fits())
                 case Fetch(folder, target):
                     return Answer(self._fetch(folder, target))
                 case Verify(folder):
@@ -99,6 +106,13 @@ class TrainerQueries:
             StoredCheckpoint(folder=folder, manifest=data)
             for folder, data in listing.committed.items()
         ]
+
+    def _fits(self) -> bytes | None:
+        with contextlib.suppress(
+            CheckpointCorruptError
+        ):  # none of ours: the manifests tell as well
+            return RetryingStore(self.open()).read(under(self._config.prefix, LEDGER))
+        return None
 
     def _fetch(self, folder: str, target: str) -> str:
         final = self._root / check_checkpoint_id(target)

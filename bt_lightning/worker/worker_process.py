@@ -50,6 +50,7 @@ from bt_lightning.worker_messages import (
     ListStore,
     MakeRoom,
     Published,
+    ReadFits,
     ShareArena,
     Stop,
     Unwanted,
@@ -248,7 +249,7 @@ class _Loop:
 
     def _handle(self, message: object) -> None:
         match message:
-            case CheckStore() | ListStore() | Fetch() | Verify() | MakeRoom():
+            case CheckStore() | ListStore() | ReadFits() | Fetch() | Verify() | MakeRoom():
                 self._send(self._queries.answer(message))
             case Begin(pinned):
                 self._begin(pinned)

@@ -52,6 +52,14 @@ LIGHTNING_NOISE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _one_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All fits of a test are those of one line of a script, which is started again and again."""
+    from bt_lightning.lightning_plugin import fit_identity_of_trainer
+
+    monkeypatch.setattr(fit_identity_of_trainer, "call_site", lambda: "train.py:main:fit")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Lightning's own advice is no failure of ours."""
     for item in items:

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from bt_lightning import BTCheckpointIO, BTLightning
+from bt_lightning.session.fit_selection import process_fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,14 +74,14 @@ class Net(L.LightningModule):
             torch.nn.Dropout(0.5),
             torch.nn.Linear(width, 1),
         )
-        self.stop_at, self.end = stop_at, end
+        self._stop_at, self.end = stop_at, end
         self.steps: list[int] = []
         self.batches: list[int] = []
         self.lr = 1e-2
 
     def note(self, index: int) -> None:
         """Begin a step, or end the run."""
-        if self.stop_at is not None and self.trainer.global_step >= self.stop_at:
+        if self._stop_at is not None and self.trainer.global_step >= self._stop_at:
             self.end()
         self.steps.append(self.trainer.global_step)
         self.batches.append(index)
@@ -236,7 +237,11 @@ QUIET: dict[str, Any] = {
 
 
 def trainer(root: Path | str, *callbacks: Any, **options: Any) -> L.Trainer:
-    """A quiet Trainer on the CPU that writes nothing outside of `root`."""
+    """A quiet Trainer on the CPU that writes nothing outside of `root`.
+
+    It stands for that of a process of its own, which has fitted nothing before.
+    """
+    process_fits.clear()
     return L.Trainer(
         **{**QUIET, "default_root_dir": str(root), "callbacks": list(callbacks), **options}
     )

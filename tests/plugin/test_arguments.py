@@ -35,6 +35,7 @@ RUBBISH: dict[str, tuple[Any, ...]] = {
     "content_md5": (None, "yes"),
     "project": (3, Path("x")),
     "job": (3, b"x"),
+    "fit_name": (3, "", "a/b", "../x", "x" * 101),
     "snapshot": (None, "fast", True),
     "overlap": (None, "drop", ["wait"]),
     "arenas": (None, "2", 0, -1, 1.0, True),

@@ -15,6 +15,7 @@ import pytest
 from bt_lightning import BTLightning
 from bt_lightning.lightning_plugin import auto_callback
 from bt_lightning.localdir.event_log import read_events
+from bt_lightning.session.fit_selection import process_fits
 
 RUN = ("run",)
 MODULE = "from bt_lightning.cli.app import main; main()"
@@ -53,8 +54,8 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(autouse=True)
-def _first(monkeypatch):
-    monkeypatch.setattr(auto_callback, "_first", None)
+def _new_process():
+    process_fits.clear()
 
 
 @pytest.fixture
@@ -108,8 +109,9 @@ def test_a_second_trainer_does_not_go_on_from_the_first(runs, tmp_path, names, m
     fold = runs.Net()
     second.fit(fold, runs.loader())
     assert fold.steps[0] == 0
-    assert names(tmp_path / "ck") == {"checkpoint-8"}
-    assert second.checkpoint_callback.best_model_path.endswith(".ckpt")
+    assert names(tmp_path / "ck") == {"checkpoint-8", "fit-2/checkpoint-8"}
+    second_best = tmp_path / "ck" / "fit-2" / "checkpoint-8"
+    assert second.checkpoint_callback.best_model_path == str(second_best)
     third = L.Trainer(accelerator="cpu", logger=False)
     third.test(runs.Net(), runs.validation(), ckpt_path=first.checkpoint_callback.best_model_path)
 

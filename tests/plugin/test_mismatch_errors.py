@@ -95,6 +95,7 @@ def compiled(runs: Any, *parts: str) -> Any:
                 owner = self if holder == "self" else self.get_submodule(holder[5:])
                 setattr(owner, name, torch.compile(getattr(owner, name), backend="eager"))
 
+    Compiled.__qualname__ = runs.Net.__qualname__  # a script compiles it, or not
     return Compiled
 
 

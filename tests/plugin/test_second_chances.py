@@ -12,12 +12,15 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from bt_lightning import BTLightning, CheckpointCorruptError, DrainTimeoutError, resume_path
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.session.fit_selection import process_fits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def trainer(root: Path, *more: Callback, epochs: int = 1, **options: Any) -> L.Trainer:
+    """As that of a new process."""
+    process_fits.clear()
     return L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -68,8 +71,9 @@ def test_a_fit_that_failed_before_it_restored_anything_resumes_at_the_next_try(t
 
 
 def test_a_fit_whose_data_failed_can_be_tried_again(tmp_path):
-    trainer(tmp_path).fit(BoringModel())
-    starts, module = Starts(), Data()
+    starts, module, first = Starts(), Data(), Data()
+    first.broken = False
+    trainer(tmp_path).fit(first)
     second = trainer(tmp_path, starts, epochs=2)
     with pytest.raises(LookupError):
         second.fit(module)
@@ -103,12 +107,12 @@ def test_manifests_that_cannot_be_read_do_not_make_a_run_begin_again(tmp_path, m
     """Not afresh, nor from what a platform laid beside it."""
     other, root, store = tmp_path / "other", tmp_path / "root", tmp_path / "store"
     trainer(other).fit(BoringModel())
-    trainer(root, store=f"file://{store}").fit(BoringModel())
+    trainer(root, store=f"file://{store}", job="j").fit(BoringModel())
     if where == "store":
         shutil.rmtree(root)
     for manifest in (root if where == "disk" else store).rglob("bt_manifest.json"):
         manifest.write_text("{")
-    given = {} if where == "disk" else {"store": f"file://{store}"}
+    given = {} if where == "disk" else {"store": f"file://{store}", "job": "j"}
     with pytest.raises(CheckpointCorruptError, match=r"(?s)none of this job's.*refused"):
         trainer(root, epochs=2, load_dir=other, **given).fit(BoringModel())
     if where == "disk":

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from bt_lightning import BTLightning
+from bt_lightning.session.fit_selection import process_fits
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of both libraries, by the dozen
 
@@ -54,13 +55,15 @@ class Tuned(L.LightningModule):
 
 
 def fit(module, root, epochs=1):
+    """As a new process does, which starts the same script."""
+    process_fits.clear()
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[BTLightning(dir=root)],
+        callbacks=[BTLightning(dir=root, fit_name="main")],
     )
     batches = torch.randint(0, 64, (8, 16), generator=torch.Generator().manual_seed(1))
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=4))

@@ -1,0 +1,161 @@
+"""Scripts with several fits that are killed and started again: each goes on with what is its own.
+
+What is right is what the script comes to without bt_lightning, if nothing kills it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.plugin.conftest import Process, Scripts
+
+SCRIPT = Path(__file__).with_name("several_fits.py")
+
+
+class Work:
+    """A directory in which one of the scripts is started again and again."""
+
+    def __init__(self, scripts: Scripts, path: Path, script: str) -> None:
+        self._scripts, self.path, self._script = scripts, path, script
+        path.mkdir(exist_ok=True)
+
+    def start(self, *, code: int = 0, ours: bool = True, **env: str) -> Process:
+        home = {"BT_LIGHTNING": "1", "BT_CHECKPOINT_DIR": str(self.path / "ck")} if ours else {}
+        text = f"import os, runpy, sys\nos.chdir({str(self.path)!r})\n" + SCRIPT.read_text()
+        file = self.path / "train.py"
+        file.write_text(text.replace("from __future__ import annotations\n", "", 1))
+        return self._scripts.run(file, self._script, env={**home, **env}, code=code)
+
+    def killed(self, at: str = "", **env: str) -> None:
+        self.start(code=-signal.SIGKILL, KILL=at, **env)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "results.json").read_text())
+        return found
+
+
+@pytest.fixture
+def right(scripts: Scripts, tmp_path: Path) -> Any:
+    """What a script comes to by itself."""
+
+    def run(script: str) -> dict[str, Any]:
+        work = Work(scripts, tmp_path / "right", script)
+        work.start(ours=False)
+        return work.results
+
+    return run
+
+
+@pytest.mark.parametrize("kill", ["0:1", "2:2", "3:1"])
+def test_folds_of_which_the_finished_ones_are_skipped(
+    scripts: Scripts, tmp_path: Path, right: Any, kill: str
+) -> None:
+    work = Work(scripts, tmp_path / "work", "folds")
+    work.killed(kill)
+    work.start()
+    assert work.results == right("folds")
+    folders = {p.parent.parent.name for p in work.path.rglob("bt_manifest.json")}
+    assert folders == {"ck", "fit-2", "fit-3", "fit-4"}, "each fold is saved"
+
+
+@pytest.mark.parametrize(
+    "kill", [{"at": "one:1"}, {"at": "two:2"}, {"BETWEEN": "1"}], ids=["in_1", "in_2", "between"]
+)
+def test_stages_of_which_the_finished_one_is_skipped(
+    scripts: Scripts, tmp_path: Path, right: Any, kill: dict[str, str]
+) -> None:
+    work = Work(scripts, tmp_path / "work", "stages")
+    work.killed(**kill)
+    work.start()
+    assert work.results == right("stages")
+    assert work.results["two"][0] == 24
+
+
+@pytest.mark.parametrize("skip", [{"SKIP": "1"}, {}], ids=["skips", "fits_all_again"])
+@pytest.mark.parametrize("kill", ["0:1", "1:2"])
+def test_a_search_for_hyperparameters(
+    scripts: Scripts, tmp_path: Path, right: Any, skip: dict[str, str], kill: str
+) -> None:
+    work = Work(scripts, tmp_path / "work", "search")
+    work.killed(kill, **skip)
+    work.start(**skip)
+    assert work.results == right("search")
+    ended = work.start(**skip)
+    assert work.results == right("search"), ended.err
+
+
+@pytest.mark.parametrize("kill", ["all:1", "all:3", "all:5"])
+def test_one_trainer_that_fits_again_for_more_epochs(
+    scripts: Scripts, tmp_path: Path, right: Any, kill: str
+) -> None:
+    work = Work(scripts, tmp_path / "work", "raised")
+    work.killed(kill)
+    work.start()
+    assert work.results == right("raised")
+
+
+def test_a_run_that_stopped_early_trains_no_more(
+    scripts: Scripts, tmp_path: Path, right: Any
+) -> None:
+    work = Work(scripts, tmp_path / "work", "stopped_early")
+    work.start()
+    assert work.results == right("stopped_early")
+    lying = sorted(p.parent.name for p in work.path.rglob("bt_manifest.json"))
+    for _ in range(2):
+        assert "nothing is left to train" in work.start().err
+        assert work.results == right("stopped_early")
+    assert sorted(p.parent.name for p in work.path.rglob("bt_manifest.json")) == lying
+
+
+def test_folds_go_on_after_the_disk_was_lost(scripts: Scripts, tmp_path: Path, right: Any) -> None:
+    work = Work(scripts, tmp_path / "work", "folds")
+    store = {"BT_STORE_URL": (tmp_path / "store").as_uri()}
+    work.killed("2:2", **store)
+    shutil.rmtree(work.path / "ck")
+    work.start(**store)
+    assert work.results == right("folds")
+
+
+def test_another_machine_with_the_same_path_gets_no_finished_model(
+    scripts: Scripts, tmp_path: Path, right: Any
+) -> None:
+    work = Work(scripts, tmp_path / "work", "stopped_early")
+    store = {"BT_STORE_URL": (tmp_path / "store").as_uri()}
+    work.start(**store)
+    shutil.rmtree(work.path / "ck")  # what the other machine has there
+    refused = work.start(code=1, **store)
+    assert "a training that has ended" in refused.err
+    assert "BT_TRAINING_JOB_ID" in refused.err
+    work.start(**store, BT_TRAINING_JOB_ID="second")
+    assert work.results == right("stopped_early")
+
+
+def test_a_script_that_requires_a_resume_is_not_satisfied_by_another_fit(
+    scripts: Scripts, tmp_path: Path
+) -> None:
+    text = """
+        import sys
+        import lightning as L
+        from bt_lightning import BTLightning
+        from plugin_runs import Net, loader, trainer
+
+        resume, epochs = sys.argv[1:]
+        net = Net(width=int(epochs) * 8)
+        net.save_hyperparameters({"width": int(epochs)})
+        L.seed_everything(1)
+        trainer("root", BTLightning("ck", resume=resume), max_epochs=int(epochs)).fit(net, loader())
+    """
+    file = scripts.write(text)
+    scripts.run(file, "auto", 1)
+    refused = scripts.run(file, "require", 2, code=1)
+    assert "CheckpointNotFoundError" in refused.err
+    assert "of other fits only" in refused.err
+    scripts.run(file, "require", 1)
