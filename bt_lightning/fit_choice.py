@@ -99,9 +99,8 @@ def _explained(
         elif one.id in process.failed:
             likely = differs == ["place"]  # tried again, from another line
         else:
-            # An edit explains all. Without one, only data that are made anew at each start, or
-            # code of the model that another file has.
-            likely = edited or (alone and differs in (["data"], ["model"]))
+            # An edit explains all. Without one, data may be drawn anew at each start.
+            likely = edited or (alone and differs == ["data"])
         if likely:
             found.append(one)
     return found

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import importlib.util
+import itertools
 import logging
 import os
 import signal
@@ -54,10 +55,12 @@ LIGHTNING_NOISE = (
 
 @pytest.fixture(autouse=True)
 def _one_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All fits of a test are those of one line of a script, which is started again and again."""
+    """All fits of a test are those of one line of a script, which is edited and started again."""
     from bt_lightning.lightning_plugin import fit_identity_of_trainer
 
+    editions = itertools.count()
     monkeypatch.setattr(fit_identity_of_trainer, "call_site", lambda: "train.py:main:fit")
+    monkeypatch.setattr(fit_identity_of_trainer, "program_digest", lambda: f"{next(editions)}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -98,7 +98,12 @@ CASES = {
     ),
     "data that are made anew at each start": (replace(BASE, data="d9"), (fit(),), ""),
     "the same, and the fit had ended": (replace(BASE, data="d9"), (fit(ended=True),), None),
-    "the model's code was edited in another file": (replace(BASE, model="Net 2"), (fit(),), ""),
+    "another size of the model, the first trial of a search was killed": (
+        replace(BASE, model="Net 2"),
+        (fit(),),
+        None,
+    ),
+    "an edited model": (replace(BASE, model="Net 2", program="p1"), (fit(),), ""),
     "a member of an ensemble, the one before ended": (
         replace(BASE, seed="2"),
         (fit(ended=True),),
