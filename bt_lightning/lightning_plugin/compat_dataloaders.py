@@ -39,6 +39,14 @@ def set_batches_trained(trainer: Trainer, batches: int) -> None:
             vars(counts)[name] += change
 
 
+def iterators_of_reload(trainer: Trainer) -> int:
+    """How many iterators Lightning makes of a dataloader that it reloads, for one epoch.
+
+    Source: `_FitLoop.setup_data`, and `_TrainingEpochLoop.on_run_start` unless it resumes.
+    """
+    return 1 if getattr(trainer.fit_loop, "is_resuming", False) else 2
+
+
 def forget_loader_states(trainer: Trainer) -> None:
     """Load no state into the train dataloaders: their samplers know where they are."""
     trainer.fit_loop._combined_loader_states_to_load = []

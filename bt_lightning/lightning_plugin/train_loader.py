@@ -54,6 +54,8 @@ class TrainLoader:
     """Of the `DistributedSampler` that shuffles, if one does; it may shuffle what is drawn."""
     drawn_by: Any
     """The sampler that draws the order, if one does."""
+    eager: bool
+    """Whether the order is drawn when an iterator of the batch sampler is made."""
     native: bool
     """Whether the dataloader's own state restores its place, on the same number of ranks."""
 
@@ -70,10 +72,15 @@ class TrainLoader:
         }
 
     @property
-    def exhausts(self) -> bool:
-        """Whether iterations over `drawn_by` come to their end."""
+    def draws(self) -> dict[str, Any]:
+        """How iterations of the dataloader draw, as `DrawnOrder` takes it."""
+        workers = self.loader.num_workers > 0
         full = self.samples % self.batching.batch_size == 0 or self.batching.drop_last
-        return self.loader.num_workers > 0 or self.batching.ranks > 1 or not full
+        return {
+            "exhausts": workers or self.batching.ranks > 1 or not full,
+            # its iterator with workers begins an iteration over its batch sampler twice
+            "discards": int(self.eager and workers),
+        }
 
     def draws_before(self, generator: torch.Generator) -> int:
         """How often an iterator of the dataloader draws from `generator` before its sampler."""
@@ -90,6 +97,10 @@ def describe_loader(loaders: list[Any], world_size: int) -> TrainLoader | str:
     batches: Any = loader.batch_sampler
     if _name(batches) not in _BATCH_SAMPLERS:
         return f"batches are made by {_name(batches)}"
+    return _describe(loader, batches, world_size)
+
+
+def _describe(loader: Any, batches: Any, world_size: int) -> TrainLoader | str:
     sampler = batches.sampler
     distributed = sampler if isinstance(sampler, DistributedSampler) else None
     replicas = 1 if distributed is None else distributed.num_replicas
@@ -101,8 +112,11 @@ def describe_loader(loaders: list[Any], world_size: int) -> TrainLoader | str:
         return f"the order is made by {_name(inner)}"
     batching = Batching(replicas, batches.batch_size, batches.drop_last)
     total = len(inner) if distributed is None else distributed.total_size
-    by_torchdata = _name(loader).startswith("torchdata.")
+    by_torchdata = any(kind.__module__.startswith("torchdata.") for kind in type(loader).__mro__)
     own_state = not drawn or (inner is sampler and _name(inner) == _TORCHDATA_RANDOM)
+    eager = drawn and by_torchdata and (own_state or inner is not sampler)
+    if eager and getattr(inner, "generator", None) is loader.generator:
+        return "the dataloader and its sampler draw from one generator"
     return TrainLoader(
         loader,
         batching,
@@ -110,6 +124,7 @@ def describe_loader(loaders: list[Any], world_size: int) -> TrainLoader | str:
         length=batching.epoch_length(total),
         seed=distributed.seed if distributed is not None and distributed.shuffle else None,
         drawn_by=inner if drawn else None,
+        eager=eager,
         native=hasattr(loader, "load_state_dict") and (own_state or not by_torchdata),
     )
 
@@ -127,7 +142,8 @@ def make_order(
     if isinstance(sampler, str):
         return sampler
     shuffle = None if saved["seed"] is None else seeded
-    order = DrawnOrder(sampler, shuffle=shuffle, exhausts=saved["exhausts"], agree=agree)
+    draws = {name: saved[name] for name in found.draws}
+    order = DrawnOrder(sampler, shuffle=shuffle, agree=agree, **draws)
     order.draws = found.draws_before(order.generator)
     return order
 

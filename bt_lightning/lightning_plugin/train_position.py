@@ -52,12 +52,12 @@ class TrainPosition:
         found = self._found
         if isinstance(found, str):
             return {"unknown": found}
-        batching, order = found.batching, self._continued or found.order
+        batching, order = found.batching, self._continued or {**found.order, **found.draws}
         said = {
             **order,
-            "exhausts": order.get("exhausts", found.exhausts),
             "ranks": batching.ranks,
             "batch_size": batching.batch_size,
+            "native": found.native and self._continued is None,
             "workers": found.loader.num_workers,
             "accumulate": trainer.accumulate_grad_batches,
             "sample": 0 if epoch_end else self._place(trainer, order["length"], batching).sample,
@@ -161,7 +161,7 @@ class TrainPosition:
         if any(saved[name] != value for name, value in found.order.items()):
             return True
         if found.native:  # torchdata's state is of its workers
-            return bool(saved["workers"] != found.loader.num_workers)
+            return not saved["native"] or bool(saved["workers"] != found.loader.num_workers)
         return not epoch_end or found.order["own_generator"]
 
     @staticmethod
@@ -186,6 +186,7 @@ class TrainPosition:
         epoch, place = compat.epochs_trained(trainer), Place(saved["length"], saved["sample"])
         if isinstance(order, DrawnOrder):
             self._drawn = order
+            order.draws *= 1 if resumed else compat.iterators_of_reload(trainer)
         if isinstance(order, DrawnOrder) and resumed:
             order.set_epoch(epoch)
             self._set_generator(order, saved, found.batching.ranks)
@@ -193,9 +194,9 @@ class TrainPosition:
             order.begin_epoch(epoch)
         sampler = ContinuedSampler(order, place, epoch, trainer.global_rank, found.batching.ranks)
         batches = found.loader.batch_sampler
-        compat.set_batch_sampler(found.loader, NotedBatchSampler(order, sampler, batches))
+        compat.set_batch_sampler(found.loader, NotedBatchSampler(order, batches, sampler))
         compat.forget_loader_states(trainer)
-        self._continued = {name: saved[name] for name in (*found.order, "exhausts")}
+        self._continued = {name: saved[name] for name in (*found.order, *found.draws)}
         if resumed and place.sample:
             self._epoch, self._start = epoch, place.sample
             self._done = place.batches_done(found.batching)
@@ -205,7 +206,7 @@ class TrainPosition:
     def _set_generator(self, order: DrawnOrder, saved: dict[str, Any], ranks: int) -> None:
         """Let the next order be the one that the run of the checkpoint has, or had next."""
         if saved["sample"]:
-            order.expected = saved["begin"].cpu()
+            order.draw_again(saved["begin"].cpu())
             return
         state = self._torch_state
         if order.own and "now" in saved:
@@ -219,7 +220,7 @@ class TrainPosition:
         if not found.native:
             self._drawn = DrawnOrder(found.drawn_by)
             batches = found.loader.batch_sampler
-            noted = NotedBatchSampler(self._drawn, batches.sampler, batches)
+            noted = NotedBatchSampler(self._drawn, batches, eager=found.eager)
             compat.set_batch_sampler(found.loader, noted)
 
 

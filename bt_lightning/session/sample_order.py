@@ -33,6 +33,12 @@ class SeededOrder:
             seed=seed or 0,
         )
 
+    begin: torch.Tensor | None = None
+    """It is drawn from no generator."""
+
+    def note(self) -> None:
+        """There is nothing to note."""
+
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch."""
         self._sampler.set_epoch(epoch)
@@ -40,11 +46,6 @@ class SeededOrder:
     def begin_epoch(self, epoch: int) -> None:
         """Called on every rank before an epoch."""
         self.set_epoch(epoch)
-
-    @staticmethod
-    def begin_state() -> torch.Tensor | None:
-        """Nothing but seed and epoch is needed to have this order again."""
-        return None
 
     def indices(self) -> list[int]:
         """The order of this epoch."""
@@ -58,6 +59,7 @@ class DrawnOrder:
         sampler: draws an order each time that its iteration begins.
         shuffle: how what is drawn is put into order once more, if it is.
         exhausts: whether its iterations come to their end, where torch's draws once more.
+        discards: how many orders are drawn before the one that an epoch trains.
         agree: a collective: rank 0's state of a generator, on every rank. None for one rank.
     """
 
@@ -67,11 +69,16 @@ class DrawnOrder:
         *,
         shuffle: SeededOrder | None = None,
         exhausts: bool = True,
+        discards: int = 0,
         agree: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.sampler, self.exhausts = sampler, exhausts
-        self.expected: torch.Tensor | None = None
+        self.sampler = sampler
+        self.begin: torch.Tensor | None = None
+        """The state that the order was drawn from, from which it can be had again."""
+        self._expected: torch.Tensor | None = None
         """The state to draw the epoch's order from; None: wherever the generator stands."""
+        self._exhausts, self._discards = exhausts, discards
+        self._left = discards
         self.draws = 0
         """How often the dataloader draws from the same generator before the sampler does."""
         self._shuffle, self._agree = shuffle, agree
@@ -87,6 +94,10 @@ class DrawnOrder:
         found: torch.Generator = getattr(self.sampler, "generator", None) or torch.default_generator
         return found
 
+    def note(self) -> None:
+        """Note where the generator stands, right before the sampler draws by itself."""
+        self.begin = self.generator.get_state()
+
     def set_epoch(self, epoch: int) -> None:
         """Take this epoch for what depends on a seed."""
         if self._shuffle is not None:
@@ -95,7 +106,7 @@ class DrawnOrder:
     def begin_epoch(self, epoch: int) -> None:
         """Called on every rank before an epoch; ranks that draw apart would share no order."""
         self.set_epoch(epoch)
-        self.expected = None
+        self._expected, self._left = None, self._discards
         if self._agree is not None:
             self.expect(self._agree(self.generator.get_state()))
 
@@ -105,11 +116,11 @@ class DrawnOrder:
         generator.set_state(state)
         for _ in range(self.draws):
             torch.empty((), dtype=torch.int64).random_(generator=generator)
-        self.expected = generator.get_state()
+        self._expected = generator.get_state()
 
-    def begin_state(self) -> torch.Tensor:
-        """The state from which the order can be had again; read right before it is drawn."""
-        return self.generator.get_state() if self.expected is None else self.expected
+    def draw_again(self, begin: torch.Tensor) -> None:
+        """Have an order again that was drawn from the state `begin`."""
+        self._expected, self._left = begin, 0
 
     def indices(self) -> list[int]:
         """The order of this epoch.
@@ -118,16 +129,23 @@ class DrawnOrder:
         stands elsewhere is taken there: the sampler's own stays, the global one goes back, since
         it is not the samples' alone.
         """
-        here, wanted = self.generator.get_state(), self.begin_state()
+        here = self.generator.get_state()
+        wanted = here if self._expected is None else self._expected
         stays = self.own or torch.equal(here, wanted)
         self.generator.set_state(wanted)
         try:
-            drawn = iter(self.sampler)
-            order = list(drawn if self.exhausts else islice(drawn, len(self.sampler)))  # type: ignore[arg-type]
+            for _ in range(self._left):
+                self._draw()
+            self.begin = self.generator.get_state()
+            order = self._draw()
         finally:
             if not stays:
                 self.generator.set_state(here)
         return order if self._shuffle is None else [order[i] for i in self._shuffle.indices()]
+
+    def _draw(self) -> list[int]:
+        drawn = iter(self.sampler)
+        return list(drawn if self._exhausts else islice(drawn, len(self.sampler)))  # type: ignore[arg-type]
 
 
 Order = SeededOrder | DrawnOrder
@@ -158,28 +176,61 @@ class ContinuedSampler(Sampler[int]):
 
 
 class NotedBatches:
-    """An iteration over batches of indices that knows the state its order was drawn from."""
+    """An iteration over batches of indices that knows the state its order was drawn from.
 
-    def __init__(self, order: Order, batches: Iterator[list[int]]) -> None:
-        self._order, self._batches = order, batches
-        self._begun = False
-        self.begin: torch.Tensor | None = None
+    Args:
+        order: what the batches are drawn from; it knows the state of its last draw.
+        batches: the batches.
+        begin: that state, if it was drawn before the first batch is asked for.
+    """
+
+    def __init__(
+        self, order: Order, batches: Iterator[list[int]], begin: torch.Tensor | None
+    ) -> None:
+        self.begin = begin
+        self._order, self._batches, self._begun = order, batches, begin is not None
 
     def __iter__(self) -> NotedBatches:
         return self
 
     def __next__(self) -> list[int]:
-        if not self._begun:  # only here does the sampler draw
-            self._begun, self.begin = True, self._order.begin_state()
-        return next(self._batches)
+        if self._begun:
+            return next(self._batches)
+        self._order.note()
+        self._begun = True
+        try:
+            return next(self._batches)
+        finally:
+            self.begin = self._order.begin
 
 
 class NotedBatchSampler(BatchSampler):
-    """A `BatchSampler` in the place of another one of torch's or torchdata's."""
+    """A `BatchSampler` in the place of another one of torch's or torchdata's.
 
-    def __init__(self, order: Order, sampler: Sampler[int], replaced: Any) -> None:
+    Args:
+        order: the order of its batches.
+        replaced: the batch sampler that it stands for.
+        continued: gives the indices, in the place of the sampler of `replaced`.
+        eager: whether `replaced` draws when its iterator is made, not with its first batch.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        replaced: Any,
+        continued: ContinuedSampler | None = None,
+        *,
+        eager: bool = False,
+    ) -> None:
+        sampler = replaced.sampler if continued is None else continued
         super().__init__(sampler, replaced.batch_size, replaced.drop_last)
         self.order, self.replaced = order, replaced
+        self._continued, self._eager = continued is not None, eager
 
     def __iter__(self) -> Iterator[list[int]]:
-        return NotedBatches(self.order, super().__iter__())
+        if self._continued:
+            return NotedBatches(self.order, super().__iter__(), None)
+        if self._eager:
+            self.order.note()
+        begin = self.order.begin if self._eager else None
+        return NotedBatches(self.order, iter(self.replaced), begin)

@@ -50,9 +50,14 @@ class Noting(L.LightningModule):
 
     def __init__(self, noise: bool) -> None:
         super().__init__()
+        self.noise = noise
         self.net = torch.nn.Linear(4, 1)
         self.drop = torch.nn.Dropout(0.3 if noise else 0.0)
         self.trained: list[tuple[int, int, list[int]]] = []
+
+    def on_train_epoch_start(self) -> None:
+        if self.noise and RANK == 0:  # a user's own look at the data, on one rank
+            next(iter(self.trainer.train_dataloader))
 
     def training_step(self, batch: Any, _: int) -> torch.Tensor:
         indices, rows = batch
@@ -116,7 +121,7 @@ def fit(job: dict[str, Any]) -> None:
         use_distributed_sampler="sampler" not in job["kind"],
         callbacks=[
             BTLightning(dir=root),
-            ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, filename="{step}"),
+            ModelCheckpoint(every_n_train_steps=job["every"], save_top_k=-1, filename="{step}"),
         ],
         default_root_dir=str(root),
         logger=False,

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)
+
 SCRIPT = Path(__file__).with_name("elastic_runs.py")
 GLOBAL_BATCH = 8
 RANKS, WORKERS = (1, 2, 4), (0, 2)
@@ -38,6 +40,7 @@ def job(out: Path, kind: str, ranks: int, workers: int, **more: Any) -> dict[str
         "workers": workers,
         "accumulate": 1,
         "noise": False,
+        "every": 1,
         "seed": 1,
         "trainer": {},
         **more,
@@ -86,9 +89,7 @@ def without(counts: Counter[int], left_out: set[int]) -> dict[int, int]:
     return {sample: count for sample, count in counts.items() if sample not in left_out}
 
 
-def resumes(
-    scripts: Any, tmp_path: Path, before: tuple[int, int], after: tuple[int, int], cases: Any
-) -> int:
+def resumes(scripts: Any, tmp_path: Path, after: tuple[int, int], cases: Any) -> int:
     """Resume each case in the middle of the second epoch, and at its end; the number of resumes."""
     checks = []
     for name, kind, (samples, drop_last) in cases:
@@ -100,7 +101,7 @@ def resumes(
             copy_of = str(reference / "ck" / f"step={step}")
             checks.append(
                 (
-                    job(out, kind, *after, seed=99, copy_of=copy_of, **more),
+                    job(out, kind, *after, seed=99, every=6, copy_of=copy_of, **more),
                     {"reference": reference, "first": step},
                     samples % GLOBAL_BATCH != 0 and not drop_last,
                 )
@@ -142,7 +143,112 @@ def test_each_step_trains_the_samples_of_the_uninterrupted_run(
 ) -> None:
     before, after = pair
     cases = references(scripts, tmp_path, before, [kind], [shape])
-    assert resumes(scripts, tmp_path, before, after, cases) == 2
+    assert resumes(scripts, tmp_path, after, cases) == 2
+
+
+def resumed_job(reference: dict[str, Any], name: str, step: int, **more: Any) -> dict[str, Any]:
+    """A job that starts from what `reference` had saved at `step`, as after its death there."""
+    out = Path(reference["out"]).with_name(name)
+    copy_of = str(Path(reference["root"]) / f"step={step}")
+    places = {"out": str(out), "root": str(out / "ck"), "copy_of": copy_of, "seed": 99}
+    return {**reference, **places, **more}
+
+
+@pytest.mark.parametrize("kind", ["plain_shuffled", "stateful_shuffled"])
+def test_the_order_outlives_several_changes(scripts: Any, tmp_path: Path, kind: str) -> None:
+    """From 1 rank to 2, inside that epoch to 4, at its end back to 1."""
+    jobs = [job(tmp_path / "first", kind, 1, 0)]
+    run(scripts, jobs, 1)
+    for ranks, step in ((2, 8), (4, 9), (1, 12), (1, 13)):
+        name = f"on-{ranks}-from-{step}"
+        jobs.append(resumed_job(jobs[-1], name, step, batch=GLOBAL_BATCH // ranks))
+        run(scripts, jobs[-1:], ranks)
+        check(tmp_path / "first", tmp_path / name, first=step)
+
+
+def test_accumulated_batches_count_as_ranks_do(scripts: Any, tmp_path: Path) -> None:
+    first = job(tmp_path / "first", "plain_shuffled", 2, 0)
+    run(scripts, [first], 2)
+    second = resumed_job(first, "second", 8, accumulate=2)
+    (said,) = run(scripts, [second], 1)
+    assert "each step takes the samples of the uninterrupted run" in said
+    check(tmp_path / "first", tmp_path / "second", first=8)
+    third = resumed_job(second, "third", 9, accumulate=1)
+    run(scripts, [third], 2)
+    check(tmp_path / "first", tmp_path / "third", first=9)
+
+
+@pytest.mark.parametrize("kind", ["plain_shuffled", "stateful_sampler_shuffled"])
+def test_another_global_batch_goes_on_at_the_next_sample(
+    scripts: Any, tmp_path: Path, kind: str
+) -> None:
+    """32 of 48 samples are left after two batches of 8: 6 batches of 6 at most, in that order."""
+    first = job(tmp_path / "first", kind, 2, 0)
+    run(scripts, [first], 2)
+    second = resumed_job(first, "second", 8, batch=6)
+    (said,) = run(scripts, [second], 1)
+    assert "saved by 2 ranks, resumed on 1: a step takes 6 samples and took 8" in said
+    assert "goes on at its sample 16 of 48" in said
+    wanted, found = steps(tmp_path / "first"), steps(tmp_path / "second")
+    assert sum((found[step] for step in range(8, 14)), Counter()) == sum(
+        (wanted[step] for step in range(8, 12)), Counter()
+    )
+    assert sorted(found) == list(range(8, 22))
+    assert sum((found[step] for step in range(14, 22)), Counter()) == Counter(range(48))
+
+
+def test_ranks_whose_generators_differ_share_one_order(scripts: Any, tmp_path: Path) -> None:
+    """Dropout, and a look at the data by rank 0 alone, before each epoch."""
+    first = job(tmp_path / "first", "plain_shuffled", 1, 0, noise=True)
+    run(scripts, [first], 1)
+    jobs = [
+        resumed_job(first, f"from-{step}", step, batch=4, workers=workers, seed=None)
+        for step, workers in ((8, 2), (6, 0))
+    ]
+    run(scripts, jobs, 2)
+    wanted = steps(tmp_path / "first")
+    found = steps(tmp_path / "from-8")
+    assert all(found[step] == wanted[step] for step in range(8, 12))
+    for epoch in (found, steps(tmp_path / "from-6")):
+        assert sum((epoch[step] for step in range(12, 18)), Counter()) == Counter(range(48))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"kind": "weighted"}, id="weighted"),
+        pytest.param({"kind": "own_generator"}, id="own_generator"),
+        pytest.param({"kind": "own_generator", "samples": 45}, id="own_generator-45"),
+        pytest.param({"kind": "own_generator", "workers": 2}, id="own_generator-workers"),
+        pytest.param({"kind": "random_in_stateful"}, id="random_in_stateful"),
+        pytest.param({"trainer": {"reload_dataloaders_every_n_epochs": 1}}, id="reload"),
+        pytest.param({"trainer": {"limit_train_batches": 4}}, id="limit"),
+    ],
+)
+def test_other_samplers_and_limits(scripts: Any, tmp_path: Path, more: dict[str, Any]) -> None:
+    """On as many ranks as before, and on twice as many, inside an epoch and at its end."""
+    first = {**job(tmp_path / "first", "plain_shuffled", 1, 0), **more}
+    run(scripts, [first], 1)
+    epoch = len(steps(tmp_path / "first")) // 3
+    for ranks in (1, 2):
+        places = [(step, f"{ranks}-{step}") for step in (epoch + 2, 2 * epoch)]
+        batch = GLOBAL_BATCH // ranks
+        run(scripts, [resumed_job(first, name, step, batch=batch) for step, name in places], ranks)
+        for step, name in places:
+            padded = ranks == 2 and first["samples"] == 45
+            check(tmp_path / "first", tmp_path / name, first=step, padded=padded)
+
+
+def test_an_order_that_is_not_known_is_said(scripts: Any, tmp_path: Path) -> None:
+    first = job(tmp_path / "first", "custom", 1, 0)
+    other_data = job(tmp_path / "data", "plain_shuffled", 1, 0)
+    run(scripts, [first, other_data], 1)
+    again = [resumed_job(other_data, "more", 8, samples=56)]
+    said = run(scripts, again, 1)[0]
+    assert "not known (it reads 56 samples, it read 48)" in said
+    said = run(scripts, [resumed_job(first, "second", 8, batch=4)], 2)[0]
+    assert "not known (batches are made by" in said
+    assert "some are trained twice" in said
 
 
 @pytest.mark.slow
@@ -151,7 +257,11 @@ def test_each_step_trains_the_samples_of_the_uninterrupted_run(
 def test_every_pair_of_ranks_and_workers_for_every_dataloader(
     scripts: Any, tmp_path: Path, before: tuple[int, int]
 ) -> None:
-    """Run it alone with `nox -s matrix -- -k every_pair`."""
+    """Each with each dataloader, the shapes in turn. Alone: `nox -s matrix -- -k every_pair`."""
     cases = references(scripts, tmp_path, before, KINDS, SHAPES)
-    done = sum(resumes(scripts, tmp_path, before, after, cases) for after in PLACES)
-    assert done == 2 * len(PLACES) * len(cases)
+    for number, after in enumerate(PLACES):
+        chosen = [
+            cases[len(SHAPES) * kind + (kind + number + PLACES.index(before)) % len(SHAPES)]
+            for kind in range(len(KINDS))
+        ]
+        assert resumes(scripts, tmp_path, after, chosen) == 2 * len(KINDS)
