@@ -29,7 +29,7 @@ class FitIdentity:
     writes: str = ""
     """Folders that the script's own callbacks write to, without dates and the like."""
     place: str = ""
-    """The calls that led to the fit: file, function and text of each line, outermost first."""
+    """File and function that call `fit`, and a digest of the lines that led there."""
     limits: Mapping[str, str] = field(default_factory=dict, hash=False)
     """How long and how it trains: `max_epochs`, `max_steps`, `accumulate_grad_batches`."""
     seed: str = ""

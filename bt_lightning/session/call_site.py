@@ -17,25 +17,27 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _MOST_FRAMES: Final = 32
+_MOST_TEXT: Final = 200
 _OWN: Final = str(Path(__file__).parents[1])
 
 
 def call_site() -> str:
-    """The lines of the user's files that lead to this call, outermost first, and a digest of all.
+    """File and function of the user's that make this call, and a digest of the lines that led here.
 
-    Each as file, function and text, so that an edit elsewhere in a file changes nothing. Library
-    code is left out. Empty where there are none: in a process that was spawned.
+    The digest is of file, function and text of each line, so that an edit elsewhere in a file
+    changes nothing; the text itself may hold a secret. Library code is left out. Empty where there
+    is no other: in a process that was spawned.
     """
     libraries = _libraries()
-    lines = [
-        f"{_name(frame)}:{frame.f_code.co_name}:{_text(frame)}"
-        for frame in _frames()
-        if not frame.f_code.co_filename.startswith(libraries)
-    ][:_MOST_FRAMES]
-    if not lines:
+    frames = [f for f in _frames() if not f.f_code.co_filename.startswith(libraries)]
+    if not frames:
         return ""
-    whole = xxhash.xxh3_64_hexdigest("\n".join(reversed(lines)).encode(errors="surrogatepass"))
-    return f"{lines[0][:200]} {whole}"
+    hasher = xxhash.xxh3_64()
+    for frame in frames[:_MOST_FRAMES]:
+        line = f"{_name(frame)}:{frame.f_code.co_name}:{_text(frame)}\n"
+        hasher.update(line.encode(errors="surrogatepass"))
+    where = f"{_name(frames[0])}:{frames[0].f_code.co_name}"
+    return f"{where[:_MOST_TEXT]} {hasher.hexdigest()}"
 
 
 def program_digest() -> str:
