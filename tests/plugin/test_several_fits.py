@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
+
+from bt_lightning.cli.app import main
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Process, Scripts
@@ -64,6 +67,10 @@ def test_folds_of_which_the_finished_ones_are_skipped(
     assert work.results == right("folds")
     folders = {p.parent.parent.name for p in work.path.rglob("bt_manifest.json")}
     assert folders == {"ck", "fit-2", "fit-3", "fit-4"}, "each fold is saved"
+    newest = max((work.path / "ck" / "fit-3").iterdir()).name
+    words = ("checkpoints", "show", "--dir", str(work.path / "ck"), f"fit-3/{newest}")
+    said = CliRunner().invoke(main, words).output
+    assert "Fit  fit-3" in said, "and a person sees which is of which"
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def render_details(
     facts = {
         "Checkpoint": item.name,
         "Job": f"{item.job} of {item.project}",
+        "Fit": item.manifest.fit,
         "Location": _location(source, item),
         "Step, epoch": f"{item.manifest.step}, {item.manifest.epoch}",
         "Created": item.manifest.created_at,
