@@ -43,10 +43,18 @@ def run(root: Path, *words: object, code: int = 0) -> list[str]:
     return out.splitlines()
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a loop says that nobody killed."""
+    said = run(tmp_path_factory.mktemp("whole") / "root", 20)
+    assert said[0] == "began at 0"
+    return said
+
+
 @pytest.mark.parametrize("lost", ["nothing", "disk"])
-def test_a_killed_loop_goes_on_and_ends_as_one_that_was_not(tmp_path: Path, lost: str) -> None:
-    expected = run(tmp_path / "whole", 20)
-    assert expected[0] == "began at 0"
+def test_a_killed_loop_goes_on_and_ends_as_one_that_was_not(
+    expected: list[str], tmp_path: Path, lost: str
+) -> None:
     root = tmp_path / "killed"
     assert run(root, 20, "kill", 10, code=-9) == ["began at 0"]
     if lost == "disk":
@@ -61,8 +69,7 @@ def test_a_killed_loop_goes_on_and_ends_as_one_that_was_not(tmp_path: Path, lost
         verify(one.path)
 
 
-def test_two_ranks_start_from_what_rank_0_found(tmp_path: Path) -> None:
-    expected = run(tmp_path / "alone", 20)
+def test_two_ranks_start_from_what_rank_0_found(expected: list[str], tmp_path: Path) -> None:
     root = tmp_path / "together"
     for steps, began in ((10, "began at 0"), (20, "began at 9")):
         with socket.socket() as free:
