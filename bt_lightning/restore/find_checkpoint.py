@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
+    from bt_lightning.localdir.list_and_verify_checkpoints import Listed
     from bt_lightning.manifest import Manifest
 
 _RANK = re.compile(r"rank-\d+")
@@ -79,31 +79,23 @@ class _Candidate:
     stored: Stored | None = None
 
 
-def find_own(  # noqa: PLR0913 - sources, and what to do with them
-    root: Path,
+def find_own(
+    listed: Listed,
     stored: Sequence[Stored],
     fetch: Callable[[Stored], str],
     search: Search,
     others: Sequence[tuple[int, str]] = (),
-    *,
-    owns: Callable[[Manifest], bool] = lambda _: True,
 ) -> bool:
     """Choose among this job's checkpoints and record the choice in `search`.
 
-    `fetch` downloads and verifies one from the store and returns its path. `others` are (step,
-    path) of the job's verified checkpoints elsewhere. `owns` says which checkpoints are those of
-    the fit. Returns whether one was chosen.
+    `listed` and `stored` are those of the disk and of the store; `fetch` downloads and verifies one
+    from the store and returns its path. `others` are (step, path) of the job's verified checkpoints
+    elsewhere. Returns whether one was chosen.
     """
-    local, refused = _list_local(root, search)
-    search.damaged = search.damaged or refused
-    candidates = [
-        _Candidate(c.manifest.order, str(c.path), c.manifest) for c in local if owns(c.manifest)
-    ]
-    candidates += [
-        _Candidate(s.manifest.order, f"store {s.folder}", s.manifest, s)
-        for s in stored
-        if owns(s.manifest)
-    ]
+    _note_refused(listed, search)
+    search.damaged = search.damaged or bool(listed.refused)
+    candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in listed.found]
+    candidates += [_Candidate(s.manifest.order, f"store {s.folder}", s.manifest, s) for s in stored]
     candidates += [_Candidate((step, 0, ""), path, None) for step, path in others]
     candidates.sort(key=lambda c: (c.order, c.stored is None), reverse=True)  # disk before store
     return _choose(candidates, fetch, search, own=True, warm=False)
@@ -121,7 +113,9 @@ def find_loaded(
     if not load_dir.is_dir():
         search.considered.append(f"{load_dir}: refused, no such directory")
         return False
-    local, _ = _list_local(load_dir, search)
+    listed = list_committed(load_dir)
+    _note_refused(listed, search)
+    local = listed.found
     candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
     for file in _stock_files(load_dir, {str(c.path) for c in local}):
         try:
@@ -143,12 +137,9 @@ def find_loaded(
     return _choose(mine, None, search, own=False, warm=warm)
 
 
-def _list_local(root: Path, search: Search) -> tuple[list[LocalCheckpoint], bool]:
-    """The committed checkpoints below `root`, and whether others were refused, which is noted."""
-    listed = list_committed(root)
+def _note_refused(listed: Listed, search: Search) -> None:
     search.considered += [f"{item.place}: refused, {item.reason}" for item in listed.refused]
     search.considered += [item.reason for item in listed.unread]
-    return listed.found, bool(listed.refused)
 
 
 def _stock_files(load_dir: Path, committed: set[str]) -> list[Path]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.restore.find_checkpoint import Search, find_loaded, find_own
 from bt_lightning.settings import Settings
 
@@ -22,7 +23,8 @@ def resume_path() -> str | None:
     settings = Settings.from_environ(os.environ)
     found = Search()
     if settings.checkpoint_dir:
-        find_own(Path(settings.checkpoint_dir).resolve(), [], _no_store, found)
+        own = list_committed(Path(settings.checkpoint_dir).resolve())
+        find_own(own, [], _no_store, found)
     if found.path is None and not found.damaged and settings.load_dir:
         load_dir = Path(settings.load_dir).resolve()
         find_loaded(load_dir, settings.node_rank, found, weights_only=None)

@@ -33,6 +33,7 @@ from bt_lightning.worker_messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bt_lightning.localdir.list_and_verify_checkpoints import Listed
     from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.worker.worker_handle import Worker
 
@@ -112,7 +113,8 @@ class StartPointSearch:
             InvalidSettingError: another fit of this process has its name.
         """
         self.listed = self._stored()
-        fit = self._select(request)
+        local = list_committed(self._config.root)
+        fit = self._select(request, local)
         if self._config.resume == "never":
             return StartPoint(offered.path, None, warm=False, fit=fit)
         if fit is not None and (fit.stands or (fit.is_another and fit.was is None)):
@@ -122,18 +124,17 @@ class StartPointSearch:
                 )
                 raise CheckpointNotFoundError(msg)
             return StartPoint(None, None, warm=False, fit=fit)  # only a first one looks elsewhere
-        start, step = self._search(offered, fit)
+        start, step = self._search(offered, local, fit)
         complete = fit is not None and start.path is not None and fit.is_complete(step)
         return replace(start, fit=fit, complete=complete)
 
-    def _select(self, request: FitRequest | None) -> SelectedFit | None:
+    def _select(self, request: FitRequest | None, local: Listed) -> SelectedFit | None:
         if request is None:
             return None
         config = self._config
-        local = [one.manifest for one in list_committed(config.root)[0]]
         ledger = self._worker.ask(ReadFits(), _ASK_S) if self._reached else None
         job = JobRecords(
-            local=local,
+            local=[one.manifest for one in local.found],
             stored=[one.manifest for one in self.listed],
             stored_ledger=ledger if isinstance(ledger, bytes) else None,
             named=config.job_named,
@@ -141,7 +142,7 @@ class StartPointSearch:
         return select_fit(config.root, request, job)
 
     def _search(
-        self, offered: OfferedCheckpoint, fit: SelectedFit | None
+        self, offered: OfferedCheckpoint, local: Listed, fit: SelectedFit | None
     ) -> tuple[StartPoint, int | None]:
         """The start point, and its optimizer step."""
         config, found = self._config, Search()
@@ -149,7 +150,9 @@ class StartPointSearch:
         found.damaged = bool(self._unusable)
         others = self._others(offered, found)
         owns = fit.owns if fit is not None else _is_any
-        own = find_own(config.root, self.listed, self._fetch, found, others, owns=owns)
+        local = local._replace(found=[one for one in local.found if owns(one.manifest)])
+        stored = [one for one in self.listed if owns(one.manifest)]
+        own = find_own(local, stored, self._fetch, found, others)
         if not own and not found.damaged and config.load_dir is not None:
             find_loaded(
                 config.load_dir,

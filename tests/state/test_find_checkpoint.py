@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
-from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
 from bt_lightning.path_layout import MANIFEST, TREE, WEIGHTS
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own
 
@@ -28,7 +28,7 @@ def _save(path, step, **more):
 
 def _own(root, stored=(), fetch=None, **options):
     found = Search()
-    chosen = find_own(root, stored, fetch, found, **options)
+    chosen = find_own(list_committed(root), stored, fetch, found, **options)
     assert chosen is (found.path is not None)
     return found
 
