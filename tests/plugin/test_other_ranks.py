@@ -6,12 +6,18 @@ import itertools
 import json
 import random
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.timeout(300)
+
+OLD = tuple(map(int, version("lightning").split(".")[:2])) < (2, 6)
+needs_26 = pytest.mark.skipif(
+    OLD, reason="Lightning before 2.6 draws more from the global generator at a resume"
+)
 
 SCRIPT = Path(__file__).with_name("elastic_runs.py")
 GLOBAL_BATCH = 8
@@ -134,7 +140,15 @@ def sample() -> list[Any]:
     dice = random.Random(19)
     pairs = [pair for pair in itertools.permutations(PLACES, 2) if pair[0][0] != pair[1][0]]
     chosen = zip(dice.sample(pairs, len(KINDS)), KINDS, SHAPES * 2, strict=True)
-    return [pytest.param(*one, id=f"{one[1]}-{one[0]}") for one in chosen]
+    return [
+        pytest.param(*one, id=f"{one[1]}-{one[0]}", marks=needs_26 if drawn_globally(*one) else ())
+        for one in chosen
+    ]
+
+
+def drawn_globally(pair: Any, kind: str, _: object) -> bool:
+    """Whether each epoch's order is drawn from the generator that all else draws from."""
+    return kind == "plain_shuffled" and pair[0][0] == 1
 
 
 @pytest.mark.parametrize(("pair", "kind", "shape"), sample())
@@ -154,7 +168,9 @@ def resumed_job(reference: dict[str, Any], name: str, step: int, **more: Any) ->
     return {**reference, **places, **more}
 
 
-@pytest.mark.parametrize("kind", ["plain_shuffled", "stateful_shuffled"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("plain_shuffled", marks=needs_26), "stateful_shuffled"]
+)
 def test_the_order_outlives_several_changes(scripts: Any, tmp_path: Path, kind: str) -> None:
     """From 1 rank to 2, inside that epoch to 4, at its end back to 1."""
     jobs = [job(tmp_path / "first", kind, 1, 0)]
@@ -213,6 +229,7 @@ def test_ranks_whose_generators_differ_share_one_order(scripts: Any, tmp_path: P
         assert sum((epoch[step] for step in range(12, 18)), Counter()) == Counter(range(48))
 
 
+@needs_26
 @pytest.mark.parametrize(
     "more",
     [
