@@ -6,11 +6,13 @@ import itertools
 import json
 import random
 from collections import Counter
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import BatchSampler
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -254,6 +256,15 @@ def test_other_samplers_and_limits(scripts: Any, tmp_path: Path, more: dict[str,
         for step, name in places:
             padded = ranks == 2 and first["samples"] == 45
             check(tmp_path / "first", tmp_path / name, first=step, padded=padded)
+
+
+def test_the_dataloader_is_given_back_when_the_fit_ends(runs: Any, tmp_path: Path) -> None:
+    """By one that ran to its end, by one that failed, and by one that was resumed."""
+    save = {"every_n_train_steps": 3, "save_top_k": -1}
+    for make in (partial(runs.Net, 4), runs.Net):
+        run = runs.fit(tmp_path, make=make, save=save)
+        assert type(run.trainer.train_dataloader.batch_sampler) is BatchSampler
+    assert run.first_step == 3
 
 
 def test_an_order_that_is_not_known_is_said(scripts: Any, tmp_path: Path) -> None:
