@@ -222,7 +222,7 @@ def _leave_loaded(loaded: set[str]) -> None:
     """Keep the interpreter from taking apart what the server loaded, at the end of each script.
 
     That takes longer than most scripts. It runs when all is done that a script left for its end;
-    then what is not of others is taken apart as ever, and the process ends with its status.
+    what the script made, and our modules, are taken apart as ever, but no static object of torch.
     """
     for name in loaded.intersection(sys.modules):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(sys.modules.pop(name)))
