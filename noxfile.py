@@ -75,14 +75,22 @@ def oldest(session: nox.Session) -> None:
     session.install("-q", OLDEST, "setuptools<81")
     session.install("-q", ".", *nox.project.dependency_groups(PROJECT, "test"))
     session.install("-q", OLDEST)
-    session.run("pytest", *PARALLEL, "-m", "not slow", "tests/plugin", *session.posargs)
+    where = ("tests/plugin", "tests/exact")
+    session.run("pytest", *PARALLEL, "-m", "not slow", *where, *session.posargs)
 
 
 @nox.session
 def matrix(session: nox.Session) -> None:
     """Run the long fault tests: 200 kills at seeded random moments."""
     _install(session, "test")
-    session.run("pytest", *PARALLEL, "-m", "slow", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "slow", "--ignore=tests/exact", *session.posargs)
+
+
+@nox.session
+def exact(session: nox.Session) -> None:
+    """Compare killed runs with whole ones: what Lightning ships, at each boundary; half an hour."""
+    _install(session, "test")
+    session.run("pytest", *PARALLEL, "-m", "slow", "tests/exact", *session.posargs)
 
 
 @nox.session

@@ -65,9 +65,7 @@ def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
     their states only within an epoch; at its end it would skip an epoch. Creating and dropping an
     iterator leaves a loader as in the interrupted run: the next iterator begins a new epoch.
     """
-    combined = trainer.fit_loop._combined_loader
-    loaders = combined.flattened if combined is not None else []
-    stateful = [loader for loader in loaders if hasattr(loader, "load_state_dict")]
+    stateful = [loader for loader in train_loaders(trainer) if hasattr(loader, "load_state_dict")]
     if len(stateful) != len(states):
         return  # not the loaders that were saved
     for loader, state in zip(stateful, states, strict=True):
@@ -138,6 +136,18 @@ def _loop_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 def is_last_batch(trainer: Trainer) -> bool:
     """Whether the last trained batch ends its epoch."""
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+
+def is_behind_batch(trainer: Trainer) -> bool:
+    """Whether the hooks of a batch's end are running."""
+    batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(batch.completed < batch.processed)
+
+
+def train_loaders(trainer: Trainer) -> list[Any]:
+    """The dataloaders of the training; none before Lightning has asked for them."""
+    combined = trainer.fit_loop._combined_loader
+    return list(combined.flattened) if combined is not None else []
 
 
 def validation_is_due(trainer: Trainer) -> bool:

@@ -28,6 +28,11 @@ def validation_is_scheduled(trainer: Trainer) -> bool:
         trainer.should_stop = stops
 
 
+def is_between_validation_batches(trainer: Trainer) -> bool:
+    """Whether a validation has begun and is not over; False in its last hooks."""
+    return trainer._logger_connector._first_loop_iter is not None
+
+
 def validation_has_run(trainer: Trainer) -> bool:
     """Whether Lightning expects metrics of a validation to exist."""
     return bool(trainer.fit_loop.epoch_loop.val_loop._has_run)

@@ -25,9 +25,12 @@ from bt_lightning.lightning_plugin.compat_resume import (
     begin_next_epoch,
     restores_run,
 )
+from bt_lightning.lightning_plugin.compat_spike_detection import let_spike_detection_load
 from bt_lightning.lightning_plugin.compat_weight_averaging import finish_averaging
+from bt_lightning.lightning_plugin.inexact_notes import notes_of_save, say_what_is_not_exact
 from bt_lightning.lightning_plugin.metrics_in_saves import MetricsInSaves
 from bt_lightning.lightning_plugin.owed_scheduler_steps import OwedSchedulerSteps
+from bt_lightning.lightning_plugin.stopped_early import StoppedEarly
 from bt_lightning.lightning_plugin.train_position import TrainPosition
 from bt_lightning.lightning_plugin.trainable_parts import TrainableParts
 from bt_lightning.lightning_plugin.trainer_checks import as_logged, scalars
@@ -93,6 +96,8 @@ class ExactResume:
         self._owed = OwedSchedulerSteps()
         self._trainable = TrainableParts()
         self._position = TrainPosition()
+        self._stopped = StoppedEarly()
+        self._saved: dict[str, Any] = {}
 
     def on_save(
         self,
@@ -116,6 +121,8 @@ class ExactResume:
         saved["owed_steps"] = self._owed.collect(trainer)
         saved["trainable"] = self._trainable.collect(trainer)
         saved["position"] = self._position.record(trainer, epoch_end=last)
+        saved["stopped"] = self._stopped.collect(trainer)
+        saved["notes"] = notes_of_save(trainer)
         if trainer.world_size == 1:
             return {**saved, "ranks": [mine]}
         mine["callback_metrics"] = scalars(trainer.callback_metrics)  # each rank has its own
@@ -139,6 +146,9 @@ class ExactResume:
         self._trainable.load(saved)
         after_training_restored(trainer, partial(begin_next_epoch, trainer))
         after_training_restored(trainer, partial(finish_averaging, trainer))
+        self._stopped.load(trainer, saved)
+        self._saved = {name: saved.get(name, []) for name in ("epoch_end", "notes")}
+        let_spike_detection_load(trainer)
         ranks = saved["ranks"]
         self._mine = ranks[trainer.global_rank % len(ranks)]
         if len(ranks) == trainer.world_size:
@@ -158,6 +168,7 @@ class ExactResume:
         self._owed = OwedSchedulerSteps()
         self._trainable = TrainableParts()
         self._position.reset(trainer)
+        self._stopped, self._saved = StoppedEarly(), {}
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Register the restores that must happen between Lightning's hooks."""
@@ -185,6 +196,10 @@ class ExactResume:
         self._accumulation.restore(trainer)
         self._trainable.restore(trainer)
         self._owed.make(trainer)
+        self._stopped.restore(trainer)
+        if self._saved:
+            say_what_is_not_exact(trainer, self._saved)
+        self._saved = {}
         self._set_generators(trainer)
         self._position.say_what_differs(trainer)
 

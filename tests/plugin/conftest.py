@@ -71,10 +71,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(line))
 
 
-def module_beside(name: str) -> ModuleType:
-    """The module of that name in this folder, which scripts of the tests import as well."""
+def module_beside(name: str, folder: Path = HERE) -> ModuleType:
+    """The module of that name in a folder, this one's also for scripts of the tests."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -293,7 +293,7 @@ def scripts(make_scripts: Callable[[Path], Scripts], tmp_path: Path) -> Scripts:
     return make_scripts(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def names() -> Any:
     """The committed checkpoints under a directory, by their names."""
 

@@ -1,0 +1,81 @@
+"""Says in one line, when a run resumes, why it cannot end exactly as the uninterrupted one."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.compat_validation import is_between_validation_batches
+from bt_lightning.lightning_plugin.weight_change_watch import overrides
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lightning.pytorch import Trainer
+
+log = logging.getLogger(__name__)
+
+_LIGHTNING = ("lightning.", "pytorch_lightning.")
+_OF_THE_SAVE = {
+    "accumulated": "gradients that were accumulated since the last step are in no checkpoint",
+    "validating": "it was saved in the middle of a validation, which is not made up for",
+    "unvalidated": "it was saved between a batch and its validation, which is not made up for",
+}
+
+
+def notes_of_save(trainer: Trainer) -> list[str]:
+    """What cannot be resumed exactly from a save of this moment; called on every rank."""
+    found = []
+    if compat.batches_to_step(trainer):
+        found.append("accumulated")
+    if trainer.validating:
+        if is_between_validation_batches(trainer):
+            found.append("validating")
+        else:
+            found.append("on_validation_end")
+    elif compat.is_behind_batch(trainer):
+        found.append("on_train_batch_end")
+        if compat.validation_is_due(trainer):
+            found.append("unvalidated")
+    return found
+
+
+def say_what_is_not_exact(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Called on every rank, when the loaders exist and the hooks of the training's start ran."""
+    notes = [*_notes(trainer, saved)]
+    if notes and trainer.is_global_zero:
+        log.warning("this resume is not exact: %s", "; ".join(notes))
+
+
+def _notes(trainer: Trainer, saved: dict[str, Any]) -> Iterator[str]:
+    module = trainer.lightning_module
+    kinds = saved.get("notes", [])
+    yield from (_OF_THE_SAVE[kind] for kind in kinds if kind in _OF_THE_SAVE)
+    for hook in ("on_train_batch_end", "on_validation_end"):
+        if hook in kinds and overrides(module, hook):
+            yield f"{type(module).__name__}.{hook} runs behind a save, so not for the last batch"
+    if saved["epoch_end"]:
+        return
+    if compat.iterates_at_train_start(trainer):
+        yield "Lightning before 2.6 resumes otherwise inside an epoch"
+    loaders = compat.train_loaders(trainer)
+    plain = {type(each).__name__ for each in loaders if not hasattr(each, "load_state_dict")}
+    if plain:
+        yield f"{', '.join(sorted(plain))} has no position, so this epoch's data begin anew"
+    if any(getattr(each, "num_workers", 0) for each in loaders):
+        yield "random numbers that a dataset draws in workers of its loader are other ones"
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for owner in (module, *callbacks):
+        kind = type(owner)
+        if not kind.__module__.startswith("bt_lightning.") and _starts_epochs(owner):
+            yield f"{kind.__name__}.on_train_epoch_start does not run again inside an epoch"
+
+
+def _starts_epochs(owner: object) -> bool:
+    """Whether the user wrote an `on_train_epoch_start`; what those of Lightning set is restored."""
+    kinds = type(owner).__mro__
+    found = next((kind for kind in kinds if "on_train_epoch_start" in vars(kind)), None)
+    return found is not None and not found.__module__.startswith(
+        ("lightning.", "pytorch_lightning.")
+    )

@@ -1,0 +1,73 @@
+"""Whatever Lightning ships, killed at whatever boundary: as if it had never been killed."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.exact.matrix_table import OLD, Combination, sample, whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+SAMPLED = 14
+"""About 30 s."""
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`"),
+    pytest.mark.filterwarnings("ignore:.*ckpt_path=None.* was called without a model"),
+    pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available"),
+]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(matrix: ModuleType, names: Any, tmp_path_factory: Any) -> Any:
+    """What the training of a combination leaves that nobody kills, made once for all boundaries."""
+
+    @cache
+    def run(saver: str, callback: str, scheduler: str, option: str) -> Any:
+        root = tmp_path_factory.mktemp("whole")
+        found = Combination("never", saver, callback, scheduler, option)
+        return matrix.once(found, root, 1, None), names(root)
+
+    return run
+
+
+def check(
+    found: Combination, matrix: ModuleType, uninterrupted: Any, names: Any, root: Path
+) -> None:
+    if OLD and found.boundary not in ("epoch_end", "next_epoch"):
+        pytest.skip("Lightning before 2.6 resumes otherwise inside an epoch")
+    if not matrix.is_shipped(found.callback):
+        pytest.skip("this Lightning has no such callback")
+    wanted, saved = uninterrupted(found.saver, found.callback, found.scheduler, found.option)
+    last, parts = matrix.killed_twice(found, root)
+    nothing_left = last.began < 0  # a new iterator draws from the generator all the same
+    left_out = {"generator"} if nothing_left else set()
+    assert {k: v for k, v in last.outcome.items() if k not in left_out} == {
+        k: v for k, v in wanted.outcome.items() if k not in left_out
+    }
+    for part in parts:
+        for line, values in part.lines.items():
+            assert {k: v for k, v in values.items() if matrix.is_exact(k)} == {
+                k: v for k, v in wanted.lines[line].items() if matrix.is_exact(k)
+            }, line
+    assert names(root) >= saved if found.saver == "interval" else names(root) == saved
+
+
+@pytest.mark.parametrize("found", sample(SAMPLED), ids=str)
+def test_a_sampled_combination_is_exact(
+    found: Combination, matrix: ModuleType, uninterrupted: Any, names: Any, tmp_path: Path
+) -> None:
+    check(found, matrix, uninterrupted, names, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("found", whole(), ids=str)
+def test_each_combination_is_exact(
+    found: Combination, matrix: ModuleType, uninterrupted: Any, names: Any, tmp_path: Path
+) -> None:
+    check(found, matrix, uninterrupted, names, tmp_path)
