@@ -198,7 +198,8 @@ class ExactResume:
         self._owed.make(trainer)
         self._stopped.restore(trainer)
         if self._saved:
-            say_what_is_not_exact(trainer, self._saved)
+            known = self._position.is_known
+            say_what_is_not_exact(trainer, self._saved, has_position=known)
         self._saved = {}
         self._set_generators(trainer)
         self._position.say_what_differs(trainer)

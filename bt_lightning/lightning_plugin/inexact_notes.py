@@ -41,14 +41,17 @@ def notes_of_save(trainer: Trainer) -> list[str]:
     return found
 
 
-def say_what_is_not_exact(trainer: Trainer, saved: dict[str, Any]) -> None:
-    """Called on every rank, when the loaders exist and the hooks of the training's start ran."""
-    notes = [*_notes(trainer, saved)]
+def say_what_is_not_exact(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> None:
+    """Called on every rank, when the loaders exist and the hooks of the training's start ran.
+
+    `has_position`: whether the train dataloader goes on in its samples without a state of its own.
+    """
+    notes = [*_notes(trainer, saved, has_position=has_position)]
     if notes and trainer.is_global_zero:
         log.warning("this resume is not exact: %s", "; ".join(notes))
 
 
-def _notes(trainer: Trainer, saved: dict[str, Any]) -> Iterator[str]:
+def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> Iterator[str]:
     module = trainer.lightning_module
     kinds = saved.get("notes", [])
     yield from (_OF_THE_SAVE[kind] for kind in kinds if kind in _OF_THE_SAVE)
@@ -61,8 +64,9 @@ def _notes(trainer: Trainer, saved: dict[str, Any]) -> Iterator[str]:
         yield "Lightning before 2.6 resumes otherwise inside an epoch"
     loaders = compat.train_loaders(trainer)
     plain = {type(each).__name__ for each in loaders if not hasattr(each, "load_state_dict")}
-    if plain:
-        yield f"{', '.join(sorted(plain))} has no position, so this epoch's data begin anew"
+    if plain and not has_position:
+        names = ", ".join(sorted(plain))
+        yield f"{names} has no state, and no order that is known: this epoch's data begin anew"
     if any(getattr(each, "num_workers", 0) for each in loaders):
         yield "random numbers that a dataset draws in workers of its loader are other ones"
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

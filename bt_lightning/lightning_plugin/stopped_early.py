@@ -58,11 +58,10 @@ class StoppedEarly:
 
 def _stop(trainer: Trainer) -> None:
     trainer.should_stop = True
-    for progress in (
-        trainer.fit_loop.epoch_progress.current,
-        trainer.fit_loop.epoch_progress.total,
-    ):
-        progress.completed = progress.processed  # by no hook, as nothing is trained
+    progress: Any = trainer.fit_loop.epoch_progress
+    parts: list[Any] = [progress.current, progress.total]
+    for part in parts:
+        part.completed = part.processed  # no hook counts it, as nothing is trained
     if trainer.is_global_zero:
         log.warning(
             "nothing is left to train: EarlyStopping had ended this run at step %d. To train on,"

@@ -47,6 +47,11 @@ class TrainPosition:
         self._epoch, self._start, self._done = 0, 0, 0
         """In this epoch the fit began at this sample, with so many batches counted as done."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the order of the train dataloader's samples can be gone on with."""
+        return isinstance(self._found, TrainLoader)
+
     def record(self, trainer: Trainer, *, epoch_end: bool) -> dict[str, Any]:
         """What a checkpoint of this moment says; on every rank, for rank 0 to save."""
         found = self._found

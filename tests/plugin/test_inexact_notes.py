@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from bt_lightning import BTLightning
 
@@ -65,7 +66,6 @@ def test_an_exact_resume_says_nothing(
 @pytest.mark.parametrize(
     ("loader", "said"),
     [
-        ({}, "DataLoader has no position, so this epoch's data begin anew"),
         ({**STATEFUL, "workers": 1}, "random numbers that a dataset draws in workers"),
     ],
 )
@@ -74,6 +74,33 @@ def test_what_a_loader_cannot_do_is_said(
 ) -> None:
     line = resumed(runs, tmp_path, caplog, runs.Net, 5, save=STEPS, loader_options=loader)
     assert said in line
+
+
+def test_data_without_a_known_order_are_said_to_begin_anew(
+    runs: ModuleType, tmp_path: Path, caplog: Any
+) -> None:
+    from torch.utils.data import DataLoader, RandomSampler
+
+    class Own(RandomSampler):
+        """A sampler of the user's."""
+
+    class Sampled(runs.Net):
+        def train_dataloader(self) -> Any:
+            rows = runs.Numbers()
+            return DataLoader(rows, batch_size=4, sampler=Own(rows))
+
+    def fit(stop_at: int | None) -> Any:
+        callbacks = [BTLightning(dir=tmp_path), ModelCheckpoint(**STEPS)]
+        trainer = runs.trainer(tmp_path, *callbacks, max_epochs=1)
+        module = Sampled(stop_at)
+        with contextlib.suppress(runs.StoppedError):
+            trainer.fit(module)
+        return module
+
+    fit(5)
+    with caplog.at_level("WARNING", "bt_lightning"):
+        assert fit(None).steps[0] == 5
+    assert "DataLoader has no state, and no order that is known" in caplog.text
 
 
 def test_hooks_of_the_users_that_do_not_run_again_are_named(
