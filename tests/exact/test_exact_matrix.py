@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-SAMPLED = 14
+SAMPLED = 10
 """About 30 s."""
 
 pytestmark = [
