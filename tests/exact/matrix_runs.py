@@ -20,6 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
 from bt_lightning.errors import CheckpointError
+from bt_lightning.session.fit_selection import process_fits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -296,9 +297,10 @@ class Found:
     began: int = 0
 
 
-def once(found: Any, root: Path, seed: int, kill: Kill | None) -> Found | None:
-    """One start of the script; None if it was killed."""
+def once(found: Any, root: Path, seed: int, kill: Kill | None) -> Found:
+    """One start of the script, killed or not, as if in a process of its own."""
     L.seed_everything(seed)
+    process_fits.clear()
     kept = metric_runs.KeptLogs()
     save, bt = savers(found.saver)
     callbacks = make_callback(found.callback, root)

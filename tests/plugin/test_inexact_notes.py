@@ -157,20 +157,20 @@ def test_a_run_that_early_stopping_ended_trains_nothing_when_it_is_started_again
     """Also when the kill came between the save and the end; it says so, and keeps what there is."""
     from lightning.pytorch.callbacks import EarlyStopping
 
-    def fit(root: Path, seed: int = 1, *more: Any) -> Any:
+    def fit(root: Path) -> Any:
         stopping = EarlyStopping("val", min_delta=100.0, patience=2)
-        return runs.fit(root, stopping, *more, save=EPOCH, seed=seed, max_epochs=9)
+        return runs.fit(root, stopping, save=EPOCH, max_epochs=9)
 
     whole = fit(tmp_path)
     kept = names(tmp_path)
     assert whole.trainer.current_epoch == 3
     with caplog.at_level("WARNING", "bt_lightning"):
-        again = fit(tmp_path, 2)
+        again = fit(tmp_path)
     assert "nothing is left to train: EarlyStopping had ended this run at step 24" in caplog.text
     assert again.module.steps == []
     assert again.outcome["weights"] == whole.outcome["weights"]
     assert again.trainer.callback_metrics["val"] == whole.trainer.callback_metrics["val"]
     assert names(tmp_path) == kept
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
-        longer = runs.fit(tmp_path, save=EPOCH, seed=3, max_epochs=4)
+        longer = runs.fit(tmp_path, save=EPOCH, max_epochs=9)
     assert longer.first_step == 24, "without the callback it trains on"
