@@ -331,10 +331,10 @@ def once(found: Any, root: Path, seed: int, kill: Kill | None) -> Found:
 
 def killed_twice(found: Any, root: Path) -> tuple[Found, list[Found]]:
     """The outcome of a run that is killed in two epochs, and the parts that it had."""
-    first = once(found, root, 1, Kill(found.boundary, 1))
-    second = once(found, root, 2, Kill(found.boundary, 2))
-    last = once(found, root, 3, None)
-    return last, [first, second, last]
+    kills = [Kill(found.boundary, 1), Kill(found.boundary, 2), None]
+    # from one place of the script, as a fit is told by its place too
+    parts = [once(found, root, 1 + number, kill) for number, kill in enumerate(kills)]
+    return parts[-1], parts
 
 
 def outcome(trainer: L.Trainer, root: Path) -> dict[str, Any]:
