@@ -47,6 +47,16 @@ def iterators_of_reload(trainer: Trainer) -> int:
     return 1 if getattr(trainer.fit_loop, "is_resuming", False) else 2
 
 
+def limit_batches_anew(trainer: Trainer) -> None:
+    """Let an epoch have as many batches as its only dataloader has by now.
+
+    Source: `_FitLoop.setup_data`, which asks it before the loader's states are restored.
+    """
+    combined: Any = trainer.fit_loop._combined_loader
+    length, limit = len(combined.flattened[0]), trainer.limit_train_batches
+    combined.limits = [min(length, limit) if isinstance(limit, int) else int(length * limit)]
+
+
 def forget_loader_states(trainer: Trainer) -> None:
     """Load no state into the train dataloaders: their samplers know where they are."""
     trainer.fit_loop._combined_loader_states_to_load = []

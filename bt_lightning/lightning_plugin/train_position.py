@@ -201,6 +201,7 @@ class TrainPosition:
         batches = found.loader.batch_sampler
         compat.set_batch_sampler(found.loader, NotedBatchSampler(order, batches, sampler))
         compat.forget_loader_states(trainer)
+        compat.limit_batches_anew(trainer)
         self._continued = {name: saved[name] for name in (*found.order, *found.draws)}
         if resumed and place.sample:
             self._epoch, self._start = epoch, place.sample

@@ -170,6 +170,15 @@ def resumed_job(reference: dict[str, Any], name: str, step: int, **more: Any) ->
     return {**reference, **places, **more}
 
 
+def test_an_epoch_keeps_the_length_that_its_first_ranks_gave_it(
+    scripts: Any, tmp_path: Path
+) -> None:
+    """Of 45 samples, 4 ranks fill up and train 6 full batches; one rank alone would train 5."""
+    cases = references(scripts, tmp_path, (4, 0), ["plain"], [(45, True)])
+    assert len(steps(tmp_path / cases[0][0])) == 18
+    assert resumes(scripts, tmp_path, (1, 0), cases) == 2
+
+
 @pytest.mark.parametrize(
     "kind", [pytest.param("plain_shuffled", marks=needs_26), "stateful_shuffled"]
 )
