@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bt_lightning.lightning_plugin.compat_dataloaders import train_loaders
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -142,12 +144,6 @@ def is_behind_batch(trainer: Trainer) -> bool:
     """Whether the hooks of a batch's end are running."""
     batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return bool(batch.completed < batch.processed)
-
-
-def train_loaders(trainer: Trainer) -> list[Any]:
-    """The dataloaders of the training; none before Lightning has asked for them."""
-    combined = trainer.fit_loop._combined_loader
-    return list(combined.flattened) if combined is not None else []
 
 
 def validation_is_due(trainer: Trainer) -> bool:

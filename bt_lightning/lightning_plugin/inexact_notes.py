@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.compat_dataloaders import train_loaders
 from bt_lightning.lightning_plugin.compat_validation import is_between_validation_batches
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 
@@ -62,7 +63,7 @@ def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> It
         return
     if compat.iterates_at_train_start(trainer):
         yield "Lightning before 2.6 resumes otherwise inside an epoch"
-    loaders = compat.train_loaders(trainer)
+    loaders = train_loaders(trainer)
     plain = {type(each).__name__ for each in loaders if not hasattr(each, "load_state_dict")}
     if plain and not has_position:
         names = ", ".join(sorted(plain))

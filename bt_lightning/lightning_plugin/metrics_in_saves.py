@@ -11,7 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import compat_epoch_results as compat
-from bt_lightning.lightning_plugin.packed_tensors import pack, tensor_bytes, unpack
+from bt_lightning.lightning_plugin.packed_tensors import nbytes_of, pack, unpack
 from bt_lightning.lightning_plugin.torchmetrics_state import MetricObjects, metrics_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class MetricsInSaves:
     def _bound(self, states: dict[str, Any], ranks: int) -> list[str]:
         """Take the largest out of `states` until they are small enough; returns their names."""
         most = MOST_BYTES if ranks == 1 else MOST_BYTES_OF_A_RANK
-        sizes = {name: tensor_bytes(state) for name, state in states.items()}
+        sizes = {name: nbytes_of(state) for name, state in states.items()}
         total, taken_out = sum(sizes.values()), []
         for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
             if total <= most:

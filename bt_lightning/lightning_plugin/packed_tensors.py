@@ -13,13 +13,13 @@ import torch
 _ONE, _MANY = "tensor", "tensors"
 
 
-def tensor_bytes(value: Any) -> int:
+def nbytes_of(value: Any) -> int:
     """Bytes of all tensors in `value`, whose shared memory counts each time."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     if isinstance(value, dict):
-        return sum(map(tensor_bytes, value.values()))
-    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+        return sum(map(nbytes_of, value.values()))
+    return sum(map(nbytes_of, value)) if isinstance(value, list | tuple) else 0
 
 
 class _Packer:
