@@ -78,8 +78,8 @@ class Verify:
 
 
 @dataclass(frozen=True, slots=True)
-class MakeRoom:
-    """Request: free disk space for what this process writes. `Answer` with `Room`."""
+class FreeSpace:
+    """Request: free disk space for what this process writes. `Answer` with `FreedSpace`."""
 
     size: int
     """Bytes."""
@@ -148,7 +148,7 @@ class Withdraw:
 
 
 @dataclass(frozen=True, slots=True)
-class Unwanted:
+class RemoveSave:
     """A save that is under way is to be deleted once a newer one is committed."""
 
     number: int
@@ -191,13 +191,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class FreedSpace:
     """The disk space for a checkpoint, and what was evicted to have it."""
 
     fits: bool
     evicted: tuple[str, ...] = ()
     """Ids of checkpoints whose copies on the disk were deleted; the store has them."""
-    says: str = ""
+    reason: str = ""
     """If it does not fit: bytes needed and free, and the reason."""
 
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class ImpliedBTLightning(BTLightning):
+class AutoBTLightning(BTLightning):
     """`BTLightning` with all defaults; it removes itself where it would be wrong.
 
     It does so if the script has its own `BTLightning`, or if the strategy bypasses the
     CheckpointIO.
     """
 
-    implied = True
+    automatic = True
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -113,7 +113,7 @@ class BTLightning(Callback):
         DirectoryFullError: once, at the next hook, for a save without space on the disk.
     """
 
-    implied = False
+    automatic = False
     """Whether Lightning's entry point added it, not the script."""
 
     def __init__(

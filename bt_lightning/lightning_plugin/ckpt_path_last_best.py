@@ -40,7 +40,7 @@ def resolve_last_or_best(trainer: Trainer, name: str) -> str | None:
     ours = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
     if not ours:
         return None
-    ours.sort(key=lambda callback: callback.implied)
+    ours.sort(key=lambda callback: callback.automatic)
     root = checkpoint_root(ours[0]._options.dir, trainer)
     everyone = trainer.callbacks  # type: ignore[attr-defined]
     callbacks = [everyone[index] for index in writers(trainer, root)]

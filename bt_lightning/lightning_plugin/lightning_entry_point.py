@@ -13,6 +13,6 @@ def callbacks() -> list[Callback]:
     """Called by Lightning for every new Trainer; returns none unless `BT_LIGHTNING=1`."""
     if os.environ.get("BT_LIGHTNING") != "1":
         return []
-    from bt_lightning.lightning_plugin.auto_callback import ImpliedBTLightning
+    from bt_lightning.lightning_plugin.auto_callback import AutoBTLightning
 
-    return [ImpliedBTLightning()]
+    return [AutoBTLightning()]

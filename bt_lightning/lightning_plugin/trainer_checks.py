@@ -51,7 +51,7 @@ def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> 
 def refuse_duplicates(trainer: Trainer) -> None:
     """Raise `InvalidSettingError` for a Trainer with two `BTLightning`, which would interfere."""
     ours = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
-    duplicates = [c for c in ours if not c.implied]  # those remove themselves
+    duplicates = [c for c in ours if not c.automatic]  # those remove themselves
     if len(duplicates) > 1:
         msg = f"the Trainer has {len(duplicates)} BTLightning callbacks, expected one"
         raise InvalidSettingError(msg)

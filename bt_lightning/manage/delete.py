@@ -222,8 +222,8 @@ def _delete_node(store: Store, job: str, node: str, counted: JobObjects, done: D
                     done.kept.append(path)
                 kept.append(f"{path}/")
             paths = [info.key.removeprefix(f"{job}/") for info in store.list(prefix)]
-            loose = [path for path in paths if not path.startswith(tuple(kept))]
-            _delete_counted(store, job, loose, counted, done)
+            beside = [path for path in paths if not path.startswith(tuple(kept))]
+            _delete_counted(store, job, beside, counted, done)
     except LeaseHeldError as error:
         msg = f"{error}. Stop the job before deleting it"
         raise LeaseHeldError(msg) from error

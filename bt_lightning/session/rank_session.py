@@ -307,7 +307,7 @@ class RankSession:
     def remove(self, final: Path, root: Path) -> None:
         """Ask for the removal of what is saved as `final`: it goes when a newer one is safe."""
         checkpoint_id = final.relative_to(root).as_posix()
-        if self.saves is not None and self.saves.unwanted(checkpoint_id):
+        if self.saves is not None and self.saves.remove_when_committed(checkpoint_id):
             return  # it goes when it has come
         try:
             manifest = read_manifest(final)

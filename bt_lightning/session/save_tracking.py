@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.snapshot.save_record import Policy, SaveRecord
     from bt_lightning.snapshot.saver import Saver
-    from bt_lightning.worker_messages import Published, Room
+    from bt_lightning.worker_messages import FreedSpace, Published
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ class SaveListeners:
 
     committed: Callable[[Manifest], None]
     """This process (not the worker) has committed a checkpoint."""
-    unwanted: Callable[[Manifest], None]
+    remove: Callable[[Manifest], None]
     """A checkpoint was committed whose removal was requested meanwhile."""
     ended: Callable[[SaveRecord], None]
     """A save is committed or has failed; called again when it is in the store."""
-    room: Callable[[int, str], Room]
+    room: Callable[[int, str], FreedSpace]
     """Free this number of bytes on the disk for this checkpoint id; waits for the worker."""
 
 
@@ -86,7 +86,7 @@ class Saves:
         self._root = root
         self.policy = policy
         self._listeners = listeners
-        self._unwanted: set[str] = set()
+        self._to_remove: set[str] = set()
         self._saved: dict[str, SaveRecord] = {}
         self._began: dict[int, float] = {}
         self._warned: set[str] = set()
@@ -101,7 +101,7 @@ class Saves:
         Raises:
             DirectoryUnusableError: a direct write failed.
         """
-        self._unwanted.discard(checkpoint_id)
+        self._to_remove.discard(checkpoint_id)
         began, started = time.time(), time.perf_counter()
         record = self.saver.save(
             checkpoint_id,
@@ -137,12 +137,12 @@ class Saves:
         if self.saver.pending(checkpoint_id):
             self.saver.drain(checkpoint_id)
 
-    def unwanted(self, checkpoint_id: str) -> bool:
+    def remove_when_committed(self, checkpoint_id: str) -> bool:
         """Request the removal of a save in progress; False if there is none of this id."""
         if not self.saver.pending(checkpoint_id):
             return False
-        self._unwanted.add(checkpoint_id)
-        self.saver.unwanted(checkpoint_id)
+        self._to_remove.add(checkpoint_id)
+        self.saver.remove_when_committed(checkpoint_id)
         return True
 
     @property
@@ -170,10 +170,10 @@ class Saves:
                         f"the disk fails ({record.trouble}). Checkpoints go straight to the store"
                         " until it works again"
                     )
-                if record.checkpoint_id in self._unwanted:
-                    self._unwanted.discard(record.checkpoint_id)
+                if record.checkpoint_id in self._to_remove:
+                    self._to_remove.discard(record.checkpoint_id)
                     self.artifacts.hand_over(record.checkpoint_id)
-                    self._listeners.unwanted(manifest)
+                    self._listeners.remove(manifest)
             elif isinstance(outcome, TornSnapshotError) and self.policy == "auto":
                 record.decision = "torn"
                 self.saver.lazy = False
@@ -234,7 +234,7 @@ class Saves:
         record.evicted = len(room.evicted)
         if not room.fits:
             msg = (
-                f"the checkpoint {record.checkpoint_id} was not saved: {room.says}. What training"
+                f"the checkpoint {record.checkpoint_id} was not saved: {room.reason}. What training"
                 " writes by itself goes to the disk only (see arena_memory): free some space, or"
                 " keep fewer checkpoints (save_top_k)"
             )

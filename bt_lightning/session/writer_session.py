@@ -29,9 +29,9 @@ from bt_lightning.worker.publisher_lock import stands_by
 from bt_lightning.worker.worker_handle import Worker, unlimited
 from bt_lightning.worker_messages import (
     Committed,
-    MakeRoom,
+    FreedSpace,
+    FreeSpace,
     Published,
-    Room,
     WorkerConfig,
     WorkFailed,
 )
@@ -143,10 +143,10 @@ class WriterSession:
                 self._unwritten_requests.append(digest)
         self._worker.wake()
 
-    def _room(self, size: int, checkpoint_id: str) -> Room:
+    def _room(self, size: int, checkpoint_id: str) -> FreedSpace:
         """Let the worker free space for a direct write of this process; waits for it."""
-        room = self._worker.ask(MakeRoom(size, checkpoint_id), _ROOM_S)
-        assert isinstance(room, Room)
+        room = self._worker.ask(FreeSpace(size, checkpoint_id), _ROOM_S)
+        assert isinstance(room, FreedSpace)
         return room
 
     def process_events(self, timeout_s: float) -> None:

@@ -285,11 +285,11 @@ class Saver:
         ids = [record.checkpoint_id for record in self._open.values()]
         return len(ids) if checkpoint_id is None else ids.count(checkpoint_id)
 
-    def unwanted(self, checkpoint_id: str) -> None:
+    def remove_when_committed(self, checkpoint_id: str) -> None:
         """Let the worker remove saves of this id in progress, once a newer one is committed."""
         for record in list(self._open.values()):
             if record.checkpoint_id == checkpoint_id:
-                self._worker.unwanted(record.number)
+                self._worker.remove_when_committed(record.number)
 
     def drain(
         self, checkpoint_id: str | None = None, left_s: Callable[[], float] = unlimited

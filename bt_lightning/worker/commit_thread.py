@@ -56,7 +56,7 @@ class CommitThread:
         """Each with the memory of its arena, which may be dropped meanwhile."""
         self._working = False
         self._working_on: int | None = None
-        self._unwanted: set[int] = set()
+        self._to_remove: set[int] = set()
         """Numbers of queued jobs, or of the one under way, whose checkpoint is to be removed."""
         self._digests: dict[int, str] = {}
         """Manifest digest of each of the last jobs, by number."""
@@ -95,16 +95,16 @@ class CommitThread:
             found = [waiting for waiting in self._jobs if waiting[0].number == number]
             for waiting in found:
                 self._jobs.remove(waiting)
-            self._unwanted.discard(number)
+            self._to_remove.discard(number)
         for _ in found:
             self._done(Withdrawn(number))
 
-    def unwanted(self, number: int) -> None:
+    def remove_when_committed(self, number: int) -> None:
         """Request the removal of what job `number` committed, or will commit."""
         with self._changed:
             digest = self._digests.get(number)
             if digest is None and (number == self._working_on or self._is_queued(number)):
-                self._unwanted.add(number)
+                self._to_remove.add(number)
         if digest is not None:
             self._request_removal(digest)
 
@@ -123,10 +123,10 @@ class CommitThread:
             self._digests.update((number, digest) for digest in digests)
             while len(self._digests) > _REMEMBERED:
                 del self._digests[next(iter(self._digests))]
-            unwanted = number in self._unwanted
-            self._unwanted.discard(number)
+            asked = number in self._to_remove
+            self._to_remove.discard(number)
             self._working_on = None
-        for digest in digests if unwanted else ():
+        for digest in digests if asked else ():
             self._request_removal(digest)
 
     def leave(self) -> None:

@@ -197,7 +197,7 @@ class ImageCommitter:
             space = self._space.make(size, job.checkpoint_id, more=more)
             evicted += space.evicted
             if not space.fits:
-                return space.says
+                return space.reason
             if space.evicted and self._size(job) > size:
                 continue  # a file that was to be linked is gone
             try:

@@ -99,7 +99,7 @@ def _evict(tasks: SmallDiskTasks, plan: Eviction, found: LocalCheckpoint) -> Non
     manifest, size = found.manifest, usage(found.path)
     with contextlib.suppress(OSError):  # a disk so full that the copy must go first
         note_newest_in_store(plan.root, manifest)
-    if not tasks.remover.evict(found.path):
+    if not tasks.removals.evict(found.path):
         return
     plan.evicted.append(manifest.checkpoint_id)
     with contextlib.suppress(OSError):  # an event is no checkpoint

@@ -14,7 +14,7 @@ from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTrans
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.disk_space import measure
 from bt_lightning.worker.evict_local_copies import Eviction, evict_copies
-from bt_lightning.worker_messages import Room
+from bt_lightning.worker_messages import FreedSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,16 +35,16 @@ class DiskSpaceMaker:
         root: Path,
         budget: int | None,
         publisher: Callable[[], PublisherThread | None],
-        remover: Callable[[], DiskRemovals | None] = lambda: None,
+        removals: Callable[[], DiskRemovals | None] = lambda: None,
         *,
         has_store: bool,
     ) -> None:
-        """`publisher` and `remover` give None as long as nothing may be deleted."""
+        """`publisher` and `removals` give None as long as nothing may be deleted."""
         self._has_store = has_store
         self._root = root
         self._budget = budget
         self._publisher = publisher
-        self._remover = remover
+        self._removals = removals
 
     def measure(self) -> DiskSpace:
         """Look at the disk."""
@@ -82,7 +82,7 @@ class DiskSpaceMaker:
 
     def make(
         self, size: int, checkpoint_id: str, *, more: bool = False, send: bool = False
-    ) -> Room:
+    ) -> FreedSpace:
         """Have room for `size` bytes: delete what may go, then evict, as far as it is needed.
 
         With `more`, the disk refused although there seemed to be room: evict one at least. With
@@ -94,9 +94,9 @@ class DiskSpaceMaker:
         """
         disk = self.measure()
         if disk.room >= size and not more:
-            return Room(fits=True)
+            return FreedSpace(fits=True)
         if self._cleared(size, more=more):
-            return Room(fits=True)
+            return FreedSpace(fits=True)
         publisher = self._publisher()
         evicted: list[str] = []
         why = "nothing may be deleted before the run has begun"
@@ -111,34 +111,34 @@ class DiskSpaceMaker:
                 why = str(error)
         disk = self.measure()
         fits = disk.room >= size and (bool(evicted) or not more)
-        says = f"it needs {size:,} bytes, and {disk.describe()}; {why}"
-        return Room(fits=fits, evicted=tuple(evicted), says="" if fits else says)
+        reason = f"it needs {size:,} bytes, and {disk.describe()}; {why}"
+        return FreedSpace(fits=fits, evicted=tuple(evicted), reason="" if fits else reason)
 
     def _cleared(self, size: int, *, more: bool) -> bool:
         """Delete what the policy removes, what is being sent last; whether there is room then.
 
         With `more`, only if something went.
         """
-        remover = self._remover()
+        removals = self._removals()
         for sent in (False, True):
             went = 0
-            if remover is not None:
+            if removals is not None:
                 with contextlib.suppress(OSError):  # then it is written, or refused, all the same
-                    went = remover.clear(sent=sent)
+                    went = removals.clear(sent=sent)
             if self.measure().room >= size and (went or not more):
                 return True
         return False
 
     def settle(self) -> None:
         """Wait for the removals that were allowed so far."""
-        remover = self._remover()
-        if remover is not None:
-            remover.settle()
+        removals = self._removals()
+        if removals is not None:
+            removals.settle()
 
     def retire(self, path: Path, digest: str) -> None:
         """Delete a generation of which the store has a newer one."""
-        remover = self._remover()
-        if remover is not None:
-            remover.retire(path, digest)
+        removals = self._removals()
+        if removals is not None:
+            removals.retire(path, digest)
         else:
             delete_directory(path, self._root, digest)

@@ -54,9 +54,9 @@ class PublisherTasks:
         *,
         check: Callable[[], None] = lambda: None,
         files: JobFilePublisher | None = None,
-        remover: DiskRemovals | None = None,
+        removals: DiskRemovals | None = None,
     ) -> None:
-        """`remover` deletes from the disk, and has the retention policy that holds here as well.
+        """`removals` deletes from the disk, and has the retention policy that holds here as well.
 
         Without one, it is made with what the run resumed from (digests) and the usual policy.
         `check` is called between two files; what it raises ends the unit, for others to do.
@@ -66,7 +66,7 @@ class PublisherTasks:
         self._root = root
         self._store = store
         self._prefix = prefix
-        self._remover = DiskRemovals(root, resumed_from) if remover is None else remover
+        self._removals = DiskRemovals(root, resumed_from) if removals is None else removals
         self._check = check
         self.files = files
         self._other_files: dict[str, int] = {}
@@ -132,10 +132,10 @@ class PublisherTasks:
         """What the store is still to have of the disk, newest first; `publishable` says what."""
         if self._store is None:
             return []
-        local, disk = self._remover.look()
+        local, disk = self._removals.look()
         stored = list((self._stored or {}).items())  # another thread may be adding to it
         sent = [TierCheckpoint.of(folder, manifest) for folder, manifest in stored]
-        waiting = [local[place] for place in publishable(disk, sent, self._remover.policy)]
+        waiting = [local[place] for place in publishable(disk, sent, self._removals.policy)]
         return [found for found in waiting if found.manifest.digest not in self._damaged]
 
     def publish_next(self) -> LocalCheckpoint | None:
@@ -155,7 +155,7 @@ class PublisherTasks:
             manifest = found.manifest
             self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
             try:
-                with self._remover.sending(manifest):
+                with self._removals.sending(manifest):
                     folder = publish(
                         self._store,
                         self._prefix,
@@ -252,7 +252,7 @@ class PublisherTasks:
 
     def delete_local(self) -> None:
         """Delete from the disk whatever may go; needs no store."""
-        self._remover.clear()
+        self._removals.clear()
 
     def delete_stored(self) -> None:
         """Delete from the store whatever may go there, and drop the requests that are done.
@@ -262,13 +262,13 @@ class PublisherTasks:
         if self._store is not None:
             self._known_store(self._store)
             self._take_requests(self._store)
-        local, disk = self._remover.look()
+        local, disk = self._removals.look()
         left: set[str] = set()
         if self._store is not None:
             stored = self._known_store(self._store)
             held = [TierCheckpoint.of(folder, manifest) for folder, manifest in stored.items()]
             tier = replace(disk, name="store", checkpoints=held)
-            for entry in removable(tier, self._remover.policy):
+            for entry in removable(tier, self._removals.policy):
                 if self._unpublish(self._store, entry.place):  # what is protected there stays
                     self._drop(stored, entry)
             left = {manifest.digest for manifest in stored.values()}
@@ -284,7 +284,7 @@ class PublisherTasks:
                 request_local_removal(self._root, digest, by)
         finally:  # a disk that is full takes a request, though not who asks
             if asked:
-                self._remover.wake()
+                self._removals.wake()
         removal_requests.forget_removals(store, self._prefix, asked)
 
     @property

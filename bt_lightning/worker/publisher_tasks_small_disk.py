@@ -31,9 +31,9 @@ class SmallDiskTasks(PublisherTasks):
         make_requests(self._root)
 
     @property
-    def remover(self) -> DiskRemovals:
+    def removals(self) -> DiskRemovals:
         """What deletes from the disk."""
-        return self._remover
+        return self._removals
 
     def newest(self, checkpoint_id: str) -> Manifest | None:
         """The newest generation of an id that the store is known to hold; by any thread."""
@@ -48,8 +48,8 @@ class SmallDiskTasks(PublisherTasks):
         if self._store is None:
             return []
         stored = {manifest.digest for manifest in self._known_store(self._store).values()}
-        local, disk = self._remover.look()
-        return [local[one.place] for one in evictable(disk, stored, self._remover.policy)]
+        local, disk = self._removals.look()
+        return [local[one.place] for one in evictable(disk, stored, self._removals.policy)]
 
     def is_stored(self, manifest: Manifest) -> bool:
         """Ask the store whether it has that checkpoint, and whether we have the lease then.
@@ -67,8 +67,8 @@ class SmallDiskTasks(PublisherTasks):
 
     def kept_here(self) -> int:
         """How many checkpoints on the disk the retention policy keeps, whatever needs room."""
-        _, disk = self._remover.look()
-        return len(places_decided(disk, Decision.KEEP, self._remover.policy))
+        _, disk = self._removals.look()
+        return len(places_decided(disk, Decision.KEEP, self._removals.policy))
 
     def stream(
         self, describe: Callable[[int], Manifest], sources: Mapping[str, DescribedSource]

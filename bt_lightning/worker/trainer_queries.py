@@ -26,8 +26,8 @@ from bt_lightning.worker_messages import (
     Answer,
     CheckStore,
     Fetch,
+    FreeSpace,
     ListStore,
-    MakeRoom,
     ReadFits,
     StoredCheckpoint,
     Verify,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 
-Question = CheckStore | ListStore | ReadFits | Fetch | Verify | MakeRoom
+Question = CheckStore | ListStore | ReadFits | Fetch | Verify | FreeSpace
 
 _PROBES = 32
 """Tries of a check: that of another process may delete the object between two calls."""
@@ -67,7 +67,7 @@ class TrainerQueries:
                 case Verify(folder):
                     verify_bytes(self._reader(folder))
                     return Answer(None)
-                case MakeRoom(size, checkpoint_id):
+                case FreeSpace(size, checkpoint_id):
                     return Answer(self._space.make(size, checkpoint_id, send=True))
         except (CheckpointError, OSError) as error:
             return Answer(None, error)

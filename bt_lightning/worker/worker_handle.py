@@ -29,9 +29,9 @@ from bt_lightning.worker_messages import (
     Drained,
     DropArena,
     Published,
+    RemoveSave,
     ShareArena,
     Stop,
-    Unwanted,
     Wake,
     Withdraw,
     Withdrawn,
@@ -137,14 +137,14 @@ class Worker:
             if self._conn is not None:
                 self._conn.send(Withdraw(number))
 
-    def unwanted(self, number: int) -> None:
+    def remove_when_committed(self, number: int) -> None:
         """Let a save be deleted once a newer one is committed; never waits.
 
         A worker that dies forgets it: the caller asks again when the commit is reported.
         """
         with self._lock, contextlib.suppress(OSError):
             if self._conn is not None:
-                self._conn.send(Unwanted(number))
+                self._conn.send(RemoveSave(number))
 
     @property
     def pid(self) -> int | None:

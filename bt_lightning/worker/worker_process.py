@@ -47,13 +47,13 @@ from bt_lightning.worker_messages import (
     Drained,
     DropArena,
     Fetch,
+    FreeSpace,
     ListStore,
-    MakeRoom,
     Published,
     ReadFits,
+    RemoveSave,
     ShareArena,
     Stop,
-    Unwanted,
     Verify,
     Wake,
     Withdraw,
@@ -249,7 +249,7 @@ class _Loop:
 
     def _handle(self, message: object) -> None:
         match message:
-            case CheckStore() | ListStore() | ReadFits() | Fetch() | Verify() | MakeRoom():
+            case CheckStore() | ListStore() | ReadFits() | Fetch() | Verify() | FreeSpace():
                 self._send(self._queries.answer(message))
             case Begin(pinned):
                 self._begin(pinned)
@@ -257,8 +257,8 @@ class _Loop:
                 self._committer.put(message)
             case Withdraw(number):
                 self._committer.withdraw(number)
-            case Unwanted(number):
-                self._committer.unwanted(number)
+            case RemoveSave(number):
+                self._committer.remove_when_committed(number)
                 self._wake()
             case DropArena(index):
                 self._committer.drop(index)
@@ -295,7 +295,7 @@ class _Loop:
             pinned,
             check=publisher_lock.check,
             files=self._job_files() if url else None,
-            remover=self._removals,
+            removals=self._removals,
         )
         self._publisher = PublisherThread(
             self._root, tasks, publisher_lock, self._on_published, standby=standby

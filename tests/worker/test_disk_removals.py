@@ -122,7 +122,7 @@ def test_what_is_unwanted_by_its_commit_goes_with_the_next_one(scene, arena, whe
     first = arena.commit(worker, 1)
     if when == "after":
         scene.eventually(lambda: scene.on_disk() == scene.names(1))
-    worker.unwanted(first)
+    worker.remove_when_committed(first)
     arena.commit(worker, 2)
     if when == "before":
         os.kill(worker.pid, signal.SIGCONT)
@@ -131,23 +131,23 @@ def test_what_is_unwanted_by_its_commit_goes_with_the_next_one(scene, arena, whe
 
 def test_what_is_older_than_the_newest_goes_though_that_is_unwanted_too(scene):
     """Training may be one save ahead of the disk for hours: each commit is unwanted as it comes."""
-    remover = DiskRemovals(scene.root, NONE)
+    removals = DiskRemovals(scene.root, NONE)
     for step in range(1, 6):
         (made,) = scene.make(step)
         request_local_removal(scene.root, made.digest)
-        remover.clear()
+        removals.clear()
         assert scene.on_disk() == scene.names(step)
 
 
 def test_what_is_being_sent_goes_last(scene):
     first, second, _ = scene.make(1, 2, 3)
-    remover = DiskRemovals(scene.root, NONE)
+    removals = DiskRemovals(scene.root, NONE)
     for manifest in (first, second):
         request_local_removal(scene.root, manifest.digest)
-    with remover.sending(second):
-        assert remover.clear() == 1
+    with removals.sending(second):
+        assert removals.clear() == 1
         assert scene.on_disk() == scene.names(2, 3)
-        assert remover.clear(sent=True) == 1
+        assert removals.clear(sent=True) == 1
         assert scene.on_disk() == scene.names(3)
 
 
@@ -226,11 +226,11 @@ def test_removals_beside_commits_of_the_same_name_never_take_the_newest(scene):
     digests, over = [], threading.Event()
 
     def remove():
-        remover = DiskRemovals(scene.root, NONE)
+        removals = DiskRemovals(scene.root, NONE)
         while not over.is_set():
             for digest in digests[:-1]:
                 request_local_removal(scene.root, digest)
-            remover.clear()
+            removals.clear()
 
     thread = threading.Thread(target=remove)
     thread.start()
