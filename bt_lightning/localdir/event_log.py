@@ -7,6 +7,7 @@ appending, so lines of two processes never mix. Nothing here is needed to resume
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -63,8 +64,9 @@ def _rotate(folder: Path, descriptor: int) -> None:
         lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    if os.path.samestat(os.fstat(descriptor), (folder / FILE).lstat()):
-        (folder / FILE).replace(folder / OLDER)
+    with contextlib.suppress(FileNotFoundError):  # another process has just renamed it
+        if os.path.samestat(os.fstat(descriptor), (folder / FILE).lstat()):
+            (folder / FILE).replace(folder / OLDER)
 
 
 @dataclass(frozen=True, slots=True)

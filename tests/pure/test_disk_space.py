@@ -194,3 +194,15 @@ def test_events_of_many_processes_are_all_there_though_the_file_changes(tmp_path
     for writer in range(4):
         mine = [number for who, number in found if who == writer]
         assert mine == list(range(mine[0], 200))
+
+
+def test_an_event_is_noted_though_another_process_renames_the_file_meanwhile(tmp_path, monkeypatch):
+    """The moment after the rename, before anybody has made a new one."""
+    monkeypatch.setattr(event_log, "MOST_BYTES", 1)
+
+    def lock(descriptor, how):
+        (tmp_path / ".bt_lightning" / FILE).rename(tmp_path / ".bt_lightning" / event_log.OLDER)
+
+    monkeypatch.setattr(event_log, "lock", lock)
+    note(tmp_path, "one", number=1)
+    assert [event["number"] for event in read_events(tmp_path)] == [1]
