@@ -204,5 +204,6 @@ def test_an_event_is_noted_though_another_process_renames_the_file_meanwhile(tmp
         (tmp_path / ".bt_lightning" / FILE).rename(tmp_path / ".bt_lightning" / event_log.OLDER)
 
     monkeypatch.setattr(event_log, "lock", lock)
-    note(tmp_path, "one", number=1)
-    assert [event["number"] for event in read_events(tmp_path)] == [1]
+    for number in (1, 2):  # a file that has an event is large enough to be renamed
+        note(tmp_path, "one", number=number)
+    assert [event["number"] for event in read_events(tmp_path)] == [1, 2]
