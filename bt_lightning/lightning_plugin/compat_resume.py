@@ -150,6 +150,11 @@ def skip_training(trainer: Trainer) -> None:
     vars(loop)["run"] = run
 
 
+def skips_training(trainer: Trainer) -> bool:
+    """Whether `skip_training` was called for the fit that is being set up."""
+    return "run" in vars(trainer.fit_loop)
+
+
 def record_path_selection() -> None:
     """Patch Lightning to record whether the user gave the path of a run or Lightning chose it.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.compat_resume import after_training_restored
+from bt_lightning.lightning_plugin.compat_resume import after_training_restored, skips_training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +62,7 @@ def _stop(trainer: Trainer) -> None:
     parts: list[Any] = [progress.current, progress.total]
     for part in parts:
         part.completed = part.processed  # no hook counts it, as nothing is trained
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not skips_training(trainer):  # else that is said already
         log.warning(
             "nothing is left to train: EarlyStopping had ended this run at step %d. To train on,"
             " leave it out, or start afresh with resume='never'",
