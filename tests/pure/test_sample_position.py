@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import islice
 from typing import Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -34,14 +35,13 @@ def batches(batching: Batching, place: Place, order: list[int]) -> list[list[int
 def test_an_epoch_is_that_of_torchs_sampler(
     samples: int, ranks: int, size: int, drop_last: bool
 ) -> None:
-    from torch.utils.data import BatchSampler, DistributedSampler
-
+    data: Any = pytest.importorskip("torch.utils.data")
     batching = Batching(ranks, size, drop_last)
     place = Place(batching.epoch_length(samples))
     wanted: list[list[int]] = [[] for _ in range(batching.batches(samples))]
     for rank in range(ranks):
-        sampler: Any = DistributedSampler(range(samples), ranks, rank, shuffle=False)  # type: ignore[arg-type]
-        for number, batch in enumerate(BatchSampler(sampler, size, drop_last)):
+        sampler: Any = data.DistributedSampler(range(samples), ranks, rank, shuffle=False)
+        for number, batch in enumerate(data.BatchSampler(sampler, size, drop_last)):
             wanted[number] += batch
     assert batches(batching, place, list(range(samples))) == wanted
 
