@@ -154,7 +154,10 @@ def test_one_cause_is_reported_once_over_many_checkpoints(runs: ModuleType, tmp_
     def save(trainer: Any) -> None:
         if trainer.global_step <= 4:
             trainer.save_checkpoint(root / f"checkpoint-{trainer.global_step}")
-            ours(trainer)._session.writer._worker._conn.poll(1 if trainer.global_step > 1 else 60)
+            if trainer.global_step == 1:
+                wait_for_worker(trainer)
+            else:
+                ours(trainer)._session.writer._worker._conn.poll(1)
 
     hooks = callback(on_train_start=lambda _: blocked(store), on_train_batch_end=save)
     bt = BTLightning(dir=root, store=str(store), on_error="warn")

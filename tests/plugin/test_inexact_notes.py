@@ -166,7 +166,7 @@ def test_a_run_that_early_stopping_ended_trains_nothing_when_it_is_started_again
     assert whole.trainer.current_epoch == 3
     with caplog.at_level("WARNING", "bt_lightning"):
         again = fit(tmp_path)
-    assert "nothing is left to train: EarlyStopping had ended this run at step 24" in caplog.text
+    assert caplog.text.count("nothing is left to train") == 1
     assert again.module.steps == []
     assert again.outcome["weights"] == whole.outcome["weights"]
     assert again.trainer.callback_metrics["val"] == whole.trainer.callback_metrics["val"]

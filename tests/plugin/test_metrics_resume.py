@@ -85,7 +85,7 @@ def test_a_run_that_resumes_at_its_end_has_the_metrics_of_its_last_checkpoint(
     assert dict(again.trainer.callback_metrics) == wanted
 
 
-@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # of 2.4
+@needs_26
 def test_a_monitored_save_goes_on_in_a_run_that_is_killed_more_often_than_it_validates(
     runs: ModuleType, names: Any, tmp_path: Path
 ) -> None:

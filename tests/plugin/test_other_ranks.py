@@ -179,9 +179,8 @@ def test_an_epoch_keeps_the_length_that_its_first_ranks_gave_it(
     assert resumes(scripts, tmp_path, (1, 0), cases) == 2
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("plain_shuffled", marks=needs_26), "stateful_shuffled"]
-)
+@needs_26
+@pytest.mark.parametrize("kind", ["plain_shuffled", "stateful_shuffled"])
 def test_the_order_outlives_several_changes(scripts: Any, tmp_path: Path, kind: str) -> None:
     """From 1 rank to 2, inside that epoch to 4, at its end back to 1."""
     jobs = [job(tmp_path / "first", kind, 1, 0)]
@@ -193,6 +192,7 @@ def test_the_order_outlives_several_changes(scripts: Any, tmp_path: Path, kind: 
         check(tmp_path / "first", tmp_path / name, first=step)
 
 
+@needs_26
 def test_accumulated_batches_count_as_ranks_do(scripts: Any, tmp_path: Path) -> None:
     first = job(tmp_path / "first", "plain_shuffled", 2, 0)
     run(scripts, [first], 2)

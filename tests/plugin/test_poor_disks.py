@@ -30,6 +30,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from bt_lightning import BTLightning
+from bt_lightning.session.fit_selection import process_fits
 root, said = Path(sys.argv[1]), json.loads(sys.argv[2])
 if said.get("refuse"):
     sys.path.insert(0, said["refuse"])
@@ -41,8 +42,9 @@ def peak():
     return int(text.partition("VmHWM:")[2].split()[0]) // 1024
 
 def fit(path, steps, **options):
+    process_fits.clear()  # as the same script in another process
     os.environ["BT_CHECKPOINT_DIR"] = str(path)
-    callback = BTLightning(drain_timeout=60, **{**said.get("options", {}), **options})
+    callback = BTLightning(drain_timeout=60, fit_name="main", **{**said.get("options", {}), **options})
     saves = ModelCheckpoint(every_n_train_steps=1, **said["saves"])
     trainer = L.Trainer(
         default_root_dir=path, max_steps=steps, limit_val_batches=0, logger=False,
