@@ -219,7 +219,7 @@ def make_callback(name: str, root: Path) -> list[Any]:
         "TQDMProgressBar": shipped.TQDMProgressBar,
         "ThroughputMonitor": lambda: shipped.ThroughputMonitor(len, window_size=2),
         "Timer": lambda: shipped.Timer(duration={"minutes": 10}),
-        "WeightAveraging": lambda: shipped.WeightAveraging(),
+        "WeightAveraging": lambda: shipped.WeightAveraging(),  # noqa: PLW0108 - 2.4 has none
     }
     found = made[kind]()
     return found if isinstance(found, list) else [found]

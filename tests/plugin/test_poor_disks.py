@@ -44,7 +44,8 @@ def peak():
 def fit(path, steps, **options):
     process_fits.clear()  # as the same script in another process
     os.environ["BT_CHECKPOINT_DIR"] = str(path)
-    callback = BTLightning(drain_timeout=60, fit_name="main", **{**said.get("options", {}), **options})
+    more = {**said.get("options", {}), **options}
+    callback = BTLightning(drain_timeout=60, fit_name="main", **more)
     saves = ModelCheckpoint(every_n_train_steps=1, **said["saves"])
     trainer = L.Trainer(
         default_root_dir=path, max_steps=steps, limit_val_batches=0, logger=False,
