@@ -74,7 +74,7 @@ def choose_fit(
 def _among(identity: FitIdentity, same: list[FitRecord]) -> FitChoice:
     """Choose among fits that nothing tells from this one but how long they train, and seeds."""
     seeded = [one for one in same if "seed" not in identity.differences(one.identity)]
-    if not seeded and all(one.ended for one in same):
+    if not seeded and all(_is_a_member(identity, one) for one in same):
         return FitChoice(None, ("seed",), f"{_title(same[-1])} ended, and had another seed")
     same = [one for one in same if one in seeded] or same
     same = [one for one in same if not _named(identity.differences(one.identity), "limits")] or same
@@ -82,6 +82,11 @@ def _among(identity: FitIdentity, same: list[FitRecord]) -> FitChoice:
         names = ", ".join(map(_title, same))
         return FitChoice(None, (), f"it may be any of {names}")
     return FitChoice(same[0], _told(identity, same[0]))
+
+
+def _is_a_member(identity: FitIdentity, one: FitRecord) -> bool:
+    """Whether one script has trained it, and goes on with another seed: an ensemble."""
+    return one.ended and one.closed and "program" not in identity.differences(one.identity)
 
 
 def _explained(
@@ -117,7 +122,8 @@ def _named(differs: Iterable[str], part: str) -> bool:
 
 def _told(identity: FitIdentity, record: FitRecord) -> tuple[str, ...]:
     """What differs, as far as a person can do something about it."""
-    return tuple(n for n in identity.differences(record.identity) if n not in {"program", "seed"})
+    left_out = {"program"} if record.ended else {"program", "seed"}
+    return tuple(name for name in identity.differences(record.identity) if name not in left_out)
 
 
 def _title(record: FitRecord) -> str:

@@ -1,6 +1,7 @@
 """The ledger of a job's fits: which began, and which ended (docs/format.md). Pure.
 
-A file of lines that is only appended to: one line when a fit begins, one when it ends well.
+A file of lines that is only appended to: one line when a fit begins, one when it ends well, and one
+when it goes back to the script.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class FitRecord:
     """Whether it ended well."""
     end_step: int = 0
     """The optimizer step at which it ended."""
+    closed: bool = False
+    """Whether it went back to the script after that: a kill may fall into its last uploads."""
 
     def began(self) -> bytes:
         """The line that is written when it begins."""
@@ -48,6 +51,10 @@ class FitRecord:
     def at_end(self, step: int) -> bytes:
         """The line that is written when it has ended well, at optimizer step `step`."""
         return _line(fit=self.id, ended=step)
+
+    def at_close(self) -> bytes:
+        """The line that is written when it goes back to the script."""
+        return _line(fit=self.id, closed=True)
 
 
 def read_ledger(lines: Iterable[bytes]) -> tuple[FitRecord, ...]:
@@ -120,6 +127,8 @@ def _record(payload: object, known: dict[str, FitRecord]) -> FitRecord:
         raise CheckpointCorruptError(msg)
     made = _name_of(payload, "fit")
     step = payload.get("ended")
+    if payload.get("closed") is True and made in known:
+        return replace(known[made], closed=True)
     if step is None:
         identity = FitIdentity.from_json(payload.get("identity"))
         name, folder = _name_of(payload, "name"), _name_of(payload, "folder")

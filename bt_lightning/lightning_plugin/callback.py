@@ -286,6 +286,7 @@ class BTLightning(Callback):
         boundary.end_fit(trainer, writer, failed=False)
         if boundary.ends_by_signal:
             raise boundary.exit_by_signal(trainer)
+        self._session.close_fit()
 
     @override
     def on_save_checkpoint(

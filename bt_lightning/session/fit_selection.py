@@ -131,6 +131,7 @@ def select_fit(root: Path, request: FitRequest, job: JobRecords) -> SelectedFit:
     process.begin(record.id)
     lines = [one.began() for one in records[len(own) :]]  # of the store only: the disk was lost
     lines += [one.at_end(one.end_step) for one in records[len(own) :] if one.ended]
+    lines += [one.at_close() for one in records[len(own) :] if one.closed]
     if record != choice.record:
         lines.append(record.began())  # it goes on under another name, for longer, or as it is now
     _note(root, *lines)
@@ -158,6 +159,11 @@ def end_fit(root: Path, fit: SelectedFit, step: int | None) -> None:
         _note(root, fit.record.at_end(step))
     else:
         process_fits.setdefault(root, ProcessFits()).fail(fit.record.id)
+
+
+def close_fit(root: Path, fit: SelectedFit) -> None:
+    """Note that a fit that ended well goes back to the script."""
+    _note(root, fit.record.at_close())
 
 
 def _free_name(request: FitRequest, process: Process) -> str:

@@ -20,7 +20,7 @@ from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.removal_requester import Requester
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory, load_file
 from bt_lightning.session.errors_between_ranks import is_save_failure, portable
-from bt_lightning.session.fit_selection import end_fit
+from bt_lightning.session.fit_selection import close_fit, end_fit
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
 from bt_lightning.worker.worker_handle import unlimited
@@ -62,6 +62,7 @@ class RankSession:
         self._config: SessionConfig | None = None
         self.writer: WriterSession | None = None
         self._fit: SelectedFit | None = None
+        self._ended: SelectedFit | None = None
         self._mark = contextlib.ExitStack()
         self.pinned: set[str] = set()
         """Digests of what this run resumed from: it never deletes them."""
@@ -204,6 +205,13 @@ class RankSession:
         fit, self._fit = self._fit, None
         if fit is not None and self._config is not None:
             end_fit(self._config.root, fit, step)
+            self._ended = fit if step is not None else None
+
+    def close_fit(self) -> None:
+        """Every rank: a fit that ended well goes back to the script, with all published."""
+        fit, self._ended = self._ended, None
+        if fit is not None and self._config is not None:
+            close_fit(self._config.root, fit)
 
     def take(self) -> WriterSession | None:
         """The session, which the caller ends; from here on there is none."""

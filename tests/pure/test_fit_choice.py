@@ -35,7 +35,9 @@ NONE = Process()
 
 def fit(name: str = "", *, ended: bool = False, **differs: object) -> FitRecord:
     identity = replace(BASE, **differs)
-    return FitRecord(id=name, name=name, folder=name, identity=identity, ended=ended, end_step=24)
+    return FitRecord(
+        id=name, name=name, folder=name, identity=identity, ended=ended, end_step=24, closed=ended
+    )
 
 
 def chosen(choice: FitChoice) -> str | None:
@@ -108,6 +110,16 @@ CASES = {
         replace(BASE, seed="2"),
         (fit(ended=True),),
         None,
+    ),
+    "another seed on the command line, the fit had ended": (
+        replace(BASE, seed="2", program="p1"),
+        (fit(ended=True),),
+        "",
+    ),
+    "another seed at each start, killed while the ended fit was still published": (
+        replace(BASE, seed="2"),
+        (replace(fit(ended=True), closed=False),),
+        "",
     ),
     "the member of an ensemble that was killed": (
         replace(BASE, seed="2"),
@@ -189,7 +201,7 @@ class Job:
             assert was == identity, "a fit went on with what another one had trained"
             if number == kill_in:
                 return
-            done = replace(record, ended=True)
+            done = replace(record, ended=True, closed=True)
             self.ledger = tuple(done if r.id == done.id else r for r in self.ledger)
             self.complete.append(identity)
 
@@ -234,7 +246,10 @@ def test_a_fit_that_was_killed_goes_on_where_it_was(fits: list[FitIdentity], kil
 def test_a_ledger_comes_back_and_leaves_out_what_is_no_line_of_it() -> None:
     one, two = fit(), fit("fold-2", data="d1")
     lines = [one.began(), b'{"fit": "x"', b"[]\n", two.began(), one.at_end(24), b"\xff\n"]
-    assert read_ledger(lines) == (replace(one, ended=True, end_step=24), replace(two, end_step=0))
+    ended = replace(one, ended=True, end_step=24)
+    assert read_ledger(lines) == (ended, replace(two, end_step=0))
+    lines.append(one.at_close())
+    assert read_ledger(lines) == (replace(ended, closed=True), replace(two, end_step=0))
 
 
 @pytest.mark.parametrize(
