@@ -50,14 +50,23 @@ class Saved(Net):
         self.save_hyperparameters()
 
 
+def committed() -> set[str]:
+    """Folders of checkpoints; what is deleted meanwhile is none."""
+    return {
+        folder
+        for folder, _, files in os.walk("ck")
+        if "bt_manifest.json" in files and ".bt_lightning" not in folder
+    }
+
+
 class Kill(Callback):
     def __init__(self, fit: object) -> None:
-        self.fit, self.before = str(fit), set(Path().rglob("bt_manifest.json"))
+        self.fit, self.before = str(fit), committed()
 
     def on_train_epoch_start(self, trainer: L.Trainer, _: L.LightningModule) -> None:
         if f"{self.fit}:{trainer.current_epoch}" == KILL:
             until = time.monotonic() + 60
-            while not set(Path().rglob("bt_manifest.json")) - self.before:
+            while not committed() - self.before:
                 assert time.monotonic() < until, "nothing was committed"
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)

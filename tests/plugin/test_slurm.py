@@ -98,8 +98,7 @@ def test_all_ranks_are_told_and_the_job_is_requeued_once(
     steps = {int(name.partition("-")[2]) for name in names(root)}
     assert max(steps) >= 14
     again = scripts.ranks(SCRIPT, root, "none", envs=envs)
-    repeated = OLD and max(steps) % 4 != 0  # Lightning before 2.6 trains a batch in an epoch again
-    assert [done.out for done in again] == [f"began at {max(steps)} ended at {40 + repeated}\n"] * 2
+    assert [done.out for done in again] == [f"began at {max(steps)} ended at 40\n"] * 2
     assert not [name for name in names(root) if "-v" in name]
 
 
