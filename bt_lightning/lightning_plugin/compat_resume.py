@@ -117,6 +117,22 @@ def begin_next_epoch(trainer: Trainer) -> None:
         part.completed = part.processed
 
 
+def forget_resume(trainer: Trainer) -> None:
+    """Let the Trainer's next fit begin as if this one had trained what it found trained.
+
+    A loop takes the loaded state for one that it resumes from until it has trained; the next fit
+    would not begin its dataloader anew. Source: `_Loop.load_state_dict`, `on_iteration_done`.
+    """
+    loops: list[Any] = [trainer.fit_loop]
+    while loops:
+        state = vars(loops.pop())
+        state.update(_restarting=False)
+        for name in ("_loaded_from_state_dict", "_resuming_from_checkpoint"):  # from 2.5 on
+            if name in state:
+                state[name] = False
+        loops += [part for part in state.values() if hasattr(part, "_restarting")]
+
+
 def undo_waiting(trainer: Trainer) -> None:
     """Undo what waits for a hook, if the fit ended before it; idempotent."""
     vars(trainer.strategy).pop("on_train_start", None)

@@ -23,6 +23,7 @@ from bt_lightning.lightning_plugin.compat_resume import (
     after_train_start,
     after_training_restored,
     begin_next_epoch,
+    forget_resume,
     restores_run,
 )
 from bt_lightning.lightning_plugin.compat_spike_detection import let_spike_detection_load
@@ -89,6 +90,7 @@ class ExactResume:
     def __init__(self) -> None:
         self._mine: dict[str, Any] | None = None
         self._at_epoch_end = False
+        self._untrained: dict[str, Any] | None = None  # generators, until the resumed fit trains
         self._metrics: dict[str, float] = {}
         self._metrics_in_saves = MetricsInSaves()
         self._epoch_metrics: dict[str, Any] = {}
@@ -156,13 +158,20 @@ class ExactResume:
             self._epoch_metrics = self._mine.get("metrics", {})
         else:  # torchdata's states and sums of an epoch are a rank's own
             self._mine = {**self._mine, "loader": None}
-        self._at_epoch_end = bool(saved["epoch_end"])
+        self._at_epoch_end, self._untrained = bool(saved["epoch_end"]), self._mine["rng"]
         self._position.load(saved.get("position"), len(ranks), ranks[0]["rng"]["torch"])
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
 
     def reset(self, trainer: Trainer) -> None:
-        """End a fit: give its dataloaders back, drop states that it did not come to restore."""
-        self._mine, self._at_epoch_end = None, False
+        """End a fit: give its dataloaders back, drop states that it did not come to restore.
+
+        A fit that found nothing left to train leaves the random generators as it found them saved,
+        for what the script does next.
+        """
+        if self._untrained is not None:
+            forget_resume(trainer)
+            set_rng_state(self._untrained, compat.cuda_device(trainer))
+        self._mine, self._at_epoch_end, self._untrained = None, False, None
         self._metrics, self._epoch_metrics = {}, {}
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
@@ -190,7 +199,7 @@ class ExactResume:
             trainer.callback_metrics.setdefault(name, as_logged(value).to(device))
 
     def _after_train_start(self, trainer: Trainer) -> None:
-        self._metrics = {}
+        self._metrics, self._untrained = {}, None
         metrics, self._epoch_metrics = self._epoch_metrics, {}
         self._metrics_in_saves.restore(trainer, metrics)
         self._accumulation.restore(trainer)

@@ -1,7 +1,7 @@
 """Scripts with several fits that know nothing of bt_lightning: `several_fits.py SCRIPT`.
 
 What each fit came to goes into `results.json`, by which some scripts skip what is done. `KILL` is
-`FIT:EPOCH`: where the process kills itself, once an epoch of that fit is committed.
+`FIT:EPOCH`: where the process kills itself, once an epoch of that fit, if it has any, is committed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Kill(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, _: L.LightningModule) -> None:
         if f"{self.fit}:{trainer.current_epoch}" == KILL:
             until = time.monotonic() + 60
-            while not committed() - self.before:
+            while trainer.current_epoch and not committed() - self.before:
                 assert time.monotonic() < until, "nothing was committed"
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -134,7 +134,8 @@ def search() -> None:
     for number, rate in enumerate((0.1, 0.03, 0.01)):
         if "SKIP" in os.environ and str(number) in done():
             continue
-        L.seed_everything(1, verbose=False)
+        if "SEED_ONCE" not in os.environ:
+            L.seed_everything(1, verbose=False)
         made = trainer(number)
         made.fit(Saved(rate), *loaders())
         note(number, made)

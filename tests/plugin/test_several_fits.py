@@ -49,9 +49,9 @@ class Work:
 def right(scripts: Scripts, tmp_path: Path) -> Any:
     """What a script comes to by itself."""
 
-    def run(script: str) -> dict[str, Any]:
+    def run(script: str, **env: str) -> dict[str, Any]:
         work = Work(scripts, tmp_path / "right", script)
-        work.start(ours=False)
+        work.start(ours=False, **env)
         return work.results
 
     return run
@@ -99,7 +99,18 @@ def test_a_search_for_hyperparameters(
     assert work.results == right("search"), ended.err
 
 
-@pytest.mark.parametrize("kill", ["all:1", "all:3", "all:5"])
+@pytest.mark.parametrize("kill", ["0:1", "1:0", "1:1", "2:0"])
+def test_what_follows_a_fit_that_had_ended_draws_on(
+    scripts: Scripts, tmp_path: Path, right: Any, kill: str
+) -> None:
+    once = {"SEED_ONCE": "1"}
+    work = Work(scripts, tmp_path / "work", "search")
+    work.killed(kill, **once)
+    work.start(**once)
+    assert work.results == right("search", **once)
+
+
+@pytest.mark.parametrize("kill", ["all:1", "all:2", "all:3", "all:4", "all:5"])
 def test_one_trainer_that_fits_again_for_more_epochs(
     scripts: Scripts, tmp_path: Path, right: Any, kill: str
 ) -> None:
