@@ -18,7 +18,7 @@ from bt_lightning.lightning_plugin.compat_validation import (
     validation_has_run,
     validation_is_scheduled,
 )
-from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
+from bt_lightning.lightning_plugin.saves_behind_hooks import SavesBehindHooks
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class DeferredSaves:
     def __init__(self, callback: ModelCheckpoint) -> None:
         self._callback = callback  # not its bound methods: spawned ranks unpickle this
         self._pending: _Pending | None = None
-        self._base = next(k for k in type(callback).__mro__ if k in model_checkpoint_classes())
+        self.behind_hooks = SavesBehindHooks(callback)
         callback.on_train_batch_start = self.on_train_batch_start  # type: ignore[method-assign]
         callback.on_train_batch_end = self.on_train_batch_end  # type: ignore[method-assign]
         callback.on_validation_end = self.on_validation_end  # type: ignore[method-assign]
@@ -95,10 +95,11 @@ class DeferredSaves:
             batch,
             batch_idx,
         )
-        if not self._is_stock("on_train_batch_end") or not (
+        if not self.behind_hooks.is_stock("on_train_batch_end") or not (
             last or (validation_is_scheduled(trainer) and not _swaps_back_late(pl_module))
         ):
-            save_hook()
+            with self.behind_hooks.waiting(trainer, "on_train_batch_end"):
+                save_hook()
             return
         had_run, wanted = validation_has_run(trainer), self._would_save(save_hook)
         if last or wanted:
@@ -106,26 +107,38 @@ class DeferredSaves:
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the save that was deferred to this validation; not one for the epoch's end."""
-        pending = self._pending
-        stays = self._is_stock("on_validation_end") and not _swaps_back_late(pl_module)
-        if pending is None or (pending.ends_epoch and not stays):
-            type(self._callback).on_validation_end(self._callback, trainer, pl_module)
-            return
-        pending.validated = True
-        if not pending.ends_epoch:
-            self.complete(trainer, pl_module)
+        pending, late = self._pending, _swaps_back_late(pl_module)
+        stays = self.behind_hooks.is_stock("on_validation_end") and not late
+        with self.behind_hooks.waiting(trainer, "on_validation_end", unless=late):
+            if pending is None or (pending.ends_epoch and not stays):
+                type(self._callback).on_validation_end(self._callback, trainer, pl_module)
+                return
+            pending.validated = True
+            if not pending.ends_epoch:
+                self.complete(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the deferred save, then the callback's own save of the epoch's end."""
-        self.complete(trainer, pl_module)
-        type(self._callback).on_train_epoch_end(self._callback, trainer, pl_module)
+        with self.behind_hooks.waiting(trainer, "on_train_epoch_end"):
+            self.complete(trainer, pl_module)
+            type(self._callback).on_train_epoch_end(self._callback, trainer, pl_module)
 
     # the deferred save
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether something waits, be it only a call of `on_validation_end`."""
+        return self._pending is not None or bool(self.behind_hooks.paths)
 
     @property
     def wanted(self) -> bool | None:
         """Whether a save is deferred; None if no batch is pending."""
         return None if self._pending is None else self._pending.wanted
+
+    def forget(self) -> None:
+        """Drop what waits, of a fit that failed."""
+        self._pending = None
+        self.behind_hooks.forget()
 
     def complete(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the deferred save and call the deferred `on_validation_end`; on every rank."""
@@ -167,9 +180,6 @@ class DeferredSaves:
             own.update(before)
         return bool(calls)
 
-    def _is_stock(self, hook: str) -> bool:
-        return getattr(type(self._callback), hook) is getattr(self._base, hook)
-
 
 def save_deferred_now(
     trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -180,7 +190,7 @@ def save_deferred_now(
     several ranks, since one may be missing and all take part in a save. A failure to save becomes a
     warning, since the exception that ends the run is the one to raise.
     """
-    pending = [d for d in _deferred_saves_of(trainer) if d.wanted is not None]
+    pending = [d for d in _deferred_saves_of(trainer) if d.is_pending]
     if not pending or isinstance(exception, CheckpointError):
         return
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -188,11 +198,12 @@ def save_deferred_now(
     swapped = trainer.validating and any(overrides(o, h) for o in owners for h in _SWAPS_IN)
     if trainer.world_size > 1 or swapped:
         reason = "a hook may have changed the weights" if swapped else "other ranks may be gone"
-        if trainer.is_global_zero and any(d.wanted for d in pending):
+        if trainer.is_global_zero and any(d.wanted or d.behind_hooks.paths for d in pending):
             _warn(trainer, f"was to be made at its end, and {reason}")
         return
     for deferred in pending:
         try:
+            deferred.behind_hooks.make()
             deferred.complete(trainer, pl_module)
         except Exception as error:  # noqa: BLE001 - the run has an exception already
             _warn(trainer, f"failed: {type(error).__name__}: {error}")
@@ -204,6 +215,23 @@ def _warn(trainer: Trainer, text: str) -> None:
         f" over; the save of that step {text}",
         stacklevel=3,
     )
+
+
+def make_saves_behind_hooks(trainer: Trainer) -> None:
+    """Make what was decided on in the hooks that have all run; called on every rank."""
+    for deferred in _deferred_saves_of(trainer):
+        deferred.behind_hooks.make()
+
+
+def is_to_be_saved(trainer: Trainer, path: str) -> bool:
+    """Whether a `ModelCheckpoint` has decided to save there; the same on every rank."""
+    return any(path in deferred.behind_hooks.paths for deferred in _deferred_saves_of(trainer))
+
+
+def forget_deferred(trainer: Trainer) -> None:
+    """Drop what a failed fit left; called on every rank."""
+    for deferred in _deferred_saves_of(trainer):
+        deferred.forget()
 
 
 def _deferred_saves_of(trainer: Trainer) -> list[DeferredSaves]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.compat_dataloaders import train_loaders
+from bt_lightning.lightning_plugin.compat_hook_ends import is_behind_hooks
 from bt_lightning.lightning_plugin.compat_validation import is_between_validation_batches
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 
@@ -33,10 +34,11 @@ def notes_of_save(trainer: Trainer) -> list[str]:
     if trainer.validating:
         if is_between_validation_batches(trainer):
             found.append("validating")
-        else:
+        elif not is_behind_hooks(trainer):
             found.append("on_validation_end")
     elif compat.is_behind_batch(trainer):
-        found.append("on_train_batch_end")
+        if not is_behind_hooks(trainer):
+            found.append("on_train_batch_end")
         if compat.validation_is_due(trainer):
             found.append("unvalidated")
     return found
@@ -58,7 +60,8 @@ def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> It
     yield from (_OF_THE_SAVE[kind] for kind in kinds if kind in _OF_THE_SAVE)
     for hook in ("on_train_batch_end", "on_validation_end"):
         if hook in kinds and overrides(module, hook):
-            yield f"{type(module).__name__}.{hook} runs behind a save, so not for the last batch"
+            name = f"{type(module).__name__}.{hook}"
+            yield f"{name} runs behind the save that was made in it, so not for the last batch"
     if saved["epoch_end"]:
         return
     if compat.iterates_at_train_start(trainer):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin.deferred_saves import DeferredSaves
+from bt_lightning.lightning_plugin.deferred_saves import DeferredSaves, is_to_be_saved
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
-from bt_lightning.lightning_plugin.save_last_link import LinkOrSave
 from bt_lightning.lightning_plugin.trainer_checks import checkpoint_root
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.checkpoint_paths import is_url
@@ -94,7 +93,6 @@ def set_checkpoint_paths(
         if "on_train_batch_end" not in vars(callback):
             DeferredSaves(callback)
             _PatchedNames(callback)
-            callback._link_checkpoint = LinkOrSave(callback)
         # it has at least our dot folder, and a resumed run has its own checkpoints
         warnings.filterwarnings(
             "ignore",
@@ -120,7 +118,9 @@ class _PatchedNames:
         """Whether a name exists, also as a save in progress; called on every rank."""
         io = trainer.strategy.checkpoint_io
         pending = isinstance(io, RoutedCheckpointIO) and io.pending(filepath)
-        pending = bool(trainer.strategy.broadcast(pending))
+        pending = bool(trainer.strategy.broadcast(pending)) or is_to_be_saved(
+            trainer, str(filepath)
+        )
         return type(self._callback).file_exists(self._callback, filepath, trainer) or pending
 
     def should_remove(self, trainer: Trainer, previous: str, current: str) -> bool:

@@ -1,7 +1,7 @@
 """Interval saves, and saves and exits by a signal, at a boundary that all ranks agree on.
 
-At a boundary (a hook) the state is that of one step and can be resumed exactly. This callback runs
-after all others, so that it does not save again what a `ModelCheckpoint` has just saved.
+At a boundary the state is that of one step and can be resumed exactly. It is behind the hooks of
+the module and of all callbacks, and behind the saves of `ModelCheckpoint`s, which are not repeated.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ import math
 import signal
 import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.lightning_plugin import compat, compat_signals
+from bt_lightning.lightning_plugin.compat_hook_ends import (
+    Boundary,
+    behind_hooks,
+    stop_acting_behind_hooks,
+)
+from bt_lightning.lightning_plugin.deferred_saves import forget_deferred, make_saves_behind_hooks
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Checkpoint
+from bt_lightning.lightning_plugin.next_exact_state import EPOCH_END, next_exact_state
 from bt_lightning.lightning_plugin.signals import ReceivedSignal, Signals
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
@@ -36,7 +44,6 @@ if TYPE_CHECKING:
     from bt_lightning.session.options import Options
     from bt_lightning.session.writer_session import WriterSession
 
-_EPOCH_END = VALIDATED + 1
 _OURS = "bt_lightning."
 _SWAPPING = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
 
@@ -92,6 +99,8 @@ class SaveBoundary(Checkpoint):
             self._fit_ranks.begin()
         self._swaps_weights = any(overrides(o, hook) for o in owners for hook in _SWAPPING)
         trainer.callbacks = [*callbacks, self]  # type: ignore[attr-defined]
+        forget_deferred(trainer)
+        behind_hooks(trainer, partial(self._behind_hooks, trainer))
 
     def finish_session(self, session: WriterSession) -> None:
         """Called on rank 0: end the session of a finished fit, within the time that is left.
@@ -113,6 +122,7 @@ class SaveBoundary(Checkpoint):
 
         `session` has ended as well; it is None on the other ranks, or if the fit did not begin.
         """
+        stop_acting_behind_hooks(trainer)
         if self._agreement is not None:
             self._agreement.close()
         if self._fit_ranks is not None:
@@ -159,42 +169,36 @@ class SaveBoundary(Checkpoint):
             self._agreement = self._fit_ranks.agreement(self._own_request)
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        self._position = (self._position[0] + 1, 0)
-        if self._session is not None:
-            self._measure(self._session)
-        self._at_boundary(trainer, compat.batches_without_boundary(trainer))
-
-    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_batches = compat.validation_batches(trainer)
         if self._session is not None:
             self._session.timings.validation(time.monotonic(), begins=True)
 
-    @override
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        if self._session is not None:
-            self._session.timings.validation_batch_ended()
-        self._position = (self._position[0], self._position[1] + 1)
+    def _behind_hooks(self, trainer: Trainer, boundary: Boundary) -> None:
+        if self not in trainer.callbacks:  # type: ignore[attr-defined]
+            return  # a search for a learning rate or a batch size
+        make_saves_behind_hooks(trainer)
+        batches, within = self._position
+        if boundary == "batch":
+            self._position = (batches + 1, 0)
+            if self._session is not None:
+                self._measure(self._session)
+            self._at_boundary(trainer, compat.batches_without_boundary(trainer))
+            return
+        timings = self._session.timings if self._session is not None else None
+        if boundary == "validation_batch":
+            if timings is not None:
+                timings.validation_batch_ended()
+            self._position = (batches, within + 1)
+        elif boundary == "validation":
+            if timings is not None:
+                timings.validation(time.monotonic(), begins=False)
+            self._position = (batches, VALIDATED)
+        else:
+            self._position = (batches, EPOCH_END)
         self._at_boundary(trainer)
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._session is not None:
-            self._session.timings.validation(time.monotonic(), begins=False)
-        self._position = (self._position[0], VALIDATED)
-        self._at_boundary(trainer)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._position = (self._position[0], _EPOCH_END)
-        self._at_boundary(trainer)
-        if self._session is not None:
-            self._session.timings.exclude_until(time.monotonic())
+        if timings is not None and boundary == "epoch":
+            timings.exclude_until(time.monotonic())
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -264,7 +268,7 @@ class SaveBoundary(Checkpoint):
         assert session is not None
         if request == "stop" and self.signals.stop is None:  # another rank received it
             self.signals.stop = ReceivedSignal(signal.SIGTERM, time.monotonic())
-        later_s, until = self._exact_in(trainer, session)
+        later_s, until = next_exact_state(trainer, session.timings, self._position)
         stop = self.signals.requeue if request == "requeue" else self.signals.stop
         grace_s = ASSUMED_GRACE_S if self._grace_s is None else self._grace_s
 
@@ -298,25 +302,6 @@ class SaveBoundary(Checkpoint):
             kept = decision == "save" or (later_s == 0 and self._already_saved(session))
             decision = "requeue" if kept else decision
         return decision, until
-
-    def _exact_in(self, trainer: Trainer, session: WriterSession) -> tuple[float | None, Position]:
-        """Seconds until the next state that resumes exactly (0 for this one), and its boundary."""
-        batches, within = self._position
-        timings = session.timings
-        if within == _EPOCH_END:
-            return 0.0, self._position
-        last = compat.is_last_batch(trainer)
-        if within == VALIDATED:
-            return (timings.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
-        if within > 0:
-            total = sum(trainer.num_val_batches)
-            return timings.rest_of_validation_s(time.monotonic(), total), (batches, within + 1)
-        missing = compat.batches_to_step(trainer)
-        if missing:
-            return missing * timings.step_s, (batches + 1, 0)
-        if compat.validation_is_due(trainer):
-            return timings.validation_s, (batches, 1)
-        return (timings.step_s, (batches, _EPOCH_END)) if last else (0.0, self._position)
 
     @property
     def _taken(self) -> int:
