@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin.compat import validation_is_due
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lightning.pytorch import Trainer
 
@@ -57,3 +57,50 @@ def as_if_validation_had_run(trainer: Trainer, has_run: bool) -> Iterator[None]:
         yield
     finally:
         loop._has_run = now
+
+
+def before_validations(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Run `act` before each validation of the fit, until `stop_acting_before_validations`.
+
+    Source: `_TrainingEpochLoop.on_advance_end`.
+    """
+    stop_acting_before_validations(trainer)
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    original = loop.run
+
+    def run() -> Any:
+        if trainer.validating:  # not the sanity check
+            act()
+        return original()
+
+    vars(loop)["run"] = run
+
+
+def stop_acting_before_validations(trainer: Trainer) -> None:
+    """Undo `before_validations`; idempotent."""
+    vars(trainer.fit_loop.epoch_loop.val_loop).pop("run", None)
+
+
+def validation_total(trainer: Trainer) -> dict[str, int]:
+    """Lightning's count of the batches of this epoch's validations."""
+    total: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+    return dict(total.state_dict())
+
+
+def end_batch(checkpoint: dict[str, Any]) -> None:
+    """Change a checkpoint that was taken in the hooks of a batch's end to one behind them."""
+    batch = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for part in ("total", "current"):
+        batch[part] = {**batch[part], "completed": batch[part]["processed"]}
+
+
+def begin_with_validation(trainer: Trainer, total: dict[str, int]) -> None:
+    """Let the resumed epoch begin with a validation, all of it, before its next batch.
+
+    Lightning before 2.6 does so by itself. Source: `_TrainingEpochLoop.advance`,
+    `_EvaluationLoop.restarted_mid_evaluation`.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    loop.batch_progress.total.load_state_dict(total)
+    loop.batch_progress.current.reset()
+    loop._restart_stage = "restarted_mid_evaluation"

@@ -27,8 +27,10 @@ from bt_lightning.lightning_plugin.compat_resume import (
     restores_run,
 )
 from bt_lightning.lightning_plugin.compat_spike_detection import let_spike_detection_load
+from bt_lightning.lightning_plugin.compat_validation import stop_acting_before_validations
 from bt_lightning.lightning_plugin.compat_weight_averaging import finish_averaging
 from bt_lightning.lightning_plugin.inexact_notes import notes_of_save, say_what_is_not_exact
+from bt_lightning.lightning_plugin.interrupted_validation import InterruptedValidation
 from bt_lightning.lightning_plugin.metrics_in_saves import MetricsInSaves
 from bt_lightning.lightning_plugin.owed_scheduler_steps import OwedSchedulerSteps
 from bt_lightning.lightning_plugin.stopped_early import StoppedEarly
@@ -75,6 +77,10 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
+def _generators(trainer: Trainer) -> dict[str, Any]:
+    return rng_state(compat.cuda_device(trainer))
+
+
 def _on_cpu(value: Any) -> Any:
     """`value` for a process that has not this one's device."""
     if isinstance(value, torch.Tensor):
@@ -96,6 +102,7 @@ class ExactResume:
         self._epoch_metrics: dict[str, Any] = {}
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
+        self._validation = InterruptedValidation()
         self._trainable = TrainableParts()
         self._position = TrainPosition()
         self._stopped = StoppedEarly()
@@ -112,19 +119,24 @@ class ExactResume:
         Raises:
             RankLostError: a rank is gone or did not send its state in time.
         """
-        states = compat.loader_states(checkpoint)
-        last = compat.is_last_batch(trainer)
-        if last:
-            compat.close_epoch(checkpoint)
-        mine: dict[str, Any] = {"rng": rng_state(compat.cuda_device(trainer)), "loader": states}
-        mine["metrics"] = self._metrics_in_saves.collect(trainer, epoch_ends=last)
+        states, generators, new = compat.loader_states(checkpoint), None, set[int]()
+        validates = self._validation.is_to_be_made(trainer)
+        last = compat.is_last_batch(trainer) and not validates
         saved: dict[str, Any] = {"epoch_end": last}
+        if validates:
+            saved["validation"] = self._validation.collect(trainer, checkpoint)
+            generators = self._validation.generators(trainer)
+            new = self._validation.updated(trainer.lightning_module) if generators else new
+        elif last:
+            compat.close_epoch(checkpoint)
+        mine: dict[str, Any] = {"rng": generators or _generators(trainer), "loader": states}
+        mine["metrics"] = self._metrics_in_saves.collect(trainer, epoch_ends=last, new=new)
         saved["accumulation"] = self._accumulation.collect(trainer)
-        saved["owed_steps"] = self._owed.collect(trainer)
+        saved["owed_steps"] = [] if validates else self._owed.collect(trainer)
         saved["trainable"] = self._trainable.collect(trainer)
         saved["position"] = self._position.record(trainer, epoch_end=last)
         saved["stopped"] = self._stopped.collect(trainer)
-        saved["notes"] = notes_of_save(trainer)
+        saved["notes"] = notes_of_save(trainer, validates=validates)
         if trainer.world_size == 1:
             return {**saved, "ranks": [mine]}
         mine["callback_metrics"] = scalars(trainer.callback_metrics)  # each rank has its own
@@ -145,6 +157,7 @@ class ExactResume:
         self._metrics = dict(extra.get("metrics", {}))
         self._accumulation.load(saved)
         self._owed.load(saved)
+        self._validation.load(saved)
         self._trainable.load(saved)
         after_training_restored(trainer, partial(begin_next_epoch, trainer))
         after_training_restored(trainer, partial(finish_averaging, trainer))
@@ -175,6 +188,8 @@ class ExactResume:
         self._metrics, self._epoch_metrics = {}, {}
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
+        stop_acting_before_validations(trainer)
+        self._validation = InterruptedValidation()
         self._trainable = TrainableParts()
         self._position.reset(trainer)
         self._stopped, self._saved = StoppedEarly(), {}
@@ -183,6 +198,7 @@ class ExactResume:
         """Register the restores that must happen between Lightning's hooks."""
         self._metrics_in_saves.begin(trainer)
         self._accumulation.begin(trainer)
+        self._validation.begin(trainer, partial(_generators, trainer))
         resumes = self._mine is not None or bool(self._metrics)
         act = partial(self._before_iterator, trainer)
         compat.before_train_iterator(trainer, act, anew=resumes)
@@ -205,6 +221,7 @@ class ExactResume:
         self._accumulation.restore(trainer)
         self._trainable.restore(trainer)
         self._owed.make(trainer)
+        self._validation.restore(trainer)
         self._stopped.restore(trainer)
         if self._saved:
             known = self._position.is_known

@@ -21,25 +21,30 @@ log = logging.getLogger(__name__)
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
 _OF_THE_SAVE = {
     "accumulated": "gradients that were accumulated since the last step are in no checkpoint",
-    "validating": "it was saved in the middle of a validation, which is not made up for",
-    "unvalidated": "it was saved between a batch and its validation, which is not made up for",
+    "validating": "it was saved in the middle of a validation that is not made up for, as it comes"
+    " by the clock or at an early stop, or changed weights or metrics that go on",
+    "unvalidated": "it was saved between a batch and a validation that is not made up for, as it"
+    " comes by the clock or at an early stop",
 }
 
 
-def notes_of_save(trainer: Trainer) -> list[str]:
-    """What cannot be resumed exactly from a save of this moment; called on every rank."""
+def notes_of_save(trainer: Trainer, *, validates: bool) -> list[str]:
+    """What cannot be resumed exactly from a save of this moment; called on every rank.
+
+    `validates`: whether a run that resumes from it begins with a validation.
+    """
     found = []
     if compat.batches_to_step(trainer):
         found.append("accumulated")
     if trainer.validating:
         if is_between_validation_batches(trainer):
-            found.append("validating")
+            found += [] if validates else ["validating"]
         elif not is_behind_hooks(trainer):
             found.append("on_validation_end")
     elif compat.is_behind_batch(trainer):
         if not is_behind_hooks(trainer):
             found.append("on_train_batch_end")
-        if compat.validation_is_due(trainer):
+        if compat.validation_is_due(trainer) and not validates:
             found.append("unvalidated")
     return found
 

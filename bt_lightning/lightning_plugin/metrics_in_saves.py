@@ -15,7 +15,7 @@ from bt_lightning.lightning_plugin.packed_tensors import nbytes_of, pack, unpack
 from bt_lightning.lightning_plugin.torchmetrics_state import MetricObjects, metrics_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from lightning.pytorch import Trainer
 
@@ -38,11 +38,17 @@ class MetricsInSaves:
         """Called when the fit starts: find the metric objects, and how new ones look."""
         self._objects = MetricObjects(_roots(trainer))
 
-    def collect(self, trainer: Trainer, *, epoch_ends: bool) -> dict[str, Any]:
-        """What a save of this moment needs of this rank; no tensor is read by the host."""
+    def collect(
+        self, trainer: Trainer, *, epoch_ends: bool, new: Collection[int] = ()
+    ) -> dict[str, Any]:
+        """What a save of this moment needs of this rank; no tensor is read by the host.
+
+        `new` are the identities of metrics that are to be new in the run that resumes.
+        """
         if self._objects is None:
             return {}
         left_out = compat.logged_metrics_to_reset(trainer, epoch_ends=epoch_ends)
+        left_out += [part for part in trainer.lightning_module.modules() if id(part) in new]
         found: dict[str, Any] = {}
         if self._objects:
             found = self._objects.states(left_out)

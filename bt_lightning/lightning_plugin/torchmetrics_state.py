@@ -120,6 +120,12 @@ class MetricObjects:
         return {"states": states, "count": count, "plain": plain}
 
 
+def update_counts(module: torch.nn.Module) -> dict[int, int]:
+    """How often each metric below `module` was updated, by its identity."""
+    found = (part for part in module.modules() if isinstance(part, Metric))
+    return {id(metric): vars(metric).get("_update_count", 0) for metric in found}
+
+
 def metrics_of(owner: object) -> dict[str, Metric]:
     """The metrics that are attributes of `owner`, a callback."""
     return {name: value for name, value in vars(owner).items() if isinstance(value, Metric)}

@@ -186,14 +186,7 @@ def test_early_stopping_counts_on_over_interruptions(runs: ModuleType, tmp_path:
 @pytest.mark.parametrize(
     "val",
     [
-        pytest.param(
-            True,
-            id="val",
-            marks=pytest.mark.xfail(
-                reason="a resume begins the next epoch: the validation in between, and what it"
-                " draws from the generators, is not made up for"
-            ),
-        ),
+        pytest.param(True, id="val", marks=needs_26),
         pytest.param(False, id="no_val"),
     ],
 )
