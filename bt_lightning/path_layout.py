@@ -169,6 +169,11 @@ def files_mark(prefix: str) -> str:
     return under(prefix, f"{DOT_DIR}-files")
 
 
+def jobs_of_path(project: str, name_of_path: str) -> str:
+    """Folder of the names of jobs that nobody named, by the path that they began in."""
+    return f"{_PROJECTS}/{_part(project, 'project')}/{DOT_DIR}-paths/{name_of_path}"
+
+
 def folders_of(path: str) -> list[str]:
     """Every folder that `path` lies in, below the root, the innermost first."""
     parts = path.split("/")[:-1]

@@ -188,10 +188,10 @@ class Job:
 
     @classmethod
     def named(cls, settings: Settings, checkpoint_dir: str) -> Job:
-        """The job that `settings` name; without a name, the same directory means the same job.
+        """The job that `settings` name; without a name, the one that older versions named so.
 
-        So a machine that lost its disk finds its own checkpoints again, and two runs that share a
-        store stay apart as long as their directories differ.
+        The same path means the same job: for directories from before jobs had names of their own,
+        and for runs that do not say what they train.
         """
         path = Path(os.path.normpath(Path(checkpoint_dir).absolute()))
         fallback = f"{slug(path.name)[:_MAX_NAME]}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"

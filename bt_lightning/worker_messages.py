@@ -62,6 +62,23 @@ class ReadFits:
 
 
 @dataclass(frozen=True, slots=True)
+class FindJobs:
+    """Question: jobs that began in a directory of this path. `Answer` with `list[FoundJob]`."""
+
+    name_of_path: str
+    """By `job_choice.name_of_path`."""
+    older: str
+    """The name that older versions gave such a job."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLease:
+    """Question: who publishes below a prefix of the store? `Answer` with `LeaseSeen`."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Request: download one checkpoint to the disk. `Answer` with the directory's path."""
 
@@ -180,6 +197,24 @@ class StoredCheckpoint:
 
     folder: str
     manifest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FoundJob:
+    """A job of the store whose name comes from a path."""
+
+    job: str
+    ledger: bytes
+    """Its ledger of fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSeen:
+    """The lease of a prefix at this moment."""
+
+    number: int
+    """0 if nobody holds it."""
+    holder: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

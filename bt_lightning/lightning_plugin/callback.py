@@ -85,7 +85,7 @@ class BTLightning(Callback):
             `$BT_UPLOAD_MB_S`, else none. It does not apply to a store that is a folder.
         content_md5: send a `Content-MD5` with each part, for S3 buckets that require it.
         project: name of the project in the store; `$BT_TRAINING_PROJECT_NAME`, else `default`.
-        job: name of the job in the store; `$BT_TRAINING_JOB_ID`, else made from `dir`.
+        job: name of the job in the store; `$BT_TRAINING_JOB_ID`, else made for a new `dir`.
         fit_name: name of what the next `fit` trains, in a script with several fits that nothing
             else tells apart; its folder below `dir` unless it is the job's first. `$BT_FIT_NAME`.
         snapshot: `"lazy"` copies tensors that only optimizers change during forward and backward,
@@ -197,7 +197,9 @@ class BTLightning(Callback):
         set_checkpoint_paths(trainer, paths, start.fit_folder)
         self._fits.folder = start.fit_folder
         self._boundary.folder = paths.root / start.fit_folder
-        if self._routed is not None and start.folder and start.path and start.digest:
+        assert self._routed is not None  # since `_install`
+        self._routed.bt_evicted.prefix = start.prefix
+        if start.folder and start.path and start.digest:
             self._routed.bt_evicted.pin(start.path, start.folder, start.digest)
         self._boundary.connect_ranks(trainer)
         self._active, self._session.failing = True, False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
+from bt_lightning.job_choice import name_of_path
 from bt_lightning.localdir.job_id_file import job_of
 from bt_lightning.manage.job_checkpoints import (
     CheckpointItem,
@@ -23,6 +24,7 @@ from bt_lightning.path_layout import MANIFEST, committed_at, jobs_prefix, node_o
 from bt_lightning.settings import Settings
 from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 from bt_lightning.store.catalog.job_records import read_records
+from bt_lightning.store.catalog.jobs_of_path import names_of_path
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.catalog.manifest_cache import user_cache
 from bt_lightning.uri import LATEST, is_bt, parse
@@ -113,8 +115,12 @@ def _open_in_store(
     if target.job is None and target.directory:
         root = Path(target.directory).expanduser().resolve()
         own = job_of(settings, root)
-        stored = StoreCheckpoints(store, target.project or own.project, own.job, cache)
-        is_missing = not root.is_dir()  # another machine, or one that lost its disk
+        project, is_missing = target.project or own.project, not root.is_dir()
+        job = own.job
+        if is_missing and not settings.job:  # another machine, or one that lost its disk
+            began_there = names_of_path(store, project, name_of_path(os.fsencode(root)))
+            job = (began_there or [job])[0]
+        stored = StoreCheckpoints(store, project, job, cache)
         return stored if is_missing else JoinedCheckpoints(stored, DirectoryCheckpoints(root))
     within, named = target.project or settings.project, target.job or settings.job
     if within and named:

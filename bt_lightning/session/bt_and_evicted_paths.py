@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
+from bt_lightning.localdir.job_id_file import job_of
 from bt_lightning.path_layout import check_checkpoint_id, under
-from bt_lightning.settings import Job, Settings
+from bt_lightning.settings import Settings
 from bt_lightning.store.catalog.bt_url_tree import find_checkpoint, open_bt_store
 from bt_lightning.store.catalog.listing import newest_folder
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
@@ -145,4 +146,4 @@ def _from_environment() -> StorePaths | None:
     if settings.checkpoint_dir is None or settings.store_url is None:
         return None
     root = Path(settings.checkpoint_dir).expanduser().resolve()
-    return StorePaths(settings.store_url, root=root, prefix=Job.named(settings, str(root)).prefix)
+    return StorePaths(settings.store_url, root=root, prefix=job_of(settings, root).prefix)

@@ -101,22 +101,17 @@ class JobRecords:
     stored: Sequence[Manifest]
     stored_ledger: bytes | None = None
     """The store's ledger, which counts where the disk has lost its own."""
-    named: bool = True
-    """Whether somebody gave the job its name; else it comes from the directory's path."""
 
 
 def select_fit(root: Path, request: FitRequest, job: JobRecords) -> SelectedFit:
     """Select the fit, and note in the ledger that it begins.
 
     Raises:
-        InvalidSettingError: another fit of this process has its name; or the directory is new, and
-            the store has another job of its path.
+        InvalidSettingError: another fit of this process has its name.
     """
     own = read_fits(root)
     ledger = read_ledger((job.stored_ledger or b"").splitlines())
     records = merged(own, ledger, _of_manifests((*job.local, *job.stored)))
-    if not (own or job.local or job.named):
-        _refuse_another_job(root, request.identity, records)
     process = process_fits.setdefault(root, ProcessFits())
     follows = bool(process.state.ended or process.state.failed)
     name = _free_name(request, process.state)
@@ -137,20 +132,6 @@ def select_fit(root: Path, request: FitRequest, job: JobRecords) -> SelectedFit:
     _note(root, *lines)
     another = bool(records) and record.id != records[0].id
     return SelectedFit(record, choice.record, another, follows, stands)
-
-
-def _refuse_another_job(root: Path, identity: FitIdentity, stored: Sequence[FitRecord]) -> None:
-    """Raise if what the store has under this path's name is not what this disk has lost."""
-    same = choose_fit(identity, stored, Process()).record is not None
-    if not stored or (same and not all(one.ended for one in stored)):
-        return
-    what = "another training" if not same else "a training that has ended"
-    msg = (
-        f"the store has {what} of a job without a name, which began in {root} as well: of another"
-        " machine, or of a disk that is lost. Give the job a name, a new one to begin afresh:"
-        " BTLightning(job=...) or BT_TRAINING_JOB_ID"
-    )
-    raise InvalidSettingError(msg)
 
 
 def end_fit(root: Path, fit: SelectedFit, step: int | None) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.glob_patterns import Patterns
+from bt_lightning.localdir.job_id_file import own_job
 from bt_lightning.path_layout import plain_folder
 from bt_lightning.session import argument_checks
 from bt_lightning.session.bt_and_evicted_paths import StorePaths
@@ -148,7 +149,9 @@ class Options:
         return StorePaths(self.store, options, root=root, prefix=self._job(root).prefix)
 
     def _job(self, root: Path) -> Job:
-        job = Job.named(self.settings, str(root))
+        named = self.job is not None or self.settings.job is not None
+        noted = None if named else own_job(self.settings, root)
+        job = noted or Job.named(self.settings, str(root))
         return replace(job, project=self.project or job.project, job=self.job or job.job)
 
     @property
@@ -186,7 +189,7 @@ class Options:
             store_url=self.store,
             storage_options=dict(self.storage_options or {}),
             job=self._job(root),
-            job_named=self.job is not None or self.settings.job is not None,
+            job_known=(self.job or self.settings.job or own_job(self.settings, root)) is not None,
             upload_mb_s=self.upload_mb_s,
             content_md5=self.content_md5,
             resume=self.resume,

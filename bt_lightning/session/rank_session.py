@@ -111,10 +111,10 @@ class RankSession:
         """Rank 0; an error is a start point that every rank raises."""
         try:
             self._config = self._options.session(root)
-            self.writer = WriterSession(self._config)
+            self.writer = WriterSession(self._config, identified=request is not None)
             asked = None if request is None else request()
             start = self.writer.decide(NO_OFFER if offered.by_user else offered, asked)
-            self._fit = start.fit
+            self._config, self._fit = self.writer.config, start.fit
             mark = self._make_mark(root) if ranks.world_size > 1 else None
             return replace(start, by_user=offered.by_user, mark=mark)
         except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
@@ -146,7 +146,7 @@ class RankSession:
         own = path.is_relative_to(root)
         weights_only = options.own_weights_only if own else options.weights_only
         if start.folder is not None and start.digest is not None:
-            source = options.source(root)
+            source = replace(options.source(root), prefix=start.prefix)
             source.pin(start.path, start.folder, start.digest)
             reader = source.reader(start.path)
             return load_checkpoint(reader, map_location=map_location, weights_only=weights_only)

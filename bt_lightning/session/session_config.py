@@ -25,8 +25,10 @@ class SessionConfig:
     upload_mb_s: float | None
     content_md5: bool
     job: Job
-    job_named: bool = True
-    """Whether somebody gave the job its name; else it comes from the path of `root`."""
+    job_known: bool = True
+    """Whether somebody gave the job its name, or `root` says which job it belongs to."""
+    job_is_new: bool = False
+    """Whether the name was made for this run, since `root` is new."""
     resume: Resume
     weights_only: bool | None
     drain_s: float

@@ -53,6 +53,8 @@ class StartPoint:
     """Take the weights only: a new run begins at step 0."""
     folder: str | None = None
     """Where it is read from in the store, if the disk has no room for it."""
+    prefix: str = ""
+    """Key prefix of the job in the store."""
     by_user: bool = True
     """Whether the user named the path that a fit starts from, in its `ckpt_path`: that is taken."""
     mark: str | None = None
@@ -137,7 +139,6 @@ class StartPointSearch:
             local=[one.manifest for one in local.found],
             stored=[one.manifest for one in self.listed],
             stored_ledger=ledger if isinstance(ledger, bytes) else None,
-            named=config.job_named,
         )
         return select_fit(config.root, request, job)
 

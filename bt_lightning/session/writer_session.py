@@ -16,10 +16,12 @@ from bt_lightning.errors import (
 )
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.disk_errors import directory_errors
+from bt_lightning.localdir.job_id_file import note_job
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import Manifest
 from bt_lightning.removal_requester import Requester
 from bt_lightning.session.directory_takeover import take_over
+from bt_lightning.session.job_search import find_lost_job, with_own_job
 from bt_lightning.session.known_checkpoints import KnownCheckpoints
 from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.start_point import StartPointSearch
@@ -56,10 +58,12 @@ _ROOM_S = 3600.0
 class WriterSession:
     """The session of one fit, on the rank that writes only; used on its training thread."""
 
-    def __init__(self, config: SessionConfig) -> None:
-        self._config = config
+    def __init__(self, config: SessionConfig, *, identified: bool = False) -> None:
+        """`identified`: `decide` will be told what is trained, so a lost job can be found by it."""
         take_over(config.root, config.drain_s, stored=config.store_url is not None)
-        self._worker = _worker(config)
+        self.config = with_own_job(config) if identified else config
+        """With the job that the session writes to: `decide` may change it."""
+        self._worker = _worker(self.config)
         self.saves: Saves | None = None
         """The saves of this fit; None before it has started."""
         self.timings = StepTimings()
@@ -83,12 +87,23 @@ class WriterSession:
 
     def decide(self, offered: OfferedCheckpoint, request: FitRequest | None) -> StartPoint:
         """Check the store, then choose the start point; as `StartPointSearch.decide`."""
-        search = StartPointSearch(self._config, self._worker)
-        with directory_errors(self._config.root):
+        with directory_errors(self.config.root):
+            self._own_job(request)
+            search = StartPointSearch(self.config, self._worker)
             start = search.decide(offered, request)
         for stored in search.listed:
             self.known.add(stored.manifest)
-        return start
+        return replace(start, prefix=self.config.job.prefix)
+
+    def _own_job(self, request: FitRequest | None) -> None:
+        """Find the job that a new directory has lost, if any; record which one it belongs to."""
+        if request is not None:
+            lost = find_lost_job(self.config, request.identity, self._worker.ask)
+            if lost is not None:
+                self._worker.kill()
+                self.config = replace(self.config, job=lost, job_is_new=False)
+                self._worker = _worker(self.config)
+        note_job(self.config.root, self.config.job.prefix, durable=True)
 
     def begin(self, pinned: frozenset[str]) -> None:
         """Let the worker publish and delete; `pinned` (what the run resumed from) is kept."""
@@ -111,14 +126,14 @@ class WriterSession:
             on_saved(record)
 
         listeners = SaveListeners(self.committed, self.remove, ended, self._room)
-        self.saves = Saves(saver, self._config.root, options.snapshot, listeners)
+        self.saves = Saves(saver, self.config.root, options.snapshot, listeners)
         return self.saves
 
     def committed(self, manifest: Manifest) -> None:
         """Note that this process has committed a checkpoint, and wake the worker."""
         self.known.add(manifest)
         try:
-            write_hint(self._config.root, manifest.checkpoint_id, manifest.step)
+            write_hint(self.config.root, manifest.checkpoint_id, manifest.step)
         except OSError as error:
             log.warning("the hint latest.json could not be written: %s", error)
         self._worker.wake()
@@ -138,7 +153,7 @@ class WriterSession:
         requests, self._unwritten_requests = self._unwritten_requests, []
         for digest in requests:
             try:
-                request_local_removal(self._config.root, digest, Requester.TRAINING)
+                request_local_removal(self.config.root, digest, Requester.TRAINING)
             except OSError:
                 self._unwritten_requests.append(digest)
         self._worker.wake()
@@ -188,7 +203,7 @@ class WriterSession:
         failures, self._failures = self._failures, []
         if failures:
             msg = (
-                f"{'; '.join(failures)}. Checkpoints stay on disk in {self._config.root} and are"
+                f"{'; '.join(failures)}. Checkpoints stay on disk in {self.config.root} and are"
                 " sent when the store takes them"
             )
             raise UploadFailedError(msg)
@@ -234,8 +249,8 @@ class WriterSession:
             self.saves.collect()
 
     def _end_publishing(self, left_s: Callable[[], float]) -> None:
-        if not _runner_publishes(self._config):
-            self._worker.drain(self._config.drain_s, left_s)
+        if not _runner_publishes(self.config):
+            self._worker.drain(self.config.drain_s, left_s)
 
     def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
         """End the session of a failed run: publish the checkpoints; turn errors into warnings."""

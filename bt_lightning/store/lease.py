@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 BEAT_S: Final = 20.0
 EXPIRES_S: Final = 90.0
 """Several heartbeats: a store may be slow, and a machine busy."""
+LEAVING_S: Final = 5.0
+"""How long a holder that lives is given to end, before it counts as one that trains."""
 _LAST_BEAT_S: Final = 5.0
 """How long the last heartbeat is waited for; a later one writes a lease that no longer counts."""
 _DIGITS: Final = 12
@@ -90,8 +92,16 @@ class Holder:
     @property
     def gone(self) -> bool:
         """Whether the holder is known to have ended: it ran on this machine, and is not there."""
-        here = bool(self.machine) and self.machine == _machine()
-        return here and _started(self.pid) != self.started
+        return self._is_here and _started(self.pid) != self.started
+
+    @property
+    def lives(self) -> bool:
+        """Whether the holder is known to live: it runs on this machine."""
+        return self._is_here and _started(self.pid) == self.started
+
+    @property
+    def _is_here(self) -> bool:
+        return bool(self.machine) and self.machine == _machine()
 
 
 def _is_holder(fields: object) -> bool:
@@ -116,7 +126,6 @@ class Lease:
         """`owner` is the id of the directory that only this process publishes from."""
         self._store = store
         self._prefix = prefix
-        self._folder = lease_folder(prefix)
         self._me = Holder.here(owner)
         self._clock = clock
         self._beat_s = beat_s
@@ -147,7 +156,7 @@ class Lease:
         if self._number:
             self.confirm()
             return
-        number, data = self._newest()
+        number, data = read_lease(self._store, self._prefix)
         self.observed_holder = holder = Holder.from_bytes(data) if data is not None else None
         if number and not self._free(number, data, holder):
             raise LeaseHeldError(self._held_by(holder))
@@ -172,7 +181,7 @@ class Lease:
             LeaseHeldError: another process took it, or it was deleted.
             StoreError: the store refused.
         """
-        number, data = self._newest()
+        number, data = read_lease(self._store, self._prefix)
         holder = Holder.from_bytes(data) if data is not None else None
         if number == self._number and holder is not None and holder.token == self._me.token:
             return
@@ -215,14 +224,8 @@ class Lease:
             self._watched = (number, data, now)
         return now - self._watched[2] >= EXPIRES_S
 
-    def _newest(self) -> tuple[int, bytes | None]:
-        """Number and content of the lease with the highest number; 0 and None if there is none."""
-        names = [info.key.rpartition("/")[2] for info in self._store.list(self._folder)]
-        number = max((int(name) for name in names if _NUMBER.fullmatch(name)), default=0)
-        return number, read_any(self._store, self._key(number)) if number else None
-
     def _key(self, number: int) -> str:
-        return f"{self._folder}/{number:0{_DIGITS}}"
+        return _lease_key(self._prefix, number)
 
     def _beat(self, ending: threading.Event) -> None:
         """Send heartbeats, on a thread of their own: an upload may outlast `EXPIRES_S`."""
@@ -245,6 +248,44 @@ class Lease:
             f" taken over when that one has shown no life for {EXPIRES_S:.0f} seconds. If both are"
             " meant to run, give them different jobs: BTLightning(job=...) or BT_TRAINING_JOB_ID"
         )
+
+
+class LeaseWatch:
+    """Whether somebody holds a lease, for who is not to take it: from looks at it, one by one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._seen: tuple[int, bytes | None] | None = None
+        self._since = 0.0
+        self._lives = False
+
+    def is_held(self, number: int, data: bytes | None) -> bool | None:
+        """Whether it is held, by what this look saw; None: look again.
+
+        A holder that shows life may be one whose training has died, and which is about to end.
+        """
+        holder = Holder.from_bytes(data) if data is not None else None
+        if not number or (holder is not None and holder.gone):
+            return False
+        now, seen = self._clock(), (number, data)
+        self._lives |= self._seen not in {None, seen} or (holder is not None and holder.lives)
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        if self._lives and now - self._began >= LEAVING_S:
+            return True
+        return False if now - self._since >= EXPIRES_S else None
+
+
+def read_lease(store: Store, prefix: str) -> tuple[int, bytes | None]:
+    """Number and content of the lease with the highest number; 0 and None if there is none."""
+    names = [info.key.rpartition("/")[2] for info in store.list(lease_folder(prefix))]
+    number = max((int(name) for name in names if _NUMBER.fullmatch(name)), default=0)
+    return number, read_any(store, _lease_key(prefix, number)) if number else None
+
+
+def _lease_key(prefix: str, number: int) -> str:
+    return f"{lease_folder(prefix)}/{number:0{_DIGITS}}"
 
 
 def _machine() -> str:

@@ -1,4 +1,4 @@
-"""Keeps the store's ledger of fits like the directory's."""
+"""Keeps the store's ledger of fits like the directory's, and lets the job be found by its path."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.fit_ledger import LEDGER
 from bt_lightning.localdir.fit_ledger_file import ledger_bytes
 from bt_lightning.path_layout import under
+from bt_lightning.store.catalog.jobs_of_path import note_job_of_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,7 @@ class FitLedgerPublisher:
 
     def __init__(self, root: Path, prefix: str) -> None:
         self._root = root
+        self._prefix = prefix
         self._key = under(prefix, LEDGER)
         self._sent: bytes | None = None
 
@@ -40,5 +42,7 @@ class FitLedgerPublisher:
         if ledger is None or ledger == self._sent:
             return
         lease.confirm()
+        if self._sent is None:
+            note_job_of_path(store, self._prefix)  # first: it says nothing without the ledger
         store.put(self._key, ledger)
         self._sent = ledger

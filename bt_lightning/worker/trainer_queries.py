@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
-    CheckpointCorruptError,
     CheckpointError,
     StoreError,
     StorePermanentError,
 )
-from bt_lightning.fit_ledger import LEDGER
-from bt_lightning.path_layout import DOT_DIR, check_checkpoint_id, under
+from bt_lightning.path_layout import DOT_DIR, check_checkpoint_id
+from bt_lightning.store.catalog.jobs_of_path import find_jobs_of_path, read_fit_ledger
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.interface import Sending
+from bt_lightning.store.lease import read_lease
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
@@ -26,9 +26,13 @@ from bt_lightning.worker_messages import (
     Answer,
     CheckStore,
     Fetch,
+    FindJobs,
+    FoundJob,
     FreeSpace,
+    LeaseSeen,
     ListStore,
     ReadFits,
+    ReadLease,
     StoredCheckpoint,
     Verify,
     WorkerConfig,
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 
-Question = CheckStore | ListStore | ReadFits | Fetch | Verify | FreeSpace
+Question = CheckStore | ListStore | ReadFits | FindJobs | ReadLease | Fetch | Verify | FreeSpace
 
 _PROBES = 32
 """Tries of a check: that of another process may delete the object between two calls."""
@@ -56,21 +60,34 @@ class TrainerQueries:
     def answer(self, question: Question) -> Answer:
         """Answer the question, with a value or an error; raises nothing that is expected."""
         try:
-            match question:
-                case CheckStore():
-                    self._check()
-                    return Answer(None)
-                case ListStore() | ReadFits():
-                    return Answer(self._list() if isinstance(question, ListStore) else self._fits())
-                case Fetch(folder, target):
-                    return Answer(self._fetch(folder, target))
-                case Verify(folder):
-                    verify_bytes(self._reader(folder))
-                    return Answer(None)
-                case FreeSpace(size, checkpoint_id):
-                    return Answer(self._space.make(size, checkpoint_id, send=True))
+            return Answer(self._value(question))
         except (CheckpointError, OSError) as error:
             return Answer(None, error)
+
+    def _value(self, question: Question) -> object:
+        value: object = None
+        match question:
+            case CheckStore():
+                self._check()
+            case ListStore():
+                value = self._list()
+            case ReadFits():
+                value = read_fit_ledger(self._retrying(), self._config.prefix)
+            case FindJobs(name, older):
+                found = find_jobs_of_path(self._retrying(), self._config.prefix, name, older)
+                value = [FoundJob(job, ledger) for job, ledger in found.items()]
+            case ReadLease(prefix):
+                value = LeaseSeen(*read_lease(self._retrying(), prefix))
+            case Fetch(folder, target):
+                value = self._fetch(folder, target)
+            case Verify(folder):
+                verify_bytes(self._reader(folder))
+            case FreeSpace(size, checkpoint_id):
+                value = self._space.make(size, checkpoint_id, send=True)
+        return value
+
+    def _retrying(self) -> RetryingStore:
+        return RetryingStore(self.open())
 
     def open(self) -> Store:
         """The store; each call to it is tried once."""
@@ -101,18 +118,11 @@ class TrainerQueries:
                 store.delete([key])
 
     def _list(self) -> list[StoredCheckpoint]:
-        listing = list_job(RetryingStore(self.open()), self._config.prefix)
+        listing = list_job(self._retrying(), self._config.prefix)
         return [
             StoredCheckpoint(folder=folder, manifest=data)
             for folder, data in listing.committed.items()
         ]
-
-    def _fits(self) -> bytes | None:
-        with contextlib.suppress(
-            CheckpointCorruptError
-        ):  # none of ours: the manifests tell as well
-            return RetryingStore(self.open()).read(under(self._config.prefix, LEDGER))
-        return None
 
     def _fetch(self, folder: str, target: str) -> str:
         final = self._root / check_checkpoint_id(target)
@@ -122,4 +132,4 @@ class TrainerQueries:
         return str(final)
 
     def _reader(self, folder: str) -> StoreReader:
-        return StoreReader(RetryingStore(self.open()), self._config.prefix, folder)
+        return StoreReader(self._retrying(), self._config.prefix, folder)

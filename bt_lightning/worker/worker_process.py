@@ -38,23 +38,17 @@ from bt_lightning.worker.publish_job_files import JobFilePublisher
 from bt_lightning.worker.publisher_lock import PublisherLock, stand_by
 from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
 from bt_lightning.worker.publisher_thread import PublisherThread
-from bt_lightning.worker.trainer_queries import TrainerQueries
+from bt_lightning.worker.trainer_queries import Question, TrainerQueries
 from bt_lightning.worker_messages import (
     Begin,
-    CheckStore,
     CommitImage,
     Drain,
     Drained,
     DropArena,
-    Fetch,
-    FreeSpace,
-    ListStore,
     Published,
-    ReadFits,
     RemoveSave,
     ShareArena,
     Stop,
-    Verify,
     Wake,
     Withdraw,
     WorkerConfig,
@@ -106,7 +100,6 @@ class _Loop:
         self._publisher: PublisherThread | None = None
         self._removals: DiskRemovals | None = None
         self._commit_lock = CommitLock(self._root)
-        note_job(self._root, config.prefix)
         self._stopping = False
         self._orphaned = False  # the training process is gone
         self._conn_ended = False  # a thread failed to send
@@ -248,9 +241,10 @@ class _Loop:
     # handling of messages
 
     def _handle(self, message: object) -> None:
+        if isinstance(message, Question):
+            self._send(self._queries.answer(message))
+            return
         match message:
-            case CheckStore() | ListStore() | ReadFits() | Fetch() | Verify() | FreeSpace():
-                self._send(self._queries.answer(message))
             case Begin(pinned):
                 self._begin(pinned)
             case CommitImage():
@@ -276,6 +270,7 @@ class _Loop:
 
     def _begin(self, pinned: frozenset[str]) -> None:
         """Start to delete and publish."""
+        note_job(self._root, self._config.prefix)
         url, standby = self._config.store_url, self._config.standby
         self._removals = DiskRemovals(
             self._root,

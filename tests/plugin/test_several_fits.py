@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from bt_lightning.cli.app import main
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.lease import Lease
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Process, Scripts
@@ -137,23 +140,111 @@ def test_folds_go_on_after_the_disk_was_lost(scripts: Scripts, tmp_path: Path, r
     work = Work(scripts, tmp_path / "work", "folds")
     store = {"BT_STORE_URL": (tmp_path / "store").as_uri()}
     work.killed("2:2", **store)
+    wait_until(lambda: is_left_alone(jobs_of(tmp_path / "store")[0]))
     shutil.rmtree(work.path / "ck")
     work.start(**store)
     assert work.results == right("folds")
 
 
-def test_another_machine_with_the_same_path_gets_no_finished_model(
+def jobs_of(store: Path) -> list[Path]:
+    return sorted((store / "training_projects" / "default" / "jobs").iterdir())
+
+
+def checkpoints_below(folder: Path) -> int:
+    return sum(1 for _ in folder.rglob("bt_manifest.json"))
+
+
+def wait_until(is_so: Any) -> None:
+    until = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def is_left_alone(job: Path) -> bool:
+    """Whether no process publishes to the job, the ledger is there, and so is the first epoch."""
+    leases = list(job.rglob(".bt_lightning-lease/*"))
+    return not leases and checkpoints_below(job) > 0 and any(job.rglob(".bt_lightning-fits"))
+
+
+def test_another_machine_with_the_same_path_trains_a_job_of_its_own(
     scripts: Scripts, tmp_path: Path, right: Any
 ) -> None:
-    work = Work(scripts, tmp_path / "work", "stopped_early")
-    store = {"BT_STORE_URL": (tmp_path / "store").as_uri()}
-    work.start(**store)
-    shutil.rmtree(work.path / "ck")  # what the other machine has there
-    refused = work.start(code=1, **store)
-    assert "a training that has ended" in refused.err
-    assert "BT_TRAINING_JOB_ID" in refused.err
-    work.start(**store, BT_TRAINING_JOB_ID="second")
+    work, store = Work(scripts, tmp_path / "work", "stopped_early"), tmp_path / "store"
+    work.start(BT_STORE_URL=store.as_uri())
+    own = checkpoints_below(work.path / "ck")
+    (work.path / "ck").rename(tmp_path / "ck")  # what the other machine has there is nothing
+    assert work.start(BT_STORE_URL=store.as_uri()).err.count("is new") == 0
     assert work.results == right("stopped_early")
+    assert [checkpoints_below(job) for job in jobs_of(store)] == [own, own], "two whole jobs"
+    assert work.start(BT_STORE_URL=store.as_uri()).err.count("nothing is left to train") == 1
+    assert len(jobs_of(store)) == 2, "the name lies in the directory"
+
+
+def test_a_copy_of_a_directory_is_another_job(scripts: Scripts, tmp_path: Path) -> None:
+    store = {"BT_STORE_URL": (tmp_path / "store").as_uri()}
+    first = Work(scripts, tmp_path / "first", "stopped_early")
+    first.start(**store)
+    shutil.copytree(first.path, tmp_path / "second")
+    Work(scripts, tmp_path / "second", "stopped_early").start(**store)
+    assert len(jobs_of(tmp_path / "store")) == 2
+
+
+def test_a_lost_disk_is_found_by_what_is_trained(
+    scripts: Scripts, tmp_path: Path, right: Any
+) -> None:
+    store = tmp_path / "store"
+    work = Work(scripts, tmp_path / "work", "stopped_early")
+    work.killed("only:1", BT_STORE_URL=store.as_uri())
+    [job] = jobs_of(store)
+    wait_until(lambda: is_left_alone(job))
+    (work.path / "ck").rename(tmp_path / "lost")
+    again = work.start(BT_STORE_URL=store.as_uri())
+    assert f"go on with {job.name} of the store" in again.err
+    assert work.results == right("stopped_early")
+    assert jobs_of(store) == [job]
+
+
+def test_of_two_lost_jobs_none_is_taken_and_a_name_says_which(
+    scripts: Scripts, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    work = Work(scripts, tmp_path / "work", "stopped_early")
+    for number in range(2):
+        work.killed("only:1", BT_STORE_URL=store.as_uri())
+        [job] = [one for one in jobs_of(store) if not (tmp_path / one.name).exists()]
+        wait_until(lambda job=job: is_left_alone(job))
+        (work.path / "ck").rename(tmp_path / job.name)
+        if number == 0:
+            job.rename(tmp_path / "aside")  # so that the second does not go on with it
+    (tmp_path / "aside").rename(
+        jobs_of(store)[0].parent / min(p.name for p in tmp_path.glob("ck-*"))
+    )
+    began = work.start(BT_STORE_URL=store.as_uri())
+    assert "begin afresh" in began.err
+    assert "and 1 more" in began.err
+    assert len(jobs_of(store)) == 3
+
+
+def test_a_job_that_is_being_trained_elsewhere_is_not_taken_over(
+    scripts: Scripts, tmp_path: Path, right: Any
+) -> None:
+    store = tmp_path / "store"
+    work = Work(scripts, tmp_path / "work", "stopped_early")
+    work.killed("only:1", BT_STORE_URL=store.as_uri())
+    [job] = jobs_of(store)
+    wait_until(lambda: is_left_alone(job))
+    (work.path / "ck").rename(tmp_path / "elsewhere")
+    prefix = (job / "rank-0").relative_to(store).as_posix()
+    lease = Lease(LocalStore(store), prefix, "another directory")
+    lease.take()
+    try:
+        began = work.start(BT_STORE_URL=store.as_uri())
+    finally:
+        lease.release()
+    assert f"begin another job, for {job.name} of the store trains the same" in began.err
+    assert work.results == right("stopped_early")
+    assert len(jobs_of(store)) == 2
 
 
 def test_a_script_that_requires_a_resume_is_not_satisfied_by_another_fit(

@@ -834,7 +834,7 @@ def test_two_runs_of_one_job_do_not_write_into_each_other(scene, tmp_path):
 def test_a_directory_knows_the_job_that_was_sent_from_it(scene):
     """Whoever lists it later, without the run's variables, is told the run's own job id."""
     worker = scene.worker()
-    worker.start()
+    worker.begin(frozenset())
     scene.watch(worker, (scene.root / DOT_DIR / "job-name.json").exists)
     assert DirectoryCheckpoints(scene.root).job == "j"
     assert DirectoryCheckpoints(scene.root).project == "p"
