@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import xxhash
 
@@ -20,6 +20,11 @@ from bt_lightning.errors import (
 )
 from bt_lightning.file_limits import parse_json
 from bt_lightning.path_layout import MANIFEST, check_checkpoint_id, check_member
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+T = TypeVar("T")
 
 FORMAT: Final = "bt_lightning.checkpoint"
 FORMAT_VERSION: Final = 1
@@ -105,6 +110,20 @@ class Manifest(ManifestFacts):
         said = self.origin.get("fit")
         found = said.get("id", "") if isinstance(said, dict) else ""
         return found if isinstance(found, str) else ""
+
+    @property
+    def fit_folder(self) -> str:
+        """Folder of its fit below the root; empty for the root itself."""
+        said = self.origin.get("fit")
+        folder = said.get("folder", "") if isinstance(said, dict) else ""
+        return folder if isinstance(folder, str) else ""
+
+    @property
+    def fit_names(self) -> tuple[str, ...]:
+        """What its fit may be called: its id, and the name that the user gave it."""
+        said = self.origin.get("fit")
+        name = said.get("name", "") if isinstance(said, dict) else ""
+        return (self.fit, name) if isinstance(name, str) else (self.fit,)
 
     @property
     def size(self) -> int:
@@ -298,3 +317,19 @@ def _of(kind: type, value: Any) -> Any:
         msg = f"expected {kind.__name__}, found {value!r}"
         raise TypeError(msg)
     return value
+
+
+def of_newest_fit(found: Iterable[T], manifest_of: Callable[[T], Manifest]) -> list[T]:
+    """Of the checkpoints of one job, those of the fit that saved last, in the order given.
+
+    Steps are counted by fit, so of several fits the clock says which is the newest.
+    """
+    each = list(found)
+    newest = max(each, key=lambda one: manifest_of(one).created, default=None)
+    fit = None if newest is None else manifest_of(newest).fit
+    return [one for one in each if manifest_of(one).fit == fit]
+
+
+def of_fit(found: Iterable[T], manifest_of: Callable[[T], Manifest], fit: str) -> list[T]:
+    """Those of the fit with this id or name, in the order given."""
+    return [one for one in found if fit in manifest_of(one).fit_names]

@@ -34,8 +34,10 @@ log = logging.getLogger(__name__)
 def resolve_last_or_best(trainer: Trainer, name: str) -> str | None:
     """The path of `"last"` or `"best"`; None to let Lightning resolve it. Called on every rank.
 
-    `"last"` is the newest checkpoint of that name, or the newest of all. `"best"` has the best
-    value of the first `ModelCheckpoint`'s metric in its manifest; without a metric, the newest.
+    Both are of one fit: the last one of this Trainer, else that of `fit_name`, else the one that
+    saved last. `"last"` is the newest checkpoint of that name, or the newest of all. `"best"` has
+    the best value of the first `ModelCheckpoint`'s metric in its manifest; without a metric, the
+    newest.
     """
     ours = [c for c in trainer.callbacks if c.state_key == "BTLightning"]  # type: ignore[attr-defined]
     if not ours:
@@ -46,13 +48,14 @@ def resolve_last_or_best(trainer: Trainer, name: str) -> str | None:
     callbacks = [everyone[index] for index in writers(trainer, root)]
     if not callbacks or not root.is_dir():
         return None
-    committed = {one.path: one for one in list_committed(root)[0]}
+    everything = list_committed(root)[0]
+    committed = {one.path: one for one in ours[0]._fits.of_one(trainer, everything)}
     if name == "last":
         path = _last(root, callbacks, committed)
     else:
         path = _best(trainer, root, callbacks, committed)
     if path is None and name == "last":
-        stored = newest_in_store(root)
+        stored = newest_in_store(root) if not everything else None
         path = next(iter(committed), None) or (
             root / stored.checkpoint if stored is not None else None
         )

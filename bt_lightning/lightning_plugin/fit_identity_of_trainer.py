@@ -16,6 +16,7 @@ from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.lightning_plugin.mismatch_errors import COMPILED
 from bt_lightning.lightning_plugin.model_checkpoint_paths import is_default_dirpath
+from bt_lightning.manifest import of_fit, of_newest_fit
 from bt_lightning.session.call_site import call_site, program_digest
 from bt_lightning.session.fit_selection import FitRequest
 from bt_lightning.session.value_digests import digest, without_stamps
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lightning.pytorch import LightningModule, Trainer
+
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
 
 _WHERE: Final = frozenset(
     {
@@ -61,6 +64,17 @@ class FitsOfCallback:
         goes_on = before is not None and before[0]() is trainer and before[1]() is module
         after = self.folder if goes_on else None
         return FitRequest(fit_identity(trainer, module), self._name, after)
+
+    def of_one(self, trainer: Trainer, found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
+        """Of the directory's checkpoints, those of one fit, for who asks for the last one.
+
+        The last fit of this Trainer, else the one of the callback's name, else what saved last.
+        """
+        if self._before is not None and self._before[0]() is trainer:
+            found = [one for one in found if one.manifest.fit_folder == self.folder]
+        elif self._name:
+            return of_fit(found, lambda one: one.manifest, self._name)
+        return of_newest_fit(found, lambda one: one.manifest)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Every rank: the state is restored. Another fit of the two goes on where it stands."""

@@ -80,7 +80,7 @@ def kept_by_rule(
     best: Sequence[str],
     mode: Literal["min", "max"],
 ) -> frozenset[str]:
-    """Names of those that a rule keeps: the `last` newest, and the best by each metric.
+    """Names of those that a rule keeps: the `last` newest of each fit, and the best by each metric.
 
     A metric is best where it is lowest (`mode` `min`) or highest (`max`); NaN is never best.
 
@@ -88,7 +88,10 @@ def kept_by_rule(
         InvalidSettingError: no checkpoint has such a metric: all would go.
     """
     tier = _tier(items)
-    kept = places_decided(tier, Decision.KEEP, KeepLatest(last or 0))
+    kept: frozenset[str] = frozenset()
+    for fit in {item.manifest.fit for item in items}:
+        own = _tier([item for item in items if item.manifest.fit == fit])
+        kept |= places_decided(own, Decision.KEEP, KeepLatest(last or 0))
     for metric in best:
         chosen = places_decided(tier, Decision.KEEP, KeepBest(metric, mode))
         if not chosen:

@@ -12,7 +12,7 @@ from bt_lightning.localdir import protection as local_protection
 from bt_lightning.localdir.atomic_directory import delete_directory, tidy
 from bt_lightning.localdir.job_id_file import job_of
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
-from bt_lightning.manifest import Manifest
+from bt_lightning.manifest import Manifest, of_newest_fit
 from bt_lightning.path_layout import MANIFEST, PROTECTION, committed_at, jobs_prefix, under
 from bt_lightning.protection_record import Protection
 from bt_lightning.settings import Settings
@@ -82,14 +82,14 @@ class JobCheckpoints(Protocol):
 
 
 def find(source: JobCheckpoints, name: str) -> CheckpointItem:
-    """The item of that name; `latest` is the newest.
+    """The item of that name; `latest` is the newest of the fit that saved last.
 
     Raises:
         CheckpointNotFoundError: there is none; the message lists similar names.
     """
     items = source.items()
     if name == "latest" and items:
-        return items[0]
+        return of_newest_fit(items, lambda item: item.manifest)[0]
     for item in items:
         if name in {item.name, f"rank-{item.node_rank}/{item.name}"}:
             return item

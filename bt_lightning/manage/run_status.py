@@ -12,6 +12,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.upload_status import read_uploading
+from bt_lightning.manifest import of_newest_fit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +93,7 @@ def run_status(root: Path) -> Status:
     ):
         seconds = max(now - uploading.began, 1e-9)
         upload = Upload(uploading.checkpoint, uploading.bytes_done, uploading.bytes_total, seconds)
-    newest = listed.found[0] if listed.found else None
+    newest = next(iter(of_newest_fit(listed.found, lambda one: one.manifest)), None)
     return Status(
         directory=str(root),
         at=now,

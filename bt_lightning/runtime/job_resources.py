@@ -21,6 +21,7 @@ from bt_lightning.job_record import JobRecord
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.publisher_id import publisher_id_of
+from bt_lightning.manifest import of_newest_fit
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.runtime.job_lock import take_job
 from bt_lightning.runtime.job_record_writer import JobRecordWriter, read_local, utc_now
@@ -291,9 +292,11 @@ class JobResources:
 
 def newest_checkpoint(root: Path) -> tuple[str, int] | None:
     """Id and step of the newest checkpoint of a job, on its disk or only in the store."""
-    found = [(m.order, m.checkpoint_id, m.step) for m in _manifests(root)]
+    manifests = list(_manifests(root))
+    newest = of_newest_fit(manifests, lambda manifest: manifest)
+    found = [(m.order, m.checkpoint_id, m.step) for m in newest]
     stored = newest_in_store(root)
-    if stored is not None:
+    if stored is not None and len(newest) == len(manifests):  # of several, it does not say whose
         found.append((stored.order, stored.checkpoint, stored.step))
     return max(found)[1:] if found else None
 

@@ -12,8 +12,10 @@ import pytest
 from bt_lightning.localdir.job_id_file import note_job
 from bt_lightning.path_layout import PROTECTION, job_prefix
 from bt_lightning.protection_record import Protection
+from bt_lightning.runtime.job_resources import newest_checkpoint
 from bt_lightning.settings import Job, Settings
 from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.projects import view_job
 from bt_lightning.store.transfer.publish import publish
 
 ADAPTER = {"base_model_name_or_path": "meta/llama", "r": 8}
@@ -223,3 +225,16 @@ def test_a_note_of_the_job_that_cannot_be_read_is_none(cli, root, note):
     (root / ".bt_lightning" / "job-name.json").write_bytes(note)
     done = cli("checkpoints", "list", "--dir", root, "-ojson")
     assert json.loads(done.stdout)["checkpoints"][0]["job_id"].startswith(f"{root.name}-")
+
+
+def test_the_latest_of_several_fits_is_of_the_one_that_saved_last(cli, make, tmp_path):
+    root, store, later = tmp_path / "ck", tmp_path / "store", {"fit": {"id": "fit-2"}}
+    made = [make(root, "checkpoint-1441", 1441), make(root, "checkpoint-1443", 1443)]  # 00:03
+    made += [make(root, f"fit-2/checkpoint-{n}", n, origin=later) for n in (10, 20)]  # 00:20
+    for found in made:
+        publish(LocalStore(store), job_prefix("p", "j", 0), found)
+    for place in (["--dir", str(root)], ["--store", str(store), "--project", "p"]):
+        assert "fit-2/checkpoint-20" in cli("checkpoints", "show", "latest", *place).output
+    found = view_job(LocalStore(store), "p").latest()
+    assert found.checkpoint_id == "fit-2/checkpoint-20"
+    assert newest_checkpoint(root) == ("fit-2/checkpoint-20", 20)

@@ -575,3 +575,14 @@ def test_what_is_protected_is_not_asked_of_a_running_job(cli, store):
     answer = json.loads(said.stdout)
     assert (answer["asked"], answer["kept_checkpoints"]) == (["c-3"], ["c-2"])
     assert len(requested_stored_removals(store, PREFIX)) == 1
+
+
+def test_the_newest_of_each_fit_stay(cli, make, tmp_path):
+    root = tmp_path / "ck"
+    for step in (90, 99):
+        make(root, f"c-{step}", step)
+    for step in (1, 2):
+        make(root, f"fit-2/c-{step}", step, origin={"fit": {"id": "fit-2"}})
+    cli("checkpoints", "delete", "--dir", root, "--keep-last", "1", "--yes")
+    left = {str(path.parent.relative_to(root)) for path in root.rglob("bt_manifest.json")}
+    assert left == {"c-99", "fit-2/c-2"}

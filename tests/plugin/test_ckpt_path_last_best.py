@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bt_lightning import BTLightning
+from bt_lightning import BTLightning, resume_path
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EVALUATE = """
 import json, sys
 import plugin_runs as runs
-from bt_lightning import BTLightning
+from bt_lightning import BTLightning, resume_path
 
 root, word, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 for verb in ("validate", "test"):
@@ -105,3 +105,48 @@ def test_a_resumed_run_goes_on_with_the_last_of_the_run_that_broke_off(
     assert runs.fit(tmp_path, save=save, max_epochs=2).first_step == 8
     assert [path.name for path in tmp_path.glob("last*")] == ["last"]
     assert read_manifest(tmp_path / "last").step == 16
+
+
+SEVERAL = """
+import json, os, sys
+import lightning as L
+import plugin_runs as runs
+from bt_lightning import BTLightning, resume_path
+
+root, verb = sys.argv[1:]
+os.environ["BT_CHECKPOINT_DIR"] = root
+for width, epochs in ((8, 3), (16, 2)):
+    L.seed_everything(width, verbose=False)
+    net, called = runs.Net(), {"max_epochs": epochs, "num_sanity_val_steps": 0}
+    net.save_hyperparameters({"width": width})
+    made = runs.trainer(root, BTLightning(dir=root), runs.ModelCheckpoint(), **called)
+    if verb == "fit":
+        made.fit(net, runs.loader(), runs.validation(), ckpt_path="last")
+        print(json.dumps([made.global_step, runs.digest(net.state_dict()), resume_path()]))
+    for word in ("last", "best"):
+        made.validate(net, runs.validation(), ckpt_path=word, verbose=False)
+        print(json.dumps(runs.digest(net.state_dict())), flush=True)
+"""
+
+
+def test_of_several_fits_a_trainer_means_its_own_and_another_process_the_one_that_saved_last(
+    runs: ModuleType, tmp_path: Path, scripts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path.resolve() / "root"
+    done = scripts.run(SEVERAL, root, "fit")
+    said = [json.loads(line) for line in done.out.splitlines() if line.startswith(("[", '"'))]
+    (first, *words), (second, *others) = said[:3], said[3:]
+    assert first[0] == 24
+    assert second[0] == 16, "it did not go on with the first one's"
+    assert [*words, *others] == [first[1]] * 2 + [second[1]] * 2
+    assert [first[2], second[2]] == [str(root / "checkpoint-24"), str(root / "fit-2/checkpoint-16")]
+    lines = [
+        line for line in scripts.run(SEVERAL, root, "look").out.splitlines() if line[:1] == '"'
+    ]
+    assert [json.loads(line) for line in lines] == [second[1]] * 4
+    monkeypatch.setenv("BT_CHECKPOINT_DIR", str(root))
+    for fit, path in (("fit-2", "fit-2/checkpoint-16"), ("", "checkpoint-24")):
+        assert resume_path(fit=fit) == str(root / path)
+    assert resume_path(fit="fold-9") is None
+    monkeypatch.setenv("BT_FIT_NAME", "fit-2")
+    assert resume_path() == str(root / "fit-2/checkpoint-16")

@@ -66,7 +66,7 @@ def unprotect(checkpoints: tuple[str, ...], target: Target) -> None:
     "--keep-last",
     type=click.IntRange(0),
     metavar="N",
-    help="Delete all but the N newest (and the best).",
+    help="Delete all but the N newest of each fit (and the best).",
 )
 @click.option(
     "--keep-best",

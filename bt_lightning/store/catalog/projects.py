@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.manifest import Manifest
+from bt_lightning.manifest import Manifest, of_newest_fit
 from bt_lightning.path_layout import (
     MANIFEST,
     committed_at,
@@ -143,7 +143,7 @@ class JobView:
         return sorted(newest.values(), key=lambda checkpoint: checkpoint.newness, reverse=True)
 
     def latest(self) -> CatalogEntry:
-        """The checkpoint of the highest step, then generation.
+        """The checkpoint of the highest step, then generation, of the fit that saved last.
 
         Raises:
             CheckpointNotFoundError: no checkpoint can be read.
@@ -152,7 +152,7 @@ class JobView:
         if not found:
             msg = f"no checkpoint of {self.describe()} can be read"
             raise CheckpointNotFoundError(msg)
-        return found[0]
+        return of_newest_fit(found, lambda one: one.manifest)[0]
 
     def created_at(self) -> str:
         """`created_at` of the oldest checkpoint that is still there; "" if none can be read."""
