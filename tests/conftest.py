@@ -10,16 +10,19 @@ import signal
 import subprocess
 import threading
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from bt_lightning.worker import spawn
 from tests.fork_server import ForkServer
+from tests.forked_workers import forked_context
+from tests.lean import sitecustomize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # gRPC, which no emulator has
@@ -28,6 +31,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # or no child could be interrupted
 settings.register_profile("patient", deadline=None)  # a machine that is busy is no failure
 settings.load_profile("patient")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH")))
+)
+spawned_context, spawn._context = spawn._context, forked_context
 _OURS = ("BT_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
 
 
@@ -78,6 +85,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are started, each with an interpreter of its own, as users start them."""
+    monkeypatch.setattr(spawn, "_context", spawned_context)
 
 
 @pytest.fixture(scope="session")

@@ -40,11 +40,12 @@ if TYPE_CHECKING:
 
 READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "TORCH_")
 """Prefixes of variables that the interpreter and its libraries read when they are loaded."""
-_IN_A_FIT = ("adlfs", "gcsfs", "s3fs", "omegaconf", "torch.distributed.checkpoint")
+_IN_A_FIT = ("omegaconf", "torch.distributed.checkpoint")
 """What Lightning imports in the first fit of a process, where it is installed."""
 _MAY_DIFFER = "PYTHONPATH"
 _OURS = "bt_lightning"
 _HOME = Path(bt_lightning.__file__).parents[1]
+_LEAN = Path(__file__).parent / "lean"
 _START_S = 120.0
 _STANDARD = (0, 1, 2)
 
@@ -120,7 +121,7 @@ def script_environ(
     return {
         "PYTHONFAULTHANDLER": "1",
         **kept,
-        "PYTHONPATH": os.pathsep.join(map(str, (_HOME, *places))),
+        "PYTHONPATH": os.pathsep.join(map(str, (_LEAN, _HOME, *places))),
         "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": "1",
         **(more or {}),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 ADAPTER = "adapter_model.safetensors"
+_MODELING = "transformers.modeling_utils"
+"""Where the class of every model is; `transformers` alone would import it to be asked for it."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,15 @@ class ServingFiles:
 
 def serving_files(module: torch.nn.Module) -> ServingFiles:
     """The files for the `transformers` or `peft` model and the tokenizer of a LightningModule."""
-    peft, transformers = sys.modules.get("peft"), sys.modules.get("transformers")
+    peft, modeling = sys.modules.get("peft"), sys.modules.get(_MODELING)
     if peft is not None:
         for _, part in module.named_modules():
             if isinstance(part, peft.PeftModel):
                 config = part.peft_config[part.active_adapter]
                 return ServingFiles(constant=_saved(config, _tokenizer(module)), adapter=part)
-    if transformers is not None:
+    if modeling is not None:
         for name, part in module.named_modules():
-            if isinstance(part, transformers.PreTrainedModel):
+            if isinstance(part, modeling.PreTrainedModel):
                 parts = [part.config, getattr(part, "generation_config", None), _tokenizer(module)]
                 return ServingFiles(f"{name}." if name else "", _saved(*parts))
     return ServingFiles()

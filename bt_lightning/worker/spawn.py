@@ -15,7 +15,7 @@ from bt_lightning.worker.worker_process import run_worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
-    from multiprocessing.context import SpawnProcess
+    from multiprocessing.context import SpawnContext, SpawnProcess
 
     from bt_lightning.worker_messages import WorkerConfig
 
@@ -36,11 +36,7 @@ def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
     if _frozen() and sys.argv[1:2] == [_FORKING]:
         msg = f"this process was started as a worker, and ran the program instead{frozen_advice()}"
         raise InvalidSettingError(msg)
-    if "torch" in sys.modules:
-        from torch.multiprocessing import get_context
-    else:  # the same without torch, which a job runner does not need
-        from multiprocessing import get_context
-    context = get_context("spawn")
+    context = _context()
     ours, theirs = context.Pipe()
     process = context.Process(
         target=run_worker, args=(theirs, config), daemon=True, name="bt_lightning worker"
@@ -59,6 +55,14 @@ def spawn(config: WorkerConfig) -> tuple[SpawnProcess | None, Connection]:
         theirs.close()
     atexit.register(_disconnect, weakref.ref(ours))
     return process, ours
+
+
+def _context() -> SpawnContext:
+    if "torch" in sys.modules:
+        from torch.multiprocessing import get_context
+    else:  # the same without torch, which a job runner does not need
+        from multiprocessing import get_context
+    return get_context("spawn")
 
 
 def _disconnect(ours: weakref.ref[Connection]) -> None:

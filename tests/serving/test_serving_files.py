@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 pytest.importorskip("transformers")
@@ -22,6 +24,7 @@ from transformers import (
 
 from bt_lightning import BTLightning
 from bt_lightning.session.fit_selection import process_fits
+from bt_lightning.session.serving_files import ServingFiles, serving_files
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of both libraries, by the dozen
 
@@ -102,3 +105,11 @@ def test_a_peft_model_loads_as_an_adapter_and_resumes(tmp_path):
     assert adapters
     assert all(torch.equal(served[name], adapters[name]) for name in adapters)
     assert fit(Tuned(get_peft_model(llama(), config)), tmp_path, epochs=2).global_step == 4
+
+
+def test_transformers_is_asked_for_nothing_that_nobody_has_imported(monkeypatch):
+    """torchmetrics imports the package for everybody; its classes of models take another 0.5 s."""
+    monkeypatch.delitem(sys.modules, "transformers.modeling_utils")
+    monkeypatch.delitem(vars(sys.modules["transformers"]), "PreTrainedModel", raising=False)
+    assert serving_files(torch.nn.Linear(1, 1)) == ServingFiles()
+    assert "transformers.modeling_utils" not in sys.modules

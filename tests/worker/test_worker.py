@@ -747,6 +747,7 @@ def test_workers_of_two_directories_do_not_wait_for_each_other(scene, tmp_path):
 # what a worker is
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_a_worker_loads_neither_torch_nor_lightning(scene):
     """3 s and 310 MB for each rank, and a CUDA context in the worst case."""
     worker = scene.worker()
@@ -768,6 +769,7 @@ def test_a_worker_loads_neither_torch_nor_lightning(scene):
     assert not forbidden & set(modules)
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_no_secret_is_in_the_command_line_or_the_environment_of_a_worker(scene, closed_port):
     """Invariant 10: `ps` shows both to every user of the machine."""
     secret = "s3kr3t-that-ps-must-not-show"
