@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.torchmetrics_state import MetricObjects
+
+log = logging.getLogger(__name__)
 
 _SUMS = ("value", "cumulated_batch_size")
 
@@ -86,14 +89,17 @@ def _restored(
     last = saved["last"]
     item._forward_cache = last.to(device) if isinstance(last, torch.Tensor) else last
     vars(item)["_update_count"] = saved["count"]
-    item.meta = _as_next_logged(meta, item)
+    of_all = trainer.global_rank if saved.get("of_all") else None
+    item.meta = _as_next_logged(meta, item, of_all)
     return item
 
 
-def _as_next_logged(meta: Any, item: Any) -> Any:
+def _as_next_logged(meta: Any, item: Any, of_all: int | None) -> Any:
     """`meta`, which takes over what the next `log` of this name says, and never differs from it.
 
     Lightning refuses a `log` with other arguments than before; a script may have changed since.
+    `of_all` is the rank of this process if each of several has what one had: if the next `log` says
+    that ranks are reduced, one of them keeps it, and else what it has is not that of its own.
     """
     kind: Any = type(meta)
 
@@ -105,6 +111,8 @@ def _as_next_logged(meta: Any, item: Any) -> Any:
             before = (self.reduce_fx, self.metric_attribute, self.on_epoch)
             self.__dict__.update(vars(other))
             self.__class__ = kind
+            if of_all is not None and not self.metric_attribute:
+                _keep_one(item, of_all)
             if before != (self.reduce_fx, self.metric_attribute, self.on_epoch):
                 item.__init__(self, self.metric_attribute is None)  # it collects anew
             return True
@@ -113,3 +121,21 @@ def _as_next_logged(meta: Any, item: Any) -> Any:
 
     meta.__class__ = RestoredMetadata
     return meta
+
+
+def _keep_one(item: Any, rank: int) -> None:
+    """Let rank 0 alone keep what was summed up, if it is reduced over ranks; else let it go."""
+    reduced = item.meta.sync.should and not item.meta.sync.rank_zero_only
+    if rank == 0 and reduced:
+        if "cumulated_batch_size" in item._defaults:  # its mean over ranks is taken
+            item.cumulated_batch_size = item.cumulated_batch_size.float()
+        return
+    for name, default in item._defaults.items():
+        fresh = default.to(getattr(item, name).device, copy=True)
+        setattr(item, name, fresh.float() if name == "cumulated_batch_size" else fresh)
+    if rank == 0:
+        log.warning(
+            "not exact: %r begins anew in this epoch, as one rank had it of all samples, and it is"
+            " not reduced over the ranks (sync_dist)",
+            item.meta.name,
+        )

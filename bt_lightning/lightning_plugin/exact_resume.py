@@ -100,6 +100,7 @@ class ExactResume:
         self._metrics: dict[str, float] = {}
         self._metrics_in_saves = MetricsInSaves()
         self._epoch_metrics: dict[str, Any] = {}
+        self._metrics_of_ranks: list[dict[str, Any]] = []
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
         self._validation = InterruptedValidation()
@@ -169,8 +170,9 @@ class ExactResume:
         if len(ranks) == trainer.world_size:
             self._metrics = dict(self._mine.get("callback_metrics", self._metrics))
             self._epoch_metrics = self._mine.get("metrics", {})
-        else:  # torchdata's states and sums of an epoch are a rank's own
+        else:  # torchdata's states are a rank's own
             self._mine = {**self._mine, "loader": None}
+            self._metrics_of_ranks = [rank.get("metrics", {}) for rank in ranks]
         self._at_epoch_end, self._untrained = bool(saved["epoch_end"]), self._mine["rng"]
         self._position.load(saved.get("position"), len(ranks), ranks[0]["rng"]["torch"])
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
@@ -185,7 +187,7 @@ class ExactResume:
             forget_resume(trainer)
             set_rng_state(self._untrained, compat.cuda_device(trainer))
         self._mine, self._at_epoch_end, self._untrained = None, False, None
-        self._metrics, self._epoch_metrics = {}, {}
+        self._metrics, self._epoch_metrics, self._metrics_of_ranks = {}, {}, []
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
         stop_acting_before_validations(trainer)
@@ -218,6 +220,8 @@ class ExactResume:
         self._metrics, self._untrained = {}, None
         metrics, self._epoch_metrics = self._epoch_metrics, {}
         self._metrics_in_saves.restore(trainer, metrics)
+        parts, self._metrics_of_ranks = self._metrics_of_ranks, []
+        self._metrics_in_saves.restore_of_all(trainer, parts)
         self._accumulation.restore(trainer)
         self._trainable.restore(trainer)
         self._owed.make(trainer)

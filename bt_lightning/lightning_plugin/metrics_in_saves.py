@@ -11,11 +11,12 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import compat_epoch_results as compat
+from bt_lightning.lightning_plugin.merged_metrics import MergedMetrics
 from bt_lightning.lightning_plugin.packed_tensors import nbytes_of, pack, unpack
 from bt_lightning.lightning_plugin.torchmetrics_state import MetricObjects, metrics_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from lightning.pytorch import Trainer
 
@@ -62,7 +63,30 @@ class MetricsInSaves:
         if not saved:
             return
         objects = MetricObjects(_roots(trainer))
-        found = unpack(dict(saved))
+        self._restore(trainer, objects, unpack(dict(saved)), saved["too_large"])
+
+    def restore_of_all(self, trainer: Trainer, saved: Sequence[Mapping[str, Any]]) -> None:
+        """As `restore`, with what each rank of another number of ranks had saved."""
+        if not any(saved):
+            return
+        objects = MetricObjects(_roots(trainer))
+        parts = [unpack(dict(each)) if each else {} for each in saved]
+        merged = MergedMetrics(parts, objects, trainer.global_rank, trainer.world_size)
+        too_large = sorted({name for each in saved if each for name in each["too_large"]})
+        self._restore(trainer, objects, merged.found, too_large)
+        left_out = [name for name in merged.left_out if name not in too_large]
+        if left_out and trainer.is_global_zero:
+            log.warning(
+                "not exact: these metrics of an epoch begin anew, as what %d ranks had of them"
+                " cannot be merged for %d: %s",
+                len(saved),
+                trainer.world_size,
+                ", ".join(left_out),
+            )
+
+    def _restore(
+        self, trainer: Trainer, objects: MetricObjects, found: Any, too_large: Sequence[str]
+    ) -> None:
         unfit = objects.restore(found)
         if "results" in found:
             compat.restore_epoch_results(trainer, found["results"], objects)
@@ -71,11 +95,11 @@ class MetricsInSaves:
                 "metrics have other states than those that were saved, and begin anew: %s",
                 ", ".join(unfit),
             )
-        if saved["too_large"] and trainer.is_global_zero:
+        if too_large and trainer.is_global_zero:
             log.warning(
                 "not exact: these metrics begin anew in this epoch, as their states were too large"
                 " to be saved: %s",
-                ", ".join(saved["too_large"]),
+                ", ".join(too_large),
             )
 
     def _bound(self, states: dict[str, Any], ranks: int) -> list[str]:

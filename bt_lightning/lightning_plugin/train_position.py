@@ -129,8 +129,7 @@ class TrainPosition:
         elif what is None and other_ranks:
             what = (
                 "each step takes the samples of the uninterrupted run. What a rank draws (dropout,"
-                " augmentation) and has summed up of an epoch's metrics is not the same, and sums"
-                " over ranks are rounded differently"
+                " augmentation) is not the same, and sums over ranks are rounded differently"
             )
         if what is not None:
             ranks = "saved by %d ranks, resumed on %d: %s"

@@ -1,4 +1,4 @@
-"""What the matrix shares with the tests of the plugin: trainings, and their silence."""
+"""What the matrix shares with the tests of the plugin: trainings, their script, their silence."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from tests.plugin.conftest import (
     LIGHTNING_NOISE,
     _imported,
+    _one_script,
     _quiet,
     measured,
     module_beside,
@@ -20,7 +21,7 @@ from tests.plugin.conftest import (
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["_imported", "_quiet", "measured", "names", "runs"]
+__all__ = ["_imported", "_one_script", "_quiet", "measured", "names", "runs"]
 
 HERE = Path(__file__).parent
 

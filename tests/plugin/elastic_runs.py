@@ -54,6 +54,7 @@ class Noting(L.LightningModule):
         self.net = torch.nn.Linear(4, 1)
         self.drop = torch.nn.Dropout(0.3 if noise else 0.0)
         self.trained: list[tuple[int, int, list[int]]] = []
+        self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_start(self) -> None:
         if self.noise and RANK == 0:  # a user's own look at the data, on one rank
@@ -105,7 +106,7 @@ class Batches(BatchSampler):
     """A class of the user's own, of which nobody knows what it does."""
 
 
-def fit(job: dict[str, Any]) -> None:
+def fit(job: dict[str, Any], make: Any = Noting) -> None:
     out, root = Path(job["out"]), Path(job["root"])
     if job.get("copy_of") and RANK == 0:  # what a run that was killed then left
         shutil.copytree(job["copy_of"], root / Path(job["copy_of"]).name)
@@ -131,11 +132,11 @@ def fit(job: dict[str, Any]) -> None:
         **job["trainer"],
     )
     torch.manual_seed(3)
-    module = Noting(job["noise"])
+    module = make(job["noise"])
     trainer.fit(module, loader(job), DataLoader(Rows(8), batch_size=4))
     out.mkdir(parents=True, exist_ok=True)
     weights = [float(w) for p in module.parameters() for w in p.detach().flatten()]
-    said = {"trained": module.trained, "weights": weights}
+    said = {"trained": module.trained, "weights": weights, "epochs": module.epochs}
     (out / f"{RANK}.json").write_text(json.dumps(said))
 
 
