@@ -23,6 +23,7 @@ from bt_lightning.errors import CheckpointError
 from bt_lightning.session.fit_selection import process_fits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 BATCHES, EPOCHS = 4, 4
@@ -325,8 +326,9 @@ def once(found: Any, root: Path, seed: int, kill: Kill | None) -> Found:
         trainer.fit(module, datamodule=Data(found.option))
     except KilledError:
         began = module.steps[0] if module.steps else 0
-        return Found({}, kept.lines, began)
-    return Found(outcome(trainer, root), kept.lines, module.steps[0] if module.steps else -1)
+        return Found({}, exact_lines(kept.lines), began)
+    began = module.steps[0] if module.steps else -1
+    return Found(outcome(trainer, root), exact_lines(kept.lines), began)
 
 
 def killed_twice(found: Any, root: Path) -> tuple[Found, list[Found]]:
@@ -362,6 +364,15 @@ def outcome(trainer: L.Trainer, root: Path) -> dict[str, Any]:
 
 def is_exact(name: str) -> bool:
     return not name.startswith(("device/", "train/", "validate/"))
+
+
+def exact_lines(lines: Mapping[Any, dict[str, float]]) -> dict[Any, dict[str, float]]:
+    """Without what is measured, by the step and the names that are left."""
+    found = {}
+    for (step, *names), values in lines.items():
+        left = [name for name in names if is_exact(name)]
+        found[(step, *left)] = {name: values[name] for name in left}
+    return found
 
 
 def counters(loops: dict[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,9 @@ SCHEDULERS = (
     "ReduceLROnPlateau-loss/step/2",
 )
 
+TOLD = frozenset({"ModelPruning"})
+"""Callbacks with which no resume is exact, which it says."""
+
 OPTIONS = (
     "plain",
     "accumulate_grad_batches=2",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.exact.matrix_table import OLD, Combination, sample, whole
+from tests.exact.matrix_table import OLD, TOLD, Combination, sample, whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +19,8 @@ SAMPLED = 10
 pytestmark = [
     pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`"),
     pytest.mark.filterwarnings("ignore:.*ckpt_path=None.* was called without a model"),
+    pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'. 'epoch'"),
+    pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric val which is not"),
     pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available"),
 ]
 
@@ -37,7 +39,12 @@ def uninterrupted(matrix: ModuleType, names: Any, tmp_path_factory: Any) -> Any:
 
 
 def check(
-    found: Combination, matrix: ModuleType, uninterrupted: Any, names: Any, root: Path
+    found: Combination,
+    matrix: ModuleType,
+    uninterrupted: Any,
+    names: Any,
+    root: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if OLD and found.boundary not in ("epoch_end", "next_epoch"):
         pytest.skip("Lightning before 2.6 resumes otherwise inside an epoch")
@@ -45,6 +52,9 @@ def check(
         pytest.skip("this Lightning has no such callback")
     wanted, saved = uninterrupted(found.saver, found.callback, found.scheduler, found.option)
     last, parts = matrix.killed_twice(found, root)
+    if found.callback in TOLD:
+        assert f"not exact: {found.callback}" in caplog.text
+        return
     nothing_left = last.began < 0  # a new iterator draws from the generator all the same
     left_out = {"generator"} if nothing_left else set()
     assert {k: v for k, v in last.outcome.items() if k not in left_out} == {
@@ -52,22 +62,30 @@ def check(
     }
     for part in parts:
         for line, values in part.lines.items():
-            assert {k: v for k, v in values.items() if matrix.is_exact(k)} == {
-                k: v for k, v in wanted.lines[line].items() if matrix.is_exact(k)
-            }, line
+            assert values == wanted.lines[line], line
     assert names(root) >= saved if found.saver == "interval" else names(root) == saved
 
 
 @pytest.mark.parametrize("found", sample(SAMPLED), ids=str)
 def test_a_sampled_combination_is_exact(
-    found: Combination, matrix: ModuleType, uninterrupted: Any, names: Any, tmp_path: Path
+    found: Combination,
+    matrix: ModuleType,
+    uninterrupted: Any,
+    names: Any,
+    tmp_path: Path,
+    caplog: Any,
 ) -> None:
-    check(found, matrix, uninterrupted, names, tmp_path)
+    check(found, matrix, uninterrupted, names, tmp_path, caplog)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("found", whole(), ids=str)
 def test_each_combination_is_exact(
-    found: Combination, matrix: ModuleType, uninterrupted: Any, names: Any, tmp_path: Path
+    found: Combination,
+    matrix: ModuleType,
+    uninterrupted: Any,
+    names: Any,
+    tmp_path: Path,
+    caplog: Any,
 ) -> None:
-    check(found, matrix, uninterrupted, names, tmp_path)
+    check(found, matrix, uninterrupted, names, tmp_path, caplog)
