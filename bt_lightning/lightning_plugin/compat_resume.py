@@ -152,16 +152,17 @@ def epochs_of(checkpoint: dict[str, Any]) -> tuple[int, int]:
 def skip_training(trainer: Trainer) -> None:
     """Let the fit that is being set up restore its state, and train nothing.
 
-    As `_FitLoop.run` does where it finds nothing left. Source: `Trainer._run_stage`, which calls it
-    after the restore.
+    As `_FitLoop.run` does where it finds nothing left, with the last epoch counted as over in the
+    total too. Source: `Trainer._run_stage`, which calls it after the restore.
     """
     loop = trainer.fit_loop
 
     def run() -> None:
         vars(loop).pop("run", None)
         loop.setup_data()
-        current: Any = loop.epoch_progress.current
-        current.completed = current.processed
+        progress: Any = loop.epoch_progress
+        for part in (progress.current, progress.total):
+            part.completed = part.processed
 
     vars(loop)["run"] = run
 
