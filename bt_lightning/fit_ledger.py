@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
-from bt_lightning.file_limits import LINE, parse_json
+from bt_lightning.file_limits import LINE, RECORD, parse_json
 from bt_lightning.fit_identity import FitIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LEDGER: Final = ".bt_lightning-fits"
-"""Name of the ledger below the job's `rank-<node>` in a store."""
+"""Name of the ledger, and of its first part, below the job's `rank-<node>` in a store."""
+PARTS: Final = 22
+"""Most parts in a store: `LINES_BYTES`, if each lacks nearly a line of `RECORD.size`."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -70,6 +72,26 @@ def read_ledger(lines: Iterable[bytes]) -> tuple[FitRecord, ...]:
             continue  # half written, or another program's: the manifests tell of fits as well
         found[record.id] = record
     return tuple(found.values())
+
+
+def ledger_part(number: int) -> str:
+    """Name of a part of the ledger in a store; counted from 1."""
+    return LEDGER if number == 1 else f"{LEDGER}-{number}"
+
+
+def in_parts(lines: Iterable[bytes], size: int = RECORD.size) -> list[bytes]:
+    """The ledger in parts of whole lines, of at most `size` bytes each; `PARTS` at most.
+
+    What is appended later changes the last part only.
+    """
+    parts, current = [], bytearray()
+    for line in lines:
+        whole = line if line.endswith(b"\n") else line + b"\n"
+        if current and len(current) + len(whole) > size:
+            parts.append(bytes(current))
+            current.clear()
+        current += whole
+    return [*parts, bytes(current)][:PARTS] if current else parts
 
 
 def merged(*ledgers: Iterable[FitRecord]) -> tuple[FitRecord, ...]:

@@ -6,10 +6,9 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointCorruptError, DirectoryUnusableError
-from bt_lightning.file_limits import RECORD
-from bt_lightning.fit_ledger import FitRecord, read_ledger
+from bt_lightning.fit_ledger import FitRecord, in_parts, read_ledger
 from bt_lightning.localdir.safe_open import open_own
-from bt_lightning.localdir.small_files import read_lines, read_small_file
+from bt_lightning.localdir.small_files import read_lines
 from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:
@@ -26,12 +25,25 @@ def read_fits(root: Path) -> tuple[FitRecord, ...]:
         return ()
 
 
-def ledger_bytes(root: Path) -> bytes | None:
-    """The whole ledger, for the store; None if there is none that a store takes."""
+def ledger_parts(root: Path) -> list[bytes]:
+    """The ledger, for the store; empty if there is none that can be read.
+
+    Raises:
+        OSError: the disk refused.
+    """
     try:
-        return read_small_file(root / DOT_DIR / FILE, RECORD)
+        return in_parts(read_lines(root / DOT_DIR / FILE))
     except (CheckpointCorruptError, DirectoryUnusableError, FileNotFoundError):
+        return []
+
+
+def ledger_version(root: Path) -> tuple[int, ...] | None:
+    """Changes whenever the ledger does; None if there is none."""
+    try:
+        found = (root / DOT_DIR / FILE).lstat()
+    except FileNotFoundError:
         return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def note_fits(root: Path, *lines: bytes) -> None:

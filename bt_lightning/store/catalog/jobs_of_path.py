@@ -6,7 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.fit_ledger import LEDGER
+from bt_lightning.file_limits import LINE, LINES_BYTES, RECORD
+from bt_lightning.fit_ledger import PARTS, ledger_part
 from bt_lightning.job_choice import path_of_made_name
 from bt_lightning.path_layout import job_prefix, jobs_of_path, node_of, under
 from bt_lightning.store.transfer.parallel_reads import in_parallel
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _MOST: Final = 64
 """Jobs of one path that are looked at: those that began last, by their names."""
 _READERS: Final = 16
+_FULL_BYTES: Final = RECORD.size - LINE.size
+"""A part of a ledger with another one behind it is larger: a line did not fit."""
 
 
 def note_job_of_path(store: Store, prefix: str) -> None:
@@ -46,7 +49,8 @@ def names_of_path(store: Store, project: str, name_of_path: str) -> list[str]:
 def find_jobs_of_path(store: Store, prefix: str, name_of_path: str, older: str) -> dict[str, bytes]:
     """Job -> ledger of its fits, of the project and the node that `prefix` names.
 
-    `older` is the name that such a job had in older versions. One listing, and a small read a job.
+    `older` is the name that such a job had in older versions. One listing, and a small read a job;
+    of many long ledgers, those of the jobs that began last.
 
     Raises:
         StoreError: the store refused.
@@ -56,10 +60,14 @@ def find_jobs_of_path(store: Store, prefix: str, name_of_path: str, older: str) 
         return {}
     project, _, rank = node
     names = [*names_of_path(store, project, name_of_path), older]
-    ledgers = in_parallel(
-        lambda name: read_fit_ledger(store, job_prefix(project, name, rank)), names, _READERS
-    )
-    return {name: ledger for name, ledger in zip(names, ledgers, strict=True) if ledger}
+    places = [job_prefix(project, name, rank) for name in names]
+    begun = in_parallel(lambda place: _part(store, place, 1), places, _READERS)
+    found, left = {}, LINES_BYTES
+    for name, place, first in zip(names, places, begun, strict=True):
+        if first and left > 0:
+            found[name] = ledger = first + _rest(store, place, first)
+            left -= len(ledger)
+    return found
 
 
 def read_fit_ledger(store: Store, prefix: str) -> bytes | None:
@@ -68,6 +76,22 @@ def read_fit_ledger(store: Store, prefix: str) -> bytes | None:
     Raises:
         StoreError: the store refused.
     """
+    first = _part(store, prefix, 1)
+    return None if first is None else first + _rest(store, prefix, first)
+
+
+def _rest(store: Store, prefix: str, first: bytes) -> bytes:
+    """The parts behind the first, which was full if there are any."""
+    parts: list[bytes] = []
+    while len(parts) + 1 < PARTS and len(parts[-1] if parts else first) > _FULL_BYTES:
+        part = _part(store, prefix, len(parts) + 2)
+        if part is None:
+            break
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _part(store: Store, prefix: str, number: int) -> bytes | None:
     with contextlib.suppress(CheckpointCorruptError):  # none of ours: the manifests tell as well
-        return store.read(under(prefix, LEDGER))
+        return store.read(under(prefix, ledger_part(number)))
     return None
