@@ -1,7 +1,8 @@
 """Scripts with several fits that know nothing of bt_lightning: `several_fits.py SCRIPT`.
 
 What each fit came to goes into `results.json`, by which some scripts skip what is done. `KILL` is
-`FIT:EPOCH`: where the process kills itself, once an epoch of that fit, if it has any, is committed.
+`FIT:EPOCH`: where the process kills itself, once an epoch of that fit, if it has any, is committed;
+under `bt-lightning run`, the first one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 RESULTS, STAGE = Path("results.json"), Path("stage1.pt")
 X = torch.linspace(-1, 1, 64 * 4).reshape(64, 4)
 POINTS = TensorDataset(X, X.sum(1, keepdim=True))
-KILL = os.environ.get("KILL", ":")
+KILL = os.environ.get("KILL", ":") if os.environ.get("BT_RETRY_COUNT", "0") == "0" else ":"
 
 
 class Net(L.LightningModule):

@@ -37,8 +37,8 @@ class Runner:
     def __call__(self, *words, code=0, env=None):
         return self.end(self.start(*words, env=env), code)
 
-    def end(self, process, code):
-        out, err = process.communicate(timeout=LIMIT_S)
+    def end(self, process, code, limit_s=LIMIT_S):
+        out, err = process.communicate(timeout=limit_s)
         assert process.returncode == code, f"{process.returncode}\n{out}\n{err}"
         return out, err
 
