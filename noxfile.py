@@ -63,7 +63,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """Run what needs neither a cloud nor a browser, for while you write: about two minutes."""
+    """Run what needs neither a cloud nor a browser, while you write: 190 CPU seconds."""
     _install(session, "test")
     session.run("pytest", *PARALLEL, "-m", QUICK_MARKS, *QUICK, *session.posargs)
 

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import threading
 import types
+import weakref
 from importlib.machinery import BuiltinImporter, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,6 +212,8 @@ def _load() -> dict[str, str]:
     for name in _IN_A_FIT:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    for ending in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        ending.atexit = False  # of torch's operators, one by one
     theirs.update(name for name in set(sys.modules) - there if name.partition(".")[0] != _OURS)
     gc.collect()
     gc.freeze()
