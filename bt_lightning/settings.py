@@ -51,6 +51,8 @@ class Settings:
     """`BT_VOLUME_SIZE_GIB`: largest size of the checkpoint directory; more than 0."""
     interval: Literal["auto"] | timedelta | None = None
     """`BT_SAVE_INTERVAL`: `auto`, or seconds between saves; None: only `ModelCheckpoint` saves."""
+    save_at_end: bool = True
+    """`BT_SAVE_AT_END`: 0 does not save the state that a fit ends with."""
     weights_only: bool | None = None
     """`BT_WEIGHTS_ONLY`: 0 lets a job unpickle objects in its own checkpoints; 1 refuses it."""
     files: Patterns = field(default_factory=Patterns)
@@ -63,8 +65,8 @@ class Settings:
         Raises:
             InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, `BT_GRACE_S` or
                 `BT_SAVE_INTERVAL` no number of seconds above 0, `BT_VOLUME_SIZE_GIB` no number of
-                GiB above 0, `BT_UPLOAD_MB_S` no number of at least 0.1, or `BT_WEIGHTS_ONLY`
-                neither 0 nor 1.
+                GiB above 0, `BT_UPLOAD_MB_S` no number of at least 0.1, or `BT_SAVE_AT_END` or
+                `BT_WEIGHTS_ONLY` neither 0 nor 1.
         """
         interval = environ.get("BT_SAVE_INTERVAL") or None
         return cls(
@@ -81,6 +83,7 @@ class Settings:
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
             volume_size_gib=_gib("BT_VOLUME_SIZE_GIB", environ.get("BT_VOLUME_SIZE_GIB") or None),
             interval="auto" if interval == "auto" else _seconds("BT_SAVE_INTERVAL", interval),
+            save_at_end=_yes_or_no("BT_SAVE_AT_END", environ.get("BT_SAVE_AT_END") or "1") is True,
             weights_only=_yes_or_no("BT_WEIGHTS_ONLY", environ.get("BT_WEIGHTS_ONLY") or None),
             files=Patterns(
                 _comma_list(environ.get("BT_SYNC_INCLUDE")),

@@ -96,6 +96,8 @@ class BTLightning(Callback):
         arenas: number of buffers in host memory, each as large as a checkpoint.
         arena_memory: limit for all arenas, in bytes; above it the training thread writes directly.
         grace: time from SIGTERM until the platform kills; `$BT_GRACE_S`. None: unknown.
+        save_at_end: save the state that a fit ends with, unless a `ModelCheckpoint` has just saved
+            it; `$BT_SAVE_AT_END=0` is False.
         interval: also save at this interval, keeping the newest; `"auto"` adapts it to the cost of
             a save and the rate of failures. `$BT_SAVE_INTERVAL`, else none.
         failures_every: for `"auto"`: mean time between failures to assume at first.
@@ -139,6 +141,7 @@ class BTLightning(Callback):
         arenas: int = 1,
         arena_memory: int | None = None,
         grace: timedelta | float | None = None,
+        save_at_end: bool | None = None,
         interval: Literal["auto"] | timedelta | float | None = None,
         failures_every: timedelta | float = timedelta(days=1),
         max_overhead: float = 0.05,
@@ -196,7 +199,7 @@ class BTLightning(Callback):
         start = self._session.open(paths.root, ranks_of(trainer), offered, request)
         set_checkpoint_paths(trainer, paths, start.fit_folder)
         self._fits.folder = start.fit_folder
-        self._boundary.folder = paths.root / start.fit_folder
+        self._boundary.interim.folder = paths.root / start.fit_folder
         assert self._routed is not None  # since `_install`
         self._routed.bt_evicted.prefix = start.prefix
         if start.folder and start.path and start.digest:
@@ -299,8 +302,8 @@ class BTLightning(Callback):
         if not self._active or boundary is None:
             return
         origin: dict[str, Any] = {"fit": self._session.fit_facts}
-        if boundary.reason is not None:
-            origin["interim"] = boundary.reason
+        if boundary.interim.reason is not None:
+            origin["interim"] = boundary.interim.reason
         extra: dict[str, Any] = {**save_facts(trainer), "origin": origin}
         if self._exact is not None:
             collect = partial(self._exact.on_save, trainer, checkpoint, boundary.exchange)

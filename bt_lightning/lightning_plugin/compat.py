@@ -140,6 +140,20 @@ def is_last_batch(trainer: Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
+def is_last_epoch(trainer: Trainer) -> bool:
+    """Whether the fit ends with the epoch that ends; asked behind the hooks of its end.
+
+    Source: `_FitLoop.done`, which logs what it finds.
+    """
+    loop: Any = trainer.fit_loop
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    if steps != -1 and trainer.global_step >= steps:
+        return True
+    if epochs not in (None, -1) and loop.epoch_progress.current.processed >= epochs:
+        return True
+    return bool(trainer.should_stop and loop._can_stop_early)
+
+
 def is_behind_batch(trainer: Trainer) -> bool:
     """Whether the hooks of a batch's end are running."""
     batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current

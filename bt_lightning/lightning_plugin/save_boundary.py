@@ -24,6 +24,7 @@ from bt_lightning.lightning_plugin.compat_hook_ends import (
     stop_acting_behind_hooks,
 )
 from bt_lightning.lightning_plugin.deferred_saves import forget_deferred, make_saves_behind_hooks
+from bt_lightning.lightning_plugin.interim_saves import InterimSaves
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Checkpoint
 from bt_lightning.lightning_plugin.next_exact_state import EPOCH_END, next_exact_state
 from bt_lightning.lightning_plugin.signals import ReceivedSignal, Signals
@@ -53,10 +54,8 @@ class SaveBoundary(Checkpoint):
 
     def __init__(self, options: Options, root: Path) -> None:
         self.signals = Signals()
-        self.reason: str | None = None
-        """`interval` or `signal` while this callback saves; None otherwise."""
-        self._options = options
-        self._root = self.folder = root
+        self.interim = InterimSaves(root)
+        self._options, self._root = options, root
         self._grace_s = options.grace.total_seconds() if options.grace is not None else None
         self._session: WriterSession | None = None
         self._schedule: SaveSchedule | None = None
@@ -178,7 +177,7 @@ class SaveBoundary(Checkpoint):
         if self not in trainer.callbacks:  # type: ignore[attr-defined]
             return  # a search for a learning rate or a batch size
         make_saves_behind_hooks(trainer)
-        batches, within = self._position
+        (batches, within), taken_before = self._position, self._taken_before
         if boundary == "batch":
             self._position = (batches + 1, 0)
             if self._session is not None:
@@ -197,8 +196,15 @@ class SaveBoundary(Checkpoint):
         else:
             self._position = (batches, EPOCH_END)
         self._at_boundary(trainer)
-        if timings is not None and boundary == "epoch":
-            timings.exclude_until(time.monotonic())
+        if boundary == "epoch":
+            self._at_epoch_end(trainer, taken_before)
+
+    def _at_epoch_end(self, trainer: Trainer, taken_before: int) -> None:
+        session = self._session
+        if self._options.save_at_end and compat.is_last_epoch(trainer):
+            self.interim.save_end(trainer, session, lambda: self._taken > taken_before)
+        if session is not None:
+            session.timings.exclude_until(time.monotonic())
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -233,11 +239,7 @@ class SaveBoundary(Checkpoint):
             self._agreement.done()
             return
         if decision in {"save", "requeue"}:
-            self.reason = "interval" if request == "save" else "signal"
-            try:
-                trainer.save_checkpoint(self.folder / f"interim-{trainer.global_step}")
-            finally:
-                self.reason = None
+            self.interim.save(trainer, "interval" if request == "save" else "signal")
         requeue, self.signals.requeue = self.signals.requeue, None
         if self._schedule is not None:
             self._schedule.note_decision(time.monotonic(), saved=decision == "save")

@@ -118,11 +118,12 @@ def warn_of_no_saves(trainer: Trainer, writers: Sequence[ModelCheckpoint]) -> No
     if writers:
         log.warning(
             "every ModelCheckpoint has save_weights_only=True: no restart can go on from what they"
-            " save. Add one without it, or use BTLightning(interval='auto')"
+            " save, before the fit ends. Add one without it, or use BTLightning(interval='auto')"
         )
         return
     log.warning(
         "BTLightning is on, but no ModelCheckpoint writes to its directory: nothing will be"
-        " saved unless the script calls trainer.save_checkpoint (enable_checkpointing=False,"
-        " or every ModelCheckpoint has a dirpath elsewhere)"
+        " saved before the fit ends unless the script calls trainer.save_checkpoint"
+        " (enable_checkpointing=False, or every ModelCheckpoint has a dirpath elsewhere)."
+        " BTLightning(interval='auto') saves meanwhile"
     )

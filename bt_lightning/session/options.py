@@ -85,6 +85,7 @@ class Options:
     arenas: int = _option(1, _whole(1))
     arena_memory: int | None = _option(None, _maybe(_whole(0)))
     grace: timedelta | None = _option(None, _maybe(argument_checks.duration))
+    save_at_end: bool | None = _option(None, _maybe(argument_checks.flag))
     interval: Literal["auto"] | timedelta | None = _option(None, _maybe(_interval))
     failures_every: timedelta = _option(timedelta(days=1), argument_checks.duration)
     max_overhead: float = _option(0.05, argument_checks.fraction)
@@ -131,6 +132,7 @@ class Options:
                 if self.volume_size_gib is not None
                 else settings.volume_size_gib
             ),
+            save_at_end=settings.save_at_end if self.save_at_end is None else self.save_at_end,
             interval=self.interval if self.interval is not None else settings.interval,
             upload_mb_s=settings.upload_mb_s if self.upload_mb_s is None else self.upload_mb_s,
             fit_name=self._fit_name(settings),

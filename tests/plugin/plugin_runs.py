@@ -165,7 +165,8 @@ class Wanted(Callback):
         """Every checkpoint holds what its save saw, bit by bit."""
         assert self.states
         for step, state in self.states.items():
-            found = BTCheckpointIO().load_checkpoint(root / f"checkpoint-{step}")
+            path = next(root.glob(f"*-{step}"))  # of a `ModelCheckpoint`, or of the fit's end
+            found = BTCheckpointIO().load_checkpoint(path)
             for part, wanted in state.items():
                 assert digest(found[part]) == digest(wanted), f"{part} of step {step}"
 

@@ -41,6 +41,7 @@ RUBBISH: dict[str, tuple[Any, ...]] = {
     "arenas": (None, "2", 0, -1, 1.0, True),
     "arena_memory": ("1GB", -1, 1e9, True),
     "grace": ("30", "0:00:30", 0, -5, math.nan, math.inf, False, timedelta(seconds=-1)),
+    "save_at_end": ("False", 0),
     "interval": ("often", 0, -1, math.nan, True, ["auto"], timedelta(0)),
     "failures_every": (None, "5", 0, math.inf, timedelta(0)),
     "max_overhead": (None, "5%", 0, 5, -0.1, math.nan, True),

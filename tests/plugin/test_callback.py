@@ -86,7 +86,7 @@ def test_a_directory_elsewhere_and_its_stock_files_are_left_to_lightning(
     elsewhere = model_checkpoint(dirpath=tmp_path / "elsewhere", filename="mine")
     runs.fit(tmp_path / "root", callbacks=[BTLightning(dir=tmp_path / "root"), elsewhere])
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["mine.ckpt"]
-    assert names(tmp_path / "root") == set()
+    assert names(tmp_path / "root") == {"final-24"}
     stock = torch.load(tmp_path / "elsewhere" / "mine.ckpt", weights_only=True)
     assert stock["global_step"] == 24
 
@@ -171,7 +171,7 @@ def test_every_second_epoch_is_every_second_epoch(
     runs: ModuleType, names: Names, tmp_path: Path
 ) -> None:
     runs.fit(tmp_path, save={"every_n_epochs": 2, "save_top_k": -1}, max_epochs=5)
-    assert names(tmp_path) == {"checkpoint-16", "checkpoint-32"}
+    assert names(tmp_path) == {"checkpoint-16", "checkpoint-32", "final-40"}
 
 
 @pytest.mark.skipif(OLD, reason="ModelCheckpoint has save_on_exception since Lightning 2.6")
@@ -413,6 +413,7 @@ def test_lightning_cli_takes_both_callbacks_and_their_options(
             f"--trainer.callbacks.dir={tmp_path / 'root'}",
             "--trainer.callbacks.resume=auto",
             "--trainer.callbacks.drain_timeout=0:01:00",
+            "--trainer.callbacks.save_at_end=false",
             "--trainer.callbacks+=bt_lightning.BTModelCheckpoint",
             "--trainer.callbacks.every_n_train_steps=2",
             "--trainer.callbacks.save_top_k=-1",

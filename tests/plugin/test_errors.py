@@ -127,7 +127,7 @@ def test_an_upload_that_fails_for_good_is_raised_once_at_the_next_hook(
     assert "training_projects" in message
     assert f"Checkpoints stay on disk in {root}" in message
     assert not any("publishing failed" in str(warning.message) for warning in caught)
-    assert names(root) == {"checkpoint-3"}
+    assert names(root) == {"checkpoint-3", "final-24"}
 
 
 def test_with_warn_the_failure_is_one_warning_and_training_goes_on(
@@ -188,7 +188,7 @@ def test_a_failure_that_a_retry_cured_is_never_raised(
         w for w in caught if "pytree" not in str(w.message) and "treespec" not in str(w.message)
     ]
     assert len(ours_of) == 1
-    assert names(in_store(store)) == {"checkpoint-3", "checkpoint-6"}
+    assert names(in_store(store)) == {"checkpoint-3", "checkpoint-6", "final-8"}
 
 
 def test_a_drain_that_runs_out_of_time_names_what_waits_and_the_next_start_sends_it(

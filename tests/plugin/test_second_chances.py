@@ -67,7 +67,7 @@ def test_a_fit_that_failed_before_it_restored_anything_resumes_at_the_next_try(t
     with pytest.raises(KeyError):
         second.fit(BoringModel())
     second.fit(BoringModel())
-    assert starts.step == 6
+    assert starts.step == 8
 
 
 def test_a_fit_whose_data_failed_can_be_tried_again(tmp_path):
@@ -79,7 +79,7 @@ def test_a_fit_whose_data_failed_can_be_tried_again(tmp_path):
         second.fit(module)
     module.broken = False
     second.fit(module)
-    assert starts.step == 6
+    assert starts.step == 8
 
 
 def test_load_from_checkpoint_reads_a_directory_in_a_process_that_never_trained(scripts, tmp_path):
@@ -183,6 +183,6 @@ def test_a_store_that_is_down_at_the_end_is_named_and_the_exception_is_ours(tmp_
 
     options = {"store": f"file://{tmp_path}/store", "on_error": "warn"}
     (tmp_path / "store").mkdir()
-    with pytest.warns(UserWarning, match="Waiting on disk: checkpoint-6"):
+    with pytest.warns(UserWarning, match="Waiting on disk: final-8, checkpoint-6"):
         trainer(tmp_path / "ck", Block(), **options).fit(BoringModel())
     assert issubclass(DrainTimeoutError, TimeoutError)

@@ -1,0 +1,57 @@
+"""Makes the saves that no `ModelCheckpoint` asks for: at an interval, by a signal, at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
+from bt_lightning.worker.worker_handle import unlimited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lightning.pytorch import Trainer
+
+    from bt_lightning.session.writer_session import WriterSession
+
+Reason = Literal["interval", "signal", "end"]
+
+
+class InterimSaves:
+    """The interim saves of one fit, on every rank.
+
+    Args:
+        folder: the directory of the fit's checkpoints.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.reason: Reason | None = None
+        """Why a save is made, while it is; None otherwise."""
+
+    def save(self, trainer: Trainer, reason: Reason) -> None:
+        """Called on every rank at a boundary: save its state as `interim-N` or `final-N`."""
+        kind = "final" if reason == "end" else "interim"
+        self.reason = reason
+        try:
+            trainer.save_checkpoint(self.folder / f"{kind}-{trainer.global_step}")
+        finally:
+            self.reason = None
+
+    def save_end(
+        self, trainer: Trainer, session: WriterSession | None, is_saved: Callable[[], bool]
+    ) -> None:
+        """Called on every rank at the end of the last epoch: save the state that the fit ends with.
+
+        `session` and `is_saved`, whether a `ModelCheckpoint` has just saved that state, are asked
+        on the rank that writes. A save in progress is waited for, or this one might be skipped.
+        """
+        def is_missing() -> bool:
+            if session is None or is_saved():
+                return False
+            session.wait_for_saves(unlimited)
+            return True
+
+        if ranks_of(trainer).from_zero(is_missing):
+            self.save(trainer, "end")
