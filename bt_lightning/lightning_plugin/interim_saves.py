@@ -47,6 +47,7 @@ class InterimSaves:
         `session` and `is_saved`, whether a `ModelCheckpoint` has just saved that state, are asked
         on the rank that writes. A save in progress is waited for, or this one might be skipped.
         """
+
         def is_missing() -> bool:
             if session is None or is_saved():
                 return False

@@ -225,7 +225,9 @@ def by_lightning(runs: ModuleType, root: Path, setting: Setting) -> Kept:
 
 def by_us(runs: ModuleType, root: Path, setting: Setting) -> tuple[Kept, Truth]:
     truth = Truth()
-    saver, error = train(runs, root, setting, BTLightning(dir=root, save_at_end=False), truth.callback())
+    saver, error = train(
+        runs, root, setting, BTLightning(dir=root, save_at_end=False), truth.callback()
+    )
     kept = Kept(error=error)
     kept.scores = {step_of(path): float(score) for path, score in saver.best_k_models.items()}
     found, damaged, _ = list_committed(root.resolve())
