@@ -96,8 +96,7 @@ class BTLightning(Callback):
         arenas: number of buffers in host memory, each as large as a checkpoint.
         arena_memory: limit for all arenas, in bytes; above it the training thread writes directly.
         grace: time from SIGTERM until the platform kills; `$BT_GRACE_S`. None: unknown.
-        save_at_end: save the state that a fit ends with, unless a `ModelCheckpoint` has just saved
-            it; `$BT_SAVE_AT_END=0` is False.
+        save_at_end: also save the state that a fit ends with; `$BT_SAVE_AT_END`, else True.
         interval: also save at this interval, keeping the newest; `"auto"` adapts it to the cost of
             a save and the rate of failures. `$BT_SAVE_INTERVAL`, else none.
         failures_every: for `"auto"`: mean time between failures to assume at first.
