@@ -21,6 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*ckpt_path=None.* was called without a model"),
     pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'. 'epoch'"),
     pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric val which is not"),
+    pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader"),
+    pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU"),
     pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available"),
 ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 from bt_lightning import BTCheckpointIO, BTLightning
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
@@ -111,6 +111,37 @@ def test_what_later_hooks_change_is_in_the_save_of_their_boundary(
     if save != "interval":  # what it resumed from stays until the next run
         kept = names(tmp_path / "run") - {f"checkpoint-{resumed.first_step}"}
         assert kept == names(tmp_path / "reference") - {f"checkpoint-{resumed.first_step}"}
+
+
+class Notes(Callback):
+    """Keeps the state that each step ends with: that in which the next batch begins."""
+
+    def __init__(self, digest: Any) -> None:
+        self.digest, self.states = digest, {}
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *args: Any) -> None:
+        self.states[trainer.global_step] = self.digest(module.state_dict())
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        self.on_train_batch_start(trainer, module)
+
+
+@pytest.mark.parametrize("save", ["steps", "interval"])
+def test_a_save_has_the_state_in_which_the_next_batch_begins(
+    runs: ModuleType, changing: Any, tmp_path: Path, save: str
+) -> None:
+    """Behind batches, behind validations inside an epoch, and at its end."""
+    saver, bt = SAVES[save]
+    notes = Notes(runs.digest)
+    options = {"save": saver, "bt": bt, "val_check_interval": 4, "max_epochs": 2}
+    runs.fit(tmp_path, Changes(), notes, make=changing, **options)
+    found = list_committed(tmp_path.resolve())[0]
+    assert {one.manifest.step for one in found} >= ({*range(1, 17)} if save == "steps" else set())
+    assert found
+    for one in found:
+        path = tmp_path / one.manifest.checkpoint_id
+        state = BTCheckpointIO().load_checkpoint(path)["state_dict"]
+        assert runs.digest(state) == notes.states[one.manifest.step], path
 
 
 def seen(runs: ModuleType, root: Path, *ours: Any) -> tuple[list[Any], set[str]]:
