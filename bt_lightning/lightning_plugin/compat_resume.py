@@ -60,6 +60,15 @@ def after_callbacks_restored(trainer: Trainer, act: Callable[[dict[str, Any]], N
     vars(connector)["restore_callbacks"] = restore_callbacks
 
 
+def convert_before_restore(trainer: Trainer) -> None:
+    """Let weights of double precision be loaded into such: Lightning converts behind the restore.
+
+    Source: `DoublePrecision.convert_module`, called by `Strategy.setup`.
+    """
+    if trainer.precision == "64-true":
+        trainer.lightning_module.double()
+
+
 def restores_run(trainer: Trainer) -> bool:
     """Whether the checkpoint that callbacks are given is that which the run resumes from.
 

@@ -55,6 +55,7 @@ def arrange_resume(
             load(None)
             return
         explain_weights(trainer, module, str(path), strict=strict)
+        compat_resume.convert_before_restore(trainer)
         if user_path or not start.warm:
             explain_optimizers(trainer, str(path))
             load(path)

@@ -178,7 +178,8 @@ def digest(*values: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, torch.Tensor):
             state.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            state.update(value.detach().cpu().contiguous().numpy().tobytes())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            state.update(flat.view(torch.uint8).numpy().tobytes())
         elif isinstance(value, dict):
             for key in value:
                 state.update(str(key).encode())

@@ -219,6 +219,14 @@ def test_a_save_by_user_code_after_the_last_batch_of_an_epoch_is_resumed_exactly
     assert resumed.outcome == reference.outcome
 
 
+def test_weights_of_double_precision_are_not_rounded(runs: ModuleType, tmp_path: Path) -> None:
+    """Lightning loads them into single precision, and converts the module then."""
+    options = {"save": {"save_top_k": -1, **EPOCH}, "precision": "64-true"}
+    reference = runs.fit(tmp_path / "reference", **options)
+    resumed = chain(runs, tmp_path / "run", (9,), **options)
+    assert resumed.outcome == reference.outcome
+
+
 def test_a_resume_without_exact_says_where_it_stands_and_nothing_of_generators(
     runs: ModuleType, tmp_path: Path
 ) -> None:
