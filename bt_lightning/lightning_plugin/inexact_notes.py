@@ -67,9 +67,7 @@ def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> It
         if hook in kinds and overrides(module, hook):
             name = f"{type(module).__name__}.{hook}"
             yield f"{name} runs behind the save that was made in it, so not for the last batch"
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    if any(base.__name__ == "ModelPruning" for each in callbacks for base in type(each).__mro__):
-        yield "ModelPruning saves neither its masks nor what they hide: pruned weights train again"
+    yield from _of_lightning(trainer, epoch_end=saved["epoch_end"])
     if saved["epoch_end"]:
         return
     if compat.iterates_at_train_start(trainer):
@@ -81,10 +79,20 @@ def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> It
         yield f"{names} has no state, and no order that is known: this epoch's data begin anew"
     if any(getattr(each, "num_workers", 0) for each in loaders):
         yield "random numbers that a dataset draws in workers of its loader are other ones"
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for owner in (module, *callbacks):
         kind = type(owner)
         if not kind.__module__.startswith("bt_lightning.") and _starts_epochs(owner):
             yield f"{kind.__name__}.on_train_epoch_start does not run again inside an epoch"
+
+
+def _of_lightning(trainer: Trainer, *, epoch_end: bool) -> Iterator[str]:
+    """What Lightning itself does otherwise after a resume."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(base.__name__ == "ModelPruning" for each in callbacks for base in type(each).__mro__):
+        yield "ModelPruning saves neither its masks nor what they hide: pruned weights train again"
+    if epoch_end and vars(trainer).get("reload_dataloaders_every_n_epochs"):
+        yield "Lightning reloads dataloaders (reload_dataloaders_every_n_epochs) otherwise here"
 
 
 def _starts_epochs(owner: object) -> bool:

@@ -68,8 +68,11 @@ SCHEDULERS = (
     "ReduceLROnPlateau-loss/step/2",
 )
 
-TOLD = frozenset({"ModelPruning"})
-"""Callbacks with which no resume is exact, which it says."""
+TOLD = {
+    "ModelPruning": "ModelPruning saves neither its masks",
+    "reload_dataloaders_every_n_epochs": "Lightning reloads dataloaders",
+}
+"""Callbacks and options with which not every resume is exact, and what it says then."""
 
 OPTIONS = (
     "plain",
