@@ -8,7 +8,6 @@ from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.worker.worker_handle import unlimited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from lightning.pytorch import Trainer
@@ -39,17 +38,17 @@ class InterimSaves:
         finally:
             self.reason = None
 
-    def save_end(
-        self, trainer: Trainer, session: WriterSession | None, is_saved: Callable[[], bool]
-    ) -> None:
+    def save_end(self, trainer: Trainer, session: WriterSession | None) -> None:
         """Called on every rank at the end of the last epoch: save the state that the fit ends with.
 
-        `session` and `is_saved`, whether a `ModelCheckpoint` has just saved that state, are asked
-        on the rank that writes. A save in progress is waited for, or this one might be skipped.
+        Not if another save is of its step: inside an epoch that `max_steps` cuts off, that one can
+        be trained on from as if it had not been cut. `session` is that of the rank that writes. A
+        save in progress is waited for, or this one might be skipped.
         """
 
         def is_missing() -> bool:
-            if session is None or is_saved():
+            saves = session.saves if session is not None else None
+            if session is None or saves is None or saves.taken_step == trainer.global_step:
                 return False
             session.wait_for_saves(unlimited)
             return True

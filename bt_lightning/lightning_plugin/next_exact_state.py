@@ -25,20 +25,33 @@ def next_exact_state(
 
     Called on the rank that writes, at the boundary `position`.
     """
-    batches, within = position
-    if within == EPOCH_END:
+    if _is_exact(trainer, position):
         return 0.0, position
-    last = compat.is_last_batch(trainer)
-    if within == VALIDATED:
-        return (timings.step_s, (batches, EPOCH_END)) if last else (0.0, position)
-    if within > 0:
+    later_s, until = _later(trainer, timings, position)
+    # 0 s, of steps that are quick or not measured, would say that this state is one
+    return None if later_s is None else max(later_s, _SOON_S), until
+
+
+def _is_exact(trainer: Trainer, position: Position) -> bool:
+    within = position[1]
+    if within in {VALIDATED, 0} and compat.is_last_batch(trainer):
+        return False
+    if within == 0:
+        return not compat.batches_to_step(trainer) and not compat.validation_is_due(trainer)
+    return within >= VALIDATED  # else behind a batch of a validation, whose last hooks are to come
+
+
+def _later(
+    trainer: Trainer, timings: StepTimings, position: Position
+) -> tuple[float | None, Position]:
+    batches, within = position
+    if 0 < within < VALIDATED:
         total = sum(trainer.num_val_batches)
         rest = timings.rest_of_validation_s(time.monotonic(), total)
-        # behind its last batch too, as its last hooks are to come
-        return None if rest is None else max(rest, _SOON_S), (batches, within + 1)
-    missing = compat.batches_to_step(trainer)
+        return rest, (batches, within + 1)
+    missing = compat.batches_to_step(trainer) if within == 0 else 0
     if missing:
         return missing * timings.step_s, (batches + 1, 0)
-    if compat.validation_is_due(trainer):
+    if within == 0 and compat.validation_is_due(trainer):
         return timings.validation_s, (batches, 1)
-    return (timings.step_s, (batches, EPOCH_END)) if last else (0.0, position)
+    return timings.step_s, (batches, EPOCH_END)

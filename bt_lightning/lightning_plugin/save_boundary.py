@@ -177,7 +177,7 @@ class SaveBoundary(Checkpoint):
         if self not in trainer.callbacks:  # type: ignore[attr-defined]
             return  # a search for a learning rate or a batch size
         make_saves_behind_hooks(trainer)
-        (batches, within), taken_before = self._position, self._taken_before
+        batches, within = self._position
         if boundary == "batch":
             self._position = (batches + 1, 0)
             if self._session is not None:
@@ -197,14 +197,13 @@ class SaveBoundary(Checkpoint):
             self._position = (batches, EPOCH_END)
         self._at_boundary(trainer)
         if boundary == "epoch":
-            self._at_epoch_end(trainer, taken_before)
+            self._save_end(trainer)
 
-    def _at_epoch_end(self, trainer: Trainer, taken_before: int) -> None:
-        session = self._session
+    def _save_end(self, trainer: Trainer) -> None:
         if self._options.save_at_end and compat.is_last_epoch(trainer):
-            self.interim.save_end(trainer, session, lambda: self._taken > taken_before)
-        if session is not None:
-            session.timings.exclude_until(time.monotonic())
+            self.interim.save_end(trainer, self._session)
+        if self._session is not None:
+            self._session.timings.exclude_until(time.monotonic())
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

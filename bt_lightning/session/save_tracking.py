@@ -78,6 +78,8 @@ class Saves:
         self.saver = saver
         self.taken = 0
         """Number of saves of this fit, finished or not, of a resumable state."""
+        self.taken_step: int | None = None
+        """Optimizer step of the newest of them."""
         self.newest: SaveRecord | None = None
         """The newest committed save of a resumable state."""
         self.artifacts: Artifacts = NoArtifacts()
@@ -111,6 +113,7 @@ class Saves:
         self._began[record.number] = began
         if record.decision != "skipped" and "optimizer_states" in checkpoint:
             self.taken += 1
+            self.taken_step = int(checkpoint["global_step"])
             self._resumable.add(record.number)
         if record.snapshot == "direct":
             self._warn_once(

@@ -230,7 +230,7 @@ def test_an_interval_save_resumes_exactly(nursery, tmp_path, accumulate):
     trainer_options = {**SHORT, "accumulate_grad_batches": accumulate}
     options = {"trainer_options": trainer_options, "save": {"every_n_epochs": 50}}
     digest = reference(nursery, tmp_path, 1, **options)
-    run = Run(nursery, tmp_path / "run", 1, interval_s=0.001, **options)
+    run = Run(nursery, tmp_path / "run", 1, interval_s=0.001, **options)  # due at each batch
     killed = run.live(seed=1, moment={"name": "step", "number": 9, "signal": signal.SIGKILL})
     assert killed == [-signal.SIGKILL], run.errors()
     assert run.live() == [0], run.errors()  # it waits for what the worker of the first commits

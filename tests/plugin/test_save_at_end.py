@@ -97,6 +97,16 @@ def test_no_state_is_saved_twice(runs: ModuleType, tmp_path: Path) -> None:
     assert names(tmp_path) == {f"checkpoint-{LAST_STEP}"}
 
 
+def test_a_save_of_the_step_inside_an_epoch_is_enough(runs: ModuleType, tmp_path: Path) -> None:
+    save, steps = {"every_n_train_steps": 1, "save_top_k": 1}, {"max_epochs": -1, "max_steps": 11}
+    right = runs.fit(tmp_path / "right", save=save, max_epochs=-1, max_steps=20)
+    runs.fit(tmp_path / "run", save=save, **steps)
+    assert names(tmp_path / "run") == {"checkpoint-11"}
+    longer = runs.fit(tmp_path / "run", save=save, max_epochs=-1, max_steps=20)
+    assert longer.first_step == 11
+    assert longer.outcome == right.outcome
+
+
 def test_a_last_save_that_would_be_skipped_is_made(runs: ModuleType, tmp_path: Path) -> None:
     save = {"every_n_train_steps": 1, "save_top_k": -1}
     runs.fit(tmp_path, save=save, bt={"overlap": "skip"})
