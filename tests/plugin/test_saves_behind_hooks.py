@@ -108,9 +108,11 @@ def test_what_later_hooks_change_is_in_the_save_of_their_boundary(
     assert resumed.outcome == reference.outcome
     calls = [run.trainer.callbacks[-1].calls for run in (reference, resumed)]
     assert calls[0] == calls[1]
-    if save != "interval":  # what it resumed from stays until the next run
-        kept = names(tmp_path / "run") - {f"checkpoint-{resumed.first_step}"}
-        assert kept == names(tmp_path / "reference") - {f"checkpoint-{resumed.first_step}"}
+    if save != "interval":
+        # what it resumed from stays until the next run; and Lightning saves a `last` at the end of
+        # a process that has saved none, which stands in for ours
+        aside = {f"checkpoint-{resumed.first_step}", "final-24"}
+        assert names(tmp_path / "run") - aside == names(tmp_path / "reference") - aside
 
 
 class Notes(Callback):
