@@ -6,7 +6,6 @@ by epochs after the epoch's end.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -181,16 +180,16 @@ def test_manual_optimization_steps_its_own_schedulers(runs: ModuleType, tmp_path
     assert resumed.outcome == reference.outcome
 
 
-def test_a_save_before_its_metric_is_there_says_so_when_it_resumes(
-    runs: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_save_before_its_metric_is_there_gets_it_from_the_validation(
+    runs: ModuleType, tmp_path: Path
 ) -> None:
     """User code saves at the last batch, before the validation that the scheduler waits for."""
     from bt_lightning import BTLightning
 
-    def fit(seed: int, stop: int | None = None) -> Any:
-        callbacks = [BTLightning(dir=tmp_path), runs.SaveAtLastBatch(tmp_path)]
+    def fit(seed: int, stop: int | None = None, root: Path = tmp_path / "run") -> Any:
+        callbacks = [BTLightning(dir=root), runs.SaveAtLastBatch(root)]
         return runs.fit(
-            tmp_path,
+            root,
             callbacks=callbacks,
             make=partial(with_schedulers(runs, ["by epochs"]), stop),
             seed=seed,
@@ -198,9 +197,10 @@ def test_a_save_before_its_metric_is_there_says_so_when_it_resumes(
         )
 
     assert fit(1, 9).stopped
-    with caplog.at_level(logging.WARNING, "bt_lightning"):
-        assert fit(2).first_step == 8
-    assert "before the metric 'val' of ReduceLROnPlateau was there" in caplog.text
+    right = fit(1, root=tmp_path / "right")
+    again = fit(2)
+    assert again.first_step == 8
+    assert again.outcome == right.outcome
 
 
 def test_a_save_when_an_epoch_starts_skips_no_epoch(runs: ModuleType, tmp_path: Path) -> None:
