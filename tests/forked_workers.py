@@ -28,6 +28,7 @@ import threading
 from multiprocessing import popen_spawn_posix, resource_tracker, spawn, util
 from multiprocessing.context import SpawnContext, SpawnProcess, reduction, set_spawning_popen
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 _START_S = 60.0
@@ -189,9 +190,17 @@ def _become(request: dict[str, Any]) -> None:
     sys.exit(spawn._main(what, os.dup(what)))  # type: ignore[attr-defined]
 
 
+def _name_as_imported() -> None:
+    """Let a start find this module under the name that pytest gives it, on no path."""
+    package = ModuleType("tests")
+    package.__path__ = [str(Path(__file__).parent)]
+    sys.modules.update({"tests": package, "tests.forked_workers": sys.modules["__main__"]})
+
+
 def _main() -> None:
     import bt_lightning.worker.worker_process  # noqa: F401 - loaded before the forks
 
+    _name_as_imported()
     gc.collect()
     gc.freeze()
     assert threading.active_count() == 1, "a fork would lose a thread"

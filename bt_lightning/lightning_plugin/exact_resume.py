@@ -19,6 +19,7 @@ import torch
 
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.accumulation_in_saves import AccumulationInSaves
+from bt_lightning.lightning_plugin.compat_model_checkpoint import restore_unloaded_state
 from bt_lightning.lightning_plugin.compat_resume import (
     after_train_start,
     after_training_restored,
@@ -165,6 +166,7 @@ class ExactResume:
         self._stopped.load(trainer, saved)
         self._saved = {name: saved.get(name, []) for name in ("epoch_end", "notes")}
         let_spike_detection_load(trainer)
+        restore_unloaded_state(trainer, checkpoint)
         ranks = saved["ranks"]
         self._mine = ranks[trainer.global_rank % len(ranks)]
         if len(ranks) == trainer.world_size:
