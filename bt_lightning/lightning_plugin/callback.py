@@ -278,7 +278,7 @@ class BTLightning(Callback):
         boundary, self._boundary = self._boundary, None
         close_saves(trainer)
         if self._exact is not None:
-            self._exact.reset(trainer)
+            self._exact.end(trainer)
         if boundary is None:
             return
         try:

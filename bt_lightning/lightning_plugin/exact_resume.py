@@ -179,15 +179,21 @@ class ExactResume:
         self._position.load(saved.get("position"), len(ranks), ranks[0]["rng"]["torch"])
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
 
-    def reset(self, trainer: Trainer) -> None:
-        """End a fit: give its dataloaders back, drop states that it did not come to restore.
+    def end(self, trainer: Trainer) -> None:
+        """As `reset`, of a fit that did not fail.
 
-        A fit that found nothing left to train leaves the random generators as it found them saved,
-        for what the script does next.
+        One that found nothing left to train leaves learning rates and random generators as the run
+        that it resumes did, for what the script does next.
         """
         if self._untrained is not None:
+            if self._at_epoch_end:
+                self._owed.make(trainer)
             forget_resume(trainer)
             set_rng_state(self._untrained, compat.cuda_device(trainer))
+        self.reset(trainer)
+
+    def reset(self, trainer: Trainer) -> None:
+        """End a fit: give its dataloaders back, drop states that it did not come to restore."""
         self._mine, self._at_epoch_end, self._untrained = None, False, None
         self._metrics, self._epoch_metrics, self._metrics_of_ranks = {}, {}, []
         self._accumulation = AccumulationInSaves()

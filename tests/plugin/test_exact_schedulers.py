@@ -180,6 +180,18 @@ def test_manual_optimization_steps_its_own_schedulers(runs: ModuleType, tmp_path
     assert resumed.outcome == reference.outcome
 
 
+@pytest.mark.parametrize("kinds", ["by epochs", "by epochs, step_lr, one cycle"])
+def test_a_fit_that_had_ended_leaves_the_rates_of_its_end(
+    runs: ModuleType, tmp_path: Path, kinds: str
+) -> None:
+    make = with_schedulers(runs, kinds.split(", "))
+    first = runs.fit(tmp_path, make=make, save=EPOCH)
+    again = runs.fit(tmp_path, make=make, save=EPOCH)
+    assert not again.module.steps, "nothing is left to train"
+    assert again.outcome == first.outcome
+    assert progress(again.trainer) == progress(first.trainer)
+
+
 def test_a_save_before_its_metric_is_there_gets_it_from_the_validation(
     runs: ModuleType, tmp_path: Path
 ) -> None:
