@@ -154,7 +154,9 @@ PAIRS = 150
 _REFUSED = {
     "accumulate_grad_batches=2": {"GradientAccumulationScheduler"},
     "accumulate_grad_batches=4": {"GradientAccumulationScheduler"},
-    "lbfgs": {"BackboneFinetuning", "BaseFinetuning"},
+    "lbfgs": {"BackboneFinetuning", "BaseFinetuning", "CyclicLR/epoch", "CyclicLR/step"},
+    "BackboneFinetuning": {"MultiplicativeLR/epoch", "MultiplicativeLR/step"},  # no group more
+    "BaseFinetuning": {"MultiplicativeLR/epoch", "MultiplicativeLR/step"},
     "manual_optimization": {
         "BatchSizeFinder",
         "GradientAccumulationScheduler",
@@ -165,11 +167,11 @@ _REFUSED = {
 
 
 def _is_possible(found: Combination) -> bool:
-    """Whether Lightning itself allows it."""
+    """Whether Lightning and torch themselves allow it."""
     own_schedulers = found.option == "manual_optimization"
-    return found.callback not in _REFUSED.get(found.option, ()) and (
-        not own_schedulers or found.scheduler == "StepLR/epoch"
-    )
+    refused = {found.callback, found.scheduler} & _REFUSED.get(found.option, set())
+    late = found.scheduler in _REFUSED.get(found.callback, ())
+    return not (refused or late) and (not own_schedulers or found.scheduler == "StepLR/epoch")
 
 
 def sample(count: int) -> list[Combination]:
