@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
-from bt_lightning.worker.worker_handle import unlimited
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from lightning.pytorch import Trainer
@@ -38,19 +38,21 @@ class InterimSaves:
         finally:
             self.reason = None
 
-    def save_end(self, trainer: Trainer, session: WriterSession | None) -> None:
+    def save_end(
+        self, trainer: Trainer, session: WriterSession | None, left_s: Callable[[], float]
+    ) -> None:
         """Called on every rank at the end of the last epoch: save the state that the fit ends with.
 
         Not if another save is of its step: inside an epoch that `max_steps` cuts off, that one can
         be trained on from as if it had not been cut. `session` is that of the rank that writes. A
-        save in progress is waited for, or this one might be skipped.
+        save in progress is waited for, for up to `left_s()` seconds, or this one might be skipped.
         """
 
         def is_missing() -> bool:
             saves = session.saves if session is not None else None
             if session is None or saves is None or saves.taken_step == trainer.global_step:
                 return False
-            session.wait_for_saves(unlimited)
+            session.wait_for_saves(left_s)
             return True
 
         if ranks_of(trainer).from_zero(is_missing):

@@ -201,7 +201,7 @@ class SaveBoundary(Checkpoint):
 
     def _save_end(self, trainer: Trainer) -> None:
         if self._options.save_at_end and compat.is_last_epoch(trainer):
-            self.interim.save_end(trainer, self._session)
+            self.interim.save_end(trainer, self._session, self.left_s)
         if self._session is not None:
             self._session.timings.exclude_until(time.monotonic())
 
