@@ -122,7 +122,7 @@ def script_environ(
     return {
         "PYTHONFAULTHANDLER": "1",
         **kept,
-        "PYTHONPATH": os.pathsep.join(map(str, (_LEAN, _HOME, *places))),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(str, (_LEAN, _HOME, *places)))),
         "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": "1",
         **(more or {}),

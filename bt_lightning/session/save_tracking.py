@@ -113,7 +113,7 @@ class Saves:
         self._began[record.number] = began
         if record.decision != "skipped" and "optimizer_states" in checkpoint:
             self.taken += 1
-            self.taken_step = int(checkpoint["global_step"])
+            self.taken_step = checkpoint.get("global_step")
             self._resumable.add(record.number)
         if record.snapshot == "direct":
             self._warn_once(
