@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import itertools
 import json
 import os
 import pickle
@@ -286,7 +287,10 @@ def _become(request: dict[str, Any], loaded: dict[str, str]) -> None:
     own = _places(os.environ)
     os.environ.clear()
     os.environ.update({**loaded, **request["env"]})
-    sys.path[:] = [_beside(how), *_places(os.environ), *sys.path[1 + len(own) :]]
+    aside = {*own, str(_LEAN), str(_HOME), str(Path(__file__).parent)}  # of the server itself
+    rest = itertools.dropwhile(aside.__contains__, sys.path)
+    # each once, as the `site` module leaves them
+    sys.path[:] = [_beside(how), *dict.fromkeys([*_places(os.environ), *rest])]
     random.seed()
     torch.default_generator.seed()
     np.random.seed()  # noqa: NPY002 - the global generator
