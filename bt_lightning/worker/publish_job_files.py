@@ -85,6 +85,7 @@ class JobFilePublisher:
         self._reported: set[str] = set()
         self._claimed = False
         self._end_at: float | None = None
+        self._scanned_at = _NEVER
         self._trainer_gone = False
         self.complaints: list[str] = []
         """Why files cannot be sent, once for each file, since the reader last emptied it."""
@@ -130,7 +131,8 @@ class JobFilePublisher:
         found = find_job_files(self._root, self._is_included)
         for name, why in found.refused.items():
             self._report(name, why)
-        self._update_unsent(found, self._clock())
+        self._scanned_at = self._clock()
+        self._update_unsent(found, self._scanned_at)
         pause = max(_SCAN_S, _SCAN_SHARE * (self._clock() - started))
         if self._end_at is not None and self.unsettled:
             pause = _ENDING_SCAN_S
@@ -234,17 +236,31 @@ class JobFilePublisher:
             sorted(p for p, file in self._unsent.items() if file.sent_changing_at < ending)
         )
         refused = (file.refused for file in self._unsent.values() if file.refused)
-        self.reason = next(refused, None)
+        changing = (
+            f"{path} changes while it is read"
+            for path, file in self._unsent.items()
+            if file.tried_at >= ending and file.sent_changing_at < ending
+        )
+        self.reason = next(refused, None) or next(changing, None)
 
     def _may_send(self, file: _Unsent, now: float) -> bool:
         if file.refused is not None:
             return False
         if now - file.unchanged_since >= REST_S:
             return True
-        if self._end_at is not None and file.tried_at < self._end_at:
-            return self._trainer_gone or now - self._end_at >= 2 * REST_S
+        if self._end_at is not None and self._is_due_at_end(file, now - self._end_at):
+            return True
         return (
             file.stamp.size <= _MAX_CHANGING_BYTES and now - file.retried_from >= CHANGING_RETRY_S
+        )
+
+    def _is_due_at_end(self, file: _Unsent, since_s: float) -> bool:
+        """Whether to try a file that changes, `since_s` after the training ended: at each scan."""
+        ending = self._end_at or 0.0
+        waits = file.sent_changing_at < ending and file.tried_at < self._scanned_at
+        return waits and (
+            (self._trainer_gone or since_s >= 2 * REST_S)
+            and (file.tried_at < ending or since_s < _END_WAIT_S)
         )
 
     def _batch(self, checkpoints: Collection[str]) -> list[tuple[str, Stamp]]:

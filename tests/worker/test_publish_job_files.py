@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 
@@ -252,6 +253,32 @@ def test_the_end_waits_for_a_file_to_rest_but_not_for_one_that_never_does(scene)
     scene.files.cancel_end()
     scene.look(REST_S)
     assert scene.stored()["log"] == log.read_bytes()
+
+
+@pytest.mark.parametrize("changes", [2, 99])
+def test_the_end_tries_a_file_that_changes_again_and_says_what_it_does(scene, changes):
+    log, number = scene.write("log"), itertools.count()
+
+    def append():
+        with log.open("ab") as stream:
+            stream.write(b"x")
+        if next(number) < changes:
+            scene.store.meanwhile["log"] = append
+
+    append()
+    scene.files.end(gone=False)
+    for _ in range(12):
+        scene.look(0.5)
+        with log.open("ab") as stream:
+            stream.write(b"y")
+    assert not scene.files.unsettled
+    if changes == 2:
+        assert scene.stored()["log"]
+        assert (scene.files.waiting, scene.files.reason) == ((), None)
+    else:
+        assert scene.files.waiting == ("log",)
+        assert scene.files.reason == "log changes while it is read"
+        assert next(number) < 20, "not again and again between two scans"
 
 
 # restarts
