@@ -9,9 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import xxhash
-
-from bt_lightning.path_layout import slug
+from bt_lightning.path_layout import unique_name_of_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,8 +49,7 @@ class JobChoice:
 
 def name_of_path(path: bytes) -> str:
     """What the names of all jobs begin with that began in the normalized, absolute `path`."""
-    name = path.rpartition(b"/")[2].decode(errors="replace")
-    return f"{slug(name)[:_MAX_NAME]}-{xxhash.xxh32_hexdigest(path)}"
+    return unique_name_of_path(path, _MAX_NAME)
 
 
 def made_name(of_path: str, began: str, random: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import xxhash
+
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 
 MANIFEST: Final = "bt_manifest.json"
@@ -80,6 +82,12 @@ def check_member(path: object) -> str:
 def slug(text: str) -> str:
     """`text` with each run of characters that some store refuses in a name replaced by `-`."""
     return _SLUG.sub("-", text).strip("-.") or "job"
+
+
+def unique_name_of_path(path: bytes, most: int) -> str:
+    """A name for a normalized, absolute path: `most` characters of its last part, and a hash."""
+    name = path.rpartition(b"/")[2].decode(errors="replace")
+    return f"{slug(name)[:most]}-{xxhash.xxh32_hexdigest(path)}"
 
 
 def job_prefix(project: str, job: str, node_rank: int) -> str:

@@ -9,11 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import xxhash
-
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.glob_patterns import Patterns
-from bt_lightning.path_layout import job_prefix, slug
+from bt_lightning.path_layout import job_prefix, unique_name_of_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -197,7 +195,7 @@ class Job:
         and for runs that do not say what they train.
         """
         path = Path(os.path.normpath(Path(checkpoint_dir).absolute()))
-        fallback = f"{slug(path.name)[:_MAX_NAME]}-{xxhash.xxh32_hexdigest(os.fsencode(path))}"
+        fallback = unique_name_of_path(os.fsencode(path), _MAX_NAME)
         return cls(
             project=settings.project or "default",
             job=settings.job or fallback,
