@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 SAMPLED = 10
-"""About 30 s."""
+"""About 20 s."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`"),
@@ -41,13 +41,25 @@ def uninterrupted(matrix: ModuleType, names: Any, tmp_path_factory: Any) -> Any:
     return run
 
 
+@pytest.fixture
 def check(
-    found: Combination,
+    matrix: ModuleType,
+    uninterrupted: Any,
+    names: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> Any:
+    """Compares a combination that is killed twice with the one that nobody kills."""
+    return partial(_check, matrix, uninterrupted, names, tmp_path, caplog)
+
+
+def _check(
     matrix: ModuleType,
     uninterrupted: Any,
     names: Any,
     root: Path,
     caplog: pytest.LogCaptureFixture,
+    found: Combination,
 ) -> None:
     if OLD and found.boundary not in ("epoch_end", "next_epoch"):
         pytest.skip("Lightning before 2.6 resumes otherwise inside an epoch")
@@ -70,25 +82,11 @@ def check(
 
 
 @pytest.mark.parametrize("found", sample(SAMPLED), ids=str)
-def test_a_sampled_combination_is_exact(
-    found: Combination,
-    matrix: ModuleType,
-    uninterrupted: Any,
-    names: Any,
-    tmp_path: Path,
-    caplog: Any,
-) -> None:
-    check(found, matrix, uninterrupted, names, tmp_path, caplog)
+def test_a_sampled_combination_is_exact(found: Combination, check: Any) -> None:
+    check(found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("found", whole(), ids=str)
-def test_each_combination_is_exact(
-    found: Combination,
-    matrix: ModuleType,
-    uninterrupted: Any,
-    names: Any,
-    tmp_path: Path,
-    caplog: Any,
-) -> None:
-    check(found, matrix, uninterrupted, names, tmp_path, caplog)
+def test_each_combination_is_exact(found: Combination, check: Any) -> None:
+    check(found)

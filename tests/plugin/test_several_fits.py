@@ -5,6 +5,7 @@ What is right is what the script comes to without bt_lightning, if nothing kills
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import signal
@@ -140,7 +141,7 @@ def test_folds_go_on_after_the_disk_was_lost(scripts: Scripts, tmp_path: Path, r
     work = Work(scripts, tmp_path / "work", "folds")
     store = {"BT_STORE_URL": (tmp_path / "store").as_uri()}
     work.killed("2:2", **store)
-    wait_until(lambda: is_left_alone(jobs_of(tmp_path / "store")[0]))
+    wait_until(lambda: is_left_alone(work.path / "ck", jobs_of(tmp_path / "store")[0]))
     shutil.rmtree(work.path / "ck")
     work.start(**store)
     assert work.results == right("folds")
@@ -161,10 +162,24 @@ def wait_until(is_so: Any) -> None:
         time.sleep(0.01)
 
 
-def is_left_alone(job: Path) -> bool:
-    """Whether no process publishes to the job, the ledger is there, and so is the first epoch."""
-    leases = list(job.rglob(".bt_lightning-lease/*"))
-    return not leases and checkpoints_below(job) > 0 and any(job.rglob(".bt_lightning-fits"))
+def is_left_alone(root: Path, job: Path) -> bool:
+    """Whether the worker has ended, and has left the ledger and the first epoch in the store."""
+    with (root / ".bt_lightning" / "worker.lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return checkpoints_below(job) > 0 and any(job.rglob(".bt_lightning-fits"))
+
+
+def job_without_its_disk(work: Work, store: Path, aside: str) -> Path:
+    """Kill the work in its second epoch and take its directory away; the job that it leaves."""
+    before = set(jobs_of(store)) if store.is_dir() else set()
+    work.killed("only:1", BT_STORE_URL=store.as_uri())
+    [job] = set(jobs_of(store)) - before
+    wait_until(lambda: is_left_alone(work.path / "ck", job))
+    (work.path / "ck").rename(work.path.parent / aside)
+    return job
 
 
 def test_another_machine_with_the_same_path_trains_a_job_of_its_own(
@@ -195,10 +210,7 @@ def test_a_lost_disk_is_found_by_what_is_trained(
 ) -> None:
     store = tmp_path / "store"
     work = Work(scripts, tmp_path / "work", "stopped_early")
-    work.killed("only:1", BT_STORE_URL=store.as_uri())
-    [job] = jobs_of(store)
-    wait_until(lambda: is_left_alone(job))
-    (work.path / "ck").rename(tmp_path / "lost")
+    job = job_without_its_disk(work, store, "lost")
     again = work.start(BT_STORE_URL=store.as_uri())
     assert f"go on with {job.name} of the store" in again.err
     assert work.results == right("stopped_early")
@@ -210,16 +222,10 @@ def test_of_two_lost_jobs_none_is_taken_and_a_name_says_which(
 ) -> None:
     store = tmp_path / "store"
     work = Work(scripts, tmp_path / "work", "stopped_early")
-    for number in range(2):
-        work.killed("only:1", BT_STORE_URL=store.as_uri())
-        [job] = [one for one in jobs_of(store) if not (tmp_path / one.name).exists()]
-        wait_until(lambda job=job: is_left_alone(job))
-        (work.path / "ck").rename(tmp_path / job.name)
-        if number == 0:
-            job.rename(tmp_path / "aside")  # so that the second does not go on with it
-    (tmp_path / "aside").rename(
-        jobs_of(store)[0].parent / min(p.name for p in tmp_path.glob("ck-*"))
-    )
+    first = job_without_its_disk(work, store, "first")
+    first.rename(tmp_path / "aside")  # so that the second does not go on with it
+    job_without_its_disk(work, store, "second")
+    (tmp_path / "aside").rename(first)
     began = work.start(BT_STORE_URL=store.as_uri())
     assert "begin afresh" in began.err
     assert "and 1 more" in began.err
@@ -231,10 +237,7 @@ def test_a_job_that_is_being_trained_elsewhere_is_not_taken_over(
 ) -> None:
     store = tmp_path / "store"
     work = Work(scripts, tmp_path / "work", "stopped_early")
-    work.killed("only:1", BT_STORE_URL=store.as_uri())
-    [job] = jobs_of(store)
-    wait_until(lambda: is_left_alone(job))
-    (work.path / "ck").rename(tmp_path / "elsewhere")
+    job = job_without_its_disk(work, store, "elsewhere")
     prefix = (job / "rank-0").relative_to(store).as_posix()
     lease = Lease(LocalStore(store), prefix, "another directory")
     lease.take()
