@@ -329,3 +329,22 @@ def test_less_training_than_the_directory_holds_is_said_to_leave_nothing_to_do(
     runs.fit(tmp_path, max_epochs=3)
     assert runs.fit(tmp_path, **options).module.steps == []
     assert re.search(f"nothing is left to train: {text}.*resume='never'", caplog.text)
+
+
+def test_a_model_checkpoint_goes_on_with_its_score_and_its_last_save(
+    runs: ModuleType, names: Any, tmp_path: Path
+) -> None:
+    """One that takes itself for one that has saved nothing writes another `last` at the end."""
+
+    class Worse(runs.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.log("worse", float(trainer.global_step))
+
+    save = {"monitor": "worse", "save_top_k": 1, "save_last": True}
+    right = runs.fit(tmp_path / "right", Worse(), save=save)
+    assert runs.fit(tmp_path / "run", Worse(), save=save, make=partial(runs.Net, 13)).stopped
+    again = runs.fit(tmp_path / "run", Worse(), save=save)
+    assert again.first_step == 8
+    assert names(tmp_path / "run") == names(tmp_path / "right")
+    savers = [run.trainer.checkpoint_callback for run in (again, right)]
+    assert savers[0].current_score == savers[1].current_score == 8

@@ -221,3 +221,22 @@ def test_a_subclass_that_saves_other_weights_saves_them(runs: ModuleType, tmp_pa
     runs.fit(tmp_path, callbacks=[BTLightning(dir=tmp_path, snapshot="eager"), saver], max_epochs=1)
     state = BTCheckpointIO().load_checkpoint(tmp_path / "checkpoint-4")["state_dict"]
     assert not state["net.3.bias"].any()
+
+
+def test_no_interval_save_falls_into_an_accumulation_window(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    """Nor before a step is timed, by which the time until the next exact state is estimated."""
+
+    class Batches(Callback):
+        def __init__(self) -> None:
+            self.saved: list[int] = []
+
+        def on_save_checkpoint(self, trainer: Any, *_: Any) -> None:
+            self.saved.append(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    batches, bt = Batches(), BTLightning(dir=tmp_path, interval=1e-6)
+    options = {"enable_checkpointing": False, "accumulate_grad_batches": 3, "max_epochs": 3}
+    runs.fit(tmp_path, callbacks=[batches, bt], **options)
+    assert batches.saved
+    assert set(batches.saved) <= {3, 6, 8}
