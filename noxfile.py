@@ -63,7 +63,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """Run what needs neither a cloud nor a browser, while you write: 190 CPU seconds."""
+    """Run what needs neither a cloud nor a browser, while you write: 80 s on two cores."""
     _install(session, "test")
     session.run("pytest", *PARALLEL, "-m", QUICK_MARKS, *QUICK, *session.posargs)
 
@@ -87,7 +87,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session
 def exact(session: nox.Session) -> None:
-    """Compare killed runs with whole ones: what Lightning ships, at each boundary; half an hour."""
+    """Compare killed runs with whole ones, at each boundary; a quarter of an hour."""
     _install(session, "test")
     session.run("pytest", *PARALLEL, "-m", "slow", "tests/exact", *session.posargs)
 

@@ -287,7 +287,8 @@ def system(name: str, root: Path, every: int, *, cuda: bool):
                 "kinds": [e["snapshot"] for e in found],
             }
 
-        return [BTLightning(dir=root, overlap=overlap), saving], [], durable
+        ours = BTLightning(dir=root, overlap=overlap, save_at_end=False)  # as the rivals save
+        return [ours, saving], [], durable
     if name == "plain":
         return [saving], [], dict
     if name == "async":
