@@ -63,6 +63,7 @@ def test_of_a_frozen_backbone_next_to_nothing_is_sent_again(proxied, weed, model
 
     from bt_lightning import BTLightning
     from bt_lightning.restore.load_checkpoint import load_checkpoint as restored
+    from bt_lightning.session.fit_selection import process_fits
 
     proxy = proxied(weed)
     url = f"s3://bucket/{uuid.uuid4().hex}"
@@ -73,6 +74,7 @@ def test_of_a_frozen_backbone_next_to_nothing_is_sent_again(proxied, weed, model
     sent, states = [], []
     for steps in (1, 2, 3):
         proxy.reset()
+        process_fits.clear()  # as in a process of its own
         callback = BTLightning(
             tmp_path / "run",
             store=url,
