@@ -20,6 +20,7 @@ import torch
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.accumulation_in_saves import AccumulationInSaves
 from bt_lightning.lightning_plugin.compat_model_checkpoint import restore_unloaded_state
+from bt_lightning.lightning_plugin.compat_reloaded_dataloaders import ReloadedDataloaders
 from bt_lightning.lightning_plugin.compat_resume import (
     after_train_start,
     after_training_restored,
@@ -97,6 +98,7 @@ class ExactResume:
     def __init__(self) -> None:
         self._mine: dict[str, Any] | None = None
         self._at_epoch_end = False
+        self._loader_states: list[Any] | None = None  # of the end of an epoch
         self._untrained: dict[str, Any] | None = None  # generators, until the resumed fit trains
         self._metrics: dict[str, float] = {}
         self._metrics_in_saves = MetricsInSaves()
@@ -107,6 +109,7 @@ class ExactResume:
         self._validation = InterruptedValidation()
         self._trainable = TrainableParts()
         self._position = TrainPosition()
+        self._reloaded = ReloadedDataloaders()
         self._stopped = StoppedEarly()
         self._saved: dict[str, Any] = {}
 
@@ -132,6 +135,7 @@ class ExactResume:
         elif last:
             compat.close_epoch(checkpoint)
         mine: dict[str, Any] = {"rng": generators or _generators(trainer), "loader": states}
+        mine["reloaded"] = self._reloaded.collect(trainer)
         mine["metrics"] = self._metrics_in_saves.collect(trainer, epoch_ends=last, new=new)
         saved["accumulation"] = self._accumulation.collect(trainer)
         saved["owed_steps"] = [] if validates else self._owed.collect(trainer)
@@ -165,6 +169,7 @@ class ExactResume:
         after_training_restored(trainer, partial(finish_averaging, trainer))
         self._stopped.load(trainer, saved)
         self._saved = {name: saved.get(name, []) for name in ("epoch_end", "notes")}
+        self._saved["knows_reload"] = saved["ranks"][0].get("reloaded") is not None
         let_spike_detection_load(trainer)
         restore_unloaded_state(trainer, checkpoint)
         ranks = saved["ranks"]
@@ -176,7 +181,9 @@ class ExactResume:
             self._mine = {**self._mine, "loader": None}
             self._metrics_of_ranks = [rank.get("metrics", {}) for rank in ranks]
         self._at_epoch_end, self._untrained = bool(saved["epoch_end"]), self._mine["rng"]
+        self._loader_states = self._mine["loader"] if self._at_epoch_end else None
         self._position.load(saved.get("position"), len(ranks), ranks[0]["rng"]["torch"])
+        self._reloaded.load(self._mine.get("reloaded"))
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
 
     def end(self, trainer: Trainer) -> None:
@@ -195,6 +202,7 @@ class ExactResume:
     def reset(self, trainer: Trainer) -> None:
         """End a fit: give its dataloaders back, drop states that it did not come to restore."""
         self._mine, self._at_epoch_end, self._untrained = None, False, None
+        self._loader_states = None
         self._metrics, self._epoch_metrics, self._metrics_of_ranks = {}, {}, []
         self._accumulation = AccumulationInSaves()
         self._owed = OwedSchedulerSteps()
@@ -202,6 +210,7 @@ class ExactResume:
         self._validation = InterruptedValidation()
         self._trainable = TrainableParts()
         self._position.reset(trainer)
+        self._reloaded.reset(trainer)
         self._stopped, self._saved = StoppedEarly(), {}
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -209,6 +218,9 @@ class ExactResume:
         self._metrics_in_saves.begin(trainer)
         self._accumulation.begin(trainer)
         self._validation.begin(trainer, partial(_generators, trainer))
+        device = compat.cuda_device(trainer)
+        restore = partial(set_rng_state, device=device)
+        self._reloaded.begin(trainer, partial(_generators, trainer), restore)
         resumes = self._mine is not None or bool(self._metrics)
         act = partial(self._before_iterator, trainer)
         compat.before_train_iterator(trainer, act, anew=resumes)
@@ -234,13 +246,14 @@ class ExactResume:
         self._trainable.restore(trainer)
         self._owed.make(trainer)
         self._validation.restore(trainer)
+        self._reloaded.after_train_start(trainer)
         self._stopped.restore(trainer)
         if self._saved:
             known = self._position.is_known
             say_what_is_not_exact(trainer, self._saved, has_position=known)
         self._saved = {}
         self._set_generators(trainer)
-        self._position.say_what_differs(trainer)
+        self._position.after_train_start(trainer)
 
     def _set_generators(self, trainer: Trainer) -> None:
         if self._mine is None:
@@ -250,10 +263,16 @@ class ExactResume:
 
     def _before_iterator(self, trainer: Trainer) -> None:
         self.restore_callback_metrics(trainer)  # if nothing is left to train, no hook follows
-        continued = self._position.before_iterator(trainer, epoch_end=self._at_epoch_end)
-        if self._mine is None or not self._at_epoch_end:
+        if self._reloaded.is_provisional:
             return
-        if self._mine["loader"] and not continued:
-            compat.reopen_loaders(trainer, self._mine["loader"])
-        if not compat.iterates_at_train_start(trainer):
+        replaced = self._reloaded.replaced(trainer)
+        continued = self._position.before_iterator(
+            trainer, epoch_end=self._at_epoch_end, replaced=replaced
+        )
+        states, self._loader_states = self._loader_states, None
+        if states and not continued and replaced != "new":
+            compat.reopen_loaders(trainer, states)
+        if self._at_epoch_end and not compat.iterates_at_train_start(trainer):
             self._set_generators(trainer)
+        if replaced:  # the loops have begun
+            self._position.say_what_differs(trainer)

@@ -67,7 +67,9 @@ def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> It
         if hook in kinds and overrides(module, hook):
             name = f"{type(module).__name__}.{hook}"
             yield f"{name} runs behind the save that was made in it, so not for the last batch"
-    yield from _of_lightning(trainer, epoch_end=saved["epoch_end"])
+    yield from _of_lightning(trainer)
+    if vars(trainer).get("reload_dataloaders_every_n_epochs") and not saved["knows_reload"]:
+        yield "when dataloaders were reloaded (reload_dataloaders_every_n_epochs) is not known"
     if saved["epoch_end"]:
         return
     if compat.iterates_at_train_start(trainer):
@@ -86,13 +88,11 @@ def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> It
             yield f"{kind.__name__}.on_train_epoch_start does not run again inside an epoch"
 
 
-def _of_lightning(trainer: Trainer, *, epoch_end: bool) -> Iterator[str]:
+def _of_lightning(trainer: Trainer) -> Iterator[str]:
     """What Lightning itself does otherwise after a resume."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if any(base.__name__ == "ModelPruning" for each in callbacks for base in type(each).__mro__):
         yield "ModelPruning saves neither its masks nor what they hide: pruned weights train again"
-    if epoch_end and vars(trainer).get("reload_dataloaders_every_n_epochs"):
-        yield "Lightning reloads dataloaders (reload_dataloaders_every_n_epochs) otherwise here"
 
 
 def _starts_epochs(owner: object) -> bool:

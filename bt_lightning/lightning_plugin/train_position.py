@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import compat_dataloaders as compat
+from bt_lightning.lightning_plugin.compat import iterates_at_train_start
 from bt_lightning.lightning_plugin.train_loader import TrainLoader, describe_loader, make_order
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.sample_order import (
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     import torch
     from lightning.pytorch import Trainer
+
+    from bt_lightning.lightning_plugin.compat_reloaded_dataloaders import Replaced
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class TrainPosition:
         """The order that this fit goes on with, in the place of its dataloader's."""
         self._found: TrainLoader | str = "the train dataloader is not set up"
         self._drawn: DrawnOrder | None = None
+        self._at_generator: tuple[torch.Generator, torch.Tensor] | None = None
+        """A sampler's own one, and its state in the checkpoint, until the loops begin."""
         self._differs: tuple[dict[str, Any], str | None] | None = None
         """What the checkpoint says, and why its order is not continued, until that is said."""
         self._epoch, self._start, self._done = 0, 0, 0
@@ -88,8 +93,15 @@ class TrainPosition:
             compat.restore_batch_sampler(loader)
         self.__init__()  # type: ignore[misc]
 
-    def before_iterator(self, trainer: Trainer, *, epoch_end: bool) -> bool:
+    def before_iterator(
+        self, trainer: Trainer, *, epoch_end: bool, replaced: Replaced = None
+    ) -> bool:
         """Called on every rank when the train dataloader is set up, before its iterator is made.
+
+        Args:
+            trainer: of the fit.
+            epoch_end: whether the checkpoint is of the end of an epoch.
+            replaced: what Lightning made of the dataloader before the first batch.
 
         Returns:
             Whether the fit goes on in its samples by this object, not by the dataloader's state.
@@ -99,6 +111,8 @@ class TrainPosition:
             compat.restore_batch_sampler(loader)
         self._found = found = describe_loader(loaders, trainer.world_size)
         saved, self._saved = self._saved, None
+        if saved is not None and replaced == "new":  # with a generator that begins
+            saved = {name: value for name, value in saved.items() if name != "now"}
         if saved is None and self._continued is not None:  # reloaded in a later epoch
             saved = {**self._continued, "sample": 0, "ranks": None}
             return isinstance(found, TrainLoader) and self._continue(trainer, found, saved)
@@ -106,10 +120,20 @@ class TrainPosition:
             reason = self._cannot(found, saved)
             self._differs = saved, reason
             if reason is None and isinstance(found, TrainLoader):
-                return self._continue(trainer, found, saved, resumed=True)
+                reloaded = replaced is not None
+                return self._continue(trainer, found, saved, resumed=True, reloaded=reloaded)
         if isinstance(found, TrainLoader) and found.drawn_by is not None:
             self._note(found)
         return False
+
+    def after_train_start(self, trainer: Trainer) -> None:
+        """Called on every rank when the loops begin, before the first batch is drawn."""
+        if self._at_generator is not None and iterates_at_train_start(trainer):
+            # its first iterator, which Lightning replaces, drew from the sampler's generator
+            generator, state = self._at_generator
+            generator.set_state(state)
+        self._at_generator = None
+        self.say_what_differs(trainer)
 
     def say_what_differs(self, trainer: Trainer) -> None:
         """Log once, on rank 0, what is not as in the uninterrupted run; when the loops begin."""
@@ -166,7 +190,7 @@ class TrainPosition:
             return True
         if found.native:  # torchdata's state is of its workers
             return not saved["native"] or bool(saved["workers"] != found.loader.num_workers)
-        return not epoch_end or found.order["own_generator"]
+        return not epoch_end or "now" in saved
 
     @staticmethod
     def _cannot(found: TrainLoader | str, saved: dict[str, Any]) -> str | None:
@@ -181,7 +205,13 @@ class TrainPosition:
         return order if isinstance(order, str) else None
 
     def _continue(
-        self, trainer: Trainer, found: TrainLoader, saved: dict[str, Any], *, resumed: bool = False
+        self,
+        trainer: Trainer,
+        found: TrainLoader,
+        saved: dict[str, Any],
+        *,
+        resumed: bool = False,
+        reloaded: bool = True,
     ) -> bool:
         agree = _agreement(trainer) if found.batching.ranks > 1 else None
         order = make_order(found, saved, agree)
@@ -190,7 +220,7 @@ class TrainPosition:
         epoch, place = compat.epochs_trained(trainer), Place(saved["length"], saved["sample"])
         if isinstance(order, DrawnOrder):
             self._drawn = order
-            order.draws *= 1 if resumed else compat.iterators_of_reload(trainer)
+            order.draws *= compat.iterators_of_reload(trainer) if reloaded else 1
         if isinstance(order, DrawnOrder) and resumed:
             order.set_epoch(epoch)
             self._set_generator(order, saved, found.batching.ranks)
@@ -213,10 +243,10 @@ class TrainPosition:
         if saved["sample"]:
             order.draw_again(saved["begin"].cpu())
             return
-        state = self._torch_state
         if order.own and "now" in saved:
-            state = saved["now"].cpu()
-            order.generator.set_state(state)
+            order.generator.set_state(saved["now"].cpu())
+            self._at_generator = order.generator, order.generator.get_state()
+        state = order.generator.get_state() if order.own else self._torch_state
         if ranks > 1 and state is not None:
             order.expect(state.cpu())
 

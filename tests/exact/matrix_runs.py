@@ -15,7 +15,7 @@ from lightning.pytorch import callbacks as shipped
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
@@ -250,6 +250,7 @@ def trainer_options(option: str) -> dict[str, Any]:
         "min_epochs": {"min_epochs": 3},
         "profiler": {"profiler": "simple"},
         "reload_dataloaders_every_n_epochs": {"reload_dataloaders_every_n_epochs": 1},
+        "reload_dataloaders_every_n_epochs=2": {"reload_dataloaders_every_n_epochs": 2},
     }.get(option, {})
 
 
@@ -264,7 +265,9 @@ class Data(L.LightningDataModule):
         self.option = option
 
     def _train(self, seed: int = 0) -> Any:
-        rows = runs.Numbers(length=4 * BATCHES)
+        rows: Any = runs.Numbers(length=4 * BATCHES)
+        if self.option.startswith("reload"):
+            rows = Subset(rows, torch.randperm(len(rows)).tolist())
         size = getattr(self.trainer.lightning_module, "batch_size", 4)
         return StatefulDataLoader(rows, batch_size=size, shuffle=True)
 

@@ -68,10 +68,7 @@ SCHEDULERS = (
     "ReduceLROnPlateau-loss/step/2",
 )
 
-TOLD = {
-    "ModelPruning": "ModelPruning saves neither its masks",
-    "reload_dataloaders_every_n_epochs": "Lightning reloads dataloaders",
-}
+TOLD = {"ModelPruning": "ModelPruning saves neither its masks"}
 """Callbacks and options with which not every resume is exact, and what it says then."""
 
 OPTIONS = (
@@ -104,6 +101,7 @@ OPTIONS = (
     "precision=bf16-true",
     "profiler",
     "reload_dataloaders_every_n_epochs",
+    "reload_dataloaders_every_n_epochs=2",
     "two_validation_loaders",
     "use_distributed_sampler=False",
     "val_check_interval=0.5",
@@ -151,12 +149,24 @@ PAIRS = 150
 """Of about 2,700, by one seed."""
 
 
+_PER_GROUP = (
+    "CosineAnnealingWarmRestarts",
+    "CyclicLR",
+    "LambdaLR",
+    "MultiplicativeLR",
+    "OneCycleLR",
+)
+"""Schedulers that refuse a group of parameters that comes later."""
+_OF_ALL_GROUPS = {
+    *(f"{name}/{interval}" for name in _PER_GROUP for interval in ("epoch", "step")),
+    "SequentialLR/epoch",  # by steps, its last turn comes before the unfreeze
+}
 _REFUSED = {
     "accumulate_grad_batches=2": {"GradientAccumulationScheduler"},
     "accumulate_grad_batches=4": {"GradientAccumulationScheduler"},
     "lbfgs": {"BackboneFinetuning", "BaseFinetuning", "CyclicLR/epoch", "CyclicLR/step"},
-    "BackboneFinetuning": {"MultiplicativeLR/epoch", "MultiplicativeLR/step"},  # no group more
-    "BaseFinetuning": {"MultiplicativeLR/epoch", "MultiplicativeLR/step"},
+    "BackboneFinetuning": _OF_ALL_GROUPS,
+    "BaseFinetuning": _OF_ALL_GROUPS,
     "manual_optimization": {
         "BatchSizeFinder",
         "GradientAccumulationScheduler",

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader"),
     pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU"),
     pytest.mark.filterwarnings("ignore:.*could not find the monitored key"),
+    pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch"),
     pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available"),
 ]
 
