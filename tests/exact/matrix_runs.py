@@ -20,6 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
 from bt_lightning.errors import CheckpointError
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.session.fit_selection import process_fits
 
 if TYPE_CHECKING:
@@ -337,9 +338,16 @@ def once(found: Any, root: Path, seed: int, kill: Kill | None) -> Found:
 def killed_twice(found: Any, root: Path) -> tuple[Found, list[Found]]:
     """The outcome of a run that is killed in two epochs, and the parts that it had."""
     kills = [Kill(found.boundary, 1), Kill(found.boundary, 2), None]
-    # from one place of the script, as a fit is told by its place too
-    parts = [once(found, root, 1 + number, kill) for number, kill in enumerate(kills)]
+    parts: list[Found] = []
+    for number, kill in enumerate(kills):  # from one place of the script, as a fit is told by it
+        begins_again = not has_saved(root)
+        parts.append(once(found, root, 1 if begins_again else 1 + number, kill))
     return parts[-1], parts
+
+
+def has_saved(root: Path) -> bool:
+    """Whether anything is there to resume from."""
+    return bool(list_committed(root)[0])
 
 
 def outcome(trainer: L.Trainer, root: Path) -> dict[str, Any]:

@@ -79,7 +79,11 @@ def _check(
     for part in parts:
         for line, values in part.lines.items():
             assert values == wanted.lines[line], line
-    assert names(root) >= saved if found.saver == "interval" else names(root) == saved
+    if found.saver == "interval":  # when an interim save is due is a matter of time
+        asked_for = {name for name in saved if name.startswith("checkpoint-")}
+        assert names(root) >= asked_for
+    else:
+        assert names(root) == saved
 
 
 @pytest.mark.parametrize("found", sample(SAMPLED), ids=str)
