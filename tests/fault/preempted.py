@@ -26,7 +26,7 @@ from bt_lightning import BTLightning
 from bt_lightning.session.agree_on_boundary import RankAgreement
 from bt_lightning.session.writer_session import WriterSession
 
-STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 8, 2  # 64 saves
+STEPS_PER_EPOCH, EPOCHS, EVERY = 16, 8, 4  # 32 saves
 
 
 class Telling(Points):

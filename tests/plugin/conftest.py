@@ -111,6 +111,7 @@ def _quiet(_imported: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     yield
     gc.collect()
+    gc.freeze()  # what is left is a library's, and would be looked through after each test
 
 
 @pytest.fixture

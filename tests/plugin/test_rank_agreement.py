@@ -99,14 +99,24 @@ def test_a_path_of_the_user_that_one_rank_lacks_ends_all(
 
 
 AGAIN = """
-import os, sys
+import os, sys, time
 from datetime import timedelta
+from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 import plugin_runs as runs
 from bt_lightning import BTLightning
+from bt_lightning.session.leave_fit_together import FitEnd
 
+told = []
+announce = FitEnd.announce
+
+def timed(end, **how):
+    told.append(time.monotonic())
+    return announce(end, **how)
+
+FitEnd.announce = timed
 for turn in range(3):
     root = os.path.join(sys.argv[1], f"fold-{turn}")
     trainer = runs.trainer(
@@ -118,7 +128,13 @@ for turn in range(3):
         strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=600)),
     )
     trainer.fit(runs.Net(), runs.loader(), runs.validation())
+    print("left", time.monotonic(), *told)
     torch.distributed.destroy_process_group()
+    gone = Path(sys.argv[1], f"gone-{turn}")  # the store of the group, which is rank 0's
+    if trainer.is_global_zero:
+        gone.touch()
+    while not gone.exists():
+        time.sleep(0.005)
 print("ended")
 """
 
@@ -129,7 +145,12 @@ def test_trainers_one_after_the_other_each_with_a_group_of_its_own(
 ) -> None:
     """No rank leaves `fit` while rank 0 is still in it: it would find the old key-value store."""
     done = scripts.ranks(AGAIN, tmp_path, envs=[{}] * ranks, timeout=100)
-    assert [one.out for one in done] == ["ended\n"] * ranks, "\n".join(map(str, done))
+    first, *others = [one.out.splitlines() for one in done]
+    assert len(first) == 4, "\n".join(map(str, done))
+    for turn in range(3):
+        announced = float(first[turn].split()[-1])
+        for lines in others:
+            assert float(lines[turn].split()[1]) >= announced
 
 
 LAST = """
