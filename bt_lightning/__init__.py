@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.callback import BTLightning
     from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
     from bt_lightning.lightning_plugin.model_checkpoint import BTModelCheckpoint
+    from bt_lightning.plain_loop.checkpointer import Checkpointer
     from bt_lightning.session.resume_path import resume_path
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ _HOME = {
     "CheckpointMismatchError": _ERRORS,
     "CheckpointNotFoundError": _ERRORS,
     "CheckpointProtectedError": _ERRORS,
+    "Checkpointer": "bt_lightning.plain_loop.checkpointer",
     "ConfigNotFoundError": _ERRORS,
     "DirectoryFullError": _ERRORS,
     "DirectoryUnusableError": _ERRORS,
@@ -96,6 +98,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "CheckpointProtectedError",
+    "Checkpointer",
     "ConfigNotFoundError",
     "DirectoryFullError",
     "DirectoryUnusableError",

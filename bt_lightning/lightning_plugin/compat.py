@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.lightning_plugin.compat_dataloaders import train_loaders
+from bt_lightning.session.stateful_dataloaders import begin_after_epoch, is_stateful_dataloader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,21 +64,14 @@ def forget_loader(loop: Any) -> None:
 def reopen_loaders(trainer: Trainer, states: list[Any]) -> None:
     """Restore torchdata's stateful dataloaders to their states at the end of an epoch.
 
-    Their samplers have their own generators, which continue from epoch to epoch. Lightning restores
-    their states only within an epoch; at its end it would skip an epoch. Creating and dropping an
-    iterator leaves a loader as in the interrupted run: the next iterator begins a new epoch.
+    Lightning restores their states only within an epoch; at its end it would skip an epoch.
     """
     stateful = [loader for loader in train_loaders(trainer) if hasattr(loader, "load_state_dict")]
     if len(stateful) != len(states):
         return  # not the loaders that were saved
     for loader, state in zip(stateful, states, strict=True):
-        if any(kind.__name__ == "StatefulDataLoader" for kind in type(loader).__mro__):
-            loader.load_state_dict(state)
-            iter(loader)
-            for owner in (loader, getattr(loader, "batch_sampler", None)):
-                sampler = getattr(owner, "sampler", None)
-                if sampler is not None and getattr(sampler, "next_yielded", None) is not None:
-                    sampler.next_yielded = None  # torchdata's distributed sampler was exhausted
+        if is_stateful_dataloader(loader):
+            begin_after_epoch(loader, state)
 
 
 def iterates_at_train_start(trainer: Trainer) -> bool:

@@ -9,13 +9,8 @@ before the iterator of the next epoch is created. Source: measured with Lightnin
 
 from __future__ import annotations
 
-import pickle
-import random
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.accumulation_in_saves import AccumulationInSaves
@@ -39,6 +34,8 @@ from bt_lightning.lightning_plugin.stopped_early import StoppedEarly
 from bt_lightning.lightning_plugin.train_position import TrainPosition
 from bt_lightning.lightning_plugin.trainable_parts import TrainableParts
 from bt_lightning.lightning_plugin.trainer_checks import as_logged, scalars
+from bt_lightning.session.random_generators import generator_states, restore_generators
+from bt_lightning.session.states_of_ranks import states_of_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,50 +43,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def rng_state(device: torch.device | None) -> dict[str, Any]:
-    """The states of the random generators of Python, torch, numpy, and CUDA on this rank."""
-    version, internal, gauss = random.getstate()
-    # one tensor is faster to save than 625 integers
-    python = (version, torch.tensor(internal, dtype=torch.int64, device="cpu"), gauss)
-    state: dict[str, Any] = {"python": python, "torch": torch.get_rng_state()}
-    if "numpy" in sys.modules:
-        import numpy as np
-
-        found = np.random.get_state(legacy=False)
-        # a tensor: torch.load cannot load a numpy array with weights_only=True
-        key = torch.from_numpy(found["state"]["key"].astype(np.int64))
-        state["numpy"] = {**found, "state": {**found["state"], "key": key}}
-    if device is not None:
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_rng_state(state: dict[str, Any], device: torch.device | None) -> None:
-    """Restore the states that `rng_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(torch.as_tensor(internal).tolist()), gauss))
-    torch.set_rng_state(state["torch"].cpu())
-    if "numpy" in state:
-        import numpy as np
-
-        inner = state["numpy"]["state"]
-        key = inner["key"].cpu().numpy().astype(np.uint32)
-        np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})
-    if device is not None and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
 def _generators(trainer: Trainer) -> dict[str, Any]:
-    return rng_state(compat.cuda_device(trainer))
-
-
-def _on_cpu(value: Any) -> Any:
-    """`value` for a process that has not this one's device."""
-    if isinstance(value, torch.Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return value
+    return generator_states(compat.cuda_device(trainer))
 
 
 class ExactResume:
@@ -146,10 +101,8 @@ class ExactResume:
         if trainer.world_size == 1:
             return {**saved, "ranks": [mine]}
         mine["callback_metrics"] = scalars(trainer.callback_metrics)  # each rank has its own
-        payloads = exchange(pickle.dumps(_on_cpu(mine)))
-        if payloads is None:
-            return None
-        return {**saved, "ranks": [pickle.loads(payload) for payload in payloads]}
+        ranks = states_of_ranks(mine, exchange)
+        return None if ranks is None else {**saved, "ranks": ranks}
 
     def on_load(self, trainer: Trainer, checkpoint: dict[str, Any], extra: object) -> None:
         """Called on every rank before Lightning restores its loops; `extra` are our entries.
@@ -196,7 +149,7 @@ class ExactResume:
             if self._at_epoch_end:
                 self._owed.make(trainer)
             forget_resume(trainer)
-            set_rng_state(self._untrained, compat.cuda_device(trainer))
+            restore_generators(self._untrained, compat.cuda_device(trainer))
         self.reset(trainer)
 
     def reset(self, trainer: Trainer) -> None:
@@ -219,7 +172,7 @@ class ExactResume:
         self._accumulation.begin(trainer)
         self._validation.begin(trainer, partial(_generators, trainer))
         device = compat.cuda_device(trainer)
-        restore = partial(set_rng_state, device=device)
+        restore = partial(restore_generators, device=device)
         self._reloaded.begin(trainer, partial(_generators, trainer), restore)
         resumes = self._mine is not None or bool(self._metrics)
         act = partial(self._before_iterator, trainer)
@@ -258,7 +211,7 @@ class ExactResume:
     def _set_generators(self, trainer: Trainer) -> None:
         if self._mine is None:
             return
-        set_rng_state(self._mine["rng"], compat.cuda_device(trainer))
+        restore_generators(self._mine["rng"], compat.cuda_device(trainer))
         self._mine = None
 
     def _before_iterator(self, trainer: Trainer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,10 +14,10 @@ from bt_lightning.errors import (
 )
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.path_layout import check_checkpoint_id
-from bt_lightning.session.checkpoint_paths import is_url
-from bt_lightning.store.interface import redact
+from bt_lightning.session.checkpoint_paths import DEFAULT_ROOT, absolute_root, is_url
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from lightning.pytorch import Trainer
@@ -37,15 +36,7 @@ def checkpoint_root(chosen: str | os.PathLike[str] | None, trainer: Trainer) -> 
     Raises:
         InvalidSettingError: `chosen` is a URL.
     """
-    chosen = os.fspath(chosen or f"{trainer.default_root_dir}/bt_checkpoints")
-    if "://" in chosen and not chosen.startswith("file://"):
-        msg = (
-            f"dir is {redact(chosen)!r}, a URL: checkpoints are written to a local directory"
-            " first. Give dir (or BT_CHECKPOINT_DIR) a path, and the URL as store (or"
-            " BT_STORE_URL)"
-        )
-        raise InvalidSettingError(msg)
-    return Path(chosen.removeprefix("file://")).expanduser().resolve()
+    return absolute_root(chosen or f"{trainer.default_root_dir}/{DEFAULT_ROOT}")
 
 
 def refuse_duplicates(trainer: Trainer) -> None:

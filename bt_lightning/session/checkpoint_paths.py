@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.catalog.listing import newest_folder
+from bt_lightning.store.interface import redact
 from bt_lightning.store.open_store import download_url, open_store
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
@@ -31,6 +33,27 @@ if TYPE_CHECKING:
 _WEB = ("http://", "https://")
 _TEMPORARY = re.compile(r"\.(lr_find_.*|scale_batch_size_.*|temp)\.ckpt")
 """Temporary files of Lightning's Tuner and process launchers, which save, load and remove them."""
+
+
+DEFAULT_ROOT = "bt_checkpoints"
+"""Name of the checkpoint directory that nobody named."""
+
+
+def absolute_root(chosen: str | os.PathLike[str]) -> Path:
+    """The checkpoint directory of the option `dir`, absolute.
+
+    Raises:
+        InvalidSettingError: `chosen` is a URL.
+    """
+    path = os.fspath(chosen)
+    if "://" in path and not path.startswith("file://"):
+        msg = (
+            f"dir is {redact(path)!r}, a URL: checkpoints are written to a local directory"
+            " first. Give dir (or BT_CHECKPOINT_DIR) a path, and the URL as store (or"
+            " BT_STORE_URL)"
+        )
+        raise InvalidSettingError(msg)
+    return Path(path.removeprefix("file://")).expanduser().resolve()
 
 
 def is_url(path: str | Path) -> bool:

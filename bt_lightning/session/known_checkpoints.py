@@ -21,6 +21,11 @@ class KnownCheckpoints:
         """Whether any checkpoint is known."""
         return bool(self._generations)
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids of all that are known."""
+        return frozenset(self._generations)
+
     def add(self, manifest: Manifest) -> None:
         """Add a committed generation."""
         self._generations.setdefault(manifest.checkpoint_id, {})[manifest.digest] = (

@@ -1,0 +1,202 @@
+"""The state of a training loop as a state dictionary to save, and back into its objects.
+
+The one model is saved where every checkpoint has its weights (`model.safetensors`), optimizers
+where a checkpoint that can be resumed has them. What else has a state, but for schedulers and
+scalers, is taken for a rank's own (dataloaders, samplers): it is saved for each rank.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bt_lightning.errors import CheckpointMismatchError, InvalidSettingError
+from bt_lightning.session.random_generators import generator_states, restore_generators
+from bt_lightning.session.stateful_dataloaders import (
+    after_next_iterator,
+    begin_after_epoch,
+    is_behind_epoch,
+    is_stateful_dataloader,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
+
+_WEIGHTS, _OPTIMIZERS, _REST = "state_dict", "optimizer_states", "state"
+NAMES, RANKS = "names", "ranks"
+"""Entries of ours: which object is the model, which are optimizers; the states of each rank."""
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What a loop gave, sorted; `values` are those without a state of their own."""
+
+    models: dict[str, torch.nn.Module] = field(default_factory=dict)
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Objects whose state every rank has: schedulers, gradient scalers."""
+    own: dict[str, Any] = field(default_factory=dict)
+    """Objects with a state on each rank."""
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> LoopState:
+        """Sort the objects of a loop by what they are.
+
+        Raises:
+            InvalidSettingError: a name is no string.
+        """
+        found = cls()
+        for name, value in state.items():
+            if not isinstance(name, str):
+                msg = f"the state has the name {name!r}, expected strings: name what is saved"
+                raise InvalidSettingError(msg)
+            if isinstance(value, torch.nn.Module):
+                found.models[name] = _unwrapped(value)
+            elif isinstance(value, torch.optim.Optimizer):
+                found.optimizers[name] = value
+            elif not _is_stateful(value):
+                found.values[name] = value
+            elif isinstance(value, (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)):
+                found.shared[name] = value
+            else:
+                found.own[name] = value
+        return found
+
+    @property
+    def device(self) -> torch.device | None:
+        """The CUDA device of the first model that has one."""
+        tensors = (p for model in self.models.values() for p in model.parameters())
+        return next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+
+    def of_this_rank(self, *, exact: bool) -> dict[str, Any]:
+        """What is saved of this rank alone; with its generators, for an `exact` resume."""
+        mine: dict[str, Any] = {name: value.state_dict() for name, value in self.own.items()}
+        return {"own": mine, "rng": generator_states(self.device) if exact else None}
+
+    def checkpoint(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """The state dictionary, without counters; called on the rank that writes.
+
+        Args:
+            ranks: what `of_this_rank` returned on each.
+        """
+        rest: dict[str, Any] = dict(self.values)
+        rest.update({name: value.state_dict() for name, value in self.shared.items()})
+        weights = {name: model.state_dict() for name, model in self.models.items()}
+        one = next(iter(weights)) if len(weights) == 1 else None
+        if one is None:
+            rest.update(weights)
+        return {
+            **({_WEIGHTS: weights[one]} if one is not None else {}),
+            _OPTIMIZERS: [optimizer.state_dict() for optimizer in self.optimizers.values()],
+            _REST: rest,
+            NAMES: {"model": one, "optimizers": list(self.optimizers)},
+            RANKS: ranks,
+        }
+
+    def load(self, checkpoint: Mapping[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+        """Restore the objects, and return the plain values; called on every rank.
+
+        Raises:
+            CheckpointMismatchError: the checkpoint is not of such a loop, or lacks an object.
+        """
+        if not {NAMES, RANKS, _REST} <= checkpoint.keys():
+            msg = (
+                f"the checkpoint has {', '.join(sorted(map(str, checkpoint)))}: no Checkpointer"
+                " saved it. Load it with bt_lightning.BTCheckpointIO, and take what you need"
+            )
+            raise CheckpointMismatchError(msg)
+        names, rest, ranks = checkpoint[NAMES], checkpoint[_REST], checkpoint[RANKS]
+        self._check(names, rest)
+        self.load_weights(checkpoint)
+        states = dict(zip(names["optimizers"], checkpoint[_OPTIMIZERS], strict=True))
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(states[name])
+        for name, value in self.shared.items():
+            value.load_state_dict(rest[name])
+        mine = ranks[rank % len(ranks)]
+        if len(ranks) == world_size:
+            self._load_own(mine)
+        elif self.own:
+            log.warning(
+                "saved by %d ranks, resumed on %d: %s begin anew",
+                len(ranks),
+                world_size,
+                ", ".join(self.own),
+            )
+        if mine["rng"] is not None:
+            restore_generators(mine["rng"], self.device)
+        return {name: _beside(value, rest[name]) for name, value in self.values.items()}
+
+    def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore the models alone.
+
+        Raises:
+            CheckpointMismatchError: their weights are others.
+        """
+        names, rest = checkpoint.get(NAMES, {}), checkpoint.get(_REST, {})
+        for name, model in self.models.items():
+            is_the_one = len(self.models) == 1 and names.get("model", name) is not None
+            weights = checkpoint.get(_WEIGHTS) if is_the_one else rest.get(name)
+            try:
+                model.load_state_dict(weights or {})
+            except RuntimeError as error:
+                msg = f"the weights of {name!r} are not those of the checkpoint: {error}"
+                raise CheckpointMismatchError(msg) from error
+
+    def _check(self, names: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
+        there = {*names["optimizers"], *rest, names["model"]}
+        asked = {*self.models, *self.optimizers, *self.shared, *self.values}
+        if missing := sorted(asked - there):
+            known = ", ".join(sorted(name for name in there if name is not None))
+            msg = (
+                f"the checkpoint has no {', '.join(missing)}: it has {known}. Name the state as the"
+                " run did that saved it, or start in a new directory"
+            )
+            raise CheckpointMismatchError(msg)
+
+    def _load_own(self, mine: Mapping[str, Any]) -> None:
+        states, begun = mine["own"], []
+        for name, value in self.own.items():
+            if name not in states:
+                log.warning("the checkpoint has no state of %s, which begins anew", name)
+            elif not is_stateful_dataloader(value):
+                value.load_state_dict(states[name])
+            elif is_behind_epoch(states[name]):
+                begin_after_epoch(value, states[name])
+            else:
+                value.load_state_dict(states[name])
+                begun.append(value)
+        if mine["rng"] is not None:
+            for loader in begun:  # after the last of them, all have drawn
+                again = partial(restore_generators, mine["rng"], self.device)
+                after_next_iterator(loader, again)
+
+
+def _beside(present: Any, saved: Any) -> Any:
+    """What was saved, on the device of what the loop has now."""
+    both = isinstance(present, torch.Tensor) and isinstance(saved, torch.Tensor)
+    return saved.to(present.device) if both else saved
+
+
+def _is_stateful(value: object) -> bool:
+    return callable(getattr(value, "state_dict", None)) and callable(
+        getattr(value, "load_state_dict", None)
+    )
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The module itself, whose weights have the same names on one process and on many."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # of torch.compile
+        if inner is None and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, torch.nn.Module):
+            return model
+        model = inner

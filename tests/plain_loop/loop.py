@@ -1,0 +1,109 @@
+"""A loop of torch alone, on one rank or several: `loop.py JSON`, the arguments of `train`.
+
+It prints `began STEP` and `ended STEP DIGEST`; whatever is drawn or shuffled changes the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
+
+from bt_lightning import Checkpointer
+
+BATCHES, EPOCHS = 6, 3
+
+
+class Rows(Dataset[torch.Tensor]):
+    def __init__(self, ranks: int) -> None:
+        self._length = 4 * BATCHES * ranks
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((4,), float(index))
+
+
+def digest(*values: Any) -> str:
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.update(value.numpy().tobytes())
+        elif isinstance(value, dict):
+            for name in value:
+                found.update(str(name).encode())
+                add(value[name])
+        elif isinstance(value, list | tuple):
+            for part in value:
+                add(part)
+        else:
+            found.update(repr(value).encode())
+
+    add([value.state_dict() for value in values])
+    return found.hexdigest()[:12]
+
+
+def train(root: str, store: str, seed: int, kill_at: int = 0, **options: Any) -> None:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if ranks > 1:
+        torch.distributed.init_process_group("gloo")
+    torch.manual_seed(seed)
+    layers = torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3)
+    model: torch.nn.Module = torch.nn.Sequential(*layers, torch.nn.Linear(8, 1))
+    if ranks > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rows = Rows(ranks)
+    sampler = StatefulDistributedSampler(rows, ranks, rank, shuffle=True) if ranks > 1 else None
+    state: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5),
+        "loader": StatefulDataLoader(rows, batch_size=4, sampler=sampler, shuffle=sampler is None),
+        "epoch": 0,
+        "step": 0,
+        "seen": torch.zeros(4),
+    }
+    with Checkpointer(root, store, keep=2, project="p", job="j", **options) as ck:
+        state = ck.load_latest(state)
+        print("began", state["step"], flush=True)
+        while state["epoch"] < EPOCHS:
+            if sampler is not None:
+                sampler.set_epoch(state["epoch"])
+            for number, batch in enumerate(state["loader"], state["step"] % BATCHES + 1):
+                optimizer.zero_grad()
+                loss = model(batch + torch.rand(4)).square().mean()
+                loss.backward()
+                optimizer.step()
+                state["scheduler"].step()
+                state["seen"] += batch.sum(0)
+                state["step"] += 1
+                ck.step()
+                if number < BATCHES:
+                    ck.save(state, state["step"], metrics={"loss": loss.item()})
+                if state["step"] == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            state["epoch"] += 1
+            ck.save(state, state["step"], epoch=state["epoch"])
+    strange = {"lightning", "pytorch_lightning", "lightning_fabric", "transformers"}
+    if "BT_TEST_ALONE" in os.environ:
+        assert not strange.intersection(sys.modules), "a framework was imported"
+    if ranks == 1:
+        print("ended", state["step"], digest(model, optimizer, state["scheduler"]), state["seen"])
+    else:
+        print("ended", state["step"], digest(model.module, optimizer, state["scheduler"]))
+
+
+if __name__ == "__main__":
+    train(**json.loads(sys.argv[1]))

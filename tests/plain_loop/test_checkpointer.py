@@ -1,0 +1,253 @@
+"""`Checkpointer`: a loop that is killed goes on, and ends as one that was not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from bt_lightning import (
+    CheckpointCorruptError,
+    Checkpointer,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    InvalidSettingError,
+)
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
+from tests.fork_server import script_environ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fork_server import ForkServer
+
+LOOP = Path(__file__).with_name("loop.py")
+BATCHES, STEPS = 6, 18
+
+
+@pytest.fixture(scope="session")
+def run(fork_server: ForkServer) -> Callable[..., list[list[str]]]:
+    return partial(_run, fork_server)
+
+
+def _run(
+    server: ForkServer, folder: Path, ranks: int = 1, *, code: int = 0, **words: Any
+) -> list[list[str]]:
+    """What each rank printed, line by line."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = {"root": str(folder / "ck"), "store": (folder / "store").as_uri(), **words}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    started = [
+        server.popen(
+            [sys.executable, str(LOOP), json.dumps(command)],
+            env=script_environ({**where, "RANK": str(rank)} if ranks > 1 else {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(ranks)
+    ]
+    said = [process.communicate(timeout=90) for process in started]
+    assert [process.returncode for process in started] == [code] * ranks, said
+    return [out.splitlines() for out, _ in said]
+
+
+@pytest.fixture(scope="session")
+def expected(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[str]]:
+    """The last line of each rank of a loop that nobody killed."""
+    known: dict[int, list[str]] = {}
+
+    def of(ranks: int) -> list[str]:
+        if ranks not in known:
+            folder = tmp_path_factory.mktemp("whole")
+            lines = run(folder, ranks, seed=1)
+            assert all(said[0] == "began 0" for said in lines)
+            known[ranks] = [said[-1] for said in lines]
+        return known[ranks]
+
+    return of
+
+
+def stored(folder: Path) -> set[int]:
+    """Steps of the checkpoints in the store."""
+    return {int(p.parent.name.split("-")[1]) for p in folder.glob("store/**/model.safetensors")}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("kill_at", [BATCHES + 3, 2 * BATCHES + 1], ids=["middle", "next epoch"])
+def test_a_killed_loop_ends_as_one_that_was_not(
+    run: Any, expected: Any, tmp_path: Path, ranks: int, kill_at: int
+) -> None:
+    """With dropout, noise of its own, batch norm, a shuffled loader and a scheduler."""
+    run(tmp_path, ranks, seed=1, kill_at=kill_at, code=-signal.SIGKILL)
+    lines = run(tmp_path, ranks, seed=2)
+    steps = {int(said[0].split()[1]) for said in lines}
+    assert len(steps) == 1
+    assert 0 < steps.pop() <= kill_at
+    assert [said[-1] for said in lines] == expected(ranks)
+
+
+def test_the_store_has_what_a_lost_disk_had(run: Any, expected: Any, tmp_path: Path) -> None:
+    run(tmp_path, seed=1, kill_at=8, code=-signal.SIGKILL)
+    run(tmp_path, seed=1, kill_at=14, code=-signal.SIGKILL)
+    shutil.rmtree(tmp_path / "ck")
+    ((began, ended),) = run(tmp_path, seed=2)
+    assert int(began.split()[1]) > 0
+    assert [ended] == expected(1)
+    found = {verify(one.path).step for one in list_committed(tmp_path / "ck")[0]}
+    assert found == {int(began.split()[1]), STEPS - 1, STEPS}  # what it resumed from stays
+    assert {step for step in stored(tmp_path) if step > int(began.split()[1])} == {17, 18}
+    assert len(stored(tmp_path)) == 3
+
+
+def test_ended_loops_begin_at_their_end_and_keep_the_newest(run: Any, tmp_path: Path) -> None:
+    run(tmp_path, seed=1)
+    ((began, _),) = run(tmp_path, seed=2)
+    assert began == f"began {STEPS}"
+    assert stored(tmp_path) == {STEPS - 1, STEPS}
+    assert {one.manifest.step for one in list_committed(tmp_path / "ck")[0]} == stored(tmp_path)
+
+
+# in this process
+
+
+def state(width: int = 2) -> dict[str, Any]:
+    model = torch.nn.Linear(width, 1)
+    return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1), "step": 0}
+
+
+def saved(root: Path, **more: Any) -> dict[str, Any]:
+    given = state()
+    with Checkpointer(root, **more) as ck:
+        ck.load_latest(given)
+        given["model"].weight.data.fill_(3.0)
+        given["step"] = 7
+        ck.save(given, 7, epoch=2, metrics={"loss": 0.5})
+    return given
+
+
+def test_counters_metrics_and_weights_are_where_other_tools_look(tmp_path: Path) -> None:
+    saved(tmp_path)
+    ((one,), _, _) = list_committed(tmp_path)
+    manifest = one.manifest
+    assert (manifest.checkpoint_id, manifest.step, manifest.epoch) == ("checkpoint-7", 7, 2)
+    assert manifest.metrics == {"loss": 0.5}
+    assert manifest.resumable
+    assert manifest.entry("model.safetensors") is not None
+
+
+def test_what_is_loaded_is_in_the_objects_and_in_the_dictionary(tmp_path: Path) -> None:
+    saved(tmp_path)
+    given = state()
+    with Checkpointer(tmp_path) as ck:
+        assert ck.load_latest(given) is given
+    assert given["step"] == 7
+    assert given["model"].weight.tolist() == [[3.0, 3.0]]
+
+
+def test_without_a_checkpoint_the_state_stays_as_it_is(tmp_path: Path) -> None:
+    given = state()
+    before = given["model"].weight.tolist()
+    with Checkpointer(tmp_path) as ck:
+        ck.load_latest(given)
+    assert given["step"] == 0
+    assert given["model"].weight.tolist() == before
+    with pytest.raises(CheckpointNotFoundError), Checkpointer(tmp_path / "x", resume="require"):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in what compile imports
+def test_several_models_and_a_compiled_one_have_the_names_of_the_plain_ones(
+    tmp_path: Path,
+) -> None:
+    def two() -> dict[str, Any]:
+        return {"one": torch.nn.Linear(2, 2), "two": torch.nn.Linear(2, 2)}
+
+    first = two()
+    with Checkpointer(tmp_path) as ck:
+        compiled = torch.compile(first["two"])
+        ck.save({**first, "two": compiled}, 1)
+    second = two()
+    with Checkpointer(tmp_path) as ck:
+        ck.load_latest(second)
+    for name, model in first.items():
+        assert second[name].weight.tolist() == model.weight.tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"net": torch.nn.Linear(2, 1)}, "the checkpoint has no net: it has model, optimizer"),
+        ({"model": torch.nn.Linear(3, 1)}, "the weights of 'model'"),
+        ({"model": torch.nn.Linear(2, 1), "ema": 0.5}, "has no ema"),
+    ],
+)
+def test_another_loop_s_state_is_refused(tmp_path: Path, given: Any, said: str) -> None:
+    saved(tmp_path)
+    with pytest.raises(CheckpointMismatchError, match=said), Checkpointer(tmp_path) as ck:
+        ck.load_latest(given)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    from bt_lightning.session.checkpoint_writer import CheckpointWriter
+
+    CheckpointWriter().save({"step": 1, "optimizer_states": []}, tmp_path / "c-1", tmp_path)
+    with (
+        pytest.raises(CheckpointMismatchError, match="no Checkpointer"),
+        Checkpointer(tmp_path) as ck,
+    ):
+        ck.load_latest(state())
+
+
+def test_damage_is_no_reason_to_begin_anew(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "checkpoint-7" / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(CheckpointCorruptError), Checkpointer(tmp_path) as ck:
+        ck.load_latest(state())
+
+
+def test_after_an_exception_what_was_saved_is_published(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    checkpointer = Checkpointer(tmp_path / "ck", store.as_uri(), job="j")
+    with contextlib.suppress(KeyError), checkpointer as ck:
+        ck.save(state(), 5)
+        raise KeyError
+    assert [path.parent.name for path in store.rglob("model.safetensors")] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"keep": 0}, "keep"),
+        ({"grace": 5}, "grace: only a Trainer does that"),
+        ({"nonsense": 1}, "nonsense: no such option"),
+        ({"dir": "s3://bucket/x"}, "a URL"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_named(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidSettingError, match=said), Checkpointer(**wrong):
+        pass
+
+
+def test_outside_of_its_block_it_says_how_to_use_it(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettingError, match="`with` block"):
+        Checkpointer(tmp_path).step()
+
+
+def test_names_are_strings(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettingError, match="name 3"), Checkpointer(tmp_path) as ck:
+        ck.save({3: 4}, 1)  # type: ignore[dict-item]
