@@ -160,7 +160,7 @@ class Checkpointer:
         self._keep_newest(name, run)
 
     def step(self) -> None:
-        """Every rank, after each optimizer step: raises what the worker could not do; 2 us.
+        """Every rank, after each optimizer step: raises what the worker could not do; about 1 us.
 
         Raises:
             DirectoryUnusableError, UploadFailedError: as `save`.

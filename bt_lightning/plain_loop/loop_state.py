@@ -1,8 +1,9 @@
 """The state of a training loop as a state dictionary to save, and back into its objects.
 
-The one model is saved where every checkpoint has its weights (`model.safetensors`), optimizers
-where a checkpoint that can be resumed has them. What else has a state, but for schedulers and
-scalers, is taken for a rank's own (dataloaders, samplers): it is saved for each rank.
+The model (the only module, or the one of that name) is saved where every checkpoint has its weights
+(`model.safetensors`), optimizers where a checkpoint that can be resumed has them. What else has a
+state, but for schedulers and scalers, is taken for a rank's own (dataloaders, samplers), and saved
+for each rank.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from bt_lightning.errors import CheckpointMismatchError, InvalidSettingError
 from bt_lightning.session.random_generators import generator_states, restore_generators
 from bt_lightning.session.stateful_dataloaders import (
     after_next_iterator,
-    begin_after_epoch,
-    is_behind_epoch,
     is_stateful_dataloader,
+    load_state,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WEIGHTS, _OPTIMIZERS, _REST = "state_dict", "optimizer_states", "state"
+_MODEL = "model"
 NAMES, RANKS = "names", "ranks"
 """Entries of ours: which object is the model, which are optimizers; the states of each rank."""
 
@@ -70,6 +71,13 @@ class LoopState:
         return found
 
     @property
+    def _main(self) -> str | None:
+        """Name of the model whose weights are found without knowing the loop."""
+        if len(self.models) == 1:
+            return next(iter(self.models))
+        return _MODEL if _MODEL in self.models else None
+
+    @property
     def device(self) -> torch.device | None:
         """The CUDA device of the first model that has one."""
         tensors = (p for model in self.models.values() for p in model.parameters())
@@ -89,14 +97,14 @@ class LoopState:
         rest: dict[str, Any] = dict(self.values)
         rest.update({name: value.state_dict() for name, value in self.shared.items()})
         weights = {name: model.state_dict() for name, model in self.models.items()}
-        one = next(iter(weights)) if len(weights) == 1 else None
-        if one is None:
-            rest.update(weights)
+        one = self._main
+        served = {_WEIGHTS: weights.pop(one)} if one is not None else {}
+        rest.update(weights)
         return {
-            **({_WEIGHTS: weights[one]} if one is not None else {}),
+            **served,
             _OPTIMIZERS: [optimizer.state_dict() for optimizer in self.optimizers.values()],
             _REST: rest,
-            NAMES: {"model": one, "optimizers": list(self.optimizers)},
+            NAMES: {_MODEL: one, "optimizers": list(self.optimizers)},
             RANKS: ranks,
         }
 
@@ -141,9 +149,9 @@ class LoopState:
             CheckpointMismatchError: their weights are others.
         """
         names, rest = checkpoint.get(NAMES, {}), checkpoint.get(_REST, {})
+        main = names.get(_MODEL, self._main)  # of a checkpoint that no loop saved: of the model
         for name, model in self.models.items():
-            is_the_one = len(self.models) == 1 and names.get("model", name) is not None
-            weights = checkpoint.get(_WEIGHTS) if is_the_one else rest.get(name)
+            weights = checkpoint.get(_WEIGHTS) if name == main else rest.get(name)
             try:
                 model.load_state_dict(weights or {})
             except RuntimeError as error:
@@ -151,7 +159,7 @@ class LoopState:
                 raise CheckpointMismatchError(msg) from error
 
     def _check(self, names: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
-        there = {*names["optimizers"], *rest, names["model"]}
+        there = {*names["optimizers"], *rest, names[_MODEL]}
         asked = {*self.models, *self.optimizers, *self.shared, *self.values}
         if missing := sorted(asked - there):
             known = ", ".join(sorted(name for name in there if name is not None))
@@ -168,10 +176,7 @@ class LoopState:
                 log.warning("the checkpoint has no state of %s, which begins anew", name)
             elif not is_stateful_dataloader(value):
                 value.load_state_dict(states[name])
-            elif is_behind_epoch(states[name]):
-                begin_after_epoch(value, states[name])
-            else:
-                value.load_state_dict(states[name])
+            elif load_state(value, states[name]):
                 begun.append(value)
         if mine["rng"] is not None:
             for loader in begun:  # after the last of them, all have drawn

@@ -16,23 +16,38 @@ def is_stateful_dataloader(value: object) -> bool:
     return any(kind.__name__ == "StatefulDataLoader" for kind in type(value).__mro__)
 
 
-def is_behind_epoch(state: Any) -> bool:
-    """Whether a state of one was taken when its iterator had ended."""
-    return isinstance(state, dict) and bool(state.get(_ENDED))
+def load_state(loader: Any, state: Any) -> bool:
+    """Restore a loader; returns whether its next iterator goes on inside an epoch.
+
+    It does not if `state` was taken when the iterator had ended. The loader makes that one again
+    before the next: it is asked for its state, so that it does so now, with its draws.
+    """
+    loader.load_state_dict(state)
+    if isinstance(state, dict) and state.get(_ENDED):
+        loader.state_dict()
+        _begin_sampler(loader)
+        return False
+    return True
 
 
 def begin_after_epoch(loader: Any, state: Any) -> None:
-    """Restore a loader to its state at the end of an epoch: the next iterator begins a new one.
+    """Restore a loader to its state at the last batch: the next iterator begins a new epoch.
 
-    Its sampler has its own generator, which continues from epoch to epoch. Creating and dropping
-    an iterator leaves the loader as in the interrupted run.
+    For loops that never ask it for more than that batch. Its sampler has its own generator, which
+    continues from epoch to epoch. Creating and dropping an iterator leaves the loader as in the
+    interrupted run.
     """
     loader.load_state_dict(state)
     iter(loader)
+    _begin_sampler(loader)
+
+
+def _begin_sampler(loader: Any) -> None:
+    """Let torchdata's distributed sampler, which was exhausted, begin."""
     for owner in (loader, getattr(loader, "batch_sampler", None)):
         sampler = getattr(owner, "sampler", None)
         if sampler is not None and getattr(sampler, "next_yielded", None) is not None:
-            sampler.next_yielded = None  # torchdata's distributed sampler was exhausted
+            sampler.next_yielded = None
 
 
 def after_next_iterator(loader: Any, act: Callable[[], None]) -> None:

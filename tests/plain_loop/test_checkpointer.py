@@ -9,12 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bt_lightning import (
     CheckpointCorruptError,
@@ -67,17 +68,14 @@ def _run(
 
 
 @pytest.fixture(scope="session")
-def expected(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[str]]:
+def expected(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     """The last line of each rank of a loop that nobody killed."""
-    known: dict[int, list[str]] = {}
 
-    def of(ranks: int) -> list[str]:
-        if ranks not in known:
-            folder = tmp_path_factory.mktemp("whole")
-            lines = run(folder, ranks, seed=1)
-            assert all(said[0] == "began 0" for said in lines)
-            known[ranks] = [said[-1] for said in lines]
-        return known[ranks]
+    @cache
+    def of(ranks: int, workers: int = 0) -> list[str]:
+        lines = run(tmp_path_factory.mktemp("whole"), ranks, seed=1, workers=workers)
+        assert all(said[0] == "began 0" for said in lines)
+        return [said[-1] for said in lines]
 
     return of
 
@@ -87,18 +85,24 @@ def stored(folder: Path) -> set[int]:
     return {int(p.parent.name.split("-")[1]) for p in folder.glob("store/**/model.safetensors")}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("kill_at", [BATCHES + 3, 2 * BATCHES + 1], ids=["middle", "next epoch"])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0)])
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [
+        ({"kill_at": BATCHES + 3}, BATCHES + 3),
+        ({"kill_after": 2}, 2 * BATCHES),
+        ({"kill_at": 3 * BATCHES}, 3 * BATCHES - 1),
+    ],
+    ids=["middle", "epoch end", "last batch"],
+)
 def test_a_killed_loop_ends_as_one_that_was_not(
-    run: Any, expected: Any, tmp_path: Path, ranks: int, kill_at: int
+    run: Any, expected: Any, tmp_path: Path, ranks: int, workers: int, where: Any, step: int
 ) -> None:
     """With dropout, noise of its own, batch norm, a shuffled loader and a scheduler."""
-    run(tmp_path, ranks, seed=1, kill_at=kill_at, code=-signal.SIGKILL)
-    lines = run(tmp_path, ranks, seed=2)
-    steps = {int(said[0].split()[1]) for said in lines}
-    assert len(steps) == 1
-    assert 0 < steps.pop() <= kill_at
-    assert [said[-1] for said in lines] == expected(ranks)
+    run(tmp_path, ranks, seed=1, workers=workers, **where, code=-signal.SIGKILL)
+    lines = run(tmp_path, ranks, seed=2, workers=workers)
+    assert [said[0] for said in lines] == [f"began {step}"] * ranks
+    assert [said[-1] for said in lines] == expected(ranks, workers)
 
 
 def test_the_store_has_what_a_lost_disk_had(run: Any, expected: Any, tmp_path: Path) -> None:
@@ -106,7 +110,6 @@ def test_the_store_has_what_a_lost_disk_had(run: Any, expected: Any, tmp_path: P
     run(tmp_path, seed=1, kill_at=14, code=-signal.SIGKILL)
     shutil.rmtree(tmp_path / "ck")
     ((began, ended),) = run(tmp_path, seed=2)
-    assert int(began.split()[1]) > 0
     assert [ended] == expected(1)
     found = {verify(one.path).step for one in list_committed(tmp_path / "ck")[0]}
     assert found == {int(began.split()[1]), STEPS - 1, STEPS}  # what it resumed from stays
@@ -171,21 +174,24 @@ def test_without_a_checkpoint_the_state_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in what compile imports
-def test_several_models_and_a_compiled_one_have_the_names_of_the_plain_ones(
+def test_of_several_models_and_a_compiled_one_each_is_found_by_its_own_name(
     tmp_path: Path,
 ) -> None:
     def two() -> dict[str, Any]:
-        return {"one": torch.nn.Linear(2, 2), "two": torch.nn.Linear(2, 2)}
+        model = torch.nn.Linear(2, 2)
+        return {"average": torch.optim.swa_utils.AveragedModel(model), "model": model}
 
     first = two()
+    first["model"].weight.data.add_(1)
     with Checkpointer(tmp_path) as ck:
-        compiled = torch.compile(first["two"])
-        ck.save({**first, "two": compiled}, 1)
+        ck.save({**first, "model": torch.compile(first["model"])}, 1)
+    assert set(load_file(tmp_path / "checkpoint-1" / "model.safetensors")) == {"bias", "weight"}
     second = two()
     with Checkpointer(tmp_path) as ck:
         ck.load_latest(second)
     for name, model in first.items():
-        assert second[name].weight.tolist() == model.weight.tolist()
+        for key, value in model.state_dict().items():
+            assert torch.equal(second[name].state_dict()[key], value)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +252,45 @@ def test_arguments_that_cannot_be_used_are_named(wrong: dict[str, Any], said: st
 def test_outside_of_its_block_it_says_how_to_use_it(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettingError, match="`with` block"):
         Checkpointer(tmp_path).step()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_only_weights_are_taken_from_an_earlier_job(tmp_path: Path, resumed: bool) -> None:
+    saved(tmp_path / "earlier")
+    options = {"load_dir": tmp_path / "earlier", "resume": "weights"}
+    if resumed:
+        with Checkpointer(tmp_path / "own", **options) as ck:
+            given = ck.load_latest(state())
+            given["step"] = 1
+            ck.save(given, 1)
+    given = state()
+    with Checkpointer(tmp_path / "own", **options) as ck:
+        ck.load_latest(given)
+    assert given["model"].weight.tolist() == [[3.0, 3.0]]
+    assert given["step"] == int(resumed)
+
+
+def test_odd_values_come_back_as_they_were(tmp_path: Path) -> None:
+    values = {"nan": float("nan"), "names": ("a", {"b": [1, 2]}), "none": None, "at": torch.ones(3)}
+    with Checkpointer(tmp_path) as ck:
+        ck.save(values, 1, metrics={"loss": torch.tensor(float("inf")), "nan": float("nan")})
+    given: dict[str, Any] = dict.fromkeys(values)
+    with Checkpointer(tmp_path) as ck:
+        ck.load_latest(given)
+    assert given["nan"] != given["nan"]
+    assert given["names"] == ("a", {"b": [1, 2]})
+    assert given["none"] is None
+    assert given["at"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_one_that_is_opened_again_goes_on(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    for step in (1, 2, 2):
+        with checkpointer as ck:
+            given = ck.load_latest({"step": 0})
+            ck.save({"step": step}, step)
+    assert given["step"] == 2
+    assert [one.manifest.checkpoint_id for one in list_committed(tmp_path)[0]] == ["checkpoint-2"]
 
 
 def test_names_are_strings(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 
 import bt_lightning
-from bt_lightning import BTCheckpointIO, BTLightning, BTModelCheckpoint
+from bt_lightning import BTCheckpointIO, BTLightning, BTModelCheckpoint, Checkpointer
 from bt_lightning.truss_definitions import (
     BasetenCheckpoint,
     CheckpointingConfig,
@@ -49,6 +49,14 @@ def save(fabric: Fabric) -> dict[str, torch.Tensor]:
         return dict(io.load_checkpoint("checkpoint-1", map_location="cpu", weights_only=True))
     except bt_lightning.CheckpointCorruptError as error:
         raise ValueError(error.message) from error
+
+
+def loop(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
+    with Checkpointer(Path("ck"), "s3://bucket/runs", keep=3, job="j") as ck:
+        state = ck.load_latest({"model": model, "optimizer": optimizer, "step": 0})
+        ck.step()
+        ck.save(state, 1, epoch=0, metrics={"loss": 0.5})
+        return state
 
 
 def steps(file: str) -> list[str]:
