@@ -51,7 +51,7 @@ class LoopState:
         """Sort the objects of a loop by what they are.
 
         Raises:
-            InvalidSettingError: a name is no string.
+            InvalidSettingError: a name is no string, or an object has no state to save.
         """
         found = cls()
         for name, value in state.items():
@@ -63,7 +63,7 @@ class LoopState:
             elif isinstance(value, torch.optim.Optimizer):
                 found.optimizers[name] = value
             elif not _is_stateful(value):
-                found.values[name] = value
+                found.values[name] = _plain(name, value)
             elif isinstance(value, (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)):
                 found.shared[name] = value
             else:
@@ -188,6 +188,19 @@ def _beside(present: Any, saved: Any) -> Any:
     """What was saved, on the device of what the loop has now."""
     both = isinstance(present, torch.Tensor) and isinstance(saved, torch.Tensor)
     return saved.to(present.device) if both else saved
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value, if it is one that can be saved without a state of its own."""
+    if not isinstance(value, torch.utils.data.DataLoader) and not hasattr(value, "__next__"):
+        return value
+    kind = type(value).__name__
+    msg = (
+        f"{name} is a {kind}, which has no state: leave it out, or give torchdata's"
+        " StatefulDataLoader, whose place is saved (in Fabric the one that you made, not what"
+        " setup_dataloaders returns)"
+    )
+    raise InvalidSettingError(msg)
 
 
 def _is_stateful(value: object) -> bool:

@@ -6,16 +6,14 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 from bt_lightning import (
     CheckpointCorruptError,
@@ -25,46 +23,23 @@ from bt_lightning import (
     InvalidSettingError,
 )
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
-from tests.fork_server import script_environ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tests.fork_server import ForkServer
 
 LOOP = Path(__file__).with_name("loop.py")
 BATCHES, STEPS = 6, 18
 
 
 @pytest.fixture(scope="session")
-def run(fork_server: ForkServer) -> Callable[..., list[list[str]]]:
-    return partial(_run, fork_server)
+def run(run_ranks: Callable[..., list[list[str]]]) -> Callable[..., list[list[str]]]:
+    """Runs `loop.py` below a folder."""
 
+    def run(folder: Path, ranks: int = 1, *, code: int = 0, **words: Any) -> list[list[str]]:
+        command = {"root": str(folder / "ck"), "store": (folder / "store").as_uri(), **words}
+        return run_ranks(LOOP, json.dumps(command), ranks=ranks, code=code)
 
-def _run(
-    server: ForkServer, folder: Path, ranks: int = 1, *, code: int = 0, **words: Any
-) -> list[list[str]]:
-    """What each rank printed, line by line."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = {"root": str(folder / "ck"), "store": (folder / "store").as_uri(), **words}
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-    started = [
-        server.popen(
-            [sys.executable, str(LOOP), json.dumps(command)],
-            env=script_environ({**where, "RANK": str(rank)} if ranks > 1 else {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(ranks)
-    ]
-    said = [process.communicate(timeout=90) for process in started]
-    assert [process.returncode for process in started] == [code] * ranks, said
-    return [out.splitlines() for out, _ in said]
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -291,6 +266,13 @@ def test_one_that_is_opened_again_goes_on(tmp_path: Path) -> None:
             ck.save({"step": step}, step)
     assert given["step"] == 2
     assert [one.manifest.checkpoint_id for one in list_committed(tmp_path)[0]] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("make", [DataLoader, iter], ids=["loader", "iterator"])
+def test_what_has_no_state_is_refused_at_once(tmp_path: Path, make: Any) -> None:
+    refused = pytest.raises(InvalidSettingError, match=r"data is a .*StatefulDataLoader")
+    with refused, Checkpointer(tmp_path) as ck:
+        ck.load_latest({"data": make([1, 2])})
 
 
 def test_names_are_strings(tmp_path: Path) -> None:
