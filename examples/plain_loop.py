@@ -33,11 +33,15 @@ def moons(rows: int) -> TensorDataset:
     return TensorDataset(points, side.float())
 
 
+def make_model() -> torch.nn.Module:
+    hidden = [torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Dropout(0.1)]
+    return torch.nn.Sequential(*hidden, torch.nn.Linear(32, 1), torch.nn.Flatten(0))
+
+
 def main() -> None:
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # of torchdata
     torch.manual_seed(7)
-    hidden = [torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Dropout(0.1)]
-    model = torch.nn.Sequential(*hidden, torch.nn.Linear(32, 1), torch.nn.Flatten(0))
+    model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     loader = StatefulDataLoader(moons(1280), batch_size=32, shuffle=True)
 

@@ -26,7 +26,9 @@ class FitRanks:
         self._ends_as_agreed = False
 
     def begin(self) -> None:
-        """Called by every rank when the fit starts."""
+        """Called by every rank when the fit starts: from here on, the death of one is noticed."""
+        if self._peers is not None:
+            self._peers.wait_until_watched()
         lost = self._peers.lost if self._peers is not None else None
         self._fit_end = FitEnd(self._ranks, lost)
 

@@ -35,6 +35,7 @@ LONGEST_S = 1800.0
 _SHORTEST_S, _LONG_S = 0.0005, 0.02
 _LOOK_S = 0.2
 _MEET_S = 60.0
+_WATCHED_S = 5.0
 _PART = 4 * 1024**2
 """Bytes of one value. torch's server ends at one of 8 MiB, and with it every rank."""
 _COUNT = 4
@@ -55,6 +56,8 @@ class RankExchange:
         self._shared = process_group_store()
         self._own: Any = None
         self._connected = threading.Event()
+        self._watched = threading.Event()
+        """Rank 0 can notice the death of this rank, or never will."""
         self._host = ranks.host
         self._lost_rank = ""
         self._closed = threading.Event()
@@ -80,6 +83,10 @@ class RankExchange:
         if isinstance(op, Get):
             return str(self._store.get(op.key).decode())
         return self.lost()
+
+    def wait_until_watched(self) -> None:
+        """Wait until rank 0 would notice that this rank dies; not for long, if it cannot."""
+        self._watched.wait(_WATCHED_S)
 
     def lost(self) -> str:
         """Which rank is gone and why; empty if none is."""
@@ -177,6 +184,9 @@ class RankExchange:
         try:
             self._connect()
             connection = self._open_connection()
+            if connection is not None:
+                connection.poll(0.0)
+            self._watched.set()
             while connection is not None and not self._closed.is_set():
                 connection.poll(_LOOK_S)
                 lost = connection.lost()
@@ -188,6 +198,7 @@ class RankExchange:
         except (OSError, RuntimeError) as error:
             log.debug("the death of another rank may not be noticed: %s", error)
         finally:
+            self._watched.set()
             if connection is not None:
                 connection.close()
 
@@ -205,7 +216,7 @@ class RankExchange:
             self._store.set(key, connection.address)
             return connection
         while not self._store.check([key]):
-            if self._closed.wait(_LOOK_S):
+            if self._closed.wait(_LONG_S):
                 return None
         return LivenessCaller(self._host, self._store.get(key).decode(), self.rank)
 

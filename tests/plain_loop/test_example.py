@@ -1,4 +1,4 @@
-"""The example prints what its docstring says."""
+"""Examples print what their docstrings say."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import ast
 from pathlib import Path
 from typing import Any
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "plain_loop.py"
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_the_example_prints_what_its_docstring_says(run_ranks: Any, tmp_path: Path) -> None:
-    (out,) = run_ranks(EXAMPLE, cwd=tmp_path)
-    said = ast.get_docstring(ast.parse(EXAMPLE.read_text())) or ""
+@pytest.mark.parametrize("name", ["plain_loop.py", "fabric.py"])
+def test_an_example_prints_what_its_docstring_says(
+    run_ranks: Any, tmp_path: Path, name: str
+) -> None:
+    (out,) = run_ranks(EXAMPLES / name, cwd=tmp_path)
+    said = ast.get_docstring(ast.parse((EXAMPLES / name).read_text())) or ""
     wanted = [line.strip() for line in said.splitlines() if line.startswith("    ")]
     shown = [line for line in wanted if line != "..."]
     assert len(shown) == 4

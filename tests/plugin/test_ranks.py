@@ -30,6 +30,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 import plugin_runs as runs
 from bt_lightning import BTLightning
+from bt_lightning.session.rank_liveness import LivenessCaller
 
 root, marks, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -78,6 +79,15 @@ class User(Callback):
                 os._exit(9)
             if what == "hangs":
                 time.sleep(600)
+
+if what.endswith("-connects-late") and rank == ranks - 1:
+    connect = LivenessCaller._connect
+
+    def connect_late(caller):
+        time.sleep(1.0)
+        connect(caller)
+
+    LivenessCaller._connect = connect_late
 
 L.seed_everything(1)
 trainer = runs.trainer(
@@ -191,7 +201,10 @@ def test_a_signal_in_a_save_that_waits_for_a_slower_rank_is_obeyed_on_all(start,
     assert found[0].manifest.step == 4  # of the first validation
 
 
-@pytest.mark.parametrize(("what", "codes"), [("raises", [1, 1]), ("dies", [1, 9])])
+@pytest.mark.parametrize(
+    ("what", "codes"),
+    [("raises", [1, 1]), ("dies", [1, 9]), ("dies-connects-late", [1, 9])],
+)
 def test_a_rank_that_is_gone_in_a_save_is_noticed_and_nothing_less_than_whole_is_saved(
     start, tmp_path, what, codes
 ):
