@@ -214,7 +214,7 @@ def test_an_interim_checkpoint_goes_when_a_newer_one_stands_in_for_it(nursery, t
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_saves_at_an_interval_keep_only_the_newest_and_change_nothing(nursery, tmp_path, ranks):
-    options = {"trainer_options": {"max_epochs": 24}, "save": {"every_n_epochs": 8}}
+    options = {"trainer_options": {"max_epochs": 9}, "save": {"every_n_epochs": 3}}
     digest = reference(nursery, tmp_path, ranks, **options)
     run = Run(nursery, tmp_path / "run", ranks, interval_s=0.001, **options)
     assert run.live(seed=1) == [0] * ranks, run.errors()
