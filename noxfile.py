@@ -88,7 +88,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session
 def exact(session: nox.Session) -> None:
-    """Compare killed runs with whole ones, at each boundary; a quarter of an hour."""
+    """Compare killed runs with whole ones, at each boundary; four minutes on two cores."""
     _install(session, "test")
     session.run("pytest", *PARALLEL, "-m", "slow", "tests/exact", *session.posargs)
 
