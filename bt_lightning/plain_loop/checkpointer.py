@@ -85,16 +85,15 @@ class Checkpointer:
         self._keep = None if keep is None else argument_checks.whole("keep", keep, 1)
         self._options = Options.of(dir=dir, store=store, **options)
         self._writer = CheckpointWriter()
-        self._kept: list[str] = []
-        """Ids of the checkpoints that are there, the oldest first; on the rank that writes."""
+        self._kept: list[str] | None = None
+        """Ids of the checkpoints that are there, the oldest first, from the first save on."""
         self._open: _Open | None = None
 
     def __enter__(self) -> Self:
         """Every rank: open the directory and the store, and find what to resume from."""
         options = self._options.merged(os.environ)
-        self._open = _Open(options)
-        self._kept = self._open.saved()
         self._writer.trusted = options.own_weights_only is False
+        self._kept, self._open = None, _Open(options)
         return self
 
     def load_latest(self, state: S) -> S:
@@ -143,24 +142,24 @@ class Checkpointer:
         """
         run, found = self._running(), LoopState.of(state)
         step = argument_checks.whole("step", step, 0)
+        epoch = argument_checks.whole("epoch", epoch, 0)
+        numbers = {name: float(value) for name, value in (metrics or {}).items()}
         run.begin(found)
         mine = found.of_this_rank(exact=run.options.exact)
         ranks = states_of_ranks(mine, lambda payload: run.peers.exchange(payload, unlimited))
         if ranks is None:
             return
-        numbers = {name: float(value) for name, value in (metrics or {}).items()}
         facts = {"metrics": numbers, "origin": {"world_size": run.ranks.world_size}}
-        counters = {"step": step, "epoch": argument_checks.whole("epoch", epoch, 0)}
         name = f"{_PREFIX}{step}"
         saves = run.session.saves
         if saves is not None:
             saves.saver.state_may_change()  # since the last save, whatever the loop did
-        checkpoint = {**counters, **found.checkpoint(ranks), EXTRA: facts}
+        checkpoint = {"step": step, "epoch": epoch, **found.checkpoint(ranks), EXTRA: facts}
         run.session.save(self._writer, checkpoint, run.root / name, run.root)
         self._keep_newest(name, run)
 
     def step(self) -> None:
-        """Every rank, after each optimizer step: raises what the worker could not do; about 1 us.
+        """Every rank, after each optimizer step: raises what the worker could not do.
 
         Raises:
             DirectoryUnusableError, UploadFailedError: as `save`.
@@ -183,6 +182,8 @@ class Checkpointer:
     def _keep_newest(self, name: str, run: _Open) -> None:
         if self._keep is None:
             return
+        if self._kept is None:
+            self._kept = run.saved()
         self._kept = [*(one for one in self._kept if one != name), name]
         while len(self._kept) > self._keep:
             run.session.remove(run.root / self._kept.pop(0), run.root)
@@ -211,8 +212,12 @@ class _Open:
         self.ranks.begin_meetings()
         self.session = RankSession(options)
         self.start: StartPoint = self.session.open(self.root, self.ranks)
-        self.peers = FitRanks(self.ranks)
-        self.peers.begin()
+        try:
+            self.peers = FitRanks(self.ranks)
+            self.peers.begin()
+        except BaseException:
+            self.session.close()  # or its worker would wait for this process
+            raise
         self._began = False
 
     def saved(self) -> list[str]:

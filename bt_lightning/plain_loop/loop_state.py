@@ -151,7 +151,8 @@ class LoopState:
         names, rest = checkpoint.get(NAMES, {}), checkpoint.get(_REST, {})
         main = names.get(_MODEL, self._main)  # of a checkpoint that no loop saved: of the model
         for name, model in self.models.items():
-            weights = checkpoint.get(_WEIGHTS) if name == main else rest.get(name)
+            is_main = name == main or (len(self.models) == 1 and name not in rest)
+            weights = checkpoint.get(_WEIGHTS) if is_main else rest.get(name)
             try:
                 model.load_state_dict(weights or {})
             except RuntimeError as error:
@@ -168,6 +169,8 @@ class LoopState:
                 " run did that saved it, or start in a new directory"
             )
             raise CheckpointMismatchError(msg)
+        if unused := sorted(name for name in there - asked if name is not None):
+            log.warning("not restored, as the loop did not name it: %s", ", ".join(unused))
 
     def _load_own(self, mine: Mapping[str, Any]) -> None:
         states, begun = mine["own"], []

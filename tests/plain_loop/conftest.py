@@ -58,6 +58,10 @@ def _run_ranks(
         )
         for rank in range(ranks)
     ]
-    said = [process.communicate(timeout=90) for process in started]
+    try:
+        said = [process.communicate(timeout=90) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [code] * ranks, said
     return [out.splitlines() for out, _ in said]

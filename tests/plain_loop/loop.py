@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
@@ -67,9 +67,10 @@ def train(
     kill_at: int = 0,
     kill_after: int = 0,
     workers: int = 0,
+    plain: bool = False,
     **options: Any,
 ) -> None:
-    """`kill_at`: a step; `kill_after`: an epoch."""
+    """`kill_at`: a step; `kill_after`: an epoch; `plain`: with a loader that has no state."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if ranks > 1:
@@ -83,11 +84,13 @@ def train(
     rows = Rows(ranks)
     sampler = StatefulDistributedSampler(rows, ranks, rank, shuffle=True) if ranks > 1 else None
     shuffle = {"sampler": sampler} if sampler is not None else {"shuffle": True}
+    kind = DataLoader if plain else StatefulDataLoader
+    loader = kind(rows, batch_size=4, num_workers=workers, **shuffle)
     state: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
         "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5),
-        "loader": StatefulDataLoader(rows, batch_size=4, num_workers=workers, **shuffle),
+        **({} if plain else {"loader": loader}),
         "epoch": 0,
         "step": 0,
         "seen": torch.zeros(4),
@@ -98,7 +101,7 @@ def train(
         while state["epoch"] < EPOCHS:
             if sampler is not None:
                 sampler.set_epoch(state["epoch"])
-            for number, batch in enumerate(state["loader"], state["step"] % BATCHES + 1):
+            for number, batch in enumerate(loader, state["step"] % BATCHES + 1):
                 optimizer.zero_grad()
                 loss = model(batch + torch.rand(4)).square().mean()
                 loss.backward()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import (
     CheckpointCorruptError,
@@ -23,6 +24,7 @@ from bt_lightning import (
     InvalidSettingError,
 )
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
+from bt_lightning.plain_loop.loop_state import LoopState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +82,12 @@ def test_a_killed_loop_ends_as_one_that_was_not(
     assert [said[-1] for said in lines] == expected(ranks, workers)
 
 
+def test_a_loader_without_a_state_goes_on_at_the_end_of_an_epoch(run: Any, tmp_path: Path) -> None:
+    ((_, wanted),) = run(tmp_path / "whole", seed=1, plain=True)
+    run(tmp_path, seed=1, plain=True, kill_after=2, code=-signal.SIGKILL)
+    assert run(tmp_path, seed=2, plain=True) == [[f"began {2 * BATCHES}", wanted]]
+
+
 def test_the_store_has_what_a_lost_disk_had(run: Any, expected: Any, tmp_path: Path) -> None:
     run(tmp_path, seed=1, kill_at=8, code=-signal.SIGKILL)
     run(tmp_path, seed=1, kill_at=14, code=-signal.SIGKILL)
@@ -106,6 +114,12 @@ def test_ended_loops_begin_at_their_end_and_keep_the_newest(run: Any, tmp_path: 
 def state(width: int = 2) -> dict[str, Any]:
     model = torch.nn.Linear(width, 1)
     return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1), "step": 0}
+
+
+def named(name: str) -> dict[str, Any]:
+    """The state, with another name for the model."""
+    given = state()
+    return {name: given.pop("model"), **given}
 
 
 def saved(root: Path, **more: Any) -> dict[str, Any]:
@@ -229,19 +243,47 @@ def test_outside_of_its_block_it_says_how_to_use_it(tmp_path: Path) -> None:
         Checkpointer(tmp_path).step()
 
 
+def test_what_a_loop_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It would train with an optimizer that begins, and never hear of it."""
+    saved(tmp_path)
+    given = state()
+    del given["optimizer"]
+    with Checkpointer(tmp_path) as ck:
+        ck.load_latest(given)
+    assert "not restored, as the loop did not name it: optimizer" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
+def test_on_another_number_of_ranks_what_is_a_rank_s_own_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = StatefulDataLoader(list(range(8)))
+    next(iter(rows))
+    found = LoopState.of({"rows": rows, "step": 3})
+    ranks = [found.of_this_rank(exact=False)]
+    again = LoopState.of({"rows": StatefulDataLoader(list(range(8))), "step": 0})
+    for world_size, first in ((1, 1), (2, 0)):
+        assert again.load(found.checkpoint(ranks), 0, world_size) == {"step": 3}
+        assert next(iter(again.own["rows"])).item() == first
+    assert "saved by 1 ranks, resumed on 2: rows begin anew" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["model", "net"])
 @pytest.mark.parametrize("resumed", [False, True])
-def test_only_weights_are_taken_from_an_earlier_job(tmp_path: Path, resumed: bool) -> None:
+def test_only_weights_are_taken_from_an_earlier_job(
+    tmp_path: Path, resumed: bool, name: str
+) -> None:
     saved(tmp_path / "earlier")
     options = {"load_dir": tmp_path / "earlier", "resume": "weights"}
     if resumed:
         with Checkpointer(tmp_path / "own", **options) as ck:
-            given = ck.load_latest(state())
+            given = ck.load_latest(named(name))
             given["step"] = 1
             ck.save(given, 1)
-    given = state()
+    given = named(name)
     with Checkpointer(tmp_path / "own", **options) as ck:
         ck.load_latest(given)
-    assert given["model"].weight.tolist() == [[3.0, 3.0]]
+    assert given[name].weight.tolist() == [[3.0, 3.0]]
     assert given["step"] == int(resumed)
 
 
