@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import shutil
 import signal
 from functools import cache
@@ -22,9 +23,11 @@ from bt_lightning import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     InvalidSettingError,
+    RankLostError,
 )
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.plain_loop.loop_state import LoopState
+from bt_lightning.session.fit_ranks import FitRanks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -308,6 +311,19 @@ def test_one_that_is_opened_again_goes_on(tmp_path: Path) -> None:
             ck.save({"step": step}, step)
     assert given["step"] == 2
     assert [one.manifest.checkpoint_id for one in list_committed(tmp_path)[0]] == ["checkpoint-2"]
+
+
+def test_one_that_cannot_meet_the_other_ranks_leaves_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: FitRanks) -> None:
+        msg = "rank 1 has died"
+        raise RankLostError(msg)
+
+    monkeypatch.setattr(FitRanks, "begin", refuse)
+    with pytest.raises(RankLostError), Checkpointer(tmp_path):
+        pass
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("make", [DataLoader, iter], ids=["loader", "iterator"])
