@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def run_ranks(fork_server: ForkServer) -> Callable[..., list[list[str]]]:
-    """Runs a script to its end: `run_ranks(script, *words, ranks=1, code=0, cwd=None)`."""
+    """Runs a script to its end: `run_ranks(script, *words, ranks=1, code=0)`."""
     return partial(_run_ranks, fork_server)
 
 
@@ -31,7 +31,6 @@ def _run_ranks(
     *words: object,
     ranks: int = 1,
     code: int = 0,
-    cwd: Path | None = None,
 ) -> list[list[str]]:
     """What each rank printed, line by line."""
     with socket.socket() as free:
@@ -48,7 +47,6 @@ def _run_ranks(
     started = [
         server.popen(
             [sys.executable, str(script), *map(str, words)],
-            cwd=cwd,
             env=script_environ({**of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
