@@ -1,6 +1,6 @@
 """Trains a small GPT twice, once undisturbed and once with two kill -9, and compares the results.
 
-`python examples/quickstart.py` does it all. The training is `train`, the first function below.
+`python examples/quickstart.py` does it all. The training is quickstart_training.py.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -31,46 +29,8 @@ if TYPE_CHECKING:
 STEPS = 240
 SAVE_EVERY = 20
 KILLS = (92, 172)
+TRAINING = str(Path(__file__).with_name("quickstart_training.py"))
 OURS = ".made-by-quickstart"
-
-
-def train(folder: Path) -> None:
-    """An ordinary Lightning script, which may be killed at any time, and started again."""
-    import lightning as L
-    from char_gpt import CharGPT, LossLog, PythonDocs, digest
-    from lightning.pytorch.callbacks import ModelCheckpoint
-    from torchdata.stateful_dataloader import StatefulDataLoader
-
-    from bt_lightning import BTLightning
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # no tips
-    warnings.filterwarnings("ignore", ".*does not have many workers")  # the text is in memory
-
-    L.seed_everything(7, verbose=False)
-    docs = PythonDocs(length=64, size=200_000)
-    model = CharGPT(alphabet=len(docs.alphabet), length=64)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=STEPS,
-        gradient_clip_val=1.0,
-        callbacks=[
-            BTLightning(),  # makes checkpoints durable, publishes them, and resumes
-            ModelCheckpoint(
-                every_n_train_steps=SAVE_EVERY, save_top_k=2, monitor="step", mode="max"
-            ),
-            LossLog(folder / "losses.jsonl"),
-        ],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, StatefulDataLoader(docs, batch_size=24, shuffle=True, drop_last=True))
-
-    result = {
-        "weights": digest(model.state_dict()),
-        "optimizer": digest(trainer.optimizers[0].state_dict()),
-    }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 class Job:
@@ -94,7 +54,7 @@ class Job:
             environ["BT_STORE_URL"] = f"file://{self.store.resolve()}"
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, "train", "--dir", str(self.folder)],
+                [sys.executable, TRAINING, str(self.folder), str(STEPS), str(SAVE_EVERY)],
                 env=environ,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -323,16 +283,7 @@ def main() -> int:
         default=Path("demo-output"),
         help="folder for the results, %(default)s",
     )
-    commands = parser.add_subparsers(dest="command", metavar="[train]")
-    training = commands.add_parser(
-        "train", help="the training alone, which the demo starts and kills"
-    )
-    training.add_argument("--dir", type=Path, required=True, help="folder for losses and result")
     options = parser.parse_args()
-    if options.command == "train":
-        options.dir.mkdir(parents=True, exist_ok=True)
-        train(options.dir)
-        return 0
     return 0 if demo(fresh(options.output)) else 1
 
 
