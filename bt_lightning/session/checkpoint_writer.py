@@ -6,22 +6,17 @@ import warnings
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.localdir.commit import commit
-from bt_lightning.localdir.disk_space import planned
-from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
-from bt_lightning.manifest import FileEntry, Manifest, ManifestFacts
-from bt_lightning.path_layout import WEIGHTS, check_checkpoint_id
-from bt_lightning.session.checkpoint_paths import unwritten_error
+from bt_lightning.manifest import ManifestFacts
+from bt_lightning.path_layout import WEIGHTS
 from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, package_versions
 from bt_lightning.session.serving_files import ServingFiles
+from bt_lightning.session.snapshot_writer import SnapshotWriter
 from bt_lightning.session.unsafe_state_warnings import unsafe_state_warnings
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.state_files import EncodingCache, Snapshot, lay_out_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from bt_lightning.restore.live_objects import LiveObjects
 
@@ -29,7 +24,7 @@ EXTRA = "bt_lightning"
 """Key of the state dictionary for this package's own entries."""
 
 
-class CheckpointWriter:
+class CheckpointWriter(SnapshotWriter[dict[str, Any]]):
     """Writes checkpoints; used on the training thread of the rank that writes.
 
     Args:
@@ -48,62 +43,40 @@ class CheckpointWriter:
         """Whether a restart of this job will unpickle its checkpoints."""
         self._warned = False
 
-    def save(
-        self,
-        checkpoint: dict[str, Any],
-        final: Path,
-        root: Path,
-        after: int = 0,
-        make_room: Callable[[int], None] = lambda _: None,
-    ) -> Manifest:
-        """Commit `checkpoint` as the directory `final` under `root`, and return its manifest.
-
-        Its generation is greater than that of `final` and than `after`. `make_room` is called with
-        the needed bytes before anything is written.
-
-        Raises:
-            DirectoryUnusableError: the disk is full or failed.
-        """
-        checkpoint_id = check_checkpoint_id(final.relative_to(root).as_posix())
-        snapshot = self.take(checkpoint)
-        facts = self.facts(checkpoint, snapshot)
-
-        def describe(entries: tuple[FileEntry, ...]) -> Manifest:
-            number = 1 + max(after, _generation(final))
-            return facts.manifest(checkpoint_id, number, entries)
-
-        make_room(planned(snapshot.sizes))
-        try:
-            return commit(final, root, snapshot.files, describe)
-        except OSError as error:
-            raise unwritten_error(checkpoint_id, root, error) from error
-
-    def take(self, checkpoint: dict[str, Any], cache: EncodingCache | None = None) -> Snapshot:
-        """Lay out `checkpoint` and the serving files; copies no tensor."""
+    def take(self, state: dict[str, Any], cache: EncodingCache | None = None) -> Snapshot:
+        """Lay out `state` and the serving files; copies no tensor."""
         serving = self.serving
-        snapshot = lay_out_files(checkpoint, serving.weights_prefix, cache, serving.tensors())
+        snapshot = lay_out_files(state, serving.weights_prefix, cache, serving.tensors())
         snapshot.small_files.update(serving.constant)
         self._warn_once(snapshot)
         return snapshot
 
-    def facts(self, checkpoint: dict[str, Any], snapshot: Snapshot) -> ManifestFacts:
-        """The manifest's facts about `checkpoint`, without files and generation."""
+    def facts(self, state: dict[str, Any], snapshot: Snapshot) -> ManifestFacts:
+        """The manifest's facts about `state`, without files and generation."""
         return ManifestFacts(
-            step=first_count(checkpoint, *STEPS),
-            epoch=first_count(checkpoint, *EPOCHS),
+            step=first_count(state, *STEPS),
+            epoch=first_count(state, *EPOCHS),
             created_at=datetime.now(timezone.utc).isoformat(),
-            metrics=_extra(checkpoint, "metrics"),
+            metrics=_extra(state, "metrics"),
             origin={
                 **self.origin,
                 "versions": dict(package_versions()),
-                **_extra(checkpoint, "origin"),
+                **_extra(state, "origin"),
             },
-            resumable="optimizer_states" in checkpoint,
+            resumable=self.resumable(state),
             weights_prefix=(
                 self.serving.weights_prefix if WEIGHTS in snapshot.tensor_files else ""
             ),
             leftovers=(*snapshot.leftovers, *snapshot.dropped),
         )
+
+    def step(self, state: dict[str, Any]) -> int | None:
+        """The optimizer step that Lightning counts."""
+        return state.get("global_step")
+
+    def resumable(self, state: dict[str, Any]) -> bool:
+        """Whether `state` has more than weights."""
+        return "optimizer_states" in state
 
     def _warn_once(self, snapshot: Snapshot) -> None:
         """At the first save, warn about state that a load cannot restore by default."""
@@ -114,13 +87,6 @@ class CheckpointWriter:
             snapshot, ClassTable(self._allowed()), self.live_objects, trusted=self.trusted
         ):
             warnings.warn(text, stacklevel=4)
-
-
-def _generation(final: Path) -> int:
-    try:
-        return read_manifest(final).generation
-    except (CheckpointNotFoundError, CheckpointCorruptError):
-        return 0
 
 
 def _extra(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:

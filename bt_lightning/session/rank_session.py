@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
     from bt_lightning.manifest import Manifest
     from bt_lightning.restore.load_checkpoint import MapLocation
-    from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.session.fit_selection import FitRequest, SelectedFit
     from bt_lightning.session.options import Options
     from bt_lightning.session.ranks import Ranks
     from bt_lightning.session.save_tracking import Saves
     from bt_lightning.session.session_config import SessionConfig
+    from bt_lightning.session.snapshot_writer import SnapshotWriter
     from bt_lightning.session.start_point import OfferedCheckpoint
     from bt_lightning.snapshot.save_record import SaveRecord
 
@@ -283,9 +283,7 @@ class RankSession:
         """Whether a checkpoint id is committed, maybe in the store only."""
         return self.writer is not None and checkpoint_id in self.writer.known
 
-    def save(
-        self, writer: CheckpointWriter, state: dict[str, Any], final: Path, root: Path
-    ) -> None:
+    def save(self, writer: SnapshotWriter[T], state: T, final: Path, root: Path) -> None:
         """Save `state` as `final`, a path below `root`; on the rank that writes.
 
         During a fit a snapshot is taken, and the worker commits and publishes it; outside of one,
@@ -293,7 +291,7 @@ class RankSession:
 
         Args:
             writer: how a state becomes files.
-            state: tensors of any shape, dtype and device, and values of most types.
+            state: what that writer takes.
             final: the directory to be; its path below `root` is the checkpoint's id.
             root: the checkpoint directory, absolute.
 

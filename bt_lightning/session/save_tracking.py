@@ -8,7 +8,7 @@ import logging
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bt_lightning.errors import CheckpointError, DirectoryFullError, TornSnapshotError
 from bt_lightning.localdir.event_log import note
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from bt_lightning.session.checkpoint_writer import CheckpointWriter
+    from bt_lightning.session.snapshot_writer import SnapshotWriter
     from bt_lightning.snapshot.save_record import Policy, SaveRecord
     from bt_lightning.snapshot.saver import Saver
     from bt_lightning.worker_messages import FreedSpace, Published
 
 log = logging.getLogger(__name__)
 
+State = TypeVar("State")
 
 _MOST = 1000
 
@@ -95,10 +96,8 @@ class Saves:
         self._refused: list[DirectoryFullError] = []
         """Errors of saves on this thread that had no space on the disk; raised by `collect`."""
 
-    def save(
-        self, writer: CheckpointWriter, checkpoint: dict[str, Any], checkpoint_id: str
-    ) -> None:
-        """Take a snapshot of `checkpoint`, or write it directly if there is no memory for one.
+    def save(self, writer: SnapshotWriter[State], state: State, checkpoint_id: str) -> None:
+        """Take a snapshot of `state`, or write it directly if there is no memory for one.
 
         Raises:
             DirectoryUnusableError: a direct write failed.
@@ -107,13 +106,13 @@ class Saves:
         began, started = time.time(), time.perf_counter()
         record = self.saver.save(
             checkpoint_id,
-            lambda cache: writer.take(checkpoint, cache),
-            lambda snapshot: writer.facts(checkpoint, snapshot),
+            lambda cache: writer.take(state, cache),
+            lambda snapshot: writer.facts(state, snapshot),
         )
         self._began[record.number] = began
-        if record.decision != "skipped" and "optimizer_states" in checkpoint:
+        if record.decision != "skipped" and writer.resumable(state):
             self.taken += 1
-            self.taken_step = checkpoint.get("global_step")
+            self.taken_step = writer.step(state)
             self._resumable.add(record.number)
         if record.snapshot == "direct":
             self._warn_once(
@@ -121,7 +120,7 @@ class Saves:
                 " while its checkpoints are written"
             )
             try:
-                self._write(writer, checkpoint, record)
+                self._write(writer, state, record)
             except DirectoryFullError as error:
                 record.decision = "refused"
                 self._refused.append(error)
@@ -132,7 +131,7 @@ class Saves:
                 record.call_ms = 1000 * (time.perf_counter() - started)
                 self._notify_ended(record)
         elif record.decision == "skipped":
-            record.step = int(checkpoint.get("global_step", 0))
+            record.step = writer.step(state) or 0
             self._notify_ended(record)
 
     def wait_for(self, checkpoint_id: str) -> None:
@@ -201,11 +200,9 @@ class Saves:
                 record.remote_durable_s = event.remote_durable_s
                 self._listeners.ended(record)
 
-    def _write(
-        self, writer: CheckpointWriter, checkpoint: dict[str, Any], record: SaveRecord
-    ) -> None:
-        """Commit `checkpoint` on this thread, and write the event that the worker would write."""
-        record.step = int(checkpoint.get("global_step", 0))
+    def _write(self, writer: SnapshotWriter[State], state: State, record: SaveRecord) -> None:
+        """Commit `state` on this thread, and write the event that the worker would write."""
+        record.step = writer.step(state) or 0
         self.wait_for(record.checkpoint_id)  # otherwise the older save would replace this one
         started, cpu = time.perf_counter(), time.thread_time()
         final, after = (
@@ -213,7 +210,7 @@ class Saves:
             self.saver.generation(record.checkpoint_id),
         )
         manifest = writer.save(
-            checkpoint, final, self._root, after, lambda size: self._make_room(record, size)
+            state, final, self._root, after, lambda size: self._make_room(record, size)
         )
         record.write_s, record.cpu_s = time.perf_counter() - started, time.thread_time() - cpu
         record.local_durable_s = time.time() - self._began[record.number]

@@ -13,6 +13,7 @@ import ctypes
 import json
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ALIGNMENT: Final = 4096
 """Bytes: a page, so that the tensors can be mapped or read with O_DIRECT."""
 _LENGTH_BYTES = 8
+OF_TORCH: Final[Mapping[str, str]] = MappingProxyType({"format": "pt"})
+"""The metadata by which readers know tensors of torch."""
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -83,12 +86,14 @@ def header_row(name: str, tensor: torch.Tensor) -> Row:
     return -item, -count, name, item * count, f'{entry}"data_offsets":['
 
 
-def plan_file(tensors: Mapping[str, torch.Tensor]) -> FilePlan:
+def plan_file(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] = OF_TORCH
+) -> FilePlan:
     """Lay out a file of tensors, each as `storable` returns it."""
-    return plan_rows(header_row(name, tensor) for name, tensor in tensors.items())
+    return plan_rows([header_row(name, tensor) for name, tensor in tensors.items()], metadata)
 
 
-def plan_rows(rows: Iterable[Row]) -> FilePlan:
+def plan_rows(rows: Iterable[Row], metadata: Mapping[str, str] = OF_TORCH) -> FilePlan:
     """Lay out a file of the tensors with these rows; faster if they are sorted."""
     ordered = sorted(rows)
     ends = list(accumulate(size for _, _, _, size, _ in ordered))
@@ -96,7 +101,8 @@ def plan_rows(rows: Iterable[Row]) -> FilePlan:
         f"{entry}{end - size},{end}]}}"
         for (_, _, _, size, entry), end in zip(ordered, ends, strict=True)
     ]
-    text = ",".join(['{"__metadata__":{"format":"pt"}', *entries]).encode() + b"}"
+    first = json.dumps({"__metadata__": dict(metadata)}, separators=(",", ":")).removesuffix("}")
+    text = ",".join([first, *entries]).encode() + b"}"
     padded = text + b" " * (-(_LENGTH_BYTES + len(text)) % ALIGNMENT)
     data = _LENGTH_BYTES + len(padded)
     return FilePlan(

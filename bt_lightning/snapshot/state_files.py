@@ -9,6 +9,7 @@ from bt_lightning.path_layout import LEFTOVERS, TREE
 from bt_lightning.snapshot.encode_tree import Encoder
 from bt_lightning.snapshot.pickle_leftovers import leftover_digests, pickle_leftovers, type_name
 from bt_lightning.snapshot.safetensors_layout import (
+    OF_TORCH,
     FilePlan,
     file_pieces,
     header_row,
@@ -182,28 +183,34 @@ def _tensor_files(
             others.update(fragment.tensors[path])
         fixed = tuple(fragment for fragment in kept if fragment.tensors[path])
         if fixed or others:
-            files[path] = _file(path, fixed, others, cache)
+            files[path] = tensor_file(path, fixed, others, cache)
     for path, extra in more.items():
         others = {name: storable(tensor) for name, tensor in extra.items()}
-        files[path] = _file(path, (), others, cache)
+        files[path] = tensor_file(path, (), others, cache)
     return files
 
 
-def _file(
+def tensor_file(
     path: str,
     fixed: tuple[Fragment, ...],
     others: dict[str, torch.Tensor],
     cache: EncodingCache | None,
+    metadata: Mapping[str, str] = OF_TORCH,
 ) -> TensorFile:
-    """Lay out one file, or reuse the cached layout if nothing that it depends on has changed."""
+    """Lay out one file, or reuse the cached layout if nothing that it depends on has changed.
+
+    `others` are tensors as `storable` returns them.
+    """
     if cache is None:
-        return TensorFile(path, plan_file(others), fixed, others)
-    key = (fixed, frozenset((name, each.dtype, each.shape) for name, each in others.items()))
+        return TensorFile(path, plan_file(others, metadata), fixed, others)
+    shapes = frozenset((name, each.dtype, each.shape) for name, each in others.items())
+    key = (fixed, shapes, dict(metadata))
     last = cache.plans.get(path)
     if last is not None and last[0] == key:
         plan = last[1]
     else:
         known = [each for fragment in fixed for each in fragment.rows[path]]
-        plan = plan_rows(known + [header_row(name, tensor) for name, tensor in others.items()])
+        rows = known + [header_row(name, tensor) for name, tensor in others.items()]
+        plan = plan_rows(rows, metadata)
     cache.plans[path] = (key, plan)
     return TensorFile(path, plan, fixed, others)
