@@ -56,7 +56,7 @@ class Moment(Callback):
     wanted: dict[str, object] | None = None
     rank, ranks = 0, 1
     heard = threading.Event()
-    """Whether rank 0 has asked for what a signal wants."""
+    """Whether rank 0 has asked for a save or an end, and it is not carried out."""
 
     @classmethod
     def reach(cls, name: str, number: int = 0) -> None:
@@ -92,13 +92,19 @@ class Moment(Callback):
         self.reach("train_end")
 
 
-look = RankAgreement._look
+look, done = RankAgreement._look, RankAgreement.done
 
 
 def told_of_promises(agreement: RankAgreement) -> None:
     look(agreement)
-    if agreement._member.asked is not None:
-        Moment.heard.set()
+    with agreement._changed:
+        if agreement._member.asked is not None:
+            Moment.heard.set()
+
+
+def told_of_ends(agreement: RankAgreement) -> None:
+    done(agreement)
+    Moment.heard.clear()
 
 
 finish = WriterSession.finish
@@ -130,7 +136,7 @@ def train(
     Moment.wanted, Moment.rank, Moment.ranks = moment, rank, ranks
     L.seed_everything(seed, verbose=False)
     WriterSession.finish = told_while_finishing
-    RankAgreement._look = told_of_promises
+    RankAgreement._look, RankAgreement.done = told_of_promises, told_of_ends
     notes = Journal(journal, life)
     wanted = {"every_n_train_steps": EVERY, "save_top_k": 3, "monitor": "step", "mode": "max"}
     callbacks: list[Callback] = [

@@ -217,7 +217,8 @@ def test_saves_at_an_interval_keep_only_the_newest_and_change_nothing(nursery, t
     options = {"trainer_options": {"max_epochs": 9}, "save": {"every_n_epochs": 3}}
     digest = reference(nursery, tmp_path, ranks, **options)
     run = Run(nursery, tmp_path / "run", ranks, interval_s=0.001, **options)
-    assert run.live(seed=1) == [0] * ranks, run.errors()
+    waits = {"name": "step", "number": 20, "signal": 0}  # until rank 0 has asked for a save
+    assert run.live(seed=1, moment=waits) == [0] * ranks, run.errors()
     own = [e for e in run.events("save") if str(e["checkpoint_id"]).startswith("interim-")]
     assert own
     assert run.digest == digest or not EXACT
