@@ -8,18 +8,15 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-import xxhash
-from torch.nn.parameter import is_lazy
 
 from bt_lightning.fit_identity import FitIdentity
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
-from bt_lightning.lightning_plugin.mismatch_errors import COMPILED
 from bt_lightning.lightning_plugin.model_checkpoint_paths import is_default_dirpath
 from bt_lightning.manifest import of_fit, of_newest_fit
 from bt_lightning.session.call_site import call_site, program_digest
 from bt_lightning.session.fit_selection import FitRequest
-from bt_lightning.session.value_digests import digest, without_stamps
+from bt_lightning.session.value_digests import digest, shapes_digest, without_stamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +82,7 @@ def fit_identity(trainer: Trainer, module: LightningModule) -> FitIdentity:
     """The identity of the fit that is being set up; on rank 0, before anything is restored."""
     seed = torch.initial_seed()
     return FitIdentity(
-        model=f"{type(module).__qualname__} {_shapes(module)}"[:512],
+        model=f"{type(module).__qualname__} {shapes_digest(module)}"[:512],
         hyperparameters=dict(_hyperparameters(trainer, module)),
         data=_data(trainer, module),
         writes=_folders(trainer),
@@ -102,15 +99,6 @@ def _limits(trainer: Trainer) -> dict[str, str]:
     if early:
         found["early_stopping"] = digest([{n: vars(one).get(n) for n in _EARLY} for one in early])
     return found
-
-
-def _shapes(module: torch.nn.Module) -> str:
-    hasher = xxhash.xxh3_64()
-    for name, parameter in module.named_parameters():
-        lazy = is_lazy(parameter)
-        plain = name.replace(COMPILED, "")  # the load says what is compiled differently
-        hasher.update(f"{plain} {None if lazy else tuple(parameter.shape)}\n".encode())
-    return hasher.hexdigest()
 
 
 def _hyperparameters(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]]:

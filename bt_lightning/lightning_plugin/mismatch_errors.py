@@ -9,6 +9,7 @@ from bt_lightning.errors import CheckpointMismatchError
 from bt_lightning.lightning_plugin.searched_values import SEARCHED, searched_values
 from bt_lightning.lightning_plugin.trainer_checks import scalars
 from bt_lightning.session.checkpoint_writer import EXTRA
+from bt_lightning.session.value_digests import COMPILED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SHOWN = 8
-COMPILED = "_orig_mod."
-"""Prefix that `torch.compile` adds to the names of a wrapped module."""
 OPTIMIZERS = "optimizers"
 """Key under which `BTLightning` saves the classes of the optimizers."""
 

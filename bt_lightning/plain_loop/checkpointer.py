@@ -6,15 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.plain_loop.loop_state import LoopState
 from bt_lightning.session import argument_checks
 from bt_lightning.session.checkpoint_paths import DEFAULT_ROOT, absolute_root
 from bt_lightning.session.checkpoint_writer import EXTRA, CheckpointWriter
-from bt_lightning.session.fit_ranks import FitRanks
 from bt_lightning.session.options import Options
-from bt_lightning.session.rank_session import RankSession
-from bt_lightning.session.ranks import Ranks
+from bt_lightning.session.running_session import RunningSession
 from bt_lightning.session.states_of_ranks import states_of_ranks
 from bt_lightning.worker.worker_handle import unlimited
 
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
-
-    from bt_lightning.session.start_point import StartPoint
 
 S = TypeVar("S", bound=dict[str, Any])
 
@@ -87,13 +82,14 @@ class Checkpointer:
         self._writer = CheckpointWriter()
         self._kept: list[str] | None = None
         """Ids of the checkpoints that are there, the oldest first, from the first save on."""
-        self._open: _Open | None = None
+        self._open: RunningSession | None = None
 
     def __enter__(self) -> Self:
         """Every rank: open the directory and the store, and find what to resume from."""
         options = self._options.merged(os.environ)
         self._writer.trusted = options.own_weights_only is False
-        self._kept, self._open = None, _Open(options)
+        self._kept = None
+        self._open = RunningSession(options, absolute_root(options.dir or DEFAULT_ROOT))
         return self
 
     def load_latest(self, state: S) -> S:
@@ -117,7 +113,7 @@ class Checkpointer:
             found.load_weights(checkpoint)
         elif checkpoint is not None:
             state.update(found.load(checkpoint, run.ranks.rank, run.ranks.world_size))
-        run.begin(found)
+        _begin(run, found)
         return state
 
     def save(
@@ -144,7 +140,7 @@ class Checkpointer:
         step = argument_checks.whole("step", step, 0)
         epoch = argument_checks.whole("epoch", epoch, 0)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
-        run.begin(found)
+        _begin(run, found)
         mine = found.of_this_rank(exact=run.options.exact)
         ranks = states_of_ranks(mine, lambda payload: run.peers.exchange(payload, unlimited))
         if ranks is None:
@@ -179,16 +175,16 @@ class Checkpointer:
         run, self._open = self._running(), None
         run.end(error)
 
-    def _keep_newest(self, name: str, run: _Open) -> None:
+    def _keep_newest(self, name: str, run: RunningSession) -> None:
         if self._keep is None:
             return
         if self._kept is None:
-            self._kept = run.saved()
+            self._kept = _of_loops(run.saved())
         self._kept = [*(one for one in self._kept if one != name), name]
         while len(self._kept) > self._keep:
             run.session.remove(run.root / self._kept.pop(0), run.root)
 
-    def _running(self) -> _Open:
+    def _running(self) -> RunningSession:
         if self._open is None:
             msg = "the Checkpointer is not open: use it in a `with` block"
             raise InvalidSettingError(msg)
@@ -198,58 +194,16 @@ class Checkpointer:
 _PREFIX = "checkpoint-"
 
 
+def _begin(run: RunningSession, state: LoopState) -> None:
+    optimizers = list(state.optimizers.values())
+    run.begin(lambda: optimizers, device=state.device)
+
+
 def _step(checkpoint_id: str) -> int:
     return int(checkpoint_id.removeprefix(_PREFIX))
 
 
-class _Open:
-    """A `Checkpointer` between its start and its end, on one rank."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.root = absolute_root(options.dir or DEFAULT_ROOT)
-        self.ranks = Ranks.of_process_group()
-        self.ranks.begin_meetings()
-        self.session = RankSession(options)
-        self.start: StartPoint = self.session.open(self.root, self.ranks)
-        try:
-            self.peers = FitRanks(self.ranks)
-            self.peers.begin()
-        except BaseException:
-            self.session.close()  # or its worker would wait for this process
-            raise
-        self._began = False
-
-    def saved(self) -> list[str]:
-        """Ids of the checkpoints on disk and in the store, by step; on the rank that writes."""
-        writer = self.session.writer
-        if writer is None:
-            return []
-        listed = list_committed(self.root)[0] if self.root.is_dir() else []
-        ids = writer.known.ids.union(one.manifest.checkpoint_id for one in listed)
-        steps = {found: found.removeprefix(_PREFIX) for found in ids if found.startswith(_PREFIX)}
-        return sorted((one for one, step in steps.items() if step.isdecimal()), key=_step)
-
-    def begin(self, state: LoopState) -> None:
-        """Let the worker publish and delete; from now on saves are snapshots."""
-        if not self._began:
-            self._began = True
-            optimizers = list(state.optimizers.values())
-            self.session.begin(lambda: optimizers, device=state.device)
-
-    def end(self, error: BaseException | None) -> None:
-        try:
-            if error is None:
-                self.session.finish()
-            else:
-                self._fail(error)
-        finally:
-            self.peers.end_fit(lambda: False)
-            self.peers.close()
-
-    def _fail(self, error: BaseException) -> None:
-        self.session.failing = True
-        writer = self.session.take()
-        self.peers.fail(error)
-        if writer is not None:
-            writer.abandon()
+def _of_loops(ids: list[str]) -> list[str]:
+    """Those that a loop saved, by step."""
+    steps = {found: found.removeprefix(_PREFIX) for found in ids if found.startswith(_PREFIX)}
+    return sorted((one for one, step in steps.items() if step.isdecimal()), key=_step)

@@ -17,8 +17,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 import xxhash
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Subset
 
+COMPILED: Final = "_orig_mod."
+"""Prefix that `torch.compile` adds to the names of a wrapped module."""
 _MOST: Final = 64
 """Attributes of an object, and entries of a mapping, that are looked at."""
 _DEPTH: Final = 6
@@ -65,6 +68,16 @@ def _dataset_digest(dataset: Any) -> str:
         with contextlib.suppress(TypeError):
             _first_digests[dataset] = known
     return known
+
+
+def shapes_digest(module: torch.nn.Module) -> str:
+    """A digest of the names and shapes of a module's parameters, compiled or not."""
+    hasher = xxhash.xxh3_64()
+    for name, parameter in module.named_parameters():
+        lazy = is_lazy(parameter)
+        plain = name.replace(COMPILED, "")  # the load says what is compiled differently
+        hasher.update(f"{plain} {None if lazy else tuple(parameter.shape)}\n".encode())
+    return hasher.hexdigest()
 
 
 class _Walk:
