@@ -1,34 +1,39 @@
-"""One file for both: examples/config.py is taken by truss, and run by `bt-lightning run`."""
+"""What truss sends of examples/baseten is whole: `bt-lightning run` runs it."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
-CONFIG = Path(__file__).parents[2] / "examples" / "config.py"
+FOLDER = Path(__file__).parents[2] / "examples" / "baseten"
 TRAINING = """
 import os
 from pathlib import Path
 
 Path(os.environ["BT_CHECKPOINT_DIR"], "result.json").write_text(os.environ["BT_TRAINING_JOB_ID"])
 """
-"""In place of the real one: there is no torch beside truss. tests/runtime trains."""
+"""In place of the real one: there is no torch beside truss. tests/examples trains."""
 
 
-def test_the_config_that_truss_takes_runs_to_its_end(tmp_path):
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # as truss names ignored files
+def test_what_truss_sends_runs_to_its_end(tmp_path):
     pytest.importorskip("truss_train", reason="truss is not installed; `nox -s truss` has it")
+    from truss_train.deployment import archive_dir
     from truss_train.loader import import_training_project
 
-    shutil.copy(CONFIG, tmp_path)
-    (tmp_path / "train.py").write_text(TRAINING)
-    with import_training_project(tmp_path / "config.py") as project:
+    with import_training_project(FOLDER / "config.py") as project:
         name = project.name
+    with archive_dir(FOLDER) as archive, tarfile.open(archive.name) as sent:
+        sent.extractall(tmp_path, filter="data")
+    files = {"config.py", "run.sh", "train.py"}
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == files
+    (tmp_path / "train.py").write_text(TRAINING)
     words = ("run", "--store", "./store", "--job-id", "j", "--dir", "ck", "config.py")
     kept = {key: value for key, value in os.environ.items() if not key.startswith("BT_")}
     done = subprocess.run(
@@ -44,5 +49,5 @@ def test_the_config_that_truss_takes_runs_to_its_end(tmp_path):
     record = json.loads((tmp_path / "ck" / ".bt_lightning" / "job.json").read_text())
     assert (record["project"], record["status"]) == (name, "COMPLETED")
     assert record["checkpoint_sync_status"] == "COMPLETED"
-    (sent,) = (tmp_path / "store").rglob("result.json")
-    assert sent.read_text() == "j"
+    (result,) = (tmp_path / "store").rglob("result.json")
+    assert result.read_text() == "j"
