@@ -6,14 +6,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from bt_lightning.manage.file_contents import same_bytes, tensors_of
-from bt_lightning.manage.tensor_headers import Difference, compare
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.tensor_files.tensor_headers import Difference, compare
 
 if TYPE_CHECKING:
     from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
-    from bt_lightning.manage.tensor_headers import Tensor
     from bt_lightning.manifest import FileEntry
+    from bt_lightning.tensor_files.tensor_headers import Tensor
 
 
 def compare_items(

@@ -6,19 +6,24 @@ import io
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.pickled_tensors import parse_pickle, parse_zip
-from bt_lightning.manage.safe_unpickle import MOST_BYTES
-from bt_lightning.manage.tensor_headers import LENGTH_BYTES, Header, header_bytes, parse_header
 from bt_lightning.manage.verified_reads import open_reader, read_file, read_item_range
 from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.tensor_files.pickled_tensors import parse_pickle, parse_zip
+from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
+from bt_lightning.tensor_files.tensor_headers import (
+    LENGTH_BYTES,
+    Header,
+    header_bytes,
+    parse_header,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
-    from bt_lightning.manage.tensor_headers import Tensor
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
+    from bt_lightning.tensor_files.tensor_headers import Tensor
 
 _ZIP_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"

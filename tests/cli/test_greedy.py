@@ -20,8 +20,8 @@ PATIENCE_S = 120
 LOOK = """
 import io, json, os, sys, time
 from bt_lightning.errors import CheckpointError
-from bt_lightning.manage.pickled_tensors import parse_pickle, parse_zip
-from bt_lightning.manage.tensor_headers import header_bytes, parse_header
+from bt_lightning.tensor_files.pickled_tensors import parse_pickle, parse_zip
+from bt_lightning.tensor_files.tensor_headers import header_bytes, parse_header
 
 def look(path, kind):
     with open(path, "rb") as file:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from bt_lightning.cli.render.text import human_size, printable, short_time
-from bt_lightning.manage.tensor_headers import by_module
+from bt_lightning.tensor_files.tensor_headers import by_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from bt_lightning.manage.checkpoint_kind import CheckpointKind
     from bt_lightning.manage.job_checkpoints import CheckpointItem
-    from bt_lightning.manage.tensor_headers import Difference, Header, Tensor
     from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.tensor_files.tensor_headers import Difference, Header, Tensor
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"added": "green", "removed": "red", "reshaped": "magenta", "changed": "yellow"}

@@ -13,13 +13,13 @@ from bt_lightning.cli.render.text import human_size, printable
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.compare_tensors import compare_items
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
-from bt_lightning.manage.tensor_headers import by_module
+from bt_lightning.tensor_files.tensor_headers import by_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
-    from bt_lightning.manage.tensor_headers import Difference, Tensor
+    from bt_lightning.tensor_files.tensor_headers import Difference, Tensor
 
 _MAX_ROWS = 1000
 """Rows of a table: more take minutes to draw."""

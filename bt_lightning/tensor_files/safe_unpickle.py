@@ -11,10 +11,12 @@ import pickle as codes
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
-from bt_lightning.manage.pickle_interpreter import OPAQUE, PickleInterpreter, TooLargeError
+from bt_lightning.tensor_files.pickle_interpreter import OPAQUE, PickleInterpreter, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bt_lightning.tensor_files.pickle_interpreter import PickledValue
 
 MOST_BYTES: Final = 20_000_000
 """Bytes of the largest pickle that is read."""
@@ -100,6 +102,11 @@ def unpickle(data: bytes) -> Any:
         TooLargeError: it exceeds a limit.
         Exception: of any kind, if it is no pickle.
     """
+    return unpickle_with_storages(data)[0]
+
+
+def unpickle_with_storages(data: bytes) -> tuple[Any, list[PickledValue]]:
+    """The value of a pickle, and the torch storages that it refers to. Raises as `unpickle`."""
     if len(data) > MOST_BYTES:
         msg = f"{len(data)} bytes, and at most {MOST_BYTES} are read"
         raise TooLargeError(msg)
@@ -111,7 +118,7 @@ def unpickle(data: bytes) -> Any:
         if instruction is not None:
             instruction[0](interpreter, instruction[1])
         elif code == _STOP:
-            return interpreter.stack[-1]
+            return interpreter.stack[-1], interpreter.storages
         else:
             msg = f"the unknown instruction {code}"
             raise ValueError(msg)

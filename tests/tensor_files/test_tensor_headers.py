@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch.distributed import checkpoint as dcp
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.pickle_interpreter import PickledValue
-from bt_lightning.manage.pickled_tensors import parse_pickle, parse_zip
-from bt_lightning.manage.safe_unpickle import unpickle
-from bt_lightning.manage.tensor_headers import (
+from bt_lightning.tensor_files.pickle_interpreter import PickledValue
+from bt_lightning.tensor_files.pickled_tensors import parse_pickle, parse_zip
+from bt_lightning.tensor_files.safe_unpickle import unpickle
+from bt_lightning.tensor_files.tensor_headers import (
     LENGTH_BYTES,
     Tensor,
     by_module,
@@ -204,7 +204,7 @@ def test_any_program_ends_and_is_a_list_of_tensors_or_refused(program):
 
 
 def test_a_zip_that_swells_is_refused(monkeypatch):
-    monkeypatch.setattr("bt_lightning.manage.pickled_tensors.MOST_BYTES", 1000)
+    monkeypatch.setattr("bt_lightning.tensor_files.pickled_tensors.MOST_BYTES", 1000)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 100_000)

@@ -59,6 +59,8 @@ class PickleInterpreter:
         self.data = data
         self.at = 0
         self.stack: list[Any] = []
+        self.storages: list[PickledValue] = []
+        """What stands for a torch storage each; `args` are type, key, device and elements."""
         self._push = self.stack.append
         self._pop = self.stack.pop
         self._marks: list[int] = []
@@ -265,7 +267,9 @@ class PickleInterpreter:
 
     def persistent_id(self, _: None) -> None:
         """A torch storage: type, key, device and number of elements."""
-        self._push_value(PickledValue("", self._pop()))
+        storage = PickledValue("", self._pop())
+        self._push_value(storage)
+        self.storages.append(storage)
 
     def persistent_id_line(self, _: None) -> None:
         self._line()

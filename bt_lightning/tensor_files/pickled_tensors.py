@@ -13,9 +13,9 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.pickle_interpreter import LONG, PickledValue, TooLargeError
-from bt_lightning.manage.safe_unpickle import MOST_BYTES, unpickle
-from bt_lightning.manage.tensor_headers import MOST_SIDES, Header, Tensor
+from bt_lightning.tensor_files.pickle_interpreter import LONG, PickledValue, TooLargeError
+from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES, unpickle
+from bt_lightning.tensor_files.tensor_headers import MOST_SIDES, Header, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,17 +84,29 @@ def parse_zip(file: IO[bytes], where: str) -> Header:
     Raises:
         CheckpointCorruptError: it is not such a file, of a format before torch 1.6, or too large.
     """
+    _, data = read_zip(file, where)
+    return parse_pickle(data, where)
+
+
+def read_zip(file: IO[bytes], where: str) -> tuple[dict[str, tuple[int, int]], bytes]:
+    """The members of a file that `torch.save` wrote, name -> (offset, bytes), and its `data.pkl`.
+
+    Raises:
+        CheckpointCorruptError: it is not such a file, of a format before torch 1.6, or too large
+            (`TooLargeError`).
+    """
     bounded = _BoundedFile(file, _MAX_DIRECTORY)
     try:
         with zipfile.ZipFile(bounded) as archive:
             bounded.max_bytes = MOST_BYTES
             data = _data_of(archive)
+            members = {m.filename: (m.header_offset, m.file_size) for m in archive.infolist()}
     except TooLargeError as error:
         raise _too_large(where, error) from error
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
         msg = f"{where} is no zip file as torch.save writes it: {error}"
         raise CheckpointCorruptError(msg) from error
-    return parse_pickle(data, where)
+    return members, data
 
 
 def _data_of(archive: zipfile.ZipFile) -> bytes:

@@ -1,0 +1,138 @@
+"""Folders of `save_pretrained`: models, PEFT adapters, sentence-transformers, diffusers."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from bt_lightning.checkpoint_formats.hf_files import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    check_json_files,
+    check_tensor_files,
+    is_weights,
+    model_facts,
+)
+from bt_lightning.checkpoint_formats.names_in_paths import epoch_of_name, step_of_name
+from bt_lightning.checkpoint_formats.results import Whole
+from bt_lightning.checkpoint_formats.tensor_file_checks import INDEX, UnknownContentError
+from bt_lightning.checkpoint_formats.trainer_folder import (
+    TRAINER_STATE,
+    is_trainer_folder,
+    trainer_state,
+)
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.file_limits import RECORD, parse_json
+
+if TYPE_CHECKING:
+    from bt_lightning.checkpoint_formats.folder_view import FolderView
+
+MODULES: Final = "modules.json"
+"""The list of the modules of a sentence-transformers model, a folder each."""
+PIPELINE: Final = "model_index.json"
+"""The list of the components of a diffusers pipeline, a folder each."""
+_SENTENCE_CONFIG: Final = "config_sentence_transformers.json"
+_OF_TRANSFORMERS: Final = frozenset(
+    {"architectures", "model_type", "transformers_version", "peft_type", "_class_name"}
+)
+_OWN_SUFFIXES: Final = (
+    *(".json", ".txt", ".model", ".jinja", ".tiktoken", ".md", ".py", ".spm", ".msgpack", ".h5"),
+    *(".safetensors", ".bin", ".pt", ".pth"),
+)
+_RESULTS: Final = re.compile(r".*_results\.json|requirements\.txt|.*log.*\.(?:txt|json)")
+
+
+def check_pretrained(view: FolderView) -> Whole:
+    """A folder of `save_pretrained`, of a model or adapter, with the folders of its components.
+
+    Raises:
+        CheckpointCorruptError: something is missing.
+        UnknownContentError: nothing tells that it is one.
+    """
+    files = pretrained_files(view)
+    own = replace(view, files={path: view.files[path] for path in files})
+    weights = any(is_weights(path.removesuffix(INDEX)) for path in files)
+    configs = [view.optional_object(path, RECORD) for path in (CONFIG, ADAPTER_CONFIG, PIPELINE)]
+    if not weights and not any(_OF_TRANSFORMERS.intersection(config) for config in configs):
+        msg = "nothing tells that this is a model"
+        raise UnknownContentError(msg)
+    _check_parts(own)
+    step, epoch = step_of_name(view.name), epoch_of_name(view.name)
+    metrics: dict[str, float] = {}
+    if TRAINER_STATE in view.files:
+        step, epoch, metrics = trainer_state(view)
+    return Whole(
+        format="peft" if ADAPTER_CONFIG in view.files else "hf-pretrained",
+        files=files,
+        step=step,
+        epoch=epoch,
+        metrics=metrics,
+        resumable=any(path.startswith("optimizer") for path in files),
+        **model_facts(view),
+    )
+
+
+def _check_parts(view: FolderView) -> None:
+    """Raise `CheckpointCorruptError` unless all that a saved model consists of is there."""
+    if is_trainer_folder(view.name) and not view.settled:
+        msg = f"{TRAINER_STATE} is missing, which the HF Trainer writes last"
+        raise CheckpointCorruptError(msg)
+    if _SENTENCE_CONFIG in view.files and MODULES not in view.files:
+        msg = f"{MODULES} is missing, which sentence-transformers writes last"
+        raise CheckpointCorruptError(msg)
+    for folder in _components(view):
+        if not any(path.startswith(f"{folder}/") for path in view.files):
+            msg = f"the folder {folder} is missing"
+            raise CheckpointCorruptError(msg)
+    check_json_files(view)
+    if not check_tensor_files(view, view.files):
+        msg = "it has no weights"
+        raise CheckpointCorruptError(msg)
+
+
+def pretrained_files(view: FolderView) -> tuple[str, ...]:
+    """Those at the top that such libraries write, and those in the folders of components.
+
+    A folder with a model may also hold logs, and folders with other checkpoints.
+    """
+    inside: tuple[str, ...] = ()
+    with contextlib.suppress(CheckpointCorruptError):  # the check says it
+        inside = tuple(f"{folder}/" for folder in _components(view))
+    return tuple(sorted(p for p in view.files if _is_own(p) or p.startswith(inside)))
+
+
+def _is_own(path: str) -> bool:
+    return "/" not in path and path.endswith(_OWN_SUFFIXES) and not _RESULTS.fullmatch(path)
+
+
+def _components(view: FolderView) -> list[str]:
+    """Folders that a list of components names: each must be there."""
+    named: list[str] = []
+    if MODULES in view.files:
+        listed = _list_of_modules(view)
+        named += [
+            each["path"]
+            for each in listed
+            if isinstance(each, dict)
+            and isinstance(each.get("path"), str)
+            and each["path"]
+            and not str(each.get("type", "")).endswith("Normalize")
+        ]
+    pipeline = view.optional_object(PIPELINE, RECORD)
+    named += [
+        name
+        for name, what in pipeline.items()
+        if isinstance(what, list) and what and isinstance(what[0], str) and name[:1] != "_"
+    ]
+    return named
+
+
+def _list_of_modules(view: FolderView) -> list[Any]:
+    try:
+        value = parse_json(view.read_whole(MODULES, RECORD), RECORD)
+    except CheckpointCorruptError as error:
+        msg = f"{MODULES} is not whole: {error}"
+        raise CheckpointCorruptError(msg) from error
+    return value if isinstance(value, list) else []
