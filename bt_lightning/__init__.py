@@ -44,12 +44,14 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
     from bt_lightning.lightning_plugin.model_checkpoint import BTModelCheckpoint
     from bt_lightning.plain_loop.checkpointer import Checkpointer
+    from bt_lightning.retention import KeepBest, KeepEvery, KeepLatest
     from bt_lightning.session.resume_path import resume_path
 
 __version__ = "0.1.0"
 
 _ERRORS = "bt_lightning.errors"
 _PLUGIN = "bt_lightning.lightning_plugin"
+_RETENTION = "bt_lightning.retention"
 _HOME = {
     "ArenaTooLargeError": _ERRORS,
     "BTCheckpointIO": f"{_PLUGIN}.checkpoint_io",
@@ -69,6 +71,9 @@ _HOME = {
     "FormatVersionError": _ERRORS,
     "InvalidSettingError": _ERRORS,
     "JobRunningError": _ERRORS,
+    "KeepBest": _RETENTION,
+    "KeepEvery": _RETENTION,
+    "KeepLatest": _RETENTION,
     "LeaseHeldError": _ERRORS,
     "RankLostError": _ERRORS,
     "RanksApartError": _ERRORS,
@@ -106,6 +111,9 @@ __all__ = [
     "FormatVersionError",
     "InvalidSettingError",
     "JobRunningError",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLatest",
     "LeaseHeldError",
     "RankLostError",
     "RanksApartError",

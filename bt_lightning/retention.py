@@ -68,6 +68,11 @@ class TierCheckpoint:
         """The optimizer step at which it was saved."""
         return self.order[0]
 
+    @property
+    def generation(self) -> int:
+        """Counts from 1 the commits of its id."""
+        return self.order[1]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
@@ -159,6 +164,20 @@ class KeepLatest:
         those = [one for one in tier.newest_first() if one.resumable or not self.resumable]
         latest = {one.place for one in those[: self.count]}
         return [_keep(one.place in latest) for one in tier.checkpoints]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEvery:
+    """Keep the first checkpoint of every `steps` optimizer steps: of 0 to 999, of 1000 to 1999."""
+
+    steps: int
+
+    def decide(self, tier: Tier) -> Sequence[Decision | None]:
+        """KEEP, or None."""
+        first = {(one.fit, one.step // self.steps): one.place for one in tier.newest_first()}
+        return [
+            _keep(first[one.fit, one.step // self.steps] == one.place) for one in tier.checkpoints
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,26 +6,27 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_lightning.errors import InvalidSettingError
+from bt_lightning.plain_loop.loop_retention import loop_policy
 from bt_lightning.plain_loop.loop_state import LoopState
+from bt_lightning.plain_loop.open_loop import PREFIX, OpenLoop
 from bt_lightning.session import argument_checks
-from bt_lightning.session.checkpoint_paths import DEFAULT_ROOT, absolute_root
 from bt_lightning.session.checkpoint_writer import EXTRA, CheckpointWriter
 from bt_lightning.session.options import Options
-from bt_lightning.session.running_session import RunningSession
 from bt_lightning.session.states_of_ranks import states_of_ranks
-from bt_lightning.worker.worker_handle import unlimited
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from datetime import timedelta
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from bt_lightning.retention import RetentionPolicy
 
 S = TypeVar("S", bound=dict[str, Any])
 
 _OF_TRAINERS = (
     "fit_name",
-    "grace",
     "interval",
     "failures_every",
     "max_overhead",
@@ -56,7 +57,12 @@ class Checkpointer:
     Args:
         dir: directory of the checkpoints; `$BT_CHECKPOINT_DIR`, else `bt_checkpoints`.
         store: URL of the store for committed checkpoints; `$BT_STORE_URL`, else none.
-        keep: how many checkpoints to keep, the newest; None: all.
+        keep: which checkpoints to keep: the number of the newest, or one policy or several of
+            `bt_lightning.retention`, such as `[KeepLatest(2), KeepBest("loss", "min")]`; what none
+            of them keeps goes, when a newer one is safe. None: all.
+        grace: seconds, or a `timedelta`, that the platform leaves after SIGTERM. With it, `step`
+            says when the loop is told to end, and the loop must save and leave; the block ends then
+            with the exit status 143. None: SIGTERM ends the process as without us.
         options: as of `BTLightning`, but those for what only a Trainer does by itself.
 
     Raises:
@@ -70,26 +76,26 @@ class Checkpointer:
         dir: str | os.PathLike[str] | None = None,
         store: str | None = None,
         *,
-        keep: int | None = None,
+        keep: int | RetentionPolicy | Sequence[RetentionPolicy] | None = None,
+        grace: timedelta | float | None = None,
         **options: Any,
     ) -> None:
         refused = sorted(set(_OF_TRAINERS).intersection(options))
         if refused:
             msg = f"{', '.join(refused)}: only a Trainer does that, a loop saves when you say so"
             raise InvalidSettingError(msg)
-        self._keep = None if keep is None else argument_checks.whole("keep", keep, 1)
-        self._options = Options.of(dir=dir, store=store, **options)
+        self._policy = loop_policy(keep)
+        self._options = Options.of(dir=dir, store=store, grace=grace, **options)
         self._writer = CheckpointWriter()
-        self._kept: list[str] | None = None
-        """Ids of the checkpoints that are there, the oldest first, from the first save on."""
-        self._open: RunningSession | None = None
+        self._open: OpenLoop | None = None
 
     def __enter__(self) -> Self:
         """Every rank: open the directory and the store, and find what to resume from."""
         options = self._options.merged(os.environ)
         self._writer.trusted = options.own_weights_only is False
-        self._kept = None
-        self._open = RunningSession(options, absolute_root(options.dir or DEFAULT_ROOT))
+        # a loop that does not say so never asks whether to leave, and is to end at once
+        hears_sigterm = self._options.grace is not None
+        self._open = OpenLoop(options, self._policy, hears_sigterm=hears_sigterm)
         return self
 
     def load_latest(self, state: S) -> S:
@@ -107,13 +113,14 @@ class Checkpointer:
             CheckpointMismatchError: the checkpoint is not of this loop.
             CheckpointCorruptError, StoreError, UnsafeLoadError: it cannot be read.
         """
-        run, found = self._running(), LoopState.of(state)
+        loop, found = self._running(), LoopState.of(state)
+        run = loop.run
         checkpoint = run.session.load(run.start, run.root, map_location="cpu")
         if checkpoint is not None and run.start.warm:
             found.load_weights(checkpoint)
         elif checkpoint is not None:
             state.update(found.load(checkpoint, run.ranks.rank, run.ranks.world_size))
-        _begin(run, found)
+        loop.begin(found)
         return state
 
     def save(
@@ -136,31 +143,37 @@ class Checkpointer:
             DirectoryUnusableError, UploadFailedError: an earlier save failed.
             RankLostError: another rank is gone.
         """
-        run, found = self._running(), LoopState.of(state)
+        loop, found = self._running(), LoopState.of(state)
+        run = loop.run
         step = argument_checks.whole("step", step, 0)
         epoch = argument_checks.whole("epoch", epoch, 0)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
-        _begin(run, found)
+        loop.begin(found)
         mine = found.of_this_rank(exact=run.options.exact)
-        ranks = states_of_ranks(mine, lambda payload: run.peers.exchange(payload, unlimited))
+        ranks = states_of_ranks(mine, loop.exchange)
         if ranks is None:
             return
         facts = {"metrics": numbers, "origin": {"world_size": run.ranks.world_size}}
-        name = f"{_PREFIX}{step}"
+        name = f"{PREFIX}{step}"
         saves = run.session.saves
         if saves is not None:
             saves.saver.state_may_change()  # since the last save, whatever the loop did
         checkpoint = {"step": step, "epoch": epoch, **found.checkpoint(ranks), EXTRA: facts}
         run.session.save(self._writer, checkpoint, run.root / name, run.root)
-        self._keep_newest(name, run)
+        loop.keep(name, step, numbers)
 
-    def step(self) -> None:
+    def step(self) -> bool:
         """Every rank, after each optimizer step: raises what the worker could not do.
+
+        Returns:
+            Whether SIGTERM came and the loop must save and leave, on every rank at the same step;
+            only with `grace`.
 
         Raises:
             DirectoryUnusableError, UploadFailedError: as `save`.
+            RankLostError: as `save`.
         """
-        self._running().session.boundary()
+        return self._running().ended_step()
 
     def __exit__(
         self,
@@ -171,39 +184,16 @@ class Checkpointer:
         """Every rank: wait until all is committed and published; others wait for rank 0.
 
         After an exception, what was saved is published still, and further errors are warnings.
+
+        Raises:
+            SystemExit: with status 143 (0 on other ranks), if `step` has said that the loop must
+                leave.
         """
-        run, self._open = self._running(), None
-        run.end(error)
+        loop, self._open = self._running(), None
+        loop.end(error)
 
-    def _keep_newest(self, name: str, run: RunningSession) -> None:
-        if self._keep is None:
-            return
-        if self._kept is None:
-            self._kept = _of_loops(run.saved())
-        self._kept = [*(one for one in self._kept if one != name), name]
-        while len(self._kept) > self._keep:
-            run.session.remove(run.root / self._kept.pop(0), run.root)
-
-    def _running(self) -> RunningSession:
+    def _running(self) -> OpenLoop:
         if self._open is None:
             msg = "the Checkpointer is not open: use it in a `with` block"
             raise InvalidSettingError(msg)
         return self._open
-
-
-_PREFIX = "checkpoint-"
-
-
-def _begin(run: RunningSession, state: LoopState) -> None:
-    optimizers = list(state.optimizers.values())
-    run.begin(lambda: optimizers, device=state.device)
-
-
-def _step(checkpoint_id: str) -> int:
-    return int(checkpoint_id.removeprefix(_PREFIX))
-
-
-def _of_loops(ids: list[str]) -> list[str]:
-    """Those that a loop saved, by step."""
-    steps = {found: found.removeprefix(_PREFIX) for found in ids if found.startswith(_PREFIX)}
-    return sorted((one for one, step in steps.items() if step.isdecimal()), key=_step)

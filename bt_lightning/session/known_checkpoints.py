@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bt_lightning.retention import TierCheckpoint
+
 if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
 
@@ -12,7 +14,7 @@ class KnownCheckpoints:
     """Committed generations by checkpoint id; used on the training thread only."""
 
     def __init__(self) -> None:
-        self._generations: dict[str, dict[str, int]] = {}
+        self._generations: dict[str, dict[str, TierCheckpoint]] = {}
 
     def __contains__(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._generations
@@ -22,19 +24,20 @@ class KnownCheckpoints:
         return bool(self._generations)
 
     @property
-    def ids(self) -> frozenset[str]:
-        """The ids of all that are known."""
-        return frozenset(self._generations)
+    def newest(self) -> list[TierCheckpoint]:
+        """The newest generation of each id, with that as its place."""
+        each = self._generations.values()
+        return [max(one.values(), key=lambda found: found.order) for one in each]
 
     def add(self, manifest: Manifest) -> None:
         """Add a committed generation."""
-        self._generations.setdefault(manifest.checkpoint_id, {})[manifest.digest] = (
-            manifest.generation
-        )
+        of_id = self._generations.setdefault(manifest.checkpoint_id, {})
+        of_id[manifest.digest] = TierCheckpoint.of(manifest.checkpoint_id, manifest)
 
     def generation(self, checkpoint_id: str) -> int:
         """The newest known generation of an id; 0 if there is none."""
-        return max(self._generations.get(checkpoint_id, {}).values(), default=0)
+        of_id = self._generations.get(checkpoint_id, {}).values()
+        return max((one.generation for one in of_id), default=0)
 
     def drop(self, manifest: Manifest) -> None:
         """Remove one generation, which will be deleted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.retention import TierCheckpoint
 from bt_lightning.session.fit_ranks import FitRanks
 from bt_lightning.session.rank_session import RankSession
 from bt_lightning.session.ranks import Ranks
@@ -55,13 +56,18 @@ class RunningSession:
             raise
         self._began = False
 
-    def saved(self) -> list[str]:
-        """Ids of all checkpoints on disk and in the store, on the rank that writes; sorted."""
+    def checkpoints(self) -> list[TierCheckpoint]:
+        """Those on disk and in the store, one of each id, oldest first; its place is the id.
+
+        Empty on ranks that do not write.
+        """
         writer = self.session.writer
         if writer is None:
             return []
         listed = list_committed(self.root)[0] if self.root.is_dir() else []
-        return sorted(writer.known.ids.union(one.manifest.checkpoint_id for one in listed))
+        local = [TierCheckpoint.of(m.checkpoint_id, m) for m in (one.manifest for one in listed)]
+        found = sorted((*local, *writer.known.newest), key=lambda one: one.order)
+        return list({one.checkpoint_id: one for one in found}.values())
 
     def begin(
         self,

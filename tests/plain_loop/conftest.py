@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def run_ranks(fork_server: ForkServer) -> Callable[..., list[list[str]]]:
-    """Runs a script to its end: `run_ranks(script, *words, ranks=1, code=0)`."""
+    """Runs a script to its end: `run_ranks(script, *words, ranks=1, code=0)`.
+
+    `code`: the exit status of every rank; or `codes`, one of each.
+    """
     return partial(_run_ranks, fork_server)
 
 
@@ -31,6 +34,7 @@ def _run_ranks(
     *words: object,
     ranks: int = 1,
     code: int = 0,
+    codes: list[int] | None = None,
 ) -> list[list[str]]:
     """What each rank printed, line by line."""
     with socket.socket() as free:
@@ -61,5 +65,5 @@ def _run_ranks(
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [code] * ranks, said
+    assert [process.returncode for process in started] == (codes or [code] * ranks), said
     return [out.splitlines() for out, _ in said]

@@ -37,7 +37,7 @@ def main(root: str, steps: int, kill_at: int) -> None:
             ck.save(state, state["step"])
             if state["step"] == kill_at:
                 if fabric.is_global_zero:
-                    ck._open.session.writer.saves.saver.drain()
+                    ck._open.run.session.writer.saves.saver.drain()
                 os.kill(os.getpid(), signal.SIGKILL)
     total = sum(float(value.double().sum()) for value in plain.state_dict().values())
     print("ended", state["step"], repr(total))

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from bt_lightning import Checkpointer
+from bt_lightning.session.agree_on_boundary import RankAgreement
 
 BATCHES, EPOCHS = 6, 3
 
@@ -56,21 +58,36 @@ def digest(*values: Any) -> str:
 def kill(ck: Checkpointer, rank: int) -> None:
     """End this process when all that was saved is committed."""
     if rank == 0:
-        ck._open.session.writer.saves.saver.drain()
+        ck._open.run.session.writer.saves.saver.drain()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(
+def tell(ck: Checkpointer) -> None:
+    """Tell this process to end, and wait until the ranks ask each other where."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    agreement = ck._open._signal_end and ck._open._signal_end._agreement
+    deadline = time.monotonic() + 60
+    while isinstance(agreement, RankAgreement) and agreement._member.asked is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def train(  # noqa: C901, PLR0912 - as a user writes it: one loop
     root: str,
     store: str,
     seed: int,
     kill_at: int = 0,
     kill_after: int = 0,
+    end_at: int = 0,
+    ends: str = "all",
     workers: int = 0,
     plain: bool = False,
     **options: Any,
 ) -> None:
-    """`kill_at`: a step; `kill_after`: an epoch; `plain`: with a loader that has no state."""
+    """`kill_at`: a step; `kill_after`: an epoch; `plain`: with a loader that has no state.
+
+    `end_at`: the step at which SIGTERM comes to `ends`: all ranks, or the last one.
+    """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if ranks > 1:
@@ -95,10 +112,11 @@ def train(
         "step": 0,
         "seen": torch.zeros(4),
     }
-    with Checkpointer(root, store, keep=2, project="p", job="j", **options) as ck:
+    told = False
+    with Checkpointer(root, store, **{"keep": 2, "project": "p", "job": "j", **options}) as ck:
         state = ck.load_latest(state)
         print("began", state["step"], flush=True)
-        while state["epoch"] < EPOCHS:
+        while state["epoch"] < EPOCHS and not told:
             if sampler is not None:
                 sampler.set_epoch(state["epoch"])
             for number, batch in enumerate(loader, state["step"] % BATCHES + 1):
@@ -109,11 +127,17 @@ def train(
                 state["scheduler"].step()
                 state["seen"] += batch.sum(0)
                 state["step"] += 1
-                ck.step()
-                if number < BATCHES:
+                if state["step"] == end_at and (ends == "all" or rank == ranks - 1):
+                    tell(ck)
+                told = ck.step()
+                if number < BATCHES and (told or not options.get("grace")):
                     ck.save(state, state["step"], metrics={"loss": loss.item()})
+                if told:
+                    break
                 if state["step"] == kill_at:
                     kill(ck, rank)
+            if told:
+                break
             state["epoch"] += 1
             ck.save(state, state["step"], epoch=state["epoch"])
             if state["epoch"] == kill_after:

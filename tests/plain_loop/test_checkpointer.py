@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 from functools import cache
@@ -23,8 +24,12 @@ from bt_lightning import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     InvalidSettingError,
+    KeepBest,
+    KeepEvery,
+    KeepLatest,
     RankLostError,
 )
+from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.plain_loop.loop_state import LoopState
 from bt_lightning.session.fit_ranks import FitRanks
@@ -109,6 +114,65 @@ def test_ended_loops_begin_at_their_end_and_keep_the_newest(run: Any, tmp_path: 
     assert began == f"began {STEPS}"
     assert stored(tmp_path) == {STEPS - 1, STEPS}
     assert {one.manifest.step for one in list_committed(tmp_path / "ck")[0]} == stored(tmp_path)
+
+
+# told to end
+
+
+@pytest.mark.parametrize(("ranks", "ends"), [(1, "all"), (2, "all"), (2, "last")])
+def test_a_loop_that_is_told_to_end_saves_where_it_stands_and_goes_on_exactly(
+    run_ranks: Any, expected: Any, tmp_path: Path, ranks: int, ends: str
+) -> None:
+    told = {"root": str(tmp_path / "ck"), "store": (tmp_path / "store").as_uri(), "grace": 60}
+    codes = [128 + signal.SIGTERM] + [0] * (ranks - 1)
+    words = json.dumps({**told, "seed": 1, "end_at": 3, "ends": ends})
+    run_ranks(LOOP, words, ranks=ranks, codes=codes)
+    events = {event["event"]: event for event in read_events(tmp_path / "ck")}
+    at = events["preempted"]["step"]
+    assert (at == 3) or (ranks == 2 and 3 < at <= STEPS)
+    assert at in stored(tmp_path)
+    lines = run_ranks(LOOP, json.dumps({**told, "seed": 2}), ranks=ranks)
+    assert [said[0] for said in lines] == [f"began {at}"] * ranks
+    assert [said[-1] for said in lines] == expected(ranks)
+
+
+def test_a_loop_that_does_not_ask_is_ended_at_once(run_ranks: Any, tmp_path: Path) -> None:
+    """Nothing may keep a process that the platform ends from ending."""
+    words = {"root": str(tmp_path / "ck"), "store": (tmp_path / "store").as_uri()}
+    run_ranks(LOOP, json.dumps({**words, "seed": 1, "end_at": 3}), code=-signal.SIGTERM)
+
+
+def told_loop(root: Path, error: Exception | None = None) -> None:
+    with Checkpointer(root, grace=60) as ck:
+        assert not ck.step()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ck.step()
+        if error is not None:
+            raise error
+        ck.save(state(), 2)
+
+
+def test_the_handler_of_the_script_is_called_and_put_back(tmp_path: Path) -> None:
+    called: list[int] = []
+
+    def own(signum: int, _: object) -> None:
+        called.append(signum)
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            told_loop(tmp_path)
+        assert called == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [one.manifest.step for one in list_committed(tmp_path)[0]] == [2]
+
+
+def test_an_error_of_a_loop_that_is_told_to_end_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        told_loop(tmp_path, KeyError())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # in this process
@@ -231,7 +295,10 @@ def test_after_an_exception_what_was_saved_is_published(tmp_path: Path) -> None:
     ("wrong", "said"),
     [
         ({"keep": 0}, "keep"),
-        ({"grace": 5}, "grace: only a Trainer does that"),
+        ({"keep": [3]}, "expected policies"),
+        ({"keep": "all"}, "keep"),
+        ({"grace": "soon"}, "grace"),
+        ({"interval": 5}, "interval: only a Trainer does that"),
         ({"nonsense": 1}, "nonsense: no such option"),
         ({"dir": "s3://bucket/x"}, "a URL"),
     ],
@@ -311,6 +378,37 @@ def test_one_that_is_opened_again_goes_on(tmp_path: Path) -> None:
             ck.save({"step": step}, step)
     assert given["step"] == 2
     assert [one.manifest.checkpoint_id for one in list_committed(tmp_path)[0]] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "stay"),
+    [
+        (None, {1, 2, 3, 4, 5, 6}),
+        (1, {6}),
+        ([KeepLatest(2)], {5, 6}),
+        (KeepBest("loss", "min"), {3, 6}),
+        ([KeepLatest(1), KeepBest("loss", "max")], {2, 6}),
+        ([KeepEvery(2)], {1, 2, 4, 6}),
+    ],
+)
+@pytest.mark.parametrize("opened_again", [False, True])
+def test_policies_say_which_checkpoints_stay_on_disk_and_in_the_store(
+    tmp_path: Path, keep: Any, stay: set[int], opened_again: bool
+) -> None:
+    """`opened_again`: with a disk that is lost, so half of them are known by the store alone."""
+    losses = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.3, 5: 0.4, 6: float("nan")}
+    checkpointer = Checkpointer(tmp_path / "ck", (tmp_path / "store").as_uri(), job="j", keep=keep)
+    for steps in ((1, 2, 3), (4, 5, 6)) if opened_again else ((1, 2, 3, 4, 5, 6),):
+        with checkpointer as ck:
+            ck.load_latest({"step": 0})
+            for step in steps:
+                ck.save({"step": step, "at": torch.ones(1)}, step, metrics={"loss": losses[step]})
+        if opened_again:
+            shutil.rmtree(tmp_path / "ck")
+    found = {
+        int(path.parent.name.split("-")[1]) for path in tmp_path.rglob("store/**/bt_manifest.json")
+    }
+    assert found == stay | ({3} if opened_again else set())  # what it resumed from
 
 
 def test_one_that_cannot_meet_the_other_ranks_leaves_no_worker(

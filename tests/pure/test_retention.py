@@ -15,6 +15,7 @@ from bt_lightning.retention import (
     Decision,
     FirstOf,
     KeepBest,
+    KeepEvery,
     KeepLatest,
     Tier,
     TierCheckpoint,
@@ -323,6 +324,8 @@ def test_the_latest_and_the_best_are_kept_in_the_order_of_the_checkpoints():
     assert kept(KeepLatest(1, resumable=True)) == {"c20@1"}
     assert kept(KeepBest("loss", "min")) == {"c15@1"}
     assert kept(KeepBest("loss", "max"), KeepLatest(1)) == {"c5@1", "c25@1"}
+    assert kept(KeepEvery(10)) == {"c5@1", "c10@1", "c20@1"}
+    assert kept(KeepEvery(1000)) == {"c5@1"}
 
 
 def test_a_policy_must_decide_of_every_checkpoint():
