@@ -128,7 +128,7 @@ def smoke(session: nox.Session) -> None:
     """Run what needs no torch from the built wheel, on every supported Python."""
     session.install("-q", "--no-deps", ".")
     session.install("-q", "-c", CONSTRAINTS, "click", "fsspec", "rich", "xxhash", "pytest")
-    session.install("-q", "-c", CONSTRAINTS, "typing-extensions")
+    session.install("-q", "-c", CONSTRAINTS, "pyyaml", "typing-extensions")
     session.install("-q", "-c", CONSTRAINTS, "hypothesis", "pytest-timeout")
     session.run("bt-lightning", "--help")
     session.run("pytest", "tests/pure", "-m", QUICK_MARKS, *session.posargs)

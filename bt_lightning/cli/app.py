@@ -22,6 +22,7 @@ from bt_lightning.cli.commands.protect_delete import delete, protect, unprotect
 from bt_lightning.cli.commands.run import run
 from bt_lightning.cli.commands.status_doctor import doctor, report, status
 from bt_lightning.cli.commands.trash import trash
+from bt_lightning.cli.commands.weights import weights
 from bt_lightning.cli.target_options import directory_option
 from bt_lightning.errors import (
     CheckpointError,
@@ -152,5 +153,5 @@ main.add_command(doctor)
 main.add_command(report)
 for command in (download, copy, export, protect, unprotect, delete, trash):
     checkpoints.add_command(command)
-for group in (checkpoints, jobs, projects):
+for group in (checkpoints, jobs, projects, weights):
     main.add_command(group)

@@ -64,6 +64,14 @@ def open_store(
     return store if native is None else native(store, url, options, os.environ)
 
 
+def check_url(url: str) -> None:
+    """Raise `InvalidSettingError` if no installed fsspec filesystem takes the URL."""
+    scheme = url.partition("://")[0]
+    if scheme in S3_SCHEMES:
+        _check_no_user(url)
+    _check_known(scheme, url)
+
+
 def _check_no_user(url: str) -> None:
     """Refuse `s3://user:password@bucket`: S3 clients would take the user for the bucket's name."""
     rest = url.partition("://")[2]

@@ -19,7 +19,8 @@ _BUCKETS: Final = ("azure", "cw", "gs", "r2", "s3")
 _SCHEMES: Final = (*_BUCKETS, "bt", "hf", "https")
 
 
-def _source(value: str) -> str | None:
+def check_weights_url(value: str) -> str | None:
+    """The rule for `source`: what was expected and what to do, or None."""
     scheme, separator, rest = value.partition("://")
     if not separator or scheme not in _SCHEMES:
         schemes = ", ".join(f"{name}://" for name in _SCHEMES)
@@ -88,7 +89,7 @@ class WeightsSource(Definition):
 
     _lax: ClassVar[bool] = True
 
-    source: Annotated[str, _source]
+    source: Annotated[str, check_weights_url]
     """A URL; `hf://owner/repository` and `bt://project` may have an `@revision`."""
     mount_location: AbsolutePath
     auth: WeightsAuth | None = None

@@ -173,7 +173,7 @@ class FsspecStore:
         with self._doing("listing", prefix):
             self._fs.invalidate_cache()
             try:
-                found = self._fs.find(self._path(prefix), detail=True)
+                found = self._fs.find(f"{self._root}/{prefix}", detail=True)
             except FileNotFoundError:
                 return
         for path, info in found.items():
@@ -182,6 +182,26 @@ class FsspecStore:
             etag = info.get("ETag")
             version = etag.strip('"') if isinstance(etag, str) else None
             yield ObjectInfo(path[len(self._root) :].lstrip("/"), int(info["size"] or 0), version)
+
+    def details(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Key and fsspec's `info` of every object below the URL; "" for one at the URL itself."""
+        with self._doing("listing", ""):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.find(self._root, detail=True)
+            except FileNotFoundError:
+                return
+        for path, info in found.items():
+            yield path[len(self._root) :].lstrip("/"), info
+
+    def detail(self, key: str) -> dict[str, Any]:
+        """The `info` of fsspec for one object, asked anew; empty if there is none."""
+        with self._doing("reading", key):
+            self._fs.invalidate_cache()
+            try:
+                return dict(self._fs.info(self._path(key)))
+            except FileNotFoundError:
+                return {}
 
     def delete(self, keys: Collection[str]) -> None:
         """Delete one by one: a missing object must not keep the others from being deleted."""
@@ -202,7 +222,7 @@ class FsspecStore:
                 return str(self._fs.unstrip_protocol(path))
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{key}"
+        return f"{self._root}/{key}" if key else self._root
 
     def _doing(self, verb: str, key: str) -> contextlib.AbstractContextManager[None]:
         return translated(f"{verb} {self._name}/{key}", self._secrets)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _OK = 200
 _RANGE = "416"
+_CHANGED = frozenset({"412", "PreconditionFailed"})
 
 
 class S3Store(FsspecStore):
@@ -135,6 +136,38 @@ class S3Store(FsspecStore):
                     msg = f"there is no {self._name}/{key}"
                     raise CheckpointNotFoundError(msg) from None
                 raise
+
+    def head(self, key: str) -> dict[str, Any] | None:
+        """S3's answer about the object, with the checksums that it stored; None if there is none.
+
+        An empty key is the store's own URL, with the version that it names.
+        """
+        version = None if key else self._version
+        with self._doing("reading", key):
+            asked = {"Key": self._key(key), "VersionId": version, "ChecksumMode": "ENABLED"}
+            try:
+                return self._api.call("head_object", **asked)
+            except Failure as failure:
+                if failure.code in {*MISSING, NO_BUCKET}:
+                    return None
+                raise
+
+    def read_version(
+        self, key: str, etag: str, offset: int, target: memoryview, on_progress: ReadProgress = int
+    ) -> bool:
+        """Fill `target` from `offset` on, in one request; False if the object's ETag is another."""
+        named: dict[str, Any] = {"VersionId": None if key else self._version}
+        if etag:
+            named["IfMatch"] = f'"{etag}"'
+        with self._doing("downloading", key):
+            try:
+                into = BodyTarget([target], on_progress)
+                self._read_once(key, offset, len(target), into, **named)
+            except Failure as failure:
+                if failure.code in MISSING | _CHANGED:
+                    return False
+                raise
+        return True
 
     def save(self, target: Path) -> None:
         """Download the object at the store's own URL to a local file, in one request."""
