@@ -139,6 +139,8 @@ class FileImage:
     """Bytes."""
     content: int
     """Equal numbers mean equal bytes: a file that is written already can be linked."""
+    zipped: bool = False
+    """Whether it is a zip file whose CRCs the worker has to fill in (`zip_layout`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from bt_lightning.snapshot.safetensors_layout import ALIGNMENT
 from bt_lightning.worker_messages import FileImage
 
 if TYPE_CHECKING:
+    from bt_lightning.snapshot.arena import Arena
     from bt_lightning.snapshot.state_files import Snapshot
 
 _SLACK = 4 * 1024 * 1024
@@ -24,12 +25,18 @@ class ArenaLayout:
     sizes: dict[str, int]
     end: int
     """First byte of the arena after the last file."""
+    zipped: frozenset[str] = frozenset()
+    """Paths of the zip files."""
 
     def images(self, number: int) -> tuple[FileImage, ...]:
         """The files as the worker's messages describe them; `number` is the save's number."""
         return tuple(
             FileImage(
-                path=path, offset=start, size=self.sizes[path], content=number * _MOST + start
+                path=path,
+                offset=start,
+                size=self.sizes[path],
+                content=number * _MOST + start,
+                zipped=path in self.zipped,
             )
             for path, start in self.starts.items()
         )
@@ -46,7 +53,17 @@ def place_files(snapshot: Snapshot, start: int = 0) -> ArenaLayout:
     for path, size in sizes.items():
         starts[path] = place
         place = aligned(place + size)
-    return ArenaLayout(starts, sizes, place)
+    zipped = frozenset(path for path, file in snapshot.tensor_files.items() if file.layout)
+    return ArenaLayout(starts, sizes, place, zipped)
+
+
+def write_small(snapshot: Snapshot, placement: ArenaLayout, arena: Arena) -> None:
+    """Write the small files, and what of the others is made at each save."""
+    for path, file in snapshot.tensor_files.items():
+        for offset, content in ((0, file.plan.header), *file.changing):
+            arena.write(placement.starts[path] + offset, content)
+    for path, content in snapshot.small_files.items():
+        arena.write(placement.starts[path], content)
 
 
 def aligned(size: int) -> int:

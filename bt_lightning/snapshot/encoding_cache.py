@@ -145,7 +145,8 @@ def _flatten(value: Any, tensors: list[torch.Tensor]) -> Any:
                 items.append(repeated)
         else:
             items.append(found := _flatten(item, tensors))
-            all_tensors = type(item) is dict and found and set(found[2]) == {torch.Tensor}
+            kinds = found[2] if type(item) is dict and found else ()
+            all_tensors = bool(kinds) and all(each is torch.Tensor for each in kinds)
             repeated = found if all_tensors and set(map(type, item)) == {str} else None
         if items[-1] is None:
             return None

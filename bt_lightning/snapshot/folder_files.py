@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,13 @@ import torch
 from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.path_layout import check_member
 from bt_lightning.snapshot.dtypes import SAFETENSORS
-from bt_lightning.snapshot.state_files import Snapshot, tensor_file
+from bt_lightning.snapshot.encoding_cache import Fragment, comparison_with
+from bt_lightning.snapshot.state_files import EncodingCache, Snapshot, TensorFile, tensor_file
+from bt_lightning.snapshot.state_pickle import PickledState, pickle_state
+from bt_lightning.snapshot.torch_file import lay_out_storages, without_storages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from bt_lightning.snapshot.state_files import EncodingCache, TensorFile
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class TorchFile:
     """A file as `torch.save` writes it.
 
     Args:
-        state: any value that pickle takes; the bytes of its tensors are copied as those of other
-            files, the rest of it when it is laid out.
+        state: any value that pickle takes. It is pickled at once; the bytes of its tensors are
+            copied as those of all files are.
     """
 
     state: Any
@@ -57,28 +57,90 @@ def lay_out_folder(files: Mapping[str, Content], cache: EncodingCache | None = N
             a value that cannot be pickled.
         CheckpointCorruptError: a path leaves the folder, or is that of a manifest.
     """
-    tensor_files, small = {}, {}
+    cache = EncodingCache() if cache is None else cache
+    folder = _Folder(cache)
     for path, content in files.items():
         check_member(path)
-        if isinstance(content, bytes):
-            small[path] = content
-        elif isinstance(content, SafetensorsFile):
-            tensor_files[path] = _safetensors(path, content, cache)
+        if isinstance(content, SafetensorsFile):
+            folder.add_safetensors(path, content)
+        elif isinstance(content, TorchFile):
+            folder.add_pickled(path, content)
         else:
-            small[path] = _pickled(content.state)
-    return Snapshot(tensor_files, small, (), (), {})
+            folder.small[path] = content
+    return folder.snapshot()
 
 
-def _safetensors(path: str, content: SafetensorsFile, cache: EncodingCache | None) -> TensorFile:
-    for name, tensor in content.tensors.items():
-        if tensor.layout is not torch.strided or tensor.dtype not in SAFETENSORS:
-            msg = f"{path}: safetensors cannot hold {name}, of {tensor.dtype} and {tensor.layout}"
-            raise UnsupportedStateError(msg)
-    tensors = {name: tensor.detach() for name, tensor in content.tensors.items()}
-    return tensor_file(path, (), tensors, cache, content.metadata)
+class _Folder:
+    """The files of one save: first all groups are looked up, then the files are laid out."""
 
+    def __init__(self, cache: EncodingCache) -> None:
+        self.small: dict[str, bytes] = {}
+        self._cache = cache
+        self._known = cache.fragments_for("")
+        self._groups: dict[tuple[str, ...], Fragment] = {}
+        self._safetensors: dict[str, SafetensorsFile] = {}
+        self._pickled: dict[str, PickledState] = {}
 
-def _pickled(state: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+    def add_safetensors(self, path: str, content: SafetensorsFile) -> None:
+        for name, tensor in content.tensors.items():
+            if tensor.layout is not torch.strided or tensor.dtype not in SAFETENSORS:
+                msg = (
+                    f"{path}: safetensors cannot hold {name}, of {tensor.dtype} and {tensor.layout}"
+                )
+                raise UnsupportedStateError(msg)
+        self._safetensors[path] = content
+        tensors = dict(content.tensors)
+        group = self._known.get((path,))
+        if group is None or not group.matches(tensors):
+            matches = comparison_with(tensors)
+            if matches is None:
+                return
+            detached = {name: tensor.detach() for name, tensor in tensors.items()}
+            group = Fragment(matches, "", {path: detached}, {}, frozenset())
+        self._groups[path,] = group
+
+    def add_pickled(self, path: str, content: TorchFile) -> None:
+        known = self._cache.pickled.get(path)
+        if known is not None and self._known.get((path,)) is not known.fragment:
+            known = None
+        state = self._pickled[path] = pickle_state(content.state, path, known)
+        self._cache.pickled.pop(path, None)
+        if state.group is not None:
+            self._groups[path,] = state.group.fragment
+            self._cache.pickled[path] = state.group
+
+    def snapshot(self) -> Snapshot:
+        """The files; safetensors first: meanwhile the worker fills in the CRCs of others."""
+        kept = self._cache.keep(self._groups)
+        files = {}
+        for path, content in self._safetensors.items():
+            fixed = self._fixed(path, kept)
+            named = {} if fixed else content.tensors
+            others = {name: tensor.detach() for name, tensor in named.items()}
+            files[path] = tensor_file(path, fixed, others, self._cache, content.metadata)
+        for path, state in self._pickled.items():
+            if state.storages:
+                files[path] = self._torch_file(path, state, self._fixed(path, kept))
+            else:
+                self.small[path] = without_storages(path, state.data)
+        return Snapshot(files, self.small, (), (), {})
+
+    def _fixed(self, path: str, kept: tuple[Fragment, ...]) -> tuple[Fragment, ...]:
+        group = self._groups.get((path,))
+        return (group,) if group is not None and group in kept else ()
+
+    def _torch_file(
+        self, path: str, state: PickledState, fixed: tuple[Fragment, ...]
+    ) -> TensorFile:
+        """Lay out one file, where the storages lay at the last save if possible."""
+        others = state.others if fixed else state.storages
+        key = (fixed, [storage.nbytes for storage in others.values()])
+        last_key, layout = self._cache.layouts.get(path, (None, None))
+        changing = layout.written(state.data) if layout is not None and last_key == key else None
+        if layout is None or changing is None:
+            sizes = [storage.nbytes for storage in state.storages.values()]
+            layout = lay_out_storages(path, state.data, sizes)
+            self._cache.layouts[path] = (key, layout)
+            changing = layout.written(state.data)
+            assert changing is not None
+        return TensorFile(path, layout.plan, fixed, others, layout, state.data, changing)

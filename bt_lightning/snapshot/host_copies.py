@@ -56,6 +56,8 @@ class HostCopies:
     """Tensors that are not contiguous."""
     tensors: list[torch.Tensor] = field(default_factory=list)
     """All tensors: keeps their memory, and their version counters show changes."""
+    constants: list[bytes] = field(default_factory=list)
+    """Bytes that no tensor has: keeps their memory."""
     _arena: Arena | None = None
     _small_copies: SmallCopies | None = None
 
@@ -77,6 +79,14 @@ class HostCopies:
         length = -(-size // max(1, size // _PIECE))
         for start in range(0, size, length):
             self.large.append((target + start, source + start, min(length, size - start)))
+
+    def add_bytes(self, arena: Arena, offset: int, content: bytes) -> None:
+        """Plan the copy of bytes that never change to `offset` of the arena."""
+        self.constants.append(content)
+        source = ctypes.cast(ctypes.c_char_p(content), ctypes.c_void_p).value
+        assert source is not None
+        self.small.append((arena.address + offset, source, len(content)))
+        self._arena, self._small_copies = arena, None
 
     def copy_small(self) -> None:
         """Copy the small contiguous tensors."""
@@ -115,6 +125,24 @@ class Copies:
         else:
             lazy = is_owned and tensor.is_cpu
             (self.lazy if lazy else self.eager).add(arena, offset, address)
+
+    def add_gaps(self, arena: Arena, start: int, gaps: Sequence[tuple[int, bytes]]) -> None:
+        """Plan the copy of the constant bytes between the tensors of the file at `start`.
+
+        They are copied with the tensors: what is adjacent in the arena takes few calls.
+        """
+        if self.device and gaps:
+            joined = bytearray(b"".join(content for _, content in gaps))
+            whole = torch.frombuffer(joined, dtype=torch.uint8).to(self.device[0].tensor.device)
+            parts = torch.split(whole, [len(content) for _, content in gaps])
+            self.device += [
+                CopySource(start + offset, part, owned=True)
+                for (offset, _), part in zip(gaps, parts, strict=True)
+            ]
+            return
+        host = self.lazy if self.lazy.tensors else self.eager
+        for offset, content in gaps:
+            host.add_bytes(arena, start + offset, content)
 
     def already_copied(self) -> bool:
         """Whether the arena has the same bytes already; compares few small tensors only."""
@@ -180,6 +208,7 @@ class CopyPlanner:
                 for fragment in file.fixed:
                     for address in fragment.tensor_addresses[path]:
                         fixed.add(arena, start + offsets[address.name], address, owned)
+                fixed.add_gaps(arena, start, file.plan.gaps)
         rest = Copies()
         for path, name in others:
             tensor = files[path].others[name]

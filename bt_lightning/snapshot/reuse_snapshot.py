@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bt_lightning.snapshot.arena_layout import ArenaLayout, place_files
+from bt_lightning.snapshot.arena_layout import ArenaLayout, place_files, write_small
 from bt_lightning.snapshot.state_files import Snapshot
 
 if TYPE_CHECKING:
@@ -45,18 +45,20 @@ class PreviousSnapshot:
         copies = planner.plan(snapshot, self.placement, self.arena, optimizers)
         if copies[0] is not self.capture.fixed or not copies[1].already_copied():
             return None
-        placement = place_files(Snapshot({}, snapshot.small_files, (), (), {}), self.end)
+        small = Snapshot({}, snapshot.small_files, (), (), {})
+        placement = place_files(small, self.end)
         if placement.end > self.arena.size:
             return None
-        for path, content in snapshot.small_files.items():
-            self.arena.write(placement.starts[path], content)
+        write_small(small, placement, self.arena)
         self.end = placement.end
         return placement
 
     def _has_files_of(self, other: Snapshot) -> bool:
-        """Whether the tensor files have the same layout and the same fragments."""
+        """Whether the tensor files have the same layout, fragments and changing bytes."""
         files, others = self.snapshot.tensor_files, other.tensor_files
         return files.keys() == others.keys() and all(
-            file.plan is others[path].plan and file.fixed == others[path].fixed
+            file.plan is others[path].plan
+            and file.fixed == others[path].fixed
+            and file.changing == others[path].changing
             for path, file in files.items()
         )

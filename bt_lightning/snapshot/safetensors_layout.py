@@ -71,6 +71,8 @@ class FilePlan:
     """Name of each tensor -> offset of its bytes from the start of the file, in file order."""
     size: int
     """Bytes of the file."""
+    gaps: tuple[tuple[int, bytes], ...] = ()
+    """Offset and bytes of what else lies behind the header and never changes."""
 
 
 Row = tuple[int, int, str, int, str]

@@ -11,7 +11,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import ArenaTooLargeError
-from bt_lightning.snapshot.arena_layout import place_files
+from bt_lightning.snapshot.arena_layout import place_files, write_small
 from bt_lightning.snapshot.arena_pool import ArenaPool
 from bt_lightning.snapshot.copy_and_torn_check import Capture, Streams
 from bt_lightning.snapshot.copy_threads import copy_threads
@@ -144,10 +144,7 @@ class Saver:
         if any(part.device for part in copies):  # CUDA needs the arena registered whole or not
             wait([self._arenas.pages_ready(slot)], _WAIT_S)
         capture = Capture(copies, self._copier, lazy=self.lazy)
-        for path, file in snapshot.tensor_files.items():
-            arena.write(placement.starts[path], file.plan.header)
-        for path, content in snapshot.small_files.items():
-            arena.write(placement.starts[path], content)
+        write_small(snapshot, placement, arena)
         capture.start(arena, self._streams)
         self._arenas.use(slot, record.number)
         record.snapshot = capture.kind

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
     from bt_lightning.snapshot.encoding_cache import Fragment
     from bt_lightning.snapshot.shared_tensors import TensorNames
+    from bt_lightning.snapshot.state_pickle import PickledGroup
+    from bt_lightning.snapshot.torch_file import TorchLayout
 
 _MISSES = 3
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """One safetensors file: its layout and its tensors."""
+    """One file of tensors, safetensors or of `torch.save`: its layout and its tensors."""
 
     path: str
     """Path inside the checkpoint."""
@@ -41,6 +43,12 @@ class TensorFile:
     """Groups of tensors that later snapshots may reuse."""
     others: dict[str, torch.Tensor]
     """Name -> tensor outside those groups, as `storable` returns it, on any device."""
+    layout: TorchLayout | None = None
+    """If it is a zip file of `torch.save`, whose tensors are flat storages."""
+    data: bytes = b""
+    """The `data.pkl` of such a file."""
+    changing: tuple[tuple[int, bytes], ...] = ()
+    """Offset and bytes of what such a file has beside the plan and the tensors."""
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -50,13 +58,19 @@ class TensorFile:
             files.update(fragment.tensors[self.path])
         return files
 
+    def pieces(self) -> Iterator[memoryview | bytes]:
+        """The bytes of the file in order; read them before the next step."""
+        if self.layout is not None:
+            return self.layout.pieces(self.data, self.tensors)
+        return file_pieces(self.plan, self.tensors)
+
 
 @dataclass(frozen=True)
 class Snapshot:
     """The files of one checkpoint. Its tensors alias the state: copy them before the next step."""
 
     tensor_files: dict[str, TensorFile]
-    """Path inside the checkpoint -> a safetensors file."""
+    """Path inside the checkpoint -> a file of tensors."""
     small_files: dict[str, bytes]
     leftovers: tuple[tuple[str, str], ...]
     """(path in the state, type) of each value that is in `leftovers.pt`."""
@@ -72,7 +86,7 @@ class Snapshot:
         """Path inside the checkpoint -> its bytes in pieces; read them before the next step."""
         files: dict[str, Callable[[], Iterator[memoryview | bytes]]] = {}
         for path, file in self.tensor_files.items():
-            files[path] = lambda file=file: file_pieces(file.plan, file.tensors)  # type: ignore[misc]
+            files[path] = file.pieces
         for path, content in self.small_files.items():
             files[path] = lambda content=content: iter([content])  # type: ignore[misc]
         return files
@@ -95,6 +109,10 @@ class EncodingCache:
     """Path -> number of consecutive saves that could not reuse its fragment."""
     prefix: str = ""
     """The `weights_prefix` that the fragments were encoded with."""
+    pickled: dict[str, PickledGroup] = field(default_factory=dict)
+    """File of `torch.save` -> the pickle of its group of tensors."""
+    layouts: dict[str, tuple[Any, TorchLayout]] = field(default_factory=dict)
+    """Such a file -> (everything that its layout depends on, its layout)."""
 
     early: Future[EncodingCache] | None = None
     """The cache that `encode_early` computes on another thread for the first save."""

@@ -73,9 +73,9 @@ class CommitThread:
             return not self._jobs and not self._working
 
     def share(self, index: int, descriptor: int, size: int) -> None:
-        """Map the arena of `size` bytes read-only, and close `descriptor`."""
+        """Map the arena of `size` bytes, and close `descriptor`."""
         try:
-            self._arenas[index] = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+            self._arenas[index] = memoryview(mmap.mmap(descriptor, size))
         finally:
             os.close(descriptor)
 

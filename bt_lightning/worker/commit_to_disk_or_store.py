@@ -29,6 +29,7 @@ from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.worker.arena_source import ImageSource
 from bt_lightning.worker.early_upload import EarlyUpload, LentSource
 from bt_lightning.worker.publish_report import note_published
+from bt_lightning.worker.zip_checksums import ZipChecksums
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage, Published
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ class _Commit:
     """Committed in the store only."""
     trouble: str = ""
     """The disk's error, if it failed; empty if it was full."""
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """An arena to read a file from, once its CRCs are filled in."""
+
+    arena: memoryview
+    checksums: ZipChecksums
 
 
 class _NotCommittedError(Exception):
@@ -82,6 +91,8 @@ class ImageCommitter:
         self, job: CommitImage, arena: memoryview
     ) -> list[Committed | CommitFailed | Published]:
         """Commit the image that lies in `arena`; return the events for the training process.
+
+        The CRCs of zip files are filled in there; nothing else of it changes.
 
         Raises:
             CheckpointError: the image cannot be committed, though disk and store work.
@@ -214,9 +225,13 @@ class ImageCommitter:
     def _commit_to_store(self, job: CommitImage, arena: memoryview, final: Path) -> Manifest:
         """Commit to the store, straight from the arena."""
         self._space.publisher()  # raises before anything is hashed
+        with ZipChecksums(arena) as checksums:
+            for image in job.files:
+                checksums.finish(image)
         least = self._generation(job, final) - 1
+        memory = arena.toreadonly()
         sources = {
-            image.path: ImageSource(image.path, arena[image.offset : image.offset + image.size])
+            image.path: ImageSource(image.path, memory[image.offset : image.offset + image.size])
             for image in job.files
         }
 
@@ -259,12 +274,18 @@ class ImageCommitter:
         def describe(entries: tuple[FileEntry, ...]) -> Manifest:
             return job.facts.manifest(job.checkpoint_id, generation, entries)
 
-        writers = {
-            image.path: partial(self._write_or_link, arena, image, upload) for image in job.files
-        }
         committed = None
         try:
-            manifest = commit_files(final, self._root, writers, describe)
+            with ZipChecksums(arena) as checksums:
+                for image in job.files:
+                    if self._find_linkable(image, image.path) is None:
+                        checksums.begin(image)
+                memory = _Memory(arena.toreadonly(), checksums)
+                writers = {
+                    image.path: partial(self._write_or_link, memory, image, upload)
+                    for image in job.files
+                }
+                manifest = commit_files(final, self._root, writers, describe)
             committed = final
         finally:
             upload.take_back(committed)  # before the arena is used for another save
@@ -288,7 +309,7 @@ class ImageCommitter:
         return known
 
     def _write_or_link(
-        self, arena: memoryview, image: FileImage, upload: EarlyUpload, target: Path, path: str
+        self, memory: _Memory, image: FileImage, upload: EarlyUpload, target: Path, path: str
     ) -> FileEntry:
         """Write one file, or link the same file of the last checkpoint."""
         known = self._find_linkable(image, path)
@@ -299,8 +320,9 @@ class ImageCommitter:
                 pass  # it is gone, or this file system has no links
             else:
                 return known[1]
+        memory.checksums.finish(image)
         end = image.offset + -(-image.size // BLOCK) * BLOCK
-        view = arena[image.offset : end]
+        view = memory.arena[image.offset : end]
 
         def described(entry: FileEntry) -> None:
             if entry.size >= _EARLY_UPLOAD_BYTES:
