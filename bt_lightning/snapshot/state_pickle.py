@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle  # nothing is loaded with it
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,9 +26,23 @@ _BEGIN, _STOP = b"\x80\x02", b"."
 _EMPTY_DICT, _MARK, _SET_ITEMS = b"}", b"(", b"u"
 _PLAIN: Final = (torch.Tensor, torch.nn.Parameter)
 _SHARDED: Final = ("DTensor", "ShardedTensor")
+_NO_STORAGES: Final = {str, int, float, bool, type(None), tuple, list, dict, OrderedDict}
+_KINDS: Final = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int8: torch.CharStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage,
+}
+"""The class by which a pickle names the storage of a common dtype."""
 
 
-def storage_name(number: int) -> str:
+def storage_name(number: int | str) -> str:
     """The name, in a file of `torch.save`, of the storage of this number."""
     return f"data/{number}"
 
@@ -36,8 +51,8 @@ def storage_name(number: int) -> str:
 class _Storages:
     """The storages of one pickle, in the order in which it names them."""
 
-    numbers: dict[int, int] = field(default_factory=dict)
-    """Identity of a storage -> its number."""
+    keys: dict[int, str] = field(default_factory=dict)
+    """Identity of a storage -> its number, as text."""
     dtypes: dict[int, torch.dtype] = field(default_factory=dict)
     """Address of a storage -> the dtype of its items."""
     flat: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -47,7 +62,7 @@ class _Storages:
 
     def following(self) -> _Storages:
         """Storages that continue after these, and know them."""
-        return _Storages(dict(self.numbers), dict(self.dtypes))
+        return _Storages(dict(self.keys), dict(self.dtypes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +174,26 @@ def _objects(group: Any) -> set[int]:
     return found
 
 
+def _is_stock(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is nothing but a view of a storage in the memory of a CPU or of CUDA."""
+    return (
+        type(tensor) is torch.Tensor
+        and (tensor.is_cpu or tensor.is_cuda)
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_neg())
+        and not (tensor._backward_hooks or vars(tensor))
+    )
+
+
+class _Reference:
+    """A storage, in the place of which the pickle has `parts`."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        self.parts = parts
+
+
 class _Pickler(pickle.Pickler):
     """Pickles values one after the other; `storages` gets the storages of their tensors."""
 
@@ -184,10 +219,20 @@ class _Pickler(pickle.Pickler):
         return frozenset(self.memo.copy())
 
     def reducer_override(self, value: Any) -> Any:
-        """Note the tensors; all is pickled as without this."""
-        if isinstance(value, torch.Tensor):
-            self._note(value)
-        return NotImplemented
+        """What pickle stores for a tensor: as without this, but faster."""
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        self._note(value)
+        kind = _KINDS.get(value.dtype)
+        if kind is None or not _is_stock(value):
+            return NotImplemented
+        storage = value.untyped_storage()
+        named = _Reference(self._reference(storage, value.dtype, kind, value.element_size()))
+        shape, strides = tuple(value.shape), value.stride()
+        hooks: OrderedDict[int, Any] = OrderedDict()
+        offset = value.storage_offset()
+        parts = (named, offset, shape, strides, value.requires_grad, hooks)
+        return torch._utils._rebuild_tensor_v2, parts
 
     def _note(self, tensor: torch.Tensor) -> None:
         kind = type(tensor)
@@ -204,31 +249,41 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, value: Any) -> Any:
         """What stands in the pickle for a storage; None for all else."""
-        if isinstance(value, torch.storage.TypedStorage):
-            storage, dtype = value._untyped_storage, value.dtype
-            kind = getattr(torch, value._pickle_storage_type())  # type: ignore[no-untyped-call]
-            count = value._size()  # type: ignore[no-untyped-call]
-        elif isinstance(value, torch.UntypedStorage):
-            storage, dtype = value, torch.uint8
-            kind, count = torch.storage.UntypedStorage, value.nbytes()
-        else:
+        kind = type(value)
+        if kind is _Reference:
+            return value.parts
+        if kind in _NO_STORAGES:  # by far most
             return None
-        number = self._number(storage, dtype)
-        return ("storage", kind, str(number), torch.serialization.location_tag(storage), count)
+        if isinstance(value, torch.storage.TypedStorage):
+            dtype = value.dtype
+            legacy = getattr(torch, value._pickle_storage_type())  # type: ignore[no-untyped-call]
+            return self._reference(value._untyped_storage, dtype, legacy, dtype.itemsize)
+        if isinstance(value, torch.UntypedStorage):
+            return self._reference(value, torch.uint8, torch.UntypedStorage, 1)
+        return None
 
-    def _number(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> int:
+    def _reference(
+        self, storage: torch.UntypedStorage, dtype: torch.dtype, kind: Any, item: int
+    ) -> tuple[Any, ...]:
+        """What a loader finds a storage of items of `item` bytes by."""
+        key = self._key(storage, dtype)
+        place = torch.serialization.location_tag(storage)
+        return ("storage", kind, key, place, storage.nbytes() // item)
+
+    def _key(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> str:
+        """The number of a storage, as text."""
         known = self.storages
         address = storage.data_ptr()
         if address and known.dtypes.setdefault(address, dtype) is not dtype:
             msg = "two tensors are views of the same bytes with different dtypes"
             raise UnsupportedStateError(msg)
-        number = known.numbers.get(storage._cdata)
-        if number is None:
-            number = known.numbers[storage._cdata] = len(known.numbers)
+        key = known.keys.get(storage._cdata)
+        if key is None:
+            key = known.keys[storage._cdata] = str(len(known.keys))
             owner = self._owners.get(storage._cdata)
-            known.flat[storage_name(number)] = _flat(storage, owner)
+            known.flat[storage_name(key)] = _flat(storage, owner)
             known.held.append(storage)
-        return number
+        return key
 
 
 def _flat(storage: torch.UntypedStorage, owner: torch.Tensor | None) -> torch.Tensor:

@@ -274,3 +274,13 @@ def test_what_was_foreseen_lies_apart_from_what_training_changes():
     module[0].weight.data = torch.ones(4, 4)
     optimizer.state[module[0].weight]["exp_avg"].data = torch.ones(4, 4)
     assert before == (parts["state_dict"]["0.weight"].data_ptr(), state["exp_avg"].data_ptr())
+
+
+def test_dicts_within_the_state_of_a_weight_are_saved():
+    """As optimizers with preconditioners have them."""
+    state = {0: {"inner": {0: torch.ones(3)}, "more": {"x": {"y": torch.ones(2)}}}}
+    assert comparison_with(state)(state)
+    assert not comparison_with(state)({0: {"inner": {0: torch.ones(3)}}})
+    memory = EncodingCache()
+    checkpoint = {"optimizer_states": [{"state": state, "param_groups": []}]}
+    assert content(lay_out_files(checkpoint, cache=memory)) == content(lay_out_files(checkpoint))
