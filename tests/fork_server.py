@@ -44,6 +44,8 @@ READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MKL_", "KMP_", "OPENBL
 """Prefixes of variables that the interpreter and its libraries read when they are loaded."""
 _IN_A_FIT = ("omegaconf", "torch.distributed.checkpoint")
 """What Lightning imports in the first fit of a process, where it is installed."""
+_ONE_THREAD = ("JE_ARROW_MALLOC_CONF", "background_thread:false")
+"""For the memory of pyarrow, which `datasets` imports."""
 _MAY_DIFFER = "PYTHONPATH"
 _OURS = "bt_lightning"
 _HOME = Path(bt_lightning.__file__).parents[1]
@@ -53,9 +55,14 @@ _STANDARD = (0, 1, 2)
 
 
 class ForkServer:
-    """The process that forks; it is started with the first script, and ends with `close`."""
+    """The process that forks; it is started with the first script, and ends with `close`.
 
-    def __init__(self) -> None:
+    Args:
+        modules: what its scripts import beside torch and Lightning.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self._modules = modules
         self._line: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._read_at_start: dict[str, str] = {}
@@ -96,7 +103,7 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), *self._modules],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -196,7 +203,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
         return self.returncode
 
 
-def _load() -> dict[str, str]:
+def _load(modules: list[str]) -> dict[str, str]:
     """Import what scripts import, and run none of it: threads do not survive a fork.
 
     Returns the variables that the imports set.
@@ -213,6 +220,14 @@ def _load() -> dict[str, str]:
     for name in _IN_A_FIT:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    if modules:
+        os.environ.setdefault(*_ONE_THREAD)
+    for name in modules:
+        importlib.import_module(name)
+    if modules:
+        os.environ.setdefault(*_ONE_THREAD)
+    for name in modules:
+        importlib.import_module(name)
     for ending in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         ending.atexit = False  # of torch's operators, one by one
     theirs.update(name for name in set(sys.modules) - there if name.partition(".")[0] != _OURS)
@@ -360,7 +375,7 @@ def _run(how: str, more: list[str]) -> None:
 
 
 def _main() -> None:
-    loaded = _load()
+    loaded = _load(sys.argv[2:])
     with contextlib.ExitStack() as open_line:
         line = open_line.enter_context(socket.socket(fileno=int(sys.argv[1])))
         request = _serve(line)

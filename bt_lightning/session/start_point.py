@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ASK_S = 60.0
-_FETCH_S = 24 * 3600.0
+FETCH_S = 24 * 3600.0
+"""Longest wait for a fetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ class StartPointSearch:
             return []
         try:
             self._worker.ask(CheckStore(), _ASK_S)
-            answer = self._worker.ask(ListStore(), _ASK_S)
+            answer = listed_in_store(self._worker)
             self._reached = True
         except StoreTransientError as error:
             if self._config.resume != "never":
@@ -206,9 +207,9 @@ class StartPointSearch:
             warnings.warn(f"the store does not answer, going on from disk: {error}", stacklevel=2)
             return []
         stored = []
-        for item in answer if isinstance(answer, list) else ():
+        for item in answer:
             try:
-                stored.append(_stored(item))
+                stored.append(stored_checkpoint(item))
             except CheckpointError as error:
                 self._unusable.append(f"store {item.folder}: refused, {error}")
         return stored
@@ -234,10 +235,10 @@ class StartPointSearch:
         if (self._config.root / target).exists():
             target = f"{target}-{stored.manifest.digest[:8]}"
         try:
-            return str(self._worker.ask(Fetch(stored.folder, target), _FETCH_S))
+            return str(self._worker.ask(Fetch(stored.folder, target), FETCH_S))
         except DirectoryFullError as error:
             log.warning("%s is read straight from the store: %s", stored.folder, error)
-        self._worker.ask(Verify(stored.folder), _FETCH_S)
+        self._worker.ask(Verify(stored.folder), FETCH_S)
         path = str(self._config.root / target)
         self._straight[path] = stored.folder
         return path
@@ -247,5 +248,16 @@ def _is_any(_: Manifest) -> bool:
     return True
 
 
-def _stored(item: StoredCheckpoint) -> Stored:
+def stored_checkpoint(item: StoredCheckpoint) -> Stored:
+    """As the worker tells of it."""
     return Stored(item.folder, Manifest.from_bytes(item.manifest, f"store {item.folder}"))
+
+
+def listed_in_store(worker: Worker) -> list[StoredCheckpoint]:
+    """The job's checkpoints in the store.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    answer = worker.ask(ListStore(), _ASK_S)
+    return answer if isinstance(answer, list) else []

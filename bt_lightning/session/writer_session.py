@@ -24,13 +24,19 @@ from bt_lightning.session.directory_takeover import take_over
 from bt_lightning.session.job_search import find_lost_job, with_own_job
 from bt_lightning.session.known_checkpoints import KnownCheckpoints
 from bt_lightning.session.save_tracking import SaveListeners, Saves
-from bt_lightning.session.start_point import StartPointSearch
+from bt_lightning.session.start_point import (
+    FETCH_S,
+    StartPointSearch,
+    listed_in_store,
+    stored_checkpoint,
+)
 from bt_lightning.session.step_timings import StepTimings
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.publisher_lock import stands_by
 from bt_lightning.worker.worker_handle import Worker, unlimited
 from bt_lightning.worker_messages import (
     Committed,
+    Fetch,
     FreedSpace,
     FreeSpace,
     Published,
@@ -128,6 +134,22 @@ class WriterSession:
         listeners = SaveListeners(self.committed, self.remove, ended, self._room)
         self.saves = Saves(saver, self.config.root, options.snapshot, listeners)
         return self.saves
+
+    def bring(self, checkpoint_id: str) -> None:
+        """Fetch a checkpoint that is in the store only to its place on the disk; may take long.
+
+        Raises:
+            StoreError: the store does not answer.
+            DirectoryFullError: the disk has no room for it.
+            CheckpointCorruptError: it is damaged.
+        """
+        if self.config.store_url is None:
+            return
+        listed = [stored_checkpoint(one) for one in listed_in_store(self._worker)]
+        found = [one for one in listed if one.manifest.checkpoint_id == checkpoint_id]
+        if found:
+            newest = max(found, key=lambda one: one.manifest.order)
+            self._worker.ask(Fetch(newest.folder, checkpoint_id), FETCH_S)
 
     def committed(self, manifest: Manifest) -> None:
         """Note that this process has committed a checkpoint, and wake the worker."""

@@ -1,0 +1,117 @@
+"""Trainings of one process or several: `scenarios.py NAME JSON`; prints what it found as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from typing import Any
+
+import torch
+from tiny import digest, make_model, make_trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from bt_lightning.hf import BTTrainerCallback
+
+
+class StopAt(TrainerCallback):
+    """Ends the training at a step as a bug of the script does."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self._step:
+            msg = "a bug"
+            raise RuntimeError(msg)
+
+
+def outcome(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "step": trainer.state.global_step,
+        "digest": digest(trainer.model),
+        "best": trainer.state.best_model_checkpoint,
+        "output_dir": trainer.args.output_dir,
+    }
+
+
+def whole(folder: str, steps: int = 8, ours: bool = True, **more: Any) -> dict[str, Any]:
+    """A training that nothing breaks off."""
+    trainer = make_trainer(folder, steps, [BTTrainerCallback()] if ours else [], **more)
+    trainer.train()
+    return outcome(trainer)
+
+
+def broken(
+    folder: str, steps: int = 8, at: int = 5, lose: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """A training with a bug, and without it; between the two a folder is lost."""
+    trainer = make_trainer(folder, steps, [BTTrainerCallback(), StopAt(at)], **more)
+    try:
+        trainer.train()
+    except RuntimeError as error:
+        assert str(error) == "a bug", error  # noqa: PT017
+    if lose is not None:
+        shutil.rmtree(lose)
+    began = []
+
+    class Began(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            began.append(state.global_step)
+
+    _forget_fits()
+    trainer = make_trainer(folder, steps, [BTTrainerCallback(), Began()], **more)
+    trainer.train()
+    return {**outcome(trainer), "began": began[0]}
+
+
+def read_by_transformers(folder: str, steps: int) -> dict[str, Any]:
+    """A Trainer without us goes on with what was saved with us; and the weights as they are."""
+    newest = get_last_checkpoint(folder)
+    model = type(make_model()).from_pretrained(newest)
+    trainer = make_trainer(folder, steps, [])
+    trainer.train(resume_from_checkpoint=newest)
+    return {**outcome(trainer), "newest": newest, "weights": digest(model)}
+
+
+def two_in_a_row(folder: str) -> list[dict[str, Any]]:
+    """A script that trains two models; each has checkpoints of its own."""
+    found = []
+    for rate in (1e-2, 1e-3):
+        trainer = make_trainer(folder, 4, [BTTrainerCallback()], learning_rate=rate)
+        trainer.train()
+        found.append(outcome(trainer))
+    return found
+
+
+def error_of(folder: str, asked: Any = None, **options: Any) -> dict[str, str]:
+    """The error of a training that cannot begin."""
+    trainer = make_trainer(folder, 4, [BTTrainerCallback(**options)])
+    try:
+        trainer.train(resume_from_checkpoint=asked)
+    except Exception as error:  # noqa: BLE001 - it is what is looked at
+        return {"kind": type(error).__name__, "text": str(error)}
+    return {}
+
+
+def from_path(folder: str, path: str, steps: int = 8) -> dict[str, Any]:
+    """A training that the script resumes from a folder that it names."""
+    trainer = make_trainer(folder, steps, [BTTrainerCallback()])
+    trainer.train(resume_from_checkpoint=path)
+    return outcome(trainer)
+
+
+def _forget_fits() -> None:
+    """What a restart does not know either."""
+    from bt_lightning.session.fit_selection import process_fits
+
+    process_fits.clear()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    logging.disable(logging.INFO)
+    name, given = sys.argv[1:]
+    print(json.dumps(globals()[name](**json.loads(given))))
