@@ -15,6 +15,7 @@ import click
 from bt_lightning import __version__
 from bt_lightning.cli.commands.checkpoints import checkpoints
 from bt_lightning.cli.commands.delete_jobs import delete_one_job, delete_project
+from bt_lightning.cli.commands.deploy import deploy, undeploy
 from bt_lightning.cli.commands.download_copy_export import copy, download, export
 from bt_lightning.cli.commands.job_files import download_job, list_files
 from bt_lightning.cli.commands.jobs import jobs, projects
@@ -151,7 +152,10 @@ main.add_command(run)
 main.add_command(status)
 main.add_command(doctor)
 main.add_command(report)
-for command in (download, copy, export, protect, unprotect, delete, trash):
+for command in (
+    *(download, copy, export, protect, unprotect, delete, trash),
+    *(deploy, undeploy),
+):
     checkpoints.add_command(command)
 for group in (checkpoints, jobs, projects, weights):
     main.add_command(group)

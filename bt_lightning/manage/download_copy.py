@@ -12,8 +12,9 @@ from bt_lightning.localdir.atomic_directory import tidy
 from bt_lightning.localdir.directory_writable_check import check_root
 from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, read_manifest
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints
+from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_reads import open_reader
-from bt_lightning.path_layout import LEFTOVERS, STATE, TREE, job_prefix
+from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.catalog.removal_requests import forget_removals
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.fetch_to_disk import bring
@@ -73,8 +74,7 @@ def serving_entries(manifest: Manifest) -> list[FileEntry]:
     Raises:
         CheckpointNotFoundError: the checkpoint has no weights as safetensors.
     """
-    training = {STATE, TREE, LEFTOVERS}
-    found = [entry for entry in manifest.files if entry.path not in training]
+    found = [entry for entry in manifest.files if not is_training_state(entry.path)]
     if not any(entry.path.endswith(".safetensors") for entry in found):
         msg = f"{manifest.checkpoint_id} has no weights as safetensors"
         raise CheckpointNotFoundError(msg)

@@ -223,7 +223,7 @@ def test_a_config_is_read_as_truss_reads_it(name):
 
 
 def test_the_config_of_the_examples_is_one_that_truss_takes():
-    file = Path(__file__).parents[2] / "examples" / "config.py"
+    file = Path(__file__).parents[2] / "examples" / "baseten" / "config.py"
     with import_training_project(file) as other:
         assert load_config(file) == as_definition(other, TrainingProject)
 

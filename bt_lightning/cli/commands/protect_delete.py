@@ -38,12 +38,11 @@ dry_run_option = click.option(
 def protect(checkpoints: tuple[str, ...], target: Target, why: str, by: str | None) -> None:
     """Protect checkpoints from deletion by commands, jobs and retention rules."""
     from bt_lightning.cli.render.text import printable
-    from bt_lightning.protection_record import Protection
+    from bt_lightning.manage.deployment import protect_for_person
 
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    said = Protection(by=_user_name() if by is None else by, why=why, at=now)
+    by = user_name() if by is None else by
     for source, item in some_checkpoints(target, checkpoints):
-        source.protect(item, said)
+        protect_for_person(source, item, by=by, why=why, at=now_in_utc())
         click.echo(printable(f"{item.name}: protected"))
 
 
@@ -51,12 +50,19 @@ def protect(checkpoints: tuple[str, ...], target: Target, why: str, by: str | No
 @click.argument("checkpoints", nargs=-1, required=True)
 @target_options
 def unprotect(checkpoints: tuple[str, ...], target: Target) -> None:
-    """Remove the protection of checkpoints."""
+    """Remove the protection of checkpoints; what is deployed stays protected by that."""
     from bt_lightning.cli.render.text import printable
+    from bt_lightning.errors import CheckpointProtectedError
+    from bt_lightning.manage.deployment import unprotect_for_person
 
+    deployed = False
     for source, item in some_checkpoints(target, checkpoints):
-        source.unprotect(item)
-        click.echo(printable(f"{item.name}: no longer protected"))
+        left = unprotect_for_person(source, item)
+        deployed = deployed or left is not None
+        said = "no longer protected" if left is None else f"still protected: {left.reason}"
+        click.echo(printable(f"{item.name}: {said}"))
+    if deployed:
+        sys.exit(CheckpointProtectedError.exit_code)
 
 
 @click.command()
@@ -256,7 +262,13 @@ def _more_files(files: Files | None) -> list[str]:
     return [f"  ... and {rest:,} more"] if rest else []
 
 
-def _user_name() -> str:
+def now_in_utc() -> str:
+    """The time as protections record it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def user_name() -> str:
+    """The user of this machine; empty where there is none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):

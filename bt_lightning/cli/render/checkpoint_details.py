@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,9 +36,7 @@ def render_details(
         said = {
             **records([(source, item)])[0],
             "location": _location(source, item),
-            "protection": None
-            if protection is None
-            else {"by": protection.by, "why": protection.why, "at": protection.at},
+            "protection": None if protection is None else asdict(protection),
             "origin": item.manifest.origin,
             "files": _files(item),
             "tensors": [{"file": file, **_tensor_record(tensor)} for file, tensor in tensors],
@@ -48,13 +47,6 @@ def render_details(
         titles = ("File", "Name", "Dtype", "Shape", "Parameters", "Size (bytes)")
         as_csv(titles, [_tensor_cells(file, tensor) for file, tensor in tensors])
         return
-    protected_by = None
-    if protection is not None:
-        protected_by = " ".join(
-            part
-            for part in (f"by {protection.by or 'somebody'}", protection.at, protection.why)
-            if part
-        )
     facts = {
         "Checkpoint": item.name,
         "Job": f"{item.job} of {item.project}",
@@ -66,7 +58,7 @@ def render_details(
         "Metrics": ", ".join(f"{k} {v:.6g}" for k, v in item.manifest.metrics.items()),
         "Resumable": "yes" if item.manifest.resumable else "no: weights only",
         "Sync": item.sync_status or "",
-        "Protected": protected_by or "",
+        "Protected": "" if protection is None else protection.reason,
         "Written by": _origin(item.manifest.origin),
         "Digest": item.manifest.digest,
     }

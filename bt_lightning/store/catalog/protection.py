@@ -46,7 +46,11 @@ def protected_error(name: str, protection: Protection) -> CheckpointProtectedErr
     """The error for a deletion of the protected checkpoint `name`."""
     who = f" by {protection.by}" if protection.by else ""
     why = f": {protection.why}" if protection.why else ""
-    msg = f"{name} is protected{who}{why}. Use `checkpoints unprotect` before deleting it"
+    models = ", ".join(one.model for one in protection.deployments)
+    deployed = f", since it is deployed as {models}" if models else ""
+    words = [*(["unprotect"] if protection.is_own else []), *(["undeploy"] if models else [])]
+    use = " and ".join(f"`checkpoints {word}`" for word in words)
+    msg = f"{name} is protected{who}{why}{deployed}. Use {use} before deleting it"
     return CheckpointProtectedError(msg)
 
 

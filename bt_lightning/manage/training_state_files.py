@@ -1,0 +1,23 @@
+"""Files of a checkpoint that only training reads, by their names in each layout. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bt_lightning.glob_patterns import matches
+from bt_lightning.path_layout import LEFTOVERS, MANIFEST, PROTECTION, STATE, TREE
+
+TRAINING_PATTERNS: Final = (
+    *(STATE, TREE, LEFTOVERS, MANIFEST, PROTECTION),
+    *("optimizer.pt", "optimizer.bin", "optimizer_*.bin", "scheduler.pt", "scheduler_*.bin"),
+    *("scaler.pt", "rng_state*.pth", "random_states_*.pkl", "sampler*.bin"),
+    *("training_args.bin", "trainer_state.json", "**/*.tfevents.*", "**/events.out.tfevents.*"),
+    *("global_step*/**", "latest", "zero_to_fp32.py", "pytorch_model_fsdp_*/**", "optimizer_*/**"),
+    "**/*.distcp",
+)
+"""Patterns of these files, as `glob_patterns` has them."""
+
+
+def is_training_state(path: str) -> bool:
+    """Whether only training reads the file `path` of a checkpoint."""
+    return any(matches(pattern, path) for pattern in TRAINING_PATTERNS)
