@@ -12,11 +12,11 @@ from bt_lightning.path_layout import check_member
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 from bt_lightning.snapshot.encoding_cache import Fragment, comparison_with
 from bt_lightning.snapshot.state_files import EncodingCache, Snapshot, TensorFile, tensor_file
-from bt_lightning.snapshot.state_pickle import PickledState, pickle_state
+from bt_lightning.snapshot.state_pickle import LEAST_TENSORS, PickledState, pickle_state
 from bt_lightning.snapshot.torch_file import lay_out_storages, without_storages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,34 @@ def lay_out_folder(files: Mapping[str, Content], cache: EncodingCache | None = N
     return folder.snapshot()
 
 
+def encode_folder_early(files: Mapping[str, Content]) -> Callable[[], EncodingCache]:
+    """What lays out in advance the files that the first save will have; those that it is known of.
+
+    Called on the training thread, which goes on; the result is called on any thread
+    (`Saver.encode_early`), and reads no container that the training changes.
+    """
+    aliases = {
+        path: TorchFile(_aliases(content.state)) if isinstance(content, TorchFile) else content
+        for path, content in files.items()
+    }
+
+    def encode() -> EncodingCache:
+        cache = EncodingCache()
+        lay_out_folder(aliases, cache)
+        for fragment in cache.fragments.values():
+            _ = fragment.tensor_addresses
+        return cache
+
+    return encode
+
+
+def _aliases(value: Any) -> Any:
+    """The same tensors and values in dicts of our own."""
+    if type(value) is dict:
+        return {key: _aliases(item) for key, item in value.items()}
+    return value
+
+
 class _Folder:
     """The files of one save: first all groups are looked up, then the files are laid out."""
 
@@ -90,6 +118,8 @@ class _Folder:
                 raise UnsupportedStateError(msg)
         self._safetensors[path] = content
         tensors = dict(content.tensors)
+        if len(tensors) < LEAST_TENSORS:
+            return
         group = self._known.get((path,))
         if group is None or not group.matches(tensors):
             matches = comparison_with(tensors)

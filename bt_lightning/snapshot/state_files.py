@@ -123,10 +123,12 @@ class EncodingCache:
         # an error of the early encoding is ignored: the save meets the same error and raises it
         if early is not None and not early.cancel() and early.exception() is None:
             other = early.result()
-            self.fragments, self.prefix = other.fragments, other.prefix
+            self.fragments, self.prefix, self.plans = other.fragments, other.prefix, other.plans
+            self.pickled, self.layouts = other.pickled, other.layouts
         if prefix != self.prefix:
             self.fragments, self.prefix = {}, prefix
             self.plans.clear()
+            self.pickled.clear()
         return self.fragments
 
     def keep(self, fragments: Mapping[tuple[str, ...], Fragment]) -> tuple[Fragment, ...]:

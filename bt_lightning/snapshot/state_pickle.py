@@ -21,6 +21,8 @@ import torch
 from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.snapshot.encoding_cache import Fragment, comparison_with
 
+LEAST_TENSORS: Final = 8
+"""A group of fewer is not worth keeping: generators, say, which are new objects at each save."""
 _PROTOCOL: Final = 2
 _BEGIN, _STOP = b"\x80\x02", b"."
 _EMPTY_DICT, _MARK, _SET_ITEMS = b"}", b"(", b"u"
@@ -158,7 +160,7 @@ def _group(
         return None
     pickler = _Pickler(_Storages())
     body = pickler.body(value)
-    if pickler.has_attributes:
+    if pickler.has_attributes or len(pickler.storages.flat) < LEAST_TENSORS:
         return None
     fragment = Fragment(matches, "", {path: pickler.storages.flat}, {}, frozenset())
     return PickledGroup(body, pickler.storages, fragment, whole)

@@ -8,16 +8,30 @@ import shutil
 import subprocess
 import zipfile
 from collections import OrderedDict, namedtuple
+from concurrent.futures import Future
 
 import pytest
 import torch
 
 from bt_lightning.errors import UnsupportedStateError
-from bt_lightning.snapshot.folder_files import SafetensorsFile, TorchFile, lay_out_folder
+from bt_lightning.snapshot import state_pickle
+from bt_lightning.snapshot.folder_files import (
+    SafetensorsFile,
+    TorchFile,
+    encode_folder_early,
+    lay_out_folder,
+)
 from bt_lightning.snapshot.host_copies import CopyPlanner, HostCopier
 from bt_lightning.snapshot.safetensors_layout import host_tensor, tensor_bytes
 from bt_lightning.snapshot.state_files import EncodingCache
 from bt_lightning.zip_layout import fill_checksums
+
+
+@pytest.fixture(autouse=True)
+def groups_of_any_size(monkeypatch):
+    """So that small states are divided as large ones are."""
+    monkeypatch.setattr(state_pickle, "LEAST_TENSORS", 0)
+
 
 Point = namedtuple("Point", ["x", "y"])  # noqa: PYI024 - as scripts have them
 
@@ -284,8 +298,6 @@ def test_a_later_save_has_the_bytes_of_one_without_a_memory(tmp_path):
 
 
 def test_what_does_not_change_is_not_pickled_again_and_stays_where_it_is(monkeypatch):
-    from bt_lightning.snapshot import state_pickle
-
     cache = EncodingCache()
     optimizer = optimizer_of(torch.optim.AdamW)
     plans, bodies = [], []
@@ -300,6 +312,33 @@ def test_what_does_not_change_is_not_pickled_again_and_stays_where_it_is(monkeyp
     optimizer.param_groups[0]["note"] = "x" * 100_000
     snapshot = lay_out_folder({"optimizer.pt": TorchFile(optimizer.state_dict())}, cache)
     assert snapshot.tensor_files["optimizer.pt"].plan is not plans[0]
+
+
+def test_what_was_encoded_early_is_used_by_the_first_save(monkeypatch):
+    optimizer = optimizer_of(torch.optim.AdamW)
+    model = {f"w{i}": torch.ones(i) for i in range(9)}
+
+    def files():
+        return {
+            "optimizer.pt": TorchFile(optimizer.state_dict()),
+            "model.safetensors": SafetensorsFile(dict(model)),
+        }
+
+    cache = EncodingCache(early=Future())
+    encode = encode_folder_early(files())
+    optimizer.param_groups[0]["lr"] = 0.125
+    cache.early.set_running_or_notify_cancel()
+    cache.early.set_result(encode())
+    bodies = []
+    monkeypatch.setattr(state_pickle, "_flat", lambda *_: bodies.append(1))
+    early = cache.early.result()
+    snapshot = lay_out_folder(files(), cache)
+    assert bodies == []
+    for path, file in snapshot.tensor_files.items():
+        assert file.fixed == (early.fragments[path,],)
+        assert not file.others
+    content = b"".join(bytes(piece) for piece in snapshot.files["optimizer.pt"]())
+    same(torch.load(io.BytesIO(content), weights_only=True), optimizer.state_dict())
 
 
 def test_torch_finds_the_storages_where_it_computes_them(tmp_path, monkeypatch):
