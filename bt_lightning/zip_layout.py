@@ -148,34 +148,34 @@ def directory(entries: Sequence[bytes], start: int) -> bytes:
     )  # fmt: skip
 
 
-def fill_checksums(image: memoryview, write: Callable[[int, bytes], None]) -> None:
+def fill_checksums(
+    image: memoryview,
+    write: Callable[[int, bytes], None],
+    crc32: Callable[[memoryview, int], int] = zlib.crc32,
+) -> None:
     """Compute the CRC of each record of a zip file laid out here, and write it where it belongs.
 
     `image` is the whole file; `write` puts bytes at an offset of it, and is called for what differs
-    only, so that a second call writes nothing.
+    only, so that a second call writes nothing. `crc32` goes on from a value, as `zlib.crc32`.
 
     Raises:
         CheckpointCorruptError: the file is no such zip file.
     """
     try:
         for entry, record in _listed(image):
-            crc = _crc(image[record.start : record.start + record.size]).to_bytes(4, "little")
+            crc = 0
+            for start in range(record.start, record.start + record.size, _CHUNK):
+                crc = crc32(image[start : min(start + _CHUNK, record.start + record.size)], crc)
+            written = crc.to_bytes(4, "little")
             places = [entry + _CRC_IN_ENTRY]
             if record.size:
                 places.append(record.start + record.size + _CRC_IN_DESCRIPTOR)
             for place in places:
-                if image[place : place + 4] != crc:
-                    write(place, crc)
+                if image[place : place + 4] != written:
+                    write(place, written)
     except (struct.error, ValueError) as error:
         msg = f"an image is no zip file of records that can be found: {error}"
         raise CheckpointCorruptError(msg) from error
-
-
-def _crc(data: memoryview) -> int:
-    crc = 0
-    for start in range(0, len(data), _CHUNK):
-        crc = zlib.crc32(data[start : start + _CHUNK], crc)
-    return crc
 
 
 def _listed(image: memoryview) -> Iterable[tuple[int, ZipRecord]]:

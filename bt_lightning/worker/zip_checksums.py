@@ -6,18 +6,30 @@ while the commit thread writes the files before.
 
 from __future__ import annotations
 
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from bt_lightning.zip_layout import fill_checksums
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future
     from types import TracebackType
 
     from typing_extensions import Self
 
     from bt_lightning.worker_messages import FileImage
+
+
+def installed_crc32() -> Callable[[memoryview, int], int]:
+    """The fastest that is installed: 12 GB/s with isal, 4 GB/s without."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib.crc32
+    crc32: Callable[[memoryview, int], int] = isal_zlib.crc32
+    return crc32
 
 
 class ZipChecksums:
@@ -49,7 +61,7 @@ class ZipChecksums:
         def write(offset: int, content: bytes) -> None:
             whole[offset : offset + len(content)] = content
 
-        fill_checksums(whole, write)
+        fill_checksums(whole, write, installed_crc32())
 
     def __enter__(self) -> Self:
         return self

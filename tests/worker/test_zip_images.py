@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import time
 import zipfile
+import zlib
 
 import pytest
 
@@ -13,6 +15,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.fetch_to_disk import fetch
+from bt_lightning.worker.zip_checksums import installed_crc32
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 from bt_lightning.zip_layout import directory, place_records
 
@@ -99,3 +102,11 @@ def test_what_is_no_zip_file_is_refused_and_the_next_is_committed(scene, save):
     assert not (scene.root / "checkpoint-1").exists()
     assert isinstance(save(worker, 2), Committed)
     whole(scene.root / "checkpoint-2")
+
+
+def test_without_isal_the_checksums_are_the_same(monkeypatch):
+    data = memoryview(os.urandom(1000))
+    wanted = zlib.crc32(data, 7)
+    assert installed_crc32()(data, 7) == wanted
+    monkeypatch.setitem(sys.modules, "isal", None)
+    assert installed_crc32() is zlib.crc32
