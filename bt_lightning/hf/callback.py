@@ -96,13 +96,13 @@ class BTTrainerCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Every rank: an optimizer step has ended."""
-        if self._training is not None:
-            self._training.step_ended()
+        if self._training is not None and self._training.boundaries is not None:
+            self._training.boundaries.step_ended()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Every rank: an epoch has ended."""
-        if self._training is not None:
-            self._training.epoch_ended()
+        if self._training is not None and self._training.boundaries is not None:
+            self._training.boundaries.epoch_ended()
 
 
 def _remove_empty(folder: Path) -> None:

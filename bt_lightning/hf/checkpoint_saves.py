@@ -50,6 +50,8 @@ class CheckpointSaves:
         self._kept = KeptCheckpoints(run, self.folder, best)
         self._state_text = TrainerStateText()
         self._run_dir: Path | None = None
+        self.newest: int | None = None
+        """The newest step that can be resumed from and is saved, or being saved."""
 
     def methods(self) -> dict[str, Callable[..., Any]]:
         """What is called in place of methods of the Trainer and of its subclass."""
@@ -67,10 +69,21 @@ class CheckpointSaves:
         self.save_as(f"checkpoint-{trainer.state.global_step}", {}, *given, **named)
         self._kept.saved(trainer.state, trainer.args.save_total_limit)
 
+    def save_interim(self, name: str, reason: str) -> None:
+        """Every rank: save a state that the Trainer does not ask for; all of it."""
+        args = self._trainer.args
+        only_model, args.save_only_model = args.save_only_model, False
+        try:
+            self.save_as(name, {"interim": reason}, self._trainer.model, None)
+        finally:
+            args.save_only_model = only_model
+
     def save_as(self, name: str, origin: dict[str, Any], *given: Any, **named: Any) -> None:
         """Every rank: save the state as the folder `name`; `origin` are facts of its manifest."""
         trainer, run = self._trainer, self._run
         folder = f"checkpoint-{trainer.state.global_step}"
+        if not trainer.args.save_only_model:
+            self.newest = trainer.state.global_step
         with capture_writes(run.root) as captured:
             self._capture(captured, folder, *given, **named)
             files = self._of_all_ranks(captured.files(folder))

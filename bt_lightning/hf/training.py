@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.hf.best_checkpoint import bring_best
+from bt_lightning.hf.boundaries import Boundaries
 from bt_lightning.hf.checkpoint_saves import CheckpointSaves
 from bt_lightning.hf.patched_trainer import leaving_checkpoints, own_method, replaced_methods
 from bt_lightning.hf.start_of_training import StartOfTraining
@@ -44,7 +45,8 @@ class Training:
         required = asked is True and options.resume == "auto"
         self._options = replace(options, resume="require") if required else options
         self._run: RunningSession | None = None
-        self._saves: CheckpointSaves | None = None
+        self.boundaries: Boundaries | None = None
+        """From the start of the session on."""
 
     def run(self, train: Callable[[str | None], Any]) -> Any:
         """Every rank: open the session, train, and wait until all is committed and published."""
@@ -62,19 +64,26 @@ class Training:
         try:
             result = self._train(run, start, train)
         except BaseException as error:
-            run.session.end_fit(None)
-            run.end(error)
+            self._end(run, error)
             raise
-        run.session.end_fit(trainer.state.global_step)
-        run.end(None)
+        self._end(run, None)
         run.session.close_fit()
         return result
+
+    def _end(self, run: RunningSession, error: BaseException | None) -> None:
+        """Every rank: wait until all is committed and published, as long as a signal leaves."""
+        run.session.end_fit(self._trainer.state.global_step if error is None else None)
+        if self.boundaries is None:
+            run.end(error)
+        else:
+            self.boundaries.end(error)
 
     def _train(
         self, run: RunningSession, start: StartOfTraining, train: Callable[[str | None], Any]
     ) -> Any:
         path = start.choose(run)
-        saves = self._saves = CheckpointSaves(self._trainer, run, start.best)
+        saves = CheckpointSaves(self._trainer, run, start.best)
+        self.boundaries = Boundaries(self._trainer, run, saves)
         if start.best is not None:
             best = saves.folder / start.best
             run.ranks.from_slow_zero(lambda: bring_best(best, run))
@@ -93,21 +102,16 @@ class Training:
 
     def begin(self) -> None:
         """Every rank, when the state is restored: let the worker publish and delete."""
-        if self._run is not None:
+        if self._run is not None and self.boundaries is not None:
             self._run.begin(lambda: _optimizers(self._trainer), _cuda_device(self._trainer))
-
-    def step_ended(self) -> None:
-        """Every rank: an optimizer step has ended, and the Trainer has not saved yet."""
-
-    def epoch_ended(self) -> None:
-        """Every rank: as `step_ended`, of an epoch."""
+            self.boundaries.begin()
 
     def _log_save_evaluate(self, *given: Any, **named: Any) -> None:
         """In place of the Trainer's method: after it the state is that of one step."""
-        trainer, run = self._trainer, self._run
-        assert run is not None
-        own_method(trainer, "_maybe_log_save_evaluate")(*given, **named)
-        run.session.boundary()
+        assert self.boundaries is not None
+        self.boundaries.before_save()
+        own_method(self._trainer, "_maybe_log_save_evaluate")(*given, **named)
+        self.boundaries.after_save()
 
 
 def _optimizers(trainer: Any) -> list[torch.optim.Optimizer]:

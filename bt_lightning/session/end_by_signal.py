@@ -31,10 +31,10 @@ class EndBySignal:
 
     Args:
         peers: the ranks of the run, which have begun.
-        grace_s: seconds that the platform leaves after the signal.
+        grace_s: seconds that the platform leaves after the signal; None: not known.
     """
 
-    def __init__(self, peers: FitRanks, grace_s: float) -> None:
+    def __init__(self, peers: FitRanks, grace_s: float | None) -> None:
         self._peers, self._grace_s = peers, grace_s
         self._agreement: SingleRankAgreement | RankAgreement | None = None
         self._previous: Any = None
@@ -60,8 +60,15 @@ class EndBySignal:
         return self.agreed
 
     def left_s(self) -> float:
-        """Seconds that are left for the end of the process; infinity if it was not told to end."""
-        return math.inf if self._at is None else rest_s(self._grace_s - self._seconds())
+        """Seconds that are left for the end of the process; infinity if nothing limits them."""
+        if self._at is None or self._grace_s is None:
+            return math.inf
+        return rest_s(self._grace_s - self._seconds())
+
+    @property
+    def heard(self) -> bool:
+        """Whether this rank knows of the signal."""
+        return self._at is not None
 
     def close(self) -> None:
         """Put back the handler that was there; idempotent."""

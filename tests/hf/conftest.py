@@ -36,9 +36,18 @@ def nursery(hf_server):
 
 @pytest.fixture
 def run(hf_server, tmp_path):
-    """Runs a scenario: `run(name, ranks=1, env={}, **arguments)`; what it found, on rank 0."""
+    """Runs a scenario: `run(name, ranks=1, env={}, **arguments)`; what it found, on rank 0.
 
-    def start(name: str, ranks: int = 1, env: dict[str, str] | None = None, **given: Any) -> Any:
+    `codes`: the statuses with which its ranks end, if they do not find anything.
+    """
+
+    def start(
+        name: str,
+        ranks: int = 1,
+        env: dict[str, str] | None = None,
+        codes: list[int] | None = None,
+        **given: Any,
+    ) -> Any:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -60,8 +69,8 @@ def run(hf_server, tmp_path):
         finally:
             for process in started:
                 process.kill()
-        assert [process.returncode for process in started] == [0] * ranks, said
-        return json.loads(said[0][0].splitlines()[-1])
+        assert [process.returncode for process in started] == (codes or [0] * ranks), said
+        return None if codes else json.loads(said[0][0].splitlines()[-1])
 
     return start
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
 import sys
 from typing import Any
 
@@ -28,6 +30,19 @@ class StopAt(TrainerCallback):
             raise RuntimeError(msg)
 
 
+class SignalAt(TrainerCallback):
+    """Sends this rank a real signal at a moment of a training."""
+
+    def __init__(self, moment: str, step: int) -> None:
+        self._step = step
+        setattr(self, moment, self._send)
+
+    def _send(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self._step:
+            self._step = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def outcome(trainer: Trainer) -> dict[str, Any]:
     return {
         "step": trainer.state.global_step,
@@ -37,9 +52,19 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def whole(folder: str, steps: int = 8, ours: bool = True, **more: Any) -> dict[str, Any]:
-    """A training that nothing breaks off."""
-    trainer = make_trainer(folder, steps, [BTTrainerCallback()] if ours else [], **more)
+def whole(
+    folder: str,
+    steps: int = 8,
+    ours: bool = True,
+    told: tuple[str, int, int] | None = None,
+    options: dict[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A training; `told`: at this moment and step, this rank gets SIGTERM."""
+    callbacks: list[TrainerCallback] = [BTTrainerCallback(**(options or {}))] if ours else []
+    if told is not None and told[2] == int(os.environ.get("RANK", "0")):
+        callbacks.append(SignalAt(*told[:2]))
+    trainer = make_trainer(folder, steps, callbacks, **more)
     trainer.train()
     return outcome(trainer)
 
