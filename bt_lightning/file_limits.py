@@ -54,6 +54,8 @@ class Bounds:
 
 MANIFEST: Final = Bounds(32 * _MIB, 128 * _MIB)
 """Limits of a manifest. Some 3 TB of files have one of 32 MiB."""
+BASE: Final = Bounds(32 * _MIB, 256 * _MIB)
+"""Limits of `base.json`: some 200,000 tensors."""
 RECORD: Final = Bounds(_MIB, 32 * _MIB)
 """Limits of every other small file: records, leases, requests, journals, protections."""
 LINE: Final = Bounds(_MIB // 4, 2 * _MIB)

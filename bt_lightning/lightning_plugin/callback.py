@@ -17,9 +17,9 @@ from bt_lightning.lightning_plugin.compat_config import patch_saved_config
 from bt_lightning.lightning_plugin.compat_resume import record_path_selection
 from bt_lightning.lightning_plugin.deferred_saves import save_deferred_now
 from bt_lightning.lightning_plugin.exact_resume import ExactResume
+from bt_lightning.lightning_plugin.extra_entries import extra_entries
 from bt_lightning.lightning_plugin.fit_identity_of_trainer import FitsOfCallback
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
-from bt_lightning.lightning_plugin.mismatch_errors import save_facts
 from bt_lightning.lightning_plugin.model_checkpoint_paths import (
     find_checkpoint_paths,
     set_checkpoint_paths,
@@ -35,6 +35,7 @@ from bt_lightning.lightning_plugin.trainer_checks import (
 )
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import close_saves, open_saves
+from bt_lightning.session.base_of_run import BaseOfRun
 from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.options import Options
 from bt_lightning.session.rank_session import RankSession
@@ -102,6 +103,8 @@ class BTLightning(Callback):
         failures_every: for `"auto"`: mean time between failures to assume at first.
         max_overhead: for `"auto"`: the fraction of the time that saves may take.
         volume_size_gib: limit for `dir`, in GiB; `$BT_VOLUME_SIZE_GIB`, else its volume.
+        save_frozen: False leaves weights that do not train out of checkpoints, which name that
+            base by its digest: each start must make the same. None does so for PEFT models.
         sync_files: also upload all other files below `dir`, once they do not change any more.
         sync_include: patterns of files to upload, else all; `$BT_SYNC_INCLUDE`.
         sync_exclude: patterns of files not to upload; `$BT_SYNC_EXCLUDE`.
@@ -145,6 +148,7 @@ class BTLightning(Callback):
         failures_every: timedelta | float = timedelta(days=1),
         max_overhead: float = 0.05,
         volume_size_gib: float | None = None,
+        save_frozen: bool | None = None,
         sync_files: bool = True,
         sync_include: list[str] | None = None,
         sync_exclude: list[str] | None = None,
@@ -155,6 +159,7 @@ class BTLightning(Callback):
         self._options = Options.of(**given).merged(os.environ)
         self._exact = ExactResume() if exact else None
         self._session = RankSession(self._options)
+        self._base = BaseOfRun(self._options.save_frozen)
         self._routed: RoutedCheckpointIO | None = None
         self._boundary: SaveBoundary | None = None
         self._fits = FitsOfCallback(self._options.fit_name or "")
@@ -205,8 +210,8 @@ class BTLightning(Callback):
             self._routed.bt_evicted.pin(start.path, start.folder, start.digest)
         self._boundary.connect_ranks(trainer)
         self._active, self._session.failing = True, False
-        chosen = partial(self._chosen, trainer)
-        arrange_resume(trainer, pl_module, start, strict=self._options.strict, on_chosen=chosen)
+        chosen, strict = partial(self._chosen, trainer), self._options.strict
+        arrange_resume(trainer, start, self._base, strict=strict, on_chosen=chosen)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -216,12 +221,12 @@ class BTLightning(Callback):
         self._fits.begin(trainer, pl_module)
         restore_last_model_path(trainer)
         assert self._routed is not None  # since `setup`
-        serving = serving_files(pl_module)  # the module is complete only at this hook
-        self._routed.bt_io.writer.serving = serving
+        writer = self._routed.bt_io.writer
+        writer.serving = serving_files(pl_module)  # the module is complete only at this hook
+        self._base.begin()
         if self._exact is not None:
             self._exact.on_fit_start(trainer)
-        root, prefix = self._routed.bt_root, serving.weights_prefix
-        open_saves(trainer, pl_module, self._session, root, prefix)
+        open_saves(trainer, pl_module, self._session, self._routed.bt_root, writer)
         if self._boundary is not None:
             self._boundary.begin_fit(trainer, pl_module, self._session.writer)
 
@@ -300,14 +305,7 @@ class BTLightning(Callback):
         boundary = self._boundary
         if not self._active or boundary is None:
             return
-        origin: dict[str, Any] = {"fit": self._session.fit_facts}
-        if boundary.interim.reason is not None:
-            origin["interim"] = boundary.interim.reason
-        extra: dict[str, Any] = {**save_facts(trainer), "origin": origin}
-        if self._exact is not None:
-            collect = partial(self._exact.on_save, trainer, checkpoint, boundary.exchange)
-            extra["exact"] = self._session.whole(collect, boundary.left_s, origin)
-        checkpoint[EXTRA] = extra
+        checkpoint[EXTRA] = extra_entries(trainer, checkpoint, self._session, boundary, self._exact)
 
     @override
     def on_load_checkpoint(
@@ -344,6 +342,8 @@ class BTLightning(Callback):
     def _chosen(self, trainer: Trainer, path: str | None) -> ResumedFrom:
         """Every rank: note that the run resumes from `path`, which it must not delete."""
         assert self._routed is not None  # since `setup`
+        writer = self._routed.bt_io.writer
+        self._base.note(trainer.lightning_module, writer, ranks_of(trainer))
         chosen = self._routed.agree_on_path(trainer, path)
         if chosen.digest is not None:
             self._session.pinned.add(chosen.digest)

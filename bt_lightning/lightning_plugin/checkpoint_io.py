@@ -12,6 +12,7 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
 )
 from bt_lightning.lightning_plugin.compat import takes_weights_only
+from bt_lightning.lightning_plugin.compat_load_state_dict import patch_load_state_dict
 from bt_lightning.lightning_plugin.compat_logger_artifacts import patch_loggers
 from bt_lightning.lightning_plugin.compat_patched_functions import (
     patch_file_exists,
@@ -232,6 +233,7 @@ def _is_taken(path: str) -> bool:
 def patch_lightning() -> None:
     """Patch the functions of Lightning that bypass the CheckpointIO; idempotent."""
     patch_load_from_checkpoint(_loader_for)
+    patch_load_state_dict()
     patch_file_exists(_is_our_url, _is_taken)
     patch_loggers()
 

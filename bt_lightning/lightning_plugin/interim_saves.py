@@ -50,7 +50,7 @@ class InterimSaves:
 
         def is_missing() -> bool:
             saves = session.saves if session is not None else None
-            if session is None or saves is None or saves.taken_step == trainer.global_step:
+            if session is None or saves is None or saves.has_save_of(trainer.global_step, left_s):
                 return False
             session.wait_for_saves(left_s)
             return True

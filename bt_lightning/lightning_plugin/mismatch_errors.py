@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.errors import CheckpointMismatchError
 from bt_lightning.lightning_plugin.searched_values import SEARCHED, searched_values
 from bt_lightning.lightning_plugin.trainer_checks import scalars
+from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.value_digests import COMPILED
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from lightning.pytorch import LightningModule, Trainer
 
+    from bt_lightning.session.base_of_run import BaseOfRun
+
 log = logging.getLogger(__name__)
 
 _SHOWN = 8
@@ -25,11 +28,17 @@ OPTIMIZERS = "optimizers"
 
 
 def explain_weights(
-    trainer: Trainer, module: LightningModule, path: str, *, strict: bool | None
+    trainer: Trainer,
+    module: LightningModule,
+    path: str,
+    base: BaseOfRun,
+    *,
+    strict: bool | None,
 ) -> None:
     """Called on every rank: explain the differences if the next load of weights is not complete.
 
     A load that fails raises `CheckpointMismatchError`; one that leaves weights out logs a warning.
+    What the checkpoint left out comes from the module, by `base`.
     """
     strategy = trainer.strategy
     original = strategy.load_model_state_dict
@@ -37,9 +46,10 @@ def explain_weights(
 
     def load_model_state_dict(checkpoint: Mapping[str, Any], **_: object) -> None:
         vars(strategy).pop("load_model_state_dict", None)
-        saved = checkpoint["state_dict"]
+        whole = base.completed(checkpoint, module, ranks_of(trainer))
+        saved = whole["state_dict"]
         try:
-            original(checkpoint, strict=expected)
+            original(whole, strict=expected)
         except RuntimeError as error:
             own = module.state_dict()
             problems = differences(saved, own, strict=expected)
@@ -52,6 +62,7 @@ def explain_weights(
                 " pass strict=False to load what has the same name and shape"
             )
             raise CheckpointMismatchError(msg) from error
+        base.loaded(checkpoint)
         if not expected and trainer.is_global_zero:
             for line in compiled_differently(saved, module.state_dict()):
                 log.warning("not all weights of %s were loaded: %s", path, line)

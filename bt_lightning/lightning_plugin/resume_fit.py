@@ -20,8 +20,9 @@ from bt_lightning.session.shared_directory_check import check_same_view
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
 
+    from bt_lightning.session.base_of_run import BaseOfRun
     from bt_lightning.session.shared_directory_check import ResumedFrom
     from bt_lightning.session.start_point import StartPoint
 
@@ -35,8 +36,8 @@ _WAY_OUT = (
 
 def arrange_resume(
     trainer: Trainer,
-    module: LightningModule,
     start: StartPoint,
+    base: BaseOfRun,
     *,
     strict: bool | None,
     on_chosen: Callable[[str | None], ResumedFrom],
@@ -54,7 +55,7 @@ def arrange_resume(
         if path is None:
             load(None)
             return
-        explain_weights(trainer, module, str(path), strict=strict)
+        explain_weights(trainer, trainer.lightning_module, str(path), base, strict=strict)
         compat_resume.convert_before_restore(trainer)
         if user_path or not start.warm:
             explain_optimizers(trainer, str(path))

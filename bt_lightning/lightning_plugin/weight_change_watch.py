@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import LightningModule, Trainer
 
+    from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.session.rank_session import RankSession
     from bt_lightning.snapshot.save_record import SaveRecord
     from bt_lightning.snapshot.saver import Saver
@@ -83,10 +84,11 @@ class WeightChangeWatch(Callback):
     """Runs before every other callback of the Trainer, on the rank that writes."""
 
     def __init__(
-        self, trainer: Trainer, module: LightningModule, saver: Saver, weights_prefix: str
+        self, trainer: Trainer, module: LightningModule, saver: Saver, writer: CheckpointWriter
     ) -> None:
         self._saver: Saver | None = saver
-        self._prefix = weights_prefix
+        self._writer: CheckpointWriter | None = writer
+        self._base_to_verify = writer.base is not None
         owners = [*trainer.callbacks, module]  # type: ignore[attr-defined]
         self._overridden = frozenset(
             hook
@@ -100,12 +102,12 @@ class WeightChangeWatch(Callback):
 
     def close(self) -> None:
         """Turn this callback off."""
-        self._saver = None
+        self._saver = self._writer = None
 
     @override
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no saver."""
-        return {**self.__dict__, "_saver": None}
+        return {**self.__dict__, "_saver": None, "_writer": None}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,6 +119,8 @@ class WeightChangeWatch(Callback):
     ) -> None:
         if self._saver is not None:
             self._saver.state_may_change()
+            if self._base_to_verify and trainer.global_step:  # behind all hooks of the first step
+                self._verify_base(self._saver)
 
     @override
     def on_train_batch_end(
@@ -186,12 +190,19 @@ class WeightChangeWatch(Callback):
             self._without_step = -1
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._saver is not None:
+        if self._saver is not None and self._writer is not None:
             self._num_states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
-            self._saver.prepare(state_size(module, trainer.optimizers))
-            self._saver.encode_early(
-                partial(encode_early, alias_large_groups(module, trainer.optimizers), self._prefix)
-            )
+            base, prefix = self._writer.base, self._writer.serving.weights_prefix
+            left_out = base.tensors if base is not None else ()
+            self._saver.prepare(state_size(module, trainer.optimizers, left_out))
+            groups = alias_large_groups(module, trainer.optimizers, left_out)
+            self._saver.encode_early(partial(encode_early, groups, prefix))
+
+    def _verify_base(self, saver: Saver) -> None:
+        """Once: what writes to frozen weights in each step is found before the first save."""
+        self._base_to_verify = False
+        if self._writer is not None and self._writer.base is not None:
+            saver.verify_early(self._writer.base.look())
 
     def _before(self, *hooks: str) -> None:
         if self._saver is not None and not self._overridden.isdisjoint(hooks):
@@ -208,7 +219,7 @@ def open_saves(
     module: LightningModule,
     session: RankSession,
     root: Path,
-    weights_prefix: str,
+    writer: CheckpointWriter,
 ) -> None:
     """Every rank, when the fit starts: let the rank that writes save by snapshots."""
     if session.writer is not None:
@@ -230,7 +241,7 @@ def open_saves(
             reason,
         )
     close_saves(trainer)
-    watch = WeightChangeWatch(trainer, module, saves.saver, weights_prefix)
+    watch = WeightChangeWatch(trainer, module, saves.saver, writer)
     # before every other callback; a new list, as the old one is being walked
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
     saves.artifacts = artifacts = LoggerArtifacts(root, saves.saver.pending)

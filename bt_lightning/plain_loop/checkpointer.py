@@ -10,6 +10,7 @@ from bt_lightning.plain_loop.loop_retention import loop_policy
 from bt_lightning.plain_loop.loop_state import LoopState
 from bt_lightning.plain_loop.open_loop import PREFIX, OpenLoop
 from bt_lightning.session import argument_checks
+from bt_lightning.session.base_of_run import BaseOfRun
 from bt_lightning.session.checkpoint_writer import EXTRA, CheckpointWriter
 from bt_lightning.session.options import Options
 from bt_lightning.session.states_of_ranks import states_of_ranks
@@ -114,12 +115,19 @@ class Checkpointer:
             CheckpointCorruptError, StoreError, UnsafeLoadError: it cannot be read.
         """
         loop, found = self._running(), LoopState.of(state)
-        run = loop.run
-        checkpoint = run.session.load(run.start, run.root, map_location="cpu")
-        if checkpoint is not None and run.start.warm:
-            found.load_weights(checkpoint)
-        elif checkpoint is not None:
-            state.update(found.load(checkpoint, run.ranks.rank, run.ranks.world_size))
+        run, model = loop.run, found.main_model
+        base = BaseOfRun(run.options.save_frozen)
+        if model is not None:
+            base.note(model, self._writer, run.ranks)
+        read = run.session.load(run.start, run.root, map_location="cpu")
+        if read is not None:
+            whole = read if model is None else base.completed(read, model, run.ranks)
+            if run.start.warm:
+                found.load_weights(whole)
+            else:
+                state.update(found.load(whole, run.ranks.rank, run.ranks.world_size))
+            base.loaded(read)
+        base.begin()
         loop.begin(found)
         return state
 

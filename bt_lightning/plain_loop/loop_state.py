@@ -78,6 +78,11 @@ class LoopState:
         return _MODEL if _MODEL in self.models else None
 
     @property
+    def main_model(self) -> torch.nn.Module | None:
+        """That model."""
+        return None if self._main is None else self.models[self._main]
+
+    @property
     def device(self) -> torch.device | None:
         """The CUDA device of the first model that has one."""
         tensors = (p for model in self.models.values() for p in model.parameters())

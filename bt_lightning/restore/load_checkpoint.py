@@ -15,6 +15,7 @@ from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
 from bt_lightning.restore.unpickle_leftovers import Leftovers
+from bt_lightning.restore.weights_without_base import load_base_table, without_base
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 
@@ -62,7 +63,8 @@ def load_checkpoint(
     are read, so that the host never has all of them. Unless `weights_only` is False, no pickle is
     read, and only allowed classes are restored: a built-in table,
     `torch.serialization.add_safe_globals`, `allowed`, and those in `live_objects`. An object of
-    `live_objects` also replaces an equal one that was pickled. Needs no local disk.
+    `live_objects` also replaces an equal one that was pickled. Needs no local disk. Weights whose
+    base is not in the checkpoint are a `WeightsWithoutBase`.
 
     Raises:
         InvalidSettingError: `map_location` names a device that torch cannot use here.
@@ -72,7 +74,7 @@ def load_checkpoint(
     """
     target = _target(map_location)
     entries = {"weights": reader.manifest.entry(WEIGHTS), "state": reader.manifest.entry(STATE)}
-    document = _document(reader)
+    document, base = _document(reader), load_base_table(reader)
     memory = _memory_for(target)
     found = read_tensors(
         reader,
@@ -89,6 +91,7 @@ def load_checkpoint(
     decoder = Decoder(tensors, leftovers, classes, move=_mover(target))
     deep = document.get("deep", ())
     checkpoint = decoder.decode(document["tree"], f"{reader.name}/{TREE}", deep)
+    without_base(checkpoint, base, reader.name)
     if decoder.not_loaded and live_objects is None:  # a live module has its hyperparameters
         warnings.warn(
             f"left out of {reader.name}, as their classes are not allowed:"

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections import OrderedDict
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.manifest import ManifestFacts
-from bt_lightning.path_layout import WEIGHTS
+from bt_lightning.path_layout import BASE, WEIGHTS
 from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, package_versions
 from bt_lightning.session.serving_files import ServingFiles
 from bt_lightning.session.snapshot_writer import SnapshotWriter
 from bt_lightning.session.unsafe_state_warnings import unsafe_state_warnings
+from bt_lightning.snapshot.base_table import BaseChangedError
 from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 from bt_lightning.snapshot.state_files import EncodingCache, Snapshot, lay_out_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from bt_lightning.restore.live_objects import LiveObjects
+    from bt_lightning.session.frozen_base import FrozenBase
+    from bt_lightning.snapshot.base_table import LeftOut
 
 EXTRA = "bt_lightning"
 """Key of the state dictionary for this package's own entries."""
+_LAST = ("signal", "end")
+"""Reasons of interim saves behind which nothing is trained."""
 
 
 class CheckpointWriter(SnapshotWriter[dict[str, Any]]):
@@ -41,15 +50,36 @@ class CheckpointWriter(SnapshotWriter[dict[str, Any]]):
         """Objects of the process that a restart can use instead of unpickling."""
         self.trusted = False
         """Whether a restart of this job will unpickle its checkpoints."""
+        self.base: FrozenBase | None = None
+        """The weights of the module that trains which are not stored."""
         self._warned = False
 
     def take(self, state: dict[str, Any], cache: EncodingCache | None = None) -> Snapshot:
         """Lay out `state` and the serving files; copies no tensor."""
         serving = self.serving
+        left_out = self._left_out(state, at_once=cache is None)
+        if left_out is not None:
+            state = _without(state, left_out)
         snapshot = lay_out_files(state, serving.weights_prefix, cache, serving.tensors())
-        snapshot.small_files.update(serving.constant)
+        if left_out is not None:
+            snapshot = replace(snapshot, left_out=left_out)
+            snapshot.small_files[BASE] = left_out.table.content
+        if left_out is None or serving.adapter is not None:
+            snapshot.small_files.update(serving.constant)  # or it would look like a whole model
         self._warn_once(snapshot)
         return snapshot
+
+    def _left_out(self, state: dict[str, Any], *, at_once: bool) -> LeftOut | None:
+        """The weights that are not stored; verified `at_once`, or if no other save may come."""
+        if self.base is None:
+            return None
+        left_out = self.base.take(state)
+        if left_out is None or not (at_once or _extra(state, "origin").get("interim") in _LAST):
+            return left_out
+        with contextlib.suppress(BaseChangedError):
+            left_out.verify()
+            return left_out
+        return self.base.take(state)
 
     def facts(self, state: dict[str, Any], snapshot: Snapshot) -> ManifestFacts:
         """The manifest's facts about `state`, without files and generation."""
@@ -60,6 +90,7 @@ class CheckpointWriter(SnapshotWriter[dict[str, Any]]):
             metrics=_extra(state, "metrics"),
             origin={
                 **self.origin,
+                **_base_facts(snapshot),
                 "versions": dict(package_versions()),
                 **_extra(state, "origin"),
             },
@@ -87,6 +118,21 @@ class CheckpointWriter(SnapshotWriter[dict[str, Any]]):
             snapshot, ClassTable(self._allowed()), self.live_objects, trusted=self.trusted
         ):
             warnings.warn(text, stacklevel=4)
+
+
+def _without(state: dict[str, Any], left_out: LeftOut) -> dict[str, Any]:
+    """`state` with fewer weights; neither it nor its weights are changed."""
+    weights = state[WEIGHTS_KEY]
+    stored = OrderedDict(item for item in weights.items() if item[0] not in left_out.tensors)
+    vars(stored).update(getattr(weights, "__dict__", {}))  # `_metadata`: versions of modules
+    return {**state, WEIGHTS_KEY: stored}
+
+
+def _base_facts(snapshot: Snapshot) -> dict[str, Any]:
+    if snapshot.left_out is None:
+        return {}
+    table = snapshot.left_out.table
+    return {"base": table.facts, **({"base_model": table.name} if table.name else {})}
 
 
 def _extra(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:

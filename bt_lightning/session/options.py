@@ -90,6 +90,7 @@ class Options:
     failures_every: timedelta = _option(timedelta(days=1), argument_checks.duration)
     max_overhead: float = _option(0.05, argument_checks.fraction)
     volume_size_gib: float | None = _option(None, _maybe(argument_checks.gib))
+    save_frozen: bool | None = _option(None, _maybe(argument_checks.flag))
     sync_files: bool = _option(True, argument_checks.flag)
     sync_include: list[str] | None = _option(None, _maybe(argument_checks.patterns))
     sync_exclude: list[str] | None = _option(None, _maybe(argument_checks.patterns))

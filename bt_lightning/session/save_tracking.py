@@ -10,10 +10,17 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from bt_lightning.errors import CheckpointError, DirectoryFullError, TornSnapshotError
+from bt_lightning.errors import (
+    CheckpointError,
+    DirectoryFullError,
+    SaveTimeoutError,
+    TornSnapshotError,
+)
 from bt_lightning.localdir.event_log import note
 from bt_lightning.manifest import Manifest
 from bt_lightning.session.checkpoint_paths import unwritten_error
+from bt_lightning.snapshot.base_table import BaseChangedError
+from bt_lightning.snapshot.save_record import changed_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -80,7 +87,8 @@ class Saves:
         self.taken = 0
         """Number of saves of this fit, finished or not, of a resumable state."""
         self.taken_step: int | None = None
-        """Optimizer step of the newest of them."""
+        """Optimizer step of the newest of them, if it was not given up."""
+        self._taken_number = 0
         self.newest: SaveRecord | None = None
         """The newest committed save of a resumable state."""
         self.artifacts: Artifacts = NoArtifacts()
@@ -112,7 +120,7 @@ class Saves:
         self._began[record.number] = began
         if record.decision != "skipped" and writer.resumable(state):
             self.taken += 1
-            self.taken_step = writer.step(state)
+            self.taken_step, self._taken_number = writer.step(state), record.number
             self._resumable.add(record.number)
         if record.snapshot == "direct":
             self._warn_once(
@@ -133,6 +141,12 @@ class Saves:
         elif record.decision == "skipped":
             record.step = writer.step(state) or 0
             self._notify_ended(record)
+
+    def has_save_of(self, step: int, left_s: Callable[[], float]) -> bool:
+        """Whether the newest save is of this step and is not given up; waits for its copy."""
+        with contextlib.suppress(SaveTimeoutError):
+            return self.taken_step == step and not self.saver.gave_up(self._taken_number, left_s)
+        return True
 
     def wait_for(self, checkpoint_id: str) -> None:
         """Wait until no save of `checkpoint_id` is in progress."""
@@ -179,7 +193,10 @@ class Saves:
             elif isinstance(outcome, TornSnapshotError) and self.policy == "auto":
                 record.decision = "torn"
                 self.saver.lazy = False
-                warnings.warn(f"{outcome}. This run does so from here on", stacklevel=2)
+                self._give_up(record, f"{outcome}. This run does so from here on")
+            elif isinstance(outcome, BaseChangedError):
+                record.decision = "changed"
+                self._give_up(record, changed_text(record, outcome.names))
             elif outcome is not None:
                 failures.append(self._with_advice(record, outcome))
                 full = isinstance(failures[-1], DirectoryFullError)
@@ -191,6 +208,11 @@ class Saves:
             log.error("%s", failure)
         if failures:
             raise failures[0]
+
+    def _give_up(self, record: SaveRecord, why: str) -> None:
+        if record.number == self._taken_number:
+            self.taken_step = None
+        warnings.warn(why, stacklevel=3)
 
     def published(self, events: Iterable[Published]) -> None:
         """Record that checkpoints are in the store."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.session.adapter_weights import AdapterWeights, active_adapter
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,14 +33,12 @@ class ServingFiles:
     """Prefix of the model's weights in the module, which `model.safetensors` leaves out."""
     constant: dict[str, bytes] = field(default_factory=dict)
     """Files that do not change during training: name -> content."""
-    adapter: Any = None
-    """The `PeftModel`, whose adapter weights are written at each save."""
+    adapter: AdapterWeights | None = None
+    """The weights of a `PeftModel`'s adapter, which are written at each save."""
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Safetensors files of one save: file -> name -> tensor; called on the rank that writes."""
-        if self.adapter is None:
-            return {}
-        return {ADAPTER: sys.modules["peft"].get_peft_model_state_dict(self.adapter)}
+        return {} if self.adapter is None else {ADAPTER: self.adapter.tensors()}
 
 
 def serving_files(module: torch.nn.Module) -> ServingFiles:
@@ -47,8 +47,9 @@ def serving_files(module: torch.nn.Module) -> ServingFiles:
     if peft is not None:
         for _, part in module.named_modules():
             if isinstance(part, peft.PeftModel):
-                config = part.peft_config[part.active_adapter]
-                return ServingFiles(constant=_saved(config, _tokenizer(module)), adapter=part)
+                config = part.peft_config[active_adapter(part)]
+                constant = _saved(config, _tokenizer(module))
+                return ServingFiles(constant=constant, adapter=AdapterWeights(part))
     if modeling is not None:
         for name, part in module.named_modules():
             if isinstance(part, modeling.PreTrainedModel):

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 Overlap = Literal["wait", "skip", "latest"]
 Policy = Literal["auto", "lazy", "eager"]
+_SHOWN = 5
 SnapshotKind = Literal["lazy", "eager", "clone", "shared", "direct", "none"]
 """`clone`: copied on the device first. `shared`: the bytes of the save before. `direct`: written by
 the training process itself. `none`: skipped."""
-SaveDecision = Literal["saved", "waited", "replaced", "skipped", "torn", "refused", "failed"]
-"""`waited`: for an arena. `replaced`: a queued save gave way to a newer one. `refused`: there was
-no room for it."""
+SaveDecision = Literal[
+    "saved", "waited", "replaced", "skipped", "torn", "changed", "refused", "failed"
+]
+"""`waited`: for an arena. `replaced`: a queued save gave way to a newer one. `changed`: it left out
+what is not that of the base. `refused`: there was no room for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +123,16 @@ def torn_error(record: SaveRecord) -> TornSnapshotError:
         f"the checkpoint {record.checkpoint_id} was given up: something other than an optimizer"
         " step changed weights or optimizer state while they were copied during training. Use"
         " BTLightning(snapshot='eager'), which copies before the save returns"
+    )
+
+
+def changed_text(record: SaveRecord, names: list[str]) -> str:
+    """The warning for a save that left out what is not that of the base."""
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN))
+    return (
+        f"the checkpoint {record.checkpoint_id} was given up: it left out weights that do not"
+        f" train, and something wrote to them: {shown}. They are stored from here on;"
+        " BTLightning(save_frozen=True) stores them from the start"
     )
 
 

@@ -15,6 +15,7 @@ from bt_lightning.snapshot.arena_layout import place_files, write_small
 from bt_lightning.snapshot.arena_pool import ArenaPool
 from bt_lightning.snapshot.copy_and_torn_check import Capture, Streams
 from bt_lightning.snapshot.copy_threads import copy_threads
+from bt_lightning.snapshot.finish_save import SaveFinisher
 from bt_lightning.snapshot.host_copies import CopyPlanner, HostCopier
 from bt_lightning.snapshot.optimizer_guard import OptimizerGuard
 from bt_lightning.snapshot.reuse_snapshot import PreviousSnapshot
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.manifest import ManifestFacts
+    from bt_lightning.snapshot.base_table import LeftOut
     from bt_lightning.worker.worker_handle import Worker
 
 _WAIT_S = 3600.0
@@ -60,7 +62,7 @@ class Saver:
         self._optimizers = optimizers
         self._wait_for_events = wait_for_events
         self._overlap = options.overlap
-        self._thread = copy_threads(1, "bt_lightning snapshot")
+        self._finisher = SaveFinisher(worker)
         self._toucher = copy_threads(1, "bt_lightning touch")  # populates the pages of arenas
         self._arenas = ArenaPool(
             worker,
@@ -120,9 +122,8 @@ class Saver:
         self._open[record.number] = record
         capture, pages_ready = self._previous.capture, self._arenas.pages_ready(self._previous.slot)
         record.call_ms = 1000 * (time.perf_counter() - started)
-        future = self._thread.submit(
-            self._finish, capture, message, time.perf_counter(), record, pages_ready
-        )
+        left_out = self._previous.snapshot.left_out
+        future = self._finisher.finish(capture, message, record, pages_ready, left_out)
         self._copies[record.number] = (future, capture, record)
         if not capture.done and record.snapshot != "shared":
             self._copying = (capture, record)
@@ -205,22 +206,6 @@ class Saver:
         for number in numbers:
             self._worker.withdraw(number)
 
-    def _finish(
-        self,
-        capture: Capture,
-        message: CommitImage,
-        returned: float,
-        record: SaveRecord,
-        pages_ready: Future[None],
-    ) -> None:
-        """On the copy thread: complete the copy and send the commit message to the worker."""
-        if not capture.done:
-            wait([pages_ready])  # copying into unpopulated pages is slower
-            capture.finish()
-        record.copy_ms = 1000 * max(0.0, capture.ended_at - returned)
-        if not capture.torn:
-            self._worker.commit(message)
-
     # the copy in progress
 
     def state_may_change(self) -> None:
@@ -230,6 +215,7 @@ class Saver:
     def _before_step(self) -> None:
         self.state_may_change()
         self.finish_copy()
+        self._finisher.before_step()
 
     def finish_copy(self) -> None:
         """Wait until the copy in progress allows the whole state to change."""
@@ -247,7 +233,12 @@ class Saver:
     def encode_early(self, encode: Callable[[], EncodingCache]) -> None:
         """Run `encode` on the copy thread, to fill the cache before the first save."""
         if not self._numbers:
-            self._cache.early = self._thread.submit(encode)
+            self._cache.early = self._finisher.beside_training(encode)
+
+    def verify_early(self, left_out: LeftOut | None) -> None:
+        """Look beside training whether what a save would leave out is still the base."""
+        if left_out is not None:
+            self._finisher.verify(left_out)
 
     # outcomes
 
@@ -288,6 +279,15 @@ class Saver:
             if record.checkpoint_id == checkpoint_id:
                 self._worker.remove_when_committed(record.number)
 
+    def gave_up(self, number: int, left_s: Callable[[], float] = unlimited) -> bool:
+        """Whether the save of this number is torn or left out what is not the base; waits for it.
+
+        Raises:
+            SaveTimeoutError: that took an hour, or longer than `left_s()` seconds.
+        """
+        self._await(lambda: number not in self._copies, left_s)
+        return any(r.number == number and isinstance(o, Exception) for r, o in self._ended)
+
     def drain(
         self, checkpoint_id: str | None = None, left_s: Callable[[], float] = unlimited
     ) -> None:
@@ -307,7 +307,7 @@ class Saver:
         The worker keeps its mapping of an arena until it has written the snapshot in it.
         """
         self._guard.close()
-        self._thread.shutdown()
+        self._finisher.close()
         self._copier.close()
         self._previous = self._copying = None
         self._copies.clear()

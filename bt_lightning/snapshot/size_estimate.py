@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 _HEADER = 256
 """Bytes of one tensor's entries in a header and in the tree."""
@@ -20,13 +20,18 @@ _HOOKS = (
 )
 
 
-def state_size(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Estimated bytes of the weights, buffers and optimizer states.
+def state_size(
+    module: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    left_out: Collection[str] = (),
+) -> int:
+    """Estimated bytes of the weights, buffers and optimizer states, without weights `left_out`.
 
     An optimizer has no state before its first step; its later state is estimated as two tensors per
     weight if it has `betas`, one if it has a `momentum`.
     """
-    size = _size([*module.parameters(), *module.buffers()])
+    stored = (each for name, each in module.named_parameters() if name not in left_out)
+    size = _size([*stored, *module.buffers()])
     for optimizer in optimizers:
         if optimizer.state:
             values = (v for state in optimizer.state.values() for v in _values(state))
@@ -39,9 +44,13 @@ def state_size(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimiz
 
 
 def alias_large_groups(
-    module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    module: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    left_out: Collection[str] = (),
 ) -> dict[str, Any]:
     """The large groups of tensors of the next checkpoint: aliases of the tensors in new dicts.
+
+    Weights `left_out` are not in it.
 
     Called on the training thread of the rank that writes. Runs no user code: a module or optimizer
     with its own `state_dict` or hooks is left out, since those may be slow, have side effects, or
@@ -49,7 +58,10 @@ def alias_large_groups(
     """
     found: dict[str, Any] = {}
     if all(map(_is_stock, module.modules())):
-        found["state_dict"] = module.state_dict()
+        weights = module.state_dict()
+        for name in left_out:
+            weights.pop(name, None)
+        found["state_dict"] = weights
     if all(map(_is_stock, optimizers)):
         states = [optimizer.state_dict()["state"] for optimizer in optimizers]
         found["optimizer_states"] = [{"state": _aliases(state)} for state in states]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from bt_lightning.snapshot.base_table import LeftOut
     from bt_lightning.snapshot.encoding_cache import Fragment
     from bt_lightning.snapshot.shared_tensors import TensorNames
     from bt_lightning.snapshot.state_pickle import PickledGroup
@@ -80,6 +81,8 @@ class Snapshot:
     """Class that the tree names -> path in the state of the first value of that class."""
     functions: dict[Any, str] = field(default_factory=dict)
     """Function that the tree names -> path in the state of the first value that is it."""
+    left_out: LeftOut | None = None
+    """Weights that are not in the files; they are verified before the commit."""
 
     @property
     def files(self) -> dict[str, Callable[[], Iterator[memoryview | bytes]]]:

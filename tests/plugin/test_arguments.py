@@ -46,6 +46,7 @@ RUBBISH: dict[str, tuple[Any, ...]] = {
     "failures_every": (None, "5", 0, math.inf, timedelta(0)),
     "max_overhead": (None, "5%", 0, 5, -0.1, math.nan, True),
     "volume_size_gib": ("10", 0, -1, math.inf, math.nan, True),
+    "save_frozen": ("no", 0, 1),
     "sync_files": (None, "no", 1),
     "sync_include": ("*.json", [""], [1], 3),
     "sync_exclude": ("*.json", [None], {"a": 1}),
