@@ -17,7 +17,7 @@ from bt_lightning.session.options import Options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NOT_OURS: Final = ("strict", "weights_only", "exact")
+_NOT_OURS: Final = ("strict", "weights_only", "exact", "save_frozen")
 """Options for what the Trainer's own code does."""
 
 
@@ -32,8 +32,8 @@ class BTTrainerCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
     Args:
         dir: directory of the checkpoints; `$BT_CHECKPOINT_DIR`, else `args.output_dir`. The Trainer
             gets it as its `args.output_dir`.
-        store, load_dir, resume, options: as of `BTLightning`, but `strict`, `weights_only` and
-            `exact`: what the Trainer loads is loaded by its own code.
+        store, load_dir, resume, options: as of `BTLightning`, but `strict`, `weights_only`,
+            `exact` and `save_frozen`: the Trainer itself loads, and says what is saved.
 
     Raises:
         InvalidSettingError: from the constructor, for an argument that cannot be used.

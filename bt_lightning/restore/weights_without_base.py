@@ -13,7 +13,7 @@ from bt_lightning.restore.read_tensors import read_whole_file
 from bt_lightning.snapshot.base_table import BaseTable
 from bt_lightning.snapshot.dtypes import plain_dtype
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
-from bt_lightning.snapshot.tensor_digests import all_threads, digests_of
+from bt_lightning.snapshot.tensor_digests import all_threads, tensor_digests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,11 +140,11 @@ def check_base(
         if wanted[name].is_like(own[name])
         if name not in known or not known[name].is_like(own[name])
     }
-    found = digests_of(hashed, all_threads())
+    found = tensor_digests(hashed, all_threads())
     found.update({name: known[name].xxh3_128 for name in alike if known.get(name) == wanted[name]})
     for name in alike:
         if not wanted[name].is_like(own[name]):  # one at a time: each takes memory
-            found.update(digests_of({name: _as(own[name], wanted[name].dtype)}))
+            found.update(tensor_digests({name: _as(own[name], wanted[name].dtype)}))
     same = {name for name, digest in found.items() if digest == wanted[name].xxh3_128}
     values = [name for name in alike if name not in same]
     lines = [

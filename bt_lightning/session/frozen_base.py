@@ -15,7 +15,7 @@ import torch
 from bt_lightning.restore.weights_without_base import base_tensors, beside, check_base
 from bt_lightning.snapshot.base_table import BaseTable, BaseTensor, LeftOut
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
-from bt_lightning.snapshot.tensor_digests import all_threads, digests_of
+from bt_lightning.snapshot.tensor_digests import all_threads, tensor_digests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -173,7 +173,7 @@ class FrozenBase:
 
     def _digests(self, names: Any) -> dict[str, BaseTensor]:
         own = base_tensors(self._module, dict.fromkeys(names))
-        found = digests_of(own, all_threads())
+        found = tensor_digests(own, all_threads())
         return {name: BaseTensor.of(tensor, found[name]) for name, tensor in own.items()}
 
 

@@ -14,7 +14,7 @@ import xxhash
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import BASE, parse_json
 from bt_lightning.snapshot.dtypes import plain_dtype
-from bt_lightning.snapshot.tensor_digests import digests_of
+from bt_lightning.snapshot.tensor_digests import tensor_digests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,7 +141,7 @@ class LeftOut:
         """
         if self.verified:
             return
-        found = digests_of(self.tensors)
+        found = tensor_digests(self.tensors)
         known = self.table.tensors
         names = sorted(name for name, digest in found.items() if digest != known[name].xxh3_128)
         if names:

@@ -21,7 +21,7 @@ _STAGED: Final = 32 * 1024 * 1024
 _MOST_THREADS: Final = 8
 
 
-def digests_of(tensors: Mapping[str, torch.Tensor], threads: int = 1) -> dict[str, str]:
+def tensor_digests(tensors: Mapping[str, torch.Tensor], threads: int = 1) -> dict[str, str]:
     """Name -> digest of a dense tensor's values, in the order of its shape.
 
     Called on any thread. Tensors may be on any device and of any shape, dtype and strides; those
