@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.session.manifest_facts import package_versions
 from bt_lightning.session.snapshot_writer import SnapshotWriter
-from bt_lightning.snapshot.folder_files import lay_out_folder
+from bt_lightning.snapshot.folder_files import encode_folder_early, lay_out_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from bt_lightning.snapshot.folder_files import Content
     from bt_lightning.snapshot.state_files import EncodingCache, Snapshot
@@ -45,6 +45,20 @@ class FolderWriter(SnapshotWriter[Folder]):
     def __init__(self) -> None:
         self.origin: dict[str, Any] = {}
         """Facts for each manifest; those of a folder go before them."""
+
+    def encode_early(self, files: Mapping[str, Content]) -> Callable[[], EncodingCache]:
+        """What to give to `Saver.encode_early`, so that the first save of a fit is quick as well.
+
+        Called on the training thread once the optimizers have made their state; `files` are those
+        that the first save will have, as far as they are known.
+        """
+        encode = encode_folder_early(files)
+
+        def encode_and_look_up() -> EncodingCache:
+            package_versions()  # it keeps them
+            return encode()
+
+        return encode_and_look_up
 
     def take(self, state: Folder, cache: EncodingCache | None = None) -> Snapshot:
         """Lay out the files; copies no tensor."""

@@ -19,7 +19,8 @@ from bt_lightning.snapshot.host_copies import write_counts
 
 if TYPE_CHECKING:
     from bt_lightning.snapshot.arena import Arena
-    from bt_lightning.snapshot.host_copies import Copies, CopySource, HostCopier
+    from bt_lightning.snapshot.device_sources import CopySource
+    from bt_lightning.snapshot.host_copies import Copies, HostCopier
     from bt_lightning.snapshot.save_record import SnapshotKind
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bt_lightning.snapshot.arena import Arena
-    from bt_lightning.snapshot.host_copies import CopySource
+    from bt_lightning.snapshot.device_sources import CopySource
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class DeviceCopies:
         """The tensors that the copies read: clones of those that may change meanwhile."""
         if self.cloned:
             try:
-                return [replace(s, tensor=_plain(s.tensor, copy=True)) for s in sources]
+                return [replace(s, tensor=_plain(s.tensor, copy=not s.constant)) for s in sources]
             except torch.cuda.OutOfMemoryError:  # the free memory is fragmented
                 self.cloned = False
         return [replace(s, tensor=_plain(s.tensor, copy=not s.owned)) for s in sources]

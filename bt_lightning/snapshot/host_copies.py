@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.snapshot.copy_threads import copy_threads
+from bt_lightning.snapshot.device_sources import CopySource, on_device
 from bt_lightning.snapshot.small_copies import SmallCopies
 from bt_lightning.snapshot.tensor_address import tensor_address
 
@@ -29,16 +30,6 @@ _PIECE = 192 * 1024 * 1024
 the speed on machines with a large one."""
 _MOST_THREADS = 4
 _FEW_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class CopySource:
-    """One tensor on a CUDA device, and its offset in the arena."""
-
-    offset: int
-    tensor: torch.Tensor
-    owned: bool
-    """Whether only optimizers change it."""
 
 
 @dataclass(eq=False)
@@ -132,11 +123,9 @@ class Copies:
         They are copied with the tensors: what is adjacent in the arena takes few calls.
         """
         if self.device and gaps:
-            joined = bytearray(b"".join(content for _, content in gaps))
-            whole = torch.frombuffer(joined, dtype=torch.uint8).to(self.device[0].tensor.device)
-            parts = torch.split(whole, [len(content) for _, content in gaps])
+            parts = on_device([content for _, content in gaps], self.device[0].tensor.device)
             self.device += [
-                CopySource(start + offset, part, owned=True)
+                CopySource(start + offset, part, owned=True, constant=True)
                 for (offset, _), part in zip(gaps, parts, strict=True)
             ]
             return

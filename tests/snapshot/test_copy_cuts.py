@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +12,11 @@ from hypothesis import strategies as st
 
 from bt_lightning.snapshot import cuda_copies
 from bt_lightning.snapshot.arena import Arena
-from bt_lightning.snapshot.host_copies import CopySource
+from bt_lightning.snapshot.arena_layout import place_files, write_small
+from bt_lightning.snapshot.device_sources import CopySource
+from bt_lightning.snapshot.folder_files import TorchFile, lay_out_folder
+from bt_lightning.snapshot.state_files import EncodingCache
+from bt_lightning.zip_layout import fill_checksums
 
 _STEP = cuda_copies._PIN_STEP
 
@@ -38,3 +45,37 @@ def test_tensors_arrive_whole_across_steps(monkeypatch, dtype):
     assert arena.read(8, len(wanted)) == wanted
     assert arena.read(8 + len(wanted), 64) == bytes(64)
     arena.close()
+
+
+def test_a_file_of_torch_save_comes_down_in_few_copies():
+    """Its storages and the constant bytes between them are adjacent; nothing else is needed."""
+    weights = [torch.nn.Parameter(torch.full((3,), float(i))) for i in range(300)]
+    optimizer = torch.optim.SGD(weights, lr=1.0, momentum=0.5)
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 2.0)
+    optimizer.step()
+    snapshot = lay_out_folder({"o.pt": TorchFile(optimizer.state_dict())}, EncodingCache())
+    placement, file = place_files(snapshot), snapshot.tensor_files["o.pt"]
+    arena = Arena(0, placement.end)
+    sources = [
+        CopySource(place, file.tensors[name], owned=True)
+        for name, place in file.plan.offsets.items()
+    ]
+    sources += [
+        CopySource(place, torch.frombuffer(bytearray(content), dtype=torch.uint8), True, True)
+        for place, content in file.plan.gaps
+    ]
+    runs = cuda_copies._runs(sources)
+    assert len(runs) == 2  # the directory's first entries change
+    for run in runs:
+        cuda_copies._copy(run, arena)
+    write_small(snapshot, placement, arena)
+    image = bytearray(arena.read(0, file.plan.size))
+    arena.close()
+    fill_checksums(memoryview(image), lambda at, data: image.__setitem__(slice(at, at + 4), data))
+    with zipfile.ZipFile(io.BytesIO(image)) as archive:
+        assert archive.testzip() is None
+    back = torch.load(io.BytesIO(image), weights_only=True)
+    assert all(
+        torch.equal(back["state"][i]["momentum_buffer"], weights[i].grad) for i in range(300)
+    )

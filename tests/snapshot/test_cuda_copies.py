@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
 import torch
 
+from bt_lightning.session.folder_writer import Folder, FolderWriter
 from bt_lightning.snapshot import cuda_copies
-from bt_lightning.snapshot.host_copies import CopySource
+from bt_lightning.snapshot.device_sources import CopySource
+from bt_lightning.snapshot.folder_files import SafetensorsFile, TorchFile
 
 pytestmark = pytest.mark.gpu
 
@@ -98,3 +101,32 @@ def test_pinned_memory_is_used_and_given_back(tmp_path):
     assert arena.memory.is_pinned()
     pins.unpin(arena)
     arena.close()
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["clone", "guard"])
+def test_a_folder_is_of_one_step_and_whole(saving, counting, monkeypatch, room):
+    monkeypatch.setattr(cuda_copies.DeviceCopies, "_has_room", lambda *_: room)
+    module = counting.cuda()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1.0, fused=True)
+    saver, writer = saving([optimizer], snapshot="lazy"), FolderWriter()
+    for number in range(8):
+        for weight in module.parameters():
+            weight.grad = torch.full_like(weight, -1.0)
+        optimizer.step()
+        busy(0.01)
+        files = {
+            "model.safetensors": SafetensorsFile(module.state_dict()),
+            "optimizer.pt": TorchFile(optimizer.state_dict()),
+        }
+        folder = Folder(files=files, step=number)
+        wanted = copy.deepcopy(optimizer.state_dict())
+        saver.saver.save(
+            "checkpoint-1",
+            lambda cache, folder=folder: writer.take(folder, cache),
+            lambda snapshot, folder=folder: writer.facts(folder, snapshot),
+        )
+        optimizer.step()
+        ((_, manifest),) = saver.outcomes()
+        assert manifest.step == number
+        back = torch.load(saver.root / "checkpoint-1" / "optimizer.pt", weights_only=True)
+        torch.testing.assert_close(back, wanted, rtol=0, atol=0)
