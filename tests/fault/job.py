@@ -11,7 +11,7 @@ import warnings
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from model import Journal, Net, Points, digest
+from model import Adapted, Journal, Net, Points, digest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
@@ -43,8 +43,9 @@ def train(
     on_error: str = "raise",
     step_s: float = 0.0,
     options: dict[str, object] | None = None,
+    adapted: bool = False,
 ) -> None:
-    """`step_s`: seconds that a step takes at least."""
+    """`step_s`: seconds that a step takes at least. `adapted`: train low-rank layers on a base."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     L.seed_everything(seed, verbose=False)
@@ -70,6 +71,7 @@ def train(
                 job="j",
                 on_error=on_error,
                 storage_options=options,
+                save_frozen=False if adapted else None,
             ),
             ModelCheckpoint(every_n_train_steps=EVERY, save_top_k=keep, monitor="step", mode="max"),
             notes,
@@ -77,7 +79,8 @@ def train(
         ],
     )
     points = Points(4 * STEPS_PER_EPOCH)
-    trainer.fit(Net(width), StatefulDataLoader(points, batch_size=4, shuffle=True))
+    module = Adapted(width) if adapted else Net(width)
+    trainer.fit(module, StatefulDataLoader(points, batch_size=4, shuffle=True))
     notes.write(event="end", step=trainer.global_step, digest=digest(trainer))
 
 
