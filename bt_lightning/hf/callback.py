@@ -114,8 +114,11 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _callback_of(trainer: Any) -> BTTrainerCallback | None:
-    callbacks = trainer.callback_handler.callbacks
-    return next((one for one in callbacks if isinstance(one, BTTrainerCallback)), None)
+    """The script's own one, else the one that joined."""
+    found = [
+        one for one in trainer.callback_handler.callbacks if isinstance(one, BTTrainerCallback)
+    ]
+    return min(found, key=lambda one: one.automatic, default=None)
 
 
 patch_trainer(_callback_of)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -33,8 +34,7 @@ class Trains(Protocol):
 
 def patch_trainer(find: Callable[[Any], Trains | None]) -> None:
     """Let `Trainer.train` go through what `find` returns for a Trainer; idempotent."""
-    import transformers.trainer as module
-
+    module = importlib.import_module("transformers.trainer")
     original = module.Trainer.train
     if hasattr(original, _MARK):
         return

@@ -1,18 +1,20 @@
-"""The specification of one node's job, and the environment of its command. Pure."""
+"""The specification of one node's job, and the environment of its command."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 LEADER_PORT: Final = 29400
 """The port of torchrun's rendezvous of several nodes."""
 LIGHTNING: Final = "BT_LIGHTNING"
 """Set to `1`: every Trainer gets the callback, through Lightning's entry point."""
+_STARTUP: Final = str(Path(__file__).with_name("startup"))
 _SHELL: Final = (
     "trap 'bt_stop=1' HUP INT QUIT TERM; trap : USR1 USR2; "
     'for bt_line do eval "$bt_line"; bt_status=$?; '
@@ -114,7 +116,16 @@ def environment(
     }
     known = {name: value for name, value in ours.items() if value is not None}
     kept = {name: value for name, value in inherited.items() if name not in ours}
-    return {**kept, **known, **spec.variables}
+    found = {**kept, **known, **spec.variables}
+    if spec.checkpoint_dir is not None:
+        found["PYTHONPATH"] = _with_startup(found.get("PYTHONPATH", ""))
+    return found
+
+
+def _with_startup(places: str) -> str:
+    """The folder first whose `sitecustomize` lets the callback join Trainers of `transformers`."""
+    rest = [place for place in places.split(os.pathsep) if place != _STARTUP]
+    return os.pathsep.join([_STARTUP, *rest] if places else [_STARTUP])
 
 
 def _project_id(spec: JobSpec, inherited: Mapping[str, str]) -> str:

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.job_record import Attempt, JobRecord
+from bt_lightning.runtime import job_spec_and_environment
 from bt_lightning.runtime.job_plan import CommandOptions, MachineFacts, plan_command
 from bt_lightning.runtime.job_spec_and_environment import Nodes, Reference, environment, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
 from bt_lightning.runtime.restart_policy import Exit, RestartPolicy, final_code, pause_s
 from bt_lightning.runtime.torchrun_command import torchrun_command
 
+STARTUP = str(Path(job_spec_and_environment.__file__).with_name("startup"))
 HERE = MachineFacts(Path("/work-dir"), 2, Path("/cache"))
 
 
@@ -46,7 +48,15 @@ def test_a_command_gets_every_variable_that_baseten_sets():
         "BT_STORE_URL": "s3://b/x",
         "BT_CHECKPOINT_DIR": "/work-dir/bt_checkpoints/gvpql31",
         "BT_LIGHTNING": "1",
+        "PYTHONPATH": STARTUP,
     }
+
+
+def test_what_lets_the_callback_join_comes_before_other_places():
+    assert variables(plan(), {"PYTHONPATH": "/a:/b"})["PYTHONPATH"] == f"{STARTUP}:/a:/b"
+    again = variables(plan(), variables(plan(), {"PYTHONPATH": "/a"}))
+    assert again["PYTHONPATH"] == f"{STARTUP}:/a"
+    assert (Path(STARTUP) / "sitecustomize.py").is_file()
 
 
 def test_variables_that_a_job_does_not_have_are_not_inherited():
