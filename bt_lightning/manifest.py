@@ -126,6 +126,12 @@ class Manifest(ManifestFacts):
         return (self.fit, name) if isinstance(name, str) else (self.fit,)
 
     @property
+    def format(self) -> str | None:
+        """The layout of its files, if another program's (`hf-trainer`); None for our own."""
+        found = self.origin.get("format")
+        return found if isinstance(found, str) else None
+
+    @property
     def size(self) -> int:
         """Bytes of all files, without the manifest itself."""
         return sum(entry.size for entry in self.files)

@@ -48,6 +48,8 @@ class TierCheckpoint:
     interim: bool = False
     """Whether no `ModelCheckpoint` asked for it: it is kept until a newer one can be resumed."""
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    format: str | None = None
+    """`Manifest.format`: what another program wrote stands in for its own only."""
 
     @classmethod
     def of(cls, place: str, manifest: Manifest) -> TierCheckpoint:
@@ -61,7 +63,13 @@ class TierCheckpoint:
             fit=manifest.fit,
             interim=manifest.interim,
             metrics=manifest.metrics,
+            format=manifest.format,
         )
+
+    @property
+    def series(self) -> tuple[str, str | None]:
+        """Fit and format: the newer ones of a series stand in for its older ones."""
+        return self.fit, self.format
 
     @property
     def step(self) -> int:
@@ -235,9 +243,9 @@ class RemoveSuperseded:
     def decide(self, tier: Tier) -> Sequence[Decision | None]:
         """REMOVE, or None."""
         resumable = [one for one in reversed(tier.newest_first()) if one.resumable]
-        newest = {one.fit: one.order for one in resumable}
+        newest = {one.series: one.order for one in resumable}
         return [
-            _remove(one.interim and one.fit in newest and one.order < newest[one.fit])
+            _remove(one.interim and one.series in newest and one.order < newest[one.series])
             for one in tier.checkpoints
         ]
 
@@ -283,7 +291,9 @@ def removable(tier: Tier, policy: RetentionPolicy = POLICY) -> list[TierCheckpoi
 
 def _stands_in(other: TierCheckpoint, one: TierCheckpoint) -> bool:
     """Whether `other` is a newer state of the same fit, and no less than `one`."""
-    return other.fit == one.fit and other.order > one.order and other.resumable >= one.resumable
+    return (
+        other.series == one.series and other.order > one.order and other.resumable >= one.resumable
+    )
 
 
 def evictable(

@@ -28,8 +28,8 @@ class FolderView:
     times: Mapping[str, int] | None = None
     """Posix path -> time of the last write, in ns; None if the times say nothing, as of a copy."""
     settled: bool = True
-    """Whether the program that wrote it surely went on after its last write here, or ended well:
-    then what another program would have written later is not missing."""
+    """Whether a model under the HF Trainer's name counts as one, and not as the beginning of the
+    Trainer's own checkpoint."""
 
     def read_whole(self, path: str, bounds: Bounds) -> bytes:
         """All bytes of a small file.

@@ -39,9 +39,17 @@ _OF_TRANSFORMERS: Final = frozenset(
 )
 _OWN_SUFFIXES: Final = (
     *(".json", ".txt", ".model", ".jinja", ".tiktoken", ".md", ".py", ".spm", ".msgpack", ".h5"),
-    *(".safetensors", ".bin", ".pt", ".pth"),
 )
+_STATES: Final = re.compile(
+    r"(?:lr_)?(?:optimizer|scheduler|scaler|rng_state|random_states|training_(?:state|args)|ema)"
+    r"[\w.-]*\.(?:pt|pth|bin|safetensors)"
+)
+"""Files of tensors that loops save beside the weights; any other is a checkpoint by itself."""
 _RESULTS: Final = re.compile(r".*_results\.json|requirements\.txt|.*log.*\.(?:txt|json)")
+
+
+class MayBeAllError(CheckpointCorruptError):
+    """Raised when a folder is whole, unless it is of a program that writes more into it."""
 
 
 def check_pretrained(view: FolderView) -> Whole:
@@ -54,8 +62,7 @@ def check_pretrained(view: FolderView) -> Whole:
     files = pretrained_files(view)
     own = replace(view, files={path: view.files[path] for path in files})
     weights = any(is_weights(path.removesuffix(INDEX)) for path in files)
-    configs = [view.optional_object(path, RECORD) for path in (CONFIG, ADAPTER_CONFIG, PIPELINE)]
-    if not weights and not any(_OF_TRANSFORMERS.intersection(config) for config in configs):
+    if not weights and not _is_of_transformers(view):
         msg = "nothing tells that this is a model"
         raise UnknownContentError(msg)
     _check_parts(own)
@@ -74,11 +81,17 @@ def check_pretrained(view: FolderView) -> Whole:
     )
 
 
+def _is_of_transformers(view: FolderView) -> bool:
+    """Whether one of the configurations is that of a model; one that is cut short is not."""
+    configs = []
+    for path in (CONFIG, ADAPTER_CONFIG, PIPELINE):
+        with contextlib.suppress(CheckpointCorruptError):
+            configs.append(view.optional_object(path, RECORD))
+    return any(_OF_TRANSFORMERS.intersection(config) for config in configs)
+
+
 def _check_parts(view: FolderView) -> None:
     """Raise `CheckpointCorruptError` unless all that a saved model consists of is there."""
-    if is_trainer_folder(view.name) and not view.settled:
-        msg = f"{TRAINER_STATE} is missing, which the HF Trainer writes last"
-        raise CheckpointCorruptError(msg)
     if _SENTENCE_CONFIG in view.files and MODULES not in view.files:
         msg = f"{MODULES} is missing, which sentence-transformers writes last"
         raise CheckpointCorruptError(msg)
@@ -89,7 +102,10 @@ def _check_parts(view: FolderView) -> None:
     check_json_files(view)
     if not check_tensor_files(view, view.files):
         msg = "it has no weights"
-        raise CheckpointCorruptError(msg)
+        raise MayBeAllError(msg)
+    if is_trainer_folder(view.name) and not view.settled:
+        msg = f"{TRAINER_STATE} is missing, which the HF Trainer writes last"
+        raise MayBeAllError(msg)
 
 
 def pretrained_files(view: FolderView) -> tuple[str, ...]:
@@ -100,11 +116,15 @@ def pretrained_files(view: FolderView) -> tuple[str, ...]:
     inside: tuple[str, ...] = ()
     with contextlib.suppress(CheckpointCorruptError):  # the check says it
         inside = tuple(f"{folder}/" for folder in _components(view))
-    return tuple(sorted(p for p in view.files if _is_own(p) or p.startswith(inside)))
+    return tuple(sorted(p for p in view.files if is_own_name(p) or p.startswith(inside)))
 
 
-def _is_own(path: str) -> bool:
-    return "/" not in path and path.endswith(_OWN_SUFFIXES) and not _RESULTS.fullmatch(path)
+def is_own_name(path: str) -> bool:
+    """Whether a file at the top of a folder with a model may be of it, and not a log."""
+    if "/" in path or _RESULTS.fullmatch(path):
+        return False
+    tensors = is_weights(path) or _STATES.fullmatch(path) is not None
+    return tensors or path.endswith(_OWN_SUFFIXES)
 
 
 def _components(view: FolderView) -> list[str]:

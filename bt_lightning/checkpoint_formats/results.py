@@ -22,6 +22,8 @@ class Whole:
     """The model that was trained on, if it is named."""
     adapter: bool = False
     """Whether it holds an adapter (LoRA) and not the whole model."""
+    rotated: bool = True
+    """Whether the program that wrote it deletes old ones by itself, as far as is known."""
     resumable: bool = False
     """Whether it has the state of an optimizer, so that training can go on with it."""
 
@@ -35,5 +37,6 @@ class Incomplete:
     """What is missing, in a line for people."""
     files: tuple[str, ...]
     """The files that would be part of it."""
-    has_tensors: bool = True
-    """Whether any file of tensors is there; without one, nothing of worth was saved."""
+    kept_back: bool = True
+    """Whether its files are of no use as they are; not if all that is there may be all there was
+    to come, such as a configuration alone."""

@@ -9,6 +9,7 @@ from bt_lightning.checkpoint_formats.hf_files import ADAPTER_CONFIG, CONFIG, is_
 from bt_lightning.checkpoint_formats.pretrained_folder import (
     MODULES,
     PIPELINE,
+    MayBeAllError,
     check_pretrained,
     pretrained_files,
 )
@@ -120,4 +121,5 @@ def recognize(view: FolderView) -> Whole | Incomplete | None:
     except CheckpointCorruptError as error:
         files = tuple(sorted(view.files)) if found.takes_all else pretrained_files(view)
         tensors = any(path.endswith((*SUFFIXES, SHARD_SUFFIX)) for path in files)
-        return Incomplete(format=found.name, reason=str(error), files=files, has_tensors=tensors)
+        kept_back = tensors and not isinstance(error, MayBeAllError)
+        return Incomplete(format=found.name, reason=str(error), files=files, kept_back=kept_back)

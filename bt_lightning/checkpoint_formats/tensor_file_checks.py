@@ -43,7 +43,7 @@ class UnknownContentError(CheckpointCorruptError):
 
 
 @dataclass(frozen=True, slots=True)
-class TorchFile:
+class WholeTorchFile:
     """A whole file of `torch.save`."""
 
     value: Any
@@ -75,7 +75,7 @@ def check_safetensors(view: FolderView, path: str) -> Header | None:
     return header
 
 
-def check_torch_file(view: FolderView, path: str) -> TorchFile:
+def check_torch_file(view: FolderView, path: str) -> WholeTorchFile:
     """Read the directory of a file of `torch.save`: every storage that it refers to is there.
 
     A save that an error ended has a valid zip directory, with fewer storages than it refers to.
@@ -93,14 +93,14 @@ def check_torch_file(view: FolderView, path: str) -> TorchFile:
             members, data = read_zip(file, path)
         value, storages = unpickle_with_storages(data)
     except TooLargeError:
-        return TorchFile(None, 0)
+        return WholeTorchFile(None, 0)
     except CheckpointCorruptError:
         raise
     except Exception as error:
         msg = f"{path} holds no pickle that can be read: {type(error).__name__}: {error}"
         raise CheckpointCorruptError(msg) from error
     _check_storages(path, members, storages)
-    return TorchFile(value, len(storages))
+    return WholeTorchFile(value, len(storages))
 
 
 def _check_storages(
@@ -118,7 +118,7 @@ def _check_storages(
             raise CheckpointCorruptError(msg)
 
 
-def check_tensor_file(view: FolderView, path: str) -> Header | TorchFile | None:
+def check_tensor_file(view: FolderView, path: str) -> Header | WholeTorchFile | None:
     """Check a file by its name: safetensors, or torch's."""
     if path.endswith(".safetensors"):
         return check_safetensors(view, path)
@@ -147,7 +147,7 @@ def check_index(view: FolderView, index: str) -> set[str]:
             msg = f"{shard} is missing, which {index} names"
             raise CheckpointCorruptError(msg)
         header = check_tensor_file(view, shard)
-        names = None if header is None or isinstance(header, TorchFile) else header.tensors
+        names = None if header is None or isinstance(header, WholeTorchFile) else header.tensors
         if names is not None and (missing := tensors - {tensor.name for tensor in names}):
             msg = f"{shard} lacks {min(missing)}, which {index} places there: of another save"
             raise CheckpointCorruptError(msg)

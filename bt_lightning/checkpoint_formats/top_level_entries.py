@@ -51,7 +51,7 @@ def facts_of_state(value: Any) -> StateFacts:
     )
 
 
-def field_of(value: Any, name: str) -> Any:
+def field_of(value: Any, name: str, missing: Any = None) -> Any:
     """An attribute of an object in a pickle: of its state, or an entry of a dictionary."""
     state = value.state if isinstance(value, PickledValue) else None
     for one in state if isinstance(state, tuple) else (state, value):
@@ -59,7 +59,7 @@ def field_of(value: Any, name: str) -> Any:
         for key, inner in zip(pairs[0::2], pairs[1::2], strict=False):
             if isinstance(key, str) and key == name:
                 return inner
-    return None
+    return missing
 
 
 def _text_entries(value: Any) -> Iterator[tuple[str, Any]]:

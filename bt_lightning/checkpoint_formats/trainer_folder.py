@@ -9,7 +9,7 @@ its arguments call for must be there.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.checkpoint_formats.hf_files import (
     check_json_files,
@@ -83,28 +83,29 @@ def check_trainer(view: FolderView) -> Whole:
     has_optimizer = is_deepspeed or any(
         "optimizer" in path.split("/")[0] and not path.endswith(".json") for path in view.files
     )
-    _check_called_for(view, has_optimizer=has_optimizer)
+    known = TRAINING_ARGS in view.files
+    arguments = check_torch_file(view, TRAINING_ARGS).value if known else None
+    _check_called_for(view, arguments, has_optimizer=has_optimizer)
     return Whole(
         format="hf-trainer",
         files=tuple(sorted(view.files)),
         step=step,
         epoch=epoch,
         metrics=metrics,
+        rotated=field_of(arguments, "save_total_limit", "unknown") is not None,
         resumable=has_optimizer,
         **model_facts(view),
     )
 
 
-def _check_called_for(view: FolderView, *, has_optimizer: bool) -> None:
+def _check_called_for(view: FolderView, saved: Any, *, has_optimizer: bool) -> None:
     """Raise if what the Trainer's arguments call for is missing: the folder is being deleted."""
     has_generators = any(path.startswith("rng_state") for path in view.files)
     only_model = not has_optimizer and not has_generators and "scheduler.pt" not in view.files
-    if TRAINING_ARGS in view.files:
-        saved = check_torch_file(view, TRAINING_ARGS).value
-        only_model = only_model and field_of(saved, "save_only_model") is not False
-    elif only_model:
+    if only_model and TRAINING_ARGS not in view.files:
         msg = f"{TRAINING_ARGS} is missing, which belongs to it"
         raise CheckpointCorruptError(msg)
+    only_model = only_model and field_of(saved, "save_only_model") is not False
     if not only_model and not (has_optimizer and has_generators):
         what = "the state of the optimizer" if not has_optimizer else "the state of the generators"
         msg = f"{what} is missing, which belongs to it"

@@ -7,12 +7,14 @@ begin with a dot, and those of `is_unfinished`, are skipped: they are still bein
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from bt_lightning.checkpoint_formats.sharded_folders import METADATA
 from bt_lightning.localdir.directory_walk import MOST_FOLDERS, check_count, entries
 from bt_lightning.path_layout import MANIFEST, MARKER, PROTECTION, safe_parts
 
@@ -50,6 +52,10 @@ class JobFiles:
 
     files: dict[str, Stamp] = field(default_factory=dict)
     """Posix path below the directory -> stamp."""
+    metadata: dict[str, Stamp] = field(default_factory=dict)
+    """The same for hidden files that are part of other programs' checkpoints, and no job files."""
+    excluded: set[str] = field(default_factory=set)
+    """Folders with a file that is not wanted."""
     refused: dict[str, str] = field(default_factory=dict)
     """Printable path -> reason, for what cannot be read or cannot be an object of a store."""
 
@@ -69,11 +75,8 @@ def find_job_files(root: Path, wanted: Callable[[str], bool] = lambda _: True) -
         try:
             for entry in entries(directory):
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if (
-                    entry.name.startswith(".")
-                    or is_unfinished(entry.name)
-                    or entry.name in _RESERVED
-                ):
+                if _is_left_out(entry.name):
+                    _take_metadata(found, entry, path)
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
@@ -95,6 +98,16 @@ def is_unfinished(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
+def _is_left_out(name: str) -> bool:
+    return name.startswith(".") or is_unfinished(name) or name in _RESERVED
+
+
+def _take_metadata(found: JobFiles, entry: os.DirEntry[str], path: str) -> None:
+    if entry.name == METADATA and entry.is_file(follow_symlinks=False):
+        with contextlib.suppress(*_GONE):
+            found.metadata[path] = Stamp.of(entry.stat(follow_symlinks=False))
+
+
 def _take(
     found: JobFiles, entry: os.DirEntry[str], path: str, wanted: Callable[[str], bool]
 ) -> None:
@@ -110,3 +123,5 @@ def _take(
             return
         if stat.S_ISREG(status.st_mode):
             found.files[path] = Stamp.of(status)
+    else:
+        found.excluded.add(path.rpartition("/")[0])

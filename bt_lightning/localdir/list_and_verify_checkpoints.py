@@ -14,6 +14,14 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.directory_walk import walk
 from bt_lightning.localdir.disk_errors import directory_errors
+from bt_lightning.localdir.sidecars import (
+    CONTENT,
+    changed_file,
+    content_directory,
+    is_sidecar,
+    read_content,
+    sidecars,
+)
 from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST
@@ -21,6 +29,7 @@ from bt_lightning.path_layout import MANIFEST
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from bt_lightning.localdir.sidecars import ForeignContent
     from bt_lightning.manifest import FileEntry
 
 
@@ -31,10 +40,16 @@ _NAMED: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class LocalCheckpoint:
-    """A directory with a manifest under its final name."""
+    """A directory with a manifest under its final name, or a sidecar."""
 
     path: Path
+    """Where the manifest lies, and by which it is read, verified and deleted."""
     manifest: Manifest
+
+    @property
+    def content(self) -> Path:
+        """The directory that its files lie in."""
+        return content_directory(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +75,31 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint directory `path`.
 
     Raises:
-        CheckpointNotFoundError: there is no manifest, so nothing is committed there.
+        CheckpointNotFoundError: there is no manifest, so nothing is committed there; or it is a
+            sidecar, and a file changed since.
         CheckpointCorruptError: the manifest is damaged, or of a newer format
             (`FormatVersionError`).
     """
+    manifest = stated_manifest(path)
+    if is_sidecar(path):
+        root = path.parents[2]
+        changed = changed_file(root, _content_of(path))
+        if changed is not None:
+            msg = f"no committed checkpoint {manifest.checkpoint_id} in {root}: {changed} changed"
+            raise CheckpointNotFoundError(msg)
+    return manifest
+
+
+def _content_of(sidecar: Path) -> ForeignContent:
+    try:
+        return read_content(sidecar)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        msg = f"no committed checkpoint at {sidecar}: it has no {CONTENT}"
+        raise CheckpointNotFoundError(msg) from error
+
+
+def stated_manifest(path: Path) -> Manifest:
+    """As `read_manifest`, though the files of a sidecar may have changed since."""
     try:
         data = read_small_file(path / MANIFEST, file_limits.MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -108,8 +144,8 @@ def list_committed(root: Path) -> Listed:
     refused: list[Refused] = []
     unread = Unread()
     with directory_errors(root):
-        folders = manifest_directories(root, unread.add)
-    for path in folders:
+        folders, foreign = manifest_directories(root, unread.add), sidecars(root)
+    for path in folders + foreign:
         try:
             found.append(LocalCheckpoint(path, read_manifest(path)))
         except CheckpointNotFoundError:
@@ -156,9 +192,10 @@ def _raise(_: str, error: OSError) -> None:
 
 def check_sizes(path: Path, manifest: Manifest) -> None:
     """Raise `CheckpointCorruptError` unless every file has its size; reads no content."""
+    content = content_directory(path)
     for entry in manifest.files:
         try:
-            status = (path / entry.path).stat()
+            status = (content / entry.path).stat()
         except OSError as error:
             if error.errno not in NO_FILE:
                 raise
@@ -205,7 +242,7 @@ def is_unchanged(path: Path, manifest: Manifest) -> bool:
 
 def check_digest(path: Path, entry: FileEntry) -> None:
     """Read one file of the checkpoint at `path`; raise `CheckpointCorruptError` if it differs."""
-    found = digest_file(path / entry.path, entry.path)
+    found = digest_file(content_directory(path) / entry.path, entry.path)
     if found != entry:
         raise CheckpointCorruptError(describe_damage(str(path), entry, found))
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep_trash
+from bt_lightning.localdir.commit_sidecar import delete_foreign
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.protection import is_protected_local
 from bt_lightning.localdir.read_locks import delete_unless_read
 from bt_lightning.localdir.removal_requests import requested_local_removals
+from bt_lightning.localdir.sidecars import is_sidecar
 from bt_lightning.retention import (
     POLICY,
     FirstOf,
@@ -180,7 +182,8 @@ class DiskRemovals:
     def _removed(self, found: LocalCheckpoint) -> bool:
         """Delete one; what the disk refuses is tried again, and keeps no other from going."""
         try:
-            return delete_directory(found.path, self._root, found.manifest.digest)
+            delete = delete_foreign if is_sidecar(found.path) else delete_directory
+            return delete(found.path, self._root, found.manifest.digest)
         except (CheckpointError, OSError) as error:
             self.error = f"{found.path} could not be deleted: {error}"
             return False

@@ -19,6 +19,7 @@ from bt_lightning.path_layout import DOT_DIR, files_mark, folders_of, under
 from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.job_file_source import JobFileSource
 from bt_lightning.store.transfer.parallel_reads import in_parallel
+from bt_lightning.worker.commit_foreign import ForeignCheckpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -60,6 +61,8 @@ class _Unsent:
     """When it was last sent although it kept changing."""
     refused: str | None = None
     """Why it cannot be sent as it is."""
+    kept_back: bool = False
+    """Whether it is, or may be, of another program's checkpoint."""
 
 
 class JobFilePublisher:
@@ -79,6 +82,8 @@ class JobFilePublisher:
         self._root = root
         self._patterns = patterns
         self._clock = clock
+        self.foreign = ForeignCheckpoints(root, REST_S, clock)
+        """Checkpoints of other programs, whose files are no job files."""
         self._uploaded = UploadedJobFiles(root, place)
         self._matched: dict[str, bool] = {}
         self._unsent: dict[str, _Unsent] = {}
@@ -118,8 +123,11 @@ class JobFilePublisher:
         if ending is None:
             return False
         early = self._clock() - ending < _END_WAIT_S
+        if self.foreign.unsettled and (early or self.foreign.ready):
+            return True
         return any(
             file.refused is None
+            and not file.kept_back
             and file.sent_changing_at < ending
             and (early or file.tried_at < ending)
             for file in self._unsent.values()
@@ -132,7 +140,11 @@ class JobFilePublisher:
         for name, why in found.refused.items():
             self._report(name, why)
         self._scanned_at = self._clock()
-        self._update_unsent(found, self._scanned_at)
+        ending = self._end_at is not None
+        kept_back = self.foreign.scan(found, ending=ending, gone=self._trainer_gone)
+        self.complaints += self.foreign.complaints
+        self.foreign.complaints.clear()
+        self._update_unsent(found, kept_back, self._scanned_at)
         pause = max(_SCAN_S, _SCAN_SHARE * (self._clock() - started))
         if self._end_at is not None and self.unsettled:
             pause = _ENDING_SCAN_S
@@ -143,7 +155,11 @@ class JobFilePublisher:
         """Whether a file may be sent now, or what the store holds must be checked."""
         now = self._clock()
         unsure = not self._claimed and len(self._uploaded) > 0
-        return unsure or any(self._may_send(file, now) for file in self._unsent.values())
+        return (
+            unsure
+            or self.foreign.ready
+            or any(self._may_send(file, now) for file in self._unsent.values())
+        )
 
     def unsent(self) -> list[str]:
         """Paths of files that the store has not, as of the last scan."""
@@ -217,7 +233,7 @@ class JobFilePublisher:
             found = self._matched[path] = self._patterns.choose(path)
         return found
 
-    def _update_unsent(self, found: JobFiles, now: float) -> None:
+    def _update_unsent(self, found: JobFiles, kept_back: Collection[str], now: float) -> None:
         for path in self._unsent.keys() - found.files.keys():
             del self._unsent[path]
         for path, stamp in found.files.items():
@@ -228,13 +244,18 @@ class JobFilePublisher:
                 self._unsent[path] = _Unsent(stamp, now, now)
             elif file.stamp != stamp:
                 file.stamp, file.unchanged_since, file.refused = stamp, now, None
+        for path, file in self._unsent.items():
+            file.kept_back = path in kept_back
         self._update_waiting()
 
     def _update_waiting(self) -> None:
         ending = self._end_at if self._end_at is not None else float("inf")
-        self.waiting = tuple(
-            sorted(p for p, file in self._unsent.items() if file.sent_changing_at < ending)
+        files = (
+            path
+            for path, file in self._unsent.items()
+            if file.sent_changing_at < ending and not file.kept_back
         )
+        self.waiting = tuple(sorted([*self.foreign.unsettled, *files]))
         refused = (file.refused for file in self._unsent.values() if file.refused)
         changing = (
             f"{path} changes while it is read"
@@ -244,7 +265,7 @@ class JobFilePublisher:
         self.reason = next(refused, None) or next(changing, None)
 
     def _may_send(self, file: _Unsent, now: float) -> bool:
-        if file.refused is not None:
+        if file.refused is not None or file.kept_back:
             return False
         if now - file.unchanged_since >= REST_S:
             return True

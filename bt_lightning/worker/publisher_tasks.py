@@ -18,12 +18,11 @@ from bt_lightning.errors import (
     StoreError,
 )
 from bt_lightning.localdir.publisher_id import publisher_id_of
-from bt_lightning.localdir.removal_requests import forget_removal, request_local_removal
+from bt_lightning.localdir.removal_requests import forget_removal
 from bt_lightning.localdir.upload_status import UploadMeter
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST, MARKER, part_name, store_folder, under
 from bt_lightning.retention import TierCheckpoint, publishable, removable
-from bt_lightning.store.catalog import removal_requests
 from bt_lightning.store.catalog.listing import JobListing, list_job
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.publish import Base, LeasedPublisher, publish, send_ahead
@@ -31,6 +30,7 @@ from bt_lightning.store.transfer.resume_publication import SentFiles
 from bt_lightning.store.transfer.unpublish import give_up_uploads, unpublish
 from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker.publish_fit_ledger import FitLedgerPublisher
+from bt_lightning.worker.take_removal_requests import take_requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -149,6 +149,8 @@ class PublisherTasks:
             return None
         stored = self._known_store(self._store)
         self._ledger.send(self._store, self._leased.lease)
+        if self.files is not None:
+            self.files.foreign.commit(self._newest.get, self._check)
         outbox = self.outbox()
         failed: OSError | None = None
         for behind, found in zip(reversed(range(len(outbox))), outbox, strict=True):
@@ -254,14 +256,18 @@ class PublisherTasks:
         """Delete from the disk whatever may go; needs no store."""
         self._removals.clear()
 
-    def delete_stored(self) -> None:
+    def delete_stored(self, *, only_foreign: bool = False) -> None:
         """Delete from the store whatever may go there, and drop the requests that are done.
 
         What was asked for in the store, from wherever, is taken over first: disk and store alike.
+        With `only_foreign`, only what other programs wrote, and deleted.
         """
-        if self._store is not None:
+        ids = self.files.foreign.ids if self.files is not None else set[str]()
+        if only_foreign and not ids:
+            return
+        if self._store is not None and not only_foreign:
             self._known_store(self._store)
-            self._take_requests(self._store)
+            take_requests(self._root, self._store, self._prefix, self._removals.wake)
         local, disk = self._removals.look()
         left: set[str] = set()
         if self._store is not None:
@@ -269,6 +275,8 @@ class PublisherTasks:
             held = [TierCheckpoint.of(folder, manifest) for folder, manifest in stored.items()]
             tier = replace(disk, name="store", checkpoints=held)
             for entry in removable(tier, self._removals.policy):
+                if only_foreign and entry.checkpoint_id not in ids:
+                    continue
                 if self._unpublish(self._store, entry.place):  # what is protected there stays
                     self._drop(stored, entry)
             left = {manifest.digest for manifest in stored.values()}
@@ -276,16 +284,6 @@ class PublisherTasks:
         left |= {f.manifest.digest for f in local.values() if (f.path / MANIFEST).exists()}
         for digest in disk.requests.keys() - left:
             forget_removal(self._root, digest)
-
-    def _take_requests(self, store: Store) -> None:
-        asked = removal_requests.requested_stored_removals(store, self._prefix)
-        try:
-            for digest, by in asked.items():
-                request_local_removal(self._root, digest, by)
-        finally:  # a disk that is full takes a request, though not who asks
-            if asked:
-                self._removals.wake()
-        removal_requests.forget_removals(store, self._prefix, asked)
 
     @property
     def _leased(self) -> LeasedPublisher:

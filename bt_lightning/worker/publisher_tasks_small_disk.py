@@ -9,6 +9,7 @@ from bt_lightning.errors import CheckpointExistsError, StoreError, StorePermanen
 from bt_lightning.localdir.atomic_directory import make_trash
 from bt_lightning.localdir.newest_in_store import note_newest_in_store
 from bt_lightning.localdir.removal_requests import make_requests
+from bt_lightning.localdir.sidecars import is_sidecar
 from bt_lightning.retention import Decision, evictable, places_decided
 from bt_lightning.store.transfer.publish import Content, folder_for, is_published, publish_sources
 from bt_lightning.worker.publisher_tasks import PublisherTasks
@@ -49,7 +50,8 @@ class SmallDiskTasks(PublisherTasks):
             return []
         stored = {manifest.digest for manifest in self._known_store(self._store).values()}
         local, disk = self._removals.look()
-        return [local[one.place] for one in evictable(disk, stored, self._removals.policy)]
+        found = [local[one.place] for one in evictable(disk, stored, self._removals.policy)]
+        return [one for one in found if not is_sidecar(one.path)]  # others may need their files
 
     def is_stored(self, manifest: Manifest) -> bool:
         """Ask the store whether it has that checkpoint, and whether we have the lease then.

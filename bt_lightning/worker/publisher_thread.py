@@ -278,8 +278,7 @@ class PublisherThread:
         done = self._tasks.publish_next()
         if done is None and self._tasks.send_files(self._may_go_on):
             self.wake()
-        if deletes:
-            self._tasks.delete_stored()
+        self._tasks.delete_stored(only_foreign=not deletes)
         self._tasks.delete_begun()
         return done
 

@@ -43,7 +43,9 @@ def made(tmp_path_factory, made_checkpoints):
     made_checkpoints.train(
         root / "hf", made_checkpoints.tiny_model(), eval_strategy="steps", eval_steps=2
     )
-    made_checkpoints.train(root / "only", made_checkpoints.tiny_model(), save_only_model=True)
+    made_checkpoints.train(
+        root / "only", made_checkpoints.tiny_model(), save_only_model=True, save_total_limit=2
+    )
     adapted = made_checkpoints.adapter_of(made_checkpoints.tiny_model())
     made_checkpoints.train(root / "lora", adapted)
     adapted.save_pretrained(root / "adapter")

@@ -104,6 +104,8 @@ def test_metrics_epoch_and_base_model(made):
     trained = look(made / "hf" / "checkpoint-4")
     assert {"loss", "eval_loss"} <= trained.metrics.keys()
     assert trained.epoch == 1
+    assert not trained.rotated
+    assert look(made / "only" / "checkpoint-4").rotated
     assert look(made / "lora" / "checkpoint-4").base_model == "tiny/base"
     assert look(made / "adapter").base_model == "tiny/base"
 
@@ -112,7 +114,9 @@ def test_the_rest_of_a_trainers_files_is_awaited_while_it_may_come(made, tmp_pat
     """Weights alone under the Trainer's name are a model only if nothing more came."""
     folder = tmp_path / "checkpoint-3"
     shutil.copytree(made / "model", folder)
-    assert isinstance(look(folder, settled=False), Incomplete)
+    found = look(folder, settled=False)
+    assert isinstance(found, Incomplete)
+    assert not found.kept_back
     assert look(folder).format == "hf-pretrained"
     assert look(folder).step == 3
 
@@ -194,7 +198,7 @@ def test_a_lone_configuration_holds_no_tensors(made, tmp_path):
     shutil.copy2(made / "model" / "config.json", tmp_path)
     found = look(tmp_path)
     assert isinstance(found, Incomplete)
-    assert not found.has_tensors
+    assert not found.kept_back
 
 
 def test_logs_beside_a_model_are_not_of_it(made, tmp_path):

@@ -187,8 +187,9 @@ def test_a_restart_from_a_new_disk_sends_into_no_checkpoint(scene):
     first.stop()
     shutil.rmtree(scene.root)
     write(scene, "checkpoint-1/model.safetensors", b"of something else")
+    write(scene, "checkpoint-1/notes.txt", b"of something else")
     second = begun(scene)
-    with pytest.raises(DrainTimeoutError, match=r"checkpoint-1/model\.safetensors"):
+    with pytest.raises(DrainTimeoutError, match=r"checkpoint-1/notes\.txt"):
         second.drain(30)
     kept = (scene.folder / scene.prefix / "checkpoint-1" / "model.safetensors").read_bytes()
     assert kept == b"1" * 1000

@@ -457,27 +457,27 @@ def make(root, name, step=1):
 
 def test_files_are_no_checkpoints_and_checkpoints_no_files(scene):
     publish(scene.store, PREFIX, make(scene.root, "checkpoint-1"))
-    scene.write("hf/checkpoint-2/model.safetensors")
+    scene.write("hf/checkpoint-2/notes.txt")
     scene.write("run.log")
     scene.look()
     scene.look(REST_S)
     listing = list_job(scene.store, PREFIX)
     assert set(listing.committed) == {"checkpoint-1"}
     assert listing.unfinished == frozenset()
-    assert set(listing.job_files()) == {"hf/checkpoint-2/model.safetensors", "run.log"}
+    assert set(listing.job_files()) == {"hf/checkpoint-2/notes.txt", "run.log"}
     assert len(list_committed(scene.root)[0]) == 1
 
 
 def test_no_file_goes_into_the_folder_of_a_checkpoint(scene):
     """After a lost disk the user copied something else under that name: committed bytes stay."""
     scene.checkpoints = {"checkpoint-1"}
-    scene.write("checkpoint-1/deep/model.safetensors")
-    scene.write("checkpoint-10/model.safetensors")
+    scene.write("checkpoint-1/deep/notes.txt")
+    scene.write("checkpoint-10/notes.txt")
     scene.look()
     scene.look(REST_S)
-    assert scene.store.sent == ["checkpoint-10/model.safetensors"]
+    assert scene.store.sent == ["checkpoint-10/notes.txt"]
     (complaint,) = scene.files.complaints
-    assert "checkpoint-1/deep/model.safetensors" in complaint
+    assert "checkpoint-1/deep/notes.txt" in complaint
     assert "has a checkpoint checkpoint-1" in complaint
 
 

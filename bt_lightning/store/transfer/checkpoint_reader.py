@@ -23,6 +23,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import (
     read_manifest,
 )
 from bt_lightning.localdir.read_locks import hold_for_reading
+from bt_lightning.localdir.sidecars import content_directory
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
 from bt_lightning.path_layout import MANIFEST, under
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
@@ -237,6 +238,7 @@ class DirectoryReader:
         """
         self._path = path
         self.manifest = read_manifest(path)
+        self._content = content_directory(path)
         many = self.manifest.size > _ALONE_BYTES
         self.connections = min(_MOST_READERS, len(os.sched_getaffinity(0))) if many else 1
         self._files: dict[str, int] = {}
@@ -246,7 +248,7 @@ class DirectoryReader:
     @property
     def name(self) -> str:
         """The directory."""
-        return str(self._path)
+        return str(self._content)
 
     def check(self, entry: FileEntry) -> None:
         """Open the file and compare its size; a pipe or a device is never read."""
@@ -289,7 +291,7 @@ class DirectoryReader:
 
     def _open(self, entry: FileEntry) -> int:
         try:
-            file = os.open(self._path / entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = os.open(self._content / entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno not in NO_FILE:
                 raise

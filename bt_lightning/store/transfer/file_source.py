@@ -72,12 +72,13 @@ class FileSource:
 
     part_bytes = PIECE_BYTES
 
-    def __init__(self, file: Path, entry: FileEntry) -> None:
+    def __init__(self, file: Path, entry: FileEntry, *, shared: bool = False) -> None:
+        """Of a `shared` file, which other programs may truncate, no page is mapped."""
         self.entry = entry
         self._path = str(file)
         self._descriptor = open_regular(file)
         self._mapped: MappedFile | None = None
-        if os.fstat(self._descriptor).st_size == entry.size:
+        if os.fstat(self._descriptor).st_size == entry.size and not shared:
             with contextlib.suppress(OSError):  # then it is read into a buffer
                 self._mapped = MappedFile(self._descriptor, entry.size)
         self._local = threading.local()

@@ -17,6 +17,7 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, is_unchanged
+from bt_lightning.localdir.sidecars import is_sidecar
 from bt_lightning.path_layout import (
     MANIFEST,
     MARKER,
@@ -228,6 +229,7 @@ def _send_files(
 ) -> None:
     """Send large files one after the other, each in parallel parts, and small ones in parallel."""
     sizes = _sent_sizes(store, target, publisher)
+    content, shared = checkpoint.content, is_sidecar(checkpoint.path)
 
     def send(entry: FileEntry) -> None:
         if publisher is not None:
@@ -235,7 +237,7 @@ def _send_files(
         key = f"{target}/{entry.path}"
         if _is_sent(publisher, sizes, key, entry):
             return
-        with FileSource(checkpoint.path / entry.path, entry) as source:
+        with FileSource(content / entry.path, entry, shared=shared) as source:
             _send(store, key, source, base, publisher)
 
     small = [entry for entry in checkpoint.manifest.files if entry.size <= _SMALL_BYTES]

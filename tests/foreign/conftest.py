@@ -1,0 +1,5 @@
+"""The scene of the workers' tests."""
+
+from tests.worker.conftest import scene
+
+__all__ = ["scene"]
