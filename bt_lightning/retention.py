@@ -67,11 +67,6 @@ class TierCheckpoint:
         )
 
     @property
-    def series(self) -> tuple[str, str | None]:
-        """Fit and format: the newer ones of a series stand in for its older ones."""
-        return self.fit, self.format
-
-    @property
     def step(self) -> int:
         """The optimizer step at which it was saved."""
         return self.order[0]
@@ -243,9 +238,9 @@ class RemoveSuperseded:
     def decide(self, tier: Tier) -> Sequence[Decision | None]:
         """REMOVE, or None."""
         resumable = [one for one in reversed(tier.newest_first()) if one.resumable]
-        newest = {one.series: one.order for one in resumable}
+        newest = {(one.fit, one.format): one.order for one in resumable}
         return [
-            _remove(one.interim and one.series in newest and one.order < newest[one.series])
+            _remove(one.interim and one.order < newest.get((one.fit, one.format), one.order))
             for one in tier.checkpoints
         ]
 
@@ -290,10 +285,9 @@ def removable(tier: Tier, policy: RetentionPolicy = POLICY) -> list[TierCheckpoi
 
 
 def _stands_in(other: TierCheckpoint, one: TierCheckpoint) -> bool:
-    """Whether `other` is a newer state of the same fit, and no less than `one`."""
-    return (
-        other.series == one.series and other.order > one.order and other.resumable >= one.resumable
-    )
+    """Whether `other` is a newer state of the same fit and layout, and no less than `one`."""
+    same = (other.fit, other.format) == (one.fit, one.format)
+    return same and other.order > one.order and other.resumable >= one.resumable
 
 
 def evictable(

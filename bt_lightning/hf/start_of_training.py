@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, DirectoryFullError
+from bt_lightning.hf.checkpoint_saves import FORMAT
 from bt_lightning.hf.patched_trainer import own_method
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest, verify
 from bt_lightning.session.checkpoint_paths import is_committed, is_url
@@ -54,7 +55,7 @@ class StartOfTraining:
     @property
     def offered(self) -> OfferedCheckpoint:
         """What the script names, for the session."""
-        return OfferedCheckpoint(self._named, by_user=self._named is not None)
+        return OfferedCheckpoint(self._named, self._named is not None, format=FORMAT)
 
     def choose(self, run: RunningSession) -> str | None:
         """Every rank: the folder that the Trainer resumes from, the same on each; None for none.

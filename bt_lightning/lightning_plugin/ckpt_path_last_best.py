@@ -48,7 +48,7 @@ def resolve_last_or_best(trainer: Trainer, name: str) -> str | None:
     callbacks = [everyone[index] for index in writers(trainer, root)]
     if not callbacks or not root.is_dir():
         return None
-    everything = list_committed(root)[0]
+    everything = list_committed(root, foreign=False).of_format(None).found
     committed = {one.path: one for one in ours[0]._fits.of_one(trainer, everything)}
     if name == "last":
         path = _last(root, callbacks, committed)

@@ -70,6 +70,10 @@ class Listed(NamedTuple):
     unread: list[Refused]
     """Folders that could not be read: their content is unknown."""
 
+    def of_format(self, form: str | None) -> Listed:
+        """With the checkpoints of one layout only; None is our own."""
+        return self._replace(found=[one for one in self.found if one.manifest.format == form])
+
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint directory `path`.
@@ -134,8 +138,10 @@ def manifest_directories(
     return found
 
 
-def list_committed(root: Path) -> Listed:
+def list_committed(root: Path, *, foreign: bool = True) -> Listed:
     """The checkpoints under `root`, newest first, and what cannot be used or read.
+
+    Without `foreign`, only those that this package wrote, in whatever layout.
 
     Raises:
         DirectoryUnusableError: `root` itself cannot be read.
@@ -144,8 +150,9 @@ def list_committed(root: Path) -> Listed:
     refused: list[Refused] = []
     unread = Unread()
     with directory_errors(root):
-        folders, foreign = manifest_directories(root, unread.add), sidecars(root)
-    for path in folders + foreign:
+        folders = manifest_directories(root, unread.add)
+        folders += sidecars(root) if foreign else []
+    for path in folders:
         try:
             found.append(LocalCheckpoint(path, read_manifest(path)))
         except CheckpointNotFoundError:

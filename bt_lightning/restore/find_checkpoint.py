@@ -39,6 +39,8 @@ class Stored:
 class Search:
     """The outcome of a search."""
 
+    format: str | None = None
+    """The layout that is searched for; None is our own."""
     path: str | None = None
     """The checkpoint directory or stock `.ckpt` file to load; None to start fresh."""
     digest: str | None = None
@@ -106,18 +108,20 @@ def find_loaded(
 ) -> bool:
     """Choose in `$BT_LOAD_CHECKPOINT_DIR` and record the choice in `search`.
 
-    Checkpoints may be at `<job>/rank-N/<name>`, `rank-N/<name>`, or any other path; stock `.ckpt`
-    files count as well. Folders of other nodes (`rank-K`) are refused, and so are checkpoints
-    without training state unless `warm` (a start from weights). Returns whether one was chosen.
+    Checkpoints may be at `<job>/rank-N/<name>`, `rank-N/<name>`, or any other path; only those of
+    the search's layout count, and with our own (None) stock `.ckpt` files as well. Folders of other
+    nodes (`rank-K`) are refused, and so are checkpoints without training state unless `warm` (a
+    start from weights). Returns whether one was chosen.
     """
     if not load_dir.is_dir():
         search.considered.append(f"{load_dir}: refused, no such directory")
         return False
-    listed = list_committed(load_dir)
+    listed = list_committed(load_dir, foreign=False).of_format(search.format)
     _note_refused(listed, search)
     local = listed.found
     candidates = [_Candidate(c.manifest.order, str(c.path), c.manifest) for c in local]
-    for file in _stock_files(load_dir, {str(c.path) for c in local}):
+    stock = _stock_files(load_dir, {str(c.path) for c in local}) if search.format is None else []
+    for file in stock:
         try:
             step = stock_step(file, weights_only=weights_only, warm=warm)
         except Exception as error:  # noqa: BLE001 - torch.load raises anything

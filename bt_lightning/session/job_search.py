@@ -39,7 +39,9 @@ def with_own_job(config: SessionConfig) -> SessionConfig:
     A directory with checkpoints and without a record keeps the name that its path gives.
     """
     root = config.root
-    if config.job_known or read_fits(root) or newest_in_store(root) or list_committed(root).found:
+    if config.job_known or read_fits(root) or newest_in_store(root):
+        return config
+    if list_committed(root, foreign=False).found:
         return config
     began = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     name = made_name(name_of_path(os.fsencode(root)), began, uuid.uuid4().hex[:8])

@@ -260,7 +260,7 @@ class RankSession:
         if writer is None or self._config is None:
             raise error
         writer.wait_for_saves(left_s)
-        found = [one.manifest for one in list_committed(self._config.root)[0]]
+        found = [one.manifest for one in list_committed(self._config.root, foreign=False)[0]]
         if writer.known or any(m.resumable and "inexact" not in m.origin for m in found):
             msg = (
                 f"{error}. The checkpoint was not saved, for it would lack that rank's generators"

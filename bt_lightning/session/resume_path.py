@@ -29,7 +29,8 @@ def resume_path(fit: str | None = None) -> str | None:
     settings = Settings.from_environ(os.environ)
     found = Search()
     if settings.checkpoint_dir:
-        own = list_committed(Path(settings.checkpoint_dir).resolve())
+        root = Path(settings.checkpoint_dir).resolve()
+        own = list_committed(root, foreign=False).of_format(None)
         found_there = _of(own.found, settings.fit_name if fit is None else fit)
         find_own(own._replace(found=found_there), [], _no_store, found)
     if found.path is None and not found.damaged and settings.load_dir:

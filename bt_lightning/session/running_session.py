@@ -64,7 +64,8 @@ class RunningSession:
         writer = self.session.writer
         if writer is None:
             return []
-        listed = list_committed(self.root)[0] if self.root.is_dir() else []
+        is_there = self.root.is_dir()
+        listed = list_committed(self.root, foreign=False).found if is_there else []
         local = [TierCheckpoint.of(m.checkpoint_id, m) for m in (one.manifest for one in listed)]
         found = sorted((*local, *writer.known.newest), key=lambda one: one.order)
         return list({one.checkpoint_id: one for one in found}.values())

@@ -83,6 +83,8 @@ class OfferedCheckpoint:
     """Whether the user named what this fit starts from: that is taken."""
     load: Callable[..., dict[str, Any]] = load_file
     """How `path` is read; takes `weights_only`."""
+    format: str | None = None
+    """The layout of what the framework resumes from (`hf-trainer`); None: our own."""
 
 
 NO_OFFER = OfferedCheckpoint()
@@ -96,6 +98,7 @@ class StartPointSearch:
         self._worker = worker
         self.listed: list[Stored] = []
         """What the store held of this job."""
+        self._format: str | None = None
         self._reached = False
         """Whether the store has answered."""
         self._unusable: list[str] = []
@@ -115,8 +118,9 @@ class StartPointSearch:
             CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
             InvalidSettingError: another fit of this process has its name.
         """
+        self._format = offered.format
         self.listed = self._stored()
-        local = list_committed(self._config.root)
+        local = self._local()
         fit = self._select(request, local)
         if self._config.resume == "never":
             return StartPoint(offered.path, None, warm=False, fit=fit)
@@ -131,6 +135,13 @@ class StartPointSearch:
         complete = fit is not None and start.path is not None and fit.is_complete(step)
         return replace(start, fit=fit, complete=complete)
 
+    def _local(self) -> Listed:
+        """What this package wrote on the disk, in the layout that is resumed from."""
+        return list_committed(self._config.root, foreign=False).of_format(self._format)
+
+    def _listed_of_format(self) -> list[Stored]:
+        return [one for one in self.listed if one.manifest.format == self._format]
+
     def _select(self, request: FitRequest | None, local: Listed) -> SelectedFit | None:
         if request is None:
             return None
@@ -138,7 +149,7 @@ class StartPointSearch:
         ledger = self._worker.ask(ReadFits(), _ASK_S) if self._reached else None
         job = JobRecords(
             local=[one.manifest for one in local.found],
-            stored=[one.manifest for one in self.listed],
+            stored=[one.manifest for one in self._listed_of_format()],
             stored_ledger=ledger if isinstance(ledger, bytes) else None,
         )
         return select_fit(config.root, request, job)
@@ -147,13 +158,13 @@ class StartPointSearch:
         self, offered: OfferedCheckpoint, local: Listed, fit: SelectedFit | None
     ) -> tuple[StartPoint, int | None]:
         """The start point, and its optimizer step."""
-        config, found = self._config, Search()
+        config, found = self._config, Search(self._format)
         found.considered += self._unusable
         found.damaged = bool(self._unusable)
         others = self._others(offered, found)
         owns = fit.owns if fit is not None else _is_any
         local = local._replace(found=[one for one in local.found if owns(one.manifest)])
-        stored = [one for one in self.listed if owns(one.manifest)]
+        stored = [one for one in self._listed_of_format() if owns(one.manifest)]
         own = find_own(local, stored, self._fetch, found, others)
         if not own and not found.damaged and config.load_dir is not None:
             find_loaded(
@@ -216,7 +227,7 @@ class StartPointSearch:
 
     def _refuse_older(self, error: StoreTransientError) -> None:
         """Without the store, go on from the disk only if nothing newer is in the store alone."""
-        local, away = list_committed(self._config.root)[0], newest_in_store(self._config.root)
+        local, away = self._local().found, newest_in_store(self._config.root)
         if not local:
             raise error  # it may hold this job's checkpoints: starting afresh would lose them
         if away is not None and away.order > local[0].manifest.order:
