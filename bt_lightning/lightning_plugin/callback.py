@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat, compat_resume
+from bt_lightning.lightning_plugin.added_to_saves import AddedToSaves
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, patch_lightning
 from bt_lightning.lightning_plugin.ckpt_path_last_best import restore_last_model_path
 from bt_lightning.lightning_plugin.compat_config import patch_saved_config
 from bt_lightning.lightning_plugin.compat_resume import record_path_selection
 from bt_lightning.lightning_plugin.deferred_saves import save_deferred_now
-from bt_lightning.lightning_plugin.exact_resume import ExactResume
-from bt_lightning.lightning_plugin.extra_entries import extra_entries
 from bt_lightning.lightning_plugin.fit_identity_of_trainer import FitsOfCallback
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
+from bt_lightning.lightning_plugin.logger_start import begin_loggers
 from bt_lightning.lightning_plugin.model_checkpoint_paths import (
     find_checkpoint_paths,
     set_checkpoint_paths,
@@ -36,7 +36,6 @@ from bt_lightning.lightning_plugin.trainer_checks import (
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import close_saves, open_saves
 from bt_lightning.session.base_of_run import BaseOfRun
-from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.options import Options
 from bt_lightning.session.rank_session import RankSession
 from bt_lightning.session.serving_files import serving_files
@@ -77,6 +76,7 @@ class BTLightning(Callback):
         weights_only: False also loads pickled values, which runs code that the checkpoint names.
             `BT_WEIGHTS_ONLY=0` does the same for the job's own checkpoints.
         exact: save and restore the random generators and dataloader states of every rank.
+        resume_loggers: let the known loggers of a restarted fit go on with their runs.
         on_error: `"raise"` a failed upload, or a save without space on the disk or in the store,
             at the next hook; `"warn"` warns and continues.
         drain_timeout: longest wait for the store at the end of a run. Each time is a `timedelta`,
@@ -130,6 +130,7 @@ class BTLightning(Callback):
         strict: bool | None = None,
         weights_only: bool | None = None,
         exact: bool = True,
+        resume_loggers: bool = True,
         on_error: Literal["raise", "warn"] = "raise",
         drain_timeout: timedelta | float = timedelta(seconds=120),
         storage_options: dict[str, Any] | None = None,
@@ -157,13 +158,14 @@ class BTLightning(Callback):
         super().__init__()
         patch_saved_config()  # before LightningCLI's callback, which may run first
         self._options = Options.of(**given).merged(os.environ)
-        self._exact = ExactResume() if exact else None
+        self._added = AddedToSaves(exact=exact, loggers=resume_loggers)
         self._session = RankSession(self._options)
         self._base = BaseOfRun(self._options.save_frozen)
         self._routed: RoutedCheckpointIO | None = None
         self._boundary: SaveBoundary | None = None
         self._fits = FitsOfCallback(self._options.fit_name or "")
-        self._active = False
+        self._active = self.goes_on = False
+        """Whether a fit runs, and whether that fit began before."""
 
     @property
     @override
@@ -209,6 +211,8 @@ class BTLightning(Callback):
         if start.folder and start.path and start.digest:
             self._routed.bt_evicted.pin(start.path, start.folder, start.digest)
         self._boundary.connect_ranks(trainer)
+        self.goes_on = start.goes_on
+        begin_loggers(self._added.loggers, trainer, start, self._routed)
         self._active, self._session.failing = True, False
         chosen, strict = partial(self._chosen, trainer), self._options.strict
         arrange_resume(trainer, start, self._base, strict=strict, on_chosen=chosen)
@@ -224,8 +228,7 @@ class BTLightning(Callback):
         writer = self._routed.bt_io.writer
         writer.serving = serving_files(pl_module)  # the module is complete only at this hook
         self._base.begin()
-        if self._exact is not None:
-            self._exact.on_fit_start(trainer)
+        self._added.on_fit_start(trainer)
         open_saves(trainer, pl_module, self._session, self._routed.bt_root, writer)
         if self._boundary is not None:
             self._boundary.begin_fit(trainer, pl_module, self._session.writer)
@@ -233,8 +236,8 @@ class BTLightning(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Every rank: restore the random generators."""
-        if self._active and self._exact is not None:
-            self._exact.on_train_start(trainer)
+        if self._active:
+            self._added.on_train_start(trainer)
 
     @override
     def on_train_batch_end(
@@ -282,8 +285,7 @@ class BTLightning(Callback):
         writer = self._session.take()
         boundary, self._boundary = self._boundary, None
         close_saves(trainer)
-        if self._exact is not None:
-            self._exact.end(trainer)
+        self._added.end(trainer)
         if boundary is None:
             return
         try:
@@ -301,19 +303,17 @@ class BTLightning(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Every rank: add the metrics and what an exact resume needs."""
-        boundary = self._boundary
-        if not self._active or boundary is None:
-            return
-        checkpoint[EXTRA] = extra_entries(trainer, checkpoint, self._session, boundary, self._exact)
+        """Every rank: as `AddedToSaves.collect`."""
+        if self._active and self._boundary is not None:
+            self._added.collect(trainer, checkpoint, self._session, self._boundary)
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Every rank: restore what `on_save_checkpoint` added."""
-        if self._active and self._exact is not None:
-            self._exact.on_load(trainer, checkpoint, checkpoint.get(EXTRA))
+        if self._active:
+            self._added.on_load(trainer, checkpoint)
 
     def _nobody_saves(self, trainer: Trainer, writers: list[Any]) -> None:
         """Every rank: no `ModelCheckpoint` saves a resumable state to the directory."""
@@ -326,8 +326,7 @@ class BTLightning(Callback):
         self._session.end_fit(None)
         close_saves(trainer)
         cancel_resume(trainer)
-        if self._exact is not None:
-            self._exact.reset(trainer)
+        self._added.reset(trainer)
         self._session.close()
         boundary, self._boundary = self._boundary, None
         if boundary is not None:

@@ -12,12 +12,14 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
 )
 from bt_lightning.lightning_plugin.compat import takes_weights_only
+from bt_lightning.lightning_plugin.compat_ckpt_path_of_cli import patch_ckpt_path_of_cli
 from bt_lightning.lightning_plugin.compat_load_state_dict import patch_load_state_dict
 from bt_lightning.lightning_plugin.compat_logger_artifacts import patch_loggers
 from bt_lightning.lightning_plugin.compat_patched_functions import (
     patch_file_exists,
     patch_load_from_checkpoint,
 )
+from bt_lightning.lightning_plugin.compat_setup_order import patch_setup_order
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     CheckpointIO,
     TorchCheckpointIO,
@@ -26,7 +28,11 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
 from bt_lightning.localdir.protection import is_protected_local
-from bt_lightning.restore.load_checkpoint import load_checkpoint, load_file
+from bt_lightning.restore.load_checkpoint import (
+    load_checkpoint,
+    load_file,
+    load_hyperparameters,
+)
 from bt_lightning.session.bt_and_evicted_paths import StorePaths, store_paths_for
 from bt_lightning.session.checkpoint_paths import (
     downloaded,
@@ -215,6 +221,17 @@ def _loader_for(path: str | os.PathLike[str]) -> Load | None:
     )
 
 
+def _hyperparameters_of(path: str) -> dict[str, Any] | None:
+    """The hyperparameters in `path` if it is one of our checkpoints; None otherwise."""
+    io = BTCheckpointIO()
+    if is_bt(path):
+        return load_hyperparameters(io.bt.reader(path), allowed=io.classes())
+    if is_url(path) or not is_committed(path):
+        return None
+    with DirectoryReader(local_path(path)) as reader:
+        return load_hyperparameters(reader, allowed=io.classes())
+
+
 def _is_our_url(path: str, trainer: Trainer) -> bool:
     """Whether `path` is a URL and a `BTCheckpointIO` writes the checkpoints of this Trainer."""
     io: object = trainer.strategy.checkpoint_io
@@ -236,6 +253,8 @@ def patch_lightning() -> None:
     patch_load_state_dict()
     patch_file_exists(_is_our_url, _is_taken)
     patch_loggers()
+    patch_ckpt_path_of_cli(_hyperparameters_of)
+    patch_setup_order()
 
 
 patch_lightning()

@@ -11,6 +11,7 @@ import torch
 
 from bt_lightning.fit_identity import FitIdentity
 from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.compat_config import command_line
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.lightning_plugin.model_checkpoint_paths import is_default_dirpath
 from bt_lightning.manifest import of_fit, of_newest_fit
@@ -89,7 +90,7 @@ def fit_identity(trainer: Trainer, module: LightningModule) -> FitIdentity:
         place=call_site(),
         limits=_limits(trainer),
         seed=str(seed) if seed < _SEED_BELOW else "",
-        program=program_digest(),
+        program=program_digest(command_line(trainer)),
     )
 
 

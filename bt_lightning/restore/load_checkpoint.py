@@ -14,6 +14,7 @@ from bt_lightning.path_layout import LEFTOVERS, STATE, TREE, WEIGHTS
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
+from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.restore.weights_without_base import load_base_table, without_base
 from bt_lightning.snapshot.class_allowlist import ClassTable
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
     MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None
+
+_HYPER_PARAMETERS = "hyper_parameters"
 
 
 def load_directory(
@@ -100,6 +103,24 @@ def load_checkpoint(
             stacklevel=2,
         )
     return checkpoint  # type: ignore[no-any-return]
+
+
+def load_hyperparameters(
+    reader: CheckpointReader, *, allowed: Iterable[object] = ()
+) -> dict[str, Any]:
+    """The hyperparameters of the module in a committed checkpoint; no tensor is read.
+
+    Those that cannot be loaded are left out.
+
+    Raises:
+        CheckpointCorruptError: bytes are missing or changed, or they have a tensor.
+    """
+    tree = _document(reader)["tree"]
+    part = tree.get(_HYPER_PARAMETERS, {}) if isinstance(tree, dict) else {}
+    decoder = Decoder({}, Leftovers({}, None, None), ClassTable(allowed, None, trusted=False))
+    found = decoder.decode({_HYPER_PARAMETERS: part}, f"{reader.name}/{TREE}")
+    values = dict(found[_HYPER_PARAMETERS])
+    return {name: value for name, value in values.items() if not isinstance(value, UnloadedValue)}
 
 
 def load_file(

@@ -40,8 +40,11 @@ def call_site() -> str:
     return f"{where[:_MOST_TEXT]} {hasher.hexdigest()}"
 
 
-def program_digest() -> str:
-    """Digest of the main script's bytes and its arguments; empty where there is no script."""
+def program_digest(arguments: str = "") -> str:
+    """Digest of the main script's bytes and its arguments; empty where there is no script.
+
+    `arguments`: what they mean, if that is known; else they are taken as they are.
+    """
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if not main:
         return ""
@@ -49,8 +52,8 @@ def program_digest() -> str:
         code = Path(main).read_bytes()
     except OSError:
         return ""
-    arguments = "\0".join(map(str, sys.argv[1:])).encode(errors="surrogateescape")
-    return xxhash.xxh3_64_hexdigest(code + b"\0" + arguments)
+    said = arguments or "\0".join(map(str, sys.argv[1:]))
+    return xxhash.xxh3_64_hexdigest(code + b"\0" + said.encode(errors="surrogateescape"))
 
 
 def _frames() -> Iterator[FrameType]:

@@ -70,6 +70,7 @@ class Options:
     strict: bool | None = _option(None, _maybe(argument_checks.flag))
     weights_only: bool | None = _option(None, _maybe(argument_checks.flag))
     exact: bool = _option(True, argument_checks.flag)
+    resume_loggers: bool = _option(True, argument_checks.flag)
     on_error: Literal["raise", "warn"] = _option("raise", _among("raise", "warn"))
     drain_timeout: timedelta = _option(timedelta(seconds=120), argument_checks.duration)
     storage_options: dict[str, Any] | None = _option(

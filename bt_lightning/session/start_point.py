@@ -68,6 +68,11 @@ class StartPoint:
     """Why there is none: raised on every rank."""
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the fit began before, be it that nothing was saved, or has a start elsewhere."""
+        return self.path is not None or (self.fit is not None and self.fit.was is not None)
+
+    @property
     def fit_folder(self) -> str:
         """Folder of the fit's checkpoints below the root; empty for the root itself."""
         return self.fit.record.folder if self.fit is not None else ""

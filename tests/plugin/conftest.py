@@ -60,7 +60,7 @@ def _one_script(monkeypatch: pytest.MonkeyPatch) -> None:
 
     editions = itertools.count()
     monkeypatch.setattr(fit_identity_of_trainer, "call_site", lambda: "train.py:main:fit")
-    monkeypatch.setattr(fit_identity_of_trainer, "program_digest", lambda: f"{next(editions)}")
+    monkeypatch.setattr(fit_identity_of_trainer, "program_digest", lambda _: f"{next(editions)}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,6 +28,7 @@ RUBBISH: dict[str, tuple[Any, ...]] = {
     "strict": ("false", 1, 0),
     "weights_only": ("False", 0),
     "exact": (None, "yes", 1),
+    "resume_loggers": (None, "yes", 1),
     "on_error": (None, "ignore", ["raise"]),
     "drain_timeout": (None, "60", 0, -1, math.nan, math.inf, True, 1e300, timedelta(0)),
     "storage_options": ("key=x", [1], {1: 2}),

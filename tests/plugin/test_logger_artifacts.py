@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ import yaml
 
 from bt_lightning import BTCheckpointIO
 from bt_lightning.localdir.list_and_verify_checkpoints import verify
+from tests.plugin.wandb_files import records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import ModuleType
 
 _FITS = """
@@ -75,29 +74,9 @@ class Artifact:
         return found
 
 
-def _records(file: Path) -> Iterator[Any]:
-    """What W&B wrote down to send later, in the format of LevelDB's log."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, position, parts = file.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        room = 32768 - position % 32768
-        if room < 7:
-            position += room
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in {1, 4}:  # whole, or the last part
-            record = Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
 def _of_wandb(root: Path) -> list[Artifact]:
     (file,) = root.glob("wandb/offline-run-*/*.wandb")
-    found = [r.artifact for r in _records(file) if r.HasField("artifact") and r.artifact.finalize]
+    found = [r.artifact for r in records(file) if r.HasField("artifact") and r.artifact.finalize]
     return [
         Artifact(
             each.name,

@@ -1,0 +1,84 @@
+"""What `BTLightning` adds to each checkpoint of a fit, and gives back when one is loaded."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.lightning_plugin import logger_runs
+from bt_lightning.lightning_plugin.compat_resume import restores_run
+from bt_lightning.lightning_plugin.exact_resume import ExactResume
+from bt_lightning.lightning_plugin.logger_runs import LoggerRuns
+from bt_lightning.lightning_plugin.mismatch_errors import save_facts
+from bt_lightning.session.checkpoint_writer import EXTRA
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from bt_lightning.lightning_plugin.save_boundary import SaveBoundary
+    from bt_lightning.session.rank_session import RankSession
+
+
+class AddedToSaves:
+    """The state that Lightning does not save: of generators and dataloaders, and of loggers.
+
+    Args:
+        exact: whether a resume is exact.
+        loggers: whether loggers go on with their runs.
+    """
+
+    def __init__(self, *, exact: bool, loggers: bool) -> None:
+        self.exact = ExactResume() if exact else None
+        self.loggers = LoggerRuns(enabled=loggers)
+
+    def collect(
+        self,
+        trainer: Trainer,
+        checkpoint: dict[str, Any],
+        session: RankSession,
+        boundary: SaveBoundary,
+    ) -> None:
+        """Every rank: add the metrics, what an exact resume needs, and where the loggers stand."""
+        origin: dict[str, Any] = {"fit": session.fit_facts}
+        if boundary.interim.reason is not None:
+            origin["interim"] = boundary.interim.reason
+        extra: dict[str, Any] = {**save_facts(trainer), "origin": origin}
+        if self.exact is not None:
+            collect = partial(self.exact.on_save, trainer, checkpoint, boundary.exchange)
+            extra["exact"] = session.whole(collect, boundary.left_s, origin)
+        logged = self.loggers.state(trainer)
+        if facts := self.loggers.facts():
+            origin[logger_runs.FACTS] = facts
+            extra[logger_runs.STATE] = logged
+        checkpoint[EXTRA] = extra
+
+    def on_load(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Every rank: take what `collect` added."""
+        extra = checkpoint.get(EXTRA)
+        if isinstance(extra, dict) and restores_run(trainer):
+            self.loggers.on_load(extra.get(logger_runs.STATE))
+        if self.exact is not None:
+            self.exact.on_load(trainer, checkpoint, extra)
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Every rank, after the restore."""
+        if self.exact is not None:
+            self.exact.on_fit_start(trainer)
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Every rank: restore the random generators; log what the run before had to log next."""
+        if self.exact is not None:
+            self.exact.on_train_start(trainer)
+        self.loggers.on_train_start()
+
+    def end(self, trainer: Trainer) -> None:
+        """Every rank: the fit is over."""
+        self.loggers.end()
+        if self.exact is not None:
+            self.exact.end(trainer)
+
+    def reset(self, trainer: Trainer) -> None:
+        """Every rank: the fit failed, or did not begin."""
+        self.loggers.end()
+        if self.exact is not None:
+            self.exact.reset(trainer)
