@@ -17,11 +17,6 @@ _KEPT = ".bt_lightning-metrics.csv"
 _WARNING = "Experiment logs directory .* exists and is not empty"
 
 
-def make_run(logger: Any) -> CsvLoggerRun:
-    """The run of a `CSVLogger`."""
-    return CsvLoggerRun(logger)
-
-
 class CsvLoggerRun:
     """Goes on in the same file: rows are counted, since a row may have any step."""
 

@@ -37,11 +37,11 @@ STATE = "logged"
 FACTS = "loggers"
 """Key of the facts of all loggers in a manifest's origin."""
 _NOTE = "logger_runs.json"
-_MODULES = {
-    "CSVLogger": "csv_logger_run",
-    "TensorBoardLogger": "tensorboard_logger_run",
-    "MLFlowLogger": "mlflow_logger_run",
-    "WandbLogger": "wandb_logger_run",
+_RUNS = {
+    "CSVLogger": ("csv_logger_run", "CsvLoggerRun"),
+    "TensorBoardLogger": ("tensorboard_logger_run", "TensorBoardLoggerRun"),
+    "MLFlowLogger": ("mlflow_logger_run", "MLFlowLoggerRun"),
+    "WandbLogger": ("wandb_logger_run", "WandbLoggerRun"),
 }
 _PLACES = ("lightning.pytorch.loggers.", "pytorch_lightning.loggers.")
 
@@ -82,10 +82,10 @@ class LoggerRun(Protocol):
 def run_of(logger: object) -> LoggerRun | None:
     """The run of a logger that is known here; None for any other."""
     for kind in type(logger).__mro__:
-        module = _MODULES.get(kind.__name__)
-        if module is not None and kind.__module__.startswith(_PLACES):
-            found = import_module(f"{__package__}.{module}")
-            run: LoggerRun = found.make_run(logger)
+        found = _RUNS.get(kind.__name__)
+        if found is not None and kind.__module__.startswith(_PLACES):
+            module, name = found
+            run: LoggerRun = getattr(import_module(f"{__package__}.{module}"), name)(logger)
             return run
     return None
 

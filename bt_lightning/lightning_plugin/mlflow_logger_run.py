@@ -19,11 +19,6 @@ _MISSING = "RESOURCE_DOES_NOT_EXIST"
 _CALLS = ("log_batch", "log_metric", "log_param")
 
 
-def make_run(logger: Any) -> MLFlowLoggerRun:
-    """The run of an `MLFlowLogger`."""
-    return MLFlowLoggerRun(logger)
-
-
 class MLFlowLoggerRun:
     """Goes on with the run id; the values of each key are counted."""
 

@@ -19,11 +19,6 @@ _STEP_AT = 9
 """A record begins with the wall time: a tag and eight bytes."""
 
 
-def make_run(logger: Any) -> TensorBoardLoggerRun:
-    """The run of a `TensorBoardLogger`."""
-    return TensorBoardLoggerRun(logger)
-
-
 class TensorBoardLoggerRun:
     """Goes on in the same directory; the files of killed starts are cut where the checkpoint was.
 

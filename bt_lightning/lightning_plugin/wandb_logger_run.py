@@ -25,11 +25,6 @@ _OFFLINE = ("offline", "dryrun")
 _TIME = "_timestamp"
 
 
-def make_run(logger: Any) -> WandbLoggerRun:
-    """The run of a `WandbLogger`."""
-    return WandbLoggerRun(logger)
-
-
 class WandbLoggerRun:
     """Goes on with the run of the same id."""
 

@@ -15,7 +15,6 @@ import lightning as L
 import plugin_runs as runs
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bt_lightning import BTLightning
 from bt_lightning.path_layout import MANIFEST
@@ -100,6 +99,7 @@ def make(kind: str, place: Path) -> Any:
 def run(
     place: str,
     loggers: list[str],
+    saves: dict[str, Any],
     kill: int | None = None,
     saved: int | None = None,
     between: int | None = None,
@@ -115,12 +115,12 @@ def run(
     runs.trainer(
         root,
         BTLightning(dir=root, **(options or {})),
-        ModelCheckpoint(every_n_train_steps=3, save_top_k=-1),
+        ModelCheckpoint(save_top_k=-1, **saves),
         LearningRateMonitor("step"),
         Killer(kill, saved, root),
         logger=made,
         **{"val_check_interval": 4, **more},
-    ).fit(Net(), StatefulDataLoader(runs.Numbers(), batch_size=4, shuffle=True), runs.validation())
+    ).fit(Net(), runs.loader(), runs.validation())
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def test_a_job_fits_again_and_validates_beside_its_config(start, tmp_path, envir
     assert config.read_text() == kept
 
 
-def test_another_config_is_refused_and_without_us_nothing_changes(start):
+def test_without_us_nothing_changes(start):
     start("fit", *ARGUMENTS, GIVEN)
     refused = "to NOT exist. Aborting to avoid overwriting"
-    assert refused in start("fit", *ARGUMENTS, "--trainer.max_epochs=7", GIVEN, rc=1)
-    assert refused in start("validate", *ARGUMENTS, rc=1)
+    for command in ("fit", "validate"):
+        assert refused in start(command, *ARGUMENTS, rc=1)
