@@ -32,7 +32,7 @@ from bt_lightning.snapshot.folder_files import Content, SafetensorsFile, TorchFi
 
 RESULTS = Path(__file__).with_name("results") / "folder.jsonl"
 BEFORE_STEPS = 2
-FORWARD_S = 1.0
+FORWARD_S = 2.0
 BEFORE_S = 6.0
 """Seconds of training before the first save: the arena is made meanwhile."""
 
