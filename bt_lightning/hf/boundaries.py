@@ -82,6 +82,7 @@ class Boundaries:
             SystemExit: SIGTERM came; the state of this step is saved.
         """
         self._run.session.boundary()
+        self._saves.prepare()
         self._measure()
         self._passed += 1
         told = self.signal is not None and self.signal.told()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.hf.best_checkpoint import load_best
 from bt_lightning.hf.captured_files import capture_writes
+from bt_lightning.hf.first_save import prepare_first_save
 from bt_lightning.hf.patched_trainer import leaving_checkpoints, own_method, replaced_methods
 from bt_lightning.hf.save_limit import KeptCheckpoints
 from bt_lightning.hf.trainer_state_text import TrainerStateText
@@ -50,8 +51,15 @@ class CheckpointSaves:
         self._kept = KeptCheckpoints(run, self.folder, best)
         self._state_text = TrainerStateText()
         self._run_dir: Path | None = None
+        self._prepared = False
         self.newest: int | None = None
         """The newest step that can be resumed from and is saved, or being saved."""
+
+    def prepare(self) -> None:
+        """Every rank, after a step: prepare the first save, once."""
+        saves = self._run.session.saves
+        if not self._prepared and saves is not None:
+            self._prepared = prepare_first_save(self._trainer, saves.saver, self._writer)
 
     def methods(self) -> dict[str, Callable[..., Any]]:
         """What is called in place of methods of the Trainer and of its subclass."""

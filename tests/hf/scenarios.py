@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from typing import Any
 
 import torch
@@ -126,6 +127,30 @@ def from_path(folder: str, path: str, steps: int = 8) -> dict[str, Any]:
     trainer = make_trainer(folder, steps, [BTTrainerCallback()])
     trainer.train(resume_from_checkpoint=path)
     return outcome(trainer)
+
+
+def first_save(folder: str, **more: Any) -> dict[str, Any]:
+    """A training: how many storages of its first save were laid out by which thread."""
+    from bt_lightning.snapshot import state_pickle
+
+    main, others, flat = [], [], state_pickle._flat
+    here = threading.get_ident()
+
+    def counted(*given: Any) -> torch.Tensor:
+        (main if threading.get_ident() == here else others).append(1)
+        return flat(*given)
+
+    state_pickle._flat = counted
+    callback = BTTrainerCallback()
+
+    class WaitsForThat(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 1:
+                saver = callback._training._run.session.saves.saver
+                saver._cache.early.result(timeout=60)
+
+    make_trainer(folder, 4, [callback, WaitsForThat()], **more).train()
+    return {"main": len(main), "others": len(others)}
 
 
 def _forget_fits() -> None:

@@ -154,3 +154,11 @@ def test_the_state_names_no_folder_of_ours(run, tmp_path):
         state = json.loads((checkpoint / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"].startswith(str(tmp_path / "ck" / "checkpoint-"))
         assert state["global_step"] == int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+@pytest.mark.parametrize("only_model", [False, True])
+def test_the_first_save_is_laid_out_beside_training(run, tmp_path, only_model):
+    """The step and two moments of each of 12 weights, unless the optimizer is not saved."""
+    found = run("first_save", folder=tmp_path / "ck", save_only_model=only_model)
+    assert found["main"] == 0
+    assert found["others"] == (0 if only_model else 3 * 12)
