@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -12,11 +12,14 @@ from bt_lightning.path_layout import check_member
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 from bt_lightning.snapshot.encoding_cache import Fragment, comparison_with
 from bt_lightning.snapshot.state_files import EncodingCache, Snapshot, TensorFile, tensor_file
-from bt_lightning.snapshot.state_pickle import LEAST_TENSORS, PickledState, pickle_state
+from bt_lightning.snapshot.state_pickle import LEAST_TENSORS, SHARDED, PickledState, pickle_state
 from bt_lightning.snapshot.torch_file import lay_out_storages, without_storages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+
+_METADATA: Final = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,31 @@ def _aliases(value: Any) -> Any:
     return value
 
 
+def _check_safetensors(path: str, content: SafetensorsFile) -> None:
+    """Refuse what readers of the format would refuse, or read as something else."""
+    for name, tensor in content.tensors.items():
+        if not _is_text(name) or name == _METADATA:
+            msg = f"{path}: no tensor of a safetensors file can be named {name!r}"
+            raise UnsupportedStateError(msg)
+        if tensor.layout is not torch.strided or tensor.dtype not in SAFETENSORS:
+            msg = f"{path}: safetensors cannot hold {name}, of {tensor.dtype} and {tensor.layout}"
+            raise UnsupportedStateError(msg)
+        if type(tensor).__name__ in SHARDED:
+            msg = f"{path}: {name} is one rank's part of a larger tensor: save a full state dict"
+            raise UnsupportedStateError(msg)
+    if not all(_is_text(each) for pair in content.metadata.items() for each in pair):
+        msg = f"{path}: metadata of safetensors maps text to text, not {dict(content.metadata)!r}"
+        raise UnsupportedStateError(msg)
+
+
+def _is_text(value: object) -> bool:
+    """Whether `value` is text that JSON of any reader can hold."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False  # a lone surrogate
+
+
 class _Folder:
     """The files of one save: first all groups are looked up, then the files are laid out."""
 
@@ -110,12 +138,7 @@ class _Folder:
         self._pickled: dict[str, PickledState] = {}
 
     def add_safetensors(self, path: str, content: SafetensorsFile) -> None:
-        for name, tensor in content.tensors.items():
-            if tensor.layout is not torch.strided or tensor.dtype not in SAFETENSORS:
-                msg = (
-                    f"{path}: safetensors cannot hold {name}, of {tensor.dtype} and {tensor.layout}"
-                )
-                raise UnsupportedStateError(msg)
+        _check_safetensors(path, content)
         self._safetensors[path] = content
         tensors = dict(content.tensors)
         if len(tensors) < LEAST_TENSORS:
@@ -142,6 +165,8 @@ class _Folder:
     def snapshot(self) -> Snapshot:
         """The files; safetensors first: meanwhile the worker fills in the CRCs of others."""
         kept = self._cache.keep(self._groups)
+        pickled = self._cache.pickled
+        self._cache.pickled = {path: g for path, g in pickled.items() if g.fragment in kept}
         files = {}
         for path, content in self._safetensors.items():
             fixed = self._fixed(path, kept)

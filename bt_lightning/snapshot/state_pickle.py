@@ -27,7 +27,8 @@ _PROTOCOL: Final = 2
 _BEGIN, _STOP = b"\x80\x02", b"."
 _EMPTY_DICT, _MARK, _SET_ITEMS = b"}", b"(", b"u"
 _PLAIN: Final = (torch.Tensor, torch.nn.Parameter)
-_SHARDED: Final = ("DTensor", "ShardedTensor")
+SHARDED: Final = ("DTensor", "ShardedTensor")
+"""Classes of tensors of which a rank has a part."""
 _NO_STORAGES: Final = {str, int, float, bool, type(None), tuple, list, dict, OrderedDict}
 _KINDS: Final = {
     torch.float64: torch.DoubleStorage,
@@ -238,7 +239,7 @@ class _Pickler(pickle.Pickler):
 
     def _note(self, tensor: torch.Tensor) -> None:
         kind = type(tensor)
-        if kind.__name__ in _SHARDED:
+        if kind.__name__ in SHARDED:
             msg = (
                 f"a {kind.__name__} is one rank's part of a larger tensor: save a full state dict"
                 " instead"

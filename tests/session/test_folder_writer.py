@@ -81,6 +81,30 @@ def test_what_safetensors_does_not_have_is_named(tmp_path):
         FolderWriter().take(Folder(files={"m.safetensors": SafetensorsFile(tensors)}, step=1))
 
 
+ODD = {
+    "a number as name": ({1: torch.ones(1)}, {}),
+    "the name of the metadata": ({"__metadata__": torch.ones(1)}, {}),
+    "a surrogate": ({"\ud800": torch.ones(1)}, {}),
+    "metadata of numbers": ({"x": torch.ones(1)}, {"step": 1}),
+    "sparse": ({"x": torch.eye(2).to_sparse()}, {}),
+}
+
+
+@pytest.mark.parametrize("odd", list(ODD))
+@pytest.mark.filterwarnings("ignore:Sparse invariant")
+def test_what_readers_of_safetensors_refuse_is_refused(odd):
+    content = SafetensorsFile(*ODD[odd])
+    with pytest.raises(UnsupportedStateError, match=r"m\.safetensors"):
+        FolderWriter().take(Folder(files={"m.safetensors": content}, step=1))
+
+
+def test_a_file_without_tensors_is_one(tmp_path):
+    files = {"m.safetensors": SafetensorsFile({}), "o.pt": TorchFile({"state": {}})}
+    FolderWriter().save(Folder(files=files, step=1), tmp_path / "c", tmp_path)
+    assert safetensors.torch.load_file(tmp_path / "c" / "m.safetensors") == {}
+    assert torch.load(tmp_path / "c" / "o.pt", weights_only=True) == {"state": {}}
+
+
 def test_metadata_is_what_was_given(tmp_path):
     told = {"format": "pt", "who": 'a "b" \u20ac'}
     content = SafetensorsFile({"x": torch.arange(3)}, told)

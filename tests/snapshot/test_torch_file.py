@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import shutil
 import subprocess
+import weakref
 import zipfile
 from collections import OrderedDict, namedtuple
 from concurrent.futures import Future
 
+import numpy as np
 import pytest
 import torch
 
@@ -339,6 +342,23 @@ def test_what_was_encoded_early_is_used_by_the_first_save(monkeypatch):
         assert not file.others
     content = b"".join(bytes(piece) for piece in snapshot.files["optimizer.pt"]())
     same(torch.load(io.BytesIO(content), weights_only=True), optimizer.state_dict())
+
+
+def test_tensors_that_are_new_at_each_save_are_not_held():
+    """They would take as much memory as the state once more."""
+    cache = EncodingCache()
+    for _ in range(6):
+        arrays = [np.ones(1000), np.ones(10)]
+        state = {"state": dict(enumerate(map(torch.from_numpy, arrays)))}
+        model = {f"w{i}": torch.ones(3) for i in range(9)}
+        files = {"o.pt": TorchFile(state), "m.safetensors": SafetensorsFile(model)}
+        lay_out_folder(files, cache)
+    memory = [weakref.ref(array) for array in arrays]
+    del arrays, state, files
+    gc.collect()
+    assert [there() for there in memory] == [None, None]
+    assert cache.pickled == {}
+    assert cache.fragments == {}
 
 
 def test_torch_finds_the_storages_where_it_computes_them(tmp_path, monkeypatch):

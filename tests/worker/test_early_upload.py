@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 import time
+import zipfile
 
 import pytest
 
@@ -22,6 +23,7 @@ from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
 from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 from bt_lightning.worker.publisher_tasks import PublisherTasks
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
+from bt_lightning.zip_layout import directory, place_records
 
 MIB = 1024 * 1024
 SIZE = 32 * MIB
@@ -88,14 +90,20 @@ class Stage:
         except StoreTransientError as error:
             self.error = error
 
-    def save(self, number=1):
+    def save(self, number=1, *, zipped=False):
         self.committer.put(
             CommitImage(
                 number=number,
                 arena=0,
                 checkpoint_id="checkpoint-1",
                 files=(
-                    FileImage(path="model.safetensors", offset=0, size=20 * MIB + 5, content=1),
+                    FileImage(
+                        path="model.safetensors",
+                        offset=0,
+                        size=20 * MIB + 5,
+                        content=1,
+                        zipped=zipped,
+                    ),
                     FileImage(path="trainer.json", offset=24 * MIB, size=77, content=2),
                 ),
                 facts=ManifestFacts(
@@ -125,6 +133,33 @@ def stage(tmp_path):
     stage = Stage(tmp_path)
     yield stage
     stage.close()
+
+
+def test_a_zip_file_is_sent_ahead_with_its_checksums(stage, tmp_path):
+    size = 20 * MIB + 5
+    around = len(zip_file(1)) - 1
+    stage.memory[:size] = zip_file(size - around)
+    assert isinstance(stage.save(zipped=True), Committed)
+    stage.memory[:] = bytes(SIZE)
+    stage.end()
+    assert stage.duties.publish_next() is not None
+    assert stage.store.sent.count(f"{PREFIX}/checkpoint-1/model.safetensors") == 1
+    fetch(stage.store, PREFIX, "checkpoint-1", tmp_path, tmp_path / "back")
+    with zipfile.ZipFile(tmp_path / "back" / "model.safetensors") as file:
+        assert file.testzip() is None
+
+
+def zip_file(size):
+    """A zip file of one record, without its CRC."""
+    (record,) = place_records([(b"x/data", size)], 64)
+    return b"".join(
+        (
+            record.local_header,
+            os.urandom(size),
+            record.descriptor(),
+            directory([record.entry()], record.end),
+        )
+    )
 
 
 def test_the_bytes_are_those_of_the_save_though_the_arena_is_used_again(stage, tmp_path):
