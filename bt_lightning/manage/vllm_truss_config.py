@@ -24,6 +24,8 @@ _CONCURRENCY: Final = 256
 _BASE: Final = "/models/base"
 _RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for."""
+_AT_ONCE: Final = 8
+"""Adapters in the memory of the GPU; the others wait in that of the host."""
 _MANY: Final = 40
 """More file names are not listed one by one."""
 
@@ -134,7 +136,8 @@ def _adapter_words(adapters: Sequence[ServedCheckpoint], options: ServingOptions
     words = [
         *_serve(_BASE, options),
         "--enable-lora",
-        *("--max-lora-rank", str(room), "--max-loras", str(len(adapters))),
+        *("--max-lora-rank", str(room), "--max-loras", str(min(len(adapters), _AT_ONCE))),
+        *("--max-cpu-loras", str(len(adapters))),
         *("--lora-modules", *(f"{one.name}={place_of(one)}" for one in adapters)),
     ]
     template = _template(adapters[0]) if len(adapters) == 1 else None

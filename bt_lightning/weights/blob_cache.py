@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from bt_lightning.errors import CheckpointCorruptError, DirectoryFullError, StoreTransientError
 from bt_lightning.file_limits import RECORD
 from bt_lightning.localdir.atomic_directory import children, discard
-from bt_lightning.localdir.disk_space import is_full, measure
+from bt_lightning.localdir.disk_space import is_full, measure, usage
 from bt_lightning.localdir.file_locks import try_lock
 from bt_lightning.localdir.fsync import make_directories, sync_directory
 from bt_lightning.localdir.small_files import read_json, replace_small
@@ -105,13 +105,9 @@ class BlobCache:
                 if not identity:
                     discard(place)
 
-    def verify(self, blob: Blob) -> bool:
-        """Read all bytes of a blob; if they are not those of its name, delete it."""
-        _, digests = digests_of(blob.path, {SHA256})
-        if digests[SHA256] == blob.sha256:
-            return True
-        blob.path.unlink(missing_ok=True)
-        return False
+    def arrived(self, identity: str) -> int:
+        """Bytes of the disk that an interrupted download of a source's file has taken already."""
+        return usage(self._place(identity)) if identity else 0
 
     def sweep(self) -> None:
         """Delete what was interrupted long ago and belongs to no living process."""
@@ -170,7 +166,7 @@ class BlobCache:
     @contextlib.contextmanager
     def _incoming(self, identity: str) -> Iterator[Path]:
         """Yield the folder for a file that is to come, which this process alone may use."""
-        place = self.folder / "incoming" / _hash(identity)
+        place = self._place(identity)
         seen, since = 0, time.monotonic()
         while True:
             make_directories(place)
@@ -194,6 +190,9 @@ class BlobCache:
             msg = f"{sha256!r} is no SHA-256"
             raise ValueError(msg)
         return self.folder / "blobs" / sha256[:2] / sha256
+
+    def _place(self, identity: str) -> Path:
+        return self.folder / "incoming" / _hash(identity)
 
     def _note(self, identity: str) -> Path:
         return self.folder / "known" / f"{_hash(identity)}.json"

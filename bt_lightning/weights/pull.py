@@ -15,6 +15,7 @@ from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.localdir.disk_space import measure
 from bt_lightning.path_layout import safe_parts
 from bt_lightning.store.catalog.bt_url_tree import open_bt_store
+from bt_lightning.store.interface import redact
 from bt_lightning.store.objects.open_objects import open_objects
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 from bt_lightning.uri import is_bt
@@ -130,7 +131,7 @@ def pull_weights(
         for one in resolved:
             one.mount.check_replaceable()
     missing = {
-        file.identity or f"{one.source.name}/{file.path}": file.size
+        file.identity or f"{one.source.name}/{file.path}": file.size - cache.arrived(file.identity)
         for one in resolved
         for file in one.files
         if cache.known(file.identity, file.size) is None
@@ -194,6 +195,6 @@ def _file_name(url: str) -> str:
     """
     name = posixpath.basename(unquote(urlsplit(url).path).rstrip("/"))
     if not safe_parts(name):
-        msg = f"{url} ends with no name of a file: name the file itself"
+        msg = f"{redact(url)} ends with no name of a file: name the file itself"
         raise InvalidSettingError(msg)
     return name

@@ -15,6 +15,7 @@ from bt_lightning.errors import InvalidSettingError
 from bt_lightning.file_limits import RECORD
 from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.path_layout import safe_parts
+from bt_lightning.store.interface import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ BASETEN_SECRETS: Final = Path("/secrets")
 _VARIABLE: Final = "TRUSS_SECRET_"
 _AWS: Final = ("aws_access_key_id", "aws_secret_access_key")
 _DEFAULT_REGION: Final = "us-east-1"
+_ENVIRONMENT: Final = "the credentials of this environment are used"
 _COREWEAVE: Final = "https://cwobject.com"
 
 
@@ -85,21 +87,17 @@ def access_to(source: WeightsSource, secrets: Secrets, notice: Callable[[str], o
 
 
 def _secret(source: WeightsSource, secrets: Secrets, notice: Callable[[str], object]) -> str | None:
-    auth = source.auth
+    auth, shown = source.auth, redact(source.source)
     name = source.auth_secret_name or (auth.auth_secret_name if auth else None)
     if name is None:
         if auth is not None:
-            notice(
-                f"{source.source}: {auth.auth_method.value} works on Baseten only, so the"
-                " credentials of this environment are used"
-            )
+            notice(f"{shown}: {auth.auth_method.value} works on Baseten only, so {_ENVIRONMENT}")
         return None
     value = secrets.value(name)
     if value is None:
-        notice(
-            f"{source.source}: the secret {name} is neither in {secrets.folder} nor in"
-            f" ${_VARIABLE}{name}, so the credentials of this environment are used"
-        )
+        used = "no token is sent" if shown.startswith("https://") else _ENVIRONMENT
+        where = f"neither in {secrets.folder} nor in ${_VARIABLE}{name}"
+        notice(f"{shown}: the secret {name} is {where}, so {used}")
     return value
 
 
@@ -110,7 +108,8 @@ def _of_s3(scheme: str, rest: str, source: WeightsSource, secret: str | None) ->
         given = _json(secret, source)
         missing = [name for name in _AWS if not isinstance(given.get(name), str)]
         if missing:
-            msg = f"the secret of {source.source} has no {' and no '.join(missing)}: add it as text"
+            lacks = " and no ".join(missing)
+            msg = f"the secret of {redact(source.source)} has no {lacks}: add it as text"
             raise InvalidSettingError(msg)
         options = {"key": given[_AWS[0]], "secret": given[_AWS[1]]}
         if given.get("aws_session_token"):
@@ -155,6 +154,7 @@ def _json(secret: str, source: WeightsSource) -> dict[str, Any]:
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
-        msg = f"the secret of {source.source} is no JSON object, expected the credentials as one"
+        shown = redact(source.source)
+        msg = f"the secret of {shown} is no JSON object, expected the credentials as one"
         raise InvalidSettingError(msg)
     return given

@@ -132,3 +132,10 @@ def test_a_secret_of_another_form_is_refused_without_its_value(tmp_path, secret)
     assert "s3cret" not in str(error.value)
     with pytest.raises(InvalidSettingError):
         opened("s3://b/x", folder=tmp_path, auth_secret_name="../s")
+
+
+def test_what_is_said_of_a_source_hides_its_user_and_its_signature(tmp_path):
+    source = "https://user:s3cretpw@host/x?sig=s3cretsig"
+    _, told = opened(source, folder=tmp_path, auth_secret_name="s")
+    assert "no token is sent" in told[0]
+    assert "s3cret" not in told[0]

@@ -182,3 +182,21 @@ def test_two_pulls_at_once_of_one_cache_read_each_byte_once(https, config, pull)
 
 def _ranges_written(pull):
     return sum(len(path.read_bytes().splitlines()) - 1 for path in pull.cache.rglob("ranges"))
+
+
+def test_what_arrived_before_a_kill_is_not_asked_for_again_of_the_disk(
+    https, config, pull, small_disk
+):
+    """The room for a file is allocated at once: a disk for one and a half takes it again."""
+    disk = small_disk(6 * MIB)
+    pull.cache, pull.root = disk / "cache", disk / "root"
+    server = https()
+    server.files["/x.bin"], server.hold_after = noise(4 * MIB), 0
+    path = config({"source": f"{server.url}/x.bin"})
+    with subprocess.Popen(pull.words(path), start_new_session=True) as process:
+        assert server.held.wait(30)
+        os.killpg(process.pid, signal.SIGKILL)
+    server.hold_after = -1
+    server.go.set()
+    pull.inside(path)
+    assert pull.files() == {"x.bin": server.files["/x.bin"]}
