@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -145,7 +146,8 @@ def _pull_one(one: Resolved, cache: BlobCache, progress: Progress, *, replace: b
     known = {file.path: cache.known(file.identity, file.size) for file in one.files}
     missing = [file for file in one.files if known[file.path] is None]
     blobs: dict[str, Blob] = {path: blob for path, blob in known.items() if blob is not None}
-    with progress(one.source.name, sum(file.size for file in missing)) as on_bytes:
+    total = sum(file.size for file in missing)
+    with progress(one.source.name, total) if missing else nullcontext(int) as on_bytes:
 
         def bring(file: WeightFile) -> Blob:
             name = f"{one.source.name}/{file.path}"
@@ -170,7 +172,7 @@ def _pull_one(one: Resolved, cache: BlobCache, progress: Progress, *, replace: b
         source=one.source.name,
         files=len(one.files),
         size=one.size,
-        downloaded=sum(file.size for file in missing),
+        downloaded=total,
         verified=dict(Counter(blob.verified for blob in blobs.values())),
         mounted=not held,
     )

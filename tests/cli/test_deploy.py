@@ -149,6 +149,7 @@ def test_a_deployed_checkpoint_is_deleted_by_nothing_until_it_is_undeployed(
         tmp_path / "t",
     )
     done = cli("checkpoints", "delete", "checkpoint-1", *at, "--yes", code=30)
+    assert "paper, deployed as one by bob, deployed as two" in done.stdout
     shown = cli("checkpoints", "show", "checkpoint-1", *at).stdout
     assert "paper" in shown
     assert "deployed as one by bob, deployed as two" in shown

@@ -37,7 +37,7 @@ def test_a_file_comes_in_ranges_and_is_compared_with_the_digest_that_the_server_
     assert len(server.asked("/w/model.safetensors")) == 3
     assert pull.leftovers() == []
     server.seen.clear()
-    assert "there already, all in the cache" in pull.inside(path)
+    assert "there already, whole" in pull.inside(path)
     assert server.asked("/w/model.safetensors") == []
 
 

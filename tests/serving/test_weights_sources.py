@@ -146,7 +146,7 @@ def test_all_files_of_a_checkpoint_are_one_again_and_some_are_not(store, config,
     whole = {"source": "bt://demo@j/checkpoint-1"}
     some = {"source": "bt://demo", "ignore_patterns": ["trainer.json", MANIFEST]}
     said = pull.inside(config(whole, some), "--store", store.name)
-    assert "bt://demo@j/checkpoint-1: new" in said
+    assert "bt://demo@j/checkpoint-1\n" in said
     assert "verified by xxh3_128 (4)" in said
     verify(pull.root / "models" / "0")
     assert set(pull.files("1")) == {"model.safetensors", "sub/adapter.bin"}

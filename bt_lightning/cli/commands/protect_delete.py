@@ -17,7 +17,7 @@ from bt_lightning.cli.target_options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from bt_lightning.manage.find_target import Target
     from bt_lightning.manage.job_objects import Files
@@ -161,7 +161,9 @@ def delete(
     ask(what, "yes", size, names, yes=yes, lasts=lasts)
     done = delete_items(source, items) if trash is None else trash_items(source, items, trash)
     word = "deleted" if trash is None else f"put aside for {trash} days"
-    render_deletion(done.deleted, done.asked, done.kept, output_format, word=word)
+    whys = {one.name: source.protection(one) for one in items if one.name in done.kept}
+    reasons = {name: found.reason for name, found in whys.items() if found is not None}
+    render_deletion(done.deleted, done.asked, done.kept, output_format, word=word, reasons=reasons)
     if done.kept and not rule:  # a named one is still there: a script must see that
         sys.exit(CheckpointProtectedError.exit_code)
 
@@ -211,10 +213,12 @@ def render_deletion(
     word: str = "deleted",
     files: Files | None = None,
     left: Sequence[str] = (),
+    reasons: Mapping[str, str] | None = None,
 ) -> None:
     """Print what was, or would be, deleted; `word` says what was done.
 
-    `files` belong to no checkpoint and are deleted with their job; `left` arrived meanwhile.
+    `reasons` are those of protections, by checkpoint. `files` belong to no checkpoint and are
+    deleted with their job; `left` arrived meanwhile.
     """
     from bt_lightning.cli.render.table_csv_json import as_csv, as_json
     from bt_lightning.cli.render.text import printable
@@ -223,7 +227,7 @@ def render_deletion(
     rows = [
         *((name, goes) for name in deleted),
         *((name, "requested from the running job") for name in asked),
-        *((name, "kept: protected") for name in kept),
+        *((name, f"kept: protected {(reasons or {}).get(name, '')}".rstrip()) for name in kept),
         *((name, "left: it arrived meanwhile") for name in left[:_NAMED]),
     ]
     if output_format == "json":
@@ -238,7 +242,7 @@ def render_deletion(
         click.echo("There is nothing to delete.")
     else:
         for name, result in rows:
-            click.echo(f"{printable(name)}: {result}")
+            click.echo(printable(f"{name}: {result}"))
         for line in _file_lines(files, f": {goes}"):
             click.echo(line)
         if len(left) > _NAMED:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from bt_lightning.weights.pull import Pulled, Resolved
 
 
-_DIGEST = {"size": "size alone, since the source tells no digest"}
+_DIGESTS = {"size": "size only"}
+_SHOWN = 6
 
 
 @click.group()
@@ -110,50 +111,63 @@ def _cache(given: Path | None) -> Path:
 def _render(pulled: Sequence[Pulled], output_format: str) -> None:
     from bt_lightning.cli.render.text import human_size
 
-    rows = []
+    records: list[dict[str, object]] = []
+    blocks = []
     for one in pulled:
         digests = sorted(one.verified.items())
-        by = ", ".join(f"{_DIGEST.get(name, name)} ({count})" for name, count in digests)
-        new = "new" if one.mounted else "there already"
+        by = ", ".join(f"{_DIGESTS.get(name, name)} ({count})" for name, count in digests)
         came = f"{human_size(one.downloaded)} downloaded" if one.downloaded else "all in the cache"
-        said = f"{_files(one.files)}, {human_size(one.size)} of {one.source}: {new}, {came}"
-        rows.append((str(one.location), f"{said}, verified by {by}"))
-    records = [
-        {
-            "mount_location": str(one.location),
-            "source": one.source,
-            "files": one.files,
-            "size_bytes": one.size,
-            "downloaded_bytes": one.downloaded,
-            "verified": one.verified,
-            "new": one.mounted,
-        }
-        for one in pulled
-    ]
-    _print(records, rows, output_format)
+        blocks.append(
+            (
+                f"{one.location}: {'pulled' if one.mounted else 'there already, whole'}",
+                one.source,
+                f"{_files(one.files)}, {human_size(one.size)}, {came}; verified by {by}",
+            )
+        )
+        records.append(
+            {
+                "mount_location": str(one.location),
+                "source": one.source,
+                "files": one.files,
+                "size_bytes": one.size,
+                "downloaded_bytes": one.downloaded,
+                "verified": one.verified,
+                "new": one.mounted,
+            }
+        )
+    _print(records, blocks, output_format)
 
 
 def _render_planned(found: Sequence[Resolved], cache: BlobCache, output_format: str) -> None:
     from bt_lightning.cli.render.text import human_size
 
-    records, rows = [], []
+    records: list[dict[str, object]] = []
+    blocks = []
     for one in found:
         known = [file for file in one.files if cache.known(file.identity, file.size) is not None]
         cached = sum(file.size for file in known)
-        name, location = one.source.name, one.mount.location
-        said = f"{_files(len(one.files))}, {human_size(one.size)} of {name}"
-        rows.append((str(location), f"would get {said}, {human_size(cached)} of it from the cache"))
+        size = f"{human_size(one.size)}, {human_size(cached)} of it in the cache"
+        shown = [f"{file.path} ({human_size(file.size)})" for file in one.files[:_SHOWN]]
+        more = len(one.files) - len(shown)
+        blocks.append(
+            (
+                f"{one.mount.location}: would be pulled",
+                one.source.name,
+                f"{_files(len(one.files))}, {size}",
+                *([", ".join(shown) + (f" and {more:,} more" if more else "")] if shown[0] else []),
+            )
+        )
         records.append(
             {
-                "mount_location": str(location),
-                "source": name,
+                "mount_location": str(one.mount.location),
+                "source": one.source.name,
                 "files": len(one.files),
                 "size_bytes": one.size,
                 "cached_bytes": cached,
                 "paths": [file.path for file in one.files],
             }
         )
-    _print(records, rows, output_format)
+    _print(records, blocks, output_format)
 
 
 def _files(count: int) -> str:
@@ -161,7 +175,7 @@ def _files(count: int) -> str:
 
 
 def _print(
-    records: Sequence[dict[str, object]], rows: Sequence[tuple[str, str]], output_format: str
+    records: Sequence[dict[str, object]], blocks: Sequence[tuple[str, ...]], output_format: str
 ) -> None:
     from bt_lightning.cli.render.table_csv_json import as_csv, as_json
     from bt_lightning.cli.render.text import printable
@@ -172,5 +186,7 @@ def _print(
         shown = [name for name in records[0] if not isinstance(records[0][name], dict | list)]
         as_csv(shown, [[record[name] for name in shown] for record in records])
     else:
-        for location, said in rows:
-            click.echo(printable(f"{location}: {said}"))
+        for first, *others in blocks:
+            click.echo(printable(first))
+            for line in others:
+                click.echo(printable(f"  {line}"))
