@@ -101,8 +101,7 @@ class PickledState:
 def pickle_state(state: Any, path: str, known: PickledGroup | None = None) -> PickledState:
     """Pickle `state` for the file at `path`; copies no storage.
 
-    `known` is the group of the previous save of that file. Attributes that a script puts on a
-    tensor of the group after that are not noticed.
+    `known` is the group of the previous save of that file.
 
     Raises:
         UnsupportedStateError: a value cannot be pickled, or is one rank's part of a tensor.
@@ -139,7 +138,7 @@ def _with_group(state: Any, path: str, known: PickledGroup | None) -> PickledSta
     parts = [_Pickler(_Storages()).body(key), group.body]
     for other, value in items:
         parts += [pickler.body(other), pickler.body(value)]
-    if not pickler.objects.isdisjoint(_objects(first)):
+    if not pickler.objects.isdisjoint(map(id, _members(first))):
         return None
     data = b"".join((_BEGIN, _EMPTY_DICT, _MARK, *parts, _SET_ITEMS, _STOP))
     return PickledState(data, group, pickler.storages.flat)
@@ -153,28 +152,34 @@ def _group(
         return None
     try:
         if known is not None and known.whole is whole and known.fragment.matches(value):
-            return known
+            return None if _has_attributes(_members(value)) else known
         matches = comparison_with(value)
     except RecursionError:  # it holds itself
         return None
-    if matches is None:
+    if matches is None or _has_attributes(_members(value)):
         return None
     pickler = _Pickler(_Storages())
     body = pickler.body(value)
-    if pickler.has_attributes or len(pickler.storages.flat) < LEAST_TENSORS:
+    if len(pickler.storages.flat) < LEAST_TENSORS:
         return None
     fragment = Fragment(matches, "", {path: pickler.storages.flat}, {}, frozenset())
     return PickledGroup(body, pickler.storages, fragment, whole)
 
 
-def _objects(group: Any) -> set[int]:
-    """Identities of the dicts and tensors of a group."""
-    found, waiting = {id(group)}, [group]
+def _members(group: dict[Any, Any]) -> list[Any]:
+    """All values of nested dicts, the dicts included."""
+    found: list[Any] = [group]
+    waiting = [group]
     while waiting:
         values = list(waiting.pop().values())
-        found.update(map(id, values))
+        found += values
         waiting += [value for value in values if isinstance(value, dict)]
     return found
+
+
+def _has_attributes(members: list[Any]) -> bool:
+    """Whether a script put attributes on a tensor."""
+    return any(vars(each) for each in members if isinstance(each, torch.Tensor))
 
 
 def _is_stock(tensor: torch.Tensor) -> bool:
@@ -206,8 +211,6 @@ class _Pickler(pickle.Pickler):
         self.storages = storages
         self._owners: dict[int, torch.Tensor] = {}
         """Identity of a storage -> a tensor that is a view of it, with its version counter."""
-        self.has_attributes = False
-        """Whether a tensor has attributes of a script's."""
 
     def body(self, value: Any) -> bytes:
         """The opcodes that push `value` on the stack of an unpickler."""
@@ -247,7 +250,6 @@ class _Pickler(pickle.Pickler):
             raise UnsupportedStateError(msg)
         if kind not in _PLAIN or tensor.is_meta or tensor.layout is not torch.strided:
             return
-        self.has_attributes = self.has_attributes or bool(vars(tensor))
         self._owners.setdefault(tensor.untyped_storage()._cdata, tensor)
 
     def persistent_id(self, value: Any) -> Any:

@@ -410,6 +410,16 @@ def test_attributes_of_a_tensor_come_along():
     assert back["state"]["w"].note == "mine"
 
 
+def test_attributes_that_a_tensor_gets_later_come_along():
+    cache, moment = EncodingCache(), torch.ones(2)
+    for note in (None, None, "mine", "another"):
+        if note is not None:
+            moment.note = note
+        content = written({"state": {0: {"m": moment}}, "param_groups": []}, cache=cache)
+        back = torch.load(io.BytesIO(content), weights_only=False)
+        assert getattr(back["state"][0]["m"], "note", None) == note
+
+
 def test_an_arena_gets_every_byte_also_in_few_calls(saving):
     """Constant bytes and small storages are adjacent: they go in by a call for a thousand."""
     weights = [torch.nn.Parameter(torch.full((3,), float(i))) for i in range(700)]
