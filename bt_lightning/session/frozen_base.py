@@ -78,6 +78,11 @@ class FrozenBase:
     def begin(self) -> None:
         """When training begins: look at what was loaded, moved or written since the start."""
         kept: dict[str, BaseTensor] = {}
+        # a module that is moved may have other objects than before
+        self._parameters = dict(self._module.named_parameters(remove_duplicate=False))
+        self.tensors = {
+            n: t for n, t in self.tensors.items() if self._owners[n] in self._parameters
+        }
         again = [name for name in self.tensors if not self._is_untouched(self._owners[name])]
         found = self._digests(again)
         for name, known in self.tensors.items():

@@ -380,5 +380,45 @@ def test_a_loop_of_ones_own_leaves_out_its_base(tuned: Any, tmp_path: Path) -> N
         train(tmp_path / "run", 9, base=6)
 
 
-def test_the_callback_takes_it_from_the_command_line_of_a_script() -> None:
-    assert BTLightning(save_frozen=True)._options.save_frozen is True
+class Packed(torch.nn.Parameter):
+    """As bitsandbytes has them: a parameter with a scale that only the state dictionary shows."""
+
+
+class PackedLinear(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        self.scale = weight.abs().amax(1, keepdim=True) / 127
+        packed = (weight / self.scale).round().to(torch.int8)
+        self.weight = Packed(packed, requires_grad=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows @ (self.weight.to(torch.float32) * self.scale).T
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight.scale"] = self.scale.clone()
+
+
+def test_what_is_quantised_is_left_out_with_its_scales(
+    runs: Any, tuned: Any, tmp_path: Path
+) -> None:
+    """Neither could be loaded: the module knows no such names. A scale that differs is found."""
+
+    class Quantised(tuned):
+        def __init__(self, *args: Any, factor: float = 1.0) -> None:
+            super().__init__(*args)
+            self.packed = PackedLinear(self.backbone[2])
+            self.packed.scale *= factor
+            self.net = torch.nn.Sequential(self.backbone[:2], self.packed, self.net[1])
+
+    names = {"packed.weight", "packed.weight.scale", "net.1.weight", "net.1.weight.scale"}
+    whole = runs.fit(tmp_path / "whole", make=Quantised, save=SAVE, bt=bt())
+    assert not names & stored(tmp_path / "whole" / "checkpoint-8")
+    assert names & set(whole.module.state_dict()) == names
+    runs.fit(tmp_path / "run", make=lambda: Quantised(9), save=SAVE, bt=bt())
+    with pytest.raises(CheckpointMismatchError, match=r"\(2\): net.1.weight.scale, packed.weight"):
+        runs.fit(tmp_path / "run", make=lambda: Quantised(factor=2), save=SAVE, bt=bt())
+    again = runs.fit(tmp_path / "run", make=Quantised, save=SAVE, bt=bt())
+    assert again.first_step == 8
+    assert again.outcome == whole.outcome
