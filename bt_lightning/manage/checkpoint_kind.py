@@ -65,9 +65,8 @@ def _kind_of(
     if entry is None or entry.path == _CONFIG:
         whisper = (config or {}).get("model_type") == _WHISPER
         return CheckpointKind(_WHISPER if whisper else "full", _text(base_model), None)
-    return CheckpointKind(
-        "lora", _text((config or {}).get("base_model_name_or_path", base_model)), config
-    )
+    named = (config or {}).get("base_model_name_or_path")
+    return CheckpointKind("lora", _text(named or base_model), config)
 
 
 def _config_entry(item: CheckpointItem) -> FileEntry | None:

@@ -14,7 +14,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, read_
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints
 from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_reads import open_reader
-from bt_lightning.path_layout import job_prefix
+from bt_lightning.path_layout import ADAPTER_CONFIG, BASE, job_prefix
 from bt_lightning.store.catalog.removal_requests import forget_removals
 from bt_lightning.store.lease import Lease
 from bt_lightning.store.transfer.fetch_to_disk import bring
@@ -72,11 +72,17 @@ def serving_entries(manifest: Manifest) -> list[FileEntry]:
     """Files that a server of the model reads: weights, configuration, tokenizer.
 
     Raises:
-        CheckpointNotFoundError: the checkpoint has no weights as safetensors.
+        CheckpointNotFoundError: the checkpoint has no weights as safetensors, or not all.
     """
     found = [entry for entry in manifest.files if not is_training_state(entry.path)]
     if not any(entry.path.endswith(".safetensors") for entry in found):
         msg = f"{manifest.checkpoint_id} has no weights as safetensors"
+        raise CheckpointNotFoundError(msg)
+    if manifest.entry(BASE) is not None and manifest.entry(ADAPTER_CONFIG) is None:
+        msg = (
+            f"{manifest.checkpoint_id} has the weights that were trained, without their frozen base"
+            " (save_frozen): load it in the script that trained it, and save the model from there"
+        )
         raise CheckpointNotFoundError(msg)
     return found
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from bt_lightning.glob_patterns import matches
-from bt_lightning.path_layout import LEFTOVERS, MANIFEST, PROTECTION, STATE, TREE
+from bt_lightning.path_layout import BASE, LEFTOVERS, MANIFEST, PROTECTION, STATE, TREE
 
 TRAINING_PATTERNS: Final = (
-    *(STATE, TREE, LEFTOVERS, MANIFEST, PROTECTION),
+    *(STATE, TREE, LEFTOVERS, BASE, MANIFEST, PROTECTION),
     *("optimizer.pt", "optimizer.bin", "optimizer_*.bin", "scheduler.pt", "scheduler_*.bin"),
     *("scaler.pt", "rng_state*.pth", "random_states_*.pkl", "sampler*.bin"),
     *("training_args.bin", "trainer_state.json", "**/*.tfevents.*", "**/events.out.tfevents.*"),

@@ -9,16 +9,21 @@ import torch
 
 from bt_lightning.localdir.fsync import sync_directory
 from bt_lightning.restore.load_checkpoint import load_directory
+from bt_lightning.restore.weights_without_base import WeightsWithoutBase
+from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_ckpt(folder: Path, file: Path, *, trust_pickle: bool) -> None:
+def write_ckpt(folder: Path, file: Path, *, trust_pickle: bool) -> int:
     """Write the committed checkpoint at `folder` to `file`, fsynced, then renamed to its name.
 
     Tensors are on the CPU. `trust_pickle` also exports values that were saved with pickle, which
     runs code of the checkpoint.
+
+    Returns:
+        How many frozen tensors of its base the checkpoint left out: the file lacks them too.
 
     Raises:
         CheckpointNotFoundError: nothing is committed at `folder`.
@@ -27,6 +32,11 @@ def write_ckpt(folder: Path, file: Path, *, trust_pickle: bool) -> None:
         OSError: the file cannot be written.
     """
     state = load_directory(folder, map_location="cpu", weights_only=not trust_pickle)
+    weights = state.get(WEIGHTS_KEY)
+    left_out = 0
+    if isinstance(weights, WeightsWithoutBase):
+        left_out = len(weights.table.tensors)
+        state[WEIGHTS_KEY] = weights.plain()  # no class of ours: others read it
     part = file.with_name(f".{file.name}.part")
     with part.open("wb") as stream:
         torch.save(state, stream)
@@ -34,3 +44,4 @@ def write_ckpt(folder: Path, file: Path, *, trust_pickle: bool) -> None:
         os.fsync(stream.fileno())
     part.replace(file)
     sync_directory(file.parent)
+    return left_out

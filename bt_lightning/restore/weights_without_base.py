@@ -55,12 +55,17 @@ class WeightsWithoutBase(OrderedDict[str, Any]):
     def filled(self, module: torch.nn.Module) -> dict[str, Any]:
         """As `completed`, for a base that has been compared."""
         parameters = dict(module.named_parameters(remove_duplicate=False))
-        whole = OrderedDict(self)
+        whole = self.plain()
         whole.update(
             {n: parameters[n].detach() for n in self.table.tensors if n in parameters}
         )  # without what a quantised one has beside it: it stays as it is
-        vars(whole).update({n: v for n, v in vars(self).items() if n != "table"})
         return whole
+
+    def plain(self) -> OrderedDict[str, Any]:
+        """What was stored, as any state dictionary."""
+        stored = OrderedDict(self)
+        vars(stored).update({n: v for n, v in vars(self).items() if n != "table"})
+        return stored
 
 
 def load_base_table(reader: CheckpointReader) -> BaseTable | None:

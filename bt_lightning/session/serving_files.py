@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.path_layout import ADAPTER
 from bt_lightning.session.adapter_weights import AdapterWeights, active_adapter
 
 if TYPE_CHECKING:
     import torch
 
-ADAPTER = "adapter_model.safetensors"
 _MODELING = "transformers.modeling_utils"
 """Where the class of every model is; `transformers` alone would import it to be asked for it."""
 

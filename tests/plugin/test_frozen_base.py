@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from bt_lightning import BTCheckpointIO, BTLightning, CheckpointMismatchError
+from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
+from bt_lightning.session.frozen_base import FrozenBase
+from bt_lightning.snapshot.base_table import BaseTable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -422,3 +425,57 @@ def test_what_is_quantised_is_left_out_with_its_scales(
     again = runs.fit(tmp_path / "run", make=Quantised, save=SAVE, bt=bt())
     assert again.first_step == 8
     assert again.outcome == whole.outcome
+
+
+def test_the_command_line_says_what_is_left_out(
+    runs: Any, tuned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bt_lightning.cli.app import main
+
+    def command(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["checkpoints", *map(str, words), "--dir", str(tmp_path / "run")])
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    run = runs.fit(tmp_path / "run", make=tuned, save=SAVE, bt=bt(), max_epochs=1)
+    code, out, _ = command("show", "checkpoint-8")
+    assert (code, "14 frozen tensors of the base" in out) == (0, True)
+    code, _, err = command(
+        "export", "checkpoint-8", "--to", "ckpt", "--output", tmp_path / "c.ckpt"
+    )
+    assert (code, "Without the 14 frozen tensors" in err) == (0, True)
+    weights = torch.load(tmp_path / "c.ckpt", weights_only=True)["state_dict"]
+    module = tuned()
+    module.load_state_dict(weights, strict=False)
+    assert same(module.state_dict(), run.module.state_dict())
+    code, _, err = command("export", "checkpoint-8", "--to", "hf", "--output", tmp_path / "hf")
+    assert (code, "without their frozen base" in err) == (10, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b'{"version":1}',
+        b'{"version":2,"tensors":{}}',
+        b'{"version":1,"tensors":{"w":["float32",[1,-1],"%032x"]}}' % 0,
+        b'{"version":1,"tensors":{"w":["float32",[true],"%032x"]}}' % 0,
+        b'{"version":1,"tensors":{"w":["nn",[1],"%032x"]}}' % 0,
+        b'{"version":1,"tensors":{"w":["float32",[1],"x"]}}',
+        b'{"version":1,"tensors":{"w":["float32",5,"%032x"]}}' % 0,
+        b"[" * 1000,
+        b'{"version":1,"tensors":' + b" " * 40_000_000,
+    ],
+)
+def test_a_table_that_anybody_wrote_is_damage(content: bytes) -> None:
+    with pytest.raises(CheckpointCorruptError):
+        BaseTable.parse(content)
+
+
+def test_a_table_comes_back(tuned: Any) -> None:
+    base = FrozenBase(tuned(), save_frozen=False)
+    table = BaseTable(base.tensors, "a/b")
+    again = BaseTable.parse(table.content)
+    assert (again, again.facts) == (table, table.facts)

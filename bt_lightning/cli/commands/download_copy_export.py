@@ -133,7 +133,13 @@ def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle:
             from bt_lightning.restore.export_ckpt import write_ckpt
 
             folder, made = made, scratch / "made.ckpt"
-            write_ckpt(folder, made, trust_pickle=trust_pickle)
+            left_out = write_ckpt(folder, made, trust_pickle=trust_pickle)
+            if left_out:
+                click.echo(
+                    f"Without the {left_out} frozen tensors of the base, which the checkpoint left"
+                    " out: load it with strict=False into a model that has them",
+                    err=True,
+                )
             size = made.stat().st_size
         try:
             rename_new(made, output)

@@ -56,6 +56,7 @@ def render_details(
         "Created": item.manifest.created_at,
         "Size": f"{human_size(item.manifest.size)} in {len(item.manifest.files)} files",
         "Metrics": ", ".join(f"{k} {v:.6g}" for k, v in item.manifest.metrics.items()),
+        "Left out": _base(item.manifest.origin),
         "Resumable": "yes" if item.manifest.resumable else "no: weights only",
         "Sync": item.sync_status or "",
         "Protected": "" if protection is None else protection.reason,
@@ -126,6 +127,16 @@ def render_difference(
 def _location(source: JobCheckpoints, item: CheckpointItem) -> str:
     location = getattr(source.reader(item), "name", item.where)
     return str(location)
+
+
+def _base(origin: dict[str, Any]) -> str:
+    """The frozen weights that a checkpoint names and does not have."""
+    base = origin.get("base")
+    if not isinstance(base, dict):
+        return ""
+    size, count = base.get("size"), base.get("tensors")
+    shown = human_size(size) if isinstance(size, int) else "?"
+    return f"{shown} in {count} frozen tensors of the base, digest {base.get('digest')}"
 
 
 def _origin(origin: dict[str, Any]) -> str:
