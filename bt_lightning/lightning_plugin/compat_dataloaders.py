@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import DataLoader
+
 from bt_lightning.session.sample_order import NotedBatches, NotedBatchSampler
 
 if TYPE_CHECKING:
     import torch
     from lightning.pytorch import Trainer
+
+_TORCH = ("torch", "torchdata")
+_INDEX_BATCHES = ("batch_sampler", "sampler")
 
 
 def train_loaders(trainer: Trainer) -> list[Any]:
@@ -83,12 +88,31 @@ def begin_state(trainer: Trainer) -> torch.Tensor | None:
     return getattr(getattr(batches, "sampler_iter", None), "generator_state", None)
 
 
+def index_batches(loader: Any) -> Any:
+    """What gives `loader` the indices of each batch: its batch sampler, or a sampler of batches.
+
+    A dataset that reads a batch at once has the second, with `batch_size=None`.
+    """
+    return vars(loader)[_index_batches(loader)]
+
+
+def iterates_by_itself(loader: Any) -> bool:
+    """Whether a subclass of torch's or torchdata's dataloader has an `__iter__` of its own."""
+    method = type(loader).__iter__
+    return isinstance(loader, DataLoader) and method.__module__.partition(".")[0] not in _TORCH
+
+
 def set_batch_sampler(loader: Any, batch_sampler: NotedBatchSampler) -> None:
     """Let `loader` take its batches from `batch_sampler`; `restore_batch_sampler` undoes it."""
-    vars(loader)["batch_sampler"] = batch_sampler  # torch forbids the plain way
+    vars(loader)[_index_batches(loader)] = batch_sampler  # torch forbids the plain way
 
 
 def restore_batch_sampler(loader: Any) -> None:
     """Undo `set_batch_sampler`; idempotent."""
-    while isinstance(batch_sampler := getattr(loader, "batch_sampler", None), NotedBatchSampler):
-        vars(loader)["batch_sampler"] = batch_sampler.replaced
+    for name in _INDEX_BATCHES:
+        while isinstance(batches := vars(loader).get(name), NotedBatchSampler):
+            vars(loader)[name] = batches.replaced
+
+
+def _index_batches(loader: Any) -> str:
+    return _INDEX_BATCHES[vars(loader)["batch_sampler"] is None]

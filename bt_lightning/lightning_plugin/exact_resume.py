@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin import compat, compat_dataloaders
 from bt_lightning.lightning_plugin.accumulation_in_saves import AccumulationInSaves
 from bt_lightning.lightning_plugin.compat_model_checkpoint import restore_unloaded_state
 from bt_lightning.lightning_plugin.compat_reloaded_dataloaders import ReloadedDataloaders
@@ -26,7 +26,11 @@ from bt_lightning.lightning_plugin.compat_resume import (
 from bt_lightning.lightning_plugin.compat_spike_detection import let_spike_detection_load
 from bt_lightning.lightning_plugin.compat_validation import stop_acting_before_validations
 from bt_lightning.lightning_plugin.compat_weight_averaging import finish_averaging
-from bt_lightning.lightning_plugin.inexact_notes import notes_of_save, say_what_is_not_exact
+from bt_lightning.lightning_plugin.inexact_notes import (
+    notes_inside_epoch,
+    notes_of_save,
+    say_what_is_not_exact,
+)
 from bt_lightning.lightning_plugin.interrupted_validation import InterruptedValidation
 from bt_lightning.lightning_plugin.metrics_in_saves import MetricsInSaves
 from bt_lightning.lightning_plugin.owed_scheduler_steps import OwedSchedulerSteps
@@ -34,6 +38,7 @@ from bt_lightning.lightning_plugin.stopped_early import StoppedEarly
 from bt_lightning.lightning_plugin.train_position import TrainPosition
 from bt_lightning.lightning_plugin.trainable_parts import TrainableParts
 from bt_lightning.lightning_plugin.trainer_checks import as_logged, scalars
+from bt_lightning.session.held_generators import HeldGenerators
 from bt_lightning.session.random_generators import generator_states, restore_generators
 from bt_lightning.session.states_of_ranks import states_of_ranks
 
@@ -64,6 +69,7 @@ class ExactResume:
         self._validation = InterruptedValidation()
         self._trainable = TrainableParts()
         self._position = TrainPosition()
+        self._held = HeldGenerators()
         self._reloaded = ReloadedDataloaders()
         self._stopped = StoppedEarly()
         self._saved: dict[str, Any] = {}
@@ -90,6 +96,7 @@ class ExactResume:
         elif last:
             compat.close_epoch(checkpoint)
         mine: dict[str, Any] = {"rng": generators or _generators(trainer), "loader": states}
+        mine["held"] = self._held.collect(compat_dataloaders.train_loaders(trainer))
         mine["reloaded"] = self._reloaded.collect(trainer)
         mine["metrics"] = self._metrics_in_saves.collect(trainer, epoch_ends=last, new=new)
         saved["accumulation"] = self._accumulation.collect(trainer)
@@ -131,13 +138,17 @@ class ExactResume:
             self._metrics = dict(self._mine.get("callback_metrics", self._metrics))
             self._epoch_metrics = self._mine.get("metrics", {})
         else:  # torchdata's states are a rank's own
-            self._mine = {**self._mine, "loader": None}
+            self._mine = {**self._mine, "loader": None, "held": {}}
             self._metrics_of_ranks = [rank.get("metrics", {}) for rank in ranks]
         self._at_epoch_end, self._untrained = bool(saved["epoch_end"]), self._mine["rng"]
         self._loader_states = self._mine["loader"] if self._at_epoch_end else None
         self._position.load(saved.get("position"), len(ranks), ranks[0]["rng"]["torch"])
         self._reloaded.load(self._mine.get("reloaded"))
         compat.set_loader_states(checkpoint, None if self._at_epoch_end else self._mine["loader"])
+
+    def is_exact_inside_epoch(self, trainer: Trainer) -> bool:
+        """Whether a save before the end of an epoch can be resumed exactly."""
+        return not any(notes_inside_epoch(trainer, has_position=self._position.is_known))
 
     def end(self, trainer: Trainer) -> None:
         """As `reset`, of a fit that did not fail.
@@ -163,6 +174,7 @@ class ExactResume:
         self._validation = InterruptedValidation()
         self._trainable = TrainableParts()
         self._position.reset(trainer)
+        self._held = HeldGenerators()
         self._reloaded.reset(trainer)
         self._stopped, self._saved = StoppedEarly(), {}
 
@@ -208,16 +220,21 @@ class ExactResume:
         self._set_generators(trainer)
         self._position.after_train_start(trainer)
 
-    def _set_generators(self, trainer: Trainer) -> None:
+    def _set_generators(self, trainer: Trainer, *, anew: bool = False) -> None:
+        """`anew`: what loads the data was made anew, as in the uninterrupted run."""
         if self._mine is None:
             return
         restore_generators(self._mine["rng"], compat.cuda_device(trainer))
+        if not anew:
+            loaders = compat_dataloaders.train_loaders(trainer)
+            self._held.restore(loaders, self._mine.get("held", {}))
         self._mine = None
 
     def _before_iterator(self, trainer: Trainer) -> None:
         self.restore_callback_metrics(trainer)  # if nothing is left to train, no hook follows
         if self._reloaded.is_provisional:
             return
+        self._held.begin(compat_dataloaders.train_loaders(trainer))
         replaced = self._reloaded.replaced(trainer)
         continued = self._position.before_iterator(
             trainer, epoch_end=self._at_epoch_end, replaced=replaced
@@ -226,6 +243,6 @@ class ExactResume:
         if states and not continued and replaced != "new":
             compat.reopen_loaders(trainer, states)
         if self._at_epoch_end and not compat.iterates_at_train_start(trainer):
-            self._set_generators(trainer)
+            self._set_generators(trainer, anew=replaced == "new")
         if replaced:  # the loops have begun
             self._position.say_what_differs(trainer)

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import compat
-from bt_lightning.lightning_plugin.compat_dataloaders import train_loaders
+from bt_lightning.lightning_plugin.compat_dataloaders import iterates_by_itself, train_loaders
 from bt_lightning.lightning_plugin.compat_hook_ends import is_behind_hooks
 from bt_lightning.lightning_plugin.compat_validation import is_between_validation_batches
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
@@ -72,6 +72,11 @@ def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> It
         yield "when dataloaders were reloaded (reload_dataloaders_every_n_epochs) is not known"
     if saved["epoch_end"]:
         return
+    yield from notes_inside_epoch(trainer, has_position=has_position)
+
+
+def notes_inside_epoch(trainer: Trainer, *, has_position: bool) -> Iterator[str]:
+    """Why a resume inside an epoch is not exact, though one at its end may be."""
     if compat.iterates_at_train_start(trainer):
         yield "Lightning before 2.6 resumes otherwise inside an epoch"
     loaders = train_loaders(trainer)
@@ -79,10 +84,13 @@ def _notes(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> It
     if plain and not has_position:
         names = ", ".join(sorted(plain))
         yield f"{names} has no state, and no order that is known: this epoch's data begin anew"
+    else:
+        own = {type(each).__name__ for each in loaders if iterates_by_itself(each)}
+        yield from (f"{name} iterates by a method of its own, which may draw" for name in own)
     if any(getattr(each, "num_workers", 0) for each in loaders):
         yield "random numbers that a dataset draws in workers of its loader are other ones"
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for owner in (module, *callbacks):
+    for owner in (trainer.lightning_module, *callbacks):
         kind = type(owner)
         if not kind.__module__.startswith("bt_lightning.") and _starts_epochs(owner):
             yield f"{kind.__name__}.on_train_epoch_start does not run again inside an epoch"

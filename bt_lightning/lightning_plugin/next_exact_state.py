@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.compat_dataloaders import batches_trained
 from bt_lightning.rank_protocol import VALIDATED, Position
 
 if TYPE_CHECKING:
@@ -19,14 +20,19 @@ _SOON_S = 1e-3
 
 
 def next_exact_state(
-    trainer: Trainer, timings: StepTimings, position: Position
+    trainer: Trainer, timings: StepTimings, position: Position, epoch_end_within_s: float
 ) -> tuple[float | None, Position]:
     """Seconds until the next such state (0 for that of `position`, None if unknown), and where.
 
-    Called on the rank that writes, at the boundary `position`.
+    Called on the rank that writes, at the boundary `position`. Where states inside an epoch are
+    inexact, the next one is the end of the epoch, if that comes within `epoch_end_within_s`
+    (0 where they are exact), and else as if they were exact.
     """
     if _is_exact(trainer, position):
-        return 0.0, position
+        rest_s = _rest_of_epoch_s(trainer, timings) if position[1] != EPOCH_END else 0.0
+        if not 0 < rest_s <= epoch_end_within_s:
+            return 0.0, position
+        return rest_s, (position[0] + 1, 0)  # asked again there: steps may get slower
     later_s, until = _later(trainer, timings, position)
     # 0 s, of steps that are quick or not measured, would say that this state is one
     return None if later_s is None else max(later_s, _SOON_S), until
@@ -39,6 +45,11 @@ def _is_exact(trainer: Trainer, position: Position) -> bool:
     if within == 0:
         return not compat.batches_to_step(trainer) and not compat.validation_is_due(trainer)
     return within >= VALIDATED  # else behind a batch of a validation, whose last hooks are to come
+
+
+def _rest_of_epoch_s(trainer: Trainer, timings: StepTimings) -> float:
+    left = trainer.num_training_batches - batches_trained(trainer)
+    return max(left * timings.step_s, _SOON_S)  # infinity where the dataloader has no length
 
 
 def _later(

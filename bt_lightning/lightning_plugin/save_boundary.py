@@ -41,19 +41,23 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import LightningModule, Trainer
 
+    from bt_lightning.lightning_plugin.exact_resume import ExactResume
     from bt_lightning.session.agree_on_boundary import RankAgreement, SingleRankAgreement
     from bt_lightning.session.options import Options
     from bt_lightning.session.writer_session import WriterSession
 
 _OURS = "bt_lightning."
+_PATIENCE_S = 60.0
+"""A due interval save waits as long for the end of an epoch, or one interval if that is longer."""
 _SWAPPING = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
 
 
 class SaveBoundary(Checkpoint):
     """The boundaries of one fit, on every rank; the rank that writes also has the session."""
 
-    def __init__(self, options: Options, root: Path) -> None:
+    def __init__(self, options: Options, root: Path, exact: ExactResume | None) -> None:
         self.signals = Signals()
+        self._exact = exact
         self.interim = InterimSaves(root)
         self._options, self._root = options, root
         self._grace_s = options.grace.total_seconds() if options.grace is not None else None
@@ -269,22 +273,25 @@ class SaveBoundary(Checkpoint):
         assert session is not None
         if request == "stop" and self.signals.stop is None:  # another rank received it
             self.signals.stop = ReceivedSignal(signal.SIGTERM, time.monotonic())
-        later_s, until = next_exact_state(trainer, session.timings, self._position)
         stop = self.signals.requeue if request == "requeue" else self.signals.stop
         grace_s = ASSUMED_GRACE_S if self._grace_s is None else self._grace_s
 
         def left_s() -> float:
             return grace_s - (time.monotonic() - stop.at if stop is not None else 0.0)
 
+        inside = self._exact is None or self._exact.is_exact_inside_epoch(trainer)
+        patience_s = 0.0 if inside else self._patience_s(trainer) if request == "save" else left_s()
+        later_s, until = next_exact_state(trainer, session.timings, self._position, patience_s)
         decision: BoundaryDecision = "finish"
         while decision == "finish":
             session.process_events(0.0)
             in_progress = session.saves.saver.pending() if session.saves is not None else 0
             if request == "save":
-                batch = self._position[1] == 0
                 if later_s == 0 and not in_progress and not self._already_saved(session):
                     return "save", until
-                return ("later" if batch and until[0] > self._position[0] else "leave"), until
+                alone = trainer.world_size == 1 and until > self._position
+                batch = self._position[1] == 0 and until[0] > self._position[0]
+                return ("later" if alone or batch else "leave"), until
             save_s = session.timings.save_s
             decision = judge(
                 Situation(
@@ -303,6 +310,12 @@ class SaveBoundary(Checkpoint):
             kept = decision == "save" or (later_s == 0 and self._already_saved(session))
             decision = "requeue" if kept else decision
         return decision, until
+
+    def _patience_s(self, trainer: Trainer) -> float:
+        """How long an interval save may wait for the end of an epoch."""
+        if trainer.world_size > 1 or self._schedule is None:
+            return 0.0  # every batch would be one that all ranks decide about
+        return max(self._schedule.interval_s or 0.0, _PATIENCE_S)
 
     @property
     def _taken(self) -> int:

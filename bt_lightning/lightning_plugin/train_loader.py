@@ -15,7 +15,11 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from bt_lightning.lightning_plugin.compat_dataloaders import wrapped_sampler
+from bt_lightning.lightning_plugin.compat_dataloaders import (
+    index_batches,
+    iterates_by_itself,
+    wrapped_sampler,
+)
 from bt_lightning.session.sample_order import DrawnOrder, SeededOrder
 from bt_lightning.session.sample_position import Batching
 
@@ -58,6 +62,8 @@ class TrainLoader:
     """Whether the order is drawn when an iterator of the batch sampler is made."""
     native: bool
     """Whether the dataloader's own state restores its place, on the same number of ranks."""
+    own_iteration: bool = False
+    """Whether a subclass iterates by a method of its own, which may not ask the batch sampler."""
 
     @property
     def order(self) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def describe_loader(loaders: list[Any], world_size: int) -> TrainLoader | str:
     loader = loaders[0]
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return "the train dataloader reads no map-style dataset"
-    batches: Any = loader.batch_sampler
+    batches = index_batches(loader)
     if _name(batches) not in _BATCH_SAMPLERS:
         return f"batches are made by {_name(batches)}"
     return _describe(loader, batches, world_size)
@@ -104,6 +110,8 @@ def _describe(loader: Any, batches: Any, world_size: int) -> TrainLoader | str:
     sampler = batches.sampler
     distributed = sampler if isinstance(sampler, DistributedSampler) else None
     replicas = 1 if distributed is None else distributed.num_replicas
+    if distributed is not None and loader.batch_sampler is None:
+        return "Lightning does not tell its DistributedSampler the epoch"
     if replicas != world_size:
         return f"its sampler is for {replicas} ranks, not for {world_size}"
     inner = wrapped_sampler(sampler)
@@ -126,6 +134,7 @@ def _describe(loader: Any, batches: Any, world_size: int) -> TrainLoader | str:
         drawn_by=inner if drawn else None,
         eager=eager,
         native=hasattr(loader, "load_state_dict") and (own_state or not by_torchdata),
+        own_iteration=iterates_by_itself(loader),
     )
 
 

@@ -19,6 +19,7 @@ from bt_lightning.session.sample_order import (
     ContinuedSampler,
     DrawnOrder,
     NotedBatchSampler,
+    SeededOrder,
 )
 from bt_lightning.session.sample_position import Batching, Place
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.compat_reloaded_dataloaders import Replaced
+    from bt_lightning.session.sample_order import Order
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class TrainPosition:
         """The order that this fit goes on with, in the place of its dataloader's."""
         self._found: TrainLoader | str = "the train dataloader is not set up"
         self._drawn: DrawnOrder | None = None
+        self._watched: NotedBatchSampler | None = None
+        """Of a dataloader that iterates in its own way, to see whether it is asked at all."""
         self._at_generator: tuple[torch.Generator, torch.Tensor] | None = None
         """A sampler's own one, and its state in the checkpoint, until the loops begin."""
         self._differs: tuple[dict[str, Any], str | None] | None = None
@@ -55,13 +59,16 @@ class TrainPosition:
     @property
     def is_known(self) -> bool:
         """Whether the order of the train dataloader's samples can be gone on with."""
-        return isinstance(self._found, TrainLoader)
+        unasked = self._watched is not None and not self._watched.is_asked
+        return isinstance(self._found, TrainLoader) and not unasked
 
     def record(self, trainer: Trainer, *, epoch_end: bool) -> dict[str, Any]:
         """What a checkpoint of this moment says; on every rank, for rank 0 to save."""
         found = self._found
         if isinstance(found, str):
             return {"unknown": found}
+        if not self.is_known and not epoch_end:
+            return {"unknown": f"{type(found.loader).__name__} iterates in a way of its own"}
         batching, order = found.batching, self._continued or {**found.order, **found.draws}
         said = {
             **order,
@@ -110,6 +117,7 @@ class TrainPosition:
         for loader in loaders:
             compat.restore_batch_sampler(loader)
         self._found = found = describe_loader(loaders, trainer.world_size)
+        self._watched = None
         saved, self._saved = self._saved, None
         if saved is not None and replaced == "new":  # with a generator that begins
             saved = {name: value for name, value in saved.items() if name != "now"}
@@ -122,7 +130,7 @@ class TrainPosition:
             if reason is None and isinstance(found, TrainLoader):
                 reloaded = replaced is not None
                 return self._continue(trainer, found, saved, resumed=True, reloaded=reloaded)
-        if isinstance(found, TrainLoader) and found.drawn_by is not None:
+        if isinstance(found, TrainLoader) and (found.drawn_by is not None or found.own_iteration):
             self._note(found)
         return False
 
@@ -227,8 +235,8 @@ class TrainPosition:
         else:
             order.begin_epoch(epoch)
         sampler = ContinuedSampler(order, place, epoch, trainer.global_rank, found.batching.ranks)
-        batches = found.loader.batch_sampler
-        compat.set_batch_sampler(found.loader, NotedBatchSampler(order, batches, sampler))
+        noted = NotedBatchSampler(order, compat.index_batches(found.loader), sampler)
+        compat.set_batch_sampler(found.loader, noted)
         compat.forget_loader_states(trainer)
         compat.limit_batches_anew(trainer)
         self._continued = {name: saved[name] for name in (*found.order, *found.draws)}
@@ -252,11 +260,15 @@ class TrainPosition:
 
     def _note(self, found: TrainLoader) -> None:
         """Keep, with each iterator, the state that its order was drawn from."""
-        if not found.native:
-            self._drawn = DrawnOrder(found.drawn_by)
-            batches = found.loader.batch_sampler
-            noted = NotedBatchSampler(self._drawn, batches, eager=found.eager)
-            compat.set_batch_sampler(found.loader, noted)
+        if found.native:
+            return
+        batches = compat.index_batches(found.loader)
+        order: Order = SeededOrder(found.samples, found.seed)
+        if found.drawn_by is not None:
+            order = self._drawn = DrawnOrder(found.drawn_by)
+        noted = NotedBatchSampler(order, batches, eager=found.eager)
+        compat.set_batch_sampler(found.loader, noted)
+        self._watched = noted if found.own_iteration else None
 
 
 def _agreement(trainer: Trainer) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -226,11 +226,19 @@ class NotedBatchSampler(BatchSampler):
         super().__init__(sampler, replaced.batch_size, replaced.drop_last)
         self.order, self.replaced = order, replaced
         self._continued, self._eager = continued is not None, eager
+        self.is_asked = False
+        """Whether an iteration over it has begun."""
 
     def __iter__(self) -> Iterator[list[int]]:
+        self.is_asked = True
         if self._continued:
             return NotedBatches(self.order, super().__iter__(), None)
         if self._eager:
             self.order.note()
         begin = self.order.begin if self._eager else None
         return NotedBatches(self.order, iter(self.replaced), begin)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on; called where this stands for the sampler of a dataloader."""
+        if isinstance(self.sampler, ContinuedSampler):
+            self.sampler.set_epoch(epoch)
