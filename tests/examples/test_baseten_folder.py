@@ -45,7 +45,10 @@ def test_the_folder_trains_here_and_a_killed_attempt_goes_on(tmp_path: Path) -> 
     assert TRAINING.matches(list(dict.fromkeys(lines))), lines
     record = json.loads((tmp_path / "ck/.bt_lightning/job.json").read_text())
     assert [one["outcome"] for one in record["attempts"]] == ["failed", "done"]
+    assert (record["status"], record["newest_step"]) == ("COMPLETED", 300)
     assert record["checkpoint_sync_status"] == "COMPLETED"
+    kept = {path.parent.name for path in (tmp_path / "store").rglob("bt_manifest.json")}
+    assert kept == {f"checkpoint-{step}" for step in range(30, 301, 30)}
 
 
 def training(runner: subprocess.Popen[str]) -> psutil.Process:

@@ -49,9 +49,9 @@ def test_a_config_is_read_without_truss_as_truss_reads_it(name):
 
 
 def test_the_config_of_the_examples_starts_a_script_that_is_there():
-    examples = Path(__file__).parents[2] / "examples"
-    commands = load_config(examples / "config.py").job.runtime.start_commands
-    assert (examples / commands[-1].removeprefix("python ")).exists()
+    folder = Path(__file__).parents[2] / "examples" / "baseten"
+    commands = load_config(folder / "config.py").job.runtime.start_commands
+    assert (folder / commands[-1].removeprefix("bash ")).exists()
 
 
 def test_a_path_may_be_text_and_relative(config, monkeypatch):

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 CONFIG = """
 from truss_train import definitions
@@ -138,19 +133,3 @@ def test_a_script_in_place_of_a_config_is_told_how_to_run_it(runner):
     _, err = runner("train.py", code=2)
     assert "no global that is a TrainingProject" in err
     assert "bt-lightning run -- python train.py" in err
-
-
-@pytest.mark.timeout(300)  # a training of 200 steps
-def test_the_example_trains_to_its_end(runner, tmp_path):
-    """The very file that tests/truss has truss itself take."""
-    for file in EXAMPLES.glob("*.py"):
-        shutil.copy(file, tmp_path)
-    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    process = runner.start("--store", "./store", "--job-id", "j", "config.py", env=env)
-    out, err = process.communicate(timeout=250)
-    assert process.returncode == 0, f"{out}\n{err}"
-    record = runner.record()
-    assert (record["status"], record["newest_step"]) == ("COMPLETED", 200)
-    assert record["checkpoint_sync_status"] == "COMPLETED"
-    kept = {path.parent.name for path in (tmp_path / "store").rglob("bt_manifest.json")}
-    assert kept == {"checkpoint-50", "checkpoint-100", "checkpoint-150", "checkpoint-200"}
