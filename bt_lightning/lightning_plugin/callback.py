@@ -196,7 +196,7 @@ class BTLightning(Callback):
         self._clear(trainer)  # left by a fit that ended without its hooks
         if all(callback.save_weights_only for callback in writers):
             self._nobody_saves(trainer, writers)
-        self._boundary = SaveBoundary(self._options, paths.root, self._exact)
+        self._boundary = SaveBoundary(self._options, paths.root, self._added.exact)
         self._boundary.listen(trainer)
         ranks_of(trainer).begin_meetings()
         asked, found = compat_resume.selection(trainer)
