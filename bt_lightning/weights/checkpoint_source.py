@@ -25,6 +25,8 @@ _DIGEST: Final = "xxh3_128"
 class CheckpointSource:
     """A committed checkpoint of a store; with all its files and its manifest it is one again."""
 
+    large_at_once = 1
+
     def __init__(self, store: Store, url: str) -> None:
         found = find_checkpoint(store, url)
         at = found.location

@@ -38,6 +38,8 @@ _LONGEST_TEXT: Final = 500
 class HubSource:
     """A repository of models at one commit."""
 
+    large_at_once = 4
+
     def __init__(self, url: str, token: str | None = None) -> None:
         """`token`; without it, what `huggingface_hub` finds (`$HF_TOKEN`, a login).
 

@@ -45,6 +45,8 @@ _DATA, _JOURNAL = "data", "ranges"
 class ObjectSource:
     """The weights at the URL of a bucket, a folder, or one object."""
 
+    large_at_once = 1
+
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._pinned: dict[str, PinnedObject] = {}

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     """Called with a title and the total bytes; what it yields is called with bytes that came."""
 
 _SMALL_BYTES: Final = 8 * 1024 * 1024
-_SMALL_AT_ONCE, _LARGE_AT_ONCE = 12, 2
+_SMALL_AT_ONCE: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def _pull_one(one: Resolved, cache: BlobCache, progress: Progress, *, replace: b
 
         small = [file for file in missing if file.size <= _SMALL_BYTES]
         large = [file for file in missing if file.size > _SMALL_BYTES]
-        for files, at_once in ((small, _SMALL_AT_ONCE), (large, _LARGE_AT_ONCE)):
+        for files, at_once in ((small, _SMALL_AT_ONCE), (large, one.source.large_at_once)):
             brought = in_parallel(bring, files, at_once)
             blobs |= dict(zip((file.path for file in files), brought, strict=True))
     held = one.mount.holds(blobs)

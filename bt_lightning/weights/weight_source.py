@@ -41,6 +41,10 @@ class WeightSource(Protocol):
     def name(self) -> str:
         """The URL at its revision, without secrets."""
 
+    @property
+    def large_at_once(self) -> int:
+        """How many large files to fetch at a time: one where `fetch` itself reads in parallel."""
+
     def files(self) -> list[WeightFile]:
         """Every file of the source, unchecked; one listing."""
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _FILE: Final = "file://"
 _MAX_SHOWN: Final = 300
+_UNKNOWN_WILDCARDS: Final = frozenset("[]{}")
+"""Taken literally, they would select nothing, or keep what was to be left out."""
 
 
 def _check_source(value: str) -> str | None:
@@ -48,6 +50,10 @@ class LocalWeightsSource(WeightsSource):
                 " below '/', without '..', empty parts and control characters"
             )
             raise InvalidSettingError(msg)
+        for pattern in (*(self.allow_patterns or ()), *(self.ignore_patterns or ())):
+            if _UNKNOWN_WILDCARDS.intersection(pattern):
+                msg = f"the pattern {pattern!r} has a bracket, expected '*', '**' and '?' only"
+                raise InvalidSettingError(msg)
 
 
 def read_weights(path: Path) -> list[LocalWeightsSource]:

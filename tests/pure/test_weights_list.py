@@ -52,6 +52,7 @@ def test_a_list_is_read_with_all_fields_of_truss(written):
         ([at("/m"), at("/m/")], "named twice"),
         ([at("/m"), at("/m-2"), at("/m/x")], "lies in /m"),
         ([at("/m", typo=1)], "typo"),
+        ([at("/m", ignore_patterns=["model-[0-3].bin"])], "bracket"),
         ([at("/m", auth={"auth_method": "AWS_OIDC"})], "aws_oidc_role_arn"),
     ],
 )

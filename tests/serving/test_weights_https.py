@@ -43,9 +43,10 @@ def test_a_file_comes_in_ranges_and_is_compared_with_the_digest_that_the_server_
 
 def test_a_mount_location_that_ends_with_the_name_of_the_file_is_the_file(https, config, pull):
     server = https()
-    server.files["/x.bin"] = b"weights"
-    pull.inside(config({"source": f"{server.url}/x.bin?v=1", "mount_location": "/models/x.bin"}))
-    assert (pull.root / "models" / "x.bin").read_bytes() == b"weights"
+    server.files["/my x.bin"] = b"weights"
+    source = {"source": f"{server.url}/my x.bin?v=1", "mount_location": "/models/my x.bin"}
+    pull.inside(config(source))
+    assert (pull.root / "models" / "my x.bin").read_bytes() == b"weights"
 
 
 def test_bytes_that_differ_from_the_digest_are_refused_and_nothing_is_mounted(https, config, pull):

@@ -24,7 +24,7 @@ class FolderObjects:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.name = path.as_uri()
+        self.name = f"file://{path}"
 
     def find(self) -> list[PinnedObject]:
         """Every file; a link to a folder is an error, since it would be missed."""

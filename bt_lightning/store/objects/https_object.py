@@ -15,7 +15,7 @@ import threading
 import urllib.request
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from bt_lightning.errors import CheckpointNotFoundError, StorePermanentError, StoreTransientError
 from bt_lightning.store.interface import redact
@@ -46,6 +46,7 @@ _MISSING: Final = frozenset({404, 410})
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OK, _PARTIAL, _NO_RANGE = 200, 206, 416
 _CONNECT_S, _READ_S = 10.0, 60.0
+_RESERVED: Final = "%/:?#[]@!$&'()*+,;=~"
 _RANGE: Final = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18})")
 _DIGEST: Final = re.compile(r"(?i)(?:^|[,\s])sha-256=:?([A-Za-z0-9+/]{43}=)")
 _GOOGLE: Final = re.compile(r"(?:^|[,\s])(md5|crc32c)=([A-Za-z0-9+/]+=*)")
@@ -155,6 +156,7 @@ class HttpsObject:
     def _send(self, url: str, headers: Mapping[str, str], into: BodyTarget | None = None) -> Reply:
         parts = urlsplit(url)
         plain = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
+        plain = quote(plain, safe=_RESERVED)  # blanks and letters that no request line holds
         request = SignedRequest("GET", plain, headers)
         try:
             return self._connection(_origin(url)).exchange(request, into=into, allowance=SMALL)
