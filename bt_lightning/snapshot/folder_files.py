@@ -141,7 +141,7 @@ class _Folder:
         _check_safetensors(path, content)
         self._safetensors[path] = content
         tensors = dict(content.tensors)
-        if len(tensors) < LEAST_TENSORS:
+        if len(tensors) < LEAST_TENSORS or self._cache.gives_up((path,)):
             return
         group = self._known.get((path,))
         if group is None or not group.matches(tensors):
@@ -156,7 +156,8 @@ class _Folder:
         known = self._cache.pickled.get(path)
         if known is not None and self._known.get((path,)) is not known.fragment:
             known = None
-        state = self._pickled[path] = pickle_state(content.state, path, known)
+        grouped = not self._cache.gives_up((path,))
+        state = self._pickled[path] = pickle_state(content.state, path, known, grouped=grouped)
         self._cache.pickled.pop(path, None)
         if state.group is not None:
             self._groups[path,] = state.group.fragment

@@ -134,6 +134,10 @@ class EncodingCache:
             self.pickled.clear()
         return self.fragments
 
+    def gives_up(self, path: tuple[str, ...]) -> bool:
+        """Whether the group at `path` is another at each save, so that none is kept."""
+        return self.misses.get(path, 0) > _MISSES
+
     def keep(self, fragments: Mapping[tuple[str, ...], Fragment]) -> tuple[Fragment, ...]:
         """Keep the fragments that are reusable from save to save, and return them.
 
@@ -142,7 +146,7 @@ class EncodingCache:
         for path, fragment in fragments.items():
             again = self.fragments.get(path) is fragment
             self.misses[path] = 0 if again else self.misses.get(path, 0) + 1
-        self.fragments = {p: f for p, f in fragments.items() if self.misses[p] <= _MISSES}
+        self.fragments = {p: f for p, f in fragments.items() if not self.gives_up(p)}
         return tuple(self.fragments.values())
 
 

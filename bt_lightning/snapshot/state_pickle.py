@@ -98,16 +98,18 @@ class PickledState:
         return self.others if self.group is None else {**self.group.storages.flat, **self.others}
 
 
-def pickle_state(state: Any, path: str, known: PickledGroup | None = None) -> PickledState:
+def pickle_state(
+    state: Any, path: str, known: PickledGroup | None = None, *, grouped: bool = True
+) -> PickledState:
     """Pickle `state` for the file at `path`; copies no storage.
 
-    `known` is the group of the previous save of that file.
+    `known` is the group of the previous save of that file. With `grouped=False` there is none.
 
     Raises:
         UnsupportedStateError: a value cannot be pickled, or is one rank's part of a tensor.
     """
     try:
-        return _with_group(state, path, known) or _whole(state)
+        return (_with_group(state, path, known) if grouped else None) or _whole(state)
     except UnsupportedStateError:
         raise
     except Exception as error:
