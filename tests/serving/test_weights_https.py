@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -201,3 +202,38 @@ def test_what_arrived_before_a_kill_is_not_asked_for_again_of_the_disk(
     server.go.set()
     pull.inside(path)
     assert pull.files() == {"x.bin": server.files["/x.bin"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(4))
+def test_kills_at_random_never_leave_other_bytes_under_a_name(https, config, pull, seed):
+    """Fifty kills each; now and then mounts and cache are lost as well."""
+    server, chance = https(), random.Random(seed)
+    server.files |= {f"/{n}.bin": noise((20 + 30 * n) * MIB, b"%d" % n) for n in range(3)}
+    path = config(*({"source": f"{server.url}/{n}.bin"} for n in range(3)))
+    kills = 0
+    while kills < 50:
+        with subprocess.Popen(
+            pull.words(path),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            until = time.monotonic() + 0.3 + 2 * chance.random()
+            while time.monotonic() < until and process.poll() is None:
+                time.sleep(0.002)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+        ended = process.returncode == 0
+        for n in range(3):
+            mounted = pull.root / "models" / str(n) / f"{n}.bin"
+            assert mounted.exists() or not ended
+            assert not mounted.exists() or mounted.read_bytes() == server.files[f"/{n}.bin"]
+        if ended or chance.random() < 0.1:
+            shutil.rmtree(pull.root, ignore_errors=True)
+            shutil.rmtree(pull.cache, ignore_errors=True)
+    pull(path)
+    for n in range(3):
+        assert pull.files(str(n)) == {f"{n}.bin": server.files[f"/{n}.bin"]}

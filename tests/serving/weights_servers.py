@@ -119,6 +119,7 @@ def serving(own: FileServer, handler: type = _Handler, context: ssl.SSLContext |
     """Run the server in threads of this process until the block ends."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.own, server.daemon_threads = own, False
+    server.handle_error = lambda *_: None  # clients are killed
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     own.url = f"{own.scheme}://127.0.0.1:{server.server_port}"
