@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+Gap = tuple[int, bytes]
+"""Constant bytes between the tensors of a file, and their offset in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,36 @@ class CopySource:
     """Whether nothing changes it."""
 
 
-def on_device(contents: Sequence[bytes], device: torch.device) -> Sequence[torch.Tensor]:
-    """These bytes on the device, each as uint8 of shape `[bytes]`; they lie one after another.
+def split_gaps(
+    sources: Iterable[CopySource], start: int, gaps: Iterable[Gap]
+) -> tuple[dict[torch.device, list[Gap]], list[Gap]]:
+    """The gaps of the file at `start` of an arena: by device those between two of its tensors.
+
+    Copied from there, they let the tensors come down in one copy. The others are second.
+    """
+    begins, ends = {}, {}
+    for source in sources:
+        begins[source.offset] = source.tensor.device
+        ends[source.offset + source.tensor.nbytes] = source.tensor.device
+    between: dict[torch.device, list[Gap]] = {}
+    others = []
+    for offset, content in gaps:
+        device = ends.get(start + offset)
+        if device is not None and begins.get(start + offset + len(content)) == device:
+            between.setdefault(device, []).append((offset, content))
+        else:
+            others.append((offset, content))
+    return between, others
+
+
+def constant_sources(gaps: Sequence[Gap], start: int, device: torch.device) -> Iterator[CopySource]:
+    """The gaps of the file at `start` of an arena, on a CUDA device.
 
     The upload is on a stream of its own: the host waits for it, and for no computation.
     """
-    whole = torch.frombuffer(bytearray(b"".join(contents)), dtype=torch.uint8)
+    joined = bytearray(b"".join(content for _, content in gaps))
     with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
-        copied = whole.to(device)
-    return torch.split(copied, [len(content) for content in contents])
+        whole = torch.frombuffer(joined, dtype=torch.uint8).to(device)
+    parts = torch.split(whole, [len(content) for _, content in gaps])
+    for (offset, _), part in zip(gaps, parts, strict=True):
+        yield CopySource(start + offset, part, owned=True, constant=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.snapshot.copy_threads import copy_threads
-from bt_lightning.snapshot.device_sources import CopySource, on_device
+from bt_lightning.snapshot.device_sources import CopySource, constant_sources, split_gaps
 from bt_lightning.snapshot.small_copies import SmallCopies
 from bt_lightning.snapshot.tensor_address import tensor_address
 
@@ -122,15 +122,11 @@ class Copies:
 
         They are copied with the tensors: what is adjacent in the arena takes few calls.
         """
-        if self.device and gaps:
-            parts = on_device([content for _, content in gaps], self.device[0].tensor.device)
-            self.device += [
-                CopySource(start + offset, part, owned=True, constant=True)
-                for (offset, _), part in zip(gaps, parts, strict=True)
-            ]
-            return
+        on_devices, others = split_gaps(self.device, start, gaps)
+        for device, between in on_devices.items():
+            self.device += constant_sources(between, start, device)
         host = self.lazy if self.lazy.tensors else self.eager
-        for offset, content in gaps:
+        for offset, content in others:
             host.add_bytes(arena, start + offset, content)
 
     def already_copied(self) -> bool:

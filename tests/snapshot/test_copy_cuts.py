@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bt_lightning.snapshot import cuda_copies
 from bt_lightning.snapshot.arena import Arena
 from bt_lightning.snapshot.arena_layout import place_files, write_small
-from bt_lightning.snapshot.device_sources import CopySource
+from bt_lightning.snapshot.device_sources import CopySource, split_gaps
 from bt_lightning.snapshot.folder_files import TorchFile, lay_out_folder
 from bt_lightning.snapshot.state_files import EncodingCache
 from bt_lightning.zip_layout import fill_checksums
@@ -45,6 +45,19 @@ def test_tensors_arrive_whole_across_steps(monkeypatch, dtype):
     assert arena.read(8, len(wanted)) == wanted
     assert arena.read(8 + len(wanted), 64) == bytes(64)
     arena.close()
+
+
+def test_constant_bytes_go_with_the_tensors_on_both_sides_of_them():
+    cpu, meta = torch.zeros(4, dtype=torch.uint8), torch.zeros(4, dtype=torch.uint8, device="meta")
+    nothing = torch.zeros(0, dtype=torch.uint8)
+    places = [(110, cpu), (120, cpu), (130, nothing), (135, cpu), (150, meta), (160, cpu)]
+    sources = [CopySource(place, tensor, owned=True) for place, tensor in places]
+    gaps = [(0, 10), (14, 6), (24, 6), (30, 5), (39, 6), (54, 6), (64, 9)]
+    between, others = split_gaps(sources, 100, [(place, bytes(size)) for place, size in gaps])
+    assert {device: [place for place, _ in found] for device, found in between.items()} == {
+        torch.device("cpu"): [14, 24, 30]
+    }
+    assert [place for place, _ in others] == [0, 39, 54, 64]
 
 
 def test_a_file_of_torch_save_comes_down_in_few_copies():
