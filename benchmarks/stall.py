@@ -1,10 +1,11 @@
 """What a save costs a training run, next to the other ways to save in the background.
 
-Each run is a process of its own (`stall_run.py`); systems are interleaved, each repeat in another
-order; the raw rows are appended to `benchmarks/results/stall.jsonl`. S_lost is the time that a run
-with saves takes more than the run without, of the same repeat, divided by the saves. Run it with
-`nox -s bench`; a case by itself with `python benchmarks/stall.py --case device`. A long case may be
-run in pieces: `--repeats 1 --first 3` measures every system once, as the repeat 3.
+Each run is a process of its own (`stall_run.py`; of the case `hf`, the Trainer of `transformers`,
+`stall_hf.py`); systems are interleaved, each repeat in another order; the raw rows are appended to
+`benchmarks/results/stall.jsonl`. S_lost is the time that a run with saves takes more than the run
+without, of the same repeat, divided by the saves. Run it with `nox -s bench`; a case by itself with
+`python benchmarks/stall.py --case device`. A long case may be run in pieces: `--repeats 1
+--first 3` measures every system once, as the repeat 3.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results") / "stall.jsonl"
 RUN = Path(__file__).with_name("stall_run.py")
+RUN_OF_HF = Path(__file__).with_name("stall_hf.py")
 OURS = ["ours"]
 RIVALS = ["plain", "async", "dcp-thread", "dcp-process", "torch-checkpointing"]
 LABELS = {
@@ -80,6 +82,11 @@ CASES = {
         {"size": 400 * 10**6, "every": 20, "steps": 50, "step": "cpu", "threads": 2},
         5,
     ),
+    "hf": (
+        ["none", *OURS, "plain"],
+        {"size": 3 * GB // 2, "every": 80, "steps": 250, "step-s": 0.2},
+        5,
+    ),
     "cuda-8": (
         ["none", *OURS, *RIVALS],
         {"size": 8 * GB, "tensors": 80, "every": 20, "steps": 65, "step": "cuda", "step-s": 0.5},
@@ -125,13 +132,15 @@ def floors(size: int, folder: Path, *, cuda: bool) -> dict[str, float]:
     return {"memcpy_s": copied - started, "write_s": written - copied}
 
 
-def run(system: str, arguments: dict[str, object], folder: Path) -> dict[str, object]:
+def run(
+    system: str, arguments: dict[str, object], folder: Path, script: Path = RUN
+) -> dict[str, object]:
     """One run in a process of its own, on a disk that has nothing left to write."""
     shutil.rmtree(folder / "ck", ignore_errors=True)
     os.sync()
     words = [f"--{name}={value}" for name, value in arguments.items()]
     done = subprocess.run(
-        [sys.executable, str(RUN), f"--system={system}", f"--dir={folder / 'ck'}", *words],
+        [sys.executable, str(script), f"--system={system}", f"--dir={folder / 'ck'}", *words],
         capture_output=True,
         text=True,
         timeout=1800,
@@ -168,7 +177,8 @@ def measure(
             **arguments,
         }
         for system in random.sample(systems, len(systems)):
-            rows.append({**facts, "system": system, **run(system, arguments, folder)})
+            script = RUN_OF_HF if case == "hf" else RUN
+            rows.append({**facts, "system": system, **run(system, arguments, folder, script)})
             print(f"{case} {repeat} {system}: {rows[-1]['run_s']:.2f} s", flush=True)
             with RESULTS.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
@@ -217,6 +227,11 @@ def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return lines
 
 
+def label(case: str, system: str) -> str:
+    """What saves, as the table calls it."""
+    return "the HF Trainer" if (case, system) == ("hf", "plain") else LABELS[system]
+
+
 def report(case: str, rows: list[dict[str, object]]) -> None:
     arguments = CASES[case][1]
     print(f"\n{case}: {arguments}")
@@ -230,9 +245,9 @@ def report(case: str, rows: list[dict[str, object]]) -> None:
     for line in summary(rows):
         durable = "-" if line["durable"] is None else f"{1000 * line['durable']:8.0f}"
         print(
-            f"  {LABELS[line['system']]:<28} {1000 * line['lost']:9.1f} {1000 * line['call']:8.1f}"
-            f" {1000 * line['step']:7.1f} {1000 * line['first']:8.1f} {durable:>8}"
-            f" {1000 * line['worker']:11.0f} {line['more'] / 1e6:8.0f}"
+            f"  {label(case, line['system']):<28} {1000 * line['lost']:9.1f}"
+            f" {1000 * line['call']:8.1f} {1000 * line['step']:7.1f} {1000 * line['first']:8.1f}"
+            f" {durable:>8} {1000 * line['worker']:11.0f} {line['more'] / 1e6:8.0f}"
         )
 
 

@@ -41,7 +41,7 @@ class Stamping(torch.optim.Optimizer):
         super().__init__(params, {"lr": 1e-3, "betas": (0.9, 0.999)})
 
     def step(self, closure=None):
-        loss = closure()
+        loss = None if closure is None else closure()
         with torch.no_grad():
             for group in self.param_groups:
                 for weight in group["params"]:

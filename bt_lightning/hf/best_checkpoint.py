@@ -37,13 +37,17 @@ def bring_best(path: Path, run: RunningSession) -> None:
         writer.bring(path.relative_to(run.root).as_posix())
 
 
+def wait_until_committed(run: RunningSession) -> None:
+    """Rank that writes: wait until all saves are committed; raise what failed."""
+    if run.session.writer is not None:
+        run.session.writer.wait_for_saves(unlimited)
+        run.session.poll()
+
+
 def _make_local(path: Path, run: RunningSession) -> None:
     """Rank 0: wait until it is committed, or bring it from the store; verify it."""
-    writer = run.session.writer
-    if writer is not None:
-        writer.wait_for_saves(unlimited)
-        run.session.poll()
-        bring_best(path, run)
+    wait_until_committed(run)
+    bring_best(path, run)
     if not path.is_dir():
         msg = f"the best checkpoint, {path}, is neither on the disk nor in the store"
         raise CheckpointNotFoundError(msg)

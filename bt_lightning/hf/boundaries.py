@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from bt_lightning.hf.best_checkpoint import wait_until_committed
+from bt_lightning.hf.other_callbacks import may_change_weights, reads_saves
 from bt_lightning.localdir.event_log import note
 from bt_lightning.session.end_by_signal import EndBySignal
 from bt_lightning.session.save_schedule import SaveSchedule
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from bt_lightning.session.agree_on_boundary import RankAgreement, SingleRankAgreement
     from bt_lightning.session.running_session import RunningSession
 
+_HOOKS: Final = ("on_step_begin", "on_epoch_begin", "on_epoch_end", "on_save", "on_train_end")
+"""Those that run between a save and the next optimizer step."""
 Reason = Literal["interval", "signal", "end"]
 
 
@@ -45,17 +49,34 @@ class Boundaries:
         self._interval: SingleRankAgreement | RankAgreement | None = None
         self._passed = self._measured = 0
         self._in_step = False
+        self._copied_before: set[str] = set()
+        """Hooks of other callbacks that may change weights."""
+        self._is_read = False
+        """Whether another callback looks for the folder of a save."""
         self._owed = False
         """Whether a save of an epoch's last step waits for the end of the epoch."""
 
     def begin(self) -> None:
-        """Every rank: training begins."""
+        """Every rank: the state is restored, and training begins."""
         options = self._run.options
+        self._copied_before = {h for h in _HOOKS if may_change_weights(self._trainer, h)}
+        self._is_read = reads_saves(self._trainer)
+        self._saves.prepare()
         if self._writer is not None:
             self._note("began", step=self._trainer.state.global_step)
             self._schedule = SaveSchedule(options, self._run.root)
         if options.interval is not None:
             self._interval = self._run.peers.agreement(self._is_due)
+
+    def before_hook(self, hook: str) -> None:
+        """Every rank, before other callbacks have this hook called."""
+        saves = self._run.session.saves
+        if saves is None:
+            return
+        if hook in self._copied_before:
+            saves.saver.finish_copy()
+        if hook == "on_save" and self._is_read:
+            wait_until_committed(self._run)
 
     def step_ended(self) -> None:
         """Every rank: a step has ended; its log, evaluation and save are still to come."""
@@ -82,9 +103,9 @@ class Boundaries:
             SystemExit: SIGTERM came; the state of this step is saved.
         """
         self._run.session.boundary()
-        self._saves.prepare()
         self._measure()
         self._passed += 1
+        self._saves.encode_early()
         told = self.signal is not None and self.signal.told()
         interval = self._interval
         due = interval.requested_at((self._passed, 0)) if interval is not None else None

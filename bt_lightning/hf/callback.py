@@ -92,7 +92,29 @@ class BTTrainerCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Every rank, after the restore: start saving."""
         if self._training is not None:
+            callbacks = self._training.trainer.callback_handler.callbacks
+            callbacks.sort(key=lambda one: one is not self)  # before the hooks of all others
             self._training.begin()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Every rank: what other callbacks may change here is copied."""
+        self._before("on_step_begin")
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Every rank: as `on_step_begin`."""
+        self._before("on_epoch_begin")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Every rank: as `on_step_begin`; and what others look for is there."""
+        self._before("on_save")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Every rank: as `on_step_begin`."""
+        self._before("on_train_end")
+
+    def _before(self, hook: str) -> None:
+        if self._training is not None and self._training.boundaries is not None:
+            self._training.boundaries.before_hook(hook)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Every rank: an optimizer step has ended."""
@@ -101,6 +123,7 @@ class BTTrainerCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Every rank: an epoch has ended."""
+        self._before("on_epoch_end")
         if self._training is not None and self._training.boundaries is not None:
             self._training.boundaries.epoch_ended()
 

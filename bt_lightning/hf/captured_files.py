@@ -62,25 +62,30 @@ class CapturedWrites:
         paths = [p for p in _files(self.run_dir) if not p.is_relative_to(self.run_dir / name)]
         return {path.relative_to(self.run_dir).as_posix(): path.read_bytes() for path in paths}
 
+    def has(self, path: Path) -> bool:
+        """Whether an absolute path is one of ours, on the thread that writes."""
+        return threading.get_ident() == self._thread and path.is_relative_to(self.run_dir)
+
     def note(self, file: object, make: Callable[[], Content]) -> bool:
         """Note what is to be in a file, if it is one of ours."""
-        if threading.get_ident() != self._thread or not isinstance(file, str | os.PathLike):
+        if not isinstance(file, str | os.PathLike):
             return False
         path = Path(os.path.abspath(file))  # noqa: PTH100 - links are not followed
-        if not path.is_relative_to(self.run_dir):
+        if not self.has(path):
             return False
         self._noted[path] = make()
         return True
 
 
 @contextlib.contextmanager
-def capture_writes(root: Path) -> Iterator[CapturedWrites]:
+def capture_writes(place: Path) -> Iterator[CapturedWrites]:
     """Yield the capture of what is written in this block; its folder is gone after it.
 
     Args:
-        root: the checkpoint directory, absolute.
+        place: an absolute directory, in which the folder is made.
     """
-    with temporary(root) as folder, contextlib.ExitStack() as patches:
+    with temporary(place) as folder, contextlib.ExitStack() as patches:
+        patches.enter_context(_no_progress_bar())
         noting = CapturedWrites(folder)
         patches.enter_context(_replaced("torch", "save", lambda save: _torch_save(save, noting)))
         original = getattr(sys.modules.get("safetensors.torch"), "save_file", None)
@@ -90,6 +95,20 @@ def capture_writes(root: Path) -> Iterator[CapturedWrites]:
                     _replaced(module, name, lambda save: _safetensors_save(save, noting))
                 )
         yield noting
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Of `transformers`, for files that are not written yet."""
+    logging = sys.modules.get("transformers.utils.logging")
+    if logging is None or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -125,7 +144,7 @@ def _safetensors_save(original: Callable[..., Any], noting: CapturedWrites) -> C
 
 
 def _torch_content(value: object, save: Callable[..., Any]) -> Content:
-    if tensor_bytes_in(value) >= _LARGE:
+    if _is_large(value):
         return TorchFile(_containers_copied(value))  # the caller may change them after its call
     return torch_file_bytes(value, save)
 
@@ -137,15 +156,22 @@ def torch_file_bytes(value: object, save: Callable[..., Any] = torch.save) -> by
     return buffer.getvalue()
 
 
-def tensor_bytes_in(value: object, depth: int = 0) -> int:
-    """Bytes of the tensors in nested dictionaries and sequences."""
+def _is_large(value: object) -> bool:
+    """Whether nested dictionaries and sequences hold many bytes of tensors."""
+    size = 0
+    for tensor in _tensors(value):
+        size += tensor.nbytes
+        if size >= _LARGE:
+            return True
+    return False
+
+
+def _tensors(value: object, depth: int = 0) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if depth < _DEPTH and isinstance(value, dict):
-        return sum(tensor_bytes_in(each, depth + 1) for each in value.values())
-    if depth < _DEPTH and isinstance(value, list | tuple):
-        return sum(tensor_bytes_in(each, depth + 1) for each in value)
-    return 0
+        yield value
+    elif depth < _DEPTH and isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each, depth + 1)
 
 
 def _containers_copied(value: Any, depth: int = 0) -> Any:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.hf.best_checkpoint import load_best
 from bt_lightning.hf.captured_files import capture_writes
-from bt_lightning.hf.first_save import prepare_first_save
+from bt_lightning.hf.constant_files import ConstantFiles
 from bt_lightning.hf.patched_trainer import leaving_checkpoints, own_method, replaced_methods
+from bt_lightning.hf.place_in_memory import place_in_memory
 from bt_lightning.hf.save_limit import KeptCheckpoints
 from bt_lightning.hf.trainer_state_text import TrainerStateText
 from bt_lightning.localdir.small_files import replace_small
 from bt_lightning.session.folder_writer import Folder, FolderWriter
 from bt_lightning.session.states_of_ranks import states_of_ranks
+from bt_lightning.snapshot.folder_files import SafetensorsFile, TorchFile
+from bt_lightning.snapshot.size_estimate import state_size
 from bt_lightning.worker.worker_handle import unlimited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from bt_lightning.hf.captured_files import CapturedWrites
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from bt_lightning.snapshot.folder_files import Content
 
 FORMAT: Final = "hf-trainer"
-_STATE: Final = "trainer_state.json"
+_REHEARSED: Final = "rehearsed"
 _MOST_OF_RANK: Final = 64 << 20
 """Bytes that a rank beside rank 0 adds to a checkpoint: generators."""
 _RECENT: Final = 64
@@ -41,9 +46,16 @@ class CheckpointSaves:
         trainer: the Trainer that saves.
         run: its session.
         best: name of the folder of the checkpoint that was best until here.
+        optimizers: torch's own.
     """
 
-    def __init__(self, trainer: Any, run: RunningSession, best: str | None) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        run: RunningSession,
+        best: str | None,
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
+    ) -> None:
         self._trainer, self._run = trainer, run
         self.folder: Path = run.root / run.start.fit_folder
         """Where the checkpoints of this training are."""
@@ -51,15 +63,48 @@ class CheckpointSaves:
         self._kept = KeptCheckpoints(run, self.folder, best)
         self._state_text = TrainerStateText()
         self._run_dir: Path | None = None
-        self._prepared = False
+        self._place = run.root
+        """On whose volume the Trainer writes what is read back."""
+        self._constant = ConstantFiles()
+        self._optimizers = optimizers
+        self._rehearsed: dict[str, Content] = {}
+        """The large files of a save, from its rehearsal until the first step is over."""
         self.newest: int | None = None
         """The newest step that can be resumed from and is saved, or being saved."""
 
     def prepare(self) -> None:
-        """Every rank, after a step: prepare the first save, once."""
+        """Every rank, before the first step: write the files once, so that no save is the first.
+
+        What cannot be saved is found here. Memory for the snapshots is allocated in the background.
+        """
+        trainer = self._trainer
+        with capture_writes(self._run.root) as captured, self._constant.used_in(captured, trainer):
+            trainer.save_model(str(captured.run_dir / _REHEARSED), _internal_call=True)
+            files = captured.files(_REHEARSED)
+        small = sum(len(one) for one in files.values() if isinstance(one, bytes))
+        self._place = place_in_memory(small) or self._place
         saves = self._run.session.saves
-        if not self._prepared and saves is not None:
-            self._prepared = prepare_first_save(self._trainer, saves.saver, self._writer)
+        if saves is None:
+            return
+        self._rehearsed = {p: one for p, one in files.items() if not isinstance(one, bytes)}
+        tensors = (
+            tensor
+            for one in self._rehearsed.values()
+            if isinstance(one, SafetensorsFile)
+            for tensor in one.tensors.values()
+        )
+        weights = sum(tensor.nbytes for tensor in tensors)
+        saves.saver.prepare(weights + state_size(torch.nn.Module(), self._optimizers()))
+
+    def encode_early(self) -> None:
+        """Every rank, after a step: lay the first save out beside training, once."""
+        saves = self._run.session.saves
+        if saves is None or not self._rehearsed or not any(o.state for o in self._optimizers()):
+            return
+        files, self._rehearsed = self._rehearsed, {}
+        if not self._trainer.args.save_only_model:
+            files["optimizer.pt"] = TorchFile(self._trainer.optimizer.state_dict())
+        saves.saver.encode_early(self._writer.encode_early(files))
 
     def methods(self) -> dict[str, Callable[..., Any]]:
         """What is called in place of methods of the Trainer and of its subclass."""
@@ -92,7 +137,7 @@ class CheckpointSaves:
         folder = f"checkpoint-{trainer.state.global_step}"
         if not trainer.args.save_only_model:
             self.newest = trainer.state.global_step
-        with capture_writes(run.root) as captured:
+        with capture_writes(self._place) as captured:
             self._capture(captured, folder, *given, **named)
             files = self._of_all_ranks(captured.files(folder))
             beside = captured.beside(folder)
@@ -137,6 +182,7 @@ class CheckpointSaves:
         try:
             with (
                 leaving_checkpoints(str(captured.run_dir)),
+                self._constant.used_in(captured, trainer),
                 replaced_methods(state, {"save_to_json": save_to_json}),
             ):
                 own_method(trainer, "_save_checkpoint")(*given, **named)

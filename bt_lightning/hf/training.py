@@ -41,7 +41,7 @@ class Training:
     """
 
     def __init__(self, trainer: Any, options: Options, asked: str | bool | None) -> None:  # noqa: FBT001 - of the Trainer
-        self._trainer, self._asked = trainer, asked
+        self.trainer, self._asked = trainer, asked
         required = asked is True and options.resume == "auto"
         self._options = replace(options, resume="require") if required else options
         self._run: RunningSession | None = None
@@ -50,7 +50,7 @@ class Training:
 
     def run(self, train: Callable[[str | None], Any]) -> Any:
         """Every rank: open the session, train, and wait until all is committed and published."""
-        trainer, options = self._trainer, self._options
+        trainer, options = self.trainer, self._options
         refuse_trainer(trainer)
         root = Path(trainer.args.output_dir)
         request = partial(fit_request, trainer, options.fit_name or "")
@@ -72,7 +72,7 @@ class Training:
 
     def _end(self, run: RunningSession, error: BaseException | None) -> None:
         """Every rank: wait until all is committed and published, as long as a signal leaves."""
-        run.session.end_fit(self._trainer.state.global_step if error is None else None)
+        run.session.end_fit(self.trainer.state.global_step if error is None else None)
         if self.boundaries is None:
             run.end(error)
         else:
@@ -82,8 +82,8 @@ class Training:
         self, run: RunningSession, start: StartOfTraining, train: Callable[[str | None], Any]
     ) -> Any:
         path = start.choose(run)
-        saves = CheckpointSaves(self._trainer, run, start.best)
-        self.boundaries = Boundaries(self._trainer, run, saves)
+        saves = CheckpointSaves(self.trainer, run, start.best, self._optimizers)
+        self.boundaries = Boundaries(self.trainer, run, saves)
         if start.best is not None:
             best = saves.folder / start.best
             run.ranks.from_slow_zero(lambda: bring_best(best, run))
@@ -96,30 +96,29 @@ class Training:
         with contextlib.ExitStack() as changed:
             changed.enter_context(leaving_checkpoints(str(saves.folder)))
             changed.enter_context(start.best_in(saves.folder))
-            changed.enter_context(replaced_methods(self._trainer, methods))
+            changed.enter_context(replaced_methods(self.trainer, methods))
             start.load_weights()
             return train(path)
 
     def begin(self) -> None:
         """Every rank, when the state is restored: let the worker publish and delete."""
         if self._run is not None and self.boundaries is not None:
-            self._run.begin(lambda: _optimizers(self._trainer), _cuda_device(self._trainer))
+            self._run.begin(self._optimizers, _cuda_device(self.trainer))
             self.boundaries.begin()
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizer of torch that accelerate wraps."""
+        optimizer = self.trainer.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        return [optimizer]
 
     def _log_save_evaluate(self, *given: Any, **named: Any) -> None:
         """In place of the Trainer's method: after it the state is that of one step."""
         assert self.boundaries is not None
         self.boundaries.before_save()
-        own_method(self._trainer, "_maybe_log_save_evaluate")(*given, **named)
+        own_method(self.trainer, "_maybe_log_save_evaluate")(*given, **named)
         self.boundaries.after_save()
-
-
-def _optimizers(trainer: Any) -> list[torch.optim.Optimizer]:
-    """The optimizer of torch that accelerate wraps."""
-    optimizer = trainer.optimizer
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return [optimizer]
 
 
 def _cuda_device(trainer: Any) -> torch.device | None:
