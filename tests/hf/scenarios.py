@@ -93,11 +93,11 @@ def broken(
     return {**outcome(trainer), "began": began[0]}
 
 
-def read_by_transformers(folder: str, steps: int) -> dict[str, Any]:
+def read_by_transformers(folder: str, steps: int, **more: Any) -> dict[str, Any]:
     """A Trainer without us goes on with what was saved with us; and the weights as they are."""
     newest = get_last_checkpoint(folder)
     model = type(make_model()).from_pretrained(newest)
-    trainer = make_trainer(folder, steps, [])
+    trainer = make_trainer(folder, steps, [], **more)
     trainer.train(resume_from_checkpoint=newest)
     return {**outcome(trainer), "newest": newest, "weights": digest(model)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 
 import pytest
 
@@ -48,10 +49,16 @@ def test_checkpoints_are_folders_of_transformers_with_a_manifest(run, tmp_path, 
     assert read["weights"] == stock
 
 
-def test_a_trainer_without_us_goes_on_with_what_we_saved(run, tmp_path, stock):
-    run("whole", folder=tmp_path / "ck")
+@pytest.mark.parametrize("width", [16, 192], ids=["small", "large enough to be a snapshot"])
+def test_a_trainer_without_us_goes_on_with_what_we_saved(run, tmp_path, width):
+    stock = run("whole", folder=tmp_path / "stock", ours=False, width=width)["digest"]
+    run("whole", folder=tmp_path / "ck", width=width)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with zipfile.ZipFile(tmp_path / "ck" / "checkpoint-6" / name) as file:
+            assert file.testzip() is None
     shutil.rmtree(tmp_path / "ck" / "checkpoint-8")
-    assert run("read_by_transformers", folder=tmp_path / "ck", steps=8)["digest"] == stock
+    read = run("read_by_transformers", folder=tmp_path / "ck", steps=8, width=width)
+    assert read["digest"] == stock
 
 
 @pytest.mark.parametrize("lost", [False, True])

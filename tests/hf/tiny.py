@@ -61,12 +61,17 @@ def make_arguments(folder: Path | str, steps: int, **more: Any) -> TrainingArgum
 
 
 def make_trainer(
-    folder: Path | str, steps: int, callbacks: list[Any], kind: type[Trainer] = Trainer, **more: Any
+    folder: Path | str,
+    steps: int,
+    callbacks: list[Any],
+    kind: type[Trainer] = Trainer,
+    width: int = 16,
+    **more: Any,
 ) -> Trainer:
     warnings.filterwarnings("ignore")
     arguments = make_arguments(folder, steps, **more)
     data = {"train_dataset": Sentences(), "eval_dataset": Sentences(8)}
-    return kind(make_model(), arguments, callbacks=callbacks, **data)
+    return kind(make_model(width), arguments, callbacks=callbacks, **data)
 
 
 def digest(model: torch.nn.Module) -> str:
