@@ -10,8 +10,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.find_target import Target
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 directory_option = click.option(
     "--dir",
@@ -79,14 +79,17 @@ def some_checkpoints(
     target: Target, names: Sequence[str]
 ) -> list[tuple[JobCheckpoints, CheckpointItem]]:
     """The checkpoints of these names; all are found before the first is used."""
+    from bt_lightning.manage.checkpoint_at_path import source_at_path
+    from bt_lightning.manage.checkpoint_items import find
     from bt_lightning.manage.find_target import Target, split_bt_url
-    from bt_lightning.manage.job_checkpoints import find
     from bt_lightning.uri import is_bt
 
     job: JobCheckpoints | None = None
     found = []
     for name in names:
-        if is_bt(name):
+        if (at_path := source_at_path(target, name)) is not None:
+            found.append(at_path)
+        elif is_bt(name):
             job_target, named = split_bt_url(Target(url=name, store=target.store))
             source = checkpoints_of(job_target)
             found.append((source, find(source, named or "latest")))

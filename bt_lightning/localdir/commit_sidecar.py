@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 
 
 def digest_at_rest(
-    folder: Path, path: str, stamp: Stamp, check: Callable[[], None] = lambda: None
+    folder: Path,
+    path: str,
+    stamp: Stamp,
+    check: Callable[[], None] = lambda: None,
+    *,
+    durable: bool = True,
 ) -> FileEntry:
     """Make the file durable and read it; `check` is called between blocks, and may raise.
 
@@ -50,7 +55,8 @@ def digest_at_rest(
     except OSError as error:
         raise _changed(folder / path) from error
     try:
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
         while count := os.readv(descriptor, [buffer]):
             hasher.update(buffer[:count])
             check()
@@ -95,6 +101,16 @@ def delete_foreign(sidecar: Path, root: Path, digest: str) -> bool:
     make_trash(root)
     if not delete_directory(sidecar, root, digest):
         return False
+    delete_content(root, content)
+    return True
+
+
+def delete_content(root: Path, content: ForeignContent) -> None:
+    """Delete the files that have their stamps, and folders that are empty then.
+
+    Raises:
+        OSError: the disk refused.
+    """
     folder = root / content.folder
     for path, stamp in content.stamps.items():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -106,7 +122,6 @@ def delete_foreign(sidecar: Path, root: Path, digest: str) -> bool:
             with contextlib.suppress(OSError):  # it holds something else
                 if not content.file:
                     each.rmdir()
-    return True
 
 
 def _changed(file: Path) -> CheckpointNotFoundError:

@@ -80,7 +80,9 @@ class _Folder:
     folders: set[str] = field(default_factory=set)
 
 
-def find_foreign(found: JobFiles, is_none: Callable[[Candidate], bool]) -> list[Candidate]:
+def find_foreign(
+    found: JobFiles, is_none: Callable[[Candidate], bool], root_name: str = ""
+) -> list[Candidate]:
     """The candidates among the files that a walk found, each file in one at most.
 
     `is_none` says whether a folder that looks like a checkpoint by its names is known to be none.
@@ -93,7 +95,8 @@ def find_foreign(found: JobFiles, is_none: Callable[[Candidate], bool]) -> list[
         folder = pending.pop()
         here = tree[folder]
         inside = f"{folder}/" if folder else ""
-        form = format_of(folder.rpartition("/")[2], here.files.keys(), here.folders)
+        name = folder.rpartition("/")[2] or root_name
+        form = format_of(name, here.files.keys(), here.folders)
         taken: set[str] = set()
         if form is not None and not _is_excluded(folder, found.excluded):
             if form.takes_all and folder:

@@ -7,6 +7,7 @@ while every file still has its stamp. Nothing is written into the other program'
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -103,6 +104,15 @@ def sidecars(root: Path) -> list[Path]:
         return sorted(Path(one.path) for one in listed if one.is_dir(follow_symlinks=False))
     except _GONE:
         return []
+
+
+def sidecar_places(root: Path) -> set[tuple[str, str]]:
+    """Folder and file of all that has a sidecar, whether its files are still the same or not."""
+    found = set()
+    for path in sidecars(root):
+        with contextlib.suppress(CheckpointCorruptError, OSError):  # listed as refused
+            found.add(read_content(path).place)
+    return found
 
 
 def read_content(sidecar: Path) -> ForeignContent:

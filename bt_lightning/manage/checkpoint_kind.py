@@ -13,7 +13,7 @@ from bt_lightning.store.transfer.parallel_reads import in_parallel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
 
 _ADAPTER, _CONFIG = "adapter_config.json", "config.json"
@@ -62,6 +62,8 @@ def _kind_of(
     item: CheckpointItem, entry: FileEntry | None, config: dict[str, Any] | None
 ) -> CheckpointKind:
     base_model = item.manifest.origin.get("base_model")
+    if entry is None and item.manifest.origin.get("adapter"):  # a file of an adapter's weights
+        return CheckpointKind("lora", _text(base_model), None)
     if entry is None or entry.path == _CONFIG:
         whisper = (config or {}).get("model_type") == _WHISPER
         return CheckpointKind(_WHISPER if whisper else "full", _text(base_model), None)

@@ -17,12 +17,9 @@ from bt_lightning.errors import (
     InvalidSettingError,
     LeaseHeldError,
 )
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.download_copy import job_lease
-from bt_lightning.manage.job_checkpoints import (
-    DirectoryCheckpoints,
-    JoinedCheckpoints,
-    StoreCheckpoints,
-)
+from bt_lightning.manage.job_checkpoints import JoinedCheckpoints, StoreCheckpoints
 from bt_lightning.manage.job_objects import is_ours
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import (
@@ -54,7 +51,7 @@ from bt_lightning.store.transfer.unpublish import unpublish
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.job_objects import JobObjects
     from bt_lightning.store.interface import Store
 

@@ -19,7 +19,7 @@ from bt_lightning.protection_record import ModelDeployment, Protection
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
 
 CONFIG: Final = "config.yaml"
 _HEADER: Final = (

@@ -11,6 +11,7 @@ from bt_lightning.glob_patterns import chosen
 from bt_lightning.localdir.atomic_directory import tidy
 from bt_lightning.localdir.directory_writable_check import check_root
 from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, read_manifest
+from bt_lightning.manage.complete_items import with_digests
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints
 from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_reads import open_reader
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.store.interface import ReadProgress, Store
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
@@ -114,6 +115,8 @@ def download_item(
         msg = f"{final} is there already, and is not this: move it, or name another directory"
         raise CheckpointExistsError(msg)
     root = check_root(target)
+    item = with_digests(source, item, on_bytes)
+    entries = [e for e in item.manifest.files if e.path in {entry.path for entry in entries}]
     try:
         with open_reader(source, item) as reader:
             some = None if whole else tuple(entries)
@@ -143,7 +146,7 @@ def copy_item(
         StoreError: a store refused.
     """
     prefix = job_prefix(*to, item.node_rank)
-    base = None
+    base, item = None, with_digests(source, item, on_bytes)
     if isinstance(source, StoreCheckpoints) and source.store.name == store.name:
         base = Base(item.where, item.manifest)
     with job_lease(store, prefix) as lease, open_reader(source, item) as reader:

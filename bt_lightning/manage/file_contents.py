@@ -20,7 +20,7 @@ from bt_lightning.tensor_files.tensor_headers import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.tensor_files.tensor_headers import Tensor

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.job_choice import name_of_path
 from bt_lightning.localdir.job_id_file import job_of
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.job_checkpoints import (
-    CheckpointItem,
-    DirectoryCheckpoints,
-    JobCheckpoints,
     JoinedCheckpoints,
     StoreCheckpoints,
     items_of_job,
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.job_record import JobRecord
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.store.catalog.projects import CatalogEntry, NodeFolder
     from bt_lightning.store.interface import Store
 

@@ -18,8 +18,8 @@ from bt_lightning.uri import BtUri
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.checkpoint_kind import CheckpointKind
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 SourceForm = Literal["auto", "bt", "store", "training-checkpoints"]
 """How a config names a checkpoint: `bt://`, the URL of its folder in the bucket, or as an artifact

@@ -22,12 +22,9 @@ from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.list_and_verify_checkpoints import manifest_directories, read_manifest
 from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manage.delete import Deletion, delete_items, kept_by_policy
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.download_copy import job_lease
-from bt_lightning.manage.job_checkpoints import (
-    DirectoryCheckpoints,
-    JoinedCheckpoints,
-    StoreCheckpoints,
-)
+from bt_lightning.manage.job_checkpoints import JoinedCheckpoints, StoreCheckpoints
 from bt_lightning.path_layout import DOT_DIR, MANIFEST, job_prefix, trash_folder, under
 from bt_lightning.store.catalog.removal_requests import forget_removals
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
@@ -37,7 +34,7 @@ from bt_lightning.store.transfer.unpublish import unpublish
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
 
 _DAY_S = 24 * 3600
 _LOCAL = "trashed"
@@ -83,6 +80,7 @@ def trash_items(source: JobCheckpoints, items: Sequence[CheckpointItem], days: f
     else:
         assert isinstance(source, DirectoryCheckpoints)
         for item in free:
+            source.check_movable(item)
             target = Path(source.name) / DOT_DIR / _LOCAL / str(expires) / item.name
             target.parent.mkdir(parents=True, exist_ok=True)
             rename_new(Path(item.where), target)

@@ -11,7 +11,7 @@ from bt_lightning.store.transfer.checkpoint_reader import read_verified
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
@@ -41,10 +41,16 @@ def read_file(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) ->
 def read_item_range(reader: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:
     """The bytes `start` to `end` of a file, both inside it; whole blocks are read and verified.
 
+    A file without digests is read as it is.
+
     Raises as `read_file`.
     """
     if start >= end:
         return b""
+    if not entry.blocks:  # no worker has committed it
+        plain = bytearray(end - start)
+        reader.read_into(entry, start, [memoryview(plain)])
+        return bytes(plain)
     first = start - start % BLOCK_BYTES
     last = min(entry.size, -(-end // BLOCK_BYTES) * BLOCK_BYTES)
     buffer = bytearray(last - first)

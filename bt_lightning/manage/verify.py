@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.manage.complete_items import with_digests
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.file_contents import has_tensors, is_not_from_torch, tensors_of
-from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, JoinedCheckpoints
+from bt_lightning.manage.job_checkpoints import JoinedCheckpoints
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
@@ -49,7 +51,7 @@ def verify_items(
 
 
 def unreadable_folders(source: JobCheckpoints) -> list[str]:
-    """Those of `source.refused` about folders that could not be read.
+    """Those of `source.refused` about folders that could not be read, or are no checkpoint yet.
 
     They may hold no checkpoint at all, as `lost+found`.
     """
@@ -61,15 +63,17 @@ def unreadable_folders(source: JobCheckpoints) -> list[str]:
 def _verdict(
     source: JobCheckpoints, item: CheckpointItem, depth: str, on_bytes: Callable[[int], None]
 ) -> Verdict:
-    manifest = item.manifest
     try:
+        if depth != QUICK:
+            item = with_digests(source, item)
+        manifest = item.manifest
         with open_reader(source, item) as reader:
             if reader.manifest.digest != manifest.digest:
                 says = f"{item.name} was replaced while it was read: verify again"
                 return Verdict(item.where, whole=False, says=says)
             for entry in manifest.files:
                 reader.check(entry)
-                if depth != QUICK:
+                if depth != QUICK and item.committed:
                     _read(reader, entry, on_bytes)
         if depth == DEEP:
             for entry in manifest.files:
@@ -77,7 +81,10 @@ def _verdict(
                     tensors_of(source, item, entry)
     except (CheckpointCorruptError, CheckpointNotFoundError) as error:
         return Verdict(item.where, whole=False, says=str(error))
-    return Verdict(item.where, whole=True, says=f"step {manifest.step}, {manifest.size:,} bytes")
+    says = f"step {manifest.step}, {manifest.size:,} bytes"
+    if not item.committed:
+        says += f", {manifest.format}: whole by its layout, without digests to compare with"
+    return Verdict(item.where, whole=True, says=says)
 
 
 def _read(reader: CheckpointReader, entry: FileEntry, on_bytes: Callable[[int], None]) -> None:

@@ -8,13 +8,13 @@ its program deletes it, the store's copy goes as well, when something newer of i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from bt_lightning.checkpoint_formats.results import Incomplete, Whole
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.commit_sidecar import commit_sidecar, digest_at_rest
+from bt_lightning.localdir.foreign_facts import facts_of_foreign
 from bt_lightning.localdir.list_and_verify_checkpoints import stated_manifest
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.localdir.sidecars import (
@@ -24,21 +24,17 @@ from bt_lightning.localdir.sidecars import (
     read_content,
     sidecars,
 )
-from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.worker.foreign_candidates import ForeignCandidates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from bt_lightning.localdir.find_foreign import Candidate
     from bt_lightning.localdir.find_job_files import JobFiles, Stamp
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.worker.foreign_candidates import SeenCandidate
-
-_FIRST_YEAR: Final = 1970
-_LAST_YEAR: Final = 9998
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +159,7 @@ class ForeignCheckpoints:
         content = ForeignContent(
             folder=candidate.folder, file=candidate.file, stamps=stamps, rotated=whole.rotated
         )
-        facts = _facts(whole, stamps.values())
+        facts = facts_of_foreign(whole, stamps.values())
         known = [before.manifest] if before is not None else []
         stored = newest(checkpoint_id)
         known += [stored] if stored is not None else []
@@ -237,30 +233,3 @@ class ForeignCheckpoints:
 def _is_shrinking(stamps: dict[str, Stamp], committed: ForeignContent) -> bool:
     """Whether these are some of the committed files and nothing else: they are being deleted."""
     return len(stamps) < len(committed.stamps) and stamps.items() <= committed.stamps.items()
-
-
-def _facts(whole: Whole, stamps: Iterable[Stamp]) -> ManifestFacts:
-    origin: dict[str, Any] = {"format": whole.format}
-    if whole.base_model is not None:
-        origin["base_model"] = whole.base_model
-    if whole.adapter:
-        origin["adapter"] = True
-    return ManifestFacts(
-        step=whole.step,
-        epoch=whole.epoch,
-        created_at=_moment_of(max(stamp.mtime_ns for stamp in stamps)),
-        metrics=whole.metrics,
-        origin=origin,
-        resumable=whole.resumable,
-    )
-
-
-def _moment_of(mtime_ns: int) -> str:
-    """When the last file was written: the same again, if the files are committed anew."""
-    try:
-        time = datetime.fromtimestamp(mtime_ns / 1e9, timezone.utc)
-    except (OverflowError, OSError, ValueError):
-        time = datetime.fromtimestamp(0, timezone.utc)
-    if not _FIRST_YEAR <= time.year <= _LAST_YEAR:
-        time = datetime.fromtimestamp(0, timezone.utc)
-    return time.isoformat(timespec="microseconds")

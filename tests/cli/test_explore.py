@@ -25,7 +25,7 @@ from bt_lightning.cli.explore.long_list import Lines
 from bt_lightning.cli.explore.screen_base import PageScreen
 from bt_lightning.cli.explore.screens import FilesScreen, LinesScreen, PickScreen
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 
 
 def weights(value):

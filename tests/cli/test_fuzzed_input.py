@@ -16,7 +16,8 @@ from bt_lightning.cli.explore.file_preview import file_lines
 from bt_lightning.cli.explore.view_text import facts, labels, trend
 from bt_lightning.errors import CheckpointError
 from bt_lightning.manage.checkpoint_kind import checkpoint_kind
-from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, StoreCheckpoints
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
+from bt_lightning.manage.job_checkpoints import StoreCheckpoints
 from bt_lightning.path_layout import MANIFEST, job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish

@@ -78,7 +78,7 @@ def test_a_page_of_nothing_says_so(cli, tmp_path):
 def test_names_cannot_become_markup(tmp_path, make):
     evil = '"><script>alert(1)</script>&'
     made = make(tmp_path, "c", 1, metrics={evil: 1.0})
-    from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
+    from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 
     items = DirectoryCheckpoints(tmp_path).items()
     shown = Page(page(evil, evil, evil, items, [evil], [{"event": "save", "at": 1, "step": evil}]))

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from bt_lightning.cli.explore.explorer import Explorer
 from bt_lightning.localdir.event_log import FILE
-from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish

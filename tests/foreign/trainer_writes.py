@@ -86,7 +86,7 @@ def is_whole(folder, seed):
 
 
 def main():
-    root, draw = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
+    root, draw = Path(sys.argv[1]), random.Random(sys.argv[2])
     root.mkdir(exist_ok=True)
 
     def pause():

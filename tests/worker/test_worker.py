@@ -29,7 +29,7 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.localdir.removal_requests import request_local_removal, requested_local_removals
-from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.worker.restart_limit import MAX_DEATHS, WINDOW_S, RestartLimit
 from bt_lightning.worker.trainer_queries import TrainerQueries

@@ -70,8 +70,8 @@ def list_checkpoints(
         render,
         sort_items,
     )
+    from bt_lightning.manage.checkpoint_items import find
     from bt_lightning.manage.find_target import open_every_job, split_bt_url
-    from bt_lightning.manage.job_checkpoints import find
 
     if all_jobs and (url or target.job):
         msg = "--all-jobs and one job exclude each other"

@@ -8,10 +8,10 @@ from textual.app import App
 from textual.binding import Binding
 
 from bt_lightning.cli.explore.screens import FilesScreen, PickScreen
-from bt_lightning.manage.job_checkpoints import find
+from bt_lightning.manage.checkpoint_items import find
 
 if TYPE_CHECKING:
-    from bt_lightning.manage.job_checkpoints import JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import JobCheckpoints
 
 
 class Explorer(App[None]):

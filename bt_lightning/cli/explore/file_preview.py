@@ -15,7 +15,7 @@ from bt_lightning.manage.file_contents import has_tensors, tensors_of
 from bt_lightning.manage.verified_reads import read_file
 
 if TYPE_CHECKING:
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
 
 _MAX_TEXT_BYTES = 1_000_000

@@ -14,8 +14,8 @@ from bt_lightning.tensor_files.tensor_headers import by_module
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from bt_lightning.manage.checkpoint_items import CheckpointItem
     from bt_lightning.manage.checkpoint_kind import CheckpointKind
-    from bt_lightning.manage.job_checkpoints import CheckpointItem
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.tensor_files.tensor_headers import Difference, Header, Tensor
 

@@ -19,7 +19,7 @@ from bt_lightning.tensor_files.tensor_headers import by_module
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.tensor_files.tensor_headers import Difference, Tensor
 
 _MAX_ROWS = 1000
@@ -61,7 +61,7 @@ def render_details(
         "Sync": item.sync_status or "",
         "Protected": "" if protection is None else protection.reason,
         "Written by": _origin(item.manifest.origin),
-        "Digest": item.manifest.digest,
+        "Digest": item.manifest.digest if item.committed else "",
     }
     width = max(map(len, facts))
     for name, value in facts.items():

@@ -15,8 +15,8 @@ from bt_lightning.manage.checkpoint_kind import checkpoint_kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.checkpoint_kind import CheckpointKind
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 SORTS = ("checkpoint-id", "size", "created", "type", "step")
 METRIC = "metric:"
@@ -97,7 +97,7 @@ def _record(item: CheckpointItem, known: CheckpointKind) -> dict[str, Any]:
     manifest = item.manifest
     return {
         "job_id": item.job,
-        "id": manifest.digest,
+        "id": manifest.digest if item.committed else None,
         "checkpoint_id": item.name,
         "checkpoint_type": known.kind,
         "base_model": known.base_model,
@@ -111,6 +111,7 @@ def _record(item: CheckpointItem, known: CheckpointKind) -> dict[str, Any]:
         "epoch": manifest.epoch,
         "metrics": {name: json_number(value) for name, value in manifest.metrics.items()},
         "resumable": manifest.resumable,
+        "format": manifest.format,
         "sync_status": item.sync_status,
         "protected": item.protected,
     }
@@ -168,5 +169,5 @@ _COLUMNS = (
     Column("Sync", lambda row: row["sync_status"] or "", rank=7, hide_empty=True),
     Column("Kept", lambda row: "protected" if row["protected"] else "", rank=1, hide_empty=True),
     Column("Metrics", _metrics, rank=8, hide_empty=True),
-    Column("Checkpoint ID", lambda row: row["id"], rank=9),
+    Column("Checkpoint ID", lambda row: row["id"] or "", rank=9),
 )

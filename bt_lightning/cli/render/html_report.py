@@ -14,7 +14,7 @@ from bt_lightning.cli.render.text import human_duration, human_size, printable, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manage.job_checkpoints import CheckpointItem
+    from bt_lightning.manage.checkpoint_items import CheckpointItem
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#111827;max-width:760px;margin:2rem auto;

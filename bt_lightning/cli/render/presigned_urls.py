@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bt_lightning.manage.job_checkpoints import find
+from bt_lightning.manage.checkpoint_items import find
 
 if TYPE_CHECKING:
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
 
 
 def write_urls(

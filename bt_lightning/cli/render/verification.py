@@ -13,7 +13,9 @@ from bt_lightning.cli.render.table_csv_json import as_csv, as_json
 from bt_lightning.cli.render.text import printable
 from bt_lightning.cli.target_options import checkpoints_of, some_checkpoints
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.manage.job_checkpoints import DirectoryCheckpoints, find
+from bt_lightning.manage.checkpoint_at_path import source_at_path
+from bt_lightning.manage.checkpoint_items import find
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.verify import QUICK, Verdict, unreadable_folders, verify_items
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.uri import is_bt
@@ -21,8 +23,8 @@ from bt_lightning.uri import is_bt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.find_target import Target
-    from bt_lightning.manage.job_checkpoints import CheckpointItem, JobCheckpoints
 
 
 def verify_all(target: Target, names: Sequence[str], depth: str, output_format: str) -> bool:
@@ -62,6 +64,8 @@ def _named(target: Target, name: str) -> tuple[JobCheckpoints, CheckpointItem]:
     if not is_bt(name) and (path / MANIFEST).exists():
         source = DirectoryCheckpoints(path.resolve())
         return source, find(source, ".")
+    if (at_path := source_at_path(target, name)) is not None:
+        return at_path
     if not is_bt(name) and not target.store and (path.is_absolute() or not target.directory):
         msg = f"no committed checkpoint at {path}: it has no {MANIFEST}"
         raise CheckpointNotFoundError(msg)

@@ -224,21 +224,15 @@ class StoreReader:
         )
 
 
-class DirectoryReader:
-    """Reads a committed local directory. Use it in a `with` block: it keeps files open."""
+class FilesReader:
+    """Reads files of a local directory. Use it in a `with` block: it keeps them open."""
 
     piece_bytes = BLOCK_BYTES  # small: it is hashed while the CPU's cache still holds it
 
-    def __init__(self, path: Path) -> None:
-        """Read the manifest.
-
-        Raises:
-            CheckpointNotFoundError: nothing is committed there.
-            CheckpointCorruptError: the manifest is damaged.
-        """
-        self._path = path
-        self.manifest = read_manifest(path)
-        self._content = content_directory(path)
+    def __init__(self, content: Path, manifest: Manifest) -> None:
+        """`manifest` says which files of the directory `content`, and what they hold."""
+        self._content = content
+        self.manifest = manifest
         many = self.manifest.size > _ALONE_BYTES
         self.connections = min(_MOST_READERS, len(os.sched_getaffinity(0))) if many else 1
         self._files: dict[str, int] = {}
@@ -279,15 +273,9 @@ class DirectoryReader:
                 self._files[entry.path] = self._open(entry)
             return self._files[entry.path]
 
-    def _hold(self) -> int:
-        """Keep the directory from being evicted while it is read."""
-        held = hold_for_reading(self._path)
-        if held is not None:
-            if is_unchanged(self._path, self.manifest):
-                return held
-            os.close(held)
-        msg = f"the checkpoint {self.name} was replaced or deleted before it was read"
-        raise CheckpointNotFoundError(msg)
+    def _hold(self) -> int | None:
+        """Keep the directory from being evicted while it is read, if it could be."""
+        return None
 
     def _open(self, entry: FileEntry) -> int:
         try:
@@ -316,3 +304,26 @@ class DirectoryReader:
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+
+class DirectoryReader(FilesReader):
+    """Reads a committed local directory, or what a sidecar describes."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the manifest.
+
+        Raises:
+            CheckpointNotFoundError: nothing is committed there.
+            CheckpointCorruptError: the manifest is damaged.
+        """
+        super().__init__(content_directory(path), read_manifest(path))
+        self._path = path
+
+    def _hold(self) -> int | None:
+        held = hold_for_reading(self._path)
+        if held is not None:
+            if is_unchanged(self._path, self.manifest):
+                return held
+            os.close(held)
+        msg = f"the checkpoint {self.name} was replaced or deleted before it was read"
+        raise CheckpointNotFoundError(msg)
