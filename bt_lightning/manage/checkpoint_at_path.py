@@ -26,13 +26,13 @@ def source_at_path(target: Target, name: str) -> tuple[JobCheckpoints, Checkpoin
     Raises:
         CheckpointNotFoundError: what is there is no whole checkpoint.
     """
-    path = Path(name).expanduser()
-    explicit = path.is_absolute() or name.startswith(("./", "../")) or is_checkpoint_name(name)
+    explicit = name.startswith(("/", "~", "./", "../")) or is_checkpoint_name(name)
     if is_bt(name) or not (explicit or not (target.directory or target.store)):
         return None
     try:
+        path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError):
+    except (OSError, RuntimeError, ValueError):  # too long, or an unknown user
         return None
     if is_file:
         return _file(path.resolve())

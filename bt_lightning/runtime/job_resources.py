@@ -194,7 +194,9 @@ class JobResources:
             return
         try:
             for event in self._worker.poll():
-                if isinstance(event, WorkFailed):
+                if isinstance(event, WorkFailed) and event.of_a_file:
+                    self._reporter.warn(event.error)
+                elif isinstance(event, WorkFailed):
                     self._report_failure(f"{event.what} failed: {event.error}")
                 elif isinstance(event, Published):
                     self._failures.clear()
@@ -250,6 +252,7 @@ class JobResources:
             result = self._worker.drained(min(drain_s, max(0.0, left_s())), left_s)
         except WorkerDiedError as error:
             return (), DrainTimeoutError(f"not everything reached the store: {error}")
+        self.tick()
         if result is not None and not result.waiting:
             return (), None
         waiting = result.waiting if result is not None else ()

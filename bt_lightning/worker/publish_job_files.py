@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.errors import CheckpointNotFoundError, StoreError, StorePermanentError
+from bt_lightning.errors import CheckpointNotFoundError, StorePermanentError
 from bt_lightning.localdir.find_job_files import JobFiles, Stamp, find_job_files
 from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.localdir.uploaded_job_files import UploadedJobFiles
 from bt_lightning.path_layout import DOT_DIR, files_mark, folders_of, under
 from bt_lightning.store.interface import read_any
-from bt_lightning.store.transfer.job_file_source import JobFileSource
+from bt_lightning.store.transfer.job_file_source import send_job_file
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 from bt_lightning.worker.commit_foreign import ForeignCheckpoints
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.glob_patterns import Patterns
+    from bt_lightning.manifest import Manifest
     from bt_lightning.store.interface import Store
     from bt_lightning.store.lease import Lease
 
@@ -204,7 +205,7 @@ class JobFilePublisher:
                 return True
             lease.confirm()
             results = in_parallel(
-                lambda item: _send(store, self._root, prefix, *item), batch, _THREADS
+                lambda item: send_job_file(store, self._root, prefix, *item), batch, _THREADS
             )
             now, uploaded = self._clock(), []
             for (path, stamp), result in zip(batch, results, strict=True):
@@ -223,6 +224,15 @@ class JobFilePublisher:
             self._uploaded.add(uploaded)
             self._update_waiting()
         return False
+
+    def commit_foreign(
+        self, newest: Callable[[str], Manifest | None], check: Callable[[], None]
+    ) -> None:
+        """Commit what other programs wrote; see `ForeignCheckpoints.commit`."""
+        try:
+            self.foreign.commit(newest, check)
+        finally:
+            self._update_waiting()
 
     def _is_included(self, path: str) -> bool:
         """Whether the patterns include `path`; cached, as matching costs more than a stat."""
@@ -320,28 +330,3 @@ class JobFilePublisher:
         if name not in self._reported:
             self._reported.add(name)
             self.complaints.append(f"the file {name} is not in the store: {why}")
-
-
-def _send(store: Store, root: Path, prefix: str, path: str, stamp: Stamp) -> Exception | None:
-    """Send one file; return an error of this file only, `CheckpointNotFoundError` if it changed.
-
-    Called by several threads.
-
-    Raises:
-        StoreError: another try may succeed.
-    """
-    key = under(prefix, path)
-    try:
-        with JobFileSource(root / path, stamp) as source:
-            if source.size:
-                store.send(source, key)
-            else:
-                store.put(key, b"")
-            source.check()
-    except (CheckpointNotFoundError, StorePermanentError) as error:
-        return error
-    except StoreError:
-        raise
-    except OSError as error:  # reading the disk failed
-        return error
-    return None

@@ -150,7 +150,7 @@ class PublisherTasks:
         stored = self._known_store(self._store)
         self._ledger.send(self._store, self._leased.lease)
         if self.files is not None:
-            self.files.foreign.commit(self._newest.get, self._check)
+            self.files.commit_foreign(self._newest.get, self._check)
         outbox = self.outbox()
         failed: OSError | None = None
         for behind, found in zip(reversed(range(len(outbox))), outbox, strict=True):

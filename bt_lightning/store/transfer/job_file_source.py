@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 import xxhash
 from typing_extensions import Self
 
-from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.errors import CheckpointNotFoundError, StoreError, StorePermanentError
 from bt_lightning.localdir.find_job_files import Stamp
 from bt_lightning.localdir.list_and_verify_checkpoints import NO_FILE
+from bt_lightning.path_layout import under
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from bt_lightning.store.interface import Lent
+    from bt_lightning.store.interface import Lent, Store
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -125,3 +126,30 @@ class _Range:
             view = memoryview(bytearray(stop - start))
             self._view, self._at = self._source.read(view, self._offset + start), start
         yield self._view[start - self._at : stop - self._at]
+
+
+def send_job_file(
+    store: Store, root: Path, prefix: str, path: str, stamp: Stamp
+) -> Exception | None:
+    """Send one file; return an error of this file only, `CheckpointNotFoundError` if it changed.
+
+    Called by several threads.
+
+    Raises:
+        StoreError: another try may succeed.
+    """
+    key = under(prefix, path)
+    try:
+        with JobFileSource(root / path, stamp) as source:
+            if source.size:
+                store.send(source, key)
+            else:
+                store.put(key, b"")
+            source.check()
+    except (CheckpointNotFoundError, StorePermanentError) as error:
+        return error
+    except StoreError:
+        raise
+    except OSError as error:  # reading the disk failed
+        return error
+    return None
