@@ -58,11 +58,11 @@ def list_checkpoints(
     non_interactive: bool,
     output_format: str,
 ) -> None:
-    """List committed checkpoints.
+    """List committed checkpoints, and what other programs wrote into a directory.
 
     URL is bt://project[@job][/checkpoint] of the store, or a directory. With a store and no job,
     shows the job that --dir publishes to, else the one that began last. With both, checkpoints that
-    only the directory has so far are SYNCING. On a terminal, opens the explorer if it is installed.
+    only the directory has so far are SYNCING; those that no job has committed are NOT COMMITTED. On a terminal, opens the explorer if it is installed.
     """
     from bt_lightning.cli.render.checkpoint_table import (
         check_metric,
@@ -164,7 +164,8 @@ def verify_command(
 def show(checkpoint: str, target: Target, tensors: bool, output_format: str) -> None:
     """Show one checkpoint: its facts, its files, and its tensors.
 
-    CHECKPOINT is an id, `latest`, or bt://project[@job][/checkpoint]. Only the headers of large
+    CHECKPOINT is an id, `latest`, the path of a folder or file (what transformers, torch or
+    Lightning wrote as well), or bt://project[@job][/checkpoint]. Only the headers of large
     files are read, and no code in a .ckpt or .pt is run.
     """
     from bt_lightning.cli.render.checkpoint_details import render_details as shown

@@ -111,7 +111,7 @@ def _record(item: CheckpointItem, known: CheckpointKind) -> dict[str, Any]:
         "epoch": manifest.epoch,
         "metrics": {name: json_number(value) for name, value in manifest.metrics.items()},
         "resumable": manifest.resumable,
-        "format": manifest.format,
+        **({} if manifest.format is None else {"format": manifest.format}),
         "sync_status": item.sync_status,
         "protected": item.protected,
     }
