@@ -62,7 +62,8 @@ def list_checkpoints(
 
     URL is bt://project[@job][/checkpoint] of the store, or a directory. With a store and no job,
     shows the job that --dir publishes to, else the one that began last. With both, checkpoints that
-    only the directory has so far are SYNCING; those that no job has committed are NOT COMMITTED. On a terminal, opens the explorer if it is installed.
+    only the directory has so far are SYNCING; those that no job has committed are NOT COMMITTED. On
+    a terminal, opens the explorer if it is installed.
     """
     from bt_lightning.cli.render.checkpoint_table import (
         check_metric,
