@@ -192,11 +192,12 @@ class WeightChangeWatch(Callback):
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saver is not None and self._writer is not None:
             self._num_states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
-            base, prefix = self._writer.base, self._writer.serving.weights_prefix
+            base, serving = self._writer.base, self._writer.serving
             left_out = base.tensors if base is not None else ()
             self._saver.prepare(state_size(module, trainer.optimizers, left_out))
             groups = alias_large_groups(module, trainer.optimizers, left_out)
-            self._saver.encode_early(partial(encode_early, groups, prefix))
+            names = serving.names(groups.get("state_dict"))
+            self._saver.encode_early(partial(encode_early, groups, names))
 
     def _verify_base(self, saver: Saver) -> None:
         """Once: what writes to frozen weights in each step is found before the first save."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
-from bt_lightning.path_layout import LEFTOVERS, STATE, TREE, WEIGHTS
+from bt_lightning.path_layout import LEFTOVERS, TREE
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
@@ -18,6 +18,7 @@ from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.restore.weights_without_base import load_base_table, without_base
 from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def load_checkpoint(
         StoreError: the store failed.
     """
     target = _target(map_location)
-    entries = {"weights": reader.manifest.entry(WEIGHTS), "state": reader.manifest.entry(STATE)}
+    entries = {label: reader.manifest.entry(path) for label, path in TENSOR_FILES.items()}
     document, base = _document(reader), load_base_table(reader)
     memory = _memory_for(target)
     found = read_tensors(

@@ -1,8 +1,8 @@
 """The weights of a `peft` adapter, by the names of `adapter_model.safetensors`.
 
 `peft` makes them from the state dictionary of the whole model, and may ask the Hugging Face Hub for
-the base's configuration: more than a save may cost. It is asked once, and its tensors are found in
-the model again.
+the base's configuration: more than a save may cost. It is asked once for the names; a save stores
+the weights under those, instead of the names that the module has for them.
 """
 
 from __future__ import annotations
@@ -11,52 +11,62 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
     import torch
 
-_Place = tuple[dict[str, Any], str]
-"""The parameters or buffers of one module, and a name among them."""
-
 
 class AdapterWeights:
-    """The active adapter of a `PeftModel`; used on the training thread."""
+    """The active adapter of a `PeftModel`; used on the training thread.
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    Args:
+        model: the `PeftModel`.
+        module: what is saved, which has the model in it.
+    """
+
+    def __init__(self, model: Any, module: torch.nn.Module) -> None:
+        self._model, self._module = model, module
         self._adapter: str | None = None
-        self._places: dict[str, tuple[_Place, int]] = {}
-        self._embeddings: bool | None = None
-        """Whether `peft` saves the embeddings as well; None if it need not be asked again."""
+        self._names: dict[str, str] = {}
+        self._embeddings: bool | str = "auto"
+        """Whether `peft` saves the embeddings as well."""
+
+    def names_in(self, weights: Mapping[str, Any]) -> Mapping[str, str]:
+        """Name in `weights`, a state dictionary of the module -> name in the adapter's file.
+
+        Empty if some are not in it: then the file is that of `tensors`.
+        """
+        active = active_adapter(self._model)
+        if active != self._adapter:
+            self._adapter, self._embeddings = active, "auto"
+            self._names = self._found(self.tensors())
+        return self._names if self._names.keys() <= weights.keys() else {}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Name -> tensor of any shape and device; copies none."""
-        active = active_adapter(self._model)
-        if active == self._adapter:
-            found = self._found()
-            if found is not None:
-                return found
-            if self._embeddings is not None:
-                return _asked(self._model, self._adapter, self._embeddings)
-        self._adapter = active
-        weights = _asked(self._model, self._adapter, "auto")
-        self._places, self._embeddings = _places(self._model, weights), None
-        if self._places.keys() != weights.keys():  # some are computed
-            without = _asked(self._model, self._adapter, embeddings=False)
-            self._embeddings = without.keys() != weights.keys()
-        return weights
-
-    def _found(self) -> dict[str, torch.Tensor] | None:
-        """The tensors where they were; None if one is another."""
-        if not self._places or self._embeddings is not None:
-            return None
-        found = {}
-        for name, ((owned, own_name), identity) in self._places.items():
-            tensor = owned.get(own_name)
-            if tensor is None or id(tensor) != identity:
-                return None
-            found[name] = tensor.detach()
+        """Name -> tensor of any shape and device, as `peft` makes them; copies none."""
+        ask = sys.modules["peft"].get_peft_model_state_dict
+        adapter = active_adapter(self._model)
+        found: dict[str, torch.Tensor] = ask(
+            self._model, adapter_name=adapter, save_embedding_layers=self._embeddings
+        )
+        if self._embeddings == "auto":
+            without = ask(self._model, adapter_name=adapter, save_embedding_layers=False)
+            self._embeddings = without.keys() != found.keys()
         return found
+
+    def _found(self, weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
+        """The names of the same tensors in the module; none, if one is made up."""
+        wanted = {_memory(tensor): name for name, tensor in weights.items()}
+        named = [
+            *self._module.named_parameters(remove_duplicate=False),
+            *self._module.named_buffers(remove_duplicate=False),
+        ]
+        found = {
+            name: wanted[_memory(tensor)]
+            for name, tensor in named
+            if not tensor.is_meta and _memory(tensor) in wanted
+        }
+        return found if set(found.values()) == weights.keys() else {}
 
 
 def active_adapter(model: Any) -> str:
@@ -64,34 +74,6 @@ def active_adapter(model: Any) -> str:
     active = model.active_adapter
     names = [active] if isinstance(active, str) else [*active, *model.peft_config]
     return str(names[0])
-
-
-def _asked(model: Any, adapter: Any, embeddings: bool | str) -> dict[str, torch.Tensor]:  # noqa: FBT001
-    found: dict[str, torch.Tensor] = sys.modules["peft"].get_peft_model_state_dict(
-        model, adapter_name=adapter, save_embedding_layers=embeddings
-    )
-    return found
-
-
-def _places(
-    model: torch.nn.Module, weights: dict[str, torch.Tensor]
-) -> dict[str, tuple[_Place, int]]:
-    """Where the weights lie in the model, of those that do."""
-    names = {_memory(tensor): name for name, tensor in weights.items()}
-    found = {}
-    for place, tensor in _owned(model):
-        name = names.get(_memory(tensor))
-        if name is not None:
-            found[name] = (place, id(tensor))
-    return found
-
-
-def _owned(model: torch.nn.Module) -> Iterator[tuple[_Place, torch.Tensor]]:
-    for part in model.modules():
-        for owned in (part._parameters, part._buffers):  # noqa: SLF001 - without walking names
-            for name, tensor in owned.items():
-                if tensor is not None and not tensor.is_meta:
-                    yield (owned, name), tensor
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -60,7 +60,8 @@ class CheckpointWriter(SnapshotWriter[dict[str, Any]]):
         left_out = self._left_out(state, at_once=cache is None)
         if left_out is not None:
             state = _without(state, left_out)
-        snapshot = lay_out_files(state, serving.weights_prefix, cache, serving.tensors())
+        names = serving.names(state.get(WEIGHTS_KEY))
+        snapshot = lay_out_files(state, names, cache, serving.tensors(names))
         if left_out is not None:
             snapshot = replace(snapshot, left_out=left_out)
             snapshot.small_files[BASE] = left_out.table.content

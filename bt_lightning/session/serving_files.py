@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.path_layout import ADAPTER
 from bt_lightning.session.adapter_weights import AdapterWeights, active_adapter
+from bt_lightning.snapshot.shared_tensors import WeightNames
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +37,17 @@ class ServingFiles:
     adapter: AdapterWeights | None = None
     """The weights of a `PeftModel`'s adapter, which are written at each save."""
 
-    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Safetensors files of one save: file -> name -> tensor; called on the rank that writes."""
-        return {} if self.adapter is None else {ADAPTER: self.adapter.tensors()}
+    def names(self, weights: object) -> WeightNames:
+        """The names of `weights`, the state dictionary of one save, in its files."""
+        if self.adapter is None or not isinstance(weights, dict):
+            return WeightNames(self.weights_prefix)
+        return WeightNames(self.weights_prefix, self.adapter.names_in(weights))
+
+    def tensors(self, names: WeightNames) -> dict[str, dict[str, torch.Tensor]]:
+        """Further safetensors files of one save: file -> name -> tensor."""
+        if self.adapter is None or names.adapter:
+            return {}
+        return {ADAPTER: self.adapter.tensors()}
 
 
 def serving_files(module: torch.nn.Module) -> ServingFiles:
@@ -49,7 +58,7 @@ def serving_files(module: torch.nn.Module) -> ServingFiles:
             if isinstance(part, peft.PeftModel):
                 config = part.peft_config[active_adapter(part)]
                 constant = _saved(config, _tokenizer(module))
-                return ServingFiles(constant=constant, adapter=AdapterWeights(part))
+                return ServingFiles(constant=constant, adapter=AdapterWeights(part, module))
     if modeling is not None:
         for name, part in module.named_modules():
             if isinstance(part, modeling.PreTrainedModel):

@@ -31,7 +31,7 @@ from bt_lightning.snapshot.class_allowlist import (
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
 from bt_lightning.snapshot.encoding_cache import Fragment, comparison_with, is_group, weights_key
 from bt_lightning.snapshot.safetensors_layout import storable
-from bt_lightning.snapshot.shared_tensors import TensorNames
+from bt_lightning.snapshot.shared_tensors import TensorNames, WeightNames
 from bt_lightning.snapshot.third_party_values import (
     encode_surrogates,
     is_plain_config,
@@ -63,16 +63,18 @@ class Encoder:
     """
 
     def __init__(
-        self, weights_prefix: str = "", cached: Mapping[tuple[str, ...], Fragment] | None = None
+        self,
+        weights: WeightNames = WeightNames(),  # noqa: B008 - it cannot change
+        cached: Mapping[tuple[str, ...], Fragment] | None = None,
     ) -> None:
-        self.names = TensorNames(weights_prefix)
+        self.names = TensorNames(weights)
         self.leftovers: dict[str, object] = {}
         """Path in the state -> a value that the tree cannot represent."""
         self.classes: dict[type, str] = {}
         """Class named in the tree -> path of the first value of that class."""
         self.functions: dict[Any, str] = {}
         """Function named in the tree -> path of the first value that is that function."""
-        self._prefix = weights_prefix
+        self._weights = weights
         self._cached = cached
         self.deep: list[dict[str, Any]] = []
         """Values deeper than the tree allows, each with its path; they may refer to later ones."""
@@ -123,7 +125,7 @@ class Encoder:
         matches = comparison_with(value)
         if matches is None:
             return None
-        encoder = Encoder(self._prefix)
+        encoder = Encoder(self._weights)
         tree = encoder._value(value, path)
         text = json.dumps(tree, separators=(",", ":"))
         names = encoder.names

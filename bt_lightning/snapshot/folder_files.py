@@ -11,6 +11,7 @@ from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.path_layout import check_member
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 from bt_lightning.snapshot.encoding_cache import Fragment, comparison_with
+from bt_lightning.snapshot.shared_tensors import WeightNames
 from bt_lightning.snapshot.state_files import EncodingCache, Snapshot, TensorFile, tensor_file
 from bt_lightning.snapshot.state_pickle import LEAST_TENSORS, SHARDED, PickledState, pickle_state
 from bt_lightning.snapshot.torch_file import lay_out_storages, without_storages
@@ -132,7 +133,7 @@ class _Folder:
     def __init__(self, cache: EncodingCache) -> None:
         self.small: dict[str, bytes] = {}
         self._cache = cache
-        self._known = cache.fragments_for("")
+        self._known = cache.fragments_for(WeightNames())
         self._groups: dict[tuple[str, ...], Fragment] = {}
         self._safetensors: dict[str, SafetensorsFile] = {}
         self._pickled: dict[str, PickledState] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from bt_lightning.path_layout import STATE, WEIGHTS
+from bt_lightning.path_layout import ADAPTER, STATE, WEIGHTS
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 
 if TYPE_CHECKING:
@@ -14,16 +15,29 @@ if TYPE_CHECKING:
 
     from bt_lightning.snapshot.encoding_cache import Fragment
 
-_FILES: Final = {"weights": WEIGHTS, "state": STATE}
+TENSOR_FILES: Final = {"weights": WEIGHTS, "state": STATE, "adapter": ADAPTER}
+"""Label of a file in the tree -> its path inside the checkpoint."""
 Ref = dict[str, str]
 """The file (as named in the tree) and the name of a tensor."""
+
+
+@dataclass(frozen=True)
+class WeightNames:
+    """How the weights of a state dictionary are named in files."""
+
+    prefix: str = ""
+    """What `model.safetensors` leaves out at the front of each name."""
+    adapter: Mapping[str, str] = field(default_factory=dict)
+    """Name in the state dictionary -> name in `adapter_model.safetensors`, of an adapter's."""
 
 
 class TensorNames:
     """The files and names of the tensors of one checkpoint, filled while its tree is encoded."""
 
-    def __init__(self, weights_prefix: str) -> None:
-        self.single: dict[str, dict[str, torch.Tensor]] = {file: {} for file in _FILES.values()}
+    def __init__(self, weights: WeightNames) -> None:
+        self.single: dict[str, dict[str, torch.Tensor]] = {
+            file: {} for file in TENSOR_FILES.values()
+        }
         """File -> name -> tensor, as `storable` returns it; without those of fragments."""
         self.fragments: dict[tuple[str, ...], Fragment] = {}
         """Path in the state -> the encoding of its group of tensors."""
@@ -33,7 +47,7 @@ class TensorNames:
         """Addresses of the single tensors."""
         self.weights_key = WEIGHTS_KEY
         """The entry of the checkpoint whose tensors are the weights."""
-        self._prefix = weights_prefix
+        self._weights = weights
 
     def find(self, identity: tuple[Any, ...]) -> Ref | None:
         """The file and name of a tensor that already has one, in a fragment or not."""
@@ -53,12 +67,15 @@ class TensorNames:
         """Assign the tensor a file and an unused name in it."""
         is_weight = len(path) > 1 and path[0] == self.weights_key
         key = ".".join(path[1:]) if is_weight else ""
-        if is_weight and key.startswith(self._prefix) and key != self._prefix:
-            label, name = "weights", key.removeprefix(self._prefix)
+        prefix, adapter = self._weights.prefix, self._weights.adapter
+        if is_weight and key in adapter:
+            label, name = "adapter", adapter[key]
+        elif is_weight and key.startswith(prefix) and key != prefix:
+            label, name = "weights", key.removeprefix(prefix)
         else:
             label, name = "state", ".".join(path)
         name = name.encode("utf-8", "backslashreplace").decode()  # other readers reject surrogates
-        file = _FILES[label]
+        file = TENSOR_FILES[label]
         while name == "__metadata__" or any(name in names for names in self._of(file)):
             name += "'"
         self.single[file][name] = tensor
@@ -96,7 +113,7 @@ class TensorNames:
         self.refs = {
             identity: ref
             for identity, ref in self.refs.items()
-            if ref["name"] in self.single[_FILES[ref["file"]]]
+            if ref["name"] in self.single[TENSOR_FILES[ref["file"]]]
         }
 
     def _of(self, file: str) -> Iterator[Mapping[str, torch.Tensor]]:

@@ -17,6 +17,7 @@ from bt_lightning.snapshot.safetensors_layout import (
     plan_rows,
     storable,
 )
+from bt_lightning.snapshot.shared_tensors import TensorNames, WeightNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from bt_lightning.snapshot.base_table import LeftOut
     from bt_lightning.snapshot.encoding_cache import Fragment
-    from bt_lightning.snapshot.shared_tensors import TensorNames
     from bt_lightning.snapshot.state_pickle import PickledGroup
     from bt_lightning.snapshot.torch_file import TorchLayout
 
@@ -110,8 +110,8 @@ class EncodingCache:
     """File -> (everything that its layout depends on, its layout)."""
     misses: dict[tuple[str, ...], int] = field(default_factory=dict)
     """Path -> number of consecutive saves that could not reuse its fragment."""
-    prefix: str = ""
-    """The `weights_prefix` that the fragments were encoded with."""
+    weights: WeightNames = field(default_factory=WeightNames)
+    """The names that the fragments were encoded with."""
     pickled: dict[str, PickledGroup] = field(default_factory=dict)
     """File of `torch.save` -> the pickle of its group of tensors."""
     layouts: dict[str, tuple[Any, TorchLayout]] = field(default_factory=dict)
@@ -120,16 +120,16 @@ class EncodingCache:
     early: Future[EncodingCache] | None = None
     """The cache that `encode_early` computes on another thread for the first save."""
 
-    def fragments_for(self, prefix: str) -> dict[tuple[str, ...], Fragment]:
-        """The cached fragments that were encoded with `prefix`."""
+    def fragments_for(self, weights: WeightNames) -> dict[tuple[str, ...], Fragment]:
+        """The cached fragments that were encoded with these names."""
         early, self.early = self.early, None
         # an error of the early encoding is ignored: the save meets the same error and raises it
         if early is not None and not early.cancel() and early.exception() is None:
             other = early.result()
-            self.fragments, self.prefix, self.plans = other.fragments, other.prefix, other.plans
+            self.fragments, self.weights, self.plans = other.fragments, other.weights, other.plans
             self.pickled, self.layouts = other.pickled, other.layouts
-        if prefix != self.prefix:
-            self.fragments, self.prefix = {}, prefix
+        if weights != self.weights:
+            self.fragments, self.weights = {}, weights
             self.plans.clear()
             self.pickled.clear()
         return self.fragments
@@ -152,7 +152,7 @@ class EncodingCache:
 
 def lay_out_files(
     checkpoint: Mapping[str, Any],
-    weights_prefix: str = "",
+    weights: WeightNames = WeightNames(),  # noqa: B008 - it cannot change
     cache: EncodingCache | None = None,
     more: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> Snapshot:
@@ -163,9 +163,7 @@ def lay_out_files(
     Raises:
         UnsupportedStateError: a value can be neither encoded nor pickled, or is sharded.
     """
-    encoder = Encoder(
-        weights_prefix, None if cache is None else cache.fragments_for(weights_prefix)
-    )
+    encoder = Encoder(weights, None if cache is None else cache.fragments_for(weights))
     tree = encoder.encode(checkpoint)
     pickled, dropped = pickle_leftovers(encoder.leftovers)
     beside: dict[str, Any] = {"dropped": dropped}
@@ -185,16 +183,19 @@ def lay_out_files(
     )
 
 
-def encode_early(checkpoint: Mapping[str, Any], weights_prefix: str = "") -> EncodingCache:
+def encode_early(
+    checkpoint: Mapping[str, Any],
+    weights: WeightNames = WeightNames(),  # noqa: B008 - it cannot change
+) -> EncodingCache:
     """Encode groups of the first checkpoint in advance; called on any thread.
 
     `checkpoint` has the groups in dicts that no other thread uses; tensors may alias the state.
     """
-    encoder = Encoder(weights_prefix, {})
+    encoder = Encoder(weights, {})
     encoder.encode(checkpoint)
     for fragment in encoder.names.fragments.values():
         fragment.prepare()
-    return EncodingCache(encoder.names.fragments, prefix=weights_prefix)
+    return EncodingCache(encoder.names.fragments, weights=weights)
 
 
 def _tensor_files(

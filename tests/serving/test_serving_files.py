@@ -12,6 +12,7 @@ pytest.importorskip("peft")
 import lightning as L
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -123,15 +124,15 @@ def test_another_base_of_a_peft_model_is_an_error(tmp_path):
 def test_an_adapter_of_any_name_is_what_peft_itself_saves(tmp_path, dora):
     """With modules that are trained beside it, and after another one became active."""
     config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], use_dora=dora)
-    model = get_peft_model(llama(), config, adapter_name="mine")
-    weights = AdapterWeights(model)
+    module = Tuned(get_peft_model(llama(), config, adapter_name="mine"))
+    model, weights = module.lm, AdapterWeights(module.lm, module)
 
     def check(adapter):
+        state = module.state_dict()
         wanted = get_peft_model_state_dict(model, adapter_name=adapter)
-        for _ in range(2):
-            found = weights.tensors()
-            assert found.keys() == wanted.keys()
-            assert all(torch.equal(found[name], wanted[name]) for name in found)
+        found = {theirs: state[ours] for ours, theirs in weights.names_in(state).items()}
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in found)
 
     check("mine")
     with torch.no_grad():
@@ -141,6 +142,28 @@ def test_an_adapter_of_any_name_is_what_peft_itself_saves(tmp_path, dora):
     model.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"]))
     model.set_adapter("other")
     check("other")
+    lacking = {"lm.base_model.model.lm_head.modules_to_save.mine.weight": torch.ones(1)}
+    assert not weights.names_in(lacking)
+    assert weights.tensors().keys() == get_peft_model_state_dict(model, adapter_name="other").keys()
+
+
+def test_an_adapter_is_stored_once(tmp_path):
+    """With its base too, and where a save has other weights under the same names."""
+    config = LoraConfig(r=4, target_modules=["q_proj"])
+    for save_frozen in (None, True):
+        module = Tuned(get_peft_model(llama(), config))
+        root = tmp_path / str(save_frozen)
+        fit(module, root, save_frozen=save_frozen)
+        path = root / "checkpoint-2"
+        wanted = get_peft_model_state_dict(module.lm)
+        adapter = load_file(path / "adapter_model.safetensors")
+        assert adapter.keys() == wanted.keys()
+        assert all(torch.equal(adapter[name], wanted[name]) for name in wanted)
+        assert not any("lora" in name for name in load_file(path / "model.safetensors"))
+        loaded = BTCheckpointIO().load_checkpoint(path)["state_dict"]
+        lora = {name for name in module.state_dict() if "lora" in name}
+        assert lora <= loaded.keys()
+        assert all(torch.equal(loaded[name], module.state_dict()[name]) for name in lora)
 
 
 def test_peft_is_asked_for_the_adapter_once(tmp_path, monkeypatch):
@@ -154,7 +177,7 @@ def test_peft_is_asked_for_the_adapter_once(tmp_path, monkeypatch):
     )
     module = Tuned(get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj"])))
     fit(module, tmp_path, epochs=3)
-    assert len(asked) == 1
+    assert len(asked) == 2  # for the names, and whether the embeddings are among them
 
 
 def test_what_looks_like_a_whole_model_is_one(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from bt_lightning.snapshot import encode_tree, encoding_cache
 from bt_lightning.snapshot.encoding_cache import comparison_with
 from bt_lightning.snapshot.safetensors_layout import plan_file
+from bt_lightning.snapshot.shared_tensors import WeightNames
 from bt_lightning.snapshot.size_estimate import alias_large_groups
 from bt_lightning.snapshot.state_files import EncodingCache, encode_early, lay_out_files
 
@@ -179,7 +180,8 @@ def dumped(module, optimizer):
 def foreseen(module, optimizer, prefix=""):
     memory, look = EncodingCache(), Future()
     memory.early = look
-    look.set_result(encode_early(alias_large_groups(module, [optimizer]), prefix))
+    names = WeightNames(prefix)
+    look.set_result(encode_early(alias_large_groups(module, [optimizer]), names))
     return memory
 
 

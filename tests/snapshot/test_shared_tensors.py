@@ -6,7 +6,7 @@ import torch
 
 from bt_lightning.path_layout import STATE, WEIGHTS
 from bt_lightning.snapshot.encoding_cache import Fragment
-from bt_lightning.snapshot.shared_tensors import TensorNames
+from bt_lightning.snapshot.shared_tensors import TensorNames, WeightNames
 
 
 def identity(tensor):
@@ -23,7 +23,7 @@ def group(name, tensor):
 
 def test_a_name_or_a_tensor_of_a_group_is_nobody_elses():
     mine, other = torch.ones(2), torch.ones(2)
-    names = TensorNames("")
+    names = TensorNames(WeightNames())
     names.add(("a",), group("a.b", mine))
     assert not names.fits(group("a.b", other))
     assert not names.fits(group("c", mine))
@@ -35,7 +35,7 @@ def test_a_name_or_a_tensor_of_a_group_is_nobody_elses():
 
 def test_what_was_named_since_a_mark_is_forgotten():
     kept, single, grouped = torch.ones(2), torch.ones(2), torch.ones(2)
-    names = TensorNames("")
+    names = TensorNames(WeightNames())
     names.remember(identity(kept), names.store(kept, ("kept",)))
     mark = names.savepoint()
     names.remember(identity(single), names.store(single, ("gone",)))
