@@ -83,7 +83,8 @@ def oldest(session: nox.Session) -> None:
 def matrix(session: nox.Session) -> None:
     """Run the long fault tests: 200 kills at seeded random moments."""
     _install(session, "test")
-    session.run("pytest", *PARALLEL, "-m", "slow", "--ignore=tests/exact", *session.posargs)
+    others = ("--ignore=tests/exact", "--ignore=tests/ecosystem")
+    session.run("pytest", *PARALLEL, "-m", "slow", *others, *session.posargs)
 
 
 @nox.session
@@ -91,6 +92,14 @@ def exact(session: nox.Session) -> None:
     """Compare killed runs with whole ones, at each boundary; four minutes on two cores."""
     _install(session, "test")
     session.run("pytest", *PARALLEL, "-m", "slow", "tests/exact", *session.posargs)
+
+
+@nox.session
+def ecosystem(session: nox.Session) -> None:
+    """Run under torchrun, accelerate, srun and Ray Train, and with TensorBoard; five minutes."""
+    _install(session, "test", "ecosystem")
+    session.run("pytest", "tests/ecosystem", *session.posargs)
+    session.run("pytest", "tests/plugin/test_logger_runs.py", *session.posargs)
 
 
 @nox.session

@@ -133,9 +133,11 @@ class LoggerRuns:
 
     def _begin(self, trainer: Trainer, known: FactsOfAll, *, cut: bool) -> None:
         for name, run in _by_name(trainer) if self._enabled else ():
-            if run.begun:
-                continue
             facts = known.get(name)
+            if run.begun:
+                if facts is not None:
+                    log.warning("%s has a run of before the fit and leaves %s", name, _said(facts))
+                continue
             goes_on = facts is not None and run.takes(facts)
             if facts is not None and not goes_on:
                 log.warning("%s begins a new run: it cannot go on with %s", name, _said(facts))

@@ -49,16 +49,30 @@ def wait_for(root: Path, step: int) -> None:
 
 
 class Killer(Callback):
-    """Ends the process before a step, when an earlier one is saved."""
+    """Ends the process before a step, when an earlier one is saved.
 
-    def __init__(self, step: int | None, saved: int | None, root: Path) -> None:
+    `steps`: of several starts, those at which rank 0 alone ends; the launcher counts them.
+    """
+
+    def __init__(
+        self, step: int | None, saved: int | None, root: Path, steps: list[int] | None
+    ) -> None:
         self._step, self._saved, self._root = step, saved, root
+        self._alone = steps is not None
+        if steps is not None:
+            counts = ("START", "TORCHELASTIC_RESTART_COUNT")
+            start = sum(int(os.environ.get(name, "0")) for name in counts)
+            self._step = steps[start] if start < len(steps) else None
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self._step:
-            if self._saved is not None:
-                wait_for(self._root, self._saved)
+        if trainer.global_step != self._step:
+            return
+        if self._saved is not None:
+            wait_for(self._root, self._saved)
+        if not self._alone:
             runs.kill_group()
+        if trainer.is_global_zero:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Between(Logger):
@@ -102,6 +116,7 @@ def run(
     saves: dict[str, Any],
     kill: int | None = None,
     saved: int | None = None,
+    steps: list[int] | None = None,
     between: int | None = None,
     options: dict[str, Any] | None = None,
     **more: Any,
@@ -117,7 +132,7 @@ def run(
         BTLightning(dir=root, **(options or {})),
         ModelCheckpoint(save_top_k=-1, **saves),
         LearningRateMonitor("step"),
-        Killer(kill, saved, root),
+        Killer(kill, saved, root, steps),
         logger=made,
         **{"val_check_interval": 4, **more},
     ).fit(Net(), runs.loader(), runs.validation())

@@ -1,0 +1,107 @@
+"""Ray Train starts the ranks; a worker that is killed costs a restart, and the result is equal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.ecosystem.test_launchers import PLUGIN, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SCRIPT = """
+import json, os, signal, sys
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+given = json.loads(sys.argv[1])
+
+def train(config):
+    import lightning as L
+    import plugin_runs as runs
+    import ray.train.lightning as rl
+    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+    from bt_lightning import BTLightning
+
+    class Killer(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            mark = config["place"] + "/killed"
+            step = config["kill"]
+            if trainer.global_step == step and trainer.is_global_zero and not os.path.exists(mark):
+                open(mark, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    class Say(Callback):
+        def on_train_end(self, trainer, module):
+            if trainer.is_global_zero:
+                said = {"digest": runs.digest(module.state_dict()), "steps": module.steps}
+                with open(config["place"] + "/end.json", "w") as file:
+                    json.dump(said, file)
+
+    L.seed_everything(3)
+    root = config["place"] + "/ck"
+    trainer = runs.trainer(
+        root,
+        BTLightning(dir=root),
+        ModelCheckpoint(every_n_train_steps=2),
+        Killer(),
+        Say(),
+        strategy=rl.RayDDPStrategy(),
+        plugins=[rl.RayLightningEnvironment()],
+        devices="auto",
+        max_epochs=2,
+    )
+    trainer = rl.prepare_trainer(trainer)
+    trainer.fit(runs.Net(), runs.loader())
+
+ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
+TorchTrainer(
+    train,
+    train_loop_config=given,
+    torch_config=TorchConfig(backend="gloo"),
+    scaling_config=ScalingConfig(num_workers=2, use_gpu=False),
+    run_config=RunConfig(
+        name="run",
+        storage_path=given["place"] + "/ray",
+        failure_config=FailureConfig(max_failures=2),
+    ),
+).fit()
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ray") / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def _end(script: Path, place: Path, kill: int) -> dict[str, Any]:
+    place.mkdir()
+    words = json.dumps({"place": str(place), "kill": kill})
+    env = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp/ray"}
+    code = run(
+        [sys.executable, str(script), words],
+        place,
+        {**env, "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"},
+    )
+    assert code == 0, (place / "said").read_text()[-6000:]
+    found: dict[str, Any] = json.loads((place / "end.json").read_text())
+    return found
+
+
+def test_a_run_of_ray_train_goes_on_and_ends_equal(script: Path, tmp_path: Path) -> None:
+    assert PLUGIN.exists()
+    whole = _end(script, tmp_path / "whole", -1)
+    killed = _end(script, tmp_path / "killed", 5)
+    assert killed["digest"] == whole["digest"]
+    assert len(whole["steps"]) == 8
+    assert 0 < killed["steps"][0] <= 5
