@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-pytestmark = pytest.mark.filterwarnings("ignore:You have overridden .* twice")
+OLD = tuple(map(int, version("lightning").split(".")[:2])) < (2, 6)
+pytestmark = pytest.mark.skipif(
+    OLD, reason="Lightning before 2.6 logs the first step resumed inside an epoch as the last one"
+)
 
 
 @pytest.fixture
@@ -54,21 +58,21 @@ def test_a_fit_goes_on_in_its_version_and_can_be_told_not_to(fit: Any, logs: Any
     assert logs()["version_2"] == [11]
 
 
-@pytest.mark.parametrize("version", [0, "mine"])
+@pytest.mark.parametrize("named", [0, "mine"])
 def test_a_version_that_the_script_names_goes_on(
-    fit: Any, logs: Any, tmp_path: Path, version: Any
+    fit: Any, logs: Any, tmp_path: Path, named: Any
 ) -> None:
     """Lightning alone deletes what is there."""
     for stop_at in (5, 9):
-        fit(stop_at, CSVLogger(tmp_path / "logs", name="", version=version))
+        fit(stop_at, CSVLogger(tmp_path / "logs", name="", version=named))
     assert list(logs().values()) == [list(range(9))]
 
 
 def test_another_version_that_the_script_names_is_another_run(
     fit: Any, logs: Any, tmp_path: Path
 ) -> None:
-    for stop_at, version in ((5, "a"), (9, "b")):
-        fit(stop_at, CSVLogger(tmp_path / "logs", name="", version=version))
+    for stop_at, named in ((5, "a"), (9, "b")):
+        fit(stop_at, CSVLogger(tmp_path / "logs", name="", version=named))
     assert logs() == {"a": list(range(5)), "b": [5, 6, 7, 8]}
 
 
