@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
 
 CONFIG: Final = "config.yaml"
-_HEADER: Final = (
-    "# Written by `bt-lightning checkpoints deploy`. `truss push` deploys it;\n"
+_HEADER: Final = "# Written by `bt-lightning checkpoints deploy`. `truss push` deploys it.\n"
+_WEIGHTS: Final = (
     "# `bt-lightning weights pull config.yaml --root .` brings its weights to this machine.\n"
 )
 
@@ -33,7 +33,7 @@ def truss_text(config: dict[str, Any]) -> str:
     import yaml
 
     text = yaml.safe_dump(config, sort_keys=False, default_flow_style=False, width=4096)
-    return f"{_HEADER}{text}"
+    return f"{_HEADER}{_WEIGHTS if 'weights' in config else ''}{text}"
 
 
 def write_truss(folder: Path, text: str) -> Path:

@@ -11,7 +11,7 @@ from bt_lightning.manage.job_checkpoints import JoinedCheckpoints, StoreCheckpoi
 from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manage.vllm_truss_config import ServedCheckpoint
-from bt_lightning.path_layout import slug
+from bt_lightning.path_layout import BASE, slug
 from bt_lightning.truss_definitions.weights import check_weights_url
 from bt_lightning.uri import BtUri
 
@@ -175,6 +175,12 @@ def _checked_adapter(item: CheckpointItem, kind: CheckpointKind, served: Sequenc
 
 
 def _check_model(item: CheckpointItem, served: Sequence[str]) -> None:
+    if item.manifest.entry(BASE) is not None:
+        msg = (
+            f"{item.name} has only the weights that trained, and names its base in {BASE}: deploy a"
+            " checkpoint that was saved with save_frozen=True"
+        )
+        raise CheckpointNotFoundError(msg)
     has_weights = any("/" not in path and path.endswith(".safetensors") for path in served)
     if "config.json" in served and has_weights:
         return

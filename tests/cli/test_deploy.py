@@ -60,6 +60,7 @@ def store(tmp_path, make):
     add("k", "dora", 2, adapter(use_dora=True))
     add("m", "full", 1, model(**{"chat_template.jinja": b"x"}))
     add("m", "speech", 2, model("whisper"))
+    add("m", "frozen", 4, model(**{"base.json": b"{}"}))
     add("m", "plain", 3, {"model.safetensors": b"m", "trainer.json": b"{}"})
     return store
 
@@ -232,6 +233,7 @@ def test_artifacts_of_a_job_are_named_as_truss_names_them(deploy):
     [
         (["full", "speech"], "m", 2, "only adapters are served together"),
         (["plain"], "m", 10, "no config.json"),
+        (["frozen"], "m", 10, "save_frozen=True"),
         (["dora"], "k", 2, "use_dora"),
         (["checkpoint-1", "bt://demo@k/checkpoint-1"], "j", 2, "several base models"),
         (["checkpoint-1", "checkpoint-1"], "j", 2, "named twice"),

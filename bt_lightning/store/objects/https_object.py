@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import http.client
 import os
 import re
 import threading
 import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import ReadProgress
 
 _AGENT: Final = "bt-lightning"
+_OF_OPENSSL: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _MOST_REDIRECTS: Final = 8
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REFUSED: Final = frozenset({401, 403})
@@ -247,7 +250,15 @@ def _origin(url: str) -> str:
 
 
 def _tls() -> ssl.SSLContext:
-    """Trust as other Python clients do: `REQUESTS_CA_BUNDLE`, else OpenSSL's own settings."""
+    """Trust as other Python clients do: the user's variables, else certifi, else the system."""
     import ssl
 
-    return ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
+    trust = os.environ.get("REQUESTS_CA_BUNDLE")
+    if not trust and not any(os.environ.get(name) for name in _OF_OPENSSL):
+        with contextlib.suppress(ImportError):
+            from certifi import where
+
+            trust = where()
+    if trust and Path(trust).is_dir():
+        return ssl.create_default_context(capath=trust)
+    return ssl.create_default_context(cafile=trust or None)
