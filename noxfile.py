@@ -21,6 +21,15 @@ CEPH = ("ceph-common", "ceph-mon", "ceph-mgr", "ceph-osd", "radosgw")
 AZURITE = "azurite@3"
 OF_LIGHTNING = ("tests/plugin", "tests/plain_loop/test_fabric.py")
 RADOSGW = {"BT_TEST_S3": "radosgw"}
+THIRD_PARTIES = {
+    "chemprop": "chemprop==2.3.1",
+    "darts": "darts==0.48.1",
+    "neuralforecast": "neuralforecast==3.3.0",
+    "pytorch_forecasting": "pytorch-forecasting==1.8.0",
+    "scvi": "scvi-tools==1.4.2",
+}
+"""Module -> package: they want different versions of pandas and numpy."""
+PINNED_BESIDE_THEM = ("torch==", "torchmetrics==", "lightning==", "pytorch-lightning==")
 QUICK = ("tests/pure", "tests/state", "tests/snapshot", "tests/manage", "tests/cli")
 QUICK_MARKS = "not slow and not thorough"
 WORKERS = os.environ.get("BT_TEST_WORKERS", "3")
@@ -150,6 +159,20 @@ def truss(session: nox.Session) -> None:
     session.install("-q", *nox.project.dependency_groups(PROJECT, "truss"))
     session.run("python", "-c", "import truss_train")  # or the tests would be skipped
     session.run("pytest", "tests/truss", "tests/pure/test_config_file.py", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("module", list(THIRD_PARTIES), ids=list(THIRD_PARTIES))
+def thirdparty(session: nox.Session, module: str) -> None:
+    """Kill scripts of packages that train with Lightning; each package has its own environment."""
+    pins = Path(session.create_tmp(), "pins.txt")
+    lines = Path(CONSTRAINTS).read_text().splitlines(keepends=True)
+    pins.write_text("".join(line for line in lines if line.startswith(PINNED_BESIDE_THEM)))
+    session.install("-q", "-c", str(pins), "torch")
+    session.install("-q", "-c", str(pins), ".", THIRD_PARTIES[module])
+    session.install("-q", "hypothesis>=6.100", "pytest>=8.2", "pytest-timeout>=2.3")
+    session.run("python", "-c", f"import {module}")  # or the tests would be skipped
+    session.run("pytest", "tests/thirdparty", *session.posargs)
 
 
 @nox.session

@@ -6,10 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import logger_runs
-from bt_lightning.lightning_plugin.compat_resume import restores_run
+from bt_lightning.lightning_plugin.compat_resume import after_training_restored, restores_run
 from bt_lightning.lightning_plugin.exact_resume import ExactResume
 from bt_lightning.lightning_plugin.logger_runs import LoggerRuns
 from bt_lightning.lightning_plugin.mismatch_errors import save_facts
+from bt_lightning.lightning_plugin.own_checkpoint_folders import restore_own_folders
+from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
 from bt_lightning.session.checkpoint_writer import EXTRA
 
 if TYPE_CHECKING:
@@ -57,6 +59,10 @@ class AddedToSaves:
         extra = checkpoint.get(EXTRA)
         if isinstance(extra, dict) and restores_run(trainer):
             self.loggers.on_load(extra.get(logger_runs.STATE))
+            states, io = checkpoint.get("callbacks", {}), trainer.strategy.checkpoint_io
+            if isinstance(io, RoutedCheckpointIO):
+                restore = partial(restore_own_folders, trainer, states, io.is_ours)
+                after_training_restored(trainer, restore)
         if self.exact is not None:
             self.exact.on_load(trainer, checkpoint, extra)
 
