@@ -202,5 +202,8 @@ def _listed(image: memoryview) -> Iterable[tuple[int, ZipRecord]]:
             msg = f"no record at {header}"
             raise ValueError(msg)
         start = header + _LOCAL.size + local[-2] + local[-1]
+        if start + size > end64[-1]:
+            msg = f"the record at {header} reaches into the directory"
+            raise ValueError(msg)
         yield place, ZipRecord(bytes(image[name_at:more_at]), size, header, start)
         place = more_at + extra

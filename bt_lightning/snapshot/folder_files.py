@@ -75,7 +75,7 @@ def lay_out_folder(files: Mapping[str, Content], cache: EncodingCache | None = N
 
 
 def encode_folder_early(files: Mapping[str, Content]) -> Callable[[], EncodingCache]:
-    """What lays out in advance the files that the first save will have; those that it is known of.
+    """What lays out in advance the files of the first save, as far as they are known.
 
     Called on the training thread, which goes on; the result is called on any thread
     (`Saver.encode_early`), and reads no container that the training changes.

@@ -7,6 +7,7 @@ in front of the first one makes up for it.
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ class _Frame:
 @cache
 def _frame() -> _Frame:
     buffer = io.BytesIO()
-    torch.save(torch.zeros(1), buffer)
+    torch.save(torch.zeros(1, device="cpu"), buffer)
     with zipfile.ZipFile(buffer) as file:
         records = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
     names = list(records)
@@ -148,7 +149,7 @@ def lay_out_storages(path: str, data: bytes, sizes: Sequence[int]) -> TorchLayou
     named = [(name, size) for (name, _), size in zip(names, sizes, strict=True)]
     small = _sizes(archive, {_DATA: data, **frame.before})
     header = place_records(small, frame.alignment)[-1].end
-    first, *_ = place_records(named[:1], _PAGE, header + _SPARE)
+    first, *_ = place_records(named[:1], math.lcm(_PAGE, frame.alignment), header + _SPARE)
     storages = [first, *place_records(named[1:], frame.alignment, first.end)]
     digits = int(xxhash.xxh3_128_hexdigest(repr((archive, sizes)).encode()), 16)
     contents = {**frame.after}

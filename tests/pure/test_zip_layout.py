@@ -84,6 +84,14 @@ def test_what_is_no_such_file_is_refused(cut):
         fill_checksums(memoryview(filled({b"x/a": b"1" * 100})[:-cut]), lambda *_: None)
 
 
+def test_a_record_that_reaches_into_the_directory_is_refused():
+    made = filled({b"x/a": b"1" * 100})
+    at = made.index(b"PK\1\2") + 20
+    made[at : at + 4] = (5000).to_bytes(4, "little")
+    with pytest.raises(CheckpointCorruptError, match="directory"):
+        fill_checksums(memoryview(made), lambda *_: None)
+
+
 BEYOND = [
     (b"archive/data.pkl", 420),
     (b"archive/.format_version", 1),
