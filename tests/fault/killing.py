@@ -39,9 +39,14 @@ class Run:
         folder: Path,
         seed: int,
         disk: Callable[[], Path] | None = None,
+        victims: tuple[str, ...] = ("trainer", "worker", "both"),
         **job: object,
     ) -> None:
-        """`disk` makes the checkpoint directory; `job` are further arguments of `job.train`."""
+        """`disk` makes the checkpoint directory; `job` are further arguments of `job.train`.
+
+        `victims`: what may be killed; `told`: the trainer gets SIGTERM instead.
+        """
+        self.victims = victims
         self.nursery, self.random = nursery, random.Random(seed)
         self.folder, self.store = folder, folder / "store"
         self.root = folder / "ck" if disk is None else disk()
@@ -76,14 +81,16 @@ class Run:
             if not ended and victims == "worker":
                 ended, _, _ = select.select([handle], [], [], LIMIT_S)
             if not ended:
+                number = signal.SIGTERM if victims == "told" else signal.SIGKILL
                 with contextlib.suppress(ProcessLookupError):  # it came to its end just now
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
-                    self.kills += victims == "trainer" or not workers
+                    signal.pidfd_send_signal(handle, number)
+                    self.kills += victims in {"trainer", "told"} or not workers
         finally:
             os.close(handle)
         status = self.nursery.status()
         errors = Path(f"{self.journal}.err")
-        assert status in {0, -signal.SIGKILL}, errors.read_text()
+        killed = {-signal.SIGKILL} if victims != "told" else {-signal.SIGTERM, 128 + signal.SIGTERM}
+        assert status in {0, *killed}, errors.read_text()
         return status == 0
 
     def _workers_of(self, trainer: psutil.Process) -> list[psutil.Process]:
@@ -155,6 +162,7 @@ def torture(
     seed: int,
     kills: int,
     disk: Callable[[], Path] | None = None,
+    victims: tuple[str, ...] = ("trainer", "worker", "both"),
     **job: object,
 ) -> int:
     """Kill runs again and again, check after each life, and compare each end; returns the kills."""
@@ -163,7 +171,8 @@ def torture(
     for number in itertools.count():  # not the kills so far: a run without one would come again
         if total >= kills:
             break
-        run = Run(nursery, folder / f"run-{number}", seed * 1000 + number, disk, **job)
+        own = folder / f"run-{number}"
+        run = Run(nursery, own, seed * 1000 + number, disk, victims, **job)
         seconds = min(seconds, survive(run, seconds))
         end = run.notes()[-1]
         assert end["event"] == "end"
@@ -178,7 +187,7 @@ def survive(run: Run, seconds: float) -> float:
     """Start the run until it comes to its end; the seconds of it, if no kill fell into it."""
     least, life, ended, started = 0, 0, False, time.monotonic()
     while not ended:
-        victims = run.random.choice(["trainer", "worker", "both"])
+        victims = run.random.choice(run.victims)
         calm = run.kills > 12
         ended = run.life(life, least == 0, 1e6 if calm else seconds, victims)
         run.check_whole()

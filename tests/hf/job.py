@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from tiny import digest, make_trainer
+from tiny_sft import make_sft_trainer
 from transformers import TrainerCallback
 
 from bt_lightning.hf import BTTrainerCallback
@@ -50,9 +51,10 @@ def train(
     *,
     steps: int = 40,
     step_s: float = 0.0,
+    adapter: bool = False,
     **arguments: Any,
 ) -> None:
-    """`step_s`: seconds that a step takes at least."""
+    """`step_s`: seconds that a step takes at least; `adapter`: one, trained by TRL."""
     logging.disable(logging.WARNING)
     notes = Journal(journal, life)
     add = KnownCheckpoints.add
@@ -64,7 +66,8 @@ def train(
     KnownCheckpoints.add = noted
     ours = BTTrainerCallback(dir=root, store=store, project="p", job="j")
     chosen = {"save_total_limit": 3, "eval_strategy": "steps", "eval_steps": 7, **arguments}
-    trainer = make_trainer("unused", steps, [ours, notes, Slow(step_s)], **chosen)
+    make = make_sft_trainer if adapter else make_trainer
+    trainer = make("unused", steps, [ours, notes, Slow(step_s)], **chosen)
     trainer.train()
     notes.write(event="end", step=trainer.state.global_step, digest=digest(trainer.model))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from tiny import digest, make_model, make_trainer
+from tiny_sft import make_sft_trainer
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -59,13 +60,15 @@ def whole(
     ours: bool = True,
     told: tuple[str, int, int] | None = None,
     options: dict[str, Any] | None = None,
+    adapter: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
     """A training; `told`: at this moment and step, this rank gets SIGTERM."""
     callbacks: list[TrainerCallback] = [BTTrainerCallback(**(options or {}))] if ours else []
     if told is not None and told[2] == int(os.environ.get("RANK", "0")):
         callbacks.append(SignalAt(*told[:2]))
-    trainer = make_trainer(folder, steps, callbacks, **more)
+    make = make_sft_trainer if adapter else make_trainer
+    trainer = make(folder, steps, callbacks, **more)
     trainer.train()
     return outcome(trainer)
 
