@@ -25,7 +25,7 @@ _DIGEST: Final = "xxh3_128"
 class CheckpointSource:
     """A committed checkpoint of a store; with all its files and its manifest it is one again."""
 
-    large_at_once = 1
+    large_at_once = 2
 
     def __init__(self, store: Store, url: str) -> None:
         found = find_checkpoint(store, url)

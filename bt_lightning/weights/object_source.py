@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_RANGE: Final = 16 * 1024 * 1024
+_RANGE: Final = 8 * 1024 * 1024
 _TRIES: Final = 5
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _DATA, _JOURNAL = "data", "ranges"
@@ -45,7 +45,7 @@ _DATA, _JOURNAL = "data", "ranges"
 class ObjectSource:
     """The weights at the URL of a bucket, a folder, or one object."""
 
-    large_at_once = 1
+    large_at_once = 2
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects

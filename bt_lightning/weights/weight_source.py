@@ -43,7 +43,11 @@ class WeightSource(Protocol):
 
     @property
     def large_at_once(self) -> int:
-        """How many large files to fetch at a time: one where `fetch` itself reads in parallel."""
+        """How many large files to fetch at a time.
+
+        Few where `fetch` itself reads in parallel; two at least, so that the digests of one are
+        computed while the next one comes.
+        """
 
     def files(self) -> list[WeightFile]:
         """Every file of the source, unchecked; one listing."""

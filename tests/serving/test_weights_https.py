@@ -28,7 +28,7 @@ def test_a_file_comes_in_ranges_and_is_compared_with_the_digest_that_the_server_
     https, config, pull
 ):
     server = https()
-    data = noise(33 * MIB)
+    data = noise(17 * MIB)
     server.files["/w/model.safetensors"] = data
     server.headers["/w/model.safetensors"] = digest_header(data)
     path = config({"source": f"{server.url}/w/model.safetensors"})
@@ -63,7 +63,7 @@ def test_bytes_that_differ_from_the_digest_are_refused_and_nothing_is_mounted(ht
 def test_a_token_goes_to_its_own_host_and_to_no_other(https, config, pull, monkeypatch):
     here, there = https(), https()
     here.token, here.redirects = "t0p-s3cret-token", {"/x.bin": f"{there.url}/cdn/x.bin?sig=abcdef"}
-    there.files["/cdn/x.bin"] = noise(20 * MIB)
+    there.files["/cdn/x.bin"] = noise(10 * MIB)
     monkeypatch.setenv("TRUSS_SECRET_http_token", here.token)
     path = config({"source": f"{here.url}/x.bin", "auth_secret_name": "http_token"})
     said = pull.inside(path)
@@ -129,11 +129,11 @@ def test_an_answer_that_is_cut_off_is_asked_for_again_and_then_an_error(
 def test_a_file_that_is_replaced_while_it_is_read_is_never_mixed(https, config, pull, monkeypatch):
     monkeypatch.setattr("bt_lightning.store.retry.FIRST_WAIT_S", 0.01)
     server = https()
-    server.files["/x.bin"], server.hold_after = noise(40 * MIB, b"old"), 1
+    server.files["/x.bin"], server.hold_after = noise(20 * MIB, b"old"), 1
     path = config({"source": f"{server.url}/x.bin"})
     with subprocess.Popen(pull.words(path), stderr=subprocess.PIPE, text=True) as process:
         assert server.held.wait(30)
-        server.files["/x.bin"] = noise(40 * MIB, b"new")
+        server.files["/x.bin"] = noise(20 * MIB, b"new")
         server.hold_after = -1
         server.go.set()
         said = process.stderr.read()
@@ -146,7 +146,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_never_mixed(https, config, 
 
 def test_a_pull_that_is_killed_leaves_no_name_and_the_next_one_goes_on(https, config, pull):
     server = https()
-    server.files["/x.bin"], server.hold_after = noise(56 * MIB), 2
+    server.files["/x.bin"], server.hold_after = noise(28 * MIB), 2
     path = config({"source": f"{server.url}/x.bin"})
     with subprocess.Popen(pull.words(path), start_new_session=True) as process:
         assert server.held.wait(30)
@@ -167,7 +167,7 @@ def test_a_pull_that_is_killed_leaves_no_name_and_the_next_one_goes_on(https, co
 
 def test_two_pulls_at_once_of_one_cache_read_each_byte_once(https, config, pull):
     server = https()
-    server.files |= {f"/{number}.bin": noise(20 * MIB, b"%d" % number) for number in range(2)}
+    server.files |= {f"/{number}.bin": noise(10 * MIB, b"%d" % number) for number in range(2)}
     server.hold_after = 0
     path = config(*({"source": f"{server.url}/{number}.bin"} for number in range(2)))
     with subprocess.Popen(pull.words(path)) as one, subprocess.Popen(pull.words(path)) as two:
@@ -210,7 +210,7 @@ def test_what_arrived_before_a_kill_is_not_asked_for_again_of_the_disk(
 def test_kills_at_random_never_leave_other_bytes_under_a_name(https, config, pull, seed):
     """Fifty kills each; now and then mounts and cache are lost as well."""
     server, chance = https(), random.Random(seed)
-    server.files |= {f"/{n}.bin": noise((20 + 30 * n) * MIB, b"%d" % n) for n in range(3)}
+    server.files |= {f"/{n}.bin": noise((10 + 15 * n) * MIB, b"%d" % n) for n in range(3)}
     path = config(*({"source": f"{server.url}/{n}.bin"} for n in range(3)))
     kills = 0
     while kills < 50:
