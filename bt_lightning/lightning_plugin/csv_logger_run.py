@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bt_lightning.lightning_plugin.versioned_log_dirs import VersionedLogDir
 from bt_lightning.localdir.small_files import replace_small
@@ -21,6 +21,7 @@ class CsvLoggerRun:
     """Goes on in the same file: rows are counted, since a row may have any step."""
 
     kind = "csv"
+    fields: ClassVar = {"version": (int, str), "token": str, "rows": int, "pending": int}
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger

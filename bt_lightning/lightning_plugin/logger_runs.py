@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import RECORD
 from bt_lightning.lightning_plugin.compat_logged_rows import OwedRow, log_owed, owed_row
+from bt_lightning.lightning_plugin.versioned_log_dirs import TOKEN_CHARS, is_token
 from bt_lightning.localdir.small_files import read_json, replace_small
 from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.session.random_generators import generator_states, restore_generators
@@ -51,6 +52,8 @@ class LoggerRun(Protocol):
 
     kind: str
     logger: Any
+    fields: Mapping[str, type | tuple[type, ...]]
+    """What its facts have, and of which types."""
 
     @property
     def begun(self) -> bool:
@@ -133,7 +136,7 @@ class LoggerRuns:
 
     def _begin(self, trainer: Trainer, known: FactsOfAll, *, cut: bool) -> None:
         for name, run in _by_name(trainer) if self._enabled else ():
-            facts = known.get(name)
+            facts = _checked(known.get(name), run.fields)
             if run.begun:
                 if facts is not None:
                     log.warning("%s has a run of before the fit and leaves %s", name, _said(facts))
@@ -212,6 +215,13 @@ def facts_of_all(value: object) -> FactsOfAll:
     """What a manifest, or a note, says of loggers; what is no such thing says nothing."""
     entries = value if isinstance(value, dict) else {}
     return {name: each for name, each in entries.items() if isinstance(each, dict)}
+
+
+def _checked(facts: Facts | None, fields: Mapping[str, type | tuple[type, ...]]) -> Facts | None:
+    """Facts that have what they must; None for others: anybody may have written them."""
+    if facts is None or not all(isinstance(facts.get(n), kind) for n, kind in fields.items()):
+        return None
+    return facts if is_token(facts.get("token", "0" * TOKEN_CHARS)) else None
 
 
 def _by_name(trainer: Trainer) -> list[tuple[str, LoggerRun]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,7 @@ class MLFlowLoggerRun:
     """Goes on with the run id; the values of each key are counted."""
 
     kind = "mlflow"
+    fields: ClassVar = {"run_id": str, "experiment": str, "counts": dict}
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -67,7 +68,7 @@ class MLFlowLoggerRun:
             for key in run.data.metrics:
                 history = client.get_metric_history(facts["run_id"], key)
                 history.sort(key=lambda value: value.timestamp)
-                known = counts.get(key, 0) if cut else len(history)
+                known = int(counts.get(key, 0)) if cut else len(history)
                 self._counts[key] = known
                 self._logged.update((key, value.step) for value in history[known:])
         self._filter(client)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bt_lightning.lightning_plugin.versioned_log_dirs import VersionedLogDir, new_token
 
@@ -26,6 +26,7 @@ class TensorBoardLoggerRun:
     """
 
     kind = "tensorboard"
+    fields: ClassVar = {"version": (int, str), "token": str, "files": dict, "hyperparameters": bool}
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -84,7 +85,7 @@ class TensorBoardLoggerRun:
                 if path.name.endswith(f".{self._place.token}"):
                     yield path.relative_to(place).as_posix(), path
 
-    def _cut(self, sizes: dict[str, int]) -> int:
+    def _cut(self, sizes: dict[str, Any]) -> int:
         """Leave what the files had at the checkpoint; returns the greatest step in them, or -1."""
         last = -1
         for name, path in list(self._files()):
@@ -92,7 +93,7 @@ class TensorBoardLoggerRun:
             if size is None:
                 path.unlink()  # of a start after that checkpoint
                 continue
-            if path.stat().st_size > size:
+            if isinstance(size, int) and 0 <= size < path.stat().st_size:
                 os.truncate(path, size)
             last = max((last, *_steps(path)))
         return last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from bt_lightning.file_limits import LINE
 from bt_lightning.localdir.small_files import read_small_file, replace_small
 from bt_lightning.session.checkpoint_paths import is_url
 
-_TOKEN_BYTES = 4
+TOKEN_CHARS = 8
+"""Hexadecimal digits of a token, which is a part of file names."""
 
 
 class VersionedLogDir:
@@ -44,11 +46,11 @@ class VersionedLogDir:
         Not if the script names another version, nor if the directory is of another run: after the
         loss of a disk, a run of another job may have its number.
         """
-        logger, own = self._logger, self._logger._version
-        numbered = own is None or own == facts["version"] or own == logger._get_next_version()
-        if not numbered:
-            return False
-        logger._version = facts["version"]
+        logger, own, version = self._logger, self._logger._version, facts["version"]
+        numbered = own is None or own == logger._get_next_version()
+        if own != version and not (numbered and isinstance(version, int)):
+            return False  # a name is always the script's
+        logger._version = version
         if self.is_local and (not self.path.exists() or self._read() == facts["token"]):
             self.token = facts["token"]
             return True
@@ -74,4 +76,9 @@ class VersionedLogDir:
 
 def new_token() -> str:
     """A name that no other run has."""
-    return secrets.token_hex(_TOKEN_BYTES)
+    return secrets.token_hex(TOKEN_CHARS // 2)
+
+
+def is_token(value: object) -> bool:
+    """Whether a value has the form of a token."""
+    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{TOKEN_CHARS}}}", value) is not None

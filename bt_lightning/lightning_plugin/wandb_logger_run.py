@@ -12,7 +12,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bt_lightning.lightning_plugin.versioned_log_dirs import new_token
 from bt_lightning.localdir.small_files import replace_small
@@ -29,6 +29,7 @@ class WandbLoggerRun:
     """Goes on with the run of the same id."""
 
     kind = "wandb"
+    fields: ClassVar = {"id": str, "project": str, "token": str, "rows": int}
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger

@@ -155,3 +155,29 @@ def test_columns_that_come_later_do_not_hinder_a_resume(
     for stop_at in (5, 9, 12):
         fit(stop_at, kind=Late)
     assert logs() == {"version_0": list(range(12))}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"version": "../../elsewhere"},
+        {"version": None},
+        {"token": "../../x"},
+        {"token": 5},
+        {"rows": "all"},
+        {"pending": None},
+    ],
+)
+def test_facts_that_somebody_else_wrote_lead_nowhere(
+    fit: Any, logs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]
+) -> None:
+    from bt_lightning.lightning_plugin import logger_start
+
+    fit(5)
+    true = logger_start.facts_of_all
+    monkeypatch.setattr(
+        logger_start, "facts_of_all", lambda v: {k: {**f, **said} for k, f in true(v).items()}
+    )
+    fit(9)
+    assert logs() == {"version_0": list(range(5)), "version_1": [5, 6, 7, 8]}
+    assert {path.name for path in tmp_path.iterdir()} == {"ck", "logs"}
