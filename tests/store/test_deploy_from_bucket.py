@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from bt_lightning.manage.checkpoint_items import find
 from bt_lightning.manage.find_target import Target, open_job
-from bt_lightning.manage.job_checkpoints import find
 from bt_lightning.manage.servable_checkpoints import deployable
 from bt_lightning.manage.vllm_truss_config import ServingOptions, vllm_truss_config
 from bt_lightning.store.open_store import open_store
