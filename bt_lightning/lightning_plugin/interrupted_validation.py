@@ -16,6 +16,7 @@ from bt_lightning.lightning_plugin.torchmetrics_state import update_counts
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
     from lightning.pytorch import LightningModule, Trainer
 
 
@@ -26,7 +27,7 @@ class _Start:
     generators: dict[str, Any]
     total: dict[str, int]
     """Batches of this epoch's validations, as Lightning counts them."""
-    weights: list[tuple[int, int]]
+    weights: list[tuple[object, int]]
     updates: dict[int, int]
     """How often each metric object was updated, by its identity."""
 
@@ -96,7 +97,13 @@ class InterruptedValidation:
         return any(before.get(identity, 0) for identity in self.updated(module))
 
 
-def _versions(module: LightningModule) -> list[tuple[int, int]]:
-    """What a write to weights and buffers, or an exchange of their memory, changes."""
+def _versions(module: torch.nn.Module) -> list[tuple[object, int]]:
+    """What a write to weights and buffers, or an exchange of their memory, changes.
+
+    A tensor of `torch.inference_mode` counts no writes: it is never the same.
+    """
     tensors = (*module.parameters(), *module.buffers())
-    return [(tensor._version, tensor.data_ptr()) for tensor in tensors]
+    return [
+        (object() if tensor.is_inference() else tensor._version, tensor.data_ptr())
+        for tensor in tensors
+    ]

@@ -138,7 +138,7 @@ class Copies:
         return [
             write_counts(self.lazy.tensors),
             write_counts(self.eager.tensors),
-            [source.tensor._version for source in self.device],
+            write_counts([source.tensor for source in self.device]),
         ]
 
 
@@ -227,9 +227,15 @@ class HostCopier:
         self._pool.shutdown()
 
 
-def write_counts(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """The version counter of each tensor: autograd counts in-place writes."""
-    return [tensor._version for tensor in tensors]
+def write_counts(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """The version counter of each tensor: autograd counts in-place writes.
+
+    -1 for a tensor of `torch.inference_mode`, which has none.
+    """
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _move(target: int, source: int, size: int) -> None:

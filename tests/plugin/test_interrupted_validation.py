@@ -173,17 +173,24 @@ _DIED = "killed"
 
 
 @needs_26
-@pytest.mark.parametrize("what", ["weights", "metric"])
+@pytest.mark.parametrize("what", ["weights", "metric", "a buffer that counts no writes"])
 def test_a_validation_that_changed_what_goes_on_is_said_not_to_be_made_up_for(
     runs: ModuleType, drawing: Any, tmp_path: Path, caplog: Any, what: str
 ) -> None:
     class Changes(drawing):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("last", torch.zeros(2))
+
         def on_train_start(self) -> None:
             self.mean.reset()
 
         def on_validation_start(self) -> None:
             if what == "metric":
                 self.mean.update(1.0)
+            elif what != "weights":
+                with torch.inference_mode():
+                    self.last = torch.ones(2)
             else:
                 torch.nn.init.zeros_(self.net[3].bias)
 

@@ -256,6 +256,19 @@ def test_a_tensor_of_any_dtype_and_strides_is_copied_as_it_is(saving, state):
         assert torch.equal(back.flatten().view(torch.uint8), plain.flatten().view(torch.uint8))
 
 
+def test_tensors_of_inference_mode_are_saved(saving, state):
+    """As a buffer is that validation has made."""
+    with torch.inference_mode():
+        made = {"large": torch.rand(600, 700), "small": torch.rand(3), "view": torch.rand(4, 5).t()}
+    saver = saving([state.optimizer])
+    for name in ("checkpoint-1", "checkpoint-2"):
+        saver.save({**state(1), "more": made}, name)
+        ended(saver)
+        found = saver.tensors(name)
+        for key, tensor in made.items():
+            assert torch.equal(found[f"more.{key}"], tensor)
+
+
 def test_a_copy_that_fails_is_told_and_no_other_save_shares_it(saving, state, monkeypatch):
     """The bytes are not in the arena, though the copy is over."""
     from bt_lightning.snapshot import host_copies
