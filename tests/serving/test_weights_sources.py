@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from weights_servers import Hub, HubHandler, serving
+from weights_servers import FileServer, Hub, HubHandler, serving
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.localdir.commit import commit
@@ -226,6 +226,19 @@ def test_a_gated_repository_needs_the_token_of_its_secret(hub, config, pull):
     said = pull(path, code=22, **hub_environment(hub))
     assert "auth_secret_name" in said
     assert "OfTheTests" not in said
+
+
+def test_the_token_of_a_hub_does_not_go_where_the_hub_redirects_to(hub, config, pull):
+    pytest.importorskip("huggingface_hub")
+    hub.token = "hf_s3cretOfTheTests"
+    with serving(FileServer("http")) as other:
+        other.files = {"/model.safetensors": hub.files["model.safetensors"]}
+        hub.elsewhere = other.url
+        source = {"source": "hf://owner/tiny", "auth_secret_name": "t"}
+        pull(config(source), TRUSS_SECRET_t=hub.token, **hub_environment(hub))
+        assert pull.files()["model.safetensors"] == hub.files["model.safetensors"]
+        assert other.seen
+        assert not any("authorization" in headers for _, headers in other.seen)
 
 
 @pytest.mark.parametrize(

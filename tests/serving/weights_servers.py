@@ -181,6 +181,8 @@ class Hub(FileServer):
         self.repository, self.large = repository, large
         self.listed: dict[str, bytes] = {}
         """What the tree says of the files, where it is not what is served."""
+        self.elsewhere = ""
+        """URL of the server that large files are redirected to."""
 
     def tree(self) -> list[dict[str, object]]:
         found = []
@@ -217,6 +219,9 @@ class HubHandler(_Handler):
         data = own.files[name]
         etag = hashlib.sha256(data).hexdigest() if name in own.large else git_digest(data)
         told = {"ETag": f'"{etag}"', "X-Repo-Commit": own.commit, "Accept-Ranges": "bytes"}
+        if own.elsewhere and name in own.large:
+            told |= {"X-Linked-Etag": told["ETag"], "X-Linked-Size": str(len(data))}
+            return self.answer(302, b"", {**told, "Location": f"{own.elsewhere}/{name}?sig=x"})
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         if span:
             first, last = int(span[1]), int(span[2] or len(data) - 1)

@@ -136,6 +136,27 @@ def test_google_tells_checksums_and_generations(gcs, tmp_path):
     assert (one.key, one.size) == ("", len(SMALL))
 
 
+def test_azure_tells_checksums_and_versions(azurite, tmp_path):
+    container = uuid.uuid4().hex
+    filesystem = fsspec.filesystem("az", skip_instance_cache=True, **azurite)
+    filesystem.mkdir(container)
+    filesystem.pipe_file(f"{container}/w/a.bin", SMALL)
+    filesystem.pipe_file(f"{container}/w/sub/b.bin", b"b")
+    objects = open_objects(f"abfs://{container}/w", azurite)
+    found = {one.key: one for one in objects.find()}
+    assert set(found) == {"a.bin", "sub/b.bin"}
+    assert all(one.version for one in found.values())
+    assert found["a.bin"].checksums == {"md5": hashlib.md5(SMALL).hexdigest()}
+    number = list(found).index("a.bin")
+    blob = bring(objects, BlobCache(tmp_path), number)
+    assert (blob.path.read_bytes(), blob.verified) == (SMALL, "md5")
+    filesystem.pipe_file(f"{container}/w/sub/b.bin", b"c", overwrite=True)
+    with pytest.raises(StorePermanentError, match="replaced"):
+        objects.read_into(found["sub/b.bin"], 0, memoryview(bytearray(1)))
+    (one,) = open_objects(f"abfs://{container}/w/a.bin", azurite).find()
+    assert (one.key, one.size) == ("", len(SMALL))
+
+
 def test_other_filesystems_work_and_unknown_schemes_are_refused(tmp_path):
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/weights-of-a-test/a", b"abc")

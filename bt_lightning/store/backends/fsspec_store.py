@@ -188,7 +188,12 @@ class FsspecStore:
         with self._doing("listing", ""):
             self._fs.invalidate_cache()
             try:
-                found = self._fs.find(self._root, detail=True)
+                info = self._fs.info(self._root)
+                found = (
+                    {self._root: info}
+                    if info["type"] == "file"
+                    else self._fs.find(self._root, detail=True)
+                )
             except FileNotFoundError:
                 return
         for path, info in found.items():
