@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from bt_lightning.errors import UnsupportedStateError
-from bt_lightning.hf.best_checkpoint import load_best
+from bt_lightning.hf.best_checkpoint import load_best, wait_until_committed
 from bt_lightning.hf.captured_files import capture_writes
 from bt_lightning.hf.constant_files import ConstantFiles
 from bt_lightning.hf.patched_trainer import leaving_checkpoints, own_method, replaced_methods
@@ -121,6 +121,13 @@ class CheckpointSaves:
         trainer = self._trainer
         self.save_as(f"checkpoint-{trainer.state.global_step}", {}, *given, **named)
         self._kept.saved(trainer.state, trainer.args.save_total_limit)
+
+    def end(self) -> None:
+        """Every rank, when training is over: what waited for a commit goes."""
+        limit = self._trainer.args.save_total_limit
+        if limit:
+            wait_until_committed(self._run)
+            self._kept.remove_stock(limit)
 
     def save_interim(self, name: str, reason: str) -> None:
         """Every rank: save a state that the Trainer does not ask for; all of it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from bt_lightning.hf.stock_folders import stock_folders
 
+if TYPE_CHECKING:
     from bt_lightning.session.running_session import RunningSession
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
@@ -41,6 +42,7 @@ class KeptCheckpoints:
         self._best = self.best(state)
         if not limit or limit < 0:
             return
+        self.remove_stock(limit)
         stay = {newest, *([self._best] if self._best else [])}
         for name in list(self._names):
             if len(self._names) <= max(limit, len(stay)):
@@ -49,6 +51,20 @@ class KeptCheckpoints:
                 self._names.remove(name)
                 if self._run.ranks.is_zero:
                     self._run.session.remove(self._folder / name, self._run.root)
+
+    def remove_stock(self, limit: int | None) -> None:
+        """Rank that writes: remove what a Trainer without us left, as far as `limit` says.
+
+        Not before something newer is committed, and never what this run resumed from.
+        """
+        writer = self._run.session.writer
+        if not limit or limit < 0 or writer is None or writer.newest is None:
+            return
+        most = max(0, limit - len(self._names))
+        needed = {self._best, Path(self._run.start.path or "").name}
+        left = [one for one in stock_folders(self._folder) if one.name not in needed]
+        for folder in left[: max(0, len(left) - most)]:
+            self._run.session.remove(folder, self._run.root)
 
     def best(self, state: Any) -> str | None:
         """Name of the best checkpoint, if it was saved."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, DirectoryFullError
 from bt_lightning.hf.checkpoint_saves import FORMAT
 from bt_lightning.hf.patched_trainer import own_method
+from bt_lightning.hf.stock_folders import stock_offer
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest, verify
 from bt_lightning.session.checkpoint_paths import is_committed, is_url
 from bt_lightning.session.shared_directory_check import ResumedFrom, check_same_view
@@ -44,7 +45,7 @@ class StartOfTraining:
     """
 
     def __init__(self, trainer: Any, root: Path, asked: str | bool | None) -> None:  # noqa: FBT001 - of the Trainer
-        self._trainer = trainer
+        self._trainer, self._root = trainer, root
         named = asked if isinstance(asked, str) else None
         self._named = None if named is None or _is_newest(Path(named), root) else named
         self._step: int | None = None
@@ -54,7 +55,9 @@ class StartOfTraining:
 
     @property
     def offered(self) -> OfferedCheckpoint:
-        """What the script names, for the session."""
+        """What the script names, or a Trainer without us has left, for the session."""
+        if self._named is None and self._trainer.args.process_index == 0:
+            return stock_offer(self._root, FORMAT)
         return OfferedCheckpoint(self._named, self._named is not None, format=FORMAT)
 
     def choose(self, run: RunningSession) -> str | None:

@@ -98,7 +98,9 @@ class Training:
             changed.enter_context(start.best_in(saves.folder))
             changed.enter_context(replaced_methods(self.trainer, methods))
             start.load_weights()
-            return train(path)
+            result = train(path)
+            saves.end()
+            return result
 
     def begin(self) -> None:
         """Every rank, when the state is restored: let the worker publish and delete."""

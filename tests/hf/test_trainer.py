@@ -169,3 +169,16 @@ def test_the_first_save_is_laid_out_beside_training(run, tmp_path, only_model):
     found = run("first_save", folder=tmp_path / "ck", save_only_model=only_model)
     assert found["main"] == 0
     assert found["others"] == (0 if only_model else 3 * 12)
+
+
+def test_a_run_that_began_without_us_goes_on_with_us(run, tmp_path, stock):
+    """Its newest whole checkpoint counts; what was half written does not."""
+    root, limit = tmp_path / "ck", {"save_total_limit": 2}
+    run("whole", folder=root, steps=8, ours=False)
+    shutil.rmtree(root / "checkpoint-8")
+    (root / "checkpoint-6" / "trainer_state.json").unlink()
+    found = run("whole", folder=root, **limit)
+    assert found["digest"] == stock
+    assert names(root) == ["checkpoint-6", "checkpoint-8"]
+    assert not (root / "checkpoint-2").exists(), "the limit is that of all"
+    assert (root / "checkpoint-4").exists(), "this run has resumed from it"
