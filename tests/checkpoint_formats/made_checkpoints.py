@@ -18,11 +18,11 @@ class Lines(Dataset):
         return {"input_ids": tokens, "labels": tokens}
 
 
-def tiny_model():
+def tiny_model(seed=0):
     """A causal language model of a few kilobytes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 16}
     config = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
     return LlamaForCausalLM(config)
@@ -37,7 +37,7 @@ def adapter_of(model):
     return get_peft_model(model, config)
 
 
-def train(directory, model, steps=4, **arguments):
+def train(directory, model, steps=4, callbacks=(), **arguments):
     """Train with the HF Trainer; it saves at steps 2 and 4."""
     from transformers import Trainer, TrainingArguments
 
@@ -53,7 +53,8 @@ def train(directory, model, steps=4, **arguments):
         use_cpu=True,
         **arguments,
     )
-    trainer = Trainer(model=model, args=given, train_dataset=Lines(), eval_dataset=Lines())
+    data = {"train_dataset": Lines(), "eval_dataset": Lines()}
+    trainer = Trainer(model=model, args=given, callbacks=[*callbacks], **data)
     trainer.train()
     return trainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.glob_patterns import Patterns
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 from tests.foreign import trainer_writes as writes
@@ -29,10 +31,10 @@ FULL = {
 }
 
 
-def check_disk(scene):
+def check_disk(scene, full=FULL):
     """What is listed on the disk has all files of a save, with the bytes that its digests say."""
     for one in list_committed(scene.root).found:
-        assert {entry.path for entry in one.manifest.files} == FULL
+        assert {entry.path for entry in one.manifest.files} == full
         try:
             verify(one.path)
         except CheckpointNotFoundError:
@@ -41,14 +43,22 @@ def check_disk(scene):
             assert one not in list_committed(scene.root).found, "it changed and is still listed"
 
 
-def check_store(scene):
-    """What the store offers is a save of one run, to the byte."""
-    store = LocalStore(scene.folder)
-    for folder, data in list_job(store, scene.prefix).committed.items():
+def check_store(scene, is_whole):
+    """What the store offers is a save of one run, to the byte; what it deletes meanwhile is not."""
+    for folder, data in list_job(LocalStore(scene.folder), scene.prefix).committed.items():
         manifest = Manifest.from_bytes(data, folder)
-        assert {entry.path for entry in manifest.files} == FULL
         there = scene.folder / scene.prefix / folder
-        assert writes.is_whole(there, manifest.step), folder
+        try:
+            whole = is_whole(there, manifest)
+        except OSError:
+            whole = False
+        assert whole or not (there / MANIFEST).exists(), folder
+
+
+def is_whole(there, manifest):
+    """Of the fast writer."""
+    assert {entry.path for entry in manifest.files} == FULL
+    return writes.is_whole(there, manifest.step)
 
 
 def torture(scene, kills, seed):
@@ -74,11 +84,11 @@ def torture(scene, kills, seed):
             worker.kill()
             worker = begun(scene)
         check_disk(scene)
-        check_store(scene)
+        check_store(scene, is_whole)
         published |= scene.in_store()
     worker.drain(60)
     check_disk(scene)
-    check_store(scene)
+    check_store(scene, is_whole)
     assert published | scene.in_store(), "nothing was published at all"
     whole = [step for step in writes.steps(scene.root) if f"checkpoint-{step}" in scene.on_disk()]
     assert {f"checkpoint-{step}" for step in whole} <= {
@@ -86,6 +96,38 @@ def torture(scene, kills, seed):
         for data in list_job(LocalStore(scene.folder), scene.prefix).committed.values()
     }
     worker.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_trainer_is_killed_and_saves_over_what_it_left(scene):
+    pytest.importorskip("transformers")
+    full = {*FULL, "generation_config.json"}
+    worker = begun(scene)
+    script = SCRIPT.with_name("killed_trainer.py")
+    command = [sys.executable, str(script), str(scene.root), "12", "5"]
+    environ = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as trainer:
+        while line := trainer.stdout.readline():
+            if line.startswith("killed"):
+                check_disk(scene, full)
+                check_store(scene, is_of_one_run)
+        assert trainer.wait(60) == 0
+    worker.drain(60)
+    assert scene.in_store()
+    worker.stop()
+
+
+def is_of_one_run(folder, manifest):
+    """Of the real Trainer: the state of the optimizer is of the step that the Trainer says."""
+    import torch
+
+    assert {entry.path for entry in manifest.files} == {*FULL, "generation_config.json"}
+    torch.load(folder / "training_args.bin", weights_only=False)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=False)
+    steps = {int(one["step"]) for one in optimizer["state"].values()}
+    return state["global_step"] == manifest.step and steps == {manifest.step}
 
 
 def begun(scene):

@@ -33,28 +33,29 @@ def save_torch(file, value, seed=0, size=3000):
         archive.writestr("archive/data/0", random.Random(seed).randbytes(size))
 
 
-def save(root, step, arguments=ARGUMENTS, limit=2, pause=lambda: None):
-    """One save, and the deletion of what `limit` leaves out."""
+def save(root, step, arguments=ARGUMENTS, limit=2, pause=lambda: None, run=""):
+    """One save, and the deletion of what `limit` leaves out; its bytes are those of the `run`."""
     folder = root / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     (folder / "config.json").write_text(json.dumps(config))
     pause()
     with (folder / "model.safetensors").open("wb") as file:
-        data = safetensors(step)
+        data = safetensors(f"{run} {step}")
         for start in range(0, len(data), 4096):
             file.write(data[start : start + 4096])
             file.flush()
             pause()
     save_torch(folder / "training_args.bin", arguments)
     pause()
-    save_torch(folder / "optimizer.pt", {"state": {}, "step": step}, step, 20_000)
+    state = {"state": {}, "step": step, "run": run}
+    save_torch(folder / "optimizer.pt", state, f"{run} {step}", 20_000)
     pause()
-    save_torch(folder / "scheduler.pt", {"last_epoch": step})
-    save_torch(folder / "rng_state.pth", {"python": step})
+    save_torch(folder / "scheduler.pt", {"last_epoch": step, "run": run})
+    save_torch(folder / "rng_state.pth", {"python": step, "run": run})
     pause()
     history = [{"step": step, "epoch": 0.5, "loss": 1 / step, "eval_loss": 2 / step}]
-    state = {"epoch": 0.5, "global_step": step, "log_history": history}
+    state = {"epoch": 0.5, "global_step": step, "log_history": history, "run": run}
     (folder / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
     pause()
     for old in steps(root)[: -limit or None] if limit else ():
@@ -70,19 +71,23 @@ def steps(root):
     return sorted(int(name[1]) for name in names if name)
 
 
-def is_whole(folder, seed):
-    """Whether every byte of a save is there, as `save` wrote it."""
+def is_whole(folder, step):
+    """Whether every byte of one save of one run is there, as `save` wrote it."""
     try:
         state = json.loads((folder / "trainer_state.json").read_text())
+        run = state["run"]
         with zipfile.ZipFile(folder / "optimizer.pt") as archive:
-            optimizer = pickle.loads(archive.read("archive/data.pkl"))
-            same = archive.read("archive/data/0") == random.Random(seed).randbytes(20_000)
-        for name in ("training_args.bin", "scheduler.pt", "rng_state.pth"):
-            zipfile.ZipFile(folder / name).close()
+            saved = pickle.loads(archive.read("archive/data.pkl"))
+            written = random.Random(f"{run} {step}").randbytes(20_000)
+            same = archive.read("archive/data/0") == written and saved["run"] == run
+        for name in ("scheduler.pt", "rng_state.pth"):
+            with zipfile.ZipFile(folder / name) as archive:
+                same = same and pickle.loads(archive.read("archive/data.pkl"))["run"] == run
+        zipfile.ZipFile(folder / "training_args.bin").close()
+        weights = (folder / "model.safetensors").read_bytes() == safetensors(f"{run} {step}")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return False
-    weights = (folder / "model.safetensors").read_bytes() == safetensors(seed)
-    return same and weights and state["global_step"] == seed == optimizer["step"]
+    return same and weights and state["global_step"] == step
 
 
 def main():
@@ -94,11 +99,11 @@ def main():
             threading.Event().wait(draw.random() * 0.02)
 
     whole = [step for step in steps(root) if is_whole(root / f"checkpoint-{step}", step)]
-    step = max(whole, default=0)
+    step = max(whole, default=0) - draw.choice((0, 0, 2))  # at times it goes back, and over one
     print("begins", flush=True)
     while True:
-        step += 2
-        save(root, step, pause=pause)
+        step = max(step, 0) + 2
+        save(root, step, pause=pause, run=sys.argv[2])
         threading.Event().wait(draw.choice((0.0, 0.05, 0.4)))
 
 
