@@ -14,10 +14,12 @@ from bt_lightning.checkpoint_formats.results import Incomplete, Whole
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.commit_sidecar import commit_sidecar, digest_at_rest
+from bt_lightning.localdir.find_job_files import Stamp
 from bt_lightning.localdir.foreign_facts import facts_of_foreign
 from bt_lightning.localdir.list_and_verify_checkpoints import stated_manifest
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.localdir.sidecars import (
+    CONTENT,
     ForeignContent,
     changed_file,
     is_gone,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.localdir.find_foreign import Candidate
-    from bt_lightning.localdir.find_job_files import JobFiles, Stamp
+    from bt_lightning.localdir.find_job_files import JobFiles
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.worker.foreign_candidates import SeenCandidate
 
@@ -55,6 +57,8 @@ class ForeignCheckpoints:
         self._digests: dict[tuple[str, Stamp], FileEntry] = {}
         """Of files of what is being committed: a pause does not lose them."""
         self._sidecars: dict[tuple[str, str], _Sidecar] = {}
+        self._read: dict[tuple[Path, Stamp], _Sidecar] = {}
+        """The same by path and stamp of their content."""
         self.ids: set[str] = set()
         """Of all that it knew at any time: only this decides what of them stays in the store."""
         self.ready = False
@@ -113,12 +117,17 @@ class ForeignCheckpoints:
 
     def _read_sidecars(self) -> None:
         found: dict[tuple[str, str], _Sidecar] = {}
+        read: dict[tuple[Path, Stamp], _Sidecar] = {}
         for path in sidecars(self._root):
             try:
-                one = _Sidecar(path, stated_manifest(path), read_content(path))
+                stamp = Stamp.of((path / CONTENT).stat())
+                one = self._read.get((path, stamp))
+                if one is None:
+                    one = _Sidecar(path, stated_manifest(path), read_content(path))
             except (CheckpointError, OSError):
                 continue  # listed as refused
-            found[one.content.place] = one
+            read[path, stamp] = found[one.content.place] = one
+        self._read = read
         self._sidecars = found
         self.ids.update(one.manifest.checkpoint_id for one in found.values())
 
