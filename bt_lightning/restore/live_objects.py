@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.snapshot.class_allowlist import class_name, function_name, is_function
+from bt_lightning.snapshot.metrics_at_rest import at_rest
 from bt_lightning.snapshot.pickle_leftovers import digest_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class LiveObjects:
 
     def __init__(self, roots: Iterable[object]) -> None:
         self._roots = [root for root in roots if root is not None]
+        self._taken: set[int] = set()
+        """Identities of what `find_equal_at_rest` found."""
 
     @cached_property
     def _found(self) -> tuple[dict[str, object], dict[str, list[object]]]:
@@ -69,6 +72,31 @@ class LiveObjects:
             except Exception:  # noqa: BLE001, S112 - an object that cannot be pickled is not equal
                 continue
         return None
+
+    def find_equal_at_rest(self, name: str, digest: str) -> object | None:
+        """A part of a module, of the class `name`, that has this digest before its metrics count.
+
+        One that was not found yet, if there is one: metrics of one kind are not each other's.
+        """
+        parts = {
+            id(part)
+            for root in self._roots
+            if isinstance(root, torch.nn.Module)
+            for part in root.modules()
+        }
+        found = None
+        for value in self._found[1].get(name, ())[:_COMPARED_OBJECTS]:
+            try:
+                resting = at_rest(value) if id(value) in parts else None
+                if resting is None or digest_of(resting) != digest:
+                    continue
+            except Exception:  # noqa: BLE001, S112 - as above
+                continue
+            found = value
+            if id(value) not in self._taken:
+                break
+        self._taken.add(id(found))
+        return found
 
 
 def _reachable(roots: Iterable[object]) -> Iterator[object]:

@@ -47,8 +47,10 @@ class Leftovers:
         if self._unpickled is not None:
             return self._unpickled[path]
         match self._pickled.get(path):
-            case [str(kind), str(digest)] if self._live_objects is not None:
+            case [str(kind), str(digest), *resting] if self._live_objects is not None:
                 equal = self._live_objects.find_equal(kind, digest)
+                if equal is None and resting:
+                    equal = self._live_objects.find_equal_at_rest(kind, resting[0])
                 if equal is not None:
                     return equal
         msg = (

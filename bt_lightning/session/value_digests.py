@@ -132,7 +132,7 @@ class _Walk:
             self._sequence(value, depth)
         elif type(value).__module__.partition(".")[0] == "omegaconf":
             self._note(without_stamps(str(value)[:_TEXT]))
-        else:
+        elif not _observes(value):
             held = getattr(value, "__dict__", {})
             named = [(name, each) for name, each in held.items() if not name.startswith("__")]
             self._entries(len(named), named[:_MOST], depth)
@@ -172,6 +172,12 @@ class _Walk:
 
     def _note(self, text: str) -> None:
         self._hasher.update(f"{len(text)}:{text}".encode(errors="surrogatepass"))
+
+
+def _observes(value: object) -> bool:
+    """Whether it is a callback or a logger: what it counts changes, and tells no fits apart."""
+    kind = type(value)
+    return hasattr(kind, "on_train_batch_end") or hasattr(kind, "log_hyperparams")
 
 
 def _spread(size: int, device: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ import xxhash
 
 from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.snapshot.class_allowlist import class_name
+from bt_lightning.snapshot.metrics_at_rest import at_rest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,16 +61,22 @@ def pickle_leftovers(leftovers: dict[str, object]) -> tuple[bytes | None, list[s
 def leftover_digests(leftovers: Mapping[str, object], size: int) -> dict[str, list[str]]:
     """Path -> class and digest of the pickle, for each leftover that a resume reads.
 
-    A process that already has an equal object finds it by these and does not unpickle. Empty if
+    A module with metrics has a third: the digest of what it was before they counted. A process
+    that already has an equal object finds it by these and does not unpickle. Empty if
     `leftovers.pt` is large (`size` bytes), since each value is pickled once more.
     """
     if size > _COMPARED:
         return {}
     return {
-        path: [class_name(type(value)), digest_of(value)]
+        path: [class_name(type(value)), digest_of(value), *_digest_at_rest(value)]
         for path, value in leftovers.items()
         if path.partition(".")[0] not in HYPER_PARAMETERS
     }
+
+
+def _digest_at_rest(value: object) -> list[str]:
+    resting = at_rest(value)
+    return [] if resting is None else [digest_of(resting)]
 
 
 def digest_of(value: object) -> str:

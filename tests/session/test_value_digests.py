@@ -134,3 +134,19 @@ def test_a_script_is_told_by_its_bytes_and_arguments(
     assert program_digest() != first
     script.unlink()
     assert program_digest() == ""
+
+
+def test_what_callbacks_and_loggers_have_counted_tells_nothing_apart():
+    """Of hyperparameters that hold what a package gives to its Trainer, as neuralforecast's do."""
+    from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+    from lightning.pytorch.loggers import CSVLogger
+
+    def options(counted):
+        stopping, bar = EarlyStopping("loss"), RichProgressBar()
+        logger = CSVLogger(f"logs-{counted}", version=counted)
+        stopping.wait_count, bar.seen = counted, counted
+        return {"callbacks": [stopping, bar], "logger": logger, "max_steps": 3}
+
+    assert digest(options(0)) == digest(options(1))
+    assert digest(options(0)) != digest({**options(0), "max_steps": 4})
+    assert digest(options(0)) != digest({**options(0), "callbacks": []})

@@ -21,15 +21,15 @@ from bt_lightning.localdir.event_log import read_events
 
 HERE = Path(__file__).parent
 LIMIT_S = 500
-SCRIPTS: dict[str, tuple[str, list[int], list[str]]] = {
-    "pytorch_forecasting_tft.py": ("pytorch_forecasting", [3, 14], ["--trust-checkpoints"]),
-    "darts_nbeats.py": ("darts", [9, 25], []),
-    "scvi_scvi.py": ("scvi", [7, 5], []),
-    "neuralforecast_models.py": ("neuralforecast", [13, 4], []),
-    "chemprop_mpnn.py": ("chemprop", [7, 5], []),
-    "chemprop_cli.sh": ("chemprop", [7, 5], []),
+SCRIPTS: dict[str, tuple[str, list[int]]] = {
+    "pytorch_forecasting_tft.py": ("pytorch_forecasting", [3, 14]),
+    "darts_nbeats.py": ("darts", [9, 25]),
+    "scvi_scvi.py": ("scvi", [7, 5]),
+    "neuralforecast_models.py": ("neuralforecast", [13, 4]),
+    "chemprop_mpnn.py": ("chemprop", [7, 5]),
+    "chemprop_cli.sh": ("chemprop", [7, 5]),
 }
-"""Script -> package, in how many batches behind a new checkpoint each start is killed, options."""
+"""Script -> package, in how many batches behind a new checkpoint each start is killed."""
 
 pytestmark = pytest.mark.timeout(2 * LIMIT_S)
 
@@ -38,13 +38,13 @@ pytestmark = pytest.mark.timeout(2 * LIMIT_S)
 def test_a_script_of_another_package_ends_as_if_it_had_not_been_killed(
     tmp_path: Path, script: str
 ) -> None:
-    package, kills, options = SCRIPTS[script]
+    package, kills = SCRIPTS[script]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed; `nox -s thirdparty` has it")
     command = ["bash" if script.endswith(".sh") else sys.executable, HERE / "scripts" / script]
     plain, killed = tmp_path / "plain", tmp_path / "killed"
     run = [sys.executable, "-m", "bt_lightning", "run", "--dir", "ck", "--store", "./store"]
-    run += ["--job-id", "j", "--retries", str(len(kills)), *options, "--"]
+    run += ["--job-id", "j", "--retries", str(len(kills)), "--"]
     started = {
         plain: start(plain, command, {}),
         killed: start(killed, [*run, *command], {"KILL_AFTER": " ".join(map(str, kills))}),
