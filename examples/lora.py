@@ -9,7 +9,7 @@ begin anew, delete the folder `lora_run`.
     step 20: loss 2.38
     ...
     step 80: loss 1.43
-    base 5.3 MB, checkpoint 0.3 MB
+    base 5.3 MB, checkpoint 0.2 MB
     loss of new rows 1.38
 """
 

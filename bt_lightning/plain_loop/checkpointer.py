@@ -10,7 +10,6 @@ from bt_lightning.plain_loop.loop_retention import loop_policy
 from bt_lightning.plain_loop.loop_state import LoopState
 from bt_lightning.plain_loop.open_loop import PREFIX, OpenLoop
 from bt_lightning.session import argument_checks
-from bt_lightning.session.base_of_run import BaseOfRun
 from bt_lightning.session.checkpoint_writer import EXTRA, CheckpointWriter
 from bt_lightning.session.options import Options
 from bt_lightning.session.states_of_ranks import states_of_ranks
@@ -115,8 +114,7 @@ class Checkpointer:
             CheckpointCorruptError, StoreError, UnsafeLoadError: it cannot be read.
         """
         loop, found = self._running(), LoopState.of(state)
-        run, model = loop.run, found.main_model
-        base = BaseOfRun(run.options.save_frozen)
+        run, model, base = loop.run, found.main_model, loop.base
         if model is not None:
             base.note(model, self._writer, run.ranks)
         read = run.session.load(run.start, run.root, map_location="cpu")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.plain_loop.loop_retention import LoopRetention
+from bt_lightning.session.base_of_run import BaseOfRun
 from bt_lightning.session.checkpoint_paths import DEFAULT_ROOT, absolute_root
 from bt_lightning.session.end_by_signal import EndBySignal
 from bt_lightning.session.running_session import RunningSession
@@ -38,6 +39,7 @@ class OpenLoop:
         self, options: Options, policy: RetentionPolicy | None, *, hears_sigterm: bool
     ) -> None:
         self.run = RunningSession(options, absolute_root(options.dir or DEFAULT_ROOT))
+        self.base = BaseOfRun(options.save_frozen)
         grace, self._signal_end = options.grace, None
         if hears_sigterm and grace is not None:
             self._signal_end = EndBySignal(self.run.peers, grace.total_seconds())
@@ -56,6 +58,7 @@ class OpenLoop:
     def ended_step(self) -> bool:
         """Every rank: whether to save and leave; as `EndBySignal.told`."""
         self.run.session.boundary()
+        self.base.look(self.run.session.saves)
         return self._signal_end is not None and self._signal_end.told()
 
     def keep(self, checkpoint_id: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.session.ranks import Ranks
+    from bt_lightning.session.save_tracking import Saves
 
 
 class BaseOfRun:
@@ -29,6 +30,7 @@ class BaseOfRun:
     def __init__(self, save_frozen: bool | None) -> None:  # noqa: FBT001
         self._save_frozen = save_frozen
         self._base: FrozenBase | None = None
+        self._to_look_at = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has another module."""
@@ -74,3 +76,10 @@ class BaseOfRun:
         """All is restored, and training begins."""
         if self._base is not None:
             self._base.begin()
+        self._to_look_at = self._base is not None
+
+    def look(self, saves: Saves | None) -> None:
+        """A step is over; once: find beside training what each step writes to, before a save."""
+        if self._to_look_at and self._base is not None and saves is not None:
+            self._to_look_at = False
+            saves.saver.verify_early(self._base.look())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -381,6 +382,60 @@ def test_a_loop_of_ones_own_leaves_out_its_base(tuned: Any, tmp_path: Path) -> N
     assert not FROZEN & stored(tmp_path / "run" / "checkpoint-6")
     with pytest.raises(CheckpointMismatchError, match="other values"):
         train(tmp_path / "run", 9, base=6)
+
+
+def test_a_loop_that_averages_loses_no_save(tuned: Any, tmp_path: Path) -> None:
+    """What each step writes to without a trace is found behind the first one."""
+    from bt_lightning import Checkpointer
+
+    model = Teacher(tuned, unseen).make()
+    optimizer = model.configure_optimizers()
+    with Checkpointer(tmp_path, save_frozen=False) as ck:
+        state = ck.load_latest({"model": model, "optimizer": optimizer, "step": 0})
+        for step in range(1, 5):
+            model.loss(torch.randn(4, 8)).backward()
+            optimizer.step()
+            model.on_train_batch_end()
+            ck.step()
+            if step == 1:
+                wait_for_look(ck)
+        ck.save(state, 4)
+    weights = BTCheckpointIO().load_checkpoint(tmp_path / "checkpoint-4")["state_dict"]
+    assert torch.equal(weights["teacher.weight"], model.teacher.weight)
+
+
+def wait_for_look(ck: Any) -> None:
+    until = time.monotonic() + 60
+    while "teacher.weight" not in ck._writer.base._changed:
+        assert time.monotonic() < until, "nobody looked"
+        time.sleep(0.01)
+
+
+def test_compiled_parts_are_left_out_and_averages_stored(
+    runs: Any, tuned: Any, tmp_path: Path
+) -> None:
+    """An average is another tensor, of which nothing says that it is the base."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    averaging = getattr(callbacks, "EMAWeightAveraging", None)
+
+    class Compiled(tuned):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.net = torch.compile(self.net, backend="eager")
+
+    def fit(root: Path, make: Any, *more: Any) -> Any:
+        return runs.fit(root, *more, make=make, save=SAVE, bt=bt(), max_epochs=2)
+
+    whole = fit(tmp_path / "whole", Compiled)
+    assert not LARGE & stored(tmp_path / "whole" / "checkpoint-8")
+    fit(tmp_path / "run", lambda: Compiled(9))
+    again = fit(tmp_path / "run", Compiled)
+    assert again.outcome == whole.outcome
+    if averaging is not None:
+        whole = fit(tmp_path / "whole-2", tuned, averaging())
+        assert stored(tmp_path / "whole-2" / "checkpoint-8") >= FROZEN
+        fit(tmp_path / "run-2", lambda: tuned(9), averaging())
+        assert fit(tmp_path / "run-2", tuned, averaging()).outcome == whole.outcome
 
 
 class Packed(torch.nn.Parameter):
