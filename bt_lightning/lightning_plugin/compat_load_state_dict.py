@@ -27,10 +27,16 @@ def patch_load_state_dict() -> None:
 
 def _completing(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def load_state_dict(self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(
+        self: Any,
+        state_dict: Any,
+        strict: bool = True,  # noqa: FBT001, FBT002 - torch's signature
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if isinstance(state_dict, WeightsWithoutBase):
-            state_dict = state_dict.completed(self)
-        return original(self, state_dict, *args, **kwargs)
+            state_dict = state_dict.completed(self, strict=strict)
+        return original(self, state_dict, strict, *args, **kwargs)
 
     vars(load_state_dict)["patched_by_bt_lightning"] = True
     return load_state_dict

@@ -46,7 +46,7 @@ def explain_weights(
 
     def load_model_state_dict(checkpoint: Mapping[str, Any], **_: object) -> None:
         vars(strategy).pop("load_model_state_dict", None)
-        whole = base.completed(checkpoint, module, ranks_of(trainer))
+        whole = base.completed(checkpoint, module, ranks_of(trainer), strict=expected)
         saved = whole["state_dict"]
         try:
             original(whole, strict=expected)

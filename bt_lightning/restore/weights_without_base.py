@@ -42,23 +42,26 @@ class WeightsWithoutBase(OrderedDict[str, Any]):
         self.table = table
         """What it leaves out."""
 
-    def completed(self, module: torch.nn.Module) -> dict[str, Any]:
+    def completed(self, module: torch.nn.Module, *, strict: bool = True) -> dict[str, Any]:
         """The whole state dictionary, with the module's own tensors as the base.
+
+        Unless `strict`, the module may lack parts of it, or have them in other shapes.
 
         Raises:
             CheckpointMismatchError: the module has another base.
         """
         own = base_tensors(module, self.table.tensors)
-        check_base(self.table, own)
+        check_base(self.table, own, strict=strict)
         return self.filled(module)
 
     def filled(self, module: torch.nn.Module) -> dict[str, Any]:
         """As `completed`, for a base that has been compared."""
         parameters = dict(module.named_parameters(remove_duplicate=False))
         whole = self.plain()
-        whole.update(
-            {n: parameters[n].detach() for n in self.table.tensors if n in parameters}
-        )  # without what a quantised one has beside it: it stays as it is
+        for name, tensor in self.table.tensors.items():
+            # not what a quantised one has beside it, which stays as it is
+            if name in parameters and tuple(parameters[name].shape) == tensor.shape:
+                whole[name] = parameters[name].detach()
         return whole
 
     def plain(self) -> OrderedDict[str, Any]:
@@ -129,8 +132,12 @@ def check_base(
     table: BaseTable,
     own: Mapping[str, torch.Tensor],
     known: Mapping[str, BaseTensor] | None = None,
+    *,
+    strict: bool = True,
 ) -> None:
     """Compare a module's own tensors with a base; hashes those that are not `known`.
+
+    Unless `strict`, only values count: of tensors that have the same name and shape.
 
     Raises:
         CheckpointMismatchError: they differ; it says which, and what to do.
@@ -156,8 +163,8 @@ def check_base(
         f"{title} ({len(names)}): {', '.join(names[:_SHOWN])}{_more(names)}"
         for title, names in (
             ("other values", values),
-            ("another shape", shapes),
-            ("not in the model", missing),
+            ("another shape", shapes if strict else []),
+            ("not in the model", missing if strict else []),
         )
         if names
     ]

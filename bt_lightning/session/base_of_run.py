@@ -47,7 +47,12 @@ class BaseOfRun:
         writer.base = self._base
 
     def completed(
-        self, checkpoint: Mapping[str, Any], module: torch.nn.Module, ranks: Ranks
+        self,
+        checkpoint: Mapping[str, Any],
+        module: torch.nn.Module,
+        ranks: Ranks,
+        *,
+        strict: bool = True,
     ) -> Mapping[str, Any]:
         """`checkpoint`, whose weights are to be loaded, with those that it left out.
 
@@ -60,7 +65,7 @@ class BaseOfRun:
 
         def check() -> None:
             assert self._base is not None  # since `note`
-            self._base.check(weights)
+            self._base.check(weights, strict=strict)
 
         ranks.from_slow_zero(check)
         return {**checkpoint, WEIGHTS_KEY: weights.filled(module)}

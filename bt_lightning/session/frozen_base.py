@@ -58,16 +58,23 @@ class FrozenBase:
         self._hash(self._owners)
         self._note(names)
 
-    def check(self, weights: WeightsWithoutBase) -> None:
+    def check(self, weights: WeightsWithoutBase, *, strict: bool = True) -> None:
         """Before `weights` are loaded: compare the base that they lack with the module's.
 
         Raises:
             CheckpointMismatchError: it is another one.
         """
         wanted = weights.table.tensors
-        check_base(weights.table, base_tensors(self._module, wanted), self.tensors)
+        own = base_tensors(self._module, wanted)
+        check_base(weights.table, own, self.tensors, strict=strict)
         # a precision of the Trainer may convert them later, to what the table says
-        self.tensors.update({n: t for n, t in wanted.items() if n in self.tensors})
+        self.tensors.update(
+            {
+                n: t
+                for n, t in wanted.items()
+                if n in self.tensors and t.shape == tuple(own[n].shape)
+            }
+        )
 
     def restored(self, weights: Mapping[str, Any], left_out: Mapping[str, Any]) -> None:
         """After a load: `weights` were read from the checkpoint, but for those `left_out`."""

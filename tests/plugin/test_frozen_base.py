@@ -384,6 +384,26 @@ def test_a_loop_of_ones_own_leaves_out_its_base(tuned: Any, tmp_path: Path) -> N
         train(tmp_path / "run", 9, base=6)
 
 
+def test_a_part_may_be_missing_if_the_load_is_not_strict(
+    runs: Any, tuned: Any, tmp_path: Path
+) -> None:
+    """What is there must be that of the base still."""
+
+    class Shorter(tuned):
+        def __init__(self, base: int = 5) -> None:
+            super().__init__(base=base)
+            del self.backbone[3]
+
+    run = runs.fit(tmp_path, make=tuned, save=SAVE, bt=bt(), max_epochs=1)
+    path = tmp_path / "checkpoint-8"
+    with pytest.raises(CheckpointMismatchError, match=r"not in the model \(4\): backbone.3"):
+        Shorter.load_from_checkpoint(path)
+    loaded = Shorter.load_from_checkpoint(path, strict=False)
+    assert torch.equal(loaded.net[1][1].weight, run.module.net[1][1].weight)
+    with pytest.raises(CheckpointMismatchError, match="other values"):
+        Shorter.load_from_checkpoint(path, strict=False, base=6)
+
+
 def test_a_loop_that_averages_loses_no_save(tuned: Any, tmp_path: Path) -> None:
     """What each step writes to without a trace is found behind the first one."""
     from bt_lightning import Checkpointer
