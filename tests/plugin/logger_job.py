@@ -31,7 +31,8 @@ class Net(runs.Net):
 
     def training_step(self, batch: Any, index: int) -> Any:
         loss = super().training_step(batch, index)
-        self.log("both", loss, on_step=True, on_epoch=True)
+        several = self.trainer.world_size > 1
+        self.log("both", loss, on_step=True, on_epoch=True, sync_dist=several)
         if self.current_epoch == 1:
             self.log("late", loss * 2)
         return loss
