@@ -84,7 +84,7 @@ CASES = {
     ),
     "hf": (
         ["none", *OURS, "plain"],
-        {"size": 3 * GB // 2, "every": 80, "steps": 250, "step-s": 0.2},
+        {"size": 3 * GB // 2, "every": 40, "steps": 130, "step-s": 0.2},
         5,
     ),
     "cuda-8": (

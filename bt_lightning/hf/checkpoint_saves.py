@@ -47,6 +47,7 @@ class CheckpointSaves:
         run: its session.
         best: name of the folder of the checkpoint that was best until here.
         optimizers: torch's own.
+        more: further files of this rank, by name, for a resume.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class CheckpointSaves:
         run: RunningSession,
         best: str | None,
         optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
+        more: Callable[[], dict[str, bytes]] = dict,
     ) -> None:
         self._trainer, self._run = trainer, run
         self.folder: Path = run.root / run.start.fit_folder
@@ -66,7 +68,7 @@ class CheckpointSaves:
         self._place = run.root
         """On whose volume the Trainer writes what is read back."""
         self._constant = ConstantFiles()
-        self._optimizers = optimizers
+        self._optimizers, self._more = optimizers, more
         self._rehearsed: dict[str, Content] = {}
         """The large files of a save, from its rehearsal until the first step is over."""
         self.newest: int | None = None
@@ -200,13 +202,14 @@ class CheckpointSaves:
     def _of_all_ranks(self, files: dict[str, Content]) -> dict[str, Content] | None:
         """Every rank: the files of all, on the one that writes; None on the others."""
         run, args = self._run, self._trainer.args
+        more = {} if args.save_only_model else self._more()
         if run.ranks.world_size == 1:
-            return files
+            return {**files, **more}
         own = f"rng_state_{args.process_index}.pth"
-        mine: dict[str, bytes] = {}
+        mine = dict(more)
         if not run.ranks.is_zero:
             wanted = {own} if args.should_save else files.keys()
-            mine = {path: _as_bytes(path, files[path]) for path in wanted & files.keys()}
+            mine |= {path: _as_bytes(path, files[path]) for path in wanted & files.keys()}
         ranks = states_of_ranks(mine, lambda payload: run.peers.exchange(payload, unlimited))
         if ranks is None:
             return None

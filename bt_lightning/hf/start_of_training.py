@@ -48,7 +48,10 @@ class StartOfTraining:
         self._trainer, self._root = trainer, root
         named = asked if isinstance(asked, str) else None
         self._named = None if named is None or _is_newest(Path(named), root) else named
-        self._step: int | None = None
+        self.step: int | None = None
+        """The step that it resumes from."""
+        self.steps_of_epoch = 0
+        """Optimizer steps of an epoch, from the Trainer's start on."""
         self._complete = False
         self._weights: str | None = None
         self._best: str | None = None
@@ -88,7 +91,7 @@ class StartOfTraining:
             self._weights = path
             return None
         self._complete = self._named is None and start.complete
-        self._step, self._best = _step_and_best(Path(path) / _STATE)
+        self.step, self._best = _step_and_best(Path(path) / _STATE)
         log.info("resuming from %s", path)
         return path
 
@@ -141,8 +144,9 @@ class StartOfTraining:
 
         The Trainer itself would train one step more in an epoch that `max_steps` cuts off.
         """
-        trainer, step = self._trainer, self._step
+        trainer, step = self._trainer, self.step
         values = own_method(trainer, "set_initial_training_values")(*given, **named)
+        self.steps_of_epoch = values[_STEPS_OF_EPOCH]
         if step is None or not (self._complete or step >= values[_MAX_STEPS]):
             return values
         log.warning("nothing is left to train: the checkpoint is of step %d. %s", step, _WAY_OUT)

@@ -14,6 +14,7 @@ from bt_lightning.hf.best_checkpoint import bring_best
 from bt_lightning.hf.boundaries import Boundaries
 from bt_lightning.hf.checkpoint_saves import CheckpointSaves
 from bt_lightning.hf.patched_trainer import leaving_checkpoints, own_method, replaced_methods
+from bt_lightning.hf.pending_batch import PendingBatch
 from bt_lightning.hf.start_of_training import StartOfTraining
 from bt_lightning.hf.trainer_checks import refuse_trainer
 from bt_lightning.hf.trainer_identity import fit_request
@@ -82,7 +83,8 @@ class Training:
         self, run: RunningSession, start: StartOfTraining, train: Callable[[str | None], Any]
     ) -> Any:
         path = start.choose(run)
-        saves = CheckpointSaves(self.trainer, run, start.best, self._optimizers)
+        pending = PendingBatch(self.trainer, start, path)
+        saves = CheckpointSaves(self.trainer, run, start.best, self._optimizers, pending.file)
         self.boundaries = Boundaries(self.trainer, run, saves)
         if start.best is not None:
             best = saves.folder / start.best
@@ -91,11 +93,13 @@ class Training:
         methods = {
             **start.methods(),
             **saves.methods(),
+            **pending.methods(),
             "_maybe_log_save_evaluate": self._log_save_evaluate,
         }
         with contextlib.ExitStack() as changed:
             changed.enter_context(leaving_checkpoints(str(saves.folder)))
             changed.enter_context(start.best_in(saves.folder))
+            changed.enter_context(pending.watched())
             changed.enter_context(replaced_methods(self.trainer, methods))
             start.load_weights()
             result = train(path)

@@ -11,6 +11,7 @@ import pytest
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
 FILES = {
+    "bt_pending_batch.pth",
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -147,10 +148,10 @@ def test_two_ranks_save_the_generators_of_both(run, tmp_path):
     wanted = run("whole", ranks=2, folder=tmp_path / "other")
     found = run("broken", ranks=2, folder=tmp_path / "ck")
     assert (found["began"], found["digest"]) == (4, wanted["digest"])
-    files = {path.name for path in (tmp_path / "ck" / "checkpoint-8").iterdir()}
-    assert files - {"bt_manifest.json"} == FILES - {"rng_state.pth"} | {
-        "rng_state_0.pth",
-        "rng_state_1.pth",
+    files = {path.name for path in (tmp_path / "ck" / "checkpoint-6").iterdir()}
+    of_ranks = {name for name in FILES if name.startswith(("rng", "bt_pending"))}
+    assert files - {"bt_manifest.json"} == (FILES - of_ranks) | {
+        name.replace(".pth", f"_{rank}.pth") for name in of_ranks for rank in (0, 1)
     }
 
 
@@ -182,3 +183,13 @@ def test_a_run_that_began_without_us_goes_on_with_us(run, tmp_path, stock):
     assert names(root) == ["checkpoint-6", "checkpoint-8"]
     assert not (root / "checkpoint-2").exists(), "the limit is that of all"
     assert (root / "checkpoint-4").exists(), "this run has resumed from it"
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_accumulation_steps": 3}], ids=["", "accumulated"])
+@pytest.mark.parametrize("at", [4, 5])
+def test_batches_that_are_drawn_are_drawn_again(run, tmp_path, more, at):
+    """The Trainer alone masks the batches behind a resume otherwise."""
+    more = {**more, "draws": True, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 1}
+    wanted = run("whole", folder=tmp_path / "other", **more)
+    found = run("broken", folder=tmp_path / "ck", at=at, **more)
+    assert (found["began"], found["digest"]) == (at - 1, wanted["digest"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -60,17 +61,28 @@ def make_arguments(folder: Path | str, steps: int, **more: Any) -> TrainingArgum
     return TrainingArguments(str(folder), max_steps=steps, **chosen)
 
 
+def masked(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A collator that draws, as one that masks words does."""
+    tokens = torch.stack([row["input_ids"] for row in rows])
+    mask = (torch.rand(tokens.shape) < 0.3) & (torch.tensor(random.random()) < 0.9)
+    return {"input_ids": tokens.masked_fill(mask, 1), "labels": tokens}
+
+
 def make_trainer(
     folder: Path | str,
     steps: int,
     callbacks: list[Any],
     kind: type[Trainer] = Trainer,
     width: int = 16,
+    draws: bool = False,
     **more: Any,
 ) -> Trainer:
+    """`draws`: its collator does."""
     warnings.filterwarnings("ignore")
     arguments = make_arguments(folder, steps, **more)
-    data = {"train_dataset": Sentences(), "eval_dataset": Sentences(8)}
+    data: dict[str, Any] = {"train_dataset": Sentences(), "eval_dataset": Sentences(8)}
+    if draws:
+        data["data_collator"] = masked
     return kind(make_model(width), arguments, callbacks=callbacks, **data)
 
 
