@@ -328,9 +328,12 @@ def _of(kind: type, value: Any) -> Any:
 def of_newest_fit(found: Iterable[T], manifest_of: Callable[[T], Manifest]) -> list[T]:
     """Of the checkpoints of one job, those of the fit that saved last, in the order given.
 
-    Steps are counted by fit, so of several fits the clock says which is the newest.
+    Steps are counted by fit, so of several fits the clock says which is the newest. What another
+    program wrote counts where nothing is our own; of that first what training can resume from.
     """
     each = list(found)
+    own = [one for one in each if manifest_of(one).format is None]
+    each = own or [one for one in each if manifest_of(one).resumable] or each
     newest = max(each, key=lambda one: manifest_of(one).created, default=None)
     fit = None if newest is None else manifest_of(newest).fit
     return [one for one in each if manifest_of(one).fit == fit]

@@ -13,7 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
-from bt_lightning.manifest import BLOCK_BYTES, FORMAT, FORMAT_VERSION, FileEntry, Manifest
+from bt_lightning.manifest import (
+    BLOCK_BYTES,
+    FORMAT,
+    FORMAT_VERSION,
+    FileEntry,
+    Manifest,
+    of_newest_fit,
+)
 
 relaxed = settings(deadline=None, database=None)
 
@@ -395,3 +402,27 @@ def test_a_manifest_without_a_digest_is_damage():
     del payload["digest"]
     with pytest.raises(CheckpointCorruptError, match="own digest"):
         parse(json.dumps(payload).encode())
+
+
+def test_latest_is_our_own_where_there_is_one_and_else_what_can_be_resumed():
+    """A model that a script exports at the end is not what the next run resumes from."""
+
+    def saved(name, form, step, minute, *, resumable=True):
+        return build(
+            checkpoint_id=name,
+            step=step,
+            created_at=f"2030-01-02T03:{minute:02d}:05+00:00",
+            origin={} if form is None else {"format": form},
+            resumable=resumable,
+        )
+
+    own = saved("checkpoint-5", None, 5, 1)
+    trainer = saved("checkpoint-8", "hf-trainer", 8, 2)
+    model = saved("model", "hf-pretrained", 9, 3, resumable=False)
+    for found, newest in (
+        ([own, trainer, model], own),
+        ([trainer, model], trainer),
+        ([model], model),
+        ([], None),
+    ):
+        assert next(iter(of_newest_fit(found, lambda one: one)), None) == newest
