@@ -97,20 +97,18 @@ def find_foreign(
         inside = f"{folder}/" if folder else ""
         name = folder.rpartition("/")[2] or root_name
         form = format_of(name, here.files.keys(), here.folders)
+        own: dict[str, Stamp] = {}
         taken: set[str] = set()
-        if form is not None and not _is_excluded(folder, found.excluded):
-            if form.takes_all and folder:
-                own, taken = _all_below(tree, folder), here.folders
-            else:
-                own, taken = _own_files(tree, folder, deep=form.takes_all)
+        if form is not None:
+            own, taken = _claimed(tree, folder, takes_all=form.takes_all)
             alone = taken >= here.folders and own.keys() >= here.files.keys()
             candidate = Candidate(folder=folder, stamps=own, alone=alone)
-            if own and not is_none(candidate):
+            if _is_excluded(folder, found.excluded):
+                pass  # what is left of it goes as plain files
+            elif own and not is_none(candidate):
                 candidates.append(candidate)
             else:
                 own, taken = {}, set()
-        else:
-            own = {}
         candidates += [
             Candidate(folder=folder, file=name, stamps={name: stamp})
             for name, stamp in here.files.items()
@@ -149,6 +147,15 @@ def _all_below(tree: dict[str, _Folder], folder: str) -> dict[str, Stamp]:
         own |= {f"{inside}{name}": stamp for name, stamp in here.files.items()}
         pending += [f"{inside}{name}" for name in here.folders]
     return own
+
+
+def _claimed(
+    tree: dict[str, _Folder], folder: str, *, takes_all: bool
+) -> tuple[dict[str, Stamp], set[str]]:
+    """The files of a folder that looks like a checkpoint, and the folders that belong to it."""
+    if takes_all and folder:
+        return _all_below(tree, folder), tree[folder].folders
+    return _own_files(tree, folder, deep=takes_all)
 
 
 def _own_files(

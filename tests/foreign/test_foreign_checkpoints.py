@@ -273,7 +273,8 @@ def test_excluded_files_are_left_out_and_the_rest_goes_as_files(scene):
     scene.watch(worker, lambda: "checkpoint-2/config.json" in listing(scene).job_files())
     worker.drain(30)
     assert "checkpoint-2/optimizer.pt" not in listing(scene).others
-    assert "checkpoint-2" not in scene.in_store()
+    assert "checkpoint-2/model.safetensors" in listing(scene).job_files()
+    assert scene.in_store() == set()
 
 
 def test_a_checkpoint_that_is_protected_on_the_disk_is_not_written_into(scene):
