@@ -12,11 +12,14 @@ from bt_lightning.rank_protocol import VALIDATED, Position
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from bt_lightning.rank_protocol import Request
     from bt_lightning.session.step_timings import StepTimings
 
 EPOCH_END = VALIDATED + 1
 """Boundary number at the end of an epoch."""
 _SOON_S = 1e-3
+_PATIENCE_S = 60.0
+"""A due interval save waits as long for the end of an epoch, or one interval if that is longer."""
 
 
 def next_exact_state(
@@ -36,6 +39,24 @@ def next_exact_state(
     later_s, until = _later(trainer, timings, position)
     # 0 s, of steps that are quick or not measured, would say that this state is one
     return None if later_s is None else max(later_s, _SOON_S), until
+
+
+def patience_s(
+    trainer: Trainer,
+    timings: StepTimings,
+    request: Request,
+    left_s: float,
+    interval_s: float | None,
+) -> float:
+    """How long a save may wait for the end of an epoch, if only that is exact.
+
+    `left_s`: until the platform kills, after a signal; `interval_s`: between interval saves.
+    """
+    if request != "save":
+        return 0.0 if timings.save_s is None else left_s / 2
+    if trainer.world_size > 1:
+        return 0.0  # every batch would be one that all ranks decide about
+    return max(interval_s or 0.0, _PATIENCE_S)
 
 
 def _is_exact(trainer: Trainer, position: Position) -> bool:

@@ -26,7 +26,11 @@ from bt_lightning.lightning_plugin.compat_hook_ends import (
 from bt_lightning.lightning_plugin.deferred_saves import forget_deferred, make_saves_behind_hooks
 from bt_lightning.lightning_plugin.interim_saves import InterimSaves
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Checkpoint
-from bt_lightning.lightning_plugin.next_exact_state import EPOCH_END, next_exact_state
+from bt_lightning.lightning_plugin.next_exact_state import (
+    EPOCH_END,
+    next_exact_state,
+    patience_s,
+)
 from bt_lightning.lightning_plugin.signals import ReceivedSignal, Signals
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
@@ -47,8 +51,6 @@ if TYPE_CHECKING:
     from bt_lightning.session.writer_session import WriterSession
 
 _OURS = "bt_lightning."
-_PATIENCE_S = 60.0
-"""A due interval save waits as long for the end of an epoch, or one interval if that is longer."""
 _SWAPPING = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
 
 
@@ -280,8 +282,11 @@ class SaveBoundary(Checkpoint):
             return grace_s - (time.monotonic() - stop.at if stop is not None else 0.0)
 
         inside = self._exact is None or self._exact.is_exact_inside_epoch(trainer)
-        patience_s = 0.0 if inside else self._patience_s(trainer) if request == "save" else left_s()
-        later_s, until = next_exact_state(trainer, session.timings, self._position, patience_s)
+        interval_s = self._schedule.interval_s if self._schedule is not None else None
+        waits_s = patience_s(trainer, session.timings, request, left_s(), interval_s)
+        later_s, until = next_exact_state(
+            trainer, session.timings, self._position, 0.0 if inside else waits_s
+        )
         decision: BoundaryDecision = "finish"
         while decision == "finish":
             session.process_events(0.0)
@@ -310,12 +315,6 @@ class SaveBoundary(Checkpoint):
             kept = decision == "save" or (later_s == 0 and self._already_saved(session))
             decision = "requeue" if kept else decision
         return decision, until
-
-    def _patience_s(self, trainer: Trainer) -> float:
-        """How long an interval save may wait for the end of an epoch."""
-        if trainer.world_size > 1 or self._schedule is None:
-            return 0.0  # every batch would be one that all ranks decide about
-        return max(self._schedule.interval_s or 0.0, _PATIENCE_S)
 
     @property
     def _taken(self) -> int:

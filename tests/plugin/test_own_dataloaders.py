@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
+from functools import partial
 from importlib.metadata import version
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -135,7 +138,13 @@ def drawn(runs: ModuleType) -> DataLoader:
 
 
 def fit(
-    runs: ModuleType, root: Path, loader: DataLoader, *, stop_at: int | None = None, **bt: Any
+    runs: ModuleType,
+    root: Path,
+    loader: DataLoader,
+    *,
+    stop_at: int | None = None,
+    end: Any = None,
+    **bt: Any,
 ) -> Any:
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -145,7 +154,7 @@ def fit(
     L.seed_everything(1)
     saves = ModelCheckpoint(every_n_train_steps=None if bt else 1, save_top_k=0 if bt else -1)
     trainer = runs.trainer(root, BTLightning(dir=root, **bt), saves, max_epochs=EPOCHS)
-    module = runs.Net(stop_at)
+    module = runs.Net(stop_at, end or runs.stop)
     try:
         trainer.fit(module, loader)
     except runs.StoppedError:
@@ -246,3 +255,16 @@ def test_saves_at_an_interval_wait_for_nothing_where_they_are_exact(
     fit(runs, tmp_path, runs.loader(), stop_at=STOP, interval=1e-6)
     saves = [one for one in read_events(tmp_path) if one["event"] == "save"]
     assert any(one["step"] % runs.BATCHES for one in saves)
+
+
+def test_the_save_of_a_signal_waits_for_the_end_of_an_epoch_where_only_that_is_exact(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    """There is time for it: steps take milliseconds."""
+    whole = fit(runs, tmp_path / "whole", drawn(runs), interval=1e-6)
+    end = partial(os.kill, os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        fit(runs, tmp_path / "two", drawn(runs), stop_at=STOP, end=end, interval=1e-6, grace=60)
+    (saved,) = (tmp_path / "two").glob("interim-*")
+    assert saved.name == f"interim-{2 * runs.BATCHES}"
+    assert fit(runs, tmp_path / "two", drawn(runs), interval=1e-6) == whole
