@@ -51,6 +51,7 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         "digest": digest(trainer.model),
         "best": trainer.state.best_model_checkpoint,
         "output_dir": trainer.args.output_dir,
+        "evaluated": [one["step"] for one in trainer.state.log_history if "eval_loss" in one],
     }
 
 

@@ -32,8 +32,8 @@ def started(code: str, *places: Path, **env: str) -> str:
 
 
 @pytest.mark.timeout(200)
-def test_a_script_that_knows_nothing_of_us_is_saved_and_resumed(run, tmp_path):
-    wanted = run("whole", folder=tmp_path / "other", ours=False)["digest"]
+def test_a_script_that_knows_nothing_of_us_is_saved_and_resumed(undisturbed, tmp_path):
+    wanted = undisturbed()["digest"]
     root, store = tmp_path / "ck", tmp_path / "store"
     words = ["--store", store, "--dir", root, "--job-id", "j", "--project", "p", "--retries", "1"]
     # torchrun-like launchers hand the variables on; `save_steps` of the script decides

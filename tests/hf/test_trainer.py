@@ -28,9 +28,9 @@ def names(folder):
 
 
 @pytest.fixture
-def stock(run, tmp_path):
-    """The run of the Trainer alone: the weights that it ends with."""
-    return run("whole", folder=tmp_path / "stock", ours=False)["digest"]
+def stock(undisturbed):
+    """The weights that the Trainer alone ends with."""
+    return undisturbed()["digest"]
 
 
 def test_checkpoints_are_folders_of_transformers_with_a_manifest(run, tmp_path, stock):
@@ -91,12 +91,12 @@ def test_retention_is_that_of_the_arguments_on_the_disk_and_in_the_store(run, tm
     assert names(job) == ["checkpoint-2", "checkpoint-8"]
 
 
-def test_the_best_model_comes_back_from_the_store(run, tmp_path):
+def test_the_best_model_comes_back_from_the_store(run, undisturbed, tmp_path):
     """The Trainer alone forgets a best checkpoint that is not on this disk, and keeps the last."""
     root, store = tmp_path / "ck", tmp_path / "store"
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_steps": 2}
     best |= {"eval_strategy": "steps", "greater_is_better": True, "save_total_limit": 2}
-    wanted = run("whole", folder=tmp_path / "other", **best)
+    wanted = undisturbed(**best)
     found = run("broken", folder=root, lose=root, env={"BT_STORE_URL": str(store)}, **best)
     assert found["began"] == 4
     assert found["best"] == str(root / "checkpoint-2")
@@ -144,8 +144,8 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(run, tmp_path, stock):
     assert run("whole", folder=tmp_path / "ck")["digest"] == stock
 
 
-def test_two_ranks_save_the_generators_of_both(run, tmp_path):
-    wanted = run("whole", ranks=2, folder=tmp_path / "other")
+def test_two_ranks_save_the_generators_of_both(run, undisturbed, tmp_path):
+    wanted = undisturbed(ranks=2)
     found = run("broken", ranks=2, folder=tmp_path / "ck")
     assert (found["began"], found["digest"]) == (4, wanted["digest"])
     files = {path.name for path in (tmp_path / "ck" / "checkpoint-6").iterdir()}
@@ -187,9 +187,9 @@ def test_a_run_that_began_without_us_goes_on_with_us(run, tmp_path, stock):
 
 @pytest.mark.parametrize("more", [{}, {"gradient_accumulation_steps": 3}], ids=["", "accumulated"])
 @pytest.mark.parametrize("at", [4, 5])
-def test_batches_that_are_drawn_are_drawn_again(run, tmp_path, more, at):
+def test_batches_that_are_drawn_are_drawn_again(run, undisturbed, tmp_path, more, at):
     """The Trainer alone masks the batches behind a resume otherwise."""
     more = {**more, "draws": True, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 1}
-    wanted = run("whole", folder=tmp_path / "other", **more)
+    wanted = undisturbed(**more)
     found = run("broken", folder=tmp_path / "ck", at=at, **more)
     assert (found["began"], found["digest"]) == (at - 1, wanted["digest"])
