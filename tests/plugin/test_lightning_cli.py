@@ -220,11 +220,11 @@ def start(scripts: Any, tmp_path: Path, environ: pytest.MonkeyPatch) -> Any:
     return start
 
 
-@pytest.mark.parametrize("how", ["automatic, without a logger", "given, with the default logger"])
+@pytest.mark.parametrize("how", ["given, without a logger", "automatic, with the default logger"])
 def test_a_killed_run_ends_as_the_uninterrupted_one(start: Any, tmp_path: Path, how: str) -> None:
     """From another config file, with its arguments in another order, beside its config.yaml."""
     auto = how.startswith("automatic")
-    words = [*ARGUMENTS, "--trainer.logger=false"] if auto else [*ARGUMENTS, GIVEN]
+    words = [*ARGUMENTS] if auto else [*ARGUMENTS, "--trainer.logger=false", GIVEN]
     where = [f"--trainer.default_root_dir={tmp_path / name}" for name in ("whole", "killed")]
     whole = start("fit", *words, where[0], root="whole-ck", auto=auto).out
     start("fit", *words, where[1], kill=KILLS[0], rc=-signal.SIGKILL, auto=auto)
