@@ -20,7 +20,7 @@ from bt_lightning.store.catalog import protection as stored_protection
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, FilesReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
@@ -53,17 +53,18 @@ class DirectoryCheckpoints:
         """Read from the disk at each call; only the newest generation of an id."""
         if self._only is not None:
             self._refused, self.unread = [], []
-            return list(self._look_for_uncommitted(()))
+            return self._look_for_uncommitted(())
         found, refused, unread = list_committed(self._root)
         self.unread = [item.reason for item in unread]
         self._refused = [*self.unread, *(item.reason for item in refused)]
-        self._paths.clear()
+        paths: dict[str, Path] = {}
         items: dict[str, CheckpointItem] = {}
         for checkpoint in found:
             item = self._committed(checkpoint)
             if item.name not in items:
                 items[item.name] = item
-                self._paths[item.name] = checkpoint.path
+                paths[item.name] = checkpoint.path
+        self._paths = paths
         for one in self._look_for_uncommitted(items):
             items[one.name] = one
         return sorted(items.values(), key=lambda item: item.manifest.order, reverse=True)
@@ -83,11 +84,10 @@ class DirectoryCheckpoints:
             protected=local_protection.is_protected_local(path),
         )
 
-    def _look_for_uncommitted(self, committed: Collection[str]) -> Iterator[CheckpointItem]:
+    def _look_for_uncommitted(self, committed: Collection[str]) -> list[CheckpointItem]:
         """What other programs wrote, and no worker has committed; nothing within a checkpoint."""
-        self._uncommitted.clear()
         if "." in committed:
-            return
+            return []
         if self._only is None:
             places = sidecar_places(self._root)
             found, left_out = find_uncommitted(self._root, places, committed)
@@ -95,21 +95,27 @@ class DirectoryCheckpoints:
             found, left_out = find_file(self._root, self._only)
         self._refused += left_out
         self.unread += left_out
+        items: list[CheckpointItem] = []
+        uncommitted: dict[str, Uncommitted] = {}
         for one in found:
             at_root = one.candidate.place == ("", "") and one.candidate.alone
             name = "." if at_root else one.manifest.checkpoint_id
-            self._uncommitted[name] = one
-            yield CheckpointItem(
-                project=self.project,
-                job=self.job,
-                node_rank=self._rank,
-                name=name,
-                where=str(self._root.joinpath(*one.candidate.place)),
-                manifest=one.manifest,
-                protected=False,
-                committed=False,
-                sync_status=NOT_COMMITTED,
+            uncommitted[name] = one
+            items.append(
+                CheckpointItem(
+                    project=self.project,
+                    job=self.job,
+                    node_rank=self._rank,
+                    name=name,
+                    where=str(self._root.joinpath(*one.candidate.place)),
+                    manifest=one.manifest,
+                    protected=False,
+                    committed=False,
+                    sync_status=NOT_COMMITTED,
+                )
             )
+        self._uncommitted = uncommitted
+        return items
 
     def reader(self, item: CheckpointItem) -> checkpoint_reader.CheckpointReader:
         """A reader of the directory; close it after use."""

@@ -8,7 +8,9 @@ import shutil
 
 import pytest
 
+from bt_lightning.cli.explore.file_preview import file_lines
 from bt_lightning.localdir.list_and_verify_checkpoints import verify
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manifest import Manifest
 from tests.cli.conftest import cli
 
@@ -137,3 +139,22 @@ def test_a_deletion_takes_its_files_only(cli, here):
     assert {path.suffix for path in (here / "files").iterdir()} == {".ckpt", ".txt"}
     cli("checkpoints", "delete", "hf/checkpoint-2", "--dir", here, "--yes")
     assert [path.name for path in (here / "hf").iterdir()] == ["checkpoint-4"]
+
+
+def test_the_explorer_shows_every_file(here):
+    source = DirectoryCheckpoints(here)
+    for item in source.items():
+        for entry in item.manifest.files:
+            assert file_lines(source, item, entry)
+
+
+def test_whisper_is_told_by_its_configuration(cli, here):
+    config = here / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "whisper"}))
+    assert listed(cli, here)["model"]["checkpoint_type"] == "whisper"
+
+
+def test_weights_of_an_adapter_alone_are_one(cli, here):
+    weights = here / "adapter" / "adapter_model.safetensors"
+    shutil.copy(weights, here / "files" / "lora.safetensors")
+    assert listed(cli, here)["files/lora"]["checkpoint_type"] == "lora"
