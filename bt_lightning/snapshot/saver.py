@@ -285,6 +285,7 @@ class Saver:
         Raises:
             SaveTimeoutError: that took an hour, or longer than `left_s()` seconds.
         """
+        self.finish_copy()
         self._await(lambda: number not in self._copies, left_s)
         return any(r.number == number and isinstance(o, Exception) for r, o in self._ended)
 

@@ -21,7 +21,7 @@ from bt_lightning.lightning_plugin.weight_change_watch import WeightChangeWatch,
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import DOT_DIR
-from bt_lightning.session import checkpoint_writer, writer_session
+from bt_lightning.session import snapshot_writer, writer_session
 from bt_lightning.snapshot.encode_tree import Encoder
 from bt_lightning.snapshot.state_files import EncodingCache
 
@@ -277,7 +277,7 @@ def test_a_save_that_training_had_no_room_to_write_is_noted_as_refused(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_writer, "commit", full)
+    monkeypatch.setattr(snapshot_writer, "commit", full)
     with (
         pytest.warns(UserWarning, match="not enough host memory"),
         pytest.raises(DirectoryUnusableError, match="checkpoint-1 could not be written"),
