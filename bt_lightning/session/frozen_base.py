@@ -15,6 +15,7 @@ import torch
 from bt_lightning.restore.weights_without_base import base_tensors, beside, check_base
 from bt_lightning.snapshot.base_table import BaseTable, BaseTensor, LeftOut
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
+from bt_lightning.snapshot.host_copies import write_counts
 from bt_lightning.snapshot.tensor_digests import all_threads, tensor_digests
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ class FrozenBase:
 
 
 def _mark(tensor: torch.Tensor) -> _Mark:
-    return tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device  # noqa: SLF001
+    (writes,) = write_counts([tensor])
+    return tensor.data_ptr(), writes, tensor.dtype, tensor.device
 
 
 def _frozen(

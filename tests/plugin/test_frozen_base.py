@@ -554,3 +554,18 @@ def test_a_table_comes_back(tuned: Any) -> None:
     table = BaseTable(base.tensors, "a/b")
     again = BaseTable.parse(table.content)
     assert (again, again.facts) == (table, table.facts)
+
+
+def test_a_base_made_in_inference_mode_counts_no_writes(
+    runs: Any, tuned: Any, tmp_path: Path
+) -> None:
+    class Made(tuned):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            with torch.inference_mode():
+                seen = torch.full((WIDTH, WIDTH), 0.5)
+            self.register_parameter("seen", torch.nn.Parameter(seen, requires_grad=False))
+
+    run = runs.fit(tmp_path, make=Made, save=SAVE, bt=bt(), max_epochs=1)
+    assert run.module.seen.is_inference()
+    assert "seen" not in stored(tmp_path / "checkpoint-8")
