@@ -14,6 +14,7 @@ import torch
 
 from bt_lightning.restore.weights_without_base import base_tensors, beside, check_base
 from bt_lightning.snapshot.base_table import BaseTable, BaseTensor, LeftOut
+from bt_lightning.snapshot.dtypes import is_quantized
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 from bt_lightning.snapshot.host_copies import write_counts
 from bt_lightning.snapshot.tensor_digests import all_threads, tensor_digests
@@ -231,6 +232,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
         not torch.nn.parameter.is_lazy(tensor)
         and tensor.layout is torch.strided
         and not tensor.is_meta
+        and not is_quantized(tensor.dtype)  # its scale is not among its bytes
         and type(tensor.detach()) in {torch.Tensor, torch.nn.Parameter}
         and tensor.numel() > 0
     )

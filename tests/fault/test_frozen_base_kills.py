@@ -16,6 +16,7 @@ BASE = 4 * (8 * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH)
 """Bytes of the two layers that do not train."""
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_an_adapter_killed_at_random_moments_ends_as_if_it_had_not_been(killing, nursery, tmp_path):
     killing.torture(nursery, tmp_path, seed=31, kills=2, adapted=True, width=WIDTH)
