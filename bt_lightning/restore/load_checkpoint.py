@@ -18,6 +18,7 @@ from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.restore.weights_without_base import load_base_table, without_base
 from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.snapshot.encode_tree import KIND
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None
 
 _HYPER_PARAMETERS = "hyper_parameters"
+_ELSEWHERE = ("tensor", "numpy.ndarray", "sparse_coo", "sparse_compressed", "deep")
+"""Kinds of nodes whose values are not in the tree, or not at their place."""
 
 
 def load_directory(
@@ -109,19 +112,31 @@ def load_checkpoint(
 def load_hyperparameters(
     reader: CheckpointReader, *, allowed: Iterable[object] = ()
 ) -> dict[str, Any]:
-    """The hyperparameters of the module in a committed checkpoint; no tensor is read.
+    """The hyperparameters of the module in a committed checkpoint, without those that need pickle.
 
-    Those that cannot be loaded are left out.
+    Tensors are read only if there are some among them.
 
     Raises:
-        CheckpointCorruptError: bytes are missing or changed, or they have a tensor.
+        CheckpointCorruptError, StoreError: as `load_checkpoint`.
     """
+    if reader.manifest.entry(TREE) is None:
+        return {}  # of another program's layout
     tree = _document(reader)["tree"]
     part = tree.get(_HYPER_PARAMETERS, {}) if isinstance(tree, dict) else {}
-    decoder = Decoder({}, Leftovers({}, None, None), ClassTable(allowed, None, trusted=False))
-    found = decoder.decode({_HYPER_PARAMETERS: part}, f"{reader.name}/{TREE}")
+    if _lies_elsewhere(part):
+        found = load_checkpoint(reader, allowed=allowed)
+    else:
+        decoder = Decoder({}, Leftovers({}, None, None), ClassTable(allowed, None, trusted=False))
+        found = decoder.decode({_HYPER_PARAMETERS: part}, f"{reader.name}/{TREE}")
     values = dict(found[_HYPER_PARAMETERS])
     return {name: value for name, value in values.items() if not isinstance(value, UnloadedValue)}
+
+
+def _lies_elsewhere(node: object) -> bool:
+    """Whether a part of the tree has values outside of it: of tensors, or nested too deeply."""
+    if isinstance(node, dict):
+        return node.get(KIND) in _ELSEWHERE or any(map(_lies_elsewhere, node.values()))
+    return isinstance(node, list) and any(map(_lies_elsewhere, node))
 
 
 def load_file(
