@@ -17,7 +17,11 @@ from bt_lightning.checkpoint_formats.hf_files import (
 )
 from bt_lightning.checkpoint_formats.names_in_paths import epoch_of_name, step_of_name
 from bt_lightning.checkpoint_formats.results import Whole
-from bt_lightning.checkpoint_formats.tensor_file_checks import INDEX, UnknownContentError
+from bt_lightning.checkpoint_formats.tensor_file_checks import (
+    INDEX,
+    MayBeAllError,
+    UnknownContentError,
+)
 from bt_lightning.checkpoint_formats.trainer_folder import (
     TRAINER_STATE,
     is_trainer_folder,
@@ -46,10 +50,6 @@ _STATES: Final = re.compile(
 )
 """Files of tensors that loops save beside the weights; any other is a checkpoint by itself."""
 _RESULTS: Final = re.compile(r".*_results\.json|requirements\.txt|.*log.*\.(?:txt|json)")
-
-
-class MayBeAllError(CheckpointCorruptError):
-    """Raised when a folder is whole, unless it is of a program that writes more into it."""
 
 
 def check_pretrained(view: FolderView) -> Whole:

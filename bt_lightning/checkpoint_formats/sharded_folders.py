@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bt_lightning.checkpoint_formats.names_in_paths import epoch_of_name, step_of_name
 from bt_lightning.checkpoint_formats.results import Whole
 from bt_lightning.checkpoint_formats.tensor_file_checks import (
+    MayBeAllError,
     UnknownContentError,
     check_torch_file,
 )
@@ -71,7 +72,8 @@ def check_distributed_files(view: FolderView, folder: str) -> list[str]:
     shards = [p for p in view.files if p.endswith(SHARD_SUFFIX) and p.rpartition("/")[0] == folder]
     if metadata not in view.files:
         msg = f"{metadata} is missing, which is written last"
-        raise CheckpointCorruptError(msg)
+        first = any(path.rpartition("/")[2].startswith("__0_") for path in shards)
+        raise (CheckpointCorruptError if first else MayBeAllError)(msg)  # of another node's ranks
     if view.times is not None:
         late = [p for p in shards if view.times[p] > view.times[metadata]]
         if late:
@@ -94,7 +96,7 @@ def check_distributed_files(view: FolderView, folder: str) -> list[str]:
         if found is None or found < end:
             has = "is missing" if found is None else f"has {found} bytes of at least {end}"
             msg = f"{inside}{path} {has}, which {metadata} names"
-            raise CheckpointCorruptError(msg)
+            raise (MayBeAllError if found is None else CheckpointCorruptError)(msg)
     saved = field_of(value, "state_dict_metadata")
     keys = saved.pairs[0::2] if isinstance(saved, PickledValue) and saved.pairs else []
     return [key for key in keys if isinstance(key, str)]
@@ -136,7 +138,7 @@ def check_deepspeed(view: FolderView) -> tuple[str, ...]:
         ranks = field_of(saved, "dp_world_size") if "model_states" in path else None
         if isinstance(ranks, int) and 0 < optimizers < ranks:
             msg = f"{optimizers} of the states of {ranks} optimizers are there"
-            raise CheckpointCorruptError(msg)
+            raise MayBeAllError(msg)
     late = [p for p in states if view.times is not None and view.times[p] > view.times[LATEST]]
     if late:
         msg = f"{late[0]} is newer than {LATEST}: a save over an older one was broken off"
@@ -147,7 +149,8 @@ def check_deepspeed(view: FolderView) -> tuple[str, ...]:
 def _tag(view: FolderView) -> str:
     if LATEST not in view.files:
         msg = f"{LATEST} is missing, which DeepSpeed writes last, beside the folder"
-        raise CheckpointCorruptError(msg)
+        first = any("model_states" in path for path in view.files)
+        raise (CheckpointCorruptError if first else MayBeAllError)(msg)  # of another node's ranks
     tag = view.read_whole(LATEST, RECORD).decode(errors="replace").strip()
     if not safe_parts(tag):
         msg = f"{LATEST} names no folder"
@@ -190,4 +193,4 @@ def _check_ranks(states: list[str]) -> None:
         missing = sorted(set(range(max(own) + 1)) - own)
         if missing:
             msg = f"{start}{missing[0]}{end} is missing, which its rank writes"
-            raise CheckpointCorruptError(msg)
+            raise MayBeAllError(msg)

@@ -9,7 +9,6 @@ from bt_lightning.checkpoint_formats.hf_files import ADAPTER_CONFIG, CONFIG, is_
 from bt_lightning.checkpoint_formats.pretrained_folder import (
     MODULES,
     PIPELINE,
-    MayBeAllError,
     check_pretrained,
     pretrained_files,
 )
@@ -25,6 +24,7 @@ from bt_lightning.checkpoint_formats.sharded_folders import (
 from bt_lightning.checkpoint_formats.tensor_file_checks import (
     INDEX,
     SUFFIXES,
+    MayBeAllError,
     UnknownContentError,
 )
 from bt_lightning.checkpoint_formats.trainer_folder import (

@@ -38,6 +38,13 @@ def is_checkpoint_name(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
+class MayBeAllError(CheckpointCorruptError):
+    """Raised when what is there may be all there was to come.
+
+    The rest may lie on another node, or be what another program would have written.
+    """
+
+
 class UnknownContentError(CheckpointCorruptError):
     """Raised when a file has the name of a format, but nothing tells whether it is whole."""
 

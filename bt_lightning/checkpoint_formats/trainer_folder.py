@@ -25,7 +25,7 @@ from bt_lightning.checkpoint_formats.sharded_folders import (
     check_distributed_files,
     distributed_folders,
 )
-from bt_lightning.checkpoint_formats.tensor_file_checks import check_torch_file
+from bt_lightning.checkpoint_formats.tensor_file_checks import MayBeAllError, check_torch_file
 from bt_lightning.checkpoint_formats.top_level_entries import field_of
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import MANIFEST
@@ -66,7 +66,8 @@ def check_trainer(view: FolderView) -> Whole:
         raise CheckpointCorruptError(msg)
     if TRAINER_STATE not in view.files:
         msg = f"{TRAINER_STATE} is missing, which the Trainer writes last"
-        raise CheckpointCorruptError(msg)
+        first = TRAINING_ARGS in view.files or any(is_weights(path) for path in view.files)
+        raise (CheckpointCorruptError if first else MayBeAllError)(msg)  # of another node's ranks
     step, epoch, metrics = trainer_state(view)
     _check_order(view)
     sharded = distributed_folders(view)

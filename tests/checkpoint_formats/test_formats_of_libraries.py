@@ -282,3 +282,21 @@ def test_files_of_other_programs_are_none(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     for name in ("train.bin", "old.pt", "list.pt"):
         assert file_look(tmp_path, name) is None
+
+
+def test_files_of_another_nodes_ranks_are_not_kept_back(made, tmp_path):
+    """A node with a disk of its own has a part only: it is no checkpoint, and is sent as files."""
+    shards = copy_of(made, "step-7", tmp_path)
+    (shards / ".metadata").unlink()
+    assert look(shards).kept_back  # of the first rank, so it was broken off
+    (shards / "__0_0.distcp").rename(shards / "__8_0.distcp")
+    assert not look(shards).kept_back
+    deep = copy_of(made, "deep", tmp_path)
+    (deep / "latest").unlink()
+    assert look(deep / "global_step10").kept_back
+    (deep / "global_step10" / "mp_rank_00_model_states.pt").unlink()
+    assert not look(deep / "global_step10").kept_back
+    folder = tmp_path / "checkpoint-4"
+    folder.mkdir()
+    shutil.copy2(made / "hf" / "checkpoint-4" / "rng_state.pth", folder / "rng_state_8.pth")
+    assert not look(folder).kept_back
