@@ -211,8 +211,7 @@ def test_logs_beside_a_model_are_not_of_it(made, tmp_path):
 
 
 def test_accelerates_save_state(tmp_path):
-    from accelerate import Accelerator
-
+    Accelerator = pytest.importorskip("accelerate").Accelerator  # noqa: N806 - a class
     model = torch.nn.Linear(4, 4)
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
