@@ -17,7 +17,11 @@ import torch
 from torch.utils.data import IterableDataset, dataloader
 
 from bt_lightning.hf.patched_trainer import own_method
-from bt_lightning.session.random_generators import generator_states, restore_generators
+from bt_lightning.session.random_generators import (
+    copied_states,
+    restore_generators,
+    storable_states,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +84,7 @@ class PendingBatch:
         if not trained or skipped + self._fetched != trained + 1:
             return {}
         buffer = io.BytesIO()
-        torch.save(self._before, buffer)
+        torch.save(storable_states(self._before), buffer)
         return {self._name: buffer.getvalue()}
 
     def _batches(self, steps: int) -> int:
@@ -110,7 +114,7 @@ class PendingBatch:
         elif self._restore:
             self._restore, self._restored = False, True
             own_method(self._trainer, "_load_rng_state")(self._resumed)
-        self._before = generator_states(None)
+        self._before = copied_states(None)
         self._fetched += 1
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -11,19 +11,33 @@ import torch
 
 def generator_states(device: torch.device | None) -> dict[str, Any]:
     """The states of this process's generators; numpy's if it is imported, CUDA's of `device`."""
-    version, internal, gauss = random.getstate()
-    # one tensor is faster to save than 625 integers
-    python = (version, torch.tensor(internal, dtype=torch.int64, device="cpu"), gauss)
-    state: dict[str, Any] = {"python": python, "torch": torch.get_rng_state()}
+    return storable_states(copied_states(device))
+
+
+def copied_states(device: torch.device | None) -> dict[str, Any]:
+    """As `generator_states`, in the form of the generators: for where it must be quick."""
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if "numpy" in sys.modules:
         import numpy as np
 
-        found = np.random.get_state(legacy=False)
-        # a tensor: torch.load cannot load a numpy array with weights_only=True
-        key = torch.from_numpy(found["state"]["key"].astype(np.int64))
-        state["numpy"] = {**found, "state": {**found["state"], "key": key}}
+        state["numpy"] = np.random.get_state(legacy=False)
     if device is not None:
         state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def storable_states(copied: dict[str, Any]) -> dict[str, Any]:
+    """What `copied_states` returned, of values that `torch.load` loads with `weights_only`."""
+    version, internal, gauss = copied["python"]
+    # one tensor is faster to save than 625 integers
+    python = (version, torch.tensor(internal, dtype=torch.int64, device="cpu"), gauss)
+    state = {**copied, "python": python}
+    if "numpy" in copied:
+        import numpy as np
+
+        found = copied["numpy"]
+        key = torch.from_numpy(found["state"]["key"].astype(np.int64))
+        state["numpy"] = {**found, "state": {**found["state"], "key": key}}
     return state
 
 
