@@ -9,15 +9,18 @@ import shutil
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tiny import digest, make_model, make_trainer
 from tiny_sft import make_sft_trainer
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from bt_lightning.hf import BTTrainerCallback
+from bt_lightning.localdir.list_and_verify_checkpoints import verify
 
 
 class StopAt(TrainerCallback):
@@ -155,6 +158,44 @@ def first_save(folder: str, **more: Any) -> dict[str, Any]:
 
     make_trainer(folder, 4, [callback, WaitsForThat()], **more).train()
     return {"main": len(main), "others": len(others)}
+
+
+class Writes(Trainer):
+    """A Trainer that makes the folder itself, and writes to it behind its base, and beside it."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        folder.mkdir(parents=True, exist_ok=True)
+        super()._save_checkpoint(model, trial)
+        (folder / "more").mkdir()
+        (folder / "more" / "notes.txt").write_text("inside")
+        torch.save({"large": torch.ones(1 << 19)}, folder / "large.pt")
+        (folder.parent / "newest.txt").write_text(folder.name)
+
+
+class Looks(TrainerCallback):
+    """A callback of the script's: it reads each save at once, and changes weights behind it."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        verify(folder)
+        self.seen.append(folder.name)
+        for weight in model.parameters():
+            weight.data.mul_(0.5)
+
+
+def written_by_others(folder: str) -> dict[str, Any]:
+    """A training by a subclass, beside a callback of the script's."""
+    looks = Looks()
+    make_trainer(folder, 4, [BTTrainerCallback(), looks], kind=Writes, width=256).train()
+    weights = [
+        load_file(Path(folder, name, "model.safetensors"))["model.norm.weight"].mean().item()
+        for name in looks.seen
+    ]
+    return {"seen": looks.seen, "weights": weights}
 
 
 def _forget_fits() -> None:

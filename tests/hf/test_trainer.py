@@ -193,3 +193,15 @@ def test_batches_that_are_drawn_are_drawn_again(run, undisturbed, tmp_path, more
     wanted = undisturbed(**more)
     found = run("broken", folder=tmp_path / "ck", at=at, **more)
     assert (found["began"], found["digest"]) == (at - 1, wanted["digest"])
+
+
+def test_what_a_subclass_writes_is_saved_and_what_callbacks_look_for_is_there(run, tmp_path):
+    """Weights that a callback changes behind a save are not in it, whatever it writes through."""
+    root = tmp_path / "ck"
+    found = run("written_by_others", folder=root)
+    assert found["seen"] == ["checkpoint-2", "checkpoint-4"]
+    assert found["weights"][0] > 0.9, "the snapshot has what came after it"
+    assert found["weights"][1] == pytest.approx(found["weights"][0] / 2, abs=0.1)
+    files = {entry.path for entry in verify(root / "checkpoint-4").files}
+    assert files >= (FILES | {"more/notes.txt", "large.pt"})
+    assert (root / "newest.txt").read_text() == "checkpoint-4"
