@@ -7,8 +7,9 @@ its program deletes it, the store's copy goes as well, when something newer of i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bt_lightning.checkpoint_formats.results import Incomplete, Whole
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from bt_lightning.localdir.find_job_files import JobFiles
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.worker.foreign_candidates import SeenCandidate
+
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+"""In the names of a program's checkpoints, which differ in numbers: step, epoch, metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class ForeignCheckpoints:
                     self._complain(seen.name, str(error))
                     seen.verdict = None
         self._digests.clear()
-        self._carry_on_deletions()
+        self._carry_on_deletions(newest)
 
     # what is on the disk
 
@@ -208,22 +212,37 @@ class ForeignCheckpoints:
 
     # deletions
 
-    def _carry_on_deletions(self) -> None:
-        """What its program deleted goes from the store too, once something newer stands in."""
+    def _carry_on_deletions(self, newest: Callable[[str], Manifest | None]) -> None:
+        """What its program deleted goes from the store too, once something newer is there."""
+
+        def is_stored(manifest: Manifest) -> bool:
+            stored = newest(manifest.checkpoint_id)
+            return stored is not None and stored.digest == manifest.digest
+
         for one in list(self._sidecars.values()):
             if not self._may_go(one):
+                continue
+            if one.content.rotated and not self._has_newer(one.manifest, is_stored):
                 continue
             if one.content.rotated:
                 request_local_removal(self._root, one.manifest.digest)
             delete_directory(one.path, self._root)
             self._sidecars.pop(one.content.place, None)
 
-    def _has_newer(self, manifest: Manifest) -> bool:
-        """Whether a newer one of its format lies here: a wiped directory deletes nothing."""
+    def _has_newer(
+        self, manifest: Manifest, counts: Callable[[Manifest], bool] = lambda _: True
+    ) -> bool:
+        """Whether a newer one of its format and series lies here.
+
+        So a wiped directory deletes nothing, and a file stands in for none of another name.
+        """
+        series = _NUMBER.sub("#", manifest.checkpoint_id)
         return any(
             one.manifest.format == manifest.format
+            and _NUMBER.sub("#", one.manifest.checkpoint_id) == series
             and one.manifest.order > manifest.order
             and changed_file(self._root, one.content) is None
+            and counts(one.manifest)
             for one in self._sidecars.values()
         )
 

@@ -158,6 +158,19 @@ def test_what_a_person_deletes_of_a_program_that_keeps_all_stays_in_the_store(sc
     assert scene.in_store() == {"checkpoint-2", "checkpoint-4"}
 
 
+def test_a_file_stands_in_for_none_of_another_name(scene):
+    """A person who deletes one model beside another one means neither in the store."""
+    for step, name in enumerate(("encoder", "decoder", "epoch=1-loss=0.5", "epoch=2-loss=0.25")):
+        writes.save_torch(scene.root / f"{name}.pt", {"step": step}, seed=step)
+    worker = begun(scene)
+    scene.watch(worker, lambda: len(scene.in_store()) == 4)
+    (scene.root / "encoder.pt").unlink()
+    (scene.root / "epoch=1-loss=0.5.pt").unlink()
+    until_stored(scene, worker, "encoder", "decoder", "epoch=2-loss=0.25")
+    worker.drain(30)
+    assert "encoder" in scene.in_store()
+
+
 def test_what_is_protected_stays_in_the_store(scene):
     for step in (2, 4):
         writes.save(scene.root, step)
