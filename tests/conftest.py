@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import shutil
@@ -72,6 +73,8 @@ def _is_shared(thread: threading.Thread) -> bool:
 def _workers() -> list[int]:
     import multiprocessing
 
+    if multiprocessing.active_children():
+        gc.collect()  # workers of a dataloader end with its iterator, which an error may hold
     return [child.pid or 0 for child in multiprocessing.active_children()]
 
 

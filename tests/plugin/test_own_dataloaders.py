@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import time
 from functools import partial
 from importlib.metadata import version
 from itertools import cycle
@@ -153,8 +154,9 @@ def fit(
 
     L.seed_everything(1)
     saves = ModelCheckpoint(every_n_train_steps=None if bt else 1, save_top_k=0 if bt else -1)
-    trainer = runs.trainer(root, BTLightning(dir=root, **bt), saves, max_epochs=EPOCHS)
-    module = runs.Net(stop_at, end or runs.stop)
+    callback = BTLightning(dir=root, **bt)
+    trainer = runs.trainer(root, callback, saves, max_epochs=EPOCHS)
+    module = runs.Net(stop_at, runs.stop if end is None else partial(end, callback))
     try:
         trainer.fit(module, loader)
     except runs.StoppedError:
@@ -260,9 +262,17 @@ def test_saves_at_an_interval_wait_for_nothing_where_they_are_exact(
 def test_the_save_of_a_signal_waits_for_the_end_of_an_epoch_where_only_that_is_exact(
     runs: ModuleType, tmp_path: Path
 ) -> None:
-    """There is time for it: steps take milliseconds."""
+    """There is time for it: steps take milliseconds, and a save was measured."""
     whole = fit(runs, tmp_path / "whole", drawn(runs), interval=1e-6)
-    end = partial(os.kill, os.getpid(), signal.SIGTERM)
+
+    def end(callback: Any) -> None:
+        session, until = callback._session.writer, time.monotonic() + 60
+        while session.timings.save_s is None:
+            assert time.monotonic() < until
+            session.process_events(0.1)
+            session.poll()
+        os.kill(os.getpid(), signal.SIGTERM)
+
     with pytest.raises(SystemExit):
         fit(runs, tmp_path / "two", drawn(runs), stop_at=STOP, end=end, interval=1e-6, grace=60)
     (saved,) = (tmp_path / "two").glob("interim-*")

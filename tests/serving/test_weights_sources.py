@@ -180,6 +180,7 @@ def hub_environment(hub):
         "HF_ENDPOINT": hub.url,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",  # other tests' processes may be
         "no_proxy": "*",
     }
 
