@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,42 +71,3 @@ class FolderView:
     def optional_object(self, path: str, bounds: Bounds) -> dict[str, Any]:
         """As `read_object`; empty if there is no such file."""
         return self.read_object(path, bounds) if path in self.files else {}
-
-
-class ViewedFile(io.RawIOBase):
-    """One file of a view as a seekable binary file."""
-
-    def __init__(self, view: FolderView, path: str) -> None:
-        super().__init__()
-        self._view, self._path, self._position = view, path, 0
-
-    def readable(self) -> bool:
-        """Always true."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always true."""
-        return True
-
-    def tell(self) -> int:
-        """The position in bytes."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position, as files do."""
-        size = self._view.files[self._path]
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: size}[whence]
-        if base + offset < 0:
-            msg = f"a negative position, {base + offset}"
-            raise ValueError(msg)
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer up to the end of the file, as it was listed."""
-        left = self._view.files[self._path] - self._position
-        count = max(0, min(len(buffer), left))
-        data = self._view.read(self._path, self._position, count) if count else b""
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bt_lightning.checkpoint_formats.folder_view import ViewedFile
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import MANIFEST
 from bt_lightning.path_layout import safe_parts
 from bt_lightning.tensor_files.pickle_interpreter import TooLargeError
 from bt_lightning.tensor_files.pickled_tensors import read_zip
+from bt_lightning.tensor_files.range_file import RangeFile
 from bt_lightning.tensor_files.safe_unpickle import unpickle_with_storages
 from bt_lightning.tensor_files.tensor_headers import (
     LENGTH_BYTES,
@@ -96,7 +97,7 @@ def check_torch_file(view: FolderView, path: str) -> WholeTorchFile:
         msg = f"{path} is no file that torch.save writes today"
         raise UnknownContentError(msg)
     try:
-        with io.BufferedReader(ViewedFile(view, path)) as file:
+        with io.BufferedReader(RangeFile(view.files[path], partial(view.read, path))) as file:
             members, data = read_zip(file, path)
         value, storages = unpickle_with_storages(data)
     except TooLargeError:

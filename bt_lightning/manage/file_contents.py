@@ -9,6 +9,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.verified_reads import open_reader, read_file, read_item_range
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.tensor_files.pickled_tensors import parse_pickle, parse_zip
+from bt_lightning.tensor_files.range_file import RangeFile
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
 from bt_lightning.tensor_files.tensor_headers import (
     LENGTH_BYTES,
@@ -53,7 +54,7 @@ def tensors_of(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -
     if entry.path.endswith(_ZIP_SUFFIXES):
         with (
             open_reader(source, item) as reader,
-            io.BufferedReader(RangeFile(reader, entry)) as file,
+            io.BufferedReader(_range_file(reader, entry)) as file,
         ):
             return parse_zip(file, where)
     if entry.size > MOST_BYTES:
@@ -95,38 +96,5 @@ def _read(reader: CheckpointReader, entry: FileEntry, start: int, end: int) -> b
     return bytes(buffer)
 
 
-class RangeFile(io.RawIOBase):
-    """A file of a checkpoint as a seekable binary file, which reads ranges."""
-
-    def __init__(self, reader: CheckpointReader, entry: FileEntry) -> None:
-        super().__init__()
-        self._reader, self._entry, self._position = reader, entry, 0
-
-    def readable(self) -> bool:
-        """Always true."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always true."""
-        return True
-
-    def tell(self) -> int:
-        """The position in bytes."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position, as files do."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}[whence]
-        if base + offset < 0:
-            msg = f"a negative position, {base + offset}"
-            raise ValueError(msg)
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer up to the end of the file."""
-        count = max(0, min(len(buffer), self._entry.size - self._position))
-        if count:
-            self._reader.read_into(self._entry, self._position, [memoryview(buffer)[:count]])
-        self._position += count
-        return count
+def _range_file(reader: CheckpointReader, entry: FileEntry) -> RangeFile:
+    return RangeFile(entry.size, lambda at, count: _read(reader, entry, at, at + count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -87,12 +88,14 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _end(script: Path, place: Path, kill: int) -> dict[str, Any]:
     place.mkdir()
     words = json.dumps({"place": str(place), "kill": kill})
-    env = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp/ray"}
-    code = run(
-        [sys.executable, str(script), words],
-        place,
-        {**env, "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"},
-    )
+    env = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as own:
+        # one of its own, with a short name: the path of a socket is 107 bytes at most
+        code = run(
+            [sys.executable, str(script), words],
+            place,
+            {**env, "RAY_TMPDIR": own, "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"},
+        )
     assert code == 0, (place / "said").read_text()[-6000:]
     found: dict[str, Any] = json.loads((place / "end.json").read_text())
     return found
