@@ -30,7 +30,7 @@ THIRD_PARTIES = {
 }
 """Module -> package: they want different versions of pandas and numpy."""
 PINNED_BESIDE_THEM = ("torch==", "torchmetrics==", "lightning==", "pytorch-lightning==")
-QUICK = ("tests/pure", "tests/state", "tests/snapshot", "tests/manage", "tests/cli")
+QUICK = ("tests/pure", "tests/state", "tests/snapshot", "tests/tensor_files", "tests/cli")
 QUICK_MARKS = "not slow and not thorough"
 WORKERS = os.environ.get("BT_TEST_WORKERS", "3")
 PARALLEL = ("-n", WORKERS, "--dist", "worksteal")  # a module mostly has one worker: one start of it
