@@ -16,7 +16,7 @@ FROM_THE_STOP = 20
 
 
 def fit(runs: ModuleType, root: Path, folder: Path, *, stop_at: int | None = None) -> Any:
-    """Its validation gets worse with each epoch; saved at each epoch's end at the latest."""
+    """Its validation gets worse with each epoch; we save at the end of each."""
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -28,7 +28,8 @@ def fit(runs: ModuleType, root: Path, folder: Path, *, stop_at: int | None = Non
 
     L.seed_everything(1)
     own = ModelCheckpoint(folder, "{epoch}", monitor="val", save_top_k=1)
-    trainer = runs.trainer(root, BTLightning(dir=root / "ck", interval=1e-6), own, max_epochs=4)
+    ours = ModelCheckpoint(save_top_k=-1, every_n_epochs=1)
+    trainer = runs.trainer(root, BTLightning(dir=root / "ck"), own, ours, max_epochs=4)
     try:
         trainer.fit(Worse(stop_at), runs.loader(), runs.validation())
     except runs.StoppedError:
