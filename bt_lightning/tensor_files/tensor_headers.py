@@ -19,7 +19,7 @@ _MAX_COMMAS: Final = 600_000
 """Commas of a header's JSON: enough for a hundred thousand tensors."""
 MOST_SIDES: Final = 64
 """Dimensions of a shape, as in torch."""
-_BITS: Final = {
+BITS: Final = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
@@ -28,6 +28,7 @@ _BITS: Final = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
+"""Bits of an item, by dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _tensor(name: str, facts: dict[str, Any], begin: int) -> Tensor:
         _fail(f"{name!r} has the shape {shape} and lies from {first} to {last}")
     if not isinstance(dtype, str):
         _fail(f"{name!r} has the dtype {dtype!r}")
-    bits = _BITS.get(dtype)
+    bits = BITS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (last - first) * 8:
         _fail(f"{name!r}, {dtype} {shape}, has {last - first} bytes")
     return Tensor(name, dtype, tuple(shape), last - first, begin + first)
