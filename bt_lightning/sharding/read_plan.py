@@ -1,7 +1,7 @@
 """The plan of a read: which bytes of which files make a wanted box, and where each of them goes.
 
-Bytes of a box are row-major. What two boxes share is one `Copy`, however many rows it has, so that a
-reader reads whole spans and scatters them, and never asks for one row at a time.
+Bytes of a box are row-major. What two boxes share is one `Copy`, however many rows it has, so that
+a reader reads whole spans and scatters them, and never asks for one row at a time.
 """
 
 from __future__ import annotations
