@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from bt_lightning.glob_patterns import Patterns  # noqa: TC001 - a dataclass of it is pickled
 from bt_lightning.manifest import ManifestFacts  # noqa: TC001 - as well
 from bt_lightning.retention import POLICY, RetentionPolicy
+from bt_lightning.sharding.save_part import SavePart  # noqa: TC001 - as well
 
 WORKER_NAME: Final = "bt-worker"
 """The name of a worker process in ps(1); at most 15 bytes."""
@@ -41,6 +42,20 @@ class WorkerConfig:
     """Which files that belong to no checkpoint are uploaded as well; None for none."""
     policy: RetentionPolicy = POLICY
     """What stays, on the disk and in the store."""
+    rank: int = 0
+    """Rank of the training process. The worker of any but rank 0 only adds parts: it holds no lock
+    of the directory, publishes nothing, and deletes nothing but its own part."""
+    hosts: tuple[str, ...] = ()
+    """The host of each rank, for errors; empty if not known."""
+    gather: Literal["directory", "store"] = "directory"
+    """Where the parts of all ranks come together."""
+    gather_s: float = 60.0
+    """Seconds that a part waits for the parts of other ranks, at least."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker publishes and deletes: that of rank 0."""
+        return self.rank == 0
 
 
 # training process -> worker
@@ -145,7 +160,10 @@ class FileImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitImage:
-    """Commit a complete image; answered by `Committed`, `CommitFailed` or `Withdrawn`, once."""
+    """Commit a complete image; answered by `Committed`, `CommitFailed` or `Withdrawn`, once.
+
+    With `part`, `PartDurable` comes before that, unless it failed or was withdrawn.
+    """
 
     number: int
     """Number of the save, from 1."""
@@ -157,6 +175,9 @@ class CommitImage:
     """`time.time()` at the call that saved."""
     after: int = 0
     """The newest generation of that id that the training process knows of."""
+    part: SavePart | None = None
+    """Of which rank the files are, if those of other ranks belong to the checkpoint as well. The
+    id, facts and `after` of rank 0 count."""
 
 
 @dataclass(frozen=True, slots=True)
