@@ -33,6 +33,7 @@ DOT_DIR: Final = ".bt_lightning"
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _SLUG: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
+_PART_RECORD: Final = re.compile(r"part-([0-9]{5,9})\.json", re.ASCII)
 _MAX_PART: Final = 255
 _PROJECTS: Final = "training_projects"
 _MANIFEST_KEY: Final = re.compile(
@@ -150,6 +151,22 @@ def store_folder(checkpoint_id: str, number: int) -> str:
 def lease_folder(prefix: str) -> str:
     """Folder of the publisher's leases for `prefix` in a store."""
     return under(prefix, f"{DOT_DIR}-lease")
+
+
+def parts_folder(prefix: str) -> str:
+    """Folder in a store in which the parts of sharded saves of the job at `prefix` meet."""
+    return under(prefix, f"{DOT_DIR}-parts")
+
+
+def part_record_name(rank: int) -> str:
+    """Name of the record of a rank's part of a sharded save."""
+    return f"part-{rank:05}.json"
+
+
+def rank_of_part_record(name: str) -> int | None:
+    """The rank that `part_record_name` made `name` from; None for other names."""
+    found = _PART_RECORD.fullmatch(name)
+    return None if found is None else int(found.group(1))
 
 
 def run_folder(prefix: str) -> str:

@@ -21,7 +21,7 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
-from bt_lightning.path_layout import MANIFEST
+from bt_lightning.path_layout import MANIFEST, rank_of_part_record
 from bt_lightning.store.secrets import hide
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ mean it will never have one."""
 
 def most_bytes(key: str) -> int:
     """The limit, in bytes, for reading the small object at `key`."""
-    kind = file_limits.MANIFEST if key.rpartition("/")[2] == MANIFEST else file_limits.RECORD
-    return kind.size
+    name = key.rpartition("/")[2]
+    large = name == MANIFEST or rank_of_part_record(name) is not None
+    return (file_limits.MANIFEST if large else file_limits.RECORD).size
 
 
 def read_any(store: Store, key: str) -> bytes | None:

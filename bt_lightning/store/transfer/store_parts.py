@@ -1,0 +1,309 @@
+"""The parts of a sharded save in a store: its folder, files, records, and last its manifest.
+
+Ranks whose checkpoint directories are not one meet here. Rank 0's worker, which has the lease,
+*claims* a folder of the store for a save. A folder is given to one save and to no other, ever: so
+what a process of an older run still sends cannot reach another checkpoint, though it has no lease.
+Every rank's worker sends its files into the claimed folder, then puts its record beside the claim.
+Whoever sees all records puts the manifest, if absent, which commits the checkpoint.
+
+An object of the right size in a claimed folder is the right one: only this save's rank writes it,
+and always the same bytes. So nothing need be recorded of what was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    StoreTransientError,
+)
+from bt_lightning.file_limits import RECORD, parse_json
+from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import (
+    MANIFEST,
+    MARKER,
+    PUBLISHING,
+    check_checkpoint_id,
+    part_name,
+    part_record_name,
+    parts_folder,
+    rank_of_part_record,
+    store_folder,
+    under,
+)
+from bt_lightning.store.interface import read_any
+from bt_lightning.store.transfer.parallel_reads import in_parallel
+from bt_lightning.store.transfer.unpublish import own_keys
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable, Collection, Mapping
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.store.interface import Store
+    from bt_lightning.store.transfer.file_source import DescribedSource
+    from bt_lightning.store.transfer.publish import Base
+
+_CLAIM: Final = "claim.json"
+_FOLDERS: Final = "folders"
+_SMALL_BYTES: Final = 8 * 1024 * 1024
+_READERS: Final = 16
+_SAVE: Final = re.compile("[0-9a-f]{32}-[0-9]{1,9}", re.ASCII)
+_SENDERS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The folder of the store that a save has."""
+
+    save: str
+    """`SaveKey.folder`: the run and the number of the save."""
+    checkpoint_id: str
+    number: int
+    """The generation that the checkpoint has."""
+
+    @property
+    def folder(self) -> str:
+        """Folder of the checkpoint, below the prefix."""
+        return store_folder(self.checkpoint_id, self.number)
+
+
+class PartsInStore:
+    """The place in a store where parts of one job's saves meet; used by any worker of the job."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        """`prefix` is that of rank 0's node."""
+        self._store = store
+        self._prefix = prefix
+        self._place = parts_folder(prefix)
+
+    # rank 0's worker, with the lease
+
+    def claim(self, save: str, checkpoint_id: str, after: int) -> Claim:
+        """The folder of a save, claimed now or by an earlier worker; of a number above `after`.
+
+        Raises:
+            StoreError: the store refused.
+        """
+        known = self.find_claim(save)
+        if known is not None:
+            return known
+        number = after + 1
+        while not self._reserve(save, store_folder(checkpoint_id, number)):
+            number += 1
+        claim = Claim(save, checkpoint_id, number)
+        text = json.dumps({"id": checkpoint_id, "number": number}) + "\n"
+        self._store.put(f"{self._at(claim)}/{MARKER}", PUBLISHING)  # for a sweep to find
+        self._store.put_new(self._key(save, _CLAIM), text.encode("ascii"))
+        return claim
+
+    def _reserve(self, save: str, folder: str) -> bool:
+        """Give the folder to the save, unless it holds anything or was given to another."""
+        base = under(self._prefix, folder)
+        if own_keys(self._store, base) or self._store.size(base) is not None:
+            return False
+        try:
+            self._store.put_new(self._reserved(folder), save.encode("ascii"))
+        except CheckpointExistsError:
+            return False
+        return True
+
+    def end(self, save: str) -> None:
+        """Give up a save that is not committed: nothing more is sent for it, and none commits it.
+
+        What a committed one left in the meeting place is deleted. Idempotent.
+
+        Raises:
+            StoreError: the store refused; what is left is ended by the next start.
+        """
+        claim = self.find_claim(save)
+        if claim is None or self.manifest(claim) is not None:
+            self._forget(save, claim)
+            return
+        self._store.delete([self._key(save, _CLAIM)])
+        if self.manifest(claim) is None:  # after the claim: who commits looks at it once more
+            base = self._at(claim)
+            keys = own_keys(self._store, base)
+            self._store.delete([key for key in keys if key != f"{base}/{MARKER}"])
+            self._store.delete([f"{base}/{name}" for name in (MARKER, part_name(MARKER))])
+        self._forget(save, None)  # the folder stays reserved
+
+    def sweep(self, run: str, finish: Callable[[Claim, Mapping[int, bytes]], object]) -> None:
+        """End what runs other than `run` left. First `finish` is called, which may commit it.
+
+        Raises:
+            StoreError: the store refused.
+        """
+        for save in self.saves():
+            if save.rpartition("-")[0] == run:
+                continue
+            claim = self.find_claim(save)
+            if claim is not None and self.manifest(claim) is None:
+                finish(claim, self.records(save))
+            self.end(save)
+
+    def saves(self) -> list[str]:
+        """Every save that has something in the meeting place."""
+        paths = [info.key.removeprefix(f"{self._place}/") for info in self._store.list(self._place)]
+        found = {path.partition("/")[0] for path in paths}
+        return sorted(save for save in found if _SAVE.fullmatch(save))
+
+    def claimed_folders(self) -> dict[str, str]:
+        """Folder -> save of each claim."""
+        claims = in_parallel(self.find_claim, self.saves(), _READERS)
+        return {claim.folder: claim.save for claim in claims if claim is not None}
+
+    # every rank's worker
+
+    def find_claim(self, save: str) -> Claim | None:
+        """The claim of a save; None if it has none yet, or not any more.
+
+        Raises:
+            CheckpointCorruptError: it is damaged.
+            StoreError: the store refused.
+        """
+        data = self._store.read(self._key(save, _CLAIM))
+        return None if data is None else _parsed(save, data, f"{self._store.name}/{self._place}")
+
+    def check(self, claim: Claim) -> None:
+        """Check that a save may still be committed.
+
+        Raises:
+            CheckpointNotFoundError: it was ended.
+            StoreError: the store refused.
+        """
+        if self.find_claim(claim.save) != claim:
+            msg = (
+                f"the save of {claim.checkpoint_id} was given up: its parts may not be sent to"
+                f" {self._store.name}/{self._at(claim)} any more"
+            )
+            raise CheckpointNotFoundError(msg)
+
+    def send(
+        self,
+        claim: Claim,
+        entries: Collection[FileEntry],
+        source_of: Callable[[FileEntry], contextlib.AbstractContextManager[DescribedSource]],
+        *,
+        base: Base | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Send a part's files that are not in the folder yet; blocks of `base` are copied there.
+
+        `check` is called before each file; what it raises ends the call, which can be repeated.
+
+        Raises:
+            CheckpointNotFoundError: the save was ended.
+            CheckpointCorruptError: a file is damaged.
+            StoreError: the store refused.
+        """
+        place = self._at(claim)
+        sizes = {info.key: info.size for info in self._store.list(place)}
+
+        def one(entry: FileEntry) -> None:
+            key = f"{place}/{entry.path}"
+            if sizes.get(key) == entry.size:
+                return
+            check()
+            self.check(claim)
+            with source_of(entry) as source:
+                self._store.send(source, key, base.reuse(entry) if base else None)
+
+        for entry in entries:
+            if entry.size > _SMALL_BYTES:
+                one(entry)
+        in_parallel(one, [entry for entry in entries if entry.size <= _SMALL_BYTES], _SENDERS)
+
+    def put_record(self, save: str, rank: int, record: bytes) -> None:
+        """Put the record of a rank's part, whose files are all there, or which is not to be had."""
+        self._store.put(self._key(save, part_record_name(rank)), record)
+
+    def records(self, save: str, known: Collection[int] = ()) -> dict[int, bytes]:
+        """Rank -> its record, without those of the ranks `known`."""
+        place = f"{self._place}/{save}"
+        names = [info.key.removeprefix(f"{place}/") for info in self._store.list(place)]
+        ranks = {rank for name in names if (rank := rank_of_part_record(name)) is not None}
+        unread = sorted(ranks.difference(known))
+        read = in_parallel(
+            lambda rank: self._store.read(f"{place}/{part_record_name(rank)}"), unread, _READERS
+        )
+        return {rank: data for rank, data in zip(unread, read, strict=True) if data is not None}
+
+    def manifest(self, claim: Claim) -> Manifest | None:
+        """The manifest of a claimed folder; None as long as the save is not committed.
+
+        Raises:
+            CheckpointCorruptError: it is damaged.
+        """
+        key = f"{self._at(claim)}/{MANIFEST}"
+        data = read_any(self._store, key)
+        return None if data is None else Manifest.from_bytes(data, f"{self._store.name}/{key}")
+
+    def commit(self, claim: Claim, manifest: Manifest) -> None:
+        """Commit a save of which all records are there; idempotent, and by several at a time.
+
+        Raises:
+            CheckpointNotFoundError: the save was ended.
+            StoreTransientError: a file is not there in its length.
+            StoreError: the store refused.
+        """
+        if self.manifest(claim) == manifest:
+            self._finish(claim)
+            return
+        self.check(claim)
+        place = self._at(claim)
+        sizes = {info.key: info.size for info in self._store.list(place)}
+        for entry in manifest.files:
+            size = sizes.get(f"{place}/{entry.path}")
+            if size != entry.size:
+                msg = f"{self._store.name}/{place}/{entry.path} has {size} bytes, not {entry.size}"
+                raise StoreTransientError(msg)
+        self._store.put_new(f"{place}/{MANIFEST}", manifest.to_bytes())
+        try:
+            self.check(claim)
+        except CheckpointNotFoundError:
+            if read_any(self._store, self._reserved(claim.folder)) is not None:
+                self._store.delete([f"{place}/{MANIFEST}"])  # its files may be gone
+                raise
+            # else another worker committed the same, and has finished
+        self._finish(claim)
+
+    def _finish(self, claim: Claim) -> None:
+        self._store.delete([f"{self._at(claim)}/{MARKER}"])
+        self._forget(claim.save, claim)
+
+    def _forget(self, save: str, committed: Claim | None) -> None:
+        """Delete what is in the meeting place; of a committed save its reservation, first."""
+        if committed is not None:
+            self._store.delete([self._reserved(committed.folder)])
+        self._store.delete([self._key(save, _CLAIM)])
+        self._store.delete([info.key for info in self._store.list(f"{self._place}/{save}")])
+
+    def _reserved(self, folder: str) -> str:
+        return f"{self._place}/{_FOLDERS}/{folder}"
+
+    def _key(self, save: str, name: str) -> str:
+        return f"{self._place}/{save}/{name}"
+
+    def _at(self, claim: Claim) -> str:
+        return under(self._prefix, claim.folder)
+
+
+def _parsed(save: str, data: bytes, where: str) -> Claim:
+    try:
+        found = parse_json(data, RECORD)
+        number, checkpoint_id = found["number"], check_checkpoint_id(found["id"])
+    except (KeyError, TypeError, ValueError) as error:
+        number, checkpoint_id, why = 0, "", f"{type(error).__name__} {error}"
+    else:
+        why = f"its number is {number!r}"
+    if type(number) is not int or number < 1:
+        msg = f"the claim {where}/{save}/{_CLAIM} is damaged: {why}"
+        raise CheckpointCorruptError(msg)
+    return Claim(save, checkpoint_id, number)

@@ -1,0 +1,364 @@
+"""Parts of sharded saves in a store: whole or not there, whoever dies, and never mixed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import uuid
+from functools import partial
+
+import pytest
+
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    StoreTransientError,
+)
+from bt_lightning.localdir.digest import digest_file
+from bt_lightning.manifest import ManifestFacts
+from bt_lightning.path_layout import MANIFEST, MARKER
+from bt_lightning.store.backends.fsspec_store import FsspecStore
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import list_job
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader, read_verified
+from bt_lightning.store.transfer.file_source import FileSource
+from bt_lightning.store.transfer.publish import Base
+from bt_lightning.store.transfer.store_parts import PartsInStore
+from bt_lightning.store.transfer.unpublish import unpublish
+
+PREFIX = "training_projects/p/jobs/j/rank-0"
+RUN, LATER = "a" * 32, "b" * 32
+
+
+class Rank:
+    """One rank's part of one save: files on a disk of its own."""
+
+    def __init__(self, place, rank, text=b""):
+        self.rank, self.place = rank, place / f"{rank}-{uuid.uuid4().hex[:6]}"
+        self.place.mkdir(parents=True)
+        files = {
+            f"shard-{rank:05}-of-00002.safetensors": b"shard" * 999,
+            f"ranks/{rank:05}.json": b"{}",
+        }
+        self.entries = []
+        for path, data in files.items():
+            file = self.place / path
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data + text)
+            self.entries.append(digest_file(file, path))
+
+    def source(self, entry):
+        return FileSource(self.place / entry.path, entry)
+
+    def send(self, parts, save, **words):
+        claim = parts.find_claim(save)
+        parts.send(claim, self.entries, self.source, **words)
+        parts.put_record(save, self.rank, str(self.rank).encode())
+        return claim
+
+
+def manifest_of(claim, ranks, step=3):
+    facts = ManifestFacts(step=step, epoch=0, created_at="2030-01-02T03:04:05+00:00")
+    files = tuple(entry for rank in ranks for entry in rank.entries)
+    return facts.manifest(claim.checkpoint_id, claim.number, files)
+
+
+def check_whole(store):
+    """Each manifest of the store names files that are there, byte by byte; return the folders."""
+    folders = sorted(list_job(store, PREFIX).committed)
+    for folder in folders:
+        reader = StoreReader(store, PREFIX, folder)
+        for entry in reader.manifest.files:
+            reader.check(entry)
+            read_verified(reader, entry, 0, [memoryview(bytearray(entry.size))])
+    return folders
+
+
+def keys(store):
+    return sorted(info.key.removeprefix(f"{PREFIX}/") for info in store.list(PREFIX))
+
+
+@pytest.fixture(params=["folder", "memory", "moto"])
+def connect(request, tmp_path):
+    name = uuid.uuid4().hex
+    if request.param == "folder":
+        return partial(LocalStore, tmp_path / "store")
+    if request.param == "memory":
+        return partial(FsspecStore, f"memory://{name}", {})
+    s3 = request.getfixturevalue("s3")
+    return partial(open_store, f"s3://bucket/{name}", s3.options)
+
+
+@pytest.fixture
+def store(connect):
+    return connect()
+
+
+@pytest.fixture
+def parts(store):
+    return PartsInStore(store, PREFIX)
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    return [Rank(tmp_path, rank) for rank in range(2)]
+
+
+def test_a_save_is_committed_by_its_manifest_alone_and_leaves_nothing_else(
+    connect, store, parts, ranks
+):
+    save = f"{RUN}-1"
+    assert parts.find_claim(save) is None
+    claim = parts.claim(save, "a/checkpoint-3", 0)
+    assert claim.folder == "a/checkpoint-3"
+    for rank in ranks:  # each has its own client
+        rank.send(PartsInStore(connect(), PREFIX), save)
+    assert parts.records(save) == {0: b"0", 1: b"1"}
+    assert parts.records(save, known=[0]) == {1: b"1"}
+    assert check_whole(store) == []
+    assert parts.manifest(claim) is None
+    manifest = manifest_of(claim, ranks)
+    parts.commit(claim, manifest)
+    assert check_whole(store) == ["a/checkpoint-3"]
+    assert parts.manifest(claim) == manifest
+    paths = sorted(f"a/checkpoint-3/{entry.path}" for rank in ranks for entry in rank.entries)
+    assert keys(store) == sorted([*paths, f"a/checkpoint-3/{MANIFEST}"])
+    PartsInStore(connect(), PREFIX).commit(claim, manifest)  # another worker was as fast
+    assert check_whole(store) == ["a/checkpoint-3"]
+
+
+def test_a_folder_is_claimed_once_and_a_claim_is_found_again(store, parts):
+    first = parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+    assert PartsInStore(store, PREFIX).claim(f"{RUN}-1", "checkpoint-3", 7) == first
+    assert parts.claim(f"{RUN}-2", "checkpoint-3", 0).folder == "checkpoint-3@2"
+    assert parts.claim(f"{RUN}-3", "checkpoint-3", 4).folder == "checkpoint-3@5"
+    assert parts.claimed_folders() == {
+        "checkpoint-3": f"{RUN}-1",
+        "checkpoint-3@2": f"{RUN}-2",
+        "checkpoint-3@5": f"{RUN}-3",
+    }
+
+
+def test_the_folder_of_a_save_that_was_ended_is_never_given_again(store, parts, ranks):
+    """A process of the run before may still be sending to it."""
+    claim = parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+    ranks[0].send(parts, f"{RUN}-1")
+    parts.end(f"{RUN}-1")
+    later = PartsInStore(store, PREFIX).claim(f"{LATER}-1", "checkpoint-3", 0)
+    assert later.folder == "checkpoint-3@2"
+    assert list(store.list(f"{PREFIX}/{claim.folder}")) == []
+    for act in (
+        lambda: parts.send(claim, ranks[1].entries, ranks[1].source),
+        lambda: parts.commit(claim, manifest_of(claim, ranks)),
+    ):
+        with pytest.raises(CheckpointNotFoundError, match="checkpoint-3 was given up"):
+            act()
+    assert list(store.list(f"{PREFIX}/{claim.folder}")) == []
+
+
+def test_a_users_folder_and_a_checkpoint_are_never_claimed(store, parts, ranks):
+    store.put(f"{PREFIX}/checkpoint-3/notes.txt", b"mine")
+    store.put(f"{PREFIX}/checkpoint-3@2", b"a file")
+    claim = parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+    assert claim.folder == "checkpoint-3@3"
+    for rank in ranks:
+        rank.send(parts, f"{RUN}-1")
+    parts.commit(claim, manifest_of(claim, ranks))
+    assert parts.claim(f"{LATER}-1", "checkpoint-3", 0).folder == "checkpoint-3@4"
+    unpublish(store, PREFIX, claim.folder)
+    assert parts.claim(f"{LATER}-2", "checkpoint-3", 0).folder == "checkpoint-3@3"
+
+
+def test_nothing_is_committed_of_which_a_file_is_not_there(store, parts, ranks):
+    save = f"{RUN}-1"
+    claim = parts.claim(save, "checkpoint-3", 0)
+    ranks[0].send(parts, save)
+    with pytest.raises(StoreTransientError, match=r"shard-00001-of-00002\.safetensors has None"):
+        parts.commit(claim, manifest_of(claim, ranks))
+    assert check_whole(store) == []
+    store.put(f"{PREFIX}/checkpoint-3/{ranks[1].entries[0].path}", b"short")  # another's half
+    ranks[1].send(parts, save)
+    parts.commit(claim, manifest_of(claim, ranks))
+    assert check_whole(store) == ["checkpoint-3"]
+
+
+def test_a_restarted_worker_sends_only_what_is_missing_and_stops_where_it_is_told(
+    store, parts, ranks
+):
+    save = f"{RUN}-1"
+    claim = parts.claim(save, "checkpoint-3", 0)
+    asked = []
+
+    def stop():
+        asked.append(1)
+        if len(asked) > 1:
+            msg = "more urgent work"
+            raise StoreTransientError(msg)
+
+    with pytest.raises(StoreTransientError, match="more urgent"):
+        parts.send(claim, ranks[0].entries, ranks[0].source, check=stop)
+    sent = []
+    parts.send(claim, ranks[0].entries, ranks[0].source, check=lambda: sent.append(1))
+    assert len(sent) == 1
+    parts.send(claim, ranks[0].entries, ranks[0].source, check=lambda: sent.append(1))
+    assert len(sent) == 1
+
+
+def test_unchanged_shards_are_copied_inside_the_store(store, parts, ranks):
+    first = parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+    for rank in ranks:
+        rank.send(parts, f"{RUN}-1")
+    manifest = manifest_of(first, ranks)
+    parts.commit(first, manifest)
+    second = parts.claim(f"{RUN}-2", "checkpoint-6", 0)
+    base = Base(f"{PREFIX}/{first.folder}", manifest)
+    for rank in ranks:
+        rank.send(parts, f"{RUN}-2", base=base)
+    unpublish(store, PREFIX, first.folder)  # each folder stays whole by itself
+    parts.commit(second, manifest_of(second, ranks, step=6))
+    assert check_whole(store) == ["checkpoint-6"]
+
+
+def test_a_new_run_commits_what_is_whole_and_ends_the_rest(store, parts, tmp_path):
+    """All ranks' workers had sent their parts when the job was killed."""
+    whole, torn, own = f"{RUN}-1", f"{RUN}-2", f"{LATER}-1"
+    saved = {save: [Rank(tmp_path, rank) for rank in range(2)] for save in (whole, torn, own)}
+    for save, step in ((whole, 3), (torn, 6), (own, 9)):
+        parts.claim(save, f"checkpoint-{step}", 0)
+    for rank in saved[whole]:
+        rank.send(parts, whole)
+    saved[torn][0].send(parts, torn)
+    saved[own][0].send(parts, own)
+
+    def finish(claim, records):
+        if len(records) == 2:
+            parts.commit(claim, manifest_of(claim, saved[claim.save]))
+
+    PartsInStore(store, PREFIX).sweep(LATER, finish)
+    assert check_whole(store) == ["checkpoint-3"]
+    assert parts.saves() == [own]
+    assert list(store.list(f"{PREFIX}/checkpoint-6")) == []
+    saved[own][1].send(parts, own)
+    parts.commit(parts.find_claim(own), manifest_of(parts.find_claim(own), saved[own]))
+    assert check_whole(store) == ["checkpoint-3", "checkpoint-9"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b'{"id": "../x", "number": 1}', b'{"id": "x", "number": true}']
+)
+def test_a_damaged_claim_is_an_error_and_leads_nowhere(store, parts, data):
+    store.put(f"{PREFIX}/.bt_lightning-parts/{RUN}-1/claim.json", data)
+    with pytest.raises(CheckpointCorruptError, match=r"claim.json is damaged"):
+        parts.find_claim(f"{RUN}-1")
+
+
+def test_a_record_may_be_as_large_as_a_manifest(store, parts):
+    """A shard of 100 GB has 25,600 block digests."""
+    record = os.urandom(2**20) * 3
+    parts.put_record(f"{RUN}-1", 3, record)
+    assert parts.records(f"{RUN}-1") == {3: record}
+
+
+class Death(BaseException):
+    """The death of a process: nothing may handle it."""
+
+
+class Dying:
+    """A store whose process dies before call number `last`, or right after it."""
+
+    def __init__(self, inner, last, *, after=False):
+        self._inner, self._left, self._after = inner, last, after
+
+    def __getattr__(self, name):
+        method = getattr(self._inner, name)
+        if not callable(method):
+            return method
+
+        def call(*args, **words):
+            self._left -= 1
+            if self._left < 0 and not self._after:
+                raise Death
+            result = method(*args, **words)
+            if self._left < 0:
+                raise Death
+            return list(result) if name == "list" else result
+
+        return call
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_whoever_dies_before_or_after_any_call_the_next_run_has_whole_checkpoints_only(
+    tmp_path, after
+):
+    """One process does what all ranks do, in an order that they could have."""
+    for last in itertools.count():
+        inner = LocalStore(tmp_path / f"store-{last}-{after}")
+        ranks = [Rank(tmp_path, rank) for rank in range(2)]
+        died = False
+        try:
+            parts = PartsInStore(Dying(inner, last, after=after), PREFIX)
+            parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+            for rank in ranks:
+                claim = rank.send(parts, f"{RUN}-1")
+            parts.commit(claim, manifest_of(claim, ranks))
+            parts.claim(f"{RUN}-2", "checkpoint-3", 1)
+            ranks[0].send(parts, f"{RUN}-2")
+            parts.end(f"{RUN}-2")
+        except Death:
+            died = True
+        parts = PartsInStore(inner, PREFIX)
+        before = check_whole(inner)
+        assert before in ([], ["checkpoint-3"])
+
+        def finish(claim, records, parts=parts, ranks=ranks):
+            if len(records) == 2:
+                parts.commit(claim, manifest_of(claim, ranks))
+
+        parts.sweep(LATER, finish)
+        assert set(check_whole(inner)) >= set(before)
+        assert parts.saves() == []
+        other = [Rank(tmp_path, rank, b"other") for rank in range(2)]
+        new = parts.claim(f"{LATER}-1", "checkpoint-3", 0)
+        for rank in other:
+            rank.send(parts, f"{LATER}-1")
+        parts.commit(new, manifest_of(new, other, step=4))
+        assert set(check_whole(inner)) == {*check_whole(inner), new.folder}
+        if not died:
+            break
+    assert last > 20
+
+
+@pytest.mark.parametrize("call", range(16))
+def test_a_save_that_is_ended_while_a_slow_worker_commits_it_is_whole_or_gone(tmp_path, call):
+    """A worker of an older run wakes up anywhere in its commit, after a new run swept."""
+    inner = LocalStore(tmp_path / "store")
+    parts = PartsInStore(inner, PREFIX)
+    ranks = [Rank(tmp_path, rank) for rank in range(2)]
+    claim = parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+    for rank in ranks:
+        rank.send(parts, f"{RUN}-1")
+
+    class Interrupted(Dying):
+        def __getattr__(self, name):
+            method = getattr(self._inner, name)
+
+            def act(*args, **words):
+                if self._left == 0:
+                    PartsInStore(inner, PREFIX).end(f"{RUN}-1")
+                self._left -= 1
+                return method(*args, **words)
+
+            return act if callable(method) else method
+
+    slow = PartsInStore(Interrupted(inner, call), PREFIX)
+    with contextlib.suppress(CheckpointNotFoundError, StoreTransientError):
+        slow.commit(claim, manifest_of(claim, ranks))
+    check_whole(inner)
+    left = keys(inner)
+    assert (
+        any(key.endswith(MANIFEST) for key in left)
+        or not [key for key in left if key.startswith("checkpoint-3/") and not key.endswith(MARKER)]
+        or f"checkpoint-3/{MARKER}" in left
+    )  # or the next start's sweep finds it by its marker
