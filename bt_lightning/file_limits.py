@@ -56,6 +56,10 @@ MANIFEST: Final = Bounds(32 * _MIB, 128 * _MIB)
 """Limits of a manifest. Some 3 TB of files have one of 32 MiB."""
 BASE: Final = Bounds(32 * _MIB, 256 * _MIB)
 """Limits of `base.json`: some 200,000 tensors."""
+SHARDS: Final = Bounds(64 * _MIB, 512 * _MIB)
+"""Limits of `shards.json`: some 500,000 tensors."""
+PART: Final = Bounds(32 * _MIB, 128 * _MIB)
+"""Limits of a part record: it has the entries of one rank's files, as a manifest has."""
 RECORD: Final = Bounds(_MIB, 32 * _MIB)
 """Limits of every other small file: records, leases, requests, journals, protections."""
 LINE: Final = Bounds(_MIB // 4, 2 * _MIB)

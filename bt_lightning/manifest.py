@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
@@ -19,23 +17,20 @@ from bt_lightning.errors import (
     UnsupportedStateError,
 )
 from bt_lightning.file_limits import parse_json
-from bt_lightning.path_layout import MANIFEST, check_checkpoint_id, check_member
+from bt_lightning.iso_time import moment
+from bt_lightning.path_layout import MANIFEST, SHARDS, check_checkpoint_id, check_member
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-T = TypeVar("T")
+    from collections.abc import Iterable
+    from datetime import datetime
 
 FORMAT: Final = "bt_lightning.checkpoint"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""The greatest that is read. A checkpoint of parts of several ranks, which has `shards.json`, is of
+version 2: a reader that knows only whole tensors refuses it. All others are of version 1."""
 BLOCK_BYTES: Final = 4 * 1024 * 1024
 """Bytes that one entry of `FileEntry.blocks` covers; the last block of a file may be shorter."""
 
-_MOMENT: Final = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,](\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII
-)
-_FIRST_YEAR: Final = 1970
-_LAST_YEAR: Final = 9998
 _HEX: Final = frozenset("0123456789abcdef")
 _DIGEST_CHARS: Final = 32
 
@@ -61,7 +56,7 @@ class ManifestFacts:
     step: int
     epoch: int
     created_at: str
-    """Time, in the form of `moment`. Informative: sort by `order`, never by a clock alone."""
+    """Time, as `iso_time.moment` reads it. Informative: sort by `order`, never by a clock alone."""
     metrics: dict[str, float] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     """Facts: project, job, world_size, strategy, versions."""
@@ -130,6 +125,16 @@ class Manifest(ManifestFacts):
         """The layout of its files, if another program's (`hf-trainer`); None for our own."""
         found = self.origin.get("format")
         return found if isinstance(found, str) else None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it is one of parts of several ranks: what is where is in `shards.json`."""
+        return self.format is None and self.entry(SHARDS) is not None
+
+    @property
+    def format_version(self) -> int:
+        """2 if and only if it is sharded, else 1."""
+        return 2 if self.is_sharded else 1
 
     @property
     def size(self) -> int:
@@ -206,25 +211,6 @@ class Manifest(ManifestFacts):
             raise CheckpointCorruptError(msg) from error
 
 
-def moment(text: str) -> datetime:
-    """Parse a time in ISO 8601: date, `T`, time to the second or finer, and zone.
-
-    Raises:
-        ValueError: `text` is no such time, or its year is not in 1970 to 9998.
-    """
-    found = _MOMENT.fullmatch(text)
-    if found is None:
-        msg = f"expected a time such as 2030-01-02T03:04:05+00:00, found {text[:50]!r}"
-        raise ValueError(msg)
-    day, clock, fraction, zone = found.groups()
-    zone = "+00:00" if zone in "Zz" else zone  # Python 3.10 knows no Z, and no other fractions
-    time = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '')[:6]:0<6}{zone}")
-    if not _FIRST_YEAR <= time.year <= _LAST_YEAR:
-        msg = f"the year of {text[:50]!r} is not in {_FIRST_YEAR} to {_LAST_YEAR}"
-        raise ValueError(msg)
-    return time
-
-
 def _canonical(payload: dict[str, Any]) -> bytes:
     return json.dumps(payload, sort_keys=True, separators=(",", ":")).encode("ascii")
 
@@ -234,38 +220,59 @@ def _metric(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)  # JSON has no nan or inf
 
 
-def _to_json(manifest: Manifest) -> dict[str, Any]:
+def facts_to_json(facts: ManifestFacts) -> dict[str, Any]:
+    """The facts as a manifest and a part record have them."""
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "id": manifest.checkpoint_id,
-        "generation": manifest.generation,
-        "step": manifest.step,
-        "epoch": manifest.epoch,
-        "created_at": manifest.created_at,
-        "metrics": {name: _metric(value) for name, value in manifest.metrics.items()},
-        "origin": manifest.origin,
-        "resumable": manifest.resumable,
-        "weights_prefix": manifest.weights_prefix,
-        "leftovers": [list(pair) for pair in manifest.leftovers],
-        "block_bytes": BLOCK_BYTES,
-        "files": [
-            {
-                "path": entry.path,
-                "size": entry.size,
-                "xxh3_128": entry.xxh3_128,
-                "blocks": list(entry.blocks),
-            }
-            for entry in manifest.files
-        ],
+        "step": facts.step,
+        "epoch": facts.epoch,
+        "created_at": facts.created_at,
+        "metrics": {name: _metric(value) for name, value in facts.metrics.items()},
+        "origin": facts.origin,
+        "resumable": facts.resumable,
+        "weights_prefix": facts.weights_prefix,
+        "leftovers": [list(pair) for pair in facts.leftovers],
     }
 
 
-def _from_json(payload: dict[str, Any]) -> Manifest:
-    if payload["block_bytes"] != BLOCK_BYTES:
-        msg = f"block_bytes is {payload['block_bytes']!r}, expected {BLOCK_BYTES}"
-        raise ValueError(msg)
-    files = tuple(_entry(item) for item in payload["files"])
+def facts_from_json(payload: dict[str, Any]) -> ManifestFacts:
+    """What `facts_to_json` was given; other keys are ignored.
+
+    Raises:
+        ArithmeticError, AttributeError, KeyError, TypeError, ValueError: it is none of that.
+    """
+    return ManifestFacts(
+        step=_count(payload["step"]),
+        epoch=_count(payload["epoch"]),
+        created_at=_moment(_of(str, payload["created_at"])),
+        metrics={_of(str, name): float(value) for name, value in payload["metrics"].items()},
+        origin=_of(dict, payload["origin"]),
+        resumable=_of(bool, payload["resumable"]),
+        weights_prefix=_of(str, payload["weights_prefix"]),
+        leftovers=tuple((_of(str, path), _of(str, kind)) for path, kind in payload["leftovers"]),
+    )
+
+
+def files_to_json(files: Iterable[FileEntry]) -> list[dict[str, Any]]:
+    """The entries as a manifest and a part record have them."""
+    return [
+        {
+            "path": entry.path,
+            "size": entry.size,
+            "xxh3_128": entry.xxh3_128,
+            "blocks": list(entry.blocks),
+        }
+        for entry in files
+    ]
+
+
+def files_from_json(items: list[dict[str, Any]]) -> tuple[FileEntry, ...]:
+    """What `files_to_json` was given; each path stays inside the checkpoint.
+
+    Raises:
+        CheckpointCorruptError: a path leaves the checkpoint.
+        AttributeError, KeyError, TypeError, ValueError: it is none of that.
+    """
+    files = tuple(_entry(item) for item in items)
     paths = {entry.path for entry in files}
     if len(paths) != len(files):
         msg = "two entries have one path"
@@ -274,19 +281,36 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
     if folders & (paths | {MANIFEST}):
         msg = "one path is a file and a folder"
         raise ValueError(msg)
-    return Manifest(
-        checkpoint_id=check_checkpoint_id(_of(str, payload["id"])),
-        generation=_count(payload["generation"], least=1),
-        step=_count(payload["step"]),
-        epoch=_count(payload["epoch"]),
-        created_at=_moment(_of(str, payload["created_at"])),
-        files=files,
-        metrics={_of(str, name): float(value) for name, value in payload["metrics"].items()},
-        origin=_of(dict, payload["origin"]),
-        resumable=_of(bool, payload["resumable"]),
-        weights_prefix=_of(str, payload["weights_prefix"]),
-        leftovers=tuple((_of(str, path), _of(str, kind)) for path, kind in payload["leftovers"]),
-    )
+    return files
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": manifest.format_version,
+        "id": manifest.checkpoint_id,
+        "generation": manifest.generation,
+        **facts_to_json(manifest),
+        "block_bytes": BLOCK_BYTES,
+        "files": files_to_json(manifest.files),
+    }
+
+
+def _from_json(payload: dict[str, Any]) -> Manifest:
+    if payload["block_bytes"] != BLOCK_BYTES:
+        msg = f"block_bytes is {payload['block_bytes']!r}, expected {BLOCK_BYTES}"
+        raise ValueError(msg)
+    files = files_from_json(payload["files"])
+    facts = facts_from_json(payload)
+    generation = _count(payload["generation"], least=1)
+    manifest = facts.manifest(check_checkpoint_id(_of(str, payload["id"])), generation, files)
+    if manifest.format_version != payload["format_version"]:
+        msg = (
+            f"format_version is {payload['format_version']}, expected {manifest.format_version} of"
+            f" a checkpoint {'with' if manifest.is_sharded else 'without'} {SHARDS}"
+        )
+        raise ValueError(msg)
+    return manifest
 
 
 def _moment(text: str) -> str:
@@ -323,22 +347,3 @@ def _of(kind: type, value: Any) -> Any:
         msg = f"expected {kind.__name__}, found {value!r}"
         raise TypeError(msg)
     return value
-
-
-def of_newest_fit(found: Iterable[T], manifest_of: Callable[[T], Manifest]) -> list[T]:
-    """Of the checkpoints of one job, those of the fit that saved last, in the order given.
-
-    Steps are counted by fit, so of several fits the clock says which is the newest. What another
-    program wrote counts where nothing is our own; of that first what training can resume from.
-    """
-    each = list(found)
-    own = [one for one in each if manifest_of(one).format is None]
-    each = own or [one for one in each if manifest_of(one).resumable] or each
-    newest = max(each, key=lambda one: manifest_of(one).created, default=None)
-    fit = None if newest is None else manifest_of(newest).fit
-    return [one for one in each if manifest_of(one).fit == fit]
-
-
-def of_fit(found: Iterable[T], manifest_of: Callable[[T], Manifest], fit: str) -> list[T]:
-    """Those of the fit with this id or name, in the order given."""
-    return [one for one in found if fit in manifest_of(one).fit_names]

@@ -17,6 +17,10 @@ TREE: Final = "trainer.json"
 LEFTOVERS: Final = "leftovers.pt"
 BASE: Final = "base.json"
 """Names the tensors of the weights that are not in the checkpoint."""
+SHARDS: Final = "shards.json"
+"""The index of a sharded checkpoint: which rank's file has which box of which tensor."""
+MOST_RANKS: Final = 100_000
+"""Ranks of a sharded checkpoint: their numbers have five digits in names of files."""
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER: Final = "adapter_model.safetensors"
 """As `peft` names the files of an adapter."""
@@ -83,6 +87,21 @@ def check_member(path: object) -> str:
         msg = f"a manifest names the file {path!r}, which is not data of a checkpoint"
         raise CheckpointCorruptError(msg)
     return path
+
+
+def shard_file(rank: int, world_size: int) -> str:
+    """The file of a rank's boxes in a sharded checkpoint."""
+    return f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def rank_file(rank: int) -> str:
+    """The file of what is a rank's own in a sharded checkpoint."""
+    return f"ranks/{rank:05d}.json"
+
+
+def part_file(rank: int) -> str:
+    """The record of a rank's part of a save, where the parts are gathered."""
+    return f"part-{rank:05d}.json"
 
 
 def slug(text: str) -> str:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from bt_lightning.checkpoints_of_fit import of_fit, of_newest_fit
 from bt_lightning.fit_identity import FitIdentity
 from bt_lightning.lightning_plugin import compat
 from bt_lightning.lightning_plugin.compat_config import command_line
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import model_checkpoint_classes
 from bt_lightning.lightning_plugin.model_checkpoint_paths import is_default_dirpath
-from bt_lightning.manifest import of_fit, of_newest_fit
 from bt_lightning.session.call_site import call_site, program_digest
 from bt_lightning.session.fit_selection import FitRequest
 from bt_lightning.session.value_digests import digest, shapes_digest, without_stamps

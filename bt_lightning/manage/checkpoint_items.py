@@ -6,8 +6,8 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.manifest import of_newest_fit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.upload_status import read_uploading
-from bt_lightning.manifest import of_newest_fit
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import Self
 
+from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import (
     CheckpointCorruptError,
     DrainTimeoutError,
@@ -21,7 +22,6 @@ from bt_lightning.job_record import JobRecord
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.publisher_id import publisher_id_of
-from bt_lightning.manifest import of_newest_fit
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.runtime.job_lock import take_job
 from bt_lightning.runtime.job_record_writer import JobRecordWriter, read_local, utc_now

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bt_lightning.checkpoints_of_fit import of_fit, of_newest_fit
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint, list_committed
-from bt_lightning.manifest import of_fit, of_newest_fit
 from bt_lightning.restore.find_checkpoint import Search, find_loaded, find_own
 from bt_lightning.settings import Settings
 

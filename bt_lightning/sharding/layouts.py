@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from bt_lightning.sharding.boxes import Box, chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    Coordinate = tuple[int, ...]
+    """A place in a mesh: an index of each of its dimensions."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -24,7 +29,7 @@ class Placement:
 REPLICATED = Placement()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """A mesh of ranks and the placements of a tensor on it."""
 
@@ -34,39 +39,84 @@ class Layout:
     placements: tuple[Placement, ...]
     """One for each dimension of the mesh."""
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Layout, (self.mesh_shape, self.ranks, self.placements)  # hashes are a process's own
+
+    @cached_property
+    def order(self) -> tuple[object, ...]:
+        """Sort key: layouts in an order of their content."""
+        cuts = [(-1 if each.dim is None else each.dim, each.strided) for each in self.placements]
+        return self.ranks, self.mesh_shape, tuple(cuts)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether each rank has a tensor whole, without a mesh of more dimensions."""
+        return self.placements == (REPLICATED,)
+
+    @cached_property
+    def dims(self) -> frozenset[int]:
+        """Dimensions of the tensor that placements name."""
+        return frozenset(each.dim for each in self.placements if each.dim is not None)
+
+    @cached_property
+    def cut_dims(self) -> frozenset[int]:
+        """Those of them that are divided."""
+        pairs = zip(self.placements, self.mesh_shape, strict=True)
+        return frozenset(each.dim for each, n in pairs if each.dim is not None and n > 1)
+
     def box(self, shape: Sequence[int], rank: int) -> Box:
         """The box of a rank of the mesh; it may be empty.
 
         Raises:
-            ValueError: the rank is not in the mesh.
+            KeyError: the rank is not in the mesh.
         """
+        return self._box(shape, self._coordinates[rank])
+
+    def holders(self, shape: Sequence[int]) -> dict[Box, tuple[int, ...]]:
+        """Box -> the ranks that hold it, ascending; without empty boxes."""
+        boxes = ((self._box(shape, where), ranks) for where, ranks in self._holders.items())
+        return {box: ranks for box, ranks in boxes if box.items}
+
+    @cached_property
+    def num_boxes(self) -> int:
+        """Number of boxes of a tensor that is large enough."""
+        return len(self._holders)
+
+    def _box(self, shape: Sequence[int], where: Coordinate) -> Box:
         offsets, sizes = [0] * len(shape), list(shape)
-        where = self._coordinate(rank)
-        cuts = [index for index, each in enumerate(self.placements) if each.dim is not None]
-        for index in sorted(cuts, key=lambda each: self.placements[each].strided):
-            dim = self.placements[index].dim
-            assert dim is not None
+        for index, dim in self._cuts:
             begin, length = chunk(sizes[dim], self.mesh_shape[index], where[index])
             offsets[dim] += begin
             sizes[dim] = length
         return Box(tuple(offsets), tuple(sizes))
 
-    def holders(self, shape: Sequence[int]) -> dict[Box, tuple[int, ...]]:
-        """Box -> the ranks that hold it, ascending; without empty boxes."""
-        found: dict[Box, list[int]] = {}
-        for rank in sorted(self.ranks):
-            box = self.box(shape, rank)
-            if box.items:
-                found.setdefault(box, []).append(rank)
-        return {box: tuple(ranks) for box, ranks in found.items()}
+    @cached_property
+    def _cuts(self) -> tuple[tuple[int, int], ...]:
+        """Dimensions of the mesh and of the tensor, in the order in which it is cut."""
+        cuts = [(n, each.dim) for n, each in enumerate(self.placements) if each.dim is not None]
+        return tuple(sorted(cuts, key=lambda cut: self.placements[cut[0]].strided))
 
-    def _coordinate(self, rank: int) -> tuple[int, ...]:
-        position = self.ranks.index(rank)
-        where = []
-        for length in reversed(self.mesh_shape):
-            position, at = divmod(position, length)
-            where.append(at)
-        return tuple(reversed(where))
+    @cached_property
+    def _coordinates(self) -> dict[int, Coordinate]:
+        places = itertools.product(*map(range, self.mesh_shape))
+        return dict(zip(self.ranks, places, strict=True))
+
+    @cached_property
+    def _holders(self) -> dict[Coordinate, tuple[int, ...]]:
+        """Coordinate, 0 in dimensions that do not cut -> ranks that have one box there."""
+        found: dict[Coordinate, list[int]] = {}
+        cuts = [each.dim is not None for each in self.placements]
+        for rank in sorted(self.ranks):
+            pairs = zip(self._coordinates[rank], cuts, strict=True)
+            found.setdefault(tuple(at if cut else 0 for at, cut in pairs), []).append(rank)
+        return {where: tuple(ranks) for where, ranks in found.items()}
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.mesh_shape, self.ranks, self.placements))
 
 
 def replicated(ranks: Sequence[int]) -> Layout:

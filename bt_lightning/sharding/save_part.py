@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from bt_lightning.manifest import FileEntry, ManifestFacts
+import xxhash
+
+from bt_lightning import file_limits
+from bt_lightning.errors import CheckpointCorruptError, UnsupportedStateError
+from bt_lightning.manifest import (
+    FileEntry,
+    ManifestFacts,
+    facts_from_json,
+    facts_to_json,
+    files_from_json,
+    files_to_json,
+)
+from bt_lightning.path_layout import MOST_RANKS, check_checkpoint_id
+from bt_lightning.sharding.versioned_json import read_versioned, refuse, whole_number
+
+FORMAT: Final = "bt_lightning.part"
+VERSION: Final = 1
+_HEX: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +74,102 @@ class PartRecord:
     """On rank 0."""
     missing: str = ""
     """Why this rank has no part (its disk is full, the save was skipped): nothing is committed."""
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: ASCII JSON with a digest of itself, which detects damage.
+
+        Raises:
+            UnsupportedStateError: it is too large for readers.
+        """
+        part, head = self.part, self.head
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "run": part.key.run,
+            "number": part.key.number,
+            "rank": part.rank,
+            "world_size": part.world_size,
+            "fingerprint": part.fingerprint,
+            "host": self.host,
+            "files": files_to_json(self.files),
+            "head": None if head is None else _head_to_json(head),
+            "missing": self.missing,
+        }
+        data = seal(document)
+        try:
+            file_limits.PART.check(data)
+        except CheckpointCorruptError as error:
+            msg = f"rank {part.rank} cannot save its part, the record is too large: {error}"
+            raise UnsupportedStateError(msg) from error
+        return data
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> PartRecord:
+        """Parse the bytes that `to_bytes` returned; errors name `where`.
+
+        Raises:
+            FormatVersionError: it is of a newer version than this package.
+            CheckpointCorruptError: anything else that is not a whole, undamaged record.
+        """
+        try:
+            return read_versioned(data, (FORMAT, VERSION), file_limits.PART, _parse)
+        except CheckpointCorruptError as error:
+            msg = f"the part record {where} cannot be read: {error}"
+            raise type(error)(msg) from error
+
+
+def _head_to_json(head: SaveHead) -> dict[str, Any]:
+    return {"id": head.checkpoint_id, "after": head.after, "facts": facts_to_json(head.facts)}
+
+
+def _parse(document: dict[str, Any]) -> PartRecord:
+    stated = document.pop("digest", None)
+    if _digest(document) != stated:
+        refuse("its content does not match its own digest")
+    world_size = whole_number(document["world_size"], 1, MOST_RANKS)
+    key = SaveKey(_hex(document["run"]), whole_number(document["number"], 1))
+    part = SavePart(
+        key=key,
+        rank=whole_number(document["rank"], 0, world_size - 1),
+        world_size=world_size,
+        fingerprint=_hex(document["fingerprint"]),
+    )
+    head = document["head"]
+    return PartRecord(
+        part=part,
+        host=_text(document["host"]),
+        files=files_from_json(document["files"]),
+        head=None if head is None else _head(head),
+        missing=_text(document["missing"]),
+    )
+
+
+def _head(document: dict[str, Any]) -> SaveHead:
+    return SaveHead(
+        checkpoint_id=check_checkpoint_id(_text(document["id"])),
+        after=whole_number(document["after"], 0),
+        facts=facts_from_json(document["facts"]),
+    )
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """The bytes of a JSON object with a digest of itself, in place of one that it has."""
+    plain = {key: value for key, value in document.items() if key != "digest"}
+    return json.dumps({**plain, "digest": _digest(plain)}).encode("ascii") + b"\n"
+
+
+def _digest(document: dict[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(canonical.encode("ascii"))
+
+
+def _hex(value: object) -> str:
+    if not isinstance(value, str) or not _HEX.fullmatch(value):
+        refuse(f"expected 32 hex characters, found {value!r:.50}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        refuse(f"expected text, found {value!r:.50}")
+    return value

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, defaultdict
+from collections import Counter
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from bt_lightning.sharding.structure import writer_of
 from bt_lightning.tensor_files.tensor_headers import BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from bt_lightning.sharding.boxes import Box
-    from bt_lightning.sharding.layouts import Layout
-    from bt_lightning.sharding.structure import ShardedTensor, Structure
+    from bt_lightning.sharding.structure import Form, ShardedTensor, Structure
 
-    _Form = tuple[tuple[int, ...], tuple[Layout, ...]]
+    _Kind = tuple[Form, str]
 
+SMALL_BYTES: Final = 1024 * 1024
+"""Plain tensors below this come from one rank: statistics of a batch differ between the ranks."""
 _BYTE = 8
 
 
 class WritePlan:
     """Who writes what; boxes that one rank alone holds are written there.
 
-    Of the others each goes, by falling size, to the holder with the fewest bytes; of equal ones to
-    the lowest rank. So the bytes of the ranks are about equal, and each box is written once.
+    Each tensor has one number, its *replica*: of the ranks that hold a box of it, ascending, the
+    one in that place writes it. Tensors get theirs by falling size of their boxes, so that the
+    writer with the most bytes has as few as possible; of equal ones the lowest. So the bytes of
+    the ranks are about equal, each box is written once, and the decision takes no more room than
+    the tensors. Small plain tensors are written by the lowest rank that has them, all of them.
     """
 
     def __init__(self, structure: Structure) -> None:
         self.structure = structure
-        self._holders: dict[_Form, dict[Box, tuple[int, ...]]] = {}
-        self._boxes: dict[_Form, dict[int, list[Box]]] = {}
+        self._boxes: dict[Form, dict[int, Box]] = {}
 
     def owner(self, name: str, box: Box) -> int:
         """The rank that writes this box.
@@ -40,78 +45,126 @@ class WritePlan:
         Raises:
             KeyError: no rank holds such a box.
         """
-        holders = self._of(self.structure.tensors[name])[box]
-        return holders[0] if len(holders) == 1 else self._owners[name, box]
+        return writer_of(self.structure.holders(name)[box], self.replicas[name])
 
     def boxes_of(self, rank: int) -> dict[str, Box]:
         """Name -> the box that this rank writes, in order of the names; a rank has one at most."""
-        return {
-            name: box
-            for name, tensor in self.structure.tensors.items()
-            for box in self._held_by(tensor).get(rank, ())
-            if self.owner(name, box) == rank
-        }
+        found = {}
+        for name, tensor in self.structure.tensors.items():
+            box = self._held(name, tensor).get(rank)
+            if box is not None and self.owner(name, box) == rank:
+                found[name] = box
+        return found
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Bytes that each rank writes."""
-        loads = self._alone()
-        for (name, box), rank in self._owners.items():
-            loads[rank] += _size(self.structure.tensors[name], box)
-        return tuple(loads)
+        return self._decided[1]
 
     @cached_property
-    def _owners(self) -> Mapping[tuple[str, Box], int]:
-        """The owner of each box that several ranks hold."""
-        loads = self._alone()
-        shared = [
-            (-_size(tensor, box), name, box, ranks)
-            for name, tensor in self.structure.tensors.items()
-            for box, ranks in self._of(tensor).items()
-            if len(ranks) > 1
-        ]
-        shared.sort()
-        heaps: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        owners = {}
-        for size, name, box, ranks in shared:
-            heap = heaps.get(ranks)
-            if heap is None:
-                heap = heaps[ranks] = [(loads[rank], rank) for rank in ranks]
-                heapq.heapify(heap)
-            while heap[0][0] != loads[heap[0][1]]:  # written to meanwhile, through another mesh
-                heapq.heapreplace(heap, (loads[heap[0][1]], heap[0][1]))
-            rank = heap[0][1]
-            loads[rank] -= size
-            heapq.heapreplace(heap, (loads[rank], rank))
-            owners[name, box] = rank
-        return owners
+    def writers(self) -> tuple[int, ...]:
+        """The ranks that write a box, ascending."""
+        return tuple(rank for rank, size in enumerate(self.sizes) if size)
 
-    def _alone(self) -> list[int]:
-        """Bytes of the boxes that each rank alone holds."""
+    @property
+    def replicas(self) -> Mapping[str, int]:
+        """Name -> which of the ranks that hold a box of it, ascending, writes it: `writer_of`."""
+        return self._decided[0]
+
+    @cached_property
+    def _decided(self) -> tuple[Mapping[str, int], tuple[int, ...]]:
+        loads = self._loads_without_choice()
+        replicas, queue = {}, []
+        kinds: dict[_Kind, _SharedBoxes] = {}
+        teams: dict[tuple[tuple[int, ...], ...], _Teams] = {}
+        for name, tensor in self.structure.tensors.items():
+            kind = _kind(tensor)
+            if kind not in kinds:
+                kinds[kind] = self._shared(name, loads, teams)
+            replicas[name] = 0
+            if kinds[kind].sizes:
+                queue.append((-kinds[kind].largest, name, kinds[kind]))
+        queue.sort(key=lambda each: each[:2])
+        for _, name, shared in queue:
+            replicas[name] = shared.teams.take(shared.sizes)
+        return replicas, tuple(loads)
+
+    def _loads_without_choice(self) -> list[int]:
+        """Bytes of each rank, of boxes that it alone holds and of small plain tensors."""
         loads = [0] * self.structure.world_size
-        for tensor, count in Counter(self.structure.tensors.values()).items():
-            for box, ranks in self._of(tensor).items():
-                if len(ranks) == 1:
-                    loads[ranks[0]] += count * _size(tensor, box)
+        names = {_kind(each): name for name, each in self.structure.tensors.items()}
+        for kind, count in Counter(map(_kind, self.structure.tensors.values())).items():
+            tensor = self.structure.tensors[names[kind]]
+            for box, ranks in self.structure.holders(names[kind]).items():
+                if len(ranks) == 1 or _from_one_rank(tensor):
+                    loads[ranks[0]] += count * _bytes(tensor, box.items)
         return loads
 
-    def _of(self, tensor: ShardedTensor) -> dict[Box, tuple[int, ...]]:
-        """The holders of each box; tensors of one form share them."""
-        form = (tensor.shape, tensor.layouts)
-        if form not in self._holders:
-            self._holders[form] = tensor.holders()
-        return self._holders[form]
+    def _shared(
+        self, name: str, loads: list[int], teams: dict[tuple[tuple[int, ...], ...], _Teams]
+    ) -> _SharedBoxes:
+        """The boxes to decide upon; none of a small plain tensor."""
+        tensor = self.structure.tensors[name]
+        if _from_one_rank(tensor):
+            return _SharedBoxes((), 0, _Teams((), loads))
+        shared = [pair for pair in self.structure.holders(name).items() if len(pair[1]) > 1]
+        holders = tuple(ranks for _, ranks in shared)
+        sizes = tuple(_bytes(tensor, box.items) for box, _ in shared)
+        if holders not in teams:
+            teams[holders] = _Teams(holders, loads)
+        return _SharedBoxes(sizes, max(sizes, default=0), teams[holders])
 
-    def _held_by(self, tensor: ShardedTensor) -> Mapping[int, list[Box]]:
-        form = (tensor.shape, tensor.layouts)
-        if form not in self._boxes:
-            found = self._boxes[form] = defaultdict(list)
-            for box, ranks in self._of(tensor).items():
-                for rank in ranks:
-                    found[rank].append(box)
-        return self._boxes[form]
+    def _held(self, name: str, tensor: ShardedTensor) -> Mapping[int, Box]:
+        """Rank -> its box; tensors of one form share them."""
+        if tensor.form not in self._boxes:
+            holders = self.structure.holders(name)
+            self._boxes[tensor.form] = {r: box for box, ranks in holders.items() for r in ranks}
+        return self._boxes[tensor.form]
 
 
-def _size(tensor: ShardedTensor, box: Box) -> int:
-    """Bytes of a box."""
-    return math.prod(box.sizes) * BITS[tensor.dtype] // _BYTE
+class _Teams:
+    """The ranks that write boxes with the same holders, for each replica."""
+
+    def __init__(self, holders: Sequence[tuple[int, ...]], loads: list[int]) -> None:
+        count = max(map(len, holders), default=0)
+        self._loads = loads
+        self._teams = [[writer_of(ranks, one) for ranks in holders] for one in range(count)]
+        self._heap = [(self._load(one), one) for one in range(count)]
+        heapq.heapify(self._heap)
+
+    def take(self, sizes: Sequence[int]) -> int:
+        """The replica whose fullest rank has the fewest bytes; its ranks get one size each."""
+        known, replica = self._heap[0]
+        while known != (load := self._load(replica)):  # written to meanwhile, for other holders
+            heapq.heapreplace(self._heap, (load, replica))
+            known, replica = self._heap[0]
+        for rank, size in zip(self._teams[replica], sizes, strict=True):
+            self._loads[rank] += size
+        return replica
+
+    def _load(self, replica: int) -> int:
+        return max(map(self._loads.__getitem__, self._teams[replica]))
+
+
+@dataclass(frozen=True, slots=True)
+class _SharedBoxes:
+    """Boxes that several ranks hold, of tensors of one form and dtype."""
+
+    sizes: tuple[int, ...]
+    """Bytes of each."""
+    largest: int
+    teams: _Teams
+
+
+def _kind(tensor: ShardedTensor) -> _Kind:
+    return (tensor.form, tensor.dtype)
+
+
+def _from_one_rank(tensor: ShardedTensor) -> bool:
+    """Whether it is a small one that some ranks have whole, without a mesh."""
+    plain = any(layout.is_plain for layout in tensor.layouts)
+    return plain and _bytes(tensor, math.prod(tensor.shape)) < SMALL_BYTES
+
+
+def _bytes(tensor: ShardedTensor, items: int) -> int:
+    return -(-items * BITS[tensor.dtype] // _BYTE)

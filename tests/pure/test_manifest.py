@@ -12,6 +12,7 @@ import xxhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
 from bt_lightning.manifest import (
     BLOCK_BYTES,
@@ -19,7 +20,6 @@ from bt_lightning.manifest import (
     FORMAT_VERSION,
     FileEntry,
     Manifest,
-    of_newest_fit,
 )
 
 relaxed = settings(deadline=None, database=None)
@@ -238,6 +238,20 @@ def test_a_manifest_of_a_newer_format_says_so_and_what_to_do():
     """Without this, an upgrade of one machine would look like damage on the others."""
     with pytest.raises(FormatVersionError, match=r"upgrade bt_lightning"):
         parse(edited(format_version=FORMAT_VERSION + 1))
+
+
+def test_parts_of_several_ranks_are_of_version_2_and_all_else_of_version_1():
+    """A reader that knows whole tensors only would load a model with holes."""
+    entry = FileEntry(path="shards.json", size=0, xxh3_128="0" * 32, blocks=())
+    sharded = build(files=(entry,))
+    assert json.loads(sharded.to_bytes())["format_version"] == 2
+    assert parse(sharded.to_bytes()).is_sharded
+    assert json.loads(build().to_bytes())["format_version"] == 1
+    foreign = build(files=(entry,), origin={"format": "hf-trainer"})
+    assert json.loads(foreign.to_bytes())["format_version"] == 1
+    for version, files in ((2, ()), (1, [json.loads(sharded.to_bytes())["files"][0]])):
+        with pytest.raises(CheckpointCorruptError, match="format_version"):
+            parse(edited(format_version=version, files=list(files)))
 
 
 def test_a_newer_format_may_hold_anything_and_still_says_that_it_is_newer():

@@ -54,10 +54,18 @@ def test_twins_on_other_sub_meshes_are_written_once() -> None:
 
 def test_replicated_tensors_are_shared_out() -> None:
     shapes = {"a": (100,), "b": (60,), "c": (40,), "d": (1,)}
-    table = {name: HeldTensor("F32", shape, None) for name, shape in shapes.items()}
+    table = {name: HeldTensor("F32", (2**20, *shape), None) for name, shape in shapes.items()}
     plan = WritePlan(merge([table], [0, 0]))
-    assert plan.sizes == (404, 400)
+    assert plan.sizes == (404 * 2**20, 400 * 2**20)
     assert [*plan.boxes_of(0)] == ["a", "d"]
+
+
+def test_small_plain_tensors_are_those_of_one_rank() -> None:
+    """Statistics of batches differ between the ranks: a mean and a variance belong together."""
+    table = {name: HeldTensor("F32", (100,), None) for name in "abc"}
+    plan = WritePlan(merge([table, {}], [1, 0, 0, 0]))
+    assert plan.sizes == (0, 1200, 0, 0)
+    assert plan.writers == (1,)
 
 
 def test_replicas_of_shards_are_shared_out() -> None:
@@ -74,7 +82,18 @@ def test_ranks_that_hold_other_tensors_are_named() -> None:
         merge(tables, [0, 1])
 
 
+def test_a_rank_of_a_mesh_that_lacks_a_tensor_is_named() -> None:
+    """Its box would be planned for a rank that cannot write it."""
+    half = HeldTensor("F32", (4,), Layout((2,), (0, 1), (ROWS,)))
+    with pytest.raises(UnsupportedStateError, match="a mesh of 2 ranks, and rank 1 lacks it"):
+        merge([{"w": half}, {}], [0, 1])
+    with pytest.raises(UnsupportedStateError, match="rank 2 holds it, which is none of them"):
+        merge([{"w": half}], [0, 0, 0])
+    empty = HeldTensor("F32", (1,), Layout((2,), (0, 1), (ROWS,)))
+    assert WritePlan(merge([{"w": empty}, {}], [0, 1])).writers == (0,)
+
+
 def test_parts_that_overlap_are_an_error() -> None:
     half = HeldTensor("F32", (4,), Layout((2,), (0, 1), (ROWS,)))
     with pytest.raises(UnsupportedStateError, match="the parts of w"):
-        merge([{"w": half}, {"w": HeldTensor("F32", (4,), None)}], [0, 1])
+        merge([{"w": half}, {"w": HeldTensor("F32", (4,), None)}], [0, 0, 1])

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.manifest import Manifest, of_newest_fit
+from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import (
     MANIFEST,
     committed_at,
