@@ -20,7 +20,7 @@ from bt_lightning.manifest import (
     files_to_json,
 )
 from bt_lightning.path_layout import MOST_RANKS, check_checkpoint_id
-from bt_lightning.sharding.versioned_json import read_versioned, refuse, whole_number
+from bt_lightning.sharding.versioned_json import number_within, read_versioned, refuse
 
 FORMAT: Final = "bt_lightning.part"
 VERSION: Final = 1
@@ -126,11 +126,11 @@ def _parse(document: dict[str, Any]) -> PartRecord:
     stated = document.pop("digest", None)
     if _digest(document) != stated:
         refuse("its content does not match its own digest")
-    world_size = whole_number(document["world_size"], 1, MOST_RANKS)
-    key = SaveKey(_hex(document["run"]), whole_number(document["number"], 1))
+    world_size = number_within(document["world_size"], 1, MOST_RANKS)
+    key = SaveKey(_hex(document["run"]), number_within(document["number"], 1))
     part = SavePart(
         key=key,
-        rank=whole_number(document["rank"], 0, world_size - 1),
+        rank=number_within(document["rank"], 0, world_size - 1),
         world_size=world_size,
         fingerprint=_hex(document["fingerprint"]),
     )
@@ -147,7 +147,7 @@ def _parse(document: dict[str, Any]) -> PartRecord:
 def _head(document: dict[str, Any]) -> SaveHead:
     return SaveHead(
         checkpoint_id=check_checkpoint_id(_text(document["id"])),
-        after=whole_number(document["after"], 0),
+        after=number_within(document["after"], 0),
         facts=facts_from_json(document["facts"]),
     )
 

@@ -13,7 +13,7 @@ from bt_lightning.path_layout import MOST_RANKS, check_member, shard_file
 from bt_lightning.sharding.boxes import tiles
 from bt_lightning.sharding.layouts import Layout, Placement
 from bt_lightning.sharding.structure import ShardedTensor, Structure, holders_of, writer_of
-from bt_lightning.sharding.versioned_json import read_versioned, refuse, whole_number
+from bt_lightning.sharding.versioned_json import number_within, read_versioned, refuse
 from bt_lightning.tensor_files.tensor_headers import BITS, MOST_SIDES
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _layout_row(layout: Layout) -> list[Any]:
 
 
 def _parse(document: dict[str, Any]) -> ShardIndex:
-    world_size = whole_number(document["world_size"], 1, MOST_RANKS)
+    world_size = number_within(document["world_size"], 1, MOST_RANKS)
     files = {_rank(key, world_size): check_member(path) for key, path in _of(document, "files")}
     if len(set(files.values())) != len(files):
         refuse("two ranks have one file")
@@ -154,9 +154,9 @@ def _parse(document: dict[str, Any]) -> ShardIndex:
     groups = [_group(row, layouts) for row in document["groups"]]
     tensors, replicas = {}, {}
     for name, (dtype, shape, group, replica) in _of(document, "tensors"):
-        layouts_of = groups[whole_number(group, 0, len(groups) - 1)]
+        layouts_of = groups[number_within(group, 0, len(groups) - 1)]
         tensors[name] = _tensor(name, dtype, shape, layouts_of)
-        replicas[name] = whole_number(replica, 0, world_size - 1)
+        replicas[name] = number_within(replica, 0, world_size - 1)
     if [*tensors] != sorted(tensors):
         refuse("its tensors are not in order")
     tied = dict(_of(document, "tied"))
@@ -170,8 +170,8 @@ def _parse(document: dict[str, Any]) -> ShardIndex:
 
 def _layout(row: Sequence[Any], world_size: int) -> Layout:
     mesh_shape, ranks, cuts = row
-    shape = tuple(whole_number(length, 1, MOST_RANKS) for length in mesh_shape)
-    each = tuple(whole_number(rank, 0, world_size - 1) for rank in ranks)
+    shape = tuple(number_within(length, 1, MOST_RANKS) for length in mesh_shape)
+    each = tuple(number_within(rank, 0, world_size - 1) for rank in ranks)
     if len(shape) > MOST_SIDES or math.prod(shape) != len(each) or len({*each}) != len(each):
         refuse(f"a mesh of the shape {list(shape)} has {len({*each})} ranks")
     if len(cuts) != len(shape):
@@ -182,11 +182,11 @@ def _layout(row: Sequence[Any], world_size: int) -> Layout:
 def _placement(dim: object, strided: object) -> Placement:
     if not isinstance(strided, bool):
         refuse(f"expected a boolean, found {strided!r}")
-    return Placement(None if dim is None else whole_number(dim, 0, MOST_SIDES), strided)
+    return Placement(None if dim is None else number_within(dim, 0, MOST_SIDES), strided)
 
 
 def _group(row: Sequence[Any], layouts: Sequence[Layout]) -> tuple[Layout, ...]:
-    each = tuple(layouts[whole_number(number, 0, len(layouts) - 1)] for number in row)
+    each = tuple(layouts[number_within(number, 0, len(layouts) - 1)] for number in row)
     if not each or len({*each}) != len(each):
         refuse("a group of layouts is empty, or has one twice")
     return each
@@ -197,7 +197,7 @@ def _tensor(
 ) -> ShardedTensor:
     if not isinstance(dtype, str) or dtype not in BITS:
         refuse(f"{name!r} has the dtype {dtype!r}")
-    sides = tuple(whole_number(length, 0, _MOST_ITEMS) for length in shape)
+    sides = tuple(number_within(length, 0, _MOST_ITEMS) for length in shape)
     if len(sides) > MOST_SIDES or math.prod(sides) > _MOST_ITEMS:
         refuse(f"{name!r} has the shape {list(sides)}")
     if any(dim >= len(sides) for each in layouts for dim in each.dims):
@@ -241,4 +241,4 @@ def _of(document: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
 def _rank(text: str, world_size: int) -> int:
     if not (text.isascii() and text.isdigit() and str(int(text[:9])) == text):
         refuse(f"{text!r} is no rank")
-    return whole_number(int(text), 0, world_size - 1)
+    return number_within(int(text), 0, world_size - 1)

@@ -30,7 +30,7 @@ def read_versioned(
     document = parse_json(data, bounds)
     if not isinstance(document, dict) or document.get("format") != form[0]:
         refuse(f"it is no JSON object of format {form[0]!r}")
-    version = whole_number(document.get("version"), 1)
+    version = number_within(document.get("version"), 1)
     if version > form[1]:
         msg = f"it has version {version}, this bt_lightning reads up to {form[1]}: upgrade it"
         raise FormatVersionError(msg)
@@ -43,7 +43,7 @@ def read_versioned(
         raise CheckpointCorruptError(msg) from error
 
 
-def whole_number(value: object, least: int, most: int = 2**63) -> int:
+def number_within(value: object, least: int, most: int = 2**63) -> int:
     """Return `value` if it is a whole number in this range.
 
     Raises:
