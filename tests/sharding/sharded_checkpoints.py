@@ -85,7 +85,7 @@ def write_sharded(
         state: what Lightning's `dump_checkpoint` makes, with whole tensors: `state_dict`,
             `optimizer_states` by names of parameters, and the rest, which rank 0 writes. A tensor
             that is there by two names is tied.
-        own: for each rank what is its own, `ranks/*.json`; shorter: the others have `{}`. No tensors.
+        own: for each rank what is its own, `ranks/*.json`, without tensors; others have `{}`.
         facts: of the manifest, in place of those of `state`.
     """
     found = _Tensors({}, {}, {})
