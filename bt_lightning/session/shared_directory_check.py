@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
+import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    InvalidSettingError,
+)
+from bt_lightning.localdir.disk_errors import directory_errors
+from bt_lightning.localdir.fsync import sync_directory
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
+from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.session.checkpoint_paths import is_committed, is_url, local_path
 
 if TYPE_CHECKING:
@@ -19,6 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SHOWN = 8
+_LOOK_S: Final = 0.1
+_VISIBLE_S: Final = 5.0
+"""Seconds within which a file that one node made is seen on another that shares the directory."""
+PartsMeet = Literal["directory", "store"]
+"""Where the parts of sharded saves meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,70 @@ def check_same_view(
             _named(not_shared, views, "does", "do"),
             views[0]["host"],
         )
+
+
+def where_parts_meet(ranks: Ranks, root: Path, *, stored: bool) -> PartsMeet:
+    """Called by every rank at the start of a fit of a sharded strategy: where parts can meet.
+
+    Rank 0 makes a file in the checkpoint directory. If all ranks see it, there is one directory.
+    Else each node has a directory of its own, and the store is needed.
+
+    Args:
+        ranks: all ranks.
+        root: the checkpoint directory, under the path that every rank has it.
+        stored: whether there is a store; what rank 0 says counts.
+
+    Raises:
+        InvalidSettingError: on every rank, if not all share the directory and there is no store.
+        DirectoryUnusableError: on every rank, if rank 0 cannot write to the directory.
+    """
+    if ranks.world_size == 1:
+        return "directory"
+    mark, has_store = ranks.from_zero(lambda: (_make_mark(root), stored))
+    try:
+        views = [json.loads(view) for view in ranks.gather(json.dumps(_view_of(Path(mark))))]
+    finally:
+        if ranks.is_zero:
+            Path(mark).unlink(missing_ok=True)
+    apart = [rank for rank, view in enumerate(views) if not view["shares"]]
+    if not apart:
+        return "directory"
+    if has_store:
+        return "store"
+    msg = (
+        f"{_named(apart, views, 'does', 'do')} not see {root} of rank 0 (host {views[0]['host']}),"
+        " and there is no store: parts of one checkpoint would lie on different nodes, and no node"
+        " could resume. Either put the checkpoint directory on a volume that is mounted at one"
+        " path on each node (BT_CHECKPOINT_DIR), or give all nodes a store (BT_STORE_URL)"
+    )
+    raise InvalidSettingError(msg)
+
+
+def _make_mark(root: Path) -> str:
+    with directory_errors(root):
+        folder = root / DOT_DIR
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = folder / f"shared-{uuid.uuid4().hex}"
+        mark.touch()
+        sync_directory(folder)
+    return str(mark)
+
+
+def _view_of(mark: Path) -> dict[str, Any]:
+    """Whether this rank sees the mark; another node may see a new file a little later."""
+    until = time.monotonic() + _VISIBLE_S
+    while not (sees := _is_there(mark)) and time.monotonic() < until:
+        time.sleep(_LOOK_S)
+    return {"host": socket.gethostname(), "shares": sees}
+
+
+def _is_there(mark: Path) -> bool:
+    """Whether the file can be opened: that asks the server, where a mere look may ask a cache."""
+    try:
+        os.close(os.open(mark, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _can_see(path: str, digest: str | None) -> bool:

@@ -129,6 +129,11 @@ class _Verifier:
         return self._wrong
 
 
+def wrong_blocks(entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> list[int]:
+    """Numbers of the blocks that differ in `targets`, together whole blocks from `offset` on."""
+    return [block for found in _differences(entry, offset, targets) for block in found]
+
+
 def _differences(
     entry: FileEntry, offset: int, targets: Sequence[memoryview]
 ) -> Iterator[list[int]]:
