@@ -36,6 +36,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH")))
 )
 spawned_context, spawn._context = spawn._context, forked_context
+_ENDING_S = 20
 _OURS = ("BT_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
 
 
@@ -75,6 +76,8 @@ def _workers() -> list[int]:
 
     if multiprocessing.active_children():
         gc.collect()  # workers of a dataloader end with its iterator, which an error may hold
+    for child in multiprocessing.active_children():
+        child.join(_ENDING_S)  # one that was told to end may need a while on a busy machine
     return [child.pid or 0 for child in multiprocessing.active_children()]
 
 

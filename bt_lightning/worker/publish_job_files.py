@@ -208,16 +208,16 @@ class JobFilePublisher:
                 lambda item: send_job_file(store, self._root, prefix, *item), batch, _THREADS
             )
             now, uploaded = self._clock(), []
-            for (path, stamp), result in zip(batch, results, strict=True):
+            for (path, _), result in zip(batch, results, strict=True):
                 file = self._unsent[path]
                 unchanged = self._trainer_gone or now - file.unchanged_since >= REST_S
                 file.tried_at = file.retried_from = now
                 if isinstance(result, CheckpointNotFoundError):
                     file.unchanged_since = now  # the next scan sees its new stamp
-                elif result is not None:
+                elif isinstance(result, Exception):
                     self._refuse(store, prefix, path, result)
                 elif unchanged:
-                    uploaded.append((path, stamp))
+                    uploaded.append((path, result))
                     del self._unsent[path]
                 else:  # not remembered: a write in the same tick of the clock would be missed
                     file.sent_changing_at = now
@@ -294,15 +294,18 @@ class JobFilePublisher:
             and (file.tried_at < ending or since_s < _END_WAIT_S)
         )
 
-    def _batch(self, checkpoints: Collection[str]) -> list[tuple[str, Stamp]]:
-        """The next files to send: many small ones, or one large one."""
+    def _batch(self, checkpoints: Collection[str]) -> list[tuple[str, Stamp | None]]:
+        """The next files to send: many small ones, or one large one.
+
+        One that had rested has its stamp; one that may change has None: it is sent as it is then.
+        """
         now = self._clock()
         ready = sorted(
             (file.stamp.size, path)
             for path, file in self._unsent.items()
             if self._may_send(file, now)
         )
-        batch: list[tuple[str, Stamp]] = []
+        batch: list[tuple[str, Stamp | None]] = []
         total = 0
         for size, path in ready:
             taken = next((name for name in folders_of(path) if name in checkpoints), None)
@@ -313,7 +316,8 @@ class JobFilePublisher:
                 continue
             if batch and (len(batch) >= _BATCH_FILES or total + size > _BATCH_BYTES):
                 break
-            batch.append((path, self._unsent[path].stamp))
+            file = self._unsent[path]
+            batch.append((path, file.stamp if now - file.unchanged_since >= REST_S else None))
             total += size
         return batch
 

@@ -6,6 +6,8 @@ import contextlib
 import os
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -244,6 +246,23 @@ def test_a_file_that_changes_while_it_is_sent_is_not_sent(tmp_path, change, way)
                 take = stack.enter_context(source.lend(0, 10_000)).view
             with pytest.raises(CheckpointNotFoundError, match="changed"):
                 stack.enter_context(take(5000, 5000 if way == "hold" else 10_000))
+
+
+def test_a_file_that_keeps_changing_is_read_between_two_writes(tmp_path):
+    """Also by a reader that looks as often as the writer writes."""
+    file = write(tmp_path / "a")
+    code = "import sys, time\nwhile True:\n open(sys.argv[1], 'a').write('x'); time.sleep(0.05)"
+    with subprocess.Popen([sys.executable, "-c", code, str(file)]) as writer:
+        try:
+            for _ in range(10):
+                with contextlib.suppress(CheckpointNotFoundError), JobFileSource(file) as source:
+                    with source.hold(0, source.size) as view:
+                        assert bytes(view) == b"x" * source.size
+                    break
+            else:
+                pytest.fail("never read")
+        finally:
+            writer.kill()
 
 
 @pytest.mark.parametrize("what", ["link", "pipe", "folder"])

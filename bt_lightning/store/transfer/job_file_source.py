@@ -11,6 +11,7 @@ import contextlib
 import os
 import stat
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
 
     from bt_lightning.store.interface import Lent, Store
 
+_TICK_S = 0.02
+"""Longer than the kernel's clock of files stands still; writes within one tick leave one stamp."""
+_TRIES = 10
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class JobFileSource:
-    """One file in the state of `stamp`. Use it in a `with` block.
+    """One file in the state of `stamp`, or that of this moment. Use it in a `with` block.
 
     It is read, not mapped: a file that is truncated while it is mapped would kill the process.
     """
@@ -39,14 +43,13 @@ class JobFileSource:
     part_bytes = 8 * 1024 * 1024
     """Small, since each part is a copy in memory."""
 
-    def __init__(self, file: Path, stamp: Stamp) -> None:
+    def __init__(self, file: Path, stamp: Stamp | None = None) -> None:
         """Open the file.
 
         Raises `CheckpointNotFoundError` if it changed since `stamp`, and `OSError` if it cannot be
         opened.
         """
         self._file = file
-        self._stamp = stamp
         try:
             self._descriptor = os.open(file, _FLAGS)
         except OSError as error:
@@ -54,26 +57,37 @@ class JobFileSource:
                 raise
             raise self._changed() from error
         try:
+            self.stamp = self._now() if stamp is None else stamp
+            """The file's state that is sent, or nothing is."""
             self.check()
         except BaseException:
             os.close(self._descriptor)
             raise
         self._local = threading.local()
 
+    def _now(self) -> Stamp:
+        """The state of a moment after which nobody wrote for a tick."""
+        for _ in range(_TRIES):
+            stamp = Stamp.of(os.fstat(self._descriptor))
+            time.sleep(_TICK_S)  # a write that leaves this stamp is over before the first reading
+            if Stamp.of(os.fstat(self._descriptor)) == stamp:
+                return stamp
+        raise self._changed()
+
     @property
     def size(self) -> int:
         """Bytes."""
-        return self._stamp.size
+        return self.stamp.size
 
     @property
     def digest(self) -> str:
         """Digest of path and stamp: equal stamps mean equal bytes, so an upload can be resumed."""
-        return xxhash.xxh3_128_hexdigest(repr((str(self._file), *self._stamp)).encode())
+        return xxhash.xxh3_128_hexdigest(repr((str(self._file), *self.stamp)).encode())
 
     def check(self) -> None:
         """Raise `CheckpointNotFoundError` if the file changed since its stamp."""
         status = os.fstat(self._descriptor)
-        if Stamp.of(status) != self._stamp or not stat.S_ISREG(status.st_mode):
+        if Stamp.of(status) != self.stamp or not stat.S_ISREG(status.st_mode):
             raise self._changed()
 
     @contextlib.contextmanager
@@ -129,11 +143,12 @@ class _Range:
 
 
 def send_job_file(
-    store: Store, root: Path, prefix: str, path: str, stamp: Stamp
-) -> Exception | None:
-    """Send one file; return an error of this file only, `CheckpointNotFoundError` if it changed.
+    store: Store, root: Path, prefix: str, path: str, stamp: Stamp | None
+) -> Stamp | Exception:
+    """Send one file in the state of `stamp`, or that of this moment; return the state.
 
-    Called by several threads.
+    An error of this file only is returned, `CheckpointNotFoundError` if it changed while it was
+    read; a change behind the last reading is none. Called by several threads.
 
     Raises:
         StoreError: another try may succeed.
@@ -145,11 +160,10 @@ def send_job_file(
                 store.send(source, key)
             else:
                 store.put(key, b"")
-            source.check()
+            return source.stamp
     except (CheckpointNotFoundError, StorePermanentError) as error:
         return error
     except StoreError:
         raise
     except OSError as error:  # reading the disk failed
         return error
-    return None
