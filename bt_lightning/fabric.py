@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from bt_lightning.restore.load_checkpoint import MapLocation
+    from bt_lightning.restore.read_documents import MapLocation
 
 _OF_TRAINERS = frozenset(
     {"exact", "failures_every", "fit_name", "grace", "interval", "max_overhead", "save_at_end"}

@@ -28,11 +28,8 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
 from bt_lightning.localdir.protection import is_protected_local
-from bt_lightning.restore.load_checkpoint import (
-    load_checkpoint,
-    load_file,
-    load_hyperparameters,
-)
+from bt_lightning.restore.load_checkpoint import load_checkpoint, load_hyperparameters
+from bt_lightning.restore.read_documents import load_file
 from bt_lightning.session.bt_and_evicted_paths import StorePaths, store_paths_for
 from bt_lightning.session.checkpoint_paths import (
     downloaded,
@@ -57,7 +54,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.compat_patched_functions import Load
-    from bt_lightning.restore.load_checkpoint import MapLocation
+    from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-    from bt_lightning.restore.load_checkpoint import MapLocation
+    from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.session.bt_and_evicted_paths import Pin, StorePaths
     from bt_lightning.session.rank_session import RankSession
 

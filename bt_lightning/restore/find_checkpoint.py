@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, StoreError
 from bt_lightning.localdir.directory_walk import walk
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
-from bt_lightning.restore.load_checkpoint import load_file
+from bt_lightning.restore.read_documents import load_file
 
 if TYPE_CHECKING:
     import os

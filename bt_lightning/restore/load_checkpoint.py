@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
-from bt_lightning.path_layout import LEFTOVERS, TREE
+from bt_lightning.errors import InvalidSettingError
+from bt_lightning.path_layout import SHARDS, TREE
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
-from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
+from bt_lightning.restore.optimizer_states import numbered
+from bt_lightning.restore.read_documents import read_leftovers, read_tree
+from bt_lightning.restore.read_tensors import read_tensors
+from bt_lightning.restore.saved_tensors import SHARDED, open_tensors, read_whole, referenced
 from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.restore.weights_without_base import load_base_table, without_base
@@ -23,14 +24,13 @@ from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from bt_lightning.restore.live_objects import LiveObjects
     from bt_lightning.restore.load_to_device import TensorMemory
+    from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
-
-    MapLocation = torch.device | str | Callable[..., Any] | dict[str, str] | None
 
 _HYPER_PARAMETERS = "hyper_parameters"
 _ELSEWHERE = ("tensor", "numpy.ndarray", "sparse_coo", "sparse_compressed", "deep")
@@ -71,7 +71,8 @@ def load_checkpoint(
     read, and only allowed classes are restored: a built-in table,
     `torch.serialization.add_safe_globals`, `allowed`, and those in `live_objects`. An object of
     `live_objects` also replaces an equal one that was pickled. Needs no local disk. Weights whose
-    base is not in the checkpoint are a `WeightsWithoutBase`.
+    base is not in the checkpoint are a `WeightsWithoutBase`. Of a sharded checkpoint tensors are
+    whole, and states of optimizers are numbered, as a plain optimizer takes them.
 
     Raises:
         InvalidSettingError: `map_location` names a device that torch cannot use here.
@@ -81,16 +82,18 @@ def load_checkpoint(
     """
     target = _target(map_location)
     entries = {label: reader.manifest.entry(path) for label, path in TENSOR_FILES.items()}
-    document, base = _document(reader), load_base_table(reader)
-    memory = _memory_for(target)
+    document, base = read_tree(reader), load_base_table(reader)
+    memory, everything = _memory_for(target), [document["tree"], document.get("deep")]
+    on_host = set() if memory is HOST else names_needed_on_host(everything)
     found = read_tensors(
-        reader,
-        {label: entry for label, entry in entries.items() if entry},
-        memory,
-        () if memory is HOST else names_needed_on_host([document["tree"], document.get("deep")]),
+        reader, {label: entry for label, entry in entries.items() if entry}, memory, on_host
     )
     tensors = {label: found.get(label, {}) for label in entries}
-    unpickled = _unpickled(reader, map_location) if weights_only is False else None
+    sharded = reader.manifest.entry(SHARDS) is not None
+    if sharded:
+        names = {pair for pair in referenced(everything) if pair[0] == SHARDED}
+        tensors |= read_whole(open_tensors(reader), names, memory, on_host)[0]
+    unpickled = read_leftovers(reader, map_location) if weights_only is False else None
     classes = ClassTable(
         allowed, live_objects.names if live_objects else None, trusted=weights_only is False
     )
@@ -99,6 +102,8 @@ def load_checkpoint(
     deep = document.get("deep", ())
     checkpoint = decoder.decode(document["tree"], f"{reader.name}/{TREE}", deep)
     without_base(checkpoint, base, reader.name)
+    if sharded:
+        checkpoint |= numbered(checkpoint)
     if decoder.not_loaded and live_objects is None:  # a live module has its hyperparameters
         warnings.warn(
             f"left out of {reader.name}, as their classes are not allowed:"
@@ -121,7 +126,7 @@ def load_hyperparameters(
     """
     if reader.manifest.entry(TREE) is None:
         return {}  # of another program's layout
-    tree = _document(reader)["tree"]
+    tree = read_tree(reader)["tree"]
     part = tree.get(_HYPER_PARAMETERS, {}) if isinstance(tree, dict) else {}
     if _lies_elsewhere(part):
         found = load_checkpoint(reader, allowed=allowed)
@@ -137,17 +142,6 @@ def _lies_elsewhere(node: object) -> bool:
     if isinstance(node, dict):
         return node.get(KIND) in _ELSEWHERE or any(map(_lies_elsewhere, node.values()))
     return isinstance(node, list) and any(map(_lies_elsewhere, node))
-
-
-def load_file(
-    path: object, map_location: MapLocation = None, *, weights_only: bool | None = None
-) -> dict[str, Any]:
-    """Load a stock `.ckpt` with `torch.load`; pickled code runs only with `weights_only=False`."""
-    return torch.load(  # type: ignore[no-any-return]
-        path,  # type: ignore[arg-type]
-        map_location="cpu" if map_location is None else map_location,
-        weights_only=weights_only is not False,
-    )
 
 
 def _target(map_location: MapLocation) -> torch.device | Callable[..., Any] | None:
@@ -188,29 +182,3 @@ def _mover(
         return tensor if moved is None else tensor.to(moved.device)
 
     return move
-
-
-def _document(reader: CheckpointReader) -> dict[str, Any]:
-    entry = reader.manifest.entry(TREE)
-    if entry is None:
-        msg = f"the checkpoint {reader.name} is damaged: its manifest names no {TREE}"
-        raise CheckpointCorruptError(msg)
-    try:
-        document = json.loads(read_whole_file(reader, entry))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointCorruptError):
-            raise
-        msg = f"the checkpoint {reader.name} is damaged: {TREE} is no JSON ({error})"
-        raise CheckpointCorruptError(msg) from error
-    if not isinstance(document, dict) or "tree" not in document:
-        msg = f"the checkpoint {reader.name} is damaged: {TREE} holds no tree"
-        raise CheckpointCorruptError(msg)
-    return document
-
-
-def _unpickled(reader: CheckpointReader, map_location: MapLocation) -> Mapping[str, object]:
-    entry = reader.manifest.entry(LEFTOVERS)
-    if entry is None:
-        return {}
-    data = read_whole_file(reader, entry)  # the verified bytes themselves are unpickled
-    return load_file(BytesIO(data), map_location, weights_only=False)

@@ -18,7 +18,8 @@ from bt_lightning.localdir.atomic_directory import delete_directory, temporary
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.removal_requester import Requester
-from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory, load_file
+from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory
+from bt_lightning.restore.read_documents import load_file
 from bt_lightning.session.errors_between_ranks import is_save_failure, portable
 from bt_lightning.session.fit_selection import close_fit, end_fit
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.manifest import Manifest
-    from bt_lightning.restore.load_checkpoint import MapLocation
+    from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.session.fit_selection import FitRequest, SelectedFit
     from bt_lightning.session.options import Options
     from bt_lightning.session.ranks import Ranks

@@ -17,7 +17,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.manifest import Manifest
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own, step_of
-from bt_lightning.restore.load_checkpoint import load_file
+from bt_lightning.restore.read_documents import load_file
 from bt_lightning.session.checkpoint_paths import is_committed, local_path
 from bt_lightning.session.fit_selection import FitRequest, JobRecords, SelectedFit, select_fit
 from bt_lightning.store.interface import redact

@@ -1,7 +1,7 @@
 """The plan of a read: which bytes of which files make a wanted box, and where each of them goes.
 
-Bytes of a box are row-major. What two boxes share is one `Copy`, however many rows it has, so that
-a reader reads whole spans and scatters them, and never asks for one row at a time.
+Bytes of a box are row-major. What two boxes share is one `BoxCopy`, however many rows it has, so
+that a reader reads whole spans and scatters them, and never asks for one row at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class BoxCopy:
     """Runs of bytes of a file, at regular distances, and their places in a target."""
 
     source: int
@@ -69,20 +69,20 @@ class Copy:
                 return
         yield self.source, self.end
 
-    def within(self, begin: int, end: int) -> Iterator[Copy]:
+    def within(self, begin: int, end: int) -> Iterator[BoxCopy]:
         """The parts of it that lie in a range of the file; a few, however many runs there are."""
         if begin <= self.source and self.end <= end:
             yield self
         elif self.source < end and self.end > begin:
             yield from self._inside(begin, end) if self.loops else self._cut(begin, end)
 
-    def _cut(self, begin: int, end: int) -> Iterator[Copy]:
+    def _cut(self, begin: int, end: int) -> Iterator[BoxCopy]:
         first = max(begin, self.source)
         size = min(end, self.source + self.run) - first
         if size > 0:
-            yield Copy(first, self.target + first - self.source, size)
+            yield BoxCopy(first, self.target + first - self.source, size)
 
-    def _inside(self, begin: int, end: int) -> Iterator[Copy]:
+    def _inside(self, begin: int, end: int) -> Iterator[BoxCopy]:
         outer = self.loops[0]
         inner = self._inner(0)
         length = inner.end - inner.source
@@ -92,15 +92,15 @@ class Copy:
         if first < last:
             whole = self._inner(first)
             loop = Loop(last - first, outer.source_step, outer.target_step)
-            yield Copy(whole.source, whole.target, self.run, (loop, *self.loops[1:]))
+            yield BoxCopy(whole.source, whole.target, self.run, (loop, *self.loops[1:]))
         for index in {first - 1, max(first, last)}:
             if 0 <= index < outer.count:
                 yield from self._inner(index).within(begin, end)
 
-    def _inner(self, index: int) -> Copy:
+    def _inner(self, index: int) -> BoxCopy:
         """One turn of the outermost loop."""
         outer, *rest = self.loops
-        return Copy(
+        return BoxCopy(
             self.source + index * outer.source_step,
             self.target + index * outer.target_step,
             self.run,
@@ -108,7 +108,7 @@ class Copy:
         )
 
 
-def copy_of(saved: Box, wanted: Box, offset: int, item_bytes: int) -> Copy | None:
+def copy_of(saved: Box, wanted: Box, offset: int, item_bytes: int) -> BoxCopy | None:
     """What a wanted box takes of a saved one whose bytes begin at `offset`; None: nothing."""
     both = saved.intersection(wanted)
     if both is None:
@@ -126,7 +126,7 @@ def copy_of(saved: Box, wanted: Box, offset: int, item_bytes: int) -> Copy | Non
             _add(loops, Loop(count, source_step, target_step))
         source_step *= saved.sizes[dim]
         target_step *= wanted.sizes[dim]
-    return Copy(source, target, run, tuple(reversed(loops)))
+    return BoxCopy(source, target, run, tuple(reversed(loops)))
 
 
 def _add(loops: list[Loop], outer: Loop) -> None:
@@ -142,7 +142,7 @@ def _add(loops: list[Loop], outer: Loop) -> None:
 
 def plan_reads(
     name: str, wanted: Box, saved: Sequence[SavedBox], item_bytes: int
-) -> list[tuple[str, Copy]]:
+) -> list[tuple[str, BoxCopy]]:
     """File and copy of each saved box that a wanted one has items of; together each item once.
 
     Raises:
@@ -160,7 +160,7 @@ def plan_reads(
     return found
 
 
-def blocks_of(copies: Iterable[Copy], block_bytes: int) -> list[int]:
+def blocks_of(copies: Iterable[BoxCopy], block_bytes: int) -> list[int]:
     """Numbers of the blocks of a file that hold bytes of these copies, ascending."""
     found: set[int] = set()
     for copy in copies:

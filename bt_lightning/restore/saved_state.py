@@ -1,0 +1,120 @@
+"""What a checkpoint holds, without the bytes of its weights and of its optimizers' tensors.
+
+Each rank opens it by itself, takes from the tree what is small, and reads its parts of the tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.path_layout import TREE
+from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
+from bt_lightning.restore.optimizer_states import OPTIMIZERS
+from bt_lightning.restore.read_documents import read_leftovers, read_tree
+from bt_lightning.restore.saved_tensors import open_tensors, read_whole, referenced
+from bt_lightning.restore.unpickle_leftovers import Leftovers
+from bt_lightning.restore.weights_without_base import load_base_table
+from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.snapshot.dtypes import plain_dtype
+from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import torch
+
+    from bt_lightning.restore.live_objects import LiveObjects
+    from bt_lightning.restore.saved_tensors import SavedTensors
+    from bt_lightning.snapshot.base_table import BaseTable
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A checkpoint, opened."""
+
+    name: str
+    """The directory or URL, for messages."""
+    tensors: SavedTensors
+    rest: dict[str, Any]
+    """The dictionary that was saved, without the weights and the states of optimizers."""
+    weights: Mapping[str, Any]
+    """Name in the state dictionary -> `SavedTensor`, or a value of another kind."""
+    optimizers: Sequence[Any]
+    """The state of each optimizer as it was saved, with `SavedTensor`s; parameters have names, or
+    numbers in order of the groups."""
+    base: BaseTable | None = None
+    """Names the weights that are not in the checkpoint."""
+    read_bytes: int = 0
+    """Bytes of tensors that were read to open it."""
+
+
+def open_state(
+    reader: CheckpointReader,
+    *,
+    weights_only: bool | None = None,
+    allowed: Iterable[object] = (),
+    live_objects: LiveObjects | None = None,
+) -> SavedState:
+    """Open a committed checkpoint, sharded or full, on any rank; arguments as in `load_checkpoint`.
+
+    Raises:
+        CheckpointCorruptError: bytes are missing or changed.
+        UnsafeLoadError: it has values that only `weights_only=False` loads.
+        StoreError: the store failed.
+    """
+    document, tensors = read_tree(reader), open_tensors(reader)
+    tree, deep = document["tree"], document.get("deep", ())
+    if not isinstance(tree, dict):
+        msg = f"the checkpoint {reader.name} is damaged: {TREE} holds no dictionary"
+        raise CheckpointCorruptError(msg)
+    weights, states = tree.get(WEIGHTS_KEY, {}), tree.get(OPTIMIZERS, [])
+    others = {key: node for key, node in tree.items() if key not in {WEIGHTS_KEY, OPTIMIZERS}}
+    names = referenced([others, deep]) | names_needed_on_host([weights, states])
+    found, read_bytes = read_whole(tensors, names)
+    leftovers = Leftovers(
+        document, read_leftovers(reader) if weights_only is False else None, live_objects
+    )
+    classes = ClassTable(
+        allowed, live_objects.names if live_objects else None, trusted=weights_only is False
+    )
+    file = f"{reader.name}/{TREE}"
+    rest = Decoder(found, leftovers, classes).decode(others, file, deep)
+    lazy = _LazyDecoder(tensors, found, leftovers, classes)
+    return SavedState(
+        reader.name,
+        tensors,
+        rest,
+        lazy.decode(weights, file, deep),
+        lazy.decode(states, file, deep),
+        load_base_table(reader),
+        read_bytes,
+    )
+
+
+class _LazyDecoder(Decoder):
+    """Leaves dense tensors unread."""
+
+    def __init__(
+        self,
+        tensors: SavedTensors,
+        found: Mapping[str, Mapping[str, torch.Tensor]],
+        leftovers: Leftovers,
+        classes: ClassTable,
+    ) -> None:
+        super().__init__(found, leftovers, classes)
+        self._saved = tensors
+
+    def _tensor(self, node: dict[str, Any], *, move: bool = True) -> Any:
+        if not move:  # a part of a sparse tensor
+            return super()._tensor(node, move=move)
+        tensor = self._saved.find(str(node["file"]), str(node["name"]))
+        if "dtype" not in node:
+            return tensor
+        dtype = plain_dtype(node["dtype"])
+        if dtype is None:
+            msg = f"this torch has no dtype {node['dtype']!r}"
+            raise ValueError(msg)
+        return replace(tensor, packed=dtype)
