@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +24,8 @@ class Placement:
     dim: int | None = None
     """The dimension of the tensor that is cut; None: each rank has all of it."""
     strided: bool = False
-    """Whether the cut comes behind those of later mesh dimensions (torch's `_StridedShard`)."""
+    """Whether the cut comes behind those of all later mesh dimensions that cut there (torch's
+    `_StridedShard`, which FSDP2 makes of tensors that others cut before it)."""
 
 
 REPLICATED = Placement()
@@ -96,8 +98,10 @@ class Layout:
     @cached_property
     def _cuts(self) -> tuple[tuple[int, int], ...]:
         """Dimensions of the mesh and of the tensor, in the order in which it is cut."""
-        cuts = [(n, each.dim) for n, each in enumerate(self.placements) if each.dim is not None]
-        return tuple(sorted(cuts, key=lambda cut: self.placements[cut[0]].strided))
+        cuts = [(n, each) for n, each in enumerate(self.placements) if each.dim is not None]
+        first = [(n, each.dim) for n, each in cuts if not each.strided and each.dim is not None]
+        last = [(n, each.dim) for n, each in cuts if each.strided and each.dim is not None]
+        return (*first, *reversed(last))
 
     @cached_property
     def _coordinates(self) -> dict[int, Coordinate]:
@@ -117,6 +121,28 @@ class Layout:
     @cached_property
     def _hash(self) -> int:
         return hash((self.mesh_shape, self.ranks, self.placements))
+
+
+def placements_in_boxes(
+    mesh_shape: Sequence[int], cuts: Sequence[tuple[int | None, int]]
+) -> tuple[Placement, ...] | None:
+    """The placements of cuts as torch names them, if each rank then has a box; None: it has not.
+
+    Args:
+        mesh_shape: of the mesh.
+        cuts: for each of its dimensions the dimension of the tensor, from 0, or None for replicas;
+            and the `split_factor` of a `_StridedShard`, or 1 of a `Shard`.
+
+    Where a strided cut does not divide a tensor evenly, torch itself has two opinions of who has
+    what, and of these only FSDP2's are boxes: compare the size of a rank's part with its box.
+    """
+    placements = []
+    for index, (dim, factor) in enumerate(cuts):
+        later = zip(cuts[index + 1 :], mesh_shape[index + 1 :], strict=True)
+        if factor not in {1, math.prod(length for cut, length in later if cut[0] == dim)}:
+            return None
+        placements.append(Placement(dim, strided=dim is not None and factor != 1))
+    return tuple(placements)
 
 
 def replicated(ranks: Sequence[int]) -> Layout:
