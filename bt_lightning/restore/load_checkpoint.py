@@ -12,6 +12,7 @@ from bt_lightning.path_layout import SHARDS, TREE
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.optimizer_states import numbered
+from bt_lightning.restore.rank_states import rank_states
 from bt_lightning.restore.read_documents import read_leftovers, read_tree
 from bt_lightning.restore.read_tensors import read_tensors
 from bt_lightning.restore.saved_tensors import SHARDED, open_tensors, read_whole, referenced
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _HYPER_PARAMETERS = "hyper_parameters"
+_PACKAGE = "bt_lightning"
+_RANKS = "ranks"
+"""Key below that of the package for what each rank saved as its own."""
 _ELSEWHERE = ("tensor", "numpy.ndarray", "sparse_coo", "sparse_compressed", "deep")
 """Kinds of nodes whose values are not in the tree, or not at their place."""
 
@@ -72,7 +76,8 @@ def load_checkpoint(
     `torch.serialization.add_safe_globals`, `allowed`, and those in `live_objects`. An object of
     `live_objects` also replaces an equal one that was pickled. Needs no local disk. Weights whose
     base is not in the checkpoint are a `WeightsWithoutBase`. Of a sharded checkpoint tensors are
-    whole, and states of optimizers are numbered, as a plain optimizer takes them.
+    whole, and states of optimizers are numbered, as a plain optimizer takes them;
+    `["bt_lightning"]["ranks"]` is a list of what each rank saved as its own.
 
     Raises:
         InvalidSettingError: `map_location` names a device that torch cannot use here.
@@ -104,6 +109,10 @@ def load_checkpoint(
     without_base(checkpoint, base, reader.name)
     if sharded:
         checkpoint |= numbered(checkpoint)
+        own = rank_states(
+            reader, weights_only=weights_only, allowed=allowed, live_objects=live_objects
+        )
+        checkpoint[_PACKAGE] = {**checkpoint.get(_PACKAGE, {}), _RANKS: own}
     if decoder.not_loaded and live_objects is None:  # a live module has its hyperparameters
         warnings.warn(
             f"left out of {reader.name}, as their classes are not allowed:"

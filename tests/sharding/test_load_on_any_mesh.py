@@ -12,6 +12,7 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointMismatchError
 from bt_lightning.path_layout import MANIFEST, SHARDS, shard_file
 from bt_lightning.restore.fill_live import fill_module, fill_optimizers
 from bt_lightning.restore.load_checkpoint import load_directory
+from bt_lightning.restore.rank_states import rank_state
 from bt_lightning.restore.saved_state import open_state
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 from tests.sharding.rank_tensors import as_rank, empty_parts
@@ -297,3 +298,12 @@ def test_values_that_are_no_tensors_are_given(tmp_path):
         opened = open_state(reader)
     assert opened.weights["head._extra_state"] == {"seen": 3}
     assert torch.equal(opened.rest["loops"]["deep"][0], torch.ones(2))
+
+
+def test_what_is_a_ranks_own_is_a_list(tmp_path):
+    own = [{"rank": {"drawn": rank}} for rank in range(3)]
+    write_sharded(tmp_path, "a", {"state_dict": weights()}, by_rows(3), world_size=3, own=own)
+    loaded = load_directory(tmp_path / "a")
+    assert loaded["bt_lightning"]["ranks"] == [{"drawn": 0}, {"drawn": 1}, {"drawn": 2}]
+    with DirectoryReader(tmp_path / "a") as reader:
+        assert rank_state(reader, 2) == {"drawn": 2}
