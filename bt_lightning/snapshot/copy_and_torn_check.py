@@ -93,11 +93,12 @@ class Capture:
             copies.start(sources, arena, lazy=self._lazy)
             self._devices.append(copies)
             if not copies.cloned:
-                self._checked.append([source.tensor for source in sources if source.owned])
-        self._checked += [batch.tensors for batch in self._copied_later]
+                owned = [source for source in sources if source.owned]
+                self._checked.append([each for source in owned for each in source.counted])
+        self._checked += [batch.counted for batch in self._copied_later]
         self._fixed_versions = self.fixed.versions()
         # thousands of tensors: their versions are not read twice
-        counted = {id(self.fixed.lazy.tensors): self._fixed_versions[0]}
+        counted = {id(self.fixed.lazy.counted): self._fixed_versions[0]}
         self._start_versions = [
             counted.get(id(each)) or write_counts(each) for each in self._checked
         ]

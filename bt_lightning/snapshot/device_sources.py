@@ -24,6 +24,13 @@ class CopySource:
     """Whether only optimizers change it."""
     constant: bool = False
     """Whether nothing changes it."""
+    whole: torch.Tensor | None = None
+    """The DTensor of which it is this rank's part: writes are counted there, not in the part."""
+
+    @property
+    def counted(self) -> list[torch.Tensor]:
+        """The tensors whose version counters show that it changed."""
+        return [self.tensor] if self.whole is None else [self.tensor, self.whole]
 
 
 def split_gaps(

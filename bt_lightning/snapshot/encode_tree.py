@@ -37,6 +37,7 @@ from bt_lightning.snapshot.third_party_values import (
     is_plain_config,
     is_short_numbers,
     is_text,
+    is_texts,
     numpy_node,
 )
 from bt_lightning.snapshot.typed_values import FORMS, pairs
@@ -189,8 +190,8 @@ class Encoder:
 
         kind = type(value)
         if kind is list:
-            if is_short_numbers(value):
-                return value  # thousands of parameter ids or sampler indices: no walk
+            if is_short_numbers(value) or is_texts(value):
+                return value  # thousands of parameter ids or names, or sampler indices: no walk
             return [sub(item, str(index)) for index, item in enumerate(value)]
         if kind is dict:
             if all(type(key) is str and is_text(key) for key in value) and KIND not in value:

@@ -12,7 +12,7 @@ import operator
 from array import array
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -56,6 +56,8 @@ class Fragment:
     """Identity of a tensor -> its file and name."""
     data_pointers: frozenset[int]
     """Addresses of its tensors, to see quickly that two groups share no tensor."""
+    wholes: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Name -> the DTensor of which a tensor is this rank's part."""
 
     def prepare(self) -> None:
         """Compute the cached properties in advance."""
@@ -73,7 +75,10 @@ class Fragment:
     def tensor_addresses(self) -> dict[str, list[TensorAddress]]:
         """File -> the addresses of its tensors."""
         return {
-            file: [tensor_address(name, tensor) for name, tensor in tensors.items()]
+            file: [
+                tensor_address(name, tensor, self.wholes.get(name))
+                for name, tensor in tensors.items()
+            ]
             for file, tensors in self.tensors.items()
         }
 

@@ -11,6 +11,7 @@ import torch
 
 from bt_lightning.snapshot.copy_threads import copy_threads
 from bt_lightning.snapshot.device_sources import CopySource, constant_sources, split_gaps
+from bt_lightning.snapshot.local_shards import is_dtensor, local_part
 from bt_lightning.snapshot.small_copies import SmallCopies
 from bt_lightning.snapshot.tensor_address import tensor_address
 
@@ -46,7 +47,9 @@ class HostCopies:
     sources: list[torch.Tensor] = field(default_factory=list)
     """Tensors that are not contiguous."""
     tensors: list[torch.Tensor] = field(default_factory=list)
-    """All tensors: keeps their memory, and their version counters show changes."""
+    """All tensors: keeps their memory."""
+    counted: list[torch.Tensor] = field(default_factory=list)
+    """Tensors whose version counters show changes: these, and DTensors that they are part of."""
     constants: list[bytes] = field(default_factory=list)
     """Bytes that no tensor has: keeps their memory."""
     _arena: Arena | None = None
@@ -54,10 +57,11 @@ class HostCopies:
 
     def add(self, arena: Arena, offset: int, address: TensorAddress) -> None:
         """Plan the copy of a tensor to `offset` of the arena."""
-        _, tensor, _, source, size, plain = address
+        _, tensor, _, source, size, plain, whole = address
         if size == 0:
             return
         self.tensors.append(tensor)
+        self.counted += [tensor] if whole is None else [tensor, whole]
         if not plain:
             self.targets.append(arena.view(offset, tensor))
             self.sources.append(tensor)
@@ -112,7 +116,7 @@ class Copies:
         """Plan the copy of one tensor; `owned` are addresses of storages that optimizers change."""
         tensor, is_owned = address.tensor, address.storage in owned
         if tensor.is_cuda:
-            self.device.append(CopySource(offset, tensor, is_owned))
+            self.device.append(CopySource(offset, tensor, is_owned, whole=address.whole))
         else:
             lazy = is_owned and tensor.is_cpu
             (self.lazy if lazy else self.eager).add(arena, offset, address)
@@ -136,9 +140,9 @@ class Copies:
     def versions(self) -> list[list[int]]:
         """The version counters of the tensors: lazy, eager, on devices."""
         return [
-            write_counts(self.lazy.tensors),
-            write_counts(self.eager.tensors),
-            write_counts([source.tensor for source in self.device]),
+            write_counts(self.lazy.counted),
+            write_counts(self.eager.counted),
+            write_counts([each for source in self.device for each in source.counted]),
         ]
 
 
@@ -147,12 +151,18 @@ def optimizer_storages(optimizers: Iterable[torch.optim.Optimizer]) -> frozenset
     found: set[int] = set()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            found.update(weight.untyped_storage().data_ptr() for weight in group["params"])
+            found.update(map(_storage, group["params"]))
         for state in optimizer.state.values():
             for value in state.values() if isinstance(state, dict) else ():
                 if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-                    found.add(value.untyped_storage().data_ptr())
+                    found.add(_storage(value))
     return frozenset(found - {0})
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Address of the storage of a tensor, or of this rank's part of it."""
+    part: torch.Tensor = local_part(tensor) if is_dtensor(tensor) else tensor
+    return part.untyped_storage().data_ptr()
 
 
 class CopyPlanner:
@@ -200,7 +210,8 @@ class CopyPlanner:
             if owned is None and tensor.nbytes >= _FEW_BYTES:
                 owned = optimizer_storages(optimizers)
             place = placement.starts[path] + files[path].plan.offsets[name]
-            rest.add(arena, place, tensor_address(name, tensor), owned or ())
+            address = tensor_address(name, tensor, files[path].wholes.get(name))
+            rest.add(arena, place, address, owned or ())
         return [fixed, rest]
 
 

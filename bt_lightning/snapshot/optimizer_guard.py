@@ -16,6 +16,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bt_lightning.snapshot.host_copies import write_counts
+from bt_lightning.snapshot.local_shards import is_dtensor, local_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,6 @@ class OptimizerGuard:
 def _sample(optimizer: torch.optim.Optimizer) -> list[Any]:
     """Version counters and some values of the weights: writes to `.data` change no counter."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    values = [
-        weight.detach().reshape(-1)[:1].clone().cpu().tolist() for weight in weights[:_SAMPLES]
-    ]
+    parts = [local_part(each) if is_dtensor(each) else each for each in weights[:_SAMPLES]]
+    values = [part.detach().reshape(-1)[:1].clone().cpu().tolist() for part in parts]
     return [write_counts(weights), values]

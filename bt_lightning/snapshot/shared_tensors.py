@@ -113,7 +113,7 @@ class TensorNames:
         self.refs = {
             identity: ref
             for identity, ref in self.refs.items()
-            if ref["name"] in self.single[TENSOR_FILES[ref["file"]]]
+            if ref["name"] in self.single[TENSOR_FILES.get(ref["file"], ref["file"])]
         }
 
     def _of(self, file: str) -> Iterator[Mapping[str, torch.Tensor]]:

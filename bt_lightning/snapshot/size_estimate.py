@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bt_lightning.snapshot.local_shards import stored_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
@@ -26,6 +28,8 @@ def state_size(
     left_out: Collection[str] = (),
 ) -> int:
     """Estimated bytes of the weights, buffers and optimizer states, without weights `left_out`.
+
+    Of a DTensor, this rank's share of what is stored.
 
     An optimizer has no state before its first step; its later state is estimated as two tensors per
     weight if it has `betas`, one if it has a `momentum`.
@@ -92,5 +96,5 @@ def _size(tensors: Iterable[torch.Tensor]) -> int:
     for tensor in tensors:
         if torch.nn.parameter.is_lazy(tensor):
             continue  # it has no shape before the first forward
-        size += _HEADER + (tensor.nbytes if tensor.layout is torch.strided else 0)
+        size += _HEADER + (stored_bytes(tensor) if tensor.layout is torch.strided else 0)
     return size

@@ -50,6 +50,8 @@ class TensorFile:
     """The `data.pkl` of such a file."""
     changing: tuple[tuple[int, bytes], ...] = ()
     """Offset and bytes of what such a file has beside the plan and the tensors."""
+    wholes: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Name -> the DTensor of which a tensor of `others` is this rank's part."""
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -83,6 +85,8 @@ class Snapshot:
     """Function that the tree names -> path in the state of the first value that is it."""
     left_out: LeftOut | None = None
     """Weights that are not in the files; they are verified before the commit."""
+    fingerprint: str = ""
+    """Of the structure that all ranks have, if this is one rank's part of a sharded state."""
 
     @property
     def files(self) -> dict[str, Callable[[], Iterator[memoryview | bytes]]]:
@@ -117,6 +121,9 @@ class EncodingCache:
     layouts: dict[str, tuple[Any, TorchLayout]] = field(default_factory=dict)
     """Such a file -> (everything that its layout depends on, its layout)."""
 
+    parts: dict[tuple[str, ...], tuple[Fragment, object, Fragment]] = field(default_factory=dict)
+    """Path -> a fragment of a sharded state, the plan, and what this rank writes of it by that."""
+
     early: Future[EncodingCache] | None = None
     """The cache that `encode_early` computes on another thread for the first save."""
 
@@ -137,6 +144,24 @@ class EncodingCache:
     def gives_up(self, path: tuple[str, ...]) -> bool:
         """Whether the group at `path` is another at each save, so that none is kept."""
         return self.misses.get(path, 0) > _MISSES
+
+    def part(
+        self,
+        path: tuple[str, ...],
+        fragment: Fragment,
+        plan: object,
+        make: Callable[[Fragment], Fragment],
+    ) -> Fragment:
+        """What `make` returns for the fragment, kept as long as fragment and plan are these."""
+        known = self.parts.get(path)
+        if known is None or known[0] is not fragment or known[1] is not plan:
+            known = self.parts[path] = (fragment, plan, make(fragment))
+        return known[2]
+
+    def prepare_parts(self) -> None:
+        """Compute what the first save will look up."""
+        for _, _, part in self.parts.values():
+            part.prepare()
 
     def keep(self, fragments: Mapping[tuple[str, ...], Fragment]) -> tuple[Fragment, ...]:
         """Keep the fragments that are reusable from save to save, and return them.

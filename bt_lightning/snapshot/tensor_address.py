@@ -20,9 +20,13 @@ class TensorAddress(NamedTuple):
     """Bytes."""
     plain: bool
     """Whether it is contiguous in host memory, so that its bytes can be copied as they are."""
+    whole: torch.Tensor | None = None
+    """The DTensor of which it is this rank's part: writes are counted there, not in the part."""
 
 
-def tensor_address(name: str, tensor: torch.Tensor) -> TensorAddress:
+def tensor_address(
+    name: str, tensor: torch.Tensor, whole: torch.Tensor | None = None
+) -> TensorAddress:
     """The address of a tensor that `storable` returned."""
     plain = tensor.is_cpu and tensor.is_contiguous()
     return TensorAddress(
@@ -32,4 +36,5 @@ def tensor_address(name: str, tensor: torch.Tensor) -> TensorAddress:
         tensor.data_ptr(),
         tensor.nbytes,
         plain and not tensor.is_conj() and not tensor.is_neg(),
+        whole,
     )

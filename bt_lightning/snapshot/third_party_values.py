@@ -45,6 +45,11 @@ def is_short_numbers(value: list[Any]) -> bool:
     return whole and -_LONG < min(value) <= max(value) < _LONG
 
 
+def is_texts(value: list[Any]) -> bool:
+    """Whether a list has only texts that JSON preserves."""
+    return bool(value) and set(map(type, value)) == {str} and all(map(is_text, value))
+
+
 def encode_surrogates(value: str) -> str:
     """Text that UTF-8 cannot encode, as base64."""
     return base64.b64encode(value.encode("utf-8", "surrogatepass")).decode("ascii")

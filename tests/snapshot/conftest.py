@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from bt_lightning.snapshot.saver import Saver
 from bt_lightning.snapshot.state_files import lay_out_files
 from bt_lightning.worker.worker_handle import Worker
 from bt_lightning.worker_messages import WorkerConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Saving:

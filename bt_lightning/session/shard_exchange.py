@@ -1,0 +1,232 @@
+"""Lets all ranks agree who writes which part of a sharded state, when its structure is known.
+
+Each rank says by a digest what it holds; different tables are sent once, through the key-value
+store of the process group: no collective runs, and nothing happens at a save of a known structure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from bt_lightning.errors import (
+    CheckpointError,
+    RankLostError,
+    RanksApartError,
+    UnsupportedStateError,
+)
+from bt_lightning.session.process_group_store import next_key, process_group_store
+from bt_lightning.session.rank_exchange import own_client
+from bt_lightning.session.shard_tables import (
+    digest_of_table,
+    receive_parts,
+    send_parts,
+    table_from_bytes,
+    table_to_bytes,
+)
+from bt_lightning.sharding.structure import merge
+from bt_lightning.sharding.write_plan import WritePlan
+from bt_lightning.snapshot.copy_threads import copy_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bt_lightning.session.ranks import Ranks
+    from bt_lightning.sharding.structure import Table
+
+T = TypeVar("T")
+_LIMIT_S: Final = 120.0
+_POLL_S: Final = (0.002, 0.1)
+"""Between two looks at the key-value store, at first and at last."""
+_KEPT: Final = 8
+"""Plans of earlier structures: a run may go back and forth between a few."""
+
+
+class ShardExchange:
+    """The agreements of one fit; every rank makes one at the same moment, with its process group.
+
+    Every rank calls `run`, and saves a state of another structure, at the same moments of its
+    training thread: agreements are counted there.
+
+    Args:
+        ranks: of this fit.
+        limit_s: how long rank 0 waits for what the others hold, in seconds.
+    """
+
+    def __init__(self, ranks: Ranks, limit_s: float = _LIMIT_S) -> None:
+        self._rank, self._world_size = ranks.rank, ranks.world_size
+        self._limit_s = limit_s
+        self._name = next_key("shards") if self._world_size > 1 else ""
+        self._count = 0
+        self._thread = copy_threads(1, "bt_lightning shards")
+        self._closed = threading.Event()
+        self._store: Any = None
+        self._plans: OrderedDict[str, WritePlan] = OrderedDict()
+        self._tables: dict[str, Table] = {}
+        self._last: Future[Any] | None = None
+
+    @property
+    def rank(self) -> int:
+        """The global rank of this process."""
+        return self._rank
+
+    def result(self, future: Future[T]) -> T:
+        """What `run` comes to; waits for it.
+
+        Raises:
+            RanksApartError: it took more than three times the limit.
+        """
+        if not wait([future], 3 * self._limit_s).done:
+            msg = f"the ranks did not agree on a save within {3 * self._limit_s:.0f} s"
+            raise RanksApartError(msg)
+        return future.result()
+
+    def run(self, act: Callable[[Callable[[Table], WritePlan]], T]) -> Future[T]:
+        """Run `act(agree)` beside training; `agree(table)` is the plan of all ranks, called once.
+
+        Every rank calls this at the same moment, on its training thread. If `act` fails on one
+        rank, `agree` raises on all.
+        """
+        key = self._next_key()
+
+        def acting() -> T:
+            try:
+                return act(lambda table: self._agree(key, table))
+            except Exception as error:
+                self._say_error(key, error)
+                raise
+
+        future = self._thread.submit(acting)
+        self._last = future
+        return future
+
+    def plan(self, table: Table) -> WritePlan:
+        """Who writes what; at once if this rank has had that table, else once all have said theirs.
+
+        Called on the training thread of every rank.
+
+        Raises:
+            UnsupportedStateError: the tables of two ranks do not fit; names the tensor.
+            RanksApartError: a rank did not say what it holds in time; names it.
+        """
+        if self._last is not None:  # it may be about this very table
+            last, self._last = self._last, None
+            with contextlib.suppress(CheckpointError):  # whoever ran it is told
+                self.result(last)
+        digest = digest_of_table(table_to_bytes(table))
+        known = self._plans.get(digest)
+        if known is not None:
+            return known
+        return self.result(self.run(lambda agree: agree(table)))
+
+    def close(self) -> None:
+        """End the thread; what is under way fails. Idempotent."""
+        self._closed.set()
+        self._thread.shutdown()
+
+    def _next_key(self) -> str:
+        self._count += 1
+        return f"{self._name}/{self._count}"
+
+    # the thread
+
+    def _agree(self, key: str, table: Table) -> WritePlan:
+        data = table_to_bytes(table)
+        digest = digest_of_table(data)
+        self._tables[digest] = table
+        if self._world_size == 1:
+            digests = [digest]
+        else:
+            try:
+                digests = self._digests(key, digest)
+                self._share(key, digests, digest, data)
+            except RuntimeError as error:  # of the store
+                msg = "the key-value store of the process group is gone, and rank 0 with it"
+                raise RankLostError(msg) from error
+        different = list(dict.fromkeys(digests))
+        tables = [self._tables[each] for each in different]
+        plan = WritePlan(merge(tables, [different.index(each) for each in digests]))
+        self._tables = {each: self._tables[each] for each in different}
+        self._plans[digest] = plan
+        self._plans.move_to_end(digest)
+        while len(self._plans) > _KEPT:
+            self._plans.popitem(last=False)
+        return plan
+
+    def _digests(self, key: str, digest: str) -> list[str]:
+        """The digest of each rank's table; the same list, or the same error, on every rank."""
+        said = self._meet(key, {"digest": digest})
+        missing = [str(rank) for rank, each in enumerate(said) if each is None]
+        if missing:
+            msg = (
+                f"no word of rank {', '.join(missing)} within {self._limit_s:.0f} s of what it"
+                " holds of the sharded state: expected every rank to save at the same step, with"
+                " the same parameters and optimizers"
+            )
+            raise RanksApartError(msg)
+        for rank, each in enumerate(said):
+            if each is not None and "error" in each:
+                msg = f"the sharded state cannot be saved, by rank {rank}: {each['error']}"
+                raise UnsupportedStateError(msg)
+        return [each["digest"] for each in said if each is not None]
+
+    def _meet(self, key: str, mine: dict[str, str]) -> list[dict[str, str] | None]:
+        store = self._connected()
+        keys = [f"{key}/{rank}" for rank in range(self._world_size)]
+        store.set(keys[self._rank], json.dumps(mine))
+        if self._rank:
+            if not self._await([f"{key}/all"], 2 * self._limit_s):
+                return [None, *({} for _ in keys[1:])]
+        else:
+            self._await(keys, self._limit_s)
+            said = [json.loads(store.get(one)) if store.check([one]) else None for one in keys]
+            store.set(f"{key}/all", json.dumps(said))
+        found: list[dict[str, str] | None] = json.loads(store.get(f"{key}/all"))
+        return found
+
+    def _share(self, key: str, digests: list[str], mine: str, data: bytes) -> None:
+        """Send the table if no lower rank has it; receive those that this rank does not know."""
+        store = self._connected()
+        if digests.index(mine) == self._rank:
+            send_parts(store, f"{key}/table/{mine}", data)
+        for digest in dict.fromkeys(digests):
+            if digest in self._tables:
+                continue
+            where = f"{key}/table/{digest}"
+            if not self._await([where], self._limit_s):
+                msg = (
+                    f"rank {digests.index(digest)} has not sent what it holds of the sharded state"
+                    f" within {self._limit_s:.0f} s"
+                )
+                raise RanksApartError(msg)
+            self._tables[digest] = table_from_bytes(receive_parts(store, where))
+
+    def _say_error(self, key: str, error: Exception) -> None:
+        """Let no rank wait for what this one cannot say; what it has said stays."""
+        if self._world_size == 1 or self._closed.is_set():
+            return
+        try:
+            store = self._connected()
+            if not store.check([f"{key}/{self._rank}"]):
+                store.set(f"{key}/{self._rank}", json.dumps({"error": str(error)}))
+        except RuntimeError:
+            return  # the store is gone, and with it who would read this
+
+    def _connected(self) -> Any:
+        if self._store is None:
+            self._store = own_client(process_group_store())
+        return self._store
+
+    def _await(self, keys: list[str], limit_s: float) -> bool:
+        """Whether all keys are there within the limit."""
+        until, pause_s = time.monotonic() + limit_s, _POLL_S[0]
+        while not self._store.check(keys):
+            if time.monotonic() > until or self._closed.wait(pause_s):
+                return False
+            pause_s = min(1.5 * pause_s, _POLL_S[1])
+        return True

@@ -1,0 +1,284 @@
+"""The state of modules and optimizers whose tensors lie on several ranks: names, parts, layouts.
+
+Every rank calls these for itself: no collective runs, no optimizer takes a step, and no tensor is
+copied. DTensors are known by the name of their class, so that a torch without distributed works.
+"""
+
+from __future__ import annotations
+
+import math
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+
+from bt_lightning.errors import UnsupportedStateError
+from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
+from bt_lightning.sharding.structure import HeldTensor
+from bt_lightning.snapshot.dtypes import SAFETENSORS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_DTENSOR: Final = "DTensor"
+_WRAPPERS: Final = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+"""Attributes by which torch's wrappers of a module hold it: no part of a name."""
+_EXTRA_STATE: Final = "_extra_state"
+_OWN_DUMPS: Final = ("state_dict", "_save_to_state_dict")
+local_part: Final = attrgetter("_local_tensor")
+"""The part of a DTensor that this rank has: `to_local` without autograd, in 0.05 microseconds."""
+
+
+def is_dtensor(value: object) -> bool:
+    """Whether a value is a DTensor, parameter or not."""
+    return type(value).__name__ == _DTENSOR
+
+
+def stored_part(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """What this rank has of a tensor: the live memory, maybe of 0 items; a plain one as it is.
+
+    Raises:
+        UnsupportedStateError: the part is no dense tensor (quantised, or not computed yet).
+    """
+    if not is_dtensor(tensor):
+        return tensor
+    part: torch.Tensor = local_part(tensor)
+    if type(part) not in {torch.Tensor, torch.nn.Parameter} or part.layout is not torch.strided:
+        msg = (
+            f"{name} is a DTensor of {type(part).__name__} ({part.layout}): expected one whose"
+            " local tensor is dense. Keep it out of the checkpoint, or save it as a dense tensor"
+        )
+        raise UnsupportedStateError(msg)
+    return part
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor; of a DTensor, those of this rank's part by how many ranks have it."""
+    if not is_dtensor(tensor):
+        return tensor.nbytes
+    dtensor: Any = tensor
+    lengths = zip(dtensor.placements, dtensor.device_mesh.mesh.shape, strict=True)
+    copies: int = math.prod(
+        length for each, length in lengths if type(each).__name__ == "Replicate"
+    )
+    part: torch.Tensor = local_part(tensor)
+    return -(-part.nbytes // copies)
+
+
+def layout_of(tensor: torch.Tensor, name: str = "a tensor") -> Layout | None:
+    """The mesh and placements of a DTensor, in global ranks; None for a plain tensor.
+
+    Raises:
+        UnsupportedStateError: a placement gives no box to each rank, as `Partial` does.
+    """
+    if not is_dtensor(tensor):
+        return None
+    dtensor: Any = tensor
+    mesh = dtensor.device_mesh.mesh
+    shape = tuple(mesh.shape)
+    placements = dtensor.placements
+    return Layout(
+        shape,
+        tuple(mesh.flatten().tolist()),
+        tuple(_placement(placements, at, shape, tensor, name) for at in range(len(placements))),
+    )
+
+
+def _placement(
+    placements: Sequence[Any], at: int, mesh: Sequence[int], tensor: torch.Tensor, name: str
+) -> Placement:
+    each, kind = placements[at], type(placements[at]).__name__
+    if kind == "Replicate":
+        return REPLICATED
+    if kind == "Shard":
+        return Placement(each.dim % tensor.dim())
+    if kind == "_StridedShard":
+        later = [
+            mesh[index]
+            for index in range(at + 1, len(placements))
+            if getattr(placements[index], "dim", None) == each.dim
+        ]
+        if each.split_factor == math.prod(later):
+            return Placement(each.dim % tensor.dim(), strided=True)
+    msg = (
+        f"{name} is placed as {placements[at]} on dimension {at} of its mesh: expected Shard or"
+        " Replicate, by which each rank has a box of it. Redistribute it before the save"
+    )
+    raise UnsupportedStateError(msg)
+
+
+def held_tensor(tensor: torch.Tensor, name: str, layouts: dict[Any, Layout]) -> HeldTensor:
+    """A tensor as this rank sees it; `layouts` keeps what is alike for thousands of them.
+
+    Raises:
+        UnsupportedStateError: as `layout_of` and `stored_part`.
+    """
+    layout = None
+    if is_dtensor(tensor):
+        dtensor: Any = tensor
+        key = (id(dtensor.device_mesh), dtensor.placements, tensor.dim())
+        layout = layouts.get(key)
+        if layout is None:
+            layout = layouts[key] = layout_of(tensor, name)  # type: ignore[assignment]
+    shape, dtype = tuple(tensor.shape), SAFETENSORS.get(tensor.dtype)
+    if dtype is None:  # stored as bytes
+        return HeldTensor("U8", (*shape, tensor.element_size()), layout)
+    return HeldTensor(dtype, shape, layout)
+
+
+def reshard(module: torch.nn.Module) -> None:
+    """Let FSDP2 modules have their sharded parameters, which a forward without backward replaces.
+
+    Called on every rank before the state is read; frees memory, and runs no collective.
+    """
+    for part in module.modules():
+        if _kind(type(part)).sharded:
+            part.reshard()  # type: ignore[operator]
+
+
+def module_state(module: torch.nn.Module) -> dict[str, Any]:
+    """Name -> parameter or persistent buffer, the live ones; the keys of `state_dict`.
+
+    Called on every rank, on the training thread. FSDP2 modules are resharded. Names of wrappers
+    (DDP, `torch.compile`, activation checkpoints) are left out; tied parameters are one object
+    under several names.
+    """
+    found: dict[str, Any] = {}
+    stack = [("", module)]
+    while stack:
+        prefix, part = stack.pop()
+        kind = _kind(type(part))
+        if kind.sharded:
+            part.reshard()  # type: ignore[operator]
+        if not kind.stock or not _has_stock_hooks(part):  # its own code says what is stored
+            reshard(part)
+            dumped = part.state_dict(prefix=prefix, keep_vars=True)
+            found.update((_without_wrappers(name), value) for name, value in dumped.items())
+            continue
+        _add_own(part, prefix, found)
+        if kind.extra:
+            found[prefix + _EXTRA_STATE] = part.get_extra_state()
+        for name, child in reversed(part._modules.items()):
+            if child is not None:
+                hidden = name in _WRAPPERS or (kind.distributed and name == "module")
+                stack.append((prefix if hidden else f"{prefix}{name}.", child))
+    return found
+
+
+def _add_own(module: torch.nn.Module, prefix: str, found: dict[str, Any]) -> None:
+    """Add the parameters and persistent buffers of this very module."""
+    for name, weight in module._parameters.items():
+        if weight is not None:
+            found[prefix + name] = weight
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            found[prefix + name] = buffer
+
+
+class _Kind(NamedTuple):
+    """What a class of modules is."""
+
+    stock: bool
+    """Whether only torch's code says what its state is."""
+    sharded: bool
+    """Whether FSDP2 shards it."""
+    distributed: bool
+    """Whether it is DDP's wrapper."""
+    extra: bool
+    """Whether it has more state than tensors."""
+
+
+_KINDS: Final[WeakKeyDictionary[type, _Kind]] = WeakKeyDictionary()
+
+
+def _kind(kind: type[torch.nn.Module]) -> _Kind:
+    found = _KINDS.get(kind)
+    if found is None:
+        found = _KINDS[kind] = _look_at(kind)
+    return found
+
+
+def _look_at(kind: type[torch.nn.Module]) -> _Kind:
+    module = torch.nn.Module
+    names = {base.__name__ for base in kind.__mro__}  # a torch without distributed lacks them
+    dumps = [getattr(kind, name) for name in _OWN_DUMPS]
+    return _Kind(
+        all(map(_of_torch, dumps)),
+        "FSDPModule" in names,
+        "DistributedDataParallel" in names,
+        kind.get_extra_state is not module.get_extra_state,
+    )
+
+
+def _has_stock_hooks(module: torch.nn.Module) -> bool:
+    if not (module._state_dict_hooks or module._state_dict_pre_hooks):
+        return True
+    hooks = [*module._state_dict_hooks.values(), *module._state_dict_pre_hooks.values()]
+    return all(map(_of_torch, hooks))
+
+
+def _of_torch(function: Any) -> bool:
+    hook = getattr(function, "hook", function)  # torch wraps a hook that is given the module
+    return (getattr(hook, "__module__", None) or "").split(".")[0] == "torch"
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def optimizer_state(
+    module: torch.nn.Module | Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """The state of an optimizer by names of parameters; empty before its first step.
+
+    Called on every rank. Groups have the names of their parameters; all but `params` is copied,
+    tensors are the live ones.
+
+    Args:
+        module: whose parameters have names, or what `module_state` made of it.
+        optimizer: a torch optimizer, not wrapped.
+
+    Raises:
+        UnsupportedStateError: the optimizer trains what is no parameter of the module.
+    """
+    weights = module_state(module) if isinstance(module, torch.nn.Module) else module
+    names: dict[int, str] = {}
+    for name, weight in weights.items():
+        names.setdefault(id(weight), name)
+
+    def named(weight: torch.Tensor) -> str:
+        name = names.get(id(weight))
+        if name is None:
+            msg = (
+                f"an optimizer ({type(optimizer).__name__}) trains a tensor of shape"
+                f" {list(weight.shape)} that is no parameter of the module: expected parameters of"
+                " the module that is saved, which give their names to its state"
+            )
+            raise UnsupportedStateError(msg)
+        return name
+
+    groups = [
+        {**group, "params": [named(weight) for weight in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    state = {
+        named(weight): dict(entry) if isinstance(entry, dict) else entry
+        for weight, entry in optimizer.state.items()
+    }
+    return {"state": state, "param_groups": groups}
+
+
+def live_state(
+    module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """`state_dict` and `optimizer_states` of a sharded state, of live tensors; on every rank.
+
+    Raises:
+        UnsupportedStateError: as `optimizer_state`.
+    """
+    weights = module_state(module)
+    return {
+        "state_dict": weights,
+        "optimizer_states": [optimizer_state(weights, each) for each in optimizers],
+    }

@@ -1,0 +1,208 @@
+"""What ranks do in tests of sharded states; imported by the processes of `sharded_ranks.run`."""
+
+from __future__ import annotations
+
+import threading
+
+import sharded_ranks
+import torch
+
+ROUNDS = 3
+
+
+def all_ways(rank, root):
+    """`saves_and_steps` with and without what keeps a snapshot of one step."""
+    return {
+        "plain": saves_and_steps(root / f"{rank}-plain"),
+        "fused": saves_and_steps(root / f"{rank}-fused", fused=True),
+        "unguarded": saves_and_steps(root / f"{rank}-unguarded", guarded=False),
+        "neither": saves_and_steps(root / f"{rank}-neither", guarded=False, detected=False),
+    }
+
+
+def saves_and_steps(root, *, fused=False, guarded=True, detected=True):
+    """Save, then train three steps; the copy begins only when a step waits for it, or after them.
+
+    Returns for each round whether the committed bytes are those at the save, and the errors.
+    """
+    from bt_lightning.snapshot import copy_and_torn_check
+
+    net, optimizer = sharded_ranks.build("fsdp2", 64)
+    if fused:
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, fused=True)
+        sharded_ranks.step(net, optimizer)
+    saving = sharded_ranks.RankSaving(root, [optimizer])
+    gate = threading.Event()
+    finish, settle = copy_and_torn_check.Capture.finish, saving.saver._guard._finish_copy
+
+    def gated(self):
+        assert gate.wait(60)
+        finish(self)
+        if not detected:
+            self.torn = False
+
+    def held():
+        gate.set()
+        settle()
+
+    copy_and_torn_check.Capture.finish = gated
+    saving.saver._guard._finish_copy = held
+    if not guarded:
+        saving.saver._guard.close()
+    equal, errors = [], []
+    for number in range(1, ROUNDS + 1):
+        state = sharded_ranks.full_state(net, [optimizer], number)
+        wanted = sharded_ranks.local_bytes(state)
+        gate.clear()
+        record = saving.save(state, f"checkpoint-{number}")
+        assert record.snapshot == "lazy"
+        for seed in range(3):
+            sharded_ranks.step(net, optimizer, 3 * number + seed)
+        gate.set()
+        for what in saving.outcomes():
+            if isinstance(what, bytes):
+                found = saving.tensors(f"checkpoint-{number}")
+                assert len(found) > 10
+                equal.append(all(wanted[name] == data for name, data in found.items()))
+            else:
+                errors.append(type(what).__name__)
+    saving.close()
+    copy_and_torn_check.Capture.finish = finish
+    return equal, errors
+
+
+class Lora(torch.nn.Module):
+    """A frozen base with a trained adapter."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.a = torch.nn.Linear(base.in_features, 2, bias=False)
+        self.b = torch.nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, hidden):
+        return self.base(hidden) + self.b(self.a(hidden))
+
+
+class Wrapped(torch.nn.Module):
+    """What names have to survive: see `test_local_shards`."""
+
+    def __init__(self):
+        super().__init__()
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+        self.embed = torch.nn.Embedding(11, 6)
+        self.checked = checkpoint_wrapper(torch.nn.Linear(6, 6))
+        self.lora = Lora(torch.nn.Linear(6, 6))
+        self.norm = torch.nn.BatchNorm1d(6)
+        self.out = torch.nn.Linear(6, 11, bias=False)
+        self.out.weight = self.embed.weight
+        self.scale = torch.nn.Parameter(torch.zeros(1))
+        self.register_buffer("mask", torch.ones(2), persistent=False)
+
+    def forward(self, tokens):
+        return self.out(self.norm(self.lora(self.checked(self.embed(tokens))))) * (1 + self.scale)
+
+
+def names_and_layouts(rank):
+    """What `test_local_shards` compares."""
+    from torch.distributed.checkpoint.state_dict import (
+        get_model_state_dict,
+        get_optimizer_state_dict,
+    )
+
+    from bt_lightning.snapshot.local_shards import is_dtensor, live_state
+
+    found = {}
+    fully_shard = sharded_ranks.fsdp2()
+    torch.manual_seed(1)
+    net = Wrapped()
+    compiled = Wrapped()
+    compiled.lora = torch.compile(compiled.lora)
+    for each in (net, compiled):
+        fully_shard(each.lora)
+        fully_shard(each)
+    optimizer = torch.optim.AdamW(
+        [each for each in net.parameters() if each.requires_grad], lr=1e-2, foreach=False
+    )
+    state = live_state(net, [optimizer])
+    found["before"] = len(state["optimizer_states"][0]["state"]), len(optimizer.state)
+    net(torch.arange(4)).sum().backward()
+    optimizer.step()
+    state = live_state(net, [optimizer])
+    found["weights"] = [sorted(state["state_dict"]), sorted(live_state(compiled, [])["state_dict"])]
+    found["weights of torch"] = [sorted(get_model_state_dict(each)) for each in (net, compiled)]
+    own = state["optimizer_states"][0]
+    of_torch = get_optimizer_state_dict(net, optimizer)
+    found["state"] = _names(own), own["param_groups"][0]["params"]
+    found["state of torch"] = _names(of_torch), of_torch["param_groups"][0]["params"]
+    net.eval()
+    with torch.no_grad():
+        net(torch.arange(4))
+    found["unsharded"] = not all(map(is_dtensor, net.parameters()))
+    weights = live_state(net, [optimizer])["state_dict"]
+    found["resharded"] = all(is_dtensor(dict(net.named_parameters())[n]) for n in ("scale",))
+    assert is_dtensor(weights["scale"])
+    found["layouts"] = _compared_layouts(rank)
+    found["partial"] = _refusal_of_partial()
+    return found
+
+
+def _names(state):
+    return sorted(f"{name}.{key}" for name, entry in state["state"].items() for key in entry)
+
+
+def _compared_layouts(rank):
+    """How many parts have the box that our layouts give them, of odd shapes on two meshes."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from bt_lightning.snapshot.local_shards import layout_of
+
+    tensor = dist_tensor()
+    count = 0
+    for mesh_shape in ((2,), (1, 2), (2, 1)):
+        mesh = init_device_mesh("cpu", mesh_shape)
+        for shape in ((5,), (1,), (4, 3), (3, 5, 2), (0, 3), (7, 1)):
+            for dim in range(-1, len(shape)):
+                whole = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+                places = [tensor.Replicate()] * (len(mesh_shape) - 1)
+                where = [*places, tensor.Shard(dim)]
+                held = tensor.distribute_tensor(whole, mesh, where)
+                layout = layout_of(held)
+                assert layout.ranks == tuple(range(dist.get_world_size()))
+                box = layout.box(shape, rank)
+                cut = whole
+                for at, (begin, size) in enumerate(zip(box.offsets, box.sizes, strict=True)):
+                    cut = cut.narrow(at, begin, size)
+                assert torch.equal(cut, held.to_local()), (mesh_shape, shape, where)
+                count += 1
+    assert layout_of(torch.ones(2)) is None
+    return count
+
+
+def dist_tensor():
+    try:
+        from torch.distributed import tensor
+
+        _ = tensor.distribute_tensor
+    except (ImportError, AttributeError):  # before torch 2.5
+        import torch.distributed._tensor as tensor
+    return tensor
+
+
+def _refusal_of_partial():
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from bt_lightning.errors import UnsupportedStateError
+    from bt_lightning.snapshot.local_shards import layout_of
+
+    tensor = dist_tensor()
+    partial = tensor.DTensor.from_local(
+        torch.ones(2), init_device_mesh("cpu", (2,)), [tensor.Partial()]
+    )
+    try:
+        layout_of(partial, "weight")
+    except UnsupportedStateError as error:
+        return str(error)
+    return ""
