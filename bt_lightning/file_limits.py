@@ -52,8 +52,8 @@ class Bounds:
             raise CheckpointCorruptError(msg)
 
 
-MANIFEST: Final = Bounds(32 * _MIB, 128 * _MIB)
-"""Limits of a manifest. Some 3 TB of files have one of 32 MiB."""
+MANIFEST: Final = Bounds(64 * _MIB, 128 * _MIB)
+"""Limits of a manifest. Some 4 TB of files have the largest; 12 TB if they are sharded."""
 BASE: Final = Bounds(32 * _MIB, 256 * _MIB)
 """Limits of `base.json`: some 200,000 tensors."""
 SHARDS: Final = Bounds(64 * _MIB, 512 * _MIB)

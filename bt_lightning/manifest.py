@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import xxhash
 
 from bt_lightning import file_limits
+from bt_lightning.block_digests import BlockDigests, check_digest
 from bt_lightning.errors import (
     CheckpointCorruptError,
     FormatVersionError,
@@ -21,7 +22,7 @@ from bt_lightning.iso_time import moment
 from bt_lightning.path_layout import MANIFEST, SHARDS, check_checkpoint_id, check_member
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
 FORMAT: Final = "bt_lightning.checkpoint"
@@ -30,9 +31,6 @@ FORMAT_VERSION: Final = 2
 version 2: a reader that knows only whole tensors refuses it. All others are of version 1."""
 BLOCK_BYTES: Final = 4 * 1024 * 1024
 """Bytes that one entry of `FileEntry.blocks` covers; the last block of a file may be shorter."""
-
-_HEX: Final = frozenset("0123456789abcdef")
-_DIGEST_CHARS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +43,7 @@ class FileEntry:
     """Bytes."""
     xxh3_128: str
     """XXH3-128 (seed 0) of the whole file, 32 lower-case hex characters."""
-    blocks: tuple[str, ...]
+    blocks: Sequence[str]
     """XXH3-128 of each `BLOCK_BYTES` of the file, in order; empty for an empty file."""
 
 
@@ -252,27 +250,27 @@ def facts_from_json(payload: dict[str, Any]) -> ManifestFacts:
     )
 
 
-def files_to_json(files: Iterable[FileEntry]) -> list[dict[str, Any]]:
-    """The entries as a manifest and a part record have them."""
+def files_to_json(files: Iterable[FileEntry], *, packed: bool) -> list[dict[str, Any]]:
+    """The entries as a manifest and a part record have them; `packed`: blocks as one text."""
     return [
         {
             "path": entry.path,
             "size": entry.size,
             "xxh3_128": entry.xxh3_128,
-            "blocks": list(entry.blocks),
+            "blocks": BlockDigests.of(entry.blocks).packed if packed else list(entry.blocks),
         }
         for entry in files
     ]
 
 
-def files_from_json(items: list[dict[str, Any]]) -> tuple[FileEntry, ...]:
+def files_from_json(items: list[dict[str, Any]], *, packed: bool) -> tuple[FileEntry, ...]:
     """What `files_to_json` was given; each path stays inside the checkpoint.
 
     Raises:
         CheckpointCorruptError: a path leaves the checkpoint.
         AttributeError, KeyError, TypeError, ValueError: it is none of that.
     """
-    files = tuple(_entry(item) for item in items)
+    files = tuple(_entry(item, packed=packed) for item in items)
     paths = {entry.path for entry in files}
     if len(paths) != len(files):
         msg = "two entries have one path"
@@ -292,7 +290,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "generation": manifest.generation,
         **facts_to_json(manifest),
         "block_bytes": BLOCK_BYTES,
-        "files": files_to_json(manifest.files),
+        "files": files_to_json(manifest.files, packed=manifest.is_sharded),
     }
 
 
@@ -300,7 +298,7 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
     if payload["block_bytes"] != BLOCK_BYTES:
         msg = f"block_bytes is {payload['block_bytes']!r}, expected {BLOCK_BYTES}"
         raise ValueError(msg)
-    files = files_from_json(payload["files"])
+    files = files_from_json(payload["files"], packed=payload["format_version"] > 1)
     facts = facts_from_json(payload)
     generation = _count(payload["generation"], least=1)
     manifest = facts.manifest(check_checkpoint_id(_of(str, payload["id"])), generation, files)
@@ -318,26 +316,23 @@ def _moment(text: str) -> str:
     return text
 
 
-def _entry(item: dict[str, Any]) -> FileEntry:
+def _entry(item: dict[str, Any], *, packed: bool) -> FileEntry:
     size = _count(item["size"])
-    blocks = tuple(_digest(block) for block in item["blocks"])
+    blocks: Sequence[str] = (
+        BlockDigests.unpack(_of(str, item["blocks"]))
+        if packed
+        else tuple(check_digest(block) for block in item["blocks"])
+    )
     if len(blocks) != -(-size // BLOCK_BYTES):
         msg = f"{item['path']!r} has {size} bytes and {len(blocks)} blocks"
         raise ValueError(msg)
     path = check_member(item["path"])
-    return FileEntry(path=path, size=size, xxh3_128=_digest(item["xxh3_128"]), blocks=blocks)
+    return FileEntry(path=path, size=size, xxh3_128=check_digest(item["xxh3_128"]), blocks=blocks)
 
 
 def _count(value: object, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         msg = f"expected a whole number of at least {least}, found {value!r}"
-        raise ValueError(msg)
-    return value
-
-
-def _digest(value: object) -> str:
-    if not isinstance(value, str) or len(value) != _DIGEST_CHARS or not _HEX.issuperset(value):
-        msg = f"expected 32 hex characters, found {value!r}"
         raise ValueError(msg)
     return value
 

@@ -91,7 +91,7 @@ class PartRecord:
             "world_size": part.world_size,
             "fingerprint": part.fingerprint,
             "host": self.host,
-            "files": files_to_json(self.files),
+            "files": files_to_json(self.files, packed=True),
             "head": None if head is None else _head_to_json(head),
             "missing": self.missing,
         }
@@ -138,7 +138,7 @@ def _parse(document: dict[str, Any]) -> PartRecord:
     return PartRecord(
         part=part,
         host=_text(document["host"]),
-        files=files_from_json(document["files"]),
+        files=files_from_json(document["files"], packed=True),
         head=None if head is None else _head(head),
         missing=_text(document["missing"]),
     )

@@ -105,7 +105,7 @@ def test_a_manifest_of_three_terabytes_is_written_and_read():
 
 def test_a_manifest_that_no_reader_would_take_is_not_written():
     """Committed and unreadable would be lost."""
-    blocks = ("0" * 32,) * 1_000_000
+    blocks = ("0" * 32,) * 1_200_000
     entry = FileEntry(path="a", size=len(blocks) * BLOCK_BYTES, xxh3_128="0" * 32, blocks=blocks)
     with pytest.raises(UnsupportedStateError, match="checkpoint-1 cannot be saved, its manifest"):
         _manifest(entry).to_bytes()

@@ -118,7 +118,7 @@ def test_a_newer_version_is_said_to_be_newer() -> None:
 
 def test_a_record_that_no_reader_takes_is_not_written() -> None:
     """A part that is durable and unreadable would be waited for until the deadline."""
-    count = 2**20
+    count = 2**21
     entry = FileEntry(path="a", size=count * BLOCK_BYTES, xxh3_128=DIGEST, blocks=(DIGEST,) * count)
     with pytest.raises(UnsupportedStateError, match="rank 0 cannot save its part"):
         example_record(files=(entry,)).to_bytes()
