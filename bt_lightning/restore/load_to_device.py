@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 
+from bt_lightning.snapshot import device_streams
 from bt_lightning.snapshot.safetensors_layout import tensor_bytes
 from bt_lightning.store.transfer.parallel_reads import copy_bytes, in_huge_pages
 
@@ -64,7 +65,7 @@ class DeviceMemory:
         self._device = device
         cuda = device.type == "cuda"
         # the caller's stream: memory that torch reuses may still be in use by earlier work on it
-        self._stream = torch.cuda.current_stream(device) if cuda else None
+        self._stream = device_streams.current_stream(device) if cuda else None
         self._local = threading.local()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:  # noqa: ARG002
@@ -100,7 +101,7 @@ class DeviceMemory:
             yield
             return
         # the device first: leaving a stream selects the previous device and opens a context there
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with device_streams.on_device(self._device), device_streams.on_stream(self._stream):
             yield
 
     def _buffer(self, size: int) -> torch.Tensor:
@@ -113,7 +114,7 @@ class DeviceMemory:
     def _pinned(self, size: int) -> torch.Tensor:
         if self._stream is not None:
             try:
-                return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
+                return device_streams.pinned_bytes(size)
             except RuntimeError as error:
                 log.warning("CUDA cannot pin memory, the load takes longer: %s", error)
         return torch.empty(size, dtype=torch.uint8, device="cpu")

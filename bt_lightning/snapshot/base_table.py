@@ -13,6 +13,7 @@ import xxhash
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import BASE, parse_json
+from bt_lightning.snapshot.device_streams import enqueued
 from bt_lightning.snapshot.dtypes import plain_dtype
 from bt_lightning.snapshot.tensor_digests import tensor_digests
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
+
+    from bt_lightning.snapshot.device_streams import Event
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _VERSION: Final = 1
@@ -117,7 +120,7 @@ class BaseChangedError(Exception):
 
 @dataclass
 class LeftOut:
-    """What one save leaves out."""
+    """What one save leaves out; made on the training thread."""
 
     table: BaseTable
     tensors: Mapping[str, torch.Tensor]
@@ -127,6 +130,11 @@ class LeftOut:
     changed: set[str] = field(default_factory=set)
     """Gets the names of those that differ from the base."""
     verified: bool = False
+    written: Mapping[torch.device, Event] = field(init=False)
+    """What must be done on CUDA devices before the tensors are read; of the training thread."""
+
+    def __post_init__(self) -> None:
+        self.written = enqueued(self.tensors.values())
 
     @property
     def trains(self) -> bool:
@@ -141,7 +149,7 @@ class LeftOut:
         """
         if self.verified:
             return
-        found = tensor_digests(self.tensors)
+        found = tensor_digests(self.tensors, written=self.written)
         known = self.table.tensors
         names = sorted(name for name, digest in found.items() if digest != known[name].xxh3_128)
         if names:

@@ -11,13 +11,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import torch
-
 from bt_lightning.errors import SaveTimeoutError
+from bt_lightning.snapshot import device_streams
 from bt_lightning.snapshot.cuda_copies import DeviceCopies
 from bt_lightning.snapshot.host_copies import write_counts
 
 if TYPE_CHECKING:
+    import torch
+
     from bt_lightning.snapshot.arena import Arena
     from bt_lightning.snapshot.device_sources import CopySource
     from bt_lightning.snapshot.host_copies import Copies, HostCopier
@@ -31,12 +32,12 @@ class Streams:
     """The copy streams of this process, one for each CUDA device."""
 
     def __init__(self) -> None:
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._streams: dict[torch.device, device_streams.Stream] = {}
 
-    def of(self, device: torch.device) -> torch.cuda.Stream:
+    def of(self, device: torch.device) -> device_streams.Stream:
         """The stream for `device`, created at the first call."""
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._streams[device] = device_streams.new_stream(device)
         return self._streams[device]
 
 
@@ -85,13 +86,20 @@ class Capture:
 
     def start(self, arena: Arena, streams: Streams) -> None:
         """Copy what a forward pass may change, and start the copies on CUDA streams."""
+        try:
+            self._start(arena, streams)
+        except BaseException:
+            self._wait_for_devices()  # or they would write to the arena of the next save
+            raise
+
+    def _start(self, arena: Arena, streams: Streams) -> None:
         groups: dict[torch.device, list[CopySource]] = {}
         for source in self._sources:
             groups.setdefault(source.tensor.device, []).append(source)
         for device, sources in groups.items():
             copies = DeviceCopies(device, streams.of(device))
-            copies.start(sources, arena, lazy=self._lazy)
             self._devices.append(copies)
+            copies.start(sources, arena, lazy=self._lazy)
             if not copies.cloned:
                 owned = [source for source in sources if source.owned]
                 self._checked.append([each for source in owned for each in source.counted])
@@ -108,9 +116,10 @@ class Capture:
         """Copy the remaining tensors and wait for the CUDA streams."""
         whole = False
         try:
-            self._copier.run(self._copied_later)
-            for device in self._devices:
-                device.wait()
+            try:
+                self._copier.run(self._copied_later)
+            finally:
+                self._wait_for_devices()
             # after the guard, the next optimizer step may already have changed the tensors
             whole = self._versions_unchanged() or self._is_guarded
         finally:
@@ -118,20 +127,26 @@ class Capture:
             self.ended_at = time.perf_counter()
             self._done.set()
 
+    def _wait_for_devices(self) -> None:
+        for device in self._devices:
+            device.wait()
+
     def _versions_unchanged(self) -> bool:
         return list(map(write_counts, self._checked)) == self._start_versions
 
     def guard(self) -> None:
         """Return when the state may change: waits for host copies, not for a device.
 
+        Called before each step until `done`: a later one may be on another stream.
+
         Raises:
             SaveTimeoutError: a host copy took longer than an hour.
         """
         if self._done.is_set():
             return
+        for device in self._devices:
+            device.guard()
         if self._devices and not self._is_guarded:
-            for device in self._devices:
-                device.guard()
             self.torn = not self._versions_unchanged()
             self._is_guarded = True
         in_progress = any(batch.tensors for batch in self._copied_later)

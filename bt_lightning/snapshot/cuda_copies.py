@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bt_lightning.snapshot import device_streams
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,29 +39,34 @@ class DeviceCopies:
     `start` and `guard` are called on the training thread, `wait` on the copy thread.
     """
 
-    def __init__(self, device: torch.device, stream: torch.cuda.Stream) -> None:
+    def __init__(self, device: torch.device, stream: device_streams.Stream) -> None:
         self.device = device
         self.cloned = False
         """Whether the copies read a clone, so that the state may change meanwhile."""
         self._stream = stream
         # blocking: the copy thread sleeps instead of spinning on a core that training needs
-        self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self._done = device_streams.new_event(blocking=True)
         self._held: list[torch.Tensor] = []
 
     def start(self, sources: list[CopySource], arena: Arena, *, lazy: bool) -> None:
-        """Enqueue all copies; the host does not wait, except for an eager copy without a clone."""
-        compute = torch.cuda.current_stream(self.device)
+        """Enqueue all copies; the host does not wait, except for an eager copy without a clone.
+
+        After an error, `wait` waits for those that were enqueued.
+        """
+        compute = device_streams.current_stream(self.device)
         self.cloned = not lazy or self._has_room(sum(s.tensor.nbytes for s in sources if s.owned))
-        with torch.cuda.device(self.device), torch.no_grad():
+        with device_streams.on_device(self.device), torch.no_grad():
             frozen = self._frozen(sources)
-            began = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._held = [source.tensor for source in frozen]  # keeps their memory until `wait`
+            began = device_streams.new_event()
             began.record(compute)
             self._stream.wait_event(began)
-            with torch.cuda.stream(self._stream):
-                for run in _runs(frozen):
-                    _copy(run, arena)
-            self._done.record(self._stream)
-        self._held = [source.tensor for source in frozen]  # keeps their memory until `wait`
+            try:
+                with device_streams.on_stream(self._stream):
+                    for run in _runs(frozen):
+                        _copy(run, arena)
+            finally:
+                self._done.record(self._stream)
         if not lazy and not self.cloned:
             self._done.synchronize()  # no memory for a clone, and the state may change at once
 
@@ -68,25 +75,23 @@ class DeviceCopies:
         if self.cloned:
             try:
                 return [replace(s, tensor=_plain(s.tensor, copy=not s.constant)) for s in sources]
-            except torch.cuda.OutOfMemoryError:  # the free memory is fragmented
+            except device_streams.DeviceMemoryError:  # the free memory is fragmented
                 self.cloned = False
         return [replace(s, tensor=_plain(s.tensor, copy=not s.owned)) for s in sources]
 
     def guard(self) -> None:
         """Make the compute stream wait for the copies; the host does not wait."""
         if not self.cloned:
-            torch.cuda.current_stream(self.device).wait_event(self._done)
+            device_streams.current_stream(self.device).wait_event(self._done)
 
     def wait(self) -> None:
         """Wait until the bytes are in the arena; called on the copy thread."""
-        with torch.cuda.device(self.device):  # otherwise this thread opens a context on device 0
+        with device_streams.on_device(self.device):
             self._done.synchronize()
         self._held.clear()
 
     def _has_room(self, size: int) -> bool:
-        free, _ = torch.cuda.mem_get_info(self.device)
-        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return _MARGIN + size <= (free + cached) // _ROOM
+        return _MARGIN + size <= device_streams.free_bytes(self.device) // _ROOM
 
 
 def _copy(run: list[CopySource], arena: Arena) -> None:
@@ -153,18 +158,14 @@ class PinnedArenas:
             if arena.abandoned:
                 return
             address, size = arena.address + start, min(_PIN_STEP, arena.size - start)
-            # otherwise this thread opens a context on device 0
-            with torch.cuda.device(self.device):
-                code = torch.cuda.cudart().cudaHostRegister(address, size, 0)  # type: ignore[no-untyped-call]
-                if int(code) != 0:
-                    log.warning(
-                        "CUDA cannot pin the arena (error %d): saves take longer", int(code)
-                    )
-                    self.unpin(arena)  # CUDA rejects a copy across registered and other memory
-                    return
+            code = device_streams.register_host(self.device, address, size)
+            if code != 0:
+                log.warning("CUDA cannot pin the arena (error %d): saves take longer", code)
+                self.unpin(arena)  # CUDA rejects a copy across registered and other memory
+                return
             steps.append((address, size))
 
     def unpin(self, arena: Arena) -> None:
         """Unregister the arena; the caller makes sure no copy is in progress."""
         for address, _ in self._pinned.pop(arena.index, ()):
-            torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
+            device_streams.unregister_host(address)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bt_lightning.snapshot import device_streams
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -61,7 +63,7 @@ def constant_sources(gaps: Sequence[Gap], start: int, device: torch.device) -> I
     The upload is on a stream of its own: the host waits for it, and for no computation.
     """
     joined = bytearray(b"".join(content for _, content in gaps))
-    with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+    with device_streams.on_stream(device_streams.new_stream(device)):
         whole = torch.frombuffer(joined, dtype=torch.uint8).to(device)
     parts = torch.split(whole, [len(content) for _, content in gaps])
     for (offset, _), part in zip(gaps, parts, strict=True):

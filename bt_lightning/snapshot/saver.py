@@ -221,10 +221,12 @@ class Saver:
         """Wait until the copy in progress allows the whole state to change."""
         if self._copying is None:
             return
-        (capture, record), self._copying = self._copying, None
+        capture, record = self._copying
         started = time.perf_counter()
         capture.guard()
         record.guard_ms += 1000 * (time.perf_counter() - started)
+        if capture.done:  # a device may copy still, which a step on another stream must wait for
+            self._copying = None
 
     def prepare(self, size: int) -> None:
         """Allocate arenas for a state of about `size` bytes in the background."""
