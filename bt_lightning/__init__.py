@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bt_lightning.config_file.load_config import load_config
+    from bt_lightning.dcp_reader import DCPReader
     from bt_lightning.errors import (
         ArenaTooLargeError,
         CheckpointCorruptError,
@@ -65,6 +66,7 @@ _HOME = {
     "CheckpointProtectedError": _ERRORS,
     "Checkpointer": "bt_lightning.plain_loop.checkpointer",
     "ConfigNotFoundError": _ERRORS,
+    "DCPReader": "bt_lightning.dcp_reader",
     "DirectoryFullError": _ERRORS,
     "DirectoryUnusableError": _ERRORS,
     "DrainTimeoutError": _ERRORS,
@@ -105,6 +107,7 @@ __all__ = [
     "CheckpointProtectedError",
     "Checkpointer",
     "ConfigNotFoundError",
+    "DCPReader",
     "DirectoryFullError",
     "DirectoryUnusableError",
     "DrainTimeoutError",

@@ -63,42 +63,52 @@ def fill_tensors(
         if isinstance(saved.get(name), SavedTensor)
     }
     _check(pairs, *((missing, unexpected) if strict else ((), ())))
-    loads = [load for name, pair in pairs.items() for load in [_Load(name, *pair)] if load.size]
-    read = tensors.read([load.wanted for load in loads])
-    for load in loads:
-        load.finish()
+    loads = []
+    for name, (each, tensor) in pairs.items():
+        target, box = local_part(name, tensor)
+        loads.append(TensorLoad(each, box, target))
+    read = load_all(tensors, loads)
     return Filled(missing, unexpected, read, sum(load.size for load in loads))
 
 
-class _Load:
-    """One tensor that is filled: directly, or through memory of the checkpoint's form."""
+def load_all(tensors: SavedTensors, loads: Iterable[TensorLoad]) -> int:
+    """Carry out loads together, and return the number of bytes read. Raises as `fill_tensors`."""
+    each = [load for load in loads if load.size]
+    read = tensors.read([load.wanted for load in each])
+    for load in each:
+        load.finish()
+    return read
 
-    def __init__(self, name: str, saved: SavedTensor, tensor: torch.Tensor) -> None:
-        self._local, box = local_part(name, tensor)
-        self._saved = saved
-        self.size = self._local.numel() * self._local.element_size()
-        memory = self._local
+
+class TensorLoad:
+    """A box of a saved tensor on its way into memory: directly, or through memory of its form.
+
+    Args:
+        saved: the tensor.
+        box: the part of it that is loaded, in items.
+        target: memory for it, of the box's sizes, without a gradient.
+    """
+
+    def __init__(self, saved: SavedTensor, box: Box, target: torch.Tensor) -> None:
+        self._target, self._packed = target, saved.packed
+        self.size = target.numel() * target.element_size()
+        """Bytes of the target."""
+        memory = target
         if saved.packed is not None:
-            items = saved.shape[-1]
-            box = Box((*box.offsets, 0), (*box.sizes, items))
-            memory = torch.empty(box.sizes, dtype=saved.dtype, device=memory.device)
-        elif memory.dtype != saved.dtype or not memory.is_contiguous() or memory.is_conj():
-            memory = torch.empty(box.sizes, dtype=saved.dtype, device=memory.device)
+            box = Box((*box.offsets, 0), (*box.sizes, saved.shape[-1]))
+            memory = torch.empty(box.sizes, dtype=saved.dtype, device=target.device)
+        elif target.dtype != saved.dtype or not target.is_contiguous() or target.is_conj():
+            memory = torch.empty(box.sizes, dtype=saved.dtype, device=target.device)
         self.wanted = Wanted(saved, box, memory)
 
     def finish(self) -> None:
-        """Bring the bytes into the tensor, if they are not there."""
+        """Bring the bytes that were read into the target, if they are not there."""
         memory = self.wanted.memory
-        if memory is self._local:
+        if memory is self._target:
             return
-        if self._saved.packed is not None:
-            memory = memory.reshape(-1).view(self._saved.packed).reshape(self._local.shape)
-        self._local.copy_(memory)
-
-
-def saved_shape(saved: SavedTensor) -> tuple[int, ...]:
-    """The shape of the tensor that was saved."""
-    return saved.shape if saved.packed is None else saved.shape[:-1]
+        if self._packed is not None:
+            memory = memory.reshape(-1).view(self._packed).reshape(self._target.shape)
+        self._target.copy_(memory)
 
 
 def _check(
@@ -107,9 +117,9 @@ def _check(
     unexpected: Sequence[str],
 ) -> None:
     shapes = [
-        f"{name} {list(saved_shape(saved))} in the checkpoint, {list(tensor.shape)} here"
+        f"{name} {list(saved.item_shape)} in the checkpoint, {list(tensor.shape)} here"
         for name, (saved, tensor) in pairs.items()
-        if saved_shape(saved) != tuple(tensor.shape)
+        if saved.item_shape != tuple(tensor.shape)
     ]
     lines = [
         f"{title} ({len(names)}): {', '.join(names[:_SHOWN])}"
@@ -271,7 +281,7 @@ def _matched(
 
 def _memory(saved: SavedTensor, parameter: torch.Tensor | None, *, host: bool) -> torch.Tensor:
     """New memory; beside a parameter, and sharded as it is if of its shape, unless on the host."""
-    dtype, shape = saved.packed or saved.dtype, saved_shape(saved)
+    dtype, shape = saved.item_dtype, saved.item_shape
     if parameter is None or host:
         return torch.empty(shape, dtype=dtype, device="cpu")
     if shape == tuple(parameter.shape):

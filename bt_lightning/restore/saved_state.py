@@ -57,8 +57,11 @@ def open_state(
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
     live_objects: LiveObjects | None = None,
+    tensors_only: bool = False,
 ) -> SavedState:
     """Open a committed checkpoint, sharded or full, on any rank; arguments as in `load_checkpoint`.
+
+    With `tensors_only`, `rest` is empty: it may have what only `weights_only=False` loads.
 
     Raises:
         CheckpointCorruptError: bytes are missing or changed.
@@ -72,6 +75,8 @@ def open_state(
         raise CheckpointCorruptError(msg)
     weights, states = tree.get(WEIGHTS_KEY, {}), tree.get(OPTIMIZERS, [])
     others = {key: node for key, node in tree.items() if key not in {WEIGHTS_KEY, OPTIMIZERS}}
+    if tensors_only:
+        others = {}
     names = referenced([others, deep]) | names_needed_on_host([weights, states])
     found, read_bytes = read_whole(tensors, names)
     leftovers = Leftovers(

@@ -57,6 +57,16 @@ class SavedTensor:
     packed: torch.dtype | None = None
     """If safetensors lacks the dtype: the real one, of which the last dimension has the bytes."""
 
+    @property
+    def item_dtype(self) -> torch.dtype:
+        """The dtype of the tensor that was saved."""
+        return self.packed or self.dtype
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor that was saved."""
+        return self.shape if self.packed is None else self.shape[:-1]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
