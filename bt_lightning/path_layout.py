@@ -177,13 +177,8 @@ def parts_folder(prefix: str) -> str:
     return under(prefix, f"{DOT_DIR}-parts")
 
 
-def part_record_name(rank: int) -> str:
-    """Name of the record of a rank's part of a sharded save."""
-    return f"part-{rank:05}.json"
-
-
 def rank_of_part_record(name: str) -> int | None:
-    """The rank that `part_record_name` made `name` from; None for other names."""
+    """The rank that `part_file` made `name` from; None for other names."""
     found = _PART_RECORD.fullmatch(name)
     return None if found is None else int(found.group(1))
 

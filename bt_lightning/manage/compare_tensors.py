@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.checkpoint_formats.tensor_file_checks import TORCH_SUFFIXES
 from bt_lightning.manage.complete_items import with_digests
-from bt_lightning.manage.file_contents import same_bytes, tensors_of
+from bt_lightning.manage.saved_tree import STATE_DICT
+from bt_lightning.manage.tensor_bytes import VerifiedBlocks, item_bytes, whole_bytes
+from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_reads import open_reader
+from bt_lightning.manage.whole_tensors import by_place, read_shards, read_state, whole_tensors
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.tensor_files.tensor_headers import Difference, Tensor, compare
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.manage.tensor_bytes import StoredTensor
+    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.sharding.read_plan import SavedBox
 
 
 def compare_items(
@@ -22,9 +29,11 @@ def compare_items(
 ) -> list[Difference]:
     """The tensors that were added, removed, reshaped or changed, by name.
 
-    If there are several files, the name includes the file's path. Digests in the manifests show
-    most equal tensors; only the others are read. Of what another program wrote with `torch.save`,
-    whole files are compared: one that differs is a difference with the file's name.
+    If there are several files, the name includes the file's path. Tensors in shards are compared
+    whole, in bounded memory: of a sharded checkpoint and one of whole tensors, the weights and the
+    optimizer states. Digests in the manifests show most equal tensors; only the others are read. Of
+    what another program wrote with `torch.save`, whole files are compared: one that differs is a
+    difference with the file's name.
 
     Raises:
         CheckpointCorruptError: a file is not what was saved.
@@ -32,24 +41,40 @@ def compare_items(
         StoreError: a store refused.
     """
     old, new = with_digests(before, old), with_digests(after, new)
-    olds, news = _tensors(before, old), _tensors(after, new)
+    olds, news = _tensors(before, old, new), _tensors(after, new, old)
     with ExitStack() as stack:
         old_reader = stack.enter_context(open_reader(before, old))
         new_reader = stack.enter_context(open_reader(after, new))
+        old_blocks = VerifiedBlocks(old_reader, old.manifest.files)
+        new_blocks = VerifiedBlocks(new_reader, new.manifest.files)
+        stored = {id(one.tensor): one for found in (olds, news) for one in found.values()}
 
         def equal(one: Tensor, other: Tensor) -> bool:
-            entry, other_entry = files_of[id(one)], files_of[id(other)]
-            if same_blocks(entry, one, other_entry, other):
+            first, second = stored[id(one)], stored[id(other)]
+            if same_digests(old.manifest, first, new.manifest, second):
                 return True
-            return same_bytes((old_reader, entry, one), (new_reader, other_entry, other))
+            return same_bytes(whole_bytes(old_blocks, first), whole_bytes(new_blocks, second))
 
-        files_of = {id(t): entry for found in (olds, news) for entry, t in found.values()}
         found = compare(
-            {name: tensor for name, (_, tensor) in olds.items()},
-            {name: tensor for name, (_, tensor) in news.items()},
+            {name: one.tensor for name, one in olds.items()},
+            {name: one.tensor for name, one in news.items()},
             equal,
         )
     return found + _changed_files(old, new)
+
+
+def same_bytes(one: Iterator[memoryview], other: Iterator[memoryview]) -> bool:
+    """Whether two sequences of parts are the same bytes; reads no further than they are."""
+    left = right = memoryview(b"")
+    while True:
+        left = left or next(one, left)
+        right = right or next(other, right)
+        size = min(len(left), len(right))
+        if not size:
+            return len(left) == len(right)
+        if left[:size] != right[:size]:
+            return False
+        left, right = left[size:], right[size:]
 
 
 def _changed_files(old: CheckpointItem, new: CheckpointItem) -> list[Difference]:
@@ -71,18 +96,59 @@ def _as_tensor(entry: FileEntry | None) -> Tensor | None:
     return None if entry is None else Tensor(entry.path, "file", (entry.size,), entry.size)
 
 
-def same_blocks(entry: FileEntry, one: Tensor, other_entry: FileEntry, other: Tensor) -> bool:
+def same_digests(old: Manifest, one: StoredTensor, new: Manifest, other: StoredTensor) -> bool:
     """Whether the digests of two manifests alone show that two tensors have the same bytes."""
-    if one.offset is None or (one.offset, one.size) != (other.offset, other.size):
-        return False
-    blocks = slice(one.offset // BLOCK_BYTES, -(-(one.offset + one.size) // BLOCK_BYTES))
-    return entry.blocks[blocks] == other_entry.blocks[blocks]
+    return len(one.boxes) == len(other.boxes) and all(
+        first.box == second.box
+        and first.offset == second.offset
+        and _digests(old, first, one) == _digests(new, second, other)
+        for first, second in zip(one.boxes, other.boxes, strict=True)
+    )
 
 
-def _tensors(source: JobCheckpoints, item: CheckpointItem) -> dict[str, tuple[FileEntry, Tensor]]:
-    entries = [entry for entry in item.manifest.files if entry.path.endswith(".safetensors")]
+def _digests(manifest: Manifest, saved: SavedBox, stored: StoredTensor) -> tuple[str, ...]:
+    entry = manifest.entry(saved.file)
+    assert entry is not None, "its header was read"
+    size = stored.tensor.size
+    if len(stored.boxes) > 1:
+        size = saved.box.items * item_bytes(stored.tensor)
+    blocks = slice(saved.offset // BLOCK_BYTES, -(-(saved.offset + size) // BLOCK_BYTES))
+    return entry.blocks[blocks]
+
+
+def _tensors(
+    source: JobCheckpoints, item: CheckpointItem, other: CheckpointItem
+) -> dict[str, StoredTensor]:
+    """The tensors to compare with those of `other`, by names that both have."""
+    manifest = item.manifest
+    if manifest.is_sharded == other.manifest.is_sharded:
+        return _by_file(source, item)
+    if manifest.format is None and other.manifest.format is None:
+        return by_place(read_state(source, item))
+    if manifest.format is None:
+        front = f"{STATE_DICT}.{manifest.weights_prefix}"
+        state = read_state(source, item)
+        own = {name: one for name, one in by_place(state).items() if name.startswith(front)}
+        return {name.removeprefix(front): one for name, one in own.items()}
     return {
-        tensor.name if len(entries) == 1 else f"{entry.path}: {tensor.name}": (entry, tensor)
-        for entry in entries
-        for tensor in tensors_of(source, item, entry).tensors
+        one.tensor.name: one
+        for entry in manifest.files
+        if entry.path.endswith(".safetensors") and not is_training_state(entry.path)
+        for one in whole_tensors(source, item, entry)
     }
+
+
+def _by_file(source: JobCheckpoints, item: CheckpointItem) -> dict[str, StoredTensor]:
+    shards = read_shards(source, item) if item.manifest.is_sharded else None
+    files = set() if shards is None else {*shards.index.files.values()}
+    entries = [
+        entry
+        for entry in item.manifest.files
+        if entry.path.endswith(".safetensors") and entry.path not in files
+    ]
+    alone = len(entries) == 1 and shards is None
+    found = {} if shards is None else dict(shards.tensors)
+    for entry in entries:
+        for one in whole_tensors(source, item, entry):
+            found[one.tensor.name if alone else f"{entry.path}: {one.tensor.name}"] = one
+    return found

@@ -72,11 +72,14 @@ def wanted(manifest: Manifest, include: Sequence[str], exclude: Sequence[str]) -
 def serving_entries(manifest: Manifest) -> list[FileEntry]:
     """Files that a server of the model reads: weights, configuration, tokenizer.
 
+    A sharded checkpoint has no such weights: `serving_weights` plans them.
+
     Raises:
         CheckpointNotFoundError: the checkpoint has no weights as safetensors, or not all.
     """
-    found = [entry for entry in manifest.files if not is_training_state(entry.path)]
-    if not any(entry.path.endswith(".safetensors") for entry in found):
+    sharded = manifest.is_sharded
+    found = [e for e in manifest.files if not is_training_state(e.path, is_sharded=sharded)]
+    if not sharded and not any(entry.path.endswith(".safetensors") for entry in found):
         msg = f"{manifest.checkpoint_id} has no weights as safetensors"
         raise CheckpointNotFoundError(msg)
     if manifest.entry(BASE) is not None and manifest.entry(ADAPTER_CONFIG) is None:

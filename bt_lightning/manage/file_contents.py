@@ -6,8 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.verified_reads import open_reader, read_file, read_item_range
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.manage.verified_reads import open_reader, read_file
 from bt_lightning.tensor_files.pickled_tensors import parse_pickle, parse_zip
 from bt_lightning.tensor_files.range_file import RangeFile
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
@@ -19,12 +18,9 @@ from bt_lightning.tensor_files.tensor_headers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
-    from bt_lightning.tensor_files.tensor_headers import Tensor
 
 _ZIP_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
@@ -71,21 +67,6 @@ def is_not_from_torch(source: JobCheckpoints, item: CheckpointItem, entry: FileE
         reader.check(entry)
         start = _read(reader, entry, 0, min(len(_ZIP_START), entry.size))
     return start != _ZIP_START and (entry.path.endswith(".bin") or start[:1] == _PICKLE_START)
-
-
-def same_bytes(
-    one: tuple[CheckpointReader, FileEntry, Tensor],
-    other: tuple[CheckpointReader, FileEntry, Tensor],
-) -> bool:
-    """Whether two tensors of equal size have the same bytes; reads and verifies both."""
-    return all(a == b for a, b in zip(_pieces(*one), _pieces(*other), strict=True))
-
-
-def _pieces(reader: CheckpointReader, entry: FileEntry, tensor: Tensor) -> Iterator[bytes]:
-    assert tensor.offset is not None, "a safetensors header gives every offset"
-    for start in range(0, tensor.size, BLOCK_BYTES):
-        end = min(start + BLOCK_BYTES, tensor.size)
-        yield read_item_range(reader, entry, tensor.offset + start, tensor.offset + end)
 
 
 def _read(reader: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:

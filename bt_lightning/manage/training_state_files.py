@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from bt_lightning.glob_patterns import matches
-from bt_lightning.path_layout import BASE, LEFTOVERS, MANIFEST, PROTECTION, STATE, TREE
+from bt_lightning.path_layout import BASE, LEFTOVERS, MANIFEST, PROTECTION, SHARDS, STATE, TREE
 
 TRAINING_PATTERNS: Final = (
     *(STATE, TREE, LEFTOVERS, BASE, MANIFEST, PROTECTION),
@@ -18,6 +18,11 @@ TRAINING_PATTERNS: Final = (
 """Patterns of these files, as `glob_patterns` has them."""
 
 
-def is_training_state(path: str) -> bool:
-    """Whether only training reads the file `path` of a checkpoint."""
-    return any(matches(pattern, path) for pattern in TRAINING_PATTERNS)
+SHARDED_PATTERNS: Final = (SHARDS, "shard-*-of-*.safetensors", "ranks/**")
+"""Patterns of what a sharded checkpoint of ours has for all ranks."""
+
+
+def is_training_state(path: str, *, is_sharded: bool = False) -> bool:
+    """Whether only training reads the file `path` of a checkpoint; a sharded one has more such."""
+    patterns = TRAINING_PATTERNS + SHARDED_PATTERNS * is_sharded
+    return any(matches(pattern, path) for pattern in patterns)

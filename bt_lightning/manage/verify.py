@@ -12,6 +12,7 @@ from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.file_contents import has_tensors, is_not_from_torch, tensors_of
 from bt_lightning.manage.job_checkpoints import JoinedCheckpoints
 from bt_lightning.manage.verified_reads import open_reader
+from bt_lightning.manage.whole_tensors import check_references, read_state, world_size
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 _THREADS = 4
 QUICK, BYTES, DEEP = "quick", "bytes", "deep"
-"""Depths: manifests and sizes; every byte too; the headers of tensor files as well."""
+"""Depths: manifests and sizes; every byte too, and whether shards make all tensors, each item once;
+the headers of all tensor files as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +77,25 @@ def _verdict(
                 reader.check(entry)
                 if depth != QUICK and item.committed:
                     _read(reader, entry, on_bytes)
-        if depth == DEEP:
-            for entry in manifest.files:
-                if has_tensors(entry.path) and not is_not_from_torch(source, item, entry):
-                    tensors_of(source, item, entry)
+        if depth != QUICK:
+            _check_contents(source, item, depth)
     except (CheckpointCorruptError, CheckpointNotFoundError) as error:
         return Verdict(item.where, whole=False, says=str(error))
     says = f"step {manifest.step}, {manifest.size:,} bytes"
+    if manifest.is_sharded:
+        says += f" in shards of {world_size(manifest)} ranks"
     if not item.committed:
         says += f", {manifest.format}: whole by its layout, without digests to compare with"
     return Verdict(item.where, whole=True, says=says)
+
+
+def _check_contents(source: JobCheckpoints, item: CheckpointItem, depth: str) -> None:
+    """Raise if shards are not each tensor, each item once; `DEEP`: if a header is damaged."""
+    if item.manifest.is_sharded:
+        check_references(read_state(source, item))
+    for entry in item.manifest.files if depth == DEEP else ():
+        if has_tensors(entry.path) and not is_not_from_torch(source, item, entry):
+            tensors_of(source, item, entry)
 
 
 def _read(reader: CheckpointReader, entry: FileEntry, on_bytes: Callable[[int], None]) -> None:

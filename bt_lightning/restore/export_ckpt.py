@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from bt_lightning.localdir.fsync import sync_directory
-from bt_lightning.restore.load_checkpoint import load_directory
+from bt_lightning.restore.load_checkpoint import load_checkpoint
 from bt_lightning.restore.weights_without_base import WeightsWithoutBase
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
-def write_ckpt(folder: Path, file: Path, *, trust_pickle: bool) -> int:
-    """Write the committed checkpoint at `folder` to `file`, fsynced, then renamed to its name.
+
+def write_ckpt(reader: CheckpointReader, file: Path, *, trust_pickle: bool) -> int:
+    """Write a committed checkpoint to `file`, fsynced, then renamed to its name.
 
     Tensors are on the CPU. `trust_pickle` also exports values that were saved with pickle, which
     runs code of the checkpoint.
@@ -26,12 +28,12 @@ def write_ckpt(folder: Path, file: Path, *, trust_pickle: bool) -> int:
         How many frozen tensors of its base the checkpoint left out: the file lacks them too.
 
     Raises:
-        CheckpointNotFoundError: nothing is committed at `folder`.
+        CheckpointNotFoundError: it was deleted meanwhile.
         CheckpointCorruptError: the checkpoint is damaged.
         UnsafeLoadError: a part of it needs `trust_pickle`.
         OSError: the file cannot be written.
     """
-    state = load_directory(folder, map_location="cpu", weights_only=not trust_pickle)
+    state = load_checkpoint(reader, map_location="cpu", weights_only=not trust_pickle)
     weights = state.get(WEIGHTS_KEY)
     left_out = 0
     if isinstance(weights, WeightsWithoutBase):

@@ -331,12 +331,13 @@ class PublisherTasks:
         for folder in sorted(listing.unfinished & listing.committed.keys()):
             base = under(self._prefix, folder)  # the marker, whole or half written, of a dead one
             store.delete([under(base, MARKER), under(base, part_name(MARKER))])
-        give_up_uploads(
-            store,
-            self._prefix,
-            {
-                under(self._prefix, f"{folder}/{entry.path}")
-                for folder, found in waiting.items()
-                for entry in found.manifest.files
-            }.union(under(self._prefix, path) for path in self._unsent_files()),
-        )
+        uploads = {
+            under(self._prefix, f"{folder}/{entry.path}")
+            for folder, found in waiting.items()
+            for entry in found.manifest.files
+        }
+        sent = (under(self._prefix, path) for path in self._unsent_files())
+        self._give_up_uploads(store, uploads.union(sent))
+
+    def _give_up_uploads(self, store: Store, keep: Collection[str]) -> None:
+        give_up_uploads(store, self._prefix, keep)

@@ -68,6 +68,7 @@ def test_download_never_goes_over_something_else(cli, store, tmp_path):
 @pytest.mark.parametrize("meanwhile", ["file", "folder"])
 @pytest.mark.parametrize("command", ["download", "export"])
 def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, command, meanwhile):
+    from bt_lightning.manage import export as manage_export
     from bt_lightning.store.transfer import fetch_to_disk
 
     target = tmp_path / "there"
@@ -80,7 +81,8 @@ def test_what_somebody_made_meanwhile_stays(cli, store, tmp_path, monkeypatch, c
         (final / "mine" if meanwhile == "folder" else final).write_text("of somebody")
         return real(*args)
 
-    monkeypatch.setattr(fetch_to_disk, "download_files", download)
+    for module in (fetch_to_disk, manage_export):
+        monkeypatch.setattr(module, "download_files", download)
     to = {"download": ("--target-directory", target), "export": ("--to", "hf", "--output", final)}
     done = cli("checkpoints", command, "checkpoint-1", "--store", store.name, *to[command], code=11)
     assert "it was not changed" in done.stderr

@@ -115,8 +115,8 @@ def test_a_save_is_committed_by_its_manifest_alone_and_leaves_nothing_else(
     assert claim.folder == "a/checkpoint-3"
     for rank in ranks:  # each has its own client
         rank.send(PartsInStore(connect(), PREFIX), save)
-    assert parts.records(save) == {0: b"0", 1: b"1"}
-    assert parts.records(save, known=[0]) == {1: b"1"}
+    assert parts.look(save).records == {0: b"0", 1: b"1"}
+    assert parts.look(save, known=[0]).records == {1: b"1"}
     assert check_whole(store) == []
     assert parts.manifest(claim) is None
     manifest = manifest_of(claim, ranks)
@@ -252,13 +252,34 @@ def test_a_damaged_claim_is_an_error_and_leads_nowhere(store, parts, data):
     store.put(f"{PREFIX}/.bt_lightning-parts/{RUN}-1/claim.json", data)
     with pytest.raises(CheckpointCorruptError, match=r"claim.json is damaged"):
         parts.find_claim(f"{RUN}-1")
+    assert parts.claimed_folders() == {}
+    parts.sweep(LATER, lambda *_: pytest.fail("it has no folder"))
+    assert keys(store) == []
 
 
 def test_a_record_may_be_as_large_as_a_manifest(store, parts):
     """A shard of 100 GB has 25,600 block digests."""
     record = os.urandom(2**20) * 3
     parts.put_record(f"{RUN}-1", 3, record)
-    assert parts.records(f"{RUN}-1") == {3: record}
+    assert parts.look(f"{RUN}-1").records == {3: record}
+
+
+def test_a_rank_that_sends_for_long_shows_that_it_lives_and_an_end_says_why(store, parts, ranks):
+    save = f"{RUN}-1"
+    parts.claim(save, "checkpoint-3", 0)
+    seen = []
+    for count in (1, 2, 3):
+        parts.beat(save, 1, count)
+        seen.append(parts.look(save).beats)
+    assert [len(beats) for beats in seen] == [1, 1, 1]
+    assert len(set(seen)) == 3
+    ranks[0].send(parts, save)
+    parts.end(save, b"rank 1 is late")
+    found = parts.look(save)
+    assert (found.claim, found.records, found.beats) == (None, {}, frozenset())
+    assert found.outcome == b"rank 1 is late"
+    parts.sweep(LATER, lambda *_: None)
+    assert parts.saves() == []
 
 
 class Death(BaseException):
@@ -294,7 +315,7 @@ def test_whoever_dies_before_or_after_any_call_the_next_run_has_whole_checkpoint
 ):
     """One process does what all ranks do, in an order that they could have."""
     for last in itertools.count():
-        inner = LocalStore(tmp_path / f"store-{last}-{after}")
+        inner = FsspecStore(f"memory://{uuid.uuid4().hex}", {})  # where nothing is fsynced
         ranks = [Rank(tmp_path, rank) for rank in range(2)]
         died = False
         try:

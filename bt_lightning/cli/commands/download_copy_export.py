@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -91,61 +91,48 @@ def copy(
 @click.command()
 @click.argument("checkpoint", default="latest")
 @target_options
-@click.option("--to", type=click.Choice(["ckpt", "hf"]), required=True, help="Format to write.")
+@click.option(
+    "--to", type=click.Choice(["ckpt", "dcp", "hf"]), required=True, help="Format to write."
+)
 @click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="File to write; a directory for hf.",
+    help="File to write; a directory for hf and dcp.",
 )
 @click.option(
     "--trust-pickle", is_flag=True, help="Load pickled objects for a ckpt, which may run code."
 )
-def export(checkpoint: str, target: Target, to: str, output: Path, trust_pickle: bool) -> None:
-    """Write a checkpoint as Lightning's .ckpt, or as a Hugging Face folder.
+@click.option(
+    "--max-shard-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=50.0,
+    show_default=True,
+    metavar="GB",
+    help="Tensors of one file, for hf from a sharded checkpoint.",
+)
+def export(
+    checkpoint: str,
+    target: Target,
+    to: Literal["ckpt", "dcp", "hf"],
+    output: Path,
+    trust_pickle: bool,
+    max_shard_size: float,
+) -> None:
+    """Write a checkpoint as Lightning's .ckpt, as a Hugging Face folder, or for torch's DCP.
 
     `hf` writes the weights and the configuration and tokenizer files that were saved; the state
-    that only training needs is left out.
+    that only training needs is left out. `dcp` writes weights and optimizer states for `dcp.load`.
+    Shards of several ranks become whole tensors for `hf` and `ckpt`, and stay shards for `dcp`.
     """
     from bt_lightning.cli.render.progress_bar import progress
     from bt_lightning.cli.render.text import human_size, printable
-    from bt_lightning.errors import CheckpointExistsError
-    from bt_lightning.localdir.atomic_directory import sweep_temporaries, temporary, tidy
-    from bt_lightning.localdir.directory_writable_check import check_root
-    from bt_lightning.localdir.fsync import sync_directory
-    from bt_lightning.localdir.rename_noreplace import rename_new
-    from bt_lightning.manage.download_copy import download_item, serving_entries
+    from bt_lightning.manage.export import ExportForm, export_item
 
     source, item = one_checkpoint(target, checkpoint)
-    output = output.expanduser().absolute()
-    if output.exists():
-        msg = f"{output} is there already: move it, or name another"
-        raise CheckpointExistsError(msg)
-    entries = list(item.manifest.files) if to == "ckpt" else serving_entries(item.manifest)
-    root = check_root(output.parent)
-    sweep_temporaries(root)  # of an export that was killed
-    size = sum(entry.size for entry in entries)
-    with temporary(root) as scratch:
-        with progress(item.name, size) as on_bytes:
-            made = download_item(source, item, scratch, entries, on_bytes)
-        assert made is not None, "a new directory holds nothing yet"
-        if to == "ckpt":
-            from bt_lightning.restore.export_ckpt import write_ckpt
-
-            folder, made = made, scratch / "made.ckpt"
-            left_out = write_ckpt(folder, made, trust_pickle=trust_pickle)
-            if left_out:
-                click.echo(
-                    f"Without the {left_out} frozen tensors of the base, which the checkpoint left"
-                    " out: load it with strict=False into a model that has them",
-                    err=True,
-                )
-            size = made.stat().st_size
-        try:
-            rename_new(made, output)
-        except FileExistsError as error:
-            msg = f"{output} was created by another process meanwhile: it was not changed"
-            raise CheckpointExistsError(msg) from error
-        sync_directory(root)
-    tidy(root)
-    click.echo(printable(f"{output}: {human_size(size)} of {item.name}"))
+    form = ExportForm(to, trust_pickle, int(max_shard_size * 1e9))
+    made = output.expanduser().absolute()
+    done = export_item(source, item, form, made, lambda size: progress(item.name, size))
+    for lacks in done.left_out:
+        click.echo(printable(f"Without {lacks}"), err=True)
+    click.echo(printable(f"{output}: {human_size(done.size)} of {item.name}"))

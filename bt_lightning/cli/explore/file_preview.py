@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from rich.syntax import Syntax
 from rich.text import Text
 
-from bt_lightning.cli.explore.view_text import tensor_lines
+from bt_lightning.cli.explore.view_text import tensor_lines, whole_tensor_lines
 from bt_lightning.cli.render.text import human_size, printable
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
 from bt_lightning.manage.verified_reads import read_file
+from bt_lightning.manage.whole_tensors import read_shards
+from bt_lightning.path_layout import SHARDS
 
 if TYPE_CHECKING:
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
@@ -35,11 +37,13 @@ _LEXERS = {
 
 
 def file_lines(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> list[Text]:
-    """The lines to show of a file.
+    """The lines to show of a file; of the index of shards, the whole tensors.
 
     Raises:
         CheckpointError: the file cannot be read, or is damaged.
     """
+    if entry.path == SHARDS and item.manifest.is_sharded:
+        return whole_tensor_lines(list(read_shards(source, item).tensors.values()))
     if has_tensors(entry.path):
         return tensor_lines(tensors_of(source, item, entry))
     if entry.size >= _MAX_TEXT_BYTES:

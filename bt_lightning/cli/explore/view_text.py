@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from bt_lightning.cli.render.checkpoint_details import shards_text
 from bt_lightning.cli.render.text import human_size, printable, short_time
+from bt_lightning.path_layout import SHARDS
 from bt_lightning.tensor_files.tensor_headers import by_module
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.manage.checkpoint_items import CheckpointItem
     from bt_lightning.manage.checkpoint_kind import CheckpointKind
+    from bt_lightning.manage.tensor_bytes import StoredTensor
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.tensor_files.tensor_headers import Difference, Header, Tensor
 
@@ -61,7 +64,8 @@ def facts(item: CheckpointItem) -> str:
     lines = [
         f"step {manifest.step}, epoch {manifest.epoch}, generation {manifest.generation}, "
         f"{len(manifest.files)} files, {human_size(manifest.size)}"
-        + ("" if manifest.resumable else ", weights only"),
+        + ("" if manifest.resumable else ", weights only")
+        + (f", {sharded}" if (sharded := shards_text(manifest)) else ""),
         metrics or "no metrics",
     ]
     return "\n".join(printable(line) for line in lines)
@@ -113,7 +117,8 @@ def folder_lines(manifest: Manifest, folder: str) -> list[tuple[str, FileEntry |
             if slash:
                 folders.setdefault(name, []).append(entry)
             else:
-                line = f"{printable(name)} ({human_size(entry.size)})"
+                whole = " [whole tensors]" if entry.path == SHARDS and manifest.is_sharded else ""
+                line = f"{printable(name)} ({human_size(entry.size)}){whole}"
                 files.append((name, entry, line))
     shown: list[tuple[str, FileEntry | None, str]] = []
     for name, inner in sorted(folders.items()):
@@ -133,7 +138,19 @@ def tensor_lines(header: Header) -> list[Text]:
     """A file's metadata, its totals by module, and each tensor."""
     said = islice(header.metadata.items(), _MOST_METADATA)
     lines = [Text(printable(f"{key[:100]}: {value[:200]}"[:200])) for key, value in said]
-    tensors = header.tensors
+    return lines + _tensor_lines(header.tensors)
+
+
+def whole_tensor_lines(found: Sequence[StoredTensor]) -> list[Text]:
+    """The tensors of a sharded checkpoint: totals, and each with how ranks divide it."""
+    lines = _tensor_lines([one.tensor for one in found])
+    for line, one in zip(lines[len(lines) - len(found) :], found, strict=True):
+        line.append(f"  {printable(one.divided)}", style="green")
+    return lines
+
+
+def _tensor_lines(tensors: Sequence[Tensor]) -> list[Text]:
+    lines = []
     size = human_size(sum(tensor.size for tensor in tensors))
     count = sum(tensor.count for tensor in tensors)
     lines.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,16 +14,35 @@ from bt_lightning.cli.render.text import human_size, printable
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.compare_tensors import compare_items
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
+from bt_lightning.manage.whole_tensors import read_shards
+from bt_lightning.path_layout import SHARDS
 from bt_lightning.tensor_files.tensor_headers import by_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.tensor_bytes import StoredTensor
+    from bt_lightning.manifest import Manifest
     from bt_lightning.tensor_files.tensor_headers import Difference, Tensor
 
 _MAX_ROWS = 1000
 """Rows of a table: more take minutes to draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownTensor:
+    """A whole tensor and the file that says where it is."""
+
+    file: str
+    tensor: Tensor
+    stored: StoredTensor | None
+    """Of a tensor in shards."""
+
+    @property
+    def divided(self) -> str:
+        """How ranks divide it; empty if it is in one file by design."""
+        return "" if self.stored is None else self.stored.divided
 
 
 def render_details(
@@ -39,13 +58,16 @@ def render_details(
             "protection": None if protection is None else asdict(protection),
             "origin": item.manifest.origin,
             "files": _files(item),
-            "tensors": [{"file": file, **_tensor_record(tensor)} for file, tensor in tensors],
+            "tensors": [
+                {"file": one.file, **_tensor_record(one.tensor), **_division(one)}
+                for one in tensors
+            ],
         }
         as_json(said)
         return
     if output_format == "csv":
-        titles = ("File", "Name", "Dtype", "Shape", "Parameters", "Size (bytes)")
-        as_csv(titles, [_tensor_cells(file, tensor) for file, tensor in tensors])
+        titles = ("File", "Name", "Dtype", "Shape", "Parameters", "Size (bytes)", "Divided")
+        as_csv(titles, [_tensor_cells(one) for one in tensors])
         return
     facts = {
         "Checkpoint": item.name,
@@ -55,6 +77,7 @@ def render_details(
         "Step, epoch": f"{item.manifest.step}, {item.manifest.epoch}",
         "Created": item.manifest.created_at,
         "Size": f"{human_size(item.manifest.size)} in {len(item.manifest.files)} files",
+        "Shards": shards_text(item.manifest),
         "Metrics": ", ".join(f"{k} {v:.6g}" for k, v in item.manifest.metrics.items()),
         "Left out": _base(item.manifest.origin),
         "Resumable": "yes" if item.manifest.resumable else "no: weights only",
@@ -73,11 +96,11 @@ def render_details(
     if every_tensor:
         table("Tensors", _TENSOR_COLUMNS, tensors, _MAX_ROWS)
     else:
-        totals = by_module((tensor for _, tensor in tensors), 2)
+        totals = by_module((one.tensor for one in tensors), 2)
         title = "Tensors by module (--tensors shows each)"
         table(title, _MODULE_COLUMNS, list(totals.items()), _MAX_ROWS)
-    count = sum(tensor.count for _, tensor in tensors)
-    size = human_size(sum(tensor.size for _, tensor in tensors))
+    count = sum(one.tensor.count for one in tensors)
+    size = human_size(sum(one.tensor.size for one in tensors))
     click.echo(f"Tensors: {len(tensors)}  |  Parameters: {count:,}  |  Size: {size}")
 
 
@@ -155,16 +178,26 @@ def _files(item: CheckpointItem) -> list[dict[str, Any]]:
     ]
 
 
-def _tensors(source: JobCheckpoints, item: CheckpointItem) -> list[tuple[str, Tensor]]:
-    found: list[tuple[str, Tensor]] = []
+def _tensors(source: JobCheckpoints, item: CheckpointItem) -> list[ShownTensor]:
+    """The tensors of all files; those in shards whole."""
+    found: list[ShownTensor] = []
+    of_ranks: set[str] = set()
+    if item.manifest.is_sharded:
+        try:
+            shards = read_shards(source, item)
+        except CheckpointCorruptError as error:
+            click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
+        else:
+            of_ranks = {*shards.index.files.values()}
+            found = [ShownTensor(SHARDS, one.tensor, one) for one in shards.tensors.values()]
     for entry in item.manifest.files:
-        if has_tensors(entry.path):
+        if has_tensors(entry.path) and entry.path not in of_ranks:
             try:
                 header = tensors_of(source, item, entry)
             except CheckpointCorruptError as error:
                 click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
             else:
-                found += [(entry.path, tensor) for tensor in header.tensors]
+                found += [ShownTensor(entry.path, tensor, None) for tensor in header.tensors]
     return found
 
 
@@ -178,9 +211,31 @@ def _tensor_record(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _tensor_cells(file: str, tensor: Tensor) -> list[object]:
-    shape = json.dumps(tensor.shape)
-    return [file, tensor.name, tensor.dtype, shape, tensor.count, tensor.size]
+def _division(one: ShownTensor) -> dict[str, Any]:
+    """How a tensor in shards is divided."""
+    if one.stored is None:
+        return {}
+    boxes = [
+        {"file": box.file, "offsets": list(box.box.offsets), "shape": list(box.box.sizes)}
+        for box in one.stored.boxes
+    ]
+    return {"divided": one.stored.divided, "boxes": boxes}
+
+
+def _tensor_cells(one: ShownTensor) -> list[object]:
+    tensor, shape = one.tensor, json.dumps(one.tensor.shape)
+    cells = [one.file, tensor.name, tensor.dtype, shape, tensor.count, tensor.size]
+    return [*cells, one.divided]
+
+
+def shards_text(manifest: Manifest) -> str:
+    """How many ranks hold a sharded checkpoint; empty for one of whole tensors."""
+    said = manifest.origin.get("shards") if manifest.is_sharded else None
+    if not isinstance(said, dict):
+        return ""
+    mesh = said.get("mesh")
+    shape = " x ".join(map(str, mesh)) if isinstance(mesh, list) else "?"
+    return f"{said.get('files')} files of {said.get('world_size')} ranks, mesh {shape}"
 
 
 def shape_text(tensor: Tensor) -> str:
@@ -197,12 +252,13 @@ _FILE_COLUMNS = (
     Column("Size", lambda row: row["size_human_readable"], right=True),
 )
 _TENSOR_COLUMNS = (
-    Column("Name", lambda row: row[1].name),
-    Column("Dtype", lambda row: row[1].dtype),
-    Column("Shape", lambda row: shape_text(row[1])),
-    Column("Params", lambda row: f"{row[1].count:,}", right=True, rank=1),
-    Column("Size", lambda row: human_size(row[1].size), right=True, rank=2),
-    Column("File", lambda row: row[0], rank=3),
+    Column("Name", lambda row: row.tensor.name),
+    Column("Dtype", lambda row: row.tensor.dtype),
+    Column("Shape", lambda row: shape_text(row.tensor)),
+    Column("Params", lambda row: f"{row.tensor.count:,}", right=True, rank=1),
+    Column("Size", lambda row: human_size(row.tensor.size), right=True, rank=2),
+    Column("Divided", lambda row: row.divided, rank=3, hide_empty=True),
+    Column("File", lambda row: row.file, rank=4),
 )
 _MODULE_COLUMNS = (
     Column("Module", lambda row: row[0]),

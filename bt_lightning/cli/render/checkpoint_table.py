@@ -112,6 +112,7 @@ def _record(item: CheckpointItem, known: CheckpointKind) -> dict[str, Any]:
         "metrics": {name: json_number(value) for name, value in manifest.metrics.items()},
         "resumable": manifest.resumable,
         **({} if manifest.format is None else {"format": manifest.format}),
+        **({} if not manifest.is_sharded else {"shards": manifest.origin.get("shards")}),
         "sync_status": item.sync_status,
         "protected": item.protected,
     }

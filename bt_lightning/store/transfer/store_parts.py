@@ -12,9 +12,8 @@ and always the same bytes. So nothing need be recorded of what was sent.
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import (
@@ -23,15 +22,13 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     StoreTransientError,
 )
-from bt_lightning.file_limits import RECORD, parse_json
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import (
     MANIFEST,
     MARKER,
     PUBLISHING,
-    check_checkpoint_id,
+    part_file,
     part_name,
-    part_record_name,
     parts_folder,
     rank_of_part_record,
     store_folder,
@@ -39,7 +36,8 @@ from bt_lightning.path_layout import (
 )
 from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.parallel_reads import in_parallel
-from bt_lightning.store.transfer.unpublish import own_keys
+from bt_lightning.store.transfer.store_claims import Claim, Meeting
+from bt_lightning.store.transfer.unpublish import give_up_uploads, own_keys
 
 if TYPE_CHECKING:
     import contextlib
@@ -50,28 +48,16 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.file_source import DescribedSource
     from bt_lightning.store.transfer.publish import Base
 
+log = logging.getLogger(__name__)
+
 _CLAIM: Final = "claim.json"
+_OUTCOME: Final = "outcome.json"
+_BEAT: Final = "sending-"
 _FOLDERS: Final = "folders"
 _SMALL_BYTES: Final = 8 * 1024 * 1024
 _READERS: Final = 16
 _SAVE: Final = re.compile("[0-9a-f]{32}-[0-9]{1,9}", re.ASCII)
 _SENDERS: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The folder of the store that a save has."""
-
-    save: str
-    """`SaveKey.folder`: the run and the number of the save."""
-    checkpoint_id: str
-    number: int
-    """The generation that the checkpoint has."""
-
-    @property
-    def folder(self) -> str:
-        """Folder of the checkpoint, below the prefix."""
-        return store_folder(self.checkpoint_id, self.number)
 
 
 class PartsInStore:
@@ -98,9 +84,8 @@ class PartsInStore:
         while not self._reserve(save, store_folder(checkpoint_id, number)):
             number += 1
         claim = Claim(save, checkpoint_id, number)
-        text = json.dumps({"id": checkpoint_id, "number": number}) + "\n"
         self._store.put(f"{self._at(claim)}/{MARKER}", PUBLISHING)  # for a sweep to find
-        self._store.put_new(self._key(save, _CLAIM), text.encode("ascii"))
+        self._store.put_new(self._key(save, _CLAIM), claim.to_bytes())
         return claim
 
     def _reserve(self, save: str, folder: str) -> bool:
@@ -114,25 +99,33 @@ class PartsInStore:
             return False
         return True
 
-    def end(self, save: str) -> None:
+    def end(self, save: str, outcome: bytes | None = None) -> None:
         """Give up a save that is not committed: nothing more is sent for it, and none commits it.
 
         What a committed one left in the meeting place is deleted. Idempotent.
 
+        Args:
+            save: `SaveKey.folder`.
+            outcome: left there for the other ranks, which find it by `Meeting.outcome`.
+
         Raises:
             StoreError: the store refused; what is left is ended by the next start.
         """
-        claim = self.find_claim(save)
-        if claim is None or self.manifest(claim) is not None:
+        claim = self._usable_claim(save)
+        if claim is not None and self.manifest(claim) is not None:
             self._forget(save, claim)
             return
-        self._store.delete([self._key(save, _CLAIM)])
-        if self.manifest(claim) is None:  # after the claim: who commits looks at it once more
-            base = self._at(claim)
-            keys = own_keys(self._store, base)
-            self._store.delete([key for key in keys if key != f"{base}/{MARKER}"])
-            self._store.delete([f"{base}/{name}" for name in (MARKER, part_name(MARKER))])
-        self._forget(save, None)  # the folder stays reserved
+        if outcome is not None:
+            self._store.put(self._key(save, _OUTCOME), outcome)
+        if claim is not None:
+            self._store.delete([self._key(save, _CLAIM)])
+            if self.manifest(claim) is None:  # after the claim: who commits looks at it once more
+                base = self._at(claim)
+                keys = own_keys(self._store, base)
+                self._store.delete([key for key in keys if key != f"{base}/{MARKER}"])
+                give_up_uploads(self._store, base, ())
+                self._store.delete([f"{base}/{name}" for name in (MARKER, part_name(MARKER))])
+        self._forget(save, None, but=_OUTCOME if outcome is not None else "")
 
     def sweep(self, run: str, finish: Callable[[Claim, Mapping[int, bytes]], object]) -> None:
         """End what runs other than `run` left. First `finish` is called, which may commit it.
@@ -143,9 +136,9 @@ class PartsInStore:
         for save in self.saves():
             if save.rpartition("-")[0] == run:
                 continue
-            claim = self.find_claim(save)
+            claim = self._usable_claim(save)
             if claim is not None and self.manifest(claim) is None:
-                finish(claim, self.records(save))
+                finish(claim, self.look(save).records)
             self.end(save)
 
     def saves(self) -> list[str]:
@@ -156,7 +149,7 @@ class PartsInStore:
 
     def claimed_folders(self) -> dict[str, str]:
         """Folder -> save of each claim."""
-        claims = in_parallel(self.find_claim, self.saves(), _READERS)
+        claims = in_parallel(self._usable_claim, self.saves(), _READERS)
         return {claim.folder: claim.save for claim in claims if claim is not None}
 
     # every rank's worker
@@ -168,8 +161,17 @@ class PartsInStore:
             CheckpointCorruptError: it is damaged.
             StoreError: the store refused.
         """
-        data = self._store.read(self._key(save, _CLAIM))
-        return None if data is None else _parsed(save, data, f"{self._store.name}/{self._place}")
+        key = self._key(save, _CLAIM)
+        data = self._store.read(key)
+        return None if data is None else Claim.from_bytes(save, data, f"{self._store.name}/{key}")
+
+    def _usable_claim(self, save: str) -> Claim | None:
+        """The claim of a save; None also if it is damaged: then its folder is found by a marker."""
+        try:
+            return self.find_claim(save)
+        except CheckpointCorruptError as error:
+            log.warning("%s", error)
+            return None
 
     def check(self, claim: Claim) -> None:
         """Check that a save may still be committed.
@@ -222,18 +224,34 @@ class PartsInStore:
 
     def put_record(self, save: str, rank: int, record: bytes) -> None:
         """Put the record of a rank's part, whose files are all there, or which is not to be had."""
-        self._store.put(self._key(save, part_record_name(rank)), record)
+        self._store.put(self._key(save, part_file(rank)), record)
 
-    def records(self, save: str, known: Collection[int] = ()) -> dict[int, bytes]:
-        """Rank -> its record, without those of the ranks `known`."""
+    def beat(self, save: str, rank: int, count: int) -> None:
+        """Say that a rank is still sending its part, for the `count`th time, from 1."""
+        self._store.put(self._key(save, f"{_BEAT}{rank:05}-{count}"), b"")
+        self._store.delete([self._key(save, f"{_BEAT}{rank:05}-{count - 1}")])
+
+    def look(self, save: str, known: Collection[int] = ()) -> Meeting:
+        """What there is of a save, by one listing, and a read for each record that is not `known`.
+
+        Raises:
+            CheckpointCorruptError: the claim is damaged.
+            StoreError: the store refused.
+        """
         place = f"{self._place}/{save}"
-        names = [info.key.removeprefix(f"{place}/") for info in self._store.list(place)]
+        names = {info.key.removeprefix(f"{place}/") for info in self._store.list(place)}
         ranks = {rank for name in names if (rank := rank_of_part_record(name)) is not None}
         unread = sorted(ranks.difference(known))
         read = in_parallel(
-            lambda rank: self._store.read(f"{place}/{part_record_name(rank)}"), unread, _READERS
+            lambda rank: self._store.read(f"{place}/{part_file(rank)}"), unread, _READERS
         )
-        return {rank: data for rank, data in zip(unread, read, strict=True) if data is not None}
+        records = {rank: data for rank, data in zip(unread, read, strict=True) if data is not None}
+        return Meeting(
+            claim=self.find_claim(save) if _CLAIM in names else None,
+            records=records,
+            outcome=self._store.read(f"{place}/{_OUTCOME}") if _OUTCOME in names else None,
+            beats=frozenset(name for name in names if name.startswith(_BEAT)),
+        )
 
     def manifest(self, claim: Claim) -> Manifest | None:
         """The manifest of a claimed folder; None as long as the save is not committed.
@@ -278,12 +296,13 @@ class PartsInStore:
         self._store.delete([f"{self._at(claim)}/{MARKER}"])
         self._forget(claim.save, claim)
 
-    def _forget(self, save: str, committed: Claim | None) -> None:
+    def _forget(self, save: str, committed: Claim | None, but: str = "") -> None:
         """Delete what is in the meeting place; of a committed save its reservation, first."""
         if committed is not None:
             self._store.delete([self._reserved(committed.folder)])
         self._store.delete([self._key(save, _CLAIM)])
-        self._store.delete([info.key for info in self._store.list(f"{self._place}/{save}")])
+        left = [info.key for info in self._store.list(f"{self._place}/{save}")]
+        self._store.delete([key for key in left if key != self._key(save, but)])
 
     def _reserved(self, folder: str) -> str:
         return f"{self._place}/{_FOLDERS}/{folder}"
@@ -293,17 +312,3 @@ class PartsInStore:
 
     def _at(self, claim: Claim) -> str:
         return under(self._prefix, claim.folder)
-
-
-def _parsed(save: str, data: bytes, where: str) -> Claim:
-    try:
-        found = parse_json(data, RECORD)
-        number, checkpoint_id = found["number"], check_checkpoint_id(found["id"])
-    except (KeyError, TypeError, ValueError) as error:
-        number, checkpoint_id, why = 0, "", f"{type(error).__name__} {error}"
-    else:
-        why = f"its number is {number!r}"
-    if type(number) is not int or number < 1:
-        msg = f"the claim {where}/{save}/{_CLAIM} is damaged: {why}"
-        raise CheckpointCorruptError(msg)
-    return Claim(save, checkpoint_id, number)

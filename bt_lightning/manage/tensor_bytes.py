@@ -1,0 +1,245 @@
+"""The bytes of whole tensors, of one piece or of many, verified and in bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.sharding.boxes import Box
+from bt_lightning.sharding.read_plan import plan_reads
+from bt_lightning.store.transfer.checkpoint_reader import read_verified
+from bt_lightning.store.transfer.parallel_reads import in_parallel
+from bt_lightning.tensor_files.tensor_headers import BITS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.sharding.read_plan import BoxCopy, SavedBox
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
+    from bt_lightning.tensor_files.tensor_headers import Tensor
+
+_KEPT_BLOCKS: Final = 24
+"""Blocks of files that are kept: what two reads in a row share is read and compared once."""
+_LEAST_SLAB: Final = 16 * 1024 * 1024
+_MOST_SLAB: Final = 96 * 1024 * 1024
+_REQUEST_BLOCKS: Final = 2
+_WIDTHS: Final[tuple[tuple[int, Literal["Q", "I", "H", "B"]], ...]] = (
+    (8, "Q"),
+    (4, "I"),
+    (2, "H"),
+    (1, "B"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A whole tensor of a checkpoint: what it is, and the boxes that hold it, each item once."""
+
+    tensor: Tensor
+    boxes: tuple[SavedBox, ...]
+    divided: str = ""
+    """How it is divided over ranks, for people; empty if it is in one file by design."""
+
+
+class VerifiedBlocks:
+    """Reads ranges of a checkpoint's files by whole blocks, compared with their digests.
+
+    The last blocks are kept. Used by several threads.
+    """
+
+    def __init__(self, reader: CheckpointReader, files: Iterable[FileEntry]) -> None:
+        self.reader = reader
+        self._entries = {entry.path: entry for entry in files}
+        self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+        self._checked: set[str] = set()
+
+    def fetch(self, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Read the blocks of these ranges (file, start, end) in parallel, if all can be kept."""
+        wanted = dict.fromkeys(
+            (path, block) for path, start, end in ranges for block in _blocks(start, end)
+        )
+        if len(wanted) <= _KEPT_BLOCKS:
+            jobs = [
+                (path, blocks)
+                for path, group in itertools.groupby(wanted, key=lambda key: key[0])
+                for blocks in _runs(self._missing(path, [block for _, block in group]))
+            ]
+            in_parallel(lambda job: self._read(*job), jobs, self.reader.connections)
+
+    def read_into(self, path: str, start: int, target: memoryview) -> None:
+        """Fill `target` with the bytes of the file at `path` from `start` on.
+
+        Raises:
+            CheckpointCorruptError: they differ from the manifest.
+            CheckpointNotFoundError: the checkpoint was deleted meanwhile.
+            StoreError: the store refused.
+        """
+        end = start + len(target)
+        for block in _blocks(start, end):
+            data = self._block(path, block)
+            first = max(start, block * BLOCK_BYTES)
+            last = min(end, block * BLOCK_BYTES + len(data))
+            if last <= first:
+                msg = f"the checkpoint {self.reader.name} is damaged: {path} ends early"
+                raise CheckpointCorruptError(msg)
+            within = first - block * BLOCK_BYTES
+            target[first - start : last - start] = data[within : within + last - first]
+
+    def _block(self, path: str, block: int) -> memoryview:
+        with self._lock:
+            found = self._kept.get((path, block))
+            if found is not None:
+                self._kept.move_to_end((path, block))
+                return found
+        (found,) = self._read(path, (block,))
+        return found
+
+    def _missing(self, path: str, blocks: Sequence[int]) -> list[int]:
+        with self._lock:
+            return [block for block in blocks if (path, block) not in self._kept]
+
+    def _read(self, path: str, blocks: Sequence[int]) -> list[memoryview]:
+        """Read adjacent blocks, compare them, and keep them."""
+        entry = self._entries[path]
+        if path not in self._checked:
+            self.reader.check(entry)
+            self._checked.add(path)
+        first = blocks[0] * BLOCK_BYTES
+        parts = [
+            memoryview(bytearray(min(BLOCK_BYTES, entry.size - block * BLOCK_BYTES)))
+            for block in blocks
+        ]
+        if entry.blocks:
+            read_verified(self.reader, entry, first, parts)
+        else:  # no worker has committed it
+            self.reader.read_into(entry, first, parts)
+        with self._lock:
+            for block, part in zip(blocks, parts, strict=True):
+                self._kept[path, block] = part
+                self._kept.move_to_end((path, block))
+            while len(self._kept) > _KEPT_BLOCKS:
+                self._kept.popitem(last=False)
+        return parts
+
+
+def whole_bytes(blocks: VerifiedBlocks, stored: StoredTensor) -> Iterator[memoryview]:
+    """Yield the bytes of a whole tensor in order, row-major, in parts of some 16 to 96 MiB.
+
+    Each part is valid until the next is asked for.
+
+    Raises:
+        CheckpointCorruptError: bytes differ from the manifest, or a part of the tensor is missing.
+        CheckpointNotFoundError: the checkpoint was deleted meanwhile.
+        StoreError: the store refused.
+    """
+    tensor = stored.tensor
+    if len(stored.boxes) == 1:
+        (saved,) = stored.boxes
+        for start in range(0, tensor.size, _LEAST_SLAB):
+            begin = saved.offset + start
+            end = begin + min(_LEAST_SLAB, tensor.size - start)
+            blocks.fetch([(saved.file, begin, end)])
+            part = memoryview(bytearray(end - begin))
+            blocks.read_into(saved.file, begin, part)
+            yield part
+        return
+    item = item_bytes(tensor)
+    most = min(_MOST_SLAB, max(_LEAST_SLAB, len(stored.boxes) * BLOCK_BYTES))
+    for slab in slabs(tensor.shape, item, most):
+        target = memoryview(bytearray(slab.items * item))
+        copies = plan_reads(tensor.name, slab, stored.boxes, item)
+        blocks.fetch([(path, copy.source, copy.end) for path, copy in copies])
+        for path, copy in copies:
+            _put(blocks, path, copy, target)
+        yield target
+
+
+def item_bytes(tensor: Tensor) -> int:
+    """Bytes of one item of a tensor that is divided.
+
+    Raises:
+        CheckpointCorruptError: its items are of unknown size, or smaller than a byte.
+    """
+    bits = BITS.get(tensor.dtype, 0)
+    if not bits or bits % 8:
+        msg = f"{tensor.name} is {tensor.dtype}, whose items cannot be divided over ranks"
+        raise CheckpointCorruptError(msg)
+    return bits // 8
+
+
+def slabs(shape: Sequence[int], item: int, most_bytes: int) -> Iterator[Box]:
+    """Boxes that follow each other in a row-major tensor and cover it; each of some `most_bytes`.
+
+    All dimensions before one have the size 1, all behind it are whole.
+    """
+    if not math.prod(shape):
+        return
+    most = max(item, most_bytes)
+    if math.prod(shape) * item <= most:
+        yield Box((0,) * len(shape), tuple(shape))
+        return
+    cut = next(d for d in range(len(shape)) if math.prod(shape[d + 1 :]) * item <= most)
+    rest = tuple(shape[cut + 1 :])
+    rows = max(1, most // (math.prod(rest) * item))
+    for front in itertools.product(*map(range, shape[:cut])):
+        for begin in range(0, shape[cut], rows):
+            sizes = (*(1,) * cut, min(rows, shape[cut] - begin), *rest)
+            yield Box((*front, begin, *(0,) * len(rest)), sizes)
+
+
+def _put(blocks: VerifiedBlocks, path: str, copy: BoxCopy, target: memoryview) -> None:
+    """Read what a slab has of a box, which is one range of its file, and put it into its places."""
+    if not copy.loops:
+        blocks.read_into(path, copy.source, target[copy.target : copy.target + copy.run])
+        return
+    source = memoryview(bytearray(copy.end - copy.source))
+    blocks.read_into(path, copy.source, source)
+    *outer, last = copy.loops
+    size = last.count * copy.run
+    for turn in itertools.product(*(range(loop.count) for loop in outer)):
+        taken = sum(at * loop.source_step for at, loop in zip(turn, outer, strict=True))
+        more = sum(at * loop.target_step for at, loop in zip(turn, outer, strict=True))
+        part = source[taken : taken + size]
+        _spread(part, target, copy.target + more, copy.run, last.target_step)
+
+
+def _spread(source: memoryview, target: memoryview, begin: int, run: int, stride: int) -> None:
+    """Put runs of bytes that follow each other in `source` at every `stride` of `target`."""
+    rows = len(source) // run
+    sizes = (run, stride, begin, len(target))
+    width, form = next(one for one in _WIDTHS if not any(size % one[0] for size in sizes))
+    if run // width >= rows:
+        for row in range(rows):
+            at = begin + row * stride
+            target[at : at + run] = source[row * run : (row + 1) * run]
+        return
+    items, places = source.cast(form), target.cast(form)
+    step, width_of_run = stride // width, run // width
+    first = begin // width
+    end = first + (rows - 1) * step
+    for column in range(width_of_run):
+        places[first + column : end + column + 1 : step] = items[column::width_of_run]
+
+
+def _blocks(start: int, end: int) -> range:
+    return range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+
+
+def _runs(blocks: Sequence[int]) -> Iterator[list[int]]:
+    """Adjacent blocks, a few at a time."""
+    run: list[int] = []
+    for block in blocks:
+        if run and (block != run[-1] + 1 or len(run) == _REQUEST_BLOCKS):
+            yield run
+            run = []
+        run.append(block)
+    if run:
+        yield run

@@ -1,0 +1,166 @@
+"""A sharded checkpoint is one checkpoint: whole tensors in every command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
+from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
+from bt_lightning.manifest import ManifestFacts
+from bt_lightning.path_layout import SHARDS, TREE
+from tests.sharding.sharded_checkpoints import (
+    by_rows,
+    by_rows_and_columns,
+    hybrid,
+    write_sharded,
+)
+
+LAYOUTS = [by_rows(4), hybrid(2, 2), by_rows_and_columns(2, 2)]
+
+
+def state_of(seed=0, *, numbered=False):
+    """What a training saves, with an optimizer that names its parameters, or numbers them."""
+    torch.manual_seed(seed)
+    weights = {
+        "net.0.weight": torch.randn(9, 6),
+        "net.0.bias": torch.randn(9, dtype=torch.bfloat16),
+        "net.1.weight": torch.randn(5, 9),
+        "count": torch.tensor(3),
+        "none": torch.empty(0, 3),
+    }
+    weights["head.weight"] = weights["net.0.weight"]
+    order = ["net.1.weight", "net.0.weight", "net.0.bias"]
+    moments = {
+        name: {"step": torch.tensor(4.0), "exp_avg": torch.randn(weights[name].shape)}
+        for name in order
+    }
+    params = [0, 1, 2] if numbered else order
+    group = {"lr": 0.1, "betas": (0.9, 0.99), "foreach": None, "params": params}
+    states = dict(enumerate(moments.values())) if numbered else moments
+    return {
+        "global_step": 4,
+        "epoch": 1,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": weights,
+        "loops": {},
+        "optimizer_states": [{"state": states, "param_groups": [group]}],
+        "lr_schedulers": [],
+    }
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_sharded(tmp_path / "run", "checkpoint-4", state_of(), by_rows_and_columns(2, 2))
+    return tmp_path / "run"
+
+
+def tampered(root, change):
+    """The checkpoint with some files changed before it was committed."""
+    old = root / "checkpoint-4"
+    files = {entry.path: (old / entry.path).read_bytes() for entry in read_manifest(old).files}
+    change(files)
+    facts = ManifestFacts(
+        step=4, epoch=1, created_at="2030-01-02T03:04:05Z", origin=read_manifest(old).origin
+    )
+    streams = {path: (lambda data=data: [data]) for path, data in files.items()}
+    commit(root / "damaged", root, streams, lambda entries: facts.manifest("damaged", 1, entries))
+
+
+def test_show_has_whole_tensors_and_how_they_are_divided(cli, root):
+    said = cli("checkpoints", "show", "--dir", root, "--tensors").stdout
+    assert "4 files of 4 ranks, mesh 2 x 2" in said
+    assert "Shard(0) x Shard(1) on 2 x 2" in said
+    assert "9 x 6" in said
+    record = json.loads(cli("checkpoints", "show", "--dir", root, "-o", "json").stdout)
+    assert record["shards"] == {"world_size": 4, "files": 4, "mesh": [2, 2]}
+    tensors = {one["name"]: one for one in record["tensors"]}
+    whole = tensors["state_dict.net.0.weight"]
+    assert (whole["shape"], whole["size_bytes"], whole["file"]) == ([9, 6], 216, SHARDS)
+    assert [one["offsets"] for one in whole["boxes"]] == [[0, 0], [0, 3], [5, 0], [5, 3]]
+    assert tensors["state_dict.none"]["boxes"] == []
+    assert "optimizer_0.state.net.0.bias.exp_avg" in tensors
+    rows = cli("checkpoints", "show", "--dir", root, "-o", "csv").stdout
+    assert "Shard(0) x Replicate on 2 x 2" in rows
+
+
+def test_list_and_files_have_it_as_one(cli, root):
+    (record,) = json.loads(cli("checkpoints", "list", "--dir", root, "-o", "json").stdout)[
+        "checkpoints"
+    ]
+    assert record["shards"]["world_size"] == 4
+    files = cli("checkpoints", "files", "--dir", root).stdout
+    assert "shard-00003-of-00004.safetensors" in files
+    assert "ranks/00003.json" in files
+
+
+@pytest.mark.parametrize("layout_of", LAYOUTS)
+def test_diff_of_two_layouts_and_of_whole_tensors(cli, tmp_path, layout_of):
+    root = tmp_path / "run"
+    write_sharded(root, "checkpoint-4", state_of(), layout_of)
+    write_sharded(root, "other", state_of(), by_rows(3), world_size=3)
+    BTCheckpointIO().save_checkpoint(state_of(numbered=True), root / "full")
+    for other in ("other", "full"):
+        assert "the same" in cli("checkpoints", "diff", "checkpoint-4", other, "--dir", root).stdout
+    changed = state_of()
+    changed["state_dict"]["net.1.weight"][4, 8] += 1
+    changed["optimizer_states"][0]["state"]["net.0.bias"]["exp_avg"][0] = 7
+    write_sharded(root, "changed", changed, by_rows(3), world_size=3)
+    expected = {
+        "checkpoint-4": ["optimizer_0.state.net.0.bias.exp_avg", "state_dict.net.1.weight"],
+        "full": ["optimizer_states.0.state.2.exp_avg", "state_dict.net.1.weight"],
+    }
+    for before, names in expected.items():
+        args = ("checkpoints", "diff", before, "changed", "--dir", root, "-o", "json")
+        found = json.loads(cli(*args, code=1).stdout)["differences"]
+        assert [(one["name"], one["kind"]) for one in found] == [(n, "changed") for n in names]
+
+
+def test_diff_with_weights_of_another_program(cli, root, tmp_path):
+    weights = {k: v.clone() for k, v in state_of()["state_dict"].items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    args = ("checkpoints", "diff", "checkpoint-4", tmp_path / "model.safetensors", "--dir", root)
+    assert "the same" in cli(*args).stdout
+
+
+def test_verify_says_whole_and_counts_ranks(cli, root):
+    said = cli("checkpoints", "verify", "--dir", root).stdout
+    assert "in shards of 4 ranks" in said
+
+
+def drop_shard(files):
+    del files["shard-00002-of-00004.safetensors"]
+
+
+def swap_shards(files):
+    one, other = "shard-00001-of-00004.safetensors", "shard-00002-of-00004.safetensors"
+    files[one], files[other] = files[other], files[one]
+
+
+def other_tensor_in_tree(files):
+    files[TREE] = files[TREE].replace(b'"state_dict.count"', b'"state_dict.gone"')
+
+
+def grown_tensor(files):
+    files[SHARDS] = files[SHARDS].replace(b"[9,6]", b"[9,7]")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (drop_shard, "names the file shard-00002-of-00004.safetensors"),
+        (swap_shards, "which shards.json places there"),
+        (other_tensor_in_tree, "state_dict.gone"),
+        (grown_tensor, "shards.json says"),
+    ],
+)
+def test_verify_finds_shards_that_do_not_make_the_tensors(cli, root, change, says):
+    """Every byte is what the manifest says, and yet it is no whole checkpoint."""
+    tampered(root, change)
+    found = cli("checkpoints", "verify", "damaged", "--dir", root, code=12).output
+    assert says in " ".join(found.split())
+    cli("checkpoints", "verify", "checkpoint-4", "--dir", root)
