@@ -113,7 +113,7 @@ def _digests(manifest: Manifest, saved: SavedBox, stored: StoredTensor) -> tuple
     if len(stored.boxes) > 1:
         size = saved.box.items * item_bytes(stored.tensor)
     blocks = slice(saved.offset // BLOCK_BYTES, -(-(saved.offset + size) // BLOCK_BYTES))
-    return entry.blocks[blocks]
+    return tuple(entry.blocks[blocks])
 
 
 def _tensors(
