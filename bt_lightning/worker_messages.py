@@ -107,6 +107,8 @@ class Verify:
     """Question: is a checkpoint in the store complete, byte by byte? `Answer` with None."""
 
     folder: str
+    sizes_only: bool = False
+    """Whether the files' sizes are enough: the bytes are verified where they are read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.localdir.job_id_file import job_of
@@ -17,7 +18,11 @@ from bt_lightning.settings import Settings
 from bt_lightning.store.catalog.bt_url_tree import find_checkpoint, open_bt_store
 from bt_lightning.store.catalog.listing import newest_folder
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
+from bt_lightning.store.transfer.parts_first_reader import with_kept_parts
 from bt_lightning.uri import is_bt
+
+if TYPE_CHECKING:
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +104,8 @@ class StorePaths:
             return None if Path(path).exists() else self.find(path)
         return None
 
-    def reader(self, path: str) -> StoreReader:
-        """A reader of the stored checkpoint at `path`.
+    def reader(self, path: str) -> CheckpointReader:
+        """A reader of the stored checkpoint at `path`; what this node kept of it is read here.
 
         Raises:
             CheckpointNotFoundError: there is none, or it was replaced since the ranks agreed.
@@ -111,7 +116,7 @@ class StorePaths:
         if reader.manifest.digest != pin.digest:
             msg = f"{path} was replaced in the store while it was read: start again"
             raise CheckpointNotFoundError(msg)
-        return reader
+        return with_kept_parts(reader, self.root)
 
 
 _REGISTERED: dict[Path, StorePaths] = {}

@@ -98,8 +98,10 @@ NO_OFFER = OfferedCheckpoint()
 class StartPointSearch:
     """Made once, on rank 0, before a fit begins."""
 
-    def __init__(self, config: SessionConfig, worker: Worker) -> None:
+    def __init__(self, config: SessionConfig, worker: Worker, *, straight: bool = False) -> None:
+        """`straight`: ranks have disks of their own, so they read shards from the store."""
         self._config = config
+        self._reads_straight = straight
         self._worker = worker
         self.listed: list[Stored] = []
         """What the store held of this job."""
@@ -245,16 +247,19 @@ class StartPointSearch:
     def _fetch(self, stored: Stored) -> str:
         """Bring a checkpoint of the store to the disk; its own name, unless damage has that.
 
-        Where the disk has no room, the path that it would have: it is read from the store then.
+        Where the disk has no room, or is not that of all ranks, the path that it would have: it is
+        read from the store then.
         """
         target = stored.manifest.checkpoint_id
         if (self._config.root / target).exists():
             target = f"{target}-{stored.manifest.digest[:8]}"
+        straight = self._reads_straight and stored.manifest.is_sharded
         try:
-            return str(self._worker.ask(Fetch(stored.folder, target), FETCH_S))
+            if not straight:
+                return str(self._worker.ask(Fetch(stored.folder, target), FETCH_S))
         except DirectoryFullError as error:
             log.warning("%s is read straight from the store: %s", stored.folder, error)
-        self._worker.ask(Verify(stored.folder), FETCH_S)
+        self._worker.ask(Verify(stored.folder, sizes_only=straight), FETCH_S)
         path = str(self._config.root / target)
         self._straight[path] = stored.folder
         return path

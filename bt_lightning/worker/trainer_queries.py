@@ -80,8 +80,8 @@ class TrainerQueries:
                 value = LeaseSeen(*read_lease(self._retrying(), prefix))
             case Fetch(folder, target):
                 value = self._fetch(folder, target)
-            case Verify(folder):
-                verify_bytes(self._reader(folder))
+            case Verify(folder, sizes_only):
+                self._verify(folder, sizes_only=sizes_only)
             case FreeSpace(size, checkpoint_id):
                 value = self._space.make(size, checkpoint_id, send=True)
         return value
@@ -130,6 +130,13 @@ class TrainerQueries:
         check_room(reader, self._space.measure())
         bring(reader, self._root, final)
         return str(final)
+
+    def _verify(self, folder: str, *, sizes_only: bool) -> None:
+        reader = self._reader(folder)
+        if not sizes_only:
+            verify_bytes(reader)
+        for entry in reader.manifest.files:
+            reader.check(entry)
 
     def _reader(self, folder: str) -> StoreReader:
         return StoreReader(self._retrying(), self._config.prefix, folder)

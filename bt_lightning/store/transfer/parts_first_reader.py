@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 class PartsFirstReader:
-    """A `CheckpointReader` over a node's kept files and another reader. Use it in a `with` block.
+    """A `CheckpointReader` over a node's kept files and another reader.
+
+    Use it in a `with` block, or let it go: its files are closed with it.
 
     Used by several threads at once.
     """
@@ -110,6 +112,9 @@ class _KeptFiles(FilesReader):
 
     def _hold(self) -> int | None:
         return hold_for_reading(self._content)
+
+    def __del__(self) -> None:
+        self.__exit__()  # loads do not close readers of stores
 
 
 def with_kept_parts(stored: CheckpointReader, root: Path | None) -> CheckpointReader:

@@ -1,0 +1,116 @@
+"""A start where nodes have disks of their own: shards are read in place, not brought to rank 0."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.localdir.kept_parts import keep_part
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.path_layout import rank_file, shard_file
+from bt_lightning.restore.load_checkpoint import load_checkpoint
+from bt_lightning.session.bt_and_evicted_paths import StorePaths
+from bt_lightning.session.session_config import SessionConfig
+from bt_lightning.session.start_point import StartPointSearch
+from bt_lightning.settings import Job
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
+from bt_lightning.worker.worker_handle import Worker
+from bt_lightning.worker_messages import WorkerConfig
+from tests.sharding.sharded_checkpoints import by_rows, write_sharded
+
+JOB = Job(project="p", job="j", node_rank=0)
+
+
+@pytest.fixture
+def state():
+    return {
+        "global_step": 3,
+        "epoch": 0,
+        "state_dict": {"weight": torch.arange(40.0).reshape(10, 4), "bias": torch.ones(3)},
+        "optimizer_states": [],
+    }
+
+
+@pytest.fixture
+def stored(tmp_path, state):
+    """What two sharded saves left in the store, and nothing on the disk."""
+    store = LocalStore(tmp_path / "store")
+    for step in (3, 6):
+        write_sharded(
+            tmp_path / "written",
+            f"checkpoint-{step}",
+            {**state, "global_step": step},
+            layout_of=by_rows(4),
+            world_size=4,
+        )
+    for found in list_committed(tmp_path / "written").found:
+        publish(store, JOB.prefix, found)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def search(tmp_path, stored):
+    root = tmp_path / "root"
+    root.mkdir()
+    config = SessionConfig(
+        root=root,
+        load_dir=None,
+        store_url=stored.as_uri(),
+        upload_mb_s=None,
+        content_md5=False,
+        job=JOB,
+        resume="auto",
+        weights_only=None,
+        drain_s=5.0,
+    )
+    worker = Worker(
+        WorkerConfig(root=str(root), store_url=config.store_url, prefix=JOB.prefix, drain_s=5.0)
+    )
+    yield lambda **how: StartPointSearch(config, worker, **how).decide()
+    worker.kill()
+
+
+def test_shards_stay_in_the_store_and_each_rank_reads_them_there(tmp_path, stored, search, state):
+    start = search(straight=True)
+    assert (start.path, start.folder) == (str(tmp_path / "root" / "checkpoint-6"), "checkpoint-6")
+    assert list_committed(tmp_path / "root").found == []
+    paths = StorePaths(stored.as_uri(), root=tmp_path / "root", prefix=JOB.prefix)
+    paths.pin(start.path, start.folder, start.digest)
+    reader = paths.reader(start.path)
+    manifest = reader.manifest
+    kept = {}
+    for path in (shard_file(1, 4), rank_file(1)):
+        kept[path] = tmp_path / path.replace("/", "-")
+        shutil.copyfile(stored / JOB.prefix / "checkpoint-6" / path, kept[path])
+    keep_part(tmp_path / "root", manifest, kept)
+    (stored / JOB.prefix / "checkpoint-6" / shard_file(1, 4)).write_bytes(b"")  # it is not read
+    reader = paths.reader(start.path)
+    loaded = load_checkpoint(reader)
+    for name, tensor in state["state_dict"].items():
+        assert torch.equal(loaded["state_dict"][name], tensor)
+    assert reader.local_bytes > 0
+
+
+def test_shards_that_are_not_all_there_give_way_to_the_older_checkpoint(tmp_path, stored, search):
+    (stored / JOB.prefix / "checkpoint-6" / shard_file(2, 4)).unlink()
+    start = search(straight=True)
+    assert start.folder == "checkpoint-3"
+
+
+def test_where_all_share_a_directory_it_is_fetched_there(tmp_path, search):
+    start = search()
+    assert (start.path, start.folder) == (str(tmp_path / "root" / "checkpoint-6"), None)
+    assert [found.path.name for found in list_committed(tmp_path / "root").found] == [
+        "checkpoint-6"
+    ]
+
+
+def test_none_that_is_whole_is_an_error_and_no_fresh_start(stored, search):
+    for step in (3, 6):
+        (stored / JOB.prefix / f"checkpoint-{step}" / shard_file(0, 4)).unlink()
+    with pytest.raises(CheckpointCorruptError, match="none of this job's checkpoints"):
+        search(straight=True)
