@@ -20,6 +20,7 @@ Exception
     ├── ArenaTooLargeError (MemoryError)                  no host memory for a snapshot
     ├── SaveTimeoutError (TimeoutError)                   the disk does not take a save
     ├── RankLostError (RuntimeError)                      another rank is gone, or does not answer
+    ├── PartsMissingError (RuntimeError)                  parts of a checkpoint are missing
     ├── StoreError (OSError)                              the store refused
     │   ├── StoreTransientError                           another try may succeed
     │   │   └── LeaseHeldError                            another process publishes there
@@ -172,6 +173,12 @@ class RankLostError(CheckpointError, RuntimeError):
     """Raised when another rank is gone, or does not reach the point where this one waits."""
 
     exit_code = 34
+
+
+class PartsMissingError(CheckpointError, RuntimeError):
+    """Raised when a checkpoint is not committed, as another rank's part is missing or differs."""
+
+    exit_code = 36
 
 
 class StoreError(CheckpointError, OSError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bt_lightning.sharding.save_part import SavePart  # noqa: TC001 - a dataclass of it is pickled
+from bt_lightning.sharding.save_part import MissingCause, SavePart  # noqa: TC001 - dataclasses are pickled
 
 # training process -> worker
 
@@ -23,6 +23,7 @@ class MissPart:
     """Number of the save, as in `CommitImage`."""
     part: SavePart
     why: str
+    cause: MissingCause = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

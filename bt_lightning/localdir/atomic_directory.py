@@ -54,6 +54,11 @@ def partials_dir(root: Path) -> Path:
     return root / DOT_DIR / "partial"
 
 
+def gathers(root: Path) -> Path:
+    """The folder in which the parts of all ranks come together (`localdir.gather_directory`)."""
+    return root / DOT_DIR / "gather"
+
+
 @contextlib.contextmanager
 def temporary(root: Path) -> Iterator[Path]:
     """Yield a new, owned directory on the volume of `root`; delete it at the end if still there."""
@@ -150,7 +155,8 @@ def sweep_temporaries(root: Path) -> None:
 
 def tidy(root: Path) -> None:
     """Remove the empty folders of this package below `root`, and its dot folder if empty."""
-    for path in (temporaries(root), trash_dir(root), partials_dir(root), root / DOT_DIR):
+    folders = (temporaries(root), trash_dir(root), partials_dir(root), gathers(root))
+    for path in (*folders, root / DOT_DIR):
         with contextlib.suppress(OSError):
             path.rmdir()
 

@@ -54,7 +54,7 @@ def commit_files(
         OSError: the disk refused (`errno` says why); an existing `final` is untouched.
         CheckpointExistsError: `final` lies inside another checkpoint, or another one inside it.
     """
-    _refuse_nesting(final, root)
+    refuse_nesting(final, root)
     with temporary(root) as built:
         entries = []
         for path, write in files.items():
@@ -69,8 +69,12 @@ def commit_files(
     return manifest
 
 
-def _refuse_nesting(final: Path, root: Path) -> None:
-    """Refuse nested checkpoints: a directory is replaced or deleted as a whole."""
+def refuse_nesting(final: Path, root: Path) -> None:
+    """Refuse nested checkpoints: a directory is replaced or deleted as a whole.
+
+    Raises:
+        CheckpointExistsError: `final` lies inside another checkpoint, or another one inside it.
+    """
     outer = next((p for p in final.parents if root in p.parents and (p / MANIFEST).exists()), None)
     if outer is None and (final / MANIFEST).exists():
         return

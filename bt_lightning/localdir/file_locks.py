@@ -55,12 +55,17 @@ def naming(root: Path) -> Iterator[None]:
     Raises:
         TimeoutError: another process held the lock for a minute: it may be suspended.
     """
-    with _NAMING, _locked(root / DOT_DIR):
+    with _NAMING, folder_locked(root / DOT_DIR):
         yield
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def folder_locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, which is made if it is missing, against all processes.
+
+    Raises:
+        TimeoutError: another process held the lock for a minute: it may be suspended.
+    """
     descriptor = _lock_folder(folder)
     try:
         yield

@@ -9,6 +9,7 @@ from bt_lightning.errors import DirectoryFullError, DirectoryUnusableError
 from bt_lightning.localdir.atomic_directory import sweep
 from bt_lightning.localdir.directory_writable_check import check_root
 from bt_lightning.localdir.disk_errors import directory_errors
+from bt_lightning.localdir.end_gathers import end_gathers
 from bt_lightning.worker.commit_lock import wait_for_commits
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def take_over(root: Path, limit_s: float, *, stored: bool) -> None:
     with directory_errors(root):
         for path in sweep(root):
             log.warning("put back %s, which a killed process was about to replace", path)
+        end_gathers(root, limit_s)
     if full:
         _full_root(root, stored=stored)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from bt_lightning.errors import (
     CheckpointError,
     DirectoryFullError,
+    PartsMissingError,
     SaveTimeoutError,
     TornSnapshotError,
 )
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.session.snapshot_writer import SnapshotWriter
-    from bt_lightning.snapshot.save_record import Policy, SaveRecord
+    from bt_lightning.sharding.save_part import SavePart
+    from bt_lightning.snapshot.save_record import Policy, SaveDecision, SaveRecord
     from bt_lightning.snapshot.saver import Saver
     from bt_lightning.worker_messages import FreedSpace, Published
 
@@ -80,7 +82,10 @@ class SaveListeners:
 
 
 class Saves:
-    """The saves of one fit; used on the training thread of the rank that writes."""
+    """The saves of one fit; used on the training thread of each rank that writes.
+
+    Where ranks write a part each, only rank 0's `collect` raises: the others record what failed.
+    """
 
     def __init__(self, saver: Saver, root: Path, policy: Policy, listeners: SaveListeners) -> None:
         self.saver = saver
@@ -103,19 +108,31 @@ class Saves:
         self._warned: set[str] = set()
         self._refused: list[DirectoryFullError] = []
         """Errors of saves on this thread that had no space on the disk; raised by `collect`."""
+        self._rank = 0
 
-    def save(self, writer: SnapshotWriter[State], state: State, checkpoint_id: str) -> None:
+    def save(
+        self,
+        writer: SnapshotWriter[State],
+        state: State,
+        checkpoint_id: str,
+        part: SavePart | None = None,
+    ) -> None:
         """Take a snapshot of `state`, or write it directly if there is no memory for one.
+
+        `part`: which part of the save this rank has, if every rank has one; then every rank calls
+        this, and none waits for another.
 
         Raises:
             DirectoryUnusableError: a direct write failed.
         """
+        self._rank = part.rank if part is not None else 0
         self._to_remove.discard(checkpoint_id)
         began, started = time.time(), time.perf_counter()
         record = self.saver.save(
             checkpoint_id,
             lambda cache: writer.take(state, cache),
             lambda snapshot: writer.facts(state, snapshot),
+            part,
         )
         self._began[record.number] = began
         if record.decision != "skipped" and writer.resumable(state):
@@ -127,20 +144,32 @@ class Saves:
                 "there is not enough host memory for a snapshot (see arena_memory): training waits"
                 " while its checkpoints are written"
             )
-            try:
-                self._write(writer, state, record)
-            except DirectoryFullError as error:
-                record.decision = "refused"
-                self._refused.append(error)
-            except BaseException:
-                record.decision = "failed"
-                raise
-            finally:
-                record.call_ms = 1000 * (time.perf_counter() - started)
-                self._notify_ended(record)
+            self._save_directly(writer, state, record, part)
+            record.call_ms = 1000 * (time.perf_counter() - started)
         elif record.decision == "skipped":
             record.step = writer.step(state) or 0
             self._notify_ended(record)
+
+    def _save_directly(
+        self,
+        writer: SnapshotWriter[State],
+        state: State,
+        record: SaveRecord,
+        part: SavePart | None,
+    ) -> None:
+        try:
+            if part is not None:
+                self._write_part(writer, state, record, part)
+                return  # what comes of it is collected
+            self._write(writer, state, record)
+        except DirectoryFullError as error:
+            record.decision = "refused"
+            self._refused.append(error)
+        except BaseException:
+            record.decision = "failed"
+            self._notify_ended(record)
+            raise
+        self._notify_ended(record)
 
     def has_save_of(self, step: int, left_s: Callable[[], float]) -> bool:
         """Whether the newest save is of this step and is not given up; waits for its copy."""
@@ -199,14 +228,13 @@ class Saves:
                 self._give_up(record, changed_text(record, outcome.names))
             elif outcome is not None:
                 failures.append(self._with_advice(record, outcome))
-                full = isinstance(failures[-1], DirectoryFullError)
-                record.decision = "refused" if full else "failed"
+                record.decision = _decision(failures[-1], self._rank)
             self._notify_ended(record)
         self.artifacts.hand_over()
         failures += self.artifacts.failures()
-        for failure in failures[1:]:
+        for failure in failures[0 if self._rank else 1 :]:
             log.error("%s", failure)
-        if failures:
+        if failures and not self._rank:
             raise failures[0]
 
     def _give_up(self, record: SaveRecord, why: str) -> None:
@@ -251,6 +279,26 @@ class Saves:
         self._await_publication(manifest, record)
         self._listeners.committed(manifest)
 
+    def _write_part(
+        self, writer: SnapshotWriter[State], state: State, record: SaveRecord, part: SavePart
+    ) -> None:
+        """Write this rank's part on this thread; the worker waits for the others."""
+        record.step = writer.step(state) or 0
+        started, cpu = time.perf_counter(), time.thread_time()
+        name = (record.checkpoint_id, self.saver.generation(record.checkpoint_id))
+        try:
+            self.saver.await_own_parts()  # those of one rank become durable in their order
+            written = writer.save_part(
+                state, part, self._root, name, lambda size: self._make_room(record, size)
+            )
+        except BaseException as error:
+            full = isinstance(error, DirectoryFullError)
+            self.saver.open.miss(record.number, part, str(error), "full" if full else "failed")
+            raise
+        record.write_s, record.cpu_s = time.perf_counter() - started, time.thread_time() - cpu
+        record.bytes = sum(entry.size for entry in written.files)
+        self.saver.open.add_written(record, part, self._began[record.number])
+
     def _make_room(self, record: SaveRecord, size: int) -> None:
         room = self._listeners.room(size, record.checkpoint_id)
         record.evicted = len(room.evicted)
@@ -279,15 +327,20 @@ class Saves:
             if record.is_kept:
                 self.newest = record
         self._listeners.ended(record)
+        began = self._began.pop(record.number, time.time())
+        if self._rank:
+            return  # rank 0 writes the event
         with contextlib.suppress(OSError):  # a lost event does no harm
-            note(
-                self._root,
-                "save",
-                began=self._began.pop(record.number, time.time()),
-                **dataclasses.asdict(record),
-            )
+            note(self._root, "save", began=began, **dataclasses.asdict(record))
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
             warnings.warn(text, stacklevel=3)
+
+
+def _decision(error: Exception, rank: int) -> SaveDecision:
+    """How a save failed on this rank."""
+    if rank and isinstance(error, PartsMissingError):
+        return "uncommitted"
+    return "refused" if isinstance(error, DirectoryFullError) else "failed"

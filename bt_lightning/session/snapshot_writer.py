@@ -9,14 +9,17 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.disk_space import planned
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
+from bt_lightning.localdir.write_part_files import write_part_files
 from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.session.checkpoint_paths import unwritten_error
+from bt_lightning.sharding.save_part import SaveHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry, Manifest, ManifestFacts
+    from bt_lightning.sharding.save_part import PartRecord, SavePart
     from bt_lightning.snapshot.state_files import EncodingCache, Snapshot
 
 State = TypeVar("State")
@@ -76,6 +79,34 @@ class SnapshotWriter(ABC, Generic[State]):
         make_room(planned(snapshot.sizes))
         try:
             return commit(final, root, snapshot.files, describe)
+        except OSError as error:
+            raise unwritten_error(checkpoint_id, root, error) from error
+
+    def save_part(
+        self,
+        state: State,
+        part: SavePart,
+        root: Path,
+        name: tuple[str, int],
+        make_room: Callable[[int], None],
+    ) -> PartRecord:
+        """Write this rank's part of a save, to be committed with those of other ranks.
+
+        `name` is the id of the checkpoint and the newest generation of it that is known; that of
+        rank 0 counts. `make_room` as for `save`.
+
+        Raises:
+            DirectoryUnusableError: the disk is full or failed.
+        """
+        checkpoint_id, after = check_checkpoint_id(name[0]), name[1]
+        snapshot = self.take(state)
+        head = None
+        if part.rank == 0:
+            facts = self.facts(state, snapshot)
+            head = SaveHead(checkpoint_id=checkpoint_id, after=after, facts=facts)
+        make_room(planned(snapshot.sizes))
+        try:
+            return write_part_files(root, part, snapshot.files, head)
         except OSError as error:
             raise unwritten_error(checkpoint_id, root, error) from error
 

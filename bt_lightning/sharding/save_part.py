@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import xxhash
 
@@ -25,6 +25,10 @@ from bt_lightning.sharding.versioned_json import number_within, read_versioned, 
 FORMAT: Final = "bt_lightning.part"
 VERSION: Final = 1
 _HEX: Final = re.compile(r"[0-9a-f]{32}")
+MissingCause = Literal["full", "torn", "failed", "dropped"]
+"""`full`: there was no room. `torn`: the state changed while it was copied. `dropped`: on purpose,
+as the save was skipped or withdrawn."""
+_CAUSES: Final[tuple[MissingCause, ...]] = ("full", "torn", "failed", "dropped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class PartRecord:
     """On rank 0."""
     missing: str = ""
     """Why this rank has no part (its disk is full, the save was skipped): nothing is committed."""
+    cause: MissingCause = "failed"
+    """What kind of reason that is."""
 
     def to_bytes(self) -> bytes:
         """The file's bytes: ASCII JSON with a digest of itself, which detects damage.
@@ -94,6 +100,7 @@ class PartRecord:
             "files": files_to_json(self.files, packed=True),
             "head": None if head is None else _head_to_json(head),
             "missing": self.missing,
+            "cause": self.cause,
         }
         data = seal(document)
         try:
@@ -141,6 +148,7 @@ def _parse(document: dict[str, Any]) -> PartRecord:
         files=files_from_json(document["files"], packed=True),
         head=None if head is None else _head(head),
         missing=_text(document["missing"]),
+        cause=_cause(document["cause"]),
     )
 
 
@@ -167,6 +175,13 @@ def _hex(value: object) -> str:
     if not isinstance(value, str) or not _HEX.fullmatch(value):
         refuse(f"expected 32 hex characters, found {value!r:.50}")
     return value
+
+
+def _cause(value: object) -> MissingCause:
+    found = next((cause for cause in _CAUSES if value == cause), None)
+    if found is None:
+        refuse(f"expected one of {', '.join(_CAUSES)}, found {value!r:.50}")
+    return found
 
 
 def _text(value: object) -> str:

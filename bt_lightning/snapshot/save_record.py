@@ -21,10 +21,19 @@ SnapshotKind = Literal["lazy", "eager", "clone", "shared", "direct", "none"]
 """`clone`: copied on the device first. `shared`: the bytes of the save before. `direct`: written by
 the training process itself. `none`: skipped."""
 SaveDecision = Literal[
-    "saved", "waited", "replaced", "skipped", "torn", "changed", "refused", "failed"
+    "saved",
+    "waited",
+    "replaced",
+    "skipped",
+    "torn",
+    "changed",
+    "refused",
+    "failed",
+    "uncommitted",
 ]
 """`waited`: for an arena. `replaced`: a queued save gave way to a newer one. `changed`: it left out
-what is not that of the base. `refused`: there was no room for it."""
+what is not that of the base. `refused`: there was no room for it. `uncommitted`: on ranks
+other than 0, parts of other ranks are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ thread completes the snapshot and sends it to the worker; it makes no decisions.
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import ArenaTooLargeError
@@ -17,12 +18,12 @@ from bt_lightning.snapshot.copy_and_torn_check import Capture, Streams
 from bt_lightning.snapshot.copy_threads import copy_threads
 from bt_lightning.snapshot.finish_save import SaveFinisher
 from bt_lightning.snapshot.host_copies import CopyPlanner, HostCopier
+from bt_lightning.snapshot.open_saves import OpenSaves
 from bt_lightning.snapshot.optimizer_guard import OptimizerGuard
 from bt_lightning.snapshot.reuse_snapshot import PreviousSnapshot
-from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions, timeout_error, torn_error
+from bt_lightning.snapshot.save_record import SaveRecord, SnapshotOptions, timeout_error
 from bt_lightning.snapshot.state_files import EncodingCache, Snapshot
 from bt_lightning.worker.worker_handle import unlimited
-from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
     import torch
 
     from bt_lightning.manifest import ManifestFacts
+    from bt_lightning.part_messages import PartDurable
+    from bt_lightning.sharding.save_part import SavePart
     from bt_lightning.snapshot.base_table import LeftOut
+    from bt_lightning.snapshot.open_saves import SaveOutcome
     from bt_lightning.worker.worker_handle import Worker
+    from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Withdrawn
 
 _WAIT_S = 3600.0
 """Longest wait for the previous save to be written."""
@@ -79,9 +84,8 @@ class Saver:
         self._numbers = 0
         self._previous: PreviousSnapshot | None = None
         self._copying: tuple[Capture, SaveRecord] | None = None
-        self._copies: dict[int, tuple[Future[None], Capture, SaveRecord]] = {}
-        self._open: dict[int, SaveRecord] = {}
-        self._ended: list[tuple[SaveRecord, bytes | Exception | None]] = []
+        self.open = OpenSaves(worker, self._arenas.release)
+        """The saves without an outcome."""
 
     # saving
 
@@ -90,19 +94,34 @@ class Saver:
         checkpoint_id: str,
         lay_out: Callable[[EncodingCache], Snapshot],
         facts: Callable[[Snapshot], ManifestFacts],
+        part: SavePart | None = None,
     ) -> SaveRecord:
         """Take the snapshot that `lay_out` returns, to be committed as `checkpoint_id`.
 
-        `facts` returns the manifest's facts for it. Returns when the state may change except by an
+        `facts` returns the manifest's facts for it; `part` says of which rank it is, if others have
+        parts as well. Returns when the state may change except by an
         optimizer. Without memory for an arena the record's `snapshot` is `direct`: the caller
         writes the checkpoint itself and completes the record.
 
         Raises:
             SaveTimeoutError: the previous save was not written within an hour.
         """
-        began, started = time.time(), time.perf_counter()
         self._numbers += 1
         record = SaveRecord(number=self._numbers, checkpoint_id=checkpoint_id, step=0)
+        try:
+            return self._save(record, lay_out, facts, part)
+        except BaseException as error:
+            self.open.miss(record.number, part, f"{type(error).__name__}: {error}")
+            raise
+
+    def _save(
+        self,
+        record: SaveRecord,
+        lay_out: Callable[[EncodingCache], Snapshot],
+        facts: Callable[[Snapshot], ManifestFacts],
+        part: SavePart | None,
+    ) -> SaveRecord:
+        began, started = time.time(), time.perf_counter()
         message = self._save_shared(record, lay_out, facts, began) if self._previous else None
         if message is None:
             self.finish_copy()
@@ -110,6 +129,8 @@ class Saver:
             if slot is None:
                 record.snapshot, record.decision = "none", "skipped"
                 record.call_ms = 1000 * (time.perf_counter() - started)
+                why = "it was skipped, as the save before it was not written yet"
+                self.open.miss(record.number, part, why, "dropped")
                 return record
             try:
                 message = self._save_new(record, slot, lay_out, facts, began)
@@ -119,12 +140,12 @@ class Saver:
         assert self._previous is not None
         record.step = message.facts.step
         record.bytes = sum(image.size for image in message.files)
-        self._open[record.number] = record
         capture, pages_ready = self._previous.capture, self._arenas.pages_ready(self._previous.slot)
         record.call_ms = 1000 * (time.perf_counter() - started)
         left_out = self._previous.snapshot.left_out
+        message = replace(message, part=part)
         future = self._finisher.finish(capture, message, record, pages_ready, left_out)
-        self._copies[record.number] = (future, capture, record)
+        self.open.add(record, part, future, capture)
         if not capture.done and record.snapshot != "shared":
             self._copying = (capture, record)
         return record
@@ -201,8 +222,8 @@ class Saver:
 
     def _replace(self) -> None:
         """Withdraw the newest queued snapshot that the worker has not begun to write."""
-        numbers = self._arenas.users_beside(max(self._open))
-        self._await(lambda: not self._copies.keys() & numbers)
+        numbers = self._arenas.users_beside(max(self.open.in_arena))
+        self._await(lambda: not self.open.copies.keys() & numbers)
         for number in numbers:
             self._worker.withdraw(number)
 
@@ -244,42 +265,36 @@ class Saver:
 
     # outcomes
 
-    def handle(self, event: Committed | CommitFailed | Withdrawn) -> None:
-        """Record the worker's outcome of a save."""
-        record = self._open.pop(event.number)
-        self._arenas.release(event.number)
-        if isinstance(event, Withdrawn):
-            record.decision = "replaced"
-            self._ended.append((record, None))
-            return
-        record.update_from(event)
-        outcome = event.error if isinstance(event, CommitFailed) else event.manifest
-        self._ended.append((record, outcome))
+    def handle(self, event: Committed | CommitFailed | Withdrawn | PartDurable) -> None:
+        """Record what the worker says of a save."""
+        self.open.handle(event)
 
     @property
     def has_outcomes(self) -> bool:
         """Whether `take_outcomes` may return something."""
-        return bool(self._copies or self._ended)
+        return self.open.has_outcomes
 
-    def take_outcomes(self) -> list[tuple[SaveRecord, bytes | Exception | None]]:
-        """The saves that ended since the last call, each with its outcome.
-
-        An outcome is the manifest's bytes, the error, or None for a save that a newer one replaced.
-        """
-        self._collect()
-        ended, self._ended = self._ended, []
-        return ended
+    def take_outcomes(self) -> list[tuple[SaveRecord, SaveOutcome]]:
+        """The saves that ended since the last call, each with its outcome."""
+        return self.open.take_outcomes()
 
     def pending(self, checkpoint_id: str | None = None) -> int:
         """Number of saves, of this id or of any, that are neither committed nor failed."""
-        ids = [record.checkpoint_id for record in self._open.values()]
-        return len(ids) if checkpoint_id is None else ids.count(checkpoint_id)
+        return len(self.open.of_id(checkpoint_id))
 
     def remove_when_committed(self, checkpoint_id: str) -> None:
         """Let the worker remove saves of this id in progress, once a newer one is committed."""
-        for record in list(self._open.values()):
-            if record.checkpoint_id == checkpoint_id:
-                self._worker.remove_when_committed(record.number)
+        for record in self.open.of_id(checkpoint_id):
+            self._worker.remove_when_committed(record.number)
+
+    def await_own_parts(self) -> None:
+        """Wait until every snapshot in an arena is written: a part on this thread comes after it.
+
+        Raises:
+            SaveTimeoutError: they were not written within an hour.
+        """
+        self.finish_copy()
+        self._await(lambda: not self.open.in_arena)
 
     def gave_up(self, number: int, left_s: Callable[[], float] = unlimited) -> bool:
         """Whether the save of this number is torn or left out what is not the base; waits for it.
@@ -288,8 +303,8 @@ class Saver:
             SaveTimeoutError: that took an hour, or longer than `left_s()` seconds.
         """
         self.finish_copy()
-        self._await(lambda: number not in self._copies, left_s)
-        return any(r.number == number and isinstance(o, Exception) for r, o in self._ended)
+        self._await(lambda: number not in self.open.copies, left_s)
+        return self.open.has_failed(number)
 
     def drain(
         self, checkpoint_id: str | None = None, left_s: Callable[[], float] = unlimited
@@ -313,37 +328,23 @@ class Saver:
         self._finisher.close()
         self._copier.close()
         self._previous = self._copying = None
-        self._copies.clear()
+        self.open.clear_copies()
         self._planner.clear()
         self._cache = EncodingCache()
         self._arenas.close()
         self._toucher.shutdown()
 
-    def _collect(self) -> None:
-        """Collect the copies that have ended; record those that failed or were torn."""
-        for number, (future, capture, record) in list(self._copies.items()):
-            if not future.done():
-                continue
-            del self._copies[number]
-            if (error := future.exception()) is None and not capture.torn:
-                continue
-            self._open.pop(number, None)
-            self._arenas.release(number)
-            self._ended.append(
-                (record, error if isinstance(error, Exception) else torn_error(record))
-            )
-
     def _await(self, over: Callable[[], bool], left_s: Callable[[], float] = unlimited) -> None:
         started = time.monotonic()
-        self._collect()
+        self.open.collect()
         while not over():
             waited_s = time.monotonic() - started
             wait_s = min(_LOOK_S, _WAIT_S - waited_s, left_s())
             if wait_s <= 0:
-                raise timeout_error(self._open.values(), waited_s)
-            copying = [future for future, _, _ in self._copies.values()]
+                raise timeout_error(self.open.records.values(), waited_s)
+            copying = [future for future, _, _ in self.open.copies.values()]
             if copying:
-                wait(copying[:1], wait_s)  # `_collect` handles its result
+                wait(copying[:1], wait_s)  # `collect` handles its result
             else:
                 self._wait_for_events(wait_s)
-            self._collect()
+            self.open.collect()

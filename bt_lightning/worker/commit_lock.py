@@ -27,7 +27,7 @@ class CommitLock:
     """One process's lock of one directory. The kernel drops it with the process."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._descriptor: int | None = None
         self._guard = threading.Lock()
 
@@ -59,8 +59,8 @@ class CommitLock:
                 os.close(descriptor)
 
     def _open(self) -> int:
-        (self._root / DOT_DIR).mkdir(parents=True, exist_ok=True)
-        return open_own(commit_lock(self._root), os.O_RDWR | os.O_CREAT)
+        (self.root / DOT_DIR).mkdir(parents=True, exist_ok=True)
+        return open_own(commit_lock(self.root), os.O_RDWR | os.O_CREAT)
 
 
 def wait_for_commits(root: Path, limit_s: float) -> bool:

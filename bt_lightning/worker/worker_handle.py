@@ -15,15 +15,16 @@ from bt_lightning.errors import (
     StoreTransientError,
     WorkerDiedError,
 )
+from bt_lightning.part_messages import PartDurable
 from bt_lightning.worker.child_exit import collect_exit, exit_code, is_over
 from bt_lightning.worker.drain_report import drain_report
 from bt_lightning.worker.restart_limit import RestartLimit
 from bt_lightning.worker.spawn import frozen_advice, spawn
+from bt_lightning.worker.unfinished_saves import UnfinishedSaves
 from bt_lightning.worker_messages import (
     Answer,
     Begin,
     CommitFailed,
-    CommitImage,
     Committed,
     Drain,
     Drained,
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
+    from bt_lightning.worker.unfinished_saves import SaveMessage
+
 Outcome = Committed | CommitFailed | Withdrawn
-Event = Published | WorkFailed | Outcome
+Event = Published | WorkFailed | PartDurable | Outcome
 _EXIT_S = 10.0
 _LATE_S = 0.5
 """Seconds between two checks of the time left; an answer may come so much later."""
@@ -73,7 +76,7 @@ class Worker:
         self._lock = threading.RLock()
         self._readable = select.poll()
         self._arenas: dict[int, tuple[int, int]] = {}
-        self._unfinished: dict[int, CommitImage] = {}
+        self._unfinished = UnfinishedSaves()
 
     def start(self) -> None:
         """Spawn the process; works from scripts without a main guard, stdin and notebooks."""
@@ -94,7 +97,7 @@ class Worker:
             self._send_arena(index, descriptor, size)
         if self._begin is not None:  # first: a commit may need room
             self._conn.send(self._begin)  # type: ignore[union-attr]  # start() sets it
-        for job in self._unfinished.values():
+        for job in self._unfinished:
             self._conn.send(job)  # type: ignore[union-attr]
 
     def _send_arena(self, index: int, descriptor: int, size: int) -> None:
@@ -120,13 +123,14 @@ class Worker:
                 if self._conn is not None:
                     self._conn.send(DropArena(index))
 
-    def commit(self, job: CommitImage) -> None:
+    def commit(self, job: SaveMessage) -> None:
         """Let the worker commit a complete image; its outcome comes as an event, once.
 
-        If the worker dies before, the next one commits it. Never waits for the disk.
+        If the worker dies before, the next one commits it. Never waits for the disk. The other
+        messages of a part are handled so as well.
         """
         with self._lock:
-            self._unfinished[job.number] = job
+            self._unfinished.add(job)
             with contextlib.suppress(OSError):
                 if self._conn is not None:
                     self._conn.send(job)
@@ -320,12 +324,16 @@ class Worker:
 
     def _handle(self, message: object) -> None:
         if isinstance(message, Outcome):
-            if self._unfinished.pop(message.number, None) is None:
+            if not self._unfinished.ended(message.number):
                 return  # the second report: a worker died just after its commit
             self._events.append(message)
+        elif isinstance(message, PartDurable):
+            with self._lock:
+                arena_free = self._unfinished.part_durable(message.number)
+            self._events += [message] * arena_free
         elif isinstance(message, Published | WorkFailed):
             self._events.append(message)
-        if isinstance(message, Committed | Published):
+        if isinstance(message, Committed | Published | PartDurable):
             self._restarts.reset()
 
     def _restart(self) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.job_id_file import note_job
+from bt_lightning.part_messages import AwaitParts, MissPart, PartDurable
 from bt_lightning.store.interface import redact
 from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.worker.commit_lock import CommitLock
@@ -33,11 +34,13 @@ from bt_lightning.worker.commit_thread import CommitThread, Outcome
 from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
 from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker.free_disk_space import DiskSpaceMaker
+from bt_lightning.worker.part_commits import PartCommits
 from bt_lightning.worker.process_priority import leave_session, lower_priority
 from bt_lightning.worker.publish_job_files import JobFilePublisher
 from bt_lightning.worker.publisher_lock import PublisherLock, stand_by
 from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
 from bt_lightning.worker.publisher_thread import PublisherThread
+from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
 from bt_lightning.worker.trainer_queries import Question, TrainerQueries
 from bt_lightning.worker_messages import (
     Begin,
@@ -119,11 +122,13 @@ class _Loop:
             has_store=config.store_url is not None,
         )
         self._queries = TrainerQueries(config, self._space_maker)
-        image_committer = ImageCommitter(self._root, self._space_maker, self._on_early_upload)
+        self._unwanted = RemovalsOfSaves(self._root)
+        parts = PartCommits(config, self._space_maker, self._unwanted, self._on_outcome)
+        self._gathers = parts.gathers
         self._committer = CommitThread(
-            self._root,
-            image_committer,
-            self._commit_lock,
+            ImageCommitter(self._root, self._space_maker, self._on_early_upload),
+            parts.writer,
+            self._commit_lock if config.leads else None,
             self._on_outcome,
             start=not config.standby,
         )
@@ -201,7 +206,7 @@ class _Loop:
 
     def _finished(self) -> bool:
         if self._stopping:
-            return self._committer.idle  # images that were handed over are committed first
+            return self._commits_idle  # images that were handed over are committed first
         if self._ends_at is None:
             return False
         publisher = self._publisher
@@ -211,7 +216,11 @@ class _Loop:
     @property
     def _disk_idle(self) -> bool:
         """Whether all commits and removals are done."""
-        return self._committer.idle and (self._removals is None or self._removals.idle)
+        return self._commits_idle and (self._removals is None or self._removals.idle)
+
+    @property
+    def _commits_idle(self) -> bool:
+        return self._committer.idle and self._gathers.idle
 
     def _send(self, message: object) -> None:
         if not self._orphaned and not self._conn_ended:
@@ -223,7 +232,7 @@ class _Loop:
 
     # reports of the threads; called by them
 
-    def _on_outcome(self, outcome: Outcome | Published | None) -> None:
+    def _on_outcome(self, outcome: Outcome | PartDurable | Published | None) -> None:
         if outcome is not None:
             self._wake()
             self._send(outcome)
@@ -247,12 +256,13 @@ class _Loop:
         match message:
             case Begin(pinned):
                 self._begin(pinned)
-            case CommitImage():
+            case CommitImage() | MissPart() | AwaitParts():
                 self._committer.put(message)
             case Withdraw(number):
                 self._committer.withdraw(number)
             case RemoveSave(number):
-                self._committer.remove_when_committed(number)
+                under_way = self._committer.has(number) or self._gathers.has(number)
+                self._unwanted.ask(number, under_way=under_way)
                 self._wake()
             case DropArena(index):
                 self._committer.drop(index)
@@ -269,7 +279,9 @@ class _Loop:
                 raise TypeError(msg)
 
     def _begin(self, pinned: frozenset[str]) -> None:
-        """Start to delete and publish."""
+        """Start to delete and publish: the worker of rank 0 does."""
+        if not self._config.leads:
+            return
         note_job(self._root, self._config.prefix)
         url, standby = self._config.store_url, self._config.standby
         self._removals = DiskRemovals(

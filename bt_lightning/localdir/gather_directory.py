@@ -1,0 +1,296 @@
+"""Gathers the parts of all ranks in one directory that all of them see, and commits the whole.
+
+A gather is a folder named by its save. Each rank joins it by a lock file, writes its files, then
+its record. One file, `outcome.json`, says what came of it: only one process can create it. If that
+is a manifest, the files get it and then the checkpoint's name by one rename; whoever finds that not
+done does it. So a process may be killed at any instruction: the outcome is that of all, or none
+yet. Renames of gathers happen one after the other, so generations of an id count on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning import file_limits
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.localdir.atomic_directory import children, discard, gathers, publish_directory
+from bt_lightning.localdir.commit import refuse_nesting
+from bt_lightning.localdir.file_locks import folder_locked, try_lock
+from bt_lightning.localdir.fsync import make_directories, open_directory
+from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, read_manifest
+from bt_lightning.localdir.rename_noreplace import write_new
+from bt_lightning.localdir.safe_open import open_own
+from bt_lightning.localdir.small_files import read_small_file
+from bt_lightning.path_layout import (
+    MANIFEST,
+    check_checkpoint_id,
+    part_record_name,
+    rank_of_part_record,
+)
+from bt_lightning.sharding.gather_verdict import GatherVerdict, manifest_of
+from bt_lightning.sharding.save_part import PartRecord, SaveKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from bt_lightning.sharding.save_part import SavePart
+
+_FILES: Final = "files"
+_OUTCOME: Final = "outcome.json"
+_RANK: Final = re.compile(r"rank-([0-9]{5,9})", re.ASCII)
+_NAME: Final = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,17})", re.ASCII)
+_HOST_BYTES: Final = 256
+_LOCK_S: Final = 2.0
+_POLL_S: Final = 0.005
+_KEPT: Final = 8
+"""Number of saves whose outcome stays readable, for a worker that is started again."""
+
+
+class GatherDirectory:
+    """The gathers of one checkpoint directory; implements `worker.gather_parts.GatherPlace`.
+
+    `begin` and `put` may be called by another thread than the other methods.
+    """
+
+    streams = False
+
+    def __init__(self, root: Path, rank: int) -> None:
+        """`rank`: of the training process; -1 for one that adds no part."""
+        self._root = root
+        self._rank = rank
+        self._locks: dict[SaveKey, int] = {}
+        self._records: dict[SaveKey, dict[int, PartRecord]] = {}
+        self._outcomes: dict[SaveKey, GatherVerdict] = {}
+
+    def home(self, key: SaveKey) -> Path:
+        """The folder of a gather."""
+        return gathers(self._root) / key.folder
+
+    def begin(self, part: SavePart) -> Path:
+        """Join the gather of a save; return the folder that this rank writes its files to.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        home = self.home(part.key)
+        make_directories(home / _FILES)
+        if part.key not in self._locks:
+            flags = os.O_RDWR | os.O_CREAT
+            descriptor = open_own(home / f"rank-{part.rank:05}", flags, 0o644)
+            self._locks[part.key] = descriptor
+            _lock_soon(descriptor)
+            os.pwrite(descriptor, socket.gethostname().encode()[:_HOST_BYTES], 0)
+        return home / _FILES
+
+    def put(self, record: PartRecord) -> None:
+        """Write the record of this rank's part, durably; one that is there stays.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        with open_directory(self.home(record.part.key)) as folder:
+            name = part_record_name(record.part.rank)
+            with contextlib.suppress(FileExistsError):
+                write_new(folder, name, record.to_bytes())
+
+    def records(self, key: SaveKey) -> Mapping[int, PartRecord]:
+        """The records that are there, by rank.
+
+        Raises:
+            CheckpointCorruptError: one is damaged.
+            OSError: the disk refused.
+        """
+        known = self._records.setdefault(key, {})
+        for rank, path in _numbered(self.home(key), rank_of_part_record).items():
+            if rank not in known:
+                with contextlib.suppress(FileNotFoundError):  # it was committed just now
+                    data = read_small_file(path, file_limits.PART)
+                    known[rank] = PartRecord.from_bytes(data, str(path))
+        return dict(known)
+
+    def hosts(self, key: SaveKey) -> Mapping[int, str]:
+        """The host of each rank that has joined."""
+        found = {}
+        for rank, path in _numbered(self.home(key), _rank_of_lock).items():
+            with contextlib.suppress(OSError):
+                descriptor = open_own(path, os.O_RDONLY)
+                found[rank] = os.pread(descriptor, _HOST_BYTES, 0).decode(errors="replace")
+                os.close(descriptor)
+        return found
+
+    def outcome(self, key: SaveKey) -> GatherVerdict | None:
+        """The verdict, once it is in effect: nothing is committed, or all is under its name.
+
+        Raises:
+            CheckpointCorruptError: it is damaged.
+            OSError: the disk refused.
+        """
+        verdict = self._decided(key)
+        if verdict is None or verdict.manifest is None or self._is_published(key, verdict):
+            return verdict
+        return None
+
+    def commit(self, key: SaveKey, records: Mapping[int, PartRecord]) -> GatherVerdict:
+        """Commit a whole gather, or finish its commit; return the verdict that counts.
+
+        Raises:
+            CheckpointExistsError: the checkpoint would lie inside another one.
+            CheckpointCorruptError: a file is not there.
+            OSError: the disk refused.
+        """
+        with folder_locked(gathers(self._root)):
+            for earlier in self._earlier(key):
+                decided = self._decided(earlier)
+                if decided is not None:
+                    self._finish(earlier, decided)
+            verdict = self._decided(key)
+            if verdict is None:
+                head = records[0].head
+                assert head is not None
+                final = self._root / check_checkpoint_id(head.checkpoint_id)
+                refuse_nesting(final, self._root)
+                manifest = manifest_of(records, 1 + _generation(final))
+                check_sizes(self.home(key) / _FILES, manifest)
+                verdict = self._decide(key, GatherVerdict(manifest=manifest))
+            self._finish(key, verdict)
+        return verdict
+
+    def give_up(self, key: SaveKey, verdict: GatherVerdict) -> GatherVerdict:
+        """Decide that nothing is committed; return the verdict that counts.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        counts = self._decide(key, verdict)
+        if counts.manifest is None:
+            self._finish(key, counts)
+        return counts
+
+    def leader_gone(self, key: SaveKey) -> bool:
+        """Whether rank 0's worker joined and is dead."""
+        return self._is_left(self.home(key) / "rank-00000")
+
+    def writing(self, key: SaveKey) -> bool:
+        """Whether a living worker has joined that has no record yet."""
+        records = _numbered(self.home(key), rank_of_part_record)
+        joined = _numbered(self.home(key), _rank_of_lock)
+        return any(not self._is_left(path) for rank, path in joined.items() if rank not in records)
+
+    def overdue(self, key: SaveKey, waited_s: float, limit_s: float) -> bool:  # noqa: ARG002
+        """Whether the parts had enough time."""
+        return waited_s > limit_s
+
+    def end(self, key: SaveKey) -> None:
+        """Leave a gather. Rank 0 deletes those of long ago that have an outcome."""
+        for known in (self._records, self._outcomes):
+            known.pop(key, None)
+        descriptor = self._locks.pop(key, None)
+        if descriptor is not None:
+            os.close(descriptor)
+        if self._rank == 0:
+            for earlier in self._earlier(key):
+                if earlier.number <= key.number - _KEPT and self._decided(earlier) is not None:
+                    self.delete(earlier)
+
+    def delete(self, key: SaveKey) -> None:
+        """Delete a gather that has its outcome, unless a living worker is in it."""
+        home = self.home(key)
+        if all(self._is_left(path) for path in _numbered(home, _rank_of_lock).values()):
+            discard(home)
+
+    def found(self) -> list[SaveKey]:
+        """The gathers that are there, by run and number."""
+        names = (_NAME.fullmatch(path.name) for path in children(gathers(self._root)))
+        each = [SaveKey(name[1], int(name[2])) for name in names if name is not None]
+        return sorted(each, key=lambda key: (key.run, key.number))
+
+    def _earlier(self, key: SaveKey) -> list[SaveKey]:
+        return [one for one in self.found() if one.run == key.run and one.number < key.number]
+
+    def _decided(self, key: SaveKey) -> GatherVerdict | None:
+        if key not in self._outcomes:
+            path = self.home(key) / _OUTCOME
+            try:
+                data = read_small_file(path, file_limits.MANIFEST)
+            except FileNotFoundError:
+                return None
+            self._outcomes[key] = GatherVerdict.from_bytes(data, str(path))
+        return self._outcomes[key]
+
+    def _decide(self, key: SaveKey, verdict: GatherVerdict) -> GatherVerdict:
+        """Make this the verdict unless there is one; return the one that counts."""
+        with open_directory(self.home(key)) as folder, contextlib.suppress(FileExistsError):
+            write_new(folder, _OUTCOME, verdict.to_bytes())
+        counts = self._decided(key)
+        assert counts is not None
+        return counts
+
+    def _finish(self, key: SaveKey, verdict: GatherVerdict) -> None:
+        """Carry the verdict out, from wherever a killed process left it."""
+        home = self.home(key)
+        built = home / _FILES
+        if verdict.manifest is not None and not self._is_published(key, verdict):
+            with open_directory(built) as folder, contextlib.suppress(FileExistsError):
+                write_new(folder, MANIFEST, verdict.to_bytes())
+            final = self._root / check_checkpoint_id(verdict.manifest.checkpoint_id)
+            publish_directory(built, final, self._root)
+        discard(built)  # what it replaced, or what nobody commits
+        for path in _numbered(home, rank_of_part_record).values():
+            path.unlink(missing_ok=True)
+
+    def _is_published(self, key: SaveKey, verdict: GatherVerdict) -> bool:
+        """Whether the files have left the gather: what lies there may be what they replaced."""
+        built = self.home(key) / _FILES
+        assert verdict.manifest is not None
+        try:
+            return read_manifest(built).digest != verdict.manifest.digest
+        except CheckpointNotFoundError:
+            return not built.is_dir()
+        except CheckpointCorruptError:
+            return True  # not ours, which is whole from the moment that it has its name
+
+    def _is_left(self, path: Path) -> bool:
+        """Whether the process that locked this file is dead; False if there is no such file."""
+        try:
+            descriptor = open_own(path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            return try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _lock_soon(descriptor: int) -> None:
+    """Lock a file of this rank; another process looks at it for a moment, or is about to end."""
+    until = time.monotonic() + _LOCK_S
+    while not try_lock(descriptor) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+
+
+def _generation(final: Path) -> int:
+    try:
+        return read_manifest(final).generation
+    except (CheckpointCorruptError, CheckpointNotFoundError):
+        return 0  # what rank 0 knew still bounds it
+
+
+def _rank_of_lock(name: str) -> int | None:
+    found = _RANK.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
+def _numbered(home: Path, rank_of: Callable[[str], int | None]) -> dict[int, Path]:
+    """The files of a gather that have a rank; by rank."""
+    try:
+        listed = os.listdir(home)  # noqa: PTH208 - a thousand of them, again and again
+    except FileNotFoundError:
+        return {}
+    ranks = {name: rank_of(name) for name in listed}
+    return {rank: home / name for name, rank in ranks.items() if rank is not None}

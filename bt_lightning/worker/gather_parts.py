@@ -1,0 +1,302 @@
+"""Thread of the worker that waits for the parts of other ranks, and commits when all are there.
+
+Every rank's worker has one. Rank 0's commits; another one if rank 0's is dead. Nothing in training
+waits for it: the arena of a part is free when the part is durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointExistsError,
+    DirectoryFullError,
+    PartsMissingError,
+    TornSnapshotError,
+)
+from bt_lightning.sharding.gather_verdict import GatherVerdict, WholeGather, judge_parts, late
+from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from bt_lightning.sharding.gather_verdict import VerdictCause
+    from bt_lightning.sharding.save_part import PartRecord, SaveKey, SavePart
+    from bt_lightning.worker_messages import WorkerConfig
+
+_LEADER_GRACE_S: Final = 2.0
+"""Seconds for which a whole gather waits for rank 0's worker, if that is dead."""
+_TIMES: Final = 4
+"""The deadline, in durations of the slowest of the last commits."""
+_LAST: Final = 8
+_LEAST_POLL_S: Final = 0.02
+_MOST_POLL_S: Final = 0.2
+_POLLS_IN_WAIT: Final = 20
+
+
+class GatherPlace(Protocol):
+    """Where the parts of all ranks come together.
+
+    `begin` and `put` are called by the commit thread, the others by the gather thread. An `OSError`
+    of the others is tried again until the deadline.
+    """
+
+    streams: bool
+    """Whether a checkpoint is committed in the store, and not on the disk."""
+
+    def begin(self, part: SavePart) -> Path:
+        """Join a gather; return the folder on the disk that this rank writes its files to."""
+
+    def put(self, record: PartRecord) -> None:
+        """Make this rank's record durable, which its files are; one that is there stays."""
+
+    def records(self, key: SaveKey) -> Mapping[int, PartRecord]:
+        """The records that are there, by rank."""
+
+    def hosts(self, key: SaveKey) -> Mapping[int, str]:
+        """The hosts of the ranks that have joined, as far as they are known."""
+
+    def outcome(self, key: SaveKey) -> GatherVerdict | None:
+        """The verdict, once it is in effect; also after `end`, for the last few saves."""
+
+    def commit(self, key: SaveKey, records: Mapping[int, PartRecord]) -> GatherVerdict:
+        """Commit a whole gather unless it has a verdict; return the one that counts.
+
+        Raises:
+            CheckpointError: it cannot be committed; a corrupt one may be whole at the next try.
+        """
+
+    def give_up(self, key: SaveKey, verdict: GatherVerdict) -> GatherVerdict:
+        """Decide that nothing is committed unless there is a verdict; return what counts."""
+
+    def leader_gone(self, key: SaveKey) -> bool:
+        """Whether rank 0's worker is known to be dead."""
+
+    def overdue(self, key: SaveKey, waited_s: float, limit_s: float) -> bool:
+        """Whether the missing parts had enough time.
+
+        `waited_s`: seconds since this rank's part is durable, expected to be at most `limit_s`.
+        """
+
+    def end(self, key: SaveKey) -> None:
+        """Leave a gather."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DurablePart:
+    """A part of this rank that waits for those of the others."""
+
+    number: int
+    part: SavePart
+    began: float
+    """`time.time()` at the call that saved."""
+    write_s: float = 0.0
+    cpu_s: float = 0.0
+    evicted: int = 0
+
+
+class _OpenGather:
+    def __init__(self, own: DurablePart) -> None:
+        self.own = own
+        self.since = time.monotonic()
+        self.whole_since: float | None = None
+        self.checkpoint_id = ""
+        self.trouble = ""
+        """The last error of the place."""
+
+    @property
+    def waited_s(self) -> float:
+        return time.monotonic() - self.since
+
+
+class GatherThread:
+    """The gathers that this rank has a durable part in.
+
+    `done` is called for each outcome, and with None when `idle` may have changed; before that,
+    `ended` with the verdict, and whether this worker made it a commit.
+    """
+
+    def __init__(
+        self,
+        place: GatherPlace,
+        config: WorkerConfig,
+        done: Callable[[Committed | CommitFailed | Withdrawn | None], None],
+        ended: Callable[[DurablePart, GatherVerdict, bool], None],
+    ) -> None:
+        self._place = place
+        self._leads = config.leads
+        self._least_s = config.gather_s
+        self._done = done
+        self._ended = ended
+        self._hosts = dict(enumerate(config.hosts))
+        self._durations: deque[float] = deque(maxlen=_LAST)
+        self._open: dict[int, _OpenGather] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether every part has the outcome of its save."""
+        with self._changed:
+            return not self._open
+
+    def has(self, number: int) -> bool:
+        """Whether the save of this number waits for parts."""
+        with self._changed:
+            return number in self._open
+
+    def wait_for(self, own: DurablePart) -> None:
+        """Report the outcome of a save when it is known; returns at once. The commit thread's."""
+        with self._changed:
+            self._open[own.number] = _OpenGather(own)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, daemon=True, name="bt_lightning gathers"
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._open)
+                each = [self._open[number] for number in sorted(self._open)]
+            ended = [self._look(one) for one in each]
+            if not any(ended):
+                shortest = min(one.waited_s for one in each)
+                pause = max(_LEAST_POLL_S, min(_MOST_POLL_S, shortest / _POLLS_IN_WAIT))
+                with self._changed:
+                    known = len(self._open)
+                    self._changed.wait_for(lambda: len(self._open) != known, pause)  # noqa: B023
+
+    def _look(self, gather: _OpenGather) -> bool:
+        """Take a gather as far as it goes; whether it has ended."""
+        committed_here = False
+        try:
+            verdict = self._place.outcome(gather.own.part.key)
+            if verdict is None:
+                verdict, committed_here = self._judge(gather)
+        except (CheckpointCorruptError, OSError) as error:  # may be cured by the next look
+            gather.trouble, verdict = str(error), None
+        own = gather.own
+        if verdict is None and self._place.overdue(
+            own.part.key, gather.waited_s, self.limit_s(own)
+        ):
+            verdict = self._give_up(gather)
+        if verdict is None:
+            return False
+        self._end(gather, verdict, committed_here=committed_here)
+        return True
+
+    def _judge(self, gather: _OpenGather) -> tuple[GatherVerdict | None, bool]:
+        """The verdict, and whether this worker made it a commit; None if it is open."""
+        part = gather.own.part
+        records = self._place.records(part.key)
+        for rank, record in records.items():
+            self._hosts[rank] = record.host
+            if record.head is not None:
+                gather.checkpoint_id = record.head.checkpoint_id
+        found = judge_parts(records, part)
+        if isinstance(found, GatherVerdict):
+            return self._decide_against(part.key, found.why, found.cause), False
+        if found is None:
+            return None, False
+        assert isinstance(found, WholeGather)
+        gather.whole_since = gather.whole_since or time.monotonic()
+        if not self._leads and (
+            time.monotonic() - gather.whole_since < _LEADER_GRACE_S
+            or not self._place.leader_gone(part.key)
+        ):
+            return None, False
+        try:
+            return self._place.commit(part.key, records), True
+        except CheckpointExistsError as error:
+            refused: CheckpointError = error
+        except (CheckpointCorruptError, OSError):
+            raise
+        except CheckpointError as error:
+            refused = error
+        return self._decide_against(part.key, str(refused), "failed"), False
+
+    def _decide_against(self, key: SaveKey, why: str, cause: VerdictCause) -> GatherVerdict | None:
+        """Give up, unless another worker decided to commit: then the next look sees the outcome."""
+        verdict = self._place.give_up(key, GatherVerdict(why=why, cause=cause))
+        return verdict if verdict.manifest is None else None
+
+    def limit_s(self, own: DurablePart) -> float:
+        """Seconds that the other parts of a save are expected to take at most."""
+        return max(self._least_s, _TIMES * max([own.write_s, *self._durations]))
+
+    def _give_up(self, gather: _OpenGather) -> GatherVerdict:
+        """The verdict at the deadline; this worker's own if the place does not take one."""
+        part = gather.own.part
+        hosts, records = dict(self._hosts), {}
+        try:
+            records = dict(self._place.records(part.key))
+            hosts |= self._place.hosts(part.key)
+        except (CheckpointError, OSError) as error:
+            gather.trouble = gather.trouble or str(error)
+        own = late(records, hosts, part, gather.waited_s)
+        if gather.trouble:
+            own = GatherVerdict(why=f"{own.why}: {gather.trouble}", cause="late")
+        try:
+            verdict = self._place.give_up(part.key, own)
+            if verdict.manifest is not None:  # decided, and whoever did it is dead
+                verdict = self._place.commit(part.key, records)
+        except (CheckpointError, OSError):
+            return own
+        return verdict
+
+    def _end(self, gather: _OpenGather, verdict: GatherVerdict, *, committed_here: bool) -> None:
+        own = gather.own
+        if verdict.manifest is not None:
+            self._durations.append(own.write_s + gather.waited_s)
+        self._ended(own, verdict, committed_here)
+        with contextlib.suppress(CheckpointError, OSError):  # the next start deletes what is left
+            self._place.end(own.part.key)
+        self._done(
+            self._event(gather, verdict)
+        )  # before this counts as idle: the process may end then
+        with self._changed:
+            del self._open[own.number]
+        self._done(None)
+
+    def _event(
+        self, gather: _OpenGather, verdict: GatherVerdict
+    ) -> Committed | CommitFailed | Withdrawn:
+        own = gather.own
+        if verdict.manifest is not None:
+            return Committed(
+                number=own.number,
+                manifest=verdict.manifest.to_bytes(),
+                write_s=own.write_s,
+                durable_s=time.time() - own.began,
+                cpu_s=own.cpu_s,
+                evicted=own.evicted,
+                streamed=self._place.streams,
+            )
+        if verdict.cause == "dropped":
+            return Withdrawn(own.number)
+        name = gather.checkpoint_id or f"of save {own.part.key.number}"
+        said = (
+            f"the checkpoint {name} was not saved: {verdict.why}. What was committed is untouched"
+        )
+        error: CheckpointError = PartsMissingError(
+            f"{said}: look at that rank's log, its host and its disk"
+        )
+        if verdict.cause == "torn":
+            error = TornSnapshotError(said)
+        if verdict.cause == "full":
+            error = DirectoryFullError(
+                f"{said}: free some space, keep fewer checkpoints (save_top_k), or raise the budget"
+                " (BT_VOLUME_SIZE_GIB)"
+            )
+        return CommitFailed(number=own.number, error=error, evicted=own.evicted)

@@ -1,0 +1,284 @@
+"""Writes this rank's part of a save from its arena: the files, then the record.
+
+Called by the commit thread, which never waits for other ranks; only for room on the disk, a few
+seconds, since rank 0's worker alone may delete something to make it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning.errors import CheckpointError, DirectoryFullError, PartsMissingError
+from bt_lightning.localdir.direct_io import BLOCK, write_image
+from bt_lightning.localdir.disk_errors import advice, refused
+from bt_lightning.localdir.disk_space import is_full, planned
+from bt_lightning.localdir.event_log import note
+from bt_lightning.localdir.fsync import sync_directory
+from bt_lightning.part_messages import AwaitParts, MissPart, PartDurable
+from bt_lightning.path_layout import check_member
+from bt_lightning.sharding.save_part import PartRecord, SaveHead
+from bt_lightning.worker.gather_parts import DurablePart
+from bt_lightning.worker.zip_checksums import ZipChecksums
+from bt_lightning.worker_messages import CommitFailed, CommitImage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bt_lightning.manifest import FileEntry
+    from bt_lightning.sharding.save_part import MissingCause, SaveKey, SavePart
+    from bt_lightning.worker.free_disk_space import DiskSpaceMaker
+    from bt_lightning.worker.gather_parts import GatherPlace, GatherThread
+    from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
+    from bt_lightning.worker_messages import FileImage
+
+_ROOM_S: Final = 10.0
+"""Longest wait for room that rank 0's worker makes."""
+_POLL_S: Final = 0.1
+
+
+class PartWriter:
+    """Adds this rank's parts to gathers, one after the other; used by the commit thread."""
+
+    def __init__(
+        self,
+        root: Path,
+        space: DiskSpaceMaker,
+        place: GatherPlace,
+        gathers: GatherThread,
+        removals: RemovalsOfSaves,
+    ) -> None:
+        """`gathers` reports what comes of each part that is durable."""
+        self.removals = removals
+        """Those of saves that are not committed yet."""
+        self._root = root
+        self._space = space
+        self._place = place
+        self._gathers = gathers
+        self._host = socket.gethostname()
+        self._written: dict[int, tuple[Path, FileEntry, tuple[int, int]]] = {}
+        """Of the last part: path, entry and inode of each file, by content."""
+        self._last: SaveKey | None = None
+        self._moved: Path | None = None
+        """Where the files of the last part are since the commit."""
+
+    def add(self, job: CommitImage, arena: memoryview) -> list[PartDurable | CommitFailed]:
+        """Write a part from its arena; return the events for the training process."""
+        part = job.part
+        assert part is not None
+        started, cpu = time.monotonic(), time.process_time()
+        evicted: list[str] = []
+        try:
+            if self._place.outcome(part.key) is None:
+                folder = self._place.begin(part)
+                if part.rank not in self._place.records(part.key):  # of a worker that was killed
+                    entries = self._write(job, arena, folder, evicted)
+                    self._place.put(self._record(job, entries))
+        except (CheckpointError, OSError) as error:
+            if not self._is_decided(part):  # else its files are deleted by now
+                return [self._fail(job, part, error, evicted)]
+        own = DurablePart(
+            number=job.number,
+            part=part,
+            began=job.began,
+            write_s=time.monotonic() - started,
+            cpu_s=time.process_time() - cpu,
+            evicted=len(evicted),
+        )
+        self._gathers.wait_for(own)
+        return [PartDurable(job.number)]
+
+    def resume(self, message: AwaitParts) -> list[CommitFailed]:
+        """Wait for the others of a part that is durable already."""
+        key = message.part.key
+        try:
+            if self._place.outcome(key) is None:
+                self._place.begin(message.part)
+                if message.part.rank not in self._place.records(key):
+                    self._place.end(key)
+                    msg = f"the part of rank {message.part.rank} of save {key.number} is gone"
+                    return [CommitFailed(number=message.number, error=PartsMissingError(msg))]
+        except (CheckpointError, OSError) as error:
+            return [CommitFailed(number=message.number, error=error)]
+        own = DurablePart(number=message.number, part=message.part, began=message.began)
+        self._gathers.wait_for(own)
+        return []
+
+    def miss(self, message: MissPart) -> list[PartDurable]:
+        """Say that this rank has no part."""
+        self._put_missing(message.part, message.why, message.cause)
+        return [PartDurable(message.number)]
+
+    def moved(self, key: SaveKey, checkpoint_id: str) -> None:
+        """Note that a save is committed: its files have another path. The gather thread's."""
+        if key == self._last:
+            self._moved = self._root / checkpoint_id
+
+    def _is_decided(self, part: SavePart) -> bool:
+        with contextlib.suppress(CheckpointError, OSError):
+            return self._place.outcome(part.key) is not None
+        return False
+
+    def _put_missing(self, part: SavePart, why: str, cause: MissingCause) -> None:
+        record = PartRecord(part=part, host=self._host, missing=why, cause=cause)
+        with contextlib.suppress(CheckpointError, OSError):  # then it is late for the others
+            self._place.begin(part)
+            self._place.put(record)
+        with contextlib.suppress(CheckpointError, OSError):
+            self._place.end(part.key)
+
+    def _record(self, job: CommitImage, entries: list[FileEntry]) -> PartRecord:
+        assert job.part is not None
+        head = None
+        if job.part.rank == 0:
+            stored = self._space.stored(job.checkpoint_id)
+            after = max(job.after, stored.generation if stored is not None else 0)
+            head = SaveHead(checkpoint_id=job.checkpoint_id, after=after, facts=job.facts)
+        return PartRecord(part=job.part, host=self._host, files=tuple(entries), head=head)
+
+    def _fail(
+        self, job: CommitImage, part: SavePart, error: Exception, evicted: list[str]
+    ) -> CommitFailed:
+        full = is_full(error)
+        self._put_missing(part, str(error), "full" if full else "failed")
+        with contextlib.suppress(OSError):  # an event is no checkpoint
+            note(
+                self._root,
+                "refused",
+                number=job.number,
+                checkpoint=job.checkpoint_id,
+                needed=self._size(job),
+                disk=str(error),
+                rank=part.rank,
+            )
+        if isinstance(error, OSError) and not isinstance(error, CheckpointError):
+            error = refused(
+                f"the part of rank {part.rank} of the checkpoint {job.checkpoint_id} could not be"
+                f" written to {self._root} ({error.strerror or error}), so nothing of it was saved."
+                f" What was committed before is untouched: {advice(self._root, error)}, or use"
+                " another BT_CHECKPOINT_DIR",
+                error,
+            )
+        return CommitFailed(number=job.number, error=error, evicted=len(evicted))
+
+    # files
+
+    def _write(
+        self, job: CommitImage, arena: memoryview, folder: Path, evicted: list[str]
+    ) -> list[FileEntry]:
+        """Write the files, durably.
+
+        Raises:
+            DirectoryFullError: there is no room for them.
+            OSError: the disk refused.
+        """
+        part = job.part
+        assert part is not None
+        until = time.monotonic() + _ROOM_S
+        more = False
+        if part.rank == 0:
+            self._space.settle()
+        while True:
+            if part.rank == 0:
+                self._evict(job, part, evicted, more=more)
+            else:
+                self._await_room(job, part, until)
+            try:
+                return self._write_files(job, part, arena, folder)
+            except OSError as error:
+                for image in job.files:
+                    (folder / image.path).unlink(missing_ok=True)
+                if not is_full(error) or not (part.rank == 0 or self._may_get_room(part, until)):
+                    raise
+                more = True  # other ranks write to this disk as well
+
+    def _evict(self, job: CommitImage, part: SavePart, evicted: list[str], *, more: bool) -> None:
+        """Delete what may go, for the parts of all ranks, as each writes about as much."""
+        size = self._size(job)
+        room = self._space.make(size * part.world_size, job.checkpoint_id, more=more)
+        evicted += room.evicted
+        if not room.fits:
+            more = more and not room.evicted
+            room = self._space.make(size, job.checkpoint_id, more=more)
+            evicted += room.evicted
+        if not room.fits:
+            raise DirectoryFullError(_no_room(job, part, room.reason))
+
+    def _await_room(self, job: CommitImage, part: SavePart, until: float) -> None:
+        size = self._size(job)
+        while (disk := self._space.measure()).room < size:
+            if not self._may_get_room(part, until):
+                reason = f"it needs {size:,} bytes, and {disk.describe()}"
+                raise DirectoryFullError(_no_room(job, part, reason))
+
+    def _may_get_room(self, part: SavePart, until: float) -> bool:
+        """Whether rank 0 may still make room, which it does before it writes; waits a moment."""
+        time.sleep(_POLL_S)
+        return time.monotonic() < until and 0 not in self._place.records(part.key)
+
+    def _size(self, job: CommitImage) -> int:
+        return planned(i.size for i in job.files if self._linkable(i) is None)
+
+    def _write_files(
+        self, job: CommitImage, part: SavePart, arena: memoryview, folder: Path
+    ) -> list[FileEntry]:
+        entries = []
+        with ZipChecksums(arena) as checksums:
+            for image in job.files:
+                checksums.begin(image)
+            memory = arena.toreadonly()
+            for image in job.files:
+                target = folder / check_member(image.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)  # of a killed worker; it may be a link
+                entry = self._link(image, target)
+                if entry is None:
+                    checksums.finish(image)
+                    end = image.offset + -(-image.size // BLOCK) * BLOCK
+                    entry = write_image(target, image.path, memory[image.offset : end], image.size)
+                entries.append(entry)
+        for path in {(folder / image.path).parent for image in job.files} | {folder}:
+            sync_directory(path)
+        written = {}
+        for image, entry in zip(job.files, entries, strict=True):
+            path = folder / image.path
+            written[image.content] = (path, entry, _inode(path))
+        self._written, self._last, self._moved = written, part.key, None
+        return entries
+
+    def _linkable(self, image: FileImage) -> tuple[list[Path], FileEntry, tuple[int, int]] | None:
+        """Where the same bytes may be, which the last part has."""
+        known = self._written.get(image.content)
+        if known is None or known[1].path != image.path:
+            return None
+        moved = [self._moved / image.path] if self._moved is not None else []
+        return [known[0], *moved], known[1], known[2]
+
+    def _link(self, image: FileImage, target: Path) -> FileEntry | None:
+        """Link the same file of the last part; None if it is not there any more."""
+        known = self._linkable(image)
+        for place in known[0] if known is not None else ():
+            assert known is not None
+            with contextlib.suppress(OSError):  # it was renamed just now, or cannot be linked
+                os.link(place, target)
+                if _inode(target) == known[2]:
+                    return known[1]
+                target.unlink()
+        return None
+
+
+def _no_room(job: CommitImage, part: SavePart, reason: str) -> str:
+    return (
+        f"the part of rank {part.rank} of the checkpoint {job.checkpoint_id} was not saved, so"
+        f" nothing of it was: {reason}. Parts of sharded checkpoints are not sent to the store"
+        " instead. What was committed before is untouched: free some space, keep fewer checkpoints"
+        " (save_top_k), or raise the budget (BT_VOLUME_SIZE_GIB)"
+    )
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
