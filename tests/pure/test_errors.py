@@ -31,6 +31,7 @@ BUILTINS = {
     "ArenaTooLargeError": MemoryError,
     "SaveTimeoutError": TimeoutError,
     "RankLostError": RuntimeError,
+    "PartsMissingError": RuntimeError,
     "StoreError": OSError,
     "StoreTransientError": errors.StoreError,
     "LeaseHeldError": errors.StoreTransientError,
