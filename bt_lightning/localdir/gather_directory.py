@@ -29,7 +29,7 @@ from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.path_layout import (
     MANIFEST,
     check_checkpoint_id,
-    part_record_name,
+    part_file,
     rank_of_part_record,
 )
 from bt_lightning.sharding.gather_verdict import GatherVerdict, manifest_of
@@ -95,7 +95,7 @@ class GatherDirectory:
             OSError: the disk refused.
         """
         with open_directory(self.home(record.part.key)) as folder:
-            name = part_record_name(record.part.rank)
+            name = part_file(record.part.rank)
             with contextlib.suppress(FileExistsError):
                 write_new(folder, name, record.to_bytes())
 

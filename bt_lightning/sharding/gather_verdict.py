@@ -70,7 +70,9 @@ class WholeGather:
     """All parts are there, and fit each other: they can be committed."""
 
 
-def judge_parts(records: Mapping[int, PartRecord], part: SavePart) -> GatherVerdict | WholeGather | None:
+def judge_parts(
+    records: Mapping[int, PartRecord], part: SavePart
+) -> GatherVerdict | WholeGather | None:
     """What the records that are there make; None while some are missing and all are good.
 
     Args:

@@ -98,9 +98,7 @@ class Rank:
     def outcome(self, number):
         """The outcome of a save, once it is there."""
         each = [
-            one
-            for one in self.poll()
-            if one.number == number and not isinstance(one, PartDurable)
+            one for one in self.poll() if one.number == number and not isinstance(one, PartDurable)
         ]
         assert len(each) <= 1, each
         return each[0] if each else None

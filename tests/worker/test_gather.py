@@ -42,9 +42,8 @@ def ranks(tmp_path):
 
 
 def outcomes(ranks, number, timeout_s=30.0):
-    return eventually(lambda: all([r.outcome(number) for r in ranks]), timeout_s) and [
-        rank.outcome(number) for rank in ranks
-    ]
+    eventually(lambda: all(rank.outcome(number) for rank in ranks), timeout_s)
+    return [rank.outcome(number) for rank in ranks]
 
 
 def ids(root):
@@ -284,9 +283,7 @@ def test_what_all_workers_died_before_is_committed_by_the_next_run(ranks):
 
     image = each[0].image(1)
     head = SaveHead(checkpoint_id="checkpoint-1", after=0, facts=image.facts)
-    files = {
-        one.path: lambda size=one.size: [content_of(RUN, 1, 0, size)] for one in image.files
-    }
+    files = {one.path: lambda size=one.size: [content_of(RUN, 1, 0, size)] for one in image.files}
     write_part_files(root, image.part, files, head)
     each[0].worker.kill()
     take_over(root, 5.0, stored=False)

@@ -89,7 +89,8 @@ class Run:
             rank.close()
 
     def check(self):
-        found = {one.manifest.checkpoint_id: one.manifest for one in list_committed(self.root).found}
+        each = [one.manifest for one in list_committed(self.root).found]
+        found = {manifest.checkpoint_id: manifest for manifest in each}
         for name, manifest in found.items():
             _, begun, number = name.split("-")
             assert is_whole(self.root, manifest, f"{int(begun):032x}", int(number), WORLD)
