@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.errors import CheckpointMismatchError
-from bt_lightning.restore.local_parts import local_part
 from bt_lightning.restore.optimizer_states import is_optimizer_state, parameters
 from bt_lightning.restore.saved_tensors import SavedTensor, Wanted
-from bt_lightning.sharding.boxes import Box
+from bt_lightning.sharding.boxes import Box, whole_box
+from bt_lightning.snapshot.local_shards import EXTRA_STATE, layout_of, named_modules, stored_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,15 +60,22 @@ def fill_tensors(
     pairs = {
         name: (saved[name], tensor)
         for name, tensor in wanted.items()
-        if isinstance(saved.get(name), SavedTensor)
+        if isinstance(saved.get(name), SavedTensor) and not name.endswith(EXTRA_STATE)
     }
     _check(pairs, *((missing, unexpected) if strict else ((), ())))
     loads = []
     for name, (each, tensor) in pairs.items():
-        target, box = local_part(name, tensor)
-        loads.append(TensorLoad(each, box, target))
+        target = stored_part(tensor, name).detach()
+        if target.numel():
+            loads.append(TensorLoad(each, _box(tensor, name), target))
     read = load_all(tensors, loads)
     return Filled(missing, unexpected, read, sum(load.size for load in loads))
+
+
+def _box(tensor: Any, name: str) -> Box:
+    """The box of a tensor that this rank has."""
+    layout, shape = layout_of(tensor, name), tuple(tensor.shape)
+    return whole_box(shape) if layout is None else layout.box(shape, tensor.device_mesh.get_rank())
 
 
 def load_all(tensors: SavedTensors, loads: Iterable[TensorLoad]) -> int:
@@ -149,6 +156,32 @@ def fill_module(
         )
         raise CheckpointMismatchError(msg)
     return fill_tensors(state.tensors, state.weights, module, strict=strict)
+
+
+def set_extra_states(state: SavedState, module: torch.nn.Module) -> None:
+    """Give modules what `get_extra_state` returned at the save; after `fill_module`, on each rank.
+
+    Raises:
+        CheckpointCorruptError, StoreError: as `fill_tensors`.
+    """
+    parts = named_modules(module)
+    for name, value in state.weights.items():
+        stem, _, last = name.rpartition(".")
+        if last == EXTRA_STATE and stem in parts:
+            parts[stem].set_extra_state(_read_whole(state.tensors, value))
+
+
+def _read_whole(tensors: SavedTensors, value: Any) -> Any:
+    """A value with whole tensors on the host in place of saved ones."""
+    if isinstance(value, SavedTensor):
+        made = torch.empty(value.item_shape, dtype=value.item_dtype, device="cpu")
+        load_all(tensors, [TensorLoad(value, whole_box(value.item_shape), made)])
+        return made
+    if isinstance(value, dict):
+        return {key: _read_whole(tensors, each) for key, each in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(_read_whole(tensors, each) for each in value)
+    return value
 
 
 def fill_optimizers(
@@ -287,14 +320,3 @@ def _memory(saved: SavedTensor, parameter: torch.Tensor | None, *, host: bool) -
     if shape == tuple(parameter.shape):
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
     return torch.empty(shape, dtype=dtype, device=parameter.device)
-
-
-def total(parts: Iterable[Filled]) -> Filled:
-    """What several fills did together."""
-    each = list(parts)
-    return Filled(
-        tuple(name for one in each for name in one.missing),
-        tuple(name for one in each for name in one.unexpected),
-        sum(one.read_bytes for one in each),
-        sum(one.own_bytes for one in each),
-    )

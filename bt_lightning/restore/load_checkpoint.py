@@ -15,12 +15,13 @@ from bt_lightning.restore.optimizer_states import numbered
 from bt_lightning.restore.rank_states import rank_states
 from bt_lightning.restore.read_documents import read_leftovers, read_tree
 from bt_lightning.restore.read_tensors import read_tensors
-from bt_lightning.restore.saved_tensors import SHARDED, open_tensors, read_whole, referenced
+from bt_lightning.restore.saved_tensors import open_tensors, read_whole, referenced
 from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.restore.weights_without_base import load_base_table, without_base
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.encode_tree import KIND
+from bt_lightning.snapshot.shard_encoding import SHARDS as SHARDED_LABEL
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 
@@ -96,7 +97,7 @@ def load_checkpoint(
     tensors = {label: found.get(label, {}) for label in entries}
     sharded = reader.manifest.entry(SHARDS) is not None
     if sharded:
-        names = {pair for pair in referenced(everything) if pair[0] == SHARDED}
+        names = {pair for pair in referenced(everything) if pair[0] == SHARDED_LABEL}
         tensors |= read_whole(open_tensors(reader), names, memory, on_host)[0]
     unpickled = read_leftovers(reader, map_location) if weights_only is False else None
     classes = ClassTable(

@@ -12,6 +12,7 @@ from bt_lightning.restore.read_documents import load_file, read_tree
 from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.snapshot.class_allowlist import ClassTable
+from bt_lightning.snapshot.shard_files import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from bt_lightning.restore.live_objects import LiveObjects
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
-_OWN: Final = "rank"
-"""The key of such a tree."""
 _LABEL: Final = "state"
 
 
@@ -82,4 +81,4 @@ def rank_state(
     if not isinstance(tree, dict):
         msg = f"the checkpoint {reader.name} is damaged: {path} holds no dictionary"
         raise CheckpointCorruptError(msg)
-    return tree.get(_OWN)
+    return tree.get(OWN)

@@ -23,6 +23,7 @@ from bt_lightning.sharding.shard_index import ShardIndex
 from bt_lightning.sharding.structure import writer_of
 from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.snapshot.encode_tree import KIND
+from bt_lightning.snapshot.shard_encoding import SHARDS as SHARDED_LABEL
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 from bt_lightning.store.transfer.parallel_reads import Scratch, in_parallel
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from bt_lightning.sharding.structure import Form
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
-SHARDED = "shards"
-"""Label, in the tree, of tensors that several ranks may hold parts of."""
 _MOST_FRONT_BYTES = 256 * 1024 * 1024
 
 
@@ -113,7 +112,7 @@ class CheckpointTensors:
             CheckpointCorruptError: there is none, or the header of its file is damaged.
             StoreError: the store failed.
         """
-        if label == SHARDED and self._index is not None:
+        if label == SHARDED_LABEL and self._index is not None:
             stored = self._index.stored_name(name)
             held = self._index.structure.tensors.get(stored)
             if held is not None and held.dtype in TORCH:
@@ -171,7 +170,7 @@ class CheckpointTensors:
     def _owners(self, wanted: Wanted) -> dict[Box, str]:
         """The saved boxes that share items with a wanted one, and the files that hold them."""
         tensor = wanted.tensor
-        if tensor.label != SHARDED or self._index is None:
+        if tensor.label != SHARDED_LABEL or self._index is None:
             return {whole_box(tensor.shape): TENSOR_FILES[tensor.label]}
         held, replica = self._index.tensor(tensor.name), self._index.replicas[tensor.name]
         key = (held.form, wanted.box)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _DTENSOR: Final = "DTensor"
 _WRAPPERS: Final = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 """Attributes by which torch's wrappers of a module hold it: no part of a name."""
-_EXTRA_STATE: Final = "_extra_state"
+EXTRA_STATE: Final = "_extra_state"
+"""Last part of the name of what `get_extra_state` returns."""
 _OWN_DUMPS: Final = ("state_dict", "_save_to_state_dict")
 local_part: Final = attrgetter("_local_tensor")
 """The part of a DTensor that this rank has: `to_local` without autograd, in 0.05 microseconds."""
@@ -158,11 +159,26 @@ def module_state(module: torch.nn.Module) -> dict[str, Any]:
             continue
         _add_own(part, prefix, found)
         if kind.extra:
-            found[prefix + _EXTRA_STATE] = part.get_extra_state()
+            found[prefix + EXTRA_STATE] = part.get_extra_state()
         for name, child in reversed(part._modules.items()):
             if child is not None:
                 hidden = name in _WRAPPERS or (kind.distributed and name == "module")
                 stack.append((prefix if hidden else f"{prefix}{name}.", child))
+    return found
+
+
+def named_modules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules by the names that `module_state` gives their tensors; wrappers under none."""
+    found: dict[str, torch.nn.Module] = {}
+    stack = [("", module)]
+    while stack:
+        name, part = stack.pop()
+        found[name] = part  # the innermost of one name: what wrappers hold
+        for child_name, child in part._modules.items():
+            if child is not None:
+                distributed = _kind(type(part)).distributed and child_name == "module"
+                hidden = child_name in _WRAPPERS or distributed
+                stack.append((name if hidden else f"{name}.{child_name}".lstrip("."), child))
     return found
 
 
