@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
@@ -106,6 +107,7 @@ class SnapshotWriter(ABC, Generic[State]):
             head = SaveHead(checkpoint_id=checkpoint_id, after=after, facts=facts)
         make_room(planned(snapshot.sizes))
         try:
+            part = replace(part, fingerprint=snapshot.fingerprint)
             return write_part_files(root, part, snapshot.files, head)
         except OSError as error:
             raise unwritten_error(checkpoint_id, root, error) from error

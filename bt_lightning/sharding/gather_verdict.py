@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bt_lightning.sharding.save_part import PartRecord, SavePart
 
 _FORMAT: Final = "bt_lightning.gather"
+_HEAD: Final = b'{"format": "bt_lightning.gather"'
 _NAMED: Final = 8
 """Most ranks that a text names."""
 VerdictCause = Literal["", "full", "torn", "failed", "dropped", "late", "apart"]
@@ -51,16 +52,16 @@ class GatherVerdict:
         Raises:
             CheckpointCorruptError: it is no whole verdict.
         """
+        if not data.startswith(_HEAD):
+            return cls(manifest=Manifest.from_bytes(data, where))
         try:
-            payload = parse_json(data, file_limits.MANIFEST)
+            payload = parse_json(data, file_limits.RECORD)
         except CheckpointCorruptError as error:
             msg = f"the verdict {where} is damaged: {error}"
             raise CheckpointCorruptError(msg) from error
-        if isinstance(payload, dict) and payload.get("format") != _FORMAT:
-            return cls(manifest=Manifest.from_bytes(data, where))
-        why, cause = (payload.get(key) for key in ("why", "cause")) if payload else (None, None)
+        why, cause = payload.get("why"), payload.get("cause")
         if not isinstance(why, str) or cause not in _CAUSES:
-            msg = f"the verdict {where} is damaged: it has neither a manifest nor a reason"
+            msg = f"the verdict {where} is damaged: it has no reason"
             raise CheckpointCorruptError(msg)
         return cls(why=why, cause=cause)
 

@@ -99,9 +99,8 @@ class Saver:
         """Take the snapshot that `lay_out` returns, to be committed as `checkpoint_id`.
 
         `facts` returns the manifest's facts for it; `part` says of which rank it is, if others have
-        parts as well. Returns when the state may change except by an
-        optimizer. Without memory for an arena the record's `snapshot` is `direct`: the caller
-        writes the checkpoint itself and completes the record.
+        parts too. Returns when the state may change except by an optimizer. Without memory for an
+        arena the record's `snapshot` is `direct`: the caller writes it itself.
 
         Raises:
             SaveTimeoutError: the previous save was not written within an hour.
@@ -129,8 +128,7 @@ class Saver:
             if slot is None:
                 record.snapshot, record.decision = "none", "skipped"
                 record.call_ms = 1000 * (time.perf_counter() - started)
-                why = "it was skipped, as the save before it was not written yet"
-                self.open.miss(record.number, part, why, "dropped")
+                self.open.miss(record.number, part, "the save before was not written", "dropped")
                 return record
             try:
                 message = self._save_new(record, slot, lay_out, facts, began)
@@ -143,7 +141,9 @@ class Saver:
         capture, pages_ready = self._previous.capture, self._arenas.pages_ready(self._previous.slot)
         record.call_ms = 1000 * (time.perf_counter() - started)
         left_out = self._previous.snapshot.left_out
-        message = replace(message, part=part)
+        if part is not None:
+            part = replace(part, fingerprint=self._previous.snapshot.fingerprint)
+            message = replace(message, part=part)
         future = self._finisher.finish(capture, message, record, pages_ready, left_out)
         self.open.add(record, part, future, capture)
         if not capture.done and record.snapshot != "shared":

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointError, DirectoryFullError, PartsMissingError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _ROOM_S: Final = 10.0
 """Longest wait for room that rank 0's worker makes."""
 _POLL_S: Final = 0.1
+_NO_FINGERPRINT: Final = 32 * "0"
+"""Of a part that was never laid out."""
 
 
 class PartWriter:
@@ -123,6 +126,7 @@ class PartWriter:
         return False
 
     def _put_missing(self, part: SavePart, why: str, cause: MissingCause) -> None:
+        part = replace(part, fingerprint=part.fingerprint or _NO_FINGERPRINT)
         record = PartRecord(part=part, host=self._host, missing=why, cause=cause)
         with contextlib.suppress(CheckpointError, OSError):  # then it is late for the others
             self._place.begin(part)
