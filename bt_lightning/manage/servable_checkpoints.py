@@ -11,6 +11,7 @@ from bt_lightning.manage.job_checkpoints import JoinedCheckpoints, StoreCheckpoi
 from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manage.vllm_truss_config import ServedCheckpoint
+from bt_lightning.manage.whole_tensors import world_size
 from bt_lightning.path_layout import BASE, slug
 from bt_lightning.truss_definitions.weights import check_weights_url
 from bt_lightning.uri import BtUri
@@ -89,6 +90,7 @@ def deployable(
 def _served(
     source: JobCheckpoints, item: CheckpointItem, kind: CheckpointKind, form: SourceForm
 ) -> ServedCheckpoint:
+    _check_joined(item)
     paths = [entry.path for entry in item.manifest.files]
     folder = ""
     if kind.kind == "lora":
@@ -172,6 +174,17 @@ def _checked_adapter(item: CheckpointItem, kind: CheckpointKind, served: Sequenc
     pattern = config.get("rank_pattern")
     ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     return max([rank for rank in ranks if isinstance(rank, int) and rank > 0], default=16)
+
+
+def _check_joined(item: CheckpointItem) -> None:
+    """Raise if the weights are in shards, which no server of models reads."""
+    if item.manifest.is_sharded:
+        msg = (
+            f"{item.name} has its weights in shards of {world_size(item.manifest)} ranks, which"
+            " vLLM does not read: join them with `bt-lightning checkpoints export --to hf`, and"
+            " bring the folder to the store with `bt-lightning checkpoints copy` (docs/serving.md)"
+        )
+        raise CheckpointNotFoundError(msg)
 
 
 def _check_model(item: CheckpointItem, served: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from bt_lightning.localdir.digest import Hasher
 from bt_lightning.manage.download_copy import CountingReader
 from bt_lightning.path_layout import MANIFEST
-from bt_lightning.store.catalog.bt_url_tree import find_checkpoint
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.store.transfer.resumable_download import download_files
 from bt_lightning.uri import BtUri
@@ -17,9 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from bt_lightning.store.catalog.projects import CatalogEntry
     from bt_lightning.store.interface import Store
 
 _DIGEST: Final = "xxh3_128"
+
+
+def bt_uri(found: CatalogEntry) -> BtUri:
+    """The URL of a checkpoint, with its job."""
+    at = found.location
+    rank = f"rank-{at.node_rank}/" if at.node_rank else ""
+    return BtUri(at.project, at.job, f"{rank}{found.checkpoint_id}")
 
 
 class CheckpointSource:
@@ -27,13 +34,10 @@ class CheckpointSource:
 
     large_at_once = 2
 
-    def __init__(self, store: Store, url: str) -> None:
-        found = find_checkpoint(store, url)
-        at = found.location
-        rank = f"rank-{at.node_rank}/" if at.node_rank else ""
-        self._uri = BtUri(at.project, at.job, f"{rank}{found.checkpoint_id}")
+    def __init__(self, store: Store, found: CatalogEntry) -> None:
+        self._uri = bt_uri(found)
         self._data = found.data
-        self._reader = StoreReader(store, "", at.base)
+        self._reader = StoreReader(store, "", found.location.base)
         self._store_name = store.name
 
     @property

@@ -15,7 +15,7 @@ from bt_lightning.localdir.directory_writable_check import check_root
 from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.localdir.disk_space import measure
 from bt_lightning.path_layout import safe_parts
-from bt_lightning.store.catalog.bt_url_tree import open_bt_store
+from bt_lightning.store.catalog.bt_url_tree import find_checkpoint, open_bt_store
 from bt_lightning.store.interface import redact
 from bt_lightning.store.objects.open_objects import open_objects
 from bt_lightning.store.transfer.parallel_reads import in_parallel
@@ -23,6 +23,7 @@ from bt_lightning.uri import is_bt
 from bt_lightning.weights.blob_cache import BlobCache, full
 from bt_lightning.weights.checkpoint_source import CheckpointSource
 from bt_lightning.weights.hub_source import HubSource
+from bt_lightning.weights.joined_source import JoinedSource
 from bt_lightning.weights.mount_directory import MountDirectory
 from bt_lightning.weights.object_source import ObjectSource
 from bt_lightning.weights.source_secrets import access_to
@@ -183,7 +184,10 @@ def _opened(
 ) -> WeightSource:
     access = access_to(weights, places.secrets, notice)
     if is_bt(access.url):
-        return CheckpointSource(open_bt_store(places.store_url, None), access.url)
+        store = open_bt_store(places.store_url, None)
+        found = find_checkpoint(store, access.url)
+        kind = JoinedSource if found.manifest.is_sharded else CheckpointSource
+        return kind(store, found)
     if access.url.startswith("hf://"):
         return HubSource(access.url, access.token)
     return ObjectSource(open_objects(access.url, access.options, access.token))

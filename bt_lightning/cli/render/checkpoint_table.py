@@ -152,6 +152,12 @@ def _csv_row(row: dict[str, Any]) -> list[object]:
     return [*(row[name] if row[name] is not None else "" for name in names), *last]
 
 
+def _ranks(row: dict[str, Any]) -> str:
+    """How many ranks have shards of it; empty for one of whole tensors."""
+    shards = row.get("shards")
+    return str(shards.get("world_size", "")) if isinstance(shards, dict) else ""
+
+
 def _metrics(row: dict[str, Any]) -> str:
     values = row["metrics"].items()
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values)
@@ -162,6 +168,7 @@ _COLUMNS = (
     replace(_JOB, rank=2),
     Column("Checkpoint Name", lambda row: row["checkpoint_id"]),
     Column("Type", lambda row: row["checkpoint_type"], rank=6),
+    Column("Ranks", _ranks, right=True, rank=7, hide_empty=True),
     Column("Base Model", lambda row: row["base_model"] or "", rank=5, hide_empty=True),
     Column("Step", lambda row: str(row["step"]), right=True),
     Column("Epoch", lambda row: str(row["epoch"]), right=True, rank=4),
