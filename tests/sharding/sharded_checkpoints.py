@@ -10,7 +10,7 @@ import torch
 
 from bt_lightning.localdir.commit import commit
 from bt_lightning.manifest import ManifestFacts
-from bt_lightning.path_layout import SHARDS, TREE, rank_file
+from bt_lightning.path_layout import SHARDS, STATE, TREE, rank_file
 from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
 from bt_lightning.sharding.shard_index import ShardIndex
 from bt_lightning.sharding.structure import HeldTensor, merge
@@ -85,7 +85,7 @@ def write_sharded(
         state: what Lightning's `dump_checkpoint` makes, with whole tensors: `state_dict`,
             `optimizer_states` by names of parameters, and the rest, which rank 0 writes. A tensor
             that is there by two names is tied.
-        own: for each rank what is its own, `ranks/*.json`, without tensors; others have `{}`.
+        own: for each rank the tree of its `ranks/*.json`, `{"rank": ...}`; others have none.
         facts: of the manifest, in place of those of `state`.
     """
     found = _Tensors({}, {}, {})
@@ -108,9 +108,13 @@ def write_sharded(
         text = text.replace(json.dumps(mark), json.dumps(node))
     small = {TREE: text.encode(), SHARDS: index.to_bytes()}
     for rank in range(world_size):
-        laid = lay_out_files(own[rank] if rank < len(own) else {})
-        assert not laid.tensor_files, "a rank's own tensors are not written here"
-        small[rank_file(rank)] = laid.small_files[TREE]
+        if rank >= len(own):
+            continue
+        laid = lay_out_files(own[rank])
+        path = rank_file(rank)
+        small[path] = laid.small_files[TREE]
+        if STATE in laid.files:
+            files[path.replace(".json", ".safetensors")] = laid.files[STATE]
     files |= {path: lambda data=data: [data] for path, data in small.items()}
     known = {
         "step": state.get("global_step", 0),
@@ -133,7 +137,11 @@ def shard_pieces(
     """The bytes of a rank's file, as torch's `HuggingFaceStorageReader` reads it."""
     boxes = plan.boxes_of(rank)
     offsets = {name: {"saved_offsets": list(box.offsets)} for name, box in boxes.items()}
-    metadata = {**OF_TORCH, "DCP_SHARDING_INFO": json.dumps(offsets, separators=(",", ":"))}
+    metadata = {
+        "DCP_SHARDING_INFO": json.dumps(offsets, separators=(",", ":")),
+        "DCP_VERSION": "1.0",
+        **OF_TORCH,
+    }
     parts = {name: part_of(stored[name], box).contiguous() for name, box in boxes.items()}
     return tensor_file(path, (), parts, None, metadata).pieces
 

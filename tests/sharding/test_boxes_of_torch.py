@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
@@ -23,30 +21,18 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.distributed.tensor.placement_types import _StridedShard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bt_lightning.sharding.boxes import Box, tiles, whole_box
 from bt_lightning.sharding.layouts import Layout, placements_in_boxes
 from bt_lightning.sharding.structure import HeldTensor, merge
 from bt_lightning.sharding.write_plan import WritePlan
+from tests.sharding.fake_ranks import rank_of
 from tests.sharding.sharded_checkpoints import part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch.distributed.device_mesh import DeviceMesh
 
 relaxed = settings(deadline=None, database=None, max_examples=40)
-
-
-@contextlib.contextmanager
-def rank_of(world_size: int, rank: int) -> Iterator[None]:
-    """This process is a rank of a world whose other ranks are not there."""
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def layout_of(tensor: torch.Tensor) -> Layout | None:
