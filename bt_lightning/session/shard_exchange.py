@@ -124,6 +124,14 @@ class ShardExchange:
             return known
         return self.result(self.run(lambda agree: agree(table)))
 
+    def refuse(self, error: CheckpointError) -> None:
+        """Tell the ranks that save another structure why this rank cannot; instead of `plan`."""
+
+        def fail(_: object) -> None:
+            raise error
+
+        wait([self.run(fail)], self._limit_s)
+
     def close(self) -> None:
         """End the thread; what is under way fails. Idempotent."""
         self._closed.set()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.manifest import ManifestFacts
     from bt_lightning.session.shard_exchange import ShardExchange
+    from bt_lightning.sharding.structure import Table
     from bt_lightning.sharding.write_plan import WritePlan
     from bt_lightning.snapshot.shard_files import EncodedPart
     from bt_lightning.snapshot.state_files import Snapshot
@@ -84,8 +85,14 @@ class ShardWriter(CheckpointWriter):
         """
         cache = EncodingCache() if cache is None else cache
         self._adopt(cache)
-        encoded = encode_part(state, cache)
-        planned = self._plan(encoded)
+        try:
+            encoded = encode_part(state, cache)
+            known = self._planned is not None and encoded.held.key == self._key
+            table = {} if known else encoded.held.table
+        except CheckpointError as error:
+            self._exchange.refuse(error)
+            raise
+        planned = self._plan(encoded.held.key, table)
         snapshot = lay_out_part(encoded, planned, cache)
         if planned.rank == 0:
             snapshot.small_files.update(self.serving.constant)
@@ -98,10 +105,9 @@ class ShardWriter(CheckpointWriter):
         facts = super().facts(state, snapshot)
         return replace(facts, origin={**facts.origin, "shards": self._shards})
 
-    def _plan(self, encoded: EncodedPart) -> PlannedPart:
-        key = encoded.held.key
+    def _plan(self, key: tuple[Any, ...], table: Table) -> PlannedPart:
         if self._planned is None or key != self._key:
-            plan = self._exchange.plan(encoded.held.table)
+            plan = self._exchange.plan(table)
             if self._planned is None or self._planned.plan is not plan:
                 self._planned = PlannedPart(plan, self._exchange.rank)
             self._key = key

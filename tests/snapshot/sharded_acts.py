@@ -206,3 +206,148 @@ def _refusal_of_partial():
     except UnsupportedStateError as error:
         return str(error)
     return ""
+
+
+def save_kinds(rank, kinds, root):
+    """A save of each kind of model: what `test_shard_files` compares."""
+    return {kind: _save_kind(rank, kind, root / kind) for kind in kinds}
+
+
+def _save_kind(rank, kind, root):
+    import math
+
+    import torch.distributed as dist
+
+    from bt_lightning.session.shard_writer import ShardWriter
+    from bt_lightning.snapshot.local_shards import live_state
+    from bt_lightning.tensor_files.tensor_headers import BITS
+
+    net, optimizer = sharded_ranks.build(kind, 64)
+    saving = sharded_ranks.RankSaving(root / f"rank-{rank}", [optimizer])
+    counts = sharded_ranks.Collectives()
+    # generators differ over ranks, as they do in training
+    own = {"rng": torch.get_rng_state(), "rank": rank}
+    with counts.counted():
+        saving.writer.begin(live_state(net, [optimizer]))
+        saving.save(sharded_ranks.full_state(net, [optimizer], 1, own), "first")
+        saving.save(sharded_ranks.full_state(net, [optimizer], 2, own), "second")
+        outcomes = saving.outcomes()
+    assert all(isinstance(what, bytes) for what in outcomes), outcomes
+    state = sharded_ranks.full_state(net, [optimizer], 2, own)
+    wanted = sharded_ranks.local_bytes(state)
+    snapshot = saving.writer.take(state)
+    whole = root / "whole"
+    for path, pieces in snapshot.files.items():
+        (whole / path).parent.mkdir(parents=True, exist_ok=True)
+        (whole / path).write_bytes(b"".join(pieces()))
+    again = ShardWriter(saving.exchange).take(state)
+    same = all(
+        b"".join(pieces()) == (whole / path).read_bytes() for path, pieces in again.files.items()
+    )
+    committed = root / f"rank-{rank}" / "second"
+    same = same and all(
+        (committed / path).read_bytes() == (whole / path).read_bytes() for path in snapshot.files
+    )
+    plan = saving.writer._planned.plan
+    unique = sum(
+        math.prod(each.shape) * BITS[each.dtype] // 8 for each in plan.structure.tensors.values()
+    )
+    dist.barrier()
+    found = {
+        "collectives": counts.found,
+        "files": sorted(snapshot.files),
+        "fingerprint": snapshot.fingerprint,
+        "same": same,
+        "sizes": plan.sizes,
+        "planned": saving.writer.planned_bytes,
+        "unique": unique,
+        "written": (whole / snapshot_path(snapshot)).stat().st_size,
+        "stock": _read_by_stock(net, optimizer, whole, wanted),
+        "origin": dict(saving.writer.facts(state, snapshot).origin.get("shards", {})),
+    }
+    saving.close()
+    return found
+
+
+def snapshot_path(snapshot):
+    (path,) = [path for path in snapshot.files if path.startswith("shard-")]
+    return path
+
+
+def _read_by_stock(net, optimizer, folder, wanted):
+    """Names that torch's own reader fills with other bytes; None for a torch without it."""
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        from torch.distributed.checkpoint import HuggingFaceStorageReader
+    except ImportError:
+        return None
+    from bt_lightning.snapshot.local_shards import live_state
+
+    state = live_state(net, [optimizer])
+    weights = {name: each for name, each in state["state_dict"].items() if name != "head.weight"}
+    asked = {"state_dict": {name: torch.zeros_like(each) for name, each in weights.items()}}
+    entries = state["optimizer_states"][0]["state"]
+    asked["optimizer_0"] = {
+        "state": {
+            name: {key: torch.zeros_like(each) for key, each in entry.items()}
+            for name, entry in entries.items()
+        }
+    }
+    dcp.load(asked, storage_reader=HuggingFaceStorageReader(str(folder)))
+    found = sharded_ranks.local_bytes(
+        {"state_dict": asked["state_dict"], "optimizer_states": [asked["optimizer_0"]]}
+    )
+    assert len(found) > 20
+    return [name for name, data in found.items() if data != wanted[name]]
+
+
+def exchange_rounds(rank):
+    """Another structure, an unfrozen one, and states that do not fit."""
+    from bt_lightning.errors import CheckpointError
+    from bt_lightning.session.ranks import Ranks
+    from bt_lightning.session.shard_exchange import ShardExchange
+    from bt_lightning.session.shard_writer import ShardWriter
+    from bt_lightning.snapshot.local_shards import live_state
+
+    net, optimizer = sharded_ranks.build("fsdp2")
+    ranks = Ranks.of_process_group()
+    exchange = ShardExchange(ranks, limit_s=10.0)
+    writer = ShardWriter(exchange)
+    found = {}
+    prints = [writer.take(sharded_ranks.full_state(net, [optimizer])).fingerprint for _ in "ab"]
+    found["agreements"] = exchange._count
+    later = torch.optim.SGD([net.scale], lr=1.0, momentum=0.5)  # as a callback that unfreezes
+    net.scale.grad = torch.ones_like(net.scale)
+    later.step()
+    writer.begin(live_state(net, [optimizer, later]))
+    prints.append(writer.take(sharded_ranks.full_state(net, [optimizer, later])).fingerprint)
+    found["after another optimizer"] = exchange._count
+    prints.append(writer.take(sharded_ranks.full_state(net, [optimizer])).fingerprint)
+    found["back again"] = exchange._count
+    found["prints"] = prints
+
+    def refused(state, of=exchange):
+        try:
+            ShardWriter(of).take(state)
+        except CheckpointError as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    state = sharded_ranks.full_state(net, [optimizer])
+    state["state_dict"]["odd"] = torch.ones(2 + rank)
+    found["other shapes"] = refused(state)
+    state = sharded_ranks.full_state(net, [optimizer])
+    state["state_dict"]["odd"] = torch.ones(2)
+    if rank:
+        tensor = dist_tensor()
+        mesh = net.scale.device_mesh
+        state["state_dict"]["odd"] = tensor.DTensor.from_local(
+            torch.ones(2), mesh, [tensor.Partial()]
+        )
+    found["one rank cannot"] = refused(state)
+    impatient = ShardExchange(ranks, limit_s=0.5)
+    found["absent"] = refused(state, impatient) if rank == 0 else ""
+    impatient.close()
+    exchange.close()
+    return found
