@@ -11,14 +11,19 @@ from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.gather_directory import GatherDirectory
 from bt_lightning.worker.gather_parts import GatherThread
+from bt_lightning.worker.lead_in_store import gather_in_store
+from bt_lightning.worker.publish_report import note_published
 from bt_lightning.worker.write_part import PartWriter
+from bt_lightning.worker_messages import Published
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bt_lightning.manifest import Manifest
     from bt_lightning.sharding.gather_verdict import GatherVerdict
+    from bt_lightning.store.interface import Store
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
-    from bt_lightning.worker.gather_parts import DurablePart
+    from bt_lightning.worker.gather_parts import DurablePart, GatherPlace
     from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
     from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn, WorkerConfig
 
@@ -31,12 +36,17 @@ class PartCommits:
         config: WorkerConfig,
         space: DiskSpaceMaker,
         removals: RemovalsOfSaves,
-        done: Callable[[Committed | CommitFailed | Withdrawn | None], None],
+        done: Callable[[Committed | CommitFailed | Withdrawn | Published | None], None],
+        open_store: Callable[[], Store],
     ) -> None:
         """`done` as for `GatherThread`."""
         self._root = Path(config.root)
         self._removals = removals
-        place = GatherDirectory(self._root, config.rank)
+        self._done = done
+        place: GatherPlace = GatherDirectory(self._root, config.rank)
+        if config.gather == "store":
+            place = gather_in_store(config, space, open_store)
+        self._streams = place.streams
         self.gathers = GatherThread(place, config, done, self._ended)
         self.writer = PartWriter(self._root, space, place, self.gathers, removals)
 
@@ -48,15 +58,29 @@ class PartCommits:
             return
         self.writer.moved(own.part.key, manifest.checkpoint_id)
         if here:
-            with contextlib.suppress(OSError):  # a hint and an event, no checkpoint
-                write_hint(self._root, manifest.checkpoint_id, manifest.step)
-                note(
-                    self._root,
-                    "durable",
-                    number=own.number,
-                    checkpoint=manifest.checkpoint_id,
-                    bytes=manifest.size,
-                    write_s=own.write_s,
-                    local_durable_s=time.time() - own.began,
-                    cpu_s=own.cpu_s,
-                )
+            self._note(own, manifest)
+
+    def _note(self, own: DurablePart, manifest: Manifest) -> None:
+        durable_s = time.time() - own.began
+        with contextlib.suppress(OSError):  # a hint and an event, no checkpoint
+            write_hint(self._root, manifest.checkpoint_id, manifest.step)
+            note(
+                self._root,
+                "streamed" if self._streams else "durable",
+                number=own.number,
+                checkpoint=manifest.checkpoint_id,
+                bytes=manifest.size,
+                write_s=own.write_s,
+                local_durable_s=durable_s,
+                cpu_s=own.cpu_s,
+            )
+        if self._streams:
+            event = Published(
+                checkpoint_id=manifest.checkpoint_id,
+                digest=manifest.digest,
+                size=manifest.size,
+                seconds=durable_s - own.write_s,
+                remote_durable_s=durable_s,
+            )
+            note_published(self._root, event)
+            self._done(event)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bt_lightning.worker.calls_between_threads import ThreadCall
     from bt_lightning.worker.early_upload import EarlyUpload
     from bt_lightning.worker.publisher_lock import PublisherLock
-    from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
+    from bt_lightning.worker.publisher_tasks_parts import ShardedTasks
     from bt_lightning.worker_messages import Published
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class PublisherThread:
     def __init__(
         self,
         root: Path,
-        tasks: SmallDiskTasks,
+        tasks: ShardedTasks,
         publisher_lock: PublisherLock,
         report: Callable[[Published | WorkFailed | None], None],
         *,
@@ -62,7 +62,7 @@ class PublisherThread:
         self._polling = DiskPolling(tasks.files, standby=standby)
         self._offered: EarlyUpload | None = None
         self._sending: EarlyUpload | None = None
-        self._calls: ThreadCalls[SmallDiskTasks] = ThreadCalls(self.changed)
+        self._calls: ThreadCalls[ShardedTasks] = ThreadCalls(self.changed)
         self._retries = PublishRetries(root)
         self._has_work = True
         self._working = False
@@ -131,7 +131,7 @@ class PublisherThread:
         with self.changed:
             return self._retries.refusal
 
-    def perform(self, function: Callable[[SmallDiskTasks], T]) -> T:
+    def perform(self, function: Callable[[ShardedTasks], T]) -> T:
         """Call `function` on the publisher thread before its next unit; return its result.
 
         Called by other threads of the worker, which wait.
@@ -206,7 +206,7 @@ class PublisherThread:
             self._retries.error = str(error)
             return False
 
-    def _run_call(self, call: ThreadCall[SmallDiskTasks]) -> WorkFailed | None:
+    def _run_call(self, call: ThreadCall[ShardedTasks]) -> WorkFailed | None:
         """Run a call of another thread, which gets the error; a `StoreError` also counts here."""
         error = call.run(self._tasks)
         event = self._note_failure(error) if isinstance(error, StoreError) else None

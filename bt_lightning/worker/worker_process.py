@@ -38,7 +38,7 @@ from bt_lightning.worker.part_commits import PartCommits
 from bt_lightning.worker.process_priority import leave_session, lower_priority
 from bt_lightning.worker.publish_job_files import JobFilePublisher
 from bt_lightning.worker.publisher_lock import PublisherLock, stand_by
-from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
+from bt_lightning.worker.publisher_tasks_parts import ShardedTasks
 from bt_lightning.worker.publisher_thread import PublisherThread
 from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
 from bt_lightning.worker.trainer_queries import Question, TrainerQueries
@@ -123,7 +123,9 @@ class _Loop:
         )
         self._queries = TrainerQueries(config, self._space_maker)
         self._unwanted = RemovalsOfSaves(self._root)
-        parts = PartCommits(config, self._space_maker, self._unwanted, self._on_outcome)
+        parts = PartCommits(
+            config, self._space_maker, self._unwanted, self._on_outcome, self._queries.open
+        )
         self._gathers = parts.gathers
         self._committer = CommitThread(
             ImageCommitter(self._root, self._space_maker, self._on_early_upload),
@@ -295,7 +297,7 @@ class _Loop:
         publisher_lock = PublisherLock(self._root, standby=standby)
         if standby and url:
             stand_by(self._root, url, self._config.prefix)
-        tasks = SmallDiskTasks(
+        tasks = ShardedTasks(
             self._root,
             RetryingStore(LateStore(self._queries.open)) if url else None,
             self._config.prefix,

@@ -1,0 +1,148 @@
+"""Thread of a worker that sends this rank's parts to the store, and then their records."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreError
+from bt_lightning.store.retry import backoff
+from bt_lightning.store.transfer.file_source import FileSource
+from bt_lightning.store.transfer.upload_progress_source import MeteredSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.sharding.save_part import PartRecord, SaveKey
+    from bt_lightning.store.transfer.file_source import DescribedSource
+    from bt_lightning.store.transfer.store_claims import Claim
+    from bt_lightning.store.transfer.store_parts import PartsInStore
+    from bt_lightning.worker.open_parts import OpenPart, OpenParts
+    from bt_lightning.worker.parts_on_node import PartsOnNode
+
+_BEAT_S: Final = 5.0
+"""Seconds between two signs of life of a rank that is sending."""
+
+
+class StoreLeader(Protocol):
+    """What rank 0's worker does on its publisher's thread, which has the lease."""
+
+    def claim(self, key: SaveKey, checkpoint_id: str, after: int) -> Claim:
+        """The folder of a save."""
+
+    def commit(self, claim: Claim, manifest: Manifest) -> None:
+        """Commit it."""
+
+    def end(self, key: SaveKey, outcome: bytes) -> None:
+        """Give it up."""
+
+
+class PartSender:
+    """Sends the oldest part first, and retries until it is sent or its save has an outcome."""
+
+    def __init__(
+        self,
+        open_parts: OpenParts,
+        node: PartsOnNode,
+        parts: Callable[[], PartsInStore],
+        lead: StoreLeader | None,
+    ) -> None:
+        """`lead`: on rank 0, which claims the folder."""
+        self._open = open_parts
+        self._node = node
+        self._parts = parts
+        self._lead = lead
+        self.at_work = threading.Lock()
+        """Held while files are sent."""
+
+    def run(self) -> None:
+        """The thread; never ends."""
+        failures = 0
+        while True:
+            with self._open.changed:
+                self._open.changed.wait_for(lambda: self._open.next(self._can_send) is not None)
+                save = self._open.next(self._can_send)
+            assert save is not None
+            try:
+                with self.at_work:
+                    own = save.own
+                    if own is not None:
+                        self._send(save, own)
+                failures = 0
+            except (CheckpointNotFoundError, StoreError) as error:
+                failures += 1
+                with self._open.changed:
+                    self._open.error = str(error)
+                    self._open.changed.wait(backoff(failures, 1.0))
+            except (CheckpointError, OSError) as error:  # its files are damaged, or cannot be read
+                self._lose(save, str(error))
+
+    def _can_send(self, save: OpenPart) -> bool:
+        if save.own is None or save.sent or save.verdict is not None:
+            return False
+        return bool(save.own.missing) or save.claim is not None or self._lead is not None
+
+    def _lose(self, save: OpenPart, why: str) -> None:
+        """Say to all ranks that this one's part is lost."""
+        with self._open.changed:
+            if save.own is not None:
+                save.own = replace(save.own, files=(), missing=why)
+
+    def _send(self, save: OpenPart, own: PartRecord) -> None:
+        key, parts = save.part.key, self._parts()
+        if not own.missing:
+            if save.claim is None:
+                assert self._lead is not None
+                assert own.head is not None
+                claim = self._lead.claim(key, own.head.checkpoint_id, own.head.after)
+                with self._open.changed:
+                    save.claim = claim
+            assert save.claim is not None
+            heart = _Heart(parts, save)
+
+            @contextlib.contextmanager
+            def source_of(entry: FileEntry) -> Iterator[DescribedSource]:
+                with contextlib.ExitStack() as opened:
+                    source = save.memory.get(entry.path)
+                    if source is None:
+                        file = self._node.file(key, entry.path)
+                        source = opened.enter_context(FileSource(file, entry))
+                    yield MeteredSource(source, heart.beat)
+
+            parts.send(save.claim, own.files, source_of, base=self._open.base)
+        parts.put_record(key.folder, own.part.rank, own.to_bytes())
+        with self._open.changed:
+            save.sent = True
+            if save.left:  # nobody waits for its outcome
+                self._open.saves.pop(key, None)
+            self._open.changed.notify_all()
+        if save.left:
+            self._node.end(key, None, own)
+
+
+class _Heart:
+    """Shows other ranks that this one is sending, at most once in `_BEAT_S`."""
+
+    def __init__(self, parts: PartsInStore, save: OpenPart) -> None:
+        self._parts, self._save = parts, save
+        self._last = time.monotonic()
+        self._count = 0
+        self._beating = threading.Lock()
+
+    def beat(self, _: int) -> None:
+        """Some bytes were sent; called by several threads."""
+        self._save.alive_at = time.monotonic()
+        if time.monotonic() - self._last < _BEAT_S or not self._beating.acquire(blocking=False):
+            return
+        try:
+            self._count += 1
+            part = self._save.part
+            with contextlib.suppress(CheckpointError, OSError):  # the upload meets it as well
+                self._parts.beat(part.key.folder, part.rank, self._count)
+            self._last = time.monotonic()
+        finally:
+            self._beating.release()
