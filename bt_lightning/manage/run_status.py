@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.gather_directory import GatherDirectory
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.upload_status import read_uploading
 
@@ -22,6 +23,7 @@ _ARENAS = 3
 _FOREVER_MS = 1e12
 _ENDS = ("durable", "streamed", "refused")
 """Events that end a save's time in memory."""
+_NAMED = 8
 _STALE_S = 10
 """A worker that is silent for so long in an upload counts as gone."""
 
@@ -44,6 +46,18 @@ class Upload:
     def left_s(self) -> float | None:
         """Seconds left at that rate; None while the rate is not known."""
         return (self.bytes_total - self.bytes_done) / self.rate if self.rate else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """A sharded save of which not all ranks' parts are there yet."""
+
+    checkpoint: str
+    """Empty until rank 0's part is there."""
+    parts: int
+    ranks: int
+    missing: tuple[int, ...]
+    """The first ranks whose parts are not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +88,10 @@ class Status:
     error: str
     stall_s: float
     """Seconds that training waited for saves, in all."""
+    gathering: tuple[Gathering, ...] = ()
+    """Sharded saves under way, whose parts meet in this directory."""
+    given_up: str = ""
+    """Why the newest sharded save is not committed, if it was given up."""
 
 
 def run_status(root: Path) -> Status:
@@ -93,6 +111,7 @@ def run_status(root: Path) -> Status:
     ):
         seconds = max(now - uploading.began, 1e-9)
         upload = Upload(uploading.checkpoint, uploading.bytes_done, uploading.bytes_total, seconds)
+    gathering, given_up = _gathers(root)
     newest = next(iter(of_newest_fit(listed.found, lambda one: one.manifest)), None)
     return Status(
         directory=str(root),
@@ -112,7 +131,38 @@ def run_status(root: Path) -> Status:
         waiting=uploading.waiting if uploading is not None else 0,
         error=uploading.error if uploading is not None else "",
         stall_s=math.fsum(_stall_s(event) for event in saves),
+        gathering=gathering,
+        given_up=given_up,
     )
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _gathers(root: Path) -> tuple[tuple[Gathering, ...], str]:
+    """The sharded saves that are under way, and why the newest was given up."""
+    place = GatherDirectory(root, rank=-1)
+    found, given_up = [], ""
+    for key in sorted(place.found(), key=lambda key: _changed(place.home(key))):
+        try:
+            verdict = place.outcome(key)
+            records = place.records(key) if verdict is None else {}
+        except (CheckpointCorruptError, OSError):
+            continue  # it changes while it is looked at
+        if verdict is not None:
+            given_up = verdict.why
+        elif records:
+            some = next(iter(records.values())).part
+            missing = [rank for rank in range(some.world_size) if rank not in records]
+            head = records[0].head if 0 in records else None
+            name = head.checkpoint_id if head is not None else ""
+            few = tuple(missing[:_NAMED])
+            found.append(Gathering(name, len(records), some.world_size, few))
+    return tuple(found), given_up
 
 
 def _events(root: Path) -> list[dict[str, Any]]:

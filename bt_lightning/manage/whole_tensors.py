@@ -79,6 +79,13 @@ class PlacedTensors:
         return found
 
 
+def read_index(source: JobCheckpoints, item: CheckpointItem) -> ShardIndex:
+    """The index of a sharded checkpoint. Raises as `read_shards`."""
+    entry = item.manifest.entry(SHARDS)
+    assert entry is not None, "it is sharded"
+    return ShardIndex.from_bytes(read_file(source, item, entry), f"{item.name}/{SHARDS}")
+
+
 def read_shards(source: JobCheckpoints, item: CheckpointItem) -> Shards:
     """The index of a sharded checkpoint, and where each box lies by the headers of its files.
 
@@ -87,9 +94,7 @@ def read_shards(source: JobCheckpoints, item: CheckpointItem) -> Shards:
         CheckpointNotFoundError: the checkpoint was deleted meanwhile.
         StoreError: the store refused.
     """
-    entry = item.manifest.entry(SHARDS)
-    assert entry is not None, "it is sharded"
-    index = ShardIndex.from_bytes(read_file(source, item, entry), f"{item.name}/{SHARDS}")
+    index = read_index(source, item)
     paths = sorted(index.files.values())
     listed = [item.manifest.entry(path) for path in paths]
     for path, one in zip(paths, listed, strict=True):

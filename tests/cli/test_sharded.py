@@ -10,9 +10,12 @@ from safetensors.torch import save_file
 
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.gather_directory import GatherDirectory
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import SHARDS, TREE
+from bt_lightning.sharding.gather_verdict import GatherVerdict
+from bt_lightning.sharding.save_part import PartRecord, SaveHead, SaveKey, SavePart
 from tests.sharding.sharded_checkpoints import (
     by_rows,
     by_rows_and_columns,
@@ -55,7 +58,8 @@ def state_of(seed=0, *, numbered=False):
 
 @pytest.fixture
 def root(tmp_path):
-    write_sharded(tmp_path / "run", "checkpoint-4", state_of(), by_rows_and_columns(2, 2))
+    own = [{"seed": 1}] * 4
+    write_sharded(tmp_path / "run", "checkpoint-4", state_of(), by_rows_and_columns(2, 2), own=own)
     return tmp_path / "run"
 
 
@@ -164,3 +168,49 @@ def test_verify_finds_shards_that_do_not_make_the_tensors(cli, root, change, say
     found = cli("checkpoints", "verify", "damaged", "--dir", root, code=12).output
     assert says in " ".join(found.split())
     cli("checkpoints", "verify", "checkpoint-4", "--dir", root)
+
+
+def test_download_of_what_one_rank_needs(cli, tmp_path):
+    root = tmp_path / "run"
+    write_sharded(root, "checkpoint-4", state_of(), by_rows(4), own=[{"seed": 1}] * 4)
+    args = ("checkpoints", "download", "checkpoint-4", "--dir", root, "--target-directory")
+    cli(*args, tmp_path / "to", "--rank", "2")
+    final = tmp_path / "to/checkpoint-4"
+    found = {path.relative_to(final).as_posix() for path in files_in(final)}
+    assert {"trainer.json", "shards.json", "ranks/00002.json"} <= found
+    shards = {path for path in found if path.startswith("shard-")}
+    # rank 0 writes what is small and not divided
+    assert shards == {f"shard-0000{rank}-of-00004.safetensors" for rank in (0, 2)}
+    assert "ranks/00001.json" not in found
+    assert "bt_manifest.json" not in found
+    assert "0 to 3" in cli(*args, tmp_path / "x", "--rank", "4", code=2).stderr
+    BTCheckpointIO().save_checkpoint(state_of(numbered=True), root / "full")
+    args = ("checkpoints", "download", "full", "--dir", root, "--rank", "0")
+    assert "not sharded" in cli(*args, "--target-directory", tmp_path / "x", code=2).stderr
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_status_says_which_parts_are_missing_and_why_a_save_was_given_up(cli, tmp_path):
+    place = GatherDirectory(tmp_path, rank=0)
+    head = SaveHead(
+        checkpoint_id="checkpoint-8",
+        after=0,
+        facts=ManifestFacts(step=8, epoch=0, created_at="2030-01-02T03:04:05Z"),
+    )
+    for rank in (0, 2):
+        part = SavePart(key=SaveKey("a" * 32, 3), rank=rank, world_size=4, fingerprint="b" * 32)
+        place.begin(part)
+        place.put(PartRecord(part=part, host="one", head=head if rank == 0 else None))
+    said = cli("status", "--dir", tmp_path).stdout
+    assert "checkpoint-8: 2 of 4 parts; missing ranks 1, 3" in said
+    place.give_up(
+        SaveKey("a" * 32, 3), GatherVerdict(why="rank 1 on two has no part", cause="late")
+    )
+    said = cli("status", "--dir", tmp_path).stdout
+    assert "rank 1 on two has no part" in said
+    assert "Gathering" not in said
+    record = json.loads(cli("status", "--dir", tmp_path, "-o", "json").stdout)
+    assert record["given_up"] == "rank 1 on two has no part"

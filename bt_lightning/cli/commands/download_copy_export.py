@@ -27,11 +27,18 @@ _target_option = click.option(
 @_target_option
 @click.option("--include", multiple=True, metavar="GLOB", help="Only these files.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not these files.")
+@click.option(
+    "--rank",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of a sharded checkpoint, what this rank needs: its shard and what all share.",
+)
 def download(
     checkpoints: tuple[str, ...],
     target: Target,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    rank: int | None,
     target_directory: Path,
 ) -> None:
     """Download checkpoints to a directory, verified; continues an interrupted download.
@@ -43,9 +50,13 @@ def download(
     from bt_lightning.cli.render.progress_bar import progress
     from bt_lightning.cli.render.text import human_size, printable
     from bt_lightning.manage.download_copy import download_item, wanted
+    from bt_lightning.manage.rank_download import entries_of_rank
 
     for source, item in some_checkpoints(target, checkpoints or ("latest",)):
         entries = wanted(item.manifest, include, exclude)
+        if rank is not None:
+            of_rank = entries_of_rank(source, item, rank)
+            entries = [entry for entry in entries if entry in of_rank]
         size = sum(entry.size for entry in entries)
         with progress(item.name, size) as on_bytes:
             final = download_item(source, item, target_directory, entries, on_bytes)

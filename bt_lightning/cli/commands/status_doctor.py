@@ -140,6 +140,15 @@ def screen(seen: Status) -> str:
         + (f", {seen.damaged} damaged" if seen.damaged else "")
         + f"; {human_size(seen.disk_free)} free"
     )
+    for one in seen.gathering:
+        missing = ", ".join(map(str, one.missing))
+        more = ", ..." if len(one.missing) < one.ranks - one.parts else ""
+        lines.append(
+            f"Gathering   {one.checkpoint or 'a save'}: {one.parts} of {one.ranks} parts"
+            + (f"; missing ranks {missing}{more}" if missing else "")
+        )
+    if seen.given_up:
+        lines.append(f"Given up    the newest sharded save: {seen.given_up}")
     upload = seen.upload
     if not seen.uploads:
         lines.append("Store       nothing is uploaded from here by bt_lightning")
