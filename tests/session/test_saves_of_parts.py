@@ -1,0 +1,313 @@
+"""Saves of which each rank has a part: arenas, outcomes, records and errors, on every rank."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bt_lightning.errors import (
+    CheckpointError,
+    PartsMissingError,
+    TornSnapshotError,
+    UnsupportedStateError,
+)
+from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
+from bt_lightning.session.folder_writer import Folder, FolderWriter
+from bt_lightning.session.save_tracking import SaveListeners, Saves
+from bt_lightning.sharding.save_part import SaveKey, SavePart
+from bt_lightning.snapshot.folder_files import SafetensorsFile
+from bt_lightning.snapshot.save_record import SnapshotOptions
+from bt_lightning.snapshot.saver import Saver
+from bt_lightning.worker.worker_handle import Worker
+from bt_lightning.worker_messages import FreedSpace, WorkerConfig
+
+RUN = "c" * 32
+
+
+class PartFolder(FolderWriter):
+    """Lays out what a rank has, as of one structure."""
+
+    fingerprint = "d" * 32
+    broken = False
+
+    def take(self, state, cache=None):
+        if self.broken:
+            msg = "there is a value that no file can hold"
+            raise UnsupportedStateError(msg)
+        return replace(super().take(state, cache), fingerprint=self.fingerprint)
+
+
+class TrainingRank:
+    """What a session has on one rank."""
+
+    def __init__(self, root, rank, world_size, config=None, **options):
+        self.rank, self.world_size = rank, world_size
+        self.worker = Worker(
+            WorkerConfig(
+                root=str(root),
+                store_url=None,
+                prefix="p",
+                drain_s=30.0,
+                rank=rank,
+                **({"gather_s": 5.0} | (config or {})),
+            )
+        )
+        self.worker.start()
+        self.worker.begin(frozenset())
+        self.weight = torch.zeros(1000)
+        self.parameter = torch.nn.Parameter(torch.zeros(1000 + rank))
+        self.optimizer = torch.optim.SGD([self.parameter], lr=1.0)
+        self.saver = Saver(
+            self.worker, lambda: [self.optimizer], self.pump, SnapshotOptions(**options)
+        )
+        self.ended, self.removed = [], []
+        policy = options.get("snapshot", "auto")
+        listeners = SaveListeners(
+            committed=lambda _: None,
+            remove=lambda manifest: self.removed.append(manifest.checkpoint_id),
+            ended=self.ended.append,
+            room=lambda *_: FreedSpace(fits=True),
+        )
+        self.saves = Saves(self.saver, root, policy, listeners)
+        self.writer = PartFolder()
+        self.number = 0
+
+    def pump(self, timeout_s):
+        if timeout_s:
+            self.worker.await_event(timeout_s)
+        for event in self.worker.poll():
+            if hasattr(event, "number"):
+                self.saver.handle(event)
+
+    def save(self, step, name=None):
+        self.number += 1
+        tensors = {f"w{self.rank}": self.parameter, f"b{self.rank}": self.weight + step}
+        folder = Folder(
+            files={f"shard-{self.rank}.safetensors": SafetensorsFile(tensors)}, step=step
+        )
+        part = SavePart(
+            key=SaveKey(RUN, self.number),
+            rank=self.rank,
+            world_size=self.world_size,
+            fingerprint="",
+        )
+        self.saves.save(self.writer, folder, name or f"checkpoint-{step}", part)
+
+    def decisions(self):
+        return [record.decision for record in self.ended]
+
+    def end(self):
+        self.saver.drain(left_s=lambda: 60.0)
+        self.saves.collect()
+
+    def close(self):
+        self.saver.close()
+        self.worker.kill()
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    made = []
+
+    def make(count=2, **options):
+        root = tmp_path / "root"
+        root.mkdir(exist_ok=True)
+        made.extend(TrainingRank(root, rank, count, **options) for rank in range(count))
+        return made
+
+    yield make
+    for rank in made:
+        rank.close()
+
+
+def warned_of_memory():
+    return pytest.warns(UserWarning, match="host memory")
+
+
+def until(predicate, timeout_s=30.0):
+    end = time.monotonic() + timeout_s
+    while not predicate():
+        assert time.monotonic() < end
+        threading.Event().wait(0.01)
+
+
+def save_all(ranks, step):
+    """Save on all ranks, and wait for the outcome on each."""
+    for rank in ranks:
+        rank.save(step)
+    for rank in ranks:
+        rank.end()
+
+
+def ids(root):
+    return {one.manifest.checkpoint_id for one in list_committed(root).found}
+
+
+def test_each_rank_saves_and_learns_of_the_whole(ranks, tmp_path):
+    each = ranks()
+    for step in (1, 2):
+        save_all(each, step)
+    root = tmp_path / "root"
+    assert ids(root) == {"checkpoint-1", "checkpoint-2"}
+    assert {entry.path for entry in verify(root / "checkpoint-2").files} == {
+        "shard-0.safetensors",
+        "shard-1.safetensors",
+    }
+    for rank in each:
+        assert rank.decisions() == ["saved", "saved"]
+        assert rank.saves.newest.step == 2
+        assert all(record.local_durable_s > 0 for record in rank.ended)
+    events = [event["event"] for event in read_events(root)]
+    assert sorted(events) == ["durable", "durable", "save", "save"]  # once each, not by rank
+
+
+def test_a_rank_goes_on_with_its_arena_while_another_is_behind(ranks):
+    first, second = ranks()
+    for step in (1, 2, 3):
+        second.save(step)  # waits for the arena only, of which it has one
+        until(lambda: second.pump(0.0) or not second.saver.open.in_arena)
+    assert second.saver.pending() == 3
+    assert second.saver.pending("checkpoint-2") == 1
+    assert second.decisions() == []
+    for step in (1, 2, 3):
+        first.save(step)
+        until(lambda: first.pump(0.0) or not first.saver.open.in_arena)
+    for rank in (first, second):
+        rank.end()
+        assert rank.decisions() == ["saved"] * 3
+
+
+def test_only_rank_0_raises_what_another_rank_lacks(ranks, tmp_path):
+    first, second = ranks(config={"gather_s": 1.0})
+    for rank in (first, second):
+        rank.writer.fingerprint = str(rank.rank) * 32
+        rank.save(1)
+    second.end()
+    assert second.decisions() == ["uncommitted"]
+    with pytest.raises(PartsMissingError, match=r"rank 0 on .* and rank 1 on .* differ"):
+        first.end()
+    assert first.decisions() == ["failed"]
+    assert ids(tmp_path / "root") == set()
+
+
+def test_a_state_that_cannot_be_laid_out_is_missing_for_all(ranks):
+    first, second = ranks()
+    second.writer.broken = True
+    with pytest.raises(UnsupportedStateError):
+        second.save(1)
+    first.save(1)
+    with pytest.raises(CheckpointError, match=r"rank 1 on .* has no part of it: Unsupported"):
+        first.end()
+    second.writer.broken = False
+    save_all((first, second), 2)
+    assert first.saves.newest.step == 2
+
+
+def test_a_torn_copy_of_one_rank_makes_all_copy_at_once(ranks):
+    first, second = ranks()
+    hold = threading.Event()
+    second.saver._finisher.beside_training(lambda: hold.wait(20))
+    for rank in (first, second):
+        rank.save(1)
+    with torch.no_grad():
+        second.parameter.add_(1)  # behind the back of the guard
+    hold.set()
+    for rank in (second, first):
+        with pytest.warns(UserWarning, match="given up|was not saved"):
+            rank.end()
+        assert rank.decisions() == ["torn"]
+        assert not rank.saver.lazy
+    save_all((first, second), 2)
+    for rank in (first, second):
+        assert rank.decisions() == ["torn", "saved"]
+
+
+def test_a_torn_copy_is_raised_on_rank_0_where_the_user_wants_lazy_copies(ranks):
+    first, second = ranks(snapshot="lazy")
+    hold = threading.Event()
+    second.saver._finisher.beside_training(lambda: hold.wait(20))
+    for rank in (first, second):
+        rank.save(1)
+    with torch.no_grad():
+        second.parameter.add_(1)
+    hold.set()
+    second.end()
+    with pytest.raises(TornSnapshotError, match="rank 1"):
+        first.end()
+
+
+def test_rank_0_skips_for_all(ranks):
+    first, second = ranks(overlap="skip")
+    os.kill(first.worker.pid, signal.SIGSTOP)
+    first.save(1)
+    first.save(2)  # its arena is taken: skipped
+    assert first.decisions() == ["skipped"]
+    os.kill(first.worker.pid, signal.SIGCONT)
+    second.save(1)
+    until(lambda: second.pump(0.0) or not second.saver.open.in_arena)
+    second.save(2)
+    for rank in (first, second):
+        rank.end()
+    assert {record.step: record.decision for record in second.ended} == {1: "saved", 2: "replaced"}
+    assert first.decisions() == ["skipped", "saved"]
+
+
+def test_a_removal_is_asked_for_while_parts_are_gathered(ranks, tmp_path):
+    first, second = ranks()
+    first.save(1)
+    until(lambda: first.pump(0.0) or not first.saver.open.in_arena)
+    assert first.saves.remove_when_committed("checkpoint-1")
+    second.save(1)
+    for rank in (first, second):
+        rank.end()
+    save_all((first, second), 2)
+    assert first.removed == ["checkpoint-1"]
+    until(lambda: ids(tmp_path / "root") == {"checkpoint-2"})
+
+
+def test_without_memory_for_an_arena_each_rank_writes_its_part_itself(ranks, tmp_path):
+    first, second = ranks(arena_memory=1)
+    for step in (1, 2):
+        for rank in (second, first):
+            with warned_of_memory() if step == 1 else contextlib.nullcontext():
+                rank.save(step)
+        assert second.saver.pending() == 1
+        for rank in (first, second):
+            rank.end()
+    for rank in (first, second):
+        assert [record.snapshot for record in rank.ended] == ["direct", "direct"]
+        assert rank.decisions() == ["saved", "saved"]
+    assert len(verify(tmp_path / "root/checkpoint-2").files) == 2
+
+
+def test_one_rank_without_memory_does_not_hold_up_the_others(ranks, tmp_path):
+    first, second = ranks()
+    second.saver._arenas._budget = 1
+    first.save(1)
+    with warned_of_memory():
+        second.save(1)
+    for rank in (first, second):
+        rank.end()
+    assert ids(tmp_path / "root") == {"checkpoint-1"}
+
+
+def test_a_killed_worker_is_followed_by_one_that_waits_for_the_others(ranks):
+    first, second = ranks()
+    second.save(1)
+    until(lambda: second.pump(0.0) or not second.saver.open.in_arena)
+    os.kill(second.worker.pid, signal.SIGKILL)
+    second.save(2)
+    until(lambda: second.pump(0.0) or not second.saver.open.in_arena)
+    for step in (1, 2):
+        first.save(step)
+    for rank in (first, second):
+        rank.end()
+        assert [record.is_kept for record in rank.ended] == [True, True]
