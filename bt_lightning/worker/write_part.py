@@ -195,9 +195,10 @@ class PartWriter:
             except OSError as error:
                 for image in job.files:
                     (folder / image.path).unlink(missing_ok=True)
-                if not is_full(error) or not (part.rank == 0 or self._may_get_room(part, until)):
+                if not is_full(error) or time.monotonic() > until:
                     raise
                 more = True  # other ranks write to this disk as well
+                time.sleep(_POLL_S)
 
     def _evict(self, job: CommitImage, part: SavePart, evicted: list[str], *, more: bool) -> None:
         """Delete what may go, for the parts of all ranks, as each writes about as much."""
@@ -213,10 +214,12 @@ class PartWriter:
 
     def _await_room(self, job: CommitImage, part: SavePart, until: float) -> None:
         size = self._size(job)
+        waits = True
         while (disk := self._space.measure()).room < size:
-            if not self._may_get_room(part, until):
+            if not waits:
                 reason = f"it needs {size:,} bytes, and {disk.describe()}"
                 raise DirectoryFullError(_no_room(job, part, reason))
+            waits = self._may_get_room(part, until)  # before the next look, which may be the last
 
     def _may_get_room(self, part: SavePart, until: float) -> bool:
         """Whether rank 0 may still make room, which it does before it writes; waits a moment."""
