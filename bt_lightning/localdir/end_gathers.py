@@ -29,7 +29,7 @@ def end_gathers(root: Path, limit_s: float) -> None:
     """
     place = GatherDirectory(root, -1)
     until = time.monotonic() + limit_s
-    while time.monotonic() < until and any(map(place.writing, _undecided(place))):
+    while time.monotonic() < until and any(_is_written(place, key) for key in place.found()):
         time.sleep(_POLL_S)
     for key in place.found():
         try:
@@ -40,8 +40,12 @@ def end_gathers(root: Path, limit_s: float) -> None:
         place.delete(key)
 
 
-def _undecided(place: GatherDirectory) -> list[SaveKey]:
-    return [key for key in place.found() if place.outcome(key) is None]
+def _is_written(place: GatherDirectory, key: SaveKey) -> bool:
+    """Whether a part of it is being written, and may be of use."""
+    try:
+        return place.outcome(key) is None and place.writing(key)
+    except (CheckpointError, OSError):
+        return False  # `_end` says what is wrong
 
 
 def _end(place: GatherDirectory, key: SaveKey) -> None:

@@ -206,7 +206,8 @@ class GatherDirectory:
 
     def found(self) -> list[SaveKey]:
         """The gathers that are there, by run and number."""
-        names = (_NAME.fullmatch(path.name) for path in children(gathers(self._root)))
+        folders = [path for path in children(gathers(self._root)) if path.is_dir()]
+        names = (_NAME.fullmatch(path.name) for path in folders)
         each = [SaveKey(name[1], int(name[2])) for name in names if name is not None]
         return sorted(each, key=lambda key: (key.run, key.number))
 

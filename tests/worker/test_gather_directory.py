@@ -1,0 +1,202 @@
+"""A gather is finished by another process from wherever its committer was killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.localdir import atomic_directory, gather_directory
+from bt_lightning.localdir.atomic_directory import gathers, sweep
+from bt_lightning.localdir.end_gathers import end_gathers
+from bt_lightning.localdir.gather_directory import GatherDirectory
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
+from bt_lightning.localdir.write_part_files import write_part_files
+from bt_lightning.manifest import ManifestFacts
+from bt_lightning.sharding.gather_verdict import GatherVerdict, WholeGather, judge_parts
+from bt_lightning.sharding.save_part import SaveHead, SaveKey, SavePart
+
+RUN = "e" * 32
+AT = ("verdict", "manifest", "renamed", "swept")
+
+
+def part(number, rank, run=RUN, world_size=2, fingerprint="f" * 32):
+    return SavePart(
+        key=SaveKey(run, number), rank=rank, world_size=world_size, fingerprint=fingerprint
+    )
+
+
+def write_parts(root, number, name="last", ranks=(0, 1), run=RUN):
+    for rank in ranks:
+        facts = ManifestFacts(
+            step=number, epoch=0, created_at=f"2030-01-01T00:00:{number:02}+00:00"
+        )
+        head = SaveHead(checkpoint_id=name, after=0, facts=facts) if rank == 0 else None
+        files = {f"sub/shard-{rank}": lambda rank=rank: [b"%d of %d;" % (rank, number) * 100]}
+        write_part_files(root, part(number, rank, run), files, head)
+    return part(number, 0, run).key
+
+
+def commit(root, key):
+    place = GatherDirectory(root, 0)
+    return place.commit(key, place.records(key))
+
+
+def commit_and_die(root, key, at):
+    """Commit in this process, and kill it at a moment of that."""
+
+    def die(*_args, **_options):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if at == "verdict":
+        gather_directory.GatherDirectory._finish = die
+    if at == "manifest":
+        gather_directory.publish_directory = die
+    if at == "renamed":
+        atomic_directory.sync_directory = lambda path: die() if path == root else None
+    if at == "swept":
+        gather_directory.discard = lambda path: die() if key.folder in str(path) else None
+    commit(root, key)
+
+
+def killed(root, key, at):
+    process = multiprocessing.get_context("spawn").Process(
+        target=commit_and_die, args=(root, key, at)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def found(root):
+    return {one.manifest.checkpoint_id: one.manifest for one in list_committed(root).found}
+
+
+@pytest.mark.parametrize("at", AT)
+@pytest.mark.parametrize("older", [False, True])
+def test_who_comes_next_finishes_what_was_decided(tmp_path, at, older):
+    if older:
+        commit(tmp_path, write_parts(tmp_path, 1))
+    key = write_parts(tmp_path, 2)
+    killed(tmp_path, key, at)
+    place = GatherDirectory(tmp_path, 1)
+    outcome = place.outcome(key)
+    assert (outcome is None) == (at in {"verdict", "manifest"})
+    assert ("last" in found(tmp_path)) == (older or outcome is not None)
+    verdict = place.commit(key, place.records(key))
+    assert place.outcome(key) == verdict
+    assert verify(tmp_path / "last") == verdict.manifest
+    assert verdict.manifest.generation == 1 + older
+    assert (tmp_path / "last/sub/shard-1").read_bytes().startswith(b"1 of 2;")
+
+
+@pytest.mark.parametrize("at", AT)
+def test_a_new_run_finishes_what_was_decided(tmp_path, at):
+    commit(tmp_path, write_parts(tmp_path, 1))
+    key = write_parts(tmp_path, 2)
+    killed(tmp_path, key, at)
+    sweep(tmp_path)
+    end_gathers(tmp_path, 5.0)
+    assert verify(tmp_path / "last").step == 2
+    assert list(gathers(tmp_path).iterdir()) == []
+
+
+@pytest.mark.parametrize("at", ["verdict", "manifest"])
+def test_a_later_save_comes_behind_an_earlier_one_that_was_decided(tmp_path, at):
+    first = write_parts(tmp_path, 1)
+    killed(tmp_path, first, at)
+    verdict = commit(tmp_path, write_parts(tmp_path, 2))
+    assert verdict.manifest.generation == 2
+    assert verify(tmp_path / "last").step == 2
+
+
+def test_without_an_exchange_of_names_it_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("bt_lightning.localdir.rename_noreplace.renameat2", lambda *_: False)
+    for number in (1, 2, 3):
+        commit(tmp_path, write_parts(tmp_path, number))
+        assert verify(tmp_path / "last").generation == number
+
+
+def test_what_was_given_up_is_never_committed(tmp_path):
+    key = write_parts(tmp_path, 1, ranks=(0,))
+    place = GatherDirectory(tmp_path, 0)
+    place.give_up(key, GatherVerdict(why="it is late", cause="late"))
+    write_parts(tmp_path, 1, ranks=(1,))
+    late = GatherDirectory(tmp_path, 1)
+    assert late.commit(key, {}).why == "it is late"
+    assert late.outcome(key).cause == "late"
+    assert found(tmp_path) == {}
+
+
+def test_what_was_committed_is_never_given_up(tmp_path):
+    key = write_parts(tmp_path, 1)
+    verdict = commit(tmp_path, key)
+    assert (
+        GatherDirectory(tmp_path, 1).give_up(key, GatherVerdict(why="no", cause="late")) == verdict
+    )
+    assert verify(tmp_path / "last") == verdict.manifest
+
+
+def test_a_file_that_is_not_there_keeps_it_from_being_decided(tmp_path):
+    key = write_parts(tmp_path, 1)
+    (gathers(tmp_path) / key.folder / "files/sub/shard-1").unlink()
+    with pytest.raises(CheckpointCorruptError, match="shard-1 is missing"):
+        commit(tmp_path, key)
+    assert GatherDirectory(tmp_path, 1).outcome(key) is None
+
+
+def test_runs_do_not_mix(tmp_path):
+    other = "1" * 32
+    write_parts(tmp_path, 1, ranks=(0,))
+    key = write_parts(tmp_path, 1, ranks=(1,), run=other)
+    place = GatherDirectory(tmp_path, 1)
+    assert judge_parts(place.records(key), part(1, 1, other)) is None
+    write_parts(tmp_path, 1, ranks=(0,), run=other)
+    assert judge_parts(place.records(key), part(1, 1, other)) == WholeGather()
+    place.commit(key, place.records(key))
+    end_gathers(tmp_path, 1.0)
+    assert verify(tmp_path / "last").step == 1
+    assert list(gathers(tmp_path).iterdir()) == []
+
+
+def test_a_part_again_after_a_kill_never_writes_through_a_link(tmp_path):
+    """A worker may have linked files of the last checkpoint before it was killed."""
+    commit(tmp_path, write_parts(tmp_path, 1, "first"))
+    place = GatherDirectory(tmp_path, 1)
+    folder = place.begin(part(2, 1))
+    (folder / "sub").mkdir()
+    os.link(tmp_path / "first/sub/shard-1", folder / "sub/shard-1")
+    place.end(part(2, 1).key)
+    write_parts(tmp_path, 2, "second")
+    commit(tmp_path, part(2, 1).key)
+    verify(tmp_path / "first")
+    verify(tmp_path / "second")
+
+
+def test_a_directory_of_others_files_is_no_gather(tmp_path):
+    for name in ("notes", "0" * 32 + "-x", "0" * 32):
+        (gathers(tmp_path) / name).mkdir(parents=True)
+    (gathers(tmp_path) / ("0" * 32 + "-1")).write_text("a file")
+    end_gathers(tmp_path, 1.0)
+    assert (gathers(tmp_path) / "notes").is_dir()
+
+
+def test_a_damaged_outcome_is_left_alone(tmp_path, caplog):
+    key = write_parts(tmp_path, 1)
+    (gathers(tmp_path) / key.folder / "outcome.json").write_text("{")
+    end_gathers(tmp_path, 1.0)
+    assert "stay" in caplog.text
+    assert found(tmp_path) == {}
+
+
+def test_a_damaged_record_commits_nothing(tmp_path):
+    key = write_parts(tmp_path, 1)
+    record = gathers(tmp_path) / key.folder / "part-00001.json"
+    record.write_bytes(record.read_bytes().replace(b'"size"', b'"length"'))
+    with pytest.raises(CheckpointCorruptError):
+        GatherDirectory(tmp_path, 0).records(key)
+    end_gathers(tmp_path, 1.0)  # says so, and goes on
+    assert found(tmp_path) == {}
