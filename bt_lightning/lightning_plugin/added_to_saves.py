@@ -12,7 +12,10 @@ from bt_lightning.lightning_plugin.logger_runs import LoggerRuns
 from bt_lightning.lightning_plugin.mismatch_errors import save_facts
 from bt_lightning.lightning_plugin.own_checkpoint_folders import restore_own_folders
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
+from bt_lightning.lightning_plugin.sharded_strategy import sharded_strategy
 from bt_lightning.session.checkpoint_writer import EXTRA
+from bt_lightning.session.states_of_lost_ranks import of_all_ranks
+from bt_lightning.session.states_of_ranks import OWN
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -46,8 +49,11 @@ class AddedToSaves:
             origin["interim"] = boundary.interim.reason
         extra: dict[str, Any] = {**save_facts(trainer), "origin": origin}
         if self.exact is not None:
-            collect = partial(self.exact.on_save, trainer, checkpoint, boundary.exchange)
-            extra["exact"] = session.whole(collect, boundary.left_s, origin)
+            exchange = None if sharded_strategy(trainer) is not None else boundary.exchange
+            collect = partial(self.exact.on_save, trainer, checkpoint, exchange)
+            extra["exact"] = of_all_ranks(collect, session.writer, boundary.left_s, origin)
+            if exchange is None and extra["exact"] is not None:
+                extra[OWN] = extra["exact"].pop(OWN)
         logged = self.loggers.state(trainer)
         if facts := self.loggers.facts():
             origin[logger_runs.FACTS] = facts

@@ -27,6 +27,7 @@ from bt_lightning.lightning_plugin.model_checkpoint_paths import (
 from bt_lightning.lightning_plugin.resume_fit import arrange_resume, cancel_resume
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.save_boundary import SaveBoundary
+from bt_lightning.lightning_plugin.sharded_strategy import give_back, is_sharded, take_strategy
 from bt_lightning.lightning_plugin.strategy_check import refuse_strategy
 from bt_lightning.lightning_plugin.trainer_checks import (
     refuse_duplicates,
@@ -34,11 +35,10 @@ from bt_lightning.lightning_plugin.trainer_checks import (
     warn_of_no_saves,
 )
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
-from bt_lightning.lightning_plugin.weight_change_watch import close_saves, open_saves
+from bt_lightning.lightning_plugin.weight_change_watch import begin_saves, close_saves
 from bt_lightning.session.base_of_run import BaseOfRun
 from bt_lightning.session.options import Options
 from bt_lightning.session.rank_session import RankSession
-from bt_lightning.session.serving_files import serving_files
 from bt_lightning.session.session_config import Resume  # noqa: TC001
 from bt_lightning.session.start_point import OfferedCheckpoint
 from bt_lightning.snapshot.save_record import Overlap, Policy  # noqa: TC001 - LightningCLI resolves them
@@ -182,14 +182,15 @@ class BTLightning(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Every rank: set up the Trainer; at the start of a fit, choose the start point."""
-        refuse_strategy(trainer)
+        refuse_strategy(trainer, self._options)
         paths = find_checkpoint_paths(trainer, self._options)
         # at every stage, since a ModelCheckpoint keeps its first directory
         writers = set_checkpoint_paths(trainer, paths)
         if compat.is_trial(trainer):
             return
         refuse_duplicates(trainer)
-        self._install(trainer, paths)
+        routed = self._install(trainer, paths)
+        take_strategy(trainer, routed, strict=self._options.strict)
         if stage != "fit":
             return
         ranks_of(trainer).from_zero(lambda: refuse_names(trainer, paths.root))
@@ -198,38 +199,38 @@ class BTLightning(Callback):
             self._nobody_saves(trainer, writers)
         self._boundary = SaveBoundary(self._options, paths.root, self._added.exact)
         self._boundary.listen(trainer)
-        ranks_of(trainer).begin_meetings()
+        ranks = ranks_of(trainer)
+        ranks.begin_meetings()
         asked, found = compat_resume.selection(trainer)
         offered = OfferedCheckpoint(found, asked, BTCheckpointIO().load_checkpoint)
         request = partial(self._fits.request, trainer, pl_module)
-        start = self._session.open(paths.root, ranks_of(trainer), offered, request)
+        sharded = is_sharded(trainer)
+        start = self._session.open(paths.root, ranks, offered, request, sharded=sharded)
         set_checkpoint_paths(trainer, paths, start.fit_folder)
         self._fits.folder = start.fit_folder
         self._boundary.interim.folder = paths.root / start.fit_folder
-        assert self._routed is not None  # since `_install`
-        self._routed.bt_evicted.prefix = start.prefix
-        if start.folder and start.path and start.digest:
-            self._routed.bt_evicted.pin(start.path, start.folder, start.digest)
+        routed.follow(start)
         self._boundary.connect_ranks(trainer)
         self.goes_on = start.goes_on
-        begin_loggers(self._added.loggers, trainer, start, self._routed)
+        begin_loggers(self._added.loggers, trainer, start, routed)
         self._active, self._session.failing = True, False
         chosen, strict = partial(self._chosen, trainer), self._options.strict
         arrange_resume(trainer, start, self._base, strict=strict, on_chosen=chosen)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every rank: start saving once the state is restored, which may be behind this hook."""
+        if self._active:
+            compat_resume.when_restored(trainer, partial(self._begin, trainer, pl_module))
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Every rank, after the restore: let the worker publish and delete; start saving."""
-        if not self._active:
-            return
         self._fits.begin(trainer, pl_module)
         restore_last_model_path(trainer)
         assert self._routed is not None  # since `setup`
-        writer = self._routed.bt_io.writer
-        writer.serving = serving_files(pl_module)  # the module is complete only at this hook
         self._base.begin()
         self._added.on_fit_start(trainer)
-        open_saves(trainer, pl_module, self._session, self._routed.bt_root, writer)
+        begin_saves(trainer, pl_module, self._session, self._routed)
         if self._boundary is not None:
             self._boundary.begin_fit(trainer, pl_module, self._session.writer)
 
@@ -241,19 +242,14 @@ class BTLightning(Callback):
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Rank 0: raise failures of the worker; takes microseconds if there is none."""
+        """Each rank that writes: raise failures of the worker; microseconds if there is none."""
         self._session.poll()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rank 0: as `on_train_batch_end`."""
+        """As `on_train_batch_end`."""
         if self._active:
             self._session.poll()
 
@@ -264,17 +260,18 @@ class BTLightning(Callback):
         """Every rank: publish committed checkpoints; further errors become warnings."""
         if self._active and not (self._boundary and self._boundary.signals.stop):
             save_deferred_now(trainer, pl_module, exception)
+        give_back(trainer)
         self._session.failing = True
         self._session.end_fit(None)
-        writer = self._session.take()
+        session = self._session.take()
         boundary, self._boundary = self._boundary, None
         if boundary is not None:
             boundary.fail(exception)
         self._clear(trainer)
-        if writer is not None:
-            writer.abandon(boundary.left_s if boundary is not None else unlimited)
+        if session is not None:
+            session.abandon(boundary.left_s if boundary is not None else unlimited)
         if boundary is not None:
-            boundary.end_fit(trainer, writer, failed=True)
+            boundary.end_fit(trainer, session, failed=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -282,19 +279,20 @@ class BTLightning(Callback):
         ended = self._active and not (self._boundary and self._boundary.signals.stop)
         self._active = False
         self._session.end_fit(trainer.global_step if ended else None)
-        writer = self._session.take()
+        session = self._session.take()
         boundary, self._boundary = self._boundary, None
         close_saves(trainer)
+        give_back(trainer)
         self._added.end(trainer)
         if boundary is None:
             return
         try:
-            if writer is not None:
-                self._session.report(lambda: boundary.finish_session(writer))
+            if session is not None:
+                self._session.report(lambda: boundary.finish_session(session))
         except BaseException:
-            boundary.end_fit(trainer, writer, failed=True)
+            boundary.end_fit(trainer, session, failed=True)
             raise
-        boundary.end_fit(trainer, writer, failed=False)
+        boundary.end_fit(trainer, session, failed=False)
         if boundary.ends_by_signal:
             raise boundary.exit_by_signal(trainer)
         self._session.close_fit()
@@ -332,17 +330,19 @@ class BTLightning(Callback):
         if boundary is not None:
             boundary.end_fit(trainer, None, failed=True)
 
-    def _install(self, trainer: Trainer, paths: CheckpointPaths) -> None:
+    def _install(self, trainer: Trainer, paths: CheckpointPaths) -> RoutedCheckpointIO:
         source = replace(self._options.source(paths.root), prefix=paths.prefix)
         self._routed = install_io(trainer, paths.root, self._session, source)
         self._routed.trust(self._options.weights_only, own=self._options.own_weights_only)
         patch_lightning()
+        return self._routed
 
     def _chosen(self, trainer: Trainer, path: str | None) -> ResumedFrom:
         """Every rank: note that the run resumes from `path`, which it must not delete."""
         assert self._routed is not None  # since `setup`
-        writer = self._routed.bt_io.writer
-        self._base.note(trainer.lightning_module, writer, ranks_of(trainer))
+        if not is_sharded(trainer):  # whose weights are all stored
+            writer = self._routed.bt_io.writer
+            self._base.note(trainer.lightning_module, writer, ranks_of(trainer))
         chosen = self._routed.agree_on_path(trainer, path)
         if chosen.digest is not None:
             self._session.pinned.add(chosen.digest)

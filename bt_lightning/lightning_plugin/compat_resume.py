@@ -93,6 +93,18 @@ def after_training_restored(trainer: Trainer, act: Callable[[], None]) -> None:
     vars(connector)["resume_end"] = resume_end
 
 
+def when_restored(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Called in `on_fit_start`: run `act` once, when the state is restored; that may be now.
+
+    A strategy whose `restore_checkpoint_after_setup` is restored behind that hook. What a load
+    registers by `after_training_restored` runs before. Source: `Trainer._run`.
+    """
+    if trainer.strategy.restore_checkpoint_after_setup:
+        after_training_restored(trainer, act)
+    else:
+        act()
+
+
 def after_train_start(trainer: Trainer, act: Callable[[], None]) -> None:
     """Run `act` once, after every `on_train_start` hook and before anything is trained.
 

@@ -63,10 +63,11 @@ def _waiting_loggers(trainer: Trainer) -> Iterator[None]:
     own = strategy.get("barrier")
 
     def show() -> None:
-        if own is None:
-            strategy.pop("barrier", None)
-        else:
-            strategy["barrier"] = own
+        if strategy.get("barrier") is barrier:  # nobody has taken it over since
+            if own is None:
+                del strategy["barrier"]
+            else:
+                strategy["barrier"] = own
         trainer.loggers = loggers
 
     def barrier(*args: Any, **kwargs: Any) -> None:

@@ -40,7 +40,7 @@ from bt_lightning.lightning_plugin.trainable_parts import TrainableParts
 from bt_lightning.lightning_plugin.trainer_checks import as_logged, scalars
 from bt_lightning.session.held_generators import HeldGenerators
 from bt_lightning.session.random_generators import generator_states, restore_generators
-from bt_lightning.session.states_of_ranks import states_of_ranks
+from bt_lightning.session.states_of_ranks import OWN, RANKS, on_cpu, states_of_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,9 +78,12 @@ class ExactResume:
         self,
         trainer: Trainer,
         checkpoint: dict[str, Any],
-        exchange: Callable[[bytes], list[bytes] | None],
+        exchange: Callable[[bytes], list[bytes] | None] | None,
     ) -> dict[str, Any] | None:
         """Called on every rank; returns the states of all ranks on rank 0, None elsewhere.
+
+        Without an `exchange`, what is returned on each rank has its own state only, as `rank`: each
+        rank saves that.
 
         Raises:
             RankLostError: a rank is gone or did not send its state in time.
@@ -105,9 +108,11 @@ class ExactResume:
         saved["position"] = self._position.record(trainer, epoch_end=last)
         saved["stopped"] = self._stopped.collect(trainer)
         saved["notes"] = notes_of_save(trainer, validates=validates)
-        if trainer.world_size == 1:
+        if trainer.world_size == 1 and exchange is not None:
             return {**saved, "ranks": [mine]}
         mine["callback_metrics"] = scalars(trainer.callback_metrics)  # each rank has its own
+        if exchange is None:
+            return {**saved, OWN: on_cpu(mine)}
         ranks = states_of_ranks(mine, exchange)
         return None if ranks is None else {**saved, "ranks": ranks}
 
@@ -120,6 +125,7 @@ class ExactResume:
         saved = extra.get("exact") if isinstance(extra, dict) else None
         if not isinstance(extra, dict) or saved is None or not restores_run(trainer):
             return
+        saved = {"ranks": extra.get(RANKS), **saved}  # of a save of parts
         self._metrics = dict(extra.get("metrics", {}))
         self._accumulation.load(saved)
         self._owed.load(saved)

@@ -14,6 +14,7 @@ from bt_lightning.lightning_plugin.mismatch_errors import (
 )
 from bt_lightning.lightning_plugin.resumed_progress import check_progress
 from bt_lightning.lightning_plugin.searched_values import keep_searched_values, search_again
+from bt_lightning.lightning_plugin.sharded_strategy import sharded_strategy
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.shared_directory_check import check_same_view
 
@@ -55,10 +56,13 @@ def arrange_resume(
         if path is None:
             load(None)
             return
-        explain_weights(trainer, trainer.lightning_module, str(path), base, strict=strict)
+        taken = sharded_strategy(trainer)  # which loads, and explains, by itself
+        if taken is None:
+            explain_weights(trainer, trainer.lightning_module, str(path), base, strict=strict)
         compat_resume.convert_before_restore(trainer)
         if user_path or not start.warm:
-            explain_optimizers(trainer, str(path))
+            if taken is None:
+                explain_optimizers(trainer, str(path))
             load(path)
             keep_searched_values(trainer, str(path))
             check_progress(trainer, str(path))
@@ -70,7 +74,8 @@ def arrange_resume(
             return
         load(None)
         log.info("taking the weights, and nothing else, of %s", path)
-        compat_resume.restore_weights_only(trainer, dict(trainer.strategy.load_checkpoint(path)))
+        read = trainer.strategy.load_checkpoint if taken is None else taken.load_weights
+        compat_resume.restore_weights_only(trainer, dict(read(path)))
 
     compat_resume.wrap_resume_start(trainer, choose)
 

@@ -30,9 +30,11 @@ from bt_lightning.session.checkpoint_paths import (
     reader_of_url,
 )
 from bt_lightning.session.shared_directory_check import ResumedFrom
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from lightning.pytorch import Trainer
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.session.bt_and_evicted_paths import Pin, StorePaths
     from bt_lightning.session.rank_session import RankSession
+    from bt_lightning.session.shard_writer import ShardWriter
+    from bt_lightning.session.start_point import StartPoint
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _OWN = frozenset(
     {
@@ -107,13 +112,42 @@ class RoutedCheckpointIO(CheckpointIO):
             return
         self._session.save(self.bt_io.writer, checkpoint, self._normalized(path), self.bt_root)
 
+    def save_part(self, writer: ShardWriter, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Save this rank's part of a checkpoint at a path of `bt_root`; on every rank."""
+        parts = self._session.parts
+        assert parts is not None  # since the session of a sharded strategy was opened
+        final = self._normalized(path)
+        self._session.save(writer, checkpoint, final, self.bt_root, parts.next())
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether saves are snapshots: between the start of a fit and its end."""
+        return self._session.saves is not None
+
+    @contextlib.contextmanager
+    def open(self, path: str | Path) -> Iterator[CheckpointReader | None]:
+        """A committed checkpoint, on the disk or in a store; None for anything else."""
+        saves = self._session.saves
+        if saves is not None and self.is_ours(path):
+            saves.wait_for(self._id(self._normalized(path)))
+        pinned = str(path) in self.bt_evicted.pins
+        if is_bt(path):
+            yield self.bt_io.bt.reader(str(path))
+        elif not pinned and is_committed(path):
+            with DirectoryReader(local_path(path)) as reader:
+                yield reader
+        elif pinned or (self.is_ours(path) and not local_path(path).exists()):
+            yield self.bt_evicted.reader(str(path))
+        else:
+            yield reader_of_url(path)
+
     @override
     def load_checkpoint(
         self, path: str | Path, map_location: MapLocation = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load committed checkpoints and `bt://` paths by `bt_io`, anything else by `inner`."""
         if weights_only is None:
-            weights_only = self.bt_own_weights_only if self.is_ours(path) else self.bt_weights_only
+            weights_only = self.trusted(path)
         saves = self._session.saves
         if saves is not None and self.is_ours(path):
             saves.wait_for(self._id(self._normalized(path)))
@@ -150,6 +184,16 @@ class RoutedCheckpointIO(CheckpointIO):
     def teardown(self) -> None:
         """Tear down the inner IO."""
         self.inner.teardown()
+
+    def follow(self, start: StartPoint) -> None:
+        """Find the checkpoints of the job, and what it starts from, where rank 0 found them."""
+        self.bt_evicted.prefix = start.prefix
+        if start.folder and start.path and start.digest:
+            self.bt_evicted.pin(start.path, start.folder, start.digest)
+
+    def trusted(self, path: str | Path) -> bool | None:
+        """The `weights_only` of a load from `path` without one."""
+        return self.bt_own_weights_only if self.is_ours(path) else self.bt_weights_only
 
     def trust(self, weights_only: bool | None, *, own: bool | None) -> None:  # noqa: FBT001
         """Set the `weights_only` for loads without one; `own` is for checkpoints of `bt_root`."""

@@ -39,6 +39,7 @@ from bt_lightning.preemption import ASSUMED_GRACE_S, BoundaryDecision, Situation
 from bt_lightning.rank_protocol import VALIDATED, Position, Request
 from bt_lightning.session.fit_ranks import FitRanks
 from bt_lightning.session.save_schedule import SaveSchedule
+from bt_lightning.session.writer_session import WriterSession
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.exact_resume import ExactResume
     from bt_lightning.session.agree_on_boundary import RankAgreement, SingleRankAgreement
     from bt_lightning.session.options import Options
-    from bt_lightning.session.writer_session import WriterSession
+    from bt_lightning.session.rank_session import RankWriter
 
 _OURS = "bt_lightning."
 _SWAPPING = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
@@ -107,8 +108,8 @@ class SaveBoundary(Checkpoint):
         forget_deferred(trainer)
         behind_hooks(trainer, partial(self._behind_hooks, trainer))
 
-    def finish_session(self, session: WriterSession) -> None:
-        """Called on rank 0: end the session of a finished fit, within the time that is left.
+    def finish_session(self, session: RankWriter) -> None:
+        """Called on each rank that writes: end the session of a fit, within the time that is left.
 
         Raises:
             DrainTimeoutError: not everything is in the store, and no signal limited the time.
@@ -122,10 +123,10 @@ class SaveBoundary(Checkpoint):
                 raise
             warnings.warn(str(error), stacklevel=2)  # the exit status is that of the signal
 
-    def end_fit(self, trainer: Trainer, session: WriterSession | None, *, failed: bool) -> None:
+    def end_fit(self, trainer: Trainer, session: RankWriter | None, *, failed: bool) -> None:
         """Called on every rank at the end of a fit: wait for rank 0, and write an event on rank 0.
 
-        `session` has ended as well; it is None on the other ranks, or if the fit did not begin.
+        `session` has ended as well; it is None if this rank has none, or the fit did not begin.
         """
         stop_acting_behind_hooks(trainer)
         if self._agreement is not None:
@@ -138,7 +139,7 @@ class SaveBoundary(Checkpoint):
         self.signals.close()
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [c for c in callbacks if c is not self]  # type: ignore[attr-defined]
-        if session is None:
+        if not isinstance(session, WriterSession):
             return
         newest, stop = session.newest, self.signals.stop
         id_, step = (newest.checkpoint_id, newest.step) if newest is not None else (None, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import InvalidSettingError
+from bt_lightning.lightning_plugin.sharded_strategy import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+    from bt_lightning.session.options import Options
+
+_OWN_FORMATS = ("FSDPStrategy", "DeepSpeedStrategy")
 _LIGHTNING = ("lightning.", "pytorch_lightning.", "lightning_fabric.")
 _HOOKS = ("save_checkpoint", "load_checkpoint")
 
@@ -24,8 +27,10 @@ def bypass_reason(trainer: Trainer) -> str | None:
     method; a class whose code names neither cannot.
     """
     kind = type(trainer.strategy)
-    if not {base.__name__ for base in kind.__mro__}.isdisjoint(_SHARDED):
+    if not {base.__name__ for base in kind.__mro__}.isdisjoint(_OWN_FORMATS):
         return f"BTLightning does not write the checkpoints of {kind.__name__} yet"
+    if is_sharded(trainer):
+        return None  # its saves and loads are taken over
     user_classes = [base for base in kind.__mro__ if not base.__module__.startswith(_LIGHTNING)]
     for hook in _HOOKS:
         if any(hook in vars(base) for base in user_classes) and not _delegates(user_classes, hook):
@@ -36,8 +41,14 @@ def bypass_reason(trainer: Trainer) -> str | None:
     return None
 
 
-def refuse_strategy(trainer: Trainer) -> None:
+def refuse_strategy(trainer: Trainer, options: Options) -> None:
     """Raise `InvalidSettingError` for a strategy that bypasses the CheckpointIO."""
+    if is_sharded(trainer) and options.save_frozen is False:
+        msg = (
+            f"save_frozen=False leaves weights out, which {type(trainer.strategy).__name__} does"
+            " not support: take save_frozen=False away"
+        )
+        raise InvalidSettingError(msg)
     reason = bypass_reason(trainer)
     if reason is not None:
         msg = (

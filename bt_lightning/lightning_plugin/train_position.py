@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.lightning_plugin import compat_dataloaders as compat
 from bt_lightning.lightning_plugin.compat import iterates_at_train_start
 from bt_lightning.lightning_plugin.train_loader import TrainLoader, describe_loader, make_order
-from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
+from bt_lightning.lightning_plugin.trainer_ranks import data_ranks, ranks_of
 from bt_lightning.session.sample_order import (
     ContinuedSampler,
     DrawnOrder,
@@ -91,7 +91,8 @@ class TrainPosition:
     def load(self, saved: dict[str, Any] | None, ranks: int, torch_state: torch.Tensor) -> None:
         """Called on every rank with what a checkpoint of `ranks` ranks says; None: of before."""
         self._saved = saved or {"unknown": "the checkpoint does not say it"}
-        self._saved = {**self._saved, "ranks": ranks}
+        # of a mesh of ranks, those along one dimension read the same
+        self._saved = {"ranks": ranks, **self._saved, "world_size": ranks}
         self._torch_state = torch_state
 
     def reset(self, trainer: Trainer) -> None:
@@ -116,7 +117,7 @@ class TrainPosition:
         loaders = compat.train_loaders(trainer)
         for loader in loaders:
             compat.restore_batch_sampler(loader)
-        self._found = found = describe_loader(loaders, trainer.world_size)
+        self._found = found = describe_loader(loaders, data_ranks(trainer)[1])
         self._watched = None
         saved, self._saved = self._saved, None
         if saved is not None and replaced == "new":  # with a generator that begins
@@ -149,7 +150,7 @@ class TrainPosition:
         if differs is None or not trainer.is_global_zero:
             return
         saved, reason = differs
-        other_ranks = saved["ranks"] != trainer.world_size
+        other_ranks = saved["world_size"] != trainer.world_size
         what = self._other_steps(trainer, saved) if reason is None else None
         samples = self._found.samples if isinstance(self._found, TrainLoader) else None
         other_data = saved.get("samples", samples) != samples
@@ -165,7 +166,7 @@ class TrainPosition:
             )
         if what is not None:
             ranks = "saved by %d ranks, resumed on %d: %s"
-            log.warning(ranks, saved["ranks"], trainer.world_size, what)
+            log.warning(ranks, saved["world_size"], trainer.world_size, what)
 
     def _other_steps(self, trainer: Trainer, saved: dict[str, Any]) -> str | None:
         assert isinstance(self._found, TrainLoader)  # since the order is continued
@@ -234,7 +235,8 @@ class TrainPosition:
             self._set_generator(order, saved, found.batching.ranks)
         else:
             order.begin_epoch(epoch)
-        sampler = ContinuedSampler(order, place, epoch, trainer.global_rank, found.batching.ranks)
+        rank, ranks = data_ranks(trainer)
+        sampler = ContinuedSampler(order, place, epoch, rank, ranks)
         noted = NotedBatchSampler(order, compat.index_batches(found.loader), sampler)
         compat.set_batch_sampler(found.loader, noted)
         compat.forget_loader_states(trainer)

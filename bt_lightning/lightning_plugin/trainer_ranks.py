@@ -19,3 +19,12 @@ def ranks_of(trainer: Trainer) -> Ranks:
         broadcast=trainer.strategy.broadcast,
         host=environment.main_address if environment is not None else "127.0.0.1",
     )
+
+
+def data_ranks(trainer: Trainer) -> tuple[int, int]:
+    """This rank among those that share the samples out, and how many these are.
+
+    Ranks that hold parts of one layer, as with tensor parallelism, read the same samples.
+    """
+    given = trainer.distributed_sampler_kwargs or {}
+    return given.get("rank", trainer.global_rank), given.get("num_replicas", trainer.world_size)

@@ -19,15 +19,16 @@ from bt_lightning.lightning_plugin.compat_logger_artifacts import (
 )
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.logger_artifacts_after_commit import LoggerArtifacts
+from bt_lightning.lightning_plugin.sharded_strategy import sharded_strategy
 from bt_lightning.session.manifest_facts import package_versions
+from bt_lightning.session.serving_files import serving_files
 from bt_lightning.snapshot.size_estimate import alias_large_groups, state_size
 from bt_lightning.snapshot.state_files import encode_early
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lightning.pytorch import LightningModule, Trainer
 
+    from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
     from bt_lightning.session.checkpoint_writer import CheckpointWriter
     from bt_lightning.session.rank_session import RankSession
     from bt_lightning.snapshot.save_record import SaveRecord
@@ -81,7 +82,7 @@ def reason_for_eager(module: LightningModule) -> str | None:
 
 
 class WeightChangeWatch(Callback):
-    """Runs before every other callback of the Trainer, on the rank that writes."""
+    """Runs before every other callback of the Trainer, on each rank that writes."""
 
     def __init__(
         self, trainer: Trainer, module: LightningModule, saver: Saver, writer: CheckpointWriter
@@ -97,7 +98,7 @@ class WeightChangeWatch(Callback):
             if getattr(owner, "state_key", None) != "BTLightning" and overrides(owner, hook)
         )
         self._num_states = -1
-        self._without_step = 0
+        self._without_step = 0 if trainer.is_global_zero else -1
         """Batches without a step counted by Lightning; -1 after the first step or the warning."""
 
     def close(self) -> None:
@@ -192,6 +193,10 @@ class WeightChangeWatch(Callback):
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saver is not None and self._writer is not None:
             self._num_states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
+            taken = sharded_strategy(trainer)
+            if taken is not None:
+                taken.prepare(self._saver)
+                return
             base, serving = self._writer.base, self._writer.serving
             left_out = base.tensors if base is not None else ()
             self._saver.prepare(state_size(module, trainer.optimizers, left_out))
@@ -215,20 +220,22 @@ class WeightChangeWatch(Callback):
             self._saver.finish_copy()
 
 
-def open_saves(
-    trainer: Trainer,
-    module: LightningModule,
-    session: RankSession,
-    root: Path,
-    writer: CheckpointWriter,
+def begin_saves(
+    trainer: Trainer, module: LightningModule, session: RankSession, io: RoutedCheckpointIO
 ) -> None:
-    """Every rank, when the fit starts: let the rank that writes save by snapshots."""
-    if session.writer is not None:
+    """Every rank, when the fit starts: let the ranks that write save by snapshots."""
+    writer, leads = io.bt_io.writer, session.writer is not None
+    taken = sharded_strategy(trainer)
+    if taken is None:
+        writer.serving = serving_files(module)  # the module is complete only at this hook
+    else:
+        writer = taken.begin_saves()
+    if leads or taken is not None:
         compat.preload_save_imports()
         package_versions()  # reads files, once
     saves = session.begin(
         lambda: trainer.optimizers,
-        lambda record: log_metrics(trainer, record),
+        (lambda record: log_metrics(trainer, record)) if leads else (lambda _: None),
         device=compat.cuda_device(trainer),
     )
     if saves is None:
@@ -245,7 +252,9 @@ def open_saves(
     watch = WeightChangeWatch(trainer, module, saves.saver, writer)
     # before every other callback; a new list, as the old one is being walked
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
-    saves.artifacts = artifacts = LoggerArtifacts(root, saves.saver.pending)
+    if not leads:
+        return
+    saves.artifacts = artifacts = LoggerArtifacts(io.bt_root, saves.saver.pending)
     for logger in trainer.loggers:
         if overrides(logger, "after_save_checkpoint"):
             vars(logger)["after_save_checkpoint"] = _AfterCommit(logger, saves.saver)
@@ -271,7 +280,7 @@ def log_metrics(trainer: Trainer, record: SaveRecord) -> None:
 
 
 def close_saves(trainer: Trainer) -> None:
-    """Undo `open_saves` at the end of the fit; idempotent."""
+    """Undo `begin_saves` at the end of the fit; idempotent."""
     for logger in trainer.loggers:
         if isinstance(vars(logger).get("after_save_checkpoint"), _AfterCommit):
             del vars(logger)["after_save_checkpoint"]

@@ -115,6 +115,12 @@ class Checkpointer:
         """
         loop, found = self._running(), LoopState.of(state)
         run, model, base = loop.run, found.main_model, loop.base
+        parts = loop.parts_of(found)
+        if parts is not None:
+            if run.start.path is not None:
+                state.update(parts.load(found))
+            loop.begin(found)
+            return state
         if model is not None:
             base.note(model, self._writer, run.ranks)
         read = run.session.load(run.start, run.root, map_location="cpu")
@@ -154,19 +160,24 @@ class Checkpointer:
         step = argument_checks.whole("step", step, 0)
         epoch = argument_checks.whole("epoch", epoch, 0)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        parts, name = loop.parts_of(found), f"{PREFIX}{step}"
         loop.begin(found)
-        mine = found.of_this_rank(exact=run.options.exact)
-        ranks = states_of_ranks(mine, loop.exchange)
-        if ranks is None:
-            return
-        facts = {"metrics": numbers, "origin": {"world_size": run.ranks.world_size}}
-        name = f"{PREFIX}{step}"
         saves = run.session.saves
         if saves is not None:
             saves.saver.state_may_change()  # since the last save, whatever the loop did
-        checkpoint = {"step": step, "epoch": epoch, **found.checkpoint(ranks), EXTRA: facts}
-        run.session.save(self._writer, checkpoint, run.root / name, run.root)
-        loop.keep(name, step, numbers)
+        facts = {"metrics": numbers, "origin": {"world_size": run.ranks.world_size}}
+        counted = {"step": step, "epoch": epoch, EXTRA: facts}
+        if parts is not None:
+            parts.save(found, name, counted)
+        else:
+            mine = found.of_this_rank(exact=run.options.exact)
+            ranks = states_of_ranks(mine, loop.exchange)
+            if ranks is None:
+                return
+            checkpoint = {**counted, **found.checkpoint(ranks)}
+            run.session.save(self._writer, checkpoint, run.root / name, run.root)
+        if run.ranks.is_zero:
+            loop.keep(name, step, numbers)
 
     def step(self) -> bool:
         """Every rank, after each optimizer step: raises what the worker could not do.

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.errors import CheckpointMismatchError, InvalidSettingError
+from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.random_generators import generator_states, restore_generators
 from bt_lightning.session.stateful_dataloaders import (
     after_next_iterator,
     is_stateful_dataloader,
     load_state,
 )
+from bt_lightning.session.states_of_ranks import RANKS as PARTS
+from bt_lightning.snapshot.local_shards import live_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,19 +102,25 @@ class LoopState:
         Args:
             ranks: what `of_this_rank` returned on each.
         """
+        one = self._main
+        served = {_WEIGHTS: self.models[one].state_dict()} if one is not None else {}
+        states = [optimizer.state_dict() for optimizer in self.optimizers.values()]
+        return {**served, _OPTIMIZERS: states, **self._beside_main(), RANKS: ranks}
+
+    def checkpoint_of_parts(self) -> dict[str, Any]:
+        """As `checkpoint`, of a main model whose tensors lie on all ranks; called on every rank."""
+        model = self.main_model
+        assert model is not None  # since it is sharded
+        return {**live_state(model, list(self.optimizers.values())), **self._beside_main()}
+
+    def _beside_main(self) -> dict[str, Any]:
+        """What is saved beside the main model and the optimizers."""
         rest: dict[str, Any] = dict(self.values)
         rest.update({name: value.state_dict() for name, value in self.shared.items()})
-        weights = {name: model.state_dict() for name, model in self.models.items()}
         one = self._main
-        served = {_WEIGHTS: weights.pop(one)} if one is not None else {}
-        rest.update(weights)
-        return {
-            **served,
-            _OPTIMIZERS: [optimizer.state_dict() for optimizer in self.optimizers.values()],
-            _REST: rest,
-            NAMES: {_MODEL: one, "optimizers": list(self.optimizers)},
-            RANKS: ranks,
-        }
+        others = {name: model for name, model in self.models.items() if name != one}
+        rest.update({name: model.state_dict() for name, model in others.items()})
+        return {_REST: rest, NAMES: {_MODEL: one, "optimizers": list(self.optimizers)}}
 
     def load(self, checkpoint: Mapping[str, Any], rank: int, world_size: int) -> dict[str, Any]:
         """Restore the objects, and return the plain values; called on every rank.
@@ -119,18 +128,39 @@ class LoopState:
         Raises:
             CheckpointMismatchError: the checkpoint is not of such a loop, or lacks an object.
         """
-        if not {NAMES, RANKS, _REST} <= checkpoint.keys():
-            msg = (
-                f"the checkpoint has {', '.join(sorted(map(str, checkpoint)))}: no Checkpointer"
-                " saved it. Load it with bt_lightning.BTCheckpointIO, and take what you need"
-            )
-            raise CheckpointMismatchError(msg)
-        names, rest, ranks = checkpoint[NAMES], checkpoint[_REST], checkpoint[RANKS]
-        self._check(names, rest)
+        names = self._names(checkpoint)
         self.load_weights(checkpoint)
         states = dict(zip(names["optimizers"], checkpoint[_OPTIMIZERS], strict=True))
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(states[name])
+        return self._load_rest(checkpoint, rank, world_size)
+
+    def saved_optimizers(self, checkpoint: Mapping[str, Any]) -> list[torch.optim.Optimizer]:
+        """Those of the loop, in the order in which the checkpoint has their states.
+
+        Raises:
+            CheckpointMismatchError: as `load`; or it has one that the loop does not name.
+        """
+        names = self._names(checkpoint)["optimizers"]
+        if unknown := [name for name in names if name not in self.optimizers]:
+            msg = f"the checkpoint has the state of {', '.join(unknown)}, which the loop lacks"
+            raise CheckpointMismatchError(msg)
+        return [self.optimizers[name] for name in names]
+
+    def load_beside_main(
+        self, checkpoint: Mapping[str, Any], rank: int, world_size: int
+    ) -> dict[str, Any]:
+        """As `load`, of a checkpoint whose main model and optimizers are restored."""
+        main = self._names(checkpoint)[_MODEL]
+        for name, model in self.models.items():
+            if name != main:
+                model.load_state_dict(checkpoint[_REST][name])
+        return self._load_rest(checkpoint, rank, world_size)
+
+    def _load_rest(
+        self, checkpoint: Mapping[str, Any], rank: int, world_size: int
+    ) -> dict[str, Any]:
+        rest, ranks = checkpoint[_REST], _ranks(checkpoint)
         for name, value in self.shared.items():
             value.load_state_dict(rest[name])
         mine = ranks[rank % len(ranks)]
@@ -164,6 +194,18 @@ class LoopState:
                 msg = f"the weights of {name!r} are not those of the checkpoint: {error}"
                 raise CheckpointMismatchError(msg) from error
 
+    def _names(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Which object the checkpoint says is what; it has all of the loop's."""
+        if not {NAMES, _REST} <= checkpoint.keys() or not _ranks(checkpoint):
+            msg = (
+                f"the checkpoint has {', '.join(sorted(map(str, checkpoint)))}: no Checkpointer"
+                " saved it. Load it with bt_lightning.BTCheckpointIO, and take what you need"
+            )
+            raise CheckpointMismatchError(msg)
+        names: Mapping[str, Any] = checkpoint[NAMES]
+        self._check(names, checkpoint[_REST])
+        return names
+
     def _check(self, names: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
         there = {*names["optimizers"], *rest, names[_MODEL]}
         asked = {*self.models, *self.optimizers, *self.shared, *self.values}
@@ -190,6 +232,13 @@ class LoopState:
             for loader in begun:  # after the last of them, all have drawn
                 again = partial(restore_generators, mine["rng"], self.device)
                 after_next_iterator(loader, again)
+
+
+def _ranks(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The states of each rank; each rank of a sharded save has written its own."""
+    extra = checkpoint.get(EXTRA)
+    parts = extra.get(PARTS) if isinstance(extra, dict) else None
+    return checkpoint.get(RANKS) or parts or []
 
 
 def _beside(present: Any, saved: Any) -> Any:

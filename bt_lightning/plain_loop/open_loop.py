@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import DrainTimeoutError
 from bt_lightning.plain_loop.loop_retention import LoopRetention
+from bt_lightning.plain_loop.sharded_loop import ShardedLoop, lies_on_ranks
 from bt_lightning.session.base_of_run import BaseOfRun
 from bt_lightning.session.checkpoint_paths import DEFAULT_ROOT, absolute_root
 from bt_lightning.session.end_by_signal import EndBySignal
@@ -44,12 +45,25 @@ class OpenLoop:
         if hears_sigterm and grace is not None:
             self._signal_end = EndBySignal(self.run.peers, grace.total_seconds())
         self._policy = policy
+        self._parts: ShardedLoop | None = None
         self._retention: LoopRetention | None = None
+
+    def parts_of(self, state: LoopState) -> ShardedLoop | None:
+        """Every rank: what saves and loads a state whose tensors lie on all ranks, if they do.
+
+        Raises:
+            InvalidSettingError: several models do, or the nodes have directories of their own.
+        """
+        if self._parts is None and lies_on_ranks(state):
+            self._parts = ShardedLoop(self.run)
+        return self._parts
 
     def begin(self, state: LoopState) -> None:
         """Every rank: the state is restored; from now on saves are snapshots. Idempotent."""
         optimizers = list(state.optimizers.values())
         self.run.begin(lambda: optimizers, state.device)
+        if self._parts is not None:
+            self._parts.look(state)
 
     def exchange(self, payload: bytes) -> list[bytes] | None:
         """As `FitRanks.exchange`, within the time that a signal leaves."""
@@ -59,6 +73,8 @@ class OpenLoop:
         """Every rank: whether to save and leave; as `EndBySignal.told`."""
         self.run.session.boundary()
         self.base.look(self.run.session.saves)
+        if self._parts is not None:
+            self._parts.look()
         return self._signal_end is not None and self._signal_end.told()
 
     def keep(self, checkpoint_id: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -87,6 +103,8 @@ class OpenLoop:
                 raise
             warnings.warn(str(late), stacklevel=2)  # the exit status is that of the signal
         finally:
+            if self._parts is not None:
+                self._parts.close()
             if signal_end is not None:
                 signal_end.close()
         if signal_end is None or not told or error is not None:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 import warnings
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
-    RankLostError,
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, temporary
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.removal_requester import Requester
-from bt_lightning.restore.load_checkpoint import load_checkpoint, load_directory
-from bt_lightning.restore.read_documents import load_file
 from bt_lightning.session.errors_between_ranks import is_save_failure, portable
 from bt_lightning.session.fit_selection import close_fit, end_fit
+from bt_lightning.session.load_start_point import load_start_point
+from bt_lightning.session.part_session import PartSession
+from bt_lightning.session.parts_of_run import PartsOfRun
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
 from bt_lightning.worker.worker_handle import unlimited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
     from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.session.snapshot_writer import SnapshotWriter
     from bt_lightning.session.start_point import OfferedCheckpoint
+    from bt_lightning.sharding.save_part import SavePart
     from bt_lightning.snapshot.save_record import SaveRecord
 
 T = TypeVar("T")
+RankWriter: TypeAlias = WriterSession | PartSession
+"""The session of a rank that writes."""
 
 
 class RankSession:
@@ -50,9 +54,10 @@ class RankSession:
 
     `open`, `load`, `begin`; then `save`, `remove` and after each step `boundary`; then `finish`.
 
-    Only the rank that writes, rank 0, has a `WriterSession` in it, from `open` until `take`.
-    Without one, between fits, what is saved is committed by this process, and published before the
-    call returns. All methods are the training thread's.
+    Rank 0 alone has a `WriterSession` in it, from `open` until `take`; where ranks hold parts of
+    tensors, each of the others has a `PartSession`. Without one, between fits, what is saved is
+    committed by this process, and published before the call returns. All methods are the training
+    thread's.
 
     Args:
         options: what the user asked for, merged with the environment.
@@ -62,9 +67,12 @@ class RankSession:
         self._options = options
         self._config: SessionConfig | None = None
         self.writer: WriterSession | None = None
+        self.part: PartSession | None = None
         self._fit: SelectedFit | None = None
         self._ended: SelectedFit | None = None
         self._mark = contextlib.ExitStack()
+        self.parts: PartsOfRun | None = None
+        """How the ranks write parts of tensors, if they do."""
         self.pinned: set[str] = set()
         """Digests of what this run resumed from: it never deletes them."""
         self.failing = False
@@ -72,7 +80,7 @@ class RankSession:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no processes of its own."""
-        return {**self.__dict__, "writer": None, "_mark": contextlib.ExitStack()}
+        return {**self.__dict__, "writer": None, "part": None, "_mark": contextlib.ExitStack()}
 
     def open(
         self,
@@ -80,6 +88,8 @@ class RankSession:
         ranks: Ranks,
         offered: OfferedCheckpoint = NO_OFFER,
         request: Callable[[], FitRequest] | None = None,
+        *,
+        sharded: bool = False,
     ) -> StartPoint:
         """Every rank: open the session on rank 0, and hear what it found to start from.
 
@@ -89,6 +99,7 @@ class RankSession:
             offered: what the framework, or its user, has to start from.
             request: makes what tells the fit from the others of the job, on rank 0; None where
                 the framework does not say: then the job has one.
+            sharded: whether each rank writes parts of tensors, so that each has a session.
 
         Raises:
             DirectoryUnusableError, StoreError: the directory or the store cannot be used.
@@ -97,10 +108,32 @@ class RankSession:
             InvalidSettingError: another fit of this process has its name.
             RanksApartError: rank 0 did not come to an end.
         """
+        if sharded:
+            self.parts = PartsOfRun.of(ranks, root, stored=self._options.store is not None)
         start = ranks.from_slow_zero(lambda: self._open(root, ranks, offered, request))
         if start.error is not None:
             raise start.error
+        self._join(root, start)
         return start
+
+    def share(self, root: Path, ranks: Ranks, start: StartPoint) -> None:
+        """Every rank, after `open` and before `begin`: the state has turned out to be sharded.
+
+        Raises:
+            InvalidSettingError: the nodes have directories of their own.
+        """
+        if self.parts is None:
+            self.parts = PartsOfRun.of(ranks, root, stored=False)
+            self._join(root, start)
+
+    def _join(self, root: Path, start: StartPoint) -> None:
+        """A rank but 0 adds parts to the checkpoints that rank 0 leads."""
+        if self.parts is None:
+            return
+        self.parts.run = start.run
+        if self.parts.rank:
+            self._config = replace(self._options.session(root), parts=self.parts)
+            self.part = PartSession(self._config, start.prefix)
 
     def _open(
         self,
@@ -111,13 +144,13 @@ class RankSession:
     ) -> StartPoint:
         """Rank 0; an error is a start point that every rank raises."""
         try:
-            self._config = self._options.session(root)
+            self._config = replace(self._options.session(root), parts=self.parts)
             self.writer = WriterSession(self._config, identified=request is not None)
             asked = None if request is None else request()
             start = self.writer.decide(NO_OFFER if offered.by_user else offered, asked)
             self._config, self._fit = self.writer.config, start.fit
             mark = self._make_mark(root) if ranks.world_size > 1 else None
-            return replace(start, by_user=offered.by_user, mark=mark)
+            return replace(start, by_user=offered.by_user, mark=mark, run=uuid.uuid4().hex)
         except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
             self.close()
             return StartPoint(None, None, warm=False, error=portable(error))
@@ -130,29 +163,10 @@ class RankSession:
     def load(
         self, start: StartPoint, root: Path, *, map_location: MapLocation = None
     ) -> dict[str, Any] | None:
-        """Every rank: the state dictionary of the start point; None to begin at step 0.
-
-        For frameworks without a reader of their own. Tensors come as with `load_checkpoint`. Where
-        `start.warm`, the caller takes the weights only. `BT_WEIGHTS_ONLY=0` lets a job unpickle
-        what lies under `root`, and nothing else.
-
-        Raises:
-            CheckpointCorruptError, StoreError, UnsafeLoadError: as `load_checkpoint`.
-        """
-        if start.path is None:
-            return None
-        if start.digest is not None:
+        """Every rank: as `load_start_point`; what is loaded is not deleted by this run."""
+        if start.path is not None and start.digest is not None:
             self.pinned.add(start.digest)
-        path, options = Path(start.path), self._options
-        own = path.is_relative_to(root)
-        weights_only = options.own_weights_only if own else options.weights_only
-        if start.folder is not None and start.digest is not None:
-            source = replace(options.source(root), prefix=start.prefix)
-            source.pin(start.path, start.folder, start.digest)
-            reader = source.reader(start.path)
-            return load_checkpoint(reader, map_location=map_location, weights_only=weights_only)
-        load = load_directory if path.is_dir() else load_file
-        return load(path, map_location=map_location, weights_only=weights_only)
+        return load_start_point(start, root, self._options, map_location)
 
     def begin(
         self,
@@ -161,7 +175,9 @@ class RankSession:
         *,
         device: torch.device | None = None,
     ) -> Saves | None:
-        """Every rank: the state is restored. From now on saves are snapshots; None on other ranks.
+        """Every rank: the state is restored. From now on saves are snapshots.
+
+        None on a rank that writes nothing.
 
         Args:
             optimizers: those whose parameters and state only their steps change.
@@ -169,6 +185,10 @@ class RankSession:
             device: the CUDA device that the state lies on, if it does.
         """
         self._mark.close()
+        if self.part is not None:
+            return self.part.snapshots(
+                optimizers, self._options.snapshots, on_saved, pinned_for=device
+            )
         if self.writer is None:
             return None
         self.writer.begin(frozenset(self.pinned))
@@ -192,9 +212,9 @@ class RankSession:
         Raises:
             DrainTimeoutError, DirectoryUnusableError, UploadFailedError: as `WriterSession.finish`.
         """
-        writer = self.take()
-        if writer is not None:
-            self.report(lambda: writer.finish(left_s))
+        session = self.take()
+        if session is not None:
+            self.report(lambda: session.finish(left_s))
 
     @property
     def fit_facts(self) -> dict[str, Any]:
@@ -214,22 +234,25 @@ class RankSession:
         if fit is not None and self._config is not None:
             close_fit(self._config.root, fit)
 
-    def take(self) -> WriterSession | None:
-        """The session, which the caller ends; from here on there is none."""
+    def take(self) -> RankWriter | None:
+        """The session of this rank, which the caller ends; from here on there is none."""
         self._mark.close()
-        writer, self.writer = self.writer, None
-        return writer
+        session = self.writer or self.part
+        self.writer = self.part = None
+        return session
 
     def close(self) -> None:
         """End the session of a fit that never began; idempotent."""
-        writer = self.take()
-        if writer is not None:
-            writer.close()
+        session = self.take()
+        if session is not None:
+            session.close()
 
     def poll(self) -> None:
         """Raise what the worker could not do; a few microseconds when it is well."""
         if self.writer is not None:
             self.report(self.writer.poll)
+        elif self.part is not None:
+            self.part.poll()
 
     def report(self, act: Callable[[], None], on_error: str | None = None) -> None:
         """Run `act`; raise its failure, or warn of an upload's, as the user chose."""
@@ -240,52 +263,25 @@ class RankSession:
                 raise
             warnings.warn(str(error), stacklevel=2)
 
-    def whole(
-        self, collect: Callable[[], T], left_s: Callable[[], float], origin: dict[str, str]
-    ) -> T | None:
-        """Every rank: what `collect` has of all ranks; `origin` is told if that is not to be had.
-
-        Raises:
-            RankLostError: it is not to be had, on rank 0 if there is a whole checkpoint.
-        """
-        try:
-            return collect()
-        except RankLostError as error:
-            self._lacks(error, left_s)
-            origin["inexact"] = str(error)
-            return None
-
-    def _lacks(self, error: RankLostError, left_s: Callable[[], float]) -> None:
-        """A save lacks the state of a rank: raise, unless there is nothing better."""
-        writer = self.writer
-        if writer is None or self._config is None:
-            raise error
-        writer.wait_for_saves(left_s)
-        found = [one.manifest for one in list_committed(self._config.root, foreign=False)[0]]
-        if writer.known or any(m.resumable and "inexact" not in m.origin for m in found):
-            msg = (
-                f"{error}. The checkpoint was not saved, for it would lack that rank's generators"
-                " and dataloader state: start again, which resumes from the newest one that is"
-                " whole"
-            )
-            raise RankLostError(msg) from error
-        warnings.warn(
-            f"{error}. The checkpoint lacks that rank's generators and dataloader state, so a"
-            " resume from it is not exact; it is saved since there is no other",
-            stacklevel=2,
-        )
-
     @property
     def saves(self) -> Saves | None:
-        """The snapshots of the fit that is running, on the rank that writes."""
-        return self.writer.saves if self.writer is not None else None
+        """The snapshots of the fit that is running, on a rank that writes."""
+        leading = self.writer or self.part
+        return leading.saves if leading is not None else None
 
     def knows(self, checkpoint_id: str) -> bool:
         """Whether a checkpoint id is committed, maybe in the store only."""
         return self.writer is not None and checkpoint_id in self.writer.known
 
-    def save(self, writer: SnapshotWriter[T], state: T, final: Path, root: Path) -> None:
-        """Save `state` as `final`, a path below `root`; on the rank that writes.
+    def save(
+        self,
+        writer: SnapshotWriter[T],
+        state: T,
+        final: Path,
+        root: Path,
+        part: SavePart | None = None,
+    ) -> None:
+        """Save `state` as `final`, a path below `root`; on each rank that writes.
 
         During a fit a snapshot is taken, and the worker commits and publishes it; outside of one,
         it is committed and published when this returns.
@@ -295,13 +291,14 @@ class RankSession:
             state: what that writer takes.
             final: the directory to be; its path below `root` is the checkpoint's id.
             root: the checkpoint directory, absolute.
+            part: which part of a save `state` is (`PartsOfRun.next`); during a fit only.
 
         Raises:
             DirectoryUnusableError, UploadFailedError: as `WriterSession.poll`.
         """
         saves = self.saves
         if saves is not None:
-            saves.save(writer, state, final.relative_to(root).as_posix())
+            saves.save(writer, state, final.relative_to(root).as_posix(), part=part)
             return
         manifest = writer.save(state, final, root)
         if self.writer is not None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.glob_patterns import Patterns
+    from bt_lightning.session.parts_of_run import PartsOfRun
     from bt_lightning.settings import Job
 
 Resume = Literal["auto", "require", "never", "weights"]
@@ -36,3 +37,5 @@ class SessionConfig:
     """Maximum bytes of `root`; None for no limit."""
     files: Patterns | None = None
     """Patterns of files outside checkpoints that are uploaded as well."""
+    parts: PartsOfRun | None = None
+    """How the ranks write parts of tensors, if they do."""

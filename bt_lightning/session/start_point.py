@@ -64,6 +64,8 @@ class StartPoint:
     """Which of the job's fits this one is; None where the framework does not say."""
     complete: bool = False
     """Whether the fit has ended with this very state, and is to train no longer."""
+    run: str = ""
+    """Of the saves of several ranks (`SaveKey.run`); rank 0 draws it."""
     error: Exception | None = None
     """Why there is none: raised on every rank."""
 

@@ -31,6 +31,7 @@ from bt_lightning.session.start_point import (
     stored_checkpoint,
 )
 from bt_lightning.session.step_timings import StepTimings
+from bt_lightning.session.worker_config import worker_config
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.publisher_lock import stands_by
 from bt_lightning.worker.worker_handle import Worker, unlimited
@@ -40,7 +41,6 @@ from bt_lightning.worker_messages import (
     FreedSpace,
     FreeSpace,
     Published,
-    WorkerConfig,
     WorkFailed,
 )
 
@@ -316,18 +316,6 @@ def _runner_publishes(config: SessionConfig) -> bool:
 
 
 def _worker(config: SessionConfig) -> Worker:
-    worker = Worker(
-        WorkerConfig(
-            root=str(config.root),
-            store_url=config.store_url,
-            storage_options=dict(config.storage_options),
-            upload_bytes_s=config.upload_mb_s and config.upload_mb_s * 1e6,
-            content_md5=config.content_md5,
-            prefix=config.job.prefix,
-            drain_s=config.drain_s,
-            budget=config.budget,
-            files=config.files,
-        )
-    )
+    worker = Worker(worker_config(config, config.job.prefix))
     worker.start()
     return worker

@@ -1,0 +1,264 @@
+"""Trains as one rank of several whose strategy shards the model; a script of the tests.
+
+`sharded_runs.py JOBS`, a JSON file. Each job is one `fit`; what it came to is in its folder `out`:
+`RANK.json`, and the whole state by name in `state.pt`, of rank 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.utils.data import DataLoader, Dataset
+
+from bt_lightning import BTLightning
+from bt_lightning.session.fit_selection import process_fits
+from bt_lightning.snapshot.local_shards import live_state
+
+torch.set_num_threads(1)
+RANK, RANKS = int(os.environ.get("NODE_RANK", "0")), int(os.environ.get("RANKS", "1"))
+WIDTH = 12
+
+
+class Rows(Dataset):
+    def __init__(self, length: int = 48) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        return index, torch.sin(torch.arange(float(WIDTH)) * (index + 1))
+
+
+class Net(L.LightningModule):
+    """A block of two layers; as each kind of strategy has it."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        super().__init__()
+        self.job = job
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(WIDTH, 2 * WIDTH),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(job.get("dropout", 0.0)),
+            torch.nn.Linear(2 * WIDTH, WIDTH),
+            torch.nn.LayerNorm(WIDTH),
+        )
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, WIDTH))
+        self.trained: list[tuple[int, list[int]]] = []
+        self.sharded = False
+
+    def configure_model(self) -> None:
+        kind = self.job["kind"]
+        if self.sharded or kind in {"single", "ddp"}:
+            return
+        self.sharded = True
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor.parallel import (
+            ColwiseParallel,
+            RowwiseParallel,
+            parallelize_module,
+        )
+
+        mesh = self.device_mesh
+        if kind == "hsdp":
+            both = init_device_mesh("cpu", (2, RANKS // 2), mesh_dim_names=("copies", "parts"))
+            fully_shard(self.net, mesh=both)
+            return
+        if mesh["tensor_parallel"].size() > 1:
+            plan = {"0": ColwiseParallel(), "3": RowwiseParallel()}
+            parallelize_module(self.net, mesh["tensor_parallel"], plan)
+        if mesh["data_parallel"].size() > 1:
+            fully_shard(self.net, mesh=mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:  # before the state is restored
+        torch.manual_seed(7 + (RANK if self.job.get("dropout") else 0))
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        indices, rows = batch
+        if self.global_step == self.job.get("stop_at"):
+            end(self.job["end"])
+        self.trained.append((self.global_step, indices.tolist()))
+        loss = ((self.net(rows) - rows.flip(1)) * self.scale).pow(2).mean()
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("val", self.net(batch[1]).pow(2).mean(), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        weights = [one for one in self.parameters() if one.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=1e-2, foreach=False)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
+
+
+def end(how: str) -> None:
+    """End this rank at once, or in a way of the test."""
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "kill 1":
+        if RANK == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        signal.pause()
+    if how == "term" and RANK == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def whole(value: Any) -> torch.Tensor:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def local(value: Any) -> torch.Tensor:
+    return value.to_local() if hasattr(value, "to_local") else value
+
+
+def by_name(module: L.LightningModule, optimizers: Any) -> dict[str, torch.Tensor]:
+    """Every tensor of the state, the live ones."""
+    state = live_state(module, optimizers)
+    found = {f"state_dict.{name}": value for name, value in state["state_dict"].items()}
+    for number, optimizer in enumerate(state["optimizer_states"]):
+        for name, entry in optimizer["state"].items():
+            for key, value in entry.items():
+                found[f"optimizer_{number}.{name}.{key}"] = value
+    return {name: value.detach() for name, value in sorted(found.items())}
+
+
+class Report(Callback):
+    """Writes what a fit came to."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+        self.collectives: list[int] = []
+        self.first: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.first = trainer.global_step
+        if self.job.get("loaded"):
+            self._state(trainer, "loaded.pt")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        digest = hashlib.sha256()
+        tensors = self._state(trainer, "state.pt")
+        for name, value in tensors.items():
+            digest.update(name.encode() + local(value).contiguous().numpy().tobytes())
+        said = {
+            "digest": digest.hexdigest(),
+            "first": self.first,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "trained": pl_module.trained,
+            "draw": torch.rand(3).tolist(),
+            "collectives": self.collectives,
+        }
+        (Path(self.job["out"]) / f"{RANK}.json").write_text(json.dumps(said))
+
+    def _state(self, trainer: L.Trainer, name: str) -> dict[str, Any]:
+        tensors = by_name(trainer.lightning_module, trainer.optimizers)
+        gathered = {each: whole(value).clone() for each, value in tensors.items()}
+        if RANK == 0:
+            torch.save(gathered, Path(self.job["out"]) / name)
+        return tensors
+
+
+def strategy(job: dict[str, Any]) -> Any:
+    if job["kind"] == "single":
+        return "auto"
+    if job["kind"] == "ddp":
+        return "ddp" if RANKS > 1 else "auto"
+    return ModelParallelStrategy(
+        data_parallel_size=job.get("dp", RANKS), tensor_parallel_size=job.get("tp", 1)
+    )
+
+
+def counted(trainer: L.Trainer, report: Report) -> None:
+    """Count what torch.distributed is asked for in each save."""
+    calls = [0]
+    for name, function in list(vars(dist).items()):
+        if callable(function) and name in COLLECTIVES:
+            setattr(dist, name, _counting(function, calls))
+            setattr(dist.distributed_c10d, name, getattr(dist, name))
+    save = trainer.save_checkpoint
+
+    def saving(*args: Any, **kwargs: Any) -> None:
+        before = calls[0]
+        save(*args, **kwargs)
+        report.collectives.append(calls[0] - before)
+
+    trainer.save_checkpoint = saving  # type: ignore[method-assign]
+
+
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "gather_object",
+    "monitored_barrier",
+    "reduce",
+    "reduce_scatter",
+    "scatter",
+    "scatter_object_list",
+)
+
+
+def _counting(function: Any, calls: list[int]) -> Any:
+    def count(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        return function(*args, **kwargs)
+
+    return count
+
+
+def fit(job: dict[str, Any]) -> None:
+    process_fits.clear()
+    Path(job["out"]).mkdir(parents=True, exist_ok=True)
+    L.seed_everything(job.get("seed", 1), verbose=False)
+    report = Report(job)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        strategy=strategy(job),
+        devices=1,
+        num_nodes=RANKS,
+        max_epochs=job.get("epochs", 2),
+        callbacks=[
+            BTLightning(dir=job["root"], **job.get("bt", {})),
+            ModelCheckpoint(
+                **{"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
+                | job.get("save", {})
+            ),
+            report,
+        ],
+        default_root_dir=job["root"],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **job.get("trainer", {}),
+    )
+    if job.get("count"):
+        counted(trainer, report)
+    torch.manual_seed(3)
+    module = Net(job)
+    loader = DataLoader(Rows(), batch_size=job.get("batch", 4), shuffle=True)
+    validation = DataLoader(Rows(8), batch_size=4) if job.get("validates") else None
+    trainer.fit(module, loader, validation, ckpt_path=job.get("ckpt_path"))
+
+
+if __name__ == "__main__":
+    for each in json.loads(Path(sys.argv[1]).read_text()):
+        fit(each)
