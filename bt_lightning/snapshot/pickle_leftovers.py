@@ -6,7 +6,9 @@ A load unpickles that file only with `weights_only=False`.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+import pickle
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
@@ -14,6 +16,7 @@ import xxhash
 from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.snapshot.class_allowlist import class_name
 from bt_lightning.snapshot.metrics_at_rest import at_rest
+from bt_lightning.snapshot.state_pickle import SHARDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +87,21 @@ def digest_of(value: object) -> str:
     return xxhash.xxh3_128_hexdigest(_saved(value))
 
 
+class _Pickler(pickle.Pickler):
+    """Refuses what would lose bytes: one rank's part of a tensor, anywhere in the value."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value).__name__ in SHARDED:
+            msg = f"it has a {type(value).__name__}, of which this rank has a part only"
+            raise UnsupportedStateError(msg)
+        return NotImplemented
+
+
+_PICKLE = SimpleNamespace(__name__="pickle", Pickler=_Pickler, dump=pickle.dump, dumps=pickle.dumps)
+"""What `torch.save` needs of a module."""
+
+
 def _saved(value: object) -> bytes:
     buffer = io.BytesIO()
-    torch.save(value, buffer)
+    torch.save(value, buffer, pickle_module=_PICKLE)
     return buffer.getvalue()

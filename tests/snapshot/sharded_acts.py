@@ -145,7 +145,34 @@ def names_and_layouts(rank):
     assert is_dtensor(weights["scale"])
     found["layouts"] = _compared_layouts(rank)
     found["partial"] = _refusal_of_partial()
+    found["hidden"] = [_refusal(net, {"callbacks": {"average": Hides(net.scale)}})]
+    found["hidden"].append(_refusal(net, {"callbacks": {"average": net.scale}}))
     return found
+
+
+class Hides:
+    """A value that only pickle can store."""
+
+    def __init__(self, held):
+        self.held = held
+
+
+def _refusal(net, more):
+    """Why a state with this cannot be saved; the name of the shard if it can."""
+    from bt_lightning.errors import UnsupportedStateError
+    from bt_lightning.session.ranks import Ranks
+    from bt_lightning.session.shard_exchange import ShardExchange
+    from bt_lightning.session.shard_writer import ShardWriter
+
+    exchange = ShardExchange(Ranks.of_process_group(), 20.0)
+    try:
+        writer = ShardWriter(exchange)
+        writer.take({**sharded_ranks.full_state(net, []), **more})
+        return sorted(name for name in writer._planned.plan.structure.tensors if "average" in name)
+    except UnsupportedStateError as error:
+        return str(error)
+    finally:
+        exchange.close()
 
 
 def _names(state):
@@ -225,14 +252,17 @@ def _save_kind(rank, kind, root):
     net, optimizer = sharded_ranks.build(kind, 64)
     saving = sharded_ranks.RankSaving(root / f"rank-{rank}", [optimizer])
     counts = sharded_ranks.Collectives()
+    encoded_here = _groups_encoded_on_this_thread()
     # generators differ over ranks, as they do in training
     own = {"rng": torch.get_rng_state(), "rank": rank}
     with counts.counted():
         saving.writer.begin(live_state(net, [optimizer]))
+        encoded_here.clear()
         saving.save(sharded_ranks.full_state(net, [optimizer], 1, own), "first")
         saving.save(sharded_ranks.full_state(net, [optimizer], 2, own), "second")
         outcomes = saving.outcomes()
     assert all(isinstance(what, bytes) for what in outcomes), outcomes
+    encoded = list(encoded_here)
     state = sharded_ranks.full_state(net, [optimizer], 2, own)
     wanted = sharded_ranks.local_bytes(state)
     snapshot = saving.writer.take(state)
@@ -255,6 +285,7 @@ def _save_kind(rank, kind, root):
     dist.barrier()
     found = {
         "collectives": counts.found,
+        "encoded in saves": encoded,
         "files": sorted(snapshot.files),
         "fingerprint": snapshot.fingerprint,
         "same": same,
@@ -266,6 +297,21 @@ def _save_kind(rank, kind, root):
         "origin": dict(saving.writer.facts(state, snapshot).origin.get("shards", {})),
     }
     saving.close()
+    return found
+
+
+def _groups_encoded_on_this_thread():
+    """A list that gets the path of each group that this thread encodes from now on."""
+    from bt_lightning.snapshot.shard_encoding import ShardEncoder
+
+    found, here, encode = [], threading.get_ident(), ShardEncoder._fragment
+
+    def noted(self, value, path):
+        if threading.get_ident() == here:
+            found.append(path)
+        return encode(self, value, path)
+
+    ShardEncoder._fragment = noted
     return found
 
 

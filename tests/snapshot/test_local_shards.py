@@ -46,6 +46,14 @@ def test_what_gives_no_box_is_refused_by_name(ranks):
         assert "Shard or Replicate" in rank["partial"]
 
 
+def test_a_part_in_a_value_that_only_pickle_stores_is_refused(ranks):
+    """By rank 0, which alone stores such values; a DTensor where the tree reaches it is saved."""
+    hidden, reached = ranks[0]["hidden"]
+    assert "callbacks.average" in hidden
+    assert "DTensor, of which this rank has a part only" in hidden
+    assert reached == ranks[1]["hidden"][1] == []
+
+
 def test_modules_that_dump_by_themselves_are_asked():
     class Own(torch.nn.Linear):
         def _save_to_state_dict(self, destination, prefix, keep_vars):

@@ -34,6 +34,13 @@ def test_a_save_runs_no_collective(saved, kind):
 
 
 @kinds
+def test_no_save_encodes_what_was_encoded_beside_training(saved, kind):
+    """So the first one is as quick as the others."""
+    for rank in saved[0][kind]:
+        assert rank["encoded in saves"] == []
+
+
+@kinds
 def test_each_byte_is_written_once_and_the_ranks_write_alike_much(saved, kind):
     ranks = saved[0][kind]
     assert len({rank["fingerprint"] for rank in ranks}) == 1
