@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.digest import READ_BYTES, Hasher
 from bt_lightning.store.transfer.file_source import PIECE_BYTES, BufferedSource
+from bt_lightning.worker.zip_checksums import ZipChecksums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bt_lightning.manifest import FileEntry
+    from bt_lightning.worker_messages import CommitImage
 
 
 class ImageSource(BufferedSource):
@@ -32,3 +34,15 @@ class ImageSource(BufferedSource):
     def hold(self, offset: int, size: int) -> Iterator[memoryview]:
         """Yield `size` bytes from `offset`; no copy."""
         yield self._image[offset : offset + size]
+
+
+def sources_in_arena(job: CommitImage, arena: memoryview) -> dict[str, ImageSource]:
+    """The files of an image by their paths; CRCs of zip files are filled in."""
+    with ZipChecksums(arena) as checksums:
+        for image in job.files:
+            checksums.finish(image)
+    memory = arena.toreadonly()
+    return {
+        image.path: ImageSource(image.path, memory[image.offset : image.offset + image.size])
+        for image in job.files
+    }

@@ -26,7 +26,7 @@ from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.path_layout import check_checkpoint_id
-from bt_lightning.worker.arena_source import ImageSource
+from bt_lightning.worker.arena_source import sources_in_arena
 from bt_lightning.worker.early_upload import EarlyUpload, LentSource
 from bt_lightning.worker.publish_report import note_published
 from bt_lightning.worker.zip_checksums import ZipChecksums
@@ -225,15 +225,8 @@ class ImageCommitter:
     def _commit_to_store(self, job: CommitImage, arena: memoryview, final: Path) -> Manifest:
         """Commit to the store, straight from the arena."""
         self._space.publisher()  # raises before anything is hashed
-        with ZipChecksums(arena) as checksums:
-            for image in job.files:
-                checksums.finish(image)
+        sources = sources_in_arena(job, arena)
         least = self._generation(job, final) - 1
-        memory = arena.toreadonly()
-        sources = {
-            image.path: ImageSource(image.path, memory[image.offset : image.offset + image.size])
-            for image in job.files
-        }
 
         def describe(generation: int) -> Manifest:
             files = tuple(source.entry for source in sources.values())

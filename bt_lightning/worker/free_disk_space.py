@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointError, StorePermanentError, StoreTransientError
 from bt_lightning.localdir.atomic_directory import delete_directory
 from bt_lightning.localdir.disk_space import measure
+from bt_lightning.localdir.kept_parts import drop_kept_parts
 from bt_lightning.worker.evict_local_copies import Eviction, evict_copies
 from bt_lightning.worker_messages import FreedSpace
 
@@ -115,7 +116,9 @@ class DiskSpaceMaker:
         return FreedSpace(fits=fits, evicted=tuple(evicted), reason="" if fits else reason)
 
     def _cleared(self, size: int, *, more: bool) -> bool:
-        """Delete what the policy removes, what is being sent last; whether there is room then.
+        """Delete what the policy removes, what is being sent last; then what is kept of shards.
+
+        Returns whether there is room then.
 
         With `more`, only if something went.
         """
@@ -127,7 +130,10 @@ class DiskSpaceMaker:
                     went = removals.clear(sent=sent)
             if self.measure().room >= size and (went or not more):
                 return True
-        return False
+        kept = 0
+        with contextlib.suppress(OSError):
+            kept = drop_kept_parts(self._root)  # the store has them
+        return self.measure().room >= size and (kept > 0 or not more)
 
     def settle(self) -> None:
         """Wait for the removals that were allowed so far."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.store_parts import PartsInStore
     from bt_lightning.worker.send_parts import StoreLeader
 
+_UNANSWERED_S: Final = 10.0
+"""Seconds for which a part in memory waits for a store that does not answer."""
 _SILENT_S: Final = 30.0
 """Seconds for which a whole gather waits for rank 0's worker, and a part in memory for anything."""
 
@@ -63,8 +65,7 @@ class GatherInStore:
 
     def begin(self, part: SavePart) -> Path:
         """Join a gather; return the folder on the disk that this rank writes its files to."""
-        folder = self._node.begin(part)
-        own = self._node.record(part.key)
+        folder, own = self._node.begin(part)
         with self._changed:
             self._open.saves.setdefault(part.key, OpenPart(part, own=own))
             self._changed.notify_all()
@@ -98,7 +99,9 @@ class GatherInStore:
         raise StoreTransientError(msg)
 
     def _may_be_sent(self, save: OpenPart) -> bool:
-        return time.monotonic() - save.alive_at < _SILENT_S or self._sender.at_work.locked()
+        now = time.monotonic()
+        answers = now - max(self._open.answered_at, save.since) < _UNANSWERED_S
+        return (answers and now - save.alive_at < _SILENT_S) or self._sender.at_work.locked()
 
     def _send_soon(self, record: PartRecord, memory: Mapping[str, DescribedSource]) -> OpenPart:
         with self._changed:

@@ -44,11 +44,14 @@ class PartCommits:
         self._removals = removals
         self._done = done
         place: GatherPlace = GatherDirectory(self._root, config.rank)
+        stream = None
         if config.gather == "store":
-            place = gather_in_store(config, space, open_store)
+            place = stored = gather_in_store(config, space, open_store)
+            stream = stored.stream
         self._streams = place.streams
         self.gathers = GatherThread(place, config, done, self._ended)
         self.writer = PartWriter(self._root, space, place, self.gathers, removals)
+        self.writer.stream = stream
 
     def _ended(self, own: DurablePart, verdict: GatherVerdict, here: bool) -> None:  # noqa: FBT001
         """Note the outcome of a save; `here`: this worker committed it."""

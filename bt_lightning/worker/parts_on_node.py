@@ -31,7 +31,7 @@ _KEPT: Final = 8
 class PartsOnNode:
     """This rank's parts below `.bt_lightning/gather` of its node, beside those of its neighbours.
 
-    `begin`, `record` and `put` are called by the commit thread.
+    `begin` and `put` are called by the commit thread.
     """
 
     def __init__(self, root: Path, rank: int) -> None:
@@ -40,18 +40,24 @@ class PartsOnNode:
         self._disk = GatherDirectory(root, rank)
         self._run = ""
 
-    def begin(self, part: SavePart) -> Path:
-        """Have a folder for this rank's files; those of earlier runs, all of them dead, go."""
-        if self._run != part.key.run:
-            self._run = part.key.run
-            for key in self._disk.found():
-                if key.run != self._run:
-                    self._disk.delete(key)
-        return self._disk.begin(part)
+    def begin(self, part: SavePart) -> tuple[Path, PartRecord | None]:
+        """A folder for this rank's files, and its record if its part is durable here already.
 
-    def record(self, key: SaveKey) -> PartRecord | None:
-        """This rank's record, if its part is durable here."""
-        return self._disk.records(key).get(self._rank)
+        On a disk that takes nothing there is no folder: the part will be sent from memory. Gathers
+        of earlier runs go, if all their workers are dead.
+        """
+        with contextlib.suppress(OSError):
+            if self._run != part.key.run:
+                self._run = part.key.run
+                for key in self._disk.found():
+                    if key.run != self._run:
+                        self._disk.delete(key)
+            self._disk.begin(part)
+            return self._files(part.key), self._disk.records(part.key).get(self._rank)
+        return self._files(part.key), None
+
+    def _files(self, key: SaveKey) -> Path:
+        return self._disk.home(key) / _FILES
 
     def put(self, record: PartRecord) -> None:
         """Write this rank's record, durably; one that is there stays."""
@@ -59,7 +65,7 @@ class PartsOnNode:
 
     def file(self, key: SaveKey, path: str) -> Path:
         """Where a file of this rank's part lies until the save has its outcome."""
-        return self._disk.home(key) / _FILES / path
+        return self._files(key) / path
 
     def outcome(self, key: SaveKey) -> GatherVerdict | None:
         """What came of a save, if this node has noted it."""

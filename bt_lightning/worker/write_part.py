@@ -13,7 +13,13 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.errors import CheckpointError, DirectoryFullError, PartsMissingError
+from bt_lightning.errors import (
+    CheckpointError,
+    DirectoryFullError,
+    DirectoryUnusableError,
+    PartsMissingError,
+    StoreError,
+)
 from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full, planned
@@ -22,15 +28,18 @@ from bt_lightning.localdir.fsync import sync_directory
 from bt_lightning.part_messages import AwaitParts, MissPart, PartDurable
 from bt_lightning.path_layout import check_member
 from bt_lightning.sharding.save_part import PartRecord, SaveHead
+from bt_lightning.worker.arena_source import sources_in_arena
 from bt_lightning.worker.gather_parts import DurablePart
 from bt_lightning.worker.zip_checksums import ZipChecksums
 from bt_lightning.worker_messages import CommitFailed, CommitImage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
     from bt_lightning.sharding.save_part import MissingCause, SaveKey, SavePart
+    from bt_lightning.store.transfer.file_source import DescribedSource
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
     from bt_lightning.worker.gather_parts import GatherPlace, GatherThread
     from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
@@ -55,6 +64,8 @@ class PartWriter:
         removals: RemovalsOfSaves,
     ) -> None:
         """`gathers` reports what comes of each part that is durable."""
+        self.stream: Callable[[PartRecord, Mapping[str, DescribedSource]], None] | None = None
+        """Sends a part that the disk does not take to the store, if parts meet there."""
         self.removals = removals
         """Those of saves that are not committed yet."""
         self._root = root
@@ -78,8 +89,7 @@ class PartWriter:
             if self._place.outcome(part.key) is None:
                 folder = self._place.begin(part)
                 if part.rank not in self._place.records(part.key):  # of a worker that was killed
-                    entries = self._write(job, arena, folder, evicted)
-                    self._place.put(self._record(job, entries))
+                    self._write_or_send(job, arena, folder, evicted)
         except (CheckpointError, OSError) as error:
             if not self._is_decided(part):  # else its files are deleted by now
                 return [self._fail(job, part, error, evicted)]
@@ -170,6 +180,28 @@ class PartWriter:
 
     # files
 
+    def _write_or_send(
+        self, job: CommitImage, arena: memoryview, folder: Path, evicted: list[str]
+    ) -> None:
+        """Make the part durable: on the disk, or else in the store.
+
+        Raises:
+            OSError: both refused.
+        """
+        try:
+            entries = self._write(job, arena, folder, evicted)
+            self._place.put(self._record(job, entries))
+        except OSError as error:
+            of_disk = isinstance(error, DirectoryUnusableError)
+            if self.stream is None or (isinstance(error, CheckpointError) and not of_disk):
+                raise
+            sources = sources_in_arena(job, arena)
+            try:
+                self.stream(self._record(job, [one.entry for one in sources.values()]), sources)
+            except StoreError as refusal:
+                msg = f"{error}. Sending it to the store instead failed: {refusal}"
+                raise DirectoryFullError(msg) from error
+
     def _write(
         self, job: CommitImage, arena: memoryview, folder: Path, evicted: list[str]
     ) -> list[FileEntry]:
@@ -183,10 +215,11 @@ class PartWriter:
         assert part is not None
         until = time.monotonic() + _ROOM_S
         more = False
-        if part.rank == 0:
+        evicts = part.rank == 0 or self.stream is not None  # a disk of its own
+        if evicts:
             self._space.settle()
         while True:
-            if part.rank == 0:
+            if evicts:
                 self._evict(job, part, evicted, more=more)
             else:
                 self._await_room(job, part, until)
@@ -203,7 +236,8 @@ class PartWriter:
     def _evict(self, job: CommitImage, part: SavePart, evicted: list[str], *, more: bool) -> None:
         """Delete what may go, for the parts of all ranks, as each writes about as much."""
         size = self._size(job)
-        room = self._space.make(size * part.world_size, job.checkpoint_id, more=more)
+        ranks = part.world_size if self.stream is None else 1
+        room = self._space.make(size * ranks, job.checkpoint_id, more=more)
         evicted += room.evicted
         if not room.fits:
             more = more and not room.evicted
@@ -281,8 +315,8 @@ def _no_room(job: CommitImage, part: SavePart, reason: str) -> str:
     return (
         f"the part of rank {part.rank} of the checkpoint {job.checkpoint_id} was not saved, so"
         f" nothing of it was: {reason}. Parts of sharded checkpoints are not sent to the store"
-        " instead. What was committed before is untouched: free some space, keep fewer checkpoints"
-        " (save_top_k), or raise the budget (BT_VOLUME_SIZE_GIB)"
+        " instead where all ranks share a directory. What was committed before is untouched: free"
+        " some space, keep fewer checkpoints (save_top_k), or raise the budget (BT_VOLUME_SIZE_GIB)"
     )
 
 

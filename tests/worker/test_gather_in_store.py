@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from bt_lightning.errors import PartsMissingError
+from bt_lightning.errors import DirectoryFullError, PartsMissingError
 from bt_lightning.localdir.atomic_directory import gathers
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.kept_parts import find_kept_part, kept_manifests
@@ -37,18 +37,18 @@ class Cluster:
     """Two nodes, each with one rank, and a folder as the store."""
 
     def __init__(self, tmp_path, url=None, options=None):
-        self.tmp_path = tmp_path
         self.url = url or (tmp_path / "store").as_uri()
         self.options = options or {}
         self.store = open_store(self.url, self.options)
         self.made = []
+        self.roots = {rank: tmp_path / f"node-{rank}" for rank in range(2)}
 
     def ranks(self, count=2, **options):
         """A rank on each node, with a worker of its own."""
         options = {"store_url": self.url, "storage_options": self.options} | options
         each = []
         for rank in range(count):
-            root = self.tmp_path / f"node-{rank}"
+            root = self.roots[rank]
             root.mkdir(exist_ok=True)
             each.append(Rank(root, rank, count, prefix=PREFIX, gather="store", **options))
         self.made += each
@@ -252,6 +252,48 @@ def test_a_node_without_its_disk_reads_all_from_the_store(cluster):
         assert cluster.check("checkpoint-1", rank.root).digest == manifest.digest
     again = cluster.ranks(run=LATER)
     assert all(isinstance(one, Committed) for one in saved(again, 2))
+
+
+@pytest.mark.parametrize("small", [0, 1])
+def test_a_node_whose_disk_is_too_small_sends_its_part_from_memory(cluster, small_disk, small):
+    cluster.roots[small] = small_disk(600_000)
+    ranks = cluster.ranks()
+    for number in (1, 2):
+        assert [type(one) for one in saved(ranks, number)] == [Committed] * 2
+    assert set(cluster.committed()) == {"checkpoint-1", "checkpoint-2"}
+    assert not list(cluster.roots[small].rglob("*.safetensors"))
+    assert list(cluster.roots[1 - small].rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("small", [0, 1])
+def test_what_a_node_keeps_makes_room_for_the_next_part(cluster, small_disk, small):
+    cluster.roots[small] = small_disk(1_900_000)  # one part and a half
+    ranks = cluster.ranks()
+    for number in (1, 2, 3):
+        assert [type(one) for one in saved(ranks, number)] == [Committed] * 2
+        (kept,) = kept_manifests(cluster.roots[small]).values()
+        assert kept.step == number
+    assert set(cluster.committed()) == {f"checkpoint-{number}" for number in (1, 2, 3)}
+
+
+@pytest.mark.slow
+def test_a_full_disk_and_a_store_that_is_down_refuse_a_part_for_all(tmp_path, small_disk):
+    with contextlib.closing(BadStore()) as bucket:
+        cluster = Cluster(tmp_path, "s3://bucket/jobs", bucket.options)
+        with contextlib.closing(cluster):
+            cluster.roots[1] = small_disk(600_000)
+            ranks = cluster.ranks()
+            assert all(isinstance(one, Committed) for one in saved(ranks, 1))
+            bucket.become("rubbish")
+            for rank in ranks:
+                rank.save(2)
+            (found,) = outcomes(ranks[1:], 2, 100)
+            assert isinstance(found.error, DirectoryFullError)
+            assert "Sending it to the store instead failed" in str(found.error)
+            bucket.become("well")
+            (found,) = outcomes(ranks[:1], 2, 100)
+            assert "rank 1" in str(found.error)
+            assert all(isinstance(one, Committed) for one in saved(ranks, 3))
 
 
 def _killed_at_random(cluster, seed):
