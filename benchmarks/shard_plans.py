@@ -13,18 +13,21 @@ import argparse
 import itertools
 import json
 import math
-import pickle
+import random
 import resource
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
 
+from bt_lightning.block_digests import BlockDigests
 from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest, ManifestFacts
 from bt_lightning.path_layout import SHARDS, TREE, rank_file, shard_file
+from bt_lightning.session.shard_tables import table_from_bytes, table_to_bytes
 from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
 from bt_lightning.sharding.read_plan import SavedBox, plan_reads
 from bt_lightning.sharding.save_part import PartRecord, SaveHead, SaveKey, SavePart
@@ -94,11 +97,25 @@ def nested(ranks: int) -> Layouts:
     return lambda shape: both if len(shape) > 1 else data
 
 
-MESHES = {"fsdp": fsdp, "hsdp 8": hybrid(8), "hsdp 2": hybrid(2), "fsdp x tp": nested}
+def apart(ranks: int, rank: int) -> Layouts:
+    """The same, where a rank's norms lie on the mesh of FSDP2 alone, one of 8."""
+    data = tuple(range(rank % NODE_RANKS, ranks, NODE_RANKS))
+    rows = Layout((len(data),), data, (Placement(0),))
+    both = nested(ranks)
+    return lambda shape: both(shape) if len(shape) > 1 else rows
+
+
+MESHES = {
+    "fsdp": fsdp,
+    "hsdp 8": hybrid(8),
+    "hsdp 2": hybrid(2),
+    "fsdp x tp": nested,
+    "fsdp x tp, norms apart": None,
+}
 
 
 def table_of(tensors: int, layout_of: Layouts) -> dict[str, HeldTensor]:
-    """What each rank holds: a weight, two moments and a step of each parameter."""
+    """What a rank holds: a weight, two moments and a step of each parameter."""
     table = {}
     for name, shape in parameters(tensors // 4):
         held = HeldTensor("F32", shape, layout_of(shape))
@@ -126,7 +143,7 @@ def header_of(plan: WritePlan, boxes: Mapping[str, Box]) -> bytes:
 def entry_of(path: str, size: int) -> FileEntry:
     """A file whose blocks all have other digests."""
     count = -(-size // BLOCK_BYTES)
-    blocks = tuple(xxhash.xxh3_128_hexdigest(f"{path} {one}".encode()) for one in range(count))
+    blocks = BlockDigests(random.Random(path).randbytes(16 * count))
     whole = xxhash.xxh3_128_hexdigest(path.encode())
     return FileEntry(path=path, size=size, xxh3_128=whole, blocks=blocks)
 
@@ -208,10 +225,21 @@ class Measured:
 def measure(mesh: str, ranks: int, tensors: int, commit: str) -> None:
     """All steps of a save and of two loads."""
     found = Measured({"case": mesh, "ranks": ranks, "tensors": tensors, "commit": commit})
-    layout_of = MESHES[mesh](ranks)
-    table = table_of(tensors, layout_of)
-    sent = found.step("pack a rank's table", lambda: pickle.dumps(table, 5), len)
-    structure = found.step("merge the tables", lambda: merge([pickle.loads(sent)], [0] * ranks))
+    make = MESHES[mesh]
+    layouts = [make(ranks)] if make else [apart(ranks, rank) for rank in range(NODE_RANKS)]
+    layout_of = layouts[1 % len(layouts)]
+    tables = [table_of(tensors, each) for each in layouts]
+    sent = found.step("write a rank's table", lambda: table_to_bytes(tables[0]), len)
+    packed = found.step("compress it", lambda: zlib.compress(sent, 1), len)
+    received = found.step(
+        "read the tables of others",
+        lambda: [table_from_bytes(zlib.decompress(packed)) for _ in tables[1:]],
+        len(packed) * (len(tables) - 1),
+    )
+    del received
+    structure = found.step(
+        "merge the tables", lambda: merge(tables, [rank % len(tables) for rank in range(ranks)])
+    )
     found.step("fingerprint", lambda: structure.fingerprint)
     plan = WritePlan(structure)
     found.step("plan", lambda: plan.sizes)
@@ -257,7 +285,7 @@ def measure(mesh: str, ranks: int, tensors: int, commit: str) -> None:
         ("plan a load of a hundredth on 8 ranks, by columns", _columns(NODE_RANKS), tensors // 100),
     ):
         began = time.process_time()
-        files, copies = load_plan(index, 1, other, itertools.islice(table, count))
+        files, copies = load_plan(index, 1, other, itertools.islice(tables[0], count))
         seconds = round(time.process_time() - began, 3)
         found.note(title, seconds=seconds, files=files, copies=copies)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

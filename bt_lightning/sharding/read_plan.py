@@ -6,6 +6,7 @@ that a reader reads whole spans and scatters them, and never asks for one row at
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -148,16 +149,33 @@ def plan_reads(
     Raises:
         CheckpointCorruptError: some items are in no saved box, or in two; it names them.
     """
-    shared = [both for each in saved if (both := each.box.intersection(wanted))]
+    boxes = tuple(each.box for each in saved)
+    copies = _copies(wanted, boxes, item_bytes)
+    if copies is None:
+        raise CheckpointCorruptError(_uncovered(name, wanted, boxes))
+    return [
+        (
+            saved[index].file,
+            BoxCopy(saved[index].offset + each.source, each.target, each.run, each.loops),
+        )
+        for index, each in copies
+    ]
+
+
+@functools.lru_cache(maxsize=128)  # tensors of many layers have the same boxes
+def _copies(
+    wanted: Box, saved: tuple[Box, ...], item_bytes: int
+) -> tuple[tuple[int, BoxCopy], ...] | None:
+    """What a wanted box takes of which saved ones, as if each began its file.
+
+    None if that is not each item once.
+    """
+    shared = [both for each in saved if (both := each.intersection(wanted))]
     moved = [Box(_minus(box.offsets, wanted.offsets), box.sizes) for box in shared]
     if not tiles(wanted.sizes, moved):
-        raise CheckpointCorruptError(_uncovered(name, wanted, shared))
-    found = []
-    for each in saved:
-        copy = copy_of(each.box, wanted, each.offset, item_bytes)
-        if copy is not None:
-            found.append((each.file, copy))
-    return found
+        return None
+    each = ((at, copy_of(box, wanted, 0, item_bytes)) for at, box in enumerate(saved))
+    return tuple((at, copy) for at, copy in each if copy is not None)
 
 
 def blocks_of(copies: Iterable[BoxCopy], block_bytes: int) -> list[int]:
@@ -169,8 +187,9 @@ def blocks_of(copies: Iterable[BoxCopy], block_bytes: int) -> list[int]:
     return sorted(found)
 
 
-def _uncovered(name: str, wanted: Box, shared: Iterable[Box]) -> str:
+def _uncovered(name: str, wanted: Box, saved: Iterable[Box]) -> str:
     """What is wrong with boxes that do not tile `wanted`."""
+    shared = [both for each in saved if (both := each.intersection(wanted))]
     holes, taken = [wanted], 0
     for box in shared:
         holes = [part for hole in holes for part in _without(hole, box)]
