@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "bt_lightning.shards"
 VERSION: Final = 1
+MOST_BYTES: Final = 12 * 10**12
+"""Of the tensors of a checkpoint: the digests of their blocks fit in a manifest."""
 MOST_CORNERS: Final = 50_000_000
 """Corners of the boxes of all shapes and layouts: some minutes to verify. 1,000 ranks with 5,000
 different shapes have a fifth of it."""
@@ -45,8 +47,18 @@ class ShardIndex:
 
     @classmethod
     def of_plan(cls, plan: WritePlan, tied: Mapping[str, str] | None = None) -> ShardIndex:
-        """The index of what a plan writes, under the names that `path_layout` gives files."""
-        world_size = plan.structure.world_size
+        """The index of what a plan writes, under the names that `path_layout` gives files.
+
+        Raises:
+            UnsupportedStateError: no manifest has room for the digests of so many bytes.
+        """
+        world_size, size = plan.structure.world_size, sum(plan.sizes)
+        if size > MOST_BYTES:
+            msg = (
+                f"the state has {size / 10**12:.1f} TB, expected at most {MOST_BYTES // 10**12} in"
+                " one checkpoint: save less of it (save_frozen=False, moments in bfloat16)"
+            )
+            raise UnsupportedStateError(msg)
         files = {rank: shard_file(rank, world_size) for rank in plan.writers}
         return cls(plan.structure, plan.replicas, files, tied or {})
 

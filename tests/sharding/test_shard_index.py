@@ -66,6 +66,19 @@ def test_the_size_goes_with_the_tensors() -> None:
     assert many < few + 120 * 60
 
 
+def test_a_state_that_no_manifest_can_name_is_refused_before_it_is_written() -> None:
+    """At the commit it would be too late: all ranks would have written their terabytes."""
+    layout = Layout((4,), (0, 1, 2, 3), (ROWS,))
+    for size, fits in ((10**13, True), (10**13 + 8 * 10**12, False)):
+        table = {"w": HeldTensor("U8", (size // 10**6, 10**6), layout)}
+        plan = WritePlan(merge([table], [0] * 4))
+        if fits:
+            assert len(ShardIndex.of_plan(plan).files) == 4
+            continue
+        with pytest.raises(UnsupportedStateError, match=r"the state has 18\.0 TB"):
+            ShardIndex.of_plan(plan)
+
+
 def test_a_newer_version_says_what_to_do() -> None:
     with pytest.raises(FormatVersionError, match="here cannot be read: it has version 2"):
         parse(edited(version=2))
