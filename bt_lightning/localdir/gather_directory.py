@@ -146,9 +146,7 @@ class GatherDirectory:
         """
         with folder_locked(gathers(self._root)):
             for earlier in self._earlier(key):
-                decided = self._decided(earlier)
-                if decided is not None:
-                    self._finish(earlier, decided)
+                self._finish_if_decided(earlier)
             verdict = self._decided(key)
             if verdict is None:
                 head = records[0].head
@@ -195,7 +193,7 @@ class GatherDirectory:
             os.close(descriptor)
         if self._rank == 0:
             for earlier in self._earlier(key):
-                if earlier.number <= key.number - _KEPT and self._decided(earlier) is not None:
+                if earlier.number <= key.number - _KEPT and self._has(earlier, _OUTCOME):
                     self.delete(earlier)
 
     def delete(self, key: SaveKey) -> None:
@@ -244,6 +242,18 @@ class GatherDirectory:
         discard(built)  # what it replaced, or what nobody commits
         for path in _numbered(home, rank_of_part_record).values():
             path.unlink(missing_ok=True)
+
+    def _finish_if_decided(self, key: SaveKey) -> None:
+        """Carry out the verdict of another save, if a killed process did not."""
+        if self._has(key, _FILES) and self._has(key, _OUTCOME):
+            verdict = self._decided(key)
+            assert verdict is not None
+            self._finish(key, verdict)
+            if key not in self._locks:
+                self._outcomes.pop(key, None)
+
+    def _has(self, key: SaveKey, name: str) -> bool:
+        return (self.home(key) / name).exists()
 
     def _is_published(self, key: SaveKey, verdict: GatherVerdict) -> bool:
         """Whether the files have left the gather: what lies there may be what they replaced."""

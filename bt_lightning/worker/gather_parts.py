@@ -40,6 +40,9 @@ _LAST: Final = 8
 _LEAST_POLL_S: Final = 0.02
 _MOST_POLL_S: Final = 0.2
 _POLLS_IN_WAIT: Final = 20
+_JUDGE_S: Final = 0.005
+"""Seconds, for each rank, between two looks of another rank's worker than rank 0's at records."""
+_MOST_JUDGE_S: Final = 1.0
 
 
 class GatherPlace(Protocol):
@@ -107,6 +110,7 @@ class _OpenGather:
     def __init__(self, own: DurablePart) -> None:
         self.own = own
         self.since = time.monotonic()
+        self.judged_at = 0.0
         self.whole_since: float | None = None
         self.checkpoint_id = ""
         self.trouble = ""
@@ -182,7 +186,7 @@ class GatherThread:
         committed_here = False
         try:
             verdict = self._place.outcome(gather.own.part.key)
-            if verdict is None:
+            if verdict is None and self._is_due(gather):
                 verdict, committed_here = self._judge(gather)
         except (CheckpointCorruptError, OSError) as error:  # may be cured by the next look
             gather.trouble, verdict = str(error), None
@@ -194,6 +198,18 @@ class GatherThread:
         if verdict is None:
             return False
         self._end(gather, verdict, committed_here=committed_here)
+        return True
+
+    def _is_due(self, gather: _OpenGather) -> bool:
+        """Whether to look at the records: rank 0's worker does always, as others wait for that.
+
+        A thousand of them that list the same directory all the time would be a load for it.
+        """
+        now = time.monotonic()
+        pause_s = min(_MOST_JUDGE_S, gather.own.part.world_size * _JUDGE_S)
+        if not self._leads and now - gather.judged_at < pause_s:
+            return False
+        gather.judged_at = now
         return True
 
     def _judge(self, gather: _OpenGather) -> tuple[GatherVerdict | None, bool]:
