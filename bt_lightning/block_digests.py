@@ -13,7 +13,7 @@ DIGEST_BYTES: Final = 16
 _HEX: Final = frozenset("0123456789abcdef")
 
 
-def check_digest(value: object) -> str:
+def hex_digest(value: object) -> str:
     """Return `value` if it is a digest as text.
 
     Raises:

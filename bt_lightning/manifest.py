@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import xxhash
 
 from bt_lightning import file_limits
-from bt_lightning.block_digests import BlockDigests, check_digest
+from bt_lightning.block_digests import BlockDigests, hex_digest
 from bt_lightning.errors import (
     CheckpointCorruptError,
     FormatVersionError,
@@ -321,13 +321,13 @@ def _entry(item: dict[str, Any], *, packed: bool) -> FileEntry:
     blocks: Sequence[str] = (
         BlockDigests.unpack(_of(str, item["blocks"]))
         if packed
-        else tuple(check_digest(block) for block in item["blocks"])
+        else tuple(hex_digest(block) for block in item["blocks"])
     )
     if len(blocks) != -(-size // BLOCK_BYTES):
         msg = f"{item['path']!r} has {size} bytes and {len(blocks)} blocks"
         raise ValueError(msg)
     path = check_member(item["path"])
-    return FileEntry(path=path, size=size, xxh3_128=check_digest(item["xxh3_128"]), blocks=blocks)
+    return FileEntry(path=path, size=size, xxh3_128=hex_digest(item["xxh3_128"]), blocks=blocks)
 
 
 def _count(value: object, least: int = 0) -> int:
