@@ -320,6 +320,7 @@ class Head(torch.nn.Linear):
         self.seen = state
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch.compile
 def test_extra_states_go_back_to_their_modules(tmp_path):
     saved = torch.nn.ModuleDict({"head": Head(3, 2), "other": Head(3, 2)})
     saved["head"].seen, saved["other"].seen = {"n": 3, "t": [torch.ones(4)]}, torch.arange(3)
