@@ -26,6 +26,7 @@ from torch.futures import Future
 from typing_extensions import override
 
 from bt_lightning.errors import CheckpointNotFoundError, UnsafeLoadError
+from bt_lightning.restore.dcp_folder import directory_reader
 from bt_lightning.restore.fill_live import TensorLoad, load_all
 from bt_lightning.restore.optimizer_states import OPTIMIZERS
 from bt_lightning.restore.saved_state import open_state
@@ -35,7 +36,6 @@ from bt_lightning.session.bt_and_evicted_paths import StorePaths
 from bt_lightning.session.checkpoint_paths import is_url, local_path, url_reader
 from bt_lightning.sharding.boxes import Box
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
-    from bt_lightning.restore.saved_state import SavedState
+    from bt_lightning.restore.opened_state import SavedState
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
     Path_ = tuple[str | int, ...]
@@ -196,7 +196,7 @@ class DCPReader(StorageReader):
                 msg = f"no committed checkpoint at {self._path}"
                 raise CheckpointNotFoundError(msg)
             return found
-        return self._opened.enter_context(DirectoryReader(local_path(self._path)))
+        return self._opened.enter_context(directory_reader(local_path(self._path)))
 
 
 def _leaves(state: SavedState) -> Iterator[tuple[Path_, Any]]:

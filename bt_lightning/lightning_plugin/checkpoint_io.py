@@ -28,6 +28,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 )
 from bt_lightning.localdir.atomic_directory import delete_directory, sweep, tidy
 from bt_lightning.localdir.protection import is_protected_local
+from bt_lightning.restore.dcp_folder import directory_reader
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_hyperparameters
 from bt_lightning.restore.read_documents import load_file
 from bt_lightning.session.bt_and_evicted_paths import StorePaths, store_paths_for
@@ -159,7 +160,7 @@ class BTCheckpointIO(CheckpointIO):
                 raise CheckpointNotFoundError(_missing(path)) from error
         source = local_path(path)
         if source.is_dir():
-            with DirectoryReader(source) as reader:
+            with directory_reader(source) as reader:
                 return self.load_from(reader, **options)
         if not source.exists():
             raise CheckpointNotFoundError(_missing(path))

@@ -19,7 +19,7 @@ from bt_lightning.snapshot.local_shards import EXTRA_STATE, layout_of, named_mod
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from bt_lightning.restore.saved_state import SavedState
+    from bt_lightning.restore.opened_state import SavedState
     from bt_lightning.restore.saved_tensors import SavedTensors
 
 _SHOWN = 8

@@ -9,6 +9,7 @@ import torch
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.path_layout import SHARDS, TREE
+from bt_lightning.restore.dcp_folder import DCP, directory_reader, load_dcp
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.optimizer_states import numbered
@@ -23,7 +24,6 @@ from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.encode_tree import KIND
 from bt_lightning.snapshot.shard_encoding import SHARDS as SHARDED_LABEL
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,13 +49,13 @@ def load_directory(
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
 ) -> dict[str, Any]:
-    """Load the committed checkpoint at `path` on this disk, with `load_checkpoint`.
+    """Load the checkpoint at `path` on this disk, ours or DCP's, with `load_checkpoint`.
 
     Raises:
         CheckpointNotFoundError: nothing is committed at `path`.
         CheckpointCorruptError, UnsafeLoadError: as `load_checkpoint`.
     """
-    with DirectoryReader(path) as reader:
+    with directory_reader(path) as reader:
         return load_checkpoint(
             reader, map_location=map_location, weights_only=weights_only, allowed=allowed
         )
@@ -87,6 +87,9 @@ def load_checkpoint(
         StoreError: the store failed.
     """
     target = _target(map_location)
+    if reader.manifest.format == DCP:
+        memory = _memory_for(target)
+        return load_dcp(reader, memory, map_location=map_location, weights_only=weights_only)
     entries = {label: reader.manifest.entry(path) for label, path in TENSOR_FILES.items()}
     document, base = read_tree(reader), load_base_table(reader)
     memory, everything = _memory_for(target), [document["tree"], document.get("deep")]

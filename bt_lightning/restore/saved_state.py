@@ -1,16 +1,15 @@
-"""What a checkpoint holds, without the bytes of its weights and of its optimizers' tensors.
-
-Each rank opens it by itself, takes from the tree what is small, and reads its parts of the tensors.
-"""
+"""Opens a checkpoint of whichever layout: its tree decoded, its large tensors unread."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.path_layout import TREE
+from bt_lightning.restore.dcp_folder import DCP, open_dcp
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
+from bt_lightning.restore.opened_state import SavedState
 from bt_lightning.restore.optimizer_states import OPTIMIZERS
 from bt_lightning.restore.read_documents import read_leftovers, read_tree
 from bt_lightning.restore.saved_tensors import open_tensors, read_whole, referenced
@@ -21,34 +20,13 @@ from bt_lightning.snapshot.dtypes import plain_dtype
 from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     import torch
 
     from bt_lightning.restore.live_objects import LiveObjects
     from bt_lightning.restore.saved_tensors import SavedTensors
-    from bt_lightning.snapshot.base_table import BaseTable
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
-
-
-@dataclass(frozen=True, slots=True)
-class SavedState:
-    """A checkpoint, opened."""
-
-    name: str
-    """The directory or URL, for messages."""
-    tensors: SavedTensors
-    rest: dict[str, Any]
-    """The dictionary that was saved, without the weights and the states of optimizers."""
-    weights: Mapping[str, Any]
-    """Name in the state dictionary -> `SavedTensor`, or a value of another kind."""
-    optimizers: Sequence[Any]
-    """The state of each optimizer as it was saved, with `SavedTensor`s; parameters have names, or
-    numbers in order of the groups."""
-    base: BaseTable | None = None
-    """Names the weights that are not in the checkpoint."""
-    read_bytes: int = 0
-    """Bytes of tensors that were read to open it."""
 
 
 def open_state(
@@ -68,6 +46,8 @@ def open_state(
         UnsafeLoadError: it has values that only `weights_only=False` loads.
         StoreError: the store failed.
     """
+    if reader.manifest.format == DCP:
+        return open_dcp(reader, weights_only=weights_only, tensors_only=tensors_only)
     document, tensors = read_tree(reader), open_tensors(reader)
     tree, deep = document["tree"], document.get("deep", ())
     if not isinstance(tree, dict):

@@ -1,0 +1,248 @@
+"""Loads folders of `torch.distributed.checkpoint` (DCP): stock ones, and Lightning's sharded ones.
+
+Lightning writes the weights and states of optimizers by DCP, and all else of rank 0 as `meta.pt`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.restore.dcp_files import DcpFiles
+from bt_lightning.restore.dcp_metadata import parse_dcp_metadata
+from bt_lightning.restore.dcp_tensors import LABEL, DcpTensors
+from bt_lightning.restore.load_to_device import HOST
+from bt_lightning.restore.opened_state import SavedState
+from bt_lightning.restore.optimizer_states import OPTIMIZERS, numbered
+from bt_lightning.restore.read_documents import load_file
+from bt_lightning.restore.saved_tensors import SavedTensor, read_whole
+from bt_lightning.restore.unloaded_value import UnloadedValue
+from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
+from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, FilesReader
+from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bt_lightning.restore.dcp_metadata import DcpMetadata
+    from bt_lightning.restore.load_to_device import TensorMemory
+    from bt_lightning.restore.read_documents import MapLocation
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
+
+DCP: Final = "dcp"
+"""The format of such a folder in a manifest."""
+_METADATA: Final = ".metadata"
+_META: Final = "meta.pt"
+_MODEL: Final = "model"
+_OPTIMIZER: Final = re.compile(r"optimizer_(\d{1,4})")
+_ONE_OPTIMIZER: Final = ("optimizer", "optim")
+
+
+class DcpDirectoryReader(FilesReader):
+    """Reads a folder that DCP wrote and nothing describes: its bytes cannot be verified."""
+
+    def __init__(self, path: Path) -> None:
+        """List the files of the folder.
+
+        Raises:
+            CheckpointNotFoundError: it is no such folder.
+        """
+        if not is_dcp_folder(path):
+            msg = f"no checkpoint at {path}: it has no {_METADATA}"
+            raise CheckpointNotFoundError(msg)
+        with os.scandir(path) as found:
+            sizes = {each.name: each.stat().st_size for each in found if each.is_file()}
+        files = tuple(
+            FileEntry(path=name, size=size, xxh3_128="", blocks=())
+            for name, size in sorted(sizes.items())
+        )
+        manifest = Manifest(
+            step=0,
+            epoch=0,
+            created_at="1970-01-01T00:00:00+00:00",
+            checkpoint_id=path.name,
+            generation=1,
+            files=files,
+            origin={"format": DCP},
+        )
+        super().__init__(path, manifest)
+
+
+def is_dcp_folder(path: Path) -> bool:
+    """Whether DCP finished a save in this folder."""
+    return (path / _METADATA).is_file()
+
+
+def directory_reader(path: Path) -> FilesReader:
+    """A reader of a committed checkpoint on this disk, or of a folder that DCP wrote.
+
+    Raises:
+        CheckpointNotFoundError: it is neither.
+        CheckpointCorruptError: its manifest is damaged.
+    """
+    try:
+        return DirectoryReader(path)
+    except CheckpointNotFoundError:
+        if not is_dcp_folder(path):
+            raise
+    return DcpDirectoryReader(path)
+
+
+def open_dcp(
+    reader: CheckpointReader, *, weights_only: bool | None = None, tensors_only: bool = False
+) -> SavedState:
+    """Open a folder of DCP; as `open_state`. Weights are what it calls `state_dict` or `model`.
+
+    Raises:
+        CheckpointCorruptError: it is damaged.
+        UnpicklingError: `meta.pt` holds what only `weights_only=False` loads.
+        StoreError: the store failed.
+    """
+    metadata, files = _opened(reader)
+    tensors = DcpTensors(files, metadata)
+    values = {} if tensors_only else _values(files, metadata, weights_only=weights_only)
+    leaves = {name: tensors.find(LABEL, name) for name in metadata.tensors}
+    nested = _nested(metadata, {**leaves, **values})
+    meta = {} if tensors_only else _meta(reader, files, weights_only=weights_only)
+    optimizers = [{"state": {}, "param_groups": [], **each} for each in _optimizers(nested)]
+    key = WEIGHTS_KEY if WEIGHTS_KEY in nested else _MODEL
+    weights = dict(_flat(nested.get(key, nested)))
+    others = {
+        name: value
+        for name, value in nested.items()
+        if key in nested and name not in {key, *_ONE_OPTIMIZER} and not _OPTIMIZER.fullmatch(name)
+    }
+    rest = {name: value for name, value in others.items() if not _has_tensors(value)}
+    return SavedState(reader.name, tensors, {**rest, **meta}, weights, optimizers)
+
+
+def load_dcp(
+    reader: CheckpointReader,
+    memory: TensorMemory = HOST,
+    *,
+    map_location: MapLocation = None,
+    weights_only: bool | None = None,
+) -> dict[str, Any]:
+    """Load all of a folder of DCP in one process, with whole tensors.
+
+    Of Lightning's folders the dictionary is what its full checkpoints hold, with the states of
+    optimizers numbered; of others what was saved.
+
+    Raises:
+        CheckpointCorruptError, UnpicklingError, StoreError: as `open_dcp`.
+    """
+    metadata, files = _opened(reader)
+    tensors = DcpTensors(files, metadata)
+    values = _values(files, metadata, weights_only=weights_only)
+    found, _ = read_whole(tensors, {(LABEL, name) for name in metadata.tensors}, memory)
+    nested = _nested(metadata, {**found.get(LABEL, {}), **values})
+    meta = _meta(reader, files, weights_only=weights_only, map_location=map_location)
+    if _MODEL in nested and meta and WEIGHTS_KEY not in nested:  # as Lightning's FSDP names them
+        nested[WEIGHTS_KEY] = nested.pop(_MODEL)
+    states = [{"state": {}, **each} for each in _optimizers(nested, _OPTIMIZER)]
+    if not states:
+        return {**nested, **meta}
+    rest = {name: value for name, value in nested.items() if not _OPTIMIZER.fullmatch(name)}
+    return {**rest, **numbered({OPTIMIZERS: states}), **meta}
+
+
+def _opened(reader: CheckpointReader) -> tuple[DcpMetadata, DcpFiles]:
+    entry = reader.manifest.entry(_METADATA)
+    if entry is None or entry.size > MOST_BYTES:
+        what = "lacks" if entry is None else f"is too large to look into: {entry.size} bytes of"
+        msg = f"the checkpoint {reader.name} {what} {_METADATA}"
+        raise CheckpointCorruptError(msg)
+    files = DcpFiles(reader)
+    data = files.bytes_at(_METADATA, 0, entry.size)
+    return parse_dcp_metadata(data, f"{reader.name}/{_METADATA}"), files
+
+
+def _values(
+    files: DcpFiles, metadata: DcpMetadata, *, weights_only: bool | None
+) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, place in metadata.values.items():
+        data = BytesIO(files.content(place))
+        try:
+            found[name] = load_file(data, weights_only=weights_only)
+        except CheckpointCorruptError:
+            raise
+        except Exception as error:  # noqa: BLE001 - torch.load raises anything
+            found[name] = UnloadedValue(name, str(error).partition("\n")[0])
+    return found
+
+
+def _meta(
+    reader: CheckpointReader,
+    files: DcpFiles,
+    *,
+    weights_only: bool | None,
+    map_location: MapLocation = None,
+) -> dict[str, Any]:
+    """What Lightning wrote beside DCP."""
+    entry = reader.manifest.entry(_META)
+    if entry is None:
+        return {}
+    data = BytesIO(files.bytes_at(_META, 0, entry.size))
+    found = load_file(data, map_location, weights_only=weights_only)
+    if not isinstance(found, dict):
+        msg = f"{reader.name}/{_META} holds no dictionary, but {type(found).__name__}"
+        raise CheckpointCorruptError(msg)
+    return found
+
+
+def _nested(metadata: DcpMetadata, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The dictionaries and lists that were flattened into names."""
+    top: dict[Any, Any] = {}
+    for name, value in leaves.items():
+        *keys, last = metadata.paths[name]
+        place = top
+        for key in keys:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                msg = f"the metadata say that {name!r} is inside of another value"
+                raise CheckpointCorruptError(msg)
+        place[last] = value
+    return {str(key): _with_lists(value) for key, value in top.items()}
+
+
+def _with_lists(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    each = {key: _with_lists(inner) for key, inner in value.items()}
+    numbers = sorted(key for key in each if type(key) is int)
+    if each and numbers == list(range(len(each))):
+        return [each[number] for number in numbers]
+    return each
+
+
+def _optimizers(
+    nested: Mapping[str, Any], pattern: re.Pattern[str] | None = None
+) -> list[dict[str, Any]]:
+    numbers = {int(m[1]): name for name in nested if (m := _OPTIMIZER.fullmatch(name))}
+    names = [numbers[number] for number in sorted(numbers)]
+    if not names and pattern is None:
+        names = [name for name in _ONE_OPTIMIZER if name in nested]
+    return [dict(nested[name]) for name in names if isinstance(nested[name], Mapping)]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_tensors, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_tensors, value))
+    return isinstance(value, SavedTensor)

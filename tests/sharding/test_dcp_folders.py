@@ -1,0 +1,252 @@
+"""Folders that torch.distributed.checkpoint and Lightning's sharded strategies write, loaded."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+import bt_lightning
+from bt_lightning.errors import CheckpointCorruptError, CheckpointMismatchError
+from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
+from bt_lightning.localdir.commit import commit
+from bt_lightning.manifest import ManifestFacts
+from bt_lightning.restore.dcp_folder import directory_reader
+from bt_lightning.restore.dcp_metadata import parse_dcp_metadata
+from bt_lightning.restore.fill_live import fill_module, fill_optimizers
+from bt_lightning.restore.load_checkpoint import load_directory
+from bt_lightning.restore.saved_state import open_state
+from tests.sharding.lightning_sharded_save import Net, batches, trainer
+from tests.sharding.rank_tensors import as_rank, empty_parts
+from tests.sharding.test_dcp_reader import same, tensors
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.distributed is"),  # loads without ranks
+    pytest.mark.filterwarnings("ignore:.*TypedStorage"),  # of dcp.save
+]
+_LIMIT_S = 200
+
+
+def rows(_name, tensor):
+    return [0 if tensor.dim() else None]
+
+
+def stock():
+    moved = {
+        **tensors(),
+        "transposed": torch.randn(3, 5).T,
+        "middle": torch.randn(100)[10:20],
+        "none": torch.zeros(0, 3),
+        "int": torch.arange(5),
+        "f8": torch.randn(4, 2).to(torch.float8_e4m3fn),
+        "param": torch.nn.Parameter(torch.randn(2, 2)),
+        "large": torch.randn(1500, 1000),
+    }
+    return {
+        "state_dict": moved,
+        "epoch": 3,
+        "deep": {"list": [{"a": 1}, {"t": torch.ones(2)}], "tuple": (1, 2)},
+    }
+
+
+@pytest.fixture(scope="module")
+def stock_folder(tmp_path_factory):
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("stock") / "a"
+    with pytest.warns(UserWarning, match="torch.distributed is"):
+        dcp.save(stock(), checkpoint_id=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lightning_folder(tmp_path_factory):
+    """A folder that holds `stock.ckpt`, which two ranks of Lightning saved, and `full.pt`."""
+    folder = tmp_path_factory.mktemp("lightning")
+    script = Path(__file__).with_name("lightning_sharded_save.py")
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node=2", str(script), str(folder)]  # fmt: skip
+    run = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+    )
+    try:
+        assert run.wait(_LIMIT_S) == 0
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    return folder
+
+
+def test_all_of_a_stock_folder(stock_folder):
+    torch.manual_seed(2)
+    found, wanted = load_directory(stock_folder), stock()
+    assert torch.equal(
+        found["state_dict"].pop("f8").float(), wanted["state_dict"].pop("f8").float()
+    )
+    same(found, wanted)
+
+
+@pytest.mark.parametrize("mesh_shape", [(1,), (3,)], ids=str)
+def test_each_rank_gets_its_part_of_a_stock_folder(mesh_shape, stock_folder):
+    torch.manual_seed(2)
+    wanted = {n: t.detach() for n, t in stock()["state_dict"].items() if n not in {"c", "f8"}}
+    for rank in range(mesh_shape[0]):
+        with as_rank(rank, mesh_shape) as mesh, directory_reader(stock_folder) as reader:
+            live, expected = empty_parts(wanted, mesh, rows)
+            filled = fill_module(open_state(reader), live, strict=False)
+            assert set(filled.unexpected) == {"c", "f8"}
+            for name, part in expected.items():
+                assert torch.equal(live[name].to_local(), part), name
+
+
+def test_the_reader_for_dcp_reads_stock_folders(stock_folder):
+    torch.manual_seed(2)
+    wanted = {"state_dict": {n: t for n, t in stock()["state_dict"].items() if n != "f8"}}
+    found = {"state_dict": {n: torch.zeros_like(t) for n, t in wanted["state_dict"].items()}}
+    dcp.load(found, storage_reader=bt_lightning.DCPReader(stock_folder))
+    for name, each in found["state_dict"].items():
+        assert torch.equal(each, wanted["state_dict"][name])
+
+
+def test_a_sharded_checkpoint_of_lightning_in_one_process(lightning_folder):
+    expected = torch.load(lightning_folder / "full.pt")
+    found = load_directory(lightning_folder / "stock.ckpt", weights_only=False)
+    assert found["global_step"] == 2
+    assert found["state_dict"].keys() == expected["weights"].keys()
+    for name, each in expected["weights"].items():
+        assert torch.equal(found["state_dict"][name], each)
+    (optimizer,) = found["optimizer_states"]
+    assert [group["params"] for group in optimizer["param_groups"]] == [[0, 1], [2, 3]]
+    assert [group["lr"] for group in optimizer["param_groups"]] == [0.5, 0.25]
+    order = ["net.2.weight", "net.2.bias", "net.0.weight", "net.0.bias"]
+    for number, name in enumerate(order):
+        assert torch.equal(optimizer["state"][number]["exp_avg"], expected["exp_avg"][name])
+        assert optimizer["state"][number]["step"] == 2
+
+
+@pytest.mark.parametrize("mesh_shape", [(1,), (2,), (3,), (4,)], ids=str)
+def test_a_sharded_checkpoint_of_lightning_on_a_mesh(mesh_shape, lightning_folder):
+    expected = torch.load(lightning_folder / "full.pt")
+    for rank in range(mesh_shape[0]):
+        with (
+            as_rank(rank, mesh_shape) as mesh,
+            directory_reader(lightning_folder / "stock.ckpt") as reader,
+        ):
+            state = open_state(reader, weights_only=False)
+            assert state.rest["global_step"] == 2
+            live, parts = empty_parts(expected["weights"], mesh, rows)
+            fill_module(state, live)
+            assert all(torch.equal(live[name].to_local(), part) for name, part in parts.items())
+            names = {n: torch.nn.Parameter(live[n]) for n in expected["exp_avg"]}
+            groups = [[each for n, each in names.items() if key in n] for key in ("net.2", "net.0")]
+            optimizer = torch.optim.AdamW([{"params": each} for each in groups])
+            fill_optimizers(state, [optimizer], [names])
+            _, parts = empty_parts(expected["exp_avg"], mesh, rows)
+            for name, part in parts.items():
+                assert torch.equal(optimizer.state[names[name]]["exp_avg"].to_local(), part)
+
+
+def test_lightning_goes_on_from_its_sharded_checkpoint_on_one_device(lightning_folder):
+    """By `ckpt_path`, which Lightning's own IO refuses for a strategy without shards."""
+    expected = torch.load(lightning_folder / "full.pt")
+    path = str(lightning_folder / "stock.ckpt")
+    seen = {}
+
+    class Resumed(Net):
+        def on_train_start(self):
+            seen.update({name: each.clone() for name, each in self.state_dict().items()})
+            seen["step"] = self.trainer.global_step
+
+    run = trainer(devices=1, max_steps=3, plugins=[BTCheckpointIO()])
+    options = {"weights_only": False} if "weights_only" in run.fit.__annotations__ else {}
+    run.fit(Resumed(), batches(), ckpt_path=path, **options)
+    assert seen.pop("step") == 2
+    assert all(torch.equal(seen[name], each) for name, each in expected["weights"].items())
+    assert run.global_step == 3
+
+
+def test_digests_of_a_manifest_are_verified(stock_folder, tmp_path):
+    files = {path.name: lambda path=path: [path.read_bytes()] for path in stock_folder.iterdir()}
+    facts = ManifestFacts(step=1, epoch=0, created_at="2030-01-02T03:04:05+00:00",
+                          origin={"format": "dcp"})  # fmt: skip
+    commit(tmp_path / "a", tmp_path, files, lambda entries: facts.manifest("a", 1, entries))
+    found = load_directory(tmp_path / "a")
+    torch.manual_seed(2)
+    assert torch.equal(found["state_dict"]["large"], stock()["state_dict"]["large"])
+    (shard,) = (tmp_path / "a").glob("*.distcp")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CheckpointCorruptError, match="damaged"):
+        load_directory(tmp_path / "a")
+
+
+@pytest.mark.parametrize("damage", ["short", "gone", "garbage", "other shapes"])
+def test_damage_is_found(damage, stock_folder, tmp_path):
+    for path in stock_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (shard,) = tmp_path.glob("*.distcp")
+    data = shard.read_bytes()
+    if damage == "short":
+        shard.write_bytes(data[:-1000])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "garbage":
+        shard.write_bytes(bytes(len(data)))
+    else:
+        with pytest.warns(UserWarning, match="torch.distributed is"):
+            dcp.save({"state_dict": {"w": torch.zeros(9, 7)}}, checkpoint_id=tmp_path / "b")
+        (tmp_path / ".metadata").write_bytes(
+            (tmp_path / "b" / ".metadata").read_bytes().replace(b"K\x09K\x07", b"K\x07K\x09")
+        )
+        (other,) = (tmp_path / "b").glob("*.distcp")
+        shard.write_bytes(other.read_bytes())
+    with pytest.raises(CheckpointCorruptError):
+        load_directory(tmp_path)
+
+
+def test_weights_that_do_not_fit(stock_folder):
+    with directory_reader(stock_folder) as reader:
+        state = open_state(reader)
+    with pytest.raises(CheckpointMismatchError, match="not in the checkpoint"):
+        fill_module(state, {"nowhere": torch.zeros(1)})
+
+
+class Run:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pickle.dumps(Run()),
+        pickle.dumps({"state_dict_metadata": {"w": Run()}, "storage_data": {}}),
+        pickle.dumps(None),
+        b"",
+        b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        b"\x80\x04" + b"]" * 2_000_000 + b".",
+    ],
+    ids=["call", "call inside", "none", "empty", "claimed size", "many values"],
+)
+def test_hostile_metadata_run_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointCorruptError):
+        parse_dcp_metadata(data, "x")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd"])
+def test_a_file_elsewhere_is_refused(name, stock_folder):
+    data = (stock_folder / ".metadata").read_bytes()
+    old = b"\x8c\x0c__0_0.distcp"
+    assert old in data
+    with pytest.raises(CheckpointCorruptError, match="no file beside it"):
+        parse_dcp_metadata(data.replace(old, b"\x8c" + bytes([len(name)]) + name.encode()), "x")
