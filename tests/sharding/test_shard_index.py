@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import pytest
 
 from bt_lightning.errors import CheckpointCorruptError, FormatVersionError, UnsupportedStateError
 from bt_lightning.sharding import shard_index
-from bt_lightning.sharding.boxes import Box
+from bt_lightning.sharding.boxes import Box, tiles
 from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
 from bt_lightning.sharding.shard_index import ShardIndex
 from bt_lightning.sharding.structure import HeldTensor, merge
@@ -189,6 +190,34 @@ def test_a_small_file_cannot_make_much_work(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(shard_index, "MOST_CORNERS", 3)
     with pytest.raises(UnsupportedStateError, match="cannot be saved"):
         example_index().to_bytes()
+
+
+def test_a_small_file_cannot_name_many_meshes_for_each_of_many_tensors() -> None:
+    document = json.loads(example_index().to_bytes())
+    document |= {
+        "world_size": 20_000,
+        "layouts": [[[1], [rank], [[None, False]]] for rank in range(20_000)],
+        "groups": [list(range(20_000))],
+        "tensors": {f"{number:09}": ["F32", [1], 0, 0] for number in range(20_000)},
+        "tied": {},
+    }
+    with pytest.raises(CheckpointCorruptError, match="meshes"):
+        parse(json.dumps(document).encode())
+
+
+def test_any_changed_byte_is_read_or_refused() -> None:
+    """No other error, and nothing that the next reader would refuse."""
+    good = example_index().to_bytes()
+    for place, bit in itertools.product(range(len(good)), range(8)):
+        bad = bytearray(good)
+        bad[place] ^= 1 << bit
+        try:
+            index = parse(bytes(bad))
+        except CheckpointCorruptError:
+            continue
+        assert parse(index.to_bytes()) == index
+        for name in (*index.structure.tensors, *index.tied):
+            assert tiles(index.tensor(name).shape, [box for _, box in index.boxes(name)])
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -2])
