@@ -95,7 +95,9 @@ class WriterSession:
         """Check the store, then choose the start point; as `StartPointSearch.decide`."""
         with directory_errors(self.config.root):
             self._own_job(request)
-            search = StartPointSearch(self.config, self._worker)
+            parts = self.config.parts
+            straight = parts is not None and parts.meet == "store"
+            search = StartPointSearch(self.config, self._worker, straight=straight)
             start = search.decide(offered, request)
         for stored in search.listed:
             self.known.add(stored.manifest)

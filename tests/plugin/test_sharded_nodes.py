@@ -1,0 +1,112 @@
+"""Sharded runs on nodes with disks of their own: the store has the whole, each disk its part."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bt_lightning.localdir.kept_parts import kept_manifests
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.path_layout import job_prefix
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import list_job
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader, read_verified
+
+pytestmark = pytest.mark.timeout(300)
+
+SCRIPT = Path(__file__).with_name("sharded_runs.py")
+KILLED = -9
+PREFIX = job_prefix("p", "j", 0)
+
+
+class Cluster:
+    """Two nodes that have the same path for their own disks, and a store."""
+
+    def __init__(self, scripts: Any, tmp_path: Path) -> None:
+        self.scripts, self.tmp_path = scripts, tmp_path
+        self.there = tmp_path / "disk"
+        self.disks = [tmp_path / f"disk-{node}" for node in range(2)]
+        self.store = LocalStore(tmp_path / "store")
+        for folder in (self.there, *self.disks):
+            folder.mkdir()
+
+    def run(self, name: str, codes: tuple[int, ...] = (0,), **more: Any) -> list[dict[str, Any]]:
+        """One fit on both nodes; what each rank has to say."""
+        job = {
+            "out": str(self.tmp_path / name),
+            "root": str(self.there / "ck"),
+            "kind": "fsdp",
+            "dropout": 0.3,
+            "bt": {"store": f"file://{self.tmp_path}/store", "project": "p", "job": "j"},
+            **more,
+        }
+        path = self.tmp_path / f"{name}.json"
+        path.write_text(json.dumps([job]))
+        envs = [{"BT_NODE_RANK": str(node), "BT_GROUP_SIZE": "2"} for node in range(2)]
+        done = self.scripts.ranks(
+            SCRIPT, path, envs=envs, disks=(self.there, self.disks), timeout=110
+        )
+        self.said = "\n".join(map(str, done))
+        assert {process.code for process in done} <= set(codes), self.said
+        out = Path(job["out"])
+        return [json.loads(file.read_text()) for file in sorted(out.glob("[01].json"))]
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints of the store, each whole."""
+        found = []
+        for folder in list_job(self.store, PREFIX).committed:
+            reader = StoreReader(self.store, PREFIX, folder)
+            for entry in reader.manifest.files:
+                reader.check(entry)
+                read_verified(reader, entry, 0, [memoryview(bytearray(entry.size))])
+            found.append(reader.manifest.step)
+        return sorted(found)
+
+
+@pytest.fixture
+def cluster(scripts: Any, tmp_path: Path) -> Cluster:
+    return Cluster(scripts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "lost", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)]
+)
+def test_both_nodes_go_on_from_one_step_though_one_has_lost_its_disk(
+    cluster: Cluster, lost: int | None
+) -> None:
+    whole = cluster.run(
+        "whole",
+        root=str(cluster.there / "other"),
+        bt={
+            "store": f"file://{cluster.tmp_path}/other",
+            "project": "p",
+            "job": "other",
+        },
+    )
+    cluster.run("killed", codes=(KILLED,), stop_at=9, end="kill")
+    stored = cluster.steps()
+    assert stored
+    assert not [step for step in stored if step % 2]
+    for disk in cluster.disks:
+        assert list_committed((disk / "ck").resolve()).found == []
+        assert {kept.step for kept in kept_manifests(disk / "ck").values() if kept} <= set(stored)
+    while lost is not None and (cluster.disks[lost] / "ck").exists():
+        shutil.rmtree(cluster.disks[lost] / "ck", ignore_errors=True)  # a worker still drains there
+    resumed = cluster.run("resumed", seed=9)
+    assert {one["first"] for one in resumed} in ({stored[-1]}, {8})  # what workers still sent
+    assert [one["digest"] for one in resumed] == [one["digest"] for one in whole]
+    assert cluster.steps()[-1] == whole[0]["step"]
+    assert not list((cluster.tmp_path / "store").rglob("rank-1"))
+
+
+def test_retention_of_rank_0_reaches_the_store_and_every_node(cluster: Cluster) -> None:
+    said = cluster.run("run", save={"save_top_k": 1, "save_last": False})
+    last = said[0]["step"]
+    assert cluster.steps() == [last]
+    for disk in cluster.disks:
+        (kept,) = kept_manifests(disk / "ck").values()
+        assert kept.step == last
