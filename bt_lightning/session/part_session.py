@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError, SaveTimeoutError
+from bt_lightning.session.parts_of_run import shortly
 from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.worker_config import worker_config
 from bt_lightning.snapshot.saver import Saver
@@ -109,7 +110,7 @@ class PartSession:
     def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
         """End the session of a failed run: what is durable may still come together."""
         try:
-            self.finish(left_s)
+            self.finish(shortly(left_s))
         except CheckpointError as error:
             warnings.warn(f"while ending the run: {error}", stacklevel=2)
 

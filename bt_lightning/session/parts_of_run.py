@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,13 @@ from bt_lightning.session.shared_directory_check import where_parts_meet
 from bt_lightning.sharding.save_part import SaveKey, SavePart
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from bt_lightning.session.ranks import Ranks
     from bt_lightning.session.shared_directory_check import PartsMeet
 
+_PATIENCE_S = 10.0
 _NOT_LAID_OUT = "0" * 32
 """The fingerprint of a part until its state is laid out."""
 
@@ -54,3 +57,12 @@ class PartsOfRun:
         key = SaveKey(self.run, self.saves)
         size = len(self.hosts)
         return SavePart(key=key, rank=self.rank, world_size=size, fingerprint=_NOT_LAID_OUT)
+
+
+def shortly(left_s: Callable[[], float]) -> Callable[[], float]:
+    """The seconds left for the parts of other ranks, of a run that failed: they may be dead.
+
+    Workers go on after their training process for a while, and parts may still come together.
+    """
+    until = time.monotonic() + _PATIENCE_S
+    return lambda: min(left_s(), until - time.monotonic())

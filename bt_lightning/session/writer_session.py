@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import (
@@ -23,6 +24,7 @@ from bt_lightning.removal_requester import Requester
 from bt_lightning.session.directory_takeover import take_over
 from bt_lightning.session.job_search import find_lost_job, with_own_job
 from bt_lightning.session.known_checkpoints import KnownCheckpoints
+from bt_lightning.session.parts_of_run import shortly
 from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.start_point import (
     FETCH_S,
@@ -232,10 +234,15 @@ class WriterSession:
             )
             raise UploadFailedError(msg)
 
-    def finish(self, left_s: Callable[[], float] = unlimited) -> None:
+    def finish(
+        self,
+        left_s: Callable[[], float] = unlimited,
+        saves_left_s: Callable[[], float] | None = None,
+    ) -> None:
         """Wait until every save is committed and every checkpoint published; end the worker.
 
         `left_s` returns the seconds left; an hour and the drain timeout are limits as well.
+        `saves_left_s` returns those left for the saves, if less.
 
         Raises:
             DrainTimeoutError: something was not published in time.
@@ -243,9 +250,10 @@ class WriterSession:
         """
         errors = []
         try:
-            for act in (self._end_saving, self._end_publishing, lambda _: self.poll()):
+            saves = partial(self._end_saving, saves_left_s or left_s)
+            for act in (saves, partial(self._end_publishing, left_s), self.poll):
                 try:
-                    act(left_s)
+                    act()
                 except CheckpointError as error:
                     errors.append(error)
         finally:
@@ -279,7 +287,7 @@ class WriterSession:
     def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
         """End the session of a failed run: publish the checkpoints; turn errors into warnings."""
         try:
-            self.finish(left_s)
+            self.finish(left_s, saves_left_s=shortly(left_s) if self.config.parts else left_s)
         except (CheckpointError, DrainTimeoutError) as error:
             warnings.warn(f"while ending the run: {error}", stacklevel=2)
 

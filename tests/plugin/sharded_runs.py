@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,7 @@ class Net(L.LightningModule):
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         indices, rows = batch
         if self.global_step == self.job.get("stop_at"):
-            end(self.job["end"])
+            end(self.job)
         self.trained.append((self.global_step, indices.tolist()))
         loss = ((self.net(rows) - rows.flip(1)) * self.scale).pow(2).mean()
         self.log("loss", loss)
@@ -103,15 +105,20 @@ class Net(L.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
 
 
-def end(how: str) -> None:
+def wait(job: dict[str, Any]) -> None:
+    """Wait until the checkpoint is committed that the test expects."""
+    until = time.monotonic() + 60
+    while "there" in job and not (Path(job["root"]) / job["there"]).is_dir():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def end(job: dict[str, Any]) -> None:
     """End this rank at once, or in a way of the test."""
-    if how == "kill":
+    wait(job)
+    if job["end"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if how == "kill 1":
-        if RANK == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        signal.pause()
-    if how == "term" and RANK == 0:
+    if job["end"] == "term" and RANK == 0:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -146,6 +153,17 @@ class Report(Callback):
         self.first = trainer.global_step
         if self.job.get("loaded"):
             self._state(trainer, "loaded.pt")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.job.get("dump_at"):
+            self._state(trainer, "at.pt")
+        if trainer.global_step == self.job.get("dies_at") and RANK == 1:  # before the save
+            wait(self.job)
+            for child in multiprocessing.active_children():
+                child.kill()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_step == self.job.get("elsewhere_at"):
+            trainer.save_checkpoint(Path(self.job["out"]) / "elsewhere.ckpt")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         digest = hashlib.sha256()
@@ -236,7 +254,7 @@ def fit(job: dict[str, Any]) -> None:
         num_nodes=RANKS,
         max_epochs=job.get("epochs", 2),
         callbacks=[
-            BTLightning(dir=job["root"], **job.get("bt", {})),
+            BTLightning(dir=job["root"], fit_name="one", **job.get("bt", {})),
             ModelCheckpoint(
                 **{"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
                 | job.get("save", {})
@@ -257,6 +275,9 @@ def fit(job: dict[str, Any]) -> None:
     loader = DataLoader(Rows(), batch_size=job.get("batch", 4), shuffle=True)
     validation = DataLoader(Rows(8), batch_size=4) if job.get("validates") else None
     trainer.fit(module, loader, validation, ckpt_path=job.get("ckpt_path"))
+    if job.get("validates"):
+        best = trainer.validate(module, validation, ckpt_path="best", verbose=False)
+        (Path(job["out"]) / f"validated-{RANK}.json").write_text(json.dumps(best))
 
 
 if __name__ == "__main__":
