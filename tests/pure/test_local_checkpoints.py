@@ -167,7 +167,7 @@ def test_a_directory_without_a_manifest_is_not_a_checkpoint(tmp_path):
 def test_a_manifest_of_a_newer_format_is_not_called_missing(tmp_path):
     make(tmp_path)
     path = tmp_path / "checkpoint-1" / MANIFEST
-    path.write_bytes(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 2'))
+    path.write_bytes(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 3'))
     with pytest.raises(FormatVersionError):
         read_manifest(tmp_path / "checkpoint-1")
 
