@@ -12,6 +12,7 @@ from bt_lightning.job_record import Attempt
 from bt_lightning.localdir.event_log import Mark, mark_events, read_events
 from bt_lightning.runtime.job_record_writer import utc_now
 from bt_lightning.runtime.job_spec_and_environment import environment
+from bt_lightning.runtime.leader_port import await_leader
 from bt_lightning.runtime.restart_policy import Exit, pause_s
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _SHORT_S: Final = 60.0
 """After attempts shorter than this, the pause before the next one doubles."""
 _PREEMPTED: Final = "preempted"
 """The event that a training process logs when a signal ends it."""
+_BEGAN: Final = "began"
+"""The event of a training that begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,9 @@ class Supervisor:
         for number in itertools.count(first):
             if self.child.stopped_by is not None:
                 return "stopped", ended
+            if self.spec.meets and self.spec.nodes.rank:
+                meeting, again = self.spec.nodes.meeting, number > first
+                await_leader(meeting, self.child, self.tick, restarts=again)
             started = time.monotonic()
             outcome, ended = self._attempt(number)
             failures += outcome == "failed"
@@ -72,7 +78,7 @@ class Supervisor:
         variables = environment(spec, self.inherited, number, self.scratch)
         mark = mark_events(spec.checkpoint_dir)
         code = child.run(spec.command, spec.directory, variables, self.tick)
-        ended = Exit(code, preempted=_was_preempted(spec.checkpoint_dir, mark))
+        ended = Exit(code, preempted=_was_preempted(spec, mark))
         outcome = self.policy.outcome(ended, stopping=child.stopped_by is not None)
         self.record_writer.ended(
             exit_code=code if code >= 0 else None,
@@ -82,14 +88,19 @@ class Supervisor:
         return outcome, ended
 
 
-def _was_preempted(root: Path | None, since: Mark) -> bool:
-    """Whether an event after `since` says so: a mark in the file, as a clock may be set back."""
-    if root is None:
+def _was_preempted(spec: JobSpec, since: Mark) -> bool:
+    """Whether an event after `since` says so: a mark in the file, as a clock may be set back.
+
+    A torchrun of several nodes ends its processes for a node that comes, and begins once more.
+    """
+    if spec.checkpoint_dir is None:
         return False
+    wanted = {_PREEMPTED, _BEGAN} if spec.meets else {_PREEMPTED}
     try:
-        return any(event["event"] == _PREEMPTED for event in read_events(root, since))
+        found = [event["event"] for event in read_events(spec.checkpoint_dir, since)]
     except (OSError, CheckpointCorruptError):
         return False
+    return [kind for kind in found if kind in wanted][-1:] == [_PREEMPTED]
 
 
 def _exit_text(ended: Exit) -> str:

@@ -13,7 +13,7 @@ from bt_lightning.errors import InvalidSettingError
 from bt_lightning.path_layout import plain_folder, slug
 from bt_lightning.runtime.job_spec_and_environment import JobSpec, Nodes, Reference, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
-from bt_lightning.runtime.torchrun_command import torchrun_command
+from bt_lightning.runtime.torchrun_command import JOIN_S, torchrun_command
 from bt_lightning.settings import Settings, whole_number
 from bt_lightning.truss_definitions import LatestCheckpoint, NamedCheckpoint, on_a_store
 from bt_lightning.truss_definitions.checkpoints import LOADED_CHECKPOINTS
@@ -27,6 +27,7 @@ _ID: Final = string.ascii_lowercase + string.digits
 _ID_LENGTH: Final = 7
 """Characters of a job id, as Baseten's."""
 _NOT_IN_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
+_RANGE: Final = re.compile(r"(\d{1,6}):(\d{1,6})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,10 @@ class CommandOptions:
     elastic: bool = False
     processes: int | None = None
     """Processes of each node, under torchrun."""
+    nnodes: str | None = None
+    """Fewest and most nodes of an attempt, under torchrun, as `1:4`."""
+    join_wait_s: float | None = None
+    """Seconds that a start waits for nodes beyond the fewest."""
     grace_s: float | None = None
     interval: str | None = None
     trust: bool = False
@@ -69,15 +74,14 @@ def plan_command(
         InvalidSettingError: an option or a `BT_*` variable cannot be used.
     """
     settings = Settings.from_environ(environ)
-    nodes = _nodes(environ, settings, machine.num_gpus, 1)
+    _check_elastic(options)
+    nodes = _nodes(environ, settings, machine.num_gpus, 1, options.nnodes)
     job_id = _job_id(options, settings)
     command = tuple(words)
     if options.elastic:
         processes = options.processes or max(machine.num_gpus, 1)
-        command = torchrun_command(words, nodes, processes, job_id)
-    elif options.processes is not None:
-        msg = "--nproc-per-node says how many processes torchrun starts: it goes with --elastic"
-        raise InvalidSettingError(msg)
+        join_wait_s = JOIN_S if options.join_wait_s is None else options.join_wait_s
+        command = torchrun_command(words, nodes, processes, job_id, join_wait_s)
     references = tuple(parse_reference(text) for text in options.load)
     store = _store(options, settings, machine)
     folder = options.directory or settings.checkpoint_dir or f"bt_checkpoints/{slug(job_id)}"
@@ -88,6 +92,7 @@ def plan_command(
         command=command,
         directory=machine.directory,
         nodes=nodes,
+        meets=options.elastic and nodes.size > 1,
         checkpoint_dir=_absolute(folder, machine.directory),
         volume_size_gib=options.volume_size_gib or settings.volume_size_gib,
         store_url=store,
@@ -111,7 +116,7 @@ def plan_project(
     Raises:
         InvalidSettingError: the file needs what only Baseten has, or a secret that is not set.
     """
-    if options.elastic or options.processes is not None:
+    if options.elastic or options.processes is not None or options.nnodes is not None:
         msg = "--elastic is for one program: the start commands of a config.py start torchrun"
         raise InvalidSettingError(msg)
     job, settings = project.job, Settings.from_environ(environ)
@@ -163,8 +168,27 @@ def _job_id(options: CommandOptions, settings: Settings) -> str:
     return found
 
 
-def _nodes(environ: Mapping[str, str], settings: Settings, num_gpus: int, nodes: int) -> Nodes:
-    size = whole_number(environ, "BT_GROUP_SIZE", nodes)
+def _check_elastic(options: CommandOptions) -> None:
+    if options.elastic:
+        return
+    if options.processes is not None:
+        msg = "--nproc-per-node says how many processes torchrun starts: it goes with --elastic"
+        raise InvalidSettingError(msg)
+    if options.nnodes is not None or options.join_wait_s is not None:
+        msg = "--nnodes and --join-wait say how torchrun starts: they go with --elastic"
+        raise InvalidSettingError(msg)
+
+
+def _nodes(
+    environ: Mapping[str, str],
+    settings: Settings,
+    num_gpus: int,
+    nodes: int,
+    nnodes: str | None = None,
+) -> Nodes:
+    size, fewest = whole_number(environ, "BT_GROUP_SIZE", nodes), 0
+    if nnodes is not None:
+        fewest, size = _range(nnodes)
     if size < 1 or settings.node_rank >= size:
         msg = (
             f"BT_NODE_RANK is {settings.node_rank} and the job has {size} nodes (BT_GROUP_SIZE):"
@@ -179,7 +203,17 @@ def _nodes(environ: Mapping[str, str], settings: Settings, num_gpus: int, nodes:
         )
         raise InvalidSettingError(msg)
     gpus = whole_number(environ, "BT_NUM_GPUS", num_gpus)
-    return Nodes(rank=settings.node_rank, size=size, leader=leader, num_gpus=gpus)
+    return Nodes(rank=settings.node_rank, size=size, leader=leader, num_gpus=gpus, fewest=fewest)
+
+
+def _range(text: str) -> tuple[int, int]:
+    """`1:4`, as torchrun has it."""
+    found = _RANGE.fullmatch(text)
+    fewest, most = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= fewest <= most:
+        msg = f"--nnodes is {text!r}: expected the fewest and the most nodes, as 1:4"
+        raise InvalidSettingError(msg)
+    return fewest, most
 
 
 def _store(options: CommandOptions, settings: Settings, machine: MachineFacts) -> str | None:

@@ -14,6 +14,9 @@ LEADER_PORT: Final = 29400
 """The port of torchrun's rendezvous of several nodes."""
 LIGHTNING: Final = "BT_LIGHTNING"
 """Set to `1`: every Trainer gets the callback, through Lightning's entry point."""
+_OWN_STORE: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""If set, ranks that torchrun starts once more for a node that came do not find the addresses of
+those before, to which gloo would connect."""
 _STARTUP: Final = str(Path(__file__).with_name("startup"))
 _SHELL: Final = (
     "trap 'bt_stop=1' HUP INT QUIT TERM; trap : USR1 USR2; "
@@ -55,6 +58,16 @@ class Nodes:
     """Address of node 0."""
     num_gpus: int = 0
     """GPUs of each node."""
+    fewest: int = 0
+    """Nodes that an attempt needs, under torchrun; 0: all."""
+
+    @property
+    def meeting(self) -> tuple[str, int]:
+        """Host and port on which the nodes' torchruns meet; node 0 listens there."""
+        host, _, port = (self.leader or "").rpartition(":")
+        if host and port.isdigit() and host.count(":") == 0:
+            return host, int(port)
+        return self.leader or "127.0.0.1", LEADER_PORT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +82,8 @@ class JobSpec:
     directory: Path
     """Working directory of the command."""
     nodes: Nodes
+    meets: bool = False
+    """Whether the command is a torchrun that meets those of other nodes."""
     checkpoint_dir: Path | None
     """None: checkpointing is off."""
     volume_size_gib: float | None
@@ -103,7 +118,7 @@ def environment(
         "BT_NUM_GPUS": str(nodes.num_gpus),
         "BT_GROUP_SIZE": str(nodes.size),
         "BT_NODE_RANK": str(nodes.rank),
-        "BT_LEADER_ADDR": nodes.leader or "127.0.0.1",
+        "BT_LEADER_ADDR": nodes.meeting[0],
         "BT_RETRY_COUNT": str(retry),
         "BT_SCRATCH_DIR": str(scratch),
         "BT_WORKING_DIR": str(spec.directory) if spec.workdir else None,
@@ -117,6 +132,8 @@ def environment(
     known = {name: value for name, value in ours.items() if value is not None}
     kept = {name: value for name, value in inherited.items() if name not in ours}
     found = {**kept, **known, **spec.variables}
+    if spec.meets:
+        found.setdefault(_OWN_STORE, "1")
     if spec.checkpoint_dir is not None:
         found["PYTHONPATH"] = _with_startup(found.get("PYTHONPATH", ""))
     return found

@@ -6,23 +6,26 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.runtime.job_spec_and_environment import LEADER_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bt_lightning.runtime.job_spec_and_environment import Nodes
 
+JOIN_S: Final = 30.0
+_AFTER_ADDRESSES: Final = "~"
+"""Sorts behind every letter and digit."""
 _PYTHON: Final = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
 _WITH_VALUE: Final = frozenset({"-W", "-X", "--check-hash-based-pycs"})
 
 
 def torchrun_command(
-    words: Sequence[str], nodes: Nodes, processes: int, job_id: str
+    words: Sequence[str], nodes: Nodes, processes: int, job_id: str, join_wait_s: float = JOIN_S
 ) -> tuple[str, ...]:
     """Wrap `words` (`python train.py --lr 1`, or any other program) in torchrun.
 
-    `processes` is the number on each node. torchrun restarts nothing: the runner does. Source:
+    `processes` is the number on each node. torchrun restarts nothing when a process fails: the
+    runner does. With `nodes.fewest`, a start waits `join_wait_s` for nodes beyond those. Source:
     torch.distributed.run.
 
     Raises:
@@ -34,20 +37,35 @@ def torchrun_command(
             " node 0, where the nodes of the job meet"
         )
         raise InvalidSettingError(msg)
-    options = [f"--nnodes={nodes.size}", f"--nproc-per-node={processes}", "--max-restarts=0"]
+    fewest = nodes.fewest or nodes.size
+    count = str(nodes.size) if fewest == nodes.size else f"{fewest}:{nodes.size}"
+    options = [f"--nnodes={count}", f"--nproc-per-node={processes}", "--max-restarts=0"]
     if nodes.size == 1:
         options.append("--standalone")
     else:
-        options += [
-            f"--node-rank={nodes.rank}",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={nodes.leader}:{LEADER_PORT}",
-            f"--rdzv-id={job_id}",
-        ]
+        options += _rendezvous(nodes, job_id, join_wait_s)
     if not _PYTHON.fullmatch(words[0]):
         return ("torchrun", *options, "--no-python", *words)
     python, flags, program = words[0], *_split(words[1:])
     return (python, *flags, "-m", "torch.distributed.run", *options, *program)
+
+
+def _rendezvous(nodes: Nodes, job_id: str, join_wait_s: float) -> list[str]:
+    """Options by which the nodes meet at node 0, and node 0 has rank 0.
+
+    c10d knows no `--node-rank`: it numbers the nodes in the order of their local addresses, of
+    which only that of rank 0 is ever connected to. Rank 0 decides where checkpoints lie, so it must
+    not be on another node at the next attempt. Source: torch's dynamic_rendezvous.
+    """
+    host, port = nodes.meeting
+    is_host = int(nodes.rank == 0)
+    return [
+        f"--local-addr={host if is_host else f'{_AFTER_ADDRESSES}{nodes.rank:06}'}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={host}:{port}",
+        f"--rdzv-id={job_id}",
+        f"--rdzv-conf=is_host={is_host},last_call_timeout={max(1, round(join_wait_s))}",
+    ]
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:

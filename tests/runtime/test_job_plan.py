@@ -150,10 +150,59 @@ def test_one_node_runs_standalone():
 def test_several_nodes_meet_at_the_first():
     nodes = Nodes(rank=1, size=2, leader="10.0.0.1", num_gpus=8)
     words = torchrun_command(["/usr/bin/python3.11", "-m", "pkg.train", "-m"], nodes, 8, "j")
+    assert "--nnodes=2" in words
     assert "--rdzv-endpoint=10.0.0.1:29400" in words
-    assert "--node-rank=1" in words
+    assert "--rdzv-conf=is_host=0,last_call_timeout=30" in words
     assert words[-3:] == ("--module", "pkg.train", "-m")
     assert torchrun_command(["./a.out", "x"], nodes, 1, "j")[-3:] == ("--no-python", "./a.out", "x")
+
+
+def test_nodes_are_numbered_in_the_order_of_their_ranks():
+    """torch sorts them by address, and only that of rank 0 is connected to."""
+    ranks = range(12)
+    nodes = [Nodes(rank=r, size=12, leader="z-9.local:29411", fewest=2) for r in ranks]
+    lines = [torchrun_command(["./a.out"], each, 1, "j", 5.4) for each in nodes]
+    addresses = [
+        next(word.removeprefix("--local-addr=") for word in line if "--local-addr" in word)
+        for line in lines
+    ]
+    assert addresses == sorted(addresses)
+    assert addresses[0] == "z-9.local"
+    assert all("--rdzv-endpoint=z-9.local:29411" in line for line in lines)
+    assert "--rdzv-conf=is_host=1,last_call_timeout=5" in lines[0]
+    assert all("--nnodes=2:12" in line for line in lines)
+
+
+def test_the_number_of_nodes_may_be_a_range():
+    environ = {"BT_LEADER_ADDR": "10.0.0.1", "BT_NODE_RANK": "3"}
+    spec = plan(environ, elastic=True, nnodes="1:4")
+    assert (spec.nodes.fewest, spec.nodes.size, spec.nodes.rank) == (1, 4, 3)
+    assert spec.meets
+    assert not plan({}, elastic=True, nnodes="1:1").meets
+
+
+@pytest.mark.parametrize("text", ["4", "4:1", "0:2", "1:x", ":2", "1:2:3", "-1:2"])
+def test_a_range_of_nodes_is_two_numbers(text):
+    with pytest.raises(InvalidSettingError, match="as 1:4"):
+        plan({}, elastic=True, nnodes=text)
+
+
+def test_a_range_of_nodes_goes_with_torchrun():
+    with pytest.raises(InvalidSettingError, match="--elastic"):
+        plan({}, nnodes="1:2")
+
+
+@pytest.mark.parametrize(
+    ("leader", "meeting"),
+    [
+        (None, ("127.0.0.1", 29400)),
+        ("10.0.0.1", ("10.0.0.1", 29400)),
+        ("node-0:29411", ("node-0", 29411)),
+        ("fd00::1", ("fd00::1", 29400)),
+    ],
+)
+def test_where_nodes_meet(leader, meeting):
+    assert Nodes(leader=leader).meeting == meeting
 
 
 @pytest.mark.parametrize("words", [["python"], ["python", "-c", "1"], ["python", "-u", "-"]])

@@ -76,6 +76,18 @@ class _Run(click.Command):
     help="Processes with --elastic; by default one for each GPU.",
 )
 @click.option(
+    "--nnodes",
+    metavar="MIN:MAX",
+    help="With --elastic, an attempt may have fewer nodes than MAX: MIN are enough. Without it, all"
+    " of BT_GROUP_SIZE.",
+)
+@click.option(
+    "--join-wait",
+    "join_wait_s",
+    type=click.FloatRange(min=1),
+    help="Seconds that it waits for more than MIN; by default 30.",
+)
+@click.option(
     "--volume-size-gib",
     type=click.FloatRange(min=0, min_open=True),
     help="Largest size of the checkpoint directory.  [env: BT_VOLUME_SIZE_GIB]",
