@@ -58,7 +58,7 @@ class GatherInStore:
         self._open = OpenParts()
         self._changed = self._open.changed
         self._sender = PartSender(self._open, self._node, parts, lead)
-        self._watch = PartsWatch(self._open, parts)
+        self._watch = PartsWatch(self._open, parts, leads=lead is not None)
         self._started = False
 
     # the commit thread

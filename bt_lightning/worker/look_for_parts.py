@@ -21,13 +21,22 @@ if TYPE_CHECKING:
 
 _LEAST_POLL_S: Final = 0.05
 _MOST_POLL_S: Final = 2.0
+_MOST_POLL_OF_OTHERS_S: Final = 4.0
+_POLL_OF_A_RANK_S: Final = 0.005
+_UNREAD_OF_A_RANK_S: Final = 0.015
+_MOST_UNREAD_S: Final = 15.0
+"""Seconds, for each rank and at most, for which another rank's worker than rank 0's looks only at
+the names of records. Of a thousand workers each would read a thousand records otherwise."""
 _POLLS_IN_WAIT: Final = 20
 
 
 class PartsWatch:
-    """Looks at each open save, less and less often."""
+    """Looks at each open save, less and less often; `leads`: in rank 0's worker."""
 
-    def __init__(self, open_parts: OpenParts, parts: Callable[[], PartsInStore]) -> None:
+    def __init__(
+        self, open_parts: OpenParts, parts: Callable[[], PartsInStore], *, leads: bool
+    ) -> None:
+        self._leads = leads
         self._open = open_parts
         self._parts = parts
 
@@ -39,7 +48,7 @@ class PartsWatch:
                 known.changed.wait_for(lambda: known.next(OpenPart.is_open) is not None)
                 each = [save for save in known.saves.values() if save.is_open()]
             shortest = min(time.monotonic() - save.since for save in each)
-            pause_s = max(_LEAST_POLL_S, min(_MOST_POLL_S, shortest / _POLLS_IN_WAIT))
+            pause_s = max(_LEAST_POLL_S, min(self._most_poll_s(each), shortest / _POLLS_IN_WAIT))
             try:
                 for save in each:
                     self._look(save)
@@ -53,22 +62,37 @@ class PartsWatch:
                         known.answered()  # it will say the same again: that is no pause
             time.sleep(pause_s)
 
+    def _most_poll_s(self, saves: list[OpenPart]) -> float:
+        """All workers list one folder: the more they are, the less often."""
+        ranks = max(save.part.world_size for save in saves)
+        wanted = 0.0 if self._leads else min(_MOST_POLL_OF_OTHERS_S, ranks * _POLL_OF_A_RANK_S)
+        return max(_MOST_POLL_S, wanted)
+
+    def _reads(self, save: OpenPart) -> bool:
+        """Whether to read records: this worker may have to commit, or to say who is missing."""
+        unread_s = min(_MOST_UNREAD_S, save.part.world_size * _UNREAD_OF_A_RANK_S)
+        with self._open.changed:
+            return self._leads or self._open.silent_s(save) > unread_s
+
     def _look(self, save: OpenPart) -> None:
         parts, key = self._parts(), save.part.key
         claimed = save.claim  # before the look: it may be claimed meanwhile
-        found = parts.look(key.folder, known=save.records)
+        world = range(save.part.world_size)
+        found = parts.look(key.folder, known=save.records if self._reads(save) else world)
         records = {}
         for rank, data in found.records.items():
             with contextlib.suppress(CheckpointCorruptError):  # then that rank is missing
                 records[rank] = PartRecord.from_bytes(data, f"{key.folder} of rank {rank}")
         verdict = _verdict(parts, save, claimed, found)
         with self._open.changed:
-            if records or found.beats - save.beats or (found.claim and save.claim is None):
+            new = found.ranks - save.ranks or found.beats - save.beats
+            if new or (found.claim and save.claim is None):
                 save.alive_at = time.monotonic()
             save.records.update(records)
+            save.ranks |= found.ranks
             save.beats = found.beats
             save.claim = save.claim or found.claim
-            whole = len(save.records) == save.part.world_size
+            whole = len(save.ranks) == save.part.world_size
             if whole and save.whole_at is None:
                 save.whole_at = time.monotonic()
             save.verdict = save.verdict or verdict

@@ -34,7 +34,9 @@ class OpenPart:
     """Whether this rank's record is in the store."""
     claim: Claim | None = None
     records: dict[int, PartRecord] = field(default_factory=dict)
-    """Of the ranks whose files are all in the store."""
+    """Of the ranks whose files are all in the store, as far as they are read."""
+    ranks: frozenset[int] = frozenset()
+    """Those ranks."""
     verdict: GatherVerdict | None = None
     left: bool = False
     """Nobody waits for its outcome here."""

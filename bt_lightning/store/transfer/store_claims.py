@@ -57,6 +57,8 @@ class Meeting:
     claim: Claim | None
     records: dict[int, bytes]
     """Rank -> its record, of the ranks that were asked for."""
+    ranks: frozenset[int]
+    """The ranks whose records are there."""
     outcome: bytes | None
     """Why the save was given up, if it was, as `end` was told."""
     beats: frozenset[str]

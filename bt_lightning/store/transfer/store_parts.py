@@ -240,7 +240,8 @@ class PartsInStore:
         """
         place = f"{self._place}/{save}"
         names = {info.key.removeprefix(f"{place}/") for info in self._store.list(place)}
-        ranks = {rank for name in names if (rank := rank_of_part_record(name)) is not None}
+        each = map(rank_of_part_record, names)
+        ranks = frozenset(rank for rank in each if rank is not None)
         unread = sorted(ranks.difference(known))
         read = in_parallel(
             lambda rank: self._store.read(f"{place}/{part_file(rank)}"), unread, _READERS
@@ -249,6 +250,7 @@ class PartsInStore:
         return Meeting(
             claim=self.find_claim(save) if _CLAIM in names else None,
             records=records,
+            ranks=ranks,
             outcome=self._store.read(f"{place}/{_OUTCOME}") if _OUTCOME in names else None,
             beats=frozenset(name for name in names if name.startswith(_BEAT)),
         )
