@@ -17,11 +17,18 @@ from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
 from bt_lightning.sharding.structure import HeldTensor
 from bt_lightning.snapshot.dtypes import SAFETENSORS
+from bt_lightning.snapshot.fsdp1_shards import (
+    fsdp1_module_state,
+    fsdp1_optimizer_state,
+    layout_of_shards,
+    only_shard,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _DTENSOR: Final = "DTensor"
+_SHARDED: Final = "ShardedTensor"
 _WRAPPERS: Final = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 """Attributes by which torch's wrappers of a module hold it: no part of a name."""
 EXTRA_STATE: Final = "_extra_state"
@@ -36,15 +43,20 @@ def is_dtensor(value: object) -> bool:
     return type(value).__name__ == _DTENSOR
 
 
+def is_part(value: object) -> bool:
+    """Whether a value is a tensor of which a rank has a part: a DTensor, or FSDP1's."""
+    return type(value).__name__ in {_DTENSOR, _SHARDED}
+
+
 def stored_part(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """What this rank has of a tensor: the live memory, maybe of 0 items; a plain one as it is.
 
     Raises:
         UnsupportedStateError: the part is no dense tensor (quantised, or not computed yet).
     """
-    if not is_dtensor(tensor):
+    if not is_part(tensor):
         return tensor
-    part: torch.Tensor = local_part(tensor)
+    part: torch.Tensor = local_part(tensor) if is_dtensor(tensor) else only_shard(tensor, name)
     if type(part) not in {torch.Tensor, torch.nn.Parameter} or part.layout is not torch.strided:
         msg = (
             f"{name} is a DTensor of {type(part).__name__} ({part.layout}): expected one whose"
@@ -68,11 +80,13 @@ def stored_bytes(tensor: torch.Tensor) -> int:
 
 
 def layout_of(tensor: torch.Tensor, name: str = "a tensor") -> Layout | None:
-    """The mesh and placements of a DTensor, in global ranks; None for a plain tensor.
+    """The mesh and placements of a tensor, in global ranks; None for a plain one.
 
     Raises:
         UnsupportedStateError: a placement gives no box to each rank, as `Partial` does.
     """
+    if type(tensor).__name__ == _SHARDED:
+        return layout_of_shards(tensor, name)
     if not is_dtensor(tensor):
         return None
     dtensor: Any = tensor
@@ -109,23 +123,39 @@ def _placement(
     raise UnsupportedStateError(msg)
 
 
-def held_tensor(tensor: torch.Tensor, name: str, layouts: dict[Any, Layout]) -> HeldTensor:
+def held_tensor(tensor: torch.Tensor, name: str, layouts: dict[Any, Layout | None]) -> HeldTensor:
     """A tensor as this rank sees it; `layouts` keeps what is alike for thousands of them.
 
     Raises:
         UnsupportedStateError: as `layout_of` and `stored_part`.
     """
-    layout = None
+    layout = layout_of(tensor, name) if type(tensor).__name__ == _SHARDED else None
     if is_dtensor(tensor):
         dtensor: Any = tensor
         key = (id(dtensor.device_mesh), dtensor.placements, tensor.dim())
         layout = layouts.get(key)
         if layout is None:
-            layout = layouts[key] = layout_of(tensor, name)  # type: ignore[assignment]
+            layout = layouts[key] = layout_of(tensor, name)
+        _check_part(tensor, name, layout)
     shape, dtype = tuple(tensor.shape), SAFETENSORS.get(tensor.dtype)
     if dtype is None:  # stored as bytes
         return HeldTensor("U8", (*shape, tensor.element_size()), layout)
     return HeldTensor(dtype, shape, layout)
+
+
+def _check_part(tensor: torch.Tensor, name: str, layout: Layout | None) -> None:
+    """Refuse a DTensor whose part is not the box that its placements give: uneven strided cuts."""
+    dtensor: Any = tensor
+    rank, part = dtensor.device_mesh.get_rank(), stored_part(tensor, name)
+    assert layout is not None
+    if rank in layout.ranks:
+        sizes = layout.box(tensor.shape, rank).sizes
+        if sizes != tuple(part.shape) and (part.numel() or math.prod(sizes)):
+            msg = (
+                f"{name} {list(tensor.shape)} has {list(part.shape)} on rank {rank}: expected"
+                f" {list(sizes)} by its placements {dtensor.placements}. Redistribute it"
+            )
+            raise UnsupportedStateError(msg)
 
 
 def reshard(module: torch.nn.Module) -> None:
@@ -143,13 +173,16 @@ def module_state(module: torch.nn.Module) -> dict[str, Any]:
 
     Called on every rank, on the training thread. FSDP2 modules are resharded. Names of wrappers
     (DDP, `torch.compile`, activation checkpoints) are left out; tied parameters are one object
-    under several names.
+    under several names. Of FSDP1 it is a copy, for which ranks communicate.
     """
     found: dict[str, Any] = {}
     stack = [("", module)]
     while stack:
         prefix, part = stack.pop()
         kind = _kind(type(part))
+        if kind.flat:
+            dumped = fsdp1_module_state(module)
+            return {_without_wrappers(name): value for name, value in dumped.items()}
         if kind.sharded:
             part.reshard()  # type: ignore[operator]
         if not kind.stock or not _has_stock_hooks(part):  # its own code says what is stored
@@ -199,6 +232,8 @@ class _Kind(NamedTuple):
     """Whether only torch's code says what its state is."""
     sharded: bool
     """Whether FSDP2 shards it."""
+    flat: bool
+    """Whether it is FSDP1's wrapper, whose parameters are parts of a flat one."""
     distributed: bool
     """Whether it is DDP's wrapper."""
     extra: bool
@@ -222,6 +257,7 @@ def _look_at(kind: type[torch.nn.Module]) -> _Kind:
     return _Kind(
         all(map(_of_torch, dumps)),
         "FSDPModule" in names,
+        "FullyShardedDataParallel" in names,
         "DistributedDataParallel" in names,
         kind.get_extra_state is not module.get_extra_state,
     )
@@ -252,13 +288,17 @@ def optimizer_state(
     tensors are the live ones.
 
     Args:
-        module: whose parameters have names, or what `module_state` made of it.
+        module: whose parameters have names, or what `module_state` made of it (not of FSDP1).
         optimizer: a torch optimizer, not wrapped.
 
     Raises:
         UnsupportedStateError: the optimizer trains what is no parameter of the module.
     """
-    weights = module_state(module) if isinstance(module, torch.nn.Module) else module
+    if isinstance(module, torch.nn.Module):
+        if any(_kind(type(part)).flat for part in module.modules()):
+            return fsdp1_optimizer_state(module, optimizer)
+        module = module_state(module)
+    weights = module
     names: dict[int, str] = {}
     for name, weight in weights.items():
         names.setdefault(id(weight), name)
@@ -294,7 +334,9 @@ def live_state(
         UnsupportedStateError: as `optimizer_state`.
     """
     weights = module_state(module)
+    flat = any(_kind(type(part)).flat for part in module.modules())
+    names = module if flat else weights
     return {
         "state_dict": weights,
-        "optimizer_states": [optimizer_state(weights, each) for each in optimizers],
+        "optimizer_states": [optimizer_state(names, each) for each in optimizers],
     }

@@ -8,6 +8,7 @@ rank encodes its own state and comes to the same names.
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -20,7 +21,7 @@ from bt_lightning.errors import UnsupportedStateError
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
 from bt_lightning.snapshot.encode_tree import KIND, Encoder
 from bt_lightning.snapshot.encoding_cache import Fragment
-from bt_lightning.snapshot.local_shards import held_tensor, is_dtensor, local_part
+from bt_lightning.snapshot.local_shards import held_tensor, is_dtensor, is_part, local_part
 from bt_lightning.snapshot.shared_tensors import TensorNames, WeightNames
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class ShardEncoder(Encoder):
         return fragment if self.names.fits(fragment) else None
 
     def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:
-        if not (is_dtensor(tensor) or (self._is_state(path) and _is_dense(tensor))):
+        if not (is_part(tensor) or (self._is_state(path) and _is_dense(tensor))):
             return super()._tensor(tensor, path)
         # alike on all ranks: those that have no item of a tensor know no address of it
         identity = (SHARDS, id(tensor))
@@ -173,8 +174,8 @@ class HeldState:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for states of one table that have the same groups; quick for these."""
-        return self.fragments, tuple(self._single_table.items())
+        """Equal for states of one table that have the same groups; keeps no tensor alive."""
+        return tuple(map(weakref.ref, self.fragments)), tuple(self._single_table.items())
 
     @cached_property
     def _single_table(self) -> dict[str, HeldTensor]:
@@ -239,7 +240,9 @@ def _leaves(value: Any) -> tuple[Any, list[Any]] | None:
 
 
 def _is_plain(item: Any) -> bool:
-    return isinstance(item, torch.Tensor) or type(item) in {type(None), bool, int, float, str}
+    if isinstance(item, torch.Tensor):
+        return is_dtensor(item) or not is_part(item)
+    return type(item) in {type(None), bool, int, float, str}
 
 
 def _alike(one: Any, other: Any) -> bool:

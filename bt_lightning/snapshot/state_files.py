@@ -172,6 +172,7 @@ class EncodingCache:
             again = self.fragments.get(path) is fragment
             self.misses[path] = 0 if again else self.misses.get(path, 0) + 1
         self.fragments = {p: f for p, f in fragments.items() if not self.gives_up(p)}
+        self.parts = {path: part for path, part in self.parts.items() if path in self.fragments}
         return tuple(self.fragments.values())
 
 

@@ -348,6 +348,63 @@ def _read_by_stock(net, optimizer, folder, wanted):
     return [name for name, data in found.items() if data != wanted[name]]
 
 
+def fsdp1_saves(rank, root):
+    """A save of FSDP1 with and without a mesh: what `test_fsdp1_shards` compares."""
+    return {mesh: _fsdp1_save(rank, root / str(mesh), mesh=mesh) for mesh in (False, True)}
+
+
+def _fsdp1_save(rank, root, *, mesh):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+
+    from bt_lightning.snapshot.local_shards import live_state
+
+    torch.manual_seed(3)
+    options = {"device_mesh": init_device_mesh("cpu", (2,))} if mesh else {}
+    net = FullyShardedDataParallel(
+        sharded_ranks.Net(64), use_orig_params=True, device_id=torch.device("cpu"), **options
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, foreach=False)
+    before = live_state(net, [optimizer])["optimizer_states"][0]
+    sharded_ranks.step(net, optimizer)
+    saving = sharded_ranks.RankSaving(root / str(rank), [optimizer])
+    saving.writer.begin(live_state(net, [optimizer]))
+    for number in range(1, 6):
+        state = sharded_ranks.full_state(net, [optimizer], number)
+        saving.save(state, f"checkpoint-{number}")
+        sharded_ranks.step(net, optimizer, number)
+    outcomes = saving.outcomes()
+    assert all(isinstance(what, bytes) for what in outcomes), outcomes
+    found = saving.tensors("checkpoint-5")
+    torch.manual_seed(3)
+    alone = sharded_ranks.Net(64)
+    trained = torch.optim.AdamW(alone.parameters(), lr=1e-2, foreach=False)
+    for seed in (0, 1, 2, 3, 4):
+        sharded_ranks.step(alone, trained, seed)
+    with FullyShardedDataParallel.state_dict_type(net, StateDictType.SHARDED_STATE_DICT):
+        names = sorted(net.state_dict())
+    boxes = saving.writer._planned.boxes
+    wanted = {f"state_dict.{name}": each for name, each in alone.state_dict().items()}
+    close = []
+    for name, box in boxes.items():
+        if name in wanted:
+            cut = wanted[name]
+            for at, (begin, size) in enumerate(zip(box.offsets, box.sizes, strict=True)):
+                cut = cut.narrow(at, begin, size)
+            part = torch.frombuffer(bytearray(found[name]), dtype=cut.dtype).reshape(cut.shape)
+            close.append((name, bool(torch.allclose(part, cut, atol=1e-5))))
+    saving.close()
+    return {
+        "before": before["state"],
+        "names": sorted(state["state_dict"]) == names,
+        "groups": state["optimizer_states"][0]["param_groups"][0]["params"][:2],
+        "close": close,
+        "tensors": len(boxes),
+        "kinds": sorted({type(each).__name__ for each in state["state_dict"].values()}),
+        "kept": len(saving.saver._cache.fragments),
+    }
+
+
 def exchange_rounds(rank):
     """Another structure, an unfrozen one, and states that do not fit."""
     from bt_lightning.errors import CheckpointError

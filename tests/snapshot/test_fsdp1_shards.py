@@ -1,0 +1,25 @@
+"""Saves of FSDP1: torch's sharded state, each rank its part."""
+
+from __future__ import annotations
+
+import pytest
+import sharded_acts
+import sharded_ranks
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return sharded_ranks.run(2, sharded_acts.fsdp1_saves, tmp_path_factory.mktemp("fsdp1"))
+
+
+@pytest.mark.parametrize("mesh", [False, True], ids=["ShardedTensor", "DTensor"])
+def test_each_rank_saves_its_part_of_what_a_single_process_has(ranks, mesh):
+    """The committed bytes of the fifth save are those of its step, by torch's names."""
+    for rank in ranks:
+        seen = rank[mesh]
+        assert seen["names"]
+        assert seen["before"] == {}, "no step is taken to make a state"
+        assert seen["groups"] == ["scale", "embed.weight"]
+        assert ("DTensor" if mesh else "ShardedTensor") in seen["kinds"]
+        assert len(seen["close"]) >= 5
+        assert [name for name, is_close in seen["close"] if not is_close] == []
