@@ -25,7 +25,8 @@ def end_gathers(root: Path, limit_s: float) -> None:
 
     Waits up to `limit_s` seconds while workers of the earlier run write parts. What is given up can
     be committed by nobody any more. Called in the training process of rank 0, when no gather of its
-    own run has begun.
+    own run has begun. Outcomes stay until the next start, for workers that are only now told of
+    their save.
     """
     place = GatherDirectory(root, -1)
     until = time.monotonic() + limit_s
@@ -34,10 +35,9 @@ def end_gathers(root: Path, limit_s: float) -> None:
     for key in place.found():
         try:
             _end(place, key)
+            place.retire(key)
         except (CheckpointError, OSError) as error:  # the disk is full: what is there stays unseen
             log.warning("the parts of save %d of an earlier run stay: %s", key.number, error)
-            continue
-        place.delete(key)
 
 
 def _is_written(place: GatherDirectory, key: SaveKey) -> bool:

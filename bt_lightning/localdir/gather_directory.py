@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning import file_limits
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
-from bt_lightning.localdir.atomic_directory import children, discard, gathers, publish_directory
+from bt_lightning.localdir.atomic_directory import (
+    children,
+    delete_directory,
+    discard,
+    gathers,
+    publish_directory,
+)
 from bt_lightning.localdir.commit import refuse_nesting
 from bt_lightning.localdir.file_locks import folder_locked, try_lock
 from bt_lightning.localdir.fsync import make_directories, open_directory
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
 
 _FILES: Final = "files"
 _OUTCOME: Final = "outcome.json"
+_RETIRED: Final = "retired"
 _RANK: Final = re.compile(r"rank-([0-9]{5,9})", re.ASCII)
 _NAME: Final = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,17})", re.ASCII)
 _HOST_BYTES: Final = 256
@@ -197,10 +204,25 @@ class GatherDirectory:
                     self.delete(earlier)
 
     def delete(self, key: SaveKey) -> None:
-        """Delete a gather that has its outcome, unless a living worker is in it."""
+        """Delete a gather that has its outcome, unless a living worker is in it.
+
+        By its name first: a worker that joins at this moment must not have what it writes deleted
+        from a directory that it may commit.
+        """
         home = self.home(key)
         if all(self._is_left(path) for path in _numbered(home, _rank_of_lock).values()):
-            discard(home)
+            delete_directory(home, self._root)
+
+    def retire(self, key: SaveKey) -> None:
+        """Delete a gather of an earlier run that has its outcome, the second time that it is asked.
+
+        Its outcome holds for a worker that is only now told of the save.
+        """
+        mark = self.home(key) / _RETIRED
+        if mark.exists():
+            self.delete(key)
+        else:
+            mark.touch()
 
     def found(self) -> list[SaveKey]:
         """The gathers that are there, by run and number."""

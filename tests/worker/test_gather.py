@@ -289,6 +289,7 @@ def test_what_all_workers_died_before_is_committed_by_the_next_run(ranks):
     take_over(root, 5.0, stored=False)
     assert ids(root) == {"checkpoint-1"}
     assert is_whole(root, verify(root / "checkpoint-1"), RUN, 1, 2)
+    take_over(root, 5.0, stored=False)
     assert list(gathers(root).glob("*")) == []
 
 

@@ -101,6 +101,8 @@ def test_a_new_run_finishes_what_was_decided(tmp_path, at):
     sweep(tmp_path)
     end_gathers(tmp_path, 5.0)
     assert verify(tmp_path / "last").step == 2
+    assert GatherDirectory(tmp_path, 0).outcome(key).manifest.step == 2
+    end_gathers(tmp_path, 5.0)
     assert list(gathers(tmp_path).iterdir()) == []
 
 
@@ -159,7 +161,36 @@ def test_runs_do_not_mix(tmp_path):
     place.commit(key, place.records(key))
     end_gathers(tmp_path, 1.0)
     assert verify(tmp_path / "last").step == 1
-    assert list(gathers(tmp_path).iterdir()) == []
+
+
+def test_a_save_that_was_ended_cannot_be_made_by_workers_that_are_told_of_it_late(tmp_path):
+    key = write_parts(tmp_path, 1, ranks=(0,))
+    end_gathers(tmp_path, 1.0)
+    write_parts(tmp_path, 1)
+    place = GatherDirectory(tmp_path, 1)
+    assert place.commit(key, place.records(key)).cause == "dropped"
+    assert found(tmp_path) == {}
+
+
+def test_a_worker_that_joins_while_a_gather_is_deleted_loses_no_file_of_a_commit(
+    tmp_path, monkeypatch
+):
+    key = write_parts(tmp_path, 1)
+    place = GatherDirectory(tmp_path, 0)
+    place.commit(key, place.records(key))
+    deleted = atomic_directory.discard
+
+    def join_first(path):
+        """Another worker writes and commits before the first file is deleted."""
+        write_parts(tmp_path, 1, "again")
+        GatherDirectory(tmp_path, 1).commit(key, GatherDirectory(tmp_path, 1).records(key))
+        monkeypatch.undo()
+        deleted(path)
+
+    monkeypatch.setattr(atomic_directory, "discard", join_first)
+    place.delete(key)
+    for one in found(tmp_path):
+        verify(tmp_path / one)
 
 
 def test_a_part_again_after_a_kill_never_writes_through_a_link(tmp_path):
