@@ -37,6 +37,9 @@ DOT_DIR: Final = ".bt_lightning"
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _SLUG: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
+_FILE_OF_RANK: Final = re.compile(
+    r"shard-([0-9]{5,9})-of-[0-9]{5,9}\.safetensors|ranks/([0-9]{5,9})\.json", re.ASCII
+)
 _PART_RECORD: Final = re.compile(r"part-([0-9]{5,9})\.json", re.ASCII)
 _MAX_PART: Final = 255
 _PROJECTS: Final = "training_projects"
@@ -97,6 +100,12 @@ def shard_file(rank: int, world_size: int) -> str:
 def rank_file(rank: int) -> str:
     """The file of what is a rank's own in a sharded checkpoint."""
     return f"ranks/{rank:05d}.json"
+
+
+def rank_of_shard(path: str) -> int | None:
+    """The rank that wrote a file of a sharded checkpoint, by its path; None for other files."""
+    found = _FILE_OF_RANK.fullmatch(path)
+    return None if found is None else int(found.group(1) or found.group(2))
 
 
 def part_file(rank: int) -> str:

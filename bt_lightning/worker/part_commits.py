@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.gather_directory import GatherDirectory
+from bt_lightning.store.retry import LateStore, RetryingStore
+from bt_lightning.store.transfer.store_parts import PartsInStore
 from bt_lightning.worker.gather_parts import GatherThread
 from bt_lightning.worker.lead_in_store import gather_in_store
 from bt_lightning.worker.publish_report import note_published
+from bt_lightning.worker.publish_shards import ShardHelper
 from bt_lightning.worker.write_part import PartWriter
 from bt_lightning.worker_messages import Published
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from bt_lightning.worker.gather_parts import DurablePart, GatherPlace
     from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
     from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn, WorkerConfig
+
+_HELPED: Final = 64
 
 
 class PartCommits:
@@ -43,11 +48,17 @@ class PartCommits:
         self._root = Path(config.root)
         self._removals = removals
         self._done = done
+        self._helper: ShardHelper | None = None
         place: GatherPlace = GatherDirectory(self._root, config.rank)
         stream = None
         if config.gather == "store":
             place = stored = gather_in_store(config, space, open_store)
             stream = stored.stream
+        elif config.store_url is not None and not config.leads:
+            store = RetryingStore(LateStore(open_store))
+            self._helper = ShardHelper(config.rank, lambda: PartsInStore(store, config.prefix))
+        self.helped: dict[str, None] = {}
+        """Digests of what was committed in a directory that all ranks share: each sends its own."""
         self._streams = place.streams
         self.gathers = GatherThread(place, config, done, self._ended)
         self.writer = PartWriter(self._root, space, place, self.gathers, removals)
@@ -60,6 +71,12 @@ class PartCommits:
         if manifest is None:
             return
         self.writer.moved(own.part.key, manifest.checkpoint_id)
+        if not self._streams:
+            self.helped[manifest.digest] = None
+            while len(self.helped) > _HELPED:
+                del self.helped[next(iter(self.helped))]
+        if self._helper is not None:
+            self._helper.committed(manifest, self._root / manifest.checkpoint_id)
         if here:
             self._note(own, manifest)
 

@@ -158,13 +158,7 @@ class PublisherTasks:
             self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
             try:
                 with self._removals.sending(manifest):
-                    folder = publish(
-                        self._store,
-                        self._prefix,
-                        found,
-                        base=self._base(stored),
-                        publisher=self._leased,
-                    )
+                    folder = self._publish(self._store, found, self._base(stored))
             except (CheckpointNotFoundError, CheckpointExistsError):
                 # replaced here, or taken there, meanwhile: the next look sees which
                 self._begun[store_folder(manifest.checkpoint_id, manifest.generation)] = None
@@ -187,6 +181,9 @@ class PublisherTasks:
         if failed is not None:
             raise failed
         return None
+
+    def _publish(self, store: Store, found: LocalCheckpoint, base: Base | None) -> str:
+        return publish(store, self._prefix, found, base=base, publisher=self._leased)
 
     def send_files(self, go_on: Callable[[], bool]) -> bool:
         """Send files that belong to no checkpoint, for a while; return whether there are more.

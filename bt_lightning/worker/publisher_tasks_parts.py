@@ -1,4 +1,4 @@
-"""What the publisher of rank 0's worker does for sharded saves whose parts meet in the store."""
+"""What the publisher of rank 0's worker does for checkpoints that several ranks write."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointError, StorePermanentError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    StorePermanentError,
+)
 from bt_lightning.localdir.newest_in_store import note_newest_in_store
 from bt_lightning.sharding.gather_verdict import WholeGather, judge_parts, manifest_of
 from bt_lightning.sharding.save_part import PartRecord
+from bt_lightning.store.transfer.store_claims import is_publication, publication_of
 from bt_lightning.store.transfer.store_parts import PartsInStore
+from bt_lightning.worker.publish_shards import ShardPublication
 from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
     from bt_lightning.manifest import Manifest
     from bt_lightning.sharding.save_part import SaveKey
     from bt_lightning.store.catalog.listing import JobListing
     from bt_lightning.store.interface import Store
+    from bt_lightning.store.transfer.publish import Base
     from bt_lightning.store.transfer.store_claims import Claim
 
 
@@ -30,6 +39,8 @@ class ShardedTasks(SmallDiskTasks):
     """The run whose saves are under way; empty until its first one."""
     _claimed: Collection[str] = ()
     """Folders of saves of any run that were under way at the last look."""
+    helped: Collection[str] = ()
+    """Digests of checkpoints of a shared directory whose shards other ranks' workers send."""
 
     def claim_parts(self, key: SaveKey, checkpoint_id: str, after: int) -> Claim:
         """The folder of a save, which this run's other ranks send their parts to.
@@ -95,10 +106,31 @@ class ShardedTasks(SmallDiskTasks):
                 parts.commit(claim, manifest)
                 self._note(claim, manifest)
 
+    def _publish(self, store: Store, found: LocalCheckpoint, base: Base | None) -> str:
+        """Publish; shards of a directory that ranks share are sent by each rank's own worker."""
+        if not found.manifest.is_sharded:
+            return super()._publish(store, found, base)
+        parts = PartsInStore(store, self._prefix)
+        helped = store.distant and found.manifest.digest in self.helped
+        how = ShardPublication(parts, found, base, self._check, self._meter.add, helped)
+        self._leased.lease.confirm()
+        try:
+            return how.run()
+        except (CheckpointCorruptError, CheckpointNotFoundError):
+            parts.end(publication_of(found.manifest))
+            raise
+
     def _sweep(self, store: Store, listing: JobListing) -> None:
         """Sweep, but for what other ranks are sending: that is ended by its claim."""
-        self._claimed = PartsInStore(store, self._prefix).claimed_folders().keys()
-        unfinished = listing.unfinished.difference(self._claimed)
+        parts = PartsInStore(store, self._prefix)
+        claimed = parts.claimed_folders()
+        waiting = {publication_of(found.manifest) for found in self.outbox()}
+        for folder, save in list(claimed.items()):
+            if is_publication(save) and save not in waiting:
+                parts.end(save)
+                del claimed[folder]
+        self._claimed = claimed.keys()
+        unfinished = listing.unfinished.difference(claimed)
         super()._sweep(store, replace(listing, unfinished=unfinished))
 
     def _give_up_uploads(self, store: Store, keep: Collection[str]) -> None:

@@ -6,12 +6,13 @@ import contextlib
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreError
 from bt_lightning.store.retry import backoff
 from bt_lightning.store.transfer.file_source import FileSource
 from bt_lightning.store.transfer.upload_progress_source import MeteredSource
+from bt_lightning.worker.sending_beat import SendingBeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.store_parts import PartsInStore
     from bt_lightning.worker.open_parts import OpenPart, OpenParts
     from bt_lightning.worker.parts_on_node import PartsOnNode
-
-_BEAT_S: Final = 5.0
-"""Seconds between two signs of life of a rank that is sending."""
 
 
 class StoreLeader(Protocol):
@@ -102,7 +100,11 @@ class PartSender:
                 with self._open.changed:
                     save.claim = claim
             assert save.claim is not None
-            heart = _Heart(parts, save)
+            heart = SendingBeat(parts, key.folder, own.part.rank)
+
+            def sent(count: int) -> None:
+                save.alive_at = time.monotonic()
+                heart.sent(count)
 
             @contextlib.contextmanager
             def source_of(entry: FileEntry) -> Iterator[DescribedSource]:
@@ -111,7 +113,7 @@ class PartSender:
                     if source is None:
                         file = self._node.file(key, entry.path)
                         source = opened.enter_context(FileSource(file, entry))
-                    yield MeteredSource(source, heart.beat)
+                    yield MeteredSource(source, sent)
 
             parts.send(save.claim, own.files, source_of, base=self._open.base)
         parts.put_record(key.folder, own.part.rank, own.to_bytes())
@@ -122,27 +124,3 @@ class PartSender:
             self._open.changed.notify_all()
         if save.left:
             self._node.end(key, None, own)
-
-
-class _Heart:
-    """Shows other ranks that this one is sending, at most once in `_BEAT_S`."""
-
-    def __init__(self, parts: PartsInStore, save: OpenPart) -> None:
-        self._parts, self._save = parts, save
-        self._last = time.monotonic()
-        self._count = 0
-        self._beating = threading.Lock()
-
-    def beat(self, _: int) -> None:
-        """Some bytes were sent; called by several threads."""
-        self._save.alive_at = time.monotonic()
-        if time.monotonic() - self._last < _BEAT_S or not self._beating.acquire(blocking=False):
-            return
-        try:
-            self._count += 1
-            part = self._save.part
-            with contextlib.suppress(CheckpointError, OSError):  # the upload meets it as well
-                self._parts.beat(part.key.folder, part.rank, self._count)
-            self._last = time.monotonic()
-        finally:
-            self._beating.release()

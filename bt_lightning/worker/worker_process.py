@@ -126,7 +126,7 @@ class _Loop:
         parts = PartCommits(
             config, self._space_maker, self._unwanted, self._on_outcome, self._queries.open
         )
-        self._gathers = parts.gathers
+        self._gathers, self._helped = parts.gathers, parts.helped
         self._committer = CommitThread(
             ImageCommitter(self._root, self._space_maker, self._on_early_upload),
             parts.writer,
@@ -306,6 +306,7 @@ class _Loop:
             files=self._job_files() if url else None,
             removals=self._removals,
         )
+        tasks.helped = self._helped
         self._publisher = PublisherThread(
             self._root, tasks, publisher_lock, self._on_published, standby=standby
         )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import RECORD, parse_json
 from bt_lightning.path_layout import check_checkpoint_id, store_folder
+
+if TYPE_CHECKING:
+    from bt_lightning.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +67,13 @@ class Meeting:
     """Why the save was given up, if it was, as `end` was told."""
     beats: frozenset[str]
     """Signs of ranks that are still sending; a new one comes from time to time."""
+
+
+def publication_of(manifest: Manifest) -> str:
+    """Names the claim of a checkpoint that is committed on a disk; no save has such a name."""
+    return f"{manifest.digest}-0"
+
+
+def is_publication(save: str) -> bool:
+    """Whether `publication_of` made this name."""
+    return save.endswith("-0")

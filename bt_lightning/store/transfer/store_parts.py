@@ -69,6 +69,11 @@ class PartsInStore:
         self._prefix = prefix
         self._place = parts_folder(prefix)
 
+    @property
+    def distant(self) -> bool:
+        """Whether the store is on other machines."""
+        return self._store.distant
+
     # rank 0's worker, with the lease
 
     def claim(self, save: str, checkpoint_id: str, after: int) -> Claim:

@@ -1,0 +1,225 @@
+"""A sharded checkpoint of a shared directory: each rank's worker sends what its rank wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import uuid
+
+import pytest
+
+from bt_lightning.errors import CheckpointNotFoundError, StoreTransientError
+from bt_lightning.localdir.atomic_directory import delete_directory
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
+from bt_lightning.path_layout import job_prefix, rank_file, rank_of_shard, shard_file
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.catalog.listing import list_job
+from bt_lightning.store.open_store import open_store
+from bt_lightning.store.transfer.fetch_to_disk import fetch
+from bt_lightning.store.transfer.file_source import FileSource
+from bt_lightning.store.transfer.store_claims import publication_of
+from bt_lightning.store.transfer.store_parts import PartsInStore
+from bt_lightning.worker import publish_shards
+from bt_lightning.worker.publish_shards import ShardHelper, ShardPublication
+from bt_lightning.worker.publisher_tasks_parts import ShardedTasks
+from bt_lightning.worker_messages import Committed
+from tests.bad_store import BadStore
+from tests.worker.conftest import eventually
+from tests.worker.gathering import Rank, is_whole
+
+PREFIX = job_prefix("p", "j", 0)
+RUN = "0" * 31 + "1"
+
+
+class Counted:
+    """A store on another machine, so far as it says, that remembers what was sent through it."""
+
+    distant = True
+
+    def __init__(self, folder):
+        self._inner = LocalStore(folder)
+        self.sent = []
+        self.down = False
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def send(self, source, key, reuse=None):
+        if self.down:
+            msg = "it is down"
+            raise StoreTransientError(msg)
+        self.sent.append(key.removeprefix(f"{PREFIX}/checkpoint-1/"))
+        self._inner.send(source, key, reuse)
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A checkpoint that three ranks wrote into one directory."""
+    root = tmp_path / "root"
+    root.mkdir()
+    ranks = [Rank(root, rank, 3) for rank in range(3)]
+    for rank in ranks:
+        rank.save(1)
+    eventually(lambda: all(tuple(isinstance(r.outcome(1), Committed) for r in ranks)))
+    for rank in ranks:
+        rank.close()
+    (found,) = list_committed(root).found
+    return found
+
+
+@pytest.fixture
+def helpers():
+    """Makes helpers that end with the test."""
+    made = []
+
+    def make(*args):
+        made.append(ShardHelper(*args))
+        return made[-1]
+
+    yield make
+    for helper in made:
+        helper.close()
+
+
+def published(shared, store, *, helped=True, check=lambda: None):
+    parts = PartsInStore(store, PREFIX)
+    return ShardPublication(parts, shared, None, check, lambda _: None, helped).run()
+
+
+def is_in(folder, shared, tmp_path):
+    place = tmp_path / f"back-{uuid.uuid4().hex}"
+    fetch(LocalStore(folder), PREFIX, "checkpoint-1", place, place / "checkpoint-1")
+    return verify(place / "checkpoint-1") == shared.manifest
+
+
+def test_each_rank_sends_its_own_files_and_rank_0_the_rest(shared, tmp_path, helpers):
+    stores = [Counted(tmp_path / "store") for _ in range(3)]
+    for rank in (1, 2):
+        store = stores[rank]
+        helper = helpers(rank, lambda store=store: PartsInStore(store, PREFIX))
+        helper.committed(shared.manifest, shared.path)
+    assert published(shared, stores[0]) == "checkpoint-1"
+    assert is_in(tmp_path / "store", shared, tmp_path)
+    for rank in range(3):
+        mine = {shard_file(rank, 3), rank_file(rank)} | ({"trainer.json"} if not rank else set())
+        assert set(stores[rank].sent) == mine
+    assert list(stores[0].list(f"{PREFIX}/.bt_lightning-parts")) == []
+
+
+def test_what_no_other_worker_sends_rank_0_sends(shared, tmp_path, monkeypatch, helpers):
+    monkeypatch.setattr(publish_shards, "_SILENT_S", 0.3)
+    store, away = Counted(tmp_path / "store"), Counted(tmp_path / "store")
+    away.down = True
+    helper = helpers(1, lambda: PartsInStore(away, PREFIX))
+    helper.committed(shared.manifest, shared.path)
+    published(shared, store)
+    assert len(store.sent) == len(shared.manifest.files)
+    assert is_in(tmp_path / "store", shared, tmp_path)
+
+
+def test_without_helpers_nothing_is_waited_for(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(publish_shards, "_SILENT_S", 3600.0)
+    published(shared, Counted(tmp_path / "store"), helped=False)
+    assert is_in(tmp_path / "store", shared, tmp_path)
+
+
+def test_one_that_is_deleted_meanwhile_is_not_published(shared, tmp_path):
+    store = Counted(tmp_path / "store")
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) == 3:
+            delete_directory(shared.path, shared.path.parent)
+
+    with pytest.raises(CheckpointNotFoundError, match="was replaced"):
+        published(shared, store, helped=False, check=check)
+    assert list_job(store, PREFIX).committed == {}
+    PartsInStore(store, PREFIX).end(publication_of(shared.manifest))
+    assert list(store.list(f"{PREFIX}/checkpoint-1")) == []
+
+
+@pytest.mark.parametrize(
+    "path", ["trainer.json", "shards.json", "ranks/1.json", "x/ranks/00001.json"]
+)
+def test_files_of_no_single_rank_are_rank_0s(path):
+    assert rank_of_shard(path) is None
+
+
+@pytest.mark.parametrize(
+    ("killed", "how"),
+    [
+        (None, None),
+        (0, signal.SIGKILL),
+        (1, signal.SIGKILL),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
+def test_workers_of_one_directory_publish_together(tmp_path, killed, how):
+    root = tmp_path / "root"
+    root.mkdir()
+    with contextlib.closing(BadStore()) as bucket, contextlib.ExitStack() as closing:
+        url = "s3://bucket/jobs"
+        more = {"store_url": url, "storage_options": bucket.options, "prefix": PREFIX}
+        ranks = [Rank(root, rank, 2, **more) for rank in range(2)]
+        for rank in ranks:
+            closing.callback(rank.close)
+        store = open_store(url, bucket.options)
+        for number in (1, 2):
+            for rank in ranks:
+                rank.save(number)
+            eventually(lambda n=number: all(tuple(rank.outcome(n) for rank in ranks)))
+            assert is_whole(root, ranks[0].outcome(number).manifest, RUN, number, 2)
+            if killed is not None and number == 1:
+                os.kill(ranks[killed].worker.pid, how)
+            wanted = f"checkpoint-{number}"
+
+            def is_published(wanted=wanted):
+                for rank in ranks:
+                    rank.poll()  # starts a worker again
+                return wanted in list_job(store, PREFIX).committed
+
+            eventually(is_published, 60.0)
+            if how == signal.SIGSTOP and number == 1:
+                os.kill(ranks[killed].worker.pid, signal.SIGCONT)
+        for number in (1, 2):
+            place = tmp_path / f"back-{number}"
+            fetch(store, PREFIX, f"checkpoint-{number}", place, place / f"checkpoint-{number}")
+            assert is_whole(place, ranks[0].outcome(number).manifest, RUN, number, 2)
+        eventually(lambda: not list(store.list(f"{PREFIX}/.bt_lightning-parts")))
+
+
+def test_what_was_begun_and_is_not_wanted_any_more_leaves_the_store(shared, tmp_path):
+    """The publisher died before the manifest, and retention took the checkpoint off the disk."""
+    store = LocalStore(tmp_path / "store")
+    parts = PartsInStore(store, PREFIX)
+    claim = parts.claim(publication_of(shared.manifest), "checkpoint-1", 0)
+    entry = shared.manifest.files[0]
+    parts.send(claim, [entry], lambda one: FileSource(shared.path / one.path, one))
+    root = shared.path.parent
+    for waits in (True, False):
+        if not waits:
+            delete_directory(shared.path, root)
+        tasks = ShardedTasks(root, store, PREFIX, ())
+        tasks.delete_stored()
+        assert bool(list(store.list(f"{PREFIX}/checkpoint-1"))) is waits
+        assert (parts.find_claim(claim.save) is not None) is waits
+        tasks.leave()
+
+
+def test_a_helper_never_sends_what_is_not_claimed(shared, tmp_path, helpers):
+    store = Counted(tmp_path / "store")
+    looked = threading.Event()
+
+    def parts():
+        looked.set()
+        return PartsInStore(store, PREFIX)
+
+    helper = helpers(1, parts)
+    helper.committed(shared.manifest, shared.path)
+    assert looked.wait(30)
+    delete_directory(shared.path, shared.path.parent)
+    eventually(lambda: not helper._open)
+    assert store.sent == []
