@@ -35,6 +35,7 @@ from bt_lightning.session.bt_and_evicted_paths import StorePaths, store_paths_fo
 from bt_lightning.session.checkpoint_paths import (
     downloaded,
     is_committed,
+    is_loadable,
     is_temporary,
     is_url,
     local_path,
@@ -208,7 +209,7 @@ def _missing(path: str | Path) -> str:
 def _loader_for(path: str | os.PathLike[str]) -> Load | None:
     """A loader for `load_from_checkpoint` if `path` is one of our checkpoints; None otherwise."""
     io, text = BTCheckpointIO(), os.fspath(path)
-    if is_bt(text) or is_committed(text):
+    if is_bt(text) or is_loadable(text):
         return partial(io.load_checkpoint, text)
     source = None if is_url(text) else store_paths_for(text)
     reader = reader_of_url(text) if source is None else source.reader(text)

@@ -21,16 +21,17 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import check_checkpoint_id
+from bt_lightning.restore.dcp_folder import directory_reader
 from bt_lightning.restore.live_objects import LiveObjects
 from bt_lightning.session.bt_and_evicted_paths import register_store_paths
 from bt_lightning.session.checkpoint_paths import (
     is_committed,
+    is_loadable,
     is_url,
     local_path,
     reader_of_url,
 )
 from bt_lightning.session.shared_directory_check import ResumedFrom
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -133,8 +134,8 @@ class RoutedCheckpointIO(CheckpointIO):
         pinned = str(path) in self.bt_evicted.pins
         if is_bt(path):
             yield self.bt_io.bt.reader(str(path))
-        elif not pinned and is_committed(path):
-            with DirectoryReader(local_path(path)) as reader:
+        elif not pinned and is_loadable(path):
+            with directory_reader(local_path(path)) as reader:
                 yield reader
         elif pinned or (self.is_ours(path) and not local_path(path).exists()):
             yield self.bt_evicted.reader(str(path))
@@ -153,7 +154,7 @@ class RoutedCheckpointIO(CheckpointIO):
             saves.wait_for(self._id(self._normalized(path)))
         if is_bt(path):
             return self.bt_io.load_checkpoint(path, map_location, weights_only)
-        if str(path) not in self.bt_evicted.pins and is_committed(path):
+        if str(path) not in self.bt_evicted.pins and is_loadable(path):
             with contextlib.suppress(CheckpointNotFoundError):  # evicted at this moment
                 return self.bt_io.load_checkpoint(path, map_location, weights_only)
         if str(path) in self.bt_evicted.pins or (

@@ -7,12 +7,18 @@ import stat
 from typing import TYPE_CHECKING
 
 from bt_lightning.checkpoint_formats.folder_view import FolderView
+from bt_lightning.checkpoint_formats.sharded_folders import METADATA
 from bt_lightning.localdir.find_job_files import Stamp
 from bt_lightning.localdir.no_symlinks import READ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+
+def is_dcp_folder(path: Path) -> bool:
+    """Whether `torch.distributed.checkpoint` finished a save in this folder."""
+    return (path / METADATA).is_file()
 
 
 def view_of_folder(

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
+from bt_lightning.checkpoint_formats.sharded_folders import METADATA
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.localdir.folder_on_disk import is_dcp_folder
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.dcp_files import DcpFiles
 from bt_lightning.restore.dcp_metadata import parse_dcp_metadata
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 DCP: Final = "dcp"
 """The format of such a folder in a manifest."""
-_METADATA: Final = ".metadata"
 _META: Final = "meta.pt"
 _MODEL: Final = "model"
 _OPTIMIZER: Final = re.compile(r"optimizer_(\d{1,4})")
@@ -54,7 +55,7 @@ class DcpDirectoryReader(FilesReader):
             CheckpointNotFoundError: it is no such folder.
         """
         if not is_dcp_folder(path):
-            msg = f"no checkpoint at {path}: it has no {_METADATA}"
+            msg = f"no checkpoint at {path}: it has no {METADATA}"
             raise CheckpointNotFoundError(msg)
         with os.scandir(path) as found:
             sizes = {each.name: each.stat().st_size for each in found if each.is_file()}
@@ -72,11 +73,6 @@ class DcpDirectoryReader(FilesReader):
             origin={"format": DCP},
         )
         super().__init__(path, manifest)
-
-
-def is_dcp_folder(path: Path) -> bool:
-    """Whether DCP finished a save in this folder."""
-    return (path / _METADATA).is_file()
 
 
 def directory_reader(path: Path) -> FilesReader:
@@ -122,6 +118,30 @@ def open_dcp(
     return SavedState(reader.name, tensors, {**rest, **meta}, weights, optimizers)
 
 
+def dcp_step(path: Path, *, weights_only: bool | None, warm: bool = False) -> int:
+    """The `global_step` of a folder of Lightning's sharded strategies, whose parts are all there.
+
+    Raises:
+        CheckpointCorruptError: something is missing; or, unless `warm`, states of optimizers are.
+        UnpicklingError: as `open_dcp`.
+    """
+    with DcpDirectoryReader(path) as reader:
+        metadata, files = _opened(reader)
+        for tensor in metadata.tensors.values():
+            for _, place in tensor.boxes:
+                files.check(place)
+        for place in metadata.values.values():
+            files.check(place)
+        step = _meta(reader, files, weights_only=weights_only).get("global_step")
+    if not isinstance(step, int):
+        msg = f"{path} is no checkpoint of Lightning: it has no {_META} with a global_step"
+        raise CheckpointCorruptError(msg)
+    if not warm and not any(_OPTIMIZER.fullmatch(str(each[0])) for each in metadata.paths.values()):
+        msg = "it holds weights only"
+        raise CheckpointCorruptError(msg)
+    return step
+
+
 def load_dcp(
     reader: CheckpointReader,
     memory: TensorMemory = HOST,
@@ -153,14 +173,14 @@ def load_dcp(
 
 
 def _opened(reader: CheckpointReader) -> tuple[DcpMetadata, DcpFiles]:
-    entry = reader.manifest.entry(_METADATA)
+    entry = reader.manifest.entry(METADATA)
     if entry is None or entry.size > MOST_BYTES:
         what = "lacks" if entry is None else f"is too large to look into: {entry.size} bytes of"
-        msg = f"the checkpoint {reader.name} {what} {_METADATA}"
+        msg = f"the checkpoint {reader.name} {what} {METADATA}"
         raise CheckpointCorruptError(msg)
     files = DcpFiles(reader)
-    data = files.bytes_at(_METADATA, 0, entry.size)
-    return parse_dcp_metadata(data, f"{reader.name}/{_METADATA}"), files
+    data = files.bytes_at(METADATA, 0, entry.size)
+    return parse_dcp_metadata(data, f"{reader.name}/{METADATA}"), files
 
 
 def _values(

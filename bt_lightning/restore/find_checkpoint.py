@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bt_lightning.checkpoint_formats.sharded_folders import METADATA
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, StoreError
 from bt_lightning.localdir.directory_walk import walk
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
+from bt_lightning.restore.dcp_folder import dcp_step
 from bt_lightning.restore.read_documents import load_file
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ def find_loaded(
     """Choose in `$BT_LOAD_CHECKPOINT_DIR` and record the choice in `search`.
 
     Checkpoints may be at `<job>/rank-N/<name>`, `rank-N/<name>`, or any other path; only those of
-    the search's layout count, and with our own (None) stock `.ckpt` files as well. Folders of other
+    the search's layout count, and with our own (None) what Lightning writes too. Folders of other
     nodes (`rank-K`) are refused, and so are checkpoints without training state unless `warm` (a
     start from weights). Returns whether one was chosen.
     """
@@ -123,7 +125,8 @@ def find_loaded(
     stock = _stock_files(load_dir, {str(c.path) for c in local}) if search.format is None else []
     for file in stock:
         try:
-            step = stock_step(file, weights_only=weights_only, warm=warm)
+            read_step = dcp_step if file.is_dir() else stock_step
+            step = read_step(file, weights_only=weights_only, warm=warm)
         except Exception as error:  # noqa: BLE001 - torch.load raises anything
             reason = str(error).partition("\n")[0]
             search.considered.append(f"{file}: refused, {type(error).__name__}: {reason}")
@@ -147,12 +150,14 @@ def _note_refused(listed: Listed, search: Search) -> None:
 
 
 def _stock_files(load_dir: Path, committed: set[str]) -> list[Path]:
-    """The `.ckpt` files below `load_dir` outside committed checkpoints, sorted."""
+    """Stock `.ckpt` files, and folders of sharded strategies, outside committed checkpoints."""
     files: list[Path] = []
 
     def add_stock_file(entry: os.DirEntry[str]) -> None:
         if entry.name.endswith(".ckpt") and entry.is_file():
             files.append(Path(entry.path))
+        elif entry.name == METADATA and entry.is_file():
+            files.append(Path(entry.path).parent)
 
     walk(str(load_dir), committed.__contains__, lambda *_: None, add_stock_file)
     return sorted(files)

@@ -19,6 +19,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full
+from bt_lightning.localdir.folder_on_disk import is_dcp_folder
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.catalog.listing import newest_folder
 from bt_lightning.store.interface import redact
@@ -148,6 +149,11 @@ def downloaded(url: str) -> Iterator[Path]:
 def is_committed(path: str | Path) -> bool:
     """Whether the local `path` is a committed checkpoint directory."""
     return not is_url(path) and (local_path(path) / MANIFEST).is_file()
+
+
+def is_loadable(path: str | Path) -> bool:
+    """Whether the local `path` is a directory that we load: a committed one, or one of DCP."""
+    return is_committed(path) or (not is_url(path) and is_dcp_folder(local_path(path)))
 
 
 def unwritten_error(checkpoint_id: str, root: Path, error: OSError) -> DirectoryUnusableError:

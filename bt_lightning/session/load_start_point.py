@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.restore.dcp_folder import directory_reader
 from bt_lightning.restore.load_checkpoint import load_checkpoint
 from bt_lightning.restore.read_documents import load_file
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,5 +60,5 @@ def open_start_point(start: StartPoint, root: Path, options: Options) -> Iterato
         source.pin(start.path, start.folder, start.digest)
         yield source.reader(start.path)
         return
-    with DirectoryReader(Path(start.path)) as reader:
+    with directory_reader(Path(start.path)) as reader:
         yield reader

@@ -1,6 +1,7 @@
 """One of two ranks: Lightning trains two steps by FSDP2 and saves a sharded checkpoint by itself.
 
-Beside it, `full.pt` has the whole weights and `exp_avg` by name.
+Beside it, `full.pt` has the whole weights and `exp_avg` by name. Then a run with `BTLightning` goes
+on from it for a step; `begun.pt` has the whole weights that it began with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from bt_lightning import BTLightning
+
 
 class Net(pl.LightningModule):
     """Weights of even and uneven rows, in two groups of an optimizer, and a buffer."""
@@ -24,7 +27,7 @@ class Net(pl.LightningModule):
         self.register_buffer("scale", torch.linspace(0, 1, 5))
 
     def configure_model(self) -> None:
-        if self.trainer.world_size > 1:
+        if torch.distributed.is_initialized():
             from torch.distributed.fsdp import fully_shard
 
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
@@ -38,6 +41,14 @@ class Net(pl.LightningModule):
             {"params": self.net[0].parameters()},
         ]
         return torch.optim.AdamW(groups, lr=0.25)
+
+
+class Resumed(Net):
+    """Notes what it begins with."""
+
+    def on_train_start(self) -> None:
+        self.begun = {name: _whole(each).clone() for name, each in self.state_dict().items()}
+        self.begun["step"] = torch.tensor(self.trainer.global_step)
 
 
 def trainer(**options: object) -> pl.Trainer:
@@ -70,6 +81,16 @@ def _main(folder: str) -> None:
     weights = {name: _whole(each) for name, each in module.state_dict().items()}
     if run.is_global_zero:
         torch.save({"weights": weights, "exp_avg": moments}, f"{folder}/full.pt")
+    resumed = Resumed()
+    other = trainer(
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        max_steps=3,
+        callbacks=[BTLightning(dir=f"{folder}/run", save_at_end=False)],
+    )
+    other.fit(resumed, batches(), ckpt_path=f"{folder}/stock.ckpt")
+    if other.is_global_zero:
+        torch.save(resumed.begun, f"{folder}/begun.pt")
 
 
 if __name__ == "__main__":

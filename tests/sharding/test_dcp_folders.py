@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from bt_lightning.restore.dcp_metadata import parse_dcp_metadata
 from bt_lightning.restore.fill_live import fill_module, fill_optimizers
 from bt_lightning.restore.load_checkpoint import load_directory
 from bt_lightning.restore.saved_state import open_state
-from tests.sharding.lightning_sharded_save import Net, batches, trainer
+from bt_lightning.session.fit_selection import process_fits
+from tests.sharding.lightning_sharded_save import Net, Resumed, batches, trainer
 from tests.sharding.rank_tensors import as_rank, empty_parts
 from tests.sharding.test_dcp_reader import same, tensors
 
@@ -155,21 +157,48 @@ def test_a_sharded_checkpoint_of_lightning_on_a_mesh(mesh_shape, lightning_folde
 
 def test_lightning_goes_on_from_its_sharded_checkpoint_on_one_device(lightning_folder):
     """By `ckpt_path`, which Lightning's own IO refuses for a strategy without shards."""
-    expected = torch.load(lightning_folder / "full.pt")
+    expected, module = torch.load(lightning_folder / "full.pt"), Resumed()
     path = str(lightning_folder / "stock.ckpt")
-    seen = {}
-
-    class Resumed(Net):
-        def on_train_start(self):
-            seen.update({name: each.clone() for name, each in self.state_dict().items()})
-            seen["step"] = self.trainer.global_step
-
     run = trainer(devices=1, max_steps=3, plugins=[BTCheckpointIO()])
     options = {"weights_only": False} if "weights_only" in run.fit.__annotations__ else {}
-    run.fit(Resumed(), batches(), ckpt_path=path, **options)
+    run.fit(module, batches(), ckpt_path=path, **options)
+    seen = module.begun
     assert seen.pop("step") == 2
     assert all(torch.equal(seen[name], each) for name, each in expected["weights"].items())
     assert run.global_step == 3
+
+
+def test_a_sharded_strategy_goes_on_from_a_checkpoint_of_lightning(lightning_folder):
+    expected = torch.load(lightning_folder / "full.pt")["weights"]
+    begun = torch.load(lightning_folder / "begun.pt")
+    assert begun.pop("step") == 2
+    assert begun.keys() == expected.keys()
+    assert all(torch.equal(begun[name], each) for name, each in expected.items())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_job_begins_with_a_sharded_checkpoint_of_lightning(whole, lightning_folder, tmp_path):
+    shutil.copytree(lightning_folder / "stock.ckpt", tmp_path / "loaded" / "stock.ckpt")
+    if not whole:
+        next((tmp_path / "loaded").rglob("__1_*")).unlink()
+    expected, module = torch.load(lightning_folder / "full.pt")["weights"], Resumed()
+    process_fits.clear()
+    callback = bt_lightning.BTLightning(
+        dir=tmp_path / "run", load_dir=tmp_path / "loaded", save_at_end=False
+    )
+    trainer(devices=1, max_steps=3, callbacks=[callback]).fit(module, batches())
+    begun = module.begun
+    if whole:
+        assert begun.pop("step") == 2
+        assert all(torch.equal(begun[name], each) for name, each in expected.items())
+    else:
+        assert begun["step"] == 0
+
+
+def test_a_module_loads_from_a_sharded_checkpoint_of_lightning(lightning_folder):
+    expected = torch.load(lightning_folder / "full.pt")["weights"]
+    module = Net.load_from_checkpoint(lightning_folder / "stock.ckpt")
+    assert all(torch.equal(module.state_dict()[name], each) for name, each in expected.items())
 
 
 def test_digests_of_a_manifest_are_verified(stock_folder, tmp_path):
