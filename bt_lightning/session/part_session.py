@@ -14,7 +14,7 @@ from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.worker_config import worker_config
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.worker_handle import Worker, unlimited
-from bt_lightning.worker_messages import FreedSpace, Published, WorkFailed
+from bt_lightning.worker_messages import FreedSpace, FreeSpace, Published, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 _EXIT_S = 10.0
 """Seconds that a worker may need to end."""
-_NO_ROOM = FreedSpace(fits=False, reason="a rank writes its part by its worker only")
+_ROOM_S = 60.0
+"""Longest wait for the worker's look at the disk, before this process writes a part itself."""
 
 
 class PartSession:
@@ -63,9 +64,15 @@ class PartSession:
         self._worker.begin(frozenset())
         always = replace(options, overlap="wait", arenas=options.count)
         saver = Saver(self._worker, optimizers, self.process_events, always, pinned_for=pinned_for)
-        listeners = SaveListeners(_nothing, _nothing, on_saved, lambda *_: _NO_ROOM)
+        listeners = SaveListeners(_nothing, _nothing, on_saved, self._room)
         self.saves = Saves(saver, self._root, options.snapshot, listeners)
         return self.saves
+
+    def _room(self, size: int, checkpoint_id: str) -> FreedSpace:
+        """Whether the disk has room for a part that this process writes; rank 0 alone evicts."""
+        room = self._worker.ask(FreeSpace(size, checkpoint_id), _ROOM_S)
+        assert isinstance(room, FreedSpace)
+        return room
 
     def process_events(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` seconds for events of the worker, and handle them."""

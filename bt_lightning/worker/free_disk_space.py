@@ -100,7 +100,7 @@ class DiskSpaceMaker:
             return FreedSpace(fits=True)
         publisher = self._publisher()
         evicted: list[str] = []
-        why = "nothing may be deleted before the run has begun"
+        why = "nothing may be deleted before the run has begun, and by rank 0 only"
         if publisher is not None:
             publish = publisher.publish_now if send and self._has_store else None
             plan = Eviction(

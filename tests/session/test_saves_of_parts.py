@@ -21,7 +21,11 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.session.folder_writer import Folder, FolderWriter
+from bt_lightning.session.part_session import PartSession
+from bt_lightning.session.parts_of_run import PartsOfRun
 from bt_lightning.session.save_tracking import SaveListeners, Saves
+from bt_lightning.session.session_config import SessionConfig
+from bt_lightning.settings import Job
 from bt_lightning.sharding.save_part import SaveKey, SavePart
 from bt_lightning.snapshot.folder_files import SafetensorsFile
 from bt_lightning.snapshot.save_record import SnapshotOptions
@@ -286,6 +290,41 @@ def test_without_memory_for_an_arena_each_rank_writes_its_part_itself(ranks, tmp
         assert [record.snapshot for record in rank.ended] == ["direct", "direct"]
         assert rank.decisions() == ["saved", "saved"]
     assert len(verify(tmp_path / "root/checkpoint-2").files) == 2
+
+
+def test_a_session_of_another_rank_writes_its_part_without_memory_as_well(tmp_path):
+    """Through `PartSession`, whose worker looks whether the disk has room."""
+    root = tmp_path / "root"
+    root.mkdir()
+    parts = PartsOfRun(rank=1, hosts=("one", "other"), meet="directory", run=RUN)
+    config = SessionConfig(
+        root=root,
+        load_dir=None,
+        store_url=None,
+        upload_mb_s=None,
+        content_md5=False,
+        job=Job(project="p", job="j", node_rank=0),
+        resume="auto",
+        weights_only=None,
+        drain_s=5.0,
+        parts=parts,
+    )
+    session = PartSession(config, "p")
+    first = TrainingRank(root, 0, 2)
+    try:
+        saves = session.snapshots(
+            list, SnapshotOptions(arena_memory=1), lambda _: None, pinned_for=None
+        )
+        folder = Folder(files={"mine": SafetensorsFile({"w": torch.ones(9)})}, step=1)
+        with warned_of_memory():
+            saves.save(PartFolder(), folder, "checkpoint-1", parts.next())
+        first.save(1)
+        first.end()
+        session.finish()
+        assert {one.path for one in verify(root / "checkpoint-1").files} > {"mine"}
+    finally:
+        session.close()
+        first.close()
 
 
 def test_one_rank_without_memory_does_not_hold_up_the_others(ranks, tmp_path):
