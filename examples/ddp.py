@@ -6,8 +6,8 @@ examples/ddp.py --nodes 2 --devices 8`. On Baseten, in `run.sh`: `bt-lightning r
 --nproc-per-node $BT_NUM_GPUS -- python ddp.py --nodes $BT_GROUP_SIZE --devices $BT_NUM_GPUS`.
 All nodes share the directory of the checkpoints. Stop it at any time, and start it again.
 
-    epoch 1: loss 0.0000
-    epoch 2: loss 0.0000
+    epoch 1: loss 0.4574
+    epoch 2: loss 0.2800
     ...
     trained 160 steps
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -24,6 +24,9 @@ from plain_loop import make_model, moons
 from torch.utils.data import DataLoader
 
 from bt_lightning import BTLightning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Net(L.LightningModule):
@@ -46,8 +49,8 @@ class Net(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
-def main(strategy: Any = "ddp", model: type[Net] = Net, epochs: int = 4) -> None:
-    """Train `model` with a strategy; the other examples of strategies call this."""
+def main(strategy: Callable[[int], Any] = lambda _: "ddp", model: type[Net] = Net) -> None:
+    """Train `model` on a number of processes; the other examples of strategies call this."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--nodes", type=int, default=1)
@@ -58,8 +61,8 @@ def main(strategy: Any = "ddp", model: type[Net] = Net, epochs: int = 4) -> None
         accelerator="auto" if torch.cuda.is_available() else "cpu",
         devices=args.devices,
         num_nodes=args.nodes,
-        strategy=strategy,
-        max_epochs=epochs,
+        strategy=strategy(args.devices * args.nodes),
+        max_epochs=4,
         callbacks=[BTLightning(interval=1)],  # or $BT_CHECKPOINT_DIR
         logger=False,
         enable_progress_bar=False,

@@ -1,0 +1,44 @@
+"""Loops whose model lies on all ranks (FSDP2), in plain torch and with Lightning's Fabric."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+
+pytestmark = pytest.mark.timeout(300)
+
+LOOP = Path(__file__).with_name("sharded_loop.py")
+
+
+def words(root: Path, kind: str, **more: Any) -> str:
+    return json.dumps({"root": str(root), "kind": kind, "seed": 1, "steps": 5, **more})
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "fabric"])
+def test_a_killed_loop_goes_on_to_the_state_of_the_uninterrupted_one(
+    run_ranks: Any, tmp_path: Path, kind: str
+) -> None:
+    whole = run_ranks(LOOP, words(tmp_path / "whole", kind), ranks=2)
+    killed = words(tmp_path / "ck", kind, kill_at=3)
+    run_ranks(LOOP, killed, ranks=2, code=-signal.SIGKILL)
+    found = list_committed((tmp_path / "ck").resolve(), foreign=False)[0]
+    assert [one.manifest.step for one in found] == [3, 2]
+    again = run_ranks(LOOP, words(tmp_path / "ck", kind, seed=9), ranks=2)
+    for rank in range(2):
+        assert again[rank][0].split()[:2] == ["began", "3"]
+        assert again[rank][-1] == whole[rank][-1]
+
+
+def test_a_loop_goes_on_on_one_rank_and_back_on_three(run_ranks: Any, tmp_path: Path) -> None:
+    """From parts to one file, and from that to parts."""
+    before = run_ranks(LOOP, words(tmp_path, "fsdp"), ranks=2)[0]
+    for steps, ranks, kind in ((7, 1, "one"), (9, 3, "fsdp")):
+        after = run_ranks(LOOP, words(tmp_path, kind, steps=steps), ranks=ranks)[0]
+        assert after[0].split()[1:] == [before[-1].split()[1], before[-1].split()[3]]
+        before = after
