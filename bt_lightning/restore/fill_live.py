@@ -75,7 +75,7 @@ def fill_tensors(
 def _box(tensor: Any, name: str) -> Box:
     """The box of a tensor that this rank has."""
     layout, shape = layout_of(tensor, name), tuple(tensor.shape)
-    return whole_box(shape) if layout is None else layout.box(shape, tensor.device_mesh.get_rank())
+    return whole_box(shape) if layout is None else layout.box(shape, torch.distributed.get_rank())
 
 
 def load_all(tensors: SavedTensors, loads: Iterable[TensorLoad]) -> int:

@@ -8,8 +8,9 @@ from bt_lightning.restore.fill_live import fill_module, fill_optimizers
 from bt_lightning.restore.rank_states import rank_states
 from bt_lightning.restore.saved_state import open_state
 from bt_lightning.session.checkpoint_writer import EXTRA
+from bt_lightning.session.fsdp1_load import fill_fsdp1
 from bt_lightning.session.states_of_ranks import RANKS
-from bt_lightning.snapshot.local_shards import module_state, optimizer_state
+from bt_lightning.snapshot.local_shards import is_fsdp1, module_state, optimizer_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,6 +58,9 @@ class LoadInPlace:
             CheckpointMismatchError: names or shapes differ.
             CheckpointCorruptError: bytes are missing or changed.
         """
+        if is_fsdp1(module):
+            fill_fsdp1(self._state, module, optimizers, strict=strict)
+            return
         weights = module_state(module)
         fill_module(self._state, weights, strict=strict)
         if optimizers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -20,6 +20,9 @@ from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+WRAPPERS: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+"""Attributes by which torch's wrappers of a module hold it: no part of a name."""
 
 
 def fsdp1_module_state(module: torch.nn.Module) -> dict[str, Any]:
@@ -37,6 +40,37 @@ def fsdp1_optimizer_state(
     with _sharded_states(module):
         found: dict[str, Any] = FullyShardedDataParallel.optim_state_dict(module, optimizer)
     return found
+
+
+def fsdp1_names(module: torch.nn.Module) -> dict[int, str]:
+    """Identity of a parameter -> its first name, as states have it."""
+    found: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), without_wrappers(name))
+    return found
+
+
+def set_fsdp1_module_state(module: torch.nn.Module, weights: dict[str, Any]) -> None:
+    """Put in place what `fsdp1_module_state` gave, filled; its names may lack those of wrappers."""
+    with _sharded_states(module):
+        names = module.state_dict()
+        module.load_state_dict({name: weights[without_wrappers(name)] for name in names})
+
+
+def set_fsdp1_optimizer_state(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Put in place what `fsdp1_optimizer_state` would give; the optimizer takes no step."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with _sharded_states(module):
+        own = FullyShardedDataParallel.optim_state_dict_to_load(module, optimizer, state)
+    optimizer.load_state_dict(own)
+
+
+def without_wrappers(name: str) -> str:
+    """A name without those by which torch's wrappers of a module hold it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 @contextmanager

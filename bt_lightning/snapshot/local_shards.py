@@ -18,10 +18,12 @@ from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
 from bt_lightning.sharding.structure import HeldTensor
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 from bt_lightning.snapshot.fsdp1_shards import (
+    WRAPPERS,
     fsdp1_module_state,
     fsdp1_optimizer_state,
     layout_of_shards,
     only_shard,
+    without_wrappers,
 )
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 _DTENSOR: Final = "DTensor"
 _SHARDED: Final = "ShardedTensor"
-_WRAPPERS: Final = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-"""Attributes by which torch's wrappers of a module hold it: no part of a name."""
 EXTRA_STATE: Final = "_extra_state"
 """Last part of the name of what `get_extra_state` returns."""
 _OWN_DUMPS: Final = ("state_dict", "_save_to_state_dict")
@@ -168,6 +168,11 @@ def reshard(module: torch.nn.Module) -> None:
             part.reshard()  # type: ignore[operator]
 
 
+def is_fsdp1(module: torch.nn.Module) -> bool:
+    """Whether FSDP1 shards a module, or a part of it."""
+    return any(_kind(type(part)).flat for part in module.modules())
+
+
 def module_state(module: torch.nn.Module) -> dict[str, Any]:
     """Name -> parameter or persistent buffer, the live ones; the keys of `state_dict`.
 
@@ -182,20 +187,20 @@ def module_state(module: torch.nn.Module) -> dict[str, Any]:
         kind = _kind(type(part))
         if kind.flat:
             dumped = fsdp1_module_state(module)
-            return {_without_wrappers(name): value for name, value in dumped.items()}
+            return {without_wrappers(name): value for name, value in dumped.items()}
         if kind.sharded:
             part.reshard()  # type: ignore[operator]
         if not kind.stock or not _has_stock_hooks(part):  # its own code says what is stored
             reshard(part)
             dumped = part.state_dict(prefix=prefix, keep_vars=True)
-            found.update((_without_wrappers(name), value) for name, value in dumped.items())
+            found.update((without_wrappers(name), value) for name, value in dumped.items())
             continue
         _add_own(part, prefix, found)
         if kind.extra:
             found[prefix + EXTRA_STATE] = part.get_extra_state()
         for name, child in reversed(part._modules.items()):
             if child is not None:
-                hidden = name in _WRAPPERS or (kind.distributed and name == "module")
+                hidden = name in WRAPPERS or (kind.distributed and name == "module")
                 stack.append((prefix if hidden else f"{prefix}{name}.", child))
     return found
 
@@ -210,7 +215,7 @@ def named_modules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
         for child_name, child in part._modules.items():
             if child is not None:
                 distributed = _kind(type(part)).distributed and child_name == "module"
-                hidden = child_name in _WRAPPERS or distributed
+                hidden = child_name in WRAPPERS or distributed
                 stack.append((name if hidden else f"{name}.{child_name}".lstrip("."), child))
     return found
 
@@ -275,10 +280,6 @@ def _of_torch(function: Any) -> bool:
     return (getattr(hook, "__module__", None) or "").split(".")[0] == "torch"
 
 
-def _without_wrappers(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
 def optimizer_state(
     module: torch.nn.Module | Mapping[str, Any], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
@@ -295,7 +296,7 @@ def optimizer_state(
         UnsupportedStateError: the optimizer trains what is no parameter of the module.
     """
     if isinstance(module, torch.nn.Module):
-        if any(_kind(type(part)).flat for part in module.modules()):
+        if is_fsdp1(module):
             return fsdp1_optimizer_state(module, optimizer)
         module = module_state(module)
     weights = module
@@ -334,8 +335,7 @@ def live_state(
         UnsupportedStateError: as `optimizer_state`.
     """
     weights = module_state(module)
-    flat = any(_kind(type(part)).flat for part in module.modules())
-    names = module if flat else weights
+    names = module if is_fsdp1(module) else weights
     return {
         "state_dict": weights,
         "optimizer_states": [optimizer_state(names, each) for each in optimizers],

@@ -354,17 +354,11 @@ def fsdp1_saves(rank, root):
 
 
 def _fsdp1_save(rank, root, *, mesh):
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
     from bt_lightning.snapshot.local_shards import live_state
 
-    torch.manual_seed(3)
-    options = {"device_mesh": init_device_mesh("cpu", (2,))} if mesh else {}
-    net = FullyShardedDataParallel(
-        sharded_ranks.Net(64), use_orig_params=True, device_id=torch.device("cpu"), **options
-    )
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, foreach=False)
+    net, optimizer = _fsdp1(mesh)
     before = live_state(net, [optimizer])["optimizer_states"][0]
     sharded_ranks.step(net, optimizer)
     saving = sharded_ranks.RankSaving(root / str(rank), [optimizer])
@@ -454,3 +448,88 @@ def exchange_rounds(rank):
     impatient.close()
     exchange.close()
     return found
+
+
+def fsdp1_goes_on(rank, root, mesh):
+    """A training that goes on from a committed checkpoint, and one that was not interrupted.
+
+    Also the same checkpoint in FSDP2, and FSDP2's in FSDP1.
+    """
+    import torch.distributed as dist
+
+    from bt_lightning.snapshot.local_shards import live_state
+
+    found = {}
+    net, optimizer = _fsdp1(mesh)
+    sharded_ranks.step(net, optimizer)
+    commit_parts(rank, root, "one", net, [optimizer])
+    sharded_ranks.step(net, optimizer, 5)
+    wanted = sharded_ranks.part_bytes(live_state(net, [optimizer]))
+
+    again, optimizer = _fsdp1(mesh, seed=8)
+    _load(root / "one", again, [optimizer])
+    sharded_ranks.step(again, optimizer, 5)
+    found["equal"] = sharded_ranks.part_bytes(live_state(again, [optimizer])) == wanted
+    found["names"] = len(wanted)
+
+    other, optimizer = sharded_ranks.build("fsdp2", 64)
+    _load(root / "one", other, [optimizer])
+    sharded_ranks.step(other, optimizer, 5)
+    commit_parts(rank, root, "two", other, [optimizer])
+    last, optimizer = _fsdp1(mesh, seed=9)
+    _load(root / "two", last, [optimizer])
+    if not mesh:
+        mine = sharded_ranks.part_bytes(live_state(last, [optimizer]))
+        found["from fsdp2"] = [name for name in wanted if mine[name] != wanted[name]]
+    dist.barrier()
+    return found
+
+
+def _fsdp1(mesh, seed=3):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    torch.manual_seed(seed)
+    options = {"device_mesh": init_device_mesh("cpu", (2,))} if mesh else {}
+    net = FullyShardedDataParallel(
+        sharded_ranks.Net(64), use_orig_params=True, device_id=torch.device("cpu"), **options
+    )
+    return net, torch.optim.AdamW(net.parameters(), lr=1e-2, foreach=False)
+
+
+def _load(folder, net, optimizers):
+    from bt_lightning.session.load_in_place import LoadInPlace
+    from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+
+    with DirectoryReader(folder) as reader:
+        LoadInPlace(reader).fill(net, optimizers)
+
+
+def commit_parts(rank, root, name, net, optimizers):
+    """Commit the parts of all ranks as one checkpoint, by rank 0."""
+    import torch.distributed as dist
+
+    from bt_lightning.localdir.commit import commit
+    from bt_lightning.session.ranks import Ranks
+    from bt_lightning.session.shard_exchange import ShardExchange
+    from bt_lightning.session.shard_writer import ShardWriter
+
+    exchange = ShardExchange(Ranks.of_process_group())
+    writer = ShardWriter(exchange)
+    state = sharded_ranks.full_state(net, optimizers)
+    snapshot = writer.take(state)
+    parts = root / f"{name}-parts"
+    for path, pieces in snapshot.files.items():
+        (parts / path).parent.mkdir(parents=True, exist_ok=True)
+        (parts / path).write_bytes(b"".join(pieces()))
+    dist.barrier()
+    if rank == 0:
+        files = {
+            path.relative_to(parts).as_posix(): (lambda path=path: iter([path.read_bytes()]))
+            for path in sorted(parts.rglob("*"))
+            if path.is_file()
+        }
+        facts = writer.facts(state, snapshot)
+        commit(root / name, root, files, lambda entries: facts.manifest(name, 1, entries))
+    dist.barrier()
+    exchange.close()

@@ -163,6 +163,18 @@ def local_bytes(state):
     return {name: bytes_of(part.detach()) for name, part in parts.items()}
 
 
+def part_bytes(state):
+    """As `local_bytes`, also of FSDP1's tensors."""
+    from bt_lightning.snapshot.local_shards import stored_part
+
+    flat = {f"state_dict.{name}": each for name, each in state["state_dict"].items()}
+    for index, optimizer in enumerate(state["optimizer_states"]):
+        for name, entry in optimizer["state"].items():
+            for key, each in entry.items():
+                flat[f"optimizer_{index}.state.{name}.{key}"] = each
+    return {name: bytes_of(stored_part(each, name).detach()) for name, each in flat.items()}
+
+
 def bytes_of(tensor):
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 

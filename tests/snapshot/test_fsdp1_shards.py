@@ -13,6 +13,15 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", [False, True], ids=["ShardedTensor", "DTensor"])
+def test_a_training_goes_on_bit_equal_also_by_way_of_fsdp2(tmp_path, mesh):
+    """Without a step to make the state of the optimizer."""
+    for rank in sharded_ranks.run(2, sharded_acts.fsdp1_goes_on, tmp_path, mesh):
+        assert rank["equal"]
+        assert rank["names"] > 20
+        assert rank.get("from fsdp2", []) == []
+
+
+@pytest.mark.parametrize("mesh", [False, True], ids=["ShardedTensor", "DTensor"])
 def test_each_rank_saves_its_part_of_what_a_single_process_has(ranks, mesh):
     """The committed bytes of the fifth save are those of its step, by torch's names."""
     for rank in ranks:
