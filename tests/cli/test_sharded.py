@@ -77,7 +77,7 @@ def tampered(root, change):
 
 def test_show_has_whole_tensors_and_how_they_are_divided(cli, root):
     said = cli("checkpoints", "show", "--dir", root, "--tensors").stdout
-    assert "4 files of 4 ranks, mesh 2 x 2" in said
+    assert "4 shards of 4 ranks, mesh 2 x 2" in said
     assert "Shard(0) x Shard(1) on 2 x 2" in said
     assert "9 x 6" in said
     record = json.loads(cli("checkpoints", "show", "--dir", root, "-o", "json").stdout)

@@ -235,7 +235,7 @@ def shards_text(manifest: Manifest) -> str:
         return ""
     mesh = said.get("mesh")
     shape = " x ".join(map(str, mesh)) if isinstance(mesh, list) else "?"
-    return f"{said.get('files')} files of {said.get('world_size')} ranks, mesh {shape}"
+    return f"{said.get('files')} shards of {said.get('world_size')} ranks, mesh {shape}"
 
 
 def shape_text(tensor: Tensor) -> str:
