@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from bt_lightning.checkpoint_formats.tensor_file_checks import TORCH_SUFFIXES
 from bt_lightning.manage.complete_items import with_digests
 from bt_lightning.manage.saved_tree import STATE_DICT
-from bt_lightning.manage.tensor_bytes import VerifiedBlocks, item_bytes, whole_bytes
+from bt_lightning.manage.tensor_bytes import item_bytes, whole_bytes
 from bt_lightning.manage.training_state_files import is_training_state
+from bt_lightning.manage.verified_blocks import VerifiedBlocks
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manage.whole_tensors import by_place, read_shards, read_state, whole_tensors
 from bt_lightning.manifest import BLOCK_BYTES

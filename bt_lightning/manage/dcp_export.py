@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.manage.saved_tree import Path as Place
-    from bt_lightning.manage.tensor_bytes import VerifiedBlocks
+    from bt_lightning.manage.verified_blocks import VerifiedBlocks
     from bt_lightning.manage.whole_tensors import PlacedTensors
 
 _UNKNOWN_TO_SAFETENSORS: Final = {"complex128": "C128"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import UnsupportedStateError
@@ -119,14 +120,19 @@ def tensor_envelope(name: str, dtype: str, shape: Sequence[int], size: int) -> E
     Raises:
         UnsupportedStateError: torch has no such dtype.
     """
-    of_torch, storage = _names(name, dtype)
+    return _envelope(*_names(name, dtype), tuple(shape), size)
+
+
+@lru_cache(maxsize=1024)
+def _envelope(dtype: str, storage: str | None, shape: tuple[int, ...], size: int) -> Envelope:
+    """Of tensors of one form there are many."""
     strides = tuple(math.prod(max(1, s) for s in shape[d + 1 :]) for d in range(len(shape)))
     kind = Named("torch", storage) if storage else Named("torch.storage", "UntypedStorage")
     count = math.prod(shape) if storage else size
     bytes_of = Referred(("storage", kind, "0", "cpu", count))
     no_hooks = Called(Named("collections", "OrderedDict"))
-    dtype_too = () if storage else (Named("torch", of_torch),)
-    args = (bytes_of, 0, tuple(shape), strides, False, no_hooks, *dtype_too)
+    dtype_too = () if storage else (Named("torch", dtype),)
+    args = (bytes_of, 0, shape, strides, False, no_hooks, *dtype_too)
     rebuild = Named("torch._utils", "_rebuild_tensor_v2" if storage else "_rebuild_tensor_v3")
     return Envelope(pickled(Called(rebuild, args)), size)
 
@@ -138,8 +144,8 @@ def metadata(entries: Iterable[DcpEntry]) -> bytes:
         UnsupportedStateError: torch has no dtype of that name.
     """
     ordered = sorted(entries, key=lambda entry: entry.name)
-    tensors = {entry.name: _tensor(entry) if entry.dtype else _VALUE for entry in ordered}
-    places = [
+    tensors = ((entry.name, _tensor(entry) if entry.dtype else _VALUE) for entry in ordered)
+    places = (
         (
             _made("MetadataIndex", fqn=entry.name, offset=_offsets(chunk.box), index=None),
             Made(
@@ -153,10 +159,10 @@ def metadata(entries: Iterable[DcpEntry]) -> bytes:
         )
         for entry in ordered
         for chunk in entry.chunks
-    ]
+    )
     whole = _made(
         "Metadata",
-        state_dict_metadata=tensors,
+        state_dict_metadata=Pairs(tensors),
         planner_data={entry.name: entry.path for entry in ordered},
         storage_data=Pairs(places),
         storage_meta=None,

@@ -15,8 +15,9 @@ from bt_lightning.localdir.rename_noreplace import rename_new
 from bt_lightning.manage.complete_items import with_digests
 from bt_lightning.manage.dcp_export import write_dcp
 from bt_lightning.manage.download_copy import CountingReader, serving_entries
-from bt_lightning.manage.serving_weights import MOST_FILE_BYTES, file_parts, plan_serving_files
-from bt_lightning.manage.tensor_bytes import VerifiedBlocks
+from bt_lightning.manage.joined_file import write_joined
+from bt_lightning.manage.serving_weights import MOST_FILE_BYTES, plan_serving_files
+from bt_lightning.manage.verified_blocks import VerifiedBlocks
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manage.whole_tensors import read_state
 from bt_lightning.store.transfer.resumable_download import download_files
@@ -166,7 +167,7 @@ class _Export:
             download_files(reader, self.made, tuple(entries))
             blocks = VerifiedBlocks(reader, manifest.files)
             for plan in plans:
-                write_file(self.made / plan.path, plan.path, file_parts(plan, blocks))
+                write_joined(self.made / plan.path, plan, blocks)
             for path, data in small.items():
                 write_file(self.made / path, path, [data])
         return Exported(_size(self.made))

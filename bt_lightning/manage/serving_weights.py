@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointNotFoundError, UnsupportedStateError
 from bt_lightning.manage.saved_tree import STATE_DICT, at, tensors_in
-from bt_lightning.manage.tensor_bytes import whole_bytes
 from bt_lightning.manage.verified_reads import read_file
 from bt_lightning.path_layout import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from bt_lightning.tensor_files.safetensors_header import in_file_order, safetensors_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
-    from bt_lightning.manage.tensor_bytes import StoredTensor, VerifiedBlocks
+    from bt_lightning.manage.tensor_bytes import StoredTensor
     from bt_lightning.manage.whole_tensors import PlacedTensors
 
 MOST_FILE_BYTES: Final = 50_000_000_000
@@ -83,13 +82,6 @@ def plan_serving_files(
         for number, tensors in enumerate(files, 1)
     ]
     return plans, {INDEX: _index(plans)}
-
-
-def file_parts(plan: TensorFilePlan, blocks: VerifiedBlocks) -> Iterator[bytes | memoryview]:
-    """The bytes of a planned file in order; each part is valid until the next is asked for."""
-    yield plan.header
-    for one in plan.tensors:
-        yield from whole_bytes(blocks, one)
 
 
 def _weights(state: PlacedTensors) -> dict[str, StoredTensor]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -13,16 +11,13 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.sharding.boxes import Box
 from bt_lightning.sharding.read_plan import plan_reads
-from bt_lightning.store.transfer.checkpoint_reader import read_verified
-from bt_lightning.store.transfer.parallel_reads import in_parallel
 from bt_lightning.tensor_files.tensor_headers import BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.manage.verified_blocks import VerifiedBlocks
     from bt_lightning.sharding.read_plan import BoxCopy, SavedBox
-    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.tensor_files.tensor_headers import Tensor
 
 _KEPT_BLOCKS: Final = 24
@@ -46,88 +41,6 @@ class StoredTensor:
     boxes: tuple[SavedBox, ...]
     divided: str = ""
     """How it is divided over ranks, for people; empty if it is in one file by design."""
-
-
-class VerifiedBlocks:
-    """Reads ranges of a checkpoint's files by whole blocks, compared with their digests.
-
-    The last blocks are kept. Used by several threads.
-    """
-
-    def __init__(self, reader: CheckpointReader, files: Iterable[FileEntry]) -> None:
-        self.reader = reader
-        self._entries = {entry.path: entry for entry in files}
-        self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
-        self._lock = threading.Lock()
-        self._checked: set[str] = set()
-
-    def fetch(self, ranges: Iterable[tuple[str, int, int]]) -> None:
-        """Read the blocks of these ranges (file, start, end) in parallel, if all can be kept."""
-        wanted = dict.fromkeys(
-            (path, block) for path, start, end in ranges for block in _blocks(start, end)
-        )
-        if len(wanted) <= _KEPT_BLOCKS:
-            jobs = [
-                (path, blocks)
-                for path, group in itertools.groupby(wanted, key=lambda key: key[0])
-                for blocks in _runs(self._missing(path, [block for _, block in group]))
-            ]
-            in_parallel(lambda job: self._read(*job), jobs, self.reader.connections)
-
-    def read_into(self, path: str, start: int, target: memoryview) -> None:
-        """Fill `target` with the bytes of the file at `path` from `start` on.
-
-        Raises:
-            CheckpointCorruptError: they differ from the manifest.
-            CheckpointNotFoundError: the checkpoint was deleted meanwhile.
-            StoreError: the store refused.
-        """
-        end = start + len(target)
-        for block in _blocks(start, end):
-            data = self._block(path, block)
-            first = max(start, block * BLOCK_BYTES)
-            last = min(end, block * BLOCK_BYTES + len(data))
-            if last <= first:
-                msg = f"the checkpoint {self.reader.name} is damaged: {path} ends early"
-                raise CheckpointCorruptError(msg)
-            within = first - block * BLOCK_BYTES
-            target[first - start : last - start] = data[within : within + last - first]
-
-    def _block(self, path: str, block: int) -> memoryview:
-        with self._lock:
-            found = self._kept.get((path, block))
-            if found is not None:
-                self._kept.move_to_end((path, block))
-                return found
-        (found,) = self._read(path, (block,))
-        return found
-
-    def _missing(self, path: str, blocks: Sequence[int]) -> list[int]:
-        with self._lock:
-            return [block for block in blocks if (path, block) not in self._kept]
-
-    def _read(self, path: str, blocks: Sequence[int]) -> list[memoryview]:
-        """Read adjacent blocks, compare them, and keep them."""
-        entry = self._entries[path]
-        if path not in self._checked:
-            self.reader.check(entry)
-            self._checked.add(path)
-        first = blocks[0] * BLOCK_BYTES
-        parts = [
-            memoryview(bytearray(min(BLOCK_BYTES, entry.size - block * BLOCK_BYTES)))
-            for block in blocks
-        ]
-        if entry.blocks:
-            read_verified(self.reader, entry, first, parts)
-        else:  # no worker has committed it
-            self.reader.read_into(entry, first, parts)
-        with self._lock:
-            for block, part in zip(blocks, parts, strict=True):
-                self._kept[path, block] = part
-                self._kept.move_to_end((path, block))
-            while len(self._kept) > _KEPT_BLOCKS:
-                self._kept.popitem(last=False)
-        return parts
 
 
 def whole_bytes(blocks: VerifiedBlocks, stored: StoredTensor) -> Iterator[memoryview]:
@@ -227,19 +140,3 @@ def _spread(source: memoryview, target: memoryview, begin: int, run: int, stride
     end = first + (rows - 1) * step
     for column in range(width_of_run):
         places[first + column : end + column + 1 : step] = items[column::width_of_run]
-
-
-def _blocks(start: int, end: int) -> range:
-    return range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
-
-
-def _runs(blocks: Sequence[int]) -> Iterator[list[int]]:
-    """Adjacent blocks, a few at a time."""
-    run: list[int] = []
-    for block in blocks:
-        if run and (block != run[-1] + 1 or len(run) == _REQUEST_BLOCKS):
-            yield run
-            run = []
-        run.append(block)
-    if run:
-        yield run

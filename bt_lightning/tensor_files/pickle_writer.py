@@ -7,13 +7,13 @@ The same values give the same bytes.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import UnsupportedStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
 _BYTE: Final = 1 << 8
 _SHORT: Final = 1 << 16
@@ -53,9 +53,9 @@ class Referred:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """A dictionary whose keys are objects."""
+    """A dictionary, of keys of any kind; its pairs are asked for when they are written."""
 
-    items: Sequence[tuple[Any, Any]] = field(default=())
+    items: Iterable[tuple[Any, Any]]
 
 
 def pickled(value: Any) -> bytes:
@@ -93,7 +93,7 @@ class _Writer:
                 self.value(item)
             self.out += b"e"
         elif isinstance(value, dict):
-            self._pairs(list(value.items()))
+            self._pairs(value.items())
         else:
             self._object(value)
 
@@ -162,7 +162,7 @@ class _Writer:
             self.value(item)
         self.out += b"t"
 
-    def _pairs(self, items: Sequence[tuple[Any, Any]]) -> None:
+    def _pairs(self, items: Iterable[tuple[Any, Any]]) -> None:
         self.out += b"}("
         for key, value in items:
             self.value(key)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SHA256: Final = "sha256"
 GIT: Final = "git"
 """The name of a blob in git: the SHA-1 of a header with the size, and the bytes."""
+BLOCKS: Final = "xxh3_128 of blocks"
+"""Compared when they were read: the file is joined of parts of others, and has no digest itself."""
 _XXH3: Final = "xxh3_128"
 _CRCS: Final = frozenset({"crc32", "crc32c", "crc64nvme"})
 _BEST: Final = (SHA256, _XXH3, "sha1", GIT, "md5", "crc64nvme", "crc32c", "crc32")
@@ -65,7 +67,8 @@ def compared(what: str, expected: Mapping[str, str], digests: Mapping[str, str])
                 " and if that does not help, what the source holds is damaged"
             )
             raise CheckpointCorruptError(msg)
-    return next((name for name in _BEST if name in expected and name in digests), "size")
+    rest = BLOCKS if BLOCKS in expected else "size"
+    return next((name for name in _BEST if name in expected and name in digests), rest)
 
 
 def _hasher(name: str, size: int) -> Any:

@@ -9,11 +9,13 @@ from bt_lightning.localdir.fsync import write_file
 from bt_lightning.manage.checkpoint_items import CheckpointItem
 from bt_lightning.manage.download_copy import CountingReader, serving_entries
 from bt_lightning.manage.job_checkpoints import StoreCheckpoints
-from bt_lightning.manage.serving_weights import MOST_FILE_BYTES, file_parts, plan_serving_files
-from bt_lightning.manage.tensor_bytes import VerifiedBlocks
+from bt_lightning.manage.joined_file import write_joined
+from bt_lightning.manage.serving_weights import MOST_FILE_BYTES, plan_serving_files
+from bt_lightning.manage.verified_blocks import VerifiedBlocks
 from bt_lightning.manage.whole_tensors import read_state
 from bt_lightning.store.transfer.resumable_download import download_files
 from bt_lightning.weights.checkpoint_source import bt_uri
+from bt_lightning.weights.file_digests import BLOCKS
 from bt_lightning.weights.weight_source import WeightFile
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class JoinedSource:
         digest = self._manifest.digest
         sizes = {path: plan.size for path, plan in self._plans.items()}
         joined = [
-            WeightFile(path, size, f"{_DIGEST} of shards {digest} {path}")
+            WeightFile(path, size, f"{BLOCKS} {digest} {path}", {BLOCKS: digest})
             for path, size in sizes.items()
         ]
         return [*own, *joined, *(self._written(path) for path in self._small)]
@@ -86,8 +88,7 @@ class JoinedSource:
     ) -> tuple[Path, Mapping[str, str]]:
         """Download a file, or join one; what an interrupted call has joined is joined anew.
 
-        Each block of a shard is compared with the manifest when it is read; the digest that is
-        returned is that of what was joined of them.
+        Each block of a shard is compared with the manifest when it is read.
         """
         target = folder / file.path
         reader = CountingReader(self._reader, on_bytes)
@@ -98,11 +99,11 @@ class JoinedSource:
         target.unlink(missing_ok=True)
         if plan is not None:
             blocks = VerifiedBlocks(reader, self._manifest.files)
-            made = write_file(target, file.path, file_parts(plan, blocks))
-        else:
-            made = write_file(target, file.path, [self._small[file.path]])
-            on_bytes(file.size)
-        return target, {_DIGEST: made.xxh3_128}
+            write_joined(target, plan, blocks)
+            return target, file.expected
+        write_file(target, file.path, [self._small[file.path]])
+        on_bytes(file.size)
+        return target, file.expected
 
     def _written(self, path: str) -> WeightFile:
         hasher = Hasher()
