@@ -17,7 +17,7 @@ from bt_lightning.tensor_files.range_file import RangeFile
 from bt_lightning.tensor_files.safe_unpickle import unpickle_with_storages
 from bt_lightning.tensor_files.tensor_headers import (
     LENGTH_BYTES,
-    MOST_HEADER_BYTES,
+    OF_ANYBODY,
     header_bytes,
     parse_header,
 )
@@ -69,7 +69,7 @@ def check_safetensors(view: FolderView, path: str) -> Header | None:
     size = view.files[path]
     start = view.read(path, 0, LENGTH_BYTES)
     length = int.from_bytes(start, "little")
-    if len(start) == LENGTH_BYTES and MOST_HEADER_BYTES < length <= size - LENGTH_BYTES:
+    if len(start) == LENGTH_BYTES and OF_ANYBODY.size < length <= size - LENGTH_BYTES:
         return None
     length = header_bytes(start, size, path)
     data = view.read(path, LENGTH_BYTES, length)

@@ -6,12 +6,13 @@ import io
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.verified_reads import open_reader, read_file
+from bt_lightning.manage.verified_reads import open_reader, read_file, read_item_range
 from bt_lightning.tensor_files.pickled_tensors import parse_pickle, parse_zip
 from bt_lightning.tensor_files.range_file import RangeFile
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
 from bt_lightning.tensor_files.tensor_headers import (
     LENGTH_BYTES,
+    OF_ANYBODY,
     Header,
     header_bytes,
     parse_header,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
+    from bt_lightning.tensor_files.tensor_headers import HeaderLimits
 
 _ZIP_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
@@ -41,12 +43,7 @@ def tensors_of(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -
     """
     where = f"{item.name}/{entry.path}"
     if entry.path.endswith(".safetensors"):
-        with open_reader(source, item) as reader:
-            reader.check(entry)
-            start = _read(reader, entry, 0, min(LENGTH_BYTES, entry.size))
-            length = header_bytes(start, entry.size, where)
-            data = _read(reader, entry, LENGTH_BYTES, LENGTH_BYTES + length)
-        return parse_header(data, entry.size, where)
+        return header_of_file(source, item, entry)
     if entry.path.endswith(_ZIP_SUFFIXES):
         with (
             open_reader(source, item) as reader,
@@ -57,6 +54,29 @@ def tensors_of(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -
         msg = f"{where} is too large to look into: of its {entry.size} bytes none are read"
         raise CheckpointCorruptError(msg)
     return parse_pickle(read_file(source, item, entry), where)
+
+
+def header_of_file(
+    source: JobCheckpoints,
+    item: CheckpointItem,
+    entry: FileEntry,
+    limits: HeaderLimits = OF_ANYBODY,
+    *,
+    is_verified: bool = False,
+) -> Header:
+    """The header of a safetensors file. Raises as `tensors_of`.
+
+    With `is_verified` its bytes are compared with the manifest, which reads whole blocks: for those
+    who use the places of tensors, and not only show them.
+    """
+    read = read_item_range if is_verified else _read
+    where = f"{item.name}/{entry.path}"
+    with open_reader(source, item) as reader:
+        reader.check(entry)
+        start = read(reader, entry, 0, min(LENGTH_BYTES, entry.size))
+        length = header_bytes(start, entry.size, where, limits)
+        data = read(reader, entry, LENGTH_BYTES, LENGTH_BYTES + length)
+    return parse_header(data, entry.size, where, limits)
 
 
 def is_not_from_torch(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> bool:

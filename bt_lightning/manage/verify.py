@@ -91,9 +91,15 @@ def _verdict(
 
 def _check_contents(source: JobCheckpoints, item: CheckpointItem, depth: str) -> None:
     """Raise if shards are not each tensor, each item once; `DEEP`: if a header is damaged."""
+    shards: set[str] = set()
     if item.manifest.is_sharded:
-        check_references(read_state(source, item))
+        state = read_state(source, item)
+        check_references(state)
+        assert state.shards is not None, "it is sharded"
+        shards = {*state.shards.index.files.values()}
     for entry in item.manifest.files if depth == DEEP else ():
+        if entry.path in shards:
+            continue
         if has_tensors(entry.path) and not is_not_from_torch(source, item, entry):
             tensors_of(source, item, entry)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.file_contents import tensors_of
+from bt_lightning.manage.file_contents import header_of_file
 from bt_lightning.manage.saved_tree import (
     GROUPS,
     OPTIMIZERS,
@@ -25,7 +25,7 @@ from bt_lightning.sharding.boxes import whole_box
 from bt_lightning.sharding.read_plan import SavedBox
 from bt_lightning.sharding.shard_index import ShardIndex
 from bt_lightning.store.transfer.parallel_reads import in_parallel
-from bt_lightning.tensor_files.tensor_headers import BITS, Tensor
+from bt_lightning.tensor_files.tensor_headers import BITS, OF_SHARDS, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,14 +86,22 @@ def read_index(source: JobCheckpoints, item: CheckpointItem) -> ShardIndex:
     return ShardIndex.from_bytes(read_file(source, item, entry), f"{item.name}/{SHARDS}")
 
 
-def read_shards(source: JobCheckpoints, item: CheckpointItem) -> Shards:
+def read_shards(
+    source: JobCheckpoints, item: CheckpointItem, *, is_verified: bool = True
+) -> Shards:
     """The index of a sharded checkpoint, and where each box lies by the headers of its files.
+
+    Without `is_verified`, headers are read without the rest of their blocks, to be shown only.
 
     Raises:
         CheckpointCorruptError: the index and the headers do not agree, or one is damaged.
         CheckpointNotFoundError: the checkpoint was deleted meanwhile.
         StoreError: the store refused.
     """
+
+    def header_of(one: FileEntry) -> Header:
+        return header_of_file(source, item, one, OF_SHARDS, is_verified=is_verified)
+
     index = read_index(source, item)
     paths = sorted(index.files.values())
     listed = [item.manifest.entry(path) for path in paths]
@@ -101,7 +109,7 @@ def read_shards(source: JobCheckpoints, item: CheckpointItem) -> Shards:
         if one is None:
             _fail(item, f"{SHARDS} names the file {path}, and the manifest does not")
     files = [one for one in listed if one is not None]
-    headers = in_parallel(lambda one: tensors_of(source, item, one), files, _READERS)
+    headers = in_parallel(header_of, files, _READERS)
     placed = {
         one.path: _placed(item, one, found) for one, found in zip(files, headers, strict=True)
     }
@@ -169,7 +177,7 @@ def whole_tensors(
     """The tensors of a safetensors file, each in one box. Raises as `read_shards`."""
     return [
         StoredTensor(tensor, (SavedBox(whole_box(tensor.shape), entry.path, tensor.offset),))
-        for tensor in tensors_of(source, item, entry).tensors
+        for tensor in header_of_file(source, item, entry, is_verified=True).tensors
         if tensor.offset is not None
     ]
 

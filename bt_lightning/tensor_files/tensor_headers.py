@@ -13,10 +13,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 LENGTH_BYTES: Final = 8
-MOST_HEADER_BYTES: Final = 12_000_000
-_MAX_LISTS: Final = 300_000
-_MAX_COMMAS: Final = 600_000
-"""Commas of a header's JSON: enough for a hundred thousand tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderLimits:
+    """What a header may have at most before it is parsed."""
+
+    size: int
+    """Bytes."""
+    lists: int
+    """Lists and objects."""
+    commas: int
+
+
+OF_ANYBODY: Final = HeaderLimits(12_000_000, 300_000, 600_000)
+"""Of a file that anybody may have written: enough for a hundred thousand tensors."""
+OF_SHARDS: Final = HeaderLimits(96_000_000, 3_000_000, 9_000_000)
+"""Of a rank's file, whose bytes were compared with digests: it says of each tensor twice."""
 MOST_SIDES: Final = 64
 """Dimensions of a shape, as in torch."""
 BITS: Final = {
@@ -59,11 +72,13 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def header_bytes(start: bytes, file_size: int, where: str) -> int:
+def header_bytes(
+    start: bytes, file_size: int, where: str, limits: HeaderLimits = OF_ANYBODY
+) -> int:
     """Length of the header of a safetensors file that begins with the 8 bytes `start`.
 
     Raises:
-        CheckpointCorruptError: it is longer than the file, or than `MOST_HEADER_BYTES`.
+        CheckpointCorruptError: it is longer than the file, or than `limits` allow.
     """
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if len(start) < LENGTH_BYTES or length > file_size - LENGTH_BYTES:
@@ -71,22 +86,24 @@ def header_bytes(start: bytes, file_size: int, where: str) -> int:
             f"{where} is no safetensors file: its header would be longer than its {file_size} bytes"
         )
         raise CheckpointCorruptError(msg)
-    if length > MOST_HEADER_BYTES:
+    if length > limits.size:
         msg = (
             f"{where} is too large to look into: it has a header of {length} bytes, and at most"
-            f" {MOST_HEADER_BYTES} are read"
+            f" {limits.size} are read"
         )
         raise CheckpointCorruptError(msg)
     return length
 
 
-def parse_header(data: bytes, file_size: int, where: str) -> Header:
+def parse_header(
+    data: bytes, file_size: int, where: str, limits: HeaderLimits = OF_ANYBODY
+) -> Header:
     """Parse the JSON of a safetensors header; tensors must lie in the file and not overlap.
 
     Raises:
         CheckpointCorruptError: it is invalid, contradicts itself, or is too large.
     """
-    if data.count(b"[") + data.count(b"{") > _MAX_LISTS or data.count(b",") > _MAX_COMMAS:
+    if data.count(b"[") + data.count(b"{") > limits.lists or data.count(b",") > limits.commas:
         msg = f"{where} is too large to look into: its header has too many entries"
         raise CheckpointCorruptError(msg)
     try:
