@@ -38,7 +38,7 @@ _TIMES: Final = 4
 """The deadline, in durations of the slowest of the last commits."""
 _LAST: Final = 8
 _LEAST_POLL_S: Final = 0.02
-_MOST_POLL_S: Final = 0.2
+_MOST_POLL_S: Final = 0.1
 _POLLS_IN_WAIT: Final = 20
 _JUDGE_S: Final = 0.005
 """Seconds, for each rank, between two looks of another rank's worker than rank 0's at records."""
