@@ -54,11 +54,16 @@ class BlockFiles(Protocol):
         """Fill `targets`, together whole blocks, with verified bytes."""
 
 
-def read_boxes(files: BlockFiles, places: Mapping[str, Sequence[BytesPlace]]) -> int:
+def read_boxes(
+    files: BlockFiles,
+    places: Mapping[str, Sequence[BytesPlace]],
+    buffers: DeviceMemory | None = None,
+) -> int:
     """Bring bytes of files to their places: path of the file -> what goes where.
 
-    Each block is read once for all places on the host and on one device. On an error places hold
-    garbage.
+    Each block is read once for all places on the host and on one device. On the host it is read
+    directly into them, on a device, or if `buffers` are given, through those. On an error places
+    hold garbage.
 
     Returns:
         Bytes that were read.
@@ -72,7 +77,7 @@ def read_boxes(files: BlockFiles, places: Mapping[str, Sequence[BytesPlace]]) ->
     for number, device in enumerate(elsewhere or [torch.device("cpu")]):
         mine = {device} | ({torch.device("cpu")} if not number else set())
         part = {p: [x for x in each if x.memory.device in mine] for p, each in places.items()}
-        memory = DeviceMemory(device) if elsewhere else None
+        memory = DeviceMemory(device) if elsewhere else buffers
         read += _BoxReads(files, memory).read({p: each for p, each in part.items() if each})
     return read
 
