@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def take_over(root: Path, limit_s: float, *, stored: bool) -> None:
+def take_over(root: Path, limit_s: float, *, stored: bool, gathers: bool = True) -> None:
     """Prepare `root` for this run; wait up to `limit_s` seconds for commits of an earlier worker.
 
-    A full directory is accepted if there is a store (`stored`), since saves may go there. Called in
-    the training process of the rank that writes.
+    A full directory is accepted if there is a store (`stored`), since saves may go there. With
+    `gathers`, those of the earlier run are ended, as its parts met in this directory. Called in the
+    training process of the rank that writes.
 
     Raises:
         DirectoryUnusableError: it is not writable, or another run still uses it.
@@ -44,7 +45,8 @@ def take_over(root: Path, limit_s: float, *, stored: bool) -> None:
     with directory_errors(root):
         for path in sweep(root):
             log.warning("put back %s, which a killed process was about to replace", path)
-        end_gathers(root, limit_s)
+        if gathers:
+            end_gathers(root, limit_s)
     if full:
         _full_root(root, stored=stored)
 

@@ -68,7 +68,10 @@ class WriterSession:
 
     def __init__(self, config: SessionConfig, *, identified: bool = False) -> None:
         """`identified`: `decide` will be told what is trained, so a lost job can be found by it."""
-        take_over(config.root, config.drain_s, stored=config.store_url is not None)
+        parts = config.parts
+        apart = parts is not None and parts.meet == "store"
+        stored = config.store_url is not None
+        take_over(config.root, config.drain_s, stored=stored, gathers=not apart)
         self.config = with_own_job(config) if identified else config
         """With the job that the session writes to: `decide` may change it."""
         self._worker = _worker(self.config)

@@ -137,6 +137,7 @@ class CommitThread:
             with self._changed:
                 self._working = False
             self._done(None)
+        self._parts.settle()
         if self._lock is not None:
             self._lock.release()
 

@@ -37,6 +37,8 @@ _LEADER_GRACE_S: Final = 2.0
 _TIMES: Final = 4
 """The deadline, in durations of the slowest of the last commits."""
 _LAST: Final = 8
+_LEAVING_S: Final = 10.0
+"""The deadline for parts of other ranks once the training process is gone, in seconds."""
 _LEAST_POLL_S: Final = 0.02
 _MOST_POLL_S: Final = 0.1
 _POLLS_IN_WAIT: Final = 20
@@ -151,6 +153,16 @@ class GatherThread:
         """Whether every part has the outcome of its save."""
         with self._changed:
             return not self._open
+
+    def settle(self) -> None:
+        """The training process is gone: wait for outcomes that are nowhere but in the store.
+
+        In a directory the next run ends what is open; it would cut off what is still being sent.
+        """
+        if self._place.streams:
+            self._least_s = min(self._least_s, _LEAVING_S)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._open)
 
     def has(self, number: int) -> bool:
         """Whether the save of this number waits for parts."""
@@ -283,6 +295,7 @@ class GatherThread:
         )  # before this counts as idle: the process may end then
         with self._changed:
             del self._open[own.number]
+            self._changed.notify_all()
         self._done(None)
 
     def _event(

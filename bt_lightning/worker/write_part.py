@@ -125,6 +125,10 @@ class PartWriter:
         self._put_missing(message.part, message.why, message.cause)
         return [PartDurable(message.number)]
 
+    def settle(self) -> None:
+        """No more parts will come; as `GatherThread.settle`."""
+        self._gathers.settle()
+
     def moved(self, key: SaveKey, checkpoint_id: str) -> None:
         """Note that a save is committed: its files have another path. The gather thread's."""
         if key == self._last:

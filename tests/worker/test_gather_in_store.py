@@ -17,9 +17,11 @@ from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.kept_parts import find_kept_part, kept_manifests
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.removal_requests import request_local_removal
+from bt_lightning.localdir.write_part_files import write_part_files
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import job_prefix, rank_file, shard_file
 from bt_lightning.removal_requester import Requester
+from bt_lightning.session.directory_takeover import take_over
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader, read_verified
@@ -27,7 +29,7 @@ from bt_lightning.store.transfer.parts_first_reader import with_kept_parts
 from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn
 from tests.bad_store import BadStore
 from tests.worker.conftest import eventually
-from tests.worker.gathering import Rank, content_of
+from tests.worker.gathering import RUN, Rank, content_of
 
 PREFIX = job_prefix("p", "j", 0)
 LATER = "0" * 31 + "2"
@@ -252,6 +254,36 @@ def test_a_node_without_its_disk_reads_all_from_the_store(cluster):
         assert cluster.check("checkpoint-1", rank.root).digest == manifest.digest
     again = cluster.ranks(run=LATER)
     assert all(isinstance(one, Committed) for one in saved(again, 2))
+
+
+def test_a_new_run_waits_for_parts_that_the_old_one_still_sends(tmp_path):
+    """Its trainers were killed; what was durable on all nodes is the newest to resume from."""
+    with contextlib.closing(BadStore(bytes_s=500_000)) as bucket:
+        cluster = Cluster(tmp_path, "s3://bucket/jobs", bucket.options)
+        with contextlib.closing(cluster):
+            ranks = cluster.ranks(drain_s=60.0)
+            assert all(isinstance(one, Committed) for one in saved(ranks, 1))
+            bucket.become("slow")
+            for rank in ranks:
+                rank.save(2)
+            eventually(lambda: all(rank.durable(2) for rank in ranks))
+            for rank in ranks:
+                rank.worker._conn.close()
+            take_over(ranks[0].root, 60.0, stored=True, gathers=False)
+            bucket.become("well")
+            assert set(cluster.committed()) == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_a_part_that_the_training_process_wrote_itself_is_sent_as_well(cluster):
+    """It had no memory for an arena."""
+    ranks = cluster.ranks()
+    ranks[0].save(1)
+    data = {path: content_of(RUN, 1, 1, 500) for path in (shard_file(1, 2), rank_file(1))}
+    files = {path: (lambda text=text: [text]) for path, text in data.items()}
+    write_part_files(ranks[1].root, ranks[1].part(1), files, None)
+    ranks[1].wait_for(1)
+    assert all(isinstance(one, Committed) for one in outcomes(ranks, 1))
+    assert set(cluster.committed()) == {"checkpoint-1"}
 
 
 @pytest.mark.parametrize("small", [0, 1])
