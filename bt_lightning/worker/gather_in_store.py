@@ -58,8 +58,12 @@ class GatherInStore:
         self._open = OpenParts()
         self._changed = self._open.changed
         self._sender = PartSender(self._open, self._node, parts, lead)
-        self._watch = PartsWatch(self._open, parts, leads=lead is not None)
+        self._watch = PartsWatch(self._open, self._node, parts, leads=lead is not None)
         self._started = False
+
+    def drop_if(self, unwanted: Callable[[SaveKey], bool]) -> None:
+        """Tell which saves are to go as soon as they are committed: newer ones take their place."""
+        self._sender.unwanted = unwanted
 
     # the commit thread
 

@@ -169,6 +169,12 @@ class GatherThread:
         with self._changed:
             return number in self._open
 
+    def number_of(self, key: SaveKey) -> int:
+        """The number of the save that waits under this key; 0 if none does."""
+        with self._changed:
+            each = (number for number, one in self._open.items() if one.own.part.key == key)
+            return next(each, 0)
+
     def wait_for(self, own: DurablePart) -> None:
         """Report the outcome of a save when it is known; returns at once. The commit thread's."""
         with self._changed:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.store_claims import Claim, Meeting
     from bt_lightning.store.transfer.store_parts import PartsInStore
     from bt_lightning.worker.open_parts import OpenParts
+    from bt_lightning.worker.parts_on_node import PartsOnNode
 
 _LEAST_POLL_S: Final = 0.05
 _MOST_POLL_S: Final = 2.0
@@ -28,16 +29,25 @@ _MOST_UNREAD_S: Final = 15.0
 """Seconds, for each rank and at most, for which another rank's worker than rank 0's looks only at
 the names of records. Of a thousand workers each would read a thousand records otherwise."""
 _POLLS_IN_WAIT: Final = 20
+_KEPT_S: Final = 60.0
+"""Seconds between two looks at what this node keeps, while nothing is saved."""
 
 
 class PartsWatch:
-    """Looks at each open save, less and less often; `leads`: in rank 0's worker."""
+    """Looks at each open save, less and less often; while none is, at what this node keeps."""
 
     def __init__(
-        self, open_parts: OpenParts, parts: Callable[[], PartsInStore], *, leads: bool
+        self,
+        open_parts: OpenParts,
+        node: PartsOnNode,
+        parts: Callable[[], PartsInStore],
+        *,
+        leads: bool,
     ) -> None:
+        """`leads`: in rank 0's worker."""
         self._leads = leads
         self._open = open_parts
+        self._node = node
         self._parts = parts
 
     def run(self) -> None:
@@ -45,8 +55,11 @@ class PartsWatch:
         known, failures = self._open, 0
         while True:
             with known.changed:
-                known.changed.wait_for(lambda: known.next(OpenPart.is_open) is not None)
+                known.changed.wait_for(lambda: known.next(OpenPart.is_open) is not None, _KEPT_S)
                 each = [save for save in known.saves.values() if save.is_open()]
+            if not each:
+                self._look_at_kept()
+                continue
             shortest = min(time.monotonic() - save.since for save in each)
             pause_s = max(_LEAST_POLL_S, min(self._most_poll_s(each), shortest / _POLLS_IN_WAIT))
             try:
@@ -73,6 +86,11 @@ class PartsWatch:
         unread_s = min(_MOST_UNREAD_S, save.part.world_size * _UNREAD_OF_A_RANK_S)
         with self._open.changed:
             return self._leads or self._open.silent_s(save) > unread_s
+
+    def _look_at_kept(self) -> None:
+        """Delete what this node keeps of checkpoints that are gone from the store."""
+        with contextlib.suppress(CheckpointError, OSError):  # the next look does
+            self._node.drop_gone(self._parts().has)
 
     def _look(self, save: OpenPart) -> None:
         parts, key = self._parts(), save.part.key

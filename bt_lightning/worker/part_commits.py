@@ -50,10 +50,9 @@ class PartCommits:
         self._done = done
         self._helper: ShardHelper | None = None
         place: GatherPlace = GatherDirectory(self._root, config.rank)
-        stream = None
+        stored = None
         if config.gather == "store":
             place = stored = gather_in_store(config, space, open_store)
-            stream = stored.stream
         elif config.store_url is not None and not config.leads:
             store = RetryingStore(LateStore(open_store))
             self._helper = ShardHelper(config.rank, lambda: PartsInStore(store, config.prefix))
@@ -62,7 +61,9 @@ class PartCommits:
         self._streams = place.streams
         self.gathers = GatherThread(place, config, done, self._ended)
         self.writer = PartWriter(self._root, space, place, self.gathers, removals)
-        self.writer.stream = stream
+        if stored is not None:
+            self.writer.stream = stored.stream
+            stored.drop_if(lambda key: removals.is_asked_for(self.gathers.number_of(key)))
 
     def _ended(self, own: DurablePart, verdict: GatherVerdict, here: bool) -> None:  # noqa: FBT001
         """Note the outcome of a save; `here`: this worker committed it."""

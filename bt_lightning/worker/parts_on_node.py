@@ -10,13 +10,19 @@ from bt_lightning.file_limits import PART
 from bt_lightning.localdir.atomic_directory import discard
 from bt_lightning.localdir.fsync import open_directory
 from bt_lightning.localdir.gather_directory import GatherDirectory
-from bt_lightning.localdir.kept_parts import drop_kept_parts, keep_part, newest_kept
+from bt_lightning.localdir.kept_parts import (
+    drop_kept_parts,
+    keep_part,
+    kept_manifests,
+    newest_kept,
+)
 from bt_lightning.localdir.rename_noreplace import write_new
 from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.path_layout import part_file
 from bt_lightning.sharding.gather_verdict import GatherVerdict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from bt_lightning.manifest import Manifest
@@ -104,6 +110,15 @@ class PartsOnNode:
             files = {entry.path: self.file(key, entry.path) for entry in own.files}
             keep_part(self._root, manifest, files)
             drop_kept_parts(self._root, keep=[manifest.digest])
+
+    def drop_gone(self, is_there: Callable[[Manifest], bool]) -> None:
+        """Delete what is kept of checkpoints that the store has not any more.
+
+        Raises:
+            CheckpointError, OSError: what `is_there` raised, or the disk refused.
+        """
+        kept = [manifest for manifest in kept_manifests(self._root).values() if manifest]
+        drop_kept_parts(self._root, keep=[one.digest for one in kept if is_there(one)])
 
     def _sweep(self, key: SaveKey) -> None:
         """Delete gathers of long ago."""

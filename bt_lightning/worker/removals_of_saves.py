@@ -37,6 +37,11 @@ class RemovalsOfSaves:
         if digest is not None:
             self._request(digest)
 
+    def is_asked_for(self, number: int) -> bool:
+        """Whether a save that is not committed yet is unwanted."""
+        with self._guard:
+            return number in self._unwanted
+
     def ended(self, number: int, digest: str | None = None) -> None:
         """Note the end of a save, with its manifest's digest if it was committed."""
         with self._guard:

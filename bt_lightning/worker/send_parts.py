@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreError
+from bt_lightning.sharding.gather_verdict import GatherVerdict
 from bt_lightning.store.retry import backoff
 from bt_lightning.store.transfer.file_source import FileSource
 from bt_lightning.store.transfer.upload_progress_source import MeteredSource
@@ -54,6 +55,8 @@ class PartSender:
         self._node = node
         self._parts = parts
         self._lead = lead
+        self.unwanted: Callable[[SaveKey], bool] = lambda _: False
+        """Whether a save is to go as soon as it is committed; on rank 0."""
         self.at_work = threading.Lock()
         """Held while files are sent."""
 
@@ -66,6 +69,9 @@ class PartSender:
                 save = self._open.next(self._can_send)
             assert save is not None
             try:
+                if self._lead is not None and self._is_superseded(save):
+                    self._drop(save, self._lead)
+                    continue
                 with self.at_work:
                     own = save.own
                     if own is not None:
@@ -83,6 +89,22 @@ class PartSender:
         if save.own is None or save.sent or save.verdict is not None:
             return False
         return bool(save.own.missing) or save.claim is not None or self._lead is not None
+
+    def _is_superseded(self, save: OpenPart) -> bool:
+        """Whether nothing is sent of a save that would go at once, and a newer one is durable."""
+        key = save.part.key
+        if save.claim is not None or not self.unwanted(key):
+            return False
+        with self._open.changed:
+            newer = [one for other, one in self._open.saves.items() if other.number > key.number]
+        return any(one.own is not None and not one.own.missing for one in newer)
+
+    def _drop(self, save: OpenPart, lead: StoreLeader) -> None:
+        verdict = GatherVerdict(why="a newer save took its place", cause="dropped")
+        lead.end(save.part.key, verdict.to_bytes())
+        with self._open.changed:
+            save.verdict = save.verdict or verdict
+            self._open.changed.notify_all()
 
     def _lose(self, save: OpenPart, why: str) -> None:
         """Say to all ranks that this one's part is lost."""

@@ -26,6 +26,9 @@ from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader, read_verified
 from bt_lightning.store.transfer.parts_first_reader import with_kept_parts
+from bt_lightning.store.transfer.store_parts import PartsInStore
+from bt_lightning.store.transfer.unpublish import unpublish
+from bt_lightning.worker.parts_on_node import PartsOnNode
 from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn
 from tests.bad_store import BadStore
 from tests.worker.conftest import eventually
@@ -221,6 +224,45 @@ def test_removal_is_decided_on_rank_0_and_reaches_the_store_and_both_nodes(clust
     for rank in ranks:
         eventually(lambda rank=rank: [p.name for p in kept_manifests(rank.root)] != [digest])
         assert digest not in {path.name for path in kept_manifests(rank.root)}
+
+
+def test_what_a_node_keeps_goes_when_somebody_deletes_it_from_the_store(cluster):
+    """A worker looks once a minute while nothing is saved."""
+    ranks = cluster.ranks()
+    saved(ranks, 1)
+    parts = PartsInStore(cluster.store, PREFIX)
+    for rank in ranks:
+        eventually(lambda rank=rank: None not in kept_manifests(rank.root).values())
+        PartsOnNode(rank.root, rank.rank).drop_gone(parts.has)
+        assert len(kept_manifests(rank.root)) == 1
+    unpublish(cluster.store, PREFIX, "checkpoint-1")
+    for rank in ranks:
+        PartsOnNode(rank.root, rank.rank).drop_gone(parts.has)
+        assert not kept_manifests(rank.root)
+
+
+def test_saves_that_are_superseded_while_the_store_is_away_are_not_sent(tmp_path):
+    """Or saves faster than the store would fill every disk."""
+    with contextlib.closing(BadStore()) as bucket:
+        cluster = Cluster(tmp_path, "s3://bucket/jobs", bucket.options)
+        with contextlib.closing(cluster):
+            ranks = cluster.ranks()
+            saved(ranks, 1)
+            bucket.become("rubbish")
+            for number in (2, 3, 4):
+                for rank in ranks:
+                    rank.save(number)
+                eventually(lambda n=number: all(rank.durable(n) for rank in ranks))
+                if number > 2:
+                    ranks[0].worker.remove_when_committed(number - 1)
+            bucket.become("well")
+            found = [outcomes(ranks, number, 100) for number in (2, 3, 4)]
+            assert [type(one) for one in found[2]] == [Committed] * 2
+            assert [type(one) for one in found[1]] == [Withdrawn] * 2
+            assert "checkpoint-4" in cluster.committed()
+            assert "checkpoint-3" not in cluster.committed()
+            for rank in ranks:
+                eventually(lambda rank=rank: not list(gathers(rank.root).rglob("*.safetensors")))
 
 
 def test_a_run_that_ended_in_the_middle_leaves_nothing_that_another_run_mixes(cluster):

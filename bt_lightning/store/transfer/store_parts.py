@@ -270,6 +270,11 @@ class PartsInStore:
         data = read_any(self._store, key)
         return None if data is None else Manifest.from_bytes(data, f"{self._store.name}/{key}")
 
+    def has(self, manifest: Manifest) -> bool:
+        """Whether a checkpoint whose parts met here is still committed."""
+        claim = Claim("", manifest.checkpoint_id, manifest.generation)
+        return read_any(self._store, f"{self._at(claim)}/{MANIFEST}") == manifest.to_bytes()
+
     def commit(self, claim: Claim, manifest: Manifest) -> None:
         """Commit a save of which all records are there; idempotent, and by several at a time.
 
