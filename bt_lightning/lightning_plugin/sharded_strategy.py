@@ -14,7 +14,12 @@ from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.load_in_place import LoadInPlace
 from bt_lightning.session.shard_exchange import ShardExchange
 from bt_lightning.session.shard_writer import ShardWriter
-from bt_lightning.snapshot.local_shards import live_state, module_state, optimizer_state
+from bt_lightning.snapshot.local_shards import (
+    is_fsdp1,
+    live_state,
+    module_state,
+    optimizer_state,
+)
 from bt_lightning.snapshot.size_estimate import state_size
 
 if TYPE_CHECKING:
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
     from bt_lightning.snapshot.saver import Saver
 
-_KINDS = frozenset({"ModelParallelStrategy"})
+_KINDS = frozenset({"FSDPStrategy", "ModelParallelStrategy"})
 _KEY = "bt_lightning_taken_over"
 _SAVE_BARRIER = "Trainer.save_checkpoint"
 
@@ -40,7 +45,7 @@ class ShardedStrategy:
     """What stands in for the methods of one Trainer's strategy; one on every rank.
 
     Every method is called by Lightning on every rank, with the same kind of arguments. None of ours
-    runs a collective.
+    runs a collective, but for FSDP1 (`FSDPStrategy`), whose state torch gathers by units.
     """
 
     def __init__(self, trainer: Trainer, io: RoutedCheckpointIO, *, strict: bool | None) -> None:
@@ -130,7 +135,8 @@ class ShardedStrategy:
     def _optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         if self._saving:
             own = getattr(optimizer, "_optimizer", optimizer)  # of a LightningOptimizer
-            return optimizer_state(self._weights, own)
+            named = self._module if is_fsdp1(self._module) else self._weights
+            return optimizer_state(named, own)
         return self._stock["optimizer_state"](optimizer)  # type: ignore[no-any-return]
 
     def _save_checkpoint(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.session.options import Options
 
-_OWN_FORMATS = ("FSDPStrategy", "DeepSpeedStrategy")
+_OWN_FORMATS = ("DeepSpeedStrategy",)
 _LIGHTNING = ("lightning.", "pytorch_lightning.", "lightning_fabric.")
 _HOOKS = ("save_checkpoint", "load_checkpoint")
 

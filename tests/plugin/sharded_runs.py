@@ -20,12 +20,13 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from bt_lightning import BTLightning
 from bt_lightning.session.fit_selection import process_fits
-from bt_lightning.snapshot.local_shards import live_state
+from bt_lightning.snapshot.local_shards import live_state, stored_part
 
 torch.set_num_threads(1)
 RANK, RANKS = int(os.environ.get("NODE_RANK", "0")), int(os.environ.get("RANKS", "1"))
@@ -62,7 +63,7 @@ class Net(L.LightningModule):
 
     def configure_model(self) -> None:
         kind = self.job["kind"]
-        if self.sharded or kind in {"single", "ddp"}:
+        if self.sharded or kind in {"single", "ddp", "fsdp1"}:
             return
         self.sharded = True
         from torch.distributed.device_mesh import init_device_mesh
@@ -123,14 +124,18 @@ def end(job: dict[str, Any]) -> None:
 
 
 def whole(value: Any) -> torch.Tensor:
+    if type(value).__name__ == "ShardedTensor":  # of FSDP1: this rank's part will do
+        return stored_part(value, "")
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def local(value: Any) -> torch.Tensor:
+    if type(value).__name__ == "ShardedTensor":
+        return stored_part(value, "")
     return value.to_local() if hasattr(value, "to_local") else value
 
 
-def by_name(module: L.LightningModule, optimizers: Any) -> dict[str, torch.Tensor]:
+def by_name(module: Any, optimizers: Any) -> dict[str, torch.Tensor]:
     """Every tensor of the state, the live ones."""
     state = live_state(module, optimizers)
     found = {f"state_dict.{name}": value for name, value in state["state_dict"].items()}
@@ -138,7 +143,10 @@ def by_name(module: L.LightningModule, optimizers: Any) -> dict[str, torch.Tenso
         for name, entry in optimizer["state"].items():
             for key, value in entry.items():
                 found[f"optimizer_{number}.{name}.{key}"] = value
-    return {name: value.detach() for name, value in sorted(found.items())}
+    return {
+        name: value if type(value).__name__ == "ShardedTensor" else value.detach()
+        for name, value in sorted(found.items())
+    }
 
 
 class Report(Callback):
@@ -182,16 +190,35 @@ class Report(Callback):
         (Path(self.job["out"]) / f"{RANK}.json").write_text(json.dumps(said))
 
     def _state(self, trainer: L.Trainer, name: str) -> dict[str, Any]:
-        tensors = by_name(trainer.lightning_module, trainer.optimizers)
+        model = trainer.strategy.model if self.job["kind"] == "fsdp1" else trainer.lightning_module
+        tensors = by_name(model, trainer.optimizers)
         gathered = {each: whole(value).clone() for each, value in tensors.items()}
         if RANK == 0:
             torch.save(gathered, Path(self.job["out"]) / name)
         return tensors
 
 
+class CpuFSDP(FSDPStrategy):
+    """Lightning refuses the class itself without CUDA."""
+
+    def _setup_model(self, model: Any) -> Any:
+        make = FullyShardedDataParallel.__init__
+
+        def on_cpu(made: Any, *args: Any, **kwargs: Any) -> None:
+            make(made, *args, **{**kwargs, "device_id": torch.device("cpu")})
+
+        FullyShardedDataParallel.__init__ = on_cpu  # type: ignore[method-assign]
+        try:
+            return super()._setup_model(model)
+        finally:
+            FullyShardedDataParallel.__init__ = make  # type: ignore[method-assign]
+
+
 def strategy(job: dict[str, Any]) -> Any:
     if job["kind"] == "single":
         return "auto"
+    if job["kind"] == "fsdp1":
+        return CpuFSDP(state_dict_type=job["dict"])
     if job["kind"] == "ddp":
         return "ddp" if RANKS > 1 else "auto"
     return ModelParallelStrategy(

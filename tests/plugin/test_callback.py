@@ -372,7 +372,7 @@ def test_our_model_checkpoint_works_beside_the_callback(
     assert names(tmp_path) == {"at-step=12", "at-step=24"}
 
 
-@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+@pytest.mark.parametrize("name", ["DeepSpeedStrategy"])
 def test_strategies_that_write_around_us_are_refused(name: str) -> None:
     import lightning.pytorch.strategies as all_of_them
 
