@@ -155,6 +155,7 @@ class Report(Callback):
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
         self.collectives: list[int] = []
+        self.seen: set[str] = set()
         self.first: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -173,6 +174,9 @@ class Report(Callback):
         if trainer.global_step == self.job.get("elsewhere_at"):
             trainer.save_checkpoint(Path(self.job["out"]) / "elsewhere.ckpt")
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: Any) -> None:
+        self.seen |= {type(value).__name__ for value in checkpoint["state_dict"].values()}
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         digest = hashlib.sha256()
         tensors = self._state(trainer, "state.pt")
@@ -186,6 +190,7 @@ class Report(Callback):
             "trained": pl_module.trained,
             "draw": torch.rand(3).tolist(),
             "collectives": self.collectives,
+            "seen": sorted(self.seen),
         }
         (Path(self.job["out"]) / f"{RANK}.json").write_text(json.dumps(said))
 

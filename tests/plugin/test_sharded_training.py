@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,58 @@ def test_a_rank_that_dies_leaves_its_save_uncommitted_and_the_run_goes_on_from_t
     run(scripts, [resumed], 2)
     assert [one["first"] for one in said(resumed, 2)] == [2, 2]
     assert steps(tmp_path / "ck") == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_run_begins_from_the_weights_of_another_job_from_a_path_or_from_the_one_before(
+    scripts: Any, tmp_path: Path
+) -> None:
+    first = job(tmp_path, "first", epochs=1)
+    earlier = str(tmp_path / "ck")
+    warm = job(
+        tmp_path,
+        "warm",
+        epochs=1,
+        root=str(tmp_path / "warm-ck"),
+        loaded=True,
+        bt={"load_dir": earlier, "resume": "weights"},
+    )
+    named = {"ckpt_path": f"{earlier}/step=4", "root": str(tmp_path / "named-ck")}
+    other = job(tmp_path, "other", epochs=1, **named)
+    run(scripts, [first, warm, other], 2)
+    weights, loaded = state(first), state(warm, "loaded.pt")
+    assert loaded.keys() == {name for name in weights if name.startswith("state_dict.")}
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.items())
+    assert [one["first"] for one in said(warm, 2)] == [0, 0]
+    assert said(warm, 2)[0]["seen"] == ["DTensor", "Tensor"]
+    assert [one["first"] for one in said(other, 2)] == [4, 4]
+
+    shard = tmp_path / "ck" / "step=6" / "shard-00001-of-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    again = job(tmp_path, "again", epochs=2)
+    run(scripts, [again], 2)
+    assert [one["first"] for one in said(again, 2)] == [4, 4]
+    text = f"""
+        import sys
+        sys.path.insert(0, {str(SCRIPT.parent)!r})
+        import torch
+        from sharded_runs import Net
+        module = Net.load_from_checkpoint({earlier + "/step=12"!r}, job={{"kind": "single"}})
+        whole = torch.load({str(tmp_path / "again" / "state.pt")!r})
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, whole["state_dict." + name]), name
+    """
+    scripts.run(text)
+
+
+def test_a_run_whose_disk_is_lost_goes_on_from_the_store(scripts: Any, tmp_path: Path) -> None:
+    there = {"bt": {"store": (tmp_path / "store").as_uri(), "project": "p", "job": "j"}}
+    run(scripts, [job(tmp_path, "first", epochs=1, **there)], 2)
+    shutil.rmtree(tmp_path / "ck")
+    again = job(tmp_path, "again", epochs=2, **there)
+    named = {"ckpt_path": "bt://p@j/step=4", "root": str(tmp_path / "other"), **there}
+    named["bt"] = {**there["bt"], "job": "k"}
+    run(scripts, [again, job(tmp_path, "named", epochs=1, **named)], 2)
+    assert [one["first"] for one in said(again, 2)] == [6, 6]
+    assert [one["first"] for one in said(job(tmp_path, "named"), 2)] == [4, 4]
