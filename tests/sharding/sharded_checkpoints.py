@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,8 +105,11 @@ def write_sharded(
     snapshot = lay_out_files(tree)
     files |= snapshot.files
     text = snapshot.small_files[TREE].decode()
-    for mark, node in found.nodes.items():
-        text = text.replace(json.dumps(mark), json.dumps(node))
+    text = re.sub(
+        r'"tensor of (?:[^"\\]|\\.)*"',
+        lambda mark: json.dumps(found.nodes[json.loads(mark[0])]),
+        text,
+    )
     small = {TREE: text.encode(), SHARDS: index.to_bytes()}
     for rank in range(world_size):
         if rank >= len(own):
@@ -159,20 +163,17 @@ class _Tensors:
     tied: dict[str, str]
     nodes: dict[str, dict[str, Any]]
     """What stands for a tensor while the tree is encoded -> the tree's reference to it."""
+    first: dict[object, str] = field(default_factory=dict)
+    """Identity of a tensor -> its first name."""
 
     def add(self, name: str, tensor: torch.Tensor) -> str:
         """What stands for it."""
-        for other, known in self.whole.items():
-            if known is tensor or (
-                known.numel()
-                and known.data_ptr() == tensor.data_ptr()
-                and known.shape == tensor.shape
-                and known.dtype == tensor.dtype
-            ):
-                self.tied[name] = other
-                break
-        else:
+        same = (tensor.data_ptr(), tensor.shape, tensor.dtype) if tensor.numel() else id(tensor)
+        first = self.first.setdefault(same, name)
+        if first == name:
             self.whole[name] = tensor
+        else:
+            self.tied[name] = first
         node = {"$": "tensor", "file": "shards", "name": self.tied.get(name, name)}
         if tensor.dtype not in SAFETENSORS:
             node["dtype"] = str(tensor.dtype).removeprefix("torch.")
