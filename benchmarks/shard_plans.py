@@ -22,7 +22,12 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+import torch.distributed as dist
 import xxhash
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bt_lightning.block_digests import BlockDigests
 from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest, ManifestFacts
@@ -35,6 +40,8 @@ from bt_lightning.sharding.shard_index import ShardIndex
 from bt_lightning.sharding.structure import HeldTensor, merge, writer_of
 from bt_lightning.sharding.write_plan import WritePlan
 from bt_lightning.snapshot.safetensors_layout import plan_rows
+from bt_lightning.snapshot.shard_files import PlannedPart, encode_part, lay_out_part
+from bt_lightning.snapshot.state_files import EncodingCache
 from bt_lightning.tensor_files.tensor_headers import BITS
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ RESULTS = Path(__file__).with_name("results") / "shard_plans.jsonl"
 WIDTH, EXPERT_WIDTH = 7168, 4608
 EXPERTS = 128
 NODE_RANKS = 8
+THREAD = "training thread"
 MATRICES = {"q_proj": 2 * WIDTH, "k_proj": 1024, "v_proj": 1024, "o_proj": WIDTH}
 
 
@@ -292,6 +300,38 @@ def measure(mesh: str, ranks: int, tensors: int, commit: str) -> None:
     found.note("memory of this process", mib=memory)
 
 
+def measure_thread(ranks: int, tensors: int, commit: str) -> None:
+    """What the training thread of one rank does in a save, but for the copies: tiny DTensors."""
+    store = FakeStore()
+    dist.init_process_group("fake", store=store, rank=1, world_size=ranks)
+    mesh = init_device_mesh("cpu", (ranks,))
+    shape, strides = torch.Size((ranks, 4)), (4, 1)
+
+    def part() -> DTensor:
+        local = torch.zeros(1, 4)
+        return DTensor.from_local(
+            local, mesh, [Shard(0)], run_check=False, shape=shape, stride=strides
+        )
+
+    names = [name for name, _ in parameters(tensors // 4)]
+    weights = {name: part() for name in names}
+    moments = {
+        name: {"step": torch.tensor(1.0), "exp_avg": part(), "exp_avg_sq": part()} for name in names
+    }
+    found = Measured({"case": THREAD, "ranks": ranks, "tensors": tensors, "commit": commit})
+    cache, planned = EncodingCache(), None
+    for save in range(3):
+        groups = [{"lr": 0.1 / (save + 1), "params": names}]
+        optimizer = {"state": {name: dict(moments[name]) for name in names}, "param_groups": groups}
+        state = {"state_dict": dict(weights), "optimizer_states": [optimizer], "global_step": save}
+        encoded = found.step(f"encode save {save}", lambda: encode_part(state, cache))  # noqa: B023
+        if planned is None:
+            plan = WritePlan(merge([encoded.held.table], [0] * ranks))
+            planned = PlannedPart(plan, 1)
+        found.step(f"lay out save {save}", lambda: lay_out_part(encoded, planned, cache))  # noqa: B023
+    dist.destroy_process_group()
+
+
 def _columns(ranks: int) -> Layouts:
     matrices = Layout((ranks,), tuple(range(ranks)), (Placement(1),))
     rows = Layout((ranks,), tuple(range(ranks)), (Placement(0),))
@@ -303,16 +343,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ranks", type=int, default=1000)
     parser.add_argument("--tensors", type=int, default=100_000)
-    parser.add_argument("--mesh", choices=MESHES)
+    parser.add_argument("--mesh", choices=[*MESHES, THREAD])
     given = parser.parse_args()
     if given.mesh is None:
-        for mesh in MESHES:
+        for mesh in (*MESHES, THREAD):
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--mesh", mesh], check=True)
         return
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    measure(given.mesh, given.ranks, given.tensors, commit)
+    if given.mesh == THREAD:
+        measure_thread(given.ranks, given.tensors, commit)
+    else:
+        measure(given.mesh, given.ranks, given.tensors, commit)
 
 
 if __name__ == "__main__":
