@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -276,6 +277,8 @@ def _counting(function: Any, calls: list[int]) -> Any:
 
 def fit(job: dict[str, Any]) -> None:
     process_fits.clear()
+    if job.get("lose") == RANK:  # the node has a new, empty disk
+        shutil.rmtree(job["root"])
     Path(job["out"]).mkdir(parents=True, exist_ok=True)
     L.seed_everything(job.get("seed", 1), verbose=False)
     report = Report(job)

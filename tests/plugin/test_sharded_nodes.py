@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,8 @@ class Cluster:
         for folder in (self.there, *self.disks):
             folder.mkdir()
 
-    def run(self, name: str, codes: tuple[int, ...] = (0,), **more: Any) -> list[dict[str, Any]]:
-        """One fit on both nodes; what each rank has to say."""
-        job = {
+    def job(self, name: str, **more: Any) -> dict[str, Any]:
+        return {
             "out": str(self.tmp_path / name),
             "root": str(self.there / "ck"),
             "kind": "fsdp",
@@ -44,16 +44,24 @@ class Cluster:
             "bt": {"store": f"file://{self.tmp_path}/store", "project": "p", "job": "j"},
             **more,
         }
-        path = self.tmp_path / f"{name}.json"
-        path.write_text(json.dumps([job]))
+
+    def run(self, name: str, codes: tuple[int, ...] = (0,), **more: Any) -> list[dict[str, Any]]:
+        """One fit on both nodes; what each rank has to say."""
+        return self.run_all([self.job(name, **more)], codes)[0]
+
+    def run_all(
+        self, jobs: list[dict[str, Any]], codes: tuple[int, ...] = (0,), timeout: float = 110
+    ) -> list[list[dict[str, Any]]]:
+        """Several fits, one after the other; what each rank has to say of each."""
+        path = Path(f"{jobs[0]['out']}.json")
+        path.write_text(json.dumps(jobs))
         envs = [{"BT_NODE_RANK": str(node), "BT_GROUP_SIZE": "2"} for node in range(2)]
         done = self.scripts.ranks(
-            SCRIPT, path, envs=envs, disks=(self.there, self.disks), timeout=110
+            SCRIPT, path, envs=envs, disks=(self.there, self.disks), timeout=timeout
         )
-        self.said = "\n".join(map(str, done))
-        assert {process.code for process in done} <= set(codes), self.said
-        out = Path(job["out"])
-        return [json.loads(file.read_text()) for file in sorted(out.glob("[01].json"))]
+        assert {process.code for process in done} <= set(codes), "\n".join(map(str, done))
+        found = [sorted(Path(job["out"]).glob("[01].json")) for job in jobs]
+        return [[json.loads(file.read_text()) for file in files] for files in found]
 
     def steps(self) -> list[int]:
         """Of the checkpoints of the store, each whole."""
@@ -110,3 +118,27 @@ def test_retention_of_rank_0_reaches_the_store_and_every_node(cluster: Cluster) 
     for disk in cluster.disks:
         (kept,) = kept_manifests(disk / "ck").values()
         assert kept.step == last
+
+
+@pytest.mark.parametrize(
+    "times",
+    [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+def test_nodes_that_lose_their_disks_again_and_again_always_go_on_together(
+    cluster: Cluster, times: int
+) -> None:
+    dice = random.Random(times)
+    jobs = [
+        cluster.job(
+            f"run-{number}",
+            lose=dice.randrange(2) if number else None,
+            epochs=-1,
+            trainer={"max_steps": 2 * (number + 1)},
+        )
+        for number in range(times + 1)
+    ]
+    for number, said in enumerate(cluster.run_all(jobs, timeout=800)):
+        assert [one["first"] for one in said] == [2 * number] * 2
+        assert [one["step"] for one in said] == [2 * (number + 1)] * 2
+        assert said[0]["digest"] != said[1]["digest"]  # each has its own shards
+    assert cluster.steps()[-1] == 2 * (times + 1)
