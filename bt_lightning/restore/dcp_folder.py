@@ -29,8 +29,10 @@ from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, Files
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import torch
 
     from bt_lightning.restore.dcp_metadata import DcpMetadata
     from bt_lightning.restore.load_to_device import TensorMemory
@@ -146,6 +148,7 @@ def load_dcp(
     reader: CheckpointReader,
     memory: TensorMemory = HOST,
     *,
+    move: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
     map_location: MapLocation = None,
     weights_only: bool | None = None,
 ) -> dict[str, Any]:
@@ -161,7 +164,8 @@ def load_dcp(
     tensors = DcpTensors(files, metadata)
     values = _values(files, metadata, weights_only=weights_only)
     found, _ = read_whole(tensors, {(LABEL, name) for name in metadata.tensors}, memory)
-    nested = _nested(metadata, {**found.get(LABEL, {}), **values})
+    moved = {name: move(tensor) for name, tensor in found.get(LABEL, {}).items()}
+    nested = _nested(metadata, {**moved, **values})
     meta = _meta(reader, files, weights_only=weights_only, map_location=map_location)
     if _MODEL in nested and meta and WEIGHTS_KEY not in nested:  # as Lightning's FSDP names them
         nested[WEIGHTS_KEY] = nested.pop(_MODEL)

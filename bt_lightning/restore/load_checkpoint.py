@@ -89,7 +89,13 @@ def load_checkpoint(
     target = _target(map_location)
     if reader.manifest.format == DCP:
         memory = _memory_for(target)
-        return load_dcp(reader, memory, map_location=map_location, weights_only=weights_only)
+        return load_dcp(
+            reader,
+            memory,
+            move=_mover(target),
+            map_location=map_location,
+            weights_only=weights_only,
+        )
     entries = {label: reader.manifest.entry(path) for label, path in TENSOR_FILES.items()}
     document, base = read_tree(reader), load_base_table(reader)
     memory, everything = _memory_for(target), [document["tree"], document.get("deep")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.restore.fill_live import fill_module, fill_optimizers
+from bt_lightning.restore.fill_live import fill_module, fill_optimizers, set_extra_states
 from bt_lightning.restore.rank_states import rank_states
 from bt_lightning.restore.saved_state import open_state
 from bt_lightning.session.checkpoint_writer import EXTRA
@@ -63,6 +63,7 @@ class LoadInPlace:
             return
         weights = module_state(module)
         fill_module(self._state, weights, strict=strict)
+        set_extra_states(self._state, module)
         if optimizers:
             names = [_by_name(weights, each) for each in optimizers]
             fill_optimizers(self._state, optimizers, names)

@@ -93,6 +93,7 @@ def test_all_of_a_stock_folder(stock_folder):
         found["state_dict"].pop("f8").float(), wanted["state_dict"].pop("f8").float()
     )
     same(found, wanted)
+    assert load_directory(stock_folder, map_location="meta")["state_dict"]["large"].is_meta
 
 
 @pytest.mark.parametrize("mesh_shape", [(1,), (3,)], ids=str)

@@ -10,11 +10,11 @@ import torch
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointMismatchError
 from bt_lightning.path_layout import MANIFEST, SHARDS, shard_file
-from bt_lightning.restore.fill_live import fill_module, fill_optimizers, set_extra_states
+from bt_lightning.restore.fill_live import fill_module, fill_optimizers
 from bt_lightning.restore.load_checkpoint import load_directory
 from bt_lightning.restore.rank_states import rank_state
 from bt_lightning.restore.saved_state import open_state
-from bt_lightning.snapshot.local_shards import module_state
+from bt_lightning.session.load_in_place import LoadInPlace
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
 from tests.sharding.rank_tensors import as_rank, empty_parts
 from tests.sharding.sharded_checkpoints import (
@@ -327,9 +327,7 @@ def test_extra_states_go_back_to_their_modules(tmp_path):
     write_sharded(tmp_path, "a", {"state_dict": saved.state_dict()})
     module = torch.nn.ModuleDict({"head": Head(3, 2), "other": Head(3, 2)})
     with DirectoryReader(tmp_path / "a") as reader:
-        state = open_state(reader)
-        fill_module(state, module_state(module))
-        set_extra_states(state, torch.compile(module))
+        LoadInPlace(reader).fill(torch.compile(module))
     assert torch.equal(module["head"].weight, saved["head"].weight)
     assert module["head"].seen["n"] == 3
     assert torch.equal(module["head"].seen["t"][0], torch.ones(4))
