@@ -45,6 +45,8 @@ _POLLS_IN_WAIT: Final = 20
 _JUDGE_S: Final = 0.005
 """Seconds, for each rank, between two looks of another rank's worker than rank 0's at records."""
 _MOST_JUDGE_S: Final = 1.0
+_FEW_RANKS: Final = 64
+"""Up to so many, every worker reads the records as they come."""
 
 
 class GatherPlace(Protocol):
@@ -221,12 +223,16 @@ class GatherThread:
     def _is_due(self, gather: _OpenGather) -> bool:
         """Whether to look at the records: rank 0's worker does always, as others wait for that.
 
-        A thousand of them that list the same directory all the time would be a load for it.
+        A thousand of them that list the same directory all the time would be a load for it, and
+        each would read a thousand records: of many ranks the others look if rank 0's is dead.
         """
-        now = time.monotonic()
-        pause_s = min(_MOST_JUDGE_S, gather.own.part.world_size * _JUDGE_S)
-        if not self._leads and now - gather.judged_at < pause_s:
-            return False
+        now, part = time.monotonic(), gather.own.part
+        if not self._leads:
+            pause_s = min(_MOST_JUDGE_S, part.world_size * _JUDGE_S)
+            if now - gather.judged_at < pause_s:
+                return False
+            if part.world_size > _FEW_RANKS and not self._place.leader_gone(part.key):
+                return False
         gather.judged_at = now
         return True
 
