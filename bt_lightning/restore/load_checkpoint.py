@@ -23,6 +23,7 @@ from bt_lightning.restore.weights_without_base import load_base_table, without_b
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.encode_tree import KIND
 from bt_lightning.snapshot.shard_encoding import SHARDS as SHARDED_LABEL
+from bt_lightning.snapshot.shard_files import PACKAGE
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _HYPER_PARAMETERS = "hyper_parameters"
-_PACKAGE = "bt_lightning"
 _RANKS = "ranks"
 """Key below that of the package for what each rank saved as its own."""
 _ELSEWHERE = ("tensor", "numpy.ndarray", "sparse_coo", "sparse_compressed", "deep")
@@ -122,7 +122,7 @@ def load_checkpoint(
         own = rank_states(
             reader, weights_only=weights_only, allowed=allowed, live_objects=live_objects
         )
-        checkpoint[_PACKAGE] = {**checkpoint.get(_PACKAGE, {}), _RANKS: own}
+        checkpoint[PACKAGE] = {**checkpoint.get(PACKAGE, {}), _RANKS: own}
     if decoder.not_loaded and live_objects is None:  # a live module has its hyperparameters
         warnings.warn(
             f"left out of {reader.name}, as their classes are not allowed:"

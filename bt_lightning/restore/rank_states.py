@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,14 +15,26 @@ from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.shard_files import OWN
+from bt_lightning.store.transfer.parallel_reads import in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
     from bt_lightning.restore.live_objects import LiveObjects
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _LABEL: Final = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """The files of one rank, read and not decoded."""
+
+    path: str
+    document: dict[str, Any]
+    tensors: dict[str, dict[str, torch.Tensor]]
 
 
 def rank_states(
@@ -37,12 +51,10 @@ def rank_states(
     """
     shards = reader.manifest.origin.get("shards")
     size = shards.get("world_size", 0) if isinstance(shards, dict) else 0
-    return [
-        rank_state(
-            reader, rank, weights_only=weights_only, allowed=allowed, live_objects=live_objects
-        )
-        for rank in range(size if isinstance(size, int) else 0)
-    ]
+    ranks = range(size if isinstance(size, int) else 0)
+    found = in_parallel(partial(_read, reader), ranks, reader.connections)
+    classes = tuple(allowed)
+    return [_decoded(reader, each, weights_only, classes, live_objects) for each in found]
 
 
 def rank_state(
@@ -60,25 +72,45 @@ def rank_state(
         UnsafeLoadError: it has values that only `weights_only=False` loads.
         StoreError: the store failed.
     """
+    return _decoded(reader, _read(reader, rank), weights_only, tuple(allowed), live_objects)
+
+
+def _read(reader: CheckpointReader, rank: int) -> _Read | None:
     path = rank_file(rank)
     if reader.manifest.entry(path) is None:
         return None
-    stem, trusted = path.removesuffix(".json"), weights_only is False
-    document = read_tree(reader, path)
-    tensors = reader.manifest.entry(f"{stem}.safetensors")
+    tensors = reader.manifest.entry(_beside(path, "safetensors"))
     found = read_tensors(reader, {_LABEL: tensors} if tensors else {})
-    pickled = reader.manifest.entry(f"{stem}.pt")
+    return _Read(path, read_tree(reader, path), {_LABEL: {}, **found})
+
+
+def _decoded(
+    reader: CheckpointReader,
+    found: _Read | None,
+    weights_only: bool | None,  # noqa: FBT001 - as callers have it
+    allowed: tuple[object, ...],
+    live_objects: LiveObjects | None,
+) -> Any:
+    if found is None:
+        return None
+    trusted = weights_only is False
+    pickled = reader.manifest.entry(_beside(found.path, "pt"))
     unpickled: dict[str, object] | None = {} if trusted else None
     if trusted and pickled is not None:
         data = read_whole_file(reader, pickled)  # the verified bytes themselves are unpickled
         unpickled = load_file(BytesIO(data), weights_only=False)
     decoder = Decoder(
-        {_LABEL: {}, **found},
-        Leftovers(document, unpickled, live_objects),
+        found.tensors,
+        Leftovers(found.document, unpickled, live_objects),
         ClassTable(allowed, live_objects.names if live_objects else None, trusted=trusted),
     )
-    tree = decoder.decode(document["tree"], f"{reader.name}/{path}", document.get("deep", ()))
+    deep = found.document.get("deep", ())
+    tree = decoder.decode(found.document["tree"], f"{reader.name}/{found.path}", deep)
     if not isinstance(tree, dict):
-        msg = f"the checkpoint {reader.name} is damaged: {path} holds no dictionary"
+        msg = f"the checkpoint {reader.name} is damaged: {found.path} holds no dictionary"
         raise CheckpointCorruptError(msg)
     return tree.get(OWN)
+
+
+def _beside(path: str, suffix: str) -> str:
+    return f"{path.removesuffix('.json')}.{suffix}"

@@ -21,12 +21,21 @@ from tests.sharding.sharded_checkpoints import (
     by_rows,
     by_rows_and_columns,
     hybrid,
+    mesh_layout,
     write_sharded,
 )
 
 BLOCK = 4 * 1024 * 1024
 ROWS = [(2,), (3,)]
+
+
+def twice_by_rows(_, tensor):
+    """FSDP2 over column-wise tensor parallelism: both cut rows, FSDP behind the other."""
+    return mesh_layout((2, 2), (0, True), 0) if tensor.dim() else None
+
+
 LAYOUTS = {
+    "2x2 rows twice": (twice_by_rows, 4),
     "2x2 rows and columns": (by_rows_and_columns(2, 2), 4),
     "2x2 replicas of rows": (hybrid(2, 2), 4),
     "3 rows": (by_rows(3), 3),
