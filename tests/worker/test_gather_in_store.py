@@ -373,13 +373,13 @@ def test_a_full_disk_and_a_store_that_is_down_refuse_a_part_for_all(tmp_path, sm
 def _killed_at_random(cluster, seed):
     """Saves of two ranks, of which one worker or both die at a random moment, and a new run."""
     dice = random.Random(seed)
-    ranks = cluster.ranks(gather_s=2.0, shard_size=900_000)
+    ranks = cluster.ranks(gather_s=2.0 if not cluster.options else 15.0, shard_size=900_000)
     for rank in ranks:
         rank.save(1)
     assert all(isinstance(one, Committed) for one in outcomes(ranks, 1))
     for rank in ranks:
         rank.save(2)
-    time.sleep(dice.random() * 0.15)
+    time.sleep(dice.random() * (0.15 if not cluster.options else 1.0))
     victims = dice.choice([ranks[:1], ranks[1:], ranks])
     restarts = dice.random() < 0.5  # else the training processes of these die as well
     for rank in victims:
@@ -416,6 +416,15 @@ def test_workers_killed_at_any_moment_lose_tear_and_mix_nothing(cluster, seed):
 @pytest.mark.parametrize("seed", range(100, 150))
 def test_workers_killed_at_any_moment_many_times(cluster, seed):
     _killed_at_random(cluster, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200, 210))
+def test_workers_killed_at_any_moment_with_s3(tmp_path, seed):
+    with contextlib.closing(BadStore()) as bucket:
+        cluster = Cluster(tmp_path, "s3://bucket/jobs", bucket.options)
+        with contextlib.closing(cluster):
+            _killed_at_random(cluster, seed)
 
 
 def test_gathers_of_long_ago_leave_the_disk(cluster):
