@@ -57,6 +57,8 @@ def stored_part(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if not is_part(tensor):
         return tensor
     part: torch.Tensor = local_part(tensor) if is_dtensor(tensor) else only_shard(tensor, name)
+    if type(part).__name__ == "AsyncCollectiveTensor":  # of a redistribution under way
+        part = part.wait()  # type: ignore[attr-defined]
     if type(part) not in {torch.Tensor, torch.nn.Parameter} or part.layout is not torch.strided:
         msg = (
             f"{name} is a DTensor of {type(part).__name__} ({part.layout}): expected one whose"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bt_lightning.snapshot.local_shards import stored_bytes
+from bt_lightning.snapshot.local_shards import reshard, stored_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -29,11 +29,12 @@ def state_size(
 ) -> int:
     """Estimated bytes of the weights, buffers and optimizer states, without weights `left_out`.
 
-    Of a DTensor, this rank's share of what is stored.
+    Of a DTensor, this rank's share of what is stored; FSDP2 modules are resharded.
 
     An optimizer has no state before its first step; its later state is estimated as two tensors per
     weight if it has `betas`, one if it has a `momentum`.
     """
+    reshard(module)
     stored = (each for name, each in module.named_parameters() if name not in left_out)
     size = _size([*stored, *module.buffers()])
     for optimizer in optimizers:

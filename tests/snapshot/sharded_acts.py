@@ -145,9 +145,24 @@ def names_and_layouts(rank):
     assert is_dtensor(weights["scale"])
     found["layouts"] = _compared_layouts(rank)
     found["partial"] = _refusal_of_partial()
+    found["under way"] = _part_under_way()
     found["hidden"] = [_refusal(net, {"callbacks": {"average": Hides(net.scale)}})]
     found["hidden"].append(_refusal(net, {"callbacks": {"average": net.scale}}))
     return found
+
+
+def _part_under_way():
+    """Whether a part whose collective has not ended is waited for."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from bt_lightning.snapshot.local_shards import stored_part
+
+    tensor = dist_tensor()
+    whole = torch.arange(6.0)
+    cut = tensor.distribute_tensor(whole, init_device_mesh("cpu", (2,)), [tensor.Shard(0)])
+    under_way = cut.redistribute(placements=[tensor.Replicate()], async_op=True)
+    part = stored_part(under_way, "average")
+    return type(part) is torch.Tensor and torch.equal(part, whole)
 
 
 class Hides:

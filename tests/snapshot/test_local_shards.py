@@ -46,6 +46,10 @@ def test_what_gives_no_box_is_refused_by_name(ranks):
         assert "Shard or Replicate" in rank["partial"]
 
 
+def test_a_part_under_way_is_waited_for(ranks):
+    assert all(rank["under way"] for rank in ranks)
+
+
 def test_a_part_in_a_value_that_only_pickle_stores_is_refused(ranks):
     """By rank 0, which alone stores such values; a DTensor where the tree reaches it is saved."""
     hidden, reached = ranks[0]["hidden"]
