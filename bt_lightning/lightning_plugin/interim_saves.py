@@ -50,6 +50,8 @@ class InterimSaves:
 
         def is_missing() -> bool:
             saves = session.saves if session is not None else None
+            if session is not None and session.config.parts is not None:
+                session.wait_for_saves(left_s)  # another rank's part may be missing
             if session is None or saves is None or saves.has_save_of(trainer.global_step, left_s):
                 return False
             session.wait_for_saves(left_s)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -208,3 +208,16 @@ def test_a_run_whose_disk_is_lost_goes_on_from_the_store(scripts: Any, tmp_path:
     run(scripts, [again, job(tmp_path, "named", epochs=1, **named)], 2)
     assert [one["first"] for one in said(again, 2)] == [6, 6]
     assert [one["first"] for one in said(job(tmp_path, "named"), 2)] == [4, 4]
+
+
+@pytest.mark.parametrize("overlap", ["skip", "latest"])
+def test_what_rank_0_skips_or_replaces_is_no_failure_of_any_rank(
+    scripts: Any, tmp_path: Path, overlap: str
+) -> None:
+    often = {"every_n_train_steps": 1}
+    one = job(tmp_path, "one", save=often, bt={"overlap": overlap})
+    run(scripts, [one], 2)
+    found = list_committed((tmp_path / "ck").resolve(), foreign=False)[0]
+    assert max(one.manifest.step for one in found) == 12, "the end of the fit is saved"
+    for each in found:
+        verify(each.path)
