@@ -111,6 +111,14 @@ def test_from_a_url(tmp_path):
     same(found, {"state_dict": tensors()})
 
 
+def test_by_its_name_in_a_store(tmp_path):
+    written(tmp_path / "store" / "training_projects" / "p" / "jobs" / "j" / "rank-0")
+    found = {"state_dict": emptied(tensors())}
+    reader = bt_lightning.DCPReader("bt://p@j/a", store=(tmp_path / "store").as_uri())
+    dcp.load(found, storage_reader=reader)
+    same(found, {"state_dict": tensors()})
+
+
 @pytest.mark.parametrize("damage", ["a byte", "missing"])
 def test_holes_and_damage_are_errors(damage, tmp_path):
     path = written(tmp_path)

@@ -96,7 +96,7 @@ def optimizer_state(params):
     }
     groups = [
         {"lr": 0.5, "betas": (0.1, 0.2), "params": names[2:]},
-        {"lr": 0.25, "betas": (0.1, 0.2), "params": names[:2]},
+        {"lr": 0.25, "betas": (0.1, 0.2), "sizes": [torch.arange(3)], "params": names[:2]},
     ]
     return {"state": state, "param_groups": groups}
 
@@ -122,6 +122,7 @@ def test_optimizers_get_their_states_without_a_step(mesh_shape, tmp_path):
             fill_optimizers(open_state(reader), [optimizer], [names])
             assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
             assert optimizer.param_groups[0]["betas"] == (0.1, 0.2)
+            assert optimizer.param_groups[1]["sizes"][0].tolist() == [0, 1, 2]
             assert names["unused"] not in optimizer.state
             for name, entries in saved["state"].items():
                 found = optimizer.state[names[name]]
