@@ -111,6 +111,21 @@ def test_both_nodes_go_on_from_one_step_though_one_has_lost_its_disk(
     assert not list((cluster.tmp_path / "store").rglob("rank-1"))
 
 
+def test_without_a_store_the_start_is_refused_on_every_node_with_what_to_do(
+    cluster: Cluster,
+) -> None:
+    job = cluster.job("run", bt={})
+    path = cluster.tmp_path / "jobs.json"
+    path.write_text(json.dumps([job]))
+    done = cluster.scripts.ranks(
+        SCRIPT, path, envs=[{}] * 2, disks=(cluster.there, cluster.disks), timeout=100
+    )
+    for process in done:
+        assert process.code == 1, str(process)
+        assert "InvalidSettingError: rank 1 (host" in process.err
+        assert "BT_STORE_URL" in process.err
+
+
 def test_retention_of_rank_0_reaches_the_store_and_every_node(cluster: Cluster) -> None:
     said = cluster.run("run", save={"save_top_k": 1, "save_last": False})
     last = said[0]["step"]

@@ -226,6 +226,22 @@ def test_removal_is_decided_on_rank_0_and_reaches_the_store_and_both_nodes(clust
         assert digest not in {path.name for path in kept_manifests(rank.root)}
 
 
+@pytest.mark.slow
+def test_another_node_commits_what_rank_0_left_whole(cluster):
+    """Its node is gone, after all that it wrote was sent."""
+    ranks = cluster.ranks()
+    os.kill(ranks[1].worker.pid, signal.SIGSTOP)
+    ranks[0].save(1)
+    parts = PartsInStore(cluster.store, PREFIX)
+    eventually(lambda: 0 in parts.look(ranks[0].part(1).key.folder).records)
+    ranks[0].worker.kill()
+    os.kill(ranks[1].worker.pid, signal.SIGCONT)
+    ranks[1].save(1)
+    assert isinstance(outcomes(ranks[1:], 1, 100)[0], Committed)
+    assert set(cluster.committed()) == {"checkpoint-1"}
+    assert not list(cluster.store.list(f"{PREFIX}/.bt_lightning-parts"))
+
+
 def test_what_a_node_keeps_goes_when_somebody_deletes_it_from_the_store(cluster):
     """A worker looks once a minute while nothing is saved."""
     ranks = cluster.ranks()

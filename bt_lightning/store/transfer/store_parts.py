@@ -36,7 +36,7 @@ from bt_lightning.path_layout import (
 )
 from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.parallel_reads import in_parallel
-from bt_lightning.store.transfer.store_claims import Claim, Meeting
+from bt_lightning.store.transfer.store_claims import Claim, Meeting, is_publication
 from bt_lightning.store.transfer.unpublish import give_up_uploads, own_keys
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class PartsInStore:
             StoreError: the store refused.
         """
         for save in self.saves():
-            if save.rpartition("-")[0] == run:
+            if save.rpartition("-")[0] == run or is_publication(save):
                 continue
             claim = self._usable_claim(save)
             if claim is not None and self.manifest(claim) is None:
