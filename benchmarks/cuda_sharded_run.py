@@ -95,7 +95,7 @@ class Blocks(L.LightningModule):
             torch.cuda.synchronize(self.device)
 
 
-def trained(options: argparse.Namespace, *, saves: bool, resume: str = "never"):
+def trained(options: argparse.Namespace, *, saves: bool, ckpt_path: Path | None = None):
     """Fit as `options` say; the module, the trainer, the times of steps and saves."""
     ours = options.system == "ours"
     saving = ModelCheckpoint(
@@ -106,7 +106,7 @@ def trained(options: argparse.Namespace, *, saves: bool, resume: str = "never"):
     clock = Clock()
     callbacks = [clock, saving]
     if ours:
-        callbacks.append(BTLightning(dir=options.dir, save_at_end=False, resume=resume))
+        callbacks.append(BTLightning(dir=options.dir, save_at_end=False, resume="never"))
     trainer = L.Trainer(
         max_steps=options.steps,
         max_epochs=-1,
@@ -120,7 +120,7 @@ def trained(options: argparse.Namespace, *, saves: bool, resume: str = "never"):
     )
     clock.watch(trainer)
     module = Blocks(options.size, options.width, options.step_s)
-    trainer.fit(module, DataLoader(torch.ones(10**6, 1)))
+    trainer.fit(module, DataLoader(torch.ones(10**6, 1)), ckpt_path=ckpt_path)
     return module, trainer, clock
 
 
@@ -151,9 +151,10 @@ def stall(options: argparse.Namespace) -> dict[str, object]:
 
 
 def restore(options: argparse.Namespace) -> dict[str, object]:
-    """Go on from the newest checkpoint in `dir`, one step further."""
+    """Go on from the newest checkpoint in `dir`."""
+    steps = {int(path.name.rpartition("-")[2]): path for path in options.dir.glob("checkpoint-*")}
     began = time.perf_counter()
-    module, trainer, _ = trained(options, saves=False, resume="require")
+    module, trainer, _ = trained(options, saves=False, ckpt_path=steps[max(steps)])
     return {
         "until_training_s": module.began - began,
         "restored": sorted(module.restored),
