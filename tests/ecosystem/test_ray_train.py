@@ -8,7 +8,9 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
+from bt_lightning import BTCheckpointIO
 from tests.ecosystem.test_launchers import PLUGIN, run
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ given = json.loads(sys.argv[1])
 def train(config):
     import lightning as L
     import plugin_runs as runs
+    from sharded_runs import CpuFSDP
     import ray.train.lightning as rl
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from bt_lightning import BTLightning
@@ -43,9 +46,12 @@ def train(config):
     class Say(Callback):
         def on_train_end(self, trainer, module):
             if trainer.is_global_zero:
-                said = {"digest": runs.digest(module.state_dict()), "steps": module.steps}
+                said = {"steps": module.steps, "ranks": trainer.world_size}
                 with open(config["place"] + "/end.json", "w") as file:
                     json.dump(said, file)
+
+    class FSDP(CpuFSDP, rl.RayFSDPStrategy):
+        pass
 
     L.seed_everything(3)
     root = config["place"] + "/ck"
@@ -55,7 +61,7 @@ def train(config):
         ModelCheckpoint(every_n_train_steps=2),
         Killer(),
         Say(),
-        strategy=rl.RayDDPStrategy(),
+        strategy=FSDP() if config["sharded"] else rl.RayDDPStrategy(),
         plugins=[rl.RayLightningEnvironment()],
         devices="auto",
         max_epochs=2,
@@ -85,9 +91,9 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _end(script: Path, place: Path, kill: int) -> dict[str, Any]:
+def _end(script: Path, place: Path, kill: int, *, sharded: bool) -> dict[str, Any]:
     place.mkdir()
-    words = json.dumps({"place": str(place), "kill": kill})
+    words = json.dumps({"place": str(place), "kill": kill, "sharded": sharded})
     env = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as own:
         # one of its own, with a short name: the path of a socket is 107 bytes at most
@@ -98,13 +104,27 @@ def _end(script: Path, place: Path, kill: int) -> dict[str, Any]:
         )
     assert code == 0, (place / "said").read_text()[-6000:]
     found: dict[str, Any] = json.loads((place / "end.json").read_text())
-    return found
+    newest = max((place / "ck").glob("*/bt_manifest.json"), key=lambda one: _step(one.parent))
+    state = BTCheckpointIO().load_checkpoint(newest.parent)
+    return {**found, "state": state["state_dict"], "step": _step(newest.parent)}
 
 
-def test_a_run_of_ray_train_goes_on_and_ends_equal(script: Path, tmp_path: Path) -> None:
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["RayDDPStrategy", "RayFSDPStrategy"])
+def test_a_run_of_ray_train_goes_on_and_ends_equal(
+    script: Path, tmp_path: Path, *, sharded: bool
+) -> None:
     assert PLUGIN.exists()
-    whole = _end(script, tmp_path / "whole", -1)
-    killed = _end(script, tmp_path / "killed", 5)
-    assert killed["digest"] == whole["digest"]
-    assert len(whole["steps"]) == 8
+    whole = _end(script, tmp_path / "whole", -1, sharded=sharded)
+    killed = _end(script, tmp_path / "killed", 5, sharded=sharded)
+    assert whole["ranks"] == killed["ranks"] == 2
+    assert whole["step"] == killed["step"] == len(whole["steps"]) == 8
     assert 0 < killed["steps"][0] <= 5
+    assert killed["state"].keys() == whole["state"].keys()
+    for name, tensor in whole["state"].items():
+        assert torch.equal(killed["state"][name], tensor), name
+    files = list((tmp_path / "killed" / "ck").glob("*/shard-*"))
+    assert bool(files) == sharded
