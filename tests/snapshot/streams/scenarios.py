@@ -83,9 +83,12 @@ class Training:
     def sources(self, *, offset=0, constants=False):
         size = SIZE * 4
         found, place = [], offset
-        for value in [*self.local, self.seen]:
-            found.append(CopySource(place, value, owned=value is not self.seen))
+        for weight, value in zip(self.weights, self.local, strict=True):
+            whole = weight.detach() if self.sharded else None
+            found.append(CopySource(place, value, owned=True, whole=whole))
             place += size
+        found.append(CopySource(place, self.seen, owned=False))
+        place += size
         if constants:
             found += constant_sources([(place, bytes([7] * size))], 0, CUDA)
         return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from happens_before import EveryOrder, RandomOrders
-from scenarios import SCENARIOS, SHARDED, SMALL
+from scenarios import SCENARIOS, SHARDED, SMALL, Training, arena_of
 from simulated_device import CUDA, SimulatedDevice
 
 import bt_lightning
@@ -38,6 +38,22 @@ def test_nothing_is_torn_in_any_order(run, name):
 def test_shards_are_not_torn_either(run, name):
     for seed in SEEDS:
         assert run(SHARDED[name], RandomOrders(seed)) == ([], None), f"seed {seed}"
+
+
+@pytest.mark.usefixtures("ranks_of_no_machine")
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_write_that_no_guard_held_back_is_refused(monkeypatch, sharded):
+    """A hook that changes weights: of a DTensor, its part counts no writes."""
+    device = SimulatedDevice(RandomOrders(0))
+    device.install(monkeypatch)
+    device.free_bytes = 0
+    with device, Training(device, sharded=sharded) as job, arena_of() as arena:
+        job.train()
+        capture = job.save(arena)
+        with torch.no_grad():
+            job.weights[0].add_(1)
+        assert job.finish(capture) is None
+        assert capture.torn
 
 
 class TestTheSimulator:
