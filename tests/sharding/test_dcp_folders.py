@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bt_lightning
 from bt_lightning.errors import CheckpointCorruptError, CheckpointMismatchError
@@ -33,7 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is"),  # loads without ranks
     pytest.mark.filterwarnings("ignore:.*TypedStorage"),  # of dcp.save
 ]
-_LIMIT_S = 200
+_LIMIT_S = 280
 
 
 def rows(_name, tensor):
@@ -271,6 +274,15 @@ def test_hostile_metadata_run_nothing(data, tmp_path, monkeypatch):
     with pytest.raises(CheckpointCorruptError):
         parse_dcp_metadata(data, "x")
     assert not list(tmp_path.iterdir())
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=4))
+def test_changed_metadata_are_read_or_refused(stock_folder, changes):
+    data = bytearray((stock_folder / ".metadata").read_bytes())
+    for at, value in changes:
+        data[at % len(data)] = value
+    with contextlib.suppress(CheckpointCorruptError):
+        parse_dcp_metadata(bytes(data), "x")
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd"])

@@ -173,7 +173,7 @@ def test_two_ranks(tmp_path):
         each.start()
     try:
         for each in ranks:
-            each.join(100)
+            each.join(240)
         assert [each.exitcode for each in ranks] == [0, 0]
     finally:
         for each in ranks:
