@@ -63,9 +63,9 @@ def export_item(
 ) -> Exported:
     """Write a checkpoint in another form to the new path `output`, in one rename, durably.
 
-    Nothing is kept on the disk but what is written; memory in use is some 250 MB, but for `ckpt`,
-    which needs all tensors. `progress` is entered with the bytes that will be read, and gives what
-    to call with the bytes of each read.
+    Nothing is kept on the disk but what is written; memory in use is some 250 MB, and for `ckpt`
+    that of the largest tensor. `progress` is entered with the bytes that will be read, and gives
+    what to call with the bytes of each read.
 
     Raises:
         CheckpointExistsError: something has that path.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.path_layout import SHARDS, TREE
+from bt_lightning.path_layout import TREE
 from bt_lightning.restore.dcp_folder import DCP, directory_reader, load_dcp
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
@@ -27,7 +28,7 @@ from bt_lightning.snapshot.shard_files import PACKAGE
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from bt_lightning.restore.live_objects import LiveObjects
@@ -87,8 +88,8 @@ def load_checkpoint(
         StoreError: the store failed.
     """
     target = _target(map_location)
+    memory = _memory_for(target)
     if reader.manifest.format == DCP:
-        memory = _memory_for(target)
         return load_dcp(
             reader,
             memory,
@@ -96,41 +97,69 @@ def load_checkpoint(
             map_location=map_location,
             weights_only=weights_only,
         )
-    entries = {label: reader.manifest.entry(path) for label, path in TENSOR_FILES.items()}
-    document, base = read_tree(reader), load_base_table(reader)
-    memory, everything = _memory_for(target), [document["tree"], document.get("deep")]
-    on_host = set() if memory is HOST else names_needed_on_host(everything)
-    found = read_tensors(
-        reader, {label: entry for label, entry in entries.items() if entry}, memory, on_host
-    )
-    tensors = {label: found.get(label, {}) for label in entries}
-    sharded = reader.manifest.entry(SHARDS) is not None
-    if sharded:
+
+    def read(everything: list[Any]) -> dict[str, dict[str, torch.Tensor]]:
+        entries = {label: reader.manifest.entry(path) for label, path in TENSOR_FILES.items()}
+        on_host = set() if memory is HOST else names_needed_on_host(everything)
+        there = {label: entry for label, entry in entries.items() if entry}
+        tensors = read_tensors(reader, there, memory, on_host)
         names = {pair for pair in referenced(everything) if pair[0] == SHARDED_LABEL}
-        tensors |= read_whole(open_tensors(reader), names, memory, on_host)[0]
-    unpickled = read_leftovers(reader, map_location) if weights_only is False else None
-    classes = ClassTable(
-        allowed, live_objects.names if live_objects else None, trusted=weights_only is False
-    )
-    leftovers = Leftovers(document, unpickled, live_objects)
-    decoder = Decoder(tensors, leftovers, classes, move=_mover(target))
-    deep = document.get("deep", ())
-    checkpoint = decoder.decode(document["tree"], f"{reader.name}/{TREE}", deep)
-    without_base(checkpoint, base, reader.name)
-    if sharded:
-        checkpoint |= numbered(checkpoint)
-        own = rank_states(
-            reader, weights_only=weights_only, allowed=allowed, live_objects=live_objects
-        )
-        checkpoint[PACKAGE] = {**checkpoint.get(PACKAGE, {}), _RANKS: own}
-    if decoder.not_loaded and live_objects is None:  # a live module has its hyperparameters
-        warnings.warn(
-            f"left out of {reader.name}, as their classes are not allowed:"
-            f" {', '.join(decoder.not_loaded)}."
-            " Using one raises an error; weights_only=False loads them",
-            stacklevel=2,
-        )
-    return checkpoint  # type: ignore[no-any-return]
+        if names and reader.manifest.is_sharded:
+            tensors |= read_whole(open_tensors(reader), names, memory, on_host)[0]
+        return tensors
+
+    return TreeLoading(reader, map_location, weights_only, allowed, live_objects).load(read)
+
+
+@dataclass(frozen=True)
+class TreeLoading:
+    """A load as `load_checkpoint` does it, of which somebody else provides the tensors."""
+
+    reader: CheckpointReader
+    map_location: MapLocation = None
+    weights_only: bool | None = None
+    allowed: Iterable[object] = ()
+    live_objects: LiveObjects | None = None
+
+    def load(
+        self, read: Callable[[list[Any]], Mapping[str, Mapping[str, torch.Tensor]]]
+    ) -> dict[str, Any]:
+        """The dictionary that was saved.
+
+        `read` is called once with the parts of the tree; it returns the tensors to which they
+        refer, by the labels of files and names.
+        """
+        reader = self.reader
+        document, base = read_tree(reader), load_base_table(reader)
+        everything = [document["tree"], document.get("deep")]
+        found = read(everything)
+        tensors = {label: found.get(label, {}) for label in {*TENSOR_FILES, *found}}
+        trusted = self.weights_only is False
+        unpickled = read_leftovers(reader, self.map_location) if trusted else None
+        names = self.live_objects.names if self.live_objects else None
+        classes = ClassTable(self.allowed, names, trusted=trusted)
+        leftovers = Leftovers(document, unpickled, self.live_objects)
+        decoder = Decoder(tensors, leftovers, classes, move=_mover(_target(self.map_location)))
+        deep = document.get("deep", ())
+        checkpoint = decoder.decode(document["tree"], f"{reader.name}/{TREE}", deep)
+        without_base(checkpoint, base, reader.name)
+        if reader.manifest.is_sharded:
+            checkpoint |= numbered(checkpoint)
+            own = rank_states(
+                reader,
+                weights_only=self.weights_only,
+                allowed=self.allowed,
+                live_objects=self.live_objects,
+            )
+            checkpoint[PACKAGE] = {**checkpoint.get(PACKAGE, {}), _RANKS: own}
+        if decoder.not_loaded and self.live_objects is None:  # a live module has hyperparameters
+            warnings.warn(
+                f"left out of {reader.name}, as their classes are not allowed:"
+                f" {', '.join(decoder.not_loaded)}."
+                " Using one raises an error; weights_only=False loads them",
+                stacklevel=3,
+            )
+        return checkpoint  # type: ignore[no-any-return]
 
 
 def load_hyperparameters(
