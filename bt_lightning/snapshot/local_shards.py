@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from bt_lightning.errors import UnsupportedStateError
-from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
+from bt_lightning.sharding.layouts import Layout, placements_in_boxes
 from bt_lightning.sharding.structure import HeldTensor
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 from bt_lightning.snapshot.fsdp1_shards import (
@@ -94,35 +94,27 @@ def layout_of(tensor: torch.Tensor, name: str = "a tensor") -> Layout | None:
     dtensor: Any = tensor
     mesh = dtensor.device_mesh.mesh
     shape = tuple(mesh.shape)
-    placements = dtensor.placements
-    return Layout(
-        shape,
-        tuple(mesh.flatten().tolist()),
-        tuple(_placement(placements, at, shape, tensor, name) for at in range(len(placements))),
-    )
+    cuts = [_cut(each, tensor.dim()) for each in dtensor.placements]
+    known = [each for each in cuts if each is not None]
+    placements = placements_in_boxes(shape, known) if len(known) == len(cuts) else None
+    if placements is None:
+        msg = (
+            f"{name} is placed as {dtensor.placements} on a mesh of {list(shape)} ranks: expected"
+            " Shard or Replicate, by which each rank has a box of it. Redistribute it before the"
+            " save"
+        )
+        raise UnsupportedStateError(msg)
+    return Layout(shape, tuple(mesh.flatten().tolist()), placements)
 
 
-def _placement(
-    placements: Sequence[Any], at: int, mesh: Sequence[int], tensor: torch.Tensor, name: str
-) -> Placement:
-    each, kind = placements[at], type(placements[at]).__name__
+def _cut(placement: Any, dims: int) -> tuple[int | None, int] | None:
+    """The dimension that a placement of torch cuts, and its `split_factor`; None of any other."""
+    kind = type(placement).__name__
     if kind == "Replicate":
-        return REPLICATED
+        return None, 1
     if kind == "Shard":
-        return Placement(each.dim % tensor.dim())
-    if kind == "_StridedShard":
-        later = [
-            mesh[index]
-            for index in range(at + 1, len(placements))
-            if getattr(placements[index], "dim", None) == each.dim
-        ]
-        if each.split_factor == math.prod(later):
-            return Placement(each.dim % tensor.dim(), strided=True)
-    msg = (
-        f"{name} is placed as {placements[at]} on dimension {at} of its mesh: expected Shard or"
-        " Replicate, by which each rank has a box of it. Redistribute it before the save"
-    )
-    raise UnsupportedStateError(msg)
+        return placement.dim % dims, 1
+    return (placement.dim % dims, placement.split_factor) if kind == "_StridedShard" else None
 
 
 def held_tensor(tensor: torch.Tensor, name: str, layouts: dict[Any, Layout | None]) -> HeldTensor:
@@ -134,7 +126,7 @@ def held_tensor(tensor: torch.Tensor, name: str, layouts: dict[Any, Layout | Non
     layout = layout_of(tensor, name) if type(tensor).__name__ == _SHARDED else None
     if is_dtensor(tensor):
         dtensor: Any = tensor
-        key = (id(dtensor.device_mesh), dtensor.placements, tensor.dim())
+        key = (dtensor.device_mesh, dtensor.placements, tensor.dim())
         layout = layouts.get(key)
         if layout is None:
             layout = layouts[key] = layout_of(tensor, name)
