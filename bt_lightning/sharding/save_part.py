@@ -54,7 +54,7 @@ class SavePart:
     rank: int
     world_size: int
     fingerprint: str
-    """Of the structure (`Structure.fingerprint`): equal on all ranks, or nothing is committed."""
+    """Of the plan (`WritePlan.fingerprint`): equal on all ranks, or nothing is committed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
+
+import xxhash
 
 from bt_lightning.sharding.structure import writer_of
 from bt_lightning.tensor_files.tensor_headers import BITS
@@ -65,6 +68,16 @@ class WritePlan:
     def writers(self) -> tuple[int, ...]:
         """The ranks that write a box, ascending."""
         return tuple(rank for rank, size in enumerate(self.sizes) if size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """XXH3-128, 32 hex characters: equal if the structure is, and who writes what of it.
+
+        Two ranks that plan differently, by different versions, would leave holes.
+        """
+        digest = xxhash.xxh3_128(self.structure.fingerprint.encode())
+        digest.update(json.dumps([*self.replicas.values()]).encode())
+        return digest.hexdigest()
 
     @property
     def replicas(self) -> Mapping[str, int]:

@@ -149,7 +149,7 @@ def lay_out_part(
     files = _shard_file(encoded, planned, cache)
     own, small = _own_files(encoded.own, planned.rank, cache)
     files.update(own)
-    part = Snapshot(files, small, (), (), {}, fingerprint=planned.plan.structure.fingerprint)
+    part = Snapshot(files, small, (), (), {}, fingerprint=planned.plan.fingerprint)
     if planned.rank:
         return part
     content, dropped = _tree_files(encoder, encoded.tree, TREE, LEFTOVERS)

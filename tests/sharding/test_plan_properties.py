@@ -129,6 +129,7 @@ def test_the_plan_is_the_same_in_every_order_of_the_tables(tables, random):
     assert again == first
     assert [*again.tensors] == [*first.tensors]
     assert again.fingerprint == first.fingerprint
+    assert WritePlan(again).fingerprint == WritePlan(first).fingerprint
     assert ShardIndex.of_plan(WritePlan(again)) == ShardIndex.of_plan(WritePlan(first))
 
 

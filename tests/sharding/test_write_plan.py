@@ -60,6 +60,17 @@ def test_replicated_tensors_are_shared_out() -> None:
     assert [*plan.boxes_of(0)] == ["a", "d"]
 
 
+def test_ranks_that_plan_otherwise_have_another_fingerprint() -> None:
+    """Parts of two plans would leave holes, and overlap elsewhere."""
+    table = {name: HeldTensor("F32", (2**20, 8), None) for name in "ab"}
+    plan, other = (WritePlan(merge([table], [0, 0])) for _ in range(2))
+    assert plan.fingerprint == WritePlan(merge([table], [0, 0])).fingerprint
+    other.__dict__["_decided"] = ({"a": 1, "b": 0}, other.sizes)
+    assert plan.replicas == {"a": 0, "b": 1}
+    assert plan.fingerprint != other.fingerprint
+    assert plan.fingerprint != WritePlan(merge([table], [0, 0, 0])).fingerprint
+
+
 def test_small_plain_tensors_are_those_of_one_rank() -> None:
     """Statistics of batches differ between the ranks: a mean and a variance belong together."""
     table = {name: HeldTensor("F32", (100,), None) for name in "abc"}
