@@ -148,11 +148,13 @@ def kill_runs(place, seed, runs):
     assert gathers(job.root).is_dir()
 
 
+@pytest.mark.timeout(600)
 def test_runs_whose_processes_are_killed_lose_nothing(tmp_path):
     kill_runs(tmp_path / "job", 1, 2)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_many_runs_whose_processes_are_killed_lose_nothing(tmp_path, seed):
     kill_runs(tmp_path / "job", seed, 3)
