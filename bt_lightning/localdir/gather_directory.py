@@ -45,10 +45,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from bt_lightning.manifest import Manifest
     from bt_lightning.sharding.save_part import SavePart
 
 _FILES: Final = "files"
 _OUTCOME: Final = "outcome.json"
+_DONE: Final = "done"
 _RETIRED: Final = "retired"
 _RANK: Final = re.compile(r"rank-([0-9]{5,9})", re.ASCII)
 _NAME: Final = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,17})", re.ASCII)
@@ -139,7 +141,7 @@ class GatherDirectory:
             OSError: the disk refused.
         """
         verdict = self._decided(key)
-        if verdict is None or verdict.manifest is None or self._is_published(key, verdict):
+        if verdict is None or verdict.manifest is None or self._has(key, _DONE):
             return verdict
         return None
 
@@ -160,21 +162,24 @@ class GatherDirectory:
                 assert head is not None
                 final = self._root / check_checkpoint_id(head.checkpoint_id)
                 refuse_nesting(final, self._root)
-                manifest = manifest_of(records, 1 + _generation(final))
+                older = _manifest_at(final)
+                generation = 1 + (0 if older is None else older.generation)
+                manifest = manifest_of(records, generation)
                 check_sizes(self.home(key) / _FILES, manifest)
                 verdict = self._decide(key, GatherVerdict(manifest=manifest))
             self._finish(key, verdict)
         return verdict
 
     def give_up(self, key: SaveKey, verdict: GatherVerdict) -> GatherVerdict:
-        """Decide that nothing is committed; return the verdict that counts.
+        """Decide that nothing is committed, or finish the commit; return the verdict that counts.
 
         Raises:
             OSError: the disk refused.
         """
         counts = self._decide(key, verdict)
-        if counts.manifest is None:
-            self._finish(key, counts)
+        if counts.manifest is not None:
+            return self.commit(key, {})
+        self._finish(key, counts)
         return counts
 
     def leader_gone(self, key: SaveKey) -> bool:
@@ -256,37 +261,42 @@ class GatherDirectory:
         """Carry the verdict out, from wherever a killed process left it."""
         home = self.home(key)
         built = home / _FILES
-        if verdict.manifest is not None and not self._is_published(key, verdict):
-            with open_directory(built) as folder, contextlib.suppress(FileExistsError):
-                write_new(folder, MANIFEST, verdict.to_bytes())
-            final = self._root / check_checkpoint_id(verdict.manifest.checkpoint_id)
-            publish_directory(built, final, self._root)
-        discard(built)  # what it replaced, or what nobody commits
+        if not self._has(key, _DONE):
+            if verdict.manifest is not None and self._is_unpublished(built, verdict.manifest):
+                with open_directory(built) as folder, contextlib.suppress(FileExistsError):
+                    write_new(folder, MANIFEST, verdict.to_bytes())
+                final = self._root / check_checkpoint_id(verdict.manifest.checkpoint_id)
+                publish_directory(built, final, self._root)
+            (home / _DONE).touch()
+        discard(built)  # what it replaced, what nobody commits, or of a worker that came too late
         for path in _numbered(home, rank_of_part_record).values():
             path.unlink(missing_ok=True)
 
     def _finish_if_decided(self, key: SaveKey) -> None:
         """Carry out the verdict of another save, if a killed process did not."""
-        if self._has(key, _FILES) and self._has(key, _OUTCOME):
+        if self._has(key, _OUTCOME) and not self._has(key, _DONE):
             verdict = self._decided(key)
             assert verdict is not None
             self._finish(key, verdict)
             if key not in self._locks:
                 self._outcomes.pop(key, None)
 
+    def _is_unpublished(self, built: Path, manifest: Manifest) -> bool:
+        """Whether the files of a commit that is not done still lie in the gather.
+
+        Its process may have died behind the rename. Nobody has replaced it since: that begins with
+        a look at earlier saves. What lies there may be what it replaced.
+        """
+        if _digest_at(self._root / manifest.checkpoint_id) == manifest.digest:
+            return False
+        try:
+            check_sizes(built, manifest)
+        except CheckpointCorruptError:
+            return False
+        return _digest_at(built) in {None, manifest.digest}
+
     def _has(self, key: SaveKey, name: str) -> bool:
         return (self.home(key) / name).exists()
-
-    def _is_published(self, key: SaveKey, verdict: GatherVerdict) -> bool:
-        """Whether the files have left the gather: what lies there may be what they replaced."""
-        built = self.home(key) / _FILES
-        assert verdict.manifest is not None
-        try:
-            return read_manifest(built).digest != verdict.manifest.digest
-        except CheckpointNotFoundError:
-            return not built.is_dir()
-        except CheckpointCorruptError:
-            return True  # not ours, which is whole from the moment that it has its name
 
     def _is_left(self, path: Path) -> bool:
         """Whether the process that locked this file is dead; False if there is no such file."""
@@ -307,11 +317,16 @@ def _lock_soon(descriptor: int) -> None:
         time.sleep(_POLL_S)
 
 
-def _generation(final: Path) -> int:
+def _manifest_at(path: Path) -> Manifest | None:
     try:
-        return read_manifest(final).generation
+        return read_manifest(path)
     except (CheckpointCorruptError, CheckpointNotFoundError):
-        return 0  # what rank 0 knew still bounds it
+        return None  # what rank 0 knew still bounds the generation
+
+
+def _digest_at(path: Path) -> str | None:
+    found = _manifest_at(path)
+    return None if found is None else found.digest
 
 
 def _rank_of_lock(name: str) -> int | None:

@@ -88,7 +88,7 @@ class PartWriter:
         try:
             if self._place.outcome(part.key) is None:
                 folder = self._place.begin(part)
-                if part.rank not in self._place.records(part.key):  # of a worker that was killed
+                if self._is_to_be_written(part):
                     self._write_or_send(job, arena, folder, evicted)
         except (CheckpointError, OSError) as error:
             if not self._is_decided(part):  # else its files are deleted by now
@@ -104,13 +104,21 @@ class PartWriter:
         self._gathers.wait_for(own)
         return [PartDurable(job.number)]
 
+    def _is_to_be_written(self, part: SavePart) -> bool:
+        """Whether no worker of this rank has written the part before it was killed.
+
+        Records go when the save has its outcome, so that is looked at behind them.
+        """
+        written = part.rank in self._place.records(part.key)
+        return not written and self._place.outcome(part.key) is None
+
     def resume(self, message: AwaitParts) -> list[CommitFailed]:
         """Wait for the others of a part that is durable already."""
         key = message.part.key
         try:
             if self._place.outcome(key) is None:
                 self._place.begin(message.part)
-                if message.part.rank not in self._place.records(key):
+                if self._is_to_be_written(message.part):
                     self._place.end(key)
                     msg = f"the part of rank {message.part.rank} of save {key.number} is gone"
                     return [CommitFailed(number=message.number, error=PartsMissingError(msg))]

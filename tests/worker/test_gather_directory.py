@@ -84,8 +84,8 @@ def test_who_comes_next_finishes_what_was_decided(tmp_path, at, older):
     killed(tmp_path, key, at)
     place = GatherDirectory(tmp_path, 1)
     outcome = place.outcome(key)
-    assert (outcome is None) == (at in {"verdict", "manifest"})
-    assert ("last" in found(tmp_path)) == (older or outcome is not None)
+    assert (outcome is None) == (at != "swept")
+    assert ("last" in found(tmp_path)) == (older or at in {"renamed", "swept"})
     verdict = place.commit(key, place.records(key))
     assert place.outcome(key) == verdict
     assert verify(tmp_path / "last") == verdict.manifest
@@ -191,6 +191,35 @@ def test_a_worker_that_joins_while_a_gather_is_deleted_loses_no_file_of_a_commit
     place.delete(key)
     for one in found(tmp_path):
         verify(tmp_path / one)
+
+
+@pytest.mark.parametrize("told", ["nothing", "begin", "part", "all"])
+@pytest.mark.parametrize("next_name", ["last", "other"])
+def test_a_worker_that_is_told_of_a_save_behind_its_commit_changes_nothing(
+    tmp_path, told, next_name
+):
+    """Of a worker that was killed between its record and its report, the next one is told again."""
+    key = write_parts(tmp_path, 1)
+    verdict = commit(tmp_path, key)
+    late = GatherDirectory(tmp_path, 1)
+    if told == "begin":
+        late.begin(part(1, 1))
+    if told in {"part", "all"}:
+        write_parts(tmp_path, 1, ranks=(1,) if told == "part" else (0, 1))
+    assert late.outcome(key) == verdict
+    assert late.commit(key, late.records(key)) == verdict
+    assert late.give_up(key, GatherVerdict(why="no", cause="late")) == verdict
+    assert verify(tmp_path / "last") == verdict.manifest
+    commit(tmp_path, write_parts(tmp_path, 2, next_name))
+    late = GatherDirectory(tmp_path, 1)
+    assert late.commit(key, late.records(key)) == verdict
+    commit(tmp_path, write_parts(tmp_path, 3, "third"))
+    end_gathers(tmp_path, 1.0)
+    each = found(tmp_path)
+    assert each.keys() == {"last", next_name, "third"}
+    for name in each:
+        assert len(verify(tmp_path / name).files) == 2
+    assert each["last"].step == (2 if next_name == "last" else 1)
 
 
 def test_a_part_again_after_a_kill_never_writes_through_a_link(tmp_path):
