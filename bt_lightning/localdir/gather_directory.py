@@ -208,6 +208,9 @@ class GatherDirectory:
                 if earlier.number <= key.number - _KEPT and self._has(earlier, _OUTCOME):
                     self.delete(earlier)
 
+    def close(self) -> None:
+        """Nothing is to be ended: locks go with their gathers."""
+
     def delete(self, key: SaveKey) -> None:
         """Delete a gather that has its outcome, unless a living worker is in it.
 

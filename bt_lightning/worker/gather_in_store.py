@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.store_parts import PartsInStore
     from bt_lightning.worker.send_parts import StoreLeader
 
+_CLOSE_S: Final = 2.0
+"""Longest wait for a thread that the store holds up."""
 _UNANSWERED_S: Final = 10.0
 """Seconds for which a part in memory waits for a store that does not answer."""
 _SILENT_S: Final = 30.0
@@ -59,7 +61,7 @@ class GatherInStore:
         self._changed = self._open.changed
         self._sender = PartSender(self._open, self._node, parts, lead)
         self._watch = PartsWatch(self._open, self._node, parts, leads=lead is not None)
-        self._started = False
+        self._threads: list[threading.Thread] = []
 
     def drop_if(self, unwanted: Callable[[SaveKey], bool]) -> None:
         """Tell which saves are to go as soon as they are committed: newer ones take their place."""
@@ -73,10 +75,11 @@ class GatherInStore:
         with self._changed:
             self._open.saves.setdefault(part.key, OpenPart(part, own=own))
             self._changed.notify_all()
-            if not self._started:
-                self._started = True
+            if not self._threads:
                 for run in (self._sender.run, self._watch.run):
-                    threading.Thread(target=run, daemon=True, name="bt_lightning parts").start()
+                    thread = threading.Thread(target=run, daemon=True, name="bt_lightning parts")
+                    self._threads.append(thread)
+                    thread.start()
         return folder
 
     def put(self, record: PartRecord) -> None:
@@ -127,7 +130,14 @@ class GatherInStore:
             return {**save.records, **own}
 
     def hosts(self, key: SaveKey) -> Mapping[int, str]:
-        """The hosts of the ranks whose records are there."""
+        """The hosts of the ranks whose records are there.
+
+        Raises:
+            StoreTransientError: it is not known, as the store fails.
+        """
+        with self._changed:
+            if self._open.failing:
+                raise StoreTransientError(self._open.error)
         return {rank: record.host for rank, record in self.records(key).items()}
 
     def outcome(self, key: SaveKey) -> GatherVerdict | None:
@@ -215,3 +225,16 @@ class GatherInStore:
             if verdict is not None and verdict.manifest is not None and claim is not None:
                 self._open.base = Base(under(self._prefix, claim.folder), verdict.manifest)
         self._node.end(key, verdict, save.own)
+
+    def close(self) -> None:
+        """No more parts come: end the threads, after the file under way.
+
+        Records that say why a part is missing are sent first, if the store takes them at once.
+        """
+        unsent = OpenPart.is_unsent
+        with self._changed:
+            self._changed.wait_for(lambda: self._open.next(unsent) is None, _CLOSE_S)
+            self._open.closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(_CLOSE_S)

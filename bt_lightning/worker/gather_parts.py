@@ -96,6 +96,9 @@ class GatherPlace(Protocol):
     def end(self, key: SaveKey) -> None:
         """Leave a gather."""
 
+    def close(self) -> None:
+        """All gathers are left, and no more come."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DurablePart:

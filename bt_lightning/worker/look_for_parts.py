@@ -51,11 +51,15 @@ class PartsWatch:
         self._parts = parts
 
     def run(self) -> None:
-        """The thread; never ends."""
+        """The thread; ends when the parts are closed."""
         known, failures = self._open, 0
         while True:
             with known.changed:
-                known.changed.wait_for(lambda: known.next(OpenPart.is_open) is not None, _KEPT_S)
+                known.changed.wait_for(
+                    lambda: known.closed or known.next(OpenPart.is_open) is not None, _KEPT_S
+                )
+                if known.closed:
+                    return
                 each = [save for save in known.saves.values() if save.is_open()]
             if not each:
                 self._look_at_kept()
@@ -65,15 +69,16 @@ class PartsWatch:
             try:
                 for save in each:
                     self._look(save)
-                failures = 0
+                failures, known.failing = 0, False
             except (CheckpointError, OSError) as error:
                 failures += 1
                 pause_s = min(_MOST_POLL_S, backoff(failures, 1.0))
                 with known.changed:
-                    known.error = str(error)
+                    known.error, known.failing = str(error), True
                     if not isinstance(error, StoreTransientError):
                         known.answered()  # it will say the same again: that is no pause
-            time.sleep(pause_s)
+            with known.changed:
+                known.changed.wait_for(lambda: known.closed, pause_s)
 
     def _most_poll_s(self, saves: list[OpenPart]) -> float:
         """All workers list one folder: the more they are, the less often."""

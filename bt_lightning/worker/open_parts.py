@@ -47,6 +47,10 @@ class OpenPart:
     whole_at: float | None = None
     """When the store had the parts of all ranks."""
 
+    def is_unsent(self) -> bool:
+        """Whether this rank's record is there, and the store does not have it."""
+        return self.own is not None and not self.sent and self.verdict is None
+
     def is_open(self) -> bool:
         """Whether its outcome is waited for."""
         return self.verdict is None and not self.left
@@ -63,6 +67,10 @@ class OpenParts:
         """The newest checkpoint: what it has need not be sent again."""
         self.error = "rank 0's worker has not said where to"
         """The last error of the store."""
+        self.failing = False
+        """Whether the last look at the store failed."""
+        self.closed = False
+        """Whether the threads are to end."""
         self.answered_at = self.answers_since = time.monotonic()
         """When the store answered last, and since when it has done so without a gap."""
 

@@ -61,13 +61,16 @@ class PartSender:
         """Held while files are sent."""
 
     def run(self) -> None:
-        """The thread; never ends."""
+        """The thread; ends after the file under way when the parts are closed."""
         failures = 0
         while True:
             with self._open.changed:
-                self._open.changed.wait_for(lambda: self._open.next(self._can_send) is not None)
+                self._open.changed.wait_for(
+                    lambda: self._open.closed or self._open.next(self._can_send) is not None
+                )
                 save = self._open.next(self._can_send)
-            assert save is not None
+            if save is None or self._open.closed:
+                return
             try:
                 if self._lead is not None and self._is_superseded(save):
                     self._drop(save, self._lead)
@@ -86,7 +89,7 @@ class PartSender:
                 self._lose(save, str(error))
 
     def _can_send(self, save: OpenPart) -> bool:
-        if save.own is None or save.sent or save.verdict is not None:
+        if save.own is None or not save.is_unsent():
             return False
         return bool(save.own.missing) or save.claim is not None or self._lead is not None
 

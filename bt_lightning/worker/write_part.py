@@ -136,6 +136,8 @@ class PartWriter:
     def settle(self) -> None:
         """No more parts will come; as `GatherThread.settle`."""
         self._gathers.settle()
+        if self._gathers.idle:
+            self._place.close()
 
     def moved(self, key: SaveKey, checkpoint_id: str) -> None:
         """Note that a save is committed: its files have another path. The gather thread's."""

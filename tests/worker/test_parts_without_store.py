@@ -1,0 +1,80 @@
+"""Parts that are to meet in a store that refuses: the wait ends, and says why."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from bt_lightning.errors import StorePermanentError, StoreTransientError
+from bt_lightning.localdir.digest import digest_file
+from bt_lightning.path_layout import rank_file
+from bt_lightning.sharding.gather_verdict import GatherVerdict
+from bt_lightning.sharding.save_part import PartRecord, SaveKey, SavePart
+from bt_lightning.worker.gather_in_store import GatherInStore
+from tests.worker.conftest import eventually
+
+PART = SavePart(key=SaveKey("0" * 32, 1), rank=1, world_size=2, fingerprint="a" * 32)
+
+
+class Refusing:
+    """A meeting place in a bucket that does not let anybody in."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def __getattr__(self, name):
+        def refuse(*_, **__):
+            raise self._error
+
+        return refuse
+
+
+@pytest.fixture
+def place(tmp_path):
+    with contextlib.ExitStack() as closing:
+
+        def make(error):
+            place = GatherInStore(tmp_path, 1, "p", lambda: Refusing(error), None)
+            closing.callback(place.close)
+            folder = place.begin(PART)
+            file = folder / rank_file(1)
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"mine")
+            record = PartRecord(part=PART, host="one", files=(digest_file(file, rank_file(1)),))
+            place.put(record)
+            return place, file
+
+        yield make
+
+
+def test_a_store_that_refuses_for_good_ends_the_wait_with_its_reason(place):
+    place, _ = place(StorePermanentError("no such bucket"))
+    eventually(lambda: place.overdue(PART.key, 1.0, 0.2))
+    with pytest.raises(StoreTransientError, match="no such bucket"):
+        place.hosts(PART.key)
+
+
+def test_a_store_that_does_not_answer_ends_no_wait(place):
+    place, file = place(StoreTransientError("it does not answer"))
+
+    def said():
+        with contextlib.suppress(StoreTransientError):
+            place.hosts(PART.key)
+            return False
+        return True
+
+    eventually(said)
+    assert not place.overdue(PART.key, 3600.0, 0.2)
+    assert place.outcome(PART.key) is None
+    assert file.exists()
+    assert list(place.records(PART.key)) == [1]
+
+
+def test_a_save_that_is_given_up_leaves_nothing_on_the_disk(place):
+    place, file = place(StorePermanentError("no such bucket"))
+    verdict = place.give_up(PART.key, GatherVerdict(why="rank 0 is late", cause="late"))
+    assert verdict.why == "rank 0 is late"
+    place.end(PART.key)
+    assert not file.exists()
+    assert place.outcome(PART.key) == verdict
