@@ -11,6 +11,7 @@ from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.store_parts import PartsInStore
 from bt_lightning.worker.look_for_parts import PartsWatch
 from bt_lightning.worker.open_parts import OpenPart, OpenParts
+from bt_lightning.worker.parts_on_node import PartsOnNode
 
 WORLD = 1000
 THERE = 40
@@ -31,12 +32,16 @@ def parts(tmp_path):
     return found
 
 
+def watch_of(known, parts, node, *, leads):
+    return PartsWatch(known, PartsOnNode(node / "node", 5), lambda: parts, leads=leads)
+
+
 @pytest.mark.parametrize("leads", [True, False])
-def test_only_rank_0s_worker_reads_all_records_while_others_may_come(parts, leads):
+def test_only_rank_0s_worker_reads_all_records_while_others_may_come(tmp_path, parts, leads):
     """A thousand workers would read a million records in each save."""
     known, save = OpenParts(), OpenPart(part_of(5))
     known.saves[KEY] = save
-    watch = PartsWatch(known, lambda: parts, leads=leads)
+    watch = watch_of(known, parts, tmp_path, leads=leads)
     watch._look(save)
     assert save.ranks == frozenset(range(THERE))
     assert len(save.records) == (THERE if leads else 0)
@@ -48,9 +53,9 @@ def test_only_rank_0s_worker_reads_all_records_while_others_may_come(parts, lead
     assert len(save.records) == THERE, "this worker may have to say who is missing"
 
 
-def test_the_more_workers_list_one_folder_the_less_often(parts):
+def test_the_more_workers_list_one_folder_the_less_often(tmp_path, parts):
     known, save = OpenParts(), OpenPart(part_of(5))
-    assert PartsWatch(known, lambda: parts, leads=True)._most_poll_s([save]) == 2.0
-    assert PartsWatch(known, lambda: parts, leads=False)._most_poll_s([save]) == 4.0
+    assert watch_of(known, parts, tmp_path, leads=True)._most_poll_s([save]) == 2.0
+    assert watch_of(known, parts, tmp_path, leads=False)._most_poll_s([save]) == 4.0
     few = OpenPart(SavePart(key=KEY, rank=1, world_size=8, fingerprint="cd" * 16))
-    assert PartsWatch(known, lambda: parts, leads=False)._most_poll_s([few]) == 2.0
+    assert watch_of(known, parts, tmp_path, leads=False)._most_poll_s([few]) == 2.0
