@@ -14,6 +14,7 @@ from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import (
     accept_in_both,
 )
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
+from bt_lightning.plain_loop.strategy_saves import StrategySaves
 from bt_lightning.session.bt_and_evicted_paths import register_store_paths
 from bt_lightning.session.checkpoint_paths import DEFAULT_ROOT, absolute_root
 from bt_lightning.session.checkpoint_writer import CheckpointWriter
@@ -51,6 +52,10 @@ class BTAsyncCheckpointIO(CheckpointIO):
                 fabric.load(io.latest, state)
             ...
             fabric.save(io.root / f"checkpoint-{state['step']}", state)
+
+    A strategy whose ranks hold parts of tensors (`ModelParallelStrategy`: FSDP2, tensor
+    parallelism) takes no CheckpointIO: make Fabric without it, and `with io.of(fabric):`. Each rank
+    saves its own parts then, and loads on any number of ranks. The state is a flat dictionary.
 
     What is saved outside of the directory is saved as by `BTCheckpointIO`. Generators and the place
     in the data are in a save only if the script puts them there: `bt_lightning.Checkpointer`, which
@@ -91,6 +96,8 @@ class BTAsyncCheckpointIO(CheckpointIO):
         self._run: RunningSession | None = None
         self._routed: RoutedCheckpointIO | None = None
         self._optimizers: SteppedOptimizers | None = None
+        self._strategy: Any = None
+        self._saves: StrategySaves | None = None
         accept_in_both(type(self))
 
     @property
@@ -111,6 +118,14 @@ class BTAsyncCheckpointIO(CheckpointIO):
             msg = "the CheckpointIO is not open: `with io:`, on every rank, after fabric.launch()"
             raise InvalidSettingError(msg)
         return self._run.start.path
+
+    def of(self, fabric: Any) -> Self:
+        """Every rank: save and load by this Fabric, whose strategy takes no CheckpointIO.
+
+        Called after `fabric.launch()`, as `with io.of(fabric):`.
+        """
+        self._strategy = fabric.strategy
+        return self
 
     def __enter__(self) -> Self:
         """Every rank, after `fabric.launch()`: open the directory and the store.
@@ -133,6 +148,8 @@ class BTAsyncCheckpointIO(CheckpointIO):
             source.pin(start.path, start.folder, start.digest)
         self._plain.writer.origin = {"world_size": run.ranks.world_size}
         self._run, self._routed, self._optimizers = run, routed, SteppedOptimizers()
+        if self._strategy is not None:
+            self._saves = StrategySaves(self._strategy, run, routed.id_of, routed.open)
         return self
 
     def __exit__(
@@ -155,6 +172,9 @@ class BTAsyncCheckpointIO(CheckpointIO):
                 run.begin(optimizers, None)  # what an earlier run left is published, too
             run.end(error)
         finally:
+            saves, self._saves, self._strategy = self._saves, None, None
+            if saves is not None:
+                saves.close()
             optimizers.close()
 
     @override

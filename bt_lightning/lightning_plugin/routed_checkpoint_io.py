@@ -120,6 +120,10 @@ class RoutedCheckpointIO(CheckpointIO):
         final = self._normalized(path)
         self._session.save(writer, checkpoint, final, self.bt_root, parts.next())
 
+    def id_of(self, path: str | Path) -> str | None:
+        """The checkpoint id of a path of `bt_root`; None for a path elsewhere."""
+        return self._id(self._normalized(path)) if self.is_ours(path) else None
+
     @property
     def is_saving(self) -> bool:
         """Whether saves are snapshots: between the start of a fit and its end."""

@@ -118,7 +118,7 @@ class Checkpointer:
         parts = loop.parts_of(found)
         if parts is not None:
             if run.start.path is not None:
-                state.update(parts.load(found))
+                state.update(parts.load_start(found))
             loop.begin(found)
             return state
         if model is not None:
@@ -168,7 +168,7 @@ class Checkpointer:
         facts = {"metrics": numbers, "origin": {"world_size": run.ranks.world_size}}
         counted = {"step": step, "epoch": epoch, EXTRA: facts}
         if parts is not None:
-            parts.save(found, name, counted)
+            parts.save(found, name, counted, exact=run.options.exact)
         else:
             mine = found.of_this_rank(exact=run.options.exact)
             ranks = states_of_ranks(mine, loop.exchange)

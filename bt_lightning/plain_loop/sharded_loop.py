@@ -20,6 +20,7 @@ from bt_lightning.snapshot.local_shards import is_dtensor, live_state
 if TYPE_CHECKING:
     from bt_lightning.plain_loop.loop_state import LoopState
     from bt_lightning.session.running_session import RunningSession
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
 def lies_on_ranks(found: LoopState) -> bool:
@@ -62,22 +63,39 @@ class ShardedLoop:
         self._state: LoopState | None = None
         self._known = -1
 
-    def load(self, found: LoopState) -> dict[str, Any]:
+    def load_start(self, found: LoopState) -> dict[str, Any]:
         """Every rank: restore the loop from the start point; the plain values that it had.
 
         Raises:
             CheckpointMismatchError: the checkpoint is not of this loop.
             CheckpointCorruptError, StoreError, UnsafeLoadError: it cannot be read.
         """
-        run, model = self._run, found.main_model
-        assert model is not None  # since it is sharded
+        run = self._run
+        if run.start.digest is not None:
+            run.session.pinned.add(run.start.digest)
+        weights_only = trusted(run.start, run.root, run.options)
         with open_start_point(run.start, run.root, run.options) as reader:
-            load = LoadInPlace(reader, weights_only=trusted(run.start, run.root, run.options))
-            if run.start.warm:
-                load.fill(model)
-                return {}
-            load.fill(model, found.saved_optimizers(load.rest))
-        return found.load_beside_main(load.rest, run.ranks.rank, run.ranks.world_size)
+            if not run.start.warm:
+                return self.load(found, reader, weights_only=weights_only)
+            model = found.main_model
+            assert model is not None  # since it is sharded
+            LoadInPlace(reader, weights_only=weights_only).fill(model)
+            return {}
+
+    def load(
+        self,
+        found: LoopState,
+        reader: CheckpointReader,
+        *,
+        strict: bool = True,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Every rank: restore the loop from an open checkpoint; raises as `load_start`."""
+        load, ranks = LoadInPlace(reader, weights_only=weights_only), self._run.ranks
+        model = found.main_model
+        assert model is not None  # since it is sharded
+        load.fill(model, found.saved_optimizers(load.rest), strict=strict)
+        return found.load_beside_main(load.rest, ranks.rank, ranks.world_size)
 
     def look(self, found: LoopState | None = None) -> None:
         """Every rank, when the state is known, and after each step: let the ranks tell of it.
@@ -93,11 +111,11 @@ class ShardedLoop:
             self._known = known
             self.writer.begin(live_state(self._state.main_model, optimizers))
 
-    def save(self, found: LoopState, name: str, facts: dict[str, Any]) -> None:
+    def save(self, found: LoopState, name: str, facts: dict[str, Any], *, exact: bool) -> None:
         """Every rank: save its part of the checkpoint `name`; `facts` are its counters and ours."""
         run, parts = self._run, self._run.session.parts
         assert parts is not None  # since `share`
-        mine = on_cpu(found.of_this_rank(exact=run.options.exact))
+        mine = on_cpu(found.of_this_rank(exact=exact))
         checkpoint = {
             **found.checkpoint_of_parts(),
             **facts,

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_EXIT_S = 10.0
-"""Seconds that a worker may need to end."""
 _ROOM_S = 60.0
 """Longest wait for the worker's look at the disk, before this process writes a part itself."""
 
@@ -102,17 +100,21 @@ class PartSession:
 
         `left_s` returns the seconds left; an hour is a limit as well.
         """
-        saves = self.saves
+        saves, apart = self.saves, False
         try:
             if saves is not None:
                 with contextlib.suppress(SaveTimeoutError):
                     saves.saver.drain(left_s=left_s)
+                apart = saves.saver.pending() > 0 and not saves.saver.open.in_arena
                 _collect(saves)
         finally:
             self.saves = None
             if saves is not None:
                 saves.saver.close()
-            self._worker.stop(hasty=left_s() < _EXIT_S)
+            if apart:  # its parts are durable, and whoever has the others commits them
+                self._worker.kill()
+            else:
+                self._worker.stop()
 
     def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
         """End the session of a failed run: what is durable may still come together."""

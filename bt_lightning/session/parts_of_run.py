@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bt_lightning.session.ranks import Ranks
     from bt_lightning.session.shared_directory_check import PartsMeet
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 5.0
 _NOT_LAID_OUT = "0" * 32
 """The fingerprint of a part until its state is laid out."""
 

@@ -310,6 +310,8 @@ class RankSession:
 
     def remove(self, final: Path, root: Path) -> None:
         """Ask for the removal of what is saved as `final`: it goes when a newer one is safe."""
+        if self.part is not None:
+            return  # rank 0 asks for all
         checkpoint_id = final.relative_to(root).as_posix()
         if self.saves is not None and self.saves.remove_when_committed(checkpoint_id):
             return  # it goes when it has come

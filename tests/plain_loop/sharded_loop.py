@@ -20,14 +20,15 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from bt_lightning import Checkpointer
+from bt_lightning.fabric import BTAsyncCheckpointIO
 from bt_lightning.snapshot.local_shards import live_state
 
 
-def make(kind: str, ranks: int) -> tuple[Any, Any]:
-    """A model and its optimizer."""
+def make(kind: str, ranks: int) -> tuple[Any, Any, Any]:
+    """A model and its optimizer; the Fabric, if there is one."""
     layers = torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 3)
     model: Any = torch.nn.Sequential(*layers)
-    if kind == "fabric":
+    if kind.startswith("fabric"):
         strategy = ModelParallelStrategy(
             lambda module, mesh: fully_shard(module, mesh=mesh["data_parallel"]), ranks, 1
         )
@@ -35,11 +36,11 @@ def make(kind: str, ranks: int) -> tuple[Any, Any]:
         fabric.launch()
         model = fabric.setup(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        return model, fabric.setup_optimizers(optimizer)
+        return model, fabric.setup_optimizers(optimizer), fabric
     if kind == "fsdp":
         torch.distributed.init_process_group("gloo")
         fully_shard(model)
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2), None
 
 
 def digest(model: Any, optimizer: Any) -> str:
@@ -60,7 +61,10 @@ def whole_sum(model: Any) -> float:
 def train(root: str, kind: str, seed: int, steps: int, kill_at: int = 0, **options: Any) -> None:
     ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     torch.manual_seed(5)
-    model, optimizer = make(kind, ranks)
+    model, optimizer, fabric = make(kind, ranks)
+    if kind == "fabric.save":
+        train_by_fabric(fabric, root, {"model": model, "optimizer": optimizer}, steps, kill_at)
+        return
     torch.manual_seed(seed + rank)
     rows = [torch.full((4,), float(index)) for index in range(24 * ranks)]
     sampler = StatefulDistributedSampler(rows, ranks, rank, shuffle=True)
@@ -81,6 +85,35 @@ def train(root: str, kind: str, seed: int, steps: int, kill_at: int = 0, **optio
                 ck._open.run.session.saves.saver.drain()
                 os.kill(os.getpid(), signal.SIGKILL)
     print("ended", state["step"], digest(model, optimizer), whole_sum(model))
+
+
+def train_by_fabric(fabric: Any, root: str, state: Any, steps: int, kill_at: int) -> None:
+    """With saves by `fabric.save`, and one elsewhere."""
+    io = BTAsyncCheckpointIO(root)
+    state["step"] = 0
+    with io.of(fabric):
+        if io.latest is not None:
+            fabric.load(io.latest, state)
+        print("began", state["step"], whole_sum(state["model"]), flush=True)
+        while state["step"] < steps:
+            torch.manual_seed(1000 * state["step"] + fabric.global_rank)
+            state["optimizer"].zero_grad()
+            fabric.backward(state["model"](torch.randn(8, 4)).square().mean())
+            state["optimizer"].step()
+            state["step"] += 1
+            fabric.save(io.root / f"checkpoint-{state['step']}", state)
+            if fabric.is_global_zero and state["step"] > 2:
+                io.remove_checkpoint(io.root / f"checkpoint-{state['step'] - 2}")
+            if state["step"] == kill_at:
+                io._run.session.saves.saver.drain()
+                os.kill(os.getpid(), signal.SIGKILL)
+        fabric.save(f"{root}-elsewhere", state)
+    print(
+        "ended",
+        state["step"],
+        digest(state["model"], state["optimizer"]),
+        whole_sum(state["model"]),
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def words(root: Path, kind: str, **more: Any) -> str:
     return json.dumps({"root": str(root), "kind": kind, "seed": 1, "steps": 5, **more})
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "fabric"])
+@pytest.mark.parametrize("kind", ["fsdp", "fabric", "fabric.save"])
 def test_a_killed_loop_goes_on_to_the_state_of_the_uninterrupted_one(
     run_ranks: Any, tmp_path: Path, kind: str
 ) -> None:
@@ -33,6 +33,8 @@ def test_a_killed_loop_goes_on_to_the_state_of_the_uninterrupted_one(
     for rank in range(2):
         assert again[rank][0].split()[:2] == ["began", "3"]
         assert again[rank][-1] == whole[rank][-1]
+    elsewhere = tmp_path / "ck-elsewhere"
+    assert (elsewhere / "meta.pt").is_file() == (kind == "fabric.save")
 
 
 def test_a_loop_goes_on_on_one_rank_and_back_on_three(run_ranks: Any, tmp_path: Path) -> None:
