@@ -46,6 +46,7 @@ def stored(tmp_path, state):
             {**state, "global_step": step},
             layout_of=by_rows(4),
             world_size=4,
+            own=[{"rank": {"number": rank}} for rank in range(4)],
         )
     for found in list_committed(tmp_path / "written").found:
         publish(store, JOB.prefix, found)
