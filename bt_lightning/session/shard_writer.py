@@ -95,7 +95,8 @@ class ShardWriter(CheckpointWriter):
         planned = self._plan(encoded.held.key, table)
         snapshot = lay_out_part(encoded, planned, cache)
         if planned.rank == 0:
-            snapshot.small_files.update(self.serving.constant)
+            if self.serving.adapter is None:  # an adapter's configuration goes with its weights
+                snapshot.small_files.update(self.serving.constant)
             self._shards = planned.index(encoded.tied)[0].facts
             self._warn_once(snapshot)
         return snapshot

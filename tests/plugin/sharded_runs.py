@@ -104,6 +104,8 @@ class Net(L.LightningModule):
     def configure_optimizers(self) -> Any:
         weights = [one for one in self.parameters() if one.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=1e-2, foreach=False)
+        if self.job.get("constant"):
+            return optimizer
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
 
 

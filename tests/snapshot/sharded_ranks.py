@@ -289,6 +289,7 @@ def full_state(net, optimizers, step_number=1, own=None):
     from bt_lightning.snapshot.local_shards import live_state
 
     state = {"epoch": 0, "global_step": step_number, "loops": {"a": 1}}
+    state["callbacks"] = {"best": {"score": torch.tensor(1.5)}}  # which rank 0 alone stores
     state.update(live_state(net, optimizers))
     state["bt_lightning"] = {"rank": own or {"rng": torch.get_rng_state()}}
     return state

@@ -65,8 +65,8 @@ def test_each_rank_has_its_files(saved, kind):
     for number, rank in enumerate(ranks):
         own = {f"ranks/{number:05d}.json", f"ranks/{number:05d}.safetensors"}
         shard = {f"shard-{number:05d}-of-{len(ranks):05d}.safetensors"}
-        of_zero = {"trainer.json", "shards.json"} if number == 0 else set()
-        assert set(rank["files"]) == own | shard | of_zero
+        more = {"trainer.json", "shards.json", "optimizer.safetensors"} if number == 0 else set()
+        assert set(rank["files"]) == own | shard | more
     folder = saved[1] / kind / "whole"
     for number in range(len(ranks)):
         tree = json.loads((folder / f"ranks/{number:05d}.json").read_text())["tree"]
