@@ -169,8 +169,10 @@ class Report(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == self.job.get("dump_at"):
             self._state(trainer, "at.pt")
-        if trainer.global_step == self.job.get("dies_at") and RANK == 1:  # before the save
-            wait(self.job)
+        if (
+            trainer.global_step == self.job.get("dies_at") and self.job["dying"] == RANK
+        ):  # before it saves
+            wait(self.job)  # before the save of this step
             for child in multiprocessing.active_children():
                 child.kill()
             os.kill(os.getpid(), signal.SIGKILL)
