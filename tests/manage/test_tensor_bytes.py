@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,3 +111,29 @@ def test_a_changed_byte_and_a_missing_piece_are_damage():
     reader.files["2"] = reader.files["2"][:-1] + b"?"
     with pytest.raises(CheckpointCorruptError, match="2"):
         list(whole_bytes(reader.blocks, stored))
+
+
+def test_more_files_are_read_than_may_be_open(tmp_path):
+    """In a process of its own, which may open few."""
+    layout = "from tests.sharding.sharded_checkpoints import by_rows, write_sharded"
+    code = f"""
+import resource, sys
+from pathlib import Path
+import torch
+{layout}
+from bt_lightning.cli.app import main
+root = Path(sys.argv[1])
+write_sharded(root, "c", {{"state_dict": {{"w": torch.arange(600)}}}}, by_rows(300), world_size=300)
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+main(["checkpoints", "verify", "c", "--dir", str(root)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "in shards of 300 ranks" in done.stdout

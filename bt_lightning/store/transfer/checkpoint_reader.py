@@ -22,6 +22,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import (
     is_unchanged,
     read_manifest,
 )
+from bt_lightning.localdir.open_files import OpenFiles
 from bt_lightning.localdir.read_locks import hold_for_reading
 from bt_lightning.localdir.sidecars import content_directory
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
@@ -29,6 +30,7 @@ from bt_lightning.path_layout import MANIFEST, under
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -240,7 +242,7 @@ class FilesReader:
         self.manifest = manifest
         many = self.manifest.size > _ALONE_BYTES
         self.connections = min(_MOST_READERS, len(os.sched_getaffinity(0))) if many else 1
-        self._files: dict[str, int] = {}
+        self._files = OpenFiles()
         self._held: int | None = None
         self._opening = threading.Lock()
 
@@ -251,7 +253,8 @@ class FilesReader:
 
     def check(self, entry: FileEntry) -> None:
         """Open the file and compare its size; a pipe or a device is never read."""
-        self._file(entry)
+        with self._file(entry):
+            pass
 
     def read_into(
         self,
@@ -261,22 +264,22 @@ class FilesReader:
         on_progress: ReadProgress = int,  # noqa: ARG002 - one block is read at a time
     ) -> None:
         """Read the file from `offset` on."""
-        file, left = self._file(entry), list(targets)
-        while left:
-            count = os.preadv(file, left[:_MOST_TARGETS], offset)
-            if not count:
-                msg = f"the checkpoint {self.name} is damaged: {entry.path} ends early"
-                raise CheckpointCorruptError(msg)
-            offset += count
-            left = cut(left, count, entry.size)
+        left = list(targets)
+        with self._file(entry) as file:
+            while left:
+                count = os.preadv(file, left[:_MOST_TARGETS], offset)
+                if not count:
+                    msg = f"the checkpoint {self.name} is damaged: {entry.path} ends early"
+                    raise CheckpointCorruptError(msg)
+                offset += count
+                left = cut(left, count, entry.size)
 
-    def _file(self, entry: FileEntry) -> int:
+    def _file(self, entry: FileEntry) -> contextlib.AbstractContextManager[int]:
+        """The descriptor of a file."""
         with self._opening:
             if self._held is None:
                 self._held = self._hold()
-            if entry.path not in self._files:
-                self._files[entry.path] = self._open(entry)
-            return self._files[entry.path]
+        return self._files.use(entry.path, lambda: self._open(entry))
 
     def _hold(self) -> int | None:
         """Keep the directory from being evicted while it is read, if it could be."""
@@ -304,8 +307,7 @@ class FilesReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.close()
         if self._held is not None:
             os.close(self._held)
             self._held = None
