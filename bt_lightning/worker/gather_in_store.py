@@ -13,9 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointNotFoundError, StoreTransientError
-from bt_lightning.path_layout import under
 from bt_lightning.sharding.gather_verdict import GatherVerdict, manifest_of
-from bt_lightning.store.transfer.publish import Base
 from bt_lightning.worker.look_for_parts import PartsWatch
 from bt_lightning.worker.open_parts import OpenPart, OpenParts
 from bt_lightning.worker.parts_on_node import PartsOnNode
@@ -47,13 +45,11 @@ class GatherInStore:
         self,
         root: Path,
         rank: int,
-        prefix: str,
         parts: Callable[[], PartsInStore],
         lead: StoreLeader | None,
     ) -> None:
-        """`lead`: on rank 0. `prefix`: of rank 0's node in the store, where `parts` meet."""
+        """`parts`: where they meet in the store; `lead`: on rank 0."""
         self._rank = rank
-        self._prefix = prefix
         self._parts = parts
         self._lead = lead
         self._node = PartsOnNode(root, rank)
@@ -223,7 +219,7 @@ class GatherInStore:
             del self._open.saves[key]
             verdict, claim = save.verdict, save.claim
             if verdict is not None and verdict.manifest is not None and claim is not None:
-                self._open.base = Base(under(self._prefix, claim.folder), verdict.manifest)
+                self._open.base = self._parts().base(claim, verdict.manifest)
         self._node.end(key, verdict, save.own)
 
     def close(self) -> None:

@@ -54,7 +54,6 @@ def gather_in_store(
     return GatherInStore(
         Path(config.root),
         config.rank,
-        config.prefix,
         lambda: PartsInStore(store, config.prefix),
         LeadInStore(space) if config.leads else None,
     )

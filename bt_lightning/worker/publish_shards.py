@@ -115,6 +115,8 @@ class ShardHelper:
         self._parts = parts
         self._open: dict[Path, Manifest] = {}
         """By its directory, what is committed and not sent; the oldest first."""
+        self._base: Base | None = None
+        """The last checkpoint that was sent: what it has need not be sent again."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -184,8 +186,9 @@ class ShardHelper:
 
         own = [entry for entry in manifest.files if rank_of_shard(entry.path) == self._rank]
         try:
-            parts.send(claim, own, source_of)
+            parts.send(claim, own, source_of, base=self._base)
             parts.put_record(save, self._rank, b"{}\n")
+            self._base = parts.base(claim, manifest)
         except StoreError:
             raise
         except (CheckpointError, OSError):

@@ -35,7 +35,7 @@ def place(tmp_path):
     with contextlib.ExitStack() as closing:
 
         def make(error):
-            place = GatherInStore(tmp_path, 1, "p", lambda: Refusing(error), None)
+            place = GatherInStore(tmp_path, 1, lambda: Refusing(error), None)
             closing.callback(place.close)
             folder = place.begin(PART)
             file = folder / rank_file(1)

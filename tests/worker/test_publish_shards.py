@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import uuid
@@ -12,8 +13,12 @@ import pytest
 
 from bt_lightning.errors import CheckpointNotFoundError, StoreTransientError
 from bt_lightning.localdir.atomic_directory import delete_directory
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
-from bt_lightning.path_layout import job_prefix, rank_file, rank_of_shard, shard_file
+from bt_lightning.localdir.list_and_verify_checkpoints import (
+    LocalCheckpoint,
+    list_committed,
+    verify,
+)
+from bt_lightning.path_layout import MANIFEST, job_prefix, rank_file, rank_of_shard, shard_file
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
@@ -40,7 +45,7 @@ class Counted:
 
     def __init__(self, folder):
         self._inner = LocalStore(folder)
-        self.sent = []
+        self.sent, self.reused = [], []
         self.down = False
 
     def __getattr__(self, name):
@@ -51,6 +56,8 @@ class Counted:
             msg = "it is down"
             raise StoreTransientError(msg)
         self.sent.append(key.removeprefix(f"{PREFIX}/checkpoint-1/"))
+        if reuse is not None:
+            self.reused.append(reuse.key.removeprefix(f"{PREFIX}/"))
         self._inner.send(source, key, reuse)
 
 
@@ -106,6 +113,21 @@ def test_each_rank_sends_its_own_files_and_rank_0_the_rest(shared, tmp_path, hel
         mine = {shard_file(rank, 3), rank_file(rank)} | ({"trainer.json"} if not rank else set())
         assert set(stores[rank].sent) == mine
     assert list(stores[0].list(f"{PREFIX}/.bt_lightning-parts")) == []
+
+
+def test_unchanged_shards_of_every_rank_are_copied_in_the_store(shared, tmp_path, helpers):
+    store = Counted(tmp_path / "store")
+    helper = helpers(1, lambda: PartsInStore(store, PREFIX))
+    again = LocalCheckpoint(shared.path.with_name("again"), shared.manifest.with_generation(2))
+    shutil.copytree(shared.path, again.path)
+    (again.path / MANIFEST).write_bytes(again.manifest.to_bytes())
+    parts = PartsInStore(store, PREFIX)
+    for one in (shared, again):
+        helper.committed(one.manifest, one.path)
+        claim = parts.claim(publication_of(one.manifest), "checkpoint-1", 0)
+        eventually(lambda: not helper._open)
+        assert 1 in parts.look(claim.save).ranks
+    assert store.reused == [f"checkpoint-1/{shard_file(1, 3)}", f"checkpoint-1/{rank_file(1)}"]
 
 
 def test_what_no_other_worker_sends_rank_0_sends(shared, tmp_path, monkeypatch, helpers):

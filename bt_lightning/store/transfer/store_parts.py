@@ -36,6 +36,7 @@ from bt_lightning.path_layout import (
 )
 from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.parallel_reads import in_parallel
+from bt_lightning.store.transfer.publish import Base
 from bt_lightning.store.transfer.store_claims import Claim, Meeting, is_publication
 from bt_lightning.store.transfer.unpublish import give_up_uploads, own_keys
 
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.interface import Store
     from bt_lightning.store.transfer.file_source import DescribedSource
-    from bt_lightning.store.transfer.publish import Base
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +226,10 @@ class PartsInStore:
             if entry.size > _SMALL_BYTES:
                 one(entry)
         in_parallel(one, [entry for entry in entries if entry.size <= _SMALL_BYTES], _SENDERS)
+
+    def base(self, claim: Claim, manifest: Manifest) -> Base:
+        """What `send` can copy from, for a part of a later checkpoint."""
+        return Base(self._at(claim), manifest)
 
     def put_record(self, save: str, rank: int, record: bytes) -> None:
         """Put the record of a rank's part, whose files are all there, or which is not to be had."""
