@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import lightning as L
 import torch
@@ -110,9 +111,9 @@ def told_of_ends(agreement: RankAgreement) -> None:
 finish = WriterSession.finish
 
 
-def told_while_finishing(session: WriterSession, *args: object) -> None:
+def told_while_finishing(session: WriterSession, *args: Any, **named: Any) -> None:
     Moment.reach("drain")
-    finish(session, *args)
+    finish(session, *args, **named)
 
 
 def train(
