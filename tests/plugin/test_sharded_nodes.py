@@ -105,7 +105,9 @@ def test_both_nodes_go_on_from_one_step_though_one_has_lost_its_disk(
     while lost is not None and (cluster.disks[lost] / "ck").exists():
         shutil.rmtree(cluster.disks[lost] / "ck", ignore_errors=True)  # a worker still drains there
     resumed = cluster.run("resumed", seed=9)
-    assert {one["first"] for one in resumed} in ({stored[-1]}, {8})  # what workers still sent
+    (first,) = {one["first"] for one in resumed}
+    assert stored[-1] <= first <= 8  # workers may have sent more since
+    assert first in cluster.steps()
     assert [one["digest"] for one in resumed] == [one["digest"] for one in whole]
     assert cluster.steps()[-1] == whole[0]["step"]
     assert not list((cluster.tmp_path / "store").rglob("rank-1"))
