@@ -144,8 +144,7 @@ class Saves:
                 "there is not enough host memory for a snapshot (see arena_memory): training waits"
                 " while its checkpoints are written"
             )
-            self._save_directly(writer, state, record, part)
-            record.call_ms = 1000 * (time.perf_counter() - started)
+            self._save_directly(writer, state, record, part, started)
         elif record.decision == "skipped":
             record.step = writer.step(state) or 0
             self._notify_ended(record)
@@ -156,20 +155,25 @@ class Saves:
         state: State,
         record: SaveRecord,
         part: SavePart | None,
+        started: float,
     ) -> None:
+        over = True
         try:
             if part is not None:
                 self._write_part(writer, state, record, part)
-                return  # what comes of it is collected
-            self._write(writer, state, record)
+                over = False  # what comes of it is collected
+            else:
+                self._write(writer, state, record)
         except DirectoryFullError as error:
             record.decision = "refused"
             self._refused.append(error)
         except BaseException:
             record.decision = "failed"
-            self._notify_ended(record)
             raise
-        self._notify_ended(record)
+        finally:
+            record.call_ms = 1000 * (time.perf_counter() - started)
+            if over:
+                self._notify_ended(record)
 
     def has_save_of(self, step: int, left_s: Callable[[], float]) -> bool:
         """Whether the newest save is of this step and is not given up; waits for its copy."""

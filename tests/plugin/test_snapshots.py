@@ -255,6 +255,7 @@ def test_a_save_that_training_writes_by_itself_leaves_the_numbers_of_any_other(
     for event in saves_of(root):
         assert event["checkpoint_id"] == f"checkpoint-{event['step']}"
         assert (event["snapshot"], event["decision"]) == ("direct", "saved")
+        assert event["call_ms"] > 0  # by which the interval of saves is chosen
         size = read_manifest(root / event["checkpoint_id"]).size
         assert event["bytes"] == size
         assert 0 < event["write_s"] <= event["local_durable_s"]

@@ -288,6 +288,7 @@ def test_without_memory_for_an_arena_each_rank_writes_its_part_itself(ranks, tmp
             rank.end()
     for rank in (first, second):
         assert [record.snapshot for record in rank.ended] == ["direct", "direct"]
+        assert all(record.call_ms > 0 for record in rank.ended)
         assert rank.decisions() == ["saved", "saved"]
     assert len(verify(tmp_path / "root/checkpoint-2").files) == 2
 
