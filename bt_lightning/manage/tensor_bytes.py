@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _KEPT_BLOCKS: Final = 24
 """Blocks of files that are kept: what two reads in a row share is read and compared once."""
 _LEAST_SLAB: Final = 16 * 1024 * 1024
-_MOST_SLAB: Final = 96 * 1024 * 1024
+_MOST_SLAB: Final = 64 * 1024 * 1024
 _REQUEST_BLOCKS: Final = 2
 _WIDTHS: Final[tuple[tuple[int, Literal["Q", "I", "H", "B"]], ...]] = (
     (8, "Q"),
@@ -44,7 +44,7 @@ class StoredTensor:
 
 
 def whole_bytes(blocks: VerifiedBlocks, stored: StoredTensor) -> Iterator[memoryview]:
-    """Yield the bytes of a whole tensor in order, row-major, in parts of some 16 to 96 MiB.
+    """Yield the bytes of a whole tensor in order, row-major, in parts of some 16 to 64 MiB.
 
     Each part is valid until the next is asked for.
 

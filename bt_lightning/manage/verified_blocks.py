@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
-_KEPT_BYTES: Final = 96 * 1024 * 1024
+_KEPT_BYTES: Final = 64 * 1024 * 1024
 _REQUEST_BLOCKS: Final = 2
 
 
