@@ -1,7 +1,8 @@
 """What a save costs a training run, next to the other ways to save in the background.
 
-Each run is a process of its own (`stall_run.py`; of the case `hf`, the Trainer of `transformers`,
-`stall_hf.py`); systems are interleaved, each repeat in another order; the raw rows are appended to
+Each run is a process of its own: `stall_run.py`; of the case `hf`, the Trainer of `transformers`,
+`stall_hf.py`; of the cases `sharded`, ranks with FSDP2, `stall_sharded.py`. Systems are
+interleaved, each repeat in another order; the raw rows are appended to
 `benchmarks/results/stall.jsonl`. S_lost is the time that a run with saves takes more than the run
 without, of the same repeat, divided by the saves. Run it with `nox -s bench`; a case by itself with
 `python benchmarks/stall.py --case device`. A long case may be run in pieces: `--repeats 1
@@ -26,8 +27,12 @@ from pathlib import Path
 RESULTS = Path(__file__).with_name("results") / "stall.jsonl"
 RUN = Path(__file__).with_name("stall_run.py")
 RUN_OF_HF = Path(__file__).with_name("stall_hf.py")
+RUN_OF_RANKS = Path(__file__).with_name("stall_sharded.py")
+SCRIPTS = {"hf": RUN_OF_HF, "sharded": RUN_OF_RANKS, "sharded-half": RUN_OF_RANKS}
+"""Case -> what runs it, if not `stall_run.py`."""
 OURS = ["ours"]
 RIVALS = ["plain", "async", "dcp-thread", "dcp-process", "torch-checkpointing"]
+SHARDED_RIVALS = ["plain", "dcp-thread", "dcp-process", "torch-checkpointing"]
 LABELS = {
     "none": "no saves",
     "ours": "bt_lightning",
@@ -85,6 +90,16 @@ CASES = {
     "hf": (
         ["none", *OURS, "plain"],
         {"size": 3 * GB // 2, "every": 40, "steps": 130, "step-s": 0.2},
+        5,
+    ),
+    "sharded-half": (
+        ["none", *OURS, *SHARDED_RIVALS],
+        {"size": GB // 2, "tensors": 80, "every": 40, "steps": 130},
+        5,
+    ),
+    "sharded": (
+        ["none", *OURS, *SHARDED_RIVALS],
+        {"size": 3 * GB // 2, "tensors": 80, "every": 80, "steps": 250},
         5,
     ),
     "cuda-8": (
@@ -177,7 +192,7 @@ def measure(
             **arguments,
         }
         for system in random.sample(systems, len(systems)):
-            script = RUN_OF_HF if case == "hf" else RUN
+            script = SCRIPTS.get(case, RUN)
             rows.append({**facts, "system": system, **run(system, arguments, folder, script)})
             print(f"{case} {repeat} {system}: {rows[-1]['run_s']:.2f} s", flush=True)
             with RESULTS.open("a") as file:

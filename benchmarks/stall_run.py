@@ -149,7 +149,8 @@ class DcpIO(CheckpointIO):
     torchtitan does it.
     """
 
-    def __init__(self, kind: str, *, pinned: bool) -> None:
+    def __init__(self, kind: str, *, pinned: bool, group=None) -> None:
+        """`group`: for the collectives of its thread, beside which training has its own."""
         from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
         from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
@@ -161,6 +162,7 @@ class DcpIO(CheckpointIO):
         )
         self.stager = DefaultStager(options)
         self.kind = AsyncCheckpointerType[kind]
+        self.group = group
         self.staging = self.upload = None
         self.durable: list[float] = []
 
@@ -173,6 +175,7 @@ class DcpIO(CheckpointIO):
         made = dcp.async_save(
             checkpoint,
             checkpoint_id=path,
+            process_group=self.group,
             async_checkpointer_type=self.kind,
             async_stager=self.stager,
         )
