@@ -133,5 +133,14 @@ def test_a_logger_has_the_rows_of_the_uninterrupted_run(
     _killed(job, tmp_path / "killed", *loggers)
     for each in loggers:
         found, expected = (READERS[each](tmp_path / name) for name in ("killed", "whole"))
-        assert found == expected, each
+        assert found == expected, _difference(each, found, expected)
         assert len(expected) >= 6
+
+
+def _difference(logger: str, found: Any, expected: Any) -> str:
+    """Where they differ, whole: pytest shows the first items only."""
+    if not isinstance(expected, dict):
+        return f"{logger}\nfound    {found}\nexpected {expected}"
+    names = [name for name in {*found, *expected} if found.get(name) != expected.get(name)]
+    each = [f"{x}\nfound    {found.get(x)}\nexpected {expected.get(x)}" for x in sorted(names)]
+    return "\n".join([logger, *each])

@@ -329,7 +329,7 @@ def end():
     # the snapshot is complete in the arena, and the worker was told; nothing more is waited for
     saver = bt._session.writer.saves.saver
     saver.finish_copy()
-    for future, _, _ in list(saver._copies.values()):
+    for future, _, _ in list(saver.open.copies.values()):
         future.result()
     os.kill(os.getpid(), signal.SIGKILL)
 
