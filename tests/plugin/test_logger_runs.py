@@ -30,7 +30,9 @@ KILLS: tuple[dict[str, Any], ...] = (
     else ({"kill": 2}, {"kill": 11, "saved": 8}, {"kill": 20, "saved": 16}, {})
 )
 """Before anything is saved; between a save and its row; in the second epoch; and to the end."""
-SAVES = {"every_n_epochs": 1} if OLD else {"every_n_train_steps": 3}
+SAVES = (
+    {"every_n_epochs": 1, "save_on_train_epoch_end": True} if OLD else {"every_n_train_steps": 3}
+)
 
 
 @pytest.fixture
