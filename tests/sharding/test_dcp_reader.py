@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -12,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 import bt_lightning
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.path_layout import shard_file
+from tests.fork_server import script_environ
 from tests.sharding.sharded_checkpoints import by_rows, by_rows_and_columns, write_sharded
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")  # loads without ranks
@@ -167,14 +170,13 @@ def _rank(rank, path):
 
 def test_two_ranks(tmp_path):
     path = written(tmp_path)
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, path)) for rank in range(2)]
-    for each in ranks:
-        each.start()
+    env = script_environ({}, (Path(__file__).parents[2],))
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(path)], env=env)
+        for rank in range(2)
+    ]
     try:
-        for each in ranks:
-            each.join(240)
-        assert [each.exitcode for each in ranks] == [0, 0]
+        assert [each.wait(110) for each in ranks] == [0, 0]
     finally:
         for each in ranks:
             each.kill()
@@ -189,3 +191,7 @@ def test_the_reader_of_torch_itself(tmp_path):
     found = {"state_dict": emptied(saved)}
     dcp.load(found, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path / "a")))
     same(found, {"state_dict": saved})
+
+
+if __name__ == "__main__":
+    _rank(int(sys.argv[1]), Path(sys.argv[2]))

@@ -63,7 +63,7 @@ def commit_and_die(root, key, at):
 
 
 def killed(root, key, at):
-    process = multiprocessing.get_context("spawn").Process(
+    process = multiprocessing.get_context("fork").Process(
         target=commit_and_die, args=(root, key, at)
     )
     process.start()

@@ -11,7 +11,11 @@ import time
 
 import pytest
 
-from bt_lightning.errors import DirectoryFullError, PartsMissingError
+from bt_lightning.errors import (
+    CheckpointNotFoundError,
+    DirectoryFullError,
+    PartsMissingError,
+)
 from bt_lightning.localdir.atomic_directory import gathers
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.kept_parts import find_kept_part, kept_manifests
@@ -63,7 +67,10 @@ class Cluster:
         """Folder -> manifest of the whole checkpoints of the store; every byte is looked at."""
         found = {}
         for folder in list_job(self.store, PREFIX).committed:
-            found[folder] = self.check(folder)
+            try:
+                found[folder] = self.check(folder)
+            except CheckpointNotFoundError:  # it was deleted meanwhile, as a superseded one is
+                assert folder not in list_job(self.store, PREFIX).committed
         return found
 
     def check(self, folder, root=None):

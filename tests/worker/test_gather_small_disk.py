@@ -82,7 +82,8 @@ def test_a_rank_whose_part_does_not_fit_leaves_nothing_and_all_learn_of_it(ranks
     each = ranks(root, [MIB // 8, MIB, MIB, MIB])
     found = save(each, 1)
     assert all(isinstance(one.error, DirectoryFullError) for one in found)
-    assert f"on {socket.gethostname()} has no part of it" in str(found[0].error)
+    text = str(found[0].error)  # rank 0's own part finds no room if those of others were first
+    assert f"on {socket.gethostname()} has no part of it" in text or "the part of rank 0" in text
     assert ids(root) == set()
     eventually(lambda: usage(gathers(root)) < MIB // 8)
     for rank in each:
