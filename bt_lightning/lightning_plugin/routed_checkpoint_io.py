@@ -31,6 +31,7 @@ from bt_lightning.session.checkpoint_paths import (
     local_path,
     reader_of_url,
 )
+from bt_lightning.session.parts_of_run import DrawnPart
 from bt_lightning.session.shared_directory_check import ResumedFrom
 from bt_lightning.uri import is_bt
 
@@ -113,12 +114,29 @@ class RoutedCheckpointIO(CheckpointIO):
             return
         self._session.save(self.bt_io.writer, checkpoint, self._normalized(path), self.bt_root)
 
-    def save_part(self, writer: ShardWriter, checkpoint: dict[str, Any], path: str | Path) -> None:
-        """Save this rank's part of a checkpoint at a path of `bt_root`; on every rank."""
+    @contextlib.contextmanager
+    def next_part(self) -> Iterator[DrawnPart]:
+        """This rank's part of the next save, on every rank; `save_part` takes it.
+
+        What fails in the block before that is told to all ranks.
+        """
         parts = self._session.parts
         assert parts is not None  # since the session of a sharded strategy was opened
-        final = self._normalized(path)
-        self._session.save(writer, checkpoint, final, self.bt_root, parts.next())
+        drawn = DrawnPart(parts.next())
+        try:
+            yield drawn
+        except BaseException as error:
+            if drawn.part is not None:
+                self._session.miss(drawn.part, error)
+            raise
+
+    def save_part(
+        self, writer: ShardWriter, checkpoint: dict[str, Any], path: str | Path, drawn: DrawnPart
+    ) -> None:
+        """Save this rank's part of a checkpoint at a path of `bt_root`; on every rank."""
+        part, drawn.part = drawn.part, None
+        assert part is not None  # there is one save in a block
+        self._session.save(writer, checkpoint, self._normalized(path), self.bt_root, part)
 
     def id_of(self, path: str | Path) -> str | None:
         """The checkpoint id of a path of `bt_root`; None for a path elsewhere."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
+    from bt_lightning.session.parts_of_run import DrawnPart
     from bt_lightning.snapshot.saver import Saver
 
 _KINDS = frozenset({"FSDPStrategy", "ModelParallelStrategy"})
@@ -69,8 +70,8 @@ class ShardedStrategy:
             trainer.save_checkpoint,
             vars(trainer).get("save_checkpoint"),
         )
-        self._saving = False
-        """Whether a save by us is under way."""
+        self._saving: DrawnPart | None = None
+        """This rank's part of the save by us that is under way."""
         self._weights: dict[str, Any] = {}
         """The live weights, while they are saved."""
 
@@ -119,21 +120,21 @@ class ShardedStrategy:
         if self.writer is None or not self._io.is_saving or not self._io.is_ours(filepath):
             self._save(filepath, *args, **kwargs)
             return
-        self._saving = True
         try:
-            self._save(filepath, *args, **kwargs)
+            with self._io.next_part() as self._saving:  # before hooks, which may fail on one rank
+                self._save(filepath, *args, **kwargs)
         finally:
-            self._saving, self._weights = False, {}
+            self._saving, self._weights = None, {}
 
     def _lightning_module_state_dict(self) -> dict[str, Any]:
         """The live tensors, which callbacks see in `checkpoint["state_dict"]`."""
-        if self._saving:
+        if self._saving is not None:
             self._weights = module_state(self._module)
             return dict(self._weights)
         return self._stock["lightning_module_state_dict"]()  # type: ignore[no-any-return]
 
     def _optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        if self._saving:
+        if self._saving is not None:
             own = getattr(optimizer, "_optimizer", optimizer)  # of a LightningOptimizer
             named = self._module if is_fsdp1(self._module) else self._weights
             return optimizer_state(named, own)
@@ -142,17 +143,17 @@ class ShardedStrategy:
     def _save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        if not self._saving or self.writer is None:
+        if self._saving is None or self.writer is None:
             self._stock["save_checkpoint"](checkpoint, filepath, storage_options=storage_options)
             return
         if storage_options is not None:
             msg = "storage_options belong to a URL; the path given is in the checkpoint directory"
             raise TypeError(msg)
-        self._io.save_part(self.writer, checkpoint, filepath)
+        self._io.save_part(self.writer, checkpoint, filepath, self._saving)
 
     def _barrier(self, name: str | None = None, *args: Any, **kwargs: Any) -> None:
         """With NCCL, the one behind a save would make the host wait for all queued kernels."""
-        if not self._saving or name != _SAVE_BARRIER:
+        if self._saving is None or name != _SAVE_BARRIER:
             self._stock["barrier"](name, *args, **kwargs)
 
     # a load

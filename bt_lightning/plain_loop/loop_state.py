@@ -35,6 +35,8 @@ _WEIGHTS, _OPTIMIZERS, _REST = "state_dict", "optimizer_states", "state"
 _MODEL = "model"
 NAMES, RANKS = "names", "ranks"
 """Entries of ours: which object is the model, which are optimizers; the states of each rank."""
+ENTRIES = frozenset({_WEIGHTS, _OPTIMIZERS, _REST, NAMES, RANKS, EXTRA})
+"""Those of a checkpoint, beside its counters."""
 
 
 @dataclass(frozen=True)

@@ -115,13 +115,18 @@ class ShardedLoop:
         """Every rank: save its part of the checkpoint `name`; `facts` are its counters and ours."""
         run, parts = self._run, self._run.session.parts
         assert parts is not None  # since `share`
-        mine = on_cpu(found.of_this_rank(exact=exact))
-        checkpoint = {
-            **found.checkpoint_of_parts(),
-            **facts,
-            EXTRA: {**facts[EXTRA], OWN: mine},
-        }
-        run.session.save(self.writer, checkpoint, run.root / name, run.root, parts.next())
+        part = parts.next()  # first, so that every rank counts a save that fails on one of them
+        try:
+            mine = on_cpu(found.of_this_rank(exact=exact))
+            checkpoint = {
+                **facts,
+                **found.checkpoint_of_parts(),
+                EXTRA: {**facts[EXTRA], OWN: mine},
+            }
+        except BaseException as error:
+            run.session.miss(part, error)
+            raise
+        run.session.save(self.writer, checkpoint, run.root / name, run.root, part)
 
     def close(self) -> None:
         """Every rank: the loop is over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.plain_loop.loop_state import LoopState
+from bt_lightning.plain_loop.loop_state import ENTRIES, LoopState
 from bt_lightning.plain_loop.sharded_loop import ShardedLoop, lies_on_ranks
 from bt_lightning.session.checkpoint_writer import EXTRA
 
@@ -78,7 +78,11 @@ class StrategySaves:
         self._run.session.boundary()  # since the last save, the loop may have changed anything
         parts.look(found)
         facts = {EXTRA: {"origin": {"world_size": self._run.ranks.world_size}}}
-        counts = {key: each for key, each in found.values.items() if isinstance(each, int)}
+        counts = {  # those of other names are among the plain values only
+            key: each
+            for key, each in found.values.items()
+            if isinstance(each, int) and key not in ENTRIES
+        }
         parts.save(found, name, {**counts, **facts}, exact=False)
 
     def load(

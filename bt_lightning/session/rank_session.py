@@ -8,20 +8,14 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from bt_lightning.errors import (
-    CheckpointCorruptError,
-    CheckpointError,
-    CheckpointNotFoundError,
-)
-from bt_lightning.localdir.atomic_directory import delete_directory, temporary
-from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
-from bt_lightning.localdir.removal_requests import request_local_removal
-from bt_lightning.removal_requester import Requester
+from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.localdir.atomic_directory import temporary
 from bt_lightning.session.errors_between_ranks import is_save_failure, portable
 from bt_lightning.session.fit_selection import close_fit, end_fit
 from bt_lightning.session.load_start_point import load_start_point
 from bt_lightning.session.part_session import PartSession
 from bt_lightning.session.parts_of_run import PartsOfRun
+from bt_lightning.session.removed_between_fits import ask_next_worker, find_to_remove
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
 from bt_lightning.session.writer_session import WriterSession, publish_late
 from bt_lightning.worker.worker_handle import unlimited
@@ -75,6 +69,7 @@ class RankSession:
         """How the ranks write parts of tensors, if they do."""
         self.pinned: set[str] = set()
         """Digests of what this run resumed from: it never deletes them."""
+        self._begun = False
         self.failing = False
         """The fit has failed, and its own failure is to speak."""
 
@@ -108,8 +103,9 @@ class RankSession:
             InvalidSettingError: another fit of this process has its name.
             RanksApartError: rank 0 did not come to an end.
         """
-        if sharded:
-            self.parts = PartsOfRun.of(ranks, root, stored=self._options.store is not None)
+        stored = self._options.store is not None
+        self.parts = PartsOfRun.of(ranks, root, stored=stored) if sharded else None
+        self._begun = False
         start = ranks.from_slow_zero(lambda: self._open(root, ranks, offered, request))
         if start.error is not None:
             raise start.error
@@ -120,9 +116,15 @@ class RankSession:
         """Every rank, after `open` and before `begin`: the state has turned out to be sharded.
 
         Raises:
-            InvalidSettingError: the nodes have directories of their own.
+            InvalidSettingError: the nodes have directories of their own, or `begin` was called.
         """
         if self.parts is None:
+            if self._begun:
+                msg = (
+                    "the model was sharded behind load_latest, or behind the first save: shard it"
+                    " before"
+                )
+                raise InvalidSettingError(msg)
             self.parts = PartsOfRun.of(ranks, root, stored=False)
             self._join(root, start)
 
@@ -184,6 +186,7 @@ class RankSession:
             on_saved: is given the record of each save that ended, and again when it is published.
             device: the CUDA device that the state lies on, if it does.
         """
+        self._begun = True
         self._mark.close()
         if self.part is not None:
             return self.part.snapshots(
@@ -295,11 +298,15 @@ class RankSession:
 
         Raises:
             DirectoryUnusableError, UploadFailedError: as `WriterSession.poll`.
+            CheckpointError: a part was given outside of a fit.
         """
         saves = self.saves
         if saves is not None:
             saves.save(writer, state, final.relative_to(root).as_posix(), part=part)
             return
+        if part is not None:
+            msg = f"{final} is not saved: no session runs, in which the parts of ranks meet"
+            raise CheckpointError(msg)
         manifest = writer.save(state, final, root)
         if self.writer is not None:
             self.writer.committed(manifest)
@@ -308,6 +315,11 @@ class RankSession:
             on_error = "warn" if self.failing else None
             self.report(lambda: publish_late(config, pinned), on_error)
 
+    def miss(self, part: SavePart, error: BaseException) -> None:
+        """Let all ranks know that a save failed on this one before `save` had its part."""
+        if self.saves is not None:  # no save has the number 0, so it frees nothing
+            self.saves.saver.open.miss(0, part, f"{type(error).__name__}: {error}")
+
     def remove(self, final: Path, root: Path) -> None:
         """Ask for the removal of what is saved as `final`: it goes when a newer one is safe."""
         if self.part is not None:
@@ -315,19 +327,11 @@ class RankSession:
         checkpoint_id = final.relative_to(root).as_posix()
         if self.saves is not None and self.saves.remove_when_committed(checkpoint_id):
             return  # it goes when it has come
-        try:
-            manifest = read_manifest(final)
-        except CheckpointCorruptError:
-            return  # it may be of a newer version, or be repaired: not ours to judge
-        except CheckpointNotFoundError:
-            with contextlib.suppress(OSError):  # of a disk that fails: it holds no checkpoint
-                delete_directory(final, root)  # never committed: nobody can be reading it
+        manifest, is_stored = find_to_remove(final, root)
+        if manifest is not None:
+            self._remove(manifest)
+        elif is_stored:
             self._remove_stored(checkpoint_id)
-            return
-        except OSError:  # it can be asked for by what was saved or found under that name
-            self._remove_stored(checkpoint_id)
-            return
-        self._remove(manifest)
 
     def _remove(self, manifest: Manifest) -> None:
         if self.writer is not None:
@@ -335,13 +339,7 @@ class RankSession:
                 saves.artifacts.hand_over(manifest.checkpoint_id)
             self.writer.remove(manifest)
         elif self._config is not None:
-            try:
-                request_local_removal(  # for the next worker
-                    self._config.root, manifest.digest, Requester.TRAINING
-                )
-            except OSError as error:
-                name = manifest.checkpoint_id
-                warnings.warn(f"{name} stays, though it may go: {error}", stacklevel=2)
+            ask_next_worker(self._config.root, manifest)
 
     def _remove_stored(self, checkpoint_id: str) -> None:
         if self.writer is not None:

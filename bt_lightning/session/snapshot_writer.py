@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
@@ -101,13 +100,12 @@ class SnapshotWriter(ABC, Generic[State]):
         """
         checkpoint_id, after = check_checkpoint_id(name[0]), name[1]
         snapshot = self.take(state)
-        head = None
+        facts, head = self.facts(state, snapshot), None
         if part.rank == 0:
-            facts = self.facts(state, snapshot)
             head = SaveHead(checkpoint_id=checkpoint_id, after=after, facts=facts)
         make_room(planned(snapshot.sizes))
         try:
-            part = replace(part, fingerprint=snapshot.fingerprint)
+            part = part.of_state(snapshot.fingerprint, facts.step)
             return write_part_files(root, part, snapshot.files, head)
         except OSError as error:
             raise unwritten_error(checkpoint_id, root, error) from error

@@ -106,7 +106,7 @@ def _apart(records: Mapping[int, PartRecord], part: SavePart) -> str:
         if (one.fingerprint, one.world_size) != (other.fingerprint, other.world_size):
             return (
                 f"rank {one.rank} on {first.host} and rank {rank} on {record.host} hold parts of"
-                f" states that differ in tensors, shapes or meshes: {_shown(one)} and"
+                f" states that differ in step, tensors, shapes or meshes: {_shown(one)} and"
                 f" {_shown(other)}"
             )
     return ""

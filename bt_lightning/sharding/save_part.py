@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import xxhash
@@ -54,7 +54,15 @@ class SavePart:
     rank: int
     world_size: int
     fingerprint: str
-    """Of the plan (`WritePlan.fingerprint`): equal on all ranks, or nothing is committed."""
+    """As of `of_state`: equal on all ranks, or nothing is committed."""
+
+    def of_state(self, plan: str, step: int) -> SavePart:
+        """This part, of a state that is laid out by the plan of this fingerprint.
+
+        Ranks that stand at different steps have different fingerprints.
+        """
+        said = xxhash.xxh3_128_hexdigest(f"{plan} {step}".encode())
+        return replace(self, fingerprint=said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,7 +142,7 @@ class Saver:
         record.call_ms = 1000 * (time.perf_counter() - started)
         left_out = self._previous.snapshot.left_out
         if part is not None:
-            part = replace(part, fingerprint=self._previous.snapshot.fingerprint)
+            part = part.of_state(self._previous.snapshot.fingerprint, record.step)
             message = replace(message, part=part)
         future = self._finisher.finish(capture, message, record, pages_ready, left_out)
         self.open.add(record, part, future, capture)

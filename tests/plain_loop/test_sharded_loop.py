@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
 pytestmark = pytest.mark.timeout(300)
 
 LOOP = Path(__file__).with_name("sharded_loop.py")
+ODDITIES = Path(__file__).with_name("sharded_oddities.py")
 
 
 def words(root: Path, kind: str, **more: Any) -> str:
@@ -44,3 +45,34 @@ def test_a_loop_goes_on_on_one_rank_and_back_on_three(run_ranks: Any, tmp_path: 
         after = run_ranks(LOOP, words(tmp_path, kind, steps=steps), ranks=ranks)[0]
         assert after[0].split()[1:] == [before[-1].split()[1], before[-1].split()[3]]
         before = after
+
+
+def test_a_save_that_fails_on_one_rank_is_counted_by_all(run_ranks: Any, tmp_path: Path) -> None:
+    """Else parts of two steps would meet from then on."""
+    first, second = run_ranks(ODDITIES, "fails_once", tmp_path, ranks=2)
+    assert len(first) == 1
+    assert first[0].startswith("2 PartsMissingError")
+    assert "rank 1 on " in first[0]
+    assert "has no part of it: OSError: the reader is gone" in first[0]
+    assert second == ["2 OSError the reader is gone"]
+    found = list_committed(tmp_path.resolve(), foreign=False)[0]
+    assert [one.manifest.step for one in found] == [3, 1]
+    for one in found:
+        verify(tmp_path / one.manifest.checkpoint_id)
+
+
+def test_a_model_that_is_sharded_behind_the_load_is_refused_on_every_rank(
+    run_ranks: Any, tmp_path: Path
+) -> None:
+    for said in run_ranks(ODDITIES, "sharded_late", tmp_path, ranks=2):
+        assert said == [
+            "the model was sharded behind load_latest, or behind the first save: shard it before"
+        ]
+    assert not list_committed(tmp_path.resolve(), foreign=False)[0]
+
+
+def test_values_may_have_the_names_of_a_checkpoint_s_own_entries(
+    run_ranks: Any, tmp_path: Path
+) -> None:
+    for said in run_ranks(ODDITIES, "own_names", tmp_path, ranks=2):
+        assert said[-1] == "True True"

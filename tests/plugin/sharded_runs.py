@@ -26,6 +26,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from bt_lightning import BTLightning
+from bt_lightning.errors import CheckpointError
 from bt_lightning.session.fit_selection import process_fits
 from bt_lightning.snapshot.local_shards import live_state, stored_part
 
@@ -160,6 +161,7 @@ class Report(Callback):
         self.collectives: list[int] = []
         self.seen: set[str] = set()
         self.first: int | None = None
+        self.odd = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.first = trainer.global_step
@@ -176,11 +178,28 @@ class Report(Callback):
             for child in multiprocessing.active_children():
                 child.kill()
             os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_step == self.job.get("odd_at"):
+            self._save_oddly(trainer)
         if trainer.global_step == self.job.get("elsewhere_at"):
             trainer.save_checkpoint(Path(self.job["out"]) / "elsewhere.ckpt")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: Any) -> None:
         self.seen |= {type(value).__name__ for value in checkpoint["state_dict"].values()}
+        if self.odd and RANK == 1:
+            msg = "the reader is gone"
+            raise OSError(msg)
+
+    def _save_oddly(self, trainer: L.Trainer) -> None:
+        """A save whose hook raises on rank 1; the script goes on."""
+        self.odd, saves = True, trainer.strategy.checkpoint_io._session.saves
+        try:
+            trainer.save_checkpoint(Path(self.job["root"]) / "odd")
+            saves.saver.drain()
+            saves.collect()
+        except (OSError, CheckpointError) as error:
+            said = f"{type(error).__name__}: {error}"
+            (Path(self.job["out"]) / f"odd-{RANK}").write_text(said)
+        self.odd = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         digest = hashlib.sha256()

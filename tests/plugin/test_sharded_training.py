@@ -77,6 +77,19 @@ def test_a_killed_run_goes_on_to_the_very_state_of_the_uninterrupted_one(
         assert found[rank]["trained"] == wanted[rank]["trained"][4:]
 
 
+def test_a_save_whose_hook_fails_on_one_rank_is_counted_by_all(
+    scripts: Any, tmp_path: Path
+) -> None:
+    one = job(tmp_path, "one", odd_at=3, epochs=1)
+    run(scripts, [one], 2)
+    errors = [(tmp_path / "one" / f"odd-{rank}").read_text() for rank in range(2)]
+    assert errors[1] == "OSError: the reader is gone"
+    assert errors[0].startswith("PartsMissingError")
+    assert "has no part of it: OSError: the reader is gone" in errors[0]
+    assert steps(tmp_path / "ck") == [2, 4, 6]
+    assert {each["step"] for each in said(one, 2)} == {6}
+
+
 def test_a_run_goes_on_from_four_ranks_on_two_on_one_and_on_three(
     scripts: Any, tmp_path: Path
 ) -> None:

@@ -202,6 +202,19 @@ def test_only_rank_0_raises_what_another_rank_lacks(ranks, tmp_path):
     assert ids(tmp_path / "root") == set()
 
 
+@pytest.mark.parametrize("memory", [None, 1])
+def test_parts_of_different_steps_never_make_a_checkpoint(ranks, tmp_path, memory):
+    """As of ranks that count their saves differently; from an arena, or written directly."""
+    first, second = ranks(arena_memory=memory)
+    for rank, step in ((second, 20), (first, 10)):
+        with warned_of_memory() if memory else contextlib.nullcontext():
+            rank.save(step)
+    second.end()
+    with pytest.raises(PartsMissingError, match=r"states that differ in step"):
+        first.end()
+    assert ids(tmp_path / "root") == set()
+
+
 def test_a_state_that_cannot_be_laid_out_is_missing_for_all(ranks):
     first, second = ranks()
     second.writer.broken = True

@@ -1,0 +1,96 @@
+"""What loops whose model lies on ranks should not do: `sharded_oddities.py ACT ROOT`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import sharded_loop
+import torch
+from torch.distributed.fsdp import fully_shard
+
+from bt_lightning import Checkpointer
+from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.fabric import BTAsyncCheckpointIO
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+class Fragile:
+    """Has a state, which cannot be had at times on rank 1."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def state_dict(self) -> dict[str, int]:
+        if self.broken and RANK == 1:
+            msg = "the reader is gone"
+            raise OSError(msg)
+        return {"rank": RANK}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert state == {"rank": RANK}
+
+
+def train(model: Any, optimizer: Any) -> None:
+    optimizer.zero_grad()
+    model(torch.ones(2, 4)).square().mean().backward()
+    optimizer.step()
+
+
+def fails_once(root: str) -> None:
+    """A save fails on one rank, which goes on; the next is of one step on both."""
+    model, optimizer, _ = sharded_loop.make("fsdp", 2)
+    fragile = Fragile()
+    state = {"model": model, "optimizer": optimizer, "fragile": fragile, "step": 0}
+    with Checkpointer(root) as ck:
+        ck.load_latest(state)
+        for step in (1, 2, 3):
+            train(model, optimizer)
+            fragile.broken, state["step"] = step == 2, step
+            try:
+                ck.save(state, step)
+                saves = ck._open.run.session.saves
+                saves.saver.drain()
+                saves.collect()
+            except (OSError, CheckpointError) as error:
+                print(step, type(error).__name__, error, flush=True)
+
+
+def sharded_late(root: str) -> None:
+    """The model is sharded when the start point is loaded already."""
+    torch.distributed.init_process_group("gloo")
+    model: Any = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with Checkpointer(root) as ck:
+        ck.load_latest({"model": model, "optimizer": optimizer})
+        fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameters())
+        train(model, optimizer)
+        try:
+            ck.save({"model": model, "optimizer": optimizer}, 1)
+        except InvalidSettingError as error:
+            print(error, flush=True)
+
+
+def own_names(root: str) -> None:
+    """Plain values of a script have the names that a checkpoint has for its entries."""
+    model, optimizer, fabric = sharded_loop.make("fabric", 2)
+    names = {"state": 7, "names": 8, "state_dict": 9, "optimizer_states": 10, "ranks": 11}
+    state = {"model": model, "optimizer": optimizer, **names}
+    io = BTAsyncCheckpointIO(root)
+    with io.of(fabric):
+        train(model, optimizer)
+        fabric.save(io.root / "one", state)
+        before = sharded_loop.digest(model, optimizer)
+    train(model, optimizer)
+    again = {"model": model, "optimizer": optimizer, **dict.fromkeys(names, 0)}
+    with io.of(fabric):
+        fabric.load(io.latest, again)
+    print(sharded_loop.digest(model, optimizer) == before, {n: again[n] for n in names} == names)
+
+
+if __name__ == "__main__":
+    acts = {act.__name__: act for act in (fails_once, sharded_late, own_names)}
+    acts[sys.argv[1]](sys.argv[2])
