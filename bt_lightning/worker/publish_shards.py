@@ -13,7 +13,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    StoreError,
+    StoreTransientError,
+)
 from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, is_unchanged
 from bt_lightning.path_layout import rank_of_shard
 from bt_lightning.store.retry import backoff
@@ -36,6 +42,8 @@ if TYPE_CHECKING:
 _POLL_S: Final = 0.2
 _SILENT_S: Final = 15.0
 """Seconds without a sign of any other worker, after which rank 0's sends what is missing."""
+_CLOSE_S: Final = 2.0
+"""Longest wait for a thread that the store holds up."""
 _OPEN: Final = 8
 """Number of the newest checkpoints whose claims a worker looks for."""
 
@@ -76,7 +84,10 @@ class ShardPublication:
             raise self._replaced() from error
         if not is_unchanged(path, manifest):
             raise self._replaced()
-        self.parts.commit(claim, manifest)
+        try:
+            self.parts.commit(claim, manifest)
+        except CheckpointCorruptError as error:  # in the store, not on the disk: to be sent again
+            raise StoreTransientError(str(error)) from error
         return claim.folder
 
     def _send(self, claim: Claim, entries: tuple[FileEntry, ...] | list[FileEntry]) -> None:
@@ -122,12 +133,12 @@ class ShardHelper:
         self._thread: threading.Thread | None = None
 
     def close(self) -> None:
-        """Send nothing more, after the file that is under way."""
+        """Send nothing more; waits a while for the file that is under way."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_CLOSE_S)
 
     def committed(self, manifest: Manifest, path: Path) -> None:
         """A checkpoint has its name: send what is this rank's, once it is claimed."""
@@ -174,9 +185,6 @@ class ShardHelper:
         if not parts.distant or not is_unchanged(path, manifest):
             return True
         save = publication_of(manifest)
-        claim = parts.find_claim(save)
-        if claim is None:
-            return False
         beat = SendingBeat(parts, save, self._rank)
 
         @contextlib.contextmanager
@@ -186,6 +194,9 @@ class ShardHelper:
 
         own = [entry for entry in manifest.files if rank_of_shard(entry.path) == self._rank]
         try:
+            claim = parts.find_claim(save)
+            if claim is None:
+                return False
             parts.send(claim, own, source_of, base=self._base)
             parts.put_record(save, self._rank, b"{}\n")
             self._base = parts.base(claim, manifest)

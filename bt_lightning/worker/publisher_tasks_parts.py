@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from bt_lightning.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
+    StoreError,
     StorePermanentError,
 )
 from bt_lightning.localdir.newest_in_store import note_newest_in_store
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
     from bt_lightning.store.transfer.publish import Base
     from bt_lightning.store.transfer.store_claims import Claim
+
+log = logging.getLogger(__name__)
 
 
 class ShardedTasks(SmallDiskTasks):
@@ -63,6 +67,7 @@ class ShardedTasks(SmallDiskTasks):
 
         Raises:
             CheckpointNotFoundError: it was ended.
+            CheckpointCorruptError: a file is not there in its length.
             StoreError: the store refused.
         """
         self._parts().commit(claim, manifest)
@@ -93,8 +98,12 @@ class ShardedTasks(SmallDiskTasks):
     def _finish_older(
         self, parts: PartsInStore, claim: Claim, records: Mapping[int, bytes]
     ) -> None:
-        """Commit a save of an earlier run, if all its ranks had sent their parts."""
-        with contextlib.suppress(CheckpointError):  # else it is ended
+        """Commit a save of an earlier run, if all its ranks had sent their parts.
+
+        Raises:
+            StoreError: the store refused.
+        """
+        try:
             found = {
                 rank: PartRecord.from_bytes(data, claim.folder) for rank, data in records.items()
             }
@@ -105,6 +114,10 @@ class ShardedTasks(SmallDiskTasks):
                 manifest = manifest_of(found, claim.number)
                 parts.commit(claim, manifest)
                 self._note(claim, manifest)
+        except StoreError:  # what it would have committed must not be ended
+            raise
+        except CheckpointError as error:
+            log.warning("a save of an earlier run is given up: %s", error)
 
     def _publish(self, store: Store, found: LocalCheckpoint, base: Base | None) -> str:
         """Publish; shards of a directory that ranks share are sent by each rank's own worker."""

@@ -16,6 +16,7 @@ from bt_lightning.errors import (
     StoreTransientError,
 )
 from bt_lightning.localdir.digest import digest_file
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import MANIFEST, MARKER
 from bt_lightning.store.backends.fsspec_store import FsspecStore
@@ -24,7 +25,7 @@ from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader, read_verified
 from bt_lightning.store.transfer.file_source import FileSource
-from bt_lightning.store.transfer.publish import Base
+from bt_lightning.store.transfer.publish import Base, publish
 from bt_lightning.store.transfer.store_parts import PartsInStore
 from bt_lightning.store.transfer.unpublish import unpublish
 
@@ -42,6 +43,8 @@ class Rank:
             f"shard-{rank:05}-of-00002.safetensors": b"shard" * 999,
             f"ranks/{rank:05}.json": b"{}",
         }
+        if rank == 0:
+            files["shards.json"] = b"{}"
         self.entries = []
         for path, data in files.items():
             file = self.place / path
@@ -175,7 +178,7 @@ def test_nothing_is_committed_of_which_a_file_is_not_there(store, parts, ranks):
     save = f"{RUN}-1"
     claim = parts.claim(save, "checkpoint-3", 0)
     ranks[0].send(parts, save)
-    with pytest.raises(StoreTransientError, match=r"shard-00001-of-00002\.safetensors has None"):
+    with pytest.raises(CheckpointCorruptError, match=r"shard-00001-of-00002\.safetensors has None"):
         parts.commit(claim, manifest_of(claim, ranks))
     assert check_whole(store) == []
     store.put(f"{PREFIX}/checkpoint-3/{ranks[1].entries[0].path}", b"short")  # another's half
@@ -198,11 +201,11 @@ def test_a_restarted_worker_sends_only_what_is_missing_and_stops_where_it_is_tol
             raise StoreTransientError(msg)
 
     with pytest.raises(StoreTransientError, match="more urgent"):
-        parts.send(claim, ranks[0].entries, ranks[0].source, check=stop)
+        parts.send(claim, ranks[1].entries, ranks[1].source, check=stop)
     sent = []
-    parts.send(claim, ranks[0].entries, ranks[0].source, check=lambda: sent.append(1))
+    parts.send(claim, ranks[1].entries, ranks[1].source, check=lambda: sent.append(1))
     assert len(sent) == 1
-    parts.send(claim, ranks[0].entries, ranks[0].source, check=lambda: sent.append(1))
+    parts.send(claim, ranks[1].entries, ranks[1].source, check=lambda: sent.append(1))
     assert len(sent) == 1
 
 
@@ -374,7 +377,7 @@ def test_a_save_that_is_ended_while_a_slow_worker_commits_it_is_whole_or_gone(tm
             return act if callable(method) else method
 
     slow = PartsInStore(Interrupted(inner, call), PREFIX)
-    with contextlib.suppress(CheckpointNotFoundError, StoreTransientError):
+    with contextlib.suppress(CheckpointCorruptError, CheckpointNotFoundError):
         slow.commit(claim, manifest_of(claim, ranks))
     check_whole(inner)
     left = keys(inner)
@@ -383,3 +386,161 @@ def test_a_save_that_is_ended_while_a_slow_worker_commits_it_is_whole_or_gone(tm
         or not [key for key in left if key.startswith("checkpoint-3/") and not key.endswith(MARKER)]
         or f"checkpoint-3/{MARKER}" in left
     )  # or the next start's sweep finds it by its marker
+
+
+class Calling(Dying):
+    """A store that calls `act` with the name of each method, before it and after it."""
+
+    def __init__(self, inner, before=lambda _: None, after=lambda _: None):
+        self._inner, self._before, self._after = inner, before, after
+
+    def __getattr__(self, name):
+        method = getattr(self._inner, name)
+        if not callable(method):
+            return method
+
+        def call(*args, **words):
+            self._before(name)
+            result = method(*args, **words)
+            self._after(name)
+            return list(result) if name == "list" else result
+
+        return call
+
+
+def claimed_and_sent(inner, tmp_path):
+    parts = PartsInStore(inner, PREFIX)
+    ranks = [Rank(tmp_path, rank) for rank in range(2)]
+    claim = parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+    for rank in ranks:
+        rank.send(parts, f"{RUN}-1")
+    return claim, ranks
+
+
+def only_reservations(inner):
+    return all(key.startswith(".bt_lightning-parts/folders/") for key in keys(inner))
+
+
+@pytest.mark.parametrize("call", range(16))
+def test_a_manifest_of_a_killed_committer_does_not_outlive_the_end_of_its_save(tmp_path, call):
+    """It saw all files, then the save was ended, up to a call; it is killed behind its put."""
+    inner = LocalStore(tmp_path / "store")
+    claim, ranks = claimed_and_sent(inner, tmp_path)
+    data = manifest_of(claim, ranks).to_bytes()
+    calls = []
+
+    def put(name):
+        calls.append(name)
+        if len(calls) == call + 1:
+            inner.put_new(f"{PREFIX}/checkpoint-3/{MANIFEST}", data)
+
+    PartsInStore(Calling(inner, put), PREFIX).end(f"{RUN}-1", b"{}")
+    while len(calls) <= call:
+        put("")
+    PartsInStore(inner, PREFIX).sweep(LATER, lambda *_: None)
+    check_whole(inner)
+    if f"checkpoint-3/{MANIFEST}" not in keys(inner):
+        marked = f"checkpoint-3/{MARKER}" in keys(inner)
+        assert marked or only_reservations(inner)
+
+
+def test_a_commit_whose_answer_was_lost_is_none_if_its_save_was_ended_meanwhile(tmp_path):
+    inner = LocalStore(tmp_path / "store")
+    claim, ranks = claimed_and_sent(inner, tmp_path)
+
+    def end(name):
+        if name == "put_new":
+            PartsInStore(inner, PREFIX).end(f"{RUN}-1", b"{}")
+
+    def lose(name):
+        if name == "put_new":
+            msg = "the answer was lost"
+            raise StoreTransientError(msg)
+
+    slow = PartsInStore(Calling(inner, end, lose), PREFIX)
+    with pytest.raises(StoreTransientError):
+        slow.commit(claim, manifest_of(claim, ranks))
+    for _ in range(2):
+        with pytest.raises(CheckpointNotFoundError, match="was given up"):
+            slow.commit(claim, manifest_of(claim, ranks))
+        assert check_whole(inner) == []
+    PartsInStore(inner, PREFIX).sweep(LATER, lambda *_: None)
+    assert only_reservations(inner)
+
+
+def test_a_commit_whose_answer_was_lost_counts_if_its_save_goes_on(tmp_path):
+    inner = LocalStore(tmp_path / "store")
+    claim, ranks = claimed_and_sent(inner, tmp_path)
+
+    def lose(name):
+        if name == "put_new":
+            msg = "the answer was lost"
+            raise StoreTransientError(msg)
+
+    manifest = manifest_of(claim, ranks)
+    with pytest.raises(StoreTransientError):
+        PartsInStore(Calling(inner, after=lose), PREFIX).commit(claim, manifest)
+    for _ in range(2):
+        PartsInStore(inner, PREFIX).commit(claim, manifest)
+    assert check_whole(inner) == ["checkpoint-3"]
+    assert not any(key.startswith(".bt_lightning-parts") for key in keys(inner))
+
+
+def test_what_lands_behind_the_end_of_its_save_goes(tmp_path):
+    inner = LocalStore(tmp_path / "store")
+    parts = PartsInStore(inner, PREFIX)
+    for number, killed in ((1, False), (2, True)):
+        save = f"{RUN}-{number}"
+        claim = parts.claim(save, f"checkpoint-{number}", 0)
+        rank, ended = Rank(tmp_path, 1), []
+
+        def end(name, save=save, ended=ended):
+            if name == "send" and not ended:
+                ended.append(1)
+                PartsInStore(inner, PREFIX).end(save, b"{}")
+
+        def die(name, killed=killed):
+            if killed and name == "send":
+                raise Death
+
+        slow = PartsInStore(Calling(inner, end, die), PREFIX)
+        with pytest.raises(Death if killed else CheckpointNotFoundError):
+            slow.send(claim, rank.entries[:1], rank.source)
+        assert bool(list(inner.list(f"{PREFIX}/checkpoint-{number}"))) is killed
+    parts.sweep(LATER, lambda *_: None)
+    assert only_reservations(inner)
+
+
+def test_what_lands_behind_a_commit_stays(tmp_path):
+    """Rank 0's worker may have sent the file meanwhile."""
+    inner = LocalStore(tmp_path / "store")
+    parts = PartsInStore(inner, PREFIX)
+    ranks = [Rank(tmp_path, rank) for rank in range(2)]
+    claim = parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+
+    def commit(name):
+        if name == "send" and parts.find_claim(claim.save) is not None:
+            for rank in ranks:
+                rank.send(parts, claim.save)
+            parts.commit(claim, manifest_of(claim, ranks))
+
+    slow = PartsInStore(Calling(inner, commit), PREFIX)
+    slow.send(claim, ranks[1].entries[:1], ranks[1].source)
+    parts.sweep(LATER, lambda *_: None)
+    assert check_whole(inner) == ["checkpoint-3"]
+
+
+def test_no_other_checkpoint_takes_the_folder_of_a_save_that_was_ended(tmp_path):
+    """A process of the run before may still be sending to it."""
+    inner = LocalStore(tmp_path / "store")
+    parts = PartsInStore(inner, PREFIX)
+    claim = parts.claim(f"{RUN}-1", "checkpoint-3", 0)
+    parts.end(f"{RUN}-1")
+    rank = Rank(tmp_path, 0)
+    manifest = manifest_of(claim, [rank])
+    (rank.place / MANIFEST).write_bytes(manifest.to_bytes())
+    folder = publish(inner, PREFIX, LocalCheckpoint(rank.place, manifest))
+    assert folder == "checkpoint-3@2"
+    assert publish(inner, PREFIX, LocalCheckpoint(rank.place, manifest)) == folder
+    parts.sweep(LATER, lambda *_: None)
+    assert check_whole(inner) == [folder]

@@ -18,7 +18,9 @@ from bt_lightning.localdir.list_and_verify_checkpoints import (
     list_committed,
     verify,
 )
+from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import MANIFEST, job_prefix, rank_file, rank_of_shard, shard_file
+from bt_lightning.sharding.save_part import PartRecord, SaveHead, SaveKey, SavePart
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
@@ -245,3 +247,77 @@ def test_a_helper_never_sends_what_is_not_claimed(shared, tmp_path, helpers):
     delete_directory(shared.path, shared.path.parent)
     eventually(lambda: not helper._open)
     assert store.sent == []
+
+
+def test_a_damaged_claim_does_not_end_a_helper(shared, tmp_path, helpers):
+    store = Counted(tmp_path / "store")
+    again = LocalCheckpoint(shared.path.with_name("again"), shared.manifest.with_generation(2))
+    shutil.copytree(shared.path, again.path)
+    (again.path / MANIFEST).write_bytes(again.manifest.to_bytes())
+    damaged = f"{PREFIX}/.bt_lightning-parts/{publication_of(again.manifest)}/claim.json"
+    store.put(damaged, b"{")
+    helper = helpers(1, lambda: PartsInStore(store, PREFIX))
+    helper.committed(again.manifest, again.path)
+    eventually(lambda: not helper._open)
+    helper.committed(shared.manifest, shared.path)
+    PartsInStore(store, PREFIX).claim(publication_of(shared.manifest), "checkpoint-1", 0)
+    eventually(lambda: shard_file(1, 3) in store.sent)
+
+
+def test_a_file_that_the_store_lost_is_sent_again(shared, tmp_path):
+    """It is no damage of the checkpoint on the disk."""
+    store = Counted(tmp_path / "store")
+    inner = store.send
+
+    def lose(source, key, reuse=None):
+        inner(source, key, reuse)
+        if key.endswith("trainer.json") and store.sent.count("trainer.json") == 1:
+            store.delete([key])
+
+    store.send = lose
+    with pytest.raises(StoreTransientError, match=r"trainer\.json has None bytes"):
+        published(shared, store, helped=False)
+    assert published(shared, store, helped=False) == "checkpoint-1"
+    assert is_in(tmp_path / "store", shared, tmp_path)
+
+
+class Busy:
+    """A store that refuses the first manifest."""
+
+    def __init__(self, folder):
+        self._inner = LocalStore(folder)
+        self.refused = 0
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def put_new(self, key, data):
+        if key.endswith(MANIFEST) and not self.refused:
+            self.refused += 1
+            msg = "slow down"
+            raise StoreTransientError(msg)
+        self._inner.put_new(key, data)
+
+
+def test_a_whole_save_of_an_earlier_run_is_not_ended_as_the_store_is_busy(shared, tmp_path):
+    store = Busy(tmp_path / "store")
+    parts = PartsInStore(store, PREFIX)
+    earlier = SaveKey(RUN, 7)
+    claim = parts.claim(earlier.folder, "checkpoint-7", 0)
+    for rank in range(3):
+        files = [one for one in shared.manifest.files if (rank_of_shard(one.path) or 0) == rank]
+        parts.send(claim, files, lambda one: FileSource(shared.path / one.path, one))
+        part = SavePart(key=earlier, rank=rank, world_size=3, fingerprint="a" * 32)
+        facts = ManifestFacts(step=7, epoch=0, created_at="2030-01-01T00:00:07+00:00")
+        head = SaveHead(checkpoint_id="checkpoint-7", after=0, facts=facts) if not rank else None
+        record = PartRecord(part=part, host="h", files=tuple(files), head=head)
+        parts.put_record(earlier.folder, rank, record.to_bytes())
+    tasks = ShardedTasks(tmp_path / "root", store, PREFIX, ())
+    new = SaveKey("f" * 32, 1)
+    with pytest.raises(StoreTransientError, match="slow down"):
+        tasks.claim_parts(new, "checkpoint-8", 0)
+    assert parts.find_claim(earlier.folder) == claim
+    assert tasks.claim_parts(new, "checkpoint-8", 0).folder == "checkpoint-8"
+    assert store.refused == 1
+    assert list(list_job(store, PREFIX).committed) == ["checkpoint-7"]
+    tasks.leave()

@@ -29,6 +29,7 @@ from bt_lightning.path_layout import (
 from bt_lightning.store.interface import Reuse, read_any
 from bt_lightning.store.transfer.file_source import FileSource, same_ranges
 from bt_lightning.store.transfer.parallel_reads import in_parallel
+from bt_lightning.store.transfer.store_reservations import Reservations
 from bt_lightning.store.transfer.store_to_store import ReaderSource
 from bt_lightning.store.transfer.unpublish import own_keys
 from bt_lightning.store.transfer.upload_progress_source import MeteredSource
@@ -197,15 +198,20 @@ def copy_checkpoint(
 def folder_for(store: Store, prefix: str, manifest: Manifest) -> tuple[str, bool]:
     """The folder for a checkpoint, and whether the store already has it there.
 
-    Folders of other checkpoints and of the user's files are skipped.
+    Folders of other checkpoints, of the user's files and of saves of several ranks are skipped: to
+    those something may still be sent, though the save was given up.
     """
     data = manifest.to_bytes()
+    reserved = Reservations(store, prefix)
     number = manifest.generation
     while True:
         folder = store_folder(manifest.checkpoint_id, number)
         found = read_any(store, f"{under(prefix, folder)}/{MANIFEST}")
-        if found == data or (found is None and not _is_users(store, under(prefix, folder))):
-            return folder, found is not None
+        if found == data:
+            return folder, True
+        free = found is None and not _is_users(store, under(prefix, folder))
+        if free and reserved.holder(folder) is None:
+            return folder, False
         number += 1
 
 

@@ -16,12 +16,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.errors import (
-    CheckpointCorruptError,
-    CheckpointExistsError,
-    CheckpointNotFoundError,
-    StoreTransientError,
-)
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import (
     MANIFEST,
@@ -31,6 +26,7 @@ from bt_lightning.path_layout import (
     part_name,
     parts_folder,
     rank_of_part_record,
+    rank_of_shard,
     store_folder,
     under,
 )
@@ -38,7 +34,8 @@ from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 from bt_lightning.store.transfer.publish import Base
 from bt_lightning.store.transfer.store_claims import Claim, Meeting, is_publication
-from bt_lightning.store.transfer.unpublish import give_up_uploads, own_keys
+from bt_lightning.store.transfer.store_reservations import Reservations
+from bt_lightning.store.transfer.unpublish import give_up_uploads, own_keys, unpublish
 
 if TYPE_CHECKING:
     import contextlib
@@ -53,7 +50,6 @@ log = logging.getLogger(__name__)
 _CLAIM: Final = "claim.json"
 _OUTCOME: Final = "outcome.json"
 _BEAT: Final = "sending-"
-_FOLDERS: Final = "folders"
 _SMALL_BYTES: Final = 8 * 1024 * 1024
 _READERS: Final = 16
 _SAVE: Final = re.compile("[0-9a-f]{32}-[0-9]{1,9}", re.ASCII)
@@ -68,6 +64,7 @@ class PartsInStore:
         self._store = store
         self._prefix = prefix
         self._place = parts_folder(prefix)
+        self._reservations = Reservations(store, prefix)
 
     @property
     def distant(self) -> bool:
@@ -86,23 +83,12 @@ class PartsInStore:
         if known is not None:
             return known
         number = after + 1
-        while not self._reserve(save, store_folder(checkpoint_id, number)):
+        while not self._reservations.reserve(save, store_folder(checkpoint_id, number)):
             number += 1
         claim = Claim(save, checkpoint_id, number)
         self._store.put(f"{self._at(claim)}/{MARKER}", PUBLISHING)  # for a sweep to find
         self._store.put_new(self._key(save, _CLAIM), claim.to_bytes())
         return claim
-
-    def _reserve(self, save: str, folder: str) -> bool:
-        """Give the folder to the save, unless it holds anything or was given to another."""
-        base = under(self._prefix, folder)
-        if own_keys(self._store, base) or self._store.size(base) is not None:
-            return False
-        try:
-            self._store.put_new(self._reserved(folder), save.encode("ascii"))
-        except CheckpointExistsError:
-            return False
-        return True
 
     def end(self, save: str, outcome: bytes | None = None) -> None:
         """Give up a save that is not committed: nothing more is sent for it, and none commits it.
@@ -118,8 +104,10 @@ class PartsInStore:
         """
         claim = self._usable_claim(save)
         if claim is not None and self.manifest(claim) is not None:
-            self._forget(save, claim)
-            return
+            claim = self._usable_claim(save)  # behind its manifest, as in `commit`
+            if claim is not None:
+                self._forget(save, claim)
+                return
         if outcome is not None:
             self._store.put(self._key(save, _OUTCOME), outcome)
         if claim is not None:
@@ -145,6 +133,27 @@ class PartsInStore:
             if claim is not None and self.manifest(claim) is None:
                 finish(claim, self.look(save).records)
             self.end(save)
+        in_parallel(self._clear, self._reservations.folders(), _READERS)
+
+    def _clear(self, folder: str) -> None:
+        """Delete what a process put in a folder after its save was ended, and then died."""
+        save, base = self._reservations.holder(folder), under(self._prefix, folder)
+        try:
+            if save is None or not self._is_ended(save, folder):
+                return
+            data = read_any(self._store, f"{base}/{MANIFEST}")
+            manifest = None if data is None else Manifest.from_bytes(data, base)
+        except CheckpointCorruptError as error:
+            log.warning("what is in %s/%s stays: %s", self._store.name, base, error)
+            return
+        if manifest is None:
+            keys = own_keys(self._store, base)
+            late = [key for key in keys if rank_of_shard(key.removeprefix(f"{base}/")) is not None]
+            self._store.delete(late)
+        elif manifest.is_sharded:  # its files may be gone
+            self._store.put(f"{base}/{MARKER}", PUBLISHING)
+            self._store.delete([f"{base}/{MANIFEST}"])
+            unpublish(self._store, self._prefix, folder)
 
     def saves(self) -> list[str]:
         """Every save that has something in the meeting place."""
@@ -186,11 +195,20 @@ class PartsInStore:
             StoreError: the store refused.
         """
         if self.find_claim(claim.save) != claim:
-            msg = (
-                f"the save of {claim.checkpoint_id} was given up: its parts may not be sent to"
-                f" {self._store.name}/{self._at(claim)} any more"
-            )
-            raise CheckpointNotFoundError(msg)
+            raise self._given_up(claim)
+
+    def _given_up(self, claim: Claim) -> CheckpointNotFoundError:
+        return CheckpointNotFoundError(
+            f"the save of {claim.checkpoint_id} was given up: its parts may not be sent to"
+            f" {self._store.name}/{self._at(claim)} any more"
+        )
+
+    def _is_ended(self, save: str, folder: str) -> bool:
+        """Whether a save that had this folder was ended: a commit ends the reservation first."""
+        claim = self.find_claim(save)
+        if claim is not None and claim.folder == folder:
+            return False
+        return self._reservations.holder(folder) == save
 
     def send(
         self,
@@ -212,20 +230,30 @@ class PartsInStore:
         """
         place = self._at(claim)
         sizes = {info.key: info.size for info in self._store.list(place)}
+        sent = False
 
         def one(entry: FileEntry) -> None:
+            nonlocal sent
             key = f"{place}/{entry.path}"
             if sizes.get(key) == entry.size:
                 return
             check()
             self.check(claim)
+            sent = True
             with source_of(entry) as source:
                 self._store.send(source, key, base.reuse(entry) if base else None)
 
-        for entry in entries:
-            if entry.size > _SMALL_BYTES:
-                one(entry)
-        in_parallel(one, [entry for entry in entries if entry.size <= _SMALL_BYTES], _SENDERS)
+        try:
+            for entry in entries:
+                if entry.size > _SMALL_BYTES:
+                    one(entry)
+            in_parallel(one, [entry for entry in entries if entry.size <= _SMALL_BYTES], _SENDERS)
+            if sent and self._is_ended(claim.save, claim.folder):
+                raise self._given_up(claim)
+        except CheckpointNotFoundError:
+            if self._is_ended(claim.save, claim.folder):  # it may have landed behind the deletion
+                self._store.delete([f"{place}/{entry.path}" for entry in entries])
+            raise
 
     def base(self, claim: Claim, manifest: Manifest) -> Base:
         """What `send` can copy from, for a part of a later checkpoint."""
@@ -284,29 +312,23 @@ class PartsInStore:
 
         Raises:
             CheckpointNotFoundError: the save was ended.
-            StoreTransientError: a file is not there in its length.
+            CheckpointCorruptError: a file is not there in its length.
             StoreError: the store refused.
         """
-        if self.manifest(claim) == manifest:
-            self._finish(claim)
-            return
-        self.check(claim)
         place = self._at(claim)
-        sizes = {info.key: info.size for info in self._store.list(place)}
-        for entry in manifest.files:
-            size = sizes.get(f"{place}/{entry.path}")
-            if size != entry.size:
-                msg = f"{self._store.name}/{place}/{entry.path} has {size} bytes, not {entry.size}"
-                raise StoreTransientError(msg)
-        self._store.put_new(f"{place}/{MANIFEST}", manifest.to_bytes())
-        try:
+        if self.manifest(claim) != manifest:
             self.check(claim)
-        except CheckpointNotFoundError:
-            if read_any(self._store, self._reserved(claim.folder)) is not None:
-                self._store.delete([f"{place}/{MANIFEST}"])  # its files may be gone
-                raise
-            # else another worker committed the same, and has finished
-        self._finish(claim)
+            sizes = {info.key: info.size for info in self._store.list(place)}
+            for entry in manifest.files:
+                name, size = f"{place}/{entry.path}", sizes.get(f"{place}/{entry.path}")
+                if size != entry.size:
+                    msg = f"{self._store.name}/{name} has {size} bytes, not {entry.size}"
+                    raise CheckpointCorruptError(msg)
+            self._store.put_new(f"{place}/{MANIFEST}", manifest.to_bytes())
+        if self._is_ended(claim.save, claim.folder):
+            self._store.delete([f"{place}/{MANIFEST}"])  # its files may be gone
+            raise self._given_up(claim)
+        self._finish(claim)  # also if another worker committed the same, and has finished
 
     def _finish(self, claim: Claim) -> None:
         self._store.delete([f"{self._at(claim)}/{MARKER}"])
@@ -315,13 +337,10 @@ class PartsInStore:
     def _forget(self, save: str, committed: Claim | None, but: str = "") -> None:
         """Delete what is in the meeting place; of a committed save its reservation, first."""
         if committed is not None:
-            self._store.delete([self._reserved(committed.folder)])
+            self._reservations.free(committed.folder)
         self._store.delete([self._key(save, _CLAIM)])
         left = [info.key for info in self._store.list(f"{self._place}/{save}")]
         self._store.delete([key for key in left if key != self._key(save, but)])
-
-    def _reserved(self, folder: str) -> str:
-        return f"{self._place}/{_FOLDERS}/{folder}"
 
     def _key(self, save: str, name: str) -> str:
         return f"{self._place}/{save}/{name}"
