@@ -20,7 +20,7 @@ from bt_lightning.restore.dcp_metadata import parse_dcp_metadata
 from bt_lightning.restore.dcp_tensors import LABEL, DcpTensors
 from bt_lightning.restore.load_to_device import HOST
 from bt_lightning.restore.opened_state import SavedState
-from bt_lightning.restore.optimizer_states import OPTIMIZERS, numbered
+from bt_lightning.restore.optimizer_states import OPTIMIZERS, numbered, with_keys_of_groups
 from bt_lightning.restore.read_documents import load_file
 from bt_lightning.restore.saved_tensors import SavedTensor, read_whole
 from bt_lightning.restore.unloaded_value import UnloadedValue
@@ -243,7 +243,7 @@ def _with_lists(value: Any) -> Any:
     numbers = sorted(key for key in each if type(key) is int)
     if each and numbers == list(range(len(each))):
         return [each[number] for number in numbers]
-    return each
+    return with_keys_of_groups(each)
 
 
 def _optimizers(

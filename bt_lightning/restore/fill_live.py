@@ -1,6 +1,7 @@
 """Fills live tensors of this rank from a checkpoint of any mesh: in place, its own bytes only.
 
-No function here talks to other ranks. On an error what was to be filled holds garbage.
+`fill_optimizers` does so for optimizers. No function here talks to other ranks. On an error what
+was to be filled holds garbage.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.errors import CheckpointMismatchError
-from bt_lightning.restore.optimizer_states import is_optimizer_state, parameters
 from bt_lightning.restore.saved_tensors import SavedTensor, Wanted
+from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.sharding.boxes import Box, whole_box
-from bt_lightning.snapshot.local_shards import EXTRA_STATE, layout_of, named_modules, stored_part
+from bt_lightning.snapshot.local_shards import (
+    EXTRA_STATE,
+    is_part,
+    layout_of,
+    named_modules,
+    stored_part,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,16 +49,17 @@ class Filled:
 def fill_tensors(
     tensors: SavedTensors,
     saved: Mapping[str, Any],
-    wanted: Mapping[str, torch.Tensor],
+    wanted: Mapping[str, Any],
     *,
     strict: bool = True,
 ) -> Filled:
     """Fill DTensors and tensors from the saved ones of the same names. Any rank calls it.
 
-    Another dtype is converted. Values that are no tensors are left to the caller.
+    Another dtype is converted. Extra states, and what is no tensor here, are left to the caller.
 
     Raises:
-        CheckpointMismatchError: shapes differ; or, if `strict`, the names do.
+        CheckpointMismatchError: shapes differ, or what was saved is no tensor, or this rank's part
+            of a tensor is not the box that its placements give; or, if `strict`, names differ.
         CheckpointCorruptError: bytes are missing or changed.
         StoreError: the store failed.
     """
@@ -60,22 +68,41 @@ def fill_tensors(
     pairs = {
         name: (saved[name], tensor)
         for name, tensor in wanted.items()
-        if isinstance(saved.get(name), SavedTensor) and not name.endswith(EXTRA_STATE)
+        if name in saved
+        and not name.endswith(EXTRA_STATE)
+        and (isinstance(tensor, torch.Tensor) or isinstance(saved[name], SavedTensor))
     }
     _check(pairs, *((missing, unexpected) if strict else ((), ())))
     loads = []
     for name, (each, tensor) in pairs.items():
-        target = stored_part(tensor, name).detach()
-        if target.numel():
-            loads.append(TensorLoad(each, _box(tensor, name), target))
+        if not isinstance(each, SavedTensor):
+            with torch.no_grad():  # a detached sparse tensor would not share what copy_ puts there
+                tensor.copy_(each)
+        elif (part := _own_part(tensor, name)) is not None:
+            loads.append(TensorLoad(each, *part))
     read = load_all(tensors, loads)
     return Filled(missing, unexpected, read, sum(load.size for load in loads))
 
 
-def _box(tensor: Any, name: str) -> Box:
-    """The box of a tensor that this rank has."""
+def _own_part(tensor: Any, name: str) -> tuple[Box, torch.Tensor] | None:
+    """The box of a tensor that this rank has, and its memory; None if it has none of it."""
+    target = stored_part(tensor, name).detach()
     layout, shape = layout_of(tensor, name), tuple(tensor.shape)
-    return whole_box(shape) if layout is None else layout.box(shape, torch.distributed.get_rank())
+    if layout is None:
+        return (whole_box(shape), target) if target.numel() else None
+    rank = torch.distributed.get_rank()
+    if rank not in layout.ranks:
+        return None
+    box = layout.box(shape, rank)
+    if not target.numel() and not box.items:
+        return None
+    if box.sizes != tuple(target.shape):
+        msg = (
+            f"{name} {list(shape)} has {list(target.shape)} on rank {rank}: expected"
+            f" {list(box.sizes)} by its placements on the mesh. Redistribute it evenly"
+        )
+        raise CheckpointMismatchError(msg)
+    return box, target
 
 
 def load_all(tensors: SavedTensors, loads: Iterable[TensorLoad]) -> int:
@@ -119,20 +146,28 @@ class TensorLoad:
 
 
 def _check(
-    pairs: Mapping[str, tuple[SavedTensor, torch.Tensor]],
+    pairs: Mapping[str, tuple[Any, Any]],
     missing: Sequence[str],
     unexpected: Sequence[str],
 ) -> None:
     shapes = [
         f"{name} {list(saved.item_shape)} in the checkpoint, {list(tensor.shape)} here"
         for name, (saved, tensor) in pairs.items()
-        if saved.item_shape != tuple(tensor.shape)
+        if _can_fill(saved, tensor)
+        and isinstance(saved, SavedTensor)
+        and saved.item_shape != tuple(tensor.shape)
+    ]
+    kinds = [
+        f"{name} {_kind(saved)} in the checkpoint, {_kind(tensor)} here"
+        for name, (saved, tensor) in pairs.items()
+        if not _can_fill(saved, tensor)
     ]
     lines = [
         f"{title} ({len(names)}): {', '.join(names[:_SHOWN])}"
         + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         for title, names in (
             ("another shape", shapes),
+            ("of another kind", kinds),
             ("not in the checkpoint", missing),
             ("only in the checkpoint", unexpected),
         )
@@ -143,6 +178,28 @@ def _check(
             lines
         )
         raise CheckpointMismatchError(msg)
+
+
+def _can_fill(saved: Any, tensor: Any) -> bool:
+    """Whether a tensor takes a saved one, or a value that was decoded whole (a sparse tensor)."""
+    if not isinstance(tensor, torch.Tensor):
+        return False
+    if isinstance(saved, SavedTensor):
+        return is_part(tensor) or tensor.layout is torch.strided
+    return (
+        isinstance(saved, torch.Tensor)
+        and not is_part(tensor)
+        and (saved.layout, saved.shape) == (tensor.layout, tensor.shape)
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, SavedTensor):
+        return f"a dense tensor {list(value.item_shape)}"
+    if isinstance(value, torch.Tensor):
+        of = "dense" if value.layout is torch.strided else str(value.layout)
+        return f"a {type(value).__name__} ({of}) {list(value.shape)}"
+    return repr(value) if isinstance(value, UnloadedValue) else type(value).__name__
 
 
 def fill_module(
@@ -182,141 +239,3 @@ def _read_whole(tensors: SavedTensors, value: Any) -> Any:
     if type(value) in {list, tuple}:
         return type(value)(_read_whole(tensors, each) for each in value)
     return value
-
-
-def fill_optimizers(
-    state: SavedState,
-    optimizers: Sequence[torch.optim.Optimizer],
-    names: Sequence[Mapping[str, torch.Tensor]],
-) -> Filled:
-    """Give optimizers their saved states and hyperparameters; none of them takes a step.
-
-    Args:
-        state: of the checkpoint.
-        optimizers: in the order in which they were saved.
-        names: for each, name -> parameter, as saves name them.
-
-    Raises:
-        CheckpointMismatchError: other optimizers, groups, parameters or shapes were saved.
-        CheckpointCorruptError, StoreError: as `fill_tensors`.
-    """
-    if len(state.optimizers) != len(optimizers):
-        msg = (
-            f"the checkpoint {state.name} has the states of {len(state.optimizers)} optimizers,"
-            f" and there are {len(optimizers)}"
-        )
-        raise CheckpointMismatchError(msg)
-    saved: dict[str, Any] = {}
-    wanted: dict[str, torch.Tensor] = {}
-    made = []
-    for number, (optimizer, given) in enumerate(zip(optimizers, names, strict=True)):
-        fresh = _Fresh(state, number, optimizer, given)
-        saved |= fresh.saved
-        wanted |= fresh.wanted
-        made.append(fresh)
-    filled = fill_tensors(state.tensors, saved, wanted)
-    for fresh in made:
-        fresh.install()
-    return filled
-
-
-class _Fresh:
-    """The new state of one optimizer, not filled."""
-
-    def __init__(
-        self,
-        state: SavedState,
-        number: int,
-        optimizer: torch.optim.Optimizer,
-        names: Mapping[str, torch.Tensor],
-    ) -> None:
-        source = state.optimizers[number]
-        where = f"optimizer {number} of {state.name}"
-        if not is_optimizer_state(source):
-            msg = f"{where} has no groups and states of parameters: its state is of another kind"
-            raise CheckpointMismatchError(msg)
-        self._optimizer, self._where = optimizer, f"optimizer_{number}"
-        self.saved: dict[str, Any] = {}
-        self.wanted: dict[str, torch.Tensor] = {}
-        self._groups = [
-            self._new(f"param_groups.{index}", group)
-            for index, group in enumerate(source["param_groups"])
-        ]
-        on_device = {
-            key
-            for group in self._groups
-            if group.get("capturable") or group.get("fused")
-            for key in group["params"]
-        }
-        self._states: dict[torch.Tensor, Any] = {}
-        for key, parameter in _matched(source, optimizer, names, where):
-            for name, value in source["state"].get(key, {}).items():
-                host = name == "step" and key not in on_device  # as torch's optimizers have it
-                new = self._new(f"state.{key}.{name}", value, parameter, host=host)
-                self._states.setdefault(parameter, {})[name] = new
-
-    def _new(
-        self, name: str, value: Any, parameter: torch.Tensor | None = None, *, host: bool = True
-    ) -> Any:
-        """A value with new memory for each of its tensors, which are noted as wanted."""
-        if isinstance(value, SavedTensor):
-            full = f"{self._where}.{name}"
-            self.saved[full], self.wanted[full] = value, _memory(value, parameter, host=host)
-            return self.wanted[full]
-        if isinstance(value, dict):
-            return {k: self._new(f"{name}.{k}", v, parameter, host=host) for k, v in value.items()}
-        if isinstance(value, list | tuple) and any(isinstance(x, SavedTensor) for x in value):
-            parts = [self._new(f"{name}.{k}", v, parameter, host=host) for k, v in enumerate(value)]
-            return type(value)(parts)
-        return value
-
-    def install(self) -> None:
-        """Put the filled state in place."""
-        self._optimizer.state.clear()
-        self._optimizer.state.update(self._states)
-        for group, saved in zip(self._optimizer.param_groups, self._groups, strict=True):
-            group.update({key: value for key, value in saved.items() if key != "params"})
-
-
-def _matched(
-    source: Mapping[str, Any],
-    optimizer: torch.optim.Optimizer,
-    names: Mapping[str, torch.Tensor],
-    where: str,
-) -> list[tuple[Any, torch.Tensor]]:
-    """Saved name or number, and the parameter that has it."""
-    live = [list(group["params"]) for group in optimizer.param_groups]
-    saved = [list(group["params"]) for group in source["param_groups"]]
-    if len(live) != len(saved):
-        msg = f"{where} has {len(saved)} groups of parameters, and there are {len(live)} here"
-        raise CheckpointMismatchError(msg)
-    if not all(isinstance(key, str) for key in parameters(source)):
-        counts = [len(each) for each in saved], [len(each) for each in live]
-        if counts[0] != counts[1]:
-            msg = f"the groups of {where} have {counts[0]} parameters, and {counts[1]} here"
-            raise CheckpointMismatchError(msg)
-        pairs = zip(saved, live, strict=True)
-        return [pair for each in pairs for pair in zip(*each, strict=True)]
-    by_id = {id(parameter): name for name, parameter in names.items()}
-    found = []
-    for number, (keys, each) in enumerate(zip(saved, live, strict=True)):
-        here = {by_id.get(id(parameter), ""): parameter for parameter in each}
-        if here.keys() != set(keys):
-            lacks = sorted(here.keys() - set(keys)), sorted(set(keys) - here.keys())
-            msg = (
-                f"group {number} of {where} has other parameters: it lacks {lacks[0][:_SHOWN]}, and"
-                f" has {lacks[1][:_SHOWN]} besides"
-            )
-            raise CheckpointMismatchError(msg)
-        found += [(key, here[key]) for key in keys]
-    return found
-
-
-def _memory(saved: SavedTensor, parameter: torch.Tensor | None, *, host: bool) -> torch.Tensor:
-    """New memory; beside a parameter, and sharded as it is if of its shape, unless on the host."""
-    dtype, shape = saved.item_dtype, saved.item_shape
-    if parameter is None or host:
-        return torch.empty(shape, dtype=dtype, device="cpu")
-    if shape == tuple(parameter.shape):
-        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    return torch.empty(shape, dtype=dtype, device=parameter.device)

@@ -44,13 +44,27 @@ def _numbered(state: Any) -> Any:
     }
 
 
+def with_keys_of_groups(state: dict[Any, Any]) -> dict[Any, Any]:
+    """A state of an optimizer, whose numbers DCP made texts, with keys as its groups have them.
+
+    What has another form stays as it is.
+    """
+    if not is_optimizer_state(state):
+        return state
+    keys = {str(key): key for key in parameters(state) if type(key) is int}
+    return {**state, "state": {keys.get(key, key): each for key, each in state["state"].items()}}
+
+
 def is_optimizer_state(state: Any) -> bool:
     """Whether it has the form of a `torch.optim.Optimizer`'s state."""
     return (
         isinstance(state, Mapping)
         and isinstance(state.get("state"), Mapping)
         and isinstance(state.get("param_groups"), list)
-        and all(isinstance(group.get("params"), list) for group in state["param_groups"])
+        and all(
+            isinstance(group, Mapping) and isinstance(group.get("params"), list)
+            for group in state["param_groups"]
+        )
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import UnsupportedStateError
-from bt_lightning.restore.fill_live import fill_module, fill_optimizers
+from bt_lightning.restore.fill_live import fill_module
+from bt_lightning.restore.fill_optimizers import fill_optimizers
 from bt_lightning.snapshot.fsdp1_shards import (
     fsdp1_names,
     set_fsdp1_module_state,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.restore.fill_live import fill_module, fill_optimizers, set_extra_states
+from bt_lightning.restore.fill_live import fill_module, set_extra_states
+from bt_lightning.restore.fill_optimizers import fill_optimizers
 from bt_lightning.restore.rank_states import rank_states
 from bt_lightning.restore.saved_state import open_state
 from bt_lightning.session.checkpoint_writer import EXTRA

@@ -24,7 +24,8 @@ from bt_lightning.localdir.commit import commit
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.restore.dcp_folder import directory_reader
 from bt_lightning.restore.dcp_metadata import parse_dcp_metadata
-from bt_lightning.restore.fill_live import fill_module, fill_optimizers
+from bt_lightning.restore.fill_live import fill_module
+from bt_lightning.restore.fill_optimizers import fill_optimizers
 from bt_lightning.restore.load_checkpoint import load_directory
 from bt_lightning.restore.saved_state import open_state
 from bt_lightning.session.fit_selection import process_fits

@@ -10,7 +10,8 @@ import torch
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointMismatchError
 from bt_lightning.path_layout import MANIFEST, SHARDS, shard_file
-from bt_lightning.restore.fill_live import fill_module, fill_optimizers
+from bt_lightning.restore.fill_live import fill_module
+from bt_lightning.restore.fill_optimizers import fill_optimizers
 from bt_lightning.restore.load_checkpoint import load_directory
 from bt_lightning.restore.rank_states import rank_state
 from bt_lightning.restore.saved_state import open_state
