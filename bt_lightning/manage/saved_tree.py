@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.verified_reads import read_file
 from bt_lightning.path_layout import TREE
+from bt_lightning.tree_document import objects_of, tree_document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
 
@@ -23,35 +24,60 @@ NOT_PLAIN: Final = object()
 """What `plain_value` returns of a value that needs a class."""
 _PAIRS: Final = frozenset({"dict", "ordereddict", "counter", "defaultdict"})
 _PAIR: Final = 2
+_NOT_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _LISTS: Final = frozenset({"tuple", "deque"})
+_DEEPEST: Final = 350
+"""Lists and objects in each other: three for each of the 100 levels that a tree has at most."""
 
 Path = tuple[str | int, ...]
 """Keys and positions in lists that lead to a value of the state."""
 
 
-def typed_tree(source: JobCheckpoints, item: CheckpointItem) -> Any:
-    """The tree of a checkpoint of our own layout, as `docs/format.md` describes it.
+def read_document(source: JobCheckpoints, item: CheckpointItem, path: str = TREE) -> dict[str, Any]:
+    """The document of a checkpoint of our own layout, whose `tree` the functions below can read.
 
     Raises:
         CheckpointCorruptError: it is missing, damaged, or no tree.
         CheckpointNotFoundError: the checkpoint was deleted meanwhile.
         StoreError: the store refused.
     """
-    entry = item.manifest.entry(TREE)
+    entry = item.manifest.entry(path)
     if entry is None:
-        msg = f"the checkpoint {item.name} has no {TREE}, so it is not one that bt_lightning wrote"
+        msg = f"the checkpoint {item.name} has no {path}, so it is not one that bt_lightning wrote"
         raise CheckpointCorruptError(msg)
-    try:
-        document = json.loads(read_file(source, item, entry))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointCorruptError):
-            raise
-        msg = f"the checkpoint {item.name} is damaged: {TREE} is no JSON ({error})"
-        raise CheckpointCorruptError(msg) from error
-    if not isinstance(document, dict) or "tree" not in document:
-        msg = f"the checkpoint {item.name} is damaged: {TREE} holds no tree"
+    document = tree_document(read_file(source, item, entry), item.name, path)
+    reason = _fault(document)
+    if reason:
+        msg = f"the checkpoint {item.name} is damaged: {path} {reason}"
         raise CheckpointCorruptError(msg)
-    return document["tree"]
+    return document
+
+
+def _fault(document: Mapping[str, Any]) -> str:
+    """Why the tree cannot be walked; "" if it can."""
+    if _depth(document) > _DEEPEST:
+        return "has a value that lies too deep"
+    for node in objects_of(document):
+        kind = node.get(KIND, "")
+        if not isinstance(kind, str):
+            return f"has {kind!r:.60} for the kind of a value, expected text"
+        try:
+            for key, _ in pairs_of(node) if kind else ():
+                hash(key)
+        except TypeError as error:
+            return f"has a key of a dictionary that can be none ({error})"
+    return ""
+
+
+def _depth(document: Mapping[str, Any]) -> int:
+    """Lists and objects of the tree that lie in each other."""
+    level: list[Any] = [document["tree"], document.get("deep")]
+    depth = 0
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        inner = (node.values() if isinstance(node, dict) else node for node in level)
+        level = list(chain.from_iterable(inner))
+        depth += 1
+    return depth
 
 
 def pairs_of(node: Any) -> list[tuple[Any, Any]]:
@@ -90,6 +116,16 @@ def tensors_in(node: Any, path: Path = ()) -> Iterator[tuple[Path, dict[str, Any
             yield from tensors_in(value, (*path, key))
 
 
+def references_in(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """`file` and `name` of each tensor in a document, whatever value it is part of."""
+    for node in objects_of(document):
+        if node.get(KIND) == "tensor":
+            yield node
+        elif node.get(KIND) == "numpy.ndarray":
+            content = node.get("v")
+            yield content if isinstance(content, dict) else {}
+
+
 def plain_value(node: Any) -> Any:
     """None, a boolean, number, text, or a list, tuple or dictionary of such; else `NOT_PLAIN`."""
     if isinstance(node, list):
@@ -101,8 +137,8 @@ def plain_value(node: Any) -> Any:
         pairs = [(key, plain_value(value)) for key, value in pairs_of(node)]
         values = _all_plain([value for _, value in pairs])
         return values if values is NOT_PLAIN else dict(pairs)
-    if kind == "float" and content in {"nan", "inf", "-inf"}:
-        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
+    if kind == "float" and isinstance(content, str) and content in _NOT_FINITE:
+        return _NOT_FINITE[content]
     if kind == "tuple" and isinstance(content, list):
         values = _all_plain([plain_value(item) for item in content])
         return values if values is NOT_PLAIN else tuple(values)

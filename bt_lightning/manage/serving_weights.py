@@ -7,7 +7,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from bt_lightning.errors import CheckpointNotFoundError, UnsupportedStateError
+from bt_lightning.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    UnsupportedStateError,
+)
 from bt_lightning.manage.saved_tree import STATE_DICT, at, tensors_in
 from bt_lightning.manage.verified_reads import read_file
 from bt_lightning.path_layout import ADAPTER, ADAPTER_CONFIG, WEIGHTS
@@ -61,15 +65,15 @@ def plan_serving_files(
 
     Raises:
         CheckpointNotFoundError: the checkpoint has no such weights.
-        CheckpointCorruptError: the tree refers to a tensor that is not there.
+        CheckpointCorruptError: the tree refers to a tensor that is not there, or is damaged, as the
+            adapter's configuration may be.
         UnsupportedStateError: an adapter of another form than LoRA's.
     """
-    named = _weights(state)
     if item.manifest.entry(ADAPTER_CONFIG) is not None:
-        return [_plan(ADAPTER, _adapter(source, item, named))], {}
+        return [_plan(ADAPTER, _adapter(source, item, _weights(state, "")))], {}
     prefix = item.manifest.weights_prefix
-    own = {name: one for name, one in named.items() if name.startswith(prefix)}
-    whole = [_renamed(one, name.removeprefix(prefix)) for name, one in own.items()]
+    named = _tied_once(_weights(state, prefix))
+    whole = [_renamed(one, name.removeprefix(prefix)) for name, one in named.items()]
     if not whole:
         msg = f"{item.name} has no weights below {prefix!r} in its state_dict"
         raise CheckpointNotFoundError(msg)
@@ -84,16 +88,20 @@ def plan_serving_files(
     return plans, {INDEX: _index(plans)}
 
 
-def _weights(state: PlacedTensors) -> dict[str, StoredTensor]:
-    """The tensors of the state dictionary by their names there; what has several, by its first."""
-    found: dict[str, StoredTensor] = {}
-    known: set[int] = set()
-    for path, node in tensors_in(at(state.tree, STATE_DICT)):
-        one = state.find(node)
-        if id(one) not in known:
-            known.add(id(one))
-            found[".".join(map(str, path))] = one
-    return found
+def _weights(state: PlacedTensors, prefix: str) -> dict[str, StoredTensor]:
+    """The tensors of the state dictionary whose names there begin with `prefix`, by these names."""
+    named = (
+        (".".join(map(str, path)), node) for path, node in tensors_in(at(state.tree, STATE_DICT))
+    )
+    return {name: state.find(node) for name, node in named if name.startswith(prefix)}
+
+
+def _tied_once(named: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Each tensor by the first of its names."""
+    first: dict[int, str] = {}
+    for name, one in named.items():
+        first.setdefault(id(one), name)
+    return {name: named[name] for name in first.values()}
 
 
 def _divided(tensors: Sequence[StoredTensor], most_bytes: int) -> list[list[StoredTensor]]:
@@ -151,11 +159,16 @@ def _adapter(
 def _adapter_config(source: JobCheckpoints, item: CheckpointItem) -> dict[str, Any]:
     entry = item.manifest.entry(ADAPTER_CONFIG)
     assert entry is not None, "it was looked for"
+    data = read_file(source, item, entry)
     try:
-        config = json.loads(read_file(source, item, entry))
-    except RecursionError as error:
-        raise ValueError(ADAPTER_CONFIG) from error
-    return config if isinstance(config, dict) else {}
+        config = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        msg = f"the checkpoint {item.name} is damaged: {ADAPTER_CONFIG} is no JSON ({error})"
+        raise CheckpointCorruptError(msg) from error
+    if not isinstance(config, dict):
+        msg = f"the checkpoint {item.name} is damaged: {ADAPTER_CONFIG} holds no configuration"
+        raise CheckpointCorruptError(msg)
+    return config
 
 
 def _renamed(one: StoredTensor, name: str) -> StoredTensor:

@@ -94,7 +94,7 @@ def _check_contents(source: JobCheckpoints, item: CheckpointItem, depth: str) ->
     shards: set[str] = set()
     if item.manifest.is_sharded:
         state = read_state(source, item)
-        check_references(state)
+        check_references(source, item, state)
         assert state.shards is not None, "it is sharded"
         shards = {*state.shards.index.files.values()}
     for entry in item.manifest.files if depth == DEEP else ():

@@ -15,12 +15,13 @@ from bt_lightning.manage.saved_tree import (
     STATE_DICT,
     at,
     plain_value,
+    read_document,
+    references_in,
     tensors_in,
-    typed_tree,
 )
 from bt_lightning.manage.tensor_bytes import StoredTensor
 from bt_lightning.manage.verified_reads import read_file
-from bt_lightning.path_layout import ADAPTER, SHARDS, STATE, WEIGHTS
+from bt_lightning.path_layout import ADAPTER, SHARDS, STATE, WEIGHTS, rank_file, rank_of_shard
 from bt_lightning.sharding.boxes import whole_box
 from bt_lightning.sharding.read_plan import SavedBox
 from bt_lightning.sharding.shard_index import ShardIndex
@@ -56,10 +57,16 @@ class Shards:
 class PlacedTensors:
     """The tensors of a checkpoint by their places in the state that was saved."""
 
-    tree: Any
+    document: Mapping[str, Any]
+    """Of `trainer.json`."""
     shards: Shards | None
     files: Mapping[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
     """File -> name -> tensor, of whole tensors."""
+
+    @property
+    def tree(self) -> Any:
+        """What the document says of the state."""
+        return self.document["tree"]
 
     def find(self, node: Mapping[str, Any]) -> StoredTensor:
         """The tensor to which a node of the tree refers.
@@ -193,13 +200,31 @@ def read_state(source: JobCheckpoints, item: CheckpointItem) -> PlacedTensors:
         entry = item.manifest.entry(path)
         if entry is not None:
             files[path] = {one.tensor.name: one for one in whole_tensors(source, item, entry)}
-    return PlacedTensors(typed_tree(source, item), shards, files)
+    return PlacedTensors(read_document(source, item), shards, files)
 
 
-def check_references(state: PlacedTensors) -> None:
-    """Raise `CheckpointCorruptError` if the tree refers to a tensor that is not there."""
-    for _, node in tensors_in(state.tree):
-        state.find(node)
+def check_references(source: JobCheckpoints, item: CheckpointItem, state: PlacedTensors) -> None:
+    """Look for each tensor that `trainer.json`, or a file of what is one rank's own, refers to.
+
+    Raises as `read_shards`; `CheckpointCorruptError` if one is not there.
+    """
+    ranks = [entry.path for entry in item.manifest.files if _is_of_rank(entry.path)]
+    for one in [state, *(_own_state(source, item, path) for path in ranks)]:
+        for node in references_in(one.document):
+            one.find(node)
+
+
+def _is_of_rank(path: str) -> bool:
+    rank = rank_of_shard(path)
+    return rank is not None and path == rank_file(rank)
+
+
+def _own_state(source: JobCheckpoints, item: CheckpointItem, path: str) -> PlacedTensors:
+    """What is one rank's own, by its file below `ranks/`."""
+    beside = item.manifest.entry(path.removesuffix(".json") + ".safetensors")
+    found = [] if beside is None else whole_tensors(source, item, beside)
+    files = {STATE: {one.tensor.name: one for one in found}}
+    return PlacedTensors(read_document(source, item, path), None, files)
 
 
 def world_size(manifest: Manifest) -> int | None:

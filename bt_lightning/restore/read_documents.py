@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.path_layout import LEFTOVERS, TREE
 from bt_lightning.restore.read_tensors import read_whole_file
+from bt_lightning.tree_document import tree_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,17 +31,7 @@ def read_tree(reader: CheckpointReader, path: str = TREE) -> dict[str, Any]:
     if entry is None:
         msg = f"the checkpoint {reader.name} is damaged: its manifest names no {path}"
         raise CheckpointCorruptError(msg)
-    try:
-        document = json.loads(read_whole_file(reader, entry))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointCorruptError):
-            raise
-        msg = f"the checkpoint {reader.name} is damaged: {path} is no JSON ({error})"
-        raise CheckpointCorruptError(msg) from error
-    if not isinstance(document, dict) or "tree" not in document:
-        msg = f"the checkpoint {reader.name} is damaged: {path} holds no tree"
-        raise CheckpointCorruptError(msg)
-    return document
+    return tree_document(read_whole_file(reader, entry), reader.name, path)
 
 
 def read_leftovers(

@@ -12,6 +12,7 @@ from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.gather_directory import GatherDirectory
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
+from bt_lightning.manage.saved_tree import NOT_PLAIN, plain_value
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import SHARDS, TREE
 from bt_lightning.sharding.gather_verdict import GatherVerdict
@@ -149,6 +150,51 @@ def other_tensor_in_tree(files):
     files[TREE] = files[TREE].replace(b'"state_dict.count"', b'"state_dict.gone"')
 
 
+def in_trainer(content):
+    """A change that adds a value to the state, and the parts that are encoded separately."""
+
+    def change(files):
+        document = json.loads(files[TREE])
+        document["tree"]["more"], document["deep"] = content, [{"at": ["more"], "v": content}]
+        files[TREE] = json.dumps(document).encode()
+
+    return change
+
+
+def deep_part(files):
+    document = json.loads(files[TREE])
+    files[TREE] = json.dumps(document | {"deep": [{"at": ["more"], "v": [GONE]}]}).encode()
+
+
+def of_a_rank(files):
+    document = json.loads(files["ranks/00002.json"])
+    document["tree"]["more"] = GONE
+    files["ranks/00002.json"] = json.dumps(document).encode()
+
+
+GONE = {"$": "tensor", "file": "state", "name": "gone"}
+DANGLING = {
+    "module": {"$": "module", "class": "m:M", "v": [["_buffers", {"b": GONE}]]},
+    "dataclass": {"$": "dataclass", "class": "m:D", "v": [["field", GONE]]},
+    "named tuple": {"$": "namedtuple", "class": "m:N", "v": [GONE]},
+    "sparse": {"$": "sparse_coo", "size": [4], "indices": GONE, "values": GONE, "coalesced": True},
+    "array": {"$": "numpy.ndarray", "dtype": "<f4", "shape": [1], "order": "C", "v": GONE},
+    "key that is no text": {"$": "dict", "v": [[{"$": "tuple", "v": [1, 2]}, GONE]]},
+}
+HOSTILE = {
+    "a list for a kind": ({"$": ["x"]}, "for the kind of a value"),
+    "an object for a kind": ({"$": {"x": 1}}, "for the kind of a value"),
+    "no kind": ({"$": None}, "for the kind of a value"),
+    "a list for a key": ({"$": "dict", "v": [[[1], 2]]}, "key of a dictionary"),
+    "a list in a key": ({"$": "dict", "v": [[{"$": "tuple", "v": [[]]}, 2]]}, "key of a dict"),
+    "a list in a key of a key": (
+        {"$": "dict", "v": [[{"$": "dict", "v": [[[1], 2]]}, 2]]},
+        "key of a dictionary",
+    ),
+    "deep lists": (json.loads("[" * 500 + "]" * 500), "too deep"),
+}
+
+
 def grown_tensor(files):
     files[SHARDS] = files[SHARDS].replace(b"[9,6]", b"[9,7]")
 
@@ -160,6 +206,10 @@ def grown_tensor(files):
         (swap_shards, "which shards.json places there"),
         (other_tensor_in_tree, "state_dict.gone"),
         (grown_tensor, "shards.json says"),
+        (deep_part, "'gone' of 'state'"),
+        (of_a_rank, "'gone' of 'state'"),
+        *((in_trainer(node), "'gone' of 'state'") for node in DANGLING.values()),
+        *((in_trainer(node), says) for node, says in HOSTILE.values()),
     ],
 )
 def test_verify_finds_shards_that_do_not_make_the_tensors(cli, root, change, says):
@@ -167,7 +217,20 @@ def test_verify_finds_shards_that_do_not_make_the_tensors(cli, root, change, say
     tampered(root, change)
     found = cli("checkpoints", "verify", "damaged", "--dir", root, code=12).output
     assert says in " ".join(found.split())
-    cli("checkpoints", "verify", "checkpoint-4", "--dir", root)
+    every = cli("checkpoints", "verify", "--dir", root, code=12).output
+    assert "in shards of 4 ranks" in every, "the other one is verified all the same"
+
+
+@pytest.mark.parametrize("name", ["$", "v", "tensor"])
+def test_verify_takes_keys_of_a_state_for_no_kinds(cli, tmp_path, name):
+    state = state_of() | {name: {"$": ["x"], "name": torch.ones(2)}}
+    write_sharded(tmp_path / "run", "checkpoint-4", state)
+    cli("checkpoints", "verify", "--dir", tmp_path / "run")
+
+
+def test_a_number_that_is_none_is_no_plain_value():
+    for content in (["nan"], {"nan": 1}, "what", None):
+        assert plain_value({"$": "float", "v": content}) is NOT_PLAIN
 
 
 def test_download_of_what_one_rank_needs(cli, tmp_path):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint, read_manifest
@@ -32,10 +33,13 @@ def tiny_model():
     return transformers.LlamaForCausalLM(config)
 
 
-def shard(store, tmp_path, model, prefix, files):
-    """Publish a sharded checkpoint of a LightningModule that has the model at `prefix`."""
+def shard(store, tmp_path, model, prefix, files, before=()):
+    """Publish a sharded checkpoint of a LightningModule that has the model at `prefix`.
+
+    `before` are weights that the module has before those of the model.
+    """
     root = tmp_path / "run"
-    state = {f"{prefix}{name}": one for name, one in model.state_dict().items()}
+    state = dict(before) | {f"{prefix}{name}": one for name, one in model.state_dict().items()}
     state["loss.weight"] = torch.ones(4)
     write_sharded(root, "bare", {"state_dict": state, "global_step": 4}, by_rows(3), world_size=3)
     bare = read_manifest(root / "bare")
@@ -84,6 +88,29 @@ def test_from_pretrained_of_an_export(cli, store, whole, tmp_path):
     names = {path.name for path in (tmp_path / "hf").iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors"}
     same_answers(whole, tmp_path / "hf")
+
+
+def test_weights_that_the_module_has_by_another_name_before_are_there(cli, store, tmp_path):
+    """`self.embed = model.get_input_embeddings(); self.model = model`."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "stock")
+    files = {"config.json": (tmp_path / "stock/config.json").read_bytes()}
+    before = {"embed.weight": model.get_input_embeddings().weight.detach()}
+    shard(store, tmp_path, model, "model.", files, before)
+    args = ("--store", store.name, "--to", "hf", "--output", tmp_path / "hf")
+    cli("checkpoints", "export", "bt://demo@j/checkpoint-4", *args)
+    stock = load_file(tmp_path / "stock/model.safetensors")
+    assert load_file(tmp_path / "hf/model.safetensors").keys() == stock.keys()
+    same_answers(model, tmp_path / "hf")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"[" * 50_000], ids=range(4))
+def test_a_damaged_configuration_of_an_adapter_is_named(cli, store, tmp_path, content):
+    shard(store, tmp_path, tiny_model(), "net.", {"adapter_config.json": content})
+    args = ("--store", store.name, "--to", "hf", "--output", tmp_path / "hf")
+    said = cli("checkpoints", "export", "bt://demo@j/checkpoint-4", *args, code=12).output
+    assert "adapter_config.json" in said
+    assert "is damaged" in said
 
 
 def test_weights_pull_joins_the_shards(cli, store, whole, tmp_path):
