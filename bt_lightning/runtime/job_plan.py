@@ -116,8 +116,12 @@ def plan_project(
     Raises:
         InvalidSettingError: the file needs what only Baseten has, or a secret that is not set.
     """
-    if options.elastic or options.processes is not None or options.nnodes is not None:
-        msg = "--elastic is for one program: the start commands of a config.py start torchrun"
+    of_torchrun = (options.processes, options.nnodes, options.join_wait_s)
+    if options.elastic or any(one is not None for one in of_torchrun):
+        msg = (
+            "--elastic, --nproc-per-node, --nnodes and --join-wait are for one program: the start"
+            " commands of a config.py start torchrun"
+        )
         raise InvalidSettingError(msg)
     job, settings = project.job, Settings.from_environ(environ)
     runtime, job_id = job.runtime, _job_id(options, settings)
@@ -186,12 +190,13 @@ def _nodes(
     nodes: int,
     nnodes: str | None = None,
 ) -> Nodes:
-    size, fewest = whole_number(environ, "BT_GROUP_SIZE", nodes), 0
-    if nnodes is not None:
-        fewest, size = _range(nnodes)
+    if nnodes is None:
+        fewest, size, said_by = 0, whole_number(environ, "BT_GROUP_SIZE", nodes), "BT_GROUP_SIZE"
+    else:
+        (fewest, size), said_by = _range(nnodes), "--nnodes"
     if size < 1 or settings.node_rank >= size:
         msg = (
-            f"BT_NODE_RANK is {settings.node_rank} and the job has {size} nodes (BT_GROUP_SIZE):"
+            f"BT_NODE_RANK is {settings.node_rank} and the job has {size} nodes ({said_by}):"
             f" expected a rank from 0 to {max(size - 1, 0)}"
         )
         raise InvalidSettingError(msg)
@@ -199,7 +204,7 @@ def _nodes(
     if size > 1 and leader is None:
         msg = (
             f"the job has {size} nodes and BT_LEADER_ADDR is not set: start it on each node with"
-            " BT_GROUP_SIZE, BT_NODE_RANK and the address of node 0 as BT_LEADER_ADDR"
+            f" {said_by}, BT_NODE_RANK and the address of node 0 as BT_LEADER_ADDR"
         )
         raise InvalidSettingError(msg)
     gpus = whole_number(environ, "BT_NUM_GPUS", num_gpus)

@@ -46,6 +46,6 @@ def _await(
 def _listens(meeting: tuple[str, int]) -> bool:
     try:
         socket.create_connection(meeting, _CONNECT_S).close()
-    except OSError:
+    except (OSError, UnicodeError):  # a name such as `a..b` cannot be asked for
         return False
     return True

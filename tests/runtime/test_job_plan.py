@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from hypothesis import strategies as st
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.job_record import Attempt, JobRecord
 from bt_lightning.runtime import job_spec_and_environment
-from bt_lightning.runtime.job_plan import CommandOptions, MachineFacts, plan_command
+from bt_lightning.runtime.command_process import Child
+from bt_lightning.runtime.job_plan import CommandOptions, MachineFacts, plan_command, plan_project
 from bt_lightning.runtime.job_spec_and_environment import Nodes, Reference, environment, shell
+from bt_lightning.runtime.leader_port import await_leader
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
 from bt_lightning.runtime.restart_policy import Exit, RestartPolicy, final_code, pause_s
 from bt_lightning.runtime.torchrun_command import torchrun_command
+from bt_lightning.truss_definitions import Image, Runtime, TrainingJob, TrainingProject
 
 STARTUP = str(Path(job_spec_and_environment.__file__).with_name("startup"))
 HERE = MachineFacts(Path("/work-dir"), 2, Path("/cache"))
@@ -190,6 +194,41 @@ def test_a_range_of_nodes_is_two_numbers(text):
 def test_a_range_of_nodes_goes_with_torchrun():
     with pytest.raises(InvalidSettingError, match="--elastic"):
         plan({}, nnodes="1:2")
+
+
+@pytest.mark.parametrize(
+    "environ", [{}, {"BT_NODE_RANK": "4", "BT_LEADER_ADDR": "a"}], ids=["no leader", "rank"]
+)
+def test_what_is_wrong_with_nodes_is_said_of_the_option_that_counts_them(environ):
+    with pytest.raises(InvalidSettingError, match="--nnodes") as found:
+        plan(environ | {"BT_GROUP_SIZE": "9"}, elastic=True, nnodes="1:4")
+    assert "BT_GROUP_SIZE" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"elastic": True}, {"processes": 2}, {"nnodes": "1:2"}, {"join_wait_s": 5.0}]
+)
+def test_no_option_of_torchrun_is_ignored_beside_a_config(options):
+    runtime = Runtime(start_commands=["python train.py"])
+    job = TrainingJob(image=Image(base_image="x"), runtime=runtime)
+    project = TrainingProject(name="p", job=job)
+    assert plan_project(project, Path("/d"), CommandOptions(), {}, HERE)
+    with pytest.raises(InvalidSettingError, match="--join-wait"):
+        plan_project(project, Path("/d"), CommandOptions(**options), {}, HERE)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".org", ".a"])
+def test_a_name_that_no_node_can_have_ends_no_wait_by_an_error(host):
+    """The wait is over with the first pause: the job is told to end there."""
+
+    class EndsInPause(Child):
+        def sleep(self, seconds, tick):
+            tick()
+            self.stopped_by = signal.SIGTERM
+
+    ticks = []
+    await_leader((host, 29400), EndsInPause(), lambda: ticks.append(1), restarts=False)
+    assert ticks == [1]
 
 
 @pytest.mark.parametrize(
