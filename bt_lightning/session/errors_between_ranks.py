@@ -8,6 +8,7 @@ from bt_lightning.errors import (
     CheckpointError,
     DirectoryFullError,
     DirectoryUnusableError,
+    PartsMissingError,
     SaveTimeoutError,
     TornSnapshotError,
 )
@@ -16,7 +17,7 @@ from bt_lightning.errors import (
 def is_save_failure(error: CheckpointError) -> bool:
     """Whether the error is a failed save for another reason than an upload or a full disk."""
     full = isinstance(error, DirectoryFullError)
-    kinds = DirectoryUnusableError | SaveTimeoutError | TornSnapshotError
+    kinds = DirectoryUnusableError | PartsMissingError | SaveTimeoutError | TornSnapshotError
     return isinstance(error, kinds) and not full
 
 

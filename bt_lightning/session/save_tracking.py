@@ -8,7 +8,7 @@ import logging
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.errors import (
     CheckpointError,
@@ -20,6 +20,7 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.event_log import note
 from bt_lightning.manifest import Manifest
 from bt_lightning.session.checkpoint_paths import unwritten_error
+from bt_lightning.session.committed_artifacts import NoArtifacts
 from bt_lightning.snapshot.base_table import BaseChangedError
 from bt_lightning.snapshot.save_record import changed_text
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from bt_lightning.session.committed_artifacts import Artifacts
     from bt_lightning.session.snapshot_writer import SnapshotWriter
     from bt_lightning.sharding.save_part import SavePart
     from bt_lightning.snapshot.save_record import Policy, SaveDecision, SaveRecord
@@ -38,33 +40,6 @@ log = logging.getLogger(__name__)
 State = TypeVar("State")
 
 _MOST = 1000
-
-
-class Artifacts(Protocol):
-    """Hands committed checkpoints to others, such as loggers; called on the training thread."""
-
-    @property
-    def has_failures(self) -> bool:
-        """Whether `failures` has something to return."""
-
-    def hand_over(self, checkpoint_id: str | None = None) -> None:
-        """Hand over the committed checkpoints of this id, or all."""
-
-    def failures(self) -> list[Exception]:
-        """The errors since the last call."""
-
-
-class NoArtifacts:
-    """Hands checkpoints to no one."""
-
-    has_failures = False
-
-    def hand_over(self, checkpoint_id: str | None = None) -> None:
-        """Do nothing."""
-
-    def failures(self) -> list[Exception]:
-        """None."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -92,7 +67,7 @@ class Saves:
         self.taken = 0
         """Number of saves of this fit, finished or not, of a resumable state."""
         self.taken_step: int | None = None
-        """Optimizer step of the newest of them, if it was not given up."""
+        """Optimizer step of the newest of them, if it has not failed."""
         self._taken_number = 0
         self.newest: SaveRecord | None = None
         """The newest committed save of a resumable state."""
@@ -167,12 +142,18 @@ class Saves:
         except DirectoryFullError as error:
             record.decision = "refused"
             self._refused.append(error)
+        except CheckpointError as error:
+            record.decision = "failed"
+            if not self._rank:
+                raise
+            log.warning("this rank's part of a save: %s", error)  # rank 0 raises it
         except BaseException:
             record.decision = "failed"
             raise
         finally:
             record.call_ms = 1000 * (time.perf_counter() - started)
             if over:
+                self._forget_failed(record)
                 self._notify_ended(record)
 
     def has_save_of(self, step: int, left_s: Callable[[], float]) -> bool:
@@ -226,13 +207,14 @@ class Saves:
             elif isinstance(outcome, TornSnapshotError) and self.policy == "auto":
                 record.decision = "torn"
                 self.saver.lazy = False
-                self._give_up(record, f"{outcome}. This run does so from here on")
+                warnings.warn(f"{outcome}. This run does so from here on", stacklevel=2)
             elif isinstance(outcome, BaseChangedError):
                 record.decision = "changed"
-                self._give_up(record, changed_text(record, outcome.names))
+                warnings.warn(changed_text(record, outcome.names), stacklevel=2)
             elif outcome is not None:
                 failures.append(self._with_advice(record, outcome))
                 record.decision = _decision(failures[-1], self._rank)
+            self._forget_failed(record)
             self._notify_ended(record)
         self.artifacts.hand_over()
         failures += self.artifacts.failures()
@@ -241,10 +223,10 @@ class Saves:
         if failures and not self._rank:
             raise failures[0]
 
-    def _give_up(self, record: SaveRecord, why: str) -> None:
-        if record.number == self._taken_number:
+    def _forget_failed(self, record: SaveRecord) -> None:
+        """Let the step of a save that came to nothing be saved again."""
+        if record.number == self._taken_number and not record.is_kept:
             self.taken_step = None
-        warnings.warn(why, stacklevel=3)
 
     def published(self, events: Iterable[Published]) -> None:
         """Record that checkpoints are in the store."""

@@ -218,10 +218,15 @@ class ShardExchange:
         """Let no rank wait for what this one cannot say; what it has said stays."""
         if self._world_size == 1 or self._closed.is_set():
             return
+        said = {"error": str(error)}
         try:
             store = self._connected()
-            if not store.check([f"{key}/{self._rank}"]):
-                store.set(f"{key}/{self._rank}", json.dumps({"error": str(error)}))
+            if store.check([f"{key}/{self._rank}"]):
+                return
+            store.set(f"{key}/{self._rank}", json.dumps(said))
+            if self._rank == 0:  # all others wait for what it makes of their words
+                others: list[dict[str, str]] = [{} for _ in range(1, self._world_size)]
+                store.set(f"{key}/all", json.dumps([said, *others]))
         except RuntimeError:
             return  # the store is gone, and with it who would read this
 

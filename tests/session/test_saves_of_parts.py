@@ -20,9 +20,12 @@ from bt_lightning.errors import (
 )
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
+from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.session.folder_writer import Folder, FolderWriter
+from bt_lightning.session.options import Options
 from bt_lightning.session.part_session import PartSession
 from bt_lightning.session.parts_of_run import PartsOfRun
+from bt_lightning.session.rank_session import RankSession
 from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.session_config import SessionConfig
 from bt_lightning.settings import Job
@@ -194,12 +197,24 @@ def test_only_rank_0_raises_what_another_rank_lacks(ranks, tmp_path):
     for rank in (first, second):
         rank.writer.fingerprint = str(rank.rank) * 32
         rank.save(1)
+    assert second.saves.taken_step == 1
     second.end()
     assert second.decisions() == ["uncommitted"]
+    assert second.saves.taken_step is None, "its step is to be saved again"
     with pytest.raises(PartsMissingError, match=r"rank 0 on .* and rank 1 on .* differ"):
         first.end()
     assert first.decisions() == ["failed"]
+    assert first.saves.taken_step is None
     assert ids(tmp_path / "root") == set()
+
+
+def test_a_sharded_save_that_failed_is_raised_whatever_the_user_makes_of_uploads():
+    def fail():
+        msg = "rank 1 has no part"
+        raise PartsMissingError(msg)
+
+    with pytest.raises(PartsMissingError):
+        RankSession(Options.of(on_error="warn")).report(fail)
 
 
 @pytest.mark.parametrize("memory", [None, 1])
@@ -306,8 +321,9 @@ def test_without_memory_for_an_arena_each_rank_writes_its_part_itself(ranks, tmp
     assert len(verify(tmp_path / "root/checkpoint-2").files) == 2
 
 
-def test_a_session_of_another_rank_writes_its_part_without_memory_as_well(tmp_path):
-    """Through `PartSession`, whose worker looks whether the disk has room."""
+@pytest.fixture
+def another_rank(tmp_path):
+    """The root, rank 0, the session of rank 1, and its saves; rank 1 has no memory for an arena."""
     root = tmp_path / "root"
     root.mkdir()
     parts = PartsOfRun(rank=1, hosts=("one", "other"), meet="directory", run=RUN)
@@ -325,20 +341,46 @@ def test_a_session_of_another_rank_writes_its_part_without_memory_as_well(tmp_pa
     )
     session = PartSession(config, "p")
     first = TrainingRank(root, 0, 2)
-    try:
-        saves = session.snapshots(
-            list, SnapshotOptions(arena_memory=1), lambda _: None, pinned_for=None
-        )
-        folder = Folder(files={"mine": SafetensorsFile({"w": torch.ones(9)})}, step=1)
-        with warned_of_memory():
-            saves.save(PartFolder(), folder, "checkpoint-1", parts.next())
-        first.save(1)
+    saves = session.snapshots(
+        list, SnapshotOptions(arena_memory=1), lambda _: None, pinned_for=None
+    )
+
+    def save(step):
+        folder = Folder(files={"mine": SafetensorsFile({"w": torch.ones(9)})}, step=step)
+        saves.save(PartFolder(), folder, f"checkpoint-{step}", parts.next())
+
+    yield root, first, session, save
+    session.close()
+    first.close()
+
+
+def test_a_session_of_another_rank_writes_its_part_without_memory_as_well(another_rank):
+    """Through `PartSession`, whose worker looks whether the disk has room."""
+    root, first, session, save = another_rank
+    with warned_of_memory():
+        save(1)
+    first.save(1)
+    first.end()
+    session.finish()
+    assert {one.path for one in verify(root / "checkpoint-1").files} > {"mine"}
+
+
+def test_a_rank_whose_direct_write_fails_goes_on_and_rank_0_raises(another_rank):
+    """One that ended alone would leave the others in a collective."""
+    root, first, session, save = another_rank
+    in_the_way = root / DOT_DIR / "gather" / SaveKey(RUN, 1).folder / "files/mine"
+    in_the_way.mkdir(parents=True)
+    with warned_of_memory():
+        save(1)
+    assert session.saves.taken_step is None
+    first.save(1)
+    with pytest.raises(PartsMissingError, match=r"rank 1 on .* has no part of it"):
         first.end()
-        session.finish()
-        assert {one.path for one in verify(root / "checkpoint-1").files} > {"mine"}
-    finally:
-        session.close()
-        first.close()
+    save(2)
+    first.save(2)
+    first.end()
+    session.finish()
+    assert ids(root) == {"checkpoint-2"}
 
 
 def test_one_rank_without_memory_does_not_hold_up_the_others(ranks, tmp_path):

@@ -35,9 +35,11 @@ def test_states_that_do_not_fit_are_refused_on_all_ranks_by_name(ranks):
         assert rank["other shapes"] == ranks[0]["other shapes"]
 
 
-def test_what_one_rank_cannot_save_is_said_on_all(ranks):
+@pytest.mark.parametrize("unable", [0, 1])
+def test_what_one_rank_cannot_save_is_said_on_all(ranks, unable):
     for rank in ranks:
-        assert "odd is placed as (P" in rank["one rank cannot"]
+        assert "odd is placed as (P" in rank[f"rank {unable} cannot"]
+    assert f"by rank {unable}: " in ranks[1 - unable][f"rank {unable} cannot"]
 
 
 def test_a_rank_that_does_not_come_is_named(ranks):

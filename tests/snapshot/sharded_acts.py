@@ -449,15 +449,16 @@ def exchange_rounds(rank):
     state = sharded_ranks.full_state(net, [optimizer])
     state["state_dict"]["odd"] = torch.ones(2 + rank)
     found["other shapes"] = refused(state)
-    state = sharded_ranks.full_state(net, [optimizer])
-    state["state_dict"]["odd"] = torch.ones(2)
-    if rank:
-        tensor = dist_tensor()
-        mesh = net.scale.device_mesh
-        state["state_dict"]["odd"] = tensor.DTensor.from_local(
-            torch.ones(2), mesh, [tensor.Partial()]
-        )
-    found["one rank cannot"] = refused(state)
+    for unable in (0, 1):
+        state = sharded_ranks.full_state(net, [optimizer])
+        state["state_dict"]["odd"] = torch.ones(2)
+        if rank == unable:
+            tensor = dist_tensor()
+            mesh = net.scale.device_mesh
+            state["state_dict"]["odd"] = tensor.DTensor.from_local(
+                torch.ones(2), mesh, [tensor.Partial()]
+            )
+        found[f"rank {unable} cannot"] = refused(state)
     impatient = ShardExchange(ranks, limit_s=0.5)
     found["absent"] = refused(state, impatient) if rank == 0 else ""
     impatient.close()
