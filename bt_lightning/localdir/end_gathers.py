@@ -50,6 +50,7 @@ def _is_written(place: GatherDirectory, key: SaveKey) -> bool:
 
 def _end(place: GatherDirectory, key: SaveKey) -> None:
     if place.outcome(key) is not None:
+        place.discard_late(key)
         return
     why = "a new run began before all parts were there"
     records = place.records(key)

@@ -12,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
-import time
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning import file_limits
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
 from bt_lightning.localdir.atomic_directory import (
     children,
     delete_directory,
@@ -26,11 +24,16 @@ from bt_lightning.localdir.atomic_directory import (
     publish_directory,
 )
 from bt_lightning.localdir.commit import refuse_nesting
-from bt_lightning.localdir.file_locks import folder_locked, try_lock
+from bt_lightning.localdir.file_locks import folder_locked
 from bt_lightning.localdir.fsync import make_directories, open_directory
+from bt_lightning.localdir.gather_locks import (
+    host_of_lock,
+    is_left,
+    join_gather,
+    rank_of_lock,
+)
 from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, read_manifest
 from bt_lightning.localdir.rename_noreplace import write_new
-from bt_lightning.localdir.safe_open import open_own
 from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.path_layout import (
     MANIFEST,
@@ -52,11 +55,7 @@ _FILES: Final = "files"
 _OUTCOME: Final = "outcome.json"
 _DONE: Final = "done"
 _RETIRED: Final = "retired"
-_RANK: Final = re.compile(r"rank-([0-9]{5,9})", re.ASCII)
 _NAME: Final = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,17})", re.ASCII)
-_HOST_BYTES: Final = 256
-_LOCK_S: Final = 2.0
-_POLL_S: Final = 0.005
 _KEPT: Final = 8
 """Number of saves whose outcome stays readable, for a worker that is started again."""
 
@@ -90,11 +89,7 @@ class GatherDirectory:
         home = self.home(part.key)
         make_directories(home / _FILES)
         if part.key not in self._locks:
-            flags = os.O_RDWR | os.O_CREAT
-            descriptor = open_own(home / f"rank-{part.rank:05}", flags, 0o644)
-            self._locks[part.key] = descriptor
-            _lock_soon(descriptor)
-            os.pwrite(descriptor, socket.gethostname().encode()[:_HOST_BYTES], 0)
+            self._locks[part.key] = join_gather(home, part.rank)
         return home / _FILES
 
     def put(self, record: PartRecord) -> None:
@@ -126,11 +121,9 @@ class GatherDirectory:
     def hosts(self, key: SaveKey) -> Mapping[int, str]:
         """The host of each rank that has joined."""
         found = {}
-        for rank, path in _numbered(self.home(key), _rank_of_lock).items():
+        for rank, path in _numbered(self.home(key), rank_of_lock).items():
             with contextlib.suppress(OSError):
-                descriptor = open_own(path, os.O_RDONLY)
-                found[rank] = os.pread(descriptor, _HOST_BYTES, 0).decode(errors="replace")
-                os.close(descriptor)
+                found[rank] = host_of_lock(path)
         return found
 
     def outcome(self, key: SaveKey) -> GatherVerdict | None:
@@ -184,13 +177,13 @@ class GatherDirectory:
 
     def leader_gone(self, key: SaveKey) -> bool:
         """Whether rank 0's worker joined and is dead."""
-        return self._is_left(self.home(key) / "rank-00000")
+        return is_left(self.home(key) / "rank-00000")
 
     def writing(self, key: SaveKey) -> bool:
         """Whether a living worker has joined that has no record yet."""
         records = _numbered(self.home(key), rank_of_part_record)
-        joined = _numbered(self.home(key), _rank_of_lock)
-        return any(not self._is_left(path) for rank, path in joined.items() if rank not in records)
+        joined = _numbered(self.home(key), rank_of_lock)
+        return any(not is_left(path) for rank, path in joined.items() if rank not in records)
 
     def overdue(self, key: SaveKey, waited_s: float, limit_s: float) -> bool:  # noqa: ARG002
         """Whether the parts had enough time."""
@@ -198,15 +191,36 @@ class GatherDirectory:
 
     def end(self, key: SaveKey) -> None:
         """Leave a gather. Rank 0 deletes those of long ago that have an outcome."""
+        with contextlib.suppress(CheckpointError, OSError):  # it goes with the gather
+            self.discard_late(key)
+        self.leave(key)
+        if self._rank == 0:
+            for earlier in self._earlier(key):
+                if earlier.number <= key.number - _KEPT and self._has(earlier, _OUTCOME):
+                    self.delete(earlier)
+
+    def discard_late(self, key: SaveKey) -> None:
+        """Delete files that were written behind the outcome, or that a killed process left then.
+
+        Raises:
+            CheckpointCorruptError: the outcome is damaged.
+            OSError: the disk refused.
+        """
+        if self.outcome(key) is not None:  # before that, files of a commit may be there
+            self._discard_parts(self.home(key))
+
+    def _discard_parts(self, home: Path) -> None:
+        discard(home / _FILES)
+        for path in _numbered(home, rank_of_part_record).values():
+            path.unlink(missing_ok=True)
+
+    def leave(self, key: SaveKey) -> None:
+        """Leave a gather, and nothing else."""
         for known in (self._records, self._outcomes):
             known.pop(key, None)
         descriptor = self._locks.pop(key, None)
         if descriptor is not None:
             os.close(descriptor)
-        if self._rank == 0:
-            for earlier in self._earlier(key):
-                if earlier.number <= key.number - _KEPT and self._has(earlier, _OUTCOME):
-                    self.delete(earlier)
 
     def close(self) -> None:
         """Nothing is to be ended: locks go with their gathers."""
@@ -218,7 +232,7 @@ class GatherDirectory:
         from a directory that it may commit.
         """
         home = self.home(key)
-        if all(self._is_left(path) for path in _numbered(home, _rank_of_lock).values()):
+        if all(is_left(path) for path in _numbered(home, rank_of_lock).values()):
             delete_directory(home, self._root)
 
     def retire(self, key: SaveKey) -> None:
@@ -271,9 +285,7 @@ class GatherDirectory:
                 final = self._root / check_checkpoint_id(verdict.manifest.checkpoint_id)
                 publish_directory(built, final, self._root)
             (home / _DONE).touch()
-        discard(built)  # what it replaced, what nobody commits, or of a worker that came too late
-        for path in _numbered(home, rank_of_part_record).values():
-            path.unlink(missing_ok=True)
+        self._discard_parts(home)  # what it replaced, or what nobody commits
 
     def _finish_if_decided(self, key: SaveKey) -> None:
         """Carry out the verdict of another save, if a killed process did not."""
@@ -301,24 +313,6 @@ class GatherDirectory:
     def _has(self, key: SaveKey, name: str) -> bool:
         return (self.home(key) / name).exists()
 
-    def _is_left(self, path: Path) -> bool:
-        """Whether the process that locked this file is dead; False if there is no such file."""
-        try:
-            descriptor = open_own(path, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            return try_lock(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _lock_soon(descriptor: int) -> None:
-    """Lock a file of this rank; another process looks at it for a moment, or is about to end."""
-    until = time.monotonic() + _LOCK_S
-    while not try_lock(descriptor) and time.monotonic() < until:
-        time.sleep(_POLL_S)
-
 
 def _manifest_at(path: Path) -> Manifest | None:
     try:
@@ -330,11 +324,6 @@ def _manifest_at(path: Path) -> Manifest | None:
 def _digest_at(path: Path) -> str | None:
     found = _manifest_at(path)
     return None if found is None else found.digest
-
-
-def _rank_of_lock(name: str) -> int | None:
-    found = _RANK.fullmatch(name)
-    return None if found is None else int(found[1])
 
 
 def _numbered(home: Path, rank_of: Callable[[str], int | None]) -> dict[int, Path]:

@@ -79,8 +79,18 @@ class GatherInStore:
         return folder
 
     def put(self, record: PartRecord) -> None:
-        """Make this rank's record durable on the disk; it goes to the store when its files have."""
-        self._node.put(record)
+        """Make this rank's record durable on the disk; it goes to the store when its files have.
+
+        Of a part that is missing the others are told also if the disk is full.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        try:
+            self._node.put(record)
+        except OSError:
+            if not record.missing:
+                raise
         self._send_soon(record, {})
 
     def stream(self, record: PartRecord, memory: Mapping[str, DescribedSource]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointError
-from bt_lightning.file_limits import PART
+from bt_lightning.file_limits import MANIFEST
 from bt_lightning.localdir.atomic_directory import discard
 from bt_lightning.localdir.fsync import open_directory
 from bt_lightning.localdir.gather_directory import GatherDirectory
@@ -77,7 +77,7 @@ class PartsOnNode:
         """What came of a save, if this node has noted it."""
         path = self._disk.home(key) / _OUTCOME
         try:
-            return GatherVerdict.from_bytes(read_small_file(path, PART), str(path))
+            return GatherVerdict.from_bytes(read_small_file(path, MANIFEST), str(path))
         except (FileNotFoundError, NotADirectoryError, CheckpointCorruptError):
             return None
 
@@ -101,7 +101,7 @@ class PartsOnNode:
             for entry in own.files if own is not None else ():
                 self.file(key, entry.path).unlink(missing_ok=True)
             (home / part_file(self._rank)).unlink(missing_ok=True)
-            self._disk.end(key)
+            self._disk.leave(key)  # its files may be a neighbour's, who still sends them
             self._sweep(key)
 
     def _keep(self, key: SaveKey, manifest: Manifest, own: PartRecord) -> None:

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.localdir import atomic_directory, gather_directory
+from bt_lightning.localdir import atomic_directory, gather_directory, gather_locks
 from bt_lightning.localdir.atomic_directory import gathers, sweep
 from bt_lightning.localdir.end_gathers import end_gathers
 from bt_lightning.localdir.gather_directory import GatherDirectory
@@ -17,7 +17,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, ve
 from bt_lightning.localdir.write_part_files import write_part_files
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.sharding.gather_verdict import GatherVerdict, WholeGather, judge_parts
-from bt_lightning.sharding.save_part import SaveHead, SaveKey, SavePart
+from bt_lightning.sharding.save_part import PartRecord, SaveHead, SaveKey, SavePart
 
 RUN = "e" * 32
 AT = ("verdict", "manifest", "renamed", "swept")
@@ -260,3 +260,59 @@ def test_a_damaged_record_commits_nothing(tmp_path):
         GatherDirectory(tmp_path, 0).records(key)
     end_gathers(tmp_path, 1.0)  # says so, and goes on
     assert found(tmp_path) == {}
+
+
+def files_of(root, key):
+    home = gathers(root) / key.folder
+    return [path for path in (home / "files").rglob("*") if path.is_file()] + [
+        *home.glob("part-*.json")
+    ]
+
+
+def test_what_a_slow_rank_writes_behind_the_end_of_its_save_goes(tmp_path):
+    key = write_parts(tmp_path, 1, ranks=(0,))
+    leader = GatherDirectory(tmp_path, 0)
+    leader.give_up(key, GatherVerdict(why="it is late", cause="late"))
+    leader.end(key)
+    slow = GatherDirectory(tmp_path, 1)
+    (slow.begin(part(1, 1)) / "shard-1").write_bytes(b"late")
+    slow.put(PartRecord(part=part(1, 1), host="h", missing="it is full", cause="full"))
+    assert len(files_of(tmp_path, key)) == 2
+    assert slow.outcome(key).why == "it is late"
+    slow.end(key)
+    assert files_of(tmp_path, key) == []
+
+
+@pytest.mark.parametrize("who", ["rank", "run"])
+def test_what_was_given_up_goes_also_if_its_leader_was_killed_then(tmp_path, who):
+    key = write_parts(tmp_path, 1, ranks=(1,))
+    leader = GatherDirectory(tmp_path, 0)
+    leader._decide(key, GatherVerdict(why="it is late", cause="late"))
+    if who == "rank":
+        GatherDirectory(tmp_path, 1).end(key)
+    else:
+        end_gathers(tmp_path, 0.0)
+    assert files_of(tmp_path, key) == []
+    assert GatherDirectory(tmp_path, 1).outcome(key).why == "it is late"
+
+
+@pytest.mark.parametrize("at", ["verdict", "manifest"])
+def test_who_leaves_a_commit_that_is_not_done_deletes_nothing_of_it(tmp_path, at):
+    key = write_parts(tmp_path, 1)
+    killed(tmp_path, key, at)
+    GatherDirectory(tmp_path, 1).end(key)
+    assert len(list((gathers(tmp_path) / key.folder / "files/sub").iterdir())) == 2
+    end_gathers(tmp_path, 0.0)
+    assert verify(tmp_path / "last").step == 1
+
+
+def test_two_processes_never_write_the_part_of_one_rank(tmp_path, monkeypatch):
+    monkeypatch.setattr(gather_locks, "_LOCK_S", 0.1)
+    first, second = (GatherDirectory(tmp_path, 1) for _ in range(2))
+    first.begin(part(1, 1))
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match="another process of this rank"):
+            second.begin(part(1, 1))
+    first.end(part(1, 1).key)
+    second.begin(part(1, 1))
+    second.end(part(1, 1).key)

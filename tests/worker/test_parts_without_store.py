@@ -6,12 +6,18 @@ import contextlib
 
 import pytest
 
+from bt_lightning import file_limits
 from bt_lightning.errors import StorePermanentError, StoreTransientError
+from bt_lightning.localdir.atomic_directory import gathers
 from bt_lightning.localdir.digest import digest_file
+from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import rank_file
 from bt_lightning.sharding.gather_verdict import GatherVerdict
 from bt_lightning.sharding.save_part import PartRecord, SaveKey, SavePart
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.store_parts import PartsInStore
 from bt_lightning.worker.gather_in_store import GatherInStore
+from bt_lightning.worker.parts_on_node import PartsOnNode
 from tests.worker.conftest import eventually
 
 PART = SavePart(key=SaveKey("0" * 32, 1), rank=1, world_size=2, fingerprint="a" * 32)
@@ -78,3 +84,41 @@ def test_a_save_that_is_given_up_leaves_nothing_on_the_disk(place):
     place.end(PART.key)
     assert not file.exists()
     assert place.outcome(PART.key) == verdict
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_others_are_told_that_a_part_is_missing_also_if_the_disk_takes_nothing(tmp_path, full):
+    store = PartsInStore(LocalStore(tmp_path / "store"), "p")
+    root = tmp_path / "node"
+    gathers(root).parent.mkdir(parents=True)
+    if full:
+        gathers(root).write_text("no directory can be made here")
+    with contextlib.closing(GatherInStore(root, 1, lambda: store, None)) as place:
+        place.begin(PART)
+        place.put(PartRecord(part=PART, host="one", missing="no room", cause="full"))
+        place.end(PART.key)
+        eventually(lambda: 1 in store.look(PART.key.folder).ranks)
+    record = PartRecord.from_bytes(store.look(PART.key.folder).records[1], "")
+    assert (record.missing, record.cause) == ("no room", "full")
+
+
+def test_a_part_that_the_disk_does_not_take_is_not_sent_as_if_it_were_durable(tmp_path):
+    store = PartsInStore(LocalStore(tmp_path / "store"), "p")
+    root = tmp_path / "node"
+    gathers(root).parent.mkdir(parents=True)
+    gathers(root).write_text("no directory can be made here")
+    with contextlib.closing(GatherInStore(root, 1, lambda: store, None)) as place:
+        place.begin(PART)
+        with pytest.raises(OSError, match="irectory"):
+            place.put(PartRecord(part=PART, host="one"))
+        assert dict(place.records(PART.key)) == {}
+
+
+def test_an_outcome_may_be_as_large_as_a_manifest(tmp_path):
+    node = PartsOnNode(tmp_path, 1)
+    folder, _ = node.begin(PART)
+    facts = ManifestFacts(step=3, epoch=0, created_at="2030-01-02T03:04:05+00:00")
+    verdict = GatherVerdict(manifest=facts.manifest("checkpoint-3", 1, ()))
+    padded = verdict.to_bytes() + b" " * (file_limits.PART.size + 1)
+    (folder.parent / "outcome.json").write_bytes(padded)
+    assert node.outcome(PART.key) == verdict
