@@ -122,6 +122,15 @@ def radosgw(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into `docs/_build/html`; a warning or a broken link is a failure."""
+    _install(session, "docs", extras="[hf]")
+    words = ("-W", "--keep-going", "-q", *session.posargs, "docs")
+    session.run("sphinx-build", "-b", "html", *words, "docs/_build/html")
+    session.run("sphinx-build", "-b", "linkcheck", *words, "docs/_build/linkcheck")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check rules, format, spelling, metadata and layers."""
     session.install("-q", "-c", CONSTRAINTS, *nox.project.dependency_groups(PROJECT, "lint"))

@@ -1,35 +1,37 @@
 """Every error that this package raises on purpose.
 
-Exception
-└── CheckpointError
-    ├── CheckpointNotFoundError (FileNotFoundError)       nothing committed under that name
-    ├── CheckpointExistsError (FileExistsError)           the name holds other, committed bytes
-    ├── CheckpointCorruptError (ValueError)               bytes differ from what the manifest says
-    │   └── FormatVersionError                            written by a newer version of this package
-    ├── CheckpointMismatchError (RuntimeError)            weights of another model
-    ├── ResumeMismatchError (RuntimeError)        training begins elsewhere than its checkpoint says
-    ├── UnsafeLoadError (pickle.UnpicklingError)          needs code that is not allowed to run
-    ├── UnsupportedStateError (TypeError)                 a value that no file can hold
-    ├── InvalidSettingError (ValueError)                  an invalid argument or variable
-    │   └── ConfigNotFoundError (FileNotFoundError)       no config file of that name
-    ├── ReadOnlyError (PermissionError)                   bt:// URLs are for reading
-    ├── CheckpointProtectedError (PermissionError)        somebody protected the checkpoint
-    ├── DirectoryUnusableError (OSError)                  the checkpoint directory cannot be written
-    │   └── DirectoryFullError                            there is no room for a checkpoint
-    ├── TornSnapshotError (RuntimeError)                  the state changed while it was copied
-    ├── ArenaTooLargeError (MemoryError)                  no host memory for a snapshot
-    ├── SaveTimeoutError (TimeoutError)                   the disk does not take a save
-    ├── RankLostError (RuntimeError)                      another rank is gone, or does not answer
-    ├── PartsMissingError (RuntimeError)                  parts of a checkpoint are missing
-    ├── StoreError (OSError)                              the store refused
-    │   ├── StoreTransientError                           another try may succeed
-    │   │   └── LeaseHeldError                            another process publishes there
-    │   └── StorePermanentError                           another try will not
-    ├── UploadFailedError (RuntimeError)                  the worker gave up on a checkpoint
-    ├── WorkerDiedError (ChildProcessError)               the worker process is gone
-    ├── DrainTimeoutError (TimeoutError)                  not everything reached the store in time
-    ├── RanksApartError (TimeoutError)                    not all ranks reached the common point
-    └── JobRunningError (RuntimeError)                    another run has the job or its directory
+::
+
+    Exception
+    └── CheckpointError
+        ├── CheckpointNotFoundError (FileNotFoundError)   nothing committed under that name
+        ├── CheckpointExistsError (FileExistsError)       the name holds other, committed bytes
+        ├── CheckpointCorruptError (ValueError)           bytes differ from what the manifest says
+        │   └── FormatVersionError                        written by a newer version of this package
+        ├── CheckpointMismatchError (RuntimeError)        weights of another model
+        ├── ResumeMismatchError (RuntimeError)    training begins elsewhere than its checkpoint says
+        ├── UnsafeLoadError (pickle.UnpicklingError)      needs code that is not allowed to run
+        ├── UnsupportedStateError (TypeError)             a value that no file can hold
+        ├── InvalidSettingError (ValueError)              an invalid argument or variable
+        │   └── ConfigNotFoundError (FileNotFoundError)   no config file of that name
+        ├── ReadOnlyError (PermissionError)               bt:// URLs are for reading
+        ├── CheckpointProtectedError (PermissionError)    somebody protected the checkpoint
+        ├── DirectoryUnusableError (OSError)              the checkpoint directory cannot be written
+        │   └── DirectoryFullError                        there is no room for a checkpoint
+        ├── TornSnapshotError (RuntimeError)              the state changed while it was copied
+        ├── ArenaTooLargeError (MemoryError)              no host memory for a snapshot
+        ├── SaveTimeoutError (TimeoutError)               the disk does not take a save
+        ├── RankLostError (RuntimeError)                  another rank is gone, or does not answer
+        ├── PartsMissingError (RuntimeError)              parts of a checkpoint are missing
+        ├── StoreError (OSError)                          the store refused
+        │   ├── StoreTransientError                       another try may succeed
+        │   │   └── LeaseHeldError                        another process publishes there
+        │   └── StorePermanentError                       another try will not
+        ├── UploadFailedError (RuntimeError)              the worker gave up on a checkpoint
+        ├── WorkerDiedError (ChildProcessError)           the worker process is gone
+        ├── DrainTimeoutError (TimeoutError)              not everything reached the store in time
+        ├── RanksApartError (TimeoutError)                not all ranks reached the common point
+        └── JobRunningError (RuntimeError)                another run has the job or its directory
 
 Each class takes one positional message, so that it survives pickling between processes, and
 carries the exit code that the command line ends with.

@@ -1,6 +1,6 @@
 """Decides which of a job's fits a fit is, or that it is another one. Pure.
 
-The table of cases is in docs/design.md, "Which fit is this".
+The table of cases is in docs/design/011-which-fit-is-this.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The name of a job that nobody named, and which stored job a new directory goes on with. Pure.
 
-The table of cases is in docs/design.md, "Which job is this".
+The table of cases is in docs/design/012-which-job-is-this.md.
 """
 
 from __future__ import annotations

@@ -77,7 +77,10 @@ def test_each_room_says_what_comes_in_what_goes_out_and_where_to_start() -> None
             assert "tart" in text, f"{path} does not say where to start reading"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
+NOTES = [f"docs/design/{path.name}" for path in sorted((PROJECT / "docs/design").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", *NOTES])
 def test_the_modules_that_a_page_names_are_there(page: str) -> None:
     """A reader goes from the map to the code."""
     text = (PROJECT / page).read_text()

@@ -21,6 +21,7 @@ _HEAD = """\
 
 Generated from the commands by `python -m bt_lightning.cli.reference_page`; a test compares it.
 
+<!-- page: head -->
 Lists are printed as a table, as CSV, or as JSON (`-o cli-table|csv|json`). Keys of the JSON
 are stable; new ones may be added. Times are ISO 8601 in UTC with their zone, sizes are bytes, and a
 metric that is not finite is one of the texts `NaN`, `Infinity`, `-Infinity`. With `-o json` an
@@ -34,12 +35,16 @@ For shell completion, add one line to the shell's start file:
 | bash | `eval "$(_BT_LIGHTNING_COMPLETE=bash_source bt-lightning)"` |
 | zsh | `eval "$(_BT_LIGHTNING_COMPLETE=zsh_source bt-lightning)"` |
 | fish | `_BT_LIGHTNING_COMPLETE=fish_source bt-lightning \\| source` |
+
+<!-- page: commands -->
 """
+_TABLES = "<!-- page: tables -->"
+"""The site shows the commands by itself, between what is before and behind these marks."""
 
 
 def reference() -> str:
     """The whole page, as Markdown."""
-    parts = [_HEAD, *_commands("bt-lightning", main), _exit_codes()]
+    parts = [_HEAD, *_commands("bt-lightning", main), _TABLES, _exit_codes()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 

@@ -32,7 +32,7 @@ class BTModelCheckpoint(ModelCheckpoint):
         every_n_epochs: save after this number of epochs.
         save_on_train_epoch_end: save at the end of the train epoch instead of after validation.
         save_weights_only: save no optimizers; such a checkpoint cannot be resumed.
-        save_on_exception: save when training fails; not exact, see README.
+        save_on_exception: save when training fails; not exact, see docs/reference/guarantees.md.
         verbose: log each save.
         dirpath: another directory than `$BT_CHECKPOINT_DIR`.
         filename: another name than `checkpoint-{step}`.

@@ -103,7 +103,7 @@ class Checkpointer:
 
         Args:
             state: by name, what has `state_dict` and `load_state_dict` (modules, optimizers,
-                schedulers, `StatefulDataLoader`s), tensors and plain values. Objects are restored
+                schedulers, a `StatefulDataLoader`), tensors and plain values. Objects are restored
                 in place; tensors and values are replaced in this dictionary.
 
         Returns:

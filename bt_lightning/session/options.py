@@ -1,7 +1,7 @@
 """The options of a run: arguments that are checked at once and merged with the environment.
 
 A new one is a field here, with default and check; an argument and a line of the docstring of
-`BTLightning`, which a test compares with it; and a row of README's table.
+`BTLightning`, which a test compares with it; and a row of docs/reference/settings.md.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def test_every_argument_is_documented_in_its_order() -> None:
     assert re.findall(r"^    (\w+): ", block, re.MULTILINE) == list(ARGUMENTS)
 
 
-def test_the_table_of_the_readme_has_every_argument_and_variable() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_table_of_settings_has_every_argument_and_variable() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "settings.md").read_text()
     table = text[text.index("| argument of `BTLightning` |") :].partition("\n\n")[0]
     rows = [row.split("|") for row in table.splitlines()[2:]]
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row[1])]

@@ -1,4 +1,4 @@
-"""Which of a job's fits a fit is: the table of docs/design.md, and any order of skips and kills."""
+"""Which of a job's fits a fit is: the table of docs/design, and any order of skips and kills."""
 
 from __future__ import annotations
 

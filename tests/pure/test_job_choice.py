@@ -1,4 +1,4 @@
-"""Which job of a store a new directory goes on with: the table of docs/design.md."""
+"""Which job of a store a new directory goes on with: the table of docs/design."""
 
 from __future__ import annotations
 

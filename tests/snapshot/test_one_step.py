@@ -108,7 +108,7 @@ def test_a_write_to_a_weight_while_it_is_copied_is_found_and_the_save_refused(
 def test_a_write_through_data_escapes_a_lazy_snapshot_and_no_eager_one(
     saving, counting, checkpoint_of, slow_copies
 ):
-    """The limit that the README names, and what is offered instead."""
+    """The limit that docs/guides/tuning.md names, and what is offered instead."""
     optimizer = MAKERS["plain"](counting.parameters())
     train_step(optimizer, counting, closure=True)
     saver = saving([optimizer], snapshot="lazy")
