@@ -33,7 +33,11 @@ def s3_endpoint() -> Iterator[str]:
     """The address of a server with the bucket `bucket`."""
     pytest.importorskip("moto")
     with subprocess.Popen(
-        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as server:
         assert server.stdout is not None
         yield server.stdout.readline().strip()
