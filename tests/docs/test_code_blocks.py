@@ -36,8 +36,10 @@ def test_a_reader_who_follows_a_page_sees_what_it_says(
     s3_environ: dict[str, str],
     page: str,
 ) -> None:
-    name = page.removesuffix(".md").replace("/", "-")
-    environ = {**s3_environ, "BT_STORE_URL": f"s3://bucket/pages/{name}"}
+    environ = dict(s3_environ)
+    if not any("export BT_STORE_URL=" in block.text for block in blocks(page)):
+        name = page.removesuffix(".md").replace("/", "-")
+        environ["BT_STORE_URL"] = f"s3://bucket/pages/{name}"
     reader = Reader(tmp_path, fork_server, environ, s3_endpoint)
     for block in blocks(page):
         if block.file:
