@@ -39,6 +39,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 add_module_names = False
+python_maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = f"bt_lightning {release}"

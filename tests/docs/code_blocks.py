@@ -24,6 +24,7 @@ PAGES = [
     "docs/reference/events_and_metrics.md",
 ]
 NOT_HERE = {
+    "--elastic": "needs eight GPUs, or other machines",
     "curl": "asks a cloud",
     "kubectl": "needs a cluster",
     "nox": "makes environments",
@@ -36,7 +37,7 @@ NOT_HERE = {
 """What is only parsed, by a word of a command, and why."""
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```\s*$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"# ([\w./-]+\.(?:py|sh|yaml))\n")
-_WORD = re.compile(r"(?:^|[|&;(]| -m | exec )[ ]*([a-z][\w-]*)", re.MULTILINE)
+_WORD = re.compile(r"(?:^|[|&;(]| -m | exec )[ ]*([a-z][\w-]*)|(--elastic)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Block:
     def not_here(self) -> list[str]:
         """Why a block of a shell is only parsed."""
         said = re.sub(r"^\s*#.*$", "", self.text, flags=re.MULTILINE)
-        return [NOT_HERE[word] for word in _WORD.findall(said) if word in NOT_HERE]
+        words = [word or option for word, option in _WORD.findall(said)]
+        return [NOT_HERE[word] for word in words if word in NOT_HERE]
 
     @property
     def is_run(self) -> bool:
