@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from typing_extensions import override
 
 from bt_lightning.errors import CheckpointNotFoundError, UnsafeLoadError
 from bt_lightning.restore.dcp_folder import directory_reader
-from bt_lightning.restore.fill_live import TensorLoad, load_all
+from bt_lightning.restore.fill_live import TensorLoad, load_all, whole_value
 from bt_lightning.restore.optimizer_states import OPTIMIZERS
 from bt_lightning.restore.saved_state import open_state
 from bt_lightning.restore.saved_tensors import SavedTensor
@@ -87,6 +88,7 @@ class DCPReader(StorageReader):
         self._weights_only = weights_only
         self._state: SavedState | None = None
         self._values: dict[str, Any] = {}
+        self._digest = ""
         self._opened = contextlib.ExitStack()
 
     @override
@@ -107,6 +109,7 @@ class DCPReader(StorageReader):
         """
         self.reset()
         reader = self._reader()
+        self._digest = reader.manifest.digest
         try:
             state = open_state(reader, weights_only=self._weights_only)
         except UnsafeLoadError:
@@ -132,12 +135,24 @@ class DCPReader(StorageReader):
 
     @override
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """The plan, as it is."""
-        return plan
+        """The plan, with the digest of the manifest that this rank has read."""
+        return replace(plan, storage_data=self._digest)
 
     @override
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """The plans, as they are."""
+        """The plans, as they are; called on one rank.
+
+        Raises:
+            CheckpointNotFoundError: ranks have opened different checkpoints under one name.
+        """
+        digests = [plan.storage_data for plan in plans]
+        other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
+        if other is not None:
+            msg = (
+                f"{self._path} was replaced while it was opened: ranks 0 and {other} have different"
+                " checkpoints of that name. Load again"
+            )
+            raise CheckpointNotFoundError(msg)
         return plans
 
     @override
@@ -162,7 +177,7 @@ class DCPReader(StorageReader):
             value = self._values[item.storage_index.fqn]
             if item.type == LoadItemType.BYTE_IO:
                 stream = BytesIO()
-                torch.save(value, stream)
+                torch.save(whole_value(state.tensors, value), stream)
                 stream.seek(0)
                 planner.load_bytes(item, stream)
                 continue

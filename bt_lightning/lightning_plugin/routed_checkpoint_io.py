@@ -56,6 +56,7 @@ _OWN = frozenset(
         "bt_own_weights_only",
         "bt_root",
         "bt_weights_only",
+        "_agreed",
         "_session",
     }
 )
@@ -89,6 +90,8 @@ class RoutedCheckpointIO(CheckpointIO):
         self.bt_own_weights_only: bool | None = None
         """The same, for checkpoints of `bt_root`."""
         self._session = session
+        self._agreed: dict[str, str] = {}
+        """Path -> digest of the checkpoint that rank 0 saw there, until it is opened."""
         accept_in_both(type(self))
 
     def __getattr__(self, name: str) -> Any:
@@ -149,10 +152,28 @@ class RoutedCheckpointIO(CheckpointIO):
 
     @contextlib.contextmanager
     def open(self, path: str | Path) -> Iterator[CheckpointReader | None]:
-        """A committed checkpoint, on the disk or in a store; None for anything else."""
+        """A committed checkpoint, on the disk or in a store; None for anything else.
+
+        What is read of it may replace the state: no copy of that is under way then.
+
+        Raises:
+            CheckpointNotFoundError: it is not the one that the ranks agreed on.
+        """
         saves = self._session.saves
-        if saves is not None and self.is_ours(path):
-            saves.wait_for(self._id(self._normalized(path)))
+        if saves is not None:
+            saves.saver.state_may_change()
+            saves.saver.finish_copy()
+            if self.is_ours(path):
+                saves.wait_for(self._id(self._normalized(path)))
+        with self._opened(path) as reader:
+            agreed = self._agreed.pop(str(path), None)
+            if reader is not None and agreed not in {None, reader.manifest.digest}:
+                msg = f"{path} was replaced since rank 0 looked at it: start again"
+                raise CheckpointNotFoundError(msg)
+            yield reader
+
+    @contextlib.contextmanager
+    def _opened(self, path: str | Path) -> Iterator[CheckpointReader | None]:
         pinned = str(path) in self.bt_evicted.pins
         if is_bt(path):
             yield self.bt_io.bt.reader(str(path))
@@ -251,6 +272,8 @@ class RoutedCheckpointIO(CheckpointIO):
         if path is not None and pin is not None:
             source = self.bt_io.bt if is_bt(path) else self.bt_evicted
             source.pins[path] = pin
+        if path is not None and chosen.digest is not None:
+            self._agreed[path] = chosen.digest
         return chosen
 
     def _resolve(self, path: str | None) -> tuple[ResumedFrom, Pin | None]:

@@ -166,6 +166,8 @@ class ShardedStrategy:
         self, path: str | Path, *args: Any, optimizers: bool, **kwargs: Any
     ) -> dict[str, Any]:
         io, given = self._io, args[0] if args else kwargs.get("weights_only")
+        if not self._trains:  # ranks that read at different moments would mix two checkpoints
+            io.agree_on_path(self._trainer, str(path))
         with io.open(path) as reader:
             if reader is None:
                 return self._stock["load_checkpoint"](path, *args, **kwargs)  # type: ignore[no-any-return]

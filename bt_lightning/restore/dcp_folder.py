@@ -5,11 +5,14 @@ Lightning writes the weights and states of optimizers by DCP, and all else of ra
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
+
+from typing_extensions import override
 
 from bt_lightning.checkpoint_formats.sharded_folders import METADATA
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
@@ -18,6 +21,7 @@ from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.dcp_files import DcpFiles
 from bt_lightning.restore.dcp_metadata import parse_dcp_metadata
 from bt_lightning.restore.dcp_tensors import LABEL, DcpTensors
+from bt_lightning.restore.lazy_values import with_leaves
 from bt_lightning.restore.load_to_device import HOST
 from bt_lightning.restore.opened_state import SavedState
 from bt_lightning.restore.optimizer_states import OPTIMIZERS, numbered, with_keys_of_groups
@@ -29,7 +33,7 @@ from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, Files
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from bt_lightning.restore.dcp_metadata import DcpMetadata
     from bt_lightning.restore.load_to_device import TensorMemory
     from bt_lightning.restore.read_documents import MapLocation
+    from bt_lightning.store.interface import ReadProgress
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 DCP: Final = "dcp"
@@ -48,7 +53,10 @@ _ONE_OPTIMIZER: Final = ("optimizer", "optim")
 
 
 class DcpDirectoryReader(FilesReader):
-    """Reads a folder that DCP wrote and nothing describes: its bytes cannot be verified."""
+    """Reads a folder that DCP wrote and nothing describes: its bytes cannot be verified.
+
+    But they are those of one save: a file that changes after the folder was listed is an error.
+    """
 
     def __init__(self, path: Path) -> None:
         """List the files of the folder.
@@ -60,10 +68,11 @@ class DcpDirectoryReader(FilesReader):
             msg = f"no checkpoint at {path}: it has no {METADATA}"
             raise CheckpointNotFoundError(msg)
         with os.scandir(path) as found:
-            sizes = {each.name: each.stat().st_size for each in found if each.is_file()}
+            there = {each.name: each.stat() for each in found if each.is_file()}
+        self._stamps = {name: _stamp(status) for name, status in there.items()}
         files = tuple(
-            FileEntry(path=name, size=size, xxh3_128="", blocks=())
-            for name, size in sorted(sizes.items())
+            FileEntry(path=name, size=there[name].st_size, xxh3_128="", blocks=())
+            for name in sorted(there)
         )
         manifest = Manifest(
             step=0,
@@ -75,6 +84,28 @@ class DcpDirectoryReader(FilesReader):
             origin={"format": DCP},
         )
         super().__init__(path, manifest)
+
+    @override
+    def read_into(
+        self,
+        entry: FileEntry,
+        offset: int,
+        targets: Sequence[memoryview],
+        on_progress: ReadProgress = int,
+    ) -> None:
+        """As `FilesReader`; `CheckpointCorruptError` if the file has changed since the listing."""
+        super().read_into(entry, offset, targets, on_progress)
+        with self._file(entry) as file:
+            if _stamp(os.fstat(file)) != self._stamps[entry.path]:
+                msg = (
+                    f"{self.name}/{entry.path} was written while it was loaded, so that parts of"
+                    " two saves would meet: load it when nobody saves to that folder"
+                )
+                raise CheckpointCorruptError(msg)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def directory_reader(path: Path) -> FilesReader:
@@ -116,7 +147,7 @@ def open_dcp(
         for name, value in nested.items()
         if key in nested and name not in {key, *_ONE_OPTIMIZER} and not _OPTIMIZER.fullmatch(name)
     }
-    rest = {name: value for name, value in others.items() if not _has_tensors(value)}
+    rest = _with_tensors(others, tensors)
     return SavedState(reader.name, tensors, {**rest, **meta}, weights, optimizers)
 
 
@@ -264,9 +295,23 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _has_tensors(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_tensors, value.values()))
-    if isinstance(value, list):
-        return any(map(_has_tensors, value))
-    return isinstance(value, SavedTensor)
+def _with_tensors(values: dict[str, Any], tensors: DcpTensors) -> dict[str, Any]:
+    """The values with whole tensors in place of saved ones, all read at once."""
+    found, _ = read_whole(tensors, {(LABEL, name) for name in _names(values)})
+
+    def whole(_: str, value: Any) -> Any:
+        if isinstance(value, SavedTensor):
+            return found[LABEL][value.name]
+        return with_leaves(value, whole)
+
+    return {name: whole(name, value) for name, value in values.items()}
+
+
+def _names(value: Any) -> Iterator[str]:
+    """The names of the tensors in nested dictionaries and lists."""
+    if isinstance(value, SavedTensor):
+        yield value.name
+    elif isinstance(value, Mapping):
+        yield from itertools.chain.from_iterable(map(_names, value.values()))
+    elif isinstance(value, list):
+        yield from itertools.chain.from_iterable(map(_names, value))

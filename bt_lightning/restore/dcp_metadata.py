@@ -86,6 +86,8 @@ def _parse(root: Any) -> DcpMetadata:
             tensors[_text(name)] = _tensor(name, each, places)
         elif (name, None) in places:
             values[_text(name)] = places[name, None]
+        else:
+            _fail(f"the value {name!r} is in no file")
     if not tensors and not values:
         _fail("it names no tensor and no value")
     _check_boxes(tensors)

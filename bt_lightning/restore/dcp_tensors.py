@@ -232,6 +232,10 @@ def _rebuilt(value: Any, box: Box, dtype: torch.dtype) -> tuple[int, tuple[int, 
     ):
         msg = f"it is {said} {list(sizes)}"
         raise ValueError(msg)
+    marks = value.args[7:8] if kind == "UntypedStorage" else value.args[6:7]
+    if any(isinstance(one, PickledValue) and any((one.pairs or [])[1::2]) for one in marks):
+        msg = "it is a conjugated or negated view: save what resolve_conj().resolve_neg() makes"
+        raise ValueError(msg)
     # a side of one item has any stride: take that of row-major order
     plain = zip(sizes, strides, _row_major(sizes), strict=True)
     steps = tuple(usual if size == 1 else stride for size, stride, usual in plain)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.errors import CheckpointMismatchError
+from bt_lightning.restore.lazy_values import with_leaves
 from bt_lightning.restore.saved_tensors import SavedTensor, Wanted
 from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.sharding.boxes import Box, whole_box
 from bt_lightning.snapshot.local_shards import (
     EXTRA_STATE,
+    is_dtensor,
     is_part,
     layout_of,
     named_modules,
@@ -56,6 +58,7 @@ def fill_tensors(
     """Fill DTensors and tensors from the saved ones of the same names. Any rank calls it.
 
     Another dtype is converted. Extra states, and what is no tensor here, are left to the caller.
+    A tensor that is wanted by several names gets what the last of them has, as torch loads it.
 
     Raises:
         CheckpointMismatchError: shapes differ, or what was saved is no tensor, or this rank's part
@@ -69,24 +72,42 @@ def fill_tensors(
         name: (saved[name], tensor)
         for name, tensor in wanted.items()
         if name in saved
-        and not name.endswith(EXTRA_STATE)
+        and name.rpartition(".")[2] != EXTRA_STATE
         and (isinstance(tensor, torch.Tensor) or isinstance(saved[name], SavedTensor))
     }
     _check(pairs, *((missing, unexpected) if strict else ((), ())))
-    loads = []
+    loads: dict[int, TensorLoad] = {}
     for name, (each, tensor) in pairs.items():
         if not isinstance(each, SavedTensor):
             with torch.no_grad():  # a detached sparse tensor would not share what copy_ puts there
                 tensor.copy_(each)
         elif (part := _own_part(tensor, name)) is not None:
-            loads.append(TensorLoad(each, *part))
-    read = load_all(tensors, loads)
-    return Filled(missing, unexpected, read, sum(load.size for load in loads))
+            _count_write(part[1])
+            if is_dtensor(tensor) or not is_part(tensor):  # FSDP1's has no counter
+                _count_write(tensor)
+            loads[id(tensor)] = TensorLoad(each, *part)
+    read = load_all(tensors, loads.values())
+    return Filled(missing, unexpected, read, sum(load.size for load in loads.values()))
+
+
+def _count_write(tensor: torch.Tensor) -> None:
+    """Let its version counter move, as of a write by torch: bytes are read into the memory itself.
+
+    A snapshot that is being taken, or an autograd graph, would take no notice of them.
+    """
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
 
 
 def _own_part(tensor: Any, name: str) -> tuple[Box, torch.Tensor] | None:
     """The box of a tensor that this rank has, and its memory; None if it has none of it."""
     target = stored_part(tensor, name).detach()
+    if target.is_meta:
+        msg = (
+            f"{name} is on the meta device: expected memory to load into. Call"
+            " module.to_empty(device=...) before"
+        )
+        raise CheckpointMismatchError(msg)
     layout, shape = layout_of(tensor, name), tuple(tensor.shape)
     if layout is None:
         return (whole_box(shape), target) if target.numel() else None
@@ -224,18 +245,22 @@ def set_extra_states(state: SavedState, module: torch.nn.Module) -> None:
     parts = named_modules(module)
     for name, value in state.weights.items():
         stem, _, last = name.rpartition(".")
-        if last == EXTRA_STATE and stem in parts:
-            parts[stem].set_extra_state(_read_whole(state.tensors, value))
+        if last == EXTRA_STATE and stem in parts and _takes_extra_state(parts[stem]):
+            parts[stem].set_extra_state(whole_value(state.tensors, value))
 
 
-def _read_whole(tensors: SavedTensors, value: Any) -> Any:
-    """A value with whole tensors on the host in place of saved ones."""
+def _takes_extra_state(module: torch.nn.Module) -> bool:
+    return type(module).set_extra_state is not torch.nn.Module.set_extra_state
+
+
+def whole_value(tensors: SavedTensors, value: Any) -> Any:
+    """A value with whole tensors on the host in place of saved ones.
+
+    Raises:
+        CheckpointCorruptError, StoreError: as `fill_tensors`.
+    """
     if isinstance(value, SavedTensor):
         made = torch.empty(value.item_shape, dtype=value.item_dtype, device="cpu")
         load_all(tensors, [TensorLoad(value, whole_box(value.item_shape), made)])
         return made
-    if isinstance(value, dict):
-        return {key: _read_whole(tensors, each) for key, each in value.items()}
-    if type(value) in {list, tuple}:
-        return type(value)(_read_whole(tensors, each) for each in value)
-    return value
+    return with_leaves(value, lambda _, each: whole_value(tensors, each))

@@ -11,6 +11,7 @@ import torch
 
 from bt_lightning.errors import CheckpointMismatchError
 from bt_lightning.restore.fill_live import Filled, fill_tensors
+from bt_lightning.restore.lazy_values import with_leaves
 from bt_lightning.restore.optimizer_states import is_optimizer_state, parameters
 from bt_lightning.restore.saved_tensors import SavedTensor
 
@@ -106,12 +107,9 @@ class _Fresh:
             full = f"{self._where}.{name}"
             self.saved[full], self.wanted[full] = value, _memory(value, parameter, host=host)
             return self.wanted[full]
-        if isinstance(value, dict):
-            return {k: self._new(f"{name}.{k}", v, parameter, host=host) for k, v in value.items()}
-        if isinstance(value, list | tuple) and any(isinstance(x, SavedTensor) for x in value):
-            parts = [self._new(f"{name}.{k}", v, parameter, host=host) for k, v in enumerate(value)]
-            return type(value)(parts)
-        return value
+        return with_leaves(
+            value, lambda key, each: self._new(f"{name}.{key}", each, parameter, host=host)
+        )
 
     def install(self) -> None:
         """Put the filled state in place."""

@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.path_layout import rank_file
+from bt_lightning.path_layout import MOST_RANKS, rank_file
 from bt_lightning.restore.decode_tree import Decoder
 from bt_lightning.restore.read_documents import load_file, read_tree
 from bt_lightning.restore.read_tensors import read_tensors, read_whole_file
@@ -51,7 +51,7 @@ def rank_states(
     """
     shards = reader.manifest.origin.get("shards")
     size = shards.get("world_size", 0) if isinstance(shards, dict) else 0
-    ranks = range(size if isinstance(size, int) else 0)
+    ranks = range(min(size, MOST_RANKS) if isinstance(size, int) else 0)
     found = in_parallel(partial(_read, reader), ranks, reader.connections)
     classes = tuple(allowed)
     return [_decoded(reader, each, weights_only, classes, live_objects) for each in found]

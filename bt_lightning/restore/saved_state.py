@@ -9,6 +9,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.path_layout import TREE
 from bt_lightning.restore.dcp_folder import DCP, open_dcp
 from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
+from bt_lightning.restore.lazy_values import is_object, names_inside_objects
 from bt_lightning.restore.opened_state import SavedState
 from bt_lightning.restore.optimizer_states import OPTIMIZERS
 from bt_lightning.restore.read_documents import read_leftovers, read_tree
@@ -57,7 +58,8 @@ def open_state(
     others = {key: node for key, node in tree.items() if key not in {WEIGHTS_KEY, OPTIMIZERS}}
     if tensors_only:
         others = {}
-    names = referenced([others, deep]) | names_needed_on_host([weights, states])
+    lazy = [weights, states]
+    names = referenced([others, deep]) | names_needed_on_host(lazy) | names_inside_objects(lazy)
     found, read_bytes = read_whole(tensors, names)
     leftovers = Leftovers(
         document, read_leftovers(reader) if weights_only is False else None, live_objects
@@ -67,20 +69,20 @@ def open_state(
     )
     file = f"{reader.name}/{TREE}"
     rest = Decoder(found, leftovers, classes).decode(others, file, deep)
-    lazy = _LazyDecoder(tensors, found, leftovers, classes)
+    decoder = _LazyDecoder(tensors, found, leftovers, classes)
     return SavedState(
         reader.name,
         tensors,
         rest,
-        lazy.decode(weights, file, deep),
-        lazy.decode(states, file, deep),
+        decoder.decode(weights, file, deep),
+        decoder.decode(states, file, deep),
         load_base_table(reader),
         read_bytes,
     )
 
 
 class _LazyDecoder(Decoder):
-    """Leaves dense tensors unread."""
+    """Leaves dense tensors unread, but for those that objects are made with."""
 
     def __init__(
         self,
@@ -91,9 +93,26 @@ class _LazyDecoder(Decoder):
     ) -> None:
         super().__init__(found, leftovers, classes)
         self._saved = tensors
+        self._inside = 0
+
+    def decode(self, tree: object, file: str, deep: object = ()) -> Any:
+        """As `Decoder.decode`; who refers to a part of `deep` is not known, so they are read."""
+        self._inside += 1
+        super().decode(None, file, deep)
+        self._inside -= 1
+        return super().decode(tree, file)
+
+    def _value(self, node: Any) -> Any:
+        if not is_object(node):
+            return super()._value(node)
+        self._inside += 1
+        try:
+            return super()._value(node)
+        finally:
+            self._inside -= 1
 
     def _tensor(self, node: dict[str, Any], *, move: bool = True) -> Any:
-        if not move:  # a part of a sparse tensor
+        if self._inside:
             return super()._tensor(node, move=move)
         tensor = self._saved.find(str(node["file"]), str(node["name"]))
         if "dtype" not in node:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import UnsupportedStateError
-from bt_lightning.restore.fill_live import fill_module
+from bt_lightning.restore.fill_live import fill_module, set_extra_states
 from bt_lightning.restore.fill_optimizers import fill_optimizers
 from bt_lightning.snapshot.fsdp1_shards import (
     fsdp1_names,
@@ -72,6 +72,7 @@ def fill_fsdp1(
     weights = module_state(module)
     fill_module(state, weights, strict=strict)
     set_fsdp1_module_state(module, weights)
+    set_extra_states(state, module)
     if not optimizers:
         return
     names = fsdp1_names(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Any
 
 import sharded_loop
@@ -13,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from bt_lightning import Checkpointer
 from bt_lightning.errors import CheckpointError, InvalidSettingError
 from bt_lightning.fabric import BTAsyncCheckpointIO
+from bt_lightning.snapshot.host_copies import HostCopier
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -91,6 +93,32 @@ def own_names(root: str) -> None:
     print(sharded_loop.digest(model, optimizer) == before, {n: again[n] for n in names} == names)
 
 
+def loads_beside_a_copy(root: str) -> None:
+    """What is loaded behind a save does not get into it, though it is copied later."""
+    model, optimizer, fabric = sharded_loop.make("fabric", 2)
+    state, loaded, run = {"model": model, "optimizer": optimizer}, threading.Event(), HostCopier.run
+
+    def held(copier: HostCopier, batches: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            loaded.wait(1)
+        run(copier, batches)
+
+    io = BTAsyncCheckpointIO(root)
+    with io.of(fabric):
+        train(model, optimizer)
+        fabric.save(io.root / "one", state)
+        train(model, optimizer)
+        wanted = sharded_loop.digest(model, optimizer)
+        HostCopier.run = held  # type: ignore[method-assign]
+        fabric.save(io.root / "two", state)
+        fabric.load(io.root / "one", state)
+        loaded.set()
+        differs = sharded_loop.digest(model, optimizer) != wanted
+        fabric.load(io.root / "two", state)
+    print(differs, sharded_loop.digest(model, optimizer) == wanted)
+
+
 if __name__ == "__main__":
-    acts = {act.__name__: act for act in (fails_once, sharded_late, own_names)}
+    each = (fails_once, sharded_late, own_names, loads_beside_a_copy)
+    acts = {act.__name__: act for act in each}
     acts[sys.argv[1]](sys.argv[2])

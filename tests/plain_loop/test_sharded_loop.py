@@ -76,3 +76,9 @@ def test_values_may_have_the_names_of_a_checkpoint_s_own_entries(
 ) -> None:
     for said in run_ranks(ODDITIES, "own_names", tmp_path, ranks=2):
         assert said[-1] == "True True"
+
+
+def test_a_load_waits_until_the_save_before_has_its_bytes(run_ranks: Any, tmp_path: Path) -> None:
+    """Else the save would have parts of what was loaded."""
+    for said in run_ranks(ODDITIES, "loads_beside_a_copy", tmp_path, ranks=2):
+        assert said[-1] == "True True"

@@ -293,3 +293,24 @@ def test_a_file_elsewhere_is_refused(name, stock_folder):
     assert old in data
     with pytest.raises(CheckpointCorruptError, match="no file beside it"):
         parse_dcp_metadata(data.replace(old, b"\x8c" + bytes([len(name)]) + name.encode()), "x")
+
+
+def test_a_folder_that_is_saved_to_while_it_is_loaded_is_an_error(tmp_path):
+    """Without digests, parts of two saves would meet."""
+    dcp.save({"state_dict": {"w": torch.zeros(1500, 1000)}}, checkpoint_id=tmp_path)
+    with directory_reader(tmp_path) as reader:
+        state = open_state(reader)
+        dcp.save({"state_dict": {"w": torch.ones(1500, 1000)}}, checkpoint_id=tmp_path)
+        with pytest.raises(CheckpointCorruptError, match="written while it was loaded"):
+            fill_module(state, {"w": torch.zeros(1500, 1000)})
+
+
+def test_conjugated_views_are_an_error_not_other_numbers(tmp_path):
+    z = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    dcp.save({"state_dict": {"z": z}}, checkpoint_id=tmp_path)
+    try:
+        found = load_directory(tmp_path)["state_dict"]["z"]
+    except CheckpointCorruptError as error:
+        assert "conjugated" in str(error)  # noqa: PT017 - torch may store the numbers themselves
+    else:
+        assert torch.equal(found, z)

@@ -10,9 +10,10 @@ import fsspec
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.planner import LoadPlan
 
 import bt_lightning
-from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.path_layout import shard_file
 from tests.fork_server import script_environ
 from tests.sharding.sharded_checkpoints import by_rows, by_rows_and_columns, write_sharded
@@ -180,6 +181,59 @@ def test_two_ranks(tmp_path):
     finally:
         for each in ranks:
             each.kill()
+
+
+def test_a_tuple_is_given_with_its_tensors(tmp_path):
+    adam = {"w": {"pair": (torch.ones(3), 4)}}
+    groups = [{"lr": 0.25, "params": ["w"]}]
+    write_nested(tmp_path, [{"state": adam, "param_groups": groups}])
+    found = {"optimizer_0": {"state": {"w": {"pair": None}}}}
+    load(found, tmp_path / "a")
+    one, other = found["optimizer_0"]["state"]["w"]["pair"]
+    assert torch.equal(one, torch.ones(3))
+    assert other == 4
+
+
+def write_nested(path, optimizers):
+    from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
+
+    saved = {"state_dict": tensors(), "global_step": 1, "optimizer_states": optimizers}
+    BTCheckpointIO().save_checkpoint(saved, path / "a")
+
+
+def failure(caught):
+    """What failed on rank 0: DCP's exception is no Exception."""
+    return getattr(caught.value, "failures", {0: (caught.value, None)})[0][0]
+
+
+def test_a_checkpoint_that_is_replaced_between_metadata_and_data_is_an_error(tmp_path):
+    """What was read of the old one has no meaning in the new one."""
+    path = written(tmp_path)
+
+    class Slow(bt_lightning.DCPReader):
+        def read_data(self, plan, planner):
+            written(tmp_path, facts={"step": 9})
+            return super().read_data(plan, planner)
+
+    with pytest.raises(BaseException) as caught:
+        dcp.load({"state_dict": emptied(tensors())}, storage_reader=Slow(path))
+    assert isinstance(failure(caught), CheckpointNotFoundError)
+    assert "replaced or deleted" in str(failure(caught))
+
+
+def test_ranks_that_open_different_checkpoints_of_one_name_are_an_error(tmp_path):
+    path = written(tmp_path)
+    readers = [bt_lightning.DCPReader(path) for _ in range(2)]
+    plans = []
+    for number, reader in enumerate(readers):
+        reader.read_metadata()
+        plans.append(reader.prepare_local_plan(LoadPlan([])))
+        reader.reset()
+        if not number:
+            assert reader.prepare_global_plan([plans[0], plans[0]])
+            written(tmp_path, facts={"step": 9})
+    with pytest.raises(CheckpointNotFoundError, match="ranks 0 and 1 have different"):
+        readers[0].prepare_global_plan(plans)
 
 
 @pytest.mark.skipif(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,3 +152,146 @@ def test_a_rank_outside_of_the_mesh_fills_nothing(tmp_path):
             torch.zeros(0), mesh, [Shard(0)], run_check=False, shape=(5, 2), stride=(2, 1)
         )
         assert fill_module(open_state(reader), {"w": live}).own_bytes == 0
+
+
+def test_a_weight_whose_name_ends_as_that_of_an_extra_state_is_filled(tmp_path):
+    write_sharded(tmp_path, "a", {"state_dict": {"n.my_extra_state": torch.ones(5, 2)}})
+    live = {"n.my_extra_state": torch.zeros(5, 2)}
+    with DirectoryReader(tmp_path / "a") as reader:
+        fill_module(open_state(reader), live)
+    assert torch.equal(live["n.my_extra_state"], torch.ones(5, 2))
+
+
+def test_what_is_filled_counts_as_written(tmp_path):
+    """A snapshot that is being taken would be torn, and not know of it."""
+    write_sharded(tmp_path, "a", {"state_dict": {"w": torch.ones(5, 2)}})
+    with rank_of(2, 0), DirectoryReader(tmp_path / "a") as reader:
+        mesh = init_device_mesh("cpu", (2,))
+        local = torch.zeros(3, 2)
+        live = DTensor.from_local(
+            local, mesh, [Shard(0)], run_check=False, shape=(5, 2), stride=(2, 1)
+        )
+        plain = torch.nn.Parameter(torch.zeros(5, 2))
+        before = [each._version for each in (live, live.to_local(), plain)]
+        for one in (live, plain):
+            fill_module(open_state(reader), {"w": one})
+        after = [each._version for each in (live, live.to_local(), plain)]
+    assert all(one > other for one, other in zip(after, before, strict=True))
+    assert torch.equal(plain, torch.ones(5, 2))
+
+
+def test_weights_on_the_meta_device_are_an_error(tmp_path):
+    write_sharded(tmp_path, "a", {"state_dict": {"w": torch.ones(5, 2)}})
+    with DirectoryReader(tmp_path / "a") as reader:
+        state = open_state(reader)
+        with pytest.raises(CheckpointMismatchError, match=r"w is on the meta device.*to_empty"):
+            fill_module(state, {"w": torch.zeros(5, 2, device="meta")})
+
+
+class Counted(torch.nn.Linear):
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        del state
+
+
+def test_an_extra_state_that_a_module_does_not_take_is_left_out_unless_strict(tmp_path):
+    saved = torch.nn.ModuleDict({"head": Counted(3, 2)})
+    write_sharded(tmp_path, "a", {"state_dict": saved.state_dict()})
+    module = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 2)})
+    with DirectoryReader(tmp_path / "a") as reader:
+        with pytest.raises(CheckpointMismatchError, match=r"only in the checkpoint.*_extra_state"):
+            LoadInPlace(reader).fill(module)
+        LoadInPlace(reader).fill(module, strict=False)
+    assert torch.equal(module["head"].weight, saved["head"].weight)
+
+
+def test_a_weight_of_two_names_gets_what_the_last_has(tmp_path):
+    state = {"one": torch.full((1500, 1000), 1.0), "two": torch.full((1500, 1000), 2.0)}
+    write_sharded(tmp_path, "a", {"state_dict": state})
+    tied = torch.zeros(1500, 1000)
+    with DirectoryReader(tmp_path / "a") as reader:
+        filled = fill_module(open_state(reader), {"one": tied, "two": tied})
+    assert torch.equal(tied, state["two"])
+    assert filled.own_bytes == tied.nbytes
+
+
+def nested(weight):
+    """States of an optimizer in containers of all kinds."""
+    return {
+        "step": torch.tensor(2.0),
+        "list": [torch.ones(2), [torch.zeros_like(weight), {"a": torch.ones(1)}]],
+        "tuple": (torch.ones(3), ({"b": torch.ones(4)}, 5)),
+        "ordered": OrderedDict(z=torch.ones(2), a=OrderedDict(y=1)),
+        "names": SimpleNamespace(t=torch.ones(2), inner=[torch.ones(1)]),
+        "numbers": {3: torch.ones(2), "$": 4},
+        "empty": [{}, [], ()],
+    }
+
+
+def equal(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, SimpleNamespace):
+        return equal(vars(one), vars(other))
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return all(equal(*pair) for pair in zip(one, other, strict=True))
+    return one == other
+
+
+def with_nested_states():
+    module = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for weight in module.parameters():
+        optimizer.state[weight] = nested(weight.detach())
+    return module, optimizer
+
+
+def test_tensors_in_any_container_of_an_optimizers_state_are_loaded(tmp_path):
+    module, optimizer = with_nested_states()
+    saved = {
+        "state_dict": module.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "global_step": 1,
+    }
+    BTCheckpointIO().save_checkpoint(saved, tmp_path / "a")
+    fresh = torch.nn.Linear(3, 2)
+    filled = torch.optim.SGD(fresh.parameters(), lr=0.1)
+    with DirectoryReader(tmp_path / "a") as reader:
+        LoadInPlace(reader).fill(fresh, [filled])
+    for one, other in zip(module.parameters(), fresh.parameters(), strict=True):
+        assert equal(optimizer.state[one], filled.state[other])
+
+
+def test_extra_states_may_be_objects(tmp_path):
+    class Head(torch.nn.Linear):
+        seen = None
+
+        def get_extra_state(self):
+            return self.seen
+
+        def set_extra_state(self, state):
+            self.seen = state
+
+    saved, fresh = Head(3, 2), Head(3, 2)
+    saved.seen = nested(saved.weight.detach())
+    BTCheckpointIO().save_checkpoint(
+        {"state_dict": saved.state_dict(), "global_step": 1}, tmp_path / "a"
+    )
+    with DirectoryReader(tmp_path / "a") as reader:
+        LoadInPlace(reader).fill(fresh)
+    assert equal(fresh.seen, saved.seen)
+
+
+def test_what_lies_beside_the_weights_of_a_stock_folder_is_loaded(tmp_path):
+    ema = {"w": torch.randn(3, 2), "list": [{"t": torch.ones(2)}], "n": 4}
+    saved = {"model": {"w": torch.ones(2)}, "ema": ema, "epoch": 3}
+    dcp.save(saved, checkpoint_id=tmp_path)
+    with directory_reader(tmp_path) as reader:
+        rest = LoadInPlace(reader).rest
+    assert rest["epoch"] == 3
+    assert equal(rest["ema"], ema)

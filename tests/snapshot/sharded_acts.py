@@ -501,14 +501,36 @@ def fsdp1_goes_on(rank, root, mesh):
     return found
 
 
-def _fsdp1(mesh, seed=3):
+def fsdp1_extra_states(rank, root):
+    """What a module of FSDP1 keeps besides tensors, saved and loaded."""
+    net, _ = _fsdp1(mesh=False, kind=Counting)
+    net.module.seen = {"n": 3, "t": torch.ones(2)}
+    commit_parts(rank, root, "one", net, [])
+    again, _ = _fsdp1(mesh=False, seed=8, kind=Counting)
+    _load(root / "one", again, [])
+    return again.module.seen["n"], again.module.seen["t"].tolist()
+
+
+class Counting(sharded_ranks.Net):
+    """A module with an extra state."""
+
+    seen: object = None
+
+    def get_extra_state(self):
+        return self.seen
+
+    def set_extra_state(self, state):
+        self.seen = state
+
+
+def _fsdp1(mesh, seed=3, kind=sharded_ranks.Net):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     torch.manual_seed(seed)
     options = {"device_mesh": init_device_mesh("cpu", (2,))} if mesh else {}
     net = FullyShardedDataParallel(
-        sharded_ranks.Net(64), use_orig_params=True, device_id=torch.device("cpu"), **options
+        kind(64), use_orig_params=True, device_id=torch.device("cpu"), **options
     )
     return net, torch.optim.AdamW(net.parameters(), lr=1e-2, foreach=False)
 

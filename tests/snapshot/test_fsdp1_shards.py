@@ -32,3 +32,8 @@ def test_each_rank_saves_its_part_of_what_a_single_process_has(ranks, mesh):
         assert ("DTensor" if mesh else "ShardedTensor") in seen["kinds"]
         assert len(seen["close"]) >= 5
         assert [name for name, is_close in seen["close"] if not is_close] == []
+
+
+def test_extra_states_go_back_to_their_modules(tmp_path):
+    found = sharded_ranks.run(2, sharded_acts.fsdp1_extra_states, tmp_path)
+    assert found == [(3, [1.0, 1.0])] * 2

@@ -244,6 +244,7 @@ class FilesReader:
         self.connections = min(_MOST_READERS, len(os.sched_getaffinity(0))) if many else 1
         self._files = OpenFiles()
         self._held: int | None = None
+        self._at: int | None = None  # the directory itself: another one may have its name by now
         self._opening = threading.Lock()
 
     @property
@@ -287,7 +288,9 @@ class FilesReader:
 
     def _open(self, entry: FileEntry) -> int:
         try:
-            file = os.open(self._content / entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            place = self._content / entry.path if self._at is None else entry.path
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.open(place, flags, dir_fd=self._at)
         except OSError as error:
             if error.errno not in NO_FILE:
                 raise
@@ -330,7 +333,17 @@ class DirectoryReader(FilesReader):
         held = hold_for_reading(self._path)
         if held is not None:
             if is_unchanged(self._path, self.manifest):
+                self._at = held if self._content == self._path else None
                 return held
             os.close(held)
         msg = f"the checkpoint {self.name} was replaced or deleted before it was read"
         raise CheckpointNotFoundError(msg)
+
+    def _open(self, entry: FileEntry) -> int:
+        try:
+            return super()._open(entry)
+        except CheckpointCorruptError as error:
+            if is_unchanged(self._path, self.manifest):
+                raise
+            msg = f"the checkpoint {self.name} was replaced or deleted while it was read"
+            raise CheckpointNotFoundError(msg) from error
