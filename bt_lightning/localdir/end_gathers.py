@@ -37,7 +37,7 @@ def end_gathers(root: Path, limit_s: float) -> None:
             _end(place, key)
             place.retire(key)
         except (CheckpointError, OSError) as error:  # the disk is full: what is there stays unseen
-            log.warning("the parts of save %d of an earlier run stay: %s", key.number, error)
+            log.warning("the parts of an earlier run stay in %s: %s", place.home(key), error)
 
 
 def _is_written(place: GatherDirectory, key: SaveKey) -> bool:

@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning import file_limits
-from bt_lightning.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
+from bt_lightning.errors import CheckpointCorruptError, CheckpointError
 from bt_lightning.localdir.atomic_directory import (
     children,
     delete_directory,
@@ -23,16 +23,20 @@ from bt_lightning.localdir.atomic_directory import (
     gathers,
     publish_directory,
 )
-from bt_lightning.localdir.commit import refuse_nesting
 from bt_lightning.localdir.file_locks import folder_locked
 from bt_lightning.localdir.fsync import make_directories, open_directory
+from bt_lightning.localdir.gather_checks import (
+    digest_of_checkpoint,
+    manifest_of_gather,
+    share_a_directory,
+)
 from bt_lightning.localdir.gather_locks import (
     host_of_lock,
     is_left,
     join_gather,
     rank_of_lock,
 )
-from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes, read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import check_sizes
 from bt_lightning.localdir.rename_noreplace import write_new
 from bt_lightning.localdir.small_files import read_small_file
 from bt_lightning.path_layout import (
@@ -41,7 +45,7 @@ from bt_lightning.path_layout import (
     part_file,
     rank_of_part_record,
 )
-from bt_lightning.sharding.gather_verdict import GatherVerdict, manifest_of
+from bt_lightning.sharding.gather_verdict import GatherVerdict
 from bt_lightning.sharding.save_part import PartRecord, SaveKey
 
 if TYPE_CHECKING:
@@ -143,23 +147,20 @@ class GatherDirectory:
 
         Raises:
             CheckpointExistsError: the checkpoint would lie inside another one.
+            InvalidSettingError: its place is on another volume.
             CheckpointCorruptError: a file is not there.
             OSError: the disk refused.
         """
         with folder_locked(gathers(self._root)):
-            for earlier in self._earlier(key):
-                self._finish_if_decided(earlier)
             verdict = self._decided(key)
             if verdict is None:
                 head = records[0].head
                 assert head is not None
-                final = self._root / check_checkpoint_id(head.checkpoint_id)
-                refuse_nesting(final, self._root)
-                older = _manifest_at(final)
-                generation = 1 + (0 if older is None else older.generation)
-                manifest = manifest_of(records, generation)
-                check_sizes(self.home(key) / _FILES, manifest)
+                self._finish_earlier(key, head.checkpoint_id)
+                manifest = manifest_of_gather(self._root, self.home(key) / _FILES, records)
                 verdict = self._decide(key, GatherVerdict(manifest=manifest))
+            elif verdict.manifest is not None:
+                self._finish_earlier(key, verdict.manifest.checkpoint_id)
             self._finish(key, verdict)
         return verdict
 
@@ -190,13 +191,13 @@ class GatherDirectory:
         return waited_s > limit_s
 
     def end(self, key: SaveKey) -> None:
-        """Leave a gather. Rank 0 deletes those of long ago that have an outcome."""
+        """Leave a gather. Rank 0 deletes those of long ago whose outcome is carried out."""
         with contextlib.suppress(CheckpointError, OSError):  # it goes with the gather
             self.discard_late(key)
         self.leave(key)
         if self._rank == 0:
             for earlier in self._earlier(key):
-                if earlier.number <= key.number - _KEPT and self._has(earlier, _OUTCOME):
+                if earlier.number <= key.number - _KEPT and self._has(earlier, _DONE):
                     self.delete(earlier)
 
     def discard_late(self, key: SaveKey) -> None:
@@ -287,6 +288,26 @@ class GatherDirectory:
             (home / _DONE).touch()
         self._discard_parts(home)  # what it replaced, or what nobody commits
 
+    def _finish_earlier(self, key: SaveKey, checkpoint_id: str) -> None:
+        """Carry out the verdicts of earlier saves of this place, of which `key` takes the turn.
+
+        Those of other places are tried as well, and keep no other from being committed: one of them
+        may never get its name.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        for earlier in self._earlier(key):
+            try:
+                self._finish_if_decided(earlier)
+            except CheckpointCorruptError:  # nobody can carry it out
+                continue
+            except OSError:
+                verdict = self._outcomes.get(earlier)
+                other = verdict.manifest if verdict is not None else None
+                if other is None or share_a_directory(other.checkpoint_id, checkpoint_id):
+                    raise
+
     def _finish_if_decided(self, key: SaveKey) -> None:
         """Carry out the verdict of another save, if a killed process did not."""
         if self._has(key, _OUTCOME) and not self._has(key, _DONE):
@@ -302,28 +323,16 @@ class GatherDirectory:
         Its process may have died behind the rename. Nobody has replaced it since: that begins with
         a look at earlier saves. What lies there may be what it replaced.
         """
-        if _digest_at(self._root / manifest.checkpoint_id) == manifest.digest:
+        if digest_of_checkpoint(self._root / manifest.checkpoint_id) == manifest.digest:
             return False
         try:
             check_sizes(built, manifest)
         except CheckpointCorruptError:
             return False
-        return _digest_at(built) in {None, manifest.digest}
+        return digest_of_checkpoint(built) in {None, manifest.digest}
 
     def _has(self, key: SaveKey, name: str) -> bool:
         return (self.home(key) / name).exists()
-
-
-def _manifest_at(path: Path) -> Manifest | None:
-    try:
-        return read_manifest(path)
-    except (CheckpointCorruptError, CheckpointNotFoundError):
-        return None  # what rank 0 knew still bounds the generation
-
-
-def _digest_at(path: Path) -> str | None:
-    found = _manifest_at(path)
-    return None if found is None else found.digest
 
 
 def _numbered(home: Path, rank_of: Callable[[str], int | None]) -> dict[int, Path]:

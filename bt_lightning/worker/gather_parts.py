@@ -22,6 +22,7 @@ from bt_lightning.errors import (
     TornSnapshotError,
 )
 from bt_lightning.sharding.gather_verdict import GatherVerdict, WholeGather, judge_parts, late
+from bt_lightning.sharding.save_part import PartRecord
 from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.sharding.gather_verdict import VerdictCause
-    from bt_lightning.sharding.save_part import PartRecord, SaveKey, SavePart
+    from bt_lightning.sharding.save_part import SaveKey, SavePart
     from bt_lightning.worker_messages import WorkerConfig
 
 _LEADER_GRACE_S: Final = 2.0
@@ -280,16 +281,17 @@ class GatherThread:
 
     def _give_up(self, gather: _OpenGather) -> GatherVerdict:
         """The verdict at the deadline; this worker's own if the place does not take one."""
-        part = gather.own.part
-        hosts, records = dict(self._hosts), {}
+        part, waited_s = gather.own.part, gather.waited_s
+        hosts, records = dict(self._hosts), dict[int, PartRecord]()
         try:
             records = dict(self._place.records(part.key))
             hosts |= self._place.hosts(part.key)
         except (CheckpointError, OSError) as error:
             gather.trouble = gather.trouble or str(error)
-        own = late(records, hosts, part, gather.waited_s)
-        if gather.trouble:
-            own = GatherVerdict(why=f"{own.why}: {gather.trouble}", cause="late")
+        why = late(records, hosts, part, waited_s).why
+        if not records:  # at least this rank's is there
+            why = f"the records of its parts could not be read within {waited_s:.0f} s"
+        own = GatherVerdict(why=f"{why}: {gather.trouble}" if gather.trouble else why, cause="late")
         try:
             verdict = self._place.give_up(part.key, own)
             if verdict.manifest is not None:  # decided, and whoever did it is dead

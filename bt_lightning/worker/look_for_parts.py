@@ -11,6 +11,7 @@ from bt_lightning.sharding.gather_verdict import GatherVerdict
 from bt_lightning.sharding.save_part import PartRecord
 from bt_lightning.store.retry import backoff
 from bt_lightning.worker.open_parts import OpenPart
+from bt_lightning.worker.sending_beat import SendingBeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,9 @@ class PartsWatch:
     def _look(self, save: OpenPart) -> None:
         parts, key = self._parts(), save.part.key
         claimed = save.claim  # before the look: it may be claimed meanwhile
+        if save.sending:
+            save.heart = save.heart or SendingBeat(parts, key.folder, save.part.rank)
+            save.heart.sent(0)
         world = range(save.part.world_size)
         found = parts.look(key.folder, known=save.records if self._reads(save) else world)
         records = {}
@@ -109,8 +113,8 @@ class PartsWatch:
         verdict = _verdict(parts, save, claimed, found)
         with self._open.changed:
             new = found.ranks - save.ranks or found.beats - save.beats
-            if new or (found.claim and save.claim is None):
-                save.alive_at = time.monotonic()
+            if new or save.sending or (found.claim and save.claim is None):
+                self._open.alive(save)
             save.records.update(records)
             save.ranks |= found.ranks
             save.beats = found.beats
@@ -131,7 +135,7 @@ def _verdict(
         return None
     if found.outcome is not None:
         return GatherVerdict.from_bytes(found.outcome, save.part.key.folder)
-    if claimed is None:
+    if claimed is None or parts.find_claim(claimed.save) == claimed:  # a listing may be late
         return None
     manifest = parts.manifest(claimed)
     own = save.own.files if save.own is not None else ()

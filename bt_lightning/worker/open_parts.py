@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.file_source import DescribedSource
     from bt_lightning.store.transfer.publish import Base
     from bt_lightning.store.transfer.store_claims import Claim
-
+    from bt_lightning.worker.sending_beat import SendingBeat
 
 _GAP_S: Final = 6.0
 """Seconds between two answers, after which the store counts as having been away."""
@@ -41,9 +41,12 @@ class OpenPart:
     left: bool = False
     """Nobody waits for its outcome here."""
     beats: frozenset[str] = frozenset()
+    sending: bool = False
+    """Whether this rank's files are being sent, or rank 0's worker claims their folder."""
+    heart: SendingBeat | None = None
     since: float = field(default_factory=time.monotonic)
     alive_at: float = field(default_factory=time.monotonic)
-    """When something came of any rank."""
+    """When something came of any rank, of this save or of one before it."""
     whole_at: float | None = None
     """When the store had the parts of all ranks."""
 
@@ -80,6 +83,16 @@ class OpenParts:
         if now - self.answered_at > _GAP_S:
             self.answers_since = now
         self.answered_at = now
+
+    def alive(self, save: OpenPart) -> None:
+        """Something came of a save. Each rank sends later ones behind it: they are not late yet.
+
+        The caller holds `changed`.
+        """
+        now = time.monotonic()
+        for one in self.saves.values():
+            if one is save or one.part.key.number > save.part.key.number:
+                one.alive_at = now
 
     def silent_s(self, save: OpenPart) -> float:
         """Seconds in which nothing came of any rank, though the store answered."""

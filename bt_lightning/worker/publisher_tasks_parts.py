@@ -15,8 +15,11 @@ from bt_lightning.errors import (
     StorePermanentError,
 )
 from bt_lightning.localdir.newest_in_store import note_newest_in_store
+from bt_lightning.manifest import Manifest
+from bt_lightning.path_layout import MANIFEST, under
 from bt_lightning.sharding.gather_verdict import WholeGather, judge_parts, manifest_of
 from bt_lightning.sharding.save_part import PartRecord
+from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.store_claims import is_publication, publication_of
 from bt_lightning.store.transfer.store_parts import PartsInStore
 from bt_lightning.worker.publish_shards import ShardPublication
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
-    from bt_lightning.manifest import Manifest
     from bt_lightning.sharding.save_part import SaveKey
     from bt_lightning.store.catalog.listing import JobListing
     from bt_lightning.store.interface import Store
@@ -144,7 +146,23 @@ class ShardedTasks(SmallDiskTasks):
                 del claimed[folder]
         self._claimed = claimed.keys()
         unfinished = listing.unfinished.difference(claimed)
+        left = unfinished.difference(listing.committed)
+        unfinished -= {folder for folder in left if self._was_committed(store, folder)}
         super()._sweep(store, replace(listing, unfinished=unfinished))
+
+    def _was_committed(self, store: Store, folder: str) -> bool:
+        """Whether another rank's worker has put the manifest since the listing.
+
+        To be asked behind the look at the claims: a claim goes behind its manifest.
+        """
+        data = read_any(store, f"{under(self._prefix, folder)}/{MANIFEST}")
+        if data is None:
+            return False
+        with contextlib.suppress(CheckpointCorruptError):
+            manifest = Manifest.from_bytes(data, folder)
+            if self._stored is not None:
+                self._add(self._stored, folder, manifest)
+        return True
 
     def _give_up_uploads(self, store: Store, keep: Collection[str]) -> None:
         """Abort unfinished uploads, unless some may be of other ranks."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,8 +11,6 @@ from bt_lightning.errors import CheckpointError, CheckpointNotFoundError, StoreE
 from bt_lightning.sharding.gather_verdict import GatherVerdict
 from bt_lightning.store.retry import backoff
 from bt_lightning.store.transfer.file_source import FileSource
-from bt_lightning.store.transfer.upload_progress_source import MeteredSource
-from bt_lightning.worker.sending_beat import SendingBeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +75,11 @@ class PartSender:
                 with self.at_work:
                     own = save.own
                     if own is not None:
-                        self._send(save, own)
+                        save.sending = True
+                        try:
+                            self._send(save, own)
+                        finally:
+                            save.sending = False
                 failures = 0
             except (CheckpointNotFoundError, StoreError) as error:
                 failures += 1
@@ -125,11 +126,6 @@ class PartSender:
                 with self._open.changed:
                     save.claim = claim
             assert save.claim is not None
-            heart = SendingBeat(parts, key.folder, own.part.rank)
-
-            def sent(count: int) -> None:
-                save.alive_at = time.monotonic()
-                heart.sent(count)
 
             @contextlib.contextmanager
             def source_of(entry: FileEntry) -> Iterator[DescribedSource]:
@@ -138,7 +134,7 @@ class PartSender:
                     if source is None:
                         file = self._node.file(key, entry.path)
                         source = opened.enter_context(FileSource(file, entry))
-                    yield MeteredSource(source, sent)
+                    yield source
 
             parts.send(save.claim, own.files, source_of, base=self._open.base)
         parts.put_record(key.folder, own.part.rank, own.to_bytes())

@@ -214,7 +214,7 @@ class PartWriter:
                 self.stream(self._record(job, [one.entry for one in sources.values()]), sources)
             except StoreError as refusal:
                 msg = f"{error}. Sending it to the store instead failed: {refusal}"
-                raise DirectoryFullError(msg) from error
+                raise refused(msg, error) from error
 
     def _write(
         self, job: CommitImage, arena: memoryview, folder: Path, evicted: list[str]

@@ -544,3 +544,15 @@ def test_no_other_checkpoint_takes_the_folder_of_a_save_that_was_ended(tmp_path)
     assert publish(inner, PREFIX, LocalCheckpoint(rank.place, manifest)) == folder
     parts.sweep(LATER, lambda *_: None)
     assert check_whole(inner) == [folder]
+
+
+def test_a_save_that_was_ended_is_never_claimed(store, parts):
+    """Rank 0's worker may have been killed when it had said so, and the next one is told again."""
+    for number, before in ((1, True), (2, False)):
+        save = f"{RUN}-{number}"
+        if before:
+            parts.claim(save, "checkpoint-3", 0)
+        parts.end(save, b"rank 1 is late")
+        with pytest.raises(CheckpointNotFoundError, match="checkpoint-3 was given up"):
+            PartsInStore(store, PREFIX).claim(save, "checkpoint-3", 0)
+        assert parts.look(save).outcome == b"rank 1 is late"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
 from bt_lightning.localdir import atomic_directory, gather_directory, gather_locks
 from bt_lightning.localdir.atomic_directory import gathers, sweep
 from bt_lightning.localdir.end_gathers import end_gathers
+from bt_lightning.localdir.gather_checks import manifest_of_gather
 from bt_lightning.localdir.gather_directory import GatherDirectory
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.localdir.write_part_files import write_part_files
@@ -316,3 +318,46 @@ def test_two_processes_never_write_the_part_of_one_rank(tmp_path, monkeypatch):
     first.end(part(1, 1).key)
     second.begin(part(1, 1))
     second.end(part(1, 1).key)
+
+
+@pytest.mark.parametrize("number", [1, 20])
+def test_a_save_that_never_gets_its_name_keeps_no_other_from_being_committed(tmp_path, number):
+    stuck = write_parts(tmp_path, number, "best/one")
+    killed(tmp_path, stuck, "manifest")
+    (tmp_path / "best").rmdir()
+    (tmp_path / "best").write_text("a file has the name by now")
+    for later in range(number + 1, number + 12):
+        key = write_parts(tmp_path, later)
+        assert commit(tmp_path, key).manifest.generation == later - number
+        GatherDirectory(tmp_path, 0).end(key)
+    assert verify(tmp_path / "last").step == number + 11
+    (tmp_path / "best").unlink()
+    commit(tmp_path, write_parts(tmp_path, number + 12))
+    assert verify(tmp_path / "best/one").step == number
+
+
+@pytest.mark.parametrize("name", ["best/one", "best/one/more", "best"])
+def test_a_save_waits_for_one_of_its_own_place_that_was_decided_before(tmp_path, name):
+    stuck = write_parts(tmp_path, 1, "best/one")
+    killed(tmp_path, stuck, "manifest")
+    (tmp_path / "best").rmdir()
+    (tmp_path / "best").write_text("a file has the name by now")
+    key = write_parts(tmp_path, 2, name)
+    with pytest.raises(OSError, match="best"):
+        commit(tmp_path, key)
+    assert GatherDirectory(tmp_path, 1).outcome(key) is None
+
+
+def test_a_damaged_verdict_keeps_no_later_save_from_being_committed(tmp_path):
+    damaged = write_parts(tmp_path, 1, "one")
+    (gathers(tmp_path) / damaged.folder / "outcome.json").write_text("{")
+    commit(tmp_path, write_parts(tmp_path, 2, "two"))
+    assert found(tmp_path).keys() == {"two"}
+
+
+def test_nothing_is_decided_that_cannot_get_its_name(tmp_path):
+    """A rename reaches no other volume: here a gather would be on that of the processes."""
+    place = GatherDirectory(tmp_path, 0)
+    records = place.records(write_parts(tmp_path, 1, "best/one"))
+    with pytest.raises(InvalidSettingError, match="is on another volume than /proc/self"):
+        manifest_of_gather(tmp_path, Path("/proc/self"), records)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +16,7 @@ from bt_lightning.localdir.digest import digest_file
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import rank_file
 from bt_lightning.sharding.gather_verdict import GatherVerdict
-from bt_lightning.sharding.save_part import PartRecord, SaveKey, SavePart
+from bt_lightning.sharding.save_part import PartRecord, SaveHead, SaveKey, SavePart
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.store_parts import PartsInStore
 from bt_lightning.worker.gather_in_store import GatherInStore
@@ -122,3 +125,106 @@ def test_an_outcome_may_be_as_large_as_a_manifest(tmp_path):
     padded = verdict.to_bytes() + b" " * (file_limits.PART.size + 1)
     (folder.parent / "outcome.json").write_bytes(padded)
     assert node.outcome(PART.key) == verdict
+
+
+class Held(LocalStore):
+    """A store whose transfers take until they are let go; lists and small objects take no time."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.go = threading.Event()
+
+    def send(self, source, key, reuse=None):
+        assert self.go.wait(60)
+        super().send(source, key, reuse)
+
+
+class Lead:
+    """Rank 0's publisher's thread; `go`: it has ended what it was about."""
+
+    def __init__(self, parts):
+        self.parts, self.go = parts, threading.Event()
+
+    def claim(self, key, checkpoint_id, after):
+        assert self.go.wait(60)
+        return self.parts.claim(key.folder, checkpoint_id, after)
+
+    def commit(self, claim, manifest):
+        self.parts.commit(claim, manifest)
+
+    def end(self, key, outcome):
+        self.parts.end(key.folder, outcome)
+
+
+def saved(place, number):
+    """Make the part of a save durable in its place."""
+    part = replace(PART, key=SaveKey(PART.key.run, number), rank=place._rank)
+    path = rank_file(part.rank)
+    file = place.begin(part) / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"of %d" % number)
+    facts = ManifestFacts(step=number, epoch=0, created_at="2030-01-02T03:04:05+00:00")
+    head = SaveHead(checkpoint_id="last", after=0, facts=facts) if part.rank == 0 else None
+    place.put(PartRecord(part=part, host="one", files=(digest_file(file, path),), head=head))
+    return part.key
+
+
+def never_overdue(place, keys, limit_s, seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert [place.overdue(key, 3600.0, limit_s) for key in keys] == [False] * len(keys)
+        threading.Event().wait(0.02)
+
+
+def test_a_slow_store_and_a_busy_publisher_make_no_save_late_nor_those_behind_it(tmp_path):
+    store = Held(tmp_path / "store")
+    parts = PartsInStore(store, "p")
+    lead = Lead(parts)
+    with contextlib.ExitStack() as closing:
+        places = [
+            GatherInStore(tmp_path / f"node-{rank}", rank, lambda: parts, None if rank else lead)
+            for rank in range(2)
+        ]
+        for place in places:
+            closing.callback(place.close)
+        closing.callback(store.go.set)
+        closing.callback(lead.go.set)
+        keys = [saved(place, number) for number in (1, 2) for place in places][::2]
+        never_overdue(places[0], keys, 1.0, 2.0)
+        lead.go.set()
+        eventually(lambda: all(place._open.saves[keys[0]].sending for place in places))
+        for place in places:
+            never_overdue(place, keys, 1.0, 2.0)
+        store.go.set()
+        eventually(lambda: all(len(parts.look(key.folder).ranks) == 2 for key in keys))
+        for key in keys:
+            eventually(lambda key=key: len(places[0].records(key)) == 2)
+            places[0].commit(key, places[0].records(key))
+        assert [parts.look(key.folder).claim for key in keys] == [None, None]
+
+
+def test_a_save_of_which_nothing_comes_is_late(tmp_path):
+    parts = PartsInStore(LocalStore(tmp_path / "store"), "p")
+    lead = Lead(parts)
+    lead.go.set()
+    with contextlib.closing(GatherInStore(tmp_path / "node", 0, lambda: parts, lead)) as place:
+        keys = [saved(place, number) for number in (1, 2)]
+        eventually(lambda: all(place.overdue(key, 3600.0, 1.0) for key in keys))
+
+
+def test_a_listing_that_lacks_the_claim_ends_no_save(tmp_path):
+    class Late(LocalStore):
+        """Its listings know nothing of claims yet."""
+
+        def list(self, prefix):
+            return (one for one in super().list(prefix) if not one.key.endswith("claim.json"))
+
+    parts = PartsInStore(Late(tmp_path / "store"), "p")
+    lead = Lead(parts)
+    lead.go.set()
+    with contextlib.closing(GatherInStore(tmp_path / "node", 0, lambda: parts, lead)) as place:
+        key = saved(place, 1)
+        eventually(lambda: 0 in parts.look(key.folder).ranks)
+        looked = place._open.answered_at
+        eventually(lambda: place._open.answered_at > looked + 0.2)
+        assert place.outcome(key) is None

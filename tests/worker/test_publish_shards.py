@@ -321,3 +321,25 @@ def test_a_whole_save_of_an_earlier_run_is_not_ended_as_the_store_is_busy(shared
     assert store.refused == 1
     assert list(list_job(store, PREFIX).committed) == ["checkpoint-7"]
     tasks.leave()
+
+
+def test_a_sweep_leaves_what_another_worker_commits_behind_its_listing(shared, tmp_path):
+    """Rank 0's worker could not reach the store for so long that another one committed."""
+
+    class Listed(LocalStore):
+        def list(self, prefix):
+            found = list(super().list(prefix))
+            if prefix == PREFIX and parts.find_claim(key.folder) is not None:
+                parts.commit(claim, manifest)
+            return iter(found)
+
+    parts = PartsInStore(LocalStore(tmp_path / "store"), PREFIX)
+    key = SaveKey(RUN, 7)
+    claim = parts.claim(key.folder, "checkpoint-1", 0)
+    manifest = shared.manifest
+    parts.send(claim, manifest.files, lambda one: FileSource(shared.path / one.path, one))
+    tasks = ShardedTasks(tmp_path / "root", Listed(tmp_path / "store"), PREFIX, ())
+    tasks.delete_stored()
+    assert is_in(tmp_path / "store", shared, tmp_path)
+    assert tasks.newest("checkpoint-1") == manifest
+    tasks.leave()

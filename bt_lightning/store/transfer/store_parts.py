@@ -77,11 +77,15 @@ class PartsInStore:
         """The folder of a save, claimed now or by an earlier worker; of a number above `after`.
 
         Raises:
+            CheckpointNotFoundError: the save was ended.
             StoreError: the store refused.
         """
         known = self.find_claim(save)
         if known is not None:
             return known
+        if self._store.size(self._key(save, _OUTCOME)) is not None:
+            msg = f"the save of {checkpoint_id} was given up: it cannot be claimed any more"
+            raise CheckpointNotFoundError(msg)
         number = after + 1
         while not self._reservations.reserve(save, store_folder(checkpoint_id, number)):
             number += 1
