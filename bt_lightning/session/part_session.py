@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class PartSession:
     def __init__(self, config: SessionConfig, prefix: str) -> None:
         """`prefix` is that of the job in the store, as rank 0 found it."""
         self._root = config.root
+        self._drain_s = config.drain_s
+        self._streams = config.parts is not None and config.parts.meet == "store"
         self._worker = Worker(worker_config(config, prefix))
         self._worker.start()
         self.saves: Saves | None = None
@@ -95,31 +98,51 @@ class PartSession:
         if saves is not None:
             _collect(saves)
 
-    def finish(self, left_s: Callable[[], float] = unlimited) -> None:
+    def finish(
+        self,
+        left_s: Callable[[], float] = unlimited,
+        others_left_s: Callable[[], float] | None = None,
+    ) -> None:
         """Wait until this rank's parts are part of a checkpoint, or of none; end the worker.
 
-        `left_s` returns the seconds left; an hour is a limit as well.
+        `left_s` returns the seconds left; an hour is a limit as well. `others_left_s` returns those
+        left for the parts of other ranks, if less.
         """
-        saves, apart = self.saves, False
+        saves, lost = self.saves, False
         try:
             if saves is not None:
-                with contextlib.suppress(SaveTimeoutError):
-                    saves.saver.drain(left_s=left_s)
-                apart = saves.saver.pending() > 0 and not saves.saver.open.in_arena
+                self._wait(saves.saver, left_s, others_left_s or left_s)
+                lost = saves.saver.pending() > 0
                 _collect(saves)
         finally:
             self.saves = None
+            durable = saves is None or not saves.saver.open.in_arena
             if saves is not None:
                 saves.saver.close()
-            if apart:  # its parts are durable, and whoever has the others commits them
-                self._worker.kill()
+            if lost and durable and not self._streams:
+                self._worker.kill()  # whoever has the others commits them
             else:
-                self._worker.stop()
+                self._worker.stop(hasty=lost)  # it goes on with what is nowhere else
+
+    def _wait(
+        self, saver: Saver, left_s: Callable[[], float], others_left_s: Callable[[], float]
+    ) -> None:
+        """Wait for outcomes, and longer for what this rank alone can make durable for all."""
+        with contextlib.suppress(SaveTimeoutError):
+            saver.drain(left_s=others_left_s)
+            return
+        until = time.monotonic() + self._drain_s
+        with contextlib.suppress(SaveTimeoutError):
+            wait = saver.drain if self._streams else saver.await_own_parts
+            wait(left_s=lambda: min(left_s(), until - time.monotonic()))
 
     def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
-        """End the session of a failed run: what is durable may still come together."""
+        """End the session of a failed run: its own parts are made durable where all can have them.
+
+        Then they may still come together with those of other ranks, which may be dead.
+        """
         try:
-            self.finish(shortly(left_s))
+            self.finish(left_s, shortly(left_s))
         except CheckpointError as error:
             warnings.warn(f"while ending the run: {error}", stacklevel=2)
 

@@ -287,14 +287,14 @@ class Saver:
         for record in self.open.of_id(checkpoint_id):
             self._worker.remove_when_committed(record.number)
 
-    def await_own_parts(self) -> None:
+    def await_own_parts(self, left_s: Callable[[], float] = unlimited) -> None:
         """Wait until every snapshot in an arena is written: a part on this thread comes after it.
 
         Raises:
-            SaveTimeoutError: they were not written within an hour.
+            SaveTimeoutError: they were not written within an hour, or `left_s()` seconds.
         """
         self.finish_copy()
-        self._await(lambda: not self.open.in_arena)
+        self._await(lambda: not self.open.in_arena, left_s)
 
     def gave_up(self, number: int, left_s: Callable[[], float] = unlimited) -> bool:
         """Whether the save of this number is torn or left out what is not the base; waits for it.

@@ -21,6 +21,7 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.path_layout import DOT_DIR
+from bt_lightning.session import parts_of_run
 from bt_lightning.session.folder_writer import Folder, FolderWriter
 from bt_lightning.session.options import Options
 from bt_lightning.session.part_session import PartSession
@@ -60,11 +61,10 @@ class TrainingRank:
         self.worker = Worker(
             WorkerConfig(
                 root=str(root),
-                store_url=None,
                 prefix="p",
                 drain_s=30.0,
                 rank=rank,
-                **({"gather_s": 5.0} | (config or {})),
+                **({"gather_s": 5.0, "store_url": None} | (config or {})),
             )
         )
         self.worker.start()
@@ -321,16 +321,12 @@ def test_without_memory_for_an_arena_each_rank_writes_its_part_itself(ranks, tmp
     assert len(verify(tmp_path / "root/checkpoint-2").files) == 2
 
 
-@pytest.fixture
-def another_rank(tmp_path):
-    """The root, rank 0, the session of rank 1, and its saves; rank 1 has no memory for an arena."""
-    root = tmp_path / "root"
-    root.mkdir()
-    parts = PartsOfRun(rank=1, hosts=("one", "other"), meet="directory", run=RUN)
-    config = SessionConfig(
+def config_of_another_rank(root, meet="directory", store_url=None):
+    parts = PartsOfRun(rank=1, hosts=("one", "other"), meet=meet, run=RUN)
+    return SessionConfig(
         root=root,
         load_dir=None,
-        store_url=None,
+        store_url=store_url,
         upload_mb_s=None,
         content_md5=False,
         job=Job(project="p", job="j", node_rank=0),
@@ -339,6 +335,15 @@ def another_rank(tmp_path):
         drain_s=5.0,
         parts=parts,
     )
+
+
+@pytest.fixture
+def another_rank(tmp_path):
+    """The root, rank 0, the session of rank 1, and its saves; rank 1 has no memory for an arena."""
+    root = tmp_path / "root"
+    root.mkdir()
+    config = config_of_another_rank(root)
+    parts = config.parts
     session = PartSession(config, "p")
     first = TrainingRank(root, 0, 2)
     saves = session.snapshots(
@@ -406,3 +411,47 @@ def test_a_killed_worker_is_followed_by_one_that_waits_for_the_others(ranks):
     for rank in (first, second):
         rank.end()
         assert [record.is_kept for record in rank.ended] == [True, True]
+
+
+@pytest.mark.parametrize("meet", ["directory", "store"])
+def test_a_failed_run_leaves_no_part_where_no_other_rank_has_it(tmp_path, monkeypatch, meet):
+    """Rank 0 is slower than the seconds for which a failed run waits for others."""
+    monkeypatch.setattr(parts_of_run, "_PATIENCE_S", 0.2)
+    url = (tmp_path / "store").as_uri()
+    roots = [tmp_path / ("root" if meet == "directory" else f"node-{rank}") for rank in range(2)]
+    for root in roots:
+        root.mkdir(exist_ok=True)
+    config = config_of_another_rank(roots[1], meet, url if meet == "store" else None)
+    session = PartSession(replace(config, drain_s=30.0), "p")
+    there = {"gather": meet, "store_url": config.store_url, "gather_s": 10.0}
+    first = TrainingRank(roots[0], 0, 2, config=there)
+    saves = session.snapshots(list, SnapshotOptions(), lambda _: None, pinned_for=None)
+    with contextlib.closing(first), contextlib.closing(session):
+        folder = Folder(files={"mine": SafetensorsFile({"w": torch.ones(9)})}, step=1)
+        saves.save(PartFolder(), folder, "checkpoint-1", config.parts.next())
+        ending = threading.Thread(target=session.abandon)
+        ending.start()
+        ending.join(1.0)
+        first.save(1)
+        first.end()
+        ending.join(60)
+        assert first.decisions() == ["saved"]
+
+
+@pytest.mark.slow
+def test_a_failed_run_writes_what_is_in_its_arenas(tmp_path, monkeypatch):
+    """The disk is slower than the seconds for which a failed run waits for other ranks."""
+    monkeypatch.setattr(parts_of_run, "_PATIENCE_S", 0.0)
+    session = PartSession(replace(config_of_another_rank(tmp_path), drain_s=60.0), "p")
+    saves = session.snapshots(list, SnapshotOptions(), lambda _: None, pinned_for=None)
+    parts = PartsOfRun(rank=1, hosts=("one", "other"), meet="directory", run=RUN)
+    folder = Folder(files={"mine": SafetensorsFile({"w": torch.ones(9)})}, step=1)
+    with contextlib.closing(session):
+        os.kill(session.worker_pid, signal.SIGSTOP)
+        saves.save(PartFolder(), folder, "checkpoint-1", parts.next())
+        goes_on = threading.Timer(13.0, os.kill, [session.worker_pid, signal.SIGCONT])
+        goes_on.start()
+        session.abandon()
+        goes_on.join()
+    record = tmp_path / DOT_DIR / "gather" / SaveKey(RUN, 1).folder / "part-00001.json"
+    assert record.exists()
