@@ -38,7 +38,7 @@ _LEADER_GRACE_S: Final = 2.0
 _TIMES: Final = 4
 """The deadline, in durations of the slowest of the last commits."""
 _LAST: Final = 8
-_LEAVING_S: Final = 10.0
+_LEAVING_S: Final = 15.0
 """The deadline for parts of other ranks once the training process is gone, in seconds."""
 _LEAST_POLL_S: Final = 0.02
 _MOST_POLL_S: Final = 0.1

@@ -138,12 +138,13 @@ class ShardedTasks(SmallDiskTasks):
     def _sweep(self, store: Store, listing: JobListing) -> None:
         """Sweep, but for what other ranks are sending: that is ended by its claim."""
         parts = PartsInStore(store, self._prefix)
-        claimed = parts.claimed_folders()
         waiting = {publication_of(found.manifest) for found in self.outbox()}
-        for folder, save in list(claimed.items()):
-            if is_publication(save) and save not in waiting:
+        for save in parts.saves():
+            if (
+                is_publication(save) and save not in waiting
+            ):  # also of what is published: late signs
                 parts.end(save)
-                del claimed[folder]
+        claimed = parts.claimed_folders()
         self._claimed = claimed.keys()
         unfinished = listing.unfinished.difference(claimed)
         left = unfinished.difference(listing.committed)

@@ -18,7 +18,7 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
 from bt_lightning.manifest import ManifestFacts
-from bt_lightning.path_layout import MANIFEST, MARKER
+from bt_lightning.path_layout import DELETING, MANIFEST, MARKER
 from bt_lightning.store.backends.fsspec_store import FsspecStore
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
@@ -556,3 +556,42 @@ def test_a_save_that_was_ended_is_never_claimed(store, parts):
         with pytest.raises(CheckpointNotFoundError, match="checkpoint-3 was given up"):
             PartsInStore(store, PREFIX).claim(save, "checkpoint-3", 0)
         assert parts.look(save).outcome == b"rank 1 is late"
+
+
+@pytest.mark.parametrize("deleted", ["", "manifest", "files", "all"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_slow_commit_brings_nothing_back_that_was_committed_and_deleted_meanwhile(
+    tmp_path, deleted, again
+):
+    """Two workers committed; retention was as fast as one of them, or is not through with it."""
+    inner = LocalStore(tmp_path / "store")
+    claim, ranks = claimed_and_sent(inner, tmp_path)
+    manifest = manifest_of(claim, ranks)
+    base = f"{PREFIX}/{claim.folder}"
+
+    def commit_first(name):
+        if name != "put_new" or PartsInStore(inner, PREFIX).find_claim(claim.save) is None:
+            return
+        PartsInStore(inner, PREFIX).commit(claim, manifest)
+        if deleted == "all":
+            unpublish(inner, PREFIX, claim.folder)
+        elif deleted:
+            inner.put(f"{base}/{MARKER}", DELETING)
+            inner.delete([f"{base}/{MANIFEST}"])
+            if deleted == "files":
+                inner.delete([f"{base}/{ranks[0].entries[0].path}"])
+        if again:
+            later = [Rank(tmp_path, rank) for rank in range(2)]
+            new = PartsInStore(inner, PREFIX).claim(f"{RUN}-2", "checkpoint-3", 0)
+            for rank in later:
+                rank.send(PartsInStore(inner, PREFIX), new.save)
+
+    slow = PartsInStore(Calling(inner, commit_first), PREFIX)
+    expected = CheckpointNotFoundError if deleted == "all" else StoreTransientError
+    with pytest.raises(expected) if deleted else contextlib.nullcontext():
+        slow.commit(claim, manifest)
+    if deleted in {"manifest", "files"}:
+        unpublish(inner, PREFIX, claim.folder)
+        with pytest.raises(CheckpointNotFoundError):
+            slow.commit(claim, manifest)
+    assert check_whole(inner) == ([] if deleted else ["checkpoint-3"])

@@ -343,3 +343,17 @@ def test_a_sweep_leaves_what_another_worker_commits_behind_its_listing(shared, t
     assert is_in(tmp_path / "store", shared, tmp_path)
     assert tasks.newest("checkpoint-1") == manifest
     tasks.leave()
+
+
+def test_what_helpers_say_behind_a_publication_goes_with_the_next_look(shared, tmp_path):
+    store = LocalStore(tmp_path / "store")
+    parts = PartsInStore(store, PREFIX)
+    published(shared, store, helped=False)
+    save = publication_of(shared.manifest)
+    parts.put_record(save, 1, b"{}")
+    parts.beat(save, 2, 1)
+    tasks = ShardedTasks(shared.path.parent, store, PREFIX, ())
+    tasks.delete_stored()
+    assert parts.saves() == []
+    assert is_in(tmp_path / "store", shared, tmp_path)
+    tasks.leave()

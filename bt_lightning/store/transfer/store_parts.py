@@ -31,6 +31,7 @@ from bt_lightning.path_layout import (
     under,
 )
 from bt_lightning.store.interface import read_any
+from bt_lightning.store.transfer.claimed_files import are_deleted, check_files
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 from bt_lightning.store.transfer.publish import Base
 from bt_lightning.store.transfer.store_claims import Claim, Meeting, is_publication
@@ -202,10 +203,8 @@ class PartsInStore:
             raise self._given_up(claim)
 
     def _given_up(self, claim: Claim) -> CheckpointNotFoundError:
-        return CheckpointNotFoundError(
-            f"the save of {claim.checkpoint_id} was given up: its parts may not be sent to"
-            f" {self._store.name}/{self._at(claim)} any more"
-        )
+        why = f"its parts may not be sent to {self._store.name}/{self._at(claim)} any more"
+        return CheckpointNotFoundError(f"the save of {claim.checkpoint_id} was given up: {why}")
 
     def _is_ended(self, save: str, folder: str) -> bool:
         """Whether a save that had this folder was ended: a commit ends the reservation first."""
@@ -322,15 +321,13 @@ class PartsInStore:
         place = self._at(claim)
         if self.manifest(claim) != manifest:
             self.check(claim)
-            sizes = {info.key: info.size for info in self._store.list(place)}
-            for entry in manifest.files:
-                name, size = f"{place}/{entry.path}", sizes.get(f"{place}/{entry.path}")
-                if size != entry.size:
-                    msg = f"{self._store.name}/{name} has {size} bytes, not {entry.size}"
-                    raise CheckpointCorruptError(msg)
+            check_files(self._store, place, manifest)
             self._store.put_new(f"{place}/{MANIFEST}", manifest.to_bytes())
-        if self._is_ended(claim.save, claim.folder):
-            self._store.delete([f"{place}/{MANIFEST}"])  # its files may be gone
+        if self.find_claim(claim.save) != claim and (
+            self._reservations.holder(claim.folder) is not None
+            or are_deleted(self._store, place, manifest)
+        ):  # it was ended, or another worker committed the same, and that was deleted since
+            self._store.delete([f"{place}/{MANIFEST}"])
             raise self._given_up(claim)
         self._finish(claim)  # also if another worker committed the same, and has finished
 
