@@ -198,7 +198,8 @@ def test_a_slow_store_and_a_busy_publisher_make_no_save_late_nor_those_behind_it
         store.go.set()
         eventually(lambda: all(len(parts.look(key.folder).ranks) == 2 for key in keys))
         for key in keys:
-            eventually(lambda key=key: len(places[0].records(key)) == 2)
+            own = places[0]._open.saves[key]
+            eventually(lambda own=own, key=key: own.sent and len(places[0].records(key)) == 2)
             places[0].commit(key, places[0].records(key))
         assert [parts.look(key.folder).claim for key in keys] == [None, None]
 
