@@ -202,6 +202,14 @@ class Wake:
 
 
 @dataclass(frozen=True, slots=True)
+class LogMetrics:
+    """Append to the log of metrics."""
+
+    lines: bytes
+    """As `event_log.log_line` makes them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Publish all that is committed, then answer `Drained`."""
 

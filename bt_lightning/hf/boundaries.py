@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bt_lightning.hf.best_checkpoint import wait_until_committed
 from bt_lightning.hf.other_callbacks import may_change_weights, reads_saves
-from bt_lightning.localdir.event_log import note
+from bt_lightning.localdir.event_log import began_facts, note
 from bt_lightning.session.end_by_signal import EndBySignal
 from bt_lightning.session.save_schedule import SaveSchedule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bt_lightning.hf.checkpoint_saves import CheckpointSaves
     from bt_lightning.rank_protocol import Request
     from bt_lightning.session.agree_on_boundary import RankAgreement, SingleRankAgreement
@@ -63,7 +65,7 @@ class Boundaries:
         self._is_read = reads_saves(self._trainer)
         self._saves.prepare()
         if self._writer is not None:
-            self._note("began", step=self._trainer.state.global_step)
+            self._note("began", step=self._trainer.state.global_step, **began_facts())
             self._schedule = SaveSchedule(options, self._run.root)
         if options.interval is not None:
             self._interval = self._run.peers.agreement(self._is_due)
@@ -88,6 +90,13 @@ class Boundaries:
         if self._owed:
             self._owed = False
             self._trainer.control.should_save = True
+
+    def logged(self, logs: Mapping[str, Any]) -> None:
+        """Every rank: the Trainer logs a row."""
+        if self._writer is not None:
+            numbers = {n: float(v) for n, v in logs.items() if isinstance(v, int | float)}
+            epoch = numbers.pop("epoch", None)
+            self._writer.metrics.add(self._trainer.state.global_step, numbers, epoch)
 
     def before_save(self) -> None:
         """Every rank, before the log, the evaluation and the save of a step or an epoch."""

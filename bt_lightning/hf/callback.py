@@ -108,6 +108,11 @@ class BTTrainerCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         """Every rank: as `on_step_begin`; and what others look for is there."""
         self._before("on_save")
 
+    def on_log(self, args: Any, state: Any, control: Any, **facts: Any) -> None:  # noqa: ARG002
+        """Rank that writes: the row that the Trainer logs goes into the log of metrics."""
+        if self._training is not None and self._training.boundaries is not None:
+            self._training.boundaries.logged(facts.get("logs") or {})
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Every rank: as `on_step_begin`."""
         self._before("on_train_end")

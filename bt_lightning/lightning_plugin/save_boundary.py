@@ -34,7 +34,7 @@ from bt_lightning.lightning_plugin.next_exact_state import (
 from bt_lightning.lightning_plugin.signals import ReceivedSignal, Signals
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
-from bt_lightning.localdir.event_log import note
+from bt_lightning.localdir.event_log import began_facts, note
 from bt_lightning.preemption import ASSUMED_GRACE_S, BoundaryDecision, Situation, judge, rest_s
 from bt_lightning.rank_protocol import VALIDATED, Position, Request
 from bt_lightning.session.fit_ranks import FitRanks
@@ -169,7 +169,7 @@ class SaveBoundary(Checkpoint):
         if self._session is not None:
             self._schedule = SaveSchedule(self._options, self._root)
             self._taken_before = self._taken_measured = self._taken
-            self._note("began", step=trainer.global_step)
+            self._note("began", step=trainer.global_step, **began_facts())
         self._validation_batches = compat.validation_batches(trainer)
         if self._fit_ranks is not None:
             self._agreement = self._fit_ranks.agreement(self._own_request)

@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from bt_lightning.lightning_plugin import compat
+from bt_lightning.lightning_plugin.compat_logged_metrics import (
+    look_at_logged,
+    stop_looking_at_logged,
+)
 from bt_lightning.lightning_plugin.compat_logger_artifacts import (
     defer_uploads,
     stop_deferring_uploads,
@@ -254,6 +258,8 @@ def begin_saves(
     trainer.callbacks = [watch, *trainer.callbacks]  # type: ignore[attr-defined]
     if not leads:
         return
+    if session.writer is not None:
+        look_at_logged(trainer, session.writer.metrics.add)
     saves.artifacts = artifacts = LoggerArtifacts(io.bt_root, saves.saver.pending)
     for logger in trainer.loggers:
         if overrides(logger, "after_save_checkpoint"):
@@ -281,6 +287,7 @@ def log_metrics(trainer: Trainer, record: SaveRecord) -> None:
 
 def close_saves(trainer: Trainer) -> None:
     """Undo `begin_saves` at the end of the fit; idempotent."""
+    stop_looking_at_logged(trainer)
     for logger in trainer.loggers:
         if isinstance(vars(logger).get("after_save_checkpoint"), _AfterCommit):
             del vars(logger)["after_save_checkpoint"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.job_record import Attempt
-from bt_lightning.localdir.event_log import Mark, mark_events, read_events
+from bt_lightning.localdir.event_log import Mark, mark_events, note, read_events
 from bt_lightning.runtime.job_record_writer import utc_now
 from bt_lightning.runtime.job_spec_and_environment import environment
 from bt_lightning.runtime.leader_port import await_leader
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from bt_lightning.runtime.command_process import Child
     from bt_lightning.runtime.job_record_writer import JobRecordWriter
     from bt_lightning.runtime.job_spec_and_environment import JobSpec
+    from bt_lightning.runtime.output_capture import OutputCapture
     from bt_lightning.runtime.restart_policy import Outcome, RestartPolicy
 
 _SHORT_S: Final = 60.0
@@ -44,6 +47,8 @@ class Supervisor:
     scratch: Path
     tick: Callable[[], None]
     """Called at least every second."""
+    capture: OutputCapture | None = None
+    """Logs what the commands print."""
     report: Callable[[str], None]
 
     def run(self, first: int) -> tuple[Outcome, Exit]:
@@ -76,16 +81,29 @@ class Supervisor:
         spec, child = self.spec, self.child
         self.record_writer.began(Attempt(number=number, started_at=utc_now()))
         variables = environment(spec, self.inherited, number, self.scratch)
+        self._note("attempt_began", number=number, host=socket.gethostname())
         mark = mark_events(spec.checkpoint_dir)
+        if self.capture is not None:
+            variables.setdefault("PYTHONUNBUFFERED", "1")  # last words are printed before a kill
+            self.capture.begin(number)
         code = child.run(spec.command, spec.directory, variables, self.tick)
+        if self.capture is not None:
+            self.capture.settle()
         ended = Exit(code, preempted=_was_preempted(spec, mark))
         outcome = self.policy.outcome(ended, stopping=child.stopped_by is not None)
-        self.record_writer.ended(
-            exit_code=code if code >= 0 else None,
-            signal=-code if code < 0 else None,
-            outcome=outcome,
-        )
+        facts = {
+            "exit_code": code if code >= 0 else None,
+            "signal": -code if code < 0 else None,
+            "outcome": outcome,
+        }
+        self.record_writer.ended(**facts)
+        self._note("attempt_ended", number=number, **facts)
         return outcome, ended
+
+    def _note(self, event: str, **facts: object) -> None:
+        if self.spec.checkpoint_dir is not None:
+            with contextlib.suppress(OSError):  # a lost event does no harm
+                note(self.spec.checkpoint_dir, event, **facts)
 
 
 def _was_preempted(spec: JobSpec, since: Mark) -> bool:

@@ -61,6 +61,10 @@ class Child:
         """The first signal that told the job to end."""
         self.keep_open: tuple[int, ...] = ()
         """Descriptors that the commands inherit."""
+        self.streams: tuple[int | None, int | None] = (None, None)
+        """Descriptors of their standard output and error; None: this process's own."""
+        self.on_resize: Callable[[], None] = lambda: None
+        """Called when the terminal has another size, before the commands hear of it."""
         self._grace_s = grace_s
         self._preparing = False
         self._stopped_at = 0.0
@@ -124,6 +128,8 @@ class Child:
                 command,
                 cwd=directory,
                 env=environment,
+                stdout=self.streams[0],
+                stderr=self.streams[1],
                 pass_fds=self.keep_open,
                 start_new_session=True,
             )
@@ -183,6 +189,8 @@ class Child:
         if number == signal.SIGTSTP:
             self._pause()
             return
+        if number == signal.SIGWINCH:
+            self.on_resize()
         if self._preparing and number in ENDING:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         if number in ENDING and self.stopped_by is None:

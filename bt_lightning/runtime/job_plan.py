@@ -51,6 +51,7 @@ class CommandOptions:
     """Seconds that a start waits for nodes beyond the fewest."""
     grace_s: float | None = None
     interval: str | None = None
+    logs: bool = True
     trust: bool = False
 
 
@@ -100,6 +101,7 @@ def plan_command(
         load_dir=_load_dir(options.load_dir, settings, references, store, job_id),
         grace_s=_grace_s(options, settings),
         interval=_interval(options, environ),
+        logs=options.logs,
         weights_only=False if options.trust else settings.weights_only,
     )
 
@@ -151,10 +153,12 @@ def plan_project(
             None if chosen == LOADED_CHECKPOINTS else chosen, settings, references, store, job_id
         ),
         variables=_variables(runtime.environment_variables, environ),
+        secrets=_secrets(runtime.environment_variables, environ),
         workdir=job.enable_baseten_workdir,
         cache=_cache(environ, machine) if cache is not None and cache.enabled else None,
         grace_s=_grace_s(options, settings),
         interval=_interval(options, environ),
+        logs=options.logs,
         weights_only=False if options.trust else settings.weights_only,
     )
 
@@ -283,6 +287,12 @@ def _variables(
         name: value if isinstance(value, str) else _secret(value.name, environ)
         for name, value in named.items()
     }
+
+
+def _secrets(
+    named: Mapping[str, str | SecretReference], environ: Mapping[str, str]
+) -> tuple[str, ...]:
+    return tuple(_secret(one.name, environ) for one in named.values() if not isinstance(one, str))
 
 
 def _secret(name: str, environ: Mapping[str, str]) -> str:

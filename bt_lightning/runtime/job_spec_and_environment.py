@@ -93,6 +93,8 @@ class JobSpec:
     load_dir: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The user's environment variables; may hold secrets."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Those of their values that a config names as secrets."""
     workdir: bool = False
     """Whether `BT_WORKING_DIR` is exported."""
     cache: Path | None = None
@@ -101,6 +103,8 @@ class JobSpec:
     """Seconds that the platform gives between SIGTERM and SIGKILL."""
     interval: str | None = None
     """`auto`, or seconds between the saves that Trainers make by themselves."""
+    logs: bool = True
+    """Whether what the command prints is sent to the store as well."""
     weights_only: bool | None = None
     """False: objects in the job's own checkpoints may be unpickled."""
 

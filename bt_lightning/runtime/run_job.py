@@ -13,7 +13,9 @@ from bt_lightning.runtime.command_process import Child
 from bt_lightning.runtime.job_lock import lock_directory
 from bt_lightning.runtime.job_resources import JobReporter, JobResources, upload_settings
 from bt_lightning.runtime.job_spec_and_environment import caches
+from bt_lightning.runtime.output_capture import OutputCapture
 from bt_lightning.runtime.scratch_directory import scratch_directory
+from bt_lightning.store.secrets import log_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +59,18 @@ def run_job(
             for folder in caches(spec).values():
                 Path(folder).mkdir(parents=True, exist_ok=True)
             job.start_worker(drain_s, upload_settings(spec, inherited))
+            capture = None
+            if root is not None and spec.store_url is not None and spec.logs:
+                secrets = log_secrets({**inherited, **spec.variables}, spec.secrets)
+                capture = OutputCapture(root, secrets)
+                stack.callback(capture.close)
+                child.streams, child.on_resize = capture.streams, capture.resize
+
+        def tick() -> None:
+            job.tick()
+            if capture is not None:
+                capture.tick()
+
         supervisor = Supervisor(
             spec=spec,
             policy=policy,
@@ -64,8 +78,11 @@ def run_job(
             record_writer=job.record_writer,
             inherited=inherited,
             scratch=scratch,
-            tick=job.tick,
+            tick=tick,
+            capture=capture,
             report=reporter.say,
         )
         outcome, ended = supervisor.run(job.attempts)
+        if capture is not None:
+            capture.close()  # its last lines are sent below
         return job.finish(outcome, ended, child, drain_s)

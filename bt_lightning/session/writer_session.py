@@ -24,6 +24,7 @@ from bt_lightning.removal_requester import Requester
 from bt_lightning.session.directory_takeover import take_over
 from bt_lightning.session.job_search import find_lost_job, with_own_job
 from bt_lightning.session.known_checkpoints import KnownCheckpoints
+from bt_lightning.session.metrics_log import MetricsLog
 from bt_lightning.session.parts_of_run import shortly
 from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.start_point import (
@@ -42,6 +43,7 @@ from bt_lightning.worker_messages import (
     Fetch,
     FreedSpace,
     FreeSpace,
+    LogMetrics,
     Published,
     WorkFailed,
 )
@@ -85,6 +87,8 @@ class WriterSession:
         self._unwritten_requests: list[str] = []
         """Digests of checkpoints whose removal request could not be written to the disk yet."""
         self.known = KnownCheckpoints()
+        self.metrics = MetricsLog(lambda lines: self._worker.send_if_room(LogMetrics(lines)))
+        """Rows of metrics for the log; of whoever sees what is logged."""
 
     @property
     def worker_pid(self) -> int | None:
@@ -219,6 +223,7 @@ class WriterSession:
             UploadFailedError: the store refused a checkpoint for good.
             WorkerDiedError: the worker keeps dying.
         """
+        self.metrics.pass_on()
         has_news = self._failures or self._published or self._worker.has_events
         if not has_news and (self.saves is None or not self.saves.has_outcomes):
             return  # as at nearly every step
@@ -252,6 +257,7 @@ class WriterSession:
             DirectoryUnusableError, TornSnapshotError, UploadFailedError: as `poll`.
         """
         errors = []
+        self.metrics.flush()
         try:
             saves = partial(self._end_saving, saves_left_s or left_s)
             for act in (saves, partial(self._end_publishing, left_s), self.poll):

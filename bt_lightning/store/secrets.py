@@ -5,6 +5,7 @@ Known values are hidden, not words that look like secrets: an error may say "cre
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,15 @@ _PUBLIC: Final = frozenset(
 _VARIABLE: Final = re.compile(
     r"(AWS|AZURE|FSSPEC|GCSFS|GOOGLE|BOTO)_\w*(KEY|SECRET|TOKEN|PASSWORD|SAS|CONNECTION_STRING)\w*"
 )
+_LOGGED: Final = re.compile(
+    r"(?i)(?:.*_)?(?:(?:API|ACCESS)?KEY|SECRET|TOKEN|PASS(?:WORD|WD|PHRASE)|CREDENTIALS?|SAS|DSN"
+    r"|CONNECTION_STRING)(?:_(?:ID|VALUE))?"
+)
+"""Names of variables whose values must not be in what a training prints. Wider
+than `_VARIABLE`: a message must be able to name a place, while the screen still has what a log
+hides."""
+_LINE: Final = 16
+"""Characters; a shorter line of a secret of several lines, as of a PEM file, is none by itself."""
 _NAMES_PLACE: Final = ("_FILE", "_PATH", "_URI", "_URL")
 _USERINFO: Final = re.compile(r"(?<=://)(?:[^/\s]+|[^/\s@]*:(?!\d+/)[^\s@]*)@")
 """The user of a URL. A password may hold a `/`; `host:port/` is not taken for one."""
@@ -58,6 +68,18 @@ def known_secrets(
     """Every secret of the store at `url`: from `options`, the environment, and the URL itself."""
     found = [value for name, value in environment.items() if _is_secret(name)]
     return with_spellings({*secrets_of(found), *secrets_of(options), *_of_text(url)})
+
+
+def log_secrets(environment: Mapping[str, str], known: Collection[str] = ()) -> frozenset[str]:
+    """Every secret in the environment that a training may print, as text and inside of JSON.
+
+    `known` are more of them.
+    """
+    named = [value for name, value in environment.items() if _LOGGED.fullmatch(name)] + [*known]
+    lines = [line for value in named for line in value.splitlines() if len(line) >= _LINE]
+    in_urls = [one for value in environment.values() if "://" in value for one in _of_text(value)]
+    spelled = with_spellings([*named, *lines, *in_urls])
+    return spelled | {json.dumps(one)[1:-1] for one in spelled}
 
 
 def with_spellings(secrets: Collection[str]) -> frozenset[str]:

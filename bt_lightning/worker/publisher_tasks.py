@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
     from bt_lightning.worker.early_upload import EarlyUpload
     from bt_lightning.worker.publish_job_files import JobFilePublisher
+    from bt_lightning.worker.send_logs import LogSender
 
 
 class PublisherTasks:
@@ -69,6 +70,8 @@ class PublisherTasks:
         self._removals = DiskRemovals(root, resumed_from) if removals is None else removals
         self._check = check
         self.files = files
+        self.logs: LogSender | None = None
+        """Sends the logs, on a thread of its own, if there is a store."""
         self._other_files: dict[str, int] = {}
         """Files of the store that belong to no checkpoint, as of the last look at it."""
         self._unreadable: frozenset[str] = frozenset()

@@ -11,6 +11,7 @@ from bt_lightning.errors import CheckpointError, StoreError
 from bt_lightning.localdir.disk_errors import may_pass
 from bt_lightning.worker.calls_between_threads import START_TIMEOUT_S, ThreadCalls
 from bt_lightning.worker.disk_polling import DiskPolling
+from bt_lightning.worker.log_thread import LogThread
 from bt_lightning.worker.publish_report import published_event
 from bt_lightning.worker.publish_retries import PublishRetries
 from bt_lightning.worker.publisher_lock import PublisherLockWantedError
@@ -71,12 +72,16 @@ class PublisherThread:
             tasks.prepare()
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning publish")
         self._thread.start()
+        logs = tasks.logs
+        self._logs = LogThread(logs, lambda: self.owns, self._report_logs) if logs else None
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether nothing is left to do. Called when a training ends: the last lines are sent."""
         with self.changed:
-            return not self._has_work and not self._working and not self._polling.unsettled
+            if self._has_work or self._working or self._polling.unsettled:
+                return False
+        return self._logs is None or self._logs.settled
 
     @property
     def owns(self) -> bool:
@@ -154,17 +159,23 @@ class PublisherThread:
             self._has_work = True
             self._retries.retry_now()
             self.changed.notify_all()
+        if self._logs is not None:
+            self._logs.hurry()
 
     def cancel_hurry(self) -> None:
         """Cancel `hurry`: the training goes on, or another training process may come."""
         with self.changed:
             self._polling.cancel_end()
+        if self._logs is not None:
+            self._logs.go_on()
 
     def leave(self) -> None:
         """Let other processes publish; the thread does nothing more.
 
         Waits for a unit under way, at most 2 s: the store may hang.
         """
+        if self._logs is not None:
+            self._logs.leave()
         with self.changed:
             self._left = True
             self._calls.close()
@@ -296,6 +307,10 @@ class PublisherThread:
             self._retries.reset()
             self._retries.retry_now()
             self._has_work = True
+
+    def _report_logs(self, why: str | None) -> None:
+        refused = why and WorkFailed(what="sending logs", error=why, of_a_file=True)
+        self._report(refused or None)
 
     def _report_complaints(self) -> None:
         """Report the job files that cannot be sent."""

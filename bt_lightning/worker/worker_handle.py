@@ -11,10 +11,7 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import (
-    StoreTransientError,
-    WorkerDiedError,
-)
+from bt_lightning.errors import StoreTransientError, WorkerDiedError
 from bt_lightning.part_messages import PartDurable
 from bt_lightning.worker.child_exit import collect_exit, exit_code, is_over
 from bt_lightning.worker.drain_report import drain_report
@@ -46,6 +43,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
     from bt_lightning.worker.unfinished_saves import SaveMessage
+    from bt_lightning.worker_messages import LogMetrics
 
 Outcome = Committed | CommitFailed | Withdrawn
 Event = Published | WorkFailed | PartDurable | Outcome
@@ -195,14 +193,19 @@ class Worker:
 
     def wake(self) -> None:
         """Tell the worker that the disk changed; never waits."""
+        self.send_if_room(Wake())  # a full pipe holds earlier wakes that were not read
+
+    def send_if_room(self, message: Wake | LogMetrics) -> bool:
+        """Send a message that may be lost; whether the pipe took it. Never waits."""
         if self._conn is None:
-            return
+            return False
         with self._lock, contextlib.suppress(OSError):  # the next poll restarts
-            # a full pipe holds earlier wakes that were not read: one is enough
             poller = select.poll()  # select(2) knows no descriptor beyond 1023
             poller.register(self._conn.fileno(), select.POLLOUT)
             if poller.poll(0):
-                self._conn.send(Wake())
+                self._conn.send(message)
+                return True
+        return False
 
     @property
     def has_events(self) -> bool:
@@ -279,8 +282,7 @@ class Worker:
             self._send(Stop())
         if self._process is None:
             return  # it was dead
-        over = is_over(self._process, _LATE_S if hasty else _EXIT_S)
-        if over or not hasty:
+        if is_over(self._process, _LATE_S if hasty else _EXIT_S) or not hasty:
             self.kill()
 
     def kill(self) -> None:

@@ -25,10 +25,11 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bt_lightning.localdir.event_log import append
 from bt_lightning.localdir.job_id_file import note_job
+from bt_lightning.log_kinds import METRICS
 from bt_lightning.part_messages import AwaitParts, MissPart, PartDurable
 from bt_lightning.store.interface import redact
-from bt_lightning.store.retry import LateStore, RetryingStore
 from bt_lightning.worker.commit_lock import CommitLock
 from bt_lightning.worker.commit_thread import CommitThread, Outcome
 from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
@@ -36,10 +37,7 @@ from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 from bt_lightning.worker.part_commits import PartCommits
 from bt_lightning.worker.process_priority import leave_session, lower_priority
-from bt_lightning.worker.publish_job_files import JobFilePublisher
-from bt_lightning.worker.publisher_lock import PublisherLock, stand_by
-from bt_lightning.worker.publisher_tasks_parts import ShardedTasks
-from bt_lightning.worker.publisher_thread import PublisherThread
+from bt_lightning.worker.publisher_of_config import start_publisher
 from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
 from bt_lightning.worker.trainer_queries import Question, TrainerQueries
 from bt_lightning.worker_messages import (
@@ -48,6 +46,7 @@ from bt_lightning.worker_messages import (
     Drain,
     Drained,
     DropArena,
+    LogMetrics,
     Published,
     RemoveSave,
     ShareArena,
@@ -60,6 +59,7 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from bt_lightning.worker.early_upload import EarlyUpload
+    from bt_lightning.worker.publisher_thread import PublisherThread
 
 _IDLE_S = 1.0
 """Seconds between two checks whether the training process still lives."""
@@ -270,6 +270,9 @@ class _Loop:
                 self._committer.drop(index)
             case Wake():
                 self._wake()
+            case LogMetrics(lines):
+                with contextlib.suppress(OSError):  # a lost row does no harm
+                    append(self._root, lines, METRICS)
             case Drain(deadline_s):
                 self._drain_by = time.monotonic() + deadline_s
                 self._wake(hurry=True)
@@ -285,30 +288,20 @@ class _Loop:
         if not self._config.leads:
             return
         note_job(self._root, self._config.prefix)
-        url, standby = self._config.store_url, self._config.standby
         self._removals = DiskRemovals(
             self._root,
             pinned,
             self._commit_lock,
             lambda: self._on_published(None),
             policy=self._config.policy,
-            start=not standby,
+            start=not self._config.standby,
         )
-        publisher_lock = PublisherLock(self._root, standby=standby)
-        if standby and url:
-            stand_by(self._root, url, self._config.prefix)
-        tasks = ShardedTasks(
-            self._root,
-            RetryingStore(LateStore(self._queries.open)) if url else None,
-            self._config.prefix,
-            pinned,
-            check=publisher_lock.check,
-            files=self._job_files() if url else None,
-            removals=self._removals,
-        )
-        tasks.helped = self._helped
-        self._publisher = PublisherThread(
-            self._root, tasks, publisher_lock, self._on_published, standby=standby
+        self._publisher = start_publisher(
+            self._config,
+            self._queries.open,
+            self._removals,
+            self._helped,
+            self._on_published,
         )
 
     def _wake(self, *, hurry: bool = False) -> None:
@@ -319,11 +312,6 @@ class _Loop:
                 self._publisher.hurry(gone=self._orphaned or self._config.standby)
             else:
                 self._publisher.wake()
-
-    def _job_files(self) -> JobFilePublisher | None:
-        patterns = self._config.files
-        destination = f"{redact(self._config.store_url or '')}\n{self._config.prefix}"
-        return JobFilePublisher(self._root, patterns, destination) if patterns is not None else None
 
     def _answer_drain(self) -> None:
         if self._drain_by is None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from bt_lightning.cli.explore.explorer import Explorer
-from bt_lightning.localdir.event_log import FILE
+from bt_lightning.log_kinds import EVENTS
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore
@@ -57,7 +57,7 @@ def root(tmp_path, make, monkeypatch):
     ]
     (root / ".bt_lightning").mkdir(exist_ok=True)
     lines = "".join(json.dumps(event) + "\n" for event in events)
-    (root / ".bt_lightning" / FILE).write_text(lines)
+    (root / ".bt_lightning" / EVENTS.file).write_text(lines)
     return root
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,9 +16,10 @@ from bt_lightning.localdir import event_log
 from bt_lightning.localdir.atomic_directory import delete_directory, make_trash
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.disk_space import DiskSpace, measure, planned, spare, usage
-from bt_lightning.localdir.event_log import FILE, note, read_events
+from bt_lightning.localdir.event_log import note, read_events
 from bt_lightning.localdir.newest_in_store import newest_in_store, note_newest_in_store
 from bt_lightning.localdir.read_locks import delete_unless_read, hold_for_reading
+from bt_lightning.log_kinds import EVENTS
 from bt_lightning.manifest import Manifest
 from bt_lightning.retention import Tier, TierCheckpoint, evictable
 from bt_lightning.worker.calls_between_threads import ThreadCalls
@@ -128,7 +130,7 @@ def test_deleting_needs_no_room(small_disk):
 
 def test_half_a_line_that_a_full_disk_left_spoils_no_other_event(tmp_path):
     note(tmp_path, "one")
-    file = tmp_path / ".bt_lightning" / FILE
+    file = tmp_path / ".bt_lightning" / EVENTS.file
     with file.open("ab") as stream:
         stream.write(b'{"event": "tw')
     note(tmp_path, "three")
@@ -163,14 +165,14 @@ def test_a_call_that_never_starts_is_given_up_and_never_made():
 
 
 def test_events_are_bounded_and_read_across_the_files_that_hold_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(event_log, "MOST_BYTES", 2000)
+    monkeypatch.setattr(event_log, "EVENTS", replace(EVENTS, most_bytes=2000))
     folder = tmp_path / ".bt_lightning"
     marks = {}
     for number in range(300):
         marks[number] = event_log.mark_events(tmp_path)
         note(tmp_path, "one", number=number)
         assert sum(file.stat().st_size for file in folder.iterdir()) < 3 * 2000
-    assert {file.name for file in folder.iterdir()} == {FILE, event_log.OLDER}
+    assert {file.name for file in folder.iterdir()} == {EVENTS.file, EVENTS.older}
     found = [event["number"] for event in read_events(tmp_path)]
     assert found == list(range(found[0], 300))
     assert len(found) > 2000 // 60
@@ -181,7 +183,8 @@ def test_events_are_bounded_and_read_across_the_files_that_hold_them(tmp_path, m
 
 
 def test_events_of_many_processes_are_all_there_though_the_file_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(event_log, "MOST_BYTES", 30_000)  # the lines below are 60 KB at most
+    # the lines below are 60 KB at most
+    monkeypatch.setattr(event_log, "EVENTS", replace(EVENTS, most_bytes=30_000))
 
     def write(writer):
         for number in range(200):
@@ -198,10 +201,10 @@ def test_events_of_many_processes_are_all_there_though_the_file_changes(tmp_path
 
 def test_an_event_is_noted_though_another_process_renames_the_file_meanwhile(tmp_path, monkeypatch):
     """The moment after the rename, before anybody has made a new one."""
-    monkeypatch.setattr(event_log, "MOST_BYTES", 1)
+    monkeypatch.setattr(event_log, "EVENTS", replace(EVENTS, most_bytes=1))
 
     def lock(descriptor, how):
-        (tmp_path / ".bt_lightning" / FILE).rename(tmp_path / ".bt_lightning" / event_log.OLDER)
+        (tmp_path / ".bt_lightning" / EVENTS.file).rename(tmp_path / ".bt_lightning" / EVENTS.older)
 
     monkeypatch.setattr(event_log, "lock", lock)
     for number in (1, 2):  # a file that has an event is large enough to be renamed

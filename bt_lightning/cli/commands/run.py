@@ -104,6 +104,12 @@ class _Run(click.Command):
     help="Seconds between SIGTERM and SIGKILL on this platform.  [env: BT_GRACE_S]",
 )
 @click.option(
+    "--logs/--no-logs",
+    default=True,
+    show_default=True,
+    help="Send what the command prints to the store, for `jobs logs`.",
+)
+@click.option(
     "--trust-checkpoints",
     "trust",
     is_flag=True,
