@@ -18,6 +18,7 @@ from bt_lightning.cli.commands.delete_jobs import delete_one_job, delete_project
 from bt_lightning.cli.commands.deploy import deploy, undeploy
 from bt_lightning.cli.commands.download_copy_export import copy, download, export
 from bt_lightning.cli.commands.job_files import download_job, list_files
+from bt_lightning.cli.commands.job_logs import show_events, show_logs, show_metrics
 from bt_lightning.cli.commands.jobs import jobs, projects
 from bt_lightning.cli.commands.protect_delete import delete, protect, unprotect
 from bt_lightning.cli.commands.run import run
@@ -148,6 +149,8 @@ jobs.add_command(delete_one_job)
 projects.add_command(delete_project)
 jobs.add_command(list_files)
 jobs.add_command(download_job)
+for command in (show_logs, show_events, show_metrics):
+    jobs.add_command(command)
 main.add_command(run)
 main.add_command(status)
 main.add_command(doctor)

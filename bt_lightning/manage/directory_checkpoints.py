@@ -34,7 +34,7 @@ class DirectoryCheckpoints:
 
     def __init__(self, root: Path, *, only: str | None = None) -> None:
         """With `only`, the file of that name is the only checkpoint."""
-        self.name, self._root, self._only = str(root), root, only
+        self.name, self.root, self._only = str(root), root, only
         job = job_of(Settings.from_environ(os.environ), root)
         self.project, self.job, self._rank = job.project, job.job, job.node_rank
         self._refused: list[str] = []
@@ -54,7 +54,7 @@ class DirectoryCheckpoints:
         if self._only is not None:
             self._refused, self.unread = [], []
             return self._look_for_uncommitted(())
-        found, refused, unread = list_committed(self._root)
+        found, refused, unread = list_committed(self.root)
         self.unread = [item.reason for item in unread]
         self._refused = [*self.unread, *(item.reason for item in refused)]
         paths: dict[str, Path] = {}
@@ -71,9 +71,9 @@ class DirectoryCheckpoints:
 
     def _committed(self, checkpoint: LocalCheckpoint) -> CheckpointItem:
         manifest, path = checkpoint.manifest, checkpoint.path
-        name, where = path.relative_to(self._root).as_posix(), path
+        name, where = path.relative_to(self.root).as_posix(), path
         if is_sidecar(path):
-            name, where = manifest.checkpoint_id, self._root / manifest.checkpoint_id
+            name, where = manifest.checkpoint_id, self.root / manifest.checkpoint_id
         return CheckpointItem(
             project=self.project,
             job=self.job,
@@ -89,10 +89,10 @@ class DirectoryCheckpoints:
         if "." in committed:
             return []
         if self._only is None:
-            places = sidecar_places(self._root)
-            found, left_out = find_uncommitted(self._root, places, committed)
+            places = sidecar_places(self.root)
+            found, left_out = find_uncommitted(self.root, places, committed)
         else:
-            found, left_out = find_file(self._root, self._only)
+            found, left_out = find_file(self.root, self._only)
         self._refused += left_out
         self.unread += left_out
         items: list[CheckpointItem] = []
@@ -107,7 +107,7 @@ class DirectoryCheckpoints:
                     job=self.job,
                     node_rank=self._rank,
                     name=name,
-                    where=str(self._root.joinpath(*one.candidate.place)),
+                    where=str(self.root.joinpath(*one.candidate.place)),
                     manifest=one.manifest,
                     protected=False,
                     committed=False,
@@ -121,7 +121,7 @@ class DirectoryCheckpoints:
         """A reader of the directory; close it after use."""
         if item.committed:
             return DirectoryReader(self._path(item))
-        return FilesReader(self._root / self._found(item).candidate.folder, item.manifest)
+        return FilesReader(self.root / self._found(item).candidate.folder, item.manifest)
 
     def with_digests(
         self, item: CheckpointItem, on_bytes: Callable[[int], None] = lambda _: None
@@ -134,7 +134,7 @@ class DirectoryCheckpoints:
         """
         if item.committed:
             return item
-        one = complete_digests(self._root, self._found(item), on_bytes)
+        one = complete_digests(self.root, self._found(item), on_bytes)
         self._uncommitted[item.name] = one
         return replace(item, manifest=one.manifest)
 
@@ -142,7 +142,7 @@ class DirectoryCheckpoints:
         """A file:// URL, which does not expire."""
         if item.committed:
             return (content_directory(self._path(item)) / path).resolve().as_uri()
-        return (self._root / self._found(item).candidate.folder / path).resolve().as_uri()
+        return (self.root / self._found(item).candidate.folder / path).resolve().as_uri()
 
     def protection(self, item: CheckpointItem) -> Protection | None:
         """Read from the disk."""
@@ -170,7 +170,7 @@ class DirectoryCheckpoints:
             CheckpointNotFoundError: it is gone, or was replaced.
         """
         if not item.committed:
-            delete_content(self._root, self._found(item).content())
+            delete_content(self.root, self._found(item).content())
             return
         path = self._path(item)
         protection = self.protection(item)
@@ -180,10 +180,10 @@ class DirectoryCheckpoints:
             msg = f"{path} was replaced by a newer one meanwhile: list again"
             raise CheckpointNotFoundError(msg)
         if is_sidecar(path):
-            delete_foreign(path, self._root, item.manifest.digest)
+            delete_foreign(path, self.root, item.manifest.digest)
         else:
-            delete_directory(path, self._root)
-        tidy(self._root)
+            delete_directory(path, self.root)
+        tidy(self.root)
 
     def check_movable(self, item: CheckpointItem) -> None:
         """Raise `InvalidSettingError` for what lies in a folder of another program."""
@@ -210,4 +210,4 @@ class DirectoryCheckpoints:
     def _path(self, item: CheckpointItem) -> Path:
         if item.name in self._paths:
             return self._paths[item.name]
-        return self._root / item.name if item.name != "." else self._root
+        return self.root / item.name if item.name != "." else self.root

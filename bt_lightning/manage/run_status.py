@@ -14,9 +14,14 @@ from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.gather_directory import GatherDirectory
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.upload_status import read_uploading
+from bt_lightning.log_kinds import EVENTS, METRICS
+from bt_lightning.manage.run_history import run_history
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from bt_lightning.log_kinds import LogKind
+    from bt_lightning.manage.run_history import RunHistory
 
 _ARENAS = 3
 """Saves that can be under way at a time."""
@@ -90,6 +95,8 @@ class Status:
     """Seconds that training waited for saves, in all."""
     gathering: tuple[Gathering, ...] = ()
     """Sharded saves under way, whose parts meet in this directory."""
+    history: RunHistory | None = None
+    """What the logs in the directory tell; those of a lost disk are in the store only."""
     given_up: str = ""
     """Why the newest sharded save is not committed, if it was given up."""
 
@@ -132,6 +139,7 @@ def run_status(root: Path) -> Status:
         error=uploading.error if uploading is not None else "",
         stall_s=math.fsum(_stall_s(event) for event in saves),
         gathering=gathering,
+        history=run_history(events, _events(root, METRICS)),
         given_up=given_up,
     )
 
@@ -165,9 +173,9 @@ def _gathers(root: Path) -> tuple[tuple[Gathering, ...], str]:
     return tuple(found), given_up
 
 
-def _events(root: Path) -> list[dict[str, Any]]:
+def _events(root: Path, kind: LogKind = EVENTS) -> list[dict[str, Any]]:
     try:
-        return list(read_events(root))
+        return list(read_events(root, kind=kind))
     except (FileNotFoundError, CheckpointCorruptError):
         return []  # there is no event file, or it is not readable
 

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from bt_lightning.job_record import JobRecord
     from bt_lightning.manage.find_target import StoredJob
     from bt_lightning.manage.job_objects import Files
+    from bt_lightning.manage.run_history import RunHistory
     from bt_lightning.store.interface import Store
 
 _ATTEMPTS = 5
+_SILENT_S = 180.0
+"""A runner writes its record once a minute: after so many seconds it is probably gone."""
 job_project_option = click.option(
     "--project", help="Project of the jobs.  [env: BT_TRAINING_PROJECT_NAME]"
 )
@@ -50,6 +53,7 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
     from dataclasses import asdict
 
     from bt_lightning.cli.render.checkpoint_table import records, render, sort_items
+    from bt_lightning.cli.render.event_text import history_lines
     from bt_lightning.cli.render.table_csv_json import as_json
     from bt_lightning.manage.find_target import Target, open_job, project_of
 
@@ -58,7 +62,7 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
     found = jobs_of_store(opened, project, job_id)
     record = found[0].record if found else None
     if record is not None and output_format == "cli-table":
-        for line in _record_lines(record):
+        for line in [*_record_lines(record), *history_lines(_history(opened, project, job_id))]:
             click.echo(line)
         if not found[0].items:
             return
@@ -72,6 +76,16 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
         as_json({"job_id": source.job, "job": job, **listed})
     else:
         render([(source, items)], output_format, source.job)
+
+
+def _history(store: Store, project: str, job: str) -> RunHistory:
+    """What the logs of a job in a store tell."""
+    from bt_lightning.log_kinds import EVENTS, METRICS
+    from bt_lightning.manage.job_logs import stored_log
+    from bt_lightning.manage.run_history import run_history
+
+    read = (stored_log(store, project, job, kind, 0).new() for kind in (EVENTS, METRICS))
+    return run_history(*([one.event for one in logged] for logged in read))
 
 
 def _record_lines(record: JobRecord) -> list[str]:
@@ -214,8 +228,9 @@ def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
             Column("Project", lambda row: row["project"]),
             Column("Job ID", lambda row: row["job_id"]),
             Column("Status", _text("status"), hide_empty=True),
+            Column("Last Heard Of", _silent_since, rank=2, hide_empty=True),
             Column("Checkpoints", lambda row: str(row["checkpoints"]), right=True, rank=2),
-            Column("Step", lambda row: str(row["step"] or 0), right=True),
+            Column("Step", lambda row: "" if row["step"] is None else str(row["step"]), right=True),
             Column("Size", lambda row: human_size(row["size_bytes"]), right=True),
             Column("Other Files", _other_files, right=True, hide_empty=True),
             Column("Began", _time("created_at"), rank=3, hide_empty=True),
@@ -226,6 +241,22 @@ def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
             Column("Damaged", _count("damaged"), right=True, rank=5, hide_empty=True),
         )
         table(title, columns, rows)
+
+
+def _silent_since(row: dict[str, Any]) -> str:
+    """When a job that should be running was last heard of, if its runner says nothing any more."""
+    from datetime import datetime, timezone
+
+    from bt_lightning.cli.render.text import short_time
+
+    if row["status"] not in {"CREATED", "RUNNING"}:
+        return ""
+    try:
+        heard = datetime.fromisoformat(row["updated_at"])
+        silent_s = (datetime.now(timezone.utc) - heard).total_seconds()
+    except (TypeError, ValueError):
+        return ""  # anybody may have written the record
+    return short_time(row["updated_at"]) if silent_s > _SILENT_S else ""
 
 
 def _count(name: str) -> Any:

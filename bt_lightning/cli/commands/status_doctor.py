@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,11 @@ from bt_lightning.cli.target_options import (
     store_option,
     target_options,
 )
-from bt_lightning.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
     from bt_lightning.manage.doctor import Finding
     from bt_lightning.manage.find_target import Target
+    from bt_lightning.manage.run_history import RunHistory
     from bt_lightning.manage.run_status import Status
 
 _text_or_json = click.option(
@@ -100,18 +99,16 @@ def doctor(directory: str | None, store: str | None, output_format: str) -> None
 def report(target: Target, output: Path) -> None:
     """Write one HTML page about a job: metrics across restarts, cost of saves, failures.
 
-    The page needs no other file. The cost of saves is known from --dir only.
+    The page needs no other file. What happened is told by the events of the job, in the store
+    and in --dir.
     """
     from bt_lightning.cli.render.html_report import page
-    from bt_lightning.localdir.event_log import read_events
-    from bt_lightning.manage.find_target import directory_of
+    from bt_lightning.log_kinds import EVENTS
+    from bt_lightning.manage.job_logs import events_of
 
     source = checkpoints_of(target)
     items = source.items()
-    events: list[dict[str, Any]] = []
-    if target.directory:
-        with suppress(FileNotFoundError, CheckpointCorruptError):  # nothing was saved from there
-            events = list(read_events(directory_of(target.directory)))
+    events = events_of(source, EVENTS)
     text = page(source.project, source.job, source.name, items, source.refused, events)
     output.write_text(text, encoding="utf-8")
     click.echo(f"{output}: {len(items)} checkpoints, {len(events)} events")
@@ -132,6 +129,8 @@ def screen(seen: Status) -> str:
             f" {seen.stall_s:.2f} s of training"
             + (f", {seen.skipped} gave way" if seen.skipped else "")
         )
+    if seen.history is not None and seen.history.runs:
+        lines.append(f"Runs        {_runs(seen.history)}")
     if seen.staged:
         lines.append(f"Memory      {seen.staged} on the way to the disk")
     lines.append(
@@ -167,8 +166,20 @@ def screen(seen: Status) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
+def _runs(told: RunHistory) -> str:
+    """Runs, restarts and lost work, as far as the events of the directory go."""
+    lost = f", {told.redone_steps} steps done again" if told.redone_steps else ""
+    failed = f"; last failure: {told.failures[-1][1]}" if told.failures else ""
+    return f"{len(told.runs)} began here, {told.restarts} restarts{lost}{failed}"
+
+
 def _as_json(seen: Status) -> dict[str, Any]:
-    said = asdict(seen)
+    said, told = asdict(replace(seen, history=None)), seen.history
+    del said["history"]
+    if told is not None and told.known:
+        said["runs"] = len(told.runs)
+        said["restarts"], said["redone_steps"] = told.restarts, told.redone_steps
+        said["failures"] = [{"at": at, "text": text} for at, text in told.failures]
     if seen.upload is not None:
         said["upload"].update(rate=seen.upload.rate, left_s=seen.upload.left_s)
     return said

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.cli.render.svg_chart import Series, chart
 from bt_lightning.cli.render.text import human_duration, human_size, printable, short_time
+from bt_lightning.manage.run_history import run_history
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ def page(
     `items` are newest first. `events` may be empty: then the cost of saves is not known.
     """
     saves = [event for event in events if event["event"] == "save"]
-    restarts = _restarts(saves)
+    restarts = _restarts(events, saves)
     parts = [
         f"<h1>{_text(job)}</h1>",
         f'<p class="sub">Project {_text(project)}, {_text(where)}</p>',
@@ -83,9 +84,13 @@ def _text(text: object) -> str:
     return escape(printable(str(text)))
 
 
-def _restarts(saves: Sequence[dict[str, Any]]) -> list[float]:
-    """Steps of the first save after each restart: save numbers restart with a run."""
-    found = []
+def _restarts(events: Sequence[dict[str, Any]], saves: Sequence[dict[str, Any]]) -> list[float]:
+    """Steps that restarts went on from."""
+    runs = run_history(events).runs
+    if runs:
+        pairs = itertools.pairwise(runs)
+        return [float(after.began_step) for before, after in pairs if before.end != "ended"]
+    found = []  # events of an older version: save numbers restart with a run
     for before, event in itertools.pairwise(saves):
         if _number(event.get("number", 0)) <= _number(before.get("number", 0)):
             found.append(_number(event.get("step", 0)))
@@ -129,7 +134,7 @@ def _metrics(items: Sequence[CheckpointItem], restarts: Sequence[float]) -> str:
         if html:
             parts.append(f"<h2>{_text(name)}</h2>{html}")
     if parts and restarts:
-        parts.append('<p class="note">A dashed line is the first save after a restart.</p>')
+        parts.append('<p class="note">A dashed line is where a restart went on.</p>')
     if len(names) > _MAX_METRICS:
         parts.append(f'<p class="note">{len(names) - _MAX_METRICS} more metrics.</p>')
     return "".join(parts)
@@ -176,6 +181,8 @@ def _failures(refused: Sequence[str], events: Sequence[dict[str, Any]]) -> str:
                 _FAILURE_EVENTS[event["event"]],
             )
             found.append(f"{what}, {at:%Y-%m-%d %H:%M:%SZ}: {event.get('error')}")
+    if not found and not events:
+        return "<h2>Failures</h2><p>Not known: there are no events of the job.</p>"
     if not found:
         return "<h2>Failures</h2><p>None.</p>"
     lines = "".join(f'<li class="bad">{_text(line)}</li>' for line in found[:_MAX_ROWS])
