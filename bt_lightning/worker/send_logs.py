@@ -156,11 +156,15 @@ class LogSender:
         return found
 
     def _listed(self, kind: LogKind) -> dict[Segment, int]:
-        found = {}
+        found, left = {}, []
         for info in self._store.list(log_folder(self._prefix, kind)):
             segment = segment_of_name(info.key.rpartition("/")[2])
             if segment is not None:
                 found[segment] = info.size
+            else:
+                left.append(info.key)  # half written into a folder, by a process that was killed
+        if left:
+            self._store.delete(left)
         return found
 
     def _is_due(self, sent: _Sent, size: int) -> bool:

@@ -259,7 +259,10 @@ class Job:
             assert not list((dot / name).glob("*")), f"left in {name}"
         assert not list((dot / "uploads").glob("*.upload.json"))
         assert not list((self.folder / "scratch").iterdir())
-        leases = [p for f in prefix.glob(f"{DOT_DIR}-*") for p in f.rglob("*") if p.is_file()]
+        ours = [
+            folder for folder in prefix.glob(f"{DOT_DIR}-*") if folder.name != f"{DOT_DIR}-logs"
+        ]
+        leases = [path for folder in ours for path in folder.rglob("*") if path.is_file()]
         found = {p.relative_to(prefix).parts[0] for p in leases}
         assert not found, f"left in the store: {leases}"
         assert not [p for p in self.store.rglob("*") if p.name == MARKER or p.suffix == ".part"]

@@ -149,6 +149,15 @@ def test_what_a_lost_disk_had_sent_stays_beside_what_comes_then(scene):
     assert text(scene, EVENTS) == before + on_disk(scene, EVENTS)
 
 
+def test_what_a_killed_process_wrote_half_is_deleted(scene):
+    note(scene.root, "one")
+    folder = scene.folder / log_folder(scene.prefix, EVENTS)
+    folder.mkdir(parents=True)
+    (folder / ".1700000000000-00000000-00000.jsonl.part").write_bytes(b"half")
+    sender(scene).send(ending=True)
+    assert len(list(folder.iterdir())) == 1
+
+
 def test_secrets_do_not_reach_the_store(scene):
     note(scene.root, "store_failed", error="s3://user:hidden1@host refused; key hidden2")
     sender(scene, secrets={"hidden2"}).send(ending=True)
