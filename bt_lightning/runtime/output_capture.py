@@ -24,7 +24,7 @@ _RELAY: Final = "bt_lightning.runtime.output_relay"
 _STDOUT, _STDERR = 1, 2
 _ANSWER_S: Final = 5.0
 """Seconds for what was printed to pass; a terminal that is stopped may take longer."""
-_END_S: Final = 5.0
+_END_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,8 @@ class OutputCapture:
             os.close(way.write)
         relay, self._relay = self._relay, None
         if relay is not None:
-            try:
-                relay.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                relay.kill()  # something has the pipes open still, or the terminal is stopped
-                relay.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                relay.wait(_END_S)  # later it ends with its reader: a pager may be paused
         for way in self._ways:
             os.close(way.read)
         self._ways = []
