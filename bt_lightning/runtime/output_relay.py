@@ -139,7 +139,7 @@ class _Relay:
             append(self._root, b"".join(lines), OUTPUT)
 
 
-def main(words: list[str]) -> None:
+def relay(words: list[str]) -> None:
     """Relay until every stream has ended."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -148,4 +148,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    relay(sys.argv[1:])
