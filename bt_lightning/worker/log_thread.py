@@ -24,6 +24,8 @@ _RETRY_S: Final = 60.0
 _END_S: Final = 10.0
 """Seconds that the end of a training waits for its last lines to be sent."""
 _LEAVE_S: Final = 2.0
+_REFUSALS: Final = 2
+"""So many in a row are reported, once: a store that refuses everything says so by then."""
 _LOCK_S: Final = 1.0
 """Seconds between two looks whether this worker sends by now."""
 
@@ -52,7 +54,8 @@ class LogThread:
         self._failed_at = 0.0
         self._sent: object = None
         """What the sender had seen at the last try, if that left nothing."""
-        self._complained = False
+        self._refusals = 0
+        """Of the store, in a row, that another try will not cure."""
         self._sending = self._left = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning logs")
         self._thread.start()
@@ -125,10 +128,11 @@ class LogThread:
             self._sender.forget()
             with self._changed:
                 self._sent, self._failed_at = None, time.monotonic()
-            if isinstance(error, StorePermanentError) and not self._complained:
-                self._complained = True  # what may pass is reported with the checkpoints
+            self._refusals += isinstance(error, StorePermanentError)
+            if self._refusals == _REFUSALS:
                 self._report(f"the logs are not in the store: {error}")
             return _RETRY_S
+        self._refusals = 0
         with self._changed:
             self._sent = None if left else seen
         return EVERY_S

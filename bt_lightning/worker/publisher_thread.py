@@ -309,8 +309,10 @@ class PublisherThread:
             self._has_work = True
 
     def _report_logs(self, why: str | None) -> None:
-        refused = why and WorkFailed(what="sending logs", error=why, of_a_file=True)
-        self._report(refused or None)
+        if why is not None and self._retries.error is None:  # else the checkpoints' own says it
+            self._report(WorkFailed(what="sending logs", error=why, of_a_file=True))
+        elif why is None:
+            self._report(None)
 
     def _report_complaints(self) -> None:
         """Report the job files that cannot be sent."""
