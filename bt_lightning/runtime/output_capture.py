@@ -11,19 +11,24 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
 import tty
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
 _RELAY: Final = "bt_lightning.runtime.output_relay"
 _STDOUT, _STDERR = 1, 2
 _ANSWER_S: Final = 5.0
 """Seconds for what was printed to pass; a terminal that is stopped may take longer."""
+_MOST_DEATHS: Final = 3
+_SHORT_S: Final = 10.0
+"""Seconds; so many deaths after shorter lives mean that the relay cannot live here."""
+_READ_BYTES: Final = 64 * 1024
 _END_S: Final = 10.0
 
 
@@ -44,8 +49,11 @@ class OutputCapture:
     error are one file or terminal, so are they for the command: the order of lines is kept.
     """
 
-    def __init__(self, root: Path, secrets: Collection[str]) -> None:
-        """`root` has the log; `secrets` are hidden in it."""
+    def __init__(self, root: Path, secrets: Collection[str], warn: Callable[[str], None]) -> None:
+        """`root` has the log; `secrets` are hidden in it. `warn` tells people if none is kept."""
+        self._warn = warn
+        self._deaths, self._started_at = 0, 0.0
+        self._threads: list[threading.Thread] = []
         self._told: dict[str, Any] = {
             "root": str(root),
             "secrets": sorted(secrets),
@@ -77,9 +85,22 @@ class OutputCapture:
         self._tell()
 
     def tick(self) -> None:
-        """Start a relay that was killed again: a command must not wait for it."""
-        if self._ways and self._relay is not None and self._relay.poll() is not None:
+        """Start a relay that was killed again: a command must not wait for it.
+
+        If it cannot live here, what is printed passes through this process, and is not logged.
+        """
+        if self._relay is None or self._relay.poll() is None:
+            return
+        lived_s = time.monotonic() - self._started_at
+        self._deaths = self._deaths + 1 if lived_s < _SHORT_S else 1
+        if self._deaths < _MOST_DEATHS:
             self._start()
+            return
+        self._relay = None
+        self._warn("what the command prints is not logged: the process that does it keeps dying")
+        for way in self._ways:
+            self._threads.append(threading.Thread(target=_pass_on, args=[way], daemon=True))
+            self._threads[-1].start()
 
     def resize(self) -> None:
         """Give the command's terminal the size of the runner's."""
@@ -96,6 +117,8 @@ class OutputCapture:
         if relay is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 relay.wait(_END_S)  # later it ends with its reader: a pager may be paused
+        for thread in self._threads:
+            thread.join(_END_S)
         for way in self._ways:
             os.close(way.read)
         self._ways = []
@@ -130,6 +153,7 @@ class OutputCapture:
             self._relay = subprocess.Popen(  # noqa: S603 - our own module
                 command, stdin=subprocess.DEVNULL, pass_fds=kept
             )
+        self._started_at = time.monotonic()
         self._send()
 
     def _send(self) -> None:
@@ -155,3 +179,22 @@ class OutputCapture:
                 if not data:
                     return  # it was killed
                 answers += data
+
+
+def _pass_on(way: _Way) -> None:
+    """Pass a stream on to its end; a thread of its own does."""
+    poll = select.poll()
+    poll.register(way.read, select.POLLIN)
+    while True:
+        poll.poll()
+        try:
+            data = os.read(way.read, _READ_BYTES)
+        except BlockingIOError:
+            continue
+        except OSError:  # EIO: nobody has the terminal open any more
+            return
+        if not data:
+            return
+        with contextlib.suppress(OSError):  # nobody listens
+            while data:
+                data = data[os.write(way.target, data) :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,9 +61,10 @@ def run_job(
                 Path(folder).mkdir(parents=True, exist_ok=True)
             job.start_worker(drain_s, upload_settings(spec, inherited))
             capture = None
-            if root is not None and spec.store_url is not None and spec.logs:
+            is_python = not getattr(sys, "frozen", False)  # which can start a module
+            if root is not None and spec.store_url is not None and spec.logs and is_python:
                 secrets = log_secrets({**inherited, **spec.variables}, spec.secrets)
-                capture = OutputCapture(root, secrets)
+                capture = OutputCapture(root, secrets, reporter.warn)
                 stack.callback(capture.close)
                 child.streams, child.on_resize = capture.streams, capture.resize
 

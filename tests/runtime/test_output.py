@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -9,11 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 
 from bt_lightning.log_kinds import OUTPUT, log_folder
 from bt_lightning.path_layout import job_prefix
+from bt_lightning.runtime import output_capture
+from bt_lightning.runtime.output_capture import OutputCapture
 from tests.runtime.conftest import LIMIT_S, RUN
 
 
@@ -104,6 +108,23 @@ def test_a_relay_that_is_killed_is_started_again(runner, gate):
     out, _ = runner.end(process, 0)
     assert out.splitlines() == ["before", *map(str, range(1, 20001)), "after"]
     assert printed(runner)[-1] == (0, "stdout", "after")
+
+
+def test_where_no_relay_can_live_the_command_prints_all_the_same(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(output_capture, "_RELAY", "no_such_module")
+    said = []
+    capture = OutputCapture(tmp_path, (), said.append)
+    out, _ = capture.streams
+    with subprocess.Popen(["sh", "-c", "seq 30000"], stdout=out) as process:
+        until = time.monotonic() + LIMIT_S
+        while process.poll() is None and time.monotonic() < until:
+            capture.tick()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        assert process.returncode == 0
+    capture.close()
+    assert capfd.readouterr().out.splitlines()[-1] == "30000"
+    assert ["not logged" in text for text in said] == [True]
 
 
 def test_a_reader_who_leaves_ends_no_training(runner):
