@@ -112,6 +112,17 @@ def ecosystem(session: nox.Session) -> None:
 
 
 @nox.session
+def deepspeed(session: nox.Session) -> None:
+    """Train with DeepSpeed's engine on the CPU, kill it, resume; its operators are not built."""
+    _install(session, "test")
+    session.install("-q", "-c", CONSTRAINTS, "setuptools", "wheel")
+    words = ("-q", "-c", CONSTRAINTS, "--no-build-isolation", "deepspeed>=0.16")
+    session.install(*words, env={"DS_BUILD_OPS": "0"})
+    session.run("python", "-c", "import deepspeed", env={"DS_ACCELERATOR": "cpu"})
+    session.run("pytest", "tests/plugin/test_deepspeed.py", *session.posargs)
+
+
+@nox.session
 def radosgw(session: nox.Session) -> None:
     """Run the tests of the store against Ceph's gateway; as root, it installs Debian's packages."""
     _install(session, "test")

@@ -130,6 +130,11 @@ class Manifest(ManifestFacts):
         return self.format is None and self.entry(SHARDS) is not None
 
     @property
+    def has_parts(self) -> bool:
+        """Whether several ranks wrote it, each its own files: it is sharded, or of DeepSpeed."""
+        return self.is_sharded or isinstance(self.origin.get("deepspeed"), dict)
+
+    @property
     def format_version(self) -> int:
         """2 if and only if it is sharded, else 1."""
         return 2 if self.is_sharded else 1

@@ -38,7 +38,9 @@ _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _SLUG: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _FILE_OF_RANK: Final = re.compile(
-    r"shard-([0-9]{5,9})-of-[0-9]{5,9}\.safetensors|ranks/([0-9]{5,9})\.json", re.ASCII
+    r"shard-([0-9]{5,9})-of-[0-9]{5,9}\.safetensors|ranks/([0-9]{5,9})\.json"
+    r"|checkpoint/(?:bf16_)?zero_pp_rank_([0-9]{1,9})_mp_rank_00_(?:model|optim)_states\.pt",
+    re.ASCII,
 )
 _PART_RECORD: Final = re.compile(r"part-([0-9]{5,9})\.json", re.ASCII)
 _MAX_PART: Final = 255
@@ -103,9 +105,9 @@ def rank_file(rank: int) -> str:
 
 
 def rank_of_shard(path: str) -> int | None:
-    """The rank that wrote a file of a sharded checkpoint, by its path; None for other files."""
+    """The rank that wrote a file of what ranks saved in parts, by its path; None for others."""
     found = _FILE_OF_RANK.fullmatch(path)
-    return None if found is None else int(found.group(1) or found.group(2))
+    return None if found is None else int(next(filter(None, found.groups())))
 
 
 def part_file(rank: int) -> str:

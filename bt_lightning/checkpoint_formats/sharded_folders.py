@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 METADATA: Final = ".metadata"
 SHARD_SUFFIX: Final = ".distcp"
 LATEST: Final = "latest"
+DEEPSPEED: Final = "deepspeed"
+"""The format of a folder of DeepSpeed."""
 _LIGHTNING_META: Final = "meta.pt"
 _RANKED: Final = re.compile(r"(.*?(?:zero_pp|bf16_zero_pp|mp|layer|expp)_rank_)(\d+)(_.*)")
 
@@ -174,7 +176,7 @@ def check_deepspeed_folder(view: FolderView) -> Whole:
     facts = facts_of_state(check_torch_file(view, states[0]).value)
     top = [path for path in view.files if "/" not in path]
     return Whole(
-        format="deepspeed",
+        format=DEEPSPEED,
         files=tuple(sorted([*top, *files])),
         step=facts.step or step_of_name(tag) or step_of_name(view.name),
         epoch=facts.epoch or epoch_of_name(view.name),

@@ -14,6 +14,7 @@ from bt_lightning.checkpoint_formats.pretrained_folder import (
 )
 from bt_lightning.checkpoint_formats.results import Incomplete, Whole
 from bt_lightning.checkpoint_formats.sharded_folders import (
+    DEEPSPEED,
     LATEST,
     METADATA,
     SHARD_SUFFIX,
@@ -91,7 +92,7 @@ def _is_pretrained(_: str, files: Collection[str], __: Collection[str]) -> bool:
 FORMATS: Final = (
     Format("hf-trainer", _is_trainer, check_trainer, takes_all=True),
     Format("accelerate", _is_accelerate, check_accelerate, takes_all=True),
-    Format("deepspeed", _is_deepspeed, check_deepspeed_folder, takes_all=True),
+    Format(DEEPSPEED, _is_deepspeed, check_deepspeed_folder, takes_all=True),
     Format("dcp", _is_distributed, check_distributed, takes_all=True),
     Format("hf-pretrained", _is_pretrained, check_pretrained, takes_all=False),
 )

@@ -12,7 +12,7 @@ from bt_lightning.lightning_plugin.logger_runs import LoggerRuns
 from bt_lightning.lightning_plugin.mismatch_errors import save_facts
 from bt_lightning.lightning_plugin.own_checkpoint_folders import restore_own_folders
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
-from bt_lightning.lightning_plugin.sharded_strategy import sharded_strategy
+from bt_lightning.lightning_plugin.taken_strategy import taken_strategy
 from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.states_of_lost_ranks import of_all_ranks
 from bt_lightning.session.states_of_ranks import OWN
@@ -49,7 +49,7 @@ class AddedToSaves:
             origin["interim"] = boundary.interim.reason
         extra: dict[str, Any] = {**save_facts(trainer), "origin": origin}
         if self.exact is not None:
-            exchange = None if sharded_strategy(trainer) is not None else boundary.exchange
+            exchange = None if taken_strategy(trainer) is not None else boundary.exchange
             collect = partial(self.exact.on_save, trainer, checkpoint, exchange)
             extra["exact"] = of_all_ranks(collect, session.writer, boundary.left_s, origin)
             if exchange is None and extra["exact"] is not None:

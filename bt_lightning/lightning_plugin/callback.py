@@ -16,6 +16,7 @@ from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO, patch_li
 from bt_lightning.lightning_plugin.ckpt_path_last_best import restore_last_model_path
 from bt_lightning.lightning_plugin.compat_config import patch_saved_config
 from bt_lightning.lightning_plugin.compat_resume import record_path_selection
+from bt_lightning.lightning_plugin.deepspeed_strategy import format_of_strategy
 from bt_lightning.lightning_plugin.deferred_saves import save_deferred_now
 from bt_lightning.lightning_plugin.fit_identity_of_trainer import FitsOfCallback
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
@@ -27,7 +28,7 @@ from bt_lightning.lightning_plugin.model_checkpoint_paths import (
 from bt_lightning.lightning_plugin.resume_fit import arrange_resume, cancel_resume
 from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO, install_io
 from bt_lightning.lightning_plugin.save_boundary import SaveBoundary
-from bt_lightning.lightning_plugin.sharded_strategy import give_back, is_sharded, take_strategy
+from bt_lightning.lightning_plugin.sharded_strategy import give_back, has_parts, take_strategy
 from bt_lightning.lightning_plugin.strategy_check import refuse_strategy
 from bt_lightning.lightning_plugin.trainer_checks import (
     refuse_duplicates,
@@ -202,10 +203,10 @@ class BTLightning(Callback):
         ranks = ranks_of(trainer)
         ranks.begin_meetings()
         asked, found = compat_resume.selection(trainer)
-        offered = OfferedCheckpoint(found, asked, BTCheckpointIO().load_checkpoint)
+        load, form = BTCheckpointIO().load_checkpoint, format_of_strategy(trainer)
+        offered = OfferedCheckpoint(found, asked, load, form)
         request = partial(self._fits.request, trainer, pl_module)
-        sharded = is_sharded(trainer)
-        start = self._session.open(paths.root, ranks, offered, request, sharded=sharded)
+        start = self._session.open(paths.root, ranks, offered, request, sharded=has_parts(trainer))
         set_checkpoint_paths(trainer, paths, start.fit_folder)
         self._fits.folder = start.fit_folder
         self._boundary.interim.folder = paths.root / start.fit_folder
@@ -340,7 +341,7 @@ class BTLightning(Callback):
     def _chosen(self, trainer: Trainer, path: str | None) -> ResumedFrom:
         """Every rank: note that the run resumes from `path`, which it must not delete."""
         assert self._routed is not None  # since `setup`
-        if not is_sharded(trainer):  # whose weights are all stored
+        if not has_parts(trainer):  # whose weights are all stored
             writer = self._routed.bt_io.writer
             self._base.note(trainer.lightning_module, writer, ranks_of(trainer))
         chosen = self._routed.agree_on_path(trainer, path)

@@ -14,7 +14,7 @@ from bt_lightning.lightning_plugin.mismatch_errors import (
 )
 from bt_lightning.lightning_plugin.resumed_progress import check_progress
 from bt_lightning.lightning_plugin.searched_values import keep_searched_values, search_again
-from bt_lightning.lightning_plugin.sharded_strategy import sharded_strategy
+from bt_lightning.lightning_plugin.taken_strategy import taken_strategy
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.shared_directory_check import check_same_view
 
@@ -56,7 +56,7 @@ def arrange_resume(
         if path is None:
             load(None)
             return
-        taken = sharded_strategy(trainer)  # which loads, and explains, by itself
+        taken = taken_strategy(trainer)  # which loads, and explains, by itself
         if taken is None:
             explain_weights(trainer, trainer.lightning_module, str(path), base, strict=strict)
         compat_resume.convert_before_restore(trainer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
@@ -44,10 +44,11 @@ if TYPE_CHECKING:
     from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.session.bt_and_evicted_paths import Pin, StorePaths
     from bt_lightning.session.rank_session import RankSession
-    from bt_lightning.session.shard_writer import ShardWriter
+    from bt_lightning.session.snapshot_writer import SnapshotWriter
     from bt_lightning.session.start_point import StartPoint
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
+T = TypeVar("T")
 _OWN = frozenset(
     {
         "inner",
@@ -134,12 +135,12 @@ class RoutedCheckpointIO(CheckpointIO):
             raise
 
     def save_part(
-        self, writer: ShardWriter, checkpoint: dict[str, Any], path: str | Path, drawn: DrawnPart
+        self, writer: SnapshotWriter[T], state: T, path: str | Path, drawn: DrawnPart
     ) -> None:
         """Save this rank's part of a checkpoint at a path of `bt_root`; on every rank."""
         part, drawn.part = drawn.part, None
         assert part is not None  # there is one save in a block
-        self._session.save(writer, checkpoint, self._normalized(path), self.bt_root, part)
+        self._session.save(writer, state, self._normalized(path), self.bt_root, part)
 
     def id_of(self, path: str | Path) -> str | None:
         """The checkpoint id of a path of `bt_root`; None for a path elsewhere."""

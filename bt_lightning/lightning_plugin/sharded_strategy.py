@@ -1,8 +1,6 @@
 """Takes over the saves and loads of a strategy whose ranks hold parts of tensors.
 
-Lightning's own ones gather, wait for all ranks, pickle, and commit nothing. They are replaced on
-the strategy's instance, by public names; what is no checkpoint of ours (a file of the Tuner, a
-path elsewhere, what is saved before the fit begins) reaches the methods that were there.
+Lightning's own ones gather, wait for all ranks, pickle, and commit nothing.
 Source: `Trainer.save_checkpoint`, `_CheckpointConnector.dump_checkpoint` and `resume_start`.
 """
 
@@ -10,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.lightning_plugin.deepspeed_strategy import TakenDeepSpeed, is_deepspeed
+from bt_lightning.lightning_plugin.taken_strategy import TakenStrategy, taken_strategy
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.load_in_place import LoadInPlace
 from bt_lightning.session.shard_exchange import ShardExchange
@@ -33,54 +33,28 @@ if TYPE_CHECKING:
     from bt_lightning.snapshot.saver import Saver
 
 _KINDS = frozenset({"FSDPStrategy", "ModelParallelStrategy"})
-_KEY = "bt_lightning_taken_over"
-_SAVE_BARRIER = "Trainer.save_checkpoint"
 
 
-def is_sharded(trainer: Trainer) -> bool:
-    """Whether the ranks of the strategy hold parts of tensors, which each rank saves."""
-    return not _KINDS.isdisjoint(base.__name__ for base in type(trainer.strategy).__mro__)
+def has_parts(trainer: Trainer) -> bool:
+    """Whether the ranks of the strategy hold parts of the state, which each rank saves."""
+    return is_deepspeed(trainer) or not _KINDS.isdisjoint(
+        base.__name__ for base in type(trainer.strategy).__mro__
+    )
 
 
-class ShardedStrategy:
-    """What stands in for the methods of one Trainer's strategy; one on every rank.
+class ShardedStrategy(TakenStrategy):
+    """Saves and loads DTensors, and the shards of FSDP1; one on every rank.
 
-    Every method is called by Lightning on every rank, with the same kind of arguments. None of ours
-    runs a collective, but for FSDP1 (`FSDPStrategy`), whose state torch gathers by units.
+    None of ours runs a collective, but for FSDP1 (`FSDPStrategy`), whose state torch gathers by
+    units.
     """
 
-    def __init__(self, trainer: Trainer, io: RoutedCheckpointIO, *, strict: bool | None) -> None:
-        self._trainer, self._io, self._strict = trainer, io, strict
-        strategy: Any = trainer.strategy
-        self.writer: ShardWriter | None = None
-        """Of the parts of this rank, while a fit saves."""
-        self._exchange: ShardExchange | None = None
-        self._stock = {
-            name: getattr(strategy, name)
-            for name in (
-                "lightning_module_state_dict",
-                "optimizer_state",
-                "save_checkpoint",
-                "load_checkpoint",
-                "barrier",
-            )
-        }
-        self._before = {name: vars(strategy).get(name) for name in self._stock}
-        self._save, self._save_before = (
-            trainer.save_checkpoint,
-            vars(trainer).get("save_checkpoint"),
-        )
-        self._saving: DrawnPart | None = None
-        """This rank's part of the save by us that is under way."""
-        self._weights: dict[str, Any] = {}
-        """The live weights, while they are saved."""
+    writer: ShardWriter | None
 
-    def install(self) -> None:
-        """Take the methods over."""
-        strategy: Any = self._trainer.strategy
-        vars(strategy).update({name: getattr(self, f"_{name}") for name in self._stock})
-        vars(strategy)[_KEY] = self
-        vars(self._trainer)["save_checkpoint"] = self._trainer_save
+    def __init__(self, trainer: Trainer, io: RoutedCheckpointIO, *, strict: bool | None) -> None:
+        super().__init__(trainer, io)
+        self._strict = strict
+        self._exchange: ShardExchange | None = None
 
     def begin_saves(self) -> ShardWriter:
         """Called on every rank when the state is restored: from now on it saves parts."""
@@ -102,29 +76,14 @@ class ShardedStrategy:
         """Give the methods back that were there."""
         if self._exchange is not None:
             self._exchange.close()
-        self._exchange = self.writer = None
-        own = vars(self._trainer.strategy)
-        del own[_KEY]
-        for name, before in self._before.items():
-            _put_back(own, name, before)
-        _put_back(vars(self._trainer), "save_checkpoint", self._save_before)
+        self._exchange = None
+        super().give_back()
 
     def load_weights(self, path: str) -> dict[str, Any]:
         """Load the weights of a checkpoint, and no state of optimizers."""
         return self._load(path, optimizers=False)
 
     # a save
-
-    def _trainer_save(self, filepath: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As `Trainer.save_checkpoint`, which knows the path before the state is collected."""
-        if self.writer is None or not self._io.is_saving or not self._io.is_ours(filepath):
-            self._save(filepath, *args, **kwargs)
-            return
-        try:
-            with self._io.next_part() as self._saving:  # before hooks, which may fail on one rank
-                self._save(filepath, *args, **kwargs)
-        finally:
-            self._saving, self._weights = None, {}
 
     def _lightning_module_state_dict(self) -> dict[str, Any]:
         """The live tensors, which callbacks see in `checkpoint["state_dict"]`."""
@@ -140,21 +99,9 @@ class ShardedStrategy:
             return optimizer_state(named, own)
         return self._stock["optimizer_state"](optimizer)  # type: ignore[no-any-return]
 
-    def _save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
-    ) -> None:
-        if self._saving is None or self.writer is None:
-            self._stock["save_checkpoint"](checkpoint, filepath, storage_options=storage_options)
-            return
-        if storage_options is not None:
-            msg = "storage_options belong to a URL; the path given is in the checkpoint directory"
-            raise TypeError(msg)
-        self._io.save_part(self.writer, checkpoint, filepath, self._saving)
-
-    def _barrier(self, name: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """With NCCL, the one behind a save would make the host wait for all queued kernels."""
-        if self._saving is None or name != _SAVE_BARRIER:
-            self._stock["barrier"](name, *args, **kwargs)
+    def _save_part(self, checkpoint: dict[str, Any], filepath: str | Path, part: DrawnPart) -> None:
+        assert self.writer is not None  # since a part was drawn
+        self._io.save_part(self.writer, checkpoint, filepath, part)
 
     # a load
 
@@ -192,33 +139,18 @@ class ShardedStrategy:
         strict = self._trainer.lightning_module.strict_loading
         return strict if self._strict is None else self._strict
 
-    @property
-    def _trains(self) -> bool:
-        """Whether what is loaded is trained on, not only evaluated."""
-        return self._trainer.state.fn == "fit"
-
-
-def sharded_strategy(trainer: Trainer) -> ShardedStrategy | None:
-    """What has been taken over of a Trainer, if anything."""
-    return vars(trainer.strategy).get(_KEY)
-
 
 def take_strategy(trainer: Trainer, io: RoutedCheckpointIO, *, strict: bool | None) -> None:
-    """Every rank, at `setup`: take over a strategy that `is_sharded`; others are left alone."""
+    """Every rank, at `setup`: take over a strategy that `has_parts`; others are left alone."""
     give_back(trainer)
-    if is_sharded(trainer):
+    if is_deepspeed(trainer):
+        TakenDeepSpeed(trainer, io).install()
+    elif has_parts(trainer):
         ShardedStrategy(trainer, io, strict=strict).install()
 
 
 def give_back(trainer: Trainer) -> None:
     """Undo `take_strategy`; idempotent."""
-    taken = sharded_strategy(trainer)
+    taken = taken_strategy(trainer)
     if taken is not None:
         taken.give_back()
-
-
-def _put_back(own: dict[str, Any], name: str, before: Any) -> None:
-    if before is None:
-        own.pop(name, None)
-    else:
-        own[name] = before

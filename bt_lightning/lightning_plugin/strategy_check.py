@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import InvalidSettingError
-from bt_lightning.lightning_plugin.sharded_strategy import is_sharded
+from bt_lightning.lightning_plugin.deepspeed_checks import deepspeed_reason
+from bt_lightning.lightning_plugin.deepspeed_strategy import is_deepspeed
+from bt_lightning.lightning_plugin.sharded_strategy import has_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
     from bt_lightning.session.options import Options
 
-_OWN_FORMATS = ("DeepSpeedStrategy",)
 _LIGHTNING = ("lightning.", "pytorch_lightning.", "lightning_fabric.")
 _HOOKS = ("save_checkpoint", "load_checkpoint")
 
@@ -27,9 +28,7 @@ def bypass_reason(trainer: Trainer) -> str | None:
     method; a class whose code names neither cannot.
     """
     kind = type(trainer.strategy)
-    if not {base.__name__ for base in kind.__mro__}.isdisjoint(_OWN_FORMATS):
-        return f"BTLightning does not write the checkpoints of {kind.__name__} yet"
-    if is_sharded(trainer):
+    if has_parts(trainer):
         return None  # its saves and loads are taken over
     user_classes = [base for base in kind.__mro__ if not base.__module__.startswith(_LIGHTNING)]
     for hook in _HOOKS:
@@ -43,12 +42,17 @@ def bypass_reason(trainer: Trainer) -> str | None:
 
 def refuse_strategy(trainer: Trainer, options: Options) -> None:
     """Raise `InvalidSettingError` for a strategy that bypasses the CheckpointIO."""
-    if is_sharded(trainer) and options.save_frozen is False:
+    if has_parts(trainer) and options.save_frozen is False:
         msg = (
             f"save_frozen=False leaves weights out, which {type(trainer.strategy).__name__} does"
             " not support: take save_frozen=False away"
         )
         raise InvalidSettingError(msg)
+    if is_deepspeed(trainer):
+        unsaved = deepspeed_reason(trainer.strategy)
+        if unsaved is not None:
+            msg = f"{type(trainer.strategy).__name__}: {unsaved}"
+            raise InvalidSettingError(msg)
     reason = bypass_reason(trainer)
     if reason is not None:
         msg = (

@@ -23,7 +23,7 @@ from bt_lightning.lightning_plugin.compat_logger_artifacts import (
 )
 from bt_lightning.lightning_plugin.lightning_or_pytorch_lightning import Callback
 from bt_lightning.lightning_plugin.logger_artifacts_after_commit import LoggerArtifacts
-from bt_lightning.lightning_plugin.sharded_strategy import sharded_strategy
+from bt_lightning.lightning_plugin.taken_strategy import taken_strategy
 from bt_lightning.session.manifest_facts import package_versions
 from bt_lightning.session.serving_files import serving_files
 from bt_lightning.snapshot.size_estimate import alias_large_groups, state_size
@@ -197,7 +197,7 @@ class WeightChangeWatch(Callback):
     def _prepare(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saver is not None and self._writer is not None:
             self._num_states = sum(len(optimizer.state) for optimizer in trainer.optimizers)
-            taken = sharded_strategy(trainer)
+            taken = taken_strategy(trainer)
             if taken is not None:
                 taken.prepare(self._saver)
                 return
@@ -229,7 +229,7 @@ def begin_saves(
 ) -> None:
     """Every rank, when the fit starts: let the ranks that write save by snapshots."""
     writer, leads = io.bt_io.writer, session.writer is not None
-    taken = sharded_strategy(trainer)
+    taken = taken_strategy(trainer)
     if taken is None:
         writer.serving = serving_files(module)  # the module is complete only at this hook
     else:
@@ -238,14 +238,16 @@ def begin_saves(
         compat.preload_save_imports()
         package_versions()  # reads files, once
     saves = session.begin(
-        lambda: trainer.optimizers,
+        (lambda: trainer.optimizers) if taken is None else taken.optimizers,
         (lambda record: log_metrics(trainer, record)) if leads else (lambda _: None),
         device=compat.cuda_device(trainer),
     )
     if saves is None:
         return
     reason = reason_for_eager(module) if saves.policy == "auto" else None
-    if reason is not None:
+    if taken is not None and taken.eager and saves.policy == "auto":
+        saves.saver.lazy = False
+    elif reason is not None:
         saves.saver.lazy = False
         log.warning(
             "snapshots are copied before a save returns: %s. If it does not,"

@@ -77,9 +77,9 @@ def serving_entries(manifest: Manifest) -> list[FileEntry]:
     Raises:
         CheckpointNotFoundError: the checkpoint has no weights as safetensors, or not all.
     """
-    sharded = manifest.is_sharded
-    found = [e for e in manifest.files if not is_training_state(e.path, is_sharded=sharded)]
-    if not sharded and not any(entry.path.endswith(".safetensors") for entry in found):
+    parts = manifest.has_parts
+    found = [e for e in manifest.files if not is_training_state(e.path, has_parts=parts)]
+    if not manifest.is_sharded and not any(entry.path.endswith(".safetensors") for entry in found):
         msg = f"{manifest.checkpoint_id} has no weights as safetensors"
         raise CheckpointNotFoundError(msg)
     if manifest.entry(BASE) is not None and manifest.entry(ADAPTER_CONFIG) is None:

@@ -12,7 +12,7 @@ TRAINING_PATTERNS: Final = (
     *("optimizer.pt", "optimizer.bin", "optimizer_*.bin", "scheduler.pt", "scheduler_*.bin"),
     *("scaler.pt", "rng_state*.pth", "random_states_*.pkl", "sampler*.bin"),
     *("training_args.bin", "trainer_state.json", "**/*.tfevents.*", "**/events.out.tfevents.*"),
-    *("global_step*/**", "latest", "zero_to_fp32.py", "pytorch_model_fsdp_*/**", "optimizer_*/**"),
+    *("global_step*/**", "latest", "zero_to_*.py", "pytorch_model_fsdp_*/**", "optimizer_*/**"),
     "**/*.distcp",
 )
 """Patterns of these files, as `glob_patterns` has them."""
@@ -22,7 +22,7 @@ SHARDED_PATTERNS: Final = (SHARDS, "shard-*-of-*.safetensors", "ranks/**")
 """Patterns of what a sharded checkpoint of ours has for all ranks."""
 
 
-def is_training_state(path: str, *, is_sharded: bool = False) -> bool:
-    """Whether only training reads the file `path` of a checkpoint; a sharded one has more such."""
-    patterns = TRAINING_PATTERNS + SHARDED_PATTERNS * is_sharded
+def is_training_state(path: str, *, has_parts: bool = False) -> bool:
+    """Whether only training reads the file `path`; a checkpoint of several ranks has more such."""
+    patterns = TRAINING_PATTERNS + SHARDED_PATTERNS * has_parts
     return any(matches(pattern, path) for pattern in patterns)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bt_lightning.checkpoint_formats.sharded_folders import DEEPSPEED
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.path_layout import TREE
 from bt_lightning.restore.dcp_folder import DCP, directory_reader, load_dcp
@@ -82,7 +83,8 @@ def load_checkpoint(
     `["bt_lightning"]["ranks"]` is a list of what each rank saved as its own.
 
     Raises:
-        InvalidSettingError: `map_location` names a device that torch cannot use here.
+        InvalidSettingError: `map_location` names a device that torch cannot use here; or it is a
+            folder of DeepSpeed.
         CheckpointCorruptError: bytes are missing or changed.
         UnsafeLoadError: it has values that only `weights_only=False` loads.
         StoreError: the store failed.
@@ -97,6 +99,13 @@ def load_checkpoint(
             map_location=map_location,
             weights_only=weights_only,
         )
+
+    if reader.manifest.format == DEEPSPEED:
+        msg = (
+            f"{reader.name} is a folder of DeepSpeed, which its engine alone reads: resume from it"
+            " with DeepSpeedStrategy, or make one file of its weights by the zero_to_fp32.py in it"
+        )
+        raise InvalidSettingError(msg)
 
     def read(everything: list[Any]) -> dict[str, dict[str, torch.Tensor]]:
         entries = {label: reader.manifest.entry(path) for label, path in TENSOR_FILES.items()}

@@ -40,18 +40,20 @@ class _Read:
 def rank_states(
     reader: CheckpointReader,
     *,
+    size: int | None = None,
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
     live_objects: LiveObjects | None = None,
 ) -> list[Any]:
     """What each rank saved as its own, by rank; None of those that saved nothing of the kind.
 
-    The list is empty if the checkpoint is not sharded. Tensors are on the host. Raises as
-    `rank_state`, which reads that of one rank alone.
+    Without a `size` they are as many as the checkpoint has ranks, none if it is not sharded.
+    Tensors are on the host. Raises as `rank_state`, which reads that of one rank alone.
     """
     shards = reader.manifest.origin.get("shards")
-    size = shards.get("world_size", 0) if isinstance(shards, dict) else 0
-    ranks = range(min(size, MOST_RANKS) if isinstance(size, int) else 0)
+    said = shards.get("world_size", 0) if isinstance(shards, dict) else 0
+    size = said if size is None and isinstance(said, int) else size or 0
+    ranks = range(min(size, MOST_RANKS))
     found = in_parallel(partial(_read, reader), ranks, reader.connections)
     classes = tuple(allowed)
     return [_decoded(reader, each, weights_only, classes, live_objects) for each in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bt_lightning.checkpoint_formats.sharded_folders import DEEPSPEED
 from bt_lightning.checkpoints_of_fit import of_fit, of_newest_fit
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint, list_committed
@@ -30,8 +31,9 @@ def resume_path(fit: str | None = None) -> str | None:
     found = Search()
     if settings.checkpoint_dir:
         root = Path(settings.checkpoint_dir).resolve()
-        own = list_committed(root, foreign=False).of_format(None)
-        found_there = _of(own.found, settings.fit_name if fit is None else fit)
+        own = list_committed(root, foreign=False)
+        lightnings = [one for one in own.found if one.manifest.format in {None, DEEPSPEED}]
+        found_there = _of(lightnings, settings.fit_name if fit is None else fit)
         find_own(own._replace(found=found_there), [], _no_store, found)
     if found.path is None and not found.damaged and settings.load_dir:
         load_dir = Path(settings.load_dir).resolve()

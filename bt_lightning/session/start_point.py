@@ -7,10 +7,12 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.checkpoint_formats.sharded_folders import DEEPSPEED
 from bt_lightning.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     DirectoryFullError,
+    InvalidSettingError,
     StoreTransientError,
 )
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 _ASK_S = 60.0
 FETCH_S = 24 * 3600.0
 """Longest wait for a fetch."""
+_OF_LIGHTNING = (None, DEEPSPEED)
+"""The layouts of one framework: what one strategy saved, another may be told to resume from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ class StartPointSearch:
         self.listed: list[Stored] = []
         """What the store held of this job."""
         self._format: str | None = None
+        self._of_other_layouts: list[Manifest] = []
+        """What the disk has of the job in other layouts of this framework."""
         self._reached = False
         """Whether the store has answered."""
         self._unusable: list[str] = []
@@ -125,7 +131,8 @@ class StartPointSearch:
         Raises:
             StoreError: the store cannot be used, or not be reached while nothing is on disk.
             CheckpointNotFoundError: `resume="require"` and there is nothing to resume from.
-            InvalidSettingError: another fit of this process has its name.
+            InvalidSettingError: another fit of this process has its name, or the newest
+                checkpoint is one that only another strategy reads.
         """
         self._format = offered.format
         self.listed = self._stored()
@@ -146,7 +153,31 @@ class StartPointSearch:
 
     def _local(self) -> Listed:
         """What this package wrote on the disk, in the layout that is resumed from."""
-        return list_committed(self._config.root, foreign=False).of_format(self._format)
+        listed = list_committed(self._config.root, foreign=False)
+        self._of_other_layouts = [
+            one.manifest for one in listed.found if self._is_other(one.manifest)
+        ]
+        return listed.of_format(self._format)
+
+    def _is_other(self, manifest: Manifest) -> bool:
+        """Whether it is in a layout of this framework that this run does not read."""
+        is_lightnings = self._format in _OF_LIGHTNING and manifest.format in _OF_LIGHTNING
+        return is_lightnings and manifest.format != self._format
+
+    def _refuse_other_layouts(self, owns: Callable[[Manifest], bool], found: Search) -> None:
+        """Refuse to go on without a newer checkpoint of this fit that is in another layout."""
+        each = self._of_other_layouts
+        each += [one.manifest for one in self.listed if self._is_other(one.manifest)]
+        newest = max((one for one in each if owns(one)), key=lambda one: one.order, default=None)
+        if newest is None or (found.own and found.step is not None and found.step >= newest.step):
+            return
+        other = "DeepSpeed's engine" if newest.format == DEEPSPEED else "another strategy"
+        msg = (
+            f"the newest checkpoint of this run, {newest.checkpoint_id} of step {newest.step}, was"
+            f" saved by {other}, and this strategy cannot read it: resume with the strategy that"
+            " saved it, or take resume='never' or another checkpoint directory (BT_CHECKPOINT_DIR)"
+        )
+        raise InvalidSettingError(msg)
 
     def _listed_of_format(self) -> list[Stored]:
         return [one for one in self.listed if one.manifest.format == self._format]
@@ -175,6 +206,7 @@ class StartPointSearch:
         local = local._replace(found=[one for one in local.found if owns(one.manifest)])
         stored = [one for one in self._listed_of_format() if owns(one.manifest)]
         own = find_own(local, stored, self._fetch, found, others)
+        self._refuse_other_layouts(owns, found)
         if not own and not found.damaged and config.load_dir is not None:
             find_loaded(
                 config.load_dir,
@@ -255,7 +287,7 @@ class StartPointSearch:
         target = stored.manifest.checkpoint_id
         if (self._config.root / target).exists():
             target = f"{target}-{stored.manifest.digest[:8]}"
-        straight = self._reads_straight and stored.manifest.is_sharded
+        straight = self._reads_straight and stored.manifest.has_parts
         try:
             if not straight:
                 return str(self._worker.ask(Fetch(stored.folder, target), FETCH_S))

@@ -147,7 +147,7 @@ def lay_out_part(
     cache = EncodingCache() if cache is None else cache
     encoder = encoded.encoder
     files = _shard_file(encoded, planned, cache)
-    own, small = _own_files(encoded.own, planned.rank, cache)
+    own, small = own_files(encoded.own, planned.rank, cache)
     files.update(own)
     part = Snapshot(files, small, (), (), {}, fingerprint=planned.plan.fingerprint)
     if planned.rank:
@@ -202,7 +202,7 @@ def _unsharded_files(encoder: Encoder, cache: EncodingCache) -> dict[str, Tensor
     }
 
 
-def _own_files(
+def own_files(
     own: Any, rank: int, cache: EncodingCache
 ) -> tuple[dict[str, TensorFile], dict[str, bytes]]:
     """What is this rank's own: a tree as `trainer.json`, and beside it its tensors and leftovers.

@@ -123,7 +123,7 @@ class ShardedTasks(SmallDiskTasks):
 
     def _publish(self, store: Store, found: LocalCheckpoint, base: Base | None) -> str:
         """Publish; shards of a directory that ranks share are sent by each rank's own worker."""
-        if not found.manifest.is_sharded:
+        if not found.manifest.has_parts:
             return super()._publish(store, found, base)
         parts = PartsInStore(store, self._prefix)
         helped = store.distant and found.manifest.digest in self.helped

@@ -8,7 +8,6 @@ import shutil
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -370,16 +369,6 @@ def test_our_model_checkpoint_works_beside_the_callback(
     ours = BTModelCheckpoint(every_n_train_steps=12, save_top_k=-1, filename="at-{step}")
     runs.fit(tmp_path, callbacks=[ours, BTLightning(dir=tmp_path)])
     assert names(tmp_path) == {"at-step=12", "at-step=24"}
-
-
-@pytest.mark.parametrize("name", ["DeepSpeedStrategy"])
-def test_strategies_that_write_around_us_are_refused(name: str) -> None:
-    import lightning.pytorch.strategies as all_of_them
-
-    kind = getattr(all_of_them, name)
-    trainer = SimpleNamespace(strategy=kind.__new__(kind), fast_dev_run=False, callbacks=[])
-    with pytest.raises(InvalidSettingError, match=f"does not write the checkpoints of {name} yet"):
-        BTLightning().setup(trainer, None, "fit")
 
 
 # the command line of Lightning, and scripts

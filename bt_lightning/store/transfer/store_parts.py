@@ -155,7 +155,7 @@ class PartsInStore:
             keys = own_keys(self._store, base)
             late = [key for key in keys if rank_of_shard(key.removeprefix(f"{base}/")) is not None]
             self._store.delete(late)
-        elif manifest.is_sharded:  # its files may be gone
+        elif manifest.has_parts:  # its files may be gone
             self._store.put(f"{base}/{MARKER}", PUBLISHING)
             self._store.delete([f"{base}/{MANIFEST}"])
             unpublish(self._store, self._prefix, folder)
