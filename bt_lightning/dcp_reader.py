@@ -36,7 +36,7 @@ from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.session.bt_and_evicted_paths import StorePaths
 from bt_lightning.session.checkpoint_paths import is_url, local_path, url_reader
 from bt_lightning.sharding.boxes import Box
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
+from bt_lightning.tree_document import WEIGHTS_KEY
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:

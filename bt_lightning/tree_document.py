@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+
+WEIGHTS_KEY: Final = "state_dict"
+"""The entry of a Lightning checkpoint whose tensors are the model's weights."""
+OTHER_WEIGHTS_KEYS: Final = ("model", "module", "net", "network")
+"""Names of that entry in checkpoints that scripts save with Fabric."""
 
 
 def tree_document(data: bytes | bytearray, checkpoint: str, path: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from bt_lightning.checkpoint_formats.trainer_folder import (
     is_trainer_folder,
 )
 from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.path_layout import MANIFEST, SHARDS, TREE, rank_of_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -58,6 +59,20 @@ class Format:
     """What it is if it is whole; raises `CheckpointCorruptError` with what is missing."""
     takes_all: bool
     """Whether all that lies below the folder belongs to it."""
+
+
+def _is_own(_: str, files: Collection[str], __: Collection[str]) -> bool:
+    return TREE in files and any(
+        file == SHARDS or rank_of_shard(file) is not None for file in files
+    )
+
+
+def _check_own(_: FolderView) -> Whole:
+    msg = (
+        f"{MANIFEST} is missing, which is written last: this is a part of a sharded checkpoint, or"
+        " one of which not all was copied. `checkpoints download` brings all of it"
+    )
+    raise CheckpointCorruptError(msg)
 
 
 def _is_trainer(name: str, files: Collection[str], _: Collection[str]) -> bool:
@@ -90,6 +105,7 @@ def _is_pretrained(_: str, files: Collection[str], __: Collection[str]) -> bool:
 
 
 FORMATS: Final = (
+    Format("bt_lightning", _is_own, _check_own, takes_all=True),
     Format("hf-trainer", _is_trainer, check_trainer, takes_all=True),
     Format("accelerate", _is_accelerate, check_accelerate, takes_all=True),
     Format(DEEPSPEED, _is_deepspeed, check_deepspeed_folder, takes_all=True),

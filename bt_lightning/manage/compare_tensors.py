@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.checkpoint_formats.tensor_file_checks import TORCH_SUFFIXES
 from bt_lightning.manage.complete_items import with_digests
-from bt_lightning.manage.saved_tree import STATE_DICT
 from bt_lightning.manage.tensor_bytes import item_bytes, whole_bytes
 from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_blocks import VerifiedBlocks
@@ -15,14 +14,16 @@ from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manage.whole_tensors import by_place, read_shards, read_state, whole_tensors
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.tensor_files.tensor_headers import Difference, Tensor, compare
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.tensor_bytes import StoredTensor
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.sharding.read_plan import SavedBox
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
 def compare_items(
@@ -42,17 +43,20 @@ def compare_items(
         StoreError: a store refused.
     """
     old, new = with_digests(before, old), with_digests(after, new)
-    olds, news = _tensors(before, old, new), _tensors(after, new, old)
     with ExitStack() as stack:
         old_reader = stack.enter_context(open_reader(before, old))
         new_reader = stack.enter_context(open_reader(after, new))
+        olds, news = _tensors(old_reader, old, new), _tensors(new_reader, new, old)
+        if old.manifest.format != new.manifest.format:
+            olds, news = _without_second_names(olds, news), _without_second_names(news, olds)
         old_blocks = VerifiedBlocks(old_reader, old.manifest.files)
         new_blocks = VerifiedBlocks(new_reader, new.manifest.files)
         stored = {id(one.tensor): one for found in (olds, news) for one in found.values()}
+        old_entries, new_entries = _entries(old.manifest), _entries(new.manifest)
 
         def equal(one: Tensor, other: Tensor) -> bool:
             first, second = stored[id(one)], stored[id(other)]
-            if same_digests(old.manifest, first, new.manifest, second):
+            if _same_digests(old_entries, first, new_entries, second):
                 return True
             return same_bytes(whole_bytes(old_blocks, first), whole_bytes(new_blocks, second))
 
@@ -62,6 +66,14 @@ def compare_items(
             equal,
         )
     return found + _changed_files(old, new)
+
+
+def _without_second_names(
+    own: Mapping[str, StoredTensor], other: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Without further names of tensors that both have: files of others have tied weights once."""
+    both = {id(one) for name, one in own.items() if name in other}
+    return {name: one for name, one in own.items() if name in other or id(one) not in both}
 
 
 def same_bytes(one: Iterator[memoryview], other: Iterator[memoryview]) -> bool:
@@ -97,8 +109,17 @@ def _as_tensor(entry: FileEntry | None) -> Tensor | None:
     return None if entry is None else Tensor(entry.path, "file", (entry.size,), entry.size)
 
 
-def same_digests(old: Manifest, one: StoredTensor, new: Manifest, other: StoredTensor) -> bool:
-    """Whether the digests of two manifests alone show that two tensors have the same bytes."""
+def _entries(manifest: Manifest) -> dict[str, FileEntry]:
+    return {entry.path: entry for entry in manifest.files}
+
+
+def _same_digests(
+    old: Mapping[str, FileEntry],
+    one: StoredTensor,
+    new: Mapping[str, FileEntry],
+    other: StoredTensor,
+) -> bool:
+    """Whether the digests of files, by their paths, show that two tensors have the same bytes."""
     return len(one.boxes) == len(other.boxes) and all(
         first.box == second.box
         and first.offset == second.offset
@@ -107,40 +128,40 @@ def same_digests(old: Manifest, one: StoredTensor, new: Manifest, other: StoredT
     )
 
 
-def _digests(manifest: Manifest, saved: SavedBox, stored: StoredTensor) -> tuple[str, ...]:
-    entry = manifest.entry(saved.file)
-    assert entry is not None, "its header was read"
+def _digests(
+    entries: Mapping[str, FileEntry], saved: SavedBox, stored: StoredTensor
+) -> tuple[str, ...]:
     size = stored.tensor.size
     if len(stored.boxes) > 1:
         size = saved.box.items * item_bytes(stored.tensor)
     blocks = slice(saved.offset // BLOCK_BYTES, -(-(saved.offset + size) // BLOCK_BYTES))
-    return tuple(entry.blocks[blocks])
+    return tuple(entries[saved.file].blocks[blocks])
 
 
 def _tensors(
-    source: JobCheckpoints, item: CheckpointItem, other: CheckpointItem
+    reader: CheckpointReader, item: CheckpointItem, other: CheckpointItem
 ) -> dict[str, StoredTensor]:
     """The tensors to compare with those of `other`, by names that both have."""
     manifest = item.manifest
     if manifest.is_sharded == other.manifest.is_sharded:
-        return _by_file(source, item)
+        return _by_file(reader, item)
     if manifest.format is None and other.manifest.format is None:
-        return by_place(read_state(source, item))
+        return by_place(read_state(reader, item))
     if manifest.format is None:
-        front = f"{STATE_DICT}.{manifest.weights_prefix}"
-        state = read_state(source, item)
+        front = f"{WEIGHTS_KEY}.{manifest.weights_prefix}"
+        state = read_state(reader, item)
         own = {name: one for name, one in by_place(state).items() if name.startswith(front)}
         return {name.removeprefix(front): one for name, one in own.items()}
     return {
         one.tensor.name: one
         for entry in manifest.files
         if entry.path.endswith(".safetensors") and not is_training_state(entry.path)
-        for one in whole_tensors(source, item, entry)
+        for one in whole_tensors(reader, item, entry)
     }
 
 
-def _by_file(source: JobCheckpoints, item: CheckpointItem) -> dict[str, StoredTensor]:
-    shards = read_shards(source, item) if item.manifest.is_sharded else None
+def _by_file(reader: CheckpointReader, item: CheckpointItem) -> dict[str, StoredTensor]:
+    shards = read_shards(reader, item) if item.manifest.is_sharded else None
     files = set() if shards is None else {*shards.index.files.values()}
     entries = [
         entry
@@ -150,6 +171,6 @@ def _by_file(source: JobCheckpoints, item: CheckpointItem) -> dict[str, StoredTe
     alone = len(entries) == 1 and shards is None
     found = {} if shards is None else dict(shards.tensors)
     for entry in entries:
-        for one in whole_tensors(source, item, entry):
+        for one in whole_tensors(reader, item, entry):
             found[one.tensor.name if alone else f"{entry.path}: {one.tensor.name}"] = one
     return found

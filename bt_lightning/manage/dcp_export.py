@@ -2,7 +2,8 @@
 
 Names and nesting are those of Lightning's own sharded checkpoints: `state_dict`, `optimizer_0` with
 `state` and `param_groups`. Boxes of shards stay as they are, in one file a rank; a whole tensor is
-one chunk. A value that is neither a tensor nor plain is left out, and named.
+one chunk. A state without a `state_dict` has all its entries, under their own names. A value that
+is neither a tensor nor plain is left out, and named.
 """
 
 from __future__ import annotations
@@ -26,27 +27,33 @@ from bt_lightning.manage.saved_tree import (
     KIND,
     NOT_PLAIN,
     OPTIMIZERS,
-    STATE_DICT,
-    at,
     pairs_of,
     plain_value,
+    references_in,
 )
 from bt_lightning.manage.tensor_bytes import StoredTensor, item_bytes, whole_bytes
 from bt_lightning.sharding.boxes import Box, whole_box
 from bt_lightning.sharding.read_plan import SavedBox
 from bt_lightning.tensor_files.pickle_writer import pickled
 from bt_lightning.tensor_files.tensor_headers import Tensor
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from bt_lightning.manage.saved_tree import Path as Place
     from bt_lightning.manage.verified_blocks import VerifiedBlocks
     from bt_lightning.manage.whole_tensors import PlacedTensors
 
-_UNKNOWN_TO_SAFETENSORS: Final = {"complex128": "C128"}
+_UNKNOWN_TO_SAFETENSORS: Final = {
+    "complex128": "C128",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}
 """Dtypes whose items safetensors files have as bytes, by torch's names."""
+_PACKAGE: Final = "bt_lightning"
+"""Entry of a state for what this package adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,16 @@ class _Chunk:
     """Bytes."""
 
 
+@dataclass(frozen=True, slots=True)
+class NotInDcp:
+    """What a state has and the directory lacks."""
+
+    values: Sequence[str]
+    """Places in the state of values that need a class."""
+    tensors: Mapping[str, int]
+    """Entry of the state -> number of its tensors with dimensions."""
+
+
 @dataclass(slots=True)
 class _Content:
     """What a directory is to hold."""
@@ -70,20 +87,20 @@ class _Content:
     values: dict[Place, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     """Places of values that are not plain."""
+    roots: set[str] = field(default_factory=set)
+    """Entries of the state that are written."""
 
 
-def write_dcp(folder: Path, state: PlacedTensors, blocks: VerifiedBlocks) -> list[str]:
+def write_dcp(folder: Path, state: PlacedTensors, blocks: VerifiedBlocks) -> NotInDcp:
     """Write a directory of DCP into the new directory `folder`, durably; `.metadata` comes last.
-
-    Returns:
-        Places in the state of the values that were left out, since they need a class.
 
     Raises:
         CheckpointCorruptError, CheckpointNotFoundError, StoreError: as `whole_bytes`.
-        UnsupportedStateError: a tensor's dtype has no form in DCP.
+        UnsupportedStateError: a tensor's dtype has no form in DCP, or two values have one name.
         OSError: the disk refused.
     """
     content = _content(state)
+    _refuse_equal_names([*content.tensors, *content.values])
     chunks: dict[tuple[int, str], list[_Chunk]] = {}
     by_file: dict[str, list[_Chunk]] = {}
     files = _file_names(state)
@@ -106,7 +123,7 @@ def write_dcp(folder: Path, state: PlacedTensors, blocks: VerifiedBlocks) -> lis
         entries.append(DcpEntry(place, *_form(stored.tensor, dtype), where))
     entries += [DcpEntry(place, "", (), (one,)) for place, one in written.values.items()]
     write_file(folder / METADATA, METADATA, [metadata(entries)])
-    return content.left_out
+    return NotInDcp(content.left_out, _tensors_beside(state, content.roots))
 
 
 @dataclass
@@ -145,13 +162,41 @@ class _Written:
 
 def _content(state: PlacedTensors) -> _Content:
     content = _Content()
-    roots = [(STATE_DICT, at(state.tree, STATE_DICT))]
-    optimizers = at(state.tree, OPTIMIZERS)
-    for number, node in enumerate(optimizers if isinstance(optimizers, list) else ()):
-        roots.append((f"optimizer_{number}", node))
+    entries = dict(pairs_of(state.tree))
+    if WEIGHTS_KEY in entries:
+        roots = [(WEIGHTS_KEY, entries[WEIGHTS_KEY])]
+        optimizers = entries.get(OPTIMIZERS)
+        for number, node in enumerate(optimizers if isinstance(optimizers, list) else ()):
+            roots.append((f"optimizer_{number}", node))
+        content.roots |= {WEIGHTS_KEY, OPTIMIZERS}
+    else:
+        roots = [(str(key), node) for key, node in entries.items() if key != _PACKAGE]
+        content.roots |= {name for name, _ in roots}
     for name, node in roots:
         _walk(state, node, (name,), content)
     return content
+
+
+def _tensors_beside(state: PlacedTensors, roots: Collection[str]) -> dict[str, int]:
+    """Entry of the state that is not written -> number of its tensors; scalars are bookkeeping."""
+    found = {}
+    for key, node in pairs_of(state.tree):
+        if key not in roots and key != _PACKAGE:
+            tensors = map(state.find, references_in({"tree": node}))
+            found[str(key)] = sum(1 for one in tensors if one.tensor.shape)
+    return {name: count for name, count in found.items() if count}
+
+
+def _refuse_equal_names(places: Iterable[Place]) -> None:
+    known: dict[str, Place] = {}
+    for place in places:
+        name = ".".join(map(str, place))
+        if known.setdefault(name, place) != place:
+            msg = (
+                f"two values of the state are called {name} in torch.distributed.checkpoint, which"
+                " joins keys by dots: export it `--to ckpt`"
+            )
+            raise UnsupportedStateError(msg)
 
 
 def _walk(state: PlacedTensors, node: Any, place: Place, content: _Content) -> None:
@@ -160,7 +205,12 @@ def _walk(state: PlacedTensors, node: Any, place: Place, content: _Content) -> N
         content.tensors[place] = state.find(node), str(node.get("dtype") or "")
     elif isinstance(node, dict) and (pairs := pairs_of(node)):
         for key, value in pairs:
-            _walk(state, value, (*place, str(key)), content)
+            if isinstance(key, str | int | float | tuple):
+                _walk(state, value, (*place, str(key)), content)
+            else:
+                content.left_out.append(
+                    f"{'.'.join(map(str, place))}[a key that is no plain value]"
+                )
     elif isinstance(node, list) and any(_has_parts(one) for one in node):
         for number, value in enumerate(node):
             _walk(state, value, (*place, number), content)

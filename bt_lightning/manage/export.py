@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bt_lightning.errors import CheckpointExistsError, UnsupportedStateError
+from bt_lightning.errors import CheckpointCorruptError, CheckpointExistsError, UnsupportedStateError
 from bt_lightning.localdir.atomic_directory import sweep_temporaries, temporary, tidy
 from bt_lightning.localdir.directory_writable_check import check_root
 from bt_lightning.localdir.disk_errors import directory_errors
@@ -16,10 +16,17 @@ from bt_lightning.manage.complete_items import with_digests
 from bt_lightning.manage.dcp_export import write_dcp
 from bt_lightning.manage.download_copy import CountingReader, serving_entries
 from bt_lightning.manage.joined_file import write_joined
-from bt_lightning.manage.serving_weights import MOST_FILE_BYTES, plan_serving_files
+from bt_lightning.manage.saved_tree import read_document
+from bt_lightning.manage.serving_weights import (
+    MOST_FILE_BYTES,
+    left_out_weights,
+    plan_serving_files,
+    shortened,
+)
 from bt_lightning.manage.verified_blocks import VerifiedBlocks
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manage.whole_tensors import read_state
+from bt_lightning.path_layout import ADAPTER_CONFIG, BASE
 from bt_lightning.store.transfer.resumable_download import download_files
 
 if TYPE_CHECKING:
@@ -30,9 +37,6 @@ if TYPE_CHECKING:
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
     Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], object]]]
-
-_NAMED: Final = 5
-"""Values that were left out that are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +146,21 @@ class _Export:
                 " bt_lightning saved is exported to dcp"
             )
             raise UnsupportedStateError(msg)
-        state = read_state(self.source, self.item)
+        with open_reader(self.source, self.item) as reader:
+            state = read_state(reader, self.item)
         with self._reading(self.item.manifest.size) as reader:
             blocks = VerifiedBlocks(reader, self.item.manifest.files)
-            places = write_dcp(self.made, state, blocks)
-        named = ", ".join(places[:_NAMED]) + (", ..." if len(places) > _NAMED else "")
-        lacks = (f"{len(places)} values that are no plain ones: {named}",) if places else ()
-        return Exported(_size(self.made), lacks)
+            left_out = write_dcp(self.made, state, blocks)
+        lacks = []
+        if self.item.manifest.entry(BASE) is not None:
+            lacks.append("the frozen tensors of the base, which the checkpoint left out")
+        if left_out.values:
+            named = shortened(left_out.values)
+            lacks.append(f"{len(left_out.values)} values that are no plain ones: {named}")
+        if left_out.tensors:
+            count, named = sum(left_out.tensors.values()), shortened([*left_out.tensors])
+            lacks.append(f"{count} tensors beside weights and states of optimizers: in {named}")
+        return Exported(_size(self.made), tuple(lacks))
 
     def _hf(self, most_file_bytes: int) -> Exported:
         """A folder that `from_pretrained` and model servers read."""
@@ -159,8 +171,9 @@ class _Export:
                 download_files(reader, self.made, tuple(entries))
             for folder in {path.parent for path in self.made.rglob("*")}:
                 sync_directory(folder)
-            return Exported(_size(self.made))
-        state = read_state(self.source, self.item)
+            return Exported(_size(self.made), self._left_out_by_tree())
+        with open_reader(self.source, self.item) as reader:
+            state = read_state(reader, self.item)
         plans, small = plan_serving_files(self.source, self.item, state, most_file_bytes)
         size = sum(entry.size for entry in entries) + sum(plan.size for plan in plans)
         with self._reading(size) as reader:
@@ -170,7 +183,25 @@ class _Export:
                 write_joined(self.made / plan.path, plan, blocks)
             for path, data in small.items():
                 write_file(self.made / path, path, [data])
-        return Exported(_size(self.made))
+        return Exported(_size(self.made), self._left_out(state.tree))
+
+    def _left_out_by_tree(self) -> tuple[str, ...]:
+        """As `_left_out`, of whole tensors, which need no tree; nothing of other programs."""
+        if self.item.manifest.format is not None:
+            return ()
+        try:
+            with open_reader(self.source, self.item) as reader:
+                tree = read_document(reader, self.item)["tree"]
+        except CheckpointCorruptError as error:
+            return (f"a look at what the weights lack: {error}",)
+        return self._left_out(tree)
+
+    def _left_out(self, tree: Any) -> tuple[str, ...]:
+        """What the weights have and the folder lacks; an adapter is meant to be alone."""
+        manifest = self.item.manifest
+        if manifest.entry(ADAPTER_CONFIG) is not None:
+            return ()
+        return tuple(left_out_weights(tree, manifest.weights_prefix))
 
 
 def _size(folder: Path) -> int:

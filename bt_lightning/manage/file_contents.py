@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.verified_reads import open_reader, read_file, read_item_range
+from bt_lightning.manage.verified_reads import read_item_range, read_open_file
 from bt_lightning.tensor_files.pickled_tensors import parse_pickle, parse_zip
 from bt_lightning.tensor_files.range_file import RangeFile
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
@@ -19,7 +19,7 @@ from bt_lightning.tensor_files.tensor_headers import (
 )
 
 if TYPE_CHECKING:
-    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem
     from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.tensor_files.tensor_headers import HeaderLimits
@@ -33,7 +33,7 @@ def has_tensors(path: str) -> bool:
     return path.endswith((".safetensors", *_ZIP_SUFFIXES)) or path.rpartition("/")[2] == ".metadata"
 
 
-def tensors_of(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> Header:
+def tensors_of(reader: CheckpointReader, item: CheckpointItem, entry: FileEntry) -> Header:
     """The tensors of a file; of a large file only the header is read. Runs no code from it.
 
     Raises:
@@ -43,21 +43,18 @@ def tensors_of(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -
     """
     where = f"{item.name}/{entry.path}"
     if entry.path.endswith(".safetensors"):
-        return header_of_file(source, item, entry)
+        return header_of_file(reader, item, entry)
     if entry.path.endswith(_ZIP_SUFFIXES):
-        with (
-            open_reader(source, item) as reader,
-            io.BufferedReader(_range_file(reader, entry)) as file,
-        ):
+        with io.BufferedReader(_range_file(reader, entry)) as file:
             return parse_zip(file, where)
     if entry.size > MOST_BYTES:
         msg = f"{where} is too large to look into: of its {entry.size} bytes none are read"
         raise CheckpointCorruptError(msg)
-    return parse_pickle(read_file(source, item, entry), where)
+    return parse_pickle(read_open_file(reader, entry), where)
 
 
 def header_of_file(
-    source: JobCheckpoints,
+    reader: CheckpointReader,
     item: CheckpointItem,
     entry: FileEntry,
     limits: HeaderLimits = OF_ANYBODY,
@@ -71,21 +68,19 @@ def header_of_file(
     """
     read = read_item_range if is_verified else _read
     where = f"{item.name}/{entry.path}"
-    with open_reader(source, item) as reader:
-        reader.check(entry)
-        start = read(reader, entry, 0, min(LENGTH_BYTES, entry.size))
-        length = header_bytes(start, entry.size, where, limits)
-        data = read(reader, entry, LENGTH_BYTES, LENGTH_BYTES + length)
+    reader.check(entry)
+    start = read(reader, entry, 0, min(LENGTH_BYTES, entry.size))
+    length = header_bytes(start, entry.size, where, limits)
+    data = read(reader, entry, LENGTH_BYTES, LENGTH_BYTES + length)
     return parse_header(data, entry.size, where, limits)
 
 
-def is_not_from_torch(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> bool:
+def is_not_from_torch(reader: CheckpointReader, entry: FileEntry) -> bool:
     """Whether a file only has the name of a torch file: a raw `.bin`, or torch before 1.6."""
     if not entry.path.endswith(_ZIP_SUFFIXES):
         return False
-    with open_reader(source, item) as reader:
-        reader.check(entry)
-        start = _read(reader, entry, 0, min(len(_ZIP_START), entry.size))
+    reader.check(entry)
+    start = _read(reader, entry, 0, min(len(_ZIP_START), entry.size))
     return start != _ZIP_START and (entry.path.endswith(".bin") or start[:1] == _PICKLE_START)
 
 

@@ -7,17 +7,22 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manage.verified_reads import read_file
+from bt_lightning.manage.verified_reads import read_open_file
 from bt_lightning.path_layout import TREE
-from bt_lightning.tree_document import objects_of, tree_document
+from bt_lightning.tree_document import (
+    OTHER_WEIGHTS_KEYS,
+    WEIGHTS_KEY,
+    objects_of,
+    tree_document,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 KIND: Final = "$"
-STATE_DICT: Final = "state_dict"
 OPTIMIZERS: Final = "optimizer_states"
 GROUPS: Final = "param_groups"
 NOT_PLAIN: Final = object()
@@ -26,6 +31,7 @@ _PAIRS: Final = frozenset({"dict", "ordereddict", "counter", "defaultdict"})
 _PAIR: Final = 2
 _NOT_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _LISTS: Final = frozenset({"tuple", "deque"})
+_TENSORS: Final = frozenset({"tensor", "sparse_coo", "sparse_compressed"})
 _DEEPEST: Final = 350
 """Lists and objects in each other: three for each of the 100 levels that a tree has at most."""
 
@@ -33,7 +39,9 @@ Path = tuple[str | int, ...]
 """Keys and positions in lists that lead to a value of the state."""
 
 
-def read_document(source: JobCheckpoints, item: CheckpointItem, path: str = TREE) -> dict[str, Any]:
+def read_document(
+    reader: CheckpointReader, item: CheckpointItem, path: str = TREE
+) -> dict[str, Any]:
     """The document of a checkpoint of our own layout, whose `tree` the functions below can read.
 
     Raises:
@@ -45,7 +53,7 @@ def read_document(source: JobCheckpoints, item: CheckpointItem, path: str = TREE
     if entry is None:
         msg = f"the checkpoint {item.name} has no {path}, so it is not one that bt_lightning wrote"
         raise CheckpointCorruptError(msg)
-    document = tree_document(read_file(source, item, entry), item.name, path)
+    document = tree_document(read_open_file(reader, entry), item.name, path)
     reason = _fault(document)
     if reason:
         msg = f"the checkpoint {item.name} is damaged: {path} {reason}"
@@ -101,6 +109,20 @@ def at(node: Any, *path: str | int) -> Any:
         else:
             node = dict(pairs_of(node)).get(key)
     return node
+
+
+def weights_entry(tree: Any) -> str:
+    """The entry of a state whose tensors are the weights, as a save has chosen it."""
+    entries = dict(pairs_of(tree))
+    others = () if WEIGHTS_KEY in entries else OTHER_WEIGHTS_KEYS
+    return next((name for name in others if _is_flat(entries.get(name))), WEIGHTS_KEY)
+
+
+def _is_flat(node: Any) -> bool:
+    pairs = pairs_of(node)
+    return bool(pairs) and all(
+        isinstance(value, dict) and value.get(KIND) in _TENSORS for _, value in pairs
+    )
 
 
 def tensors_in(node: Any, path: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:

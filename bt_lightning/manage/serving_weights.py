@@ -12,7 +12,7 @@ from bt_lightning.errors import (
     CheckpointNotFoundError,
     UnsupportedStateError,
 )
-from bt_lightning.manage.saved_tree import STATE_DICT, at, tensors_in
+from bt_lightning.manage.saved_tree import KIND, at, pairs_of, tensors_in, weights_entry
 from bt_lightning.manage.verified_reads import read_file
 from bt_lightning.path_layout import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from bt_lightning.tensor_files.safetensors_header import in_file_order, safetensors_header
@@ -28,6 +28,8 @@ MOST_FILE_BYTES: Final = 50_000_000_000
 """Tensors of a file; more are divided, as `save_pretrained` of transformers does."""
 INDEX: Final = "model.safetensors.index.json"
 _OF_TORCH: Final = {"format": "pt"}
+_NAMED: Final = 5
+"""Names of what is left out that are said."""
 _LORA: Final = re.compile(
     r"(?:.*?\.)??(base_model\..+\.lora_(?:A|B|embedding_A|embedding_B))\.([^.]+)(\.weight)?"
 )
@@ -88,10 +90,45 @@ def plan_serving_files(
     return plans, {INDEX: _index(plans)}
 
 
+def left_out_weights(tree: Any, prefix: str) -> list[str]:
+    """What the weights of a state have and `model.safetensors` has not, or not so; for people."""
+    named = {
+        key: node if isinstance(node, dict) else {}
+        for key, node in pairs_of(at(tree, weights_entry(tree)))
+        if isinstance(key, str) and node is not None
+    }
+    inside = {key: node for key, node in named.items() if key.startswith(prefix)}
+    tensors = {key: node for key, node in inside.items() if node.get(KIND) == "tensor"}
+    refs = {_reference(node) for node in tensors.values()}
+    others = [key for key in inside if key not in tensors]
+    packed = [key for key, node in tensors.items() if node.get("dtype")]
+    beside = [
+        key for key, node in named.items() if key not in inside and _reference(node) not in refs
+    ]
+    found = []
+    if others:
+        found.append(f"{len(others)} values of the weights, no plain tensors: {shortened(others)}")
+    if packed:
+        found.append(f"the dtype of {len(packed)} weights, there as bytes: {shortened(packed)}")
+    if beside:
+        found.append(f"{len(beside)} weights beside the model {prefix}*: {shortened(beside)}")
+    return found
+
+
+def _reference(node: Mapping[str, Any]) -> tuple[str, str]:
+    return str(node.get("file")), str(node.get("name"))
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first of these names."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
 def _weights(state: PlacedTensors, prefix: str) -> dict[str, StoredTensor]:
     """The tensors of the state dictionary whose names there begin with `prefix`, by these names."""
     named = (
-        (".".join(map(str, path)), node) for path, node in tensors_in(at(state.tree, STATE_DICT))
+        (".".join(map(str, path)), node)
+        for path, node in tensors_in(at(state.tree, weights_entry(state.tree)))
     )
     return {name: state.find(node) for name, node in named if name.startswith(prefix)}
 

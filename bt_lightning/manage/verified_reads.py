@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 
@@ -18,11 +19,22 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def open_reader(source: JobCheckpoints, item: CheckpointItem) -> Iterator[CheckpointReader]:
-    """Yield a reader of a checkpoint; a directory's files are closed at the end."""
+    """Yield a reader of a checkpoint; a directory's files are closed at the end.
+
+    It reads the manifest, and lists the folder in a store: open one for all that is read.
+
+    Raises:
+        CheckpointNotFoundError: the checkpoint was deleted or replaced since it was listed.
+        CheckpointCorruptError: its manifest is damaged.
+        StoreError: the store refused.
+    """
     with contextlib.ExitStack() as stack:
         reader = source.reader(item)
         if isinstance(reader, contextlib.AbstractContextManager):
             stack.enter_context(reader)
+        if reader.manifest.files != item.manifest.files:
+            msg = f"{item.name} was replaced since it was listed: run the command again"
+            raise CheckpointNotFoundError(msg)
         yield reader
 
 
@@ -35,7 +47,12 @@ def read_file(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) ->
         StoreError: the store refused.
     """
     with open_reader(source, item) as reader:
-        return read_item_range(reader, entry, 0, entry.size)
+        return read_open_file(reader, entry)
+
+
+def read_open_file(reader: CheckpointReader, entry: FileEntry) -> bytes:
+    """As `read_file`, of a checkpoint that is open."""
+    return read_item_range(reader, entry, 0, entry.size)
 
 
 def read_item_range(reader: CheckpointReader, entry: FileEntry, start: int, end: int) -> bytes:

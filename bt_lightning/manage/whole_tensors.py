@@ -12,29 +12,31 @@ from bt_lightning.manage.file_contents import header_of_file
 from bt_lightning.manage.saved_tree import (
     GROUPS,
     OPTIMIZERS,
-    STATE_DICT,
     at,
     plain_value,
     read_document,
     references_in,
     tensors_in,
+    weights_entry,
 )
 from bt_lightning.manage.tensor_bytes import StoredTensor
-from bt_lightning.manage.verified_reads import read_file
+from bt_lightning.manage.verified_reads import read_open_file
 from bt_lightning.path_layout import ADAPTER, SHARDS, STATE, WEIGHTS, rank_file, rank_of_shard
 from bt_lightning.sharding.boxes import whole_box
 from bt_lightning.sharding.read_plan import SavedBox
 from bt_lightning.sharding.shard_index import ShardIndex
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 from bt_lightning.tensor_files.tensor_headers import BITS, OF_SHARDS, Tensor
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
+    from bt_lightning.manage.checkpoint_items import CheckpointItem
     from bt_lightning.manage.saved_tree import Path
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.sharding.layouts import Layout
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.tensor_files.tensor_headers import Header
 
 SHARDED: Final = "shards"
@@ -86,15 +88,15 @@ class PlacedTensors:
         return found
 
 
-def read_index(source: JobCheckpoints, item: CheckpointItem) -> ShardIndex:
+def read_index(reader: CheckpointReader, item: CheckpointItem) -> ShardIndex:
     """The index of a sharded checkpoint. Raises as `read_shards`."""
     entry = item.manifest.entry(SHARDS)
     assert entry is not None, "it is sharded"
-    return ShardIndex.from_bytes(read_file(source, item, entry), f"{item.name}/{SHARDS}")
+    return ShardIndex.from_bytes(read_open_file(reader, entry), f"{item.name}/{SHARDS}")
 
 
 def read_shards(
-    source: JobCheckpoints, item: CheckpointItem, *, is_verified: bool = True
+    reader: CheckpointReader, item: CheckpointItem, *, is_verified: bool = True
 ) -> Shards:
     """The index of a sharded checkpoint, and where each box lies by the headers of its files.
 
@@ -107,9 +109,9 @@ def read_shards(
     """
 
     def header_of(one: FileEntry) -> Header:
-        return header_of_file(source, item, one, OF_SHARDS, is_verified=is_verified)
+        return header_of_file(reader, item, one, OF_SHARDS, is_verified=is_verified)
 
-    index = read_index(source, item)
+    index = read_index(reader, item)
     paths = sorted(index.files.values())
     listed = [item.manifest.entry(path) for path in paths]
     for path, one in zip(paths, listed, strict=True):
@@ -179,37 +181,37 @@ def divided(layouts: Sequence[Layout]) -> str:
 
 
 def whole_tensors(
-    source: JobCheckpoints, item: CheckpointItem, entry: FileEntry
+    reader: CheckpointReader, item: CheckpointItem, entry: FileEntry
 ) -> list[StoredTensor]:
     """The tensors of a safetensors file, each in one box. Raises as `read_shards`."""
     return [
         StoredTensor(tensor, (SavedBox(whole_box(tensor.shape), entry.path, tensor.offset),))
-        for tensor in header_of_file(source, item, entry, is_verified=True).tensors
+        for tensor in header_of_file(reader, item, entry, is_verified=True).tensors
         if tensor.offset is not None
     ]
 
 
-def read_state(source: JobCheckpoints, item: CheckpointItem) -> PlacedTensors:
+def read_state(reader: CheckpointReader, item: CheckpointItem) -> PlacedTensors:
     """All tensors of a checkpoint of our own layout, with the tree that names them.
 
     Raises as `read_shards`.
     """
-    shards = read_shards(source, item) if item.manifest.is_sharded else None
+    shards = read_shards(reader, item) if item.manifest.is_sharded else None
     files = {}
     for path in _FILES.values():
         entry = item.manifest.entry(path)
         if entry is not None:
-            files[path] = {one.tensor.name: one for one in whole_tensors(source, item, entry)}
-    return PlacedTensors(read_document(source, item), shards, files)
+            files[path] = {one.tensor.name: one for one in whole_tensors(reader, item, entry)}
+    return PlacedTensors(read_document(reader, item), shards, files)
 
 
-def check_references(source: JobCheckpoints, item: CheckpointItem, state: PlacedTensors) -> None:
+def check_references(reader: CheckpointReader, item: CheckpointItem, state: PlacedTensors) -> None:
     """Look for each tensor that `trainer.json`, or a file of what is one rank's own, refers to.
 
     Raises as `read_shards`; `CheckpointCorruptError` if one is not there.
     """
     ranks = [entry.path for entry in item.manifest.files if _is_of_rank(entry.path)]
-    for one in [state, *(_own_state(source, item, path) for path in ranks)]:
+    for one in [state, *(_own_state(reader, item, path) for path in ranks)]:
         for node in references_in(one.document):
             one.find(node)
 
@@ -219,12 +221,12 @@ def _is_of_rank(path: str) -> bool:
     return rank is not None and path == rank_file(rank)
 
 
-def _own_state(source: JobCheckpoints, item: CheckpointItem, path: str) -> PlacedTensors:
+def _own_state(reader: CheckpointReader, item: CheckpointItem, path: str) -> PlacedTensors:
     """What is one rank's own, by its file below `ranks/`."""
     beside = item.manifest.entry(path.removesuffix(".json") + ".safetensors")
-    found = [] if beside is None else whole_tensors(source, item, beside)
+    found = [] if beside is None else whole_tensors(reader, item, beside)
     files = {STATE: {one.tensor.name: one for one in found}}
-    return PlacedTensors(read_document(source, item, path), None, files)
+    return PlacedTensors(read_document(reader, item, path), None, files)
 
 
 def world_size(manifest: Manifest) -> int | None:
@@ -241,7 +243,7 @@ def by_place(state: PlacedTensors) -> dict[str, StoredTensor]:
     optimizer's groups, whether the checkpoint has it by name or by number.
     """
     found = {}
-    for path, node in tensors_in(at(state.tree, STATE_DICT), (STATE_DICT,)):
+    for path, node in tensors_in(at(state.tree, weights_entry(state.tree)), (WEIGHTS_KEY,)):
         found[_dotted(path)] = state.find(node)
     optimizers = at(state.tree, OPTIMIZERS)
     for number, optimizer in enumerate(optimizers if isinstance(optimizers, list) else ()):

@@ -28,9 +28,9 @@ from bt_lightning.restore.optimizer_states import OPTIMIZERS, numbered, with_key
 from bt_lightning.restore.read_documents import load_file
 from bt_lightning.restore.saved_tensors import SavedTensor, read_whole
 from bt_lightning.restore.unloaded_value import UnloadedValue
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, FilesReader
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

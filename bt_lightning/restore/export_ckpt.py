@@ -18,9 +18,9 @@ from bt_lightning.restore.decode_tree import names_needed_on_host
 from bt_lightning.restore.load_checkpoint import TreeLoading, load_checkpoint
 from bt_lightning.restore.saved_tensors import open_tensors, read_whole, referenced
 from bt_lightning.restore.weights_without_base import WeightsWithoutBase
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 from bt_lightning.snapshot.state_pickle import pickle_state
 from bt_lightning.snapshot.torch_file import lay_out_storages, without_storages
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.restore.weights_without_base import load_base_table
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.dtypes import plain_dtype
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

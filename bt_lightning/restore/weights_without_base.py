@@ -12,8 +12,8 @@ from bt_lightning.path_layout import BASE
 from bt_lightning.restore.read_tensors import read_whole_file
 from bt_lightning.snapshot.base_table import BaseTable
 from bt_lightning.snapshot.dtypes import plain_dtype
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 from bt_lightning.snapshot.tensor_digests import all_threads, tensor_digests
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

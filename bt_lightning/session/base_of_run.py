@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.restore.weights_without_base import WeightsWithoutBase
 from bt_lightning.session.frozen_base import FrozenBase
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

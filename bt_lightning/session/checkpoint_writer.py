@@ -17,8 +17,8 @@ from bt_lightning.session.snapshot_writer import SnapshotWriter
 from bt_lightning.session.unsafe_state_warnings import unsafe_state_warnings
 from bt_lightning.snapshot.base_table import BaseChangedError
 from bt_lightning.snapshot.class_allowlist import ClassTable
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 from bt_lightning.snapshot.state_files import EncodingCache, Snapshot, lay_out_files
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,9 +15,9 @@ import torch
 from bt_lightning.restore.weights_without_base import base_tensors, beside, check_base
 from bt_lightning.snapshot.base_table import BaseTable, BaseTensor, LeftOut
 from bt_lightning.snapshot.dtypes import is_quantized
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
 from bt_lightning.snapshot.host_copies import write_counts
 from bt_lightning.snapshot.tensor_digests import all_threads, tensor_digests
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,13 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bt_lightning.snapshot.dtypes import SAFETENSORS
 from bt_lightning.snapshot.safetensors_layout import header_row
 from bt_lightning.snapshot.tensor_address import tensor_address
+from bt_lightning.tree_document import OTHER_WEIGHTS_KEYS, WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from bt_lightning.snapshot.safetensors_layout import Row
     from bt_lightning.snapshot.tensor_address import TensorAddress
 
-WEIGHTS_KEY: Final = "state_dict"
-"""The entry of a Lightning checkpoint whose tensors are the model's weights."""
-_OTHER_KEYS: Final = ("model", "module", "net", "network")
-"""Names of that entry in checkpoints that scripts save with Fabric."""
 _GROUP_DEPTH = 3
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
@@ -85,7 +82,7 @@ class Fragment:
 
 def weights_key(checkpoint: Mapping[str, Any]) -> str:
     """The entry of `checkpoint` whose tensors are the model's weights."""
-    names = () if WEIGHTS_KEY in checkpoint else _OTHER_KEYS
+    names = () if WEIGHTS_KEY in checkpoint else OTHER_WEIGHTS_KEYS
     return next((name for name in names if _is_flat(checkpoint.get(name))), WEIGHTS_KEY)
 
 

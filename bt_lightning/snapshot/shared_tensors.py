@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.path_layout import ADAPTER, STATE, WEIGHTS
-from bt_lightning.snapshot.encoding_cache import WEIGHTS_KEY
+from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -28,8 +28,9 @@ class HeaderLimits:
 
 OF_ANYBODY: Final = HeaderLimits(12_000_000, 300_000, 600_000)
 """Of a file that anybody may have written: enough for a hundred thousand tensors."""
-OF_SHARDS: Final = HeaderLimits(96_000_000, 3_000_000, 9_000_000)
-"""Of a rank's file, whose bytes were compared with digests: it says of each tensor twice."""
+OF_SHARDS: Final = HeaderLimits(256 * 1024 * 1024, 6_000_000, 18_000_000)
+"""Of a rank's file, whose bytes were compared with digests, as loads take it: twice as many tensors
+as an index of shards can have, each of which it names twice."""
 MOST_SIDES: Final = 64
 """Dimensions of a shape, as in torch."""
 BITS: Final = {

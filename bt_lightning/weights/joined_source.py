@@ -60,7 +60,7 @@ class JoinedSource:
         self._reader = source.reader(item)
         self._manifest = found.manifest
         self._entries = {entry.path: entry for entry in serving_entries(found.manifest)}
-        state = read_state(source, item)
+        state = read_state(self._reader, item)
         plans, self._small = plan_serving_files(source, item, state, MOST_FILE_BYTES)
         self._plans = {plan.path: plan for plan in plans}
 

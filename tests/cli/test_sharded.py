@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -132,6 +133,27 @@ def test_diff_with_weights_of_another_program(cli, root, tmp_path):
     assert "the same" in cli(*args).stdout
 
 
+def test_diff_with_its_own_export_has_tied_weights_once(cli, root, tmp_path):
+    args = ("checkpoints", "export", "checkpoint-4", "--dir", root, "--to", "hf", "--output")
+    cli(*args, tmp_path / "hf")
+    joined = tmp_path / "hf/model.safetensors"
+    for pair in (("checkpoint-4", joined), (joined, "checkpoint-4")):
+        assert "the same" in cli("checkpoints", "diff", *pair, "--dir", root).stdout
+
+
+def test_a_folder_of_shards_without_a_manifest_is_no_checkpoint(cli, root, tmp_path):
+    shutil.copytree(root / "checkpoint-4", tmp_path / "copy/checkpoint-4")
+    (tmp_path / "copy/checkpoint-4/bt_manifest.json").unlink()
+    said = cli("checkpoints", "list", "--dir", tmp_path / "copy")
+    assert "No checkpoints" in said.stdout
+    assert "bt_manifest.json is missing" in " ".join(said.stderr.split())
+    folder = tmp_path / "copy/checkpoint-4"
+    out = ("--to", "hf", "--output", tmp_path / "out")
+    for command, code in ((("verify", folder), 12), (("export", folder, *out), 10)):
+        found = cli("checkpoints", *command, code=code)
+        assert "bt_manifest.json" in " ".join(found.output.split())
+
+
 def test_verify_says_whole_and_counts_ranks(cli, root):
     said = cli("checkpoints", "verify", "--dir", root).stdout
     assert "in shards of 4 ranks" in said
@@ -246,6 +268,9 @@ def test_download_of_what_one_rank_needs(cli, tmp_path):
     assert shards == {f"shard-0000{rank}-of-00004.safetensors" for rank in (0, 2)}
     assert "ranks/00001.json" not in found
     assert "bt_manifest.json" not in found
+    none = cli(*args, tmp_path / "y", "--rank", "2", "--include", "ranks/00003.json", code=10)
+    assert "rank 2" in none.stderr
+    assert not (tmp_path / "y/checkpoint-4").exists()
     assert "0 to 3" in cli(*args, tmp_path / "x", "--rank", "4", code=2).stderr
     BTCheckpointIO().save_checkpoint(state_of(numbered=True), root / "full")
     args = ("checkpoints", "download", "full", "--dir", root, "--rank", "0")

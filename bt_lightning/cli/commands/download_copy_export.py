@@ -31,7 +31,8 @@ _target_option = click.option(
     "--rank",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Of a sharded checkpoint, what this rank needs: its shard and what all share.",
+    help="Of a sharded checkpoint, what this rank needs: its shard and what all share. Without the"
+    " rest these are files, and no checkpoint that loads.",
 )
 def download(
     checkpoints: tuple[str, ...],
@@ -55,8 +56,7 @@ def download(
     for source, item in some_checkpoints(target, checkpoints or ("latest",)):
         entries = wanted(item.manifest, include, exclude)
         if rank is not None:
-            of_rank = entries_of_rank(source, item, rank)
-            entries = [entry for entry in entries if entry in of_rank]
+            entries = entries_of_rank(source, item, rank, entries)
         size = sum(entry.size for entry in entries)
         with progress(item.name, size) as on_bytes:
             final = download_item(source, item, target_directory, entries, on_bytes)

@@ -12,7 +12,7 @@ from rich.text import Text
 from bt_lightning.cli.explore.view_text import tensor_lines, whole_tensor_lines
 from bt_lightning.cli.render.text import human_size, printable
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
-from bt_lightning.manage.verified_reads import read_file
+from bt_lightning.manage.verified_reads import open_reader, read_file
 from bt_lightning.manage.whole_tensors import read_shards
 from bt_lightning.path_layout import SHARDS
 
@@ -43,11 +43,12 @@ def file_lines(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -
         CheckpointError: the file cannot be read, or is damaged.
     """
     if entry.path == SHARDS and item.manifest.is_sharded:
-        return whole_tensor_lines(
-            list(read_shards(source, item, is_verified=False).tensors.values())
-        )
+        with open_reader(source, item) as reader:
+            shards = read_shards(reader, item, is_verified=False)
+        return whole_tensor_lines(list(shards.tensors.values()))
     if has_tensors(entry.path):
-        return tensor_lines(tensors_of(source, item, entry))
+        with open_reader(source, item) as reader:
+            return tensor_lines(tensors_of(reader, item, entry))
     if entry.size >= _MAX_TEXT_BYTES:
         size = human_size(entry.size)
         return [Text(f"{size} are not shown here: right, in the list, shows its URL")]

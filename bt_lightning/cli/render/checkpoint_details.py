@@ -14,6 +14,7 @@ from bt_lightning.cli.render.text import human_size, printable
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.compare_tensors import compare_items
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
+from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manage.whole_tensors import read_shards
 from bt_lightning.path_layout import SHARDS
 from bt_lightning.tensor_files.tensor_headers import by_module
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.tensor_bytes import StoredTensor
     from bt_lightning.manifest import Manifest
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.tensor_files.tensor_headers import Difference, Tensor
 
 _MAX_ROWS = 1000
@@ -180,11 +182,16 @@ def _files(item: CheckpointItem) -> list[dict[str, Any]]:
 
 def _tensors(source: JobCheckpoints, item: CheckpointItem) -> list[ShownTensor]:
     """The tensors of all files; those in shards whole."""
+    with open_reader(source, item) as reader:
+        return _tensors_of(reader, item)
+
+
+def _tensors_of(reader: CheckpointReader, item: CheckpointItem) -> list[ShownTensor]:
     found: list[ShownTensor] = []
     of_ranks: set[str] = set()
     if item.manifest.is_sharded:
         try:
-            shards = read_shards(source, item, is_verified=False)
+            shards = read_shards(reader, item, is_verified=False)
         except CheckpointCorruptError as error:
             click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
         else:
@@ -193,7 +200,7 @@ def _tensors(source: JobCheckpoints, item: CheckpointItem) -> list[ShownTensor]:
     for entry in item.manifest.files:
         if has_tensors(entry.path) and entry.path not in of_ranks:
             try:
-                header = tensors_of(source, item, entry)
+                header = tensors_of(reader, item, entry)
             except CheckpointCorruptError as error:
                 click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
             else:
