@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.localdir.commit import commit
 from bt_lightning.localdir.gather_directory import GatherDirectory
-from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
+from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint, read_manifest
 from bt_lightning.manage.saved_tree import NOT_PLAIN, plain_value
 from bt_lightning.manifest import ManifestFacts
-from bt_lightning.path_layout import SHARDS, TREE
+from bt_lightning.path_layout import SHARDS, TREE, job_prefix
 from bt_lightning.sharding.gather_verdict import GatherVerdict
 from bt_lightning.sharding.save_part import PartRecord, SaveHead, SaveKey, SavePart
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 from tests.sharding.sharded_checkpoints import (
     by_rows,
     by_rows_and_columns,
@@ -253,6 +255,17 @@ def test_verify_takes_keys_of_a_state_for_no_kinds(cli, tmp_path, name):
 def test_a_number_that_is_none_is_no_plain_value():
     for content in (["nan"], {"nan": 1}, "what", None):
         assert plain_value({"$": "float", "v": content}) is NOT_PLAIN
+
+
+def test_show_says_which_shard_is_gone_from_a_store(cli, root, tmp_path):
+    store, final = LocalStore(tmp_path / "store"), root / "checkpoint-4"
+    prefix = job_prefix("p", "j", 0)
+    publish(store, prefix, LocalCheckpoint(final, read_manifest(final)))
+    gone = "shard-00002-of-00004.safetensors"
+    store.delete([f"{prefix}/checkpoint-4/{gone}"])
+    shown = cli("checkpoints", "show", "bt://p@j/checkpoint-4", "--store", store.name)
+    assert gone in " ".join(shown.stderr.split())
+    assert "4 shards of 4 ranks" in shown.stdout
 
 
 def test_download_of_what_one_rank_needs(cli, tmp_path):

@@ -11,7 +11,7 @@ import click
 from bt_lightning.cli.render.checkpoint_table import records
 from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
 from bt_lightning.cli.render.text import human_size, printable
-from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.manage.compare_tensors import compare_items
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
 from bt_lightning.manage.verified_reads import open_reader
@@ -192,7 +192,7 @@ def _tensors_of(reader: CheckpointReader, item: CheckpointItem) -> list[ShownTen
     if item.manifest.is_sharded:
         try:
             shards = read_shards(reader, item, is_verified=False)
-        except CheckpointCorruptError as error:
+        except (CheckpointCorruptError, CheckpointNotFoundError) as error:
             click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
         else:
             of_ranks = {*shards.index.files.values()}
@@ -201,7 +201,7 @@ def _tensors_of(reader: CheckpointReader, item: CheckpointItem) -> list[ShownTen
         if has_tensors(entry.path) and entry.path not in of_ranks:
             try:
                 header = tensors_of(reader, item, entry)
-            except CheckpointCorruptError as error:
+            except (CheckpointCorruptError, CheckpointNotFoundError) as error:
                 click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
             else:
                 found += [ShownTensor(entry.path, tensor, None) for tensor in header.tensors]

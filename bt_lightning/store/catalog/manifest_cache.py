@@ -86,8 +86,8 @@ class ManifestCache:
                     left = _MOST_BYTES
                     stream.write(_MAGIC)
                     for meta, data in self._used.values():
-                        left -= len(data)
-                        if left > 0:
+                        if len(data) < left:  # one of a thousand ranks leaves room for small ones
+                            left -= len(data)
                             stream.write(_record(self._prefix_url, meta.encode(), data))
                 Path(draft).replace(self._file)
             except BaseException:
