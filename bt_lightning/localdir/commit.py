@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointExistsError
 from bt_lightning.localdir.atomic_directory import publish_directory, temporary
-from bt_lightning.localdir.fsync import sync_directory, write_file
+from bt_lightning.localdir.fsync import sync_folders, write_file
 from bt_lightning.localdir.list_and_verify_checkpoints import manifest_directories
 from bt_lightning.localdir.small_files import replace_small
 from bt_lightning.path_layout import DOT_DIR, MANIFEST
@@ -61,8 +60,7 @@ def commit_files(
             target = built / path
             target.parent.mkdir(parents=True, exist_ok=True)
             entries.append(write(target, path))
-        for folder in {parent for path in files for parent in PurePosixPath(path).parents}:
-            sync_directory(built / folder)
+        sync_folders(built, files)
         manifest = describe(tuple(entries))
         write_file(built / MANIFEST, MANIFEST, [manifest.to_bytes()])
         publish_directory(built, final, root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from bt_lightning.localdir.digest import Hasher
@@ -33,6 +34,12 @@ def sync_directory(path: Path) -> None:
     """Make the entries of the directory `path` durable."""
     with open_directory(path) as descriptor:
         os.fsync(descriptor)
+
+
+def sync_folders(root: Path, paths: Iterable[str]) -> None:
+    """Make the entries of all folders durable in which the files `paths` below `root` lie."""
+    for folder in {parent for path in paths for parent in PurePosixPath(path).parents}:
+        sync_directory(root / folder)
 
 
 def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> FileEntry:

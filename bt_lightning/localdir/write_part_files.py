@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from bt_lightning.localdir.fsync import sync_directory, write_file
+from bt_lightning.localdir.fsync import sync_folders, write_file
 from bt_lightning.localdir.gather_directory import GatherDirectory
 from bt_lightning.path_layout import check_member
 from bt_lightning.sharding.save_part import PartRecord
@@ -40,8 +40,7 @@ def write_part_files(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             entries.append(write_file(target, path, pieces()))
-        for each in {(folder / path).parent for path in files} | {folder}:
-            sync_directory(each)
+        sync_folders(folder, files)
         host = socket.gethostname()
         record = PartRecord(part=part, host=host, files=tuple(entries), head=head)
         place.put(record)

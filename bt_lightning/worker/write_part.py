@@ -24,7 +24,7 @@ from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full, planned
 from bt_lightning.localdir.event_log import note
-from bt_lightning.localdir.fsync import sync_directory
+from bt_lightning.localdir.fsync import sync_folders
 from bt_lightning.part_messages import AwaitParts, MissPart, PartDurable
 from bt_lightning.path_layout import check_member
 from bt_lightning.sharding.save_part import PartRecord, SaveHead
@@ -295,8 +295,7 @@ class PartWriter:
                     end = image.offset + -(-image.size // BLOCK) * BLOCK
                     entry = write_image(target, image.path, memory[image.offset : end], image.size)
                 entries.append(entry)
-        for path in {(folder / image.path).parent for image in job.files} | {folder}:
-            sync_directory(path)
+        sync_folders(folder, [image.path for image in job.files])
         written = {}
         for image, entry in zip(job.files, entries, strict=True):
             path = folder / image.path

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bt_lightning.errors import CheckpointCorruptError, InvalidSettingError
-from bt_lightning.localdir import atomic_directory, gather_directory, gather_locks
+from bt_lightning.localdir import atomic_directory, fsync, gather_directory, gather_locks
 from bt_lightning.localdir.atomic_directory import gathers, sweep
 from bt_lightning.localdir.end_gathers import end_gathers
 from bt_lightning.localdir.gather_checks import manifest_of_gather
@@ -361,3 +361,19 @@ def test_nothing_is_decided_that_cannot_get_its_name(tmp_path):
     records = place.records(write_parts(tmp_path, 1, "best/one"))
     with pytest.raises(InvalidSettingError, match="is on another volume than /proc/self"):
         manifest_of_gather(tmp_path, Path("/proc/self"), records)
+
+
+def test_every_folder_of_a_part_is_durable_before_its_record(tmp_path, monkeypatch):
+    synced, sync, put = [], fsync.sync_directory, GatherDirectory.put
+
+    def record(place, one):
+        synced.append(one)
+        put(place, one)
+
+    monkeypatch.setattr(fsync, "sync_directory", lambda path: synced.append(path) or sync(path))
+    monkeypatch.setattr(GatherDirectory, "put", record)
+    files = {"a/b/c": lambda: [b"deep"], "d": lambda: [b"flat"]}
+    written = write_part_files(tmp_path, part(1, 1), files, None)
+    built = gathers(tmp_path) / part(1, 1).key.folder / "files"
+    before = synced[: synced.index(written)]
+    assert {built, built / "a", built / "a/b"} <= set(before)
