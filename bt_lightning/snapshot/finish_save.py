@@ -6,12 +6,15 @@ import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, TypeVar
 
+from bt_lightning.part_messages import MissPart
 from bt_lightning.snapshot.copy_threads import copy_threads
+from bt_lightning.snapshot.save_record import torn_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import ThreadPoolExecutor
 
+    from bt_lightning.sharding.save_part import MissingCause
     from bt_lightning.snapshot.base_table import LeftOut
     from bt_lightning.snapshot.copy_and_torn_check import Capture
     from bt_lightning.snapshot.save_record import SaveRecord
@@ -47,20 +50,26 @@ class SaveFinisher:
         """Complete the copy, verify what was left out, and send the commit message to the worker.
 
         The future has the error of either, `BaseChangedError` if something else was left out than
-        the base; after one nothing is committed.
+        the base; after one nothing is committed, and of a part all ranks are told.
         """
         returned = time.perf_counter()
 
         def copy() -> None:
-            if not capture.done:
-                wait([pages_ready])  # copying into unpopulated pages is slower
-                capture.finish()
+            try:
+                if not capture.done:
+                    wait([pages_ready])  # copying into unpopulated pages is slower
+                    capture.finish()
+            except BaseException as error:
+                self._miss(message, f"{type(error).__name__}: {error}", "failed")
+                raise
             record.copy_ms = 1000 * max(0.0, capture.ended_at - returned)
             if left_out is None:
                 commit()
 
         def commit() -> None:
-            if not capture.torn:
+            if capture.torn:
+                self._miss(message, str(torn_error(record)), "torn")
+            else:
                 self._worker.commit(message)
 
         copied = self._copies.submit(copy)
@@ -94,6 +103,12 @@ class SaveFinisher:
         self._copies.shutdown()
         if self._checks is not None:
             self._checks.shutdown()
+
+    def _miss(self, message: CommitImage, why: str, cause: MissingCause) -> None:
+        """Let the other ranks know at once, whatever the training thread is doing."""
+        number, part = message.number, message.part
+        if part is not None:
+            self._worker.commit(MissPart(number=number, part=part, why=why, cause=cause))
 
     def _check(self, act: Callable[[], None], left_out: LeftOut) -> Future[None]:
         if self._checks is None:

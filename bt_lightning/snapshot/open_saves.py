@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import TornSnapshotError
 from bt_lightning.part_messages import AwaitParts, MissPart, PartDurable
 from bt_lightning.snapshot.save_record import torn_error
 from bt_lightning.worker_messages import CommitFailed, Withdrawn
@@ -36,18 +35,13 @@ class OpenSaves:
         """Those whose copy may be in progress."""
         self.in_arena: set[int] = set()
         """Numbers of those whose arena is not free."""
-        self._parts: dict[int, SavePart] = {}
         self._ended: list[tuple[SaveRecord, SaveOutcome]] = []
 
-    def add(
-        self, record: SaveRecord, part: SavePart | None, future: Future[None], capture: Capture
-    ) -> None:
+    def add(self, record: SaveRecord, future: Future[None], capture: Capture) -> None:
         """Add a save that is being copied; `future` is done when the worker has it."""
         self.records[record.number] = record
         self.in_arena.add(record.number)
         self.copies[record.number] = (future, capture, record)
-        if part is not None:
-            self._parts[record.number] = part
 
     def add_written(self, record: SaveRecord, part: SavePart, began: float) -> None:
         """Add a save whose part this process has written; `began` as in `CommitImage`."""
@@ -67,7 +61,6 @@ class OpenSaves:
         if isinstance(event, PartDurable):
             return
         record = self.records.pop(event.number)
-        self._parts.pop(event.number, None)
         if isinstance(event, Withdrawn):
             record.decision = "replaced"
             self._ended.append((record, None))
@@ -88,8 +81,6 @@ class OpenSaves:
             self.records.pop(number, None)
             self._free(number)
             error = raised if isinstance(raised, Exception) else torn_error(record)
-            cause: MissingCause = "torn" if isinstance(error, TornSnapshotError) else "dropped"
-            self.miss(number, self._parts.pop(number, None), str(error), cause)
             self._ended.append((record, error))
 
     @property

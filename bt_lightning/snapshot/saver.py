@@ -126,6 +126,8 @@ class Saver:
             self.finish_copy()
             slot = self._slot(record)
             if slot is None:
+                if part is not None:  # the other ranks save, and may have to agree on it
+                    lay_out(self._cache)
                 record.snapshot, record.decision = "none", "skipped"
                 record.call_ms = 1000 * (time.perf_counter() - started)
                 self.open.miss(record.number, part, "the save before was not written", "dropped")
@@ -140,12 +142,11 @@ class Saver:
         record.bytes = sum(image.size for image in message.files)
         capture, pages_ready = self._previous.capture, self._arenas.pages_ready(self._previous.slot)
         record.call_ms = 1000 * (time.perf_counter() - started)
-        left_out = self._previous.snapshot.left_out
+        snapshot = self._previous.snapshot
         if part is not None:
-            part = part.of_state(self._previous.snapshot.fingerprint, record.step)
-            message = replace(message, part=part)
-        future = self._finisher.finish(capture, message, record, pages_ready, left_out)
-        self.open.add(record, part, future, capture)
+            message = replace(message, part=part.of_state(snapshot.fingerprint, record.step))
+        future = self._finisher.finish(capture, message, record, pages_ready, snapshot.left_out)
+        self.open.add(record, future, capture)
         if not capture.done and record.snapshot != "shared":
             self._copying = (capture, record)
         return record
@@ -171,9 +172,7 @@ class Saver:
         self._arenas.use(slot, record.number)
         record.snapshot = capture.kind
         images = placement.images(record.number)
-        tensor_images = {
-            image.path: image for image in images if image.path in snapshot.tensor_files
-        }
+        tensor_images = {one.path: one for one in images if one.path in snapshot.tensor_files}
         self._previous = PreviousSnapshot(
             snapshot, placement, capture, arena, slot, tensor_images, placement.end
         )

@@ -45,8 +45,10 @@ class PartFolder(FolderWriter):
 
     fingerprint = "d" * 32
     broken = False
+    taken = 0
 
     def take(self, state, cache=None):
+        self.taken += 1
         if self.broken:
             msg = "there is a value that no file can hold"
             raise UnsupportedStateError(msg)
@@ -262,6 +264,40 @@ def test_a_torn_copy_of_one_rank_makes_all_copy_at_once(ranks):
         assert rank.decisions() == ["torn", "saved"]
 
 
+def test_a_torn_copy_is_told_whatever_the_training_of_that_rank_does(ranks):
+    """As in a long validation: rank 0 would give up on it, and raise."""
+    first, second = ranks(config={"gather_s": 30.0})
+    hold = threading.Event()
+    second.saver._finisher.beside_training(lambda: hold.wait(20))
+    for rank in (first, second):
+        rank.save(1)
+    with torch.no_grad():
+        second.parameter.add_(1)
+    hold.set()
+    with pytest.warns(UserWarning, match="rank 1"):
+        first.end()
+    assert first.decisions() == ["torn"]
+
+
+def test_a_copy_that_fails_on_one_rank_is_raised_on_rank_0(ranks):
+    first, second = ranks()
+    hold = threading.Event()
+    second.saver._finisher.beside_training(lambda: hold.wait(20))
+    for rank in (first, second):
+        rank.save(1)
+
+    def fail(batches):
+        msg = "the device is lost"
+        raise RuntimeError(msg)
+
+    second.saver._copier.run = fail
+    hold.set()
+    with pytest.raises(PartsMissingError, match=r"rank 1 on .*: RuntimeError: the device is lost"):
+        first.end()
+    second.end()
+    assert second.decisions() == ["failed"]
+
+
 def test_a_torn_copy_is_raised_on_rank_0_where_the_user_wants_lazy_copies(ranks):
     first, second = ranks(snapshot="lazy")
     hold = threading.Event()
@@ -280,8 +316,10 @@ def test_rank_0_skips_for_all(ranks):
     first, second = ranks(overlap="skip")
     os.kill(first.worker.pid, signal.SIGSTOP)
     first.save(1)
+    first.saver.state_may_change()
     first.save(2)  # its arena is taken: skipped
     assert first.decisions() == ["skipped"]
+    assert first.writer.taken == 2, "others may have to agree with it on what it skips"
     os.kill(first.worker.pid, signal.SIGCONT)
     second.save(1)
     until(lambda: second.pump(0.0) or not second.saver.open.in_arena)
