@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from lightning.pytorch import Trainer
 
-    from bt_lightning.session.parts_of_run import DrawnPart
+    from bt_lightning.session.draw_part import DrawnPart
     from bt_lightning.snapshot.saver import Saver
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 

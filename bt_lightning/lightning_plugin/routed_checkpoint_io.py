@@ -31,18 +31,20 @@ from bt_lightning.session.checkpoint_paths import (
     local_path,
     reader_of_url,
 )
-from bt_lightning.session.parts_of_run import DrawnPart
+from bt_lightning.session.draw_part import draw_part
 from bt_lightning.session.shared_directory_check import ResumedFrom
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from lightning.pytorch import Trainer
 
     from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.session.bt_and_evicted_paths import Pin, StorePaths
+    from bt_lightning.session.draw_part import DrawnPart
     from bt_lightning.session.rank_session import RankSession
     from bt_lightning.session.snapshot_writer import SnapshotWriter
     from bt_lightning.session.start_point import StartPoint
@@ -118,29 +120,23 @@ class RoutedCheckpointIO(CheckpointIO):
             return
         self._session.save(self.bt_io.writer, checkpoint, self._normalized(path), self.bt_root)
 
-    @contextlib.contextmanager
-    def next_part(self) -> Iterator[DrawnPart]:
-        """This rank's part of the next save, on every rank; `save_part` takes it.
-
-        What fails in the block before that is told to all ranks.
-        """
-        parts = self._session.parts
-        assert parts is not None  # since the session of a sharded strategy was opened
-        drawn = DrawnPart(parts.next())
-        try:
-            yield drawn
-        except BaseException as error:
-            if drawn.part is not None:
-                self._session.miss(drawn.part, error)
-            raise
+    def draw_part(
+        self, refuse: Callable[[BaseException], None]
+    ) -> AbstractContextManager[DrawnPart]:
+        """This rank's part of the next save, as `session.draw_part`; `save_part` takes it."""
+        return draw_part(self._session, refuse)
 
     def save_part(
         self, writer: SnapshotWriter[T], state: T, path: str | Path, drawn: DrawnPart
     ) -> None:
         """Save this rank's part of a checkpoint at a path of `bt_root`; on every rank."""
-        part, drawn.part = drawn.part, None
-        assert part is not None  # there is one save in a block
-        self._session.save(writer, state, self._normalized(path), self.bt_root, part)
+        final = self._normalized(path)
+        self._session.save(writer, state, final, self.bt_root, drawn.take())
+
+    def parts_drawn(self) -> int:
+        """How many saves of parts the run has had, with the one under way; alike on all ranks."""
+        parts = self._session.parts
+        return 0 if parts is None else parts.saves
 
     def id_of(self, path: str | Path) -> str | None:
         """The checkpoint id of a path of `bt_root`; None for a path elsewhere."""

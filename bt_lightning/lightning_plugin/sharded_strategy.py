@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
-    from bt_lightning.session.parts_of_run import DrawnPart
+    from bt_lightning.session.draw_part import DrawnPart
     from bt_lightning.snapshot.saver import Saver
 
 _KINDS = frozenset({"FSDPStrategy", "ModelParallelStrategy"})
@@ -59,7 +59,7 @@ class ShardedStrategy(TakenStrategy):
     def begin_saves(self) -> ShardWriter:
         """Called on every rank when the state is restored: from now on it saves parts."""
         io, ranks = self._io.bt_io, ranks_of(self._trainer)
-        self._exchange = ShardExchange(ranks)
+        self._exchange = ShardExchange(ranks, self._io.parts_drawn)
         self.writer = ShardWriter(self._exchange, io.classes)
         self.writer.origin, self.writer.trusted = io.writer.origin, io.writer.trusted
         self.writer.live_objects = io.writer.live_objects
@@ -69,7 +69,8 @@ class ShardedStrategy(TakenStrategy):
         """Called when the state has another structure: let the ranks tell of it beside training."""
         module, optimizers = self._module, self._trainer.optimizers
         saver.prepare(state_size(module, optimizers))
-        if self.writer is not None:
+        # with FSDP1 ranks communicate, and come here by what each trains of the flat parameters
+        if self.writer is not None and not is_fsdp1(module):
             self.writer.begin(live_state(module, optimizers))
 
     def give_back(self) -> None:
@@ -84,6 +85,10 @@ class ShardedStrategy(TakenStrategy):
         return self._load(path, optimizers=False)
 
     # a save
+
+    def _refuse(self, error: BaseException) -> None:
+        if self.writer is not None:
+            self.writer.refuse(error)
 
     def _lightning_module_state_dict(self) -> dict[str, Any]:
         """The live tensors, which callbacks see in `checkpoint["state_dict"]`."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.routed_checkpoint_io import RoutedCheckpointIO
-    from bt_lightning.session.parts_of_run import DrawnPart
+    from bt_lightning.session.draw_part import DrawnPart
     from bt_lightning.snapshot.saver import Saver
 
 _KEY = "bt_lightning_taken_over"
@@ -98,10 +98,14 @@ class TakenStrategy(ABC):
             self._save(filepath, *args, **kwargs)
             return
         try:
-            with self._io.next_part() as self._saving:  # before hooks, which may fail on one rank
+            # before hooks, which may fail on one rank
+            with self._io.draw_part(self._refuse) as self._saving:
                 self._save(filepath, *args, **kwargs)
         finally:
             self._saving, self._weights = None, {}
+
+    def _refuse(self, error: BaseException) -> None:
+        """A save failed on this rank before it had its part: let no rank wait for its word."""
 
     def _save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None

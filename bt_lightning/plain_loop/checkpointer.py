@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,12 +17,14 @@ from bt_lightning.session.states_of_ranks import states_of_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import timedelta
     from types import TracebackType
 
     from typing_extensions import Self
 
     from bt_lightning.retention import RetentionPolicy
+    from bt_lightning.session.draw_part import DrawnPart
 
 S = TypeVar("S", bound=dict[str, Any])
 
@@ -120,6 +123,7 @@ class Checkpointer:
             if run.start.path is not None:
                 state.update(parts.load_start(found))
             loop.begin(found)
+            loop.look(found)
             return state
         if model is not None:
             base.note(model, self._writer, run.ranks)
@@ -156,26 +160,29 @@ class Checkpointer:
             RankLostError: another rank is gone.
         """
         loop, found = self._running(), LoopState.of(state)
-        run = loop.run
-        step = argument_checks.whole("step", step, 0)
-        epoch = argument_checks.whole("epoch", epoch, 0)
-        numbers = {name: float(value) for name, value in (metrics or {}).items()}
-        parts, name = loop.parts_of(found), f"{PREFIX}{step}"
-        loop.begin(found)
-        saves = run.session.saves
-        if saves is not None:
-            saves.saver.state_may_change()  # since the last save, whatever the loop did
-        facts = {"metrics": numbers, "origin": {"world_size": run.ranks.world_size}}
-        counted = {"step": step, "epoch": epoch, EXTRA: facts}
-        if parts is not None:
-            parts.save(found, name, counted, exact=run.options.exact)
-        else:
-            mine = found.of_this_rank(exact=run.options.exact)
-            ranks = states_of_ranks(mine, loop.exchange)
-            if ranks is None:
-                return
-            checkpoint = {**counted, **found.checkpoint(ranks)}
-            run.session.save(self._writer, checkpoint, run.root / name, run.root)
+        run, parts = loop.run, loop.parts_of(found)
+        drawing: AbstractContextManager[DrawnPart | None]
+        drawing = contextlib.nullcontext() if parts is None else parts.draw()
+        with drawing as drawn:  # before what may fail on one rank alone
+            step = argument_checks.whole("step", step, 0)
+            epoch = argument_checks.whole("epoch", epoch, 0)
+            numbers = {name: float(value) for name, value in (metrics or {}).items()}
+            name = f"{PREFIX}{step}"
+            loop.begin(found)
+            saves = run.session.saves
+            if saves is not None:
+                saves.saver.state_may_change()  # since the last save, whatever the loop did
+            facts = {"metrics": numbers, "origin": {"world_size": run.ranks.world_size}}
+            counted = {"step": step, "epoch": epoch, EXTRA: facts}
+            if parts is not None and drawn is not None:
+                parts.save(found, name, counted, drawn, exact=run.options.exact)
+            else:
+                mine = found.of_this_rank(exact=run.options.exact)
+                ranks = states_of_ranks(mine, loop.exchange)
+                if ranks is None:
+                    return
+                checkpoint = {**counted, **found.checkpoint(ranks)}
+                run.session.save(self._writer, checkpoint, run.root / name, run.root)
         if run.ranks.is_zero:
             loop.keep(name, step, numbers)
 

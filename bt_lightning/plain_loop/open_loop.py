@@ -62,6 +62,9 @@ class OpenLoop:
         """Every rank: the state is restored; from now on saves are snapshots. Idempotent."""
         optimizers = list(state.optimizers.values())
         self.run.begin(lambda: optimizers, state.device)
+
+    def look(self, state: LoopState) -> None:
+        """Every rank, between saves: let the ranks tell of what lies on all of them."""
         if self._parts is not None:
             self._parts.look(state)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.session.checkpoint_writer import EXTRA
+from bt_lightning.session.draw_part import draw_part
 from bt_lightning.session.load_in_place import LoadInPlace
 from bt_lightning.session.load_start_point import open_start_point, trusted
 from bt_lightning.session.shard_exchange import ShardExchange
@@ -18,7 +19,10 @@ from bt_lightning.session.states_of_ranks import OWN, on_cpu
 from bt_lightning.snapshot.local_shards import is_dtensor, live_state
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from bt_lightning.plain_loop.loop_state import LoopState
+    from bt_lightning.session.draw_part import DrawnPart
     from bt_lightning.session.running_session import RunningSession
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
@@ -57,7 +61,7 @@ class ShardedLoop:
         """
         self._run = run
         run.session.share(run.root, run.ranks, run.start)
-        self._exchange = ShardExchange(run.ranks)
+        self._exchange = ShardExchange(run.ranks, self._drawn)
         self.writer = ShardWriter(self._exchange)
         self.writer.trusted = run.options.own_weights_only is False
         self._state: LoopState | None = None
@@ -111,22 +115,26 @@ class ShardedLoop:
             self._known = known
             self.writer.begin(live_state(self._state.main_model, optimizers))
 
-    def save(self, found: LoopState, name: str, facts: dict[str, Any], *, exact: bool) -> None:
+    def draw(self) -> AbstractContextManager[DrawnPart]:
+        """Every rank: begin a save, before anything that may fail on one rank alone."""
+        return draw_part(self._run.session, self.writer.refuse)
+
+    def save(
+        self, found: LoopState, name: str, facts: dict[str, Any], drawn: DrawnPart, *, exact: bool
+    ) -> None:
         """Every rank: save its part of the checkpoint `name`; `facts` are its counters and ours."""
-        run, parts = self._run, self._run.session.parts
-        assert parts is not None  # since `share`
-        part = parts.next()  # first, so that every rank counts a save that fails on one of them
-        try:
-            mine = on_cpu(found.of_this_rank(exact=exact))
-            checkpoint = {
-                **facts,
-                **found.checkpoint_of_parts(),
-                EXTRA: {**facts[EXTRA], OWN: mine},
-            }
-        except BaseException as error:
-            run.session.miss(part, error)
-            raise
-        run.session.save(self.writer, checkpoint, run.root / name, run.root, part)
+        run, self._state = self._run, found
+        mine = on_cpu(found.of_this_rank(exact=exact))
+        checkpoint = {
+            **facts,
+            **found.checkpoint_of_parts(),
+            EXTRA: {**facts[EXTRA], OWN: mine},
+        }
+        run.session.save(self.writer, checkpoint, run.root / name, run.root, drawn.take())
+
+    def _drawn(self) -> int:
+        parts = self._run.session.parts
+        return 0 if parts is None else parts.saves
 
     def close(self) -> None:
         """Every rank: the loop is over."""

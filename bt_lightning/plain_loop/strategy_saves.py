@@ -70,20 +70,24 @@ class StrategySaves:
         if name is None or parts is None:
             self._stock[_SAVE](path, state, *args, **more)
             return
-        if any(one is not None for one in (*args, *more.values())):
-            msg = f"a save to {path} takes no filter and no storage options: save less of it"
-            raise InvalidSettingError(msg)
-        optimizers = list(found.optimizers.values())
-        self._run.begin(lambda: optimizers, found.device)
-        self._run.session.boundary()  # since the last save, the loop may have changed anything
-        parts.look(found)
+        with parts.draw() as drawn:
+            if any(one is not None for one in (*args, *more.values())):
+                msg = f"a save to {path} takes no filter and no storage options: save less of it"
+                raise InvalidSettingError(msg)
+            optimizers = list(found.optimizers.values())
+            self._run.begin(lambda: optimizers, found.device)
+            self._run.session.boundary()  # since the last save, the loop may have changed anything
+            parts.save(found, name, self._facts(found), drawn, exact=False)
+
+    def _facts(self, found: LoopState) -> dict[str, Any]:
+        """What a checkpoint says beside the state: the counters of the script, and ours."""
         facts = {EXTRA: {"origin": {"world_size": self._run.ranks.world_size}}}
         counts = {  # those of other names are among the plain values only
             key: each
             for key, each in found.values.items()
             if isinstance(each, int) and key not in ENTRIES
         }
-        parts.save(found, name, {**counts, **facts}, exact=False)
+        return {**counts, **facts}
 
     def load(
         self,

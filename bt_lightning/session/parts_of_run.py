@@ -59,14 +59,6 @@ class PartsOfRun:
         return SavePart(key=key, rank=self.rank, world_size=size, fingerprint=_NOT_LAID_OUT)
 
 
-@dataclass(slots=True)
-class DrawnPart:
-    """A rank's part of a save that is being collected."""
-
-    part: SavePart | None
-    """None once the session has it, which then tells what becomes of it."""
-
-
 def shortly(left_s: Callable[[], float]) -> Callable[[], float]:
     """The seconds left for the parts of other ranks, of a run that failed: they may be dead.
 

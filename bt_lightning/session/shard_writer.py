@@ -6,10 +6,10 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.errors import CheckpointError
 from bt_lightning.session.checkpoint_writer import CheckpointWriter
 from bt_lightning.session.manifest_facts import package_versions
 from bt_lightning.snapshot.encoding_cache import weights_key
+from bt_lightning.snapshot.local_states import refuse_local_states
 from bt_lightning.snapshot.shard_encoding import OPTIMIZERS
 from bt_lightning.snapshot.shard_files import PlannedPart, encode_part, lay_out_part
 from bt_lightning.snapshot.state_files import EncodingCache
@@ -67,7 +67,7 @@ class ShardWriter(CheckpointWriter):
             package_versions()  # it keeps them
             cache = EncodingCache()
             encoded = encode_part(aliases, cache)
-            planned = PlannedPart(agree(encoded.held.table), self._exchange.rank)
+            planned = PlannedPart(agree(_table(aliases, encoded)), self._exchange.rank)
             lay_out_part(encoded, planned, cache)
             cache.prepare_parts()
             return cache, encoded, planned
@@ -88,10 +88,12 @@ class ShardWriter(CheckpointWriter):
         try:
             encoded = encode_part(state, cache)
             known = self._planned is not None and encoded.held.key == self._key
-            table = {} if known else encoded.held.table
-        except CheckpointError as error:
+            table = {} if known else _table(state, encoded)
+        except Exception as error:
             self._exchange.refuse(error)
             raise
+        if known:
+            self._exchange.go_on()
         planned = self._plan(encoded.held.key, table)
         snapshot = lay_out_part(encoded, planned, cache)
         if planned.rank == 0:
@@ -100,6 +102,10 @@ class ShardWriter(CheckpointWriter):
             self._shards = planned.index(encoded.tied)[0].facts
             self._warn_once(snapshot)
         return snapshot
+
+    def refuse(self, error: BaseException) -> None:
+        """Let no rank wait for what this one would say at a save that failed before `take`."""
+        self._exchange.refuse(error)
 
     def facts(self, state: dict[str, Any], snapshot: Snapshot) -> ManifestFacts:
         """The manifest's facts about `state`; those of rank 0 count."""
@@ -119,17 +125,29 @@ class ShardWriter(CheckpointWriter):
         early, self._early = self._early, None
         if early is None:
             return
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(Exception):
             found, encoded, self._planned = self._exchange.result(early)
             self._key = encoded.held.key
             cache.fragments, cache.plans, cache.parts = found.fragments, found.plans, found.parts
+
+
+def _table(state: Mapping[str, Any], encoded: EncodedPart) -> Table:
+    """What this rank holds of a state of another structure."""
+    refuse_local_states(state.get(weights_key(state), {}), state.get(OPTIMIZERS, ()))
+    return encoded.held.table
 
 
 def _aliases(state: Mapping[str, Any]) -> dict[str, Any]:
     """The groups of the state in dicts of our own, for another thread; of live tensors."""
     key = weights_key(state)
     groups = [
-        {**each, "state": {name: dict(entry) for name, entry in each["state"].items()}}
+        {
+            **each,
+            "state": {
+                name: dict(entry) if isinstance(entry, dict) else entry
+                for name, entry in each["state"].items()
+            },
+        }
         for each in state.get(OPTIMIZERS, ())
     ]
     return {key: dict(state[key]), OPTIMIZERS: groups}

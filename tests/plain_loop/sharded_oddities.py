@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ import torch
 from torch.distributed.fsdp import fully_shard
 
 from bt_lightning import Checkpointer
-from bt_lightning.errors import CheckpointError, InvalidSettingError
+from bt_lightning.errors import CheckpointError, InvalidSettingError, UploadFailedError
 from bt_lightning.fabric import BTAsyncCheckpointIO
 from bt_lightning.snapshot.host_copies import HostCopier
 
@@ -58,6 +59,39 @@ def fails_once(root: str) -> None:
                 saves.collect()
             except (OSError, CheckpointError) as error:
                 print(step, type(error).__name__, error, flush=True)
+
+
+def fails_before(root: str) -> None:
+    """A save of a state without counters fails on rank 0 before it has a part; all go on."""
+    model, optimizer, fabric = sharded_loop.make("fabric", 2)
+    state = {"model": model, "optimizer": optimizer}
+    io, digests = BTAsyncCheckpointIO(root), {}
+    with io.of(fabric):
+        for number in (1, 2, 3):
+            train(model, optimizer)
+            digests[number] = sharded_loop.digest(model, optimizer)
+            session = io._run.session
+            boundary = session.boundary
+            if number == 2 and RANK == 0:
+                session.boundary = fail_upload
+            try:
+                fabric.save(io.root / f"{number}", state)
+            except CheckpointError as error:
+                print(number, type(error).__name__, flush=True)
+            session.boundary = boundary
+        saves = session.saves
+        saves.saver.drain()
+        with contextlib.suppress(CheckpointError):
+            saves.collect()
+        fabric.barrier()
+        for number in (1, 3):
+            fabric.load(io.root / f"{number}", state)
+            print(number, sharded_loop.digest(model, optimizer) == digests[number], flush=True)
+
+
+def fail_upload() -> None:
+    msg = "an earlier upload failed"
+    raise UploadFailedError(msg)
 
 
 def sharded_late(root: str) -> None:
@@ -119,6 +153,6 @@ def loads_beside_a_copy(root: str) -> None:
 
 
 if __name__ == "__main__":
-    each = (fails_once, sharded_late, own_names, loads_beside_a_copy)
+    each = (fails_once, fails_before, sharded_late, own_names, loads_beside_a_copy)
     acts = {act.__name__: act for act in each}
     acts[sys.argv[1]](sys.argv[2])

@@ -59,6 +59,8 @@ class Net(L.LightningModule):
             torch.nn.Linear(2 * WIDTH, WIDTH),
             torch.nn.LayerNorm(WIDTH),
         )
+        if job.get("frozen"):  # all that the last rank has of a flat parameter
+            self.net[3:].requires_grad_(False)
         self.register_buffer("scale", torch.linspace(0.5, 1.5, WIDTH))
         self.trained: list[tuple[int, list[int]]] = []
         self.sharded = False

@@ -43,3 +43,16 @@ def test_a_killed_run_goes_on_to_the_very_state(scripts: Any, tmp_path: Path, fo
         assert mine["trained"] == other["trained"][4:]
     (alone,) = run(scripts, job("alone", kind="single", batch=8, epochs=3, seed=9), 1)
     assert alone["first"] == 12
+
+
+@pytest.mark.timeout(300)
+def test_ranks_that_train_nothing_of_the_flat_parameters_save_with_the_others(
+    scripts: Any, tmp_path: Path
+) -> None:
+    """As with a frozen base and adapters: one rank's optimizer never has a state."""
+    where = {"root": str(tmp_path / "ck"), "kind": "fsdp1", "dict": "sharded", "frozen": True}
+    first = {**where, "out": str(tmp_path / "first"), "epochs": 1, "constant": True}
+    wanted = run(scripts, first, 2)
+    assert [one["step"] for one in wanted] == [6, 6]
+    found = run(scripts, {**first, "out": str(tmp_path / "again"), "epochs": 2}, 2)
+    assert [(one["first"], one["step"]) for one in found] == [(6, 12)] * 2

@@ -176,12 +176,10 @@ def _refusal(net, more):
     """Why a state with this cannot be saved; the name of the shard if it can."""
     from bt_lightning.errors import UnsupportedStateError
     from bt_lightning.session.ranks import Ranks
-    from bt_lightning.session.shard_exchange import ShardExchange
-    from bt_lightning.session.shard_writer import ShardWriter
 
-    exchange = ShardExchange(Ranks.of_process_group(), 20.0)
+    exchange = sharded_ranks.exchange_of(Ranks.of_process_group(), 20.0)
     try:
-        writer = ShardWriter(exchange)
+        writer = sharded_ranks.writer_of(exchange)
         writer.take({**sharded_ranks.full_state(net, []), **more})
         return sorted(name for name in writer._planned.plan.structure.tensors if "average" in name)
     except UnsupportedStateError as error:
@@ -260,7 +258,6 @@ def _save_kind(rank, kind, root):
 
     import torch.distributed as dist
 
-    from bt_lightning.session.shard_writer import ShardWriter
     from bt_lightning.snapshot.local_shards import live_state
     from bt_lightning.tensor_files.tensor_headers import BITS
 
@@ -285,7 +282,7 @@ def _save_kind(rank, kind, root):
     for path, pieces in snapshot.files.items():
         (whole / path).parent.mkdir(parents=True, exist_ok=True)
         (whole / path).write_bytes(b"".join(pieces()))
-    again = ShardWriter(saving.exchange).take(state)
+    again = sharded_ranks.writer_of(saving.exchange).take(state)
     same = all(
         b"".join(pieces()) == (whole / path).read_bytes() for path, pieces in again.files.items()
     )
@@ -416,54 +413,84 @@ def _fsdp1_save(rank, root, *, mesh):
 
 def exchange_rounds(rank):
     """Another structure, an unfrozen one, and states that do not fit."""
-    from bt_lightning.errors import CheckpointError
     from bt_lightning.session.ranks import Ranks
-    from bt_lightning.session.shard_exchange import ShardExchange
-    from bt_lightning.session.shard_writer import ShardWriter
     from bt_lightning.snapshot.local_shards import live_state
 
     net, optimizer = sharded_ranks.build("fsdp2")
     ranks = Ranks.of_process_group()
-    exchange = ShardExchange(ranks, limit_s=10.0)
-    writer = ShardWriter(exchange)
+    exchange = sharded_ranks.exchange_of(ranks, 10.0)
+    writer = sharded_ranks.writer_of(exchange)
     found = {}
     prints = [writer.take(sharded_ranks.full_state(net, [optimizer])).fingerprint for _ in "ab"]
-    found["agreements"] = exchange._count
+    found["agreements"] = exchange._agreements
     later = torch.optim.SGD([net.scale], lr=1.0, momentum=0.5)  # as a callback that unfreezes
     net.scale.grad = torch.ones_like(net.scale)
     later.step()
     writer.begin(live_state(net, [optimizer, later]))
     prints.append(writer.take(sharded_ranks.full_state(net, [optimizer, later])).fingerprint)
-    found["after another optimizer"] = exchange._count
+    found["after another optimizer"] = exchange._agreements
     prints.append(writer.take(sharded_ranks.full_state(net, [optimizer])).fingerprint)
-    found["back again"] = exchange._count
+    found["back again"] = exchange._agreements
     found["prints"] = prints
 
-    def refused(state, of=exchange):
-        try:
-            ShardWriter(of).take(state)
-        except CheckpointError as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
-
-    state = sharded_ranks.full_state(net, [optimizer])
-    state["state_dict"]["odd"] = torch.ones(2 + rank)
-    found["other shapes"] = refused(state)
-    for unable in (0, 1):
-        state = sharded_ranks.full_state(net, [optimizer])
-        state["state_dict"]["odd"] = torch.ones(2)
-        if rank == unable:
-            tensor = dist_tensor()
-            mesh = net.scale.device_mesh
-            state["state_dict"]["odd"] = tensor.DTensor.from_local(
-                torch.ones(2), mesh, [tensor.Partial()]
-            )
-        found[f"rank {unable} cannot"] = refused(state)
-    impatient = ShardExchange(ranks, limit_s=0.5)
-    found["absent"] = refused(state, impatient) if rank == 0 else ""
+    found |= _odd_rounds(rank, net, optimizer, exchange)
+    impatient = sharded_ranks.exchange_of(ranks, 0.5)
+    odd = {**sharded_ranks.full_state(net, [optimizer]), "state_dict": {"odd": torch.ones(7)}}
+    odd["optimizer_states"] = []
+    found["absent"] = refused(odd, impatient) if rank == 0 else ""
     impatient.close()
     exchange.close()
     return found
+
+
+def refused(state, exchange):
+    """Why a state cannot be saved; empty if it can."""
+    from bt_lightning.errors import CheckpointError
+
+    try:
+        sharded_ranks.writer_of(exchange).take(state)
+    except CheckpointError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _odd_rounds(rank, net, optimizer, exchange):
+    """Saves that ranks cannot make, or not all alike."""
+    found = {}
+
+    def state_with(odd=None):
+        state = sharded_ranks.full_state(net, [optimizer])
+        state["state_dict"] |= {} if odd is None else {"odd": odd}
+        return state
+
+    partial = partial_tensor(net.scale.device_mesh)
+    found["other shapes"] = refused(state_with(torch.ones(2 + rank)), exchange)
+    state = state_with(partial if rank == 1 else None)
+    found["cannot what is known"] = refused(state, exchange)
+    found["after that"] = refused(state_with(torch.ones(5)), exchange)
+    for unable in (0, 1):
+        state = state_with(partial if rank == unable else torch.ones(2))
+        found[f"rank {unable} cannot"] = refused(state, exchange)
+    for alone in (0, 1):
+        state = state_with(torch.ones(2) if rank == alone else None)
+        found[f"rank {alone} alone"] = refused(state, exchange)
+        found[f"after {alone} alone"] = refused(state_with(torch.ones(3 + alone)), exchange)
+    state = state_with()
+    entry = state["optimizer_states"][0]["state"]["up.weight"]
+    entry["own"] = torch.zeros_like(entry["exp_avg"].to_local())
+    found["own state"] = refused(state, exchange)
+    if rank == 1:  # it fails before it has a state
+        exchange.counts[0] += 1
+        exchange.refuse(OSError("the reader is gone"))
+    else:
+        found["before"] = refused(state_with(torch.ones(6)), exchange)
+    return found
+
+
+def partial_tensor(mesh):
+    """A DTensor that no boxes describe."""
+    tensor = dist_tensor()
+    return tensor.DTensor.from_local(torch.ones(2), mesh, [tensor.Partial()])
 
 
 def fsdp1_goes_on(rank, root, mesh):
@@ -549,11 +576,9 @@ def commit_parts(rank, root, name, net, optimizers):
 
     from bt_lightning.localdir.commit import commit
     from bt_lightning.session.ranks import Ranks
-    from bt_lightning.session.shard_exchange import ShardExchange
-    from bt_lightning.session.shard_writer import ShardWriter
 
-    exchange = ShardExchange(Ranks.of_process_group())
-    writer = ShardWriter(exchange)
+    exchange = sharded_ranks.exchange_of(Ranks.of_process_group())
+    writer = sharded_ranks.writer_of(exchange)
     state = sharded_ranks.full_state(net, optimizers)
     snapshot = writer.take(state)
     parts = root / f"{name}-parts"

@@ -226,13 +226,36 @@ class Collectives:
                 setattr(dist, name, original)
 
 
+def exchange_of(ranks, limit_s=120.0):
+    """An exchange of ranks that count their saves in `counts[0]`."""
+    from bt_lightning.session.shard_exchange import ShardExchange
+
+    counts = [0]
+    exchange = ShardExchange(ranks, lambda: counts[0], limit_s)
+    exchange.counts = counts
+    return exchange
+
+
+def writer_of(exchange):
+    """A writer of that exchange, each of whose `take`s is a save."""
+    from bt_lightning.session.shard_writer import ShardWriter
+
+    writer = ShardWriter(exchange)
+    take = writer.take
+
+    def counted(*args):
+        exchange.counts[0] += 1
+        return take(*args)
+
+    writer.take = counted
+    return writer
+
+
 class RankSaving:
     """A saver and a writer of parts on one rank, which commit to a directory of its own."""
 
     def __init__(self, root, optimizers, exchange=None, **options):
         from bt_lightning.session.ranks import Ranks
-        from bt_lightning.session.shard_exchange import ShardExchange
-        from bt_lightning.session.shard_writer import ShardWriter
         from bt_lightning.snapshot.save_record import SnapshotOptions
         from bt_lightning.snapshot.saver import Saver
         from bt_lightning.worker.worker_handle import Worker
@@ -246,8 +269,8 @@ class RankSaving:
         self.saver = Saver(
             self.worker, lambda: optimizers, self.pump, SnapshotOptions(snapshot="lazy", **options)
         )
-        self.exchange = exchange or ShardExchange(Ranks.of_process_group())
-        self.writer = ShardWriter(self.exchange)
+        self.exchange = exchange or exchange_of(Ranks.of_process_group())
+        self.writer = writer_of(self.exchange)
 
     def pump(self, timeout_s):
         if timeout_s:
