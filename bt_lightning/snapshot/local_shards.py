@@ -298,12 +298,14 @@ def optimizer_state(
     for name, weight in weights.items():
         names.setdefault(id(weight), name)
 
-    def named(weight: torch.Tensor) -> str:
+    def named(weight: Any) -> str:
         name = names.get(id(weight))
         if name is None:
+            is_tensor = isinstance(weight, torch.Tensor)
+            what = f"a tensor of shape {list(weight.shape)}" if is_tensor else repr(weight)
             msg = (
-                f"an optimizer ({type(optimizer).__name__}) trains a tensor of shape"
-                f" {list(weight.shape)} that is no parameter of the module: expected parameters of"
+                f"an optimizer ({type(optimizer).__name__}) has in its groups or in its state"
+                f" {what}, which is no parameter of the module: expected parameters of"
                 " the module that is saved, which give their names to its state"
             )
             raise UnsupportedStateError(msg)

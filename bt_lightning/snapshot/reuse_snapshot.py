@@ -56,7 +56,8 @@ class PreviousSnapshot:
     def _has_files_of(self, other: Snapshot) -> bool:
         """Whether the tensor files have the same layout, fragments and changing bytes."""
         files, others = self.snapshot.tensor_files, other.tensor_files
-        return files.keys() == others.keys() and all(
+        same = self.snapshot.fingerprint == other.fingerprint and files.keys() == others.keys()
+        return same and all(
             file.plan is others[path].plan
             and file.fixed == others[path].fixed
             and file.changing == others[path].changing

@@ -34,7 +34,7 @@ SHARDS: Final = "shards"
 OPTIMIZERS: Final = "optimizer_states"
 _STATE: Final = "state"
 _STATE_AT = 2
-_SPEC = attrgetter("_spec")
+_SPEC, _DTYPE = map(attrgetter, ("_spec", "dtype"))
 
 
 class ShardNames(TensorNames):
@@ -210,7 +210,7 @@ def same_objects(value: Any) -> Callable[[Any], bool] | None:
     dtensors = [tensor for tensor in tensors if is_dtensor(tensor)]
     specs, parts = list(map(_SPEC, dtensors)), list(map(local_part, dtensors))
     plain = [tensor for tensor in tensors if not is_dtensor(tensor)]
-    places = _places([*parts, *plain])
+    places, dtypes = _places([*parts, *plain]), list(map(_DTYPE, plain))
 
     def same(other: Any) -> bool:
         found = _leaves(other)
@@ -222,6 +222,7 @@ def same_objects(value: Any) -> Callable[[Any], bool] | None:
             all(map(is_, map(_SPEC, dtensors), specs))
             and all(map(is_, map(local_part, dtensors), parts))
             and _places([*parts, *plain]) == places
+            and list(map(_DTYPE, plain)) == dtypes
         )
 
     return same
@@ -240,9 +241,16 @@ def _leaves(value: Any) -> tuple[Any, list[Any]] | None:
 
 
 def _is_plain(item: Any) -> bool:
-    if isinstance(item, torch.Tensor):
-        return is_dtensor(item) or not is_part(item)
-    return type(item) in {type(None), bool, int, float, str}
+    """Whether the encoding of an item can be kept: of a tensor, if its very memory is stored."""
+    if not isinstance(item, torch.Tensor):
+        return type(item) in {type(None), bool, int, float, str}
+    part = local_part(item) if is_dtensor(item) else item
+    if not _is_dense(part):
+        return False
+    # items that no file has are stored as bytes, which of other than these are a copy
+    return part.dtype in SAFETENSORS or (
+        part.is_contiguous() and not part.is_conj() and not part.is_neg()
+    )
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -253,11 +261,8 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _places(tensors: list[torch.Tensor]) -> list[Any]:
-    """Where the bytes of tensors are: `.data` exchanges memory below the same object.
-
-    With the number of items, for as many bytes; with the strides, in the same order.
-    """
+    """Where the bytes of tensors are, and their shapes: `.data` exchanges both below an object."""
     contiguous = list(map(torch.Tensor.is_contiguous, tensors))
     strides = [t.stride() for t, is_so in zip(tensors, contiguous, strict=True) if not is_so]
     addresses = list(map(torch.Tensor.data_ptr, tensors))
-    return [addresses, list(map(torch.Tensor.numel, tensors)), contiguous, strides]
+    return [addresses, list(map(torch.Tensor.size, tensors)), contiguous, strides]
