@@ -61,15 +61,14 @@ def test_a_save_that_fails_on_one_rank_is_counted_by_all(run_ranks: Any, tmp_pat
         verify(tmp_path / one.manifest.checkpoint_id)
 
 
-def test_a_save_that_fails_before_it_has_a_part_is_counted_by_all(
+def test_a_save_that_fails_before_it_has_a_state_is_counted_by_all(
     run_ranks: Any, tmp_path: Path
 ) -> None:
-    """Without counters in the state nothing else would tell that the parts are of two saves."""
+    """Else no later save of the run would be committed: its parts would be of two steps."""
     first, second = run_ranks(ODDITIES, "fails_before", tmp_path, ranks=2)
-    assert first == ["2 UploadFailedError", "1 True", "3 True"]
-    assert second == ["1 True", "3 True"]
+    assert (first, second) == (["2 ValueError"], [])
     found = list_committed(tmp_path.resolve(), foreign=False)[0]
-    assert {one.manifest.checkpoint_id for one in found} == {"1", "3"}
+    assert [one.manifest.step for one in found] == [3, 1]
 
 
 def test_a_model_that_is_sharded_behind_the_load_is_refused_on_every_rank(
