@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ _PIECE = 192 * 1024 * 1024
 the speed on machines with a large one."""
 _MOST_THREADS = 4
 _FEW_BYTES = 1024 * 1024
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+_VERSION = operator.attrgetter("_version")
 
 
 @dataclass(eq=False)
@@ -61,7 +64,9 @@ class HostCopies:
         if size == 0:
             return
         self.tensors.append(tensor)
-        self.counted += [tensor] if whole is None else [tensor, whole]
+        self.counted.append(tensor)
+        if whole is not None:
+            self.counted.append(whole)
         if not plain:
             self.targets.append(arena.view(offset, tensor))
             self.sources.append(tensor)
@@ -115,7 +120,9 @@ class Copies:
     ) -> None:
         """Plan the copy of one tensor; `owned` are addresses of storages that optimizers change."""
         tensor, is_owned = address.tensor, address.storage in owned
-        if tensor.is_cuda:
+        if address.plain:  # on the CPU
+            (self.lazy if is_owned else self.eager).add(arena, offset, address)
+        elif tensor.is_cuda:
             self.device.append(CopySource(offset, tensor, is_owned, whole=address.whole))
         else:
             lazy = is_owned and tensor.is_cpu
@@ -162,6 +169,8 @@ def optimizer_storages(optimizers: Iterable[torch.optim.Optimizer]) -> frozenset
 def _storage(tensor: torch.Tensor) -> int:
     """Address of the storage of a tensor, or of this rank's part of it."""
     part: torch.Tensor = local_part(tensor) if is_dtensor(tensor) else tensor
+    if type(part) in _PLAIN and part.numel():  # of thousands: no object of a storage is made
+        return part.data_ptr() - part.storage_offset() * part.element_size()
     return part.untyped_storage().data_ptr()
 
 
@@ -244,7 +253,7 @@ def write_counts(tensors: Sequence[torch.Tensor]) -> list[int]:
     -1 for a tensor of `torch.inference_mode`, which has none.
     """
     try:
-        return [tensor._version for tensor in tensors]
+        return list(map(_VERSION, tensors))
     except RuntimeError:
         return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
 

@@ -164,7 +164,14 @@ def reshard(module: torch.nn.Module) -> None:
 
 def is_fsdp1(module: torch.nn.Module) -> bool:
     """Whether FSDP1 shards a module, or a part of it."""
-    return any(_kind(type(part)).flat for part in module.modules())
+    stack: list[torch.nn.Module | None] = [module]
+    while stack:  # `modules` makes names, too
+        part = stack.pop()
+        if part is not None:
+            if _kind(type(part)).flat:
+                return True
+            stack += part._modules.values()
+    return False
 
 
 def module_state(module: torch.nn.Module) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def same_objects(value: Any) -> Callable[[Any], bool] | None:
     dtensors = [tensor for tensor in tensors if is_dtensor(tensor)]
     specs, parts = list(map(_SPEC, dtensors)), list(map(local_part, dtensors))
     plain = [tensor for tensor in tensors if not is_dtensor(tensor)]
-    places, dtypes = _places([*parts, *plain]), list(map(_DTYPE, plain))
+    places, forms = _places([*parts, *plain]), _forms(plain)
 
     def same(other: Any) -> bool:
         found = _leaves(other)
@@ -222,7 +222,7 @@ def same_objects(value: Any) -> Callable[[Any], bool] | None:
             all(map(is_, map(_SPEC, dtensors), specs))
             and all(map(is_, map(local_part, dtensors), parts))
             and _places([*parts, *plain]) == places
-            and list(map(_DTYPE, plain)) == dtypes
+            and _forms(plain) == forms
         )
 
     return same
@@ -261,8 +261,16 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _places(tensors: list[torch.Tensor]) -> list[Any]:
-    """Where the bytes of tensors are, and their shapes: `.data` exchanges both below an object."""
+    """Where the bytes of tensors are: `.data` exchanges memory below the same object.
+
+    With the number of items, for as many bytes; with the strides, in the same order.
+    """
     contiguous = list(map(torch.Tensor.is_contiguous, tensors))
     strides = [t.stride() for t, is_so in zip(tensors, contiguous, strict=True) if not is_so]
     addresses = list(map(torch.Tensor.data_ptr, tensors))
-    return [addresses, list(map(torch.Tensor.size, tensors)), contiguous, strides]
+    return [addresses, list(map(torch.Tensor.numel, tensors)), contiguous, strides]
+
+
+def _forms(tensors: list[torch.Tensor]) -> list[Any]:
+    """What `.data` exchanges besides: of a DTensor its `_spec` has them."""
+    return [*map(torch.Tensor.size, tensors), *map(_DTYPE, tensors)]
