@@ -170,7 +170,7 @@ def _storage(tensor: torch.Tensor) -> int:
     """Address of the storage of a tensor, or of this rank's part of it."""
     part: torch.Tensor = local_part(tensor) if is_dtensor(tensor) else tensor
     if type(part) in _PLAIN and part.numel():  # of thousands: no object of a storage is made
-        return part.data_ptr() - part.storage_offset() * part.element_size()
+        return part.data_ptr() - int(part.storage_offset()) * part.element_size()
     return part.untyped_storage().data_ptr()
 
 
