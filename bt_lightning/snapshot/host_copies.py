@@ -32,7 +32,6 @@ _PIECE = 192 * 1024 * 1024
 the speed on machines with a large one."""
 _MOST_THREADS = 4
 _FEW_BYTES = 1024 * 1024
-_PLAIN = {torch.Tensor, torch.nn.Parameter}
 _VERSION = operator.attrgetter("_version")
 
 
@@ -169,8 +168,6 @@ def optimizer_storages(optimizers: Iterable[torch.optim.Optimizer]) -> frozenset
 def _storage(tensor: torch.Tensor) -> int:
     """Address of the storage of a tensor, or of this rank's part of it."""
     part: torch.Tensor = local_part(tensor) if is_dtensor(tensor) else tensor
-    if type(part) in _PLAIN and part.numel():  # of thousands: no object of a storage is made
-        return part.data_ptr() - int(part.storage_offset()) * part.element_size()
     return part.untyped_storage().data_ptr()
 
 
