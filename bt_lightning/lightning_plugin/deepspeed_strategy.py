@@ -139,6 +139,9 @@ class TakenDeepSpeed(TakenStrategy):
         assert self.writer is not None  # since a part was drawn
         self._io.save_part(self.writer, saved, filepath, part)
 
+    def _refuse(self, error: BaseException) -> None:
+        """No rank asks another who writes what."""
+
     @property
     def _writes_weights(self) -> bool:
         return self._trainer.global_rank == 0 or self._engine.zero_optimization_stage() == 3  # noqa: PLR2004

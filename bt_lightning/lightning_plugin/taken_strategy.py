@@ -104,6 +104,7 @@ class TakenStrategy(ABC):
         finally:
             self._saving, self._weights = None, {}
 
+    @abstractmethod
     def _refuse(self, error: BaseException) -> None:
         """A save failed on this rank before it had its part: let no rank wait for its word."""
 
