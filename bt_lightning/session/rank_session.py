@@ -302,6 +302,8 @@ class RankSession:
         """
         saves = self.saves
         if saves is not None:
+            if self.writer is not None:
+                self.writer.metrics.flush()  # a run that resumes from this save logs them no more
             saves.save(writer, state, final.relative_to(root).as_posix(), part=part)
             return
         if part is not None:
