@@ -15,7 +15,7 @@ from tests.fork_server import script_environ
 if TYPE_CHECKING:
     from tests.fork_server import ForkServer
 
-_LIMIT_S = 240
+_LIMIT_S = 600
 _GIVEN = Path(__file__).with_name("given.py")
 _MINIO = "http://127.0.0.1:9000"
 _SHELL = """

@@ -27,7 +27,7 @@ def by_place(block: Block) -> str:
 
 
 @pytest.mark.thorough
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", RUN)
 def test_a_reader_who_follows_a_page_sees_what_it_says(
     tmp_path: Path,
