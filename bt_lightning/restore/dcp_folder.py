@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from io import BytesIO
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from typing_extensions import override
 
 from bt_lightning.checkpoint_formats.sharded_folders import METADATA
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, UnsafeLoadError
 from bt_lightning.localdir.folder_on_disk import is_dcp_folder
 from bt_lightning.manifest import FileEntry, Manifest
 from bt_lightning.restore.dcp_files import DcpFiles
@@ -130,7 +131,7 @@ def open_dcp(
 
     Raises:
         CheckpointCorruptError: it is damaged.
-        UnpicklingError: `meta.pt` holds what only `weights_only=False` loads.
+        UnsafeLoadError: `meta.pt` holds what only `weights_only=False` loads.
         StoreError: the store failed.
     """
     metadata, files = _opened(reader)
@@ -156,7 +157,7 @@ def dcp_step(path: Path, *, weights_only: bool | None, warm: bool = False) -> in
 
     Raises:
         CheckpointCorruptError: something is missing; or, unless `warm`, states of optimizers are.
-        UnpicklingError: as `open_dcp`.
+        UnsafeLoadError: as `open_dcp`.
     """
     with DcpDirectoryReader(path) as reader:
         metadata, files = _opened(reader)
@@ -189,7 +190,7 @@ def load_dcp(
     optimizers numbered; of others what was saved.
 
     Raises:
-        CheckpointCorruptError, UnpicklingError, StoreError: as `open_dcp`.
+        CheckpointCorruptError, UnsafeLoadError, StoreError: as `open_dcp`.
     """
     metadata, files = _opened(reader)
     tensors = DcpTensors(files, metadata)
@@ -245,7 +246,14 @@ def _meta(
     if entry is None:
         return {}
     data = BytesIO(files.bytes_at(_META, 0, entry.size))
-    found = load_file(data, map_location, weights_only=weights_only)
+    try:
+        found = load_file(data, map_location, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{reader.name}/{_META} holds what only weights_only=False loads, which runs its code:"
+            f" {str(error).strip().splitlines()[0]}"
+        )
+        raise UnsafeLoadError(msg) from error
     if not isinstance(found, dict):
         msg = f"{reader.name}/{_META} holds no dictionary, but {type(found).__name__}"
         raise CheckpointCorruptError(msg)

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from bt_lightning import Checkpointer
 from bt_lightning.errors import CheckpointError, InvalidSettingError
 from bt_lightning.fabric import BTAsyncCheckpointIO
+from bt_lightning.snapshot.copy_and_torn_check import Capture
 from bt_lightning.snapshot.host_copies import HostCopier
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -112,12 +113,17 @@ def own_names(root: str) -> None:
 def loads_beside_a_copy(root: str) -> None:
     """What is loaded behind a save does not get into it, though it is copied later."""
     model, optimizer, fabric = sharded_loop.make("fabric", 2)
-    state, loaded, run = {"model": model, "optimizer": optimizer}, threading.Event(), HostCopier.run
+    state, copies = {"model": model, "optimizer": optimizer}, threading.Event()
+    run, guard = HostCopier.run, Capture.guard
 
     def held(copier: HostCopier, batches: Any) -> None:
         if threading.current_thread() is not threading.main_thread():
-            loaded.wait(1)
+            assert copies.wait(60)
         run(copier, batches)
+
+    def guarded(capture: Capture) -> None:
+        copies.set()
+        guard(capture)
 
     io = BTAsyncCheckpointIO(root)
     with io.of(fabric):
@@ -127,8 +133,9 @@ def loads_beside_a_copy(root: str) -> None:
         wanted = sharded_loop.digest(model, optimizer)
         HostCopier.run = held  # type: ignore[method-assign]
         fabric.save(io.root / "two", state)
+        Capture.guard = guarded  # type: ignore[method-assign]
         fabric.load(io.root / "one", state)
-        loaded.set()
+        copies.set()
         differs = sharded_loop.digest(model, optimizer) != wanted
         fabric.load(io.root / "two", state)
     print(differs, sharded_loop.digest(model, optimizer) == wanted)

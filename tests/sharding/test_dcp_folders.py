@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bt_lightning
-from bt_lightning.errors import CheckpointCorruptError, CheckpointMismatchError
+from bt_lightning.errors import CheckpointCorruptError, CheckpointMismatchError, UnsafeLoadError
 from bt_lightning.lightning_plugin.checkpoint_io import BTCheckpointIO
 from bt_lightning.localdir.commit import commit
 from bt_lightning.manifest import ManifestFacts
@@ -295,6 +295,7 @@ def test_a_file_elsewhere_is_refused(name, stock_folder):
         parse_dcp_metadata(data.replace(old, b"\x8c" + bytes([len(name)]) + name.encode()), "x")
 
 
+@pytest.mark.filterwarnings("ignore:Detected an existing checkpoint")
 def test_a_folder_that_is_saved_to_while_it_is_loaded_is_an_error(tmp_path):
     """Without digests, parts of two saves would meet."""
     dcp.save({"state_dict": {"w": torch.zeros(1500, 1000)}}, checkpoint_id=tmp_path)
@@ -314,3 +315,24 @@ def test_conjugated_views_are_an_error_not_other_numbers(tmp_path):
         assert "conjugated" in str(error)  # noqa: PT017 - torch may store the numbers themselves
     else:
         assert torch.equal(found, z)
+
+
+class Chosen:
+    """What only pickle can load."""
+
+
+def folder_with_meta(path):
+    dcp.save({"state_dict": {"w": torch.ones(3)}}, checkpoint_id=path)
+    torch.save({"global_step": 2, "hyper_parameters": {"chosen": Chosen()}}, path / "meta.pt")
+    return path
+
+
+def test_what_needs_pickle_beside_the_tensors_is_said_and_left_out_for_dcp(tmp_path):
+    folder, found = folder_with_meta(tmp_path), {"state_dict": {"w": torch.zeros(3)}}
+    dcp.load(found, storage_reader=bt_lightning.DCPReader(folder))
+    assert torch.equal(found["state_dict"]["w"], torch.ones(3))
+    with (
+        directory_reader(folder) as reader,
+        pytest.raises(UnsafeLoadError, match=r"meta\.pt holds what only weights_only=False"),
+    ):
+        open_state(reader)
