@@ -214,6 +214,8 @@ class Drain:
     """Publish all that is committed, then answer `Drained`."""
 
     deadline_s: float
+    parts: bool = True
+    """Whether to wait for the parts of ranks that may be dead."""
 
 
 @dataclass(frozen=True, slots=True)

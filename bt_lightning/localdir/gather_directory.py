@@ -65,7 +65,7 @@ _KEPT: Final = 8
 
 
 class GatherDirectory:
-    """The gathers of one checkpoint directory; implements `worker.gather_parts.GatherPlace`.
+    """The gathers of one checkpoint directory; implements `worker.gather_place.GatherPlace`.
 
     `begin` and `put` may be called by another thread than the other methods.
     """

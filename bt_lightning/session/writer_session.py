@@ -250,7 +250,8 @@ class WriterSession:
         """Wait until every save is committed and every checkpoint published; end the worker.
 
         `left_s` returns the seconds left; an hour and the drain timeout are limits as well.
-        `saves_left_s` returns those left for the saves, if less.
+        `saves_left_s` returns those left for the saves, if less, of a run whose other ranks may be
+        dead.
 
         Raises:
             DrainTimeoutError: something was not published in time.
@@ -258,6 +259,7 @@ class WriterSession:
         """
         errors = []
         self.metrics.flush()
+        self._worker.awaits_parts = saves_left_s is None
         try:
             saves = partial(self._end_saving, saves_left_s or left_s)
             for act in (saves, partial(self._end_publishing, left_s), self.poll):
@@ -296,7 +298,7 @@ class WriterSession:
     def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
         """End the session of a failed run: publish the checkpoints; turn errors into warnings."""
         try:
-            self.finish(left_s, saves_left_s=shortly(left_s) if self.config.parts else left_s)
+            self.finish(left_s, saves_left_s=shortly(left_s) if self.config.parts else None)
         except (CheckpointError, DrainTimeoutError) as error:
             warnings.warn(f"while ending the run: {error}", stacklevel=2)
 

@@ -37,7 +37,7 @@ _SILENT_S: Final = 30.0
 
 
 class GatherInStore:
-    """Implements `worker.gather_parts.GatherPlace`; one for a worker."""
+    """Implements `worker.gather_place.GatherPlace`; one for a worker."""
 
     streams = True
 
@@ -160,6 +160,10 @@ class GatherInStore:
             save = self._open.saves.get(key)
             whole = None if save is None else save.whole_at
             return whole is not None and time.monotonic() - whole > _SILENT_S
+
+    def writing(self, key: SaveKey) -> bool:  # noqa: ARG002
+        """Always False: nobody knows which workers of other nodes live."""
+        return False
 
     def overdue(self, key: SaveKey, waited_s: float, limit_s: float) -> bool:  # noqa: ARG002
         """Whether nothing came of any rank for so long, while the store answered."""

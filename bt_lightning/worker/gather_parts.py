@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import (
     CheckpointCorruptError,
@@ -26,11 +26,11 @@ from bt_lightning.sharding.save_part import PartRecord
 from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable
 
     from bt_lightning.sharding.gather_verdict import VerdictCause
     from bt_lightning.sharding.save_part import SaveKey, SavePart
+    from bt_lightning.worker.gather_place import GatherPlace
     from bt_lightning.worker_messages import WorkerConfig
 
 _LEADER_GRACE_S: Final = 2.0
@@ -48,57 +48,6 @@ _JUDGE_S: Final = 0.005
 _MOST_JUDGE_S: Final = 1.0
 _FEW_RANKS: Final = 64
 """Up to so many, every worker reads the records as they come."""
-
-
-class GatherPlace(Protocol):
-    """Where the parts of all ranks come together.
-
-    `begin` and `put` are called by the commit thread, the others by the gather thread. An `OSError`
-    of the others is tried again until the deadline.
-    """
-
-    streams: bool
-    """Whether a checkpoint is committed in the store, and not on the disk."""
-
-    def begin(self, part: SavePart) -> Path:
-        """Join a gather; return the folder on the disk that this rank writes its files to."""
-
-    def put(self, record: PartRecord) -> None:
-        """Make this rank's record durable, which its files are; one that is there stays."""
-
-    def records(self, key: SaveKey) -> Mapping[int, PartRecord]:
-        """The records that are there, by rank."""
-
-    def hosts(self, key: SaveKey) -> Mapping[int, str]:
-        """The hosts of the ranks that have joined, as far as they are known."""
-
-    def outcome(self, key: SaveKey) -> GatherVerdict | None:
-        """The verdict, once it is in effect; also after `end`, for the last few saves."""
-
-    def commit(self, key: SaveKey, records: Mapping[int, PartRecord]) -> GatherVerdict:
-        """Commit a whole gather unless it has a verdict; return the one that counts.
-
-        Raises:
-            CheckpointError: it cannot be committed; a corrupt one may be whole at the next try.
-        """
-
-    def give_up(self, key: SaveKey, verdict: GatherVerdict) -> GatherVerdict:
-        """Decide that nothing is committed unless there is a verdict; return what counts."""
-
-    def leader_gone(self, key: SaveKey) -> bool:
-        """Whether rank 0's worker is known to be dead."""
-
-    def overdue(self, key: SaveKey, waited_s: float, limit_s: float) -> bool:
-        """Whether the missing parts had enough time.
-
-        `waited_s`: seconds since this rank's part is durable, expected to be at most `limit_s`.
-        """
-
-    def end(self, key: SaveKey) -> None:
-        """Leave a gather."""
-
-    def close(self) -> None:
-        """All gathers are left, and no more come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +100,35 @@ class GatherThread:
         self._hosts = dict(enumerate(config.hosts))
         self._durations: deque[float] = deque(maxlen=_LAST)
         self._open: dict[int, _OpenGather] = {}
+        self._hurried = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     @property
     def idle(self) -> bool:
-        """Whether every part has the outcome of its save."""
+        """Whether every part has the outcome of its save, or is not waited for any more."""
         with self._changed:
-            return not self._open
+            return not any(self._waits(one) for one in self._open.values())
+
+    def _waits(self, gather: _OpenGather) -> bool:
+        """Whether the end of the process waits for this gather."""
+        if not self._hurried or self._place.streams:
+            return True
+        try:
+            return self._place.writing(gather.own.part.key)
+        except OSError:
+            return False
+
+    def hurry(self, *, parts: bool) -> None:
+        """Without `parts`: the run has failed, and the ranks whose parts are missing may be dead.
+
+        In a directory, what nobody writes is left to the next run, which commits what is whole. In
+        a store it is given up after a while.
+        """
+        if not parts:
+            self._hurried = True
+            if self._place.streams:
+                self._least_s = min(self._least_s, _LEAVING_S)
 
     def settle(self) -> None:
         """The training process is gone: wait for outcomes that are nowhere but in the store.
@@ -166,7 +136,7 @@ class GatherThread:
         In a directory the next run ends what is open; it would cut off what is still being sent.
         """
         if self._place.streams:
-            self._least_s = min(self._least_s, _LEAVING_S)
+            self.hurry(parts=False)
             with self._changed:
                 self._changed.wait_for(lambda: not self._open)
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from bt_lightning.sharding.gather_verdict import GatherVerdict
     from bt_lightning.store.interface import Store
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
-    from bt_lightning.worker.gather_parts import DurablePart, GatherPlace
+    from bt_lightning.worker.gather_parts import DurablePart
+    from bt_lightning.worker.gather_place import GatherPlace
     from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
     from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn, WorkerConfig
 

@@ -70,6 +70,8 @@ class Worker:
         self._conn: Connection | None = None
         self._restarts = RestartLimit(Path(config.root))
         self._begin: Begin | None = None
+        self.awaits_parts = True
+        """Whether a drain waits for parts of other ranks that nobody is known to write."""
         self._events: list[Event] = []
         self._lock = threading.RLock()
         self._readable = select.poll()
@@ -255,7 +257,7 @@ class Worker:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             try:
-                self._send(Drain(max(0.0, until - time.monotonic())))
+                self._send(Drain(max(0.0, until - time.monotonic()), self.awaits_parts))
                 return self._drained(until, left_s)
             except WorkerDiedError:
                 self._restart()
@@ -272,10 +274,7 @@ class Worker:
         return None
 
     def stop(self, *, hasty: bool = False) -> None:
-        """End the process; idempotent.
-
-        `hasty` does not wait for a commit under way; the process ends after it.
-        """
+        """End the process; idempotent. `hasty`: it ends after a commit under way, by itself."""
         if self._process is None:
             return
         with contextlib.suppress(WorkerDiedError):

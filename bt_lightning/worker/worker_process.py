@@ -273,8 +273,9 @@ class _Loop:
             case LogMetrics(lines):
                 with contextlib.suppress(OSError):  # a lost row does no harm
                     append(self._root, lines, METRICS)
-            case Drain(deadline_s):
+            case Drain(deadline_s, parts):
                 self._drain_by = time.monotonic() + deadline_s
+                self._gathers.hurry(parts=parts)
                 self._wake(hurry=True)
             case Stop():
                 self._stopping = True

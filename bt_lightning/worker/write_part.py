@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from bt_lightning.sharding.save_part import MissingCause, SaveKey, SavePart
     from bt_lightning.store.transfer.file_source import DescribedSource
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
-    from bt_lightning.worker.gather_parts import GatherPlace, GatherThread
+    from bt_lightning.worker.gather_parts import GatherThread
+    from bt_lightning.worker.gather_place import GatherPlace
     from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
     from bt_lightning.worker_messages import FileImage
 

@@ -52,11 +52,12 @@ class Net(L.LightningModule):
     def __init__(self, job: dict[str, Any]) -> None:
         super().__init__()
         self.job = job
+        hidden = job.get("hidden", 2 * WIDTH)
         self.net = torch.nn.Sequential(
-            torch.nn.Linear(WIDTH, 2 * WIDTH),
+            torch.nn.Linear(WIDTH, hidden),
             torch.nn.ReLU(),
             torch.nn.Dropout(job.get("dropout", 0.0)),
-            torch.nn.Linear(2 * WIDTH, WIDTH),
+            torch.nn.Linear(hidden, WIDTH),
             torch.nn.LayerNorm(WIDTH),
         )
         if job.get("frozen"):  # all that the last rank has of a flat parameter
@@ -173,19 +174,23 @@ class Report(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == self.job.get("dump_at"):
             self._state(trainer, "at.pt")
-        if (
-            trainer.global_step == self.job.get("dies_at") and self.job["dying"] == RANK
-        ):  # before it saves
-            wait(self.job)  # before the save of this step
-            for child in multiprocessing.active_children():
-                child.kill()
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._die(trainer, "before it saves")
         if trainer.global_step == self.job.get("odd_at"):
             self._save_oddly(trainer)
         if trainer.global_step == self.job.get("elsewhere_at"):
             trainer.save_checkpoint(Path(self.job["out"]) / "elsewhere.ckpt")
 
+    def _die(self, trainer: L.Trainer, when: str) -> None:
+        is_time = trainer.global_step == self.job.get("dies_at") and when == self.job["dies"]
+        if is_time and self.job["dying"] == RANK:
+            wait(self.job)  # for the save before
+            for child in multiprocessing.active_children():
+                child.kill()
+            (Path(self.job["out"]) / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: Any) -> None:
+        self._die(trainer, "in the call")
         self.seen |= {type(value).__name__ for value in checkpoint["state_dict"].values()}
         if self.odd and RANK == 1:
             msg = "the reader is gone"

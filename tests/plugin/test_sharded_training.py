@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -157,14 +158,17 @@ def test_sigterm_saves_one_state_on_all_ranks_and_the_next_start_goes_on(
     assert [one["first"] for one in said(resumed, 2)] == [step, step]
 
 
-@pytest.mark.parametrize("dying", [0, 1])
+@pytest.mark.parametrize(
+    ("dying", "dies"), [(0, "before it saves"), (1, "before it saves"), (1, "in the call")]
+)
 def test_a_rank_that_dies_leaves_its_save_uncommitted_and_the_run_goes_on_from_the_one_before(
-    scripts: Any, tmp_path: Path, dying: int
+    scripts: Any, tmp_path: Path, dying: int, dies: str
 ) -> None:
     """The other rank, whose part waits for that one's, ends soon."""
-    one = job(tmp_path, "dying", dies_at=4, dying=dying, there="step=2")
+    one = job(tmp_path, "dying", dies_at=4, dies=dies, dying=dying, there="step=2")
     done = run(scripts, [one], 2, codes=(KILLED, 1))
     assert done[dying].code == KILLED
+    assert time.time() - (tmp_path / "dying" / "died").stat().st_mtime < 45, "of 60 s for parts"
     assert steps(tmp_path / "ck") == [2]
     resumed = job(tmp_path, "resumed")
     run(scripts, [resumed], 2)

@@ -13,10 +13,11 @@ from bt_lightning.errors import DirectoryFullError, PartsMissingError, TornSnaps
 from bt_lightning.localdir.atomic_directory import gathers
 from bt_lightning.localdir.end_gathers import end_gathers
 from bt_lightning.localdir.event_log import read_events
+from bt_lightning.localdir.gather_locks import join_gather
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.manifest import Manifest
 from bt_lightning.session.directory_takeover import take_over
-from bt_lightning.worker_messages import CommitFailed, Committed, Withdrawn
+from bt_lightning.worker_messages import CommitFailed, Committed, Drained, Withdrawn
 from tests.worker.conftest import eventually
 from tests.worker.gathering import RUN, Rank, is_whole
 
@@ -173,6 +174,23 @@ def test_a_rank_that_never_comes_is_named_at_the_deadline(ranks):
     assert isinstance(late, CommitFailed)
     assert ids(each[0].root) == set()
     eventually(lambda: not list((gathers(each[0].root) / f"{RUN}-1").glob("files/*")))
+
+
+def test_a_failed_run_waits_for_parts_that_are_written_and_not_for_those_of_the_dead(ranks):
+    first, second = ranks(2, gather_s=600.0)
+    first.save(1)
+    eventually(lambda: first.durable(1))
+    began = time.monotonic()
+    first.worker.awaits_parts = False
+    assert first.worker.drained(100) == Drained(waiting=(), reason=None)
+    assert time.monotonic() - began < 50
+    joined = join_gather(gathers(first.root) / f"{RUN}-1", 1)  # as a worker that writes
+    began = time.monotonic()
+    first.worker.drained(1.5)
+    assert time.monotonic() - began >= 1.5
+    os.close(joined)
+    second.save(1)
+    assert is_whole(first.root, outcomes([first, second], 1)[0].manifest, RUN, 1, 2)
 
 
 def test_a_save_of_many_seconds_is_given_four_times_as_long(ranks):
