@@ -1,4 +1,4 @@
-"""What the run came to that nobody killed, and what a killed one has in its place."""
+"""What the run came to that nobody killed, what a killed one has in its place, and figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
@@ -32,6 +33,31 @@ class Reference:
     """By rank: what each step trained on."""
     ends: list[dict[str, Any]]
     """By rank: digest of its part of weights and optimizer states, learning rate, step."""
+
+
+@dataclass
+class Figures:
+    """What befell trainings, counted."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    """How far the save was that a kill was aimed at, behind the kill."""
+    trainings: int = 0
+    starts: int = 0
+    resumed: int = 0
+    """Starts that went on from a checkpoint."""
+    read: int = 0
+    """Checkpoints that were read whole and compared, in all checks."""
+    disks: int = 0
+    """Disks of nodes that were lost."""
+    slowest_end_s: float = 0.0
+    """Longest time that the other ranks took to end behind a kill."""
+
+    def add(self, other: Figures) -> None:
+        slowest = max(self.slowest_end_s, other.slowest_end_s)
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        self.slowest_end_s = slowest
 
 
 def sums_of(one: LocalCheckpoint) -> dict[str, str]:

@@ -12,8 +12,6 @@ import json
 import random
 import shutil
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.localdir.event_log import read_events
@@ -21,6 +19,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.path_layout import DOT_DIR, job_prefix
 from tests.fault.save_stages import SaveWatch, Stage
 from tests.fault.sharded_checks import (
+    Figures,
     Reference,
     check_nothing_partial,
     check_place,
@@ -54,31 +53,6 @@ _PREFIX = job_prefix("p", "j", 0)
 _END = ("step", "lr", "digest")
 _MOST_KILLS = 8
 """Of one training."""
-
-
-@dataclass
-class Figures:
-    """What befell trainings, counted."""
-
-    kills: Counter[str] = field(default_factory=Counter)
-    found: Counter[str] = field(default_factory=Counter)
-    """How far the save was that a kill was aimed at, behind the kill."""
-    trainings: int = 0
-    starts: int = 0
-    resumed: int = 0
-    """Starts that went on from a checkpoint."""
-    read: int = 0
-    """Checkpoints that were read whole and compared, in all checks."""
-    disks: int = 0
-    """Disks of nodes that were lost."""
-    slowest_end_s: float = 0.0
-    """Longest time that the other ranks took to end behind a kill."""
-
-    def add(self, other: Figures) -> None:
-        slowest = max(self.slowest_end_s, other.slowest_end_s)
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        self.slowest_end_s = slowest
 
 
 class Training:

@@ -52,7 +52,6 @@ class Life:
         self.place = Path(job["notes"])
         self.notes: list[list[dict[str, Any]]] = [[] for _ in range(ranks)]
         """What each rank noted."""
-        self.heard_at = time.monotonic()
         self._read = [0] * ranks
         shared = {
             "MASTER_ADDR": "127.0.0.1",
@@ -81,6 +80,7 @@ class Life:
                         start_new_session=True,
                     )
                 )
+        self.heard_at = time.monotonic()
 
     def hear(self) -> None:
         """Read what the ranks have noted since."""
