@@ -115,7 +115,7 @@ def history_lines(history: RunHistory) -> list[str]:
         return ["runs, restarts, failures: not known, there are no events"]
     lines = [f"runs: {len(history.runs)}, restarts: {history.restarts}"]
     if history.redone_steps:
-        took = f" (about {human_duration(history.redone_s)})" if history.redone_s else ""
+        took = f" (about {human_duration(history.redone_s)})" if history.redone_s >= 1 else ""
         lines.append(f"lost work: {history.redone_steps} steps were done again{took}")
     lines.append(f"saves: {history.saves} kept, training waited {history.stall_s:.2f} s for them")
     for at, text in history.failures[-5:]:
