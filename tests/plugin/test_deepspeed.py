@@ -176,12 +176,12 @@ def test_the_command_line_takes_it_as_one(scripts: Any, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "deepspeed" in told("list", str(tmp_path / "ck"), "--json")
+    assert "deepspeed" in told("list", str(tmp_path / "ck"), "-o", "json")
     assert "step=2" in told("show", str(path))
     assert "zero_pp_rank_1_mp_rank_00_optim_states.pt" in told("files", str(path))
     told("verify", str(path))
     told("diff", str(path), str(path))
-    told("download", str(path), "--to", str(tmp_path / "copy"))
+    told("download", "step=2", "--dir", str(path.parent), "--target-directory", f"{tmp_path}/copy")
     assert {p.name for p in (tmp_path / "copy").rglob("*_states.pt")} == {
         p.name for p in path.rglob("*_states.pt")
     }
@@ -215,3 +215,31 @@ def test_a_killed_run_on_a_device_goes_on(scripts: Any, tmp_path: Path, stage: i
     resumed = job(tmp_path, "resumed", stage, **words, seed=9)
     run(scripts, [resumed], device="cuda", ranks=1)
     assert_equal(resumed, whole, first=4, ranks=1)
+
+
+def test_nodes_with_disks_of_their_own_resume_from_the_store(scripts: Any, tmp_path: Path) -> None:
+    there, disks = tmp_path / "disk", [tmp_path / f"disk-{node}" for node in range(2)]
+    for folder in (there, *disks):
+        folder.mkdir()
+
+    def on_nodes(one: dict[str, Any], codes: Any = (0,)) -> None:
+        path = Path(f"{one['out']}.jobs.json")
+        path.write_text(json.dumps([one]))
+        envs = [
+            {"DS_ACCELERATOR": "cpu", "BT_NODE_RANK": str(node), "BT_GROUP_SIZE": "2"}
+            for node in range(2)
+        ]
+        done = scripts.ranks(SCRIPT, path, envs=envs, disks=(there, disks), timeout=400)
+        assert {process.code for process in done} <= set(codes), "\n".join(map(str, done))
+
+    bt = {"store": f"file://{tmp_path}/store", "project": "p", "job": "j"}
+    whole = job(tmp_path, "whole", 3, root=str(tmp_path / "other"))
+    run(scripts, [whole])
+    words = {"root": str(there / "ck"), "bt": bt}
+    on_nodes(job(tmp_path, "first", 3, epochs=1, trainer={"max_steps": 4}, **words))
+    shutil.rmtree(disks[1] / "ck")
+    resumed = job(tmp_path, "resumed", 3, **words)
+    on_nodes(resumed)
+    assert_equal(resumed, whole, first=4)
+    for disk in disks:
+        assert not list((disk / "ck").rglob("*_states.pt")) or not steps(disk / "ck")
