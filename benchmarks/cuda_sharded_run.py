@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
-from stall_run import Clock, facts
+from stall_run import Clock
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
@@ -147,7 +147,7 @@ def torn(options: argparse.Namespace) -> dict[str, object]:
 
 def stall(options: argparse.Namespace) -> dict[str, object]:
     _, _, clock = trained(options, saves=options.system != "none")
-    return facts(clock, dict)
+    return clock.facts(dict)
 
 
 def restore(options: argparse.Namespace) -> dict[str, object]:

@@ -8,15 +8,15 @@ tensor. The systems: no saves, the Trainer's own saves, and the same Trainer wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from stall_run import Stamping, facts
+from stall_run import Stamping
+from step_times import StepTimes, quiet
 from tokenizers import Tokenizer, models
 from transformers import (
     LlamaConfig,
@@ -41,29 +41,20 @@ class Waiting(Trainer):
 
     def training_step(self, model: torch.nn.Module, *_: Any) -> torch.Tensor:
         # no `on_step_begin` of a callback, before which a save waits: it may change the weights
-        self.clock.starts.append(time.perf_counter())
+        self.clock.start_step()
         time.sleep(self.step_s)
         return next(model.parameters()).detach()[0, 0]
 
     def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
-        saves, started = self.control.should_save, time.perf_counter()
-        super()._maybe_log_save_evaluate(*given, **named)
-        if saves:
-            self.clock.calls.append(time.perf_counter() - started)
-            self.clock.at.append(len(self.clock.starts) - 1)
+        with self.clock.saving() if self.control.should_save else contextlib.nullcontext():
+            super()._maybe_log_save_evaluate(*given, **named)
 
 
-class Clock(TrainerCallback):
-    """Times of the steps, and of each save on the training thread; as `stall_run.Clock`."""
-
-    def __init__(self) -> None:
-        self.starts: list[float] = []
-        self.ended = 0.0
-        self.calls: list[float] = []
-        self.at: list[int] = []
+class Clock(StepTimes, TrainerCallback):
+    """Times of the steps, and of each save on the training thread."""
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.ended = time.perf_counter()
+        self.end()
 
 
 def make_model(size: int) -> LlamaForCausalLM:
@@ -96,8 +87,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--dir", type=Path, required=True)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("").setLevel(logging.ERROR)
+    quiet()
     torch.set_num_threads(1)
     model, clock = make_model(options.size), Clock()
     arguments = TrainingArguments(
@@ -125,7 +115,7 @@ def main() -> None:
     )
     trainer.step_s, trainer.clock = options.step_s, clock
     trainer.train()
-    print(json.dumps(facts(clock, lambda: told(options.dir, options.system))), flush=True)
+    print(json.dumps(clock.facts(lambda: told(options.dir, options.system))), flush=True)
 
 
 def told(folder: Path, system: str) -> dict[str, Any]:

@@ -10,16 +10,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
-import logging
 import os
-import resource
 import shutil
-import statistics
 import threading
 import time
-import warnings
 from pathlib import Path
 
 import lightning as L
@@ -28,6 +23,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from step_times import StepTimes, quiet
 from torch.utils.data import DataLoader
 
 from bt_lightning import BTLightning
@@ -115,29 +111,21 @@ class Computing(L.LightningModule):
         return torch.optim.AdamW(self.parameters())
 
 
-class Clock(Callback):
+class Clock(StepTimes, Callback):
     """Times of the batches, and of each save on the training thread."""
 
-    def __init__(self) -> None:
-        self.starts: list[float] = []
-        self.ended = 0.0
-        self.calls: list[float] = []
-        self.at: list[int] = []
-
     def on_train_batch_start(self, *args) -> None:
-        self.starts.append(time.perf_counter())
+        self.start_step()
 
     def on_train_end(self, *args) -> None:
-        self.ended = time.perf_counter()
+        self.end()
 
     def watch(self, trainer) -> None:
         save = trainer.save_checkpoint
 
         def timed(*args, **kwargs):
-            started = time.perf_counter()
-            save(*args, **kwargs)
-            self.calls.append(time.perf_counter() - started)
-            self.at.append(len(self.starts) - 1)
+            with self.saving():
+                save(*args, **kwargs)
 
         trainer.save_checkpoint = timed
 
@@ -319,9 +307,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--dir", type=Path, required=True)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for noisy in ("lightning.pytorch", "lightning.fabric", "torch.distributed", ""):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quiet()
     torch.set_num_threads(options.threads)
     if options.system.startswith("dcp"):
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
@@ -348,7 +334,7 @@ def main() -> None:
     if sampler is not None:
         sampler.start()
     trainer.fit(module, DataLoader(torch.zeros(10**6, 1)))
-    found = facts(clock, told)
+    found = clock.facts(told)
     if sampler is not None:
         found["peak_memory"] = sampler.close()
     print(json.dumps(found), flush=True)
@@ -362,30 +348,6 @@ def _tcp_group() -> None:
         holder.bind(("127.0.0.1", 0))
         os.environ["MASTER_PORT"] = str(holder.getsockname()[1])
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
-
-
-def facts(clock: Clock, told) -> dict[str, object]:
-    times = [*clock.starts, clock.ended]
-    steps = [later - sooner for sooner, later in itertools.pairwise(times)]
-    usual = statistics.median(steps)
-    extra = [
-        steps[i] + (steps[i + 1] if i + 1 < len(steps) else usual) - 2 * usual for i in clock.at
-    ]
-    skipped = 5  # the first steps import, allocate, and touch
-    own, children = (
-        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return {
-        "run_s": clock.ended - clock.starts[skipped],
-        "step_s": usual,
-        "saves": len(clock.calls),
-        "call_s": clock.calls,
-        "extra_s": extra,
-        "durable_s": [],
-        **told(),
-        "cpu_s": sum(u.ru_utime + u.ru_stime for u in (own, children)),
-        "peak_rss": own.ru_maxrss * 1024,
-    }
 
 
 if __name__ == "__main__":

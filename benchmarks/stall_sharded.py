@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import time
-import warnings
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
-from stall_run import Clock, DcpIO, Staged, TorchCheckpointingIO, facts
+from stall_run import Clock, DcpIO, Staged, TorchCheckpointingIO
+from step_times import quiet
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -154,9 +153,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--dir", type=Path, required=True)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for noisy in ("lightning.pytorch", "lightning.fabric", "torch.distributed", ""):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quiet()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the ranks that this one starts
     torch.set_num_threads(1)
     name, root = options.system, options.dir
@@ -200,7 +197,7 @@ def main() -> None:
             else ({"durable_s": strategy.io.durable} if rival else {})
         )
 
-    found = facts(clock, told)
+    found = clock.facts(told)
     if trainer.is_global_zero:
         print(json.dumps(found), flush=True)
 
