@@ -49,7 +49,8 @@ def download(
     the top, `**/*.safetensors` also those in folders.
     """
     from bt_lightning.cli.render.progress_bar import progress
-    from bt_lightning.cli.render.text import human_size, printable
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.human_units import human_size
     from bt_lightning.manage.download_copy import download_item, wanted
     from bt_lightning.manage.rank_download import entries_of_rank
 
@@ -86,7 +87,8 @@ def copy(
     next call starts an interrupted one again.
     """
     from bt_lightning.cli.render.progress_bar import progress
-    from bt_lightning.cli.render.text import human_size, printable
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.human_units import human_size
     from bt_lightning.manage.download_copy import copy_item
     from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 
@@ -137,7 +139,8 @@ def export(
     Shards of several ranks become whole tensors for `hf` and `ckpt`, and stay shards for `dcp`.
     """
     from bt_lightning.cli.render.progress_bar import progress
-    from bt_lightning.cli.render.text import human_size, printable
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.human_units import human_size
     from bt_lightning.manage.export import ExportForm, export_item
 
     source, item = one_checkpoint(target, checkpoint)

@@ -39,7 +39,7 @@ def list_files(
     also those in folders.
     """
     from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
-    from bt_lightning.cli.render.text import human_size
+    from bt_lightning.human_units import human_size
 
     _, found = _found(job_id, store, project, include, exclude)
     rows = [
@@ -89,7 +89,8 @@ def download_job(
     checkpoints, see `checkpoints download`.
     """
     from bt_lightning.cli.render.progress_bar import progress
-    from bt_lightning.cli.render.text import human_size, printable
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.human_units import human_size
     from bt_lightning.manage.job_files import download_job_files
 
     opened, found = _found(job_id, store, project, include, exclude)

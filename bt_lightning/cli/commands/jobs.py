@@ -114,7 +114,8 @@ def _record_lines(record: JobRecord) -> list[str]:
 def list_projects_command(store: str | None, output_format: str) -> None:
     """List projects with their jobs and sizes."""
     from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
-    from bt_lightning.cli.render.text import human_size, short_time
+    from bt_lightning.cli.render.text import short_time
+    from bt_lightning.human_units import human_size
 
     by_name: dict[str, list[StoredJob]] = {}
     for job in jobs_of_store(open_named_store(store), None):
@@ -210,7 +211,7 @@ def _record(job: StoredJob) -> dict[str, Any]:
 
 def _print_jobs(title: str, found: list[StoredJob], output_format: str) -> None:
     from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
-    from bt_lightning.cli.render.text import human_size
+    from bt_lightning.human_units import human_size
 
     rows = [_record(job) for job in found]
     if output_format == "json":
@@ -286,7 +287,7 @@ def _files(found: list[StoredJob]) -> Files:
 
 
 def _other_files(row: dict[str, Any]) -> str:
-    from bt_lightning.cli.render.text import human_size
+    from bt_lightning.human_units import human_size
 
     files = row["files"]
     return f"{files['number']:,}, {human_size(files['size_bytes'])}" if files["number"] else ""

@@ -183,7 +183,8 @@ def ask(
     Raises:
         click.UsageError: stdin is no terminal.
     """
-    from bt_lightning.cli.render.text import human_size, printable
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.human_units import human_size
 
     if yes:
         return
@@ -251,7 +252,8 @@ def render_deletion(
 
 def _file_lines(files: Files | None, result: str = "") -> list[str]:
     """Lines with the number, bytes and first names of files that belong to no checkpoint."""
-    from bt_lightning.cli.render.text import human_size, printable
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.human_units import human_size
 
     if files is None or not files.number:
         return []

@@ -116,7 +116,8 @@ def report(target: Target, output: Path) -> None:
 
 def screen(seen: Status) -> str:
     """The status of a run as lines of text."""
-    from bt_lightning.cli.render.text import human_duration, human_size, printable
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.human_units import human_duration, human_size
 
     lines = [f"Directory   {seen.directory}"]
     last = seen.last_save

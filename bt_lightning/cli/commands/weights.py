@@ -109,7 +109,7 @@ def _cache(given: Path | None) -> Path:
 
 
 def _render(pulled: Sequence[Pulled], output_format: str) -> None:
-    from bt_lightning.cli.render.text import human_size
+    from bt_lightning.human_units import human_size
 
     records: list[dict[str, object]] = []
     blocks = []
@@ -139,7 +139,7 @@ def _render(pulled: Sequence[Pulled], output_format: str) -> None:
 
 
 def _render_planned(found: Sequence[Resolved], cache: BlobCache, output_format: str) -> None:
-    from bt_lightning.cli.render.text import human_size
+    from bt_lightning.human_units import human_size
 
     records: list[dict[str, object]] = []
     blocks = []

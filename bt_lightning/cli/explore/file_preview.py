@@ -10,7 +10,8 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from bt_lightning.cli.explore.view_text import tensor_lines, whole_tensor_lines
-from bt_lightning.cli.render.text import human_size, printable
+from bt_lightning.cli.render.text import printable
+from bt_lightning.human_units import human_size
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
 from bt_lightning.manage.verified_reads import open_reader, read_file
 from bt_lightning.manage.whole_tensors import read_shards

@@ -14,8 +14,9 @@ from bt_lightning.cli.explore.file_preview import file_lines
 from bt_lightning.cli.explore.long_list import Lines
 from bt_lightning.cli.explore.screen_base import ListScreen, PageScreen
 from bt_lightning.cli.render.checkpoint_table import check_metric, sort_items
-from bt_lightning.cli.render.text import human_size, printable
+from bt_lightning.cli.render.text import printable
 from bt_lightning.errors import CheckpointError
+from bt_lightning.human_units import human_size
 from bt_lightning.manage.checkpoint_kind import checkpoint_kind
 from bt_lightning.manage.compare_tensors import compare_items
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from bt_lightning.cli.render.checkpoint_details import shards_text
-from bt_lightning.cli.render.text import human_size, printable, short_time
+from bt_lightning.cli.render.text import printable, short_time
+from bt_lightning.human_units import human_size
 from bt_lightning.path_layout import SHARDS
 from bt_lightning.tensor_files.tensor_headers import by_module
 

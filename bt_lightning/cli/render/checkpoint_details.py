@@ -10,8 +10,9 @@ import click
 
 from bt_lightning.cli.render.checkpoint_table import records
 from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
-from bt_lightning.cli.render.text import human_size, printable
+from bt_lightning.cli.render.text import printable
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.human_units import human_size
 from bt_lightning.manage.compare_tensors import compare_items
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
 from bt_lightning.manage.verified_reads import open_reader

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, json_number, table
-from bt_lightning.cli.render.text import human_size, natural, short_time
+from bt_lightning.cli.render.text import natural, short_time
 from bt_lightning.errors import InvalidSettingError
+from bt_lightning.human_units import human_size
 from bt_lightning.manage.checkpoint_kind import checkpoint_kind
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import math
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-from bt_lightning.cli.render.text import human_duration, human_size, printable
+from bt_lightning.cli.render.text import printable
+from bt_lightning.human_units import human_duration, human_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

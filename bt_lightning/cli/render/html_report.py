@@ -9,7 +9,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.cli.render.svg_chart import Series, chart
-from bt_lightning.cli.render.text import human_duration, human_size, printable, short_time
+from bt_lightning.cli.render.text import printable, short_time
+from bt_lightning.human_units import human_duration, human_size
 from bt_lightning.manage.run_history import run_history
 
 if TYPE_CHECKING:
