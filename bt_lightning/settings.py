@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LEAST_MB_S = 0.1
 _TORCH_TRUE = frozenset({"1", "y", "yes", "true"})
 _MAX_NAME = 246
+DEFAULT_PROJECT = "default"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 """Characters of a directory's name in its job's name: with the hash it fits one path part."""
 
 
@@ -55,6 +57,8 @@ class Settings:
     """`BT_WEIGHTS_ONLY`: 0 lets a job unpickle objects in its own checkpoints; 1 refuses it."""
     files: Patterns = field(default_factory=Patterns)
     """`BT_SYNC_INCLUDE`, `BT_SYNC_EXCLUDE`: comma-separated patterns of the job files to upload."""
+    log_level: str | None = None
+    """`BT_LOG_LEVEL`: least level of the log lines of a training process; None: `INFO`."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -87,6 +91,7 @@ class Settings:
                 _comma_list(environ.get("BT_SYNC_INCLUDE")),
                 _comma_list(environ.get("BT_SYNC_EXCLUDE")),
             ),
+            log_level=_level("BT_LOG_LEVEL", environ.get("BT_LOG_LEVEL") or None),
         )
 
 
@@ -101,6 +106,13 @@ def _seconds(name: str, text: str | None) -> timedelta | None:
         msg = f"{name} is {text!r}, expected a number of seconds above 0"
         raise InvalidSettingError(msg)
     return found
+
+
+def _level(name: str, text: str | None) -> str | None:
+    if text is not None and text.upper() not in _LEVELS:
+        msg = f"{name} is {text!r}, expected one of {', '.join(_LEVELS)}"
+        raise InvalidSettingError(msg)
+    return None if text is None else text.upper()
 
 
 def whole_number(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -197,7 +209,7 @@ class Job:
         path = Path(os.path.normpath(Path(checkpoint_dir).absolute()))
         fallback = unique_name_of_path(os.fsencode(path), _MAX_NAME)
         return cls(
-            project=settings.project or "default",
+            project=settings.project or DEFAULT_PROJECT,
             job=settings.job or fallback,
             node_rank=settings.node_rank,
         )

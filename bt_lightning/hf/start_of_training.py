@@ -87,12 +87,10 @@ class StartOfTraining:
             raise DirectoryFullError(msg)
         check_same_view(run.ranks, path, ResumedFrom(digest), start.mark)
         if self._named is None and start.warm:
-            log.info("taking the weights, and nothing else, of %s", path)
             self._weights = path
             return None
         self._complete = self._named is None and start.complete
         self.step, self._best = _step_and_best(Path(path) / _STATE)
-        log.info("resuming from %s", path)
         return path
 
     @property

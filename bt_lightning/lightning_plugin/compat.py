@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -247,6 +248,13 @@ def preload_save_imports() -> None:
     """
     with contextlib.suppress(ImportError):
         import omegaconf  # noqa: F401
+
+
+def loaded_hyperparameters(trainer: Trainer) -> dict[str, Any]:
+    """The hyperparameters of the module in the checkpoint that Lightning has just read."""
+    loaded = trainer._checkpoint_connector._loaded_checkpoint
+    found = loaded.get("hyper_parameters")
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def loaded_progress(trainer: Trainer) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from bt_lightning.lightning_plugin.resumed_progress import check_progress
 from bt_lightning.lightning_plugin.searched_values import keep_searched_values, search_again
 from bt_lightning.lightning_plugin.taken_strategy import taken_strategy
 from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
+from bt_lightning.session.run_lines import changed_numbers
 from bt_lightning.session.shared_directory_check import check_same_view
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def arrange_resume(
             if taken is None:
                 explain_optimizers(trainer, str(path))
             load(path)
+            _tell_changes(trainer)
             keep_searched_values(trainer, str(path))
             check_progress(trainer, str(path))
             if not user_path and start.complete:
@@ -73,11 +75,19 @@ def arrange_resume(
                 _check_training_left(trainer, path)
             return
         load(None)
-        log.info("taking the weights, and nothing else, of %s", path)
         read = trainer.strategy.load_checkpoint if taken is None else taken.load_weights
         compat_resume.restore_weights_only(trainer, dict(read(path)))
 
     compat_resume.wrap_resume_start(trainer, choose)
+
+
+def _tell_changes(trainer: Trainer) -> None:
+    """Say which numbers among the hyperparameters are others than at the save."""
+    now = dict(trainer.lightning_module.hparams)
+    changed = changed_numbers(compat.loaded_hyperparameters(trainer), now)
+    if changed and trainer.is_global_zero:
+        named = ", ".join(f"{key} {then} -> {here}" for key, (then, here) in changed.items())
+        log.info("hyperparameters that differ from the checkpoint's: %s", named)
 
 
 def _check_training_left(trainer: Trainer, path: str) -> None:

@@ -47,6 +47,10 @@ class Search:
     """The checkpoint directory or stock `.ckpt` file to load; None to start fresh."""
     digest: str | None = None
     """Manifest digest of the chosen checkpoint; None for a stock file."""
+    manifest: Manifest | None = None
+    """Of the chosen checkpoint; None for a stock file."""
+    stored: bool = False
+    """Whether the chosen one came from the store."""
     step: int | None = None
     own: bool = False
     """Whether it is a checkpoint of this job, not one of the load directory."""
@@ -196,6 +200,7 @@ def _choose(
         search.considered.append(f"{location}: step {candidate.order[0]}, chosen")
         search.path, search.step, search.own = path, candidate.order[0], own
         search.digest = manifest.digest if manifest is not None else None
+        search.manifest, search.stored = manifest, candidate.stored is not None
         return True
     return False
 

@@ -14,7 +14,7 @@ from bt_lightning.path_layout import plain_folder, slug
 from bt_lightning.runtime.job_spec_and_environment import JobSpec, Nodes, Reference, shell
 from bt_lightning.runtime.load_earlier_checkpoints import parse_reference
 from bt_lightning.runtime.torchrun_command import JOIN_S, torchrun_command
-from bt_lightning.settings import Settings, whole_number
+from bt_lightning.settings import DEFAULT_PROJECT, Settings, whole_number
 from bt_lightning.truss_definitions import LatestCheckpoint, NamedCheckpoint, on_a_store
 from bt_lightning.truss_definitions.checkpoints import LOADED_CHECKPOINTS
 
@@ -87,7 +87,7 @@ def plan_command(
     store = _store(options, settings, machine)
     folder = options.directory or settings.checkpoint_dir or f"bt_checkpoints/{slug(job_id)}"
     return JobSpec(
-        project=options.project or settings.project or "default",
+        project=options.project or settings.project or DEFAULT_PROJECT,
         job_id=job_id,
         job_name=options.job_name or environ.get("BT_TRAINING_JOB_NAME") or job_id,
         command=command,

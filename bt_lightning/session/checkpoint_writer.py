@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import BASE, WEIGHTS
-from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, package_versions
+from bt_lightning.session.manifest_facts import EPOCHS, STEPS, first_count, process_facts
 from bt_lightning.session.serving_files import ServingFiles
 from bt_lightning.session.snapshot_writer import SnapshotWriter
 from bt_lightning.session.unsafe_state_warnings import unsafe_state_warnings
@@ -92,7 +92,7 @@ class CheckpointWriter(SnapshotWriter[dict[str, Any]]):
             origin={
                 **self.origin,
                 **_base_facts(snapshot),
-                "versions": dict(package_versions()),
+                **process_facts(),
                 **_extra(state, "origin"),
             },
             resumable=self.resumable(state),

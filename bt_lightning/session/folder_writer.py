@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.manifest import ManifestFacts
-from bt_lightning.session.manifest_facts import package_versions
+from bt_lightning.session.manifest_facts import package_versions, process_facts
 from bt_lightning.session.snapshot_writer import SnapshotWriter
 from bt_lightning.snapshot.folder_files import encode_folder_early, lay_out_folder
 
@@ -66,13 +66,12 @@ class FolderWriter(SnapshotWriter[Folder]):
 
     def facts(self, state: Folder, snapshot: Snapshot) -> ManifestFacts:  # noqa: ARG002 - of its base
         """The manifest's facts about the folder, without files and generation."""
-        versions = dict(package_versions())
         return ManifestFacts(
             step=state.step,
             epoch=state.epoch,
             created_at=datetime.now(timezone.utc).isoformat(),
             metrics={name: float(value) for name, value in state.metrics.items()},
-            origin={"versions": versions, **self.origin, **state.origin},
+            origin={**process_facts(), **self.origin, **state.origin},
             resumable=state.resumable,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -40,3 +41,8 @@ def package_versions() -> dict[str, str]:
             except PackageNotFoundError:
                 continue
     return found
+
+
+def process_facts() -> dict[str, Any]:
+    """What a manifest says of the process that saved: its packages' versions, and its host."""
+    return {"versions": dict(package_versions()), "host": socket.gethostname()}

@@ -118,6 +118,8 @@ class StartPointSearch:
         """Whether the store has answered."""
         self._unusable: list[str] = []
         """What the store has of this job that cannot be used, a line each."""
+        self.chosen: Search | None = None
+        """What was found to start from, if anything was searched for."""
         self._straight: dict[str, str] = {}
         """Path -> folder of the store, of what the disk has no room for."""
 
@@ -226,6 +228,7 @@ class StartPointSearch:
         found.check()
         if len(found.considered) > 1 or (found.considered and found.path is None):
             log.warning("looked for a checkpoint to resume from:\n%s", found.describe())
+        self.chosen = found
         warm = config.resume == "weights" and not found.own
         folder = self._straight.get(found.path or "")
         return StartPoint(found.path, found.digest, warm=warm, folder=folder), found.step

@@ -26,6 +26,8 @@ from bt_lightning.session.job_search import find_lost_job, with_own_job
 from bt_lightning.session.known_checkpoints import KnownCheckpoints
 from bt_lightning.session.metrics_log import MetricsLog
 from bt_lightning.session.parts_of_run import shortly
+from bt_lightning.session.publish_late import runner_publishes, started_worker
+from bt_lightning.session.run_lines import end_line
 from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.start_point import (
     FETCH_S,
@@ -34,10 +36,9 @@ from bt_lightning.session.start_point import (
     stored_checkpoint,
 )
 from bt_lightning.session.step_timings import StepTimings
-from bt_lightning.session.worker_config import worker_config
+from bt_lightning.session.store_wait import told_of_wait
 from bt_lightning.snapshot.saver import Saver
-from bt_lightning.worker.publisher_lock import stands_by
-from bt_lightning.worker.worker_handle import Worker, unlimited
+from bt_lightning.worker.worker_handle import unlimited
 from bt_lightning.worker_messages import (
     Committed,
     Fetch,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from bt_lightning.restore.find_checkpoint import Search
     from bt_lightning.session.fit_selection import FitRequest
     from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.session.start_point import OfferedCheckpoint, StartPoint
@@ -76,7 +78,7 @@ class WriterSession:
         take_over(config.root, config.drain_s, stored=stored, gathers=not apart)
         self.config = with_own_job(config) if identified else config
         """With the job that the session writes to: `decide` may change it."""
-        self._worker = _worker(self.config)
+        self._worker = started_worker(self.config)
         self.saves: Saves | None = None
         """The saves of this fit; None before it has started."""
         self.timings = StepTimings()
@@ -89,6 +91,10 @@ class WriterSession:
         self.known = KnownCheckpoints()
         self.metrics = MetricsLog(lambda lines: self._worker.send_if_room(LogMetrics(lines)))
         """Rows of metrics for the log; of whoever sees what is logged."""
+        self.chosen: Search | None = None
+        """What `decide` found to start from, if it searched."""
+        self._saved = 0
+        """Checkpoints that this session has committed."""
 
     @property
     def worker_pid(self) -> int | None:
@@ -108,6 +114,7 @@ class WriterSession:
             straight = parts is not None and parts.meet == "store"
             search = StartPointSearch(self.config, self._worker, straight=straight)
             start = search.decide(offered, request)
+        self.chosen = search.chosen
         for stored in search.listed:
             self.known.add(stored.manifest)
         return replace(start, prefix=self.config.job.prefix)
@@ -119,7 +126,7 @@ class WriterSession:
             if lost is not None:
                 self._worker.kill()
                 self.config = replace(self.config, job=lost, job_is_new=False)
-                self._worker = _worker(self.config)
+                self._worker = started_worker(self.config)
         note_job(self.config.root, self.config.job.prefix, durable=True)
 
     def begin(self, pinned: frozenset[str]) -> None:
@@ -165,6 +172,7 @@ class WriterSession:
     def committed(self, manifest: Manifest) -> None:
         """Note that this process has committed a checkpoint, and wake the worker."""
         self.known.add(manifest)
+        self._saved += 1
         try:
             write_hint(self.config.root, manifest.checkpoint_id, manifest.step)
         except OSError as error:
@@ -212,6 +220,7 @@ class WriterSession:
             elif self.saves is not None:
                 if isinstance(event, Committed):  # before its removal can be requested
                     self.known.add(Manifest.from_bytes(event.manifest, "a save"))
+                    self._saved += 1
                 self.saves.saver.handle(event)
 
     def poll(self) -> None:
@@ -279,6 +288,8 @@ class WriterSession:
             log.error("%s", other)
         if errors:
             raise errors[0]
+        kept, waits = len(self.known.newest), runner_publishes(self.config)
+        log.info("%s", end_line(self.config, saved=self._saved, kept=kept, waits=waits))
 
     def wait_for_saves(self, left_s: Callable[[], float]) -> None:
         """Wait for the saves in progress for up to `left_s()` seconds; `poll` collects them."""
@@ -292,7 +303,9 @@ class WriterSession:
             self.saves.collect()
 
     def _end_publishing(self, left_s: Callable[[], float]) -> None:
-        if not _runner_publishes(self.config):
+        if runner_publishes(self.config):
+            return
+        with told_of_wait(self.config):
             self._worker.drain(self.config.drain_s, left_s)
 
     def abandon(self, left_s: Callable[[], float] = unlimited) -> None:
@@ -312,31 +325,3 @@ class WriterSession:
         saves, self.saves = self.saves, None
         if saves is not None:
             saves.saver.close()
-
-
-def publish_late(config: SessionConfig, pinned: frozenset[str]) -> None:
-    """Publish checkpoints that were committed after a fit, by `trainer.save_checkpoint`.
-
-    Raises:
-        DrainTimeoutError, UploadFailedError: it is on disk, and the next start publishes it.
-    """
-    if config.store_url is None or _runner_publishes(config):
-        return
-    worker = _worker(replace(config, files=None))
-    try:
-        worker.begin(pinned)
-        worker.drain(config.drain_s)
-    finally:
-        worker.stop()
-
-
-def _runner_publishes(config: SessionConfig) -> bool:
-    """Whether `bt-lightning run` publishes what is left on the disk, and waits for it."""
-    url, prefix = config.store_url, config.job.prefix
-    return url is not None and stands_by(config.root, url, prefix)
-
-
-def _worker(config: SessionConfig) -> Worker:
-    worker = Worker(worker_config(config, config.job.prefix))
-    worker.start()
-    return worker
