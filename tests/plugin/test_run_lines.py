@@ -76,7 +76,8 @@ def test_a_run_says_where_it_saves_what_it_resumes_and_what_it_leaves(run, tmp_p
     ]
     status, said = run("0.01", "secret-two")
     assert status == 0
-    start, resumed, changed, end = said
+    other, start, resumed, changed, end = said
+    assert other.endswith("another hyperparameters.lr, hyperparameters.token")
     assert start == f"saves to {root}, and sends to {store}, job j1 of project default"
     assert resumed.startswith("resumes checkpoint-20, step 20, of ")
     assert f"from {root / 'checkpoint-20'}, saved on {os.uname().nodename}" in resumed
