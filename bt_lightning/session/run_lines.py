@@ -86,7 +86,7 @@ def process_differences(
 ) -> dict[str, tuple[object, object]]:
     """What of the process that saved is another here. `origin`: of a manifest."""
     said = origin.get("versions")
-    found = {}
+    found: dict[str, tuple[object, object]] = {}
     for package, version in (said if isinstance(said, dict) else {}).items():
         here = versions.get(package)
         if here is not None and here != version and isinstance(version, str):

@@ -51,19 +51,14 @@ def _say(root: Path, drain_s: float, over: threading.Event) -> None:
 def _draw(root: Path, drain_s: float, over: threading.Event) -> None:
     if over.wait(_QUIET_S):
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-    from rich.table import Column
+    from tqdm import tqdm
 
-    line = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1))
-    console = Console(stderr=True)
-    with Progress(line, BarColumn(20), console=console, transient=True, expand=True) as drawn:
-        task = drawn.add_task("", total=None)
+    with tqdm(bar_format="{bar:20} {desc}", leave=False, file=sys.stderr) as bar:
         while True:
             status = read_uploading(root)
-            total = status.bytes_total if status is not None and status.checkpoint else None
-            done = status.bytes_done if status is not None else 0
-            text = wait_line(status, time.time(), drain_s)
-            drawn.update(task, description=text, total=total, completed=done)
+            sends = status is not None and bool(status.checkpoint)
+            bar.total = max(1, status.bytes_total) if status is not None and sends else 1
+            bar.n = status.bytes_done if status is not None and sends else 0
+            bar.set_description_str(wait_line(status, time.time(), drain_s))
             if over.wait(_DRAWN_S):
                 return

@@ -31,7 +31,7 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
         self.setFormatter(logging.Formatter(f"{NAME}: %(message)s"))
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # as of `logging.lastResort`
+    def stream(self) -> TextIO:  # as of `logging.lastResort`
         return sys.stderr
 
     @override
