@@ -201,4 +201,5 @@ class Options:
             drain_s=self.drain_timeout.total_seconds(),
             budget=int(budget * _GIB) if budget is not None else None,
             files=self.files,
+            log_level=self.settings.log_level,
         )

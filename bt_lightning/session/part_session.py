@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointError, SaveTimeoutError
 from bt_lightning.session.parts_of_run import shortly
 from bt_lightning.session.save_tracking import SaveListeners, Saves
+from bt_lightning.session.visible_log import show_log
 from bt_lightning.session.worker_config import worker_config
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.worker_handle import Worker, unlimited
@@ -40,6 +41,7 @@ class PartSession:
 
     def __init__(self, config: SessionConfig, prefix: str) -> None:
         """`prefix` is that of the job in the store, as rank 0 found it."""
+        show_log(config.log_level)
         self._root = config.root
         self._drain_s = config.drain_s
         self._streams = config.parts is not None and config.parts.meet == "store"

@@ -18,7 +18,6 @@ from bt_lightning.session.parts_of_run import PartsOfRun
 from bt_lightning.session.publish_late import publish_late
 from bt_lightning.session.removed_between_fits import ask_next_worker, find_to_remove
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
-from bt_lightning.session.visible_log import show_log, tell_start
 from bt_lightning.session.writer_session import WriterSession
 from bt_lightning.worker.worker_handle import unlimited
 
@@ -60,7 +59,6 @@ class RankSession:
     """
 
     def __init__(self, options: Options) -> None:
-        show_log(options.settings.log_level)
         self._options = options
         self._config: SessionConfig | None = None
         self.writer: WriterSession | None = None
@@ -152,8 +150,7 @@ class RankSession:
             self._config = replace(self._options.session(root), parts=self.parts)
             self.writer = WriterSession(self._config, identified=request is not None)
             asked = None if request is None else request()
-            start = self.writer.decide(NO_OFFER if offered.by_user else offered, asked)
-            tell_start(self.writer, start, ranks.world_size, by_user=offered.by_user)
+            start = self.writer.decide(offered, asked, ranks.world_size)
             self._config, self._fit = self.writer.config, start.fit
             mark = self._make_mark(root) if ranks.world_size > 1 else None
             return replace(start, by_user=offered.by_user, mark=mark, run=uuid.uuid4().hex)

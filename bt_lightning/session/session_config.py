@@ -37,5 +37,7 @@ class SessionConfig:
     """Maximum bytes of `root`; None for no limit."""
     files: Patterns | None = None
     """Patterns of files outside checkpoints that are uploaded as well."""
+    log_level: str | None = None
+    """As `Settings.log_level`."""
     parts: PartsOfRun | None = None
     """How the ranks write parts of tensors, if they do."""

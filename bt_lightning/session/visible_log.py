@@ -17,8 +17,9 @@ from bt_lightning.session.run_lines import begin_line, process_differences, resu
 from bt_lightning.store.interface import redact
 
 if TYPE_CHECKING:
+    from bt_lightning.restore.find_checkpoint import Search
+    from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.session.start_point import StartPoint
-    from bt_lightning.session.writer_session import WriterSession
 
 NAME = "bt_lightning"
 
@@ -57,18 +58,31 @@ def show_log(level: str | None) -> None:
         logger.addHandler(_StderrHandler())
 
 
-def tell_start(writer: WriterSession, start: StartPoint, world_size: int, *, by_user: bool) -> None:
-    """Rank 0, when it is decided: where this run saves, and what it goes on from."""
+def tell_start(
+    config: SessionConfig,
+    start: StartPoint,
+    found: Search | None,
+    world_size: int,
+    *,
+    by_user: bool,
+) -> None:
+    """Rank 0, when it is decided: where this run saves, and what it goes on from.
+
+    Args:
+        config: of the session.
+        start: the decision.
+        found: by what search, if there was one.
+        world_size: how many ranks there are.
+        by_user: whether the script says what the run starts from.
+    """
     log = logging.getLogger(__name__)
-    log.info("%s", start_line(writer.config))
-    found = writer.chosen
+    log.info("%s", start_line(config))
     if by_user:
-        return  # the script says what it starts from
-    if start.path is None or found is None:
-        log.info("%s", begin_line(writer.config))
         return
-    url = writer.config.store_url
-    store = redact(url) if found.stored and url is not None else ""
+    if start.path is None or found is None:
+        log.info("%s", begin_line(config))
+        return
+    store = redact(config.store_url) if found.stored and config.store_url is not None else ""
     manifest = found.manifest
     others = process_differences(
         manifest.origin if manifest is not None else {}, package_versions(), world_size

@@ -31,12 +31,14 @@ from bt_lightning.session.run_lines import end_line
 from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.start_point import (
     FETCH_S,
+    NO_OFFER,
     StartPointSearch,
     listed_in_store,
     stored_checkpoint,
 )
 from bt_lightning.session.step_timings import StepTimings
 from bt_lightning.session.store_wait import told_of_wait
+from bt_lightning.session.visible_log import show_log, tell_start
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.worker_handle import unlimited
 from bt_lightning.worker_messages import (
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from bt_lightning.restore.find_checkpoint import Search
     from bt_lightning.session.fit_selection import FitRequest
     from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.session.start_point import OfferedCheckpoint, StartPoint
@@ -72,6 +73,7 @@ class WriterSession:
 
     def __init__(self, config: SessionConfig, *, identified: bool = False) -> None:
         """`identified`: `decide` will be told what is trained, so a lost job can be found by it."""
+        show_log(config.log_level)
         parts = config.parts
         apart = parts is not None and parts.meet == "store"
         stored = config.store_url is not None
@@ -91,8 +93,6 @@ class WriterSession:
         self.known = KnownCheckpoints()
         self.metrics = MetricsLog(lambda lines: self._worker.send_if_room(LogMetrics(lines)))
         """Rows of metrics for the log; of whoever sees what is logged."""
-        self.chosen: Search | None = None
-        """What `decide` found to start from, if it searched."""
         self._saved = 0
         """Checkpoints that this session has committed."""
 
@@ -106,15 +106,18 @@ class WriterSession:
         """The newest committed save of this fit that can be resumed from."""
         return self.saves.newest if self.saves is not None else self._newest
 
-    def decide(self, offered: OfferedCheckpoint, request: FitRequest | None) -> StartPoint:
-        """Check the store, then choose the start point; as `StartPointSearch.decide`."""
+    def decide(
+        self, offered: OfferedCheckpoint, request: FitRequest | None, world_size: int
+    ) -> StartPoint:
+        """Check the store, choose the start point as `StartPointSearch.decide`, and say so."""
         with directory_errors(self.config.root):
             self._own_job(request)
             parts = self.config.parts
             straight = parts is not None and parts.meet == "store"
             search = StartPointSearch(self.config, self._worker, straight=straight)
-            start = search.decide(offered, request)
-        self.chosen = search.chosen
+            start = search.decide(NO_OFFER if offered.by_user else offered, request)
+        found = None if offered.by_user else search.chosen
+        tell_start(self.config, start, found, world_size, by_user=offered.by_user)
         for stored in search.listed:
             self.known.add(stored.manifest)
         return replace(start, prefix=self.config.job.prefix)
