@@ -40,12 +40,6 @@ th,td.n,td.t{white-space:nowrap}
 h2{break-after:avoid}}
 """
 _MAX_ROWS = 200
-_FAILURE_EVENTS = {
-    "store_failed": "store",
-    "disk_failed": "disk",
-    "removal_failed": "disk",
-    "worker_died": "worker",
-}
 _MAX_METRICS = 6
 
 
@@ -172,16 +166,8 @@ def _costs(saves: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
 
 def _failures(refused: Sequence[str], events: Sequence[dict[str, Any]]) -> str:
     found = [f"damaged: {reason}" for reason in refused]
-    for event in events:
-        if event["event"] == "save" and event.get("decision") in ("skipped", "replaced"):
-            step, decision = event.get("step"), event["decision"]
-            found.append(f"save {event.get('number')} of step {step}: {decision}")
-        elif event["event"] in _FAILURE_EVENTS:
-            at, what = (
-                datetime.fromtimestamp(event["at"], timezone.utc),
-                _FAILURE_EVENTS[event["event"]],
-            )
-            found.append(f"{what}, {at:%Y-%m-%d %H:%M:%SZ}: {event.get('error')}")
+    for at, text in run_history(events).failures:
+        found.append(f"{datetime.fromtimestamp(at, timezone.utc):%Y-%m-%d %H:%M:%SZ}: {text}")
     if not found and not events:
         return "<h2>Failures</h2><p>Not known: there are no events of the job.</p>"
     if not found:
