@@ -152,7 +152,8 @@ class RankSession:
             asked = None if request is None else request()
             start = self.writer.decide(offered, asked, ranks.world_size)
             self._config, self._fit = self.writer.config, start.fit
-            mark = self._make_mark(root) if ranks.world_size > 1 else None
+            apart = self.parts is not None and self.parts.meet == "store"  # nobody shares it
+            mark = self._make_mark(root) if ranks.world_size > 1 and not apart else None
             return replace(start, by_user=offered.by_user, mark=mark, run=uuid.uuid4().hex)
         except Exception as error:  # noqa: BLE001 - every rank waits to hear of it
             self.close()

@@ -60,6 +60,7 @@ class Cluster:
             SCRIPT, path, envs=envs, disks=(self.there, self.disks), timeout=timeout
         )
         assert {process.code for process in done} <= set(codes), "\n".join(map(str, done))
+        assert not [str(one) for one in done if "restart of it will be refused" in one.err]
         found = [sorted(Path(job["out"]).glob("[01].json")) for job in jobs]
         return [[json.loads(file.read_text()) for file in files] for files in found]
 
