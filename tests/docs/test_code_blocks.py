@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ALL = [block for page in PAGES for block in blocks(page)]
 RUN = [page for page in PAGES if any(block.is_run for block in blocks(page))]
+FIRST = ("README.md", "docs/tutorial.md")
+"""What a new user reads. The others take a minute each: `nox -s matrix -- tests/docs`."""
 
 
 def by_place(block: Block) -> str:
@@ -28,7 +30,9 @@ def by_place(block: Block) -> str:
 
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page not in FIRST)) for page in RUN]
+)
 def test_a_reader_who_follows_a_page_sees_what_it_says(
     tmp_path: Path,
     fork_server: ForkServer,
