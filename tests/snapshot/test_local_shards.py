@@ -82,7 +82,7 @@ def test_modules_that_dump_by_themselves_are_asked():
 def test_an_optimizer_of_other_tensors_is_refused():
     net = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=1.0)
-    with pytest.raises(UnsupportedStateError, match=r"shape \[3\] that is no parameter"):
+    with pytest.raises(UnsupportedStateError, match=r"shape \[3\], which is no parameter"):
         optimizer_state(net, optimizer)
 
 
