@@ -18,7 +18,22 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.mark.parametrize("example", found(), ids=lambda example: example.name)
+LONG = {
+    "ddp.py",
+    "kfold.py",
+    "lightning_gpt.py",
+    "lightning_hf_finetune.py",
+    "tensor_parallel.py",
+    "trl_sft.py",
+}
+"""Of half a minute to two each; every kind of them has a shorter one here."""
+
+
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each.name in LONG)) for each in found()],
+    ids=lambda example: example.name,
+)
 def test_an_example_that_is_killed_goes_on_and_prints_what_its_docstring_says(
     fork_server: ForkServer, tmp_path: Path, example: Example
 ) -> None:

@@ -8,7 +8,9 @@ from tests.fault.jobs import EVENTS, torture
 
 
 @pytest.mark.timeout(560)
-@pytest.mark.parametrize(("processes", "preemptions"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("processes", "preemptions"), [pytest.param(1, 2, marks=pytest.mark.slow), (2, 1)]
+)
 def test_a_job_that_is_broken_off_again_and_again_ends_as_if_it_had_not_been(
     tmp_path, processes, preemptions
 ):

@@ -160,6 +160,7 @@ def test_training_goes_on_without_its_store_and_everything_is_sent_later(runner,
     assert SECRET not in err
 
 
+@pytest.mark.slow  # a minute and a half: it waits for the deadline of a sync
 @pytest.mark.timeout(300)
 def test_what_was_not_sent_is_named_and_the_next_start_sends_it(runner, road, job):
     process = job.start("--drain-timeout", "2")
