@@ -29,6 +29,8 @@ def _probe(root: Path) -> None:
 def check_root(root: Path) -> Path:
     """Create `root` if needed, and test that files can be written and renamed in it.
 
+    Deletes the temporary directories that killed processes left in it.
+
     Raises:
         DirectoryFullError: the disk is full.
         DirectoryUnusableError: the directory cannot be used; both errors say what to do.
@@ -36,12 +38,12 @@ def check_root(root: Path) -> Path:
     with directory_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         _check_access(root)
+        sweep_temporaries(root)  # also of an earlier check; the disk may be full of them
         try:
             _probe(root)
         except OSError as error:
             if not is_full(error):
                 raise
-            sweep_temporaries(root)  # a process may have been killed when it had filled the disk
             sweep_trash(root)
             _probe(root)
     return root

@@ -18,6 +18,7 @@ from bt_lightning.errors import (
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.localdir.job_id_file import note_job
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import Manifest
 from bt_lightning.removal_requester import Requester
@@ -291,8 +292,15 @@ class WriterSession:
             log.error("%s", other)
         if errors:
             raise errors[0]
-        kept, waits = len(self.known.newest), runner_publishes(self.config)
+        kept, waits = self._kept(), runner_publishes(self.config)
         log.info("%s", end_line(self.config, saved=self._saved, kept=kept, waits=waits))
+
+    def _kept(self) -> int:
+        """Number of checkpoints that are left; without a store `known` lacks those from before."""
+        if self.config.store_url is None:
+            with contextlib.suppress(OSError):  # all is saved by now: a line says so in any case
+                return len(list_committed(self.config.root, foreign=False).found)
+        return len(self.known.newest)
 
     def wait_for_saves(self, left_s: Callable[[], float]) -> None:
         """Wait for the saves in progress for up to `left_s()` seconds; `poll` collects them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ class TrainerQueries:
         self._root = Path(config.root)
         self._space = space
         self._store: Store | None = None
+        self._opening = threading.Lock()
 
     def answer(self, question: Question) -> Answer:
         """Answer the question, with a value or an error; raises nothing that is expected."""
@@ -90,15 +92,17 @@ class TrainerQueries:
         return RetryingStore(self.open())
 
     def open(self) -> Store:
-        """The store; each call to it is tried once."""
-        if self._store is None:
-            self._store = open_store(
-                self._config.store_url or "",
-                self._config.storage_options,
-                uploads_folder(self._root),
-                Sending(bytes_s=self._config.upload_bytes_s, content_md5=self._config.content_md5),
-            )
-        return self._store
+        """The store, the same for every thread; each call to it is tried once."""
+        config = self._config
+        with self._opening:
+            if self._store is None:
+                self._store = open_store(
+                    config.store_url or "",
+                    config.storage_options,
+                    uploads_folder(self._root),
+                    Sending(bytes_s=config.upload_bytes_s, content_md5=config.content_md5),
+                )
+            return self._store
 
     def _check(self) -> None:
         """Check that the store can be written, read and cleaned up."""

@@ -28,7 +28,12 @@ class Model(BoringModel):
 
 trainer = L.Trainer(
     max_steps=40,
-    callbacks=[BTLightning(), L.pytorch.callbacks.ModelCheckpoint(every_n_train_steps=10)],
+    callbacks=[
+        BTLightning(),
+        L.pytorch.callbacks.ModelCheckpoint(
+            every_n_train_steps=10, save_top_k=int(os.environ.get("KEEP", "1"))
+        ),
+    ],
     accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
     limit_val_batches=0,
 )
@@ -89,6 +94,17 @@ def test_a_run_says_where_it_saves_what_it_resumes_and_what_it_leaves(run, tmp_p
 def test_a_run_can_be_quiet(run):
     status, said = run("0.1", "x", BT_LOG_LEVEL="warning")
     assert (status, said) == (0, [])
+
+
+@pytest.mark.timeout(300)
+def test_without_a_store_checkpoints_from_before_are_counted_too(run, tmp_path):
+    only_disk = {"BT_STORE_URL": "", "KEEP": "-1"}
+    assert run("0.1", "x", DIE_AT="25", **only_disk)[0] == -9
+    status, said = run("0.1", "x", **only_disk)
+    assert status == 0
+    root = tmp_path.resolve() / "ck"
+    look = f"bt-lightning checkpoints list --dir {root}"
+    assert said[-1] == f"saved 2 checkpoints, keeps 4, in {root}. Look: {look}"
 
 
 def test_a_level_that_is_none_is_refused(run):

@@ -633,6 +633,17 @@ def test_a_usable_root_is_made_and_keeps_no_probe(tmp_path):
     assert left_over(root) == []
 
 
+def test_what_a_killed_check_left_goes_with_the_next_one(tmp_path):
+    root = check_root(tmp_path)
+    left = root / DOT_DIR / "tmp" / ("0" * 32)
+    left.mkdir(parents=True)
+    (left / "probe").write_text("x")
+    with temporary(root) as living:
+        check_root(root)
+        assert living.is_dir()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("place", ["root", "parent", "dot folder"])
 def test_a_file_in_place_of_a_directory_is_named_with_what_to_do(tmp_path, place):
     root = tmp_path / "ckpt"

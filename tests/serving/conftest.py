@@ -104,11 +104,9 @@ class Puller:
 
     def leftovers(self):
         """Files of the cache and beside mounts that are neither blobs nor notes."""
-        known = ("blobs", "known", "mounts", "incoming", ".bt_lightning")
+        known = ("blobs", "known", "mounts", "incoming")
         beside = list(self.root.rglob(".*")) if self.root.exists() else []
-        # a kill may leave an empty directory for a temporary file, and no more
-        files = [p for p in self.cache.glob(".bt_lightning/**/*") if not p.is_dir()]
-        return [p for p in self.cache.glob("*") if p.name not in known] + beside + files
+        return [p for p in self.cache.glob("*") if p.name not in known] + beside
 
 
 @pytest.fixture
