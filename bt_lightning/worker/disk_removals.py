@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 60.0
 """Longest wait of a commit for the removals that the one before it has allowed."""
+_OTHERS_S: Final = 1.0
+"""Seconds until the next look, while the worker of another run may commit."""
 _NEWEST: Final = (KeepLatest(1), KeepLatest(1, resumable=True))
 """They stay until a newer one is committed, though the policy may remove them by then: training may
 always be one save ahead of the disk. So what is older than they are need not stay beside them."""
@@ -76,6 +78,8 @@ class DiskRemovals:
         self._deleting = threading.Lock()
         self._changed = threading.Condition()
         self._failures = 0
+        self._waits = False
+        """Whether the last look was not ours to have: the worker of another run may commit."""
         self._left = False
         self._asked = self._working = start
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning removals")
@@ -118,7 +122,8 @@ class DiskRemovals:
                 self._changed.notify_all()
             self._done()
             with self._changed:
-                wait_s = backoff(self._failures, 1.0) if self._failures else None
+                wait_s = _OTHERS_S if self._waits else None
+                wait_s = backoff(self._failures, 1.0) if self._failures else wait_s
                 self._changed.wait_for(lambda: self._asked or self._left, wait_s)
                 if self._left:
                     return
@@ -169,6 +174,7 @@ class DiskRemovals:
             OSError: the directory cannot be read.
         """
         with self._lock.held() as mine, self._deleting:
+            self._waits = not mine
             if not mine:
                 return 0
             self.error = None

@@ -112,6 +112,19 @@ def test_nothing_goes_while_another_runs_worker_may_commit_here(scene):
     assert scene.on_disk() == scene.names(2)
 
 
+def test_what_had_to_wait_for_another_runs_worker_goes_without_being_asked_again(scene):
+    old, _ = scene.make(1, 2)
+    request_local_removal(scene.root, old.digest)
+    lock = CommitLock(scene.root)
+    lock.acquire()
+    removals = DiskRemovals(scene.root, NONE, start=True)
+    scene.eventually(lambda: removals.idle)
+    assert scene.on_disk() == scene.names(1, 2)
+    lock.release()
+    scene.eventually(lambda: scene.on_disk() == scene.names(2))
+    removals.leave()
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_what_is_unwanted_by_its_commit_goes_with_the_next_one(scene, arena, when):
     """Also while the training thread has no time to hear of the commit."""
