@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_limits import RECORD as RECORD_BOUNDS
 from bt_lightning.file_limits import parse_json
+from bt_lightning.path_layout import MOST_RANKS
 
 Status = Literal["CREATED", "RUNNING", "COMPLETED", "FAILED", "STOPPED"]
 Sync = Literal["SYNCING", "COMPLETED"]
@@ -103,6 +104,9 @@ class JobRecord:
             raise CheckpointCorruptError(msg) from error
         if record.status not in get_args(Status) or not isinstance(record.created_at, str):
             msg = f"the record of the job at {where} has the status {record.status!r:.50}"
+            raise CheckpointCorruptError(msg)
+        if type(record.group_size) is not int or not 0 <= record.group_size <= MOST_RANKS:
+            msg = f"the record of the job at {where} has {record.group_size!r:.50} nodes"
             raise CheckpointCorruptError(msg)
         return record
 

@@ -332,6 +332,14 @@ def test_a_record_comes_back(record):
     assert JobRecord.from_bytes(record.to_bytes(), "x") == record
 
 
+@pytest.mark.parametrize("nodes", ["-1", "1000000000", '"3"', "null", "true", "1.5"])
+@given(record=records)
+def test_a_record_of_no_number_of_nodes_is_none(nodes, record):
+    data = re.sub(rb'"group_size": \d', b'"group_size": ' + nodes.encode(), record.to_bytes())
+    with pytest.raises(CheckpointCorruptError, match="nodes"):
+        JobRecord.from_bytes(data, "here")
+
+
 @given(st.binary(max_size=60) | records.map(lambda record: record.to_bytes()[:-9]))
 def test_rubbish_is_no_record(data):
     with pytest.raises(CheckpointCorruptError, match="record of the job at here"):
