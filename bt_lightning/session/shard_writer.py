@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bt_lightning.sharding.write_plan import WritePlan
     from bt_lightning.snapshot.shard_files import EncodedPart
     from bt_lightning.snapshot.state_files import Snapshot
+
+log = logging.getLogger(__name__)
 
 
 class ShardWriter(CheckpointWriter):
@@ -125,10 +127,13 @@ class ShardWriter(CheckpointWriter):
         early, self._early = self._early, None
         if early is None:
             return
-        with contextlib.suppress(Exception):
-            found, encoded, self._planned = self._exchange.result(early)
-            self._key = encoded.held.key
-            cache.fragments, cache.plans, cache.parts = found.fragments, found.plans, found.parts
+        try:
+            found, encoded, planned = self._exchange.result(early)
+        except Exception as error:  # noqa: BLE001 - the save encodes it all, and meets it again
+            log.info("the first save takes longer, since it could not be prepared: %s", error)
+            return
+        self._planned, self._key = planned, encoded.held.key
+        cache.fragments, cache.plans, cache.parts = found.fragments, found.plans, found.parts
 
 
 def _table(state: Mapping[str, Any], encoded: EncodedPart) -> Table:
