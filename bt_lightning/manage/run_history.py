@@ -19,6 +19,8 @@ _FAILURES: Final = {
     "removal_failed": "disk",
     "worker_died": "worker",
 }
+_FOREVER_MS: Final = 1e12
+"""A longer wait is none: anybody may have written an event."""
 _GAVE_WAY: Final = ("skipped", "replaced")
 _NOT_SAVED: Final = ("refused", "failed", "torn", "changed", "uncommitted")
 
@@ -94,7 +96,7 @@ def run_history(
     runs: list[Run] = []
     failures: list[tuple[float, str]] = []
     durable: dict[str, Durable] = {}
-    saves, stall_s, known = 0, 0.0, False
+    saves, waited_s, known = 0, 0.0, False
     for event in ordered:
         kind, at = event.get("event"), _number(event.get("at"))
         known = known or kind != "metrics"
@@ -108,13 +110,13 @@ def run_history(
             _note(runs[-1], event, at)
         if kind == "save":
             saves += event.get("decision") not in (*_GAVE_WAY, *_NOT_SAVED)
-            stall_s += _stall_s(event)
+            waited_s += stall_s(event)
         if (text := _failure(event)) is not None:
             failures.append((at, text))
         _note_durable(durable, event, at)
     for before, after in itertools.pairwise(runs):
         _count_again(before, after)
-    return RunHistory(known, tuple(runs), saves, stall_s, tuple(failures), durable)
+    return RunHistory(known, tuple(runs), saves, waited_s, tuple(failures), durable)
 
 
 def _note(run: Run, event: dict[str, Any], at: float) -> None:
@@ -152,7 +154,7 @@ def _failure(event: dict[str, Any]) -> str | None:
         return f"{_FAILURES[kind]}: {event.get('error')}"
     if kind == "ended" and event.get("failed"):
         return "the training ended with an error"
-    if kind == "attempt_ended" and event.get("outcome") in {"failed", "preempted"}:
+    if kind == "attempt_ended" and event.get("outcome") in ("failed", "preempted"):
         number, code = event.get("signal"), event.get("exit_code")
         how = f"signal {number}" if number else f"exit code {code}"
         return f"attempt {event.get('number')}: {event['outcome']} with {how}"
@@ -174,9 +176,10 @@ def _note_durable(found: dict[str, Durable], event: dict[str, Any], at: float) -
         found[name] = Durable(known.step, None if kind == "streamed" else known.disk_at, at)
 
 
-def _stall_s(event: dict[str, Any]) -> float:
+def stall_s(event: dict[str, Any]) -> float:
+    """Seconds that training waited for one save, by its event."""
     parts = (_number(event.get(name, 0.0)) for name in ("call_ms", "guard_ms"))
-    return math.fsum(part for part in parts if math.isfinite(part)) / 1000
+    return sum(part for part in parts if abs(part) < _FOREVER_MS) / 1000
 
 
 def _step(event: dict[str, Any]) -> int:

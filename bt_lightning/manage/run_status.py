@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from bt_lightning.localdir.gather_directory import GatherDirectory
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.upload_status import read_uploading
 from bt_lightning.log_kinds import EVENTS, METRICS
-from bt_lightning.manage.run_history import run_history
+from bt_lightning.manage.run_history import run_history, stall_s
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 _ARENAS = 3
 """Saves that can be under way at a time."""
-_FOREVER_MS = 1e12
 _ENDS = ("durable", "streamed", "refused")
 """Events that end a save's time in memory."""
 _NAMED = 8
@@ -137,7 +135,7 @@ def run_status(root: Path) -> Status:
         upload=upload,
         waiting=uploading.waiting if uploading is not None else 0,
         error=uploading.error if uploading is not None else "",
-        stall_s=math.fsum(_stall_s(event) for event in saves),
+        stall_s=sum(map(stall_s, saves)),
         gathering=gathering,
         history=run_history(events, _events(root, METRICS)),
         given_up=given_up,
@@ -190,10 +188,3 @@ def _is_staged(save: dict[str, Any], durable: list[dict[str, Any]]) -> bool:
         event.get("checkpoint") == save.get("checkpoint_id") and event["at"] >= began
         for event in durable
     )
-
-
-def _stall_s(event: dict[str, Any]) -> float:
-    """Seconds that training waited for one save."""
-    parts = (event.get(name, 0.0) for name in ("call_ms", "guard_ms"))
-    known = (part for part in parts if isinstance(part, int | float) and abs(part) < _FOREVER_MS)
-    return math.fsum(known) / 1000

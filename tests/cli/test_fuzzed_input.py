@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from hostile import arguments, manifests, pickles, safetensors, signed, values
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.cli.app import main
@@ -192,10 +192,12 @@ def test_numbers_and_times_that_are_none_are_shown_all_the_same(place, command):
     assert all(line.isprintable() for line in lines)
 
 
+_KINDS = ["save", "durable", "published", "began", "ended", "attempt_ended", "store_failed"]
 _facts = st.dictionaries(
     st.sampled_from(
         [
             *("at", "began", "number", "step", "checkpoint_id", "checkpoint", "decision"),
+            *("failed", "host", "outcome", "exit_code", "signal", "error"),
             *("call_ms", "guard_ms", "copy_ms", "bytes", "write_s", "local_durable_s"),
         ]
     ),
@@ -207,13 +209,18 @@ _facts = st.dictionaries(
     st.lists(
         st.builds(
             lambda kind, facts: {"event": kind, "at": 1.7e9, **facts},
-            st.sampled_from(["save", "durable", "published"]) | values,
+            st.sampled_from(_KINDS) | values,
             _facts,
         ),
         max_size=5,
     ),
     st.sampled_from(["status", "report", "trace", "status -o json"]),
 )
+@example([{"event": "save", "at": 1.7e9}, {"event": "durable", "at": 1.7e9}], "report")
+@example([{"event": "save", "at": 1.7e9, "call_ms": 1.7e308, "guard_ms": 1.7e308}], "report")
+@example([{"event": "save", "at": 1.7e9, "call_ms": 1.7e308, "guard_ms": 1.7e308}], "status")
+@example([{"event": "began", "at": 1.7e9, "step": 10**400}] * 2, "report")
+@example([{"event": "began", "at": 1.7e9, "step": 10**400}] * 2, "status -o json")
 @FEW
 def test_a_run_may_have_noted_anything(place, events, command):
     root = place[2].path.parent

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.cli.render.svg_chart import Series, chart
 from bt_lightning.cli.render.text import printable, short_time
 from bt_lightning.human_units import human_duration, human_size
-from bt_lightning.manage.run_history import run_history
+from bt_lightning.manage.run_history import run_history, stall_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ def _restarts(events: Sequence[dict[str, Any]], saves: Sequence[dict[str, Any]])
     runs = run_history(events).runs
     if runs:
         pairs = itertools.pairwise(runs)
-        return [float(after.began_step) for before, after in pairs if before.end != "ended"]
+        return [_number(after.began_step) for before, after in pairs if before.end != "ended"]
     found = []  # events of an older version: save numbers restart with a run
     for before, event in itertools.pairwise(saves):
         if _number(event.get("number", 0)) <= _number(before.get("number", 0)):
@@ -102,9 +102,8 @@ def _tiles(
     if items:
         tiles.insert(0, (f"{items[0].manifest.step:,}", "newest step"))
     if saves:
-        stall = math.fsum(_stall_ms(event) for event in saves)
         tiles += [
-            (f"{stall / 1000:.2f} s", f"of training went into {len(saves)} saves"),
+            (f"{sum(map(stall_s, saves)):.2f} s", f"of training went into {len(saves)} saves"),
             (str(len(restarts)), "restarts"),
         ]
         took = _number(saves[-1]["at"]) - _number(saves[0].get("began", saves[0]["at"]))
@@ -139,7 +138,7 @@ def _costs(saves: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
     if not saves:
         return '<p class="note">There are no events of the run: what its saves cost is unknown.</p>'
     number = [float(index) for index in range(1, len(saves) + 1)]
-    waits = list(zip(number, map(_stall_ms, saves), strict=True))
+    waits = [(n, 1000 * stall_s(event)) for n, event in zip(number, saves, strict=True)]
     stall = Series("milliseconds that training waited", waits)
     parts = ["<h2>What each save cost training</h2>", chart([stall], "save", "ms", bars=True)]
     index = {str(event.get("checkpoint_id")): float(n) for n, event in enumerate(saves, 1)}
@@ -147,7 +146,7 @@ def _costs(saves: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
 
     def points(kind: str, field: str, unit: float) -> list[tuple[float, float]]:
         own = [event for event in done if event["event"] == kind]
-        found = [(index[str(e["checkpoint"])], _number(e.get(field)) / unit) for e in own]
+        found = [(index[str(e.get("checkpoint"))], _number(e.get(field)) / unit) for e in own]
         return sorted((x, y) for x, y in found if math.isfinite(y))
 
     ends = [
@@ -192,11 +191,6 @@ def _table(items: Sequence[CheckpointItem]) -> str:
         '<th class="n">Size</th><th>Created</th><th>Metrics</th><th></th></tr></thead>'
         f"<tbody>{rows}</tbody></table>{note}"
     )
-
-
-def _stall_ms(event: dict[str, Any]) -> float:
-    parts = (_number(event.get(name, 0.0)) for name in ("call_ms", "guard_ms"))
-    return math.fsum(part for part in parts if math.isfinite(part))
 
 
 def _number(value: object) -> float:
