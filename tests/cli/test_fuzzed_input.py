@@ -214,7 +214,7 @@ _facts = st.dictionaries(
         ),
         max_size=5,
     ),
-    st.sampled_from(["status", "report", "trace", "status -o json"]),
+    st.sampled_from(["status", "report", "trace", "status -o json", "jobs events"]),
 )
 @example([{"event": "save", "at": 1.7e9}, {"event": "durable", "at": 1.7e9}], "report")
 @example([{"event": "save", "at": 1.7e9, "call_ms": 1.7e308, "guard_ms": 1.7e308}], "report")
