@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import uuid
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,8 +82,29 @@ def _workers() -> list[int]:
     return [child.pid or 0 for child in multiprocessing.active_children()]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sample", type=int, default=1, metavar="N", help="run about one test in N, by the seed"
+    )
+    parser.addoption("--sample-seed", default="", metavar="TEXT", help="which tests a sample has")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    count, seed = config.getoption("--sample"), config.getoption("--sample-seed")
+    return f"sample: one test in {count}, --sample-seed={seed}" if count > 1 else ""
+
+
+def _is_sampled(item: pytest.Item) -> bool:
+    name = f"{item.config.getoption('--sample-seed')} {item.nodeid}"
+    return zlib.crc32(name.encode()) % item.config.getoption("--sample") == 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """GPU tests skip where there is no GPU."""
+    others = [item for item in items if not _is_sampled(item)]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if _is_sampled(item)]
     if not any("gpu" in item.keywords for item in items):
         return
     import torch
