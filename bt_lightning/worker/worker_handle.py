@@ -174,8 +174,8 @@ class Worker:
         if answer is None:
             self.kill()
             msg = (
-                f"the store did not answer {type(question).__name__} within {timeout_s:.0f} s:"
-                " check its URL and the network"
+                f"no answer to {type(question).__name__} within {timeout_s:.0f} s: the store or the"
+                " disk hangs; check the store's URL and the network, and the disk"
             )
             raise StoreTransientError(msg)
         if answer.error is not None:
