@@ -15,7 +15,7 @@ import pytest
 from bt_lightning.path_layout import MANIFEST
 
 MEMORY = 300 * 1000 * 1000
-CPU_S = 5
+CPU_S = 20  # seconds: of what an attack costs otherwise there is no end
 PATIENCE_S = 120
 LOOK = """
 import io, json, os, sys, time
