@@ -1,4 +1,4 @@
-"""The record of one node of a job: its status, its attempts, and its uploads. Pure.
+"""The record of one node of a job (status, attempts, uploads), and requests to stop it. Pure.
 
 The words are Baseten's: `status` is its `TRAINING_JOB_...` without that prefix.
 """
@@ -18,11 +18,16 @@ Status = Literal["CREATED", "RUNNING", "COMPLETED", "FAILED", "STOPPED"]
 Sync = Literal["SYNCING", "COMPLETED"]
 RECORD: Final = ".bt_lightning-job"
 """File name below the job's `rank-<node>` in a store; a dot name, so no checkpoint has it."""
+STOP_REQUEST: Final = ".bt_lightning-stop"
+"""File name, in the same place, of a request that the runner stops."""
 _FORMAT: Final = 1
 _MAX_ATTEMPTS: Final = 200
 """Number of attempts that are kept: the newest."""
 _WAITING_BYTES: Final = 256 * 1024
 """Bytes of waiting names that are kept: readers refuse a record of more than 1 MiB."""
+
+
+_YEAR_S: Final = 366 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,10 @@ class JobRecord:
     newest_step: int | None = None
     waiting: tuple[str, ...] = ()
     """What was on the disk and not in the store when the job ended."""
+    run: str = ""
+    """Id of this start of the runner: a `StopRequest` names it. Empty: it takes no requests."""
+    stop_asked_by: str | None = None
+    """Who asked this run to stop, once it knows."""
 
     @property
     def over(self) -> bool:
@@ -109,6 +118,37 @@ class JobRecord:
             msg = f"the record of the job at {where} has {record.group_size!r:.50} nodes"
             raise CheckpointCorruptError(msg)
         return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRequest:
+    """A request that one run of a job ends; a later run of the job is not meant."""
+
+    run: str
+    """`JobRecord.run` of the runner."""
+    by: str
+    """Who asks, for messages."""
+    at: str
+    """ISO 8601, UTC."""
+    grace_s: float | None = None
+    """Seconds until the job's processes are killed; None: they may take as long as they need."""
+
+    def to_bytes(self) -> bytes:
+        """One line of ASCII JSON."""
+        return json.dumps(asdict(self), sort_keys=True).encode("ascii") + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> StopRequest | None:
+        """Parse a request; None if it is none: anybody may have written the file."""
+        try:
+            payload = parse_json(data, RECORD_BOUNDS)
+            request = cls(**_known_fields(cls, payload))
+        except (ValueError, TypeError, AttributeError):
+            return None
+        texts = (request.run, request.by, request.at)
+        seconds = request.grace_s
+        valid = seconds is None or (type(seconds) in (int, float) and 0 <= seconds < _YEAR_S)
+        return request if valid and all(type(text) is str for text in texts) else None
 
 
 def _names_within(names: tuple[str, ...], limit: int) -> list[str]:

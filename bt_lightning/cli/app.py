@@ -23,6 +23,7 @@ from bt_lightning.cli.commands.jobs import jobs, projects
 from bt_lightning.cli.commands.protect_delete import delete, protect, unprotect
 from bt_lightning.cli.commands.run import run
 from bt_lightning.cli.commands.status_doctor import doctor, report, status
+from bt_lightning.cli.commands.stop_jobs import stop_jobs
 from bt_lightning.cli.commands.trash import trash
 from bt_lightning.cli.commands.weights import weights
 from bt_lightning.cli.target_options import directory_option
@@ -149,7 +150,7 @@ jobs.add_command(delete_one_job)
 projects.add_command(delete_project)
 jobs.add_command(list_files)
 jobs.add_command(download_job)
-for command in (show_logs, show_events, show_metrics):
+for command in (show_logs, show_events, show_metrics, stop_jobs):
     jobs.add_command(command)
 main.add_command(run)
 main.add_command(status)

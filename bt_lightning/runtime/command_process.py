@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from bt_lightning.job_record import StopRequest
+
 FORWARDED: Final = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -58,7 +60,7 @@ class Child:
     def __init__(self, grace_s: float | None = None) -> None:
         """Processes that live `grace_s` seconds after a signal to end are killed."""
         self.stopped_by: int | None = None
-        """The first signal that told the job to end."""
+        """The first signal that told the job to end; SIGTERM for a request."""
         self.keep_open: tuple[int, ...] = ()
         """Descriptors that the commands inherit."""
         self.streams: tuple[int | None, int | None] = (None, None)
@@ -67,7 +69,9 @@ class Child:
         """Called when the terminal has another size, before the commands hear of it."""
         self._grace_s = grace_s
         self._preparing = False
-        self._stopped_at = 0.0
+        self._platform_kills_at = math.inf
+        self._overdue_at = math.inf
+        self._request: StopRequest | None = None
         self._group: int | None = None
         self._pending_signals: set[int] = set()
         self._interrupts = 0
@@ -81,9 +85,12 @@ class Child:
     @property
     def left_s(self) -> float:
         """Seconds until the platform kills this job; infinite without a signal to end."""
-        if self._grace_s is None or self.stopped_by is None:
-            return math.inf
-        return self._stopped_at + self._grace_s - time.monotonic()
+        return self._platform_kills_at - time.monotonic()
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether no command may run yet; read by any thread."""
+        return self._preparing
 
     def __enter__(self) -> Self:
         """Install the handlers, and become the parent of orphaned descendants."""
@@ -149,6 +156,21 @@ class Child:
             self._group = None
         return child.returncode
 
+    def end(self, request: StopRequest) -> bool:
+        """End the job as SIGTERM does; return False if `request` was the last one already.
+
+        The platform does not kill the job then. Processes that live longer than the seconds that
+        the request gives are killed.
+        """
+        if request == self._request:
+            return False
+        self._request = request
+        self.stopped_by = self.stopped_by or signal.SIGTERM
+        if request.grace_s is not None:
+            self._overdue_at = min(self._overdue_at, time.monotonic() + request.grace_s)
+        self._signal(signal.SIGTERM)
+        return True
+
     def sleep(self, seconds: float, tick: Callable[[], None]) -> None:
         """Wait `seconds`, or until the job is told to end."""
         until = time.monotonic() + seconds
@@ -183,7 +205,7 @@ class Child:
         reap(0)
 
     def _overdue(self) -> bool:
-        return self.impatient or self.left_s <= 0
+        return self.impatient or time.monotonic() >= self._overdue_at
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGTSTP:
@@ -193,8 +215,11 @@ class Child:
             self.on_resize()
         if self._preparing and number in ENDING:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        if number in ENDING and self.stopped_by is None:
-            self.stopped_by, self._stopped_at = number, time.monotonic()
+        if number in ENDING:
+            self.stopped_by = self.stopped_by or number
+            if self._grace_s is not None and math.isinf(self._platform_kills_at):
+                self._platform_kills_at = time.monotonic() + self._grace_s
+                self._overdue_at = min(self._overdue_at, self._platform_kills_at)
         self._interrupts += number == signal.SIGINT
         self._signal(number)
 

@@ -8,21 +8,16 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-from bt_lightning.errors import CheckpointCorruptError, StoreError
-from bt_lightning.file_limits import RECORD
-from bt_lightning.job_record import JobRecord
-from bt_lightning.localdir.small_files import read_small_file, replace_small
-from bt_lightning.path_layout import DOT_DIR
+from bt_lightning.errors import StoreError
+from bt_lightning.localdir.job_record_file import write_local
 from bt_lightning.store.catalog.job_records import write_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bt_lightning.job_record import Attempt
+    from bt_lightning.job_record import Attempt, JobRecord
     from bt_lightning.store.interface import Store
 
-FILE: Final = "job.json"
-"""The record on the disk, in the dot folder of the checkpoint directory."""
 _HEARTBEAT_S: Final = 60.0
 _RETRY_S: Final = 10.0
 
@@ -30,15 +25,6 @@ _RETRY_S: Final = 10.0
 def utc_now() -> str:
     """The present time in the form of records and manifests: ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat()
-
-
-def read_local(root: Path) -> JobRecord | None:
-    """The record of the last job of the directory; None if none can be read."""
-    path = root / DOT_DIR / FILE
-    try:
-        return JobRecord.from_bytes(read_small_file(path, RECORD), str(path))
-    except (OSError, CheckpointCorruptError):
-        return None
 
 
 class JobRecordWriter:
@@ -110,7 +96,7 @@ class JobRecordWriter:
     def _write(self, record: JobRecord) -> bool:
         if self._root is not None:
             with contextlib.suppress(OSError):  # a full disk, which the checkpoints report
-                replace_small(self._root / DOT_DIR / FILE, record.to_bytes(), durable=False)
+                write_local(self._root, record)
         if self._store is None:
             return True
         try:

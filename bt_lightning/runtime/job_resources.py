@@ -6,6 +6,7 @@ import contextlib
 import math
 import socket
 import time
+import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,12 +20,14 @@ from bt_lightning.errors import (
     WorkerDiedError,
 )
 from bt_lightning.job_record import JobRecord
+from bt_lightning.localdir.event_log import note
+from bt_lightning.localdir.job_record_file import read_local
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.path_layout import job_prefix
 from bt_lightning.runtime.job_lock import take_job
-from bt_lightning.runtime.job_record_writer import JobRecordWriter, read_local, utc_now
+from bt_lightning.runtime.job_record_writer import JobRecordWriter, utc_now
 from bt_lightning.runtime.load_earlier_checkpoints import (
     load_references,
     other_checkpoints,
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from bt_lightning.runtime.command_process import Child
     from bt_lightning.runtime.job_spec_and_environment import JobSpec
     from bt_lightning.runtime.load_earlier_checkpoints import Progress
+    from bt_lightning.runtime.stop_requests import StopRequests
     from bt_lightning.store.interface import Store
 
 _TRIES: Final = 4
@@ -95,6 +99,7 @@ class JobResources:
             checkpoint_sync_status=None if spec.store_url is None else "SYNCING",
             created_at=now,
             updated_at=now,
+            run=uuid.uuid4().hex,
         )
         self._before: JobRecord | None = None
         self._record_writer: JobRecordWriter | None = None
@@ -104,6 +109,24 @@ class JobResources:
         """The writer of the record; available once the job is open."""
         assert self._record_writer is not None
         return self._record_writer
+
+    @property
+    def run(self) -> str:
+        """Id of this run of the job: requests to stop name it."""
+        return self._record.run
+
+    def note(self, event: str, **facts: object) -> None:
+        """Add an event to those of the directory, if it takes one."""
+        if self._root is not None:
+            with contextlib.suppress(OSError):  # a lost event does no harm
+                note(self._root, event, **facts)
+
+    def watch(self, requests: StopRequests) -> None:
+        """Let `requests` look where this job is, on the disk and in the store."""
+        if self._root is not None:
+            requests.watch_directory(self._root)
+        if self._spec.store_url is not None:
+            requests.watch_store(open_store(self._spec.store_url), self._prefix)
 
     @property
     def attempts(self) -> int:

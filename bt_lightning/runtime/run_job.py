@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +17,13 @@ from bt_lightning.runtime.job_resources import JobReporter, JobResources, upload
 from bt_lightning.runtime.job_spec_and_environment import caches
 from bt_lightning.runtime.output_capture import OutputCapture
 from bt_lightning.runtime.scratch_directory import scratch_directory
+from bt_lightning.runtime.stop_requests import StopRequests
 from bt_lightning.store.secrets import log_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bt_lightning.job_record import StopRequest
     from bt_lightning.runtime.job_spec_and_environment import JobSpec
     from bt_lightning.runtime.restart_policy import RestartPolicy
 
@@ -44,6 +47,12 @@ def run_job(
         CheckpointNotFoundError, CheckpointCorruptError, DirectoryFullError, StoreError: a
             checkpoint that the job loads cannot be loaded.
     """
+
+    def asked(request: StopRequest) -> None:  # on a thread that looks for requests
+        reporter.say(f"{request.by} asks this job to stop: {_what_follows(request)}")
+        if child.is_preparing:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(Child(spec.grace_s))
         with child.preparing():
@@ -53,7 +62,9 @@ def run_job(
                 stack.callback(os.close, lock_descriptor)
                 child.keep_open = (lock_descriptor,)
             job = stack.enter_context(JobResources(spec, root, reporter))
+            requests = stack.enter_context(StopRequests(job.run, asked))
             job.open()
+            job.watch(requests)
             job.load_references()
             scratch, scratch_descriptor = stack.enter_context(scratch_directory(inherited, root))
             child.keep_open += (scratch_descriptor,)
@@ -70,6 +81,8 @@ def run_job(
 
         def tick() -> None:
             job.tick()
+            if requests.request is not None:
+                _stop(requests.request, child, job)
             if capture is not None:
                 capture.tick()
 
@@ -88,3 +101,15 @@ def run_job(
         if capture is not None:
             capture.close()  # its last lines are sent below
         return job.finish(outcome, ended, child, drain_s)
+
+
+def _stop(request: StopRequest, child: Child, job: JobResources) -> None:
+    if not child.end(request):
+        return
+    job.record_writer.update(stop_asked_by=request.by)
+    job.note("stop_asked", by=request.by)
+
+
+def _what_follows(request: StopRequest) -> str:
+    killed = "" if request.grace_s is None else f", and is killed {request.grace_s:g} s later"
+    return f"its command gets a SIGTERM{killed}"

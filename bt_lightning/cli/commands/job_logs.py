@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bt_lightning.cli.job_place import JobPlace
 from bt_lightning.cli.target_options import (
     directory_option,
     format_option,
@@ -17,12 +17,8 @@ from bt_lightning.cli.target_options import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from bt_lightning.job_record import JobRecord
-    from bt_lightning.log_kinds import LogKind
     from bt_lightning.manage.job_logs import JobLog, Logged
-    from bt_lightning.store.interface import Store
 
 _STORE_S, _DISK_S = 5.0, 1.0
 """Seconds between two looks with --follow."""
@@ -32,61 +28,6 @@ _node_option = click.option("--node", type=click.IntRange(min=0), help="Only thi
 _tail_option = click.option(
     "--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N."
 )
-
-
-class _Place:
-    """Where the logs of a job lie: in a store, or with a directory alone, there."""
-
-    def __init__(
-        self, job: str | None, store: str | None, project: str | None, directory: str | None
-    ) -> None:
-        from bt_lightning.errors import InvalidSettingError
-        from bt_lightning.manage.find_target import directory_of, project_of
-        from bt_lightning.settings import Settings
-        from bt_lightning.store.catalog.bt_url_tree import open_bt_store
-
-        self.store: Store | None = None
-        self.root: Path | None = None
-        settings = Settings.from_environ(os.environ)
-        job = job or settings.job
-        if job is None or not store:
-            if not directory:
-                what = "a job and its store (--store)" if job is None else "the store (--store)"
-                msg = f"name {what}, or a checkpoint directory with --dir"
-                raise InvalidSettingError(msg)
-            self.root = directory_of(directory)
-            self.job, self.project = job or self.root.name, project or ""
-            return
-        self.store, self.job = open_bt_store(store, None), job
-        self.project = project_of(self.store, project or settings.project, job)
-
-    def log(self, kind: LogKind, node: int | None = None) -> JobLog:
-        """One of the job's logs."""
-        from bt_lightning.manage.job_logs import directory_log, stored_log
-
-        if self.store is None:
-            assert self.root is not None
-            return directory_log(self.root, kind)
-        return stored_log(self.store, self.project, self.job, kind, node)
-
-    def record(self) -> JobRecord | None:
-        """The record of the job's runner, if it has one that can be read."""
-        from bt_lightning.errors import CheckpointCorruptError
-        from bt_lightning.path_layout import job_prefix
-        from bt_lightning.runtime.job_record_writer import read_local
-        from bt_lightning.store.catalog.job_records import read_record
-
-        if self.store is None:
-            return None if self.root is None else read_local(self.root)
-        try:
-            return read_record(self.store, job_prefix(self.project, self.job, 0))
-        except CheckpointCorruptError:
-            return None
-
-    def missing(self, kind: str) -> str:
-        """The message for a log that is empty."""
-        where = self.store.name if self.store is not None else str(self.root)
-        return f"{where} has no {kind} of the job {self.job}"
 
 
 @click.command("logs")
@@ -127,7 +68,7 @@ def show_logs(
     from bt_lightning.errors import CheckpointNotFoundError
     from bt_lightning.log_kinds import OUTPUT
 
-    place = _Place(job_id, store, project, directory)
+    place = JobPlace(job_id, store, project, directory)
     printer = _Printer(attempt, timestamps=timestamps, as_json=output_format == "json")
     log = place.log(OUTPUT, node)
     found = log.new(tail if attempt is None else None)
@@ -139,7 +80,7 @@ def show_logs(
         _follow(place, log, printer.show)
 
 
-def _follow(place: _Place, log: JobLog, show: Callable[[list[Logged]], None]) -> None:
+def _follow(place: JobPlace, log: JobLog, show: Callable[[list[Logged]], None]) -> None:
     """Show what comes, until the job is over and nothing comes any more."""
     from bt_lightning.errors import StoreTransientError
 
@@ -216,7 +157,7 @@ def show_events(
     from bt_lightning.errors import CheckpointNotFoundError
     from bt_lightning.log_kinds import EVENTS
 
-    place = _Place(job_id, store, project, directory)
+    place = JobPlace(job_id, store, project, directory)
     found = place.log(EVENTS, node).new()
     if not found:
         raise CheckpointNotFoundError(place.missing("events"))
@@ -270,7 +211,7 @@ def show_metrics(
     from bt_lightning.errors import CheckpointNotFoundError
     from bt_lightning.log_kinds import METRICS
 
-    place = _Place(job_id, store, project, directory)
+    place = JobPlace(job_id, store, project, directory)
     rows = metric_rows(place.log(METRICS).new(), everything=everything)
     if not rows:
         raise CheckpointNotFoundError(place.missing("metrics"))

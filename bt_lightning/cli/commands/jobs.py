@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
 
 _ATTEMPTS = 5
-_SILENT_S = 180.0
-"""A runner writes its record once a minute: after so many seconds it is probably gone."""
 job_project_option = click.option(
     "--project", help="Project of the jobs.  [env: BT_TRAINING_PROJECT_NAME]"
 )
@@ -26,7 +24,7 @@ job_project_option = click.option(
 
 @click.group()
 def jobs() -> None:
-    """List, show and delete the jobs of a store."""
+    """List, show, stop, start again and delete the jobs of a store."""
 
 
 @click.group()
@@ -249,15 +247,12 @@ def _silent_since(row: dict[str, Any]) -> str:
     from datetime import datetime, timezone
 
     from bt_lightning.cli.render.text import short_time
+    from bt_lightning.manage.stop_job import SILENT_S, silent_s
 
     if row["status"] not in {"CREATED", "RUNNING"}:
         return ""
-    try:
-        heard = datetime.fromisoformat(row["updated_at"])
-        silent_s = (datetime.now(timezone.utc) - heard).total_seconds()
-    except (TypeError, ValueError):
-        return ""  # anybody may have written the record
-    return short_time(row["updated_at"]) if silent_s > _SILENT_S else ""
+    silent = silent_s(row["updated_at"], datetime.now(timezone.utc)) > SILENT_S
+    return short_time(row["updated_at"]) if silent else ""
 
 
 def _count(name: str) -> Any:

@@ -74,6 +74,7 @@ _TEXTS: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "streamed": lambda event: _durable(event, "in the store", event.get("remote_durable_s")),
     "attempt_ended": lambda event: f"attempt {event.get('number')}: {attempt_end(event)}",
     "ended": _ended,
+    "stop_asked": lambda event: f"{event.get('by')} asked the job to stop",
     "left_out": lambda event: f"up to {human_size(_ms(event.get('bytes')))} are kept no more",
 }
 
