@@ -46,7 +46,7 @@ from bt_lightning.localdir.event_log import note, read_events
 from bt_lightning.localdir.publisher_id import publisher_id_of
 from bt_lightning.localdir.protection import is_protected_local, protection_of
 from bt_lightning.localdir.upload_status import UploadMeter, read_uploading
-from bt_lightning.localdir.job_record_file import read_local
+from bt_lightning.localdir.job_record_file import read_local, read_stop_local
 from bt_lightning.runtime.job_lock import lock_directory
 from bt_lightning.store.s3.multipart_journal import MultipartJournal
 from bt_lightning.store.transfer.resume_publication import SentFiles, uploads_folder
@@ -62,6 +62,7 @@ verify(root / "good")
 assert is_protected_local(root / "protected") and protection_of(root / "protected") is not None
 with suppress(CheckpointError, FileNotFoundError):
     said["events"] = len(list(read_events(root)))
+assert read_stop_local(root) is None
 assert read_local(root) is None or sys.argv[2] == "new"
 assert newest_in_store(root) is None
 assert read_uploading(root) is None
