@@ -81,7 +81,14 @@ def listening(path: Path) -> None:
 KINDS = (fifo, endless, sparse, dense, deep, folder, nowhere, listening)
 
 SMALL = (
-    *("job.json", ".job.json.part", "events.jsonl", "latest.json", ".latest.json.part"),
+    *(
+        "job.json",
+        "stop.json",
+        ".job.json.part",
+        "events.jsonl",
+        "latest.json",
+        ".latest.json.part",
+    ),
     *("uploading.json", ".uploading.json.part", "store_only.json", "owner", ".owner.part"),
     *("worker.lock", "worker.want", "worker.standby", "commit.lock", "run.lock"),
     *("uploads/0123.upload.json", "trash/replaced-x/origin", "tmp/x", "partial/x", "trashed/7"),
