@@ -23,6 +23,8 @@ STOP_REQUEST: Final = ".bt_lightning-stop"
 _FORMAT: Final = 1
 _MAX_ATTEMPTS: Final = 200
 """Number of attempts that are kept: the newest."""
+_ARGUMENTS_BYTES: Final = 64 * 1024
+"""Bytes of arguments that are kept: all of them, or none."""
 _WAITING_BYTES: Final = 256 * 1024
 """Bytes of waiting names that are kept: readers refuse a record of more than 1 MiB."""
 
@@ -73,6 +75,14 @@ class JobRecord:
     """Id of this start of the runner: a `StopRequest` names it. Empty: it takes no requests."""
     stop_asked_by: str | None = None
     """Who asked this run to stop, once it knows."""
+    arguments: tuple[str, ...] = ()
+    """Those of `bt-lightning run`, without the job's id and places; secrets are `***`. Empty: they
+    are not known."""
+    withheld: bool = False
+    """Whether a secret of the arguments was left out."""
+    directory: str = ""
+    """Where it was started."""
+    checkpoint_dir: str = ""
 
     @property
     def over(self) -> bool:
@@ -92,6 +102,8 @@ class JobRecord:
         payload = {"format": _FORMAT, **asdict(self)}
         payload["attempts"] = payload["attempts"][-_MAX_ATTEMPTS:]
         payload["waiting"] = _names_within(self.waiting, _WAITING_BYTES)
+        if len(_names_within(self.arguments, _ARGUMENTS_BYTES)) < len(self.arguments):
+            payload["arguments"] = ()
         return json.dumps(payload, sort_keys=True).encode("ascii") + b"\n"
 
     @classmethod
@@ -106,8 +118,10 @@ class JobRecord:
             attempts = tuple(
                 Attempt(**_known_fields(Attempt, one)) for one in payload.pop("attempts", ())
             )
-            waiting = tuple(str(name) for name in payload.pop("waiting", ()))
-            record = cls(**_known_fields(cls, payload), attempts=attempts, waiting=waiting)
+            waiting = tuple(map(str, payload.pop("waiting", ())))
+            arguments = tuple(map(str, payload.pop("arguments", ())))
+            known = _known_fields(cls, payload)
+            record = cls(**known, attempts=attempts, waiting=waiting, arguments=arguments)
         except (ValueError, TypeError, AttributeError) as error:
             msg = f"the record of the job at {where} cannot be read: {type(error).__name__}"
             raise CheckpointCorruptError(msg) from error

@@ -21,6 +21,7 @@ from bt_lightning.cli.commands.job_files import download_job, list_files
 from bt_lightning.cli.commands.job_logs import show_events, show_logs, show_metrics
 from bt_lightning.cli.commands.jobs import jobs, projects
 from bt_lightning.cli.commands.protect_delete import delete, protect, unprotect
+from bt_lightning.cli.commands.recreate_job import recreate_job
 from bt_lightning.cli.commands.run import run
 from bt_lightning.cli.commands.status_doctor import doctor, report, status
 from bt_lightning.cli.commands.stop_jobs import stop_jobs
@@ -150,7 +151,7 @@ jobs.add_command(delete_one_job)
 projects.add_command(delete_project)
 jobs.add_command(list_files)
 jobs.add_command(download_job)
-for command in (show_logs, show_events, show_metrics, stop_jobs):
+for command in (show_logs, show_events, show_metrics, stop_jobs, recreate_job):
     jobs.add_command(command)
 main.add_command(run)
 main.add_command(status)

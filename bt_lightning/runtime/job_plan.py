@@ -163,10 +163,15 @@ def plan_project(
     )
 
 
+def new_job_id() -> str:
+    """An id for a job that nobody named."""
+    return "".join(secrets.choice(_ID) for _ in range(_ID_LENGTH))
+
+
 def _job_id(options: CommandOptions, settings: Settings) -> str:
     found = options.job_id or settings.job
     if found is None:
-        return "".join(secrets.choice(_ID) for _ in range(_ID_LENGTH))
+        return new_job_id()
     if slug(found) != found:
         msg = (
             f"the job id {found!r} cannot be used: expected letters, digits, '.', '_' and '-', as"

@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import Self
@@ -45,7 +46,6 @@ from bt_lightning.worker_messages import Published, WorkerConfig, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from bt_lightning.job_record import Status, Sync
     from bt_lightning.manifest import Manifest
@@ -100,6 +100,10 @@ class JobResources:
             created_at=now,
             updated_at=now,
             run=uuid.uuid4().hex,
+            arguments=spec.arguments,
+            withheld=spec.withheld,
+            directory=str(Path.cwd()),
+            checkpoint_dir=str(root or ""),
         )
         self._before: JobRecord | None = None
         self._record_writer: JobRecordWriter | None = None

@@ -107,6 +107,10 @@ class JobSpec:
     """Whether what the command prints is sent to the store as well."""
     weights_only: bool | None = None
     """False: objects in the job's own checkpoints may be unpickled."""
+    arguments: tuple[str, ...] = ()
+    """How it was started, for the record."""
+    withheld: bool = False
+    """Whether a secret was left out of them."""
 
 
 def environment(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from bt_lightning.runtime.job_spec_and_environment import JobSpec
 
+_PLACES = frozenset({"job_id", "store", "directory", "project"})
 _AFTER_DASHES = "bt_lightning.after_dashes"
 
 
@@ -145,7 +146,7 @@ def run(ctx: click.Context, /, words: tuple[str, ...], **options: Any) -> None:
         raise InvalidSettingError(msg)
     retries, codes = options.pop("retries"), frozenset(options.pop("codes"))
     drain_s = options.pop("drain_timeout")
-    spec = _spec(words, options, is_command=ctx.meta[_AFTER_DASHES])
+    spec = _recorded(_spec(words, options, is_command=ctx.meta[_AFTER_DASHES]), ctx, words)
     store = f", store {_shown(spec.store_url)}" if spec.store_url else ", no store"
     folder = f", checkpoints in {spec.checkpoint_dir}" if spec.checkpoint_dir else ""
     _say(f"job {spec.job_id} of {spec.project}{folder}{store}")
@@ -178,6 +179,40 @@ def _spec(words: Sequence[str], options: dict[str, Any], *, is_command: bool) ->
         msg = f"{error}. To run a program that is no config: bt-lightning run -- python {words[0]}"
         raise InvalidSettingError(msg) from error
     return plan_project(project, config.parent, command_options, os.environ, machine)
+
+
+def _recorded(spec: JobSpec, ctx: click.Context, words: Sequence[str]) -> JobSpec:
+    """`spec` with the arguments that start the same once more, for its record; without secrets."""
+    from dataclasses import replace
+
+    from bt_lightning.store.secrets import hide, log_secrets
+
+    secrets = log_secrets({**os.environ, **spec.variables}, spec.secrets)
+    dashes = ["--"] if ctx.meta[_AFTER_DASHES] or len(words) > 1 else []
+    given = [*_given_options(ctx), *dashes, *words]
+    hidden = tuple(hide(word, secrets) for word in given)
+    return replace(spec, arguments=hidden, withheld=list(hidden) != given)
+
+
+def _given_options(ctx: click.Context) -> list[str]:
+    """The options on the command line, but those that say which job it is and where it lies."""
+    given: list[str] = []
+    for param in ctx.command.params:
+        name = param.name or ""
+        source = ctx.get_parameter_source(name)
+        if (
+            not isinstance(param, click.Option)
+            or source is not click.core.ParameterSource.COMMANDLINE
+            or name in _PLACES
+        ):
+            continue
+        value = ctx.params[name]
+        if param.is_flag:
+            given.append((param.opts if value else param.secondary_opts)[0])
+            continue
+        for one in value if param.multiple else [value]:
+            given += [param.opts[0], str(one)]
+    return given
 
 
 def _say(text: str) -> None:
