@@ -33,6 +33,7 @@ PINNED_BESIDE_THEM = ("torch==", "torchmetrics==", "lightning==", "pytorch-light
 QUICK = ("tests/pure", "tests/state", "tests/snapshot", "tests/tensor_files", "tests/cli")
 QUICK_MARKS = "not slow and not thorough"
 WORKERS = os.environ.get("BT_TEST_WORKERS", "3")
+SAMPLED = "--sample-matrix=3"
 PARALLEL = ("-n", WORKERS, "--dist", "worksteal")  # a module mostly has one worker: one start of it
 
 
@@ -41,6 +42,15 @@ def _install(session: nox.Session, *groups: str, extras: str = "") -> None:
     session.install("-q", "-c", CONSTRAINTS, "torch")
     needs = nox.project.dependency_groups(PROJECT, *groups) if groups else ()
     session.install("-q", "-c", CONSTRAINTS, f".{extras}", *needs)
+
+
+def _seed(session: nox.Session) -> str:
+    """What the samples of a session are drawn by: another sample for each commit."""
+    if not shutil.which("git"):
+        return "--sample-seed=none"
+    command = ("git", "rev-parse", "--short", "HEAD")
+    said = session.run(*command, external=True, silent=True, log=False, success_codes=range(256))
+    return f"--sample-seed={str(said).split()[-1]}"  # of no repository: the last word of the error
 
 
 def _azurite(session: nox.Session) -> dict[str, str]:
@@ -66,9 +76,13 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, in parallel, against the newest supported Lightning."""
+    """Run the tests, in parallel, against the newest supported Lightning.
+
+    Of the tests that are marked `matrix` a third runs, by a seed; all of them: `nox -s matrix`.
+    """
     _install(session, "test", "clouds")
-    session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs, env=_azurite(session))
+    words = (*PARALLEL, "-m", "not slow", SAMPLED, _seed(session))
+    session.run("pytest", *words, *session.posargs, env=_azurite(session))
 
 
 @nox.session
@@ -85,15 +99,16 @@ def oldest(session: nox.Session) -> None:
     session.install("-q", OLDEST, "setuptools<81")
     session.install("-q", ".", *nox.project.dependency_groups(PROJECT, "test"))
     session.install("-q", OLDEST)
-    session.run("pytest", *PARALLEL, "-m", "not slow", *OF_LIGHTNING, *session.posargs)
+    words = (*PARALLEL, "-m", "not slow", _seed(session))
+    session.run("pytest", *words, *OF_LIGHTNING, *session.posargs)
 
 
 @nox.session
 def matrix(session: nox.Session) -> None:
-    """Run the long fault tests: 200 kills at seeded random moments."""
+    """Run the long tests: each matrix whole, 200 kills at seeded random moments."""
     _install(session, "test")
     others = ("--ignore=tests/exact", "--ignore=tests/ecosystem")
-    session.run("pytest", *PARALLEL, "-m", "slow", *others, *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "slow or matrix", *others, *session.posargs)
 
 
 @nox.session

@@ -83,24 +83,36 @@ def _workers() -> list[int]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--sample", type=int, default=1, metavar="N", help="run about one test in N, by the seed"
+    add = parser.addoption
+    add("--sample", type=int, default=1, metavar="N", help="run about one test in N")
+    add(
+        "--sample-matrix",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run about one in N of the tests that are marked `matrix`",
     )
-    parser.addoption("--sample-seed", default="", metavar="TEXT", help="which tests a sample has")
+    add("--sample-seed", default="", metavar="TEXT", help="which tests are in the samples")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    count, seed = config.getoption("--sample"), config.getoption("--sample-seed")
-    return f"sample: one test in {count}, --sample-seed={seed}" if count > 1 else ""
+    one, many = config.getoption("--sample"), config.getoption("--sample-matrix")
+    seed = config.getoption("--sample-seed")
+    if one == many == 1:
+        return ""
+    return f"sample: 1 test in {one}, of matrices 1 in {one * many}, --sample-seed={seed}"
 
 
 def _is_sampled(item: pytest.Item) -> bool:
-    name = f"{item.config.getoption('--sample-seed')} {item.nodeid}"
-    return zlib.crc32(name.encode()) % item.config.getoption("--sample") == 0
+    option = item.config.getoption
+    one_in = option("--sample")
+    if item.get_closest_marker("matrix"):
+        one_in *= option("--sample-matrix")
+    return zlib.crc32(f"{option('--sample-seed')} {item.nodeid}".encode()) % one_in == 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """GPU tests skip where there is no GPU."""
+    """Of a sample only its tests run; GPU tests skip where there is no GPU."""
     others = [item for item in items if not _is_sampled(item)]
     if others:
         config.hook.pytest_deselected(items=others)

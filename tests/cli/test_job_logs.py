@@ -197,6 +197,7 @@ def test_follow_prints_what_comes_until_the_job_is_over(job):
             assert process.wait() == 0
         finally:
             timer.cancel()
+            timer.join()
 
 
 def test_follow_ends_by_ctrl_c(job):
