@@ -14,6 +14,8 @@ import pytest
 
 from bt_lightning.path_layout import MANIFEST
 
+pytestmark = pytest.mark.matrix
+
 MEMORY = 300 * 1000 * 1000
 CPU_S = 20  # seconds: of what an attack costs otherwise there is no end
 PATIENCE_S = 120

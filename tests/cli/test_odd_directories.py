@@ -20,6 +20,8 @@ from tests.oddities import (
     spoil,
 )
 
+pytestmark = pytest.mark.matrix
+
 _COMMAND = """
 import sys
 from bt_lightning.cli.app import main

@@ -15,6 +15,8 @@ import pytest
 from tests.examples.example_runs import EXAMPLES, Example
 from tests.fork_server import script_environ
 
+pytestmark = pytest.mark.matrix
+
 TRAINING = Example(EXAMPLES / "baseten" / "train.py")
 WORDS = ("--store", "./store", "--job-id", "j", "--dir", "ck", "--retries", "1")
 KILL_AT = "step 200:"

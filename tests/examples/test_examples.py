@@ -29,6 +29,7 @@ LONG = {
 """Of half a minute to two each; every kind of them has a shorter one here."""
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "example",
     [pytest.param(each, marks=[pytest.mark.slow] * (each.name in LONG)) for each in found()],

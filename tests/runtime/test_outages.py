@@ -14,6 +14,8 @@ import pytest
 
 from tests.store.conftest import SECRET, s3  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.matrix
+
 STEPS = 30
 SCRIPT = f"""
 import lightning as L

@@ -51,6 +51,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return said
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("lost", ["nothing", "disk"])
 def test_a_killed_loop_goes_on_and_ends_as_one_that_was_not(
     expected: list[str], tmp_path: Path, lost: str

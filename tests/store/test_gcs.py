@@ -24,6 +24,8 @@ from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.file_source import PIECE_BYTES, BufferedSource
 from bt_lightning.worker.publisher_tasks import PublisherTasks
 
+pytestmark = pytest.mark.matrix
+
 _UPLOAD = """
 import contextlib, json, sys, time
 from bt_lightning.store.open_store import open_store

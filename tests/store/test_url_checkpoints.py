@@ -65,6 +65,7 @@ def _steps(*paths):
     return [BTCheckpointIO().load_checkpoint(path)["global_step"] for path in paths]
 
 
+@pytest.mark.matrix
 def test_each_fold_keeps_its_own_checkpoints(url, tmp_path):
     folds = [_fit(tmp_path, url, BTCheckpointIO(), save_last=True) for _ in range(3)]
     best = [fold.best_model_path.removeprefix(f"{url}/") for fold in folds]

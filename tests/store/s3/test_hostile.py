@@ -13,6 +13,8 @@ import sys
 import hostile_servers as servers
 import pytest
 
+pytestmark = pytest.mark.matrix
+
 MEMORY = 300 * servers.MIB
 SECONDS = 30.0  # of a processor: what an attack costs otherwise has no end
 PAGES = 1001  # requests, which end any listing

@@ -14,6 +14,8 @@ from bt_lightning.store.s3 import botocore_client_and_credentials
 from bt_lightning.store.s3.s3_store import S3Store
 from bt_lightning.store.s3.signed_reads import SignedReadStore
 
+pytestmark = pytest.mark.matrix
+
 DATA = b"bytes" * 100
 PROGRAM = """
 import pathlib
