@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bt_lightning import __version__
+from bt_lightning.cli.commands.cache import cache
 from bt_lightning.cli.commands.checkpoints import checkpoints
 from bt_lightning.cli.commands.delete_jobs import delete_one_job, delete_project
 from bt_lightning.cli.commands.deploy import deploy, undeploy
 from bt_lightning.cli.commands.download_copy_export import copy, download, export
+from bt_lightning.cli.commands.init import init
 from bt_lightning.cli.commands.job_files import download_job, list_files
 from bt_lightning.cli.commands.job_logs import show_events, show_logs, show_metrics
 from bt_lightning.cli.commands.jobs import jobs, projects
@@ -25,9 +27,11 @@ from bt_lightning.cli.commands.recreate_job import recreate_job
 from bt_lightning.cli.commands.run import run
 from bt_lightning.cli.commands.status_doctor import doctor, report, status
 from bt_lightning.cli.commands.stop_jobs import stop_jobs
+from bt_lightning.cli.commands.train import train
 from bt_lightning.cli.commands.trash import trash
 from bt_lightning.cli.commands.weights import weights
-from bt_lightning.cli.target_options import directory_option
+from bt_lightning.cli.groups import Group
+from bt_lightning.cli.target_options import directory_option, notice
 from bt_lightning.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-class _Group(click.Group):
+class _Group(Group):
     """Prints an error of this package as one line on stderr, and exits with its code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -100,10 +104,10 @@ def _print_error(name: str, message: str, exit_code: int, *, as_json: bool) -> N
 
 def _wants_json(args: Sequence[str]) -> bool:
     """Whether the arguments ask for JSON, also if other arguments are wrong."""
-    pairs = itertools.pairwise(args)
-    together = {"-ojson", "--output-format=json"}
+    names, kinds = ("-o", "--output-format", "--output"), ("json", "jsonl")
+    together = {f"{name}{sign}{kind}" for name in names for sign in ("", "=") for kind in kinds}
     return any(
-        name in {"-o", "--output-format"} and value == "json" for name, value in pairs
+        name in names and value in kinds for name, value in itertools.pairwise(args)
     ) or bool(together.intersection(args))
 
 
@@ -136,7 +140,7 @@ def trace(directory: str | None, output: str) -> None:
     from bt_lightning.localdir.event_log import read_events
     from bt_lightning.manage.find_target import Target, directory_named
 
-    root = directory_named(Target(directory=directory))
+    root = directory_named(Target(directory=directory), notice)
     try:
         events = list(read_events(root))
     except FileNotFoundError as error:
@@ -153,6 +157,7 @@ jobs.add_command(list_files)
 jobs.add_command(download_job)
 for command in (show_logs, show_events, show_metrics, stop_jobs, recreate_job):
     jobs.add_command(command)
+main.add_command(init)
 main.add_command(run)
 main.add_command(status)
 main.add_command(doctor)
@@ -162,5 +167,5 @@ for command in (
     *(deploy, undeploy),
 ):
     checkpoints.add_command(command)
-for group in (checkpoints, jobs, projects, weights):
+for group in (cache, checkpoints, jobs, projects, train, weights):
     main.add_command(group)

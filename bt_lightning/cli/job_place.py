@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from bt_lightning.cli.target_options import notice
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -22,7 +24,7 @@ class JobPlace:
         self, job: str | None, store: str | None, project: str | None, directory: str | None
     ) -> None:
         from bt_lightning.errors import InvalidSettingError
-        from bt_lightning.manage.find_target import directory_of, project_of
+        from bt_lightning.manage.find_target import Target, directory_named, project_of
         from bt_lightning.settings import Settings
         from bt_lightning.store.catalog.bt_url_tree import open_bt_store
 
@@ -31,11 +33,11 @@ class JobPlace:
         settings = Settings.from_environ(os.environ)
         job = job or settings.job
         if job is None or not store:
-            if not directory:
-                what = "a job and its store (--store)" if job is None else "the store (--store)"
-                msg = f"name {what}, or a checkpoint directory with --dir"
+            if store and not directory:
+                msg = "name a job of the store, or a checkpoint directory with --dir"
                 raise InvalidSettingError(msg)
-            self.root = directory_of(directory)
+            target = Target(directory=directory, job=job)
+            self.root = directory_named(target, notice)
             self.job, self.project = job or self.root.name, project or ""
             return
         self.store, self.job = open_bt_store(store, None), job

@@ -12,6 +12,8 @@ import click
 
 from bt_lightning import errors
 from bt_lightning.cli.app import main
+from bt_lightning.cli.commands.train import train
+from bt_lightning.cli.names_elsewhere import other_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,11 +24,14 @@ _HEAD = """\
 Generated from the commands by `python -m bt_lightning.cli.reference_page`; a test compares it.
 
 <!-- page: head -->
-Lists are printed as a table, as CSV, or as JSON (`-o cli-table|csv|json`). Keys of the JSON
-are stable; new ones may be added. Times are ISO 8601 in UTC with their zone, sizes are bytes, and a
-metric that is not finite is one of the texts `NaN`, `Infinity`, `-Infinity`. With `-o json` an
-error is JSON too, on stderr: `{"error": {"type", "message", "exit_code"}}`. Without a terminal
-there are no questions and no colours; `NO_COLOR` turns colours off on a terminal.
+Lists are printed as a table, as CSV, or as JSON (`-o cli-table|csv|json`), or as JSON with a line
+for each element (`-o jsonl`); `-o text` is the table, and `-o none` prints nothing, for a script
+that wants the exit code. Keys of the JSON are stable; new ones may be added. Times are ISO 8601 in
+UTC with their zone, sizes are bytes, and a metric that is not finite is one of the texts `NaN`,
+`Infinity`, `-Infinity`. With `-o json` an error is JSON too, on stderr:
+`{"error": {"type", "message", "exit_code"}}`. Without a terminal there are no questions and no
+colours; `NO_COLOR` turns colours off on a terminal. Without `--dir` and `--store`, a command looks
+into `./bt_checkpoints`, where trainings save by default.
 
 For shell completion, add one line to the shell's start file:
 
@@ -52,6 +57,9 @@ def _commands(name: str, command: click.Command) -> Iterator[str]:
     if isinstance(command, click.Group):
         if name != "bt-lightning":
             yield f"## {name}\n\n{_help(command)}"
+        if command is train:
+            yield other_names()
+            return
         for inner in sorted(command.commands):
             yield from _commands(f"{name} {inner}", command.commands[inner])
         return

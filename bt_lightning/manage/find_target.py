@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.job_choice import name_of_path
 from bt_lightning.localdir.job_id_file import job_of
+from bt_lightning.manage.default_directory import DEFAULT_DIRECTORY, default_directory
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.job_checkpoints import (
     JoinedCheckpoints,
@@ -83,8 +84,9 @@ def open_job(target: Target, notice: Callable[[str], None]) -> JobCheckpoints:
     """Open the checkpoints of the job that is named; called by the command line.
 
     A URL goes before a store, a store before a directory. In a store without a named job, this is
-    the job that the directory publishes to, else the one that began last; `notice` is called with a
-    line for people if it was chosen among several.
+    the job that the directory publishes to, else the one that began last. With neither, it is the
+    directory in `./bt_checkpoints` that changed last. `notice` is called with a line for people if
+    it was chosen among several.
 
     Raises:
         InvalidSettingError: nothing is named, or the name is no directory, URL or store.
@@ -102,7 +104,12 @@ def open_job(target: Target, notice: Callable[[str], None]) -> JobCheckpoints:
     if not target.store:
         if target.directory:
             return DirectoryCheckpoints(directory_of(target.directory))
-        msg = "name a directory with --dir (or BT_CHECKPOINT_DIR), or a store with --store"
+        if (by_default := _by_default(target.job or settings.job, notice)) is not None:
+            return DirectoryCheckpoints(by_default)
+        msg = (
+            "name a directory with --dir (or BT_CHECKPOINT_DIR), or a store with --store: nothing"
+            f" is saved in ./{DEFAULT_DIRECTORY}"
+        )
         raise InvalidSettingError(msg)
     return _open_in_store(target, settings, notice)
 
@@ -187,16 +194,33 @@ def split_bt_url(target: Target) -> tuple[Target, str | None]:
     return replace(target, url=str(replace(uri, path=""))), uri.path or None
 
 
-def directory_named(target: Target) -> Path:
-    """The directory that the options name.
+def directory_named(target: Target, notice: Callable[[str], None]) -> Path:
+    """The directory that the options name, else the one in `./bt_checkpoints` that changed last.
+
+    `notice` is called with a line for people if that is one of several.
 
     Raises:
-        InvalidSettingError: they name none, or it does not exist.
+        InvalidSettingError: they name none and there is none, or it does not exist.
     """
-    if not target.directory:
-        msg = "name a directory with --dir (or BT_CHECKPOINT_DIR)"
-        raise InvalidSettingError(msg)
-    return directory_of(target.directory)
+    if target.directory:
+        return directory_of(target.directory)
+    if (by_default := _by_default(target.job, notice)) is not None:
+        return by_default
+    msg = (
+        "name a directory with --dir (or BT_CHECKPOINT_DIR): nothing is saved in"
+        f" ./{DEFAULT_DIRECTORY}"
+    )
+    raise InvalidSettingError(msg)
+
+
+def _by_default(job: str | None, notice: Callable[[str], None]) -> Path | None:
+    found, number = default_directory(Path.cwd(), job)
+    if found is not None and number > 1:
+        notice(
+            f"{number} directories in ./{DEFAULT_DIRECTORY}: this is {found.name}, which changed"
+            " last. Name another with --dir"
+        )
+    return found
 
 
 def directory_of(text: str) -> Path:

@@ -119,7 +119,7 @@ def test_a_job_without_logs_says_so(cli, job):
     for what in ("logs", "events", "metrics"):
         said = cli("jobs", what, "j", *job.place, code=10).stderr
         assert "of the job j" in said
-        assert "name a job" in cli("jobs", what, code=2).stderr
+        assert "name a directory" in cli("jobs", what, code=2).stderr
 
 
 def test_metrics_of_every_step_count_as_the_last_run_did_them(cli, job):

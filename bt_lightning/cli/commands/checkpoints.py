@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bt_lightning.cli.groups import Group
 from bt_lightning.cli.target_options import (
+    CHOSEN_FORMAT,
     checkpoints_of,
     format_option,
     one_checkpoint,
+    output_option,
     say_refused,
     target_options,
 )
@@ -25,7 +28,7 @@ _DAMAGED = 12
 _DEFAULT = click.core.ParameterSource.DEFAULT
 
 
-@click.group()
+@click.group(cls=Group)
 def checkpoints() -> None:
     """List, show, verify, download, protect and delete checkpoints, on a disk or in a store."""
 
@@ -81,7 +84,8 @@ def list_checkpoints(
     if url:
         target, named = split_bt_url(replace(target, url=url))
         checkpoint_name = checkpoint_name or named
-    if not all_jobs and not non_interactive and output_format == "cli-table" and _on_terminal():
+    plain = non_interactive or ctx.meta.get(CHOSEN_FORMAT) == "text"
+    if not all_jobs and not plain and output_format == "cli-table" and _on_terminal():
         from bt_lightning.cli.explore.explorer import Explorer
 
         chosen = any(ctx.get_parameter_source(name) is not _DEFAULT for name in ("sort", "order"))
@@ -215,7 +219,14 @@ def diff(before: str, after: str, target: Target, output_format: str) -> None:
     help="How long the URLs work, at most a week.",
 )
 @click.option("--output", type=click.Path(dir_okay=False), help="File to write; else stdout.")
-def urls(target: Target, checkpoint_name: str | None, expires: int, output: str | None) -> None:
+@output_option("json", "text")
+def urls(
+    target: Target,
+    checkpoint_name: str | None,
+    expires: int,
+    output: str | None,
+    output_format: str,
+) -> None:
     """Print a URL for each file, signed where the store signs, as JSON.
 
     The keys are those of `truss train get_checkpoint_urls`. Anybody with such a URL can read
@@ -223,7 +234,10 @@ def urls(target: Target, checkpoint_name: str | None, expires: int, output: str 
     """
     from bt_lightning.cli.render.presigned_urls import write_urls
 
-    write_urls(checkpoints_of(target), checkpoint_name, expires, output)
+    if output is not None and output_format != "json":
+        msg = "a file gets JSON: leave --output-format out"
+        raise click.UsageError(msg)
+    write_urls(checkpoints_of(target), checkpoint_name, expires, output, output_format)
 
 
 def _on_terminal() -> bool:

@@ -9,21 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from bt_lightning.cli.commands.protect_delete import now_in_utc, user_name
-from bt_lightning.cli.target_options import some_checkpoints, target_options
+from bt_lightning.cli.target_options import some_checkpoints, target_options, text_or_json_option
 
 if TYPE_CHECKING:
     from bt_lightning.manage.find_target import Target
     from bt_lightning.manage.servable_checkpoints import Deployable, SourceForm
     from bt_lightning.manage.vllm_truss_config import ServingOptions
-
-_format = click.option(
-    "-o",
-    "--output-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the output.",
-)
 
 
 @click.command()
@@ -54,7 +45,7 @@ _format = click.option(
 @click.option("--image", help="Image with vLLM.  [default: vllm/vllm-openai:latest]")
 @click.option("--vllm-args", default="", metavar="TEXT", help="More arguments of `vllm serve`.")
 @click.option("--by", default=None, help="Name; by default the user of this machine.")
-@_format
+@text_or_json_option
 def deploy(
     checkpoints: tuple[str, ...],
     target: Target,

@@ -9,10 +9,12 @@ import click
 
 from bt_lightning.cli.job_place import JobPlace
 from bt_lightning.cli.target_options import (
+    CHOSEN_FORMAT,
     directory_option,
     format_option,
     project_option,
     store_option,
+    text_or_json_option,
 )
 
 if TYPE_CHECKING:
@@ -40,14 +42,7 @@ _tail_option = click.option(
 @_node_option
 @click.option("--attempt", type=click.IntRange(min=0), help="Only this attempt.")
 @click.option("--timestamps", is_flag=True, help="Print the time before each line.")
-@click.option(
-    "-o",
-    "--output-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the output; json is one object a line.",
-)
+@text_or_json_option
 def show_logs(
     job_id: str | None,
     store: str | None,
@@ -63,7 +58,8 @@ def show_logs(
     """Print what the commands of a job printed, under `bt-lightning run`.
 
     From the store it comes some 20 seconds late, and is there when the machine is gone. Standard
-    output and error are one log, without colours; values of secrets are hidden.
+    output and error are one log, without colours; values of secrets are hidden. With -o json each
+    line is an object on a line of its own.
     """
     from bt_lightning.errors import CheckpointNotFoundError
     from bt_lightning.log_kinds import OUTPUT
@@ -119,7 +115,8 @@ class _Printer:
         for one in filter(self.takes, logged):
             event = one.event
             if self._as_json:
-                click.echo(json_line({"node_rank": one.node_rank, **event}))
+                if click.get_current_context().meta.get(CHOSEN_FORMAT) != "none":
+                    click.echo(json_line({"node_rank": one.node_rank, **event}))
                 continue
             left_out = event["event"] == "left_out"
             text = f"... {event_text(event)}" if left_out else str(event.get("text", ""))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bt_lightning.cli.target_options import format_option, store_option
+from bt_lightning.cli.groups import Group
+from bt_lightning.cli.target_options import format_option, notice, store_option
 
 if TYPE_CHECKING:
     from bt_lightning.job_record import JobRecord
@@ -22,12 +23,12 @@ job_project_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def jobs() -> None:
     """List, show, stop, start again and delete the jobs of a store."""
 
 
-@click.group()
+@click.group(cls=Group)
 def projects() -> None:
     """List, show and delete the projects of a store."""
 
@@ -65,7 +66,7 @@ def show_job(job_id: str, store: str | None, project: str | None, output_format:
         if not found[0].items:
             return
     target = Target(store=store, project=project, job=job_id)
-    source = open_job(target, lambda text: click.secho(text, fg="yellow", err=True))
+    source = open_job(target, notice)
     items = sort_items(source, source.items(), "created", "asc")
     if output_format == "json":
         rows = records([(source, item) for item in items])

@@ -13,8 +13,10 @@ import click
 from bt_lightning.cli.target_options import (
     checkpoints_of,
     directory_option,
+    notice,
     store_option,
     target_options,
+    text_or_json_option,
 )
 
 if TYPE_CHECKING:
@@ -23,27 +25,18 @@ if TYPE_CHECKING:
     from bt_lightning.manage.run_history import RunHistory
     from bt_lightning.manage.run_status import Status
 
-_text_or_json = click.option(
-    "-o",
-    "--output-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the output.",
-)
-
 
 @click.command()
 @directory_option
 @click.option("--watch", is_flag=True, help="Refresh once a second, until Ctrl-C.")
-@_text_or_json
+@text_or_json_option
 def status(directory: str | None, watch: bool, output_format: str) -> None:
     """Show what the run of a directory is doing: its saves, its disk, its uploads."""
     from bt_lightning.cli.render.table_csv_json import as_json
     from bt_lightning.manage.find_target import Target, directory_named
     from bt_lightning.manage.run_status import run_status
 
-    root = directory_named(Target(directory=directory))
+    root = directory_named(Target(directory=directory), notice)
     if output_format == "json":
         if watch:
             msg = "--watch is for people: ask for JSON as often as you like"
@@ -58,7 +51,7 @@ def status(directory: str | None, watch: bool, output_format: str) -> None:
 @click.command()
 @directory_option
 @store_option
-@_text_or_json
+@text_or_json_option
 def doctor(directory: str | None, store: str | None, output_format: str) -> None:
     """Test all that a save needs, on the disk and in the store, and suggest fixes.
 

@@ -10,7 +10,12 @@ import click
 
 from bt_lightning.cli.commands.protect_delete import user_name, yes_option
 from bt_lightning.cli.job_place import JobPlace
-from bt_lightning.cli.target_options import directory_option, project_option, store_option
+from bt_lightning.cli.target_options import (
+    directory_option,
+    project_option,
+    store_option,
+    text_or_json_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,14 +51,7 @@ _ANSWER_S = 30.0
     help="Wait so long for the end; 0 only asks.",
 )
 @yes_option
-@click.option(
-    "-o",
-    "--output-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the output.",
-)
+@text_or_json_option
 def stop_jobs(
     job_id: str | None,
     store: str | None,

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from bt_lightning.cli.commands.protect_delete import ask, render_deletion, yes_option
+from bt_lightning.cli.groups import Group
 from bt_lightning.cli.target_options import checkpoints_of, format_option, target_options
 
 if TYPE_CHECKING:
     from bt_lightning.manage.find_target import Target
 
 
-@click.group()
+@click.group(cls=Group)
 def trash() -> None:
     """List, restore or empty the trash that `delete --trash` fills.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bt_lightning.cli.groups import Group
 from bt_lightning.cli.target_options import format_option, store_option
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _DIGESTS = {"size": "size only"}
 _SHOWN = 6
 
 
-@click.group()
+@click.group(cls=Group)
 def weights() -> None:
     """Bring the weights that a Truss names to this machine."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bt_lightning.cli.render.text import printable
+from bt_lightning.cli.target_options import CHOSEN_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,14 +79,32 @@ def as_json(payload: object) -> None:
     """Print JSON, indented by 2, to stdout; ASCII only, so that any locale can print it.
 
     Numbers that are not finite become text, as in `json_number`; values nested deeper than 64
-    levels become `...`.
+    levels become `...`. With `-o jsonl` each element of a list is a line of its own, and with
+    `-o none` nothing is printed.
     """
+    context = click.get_current_context(silent=True)
+    chosen = None if context is None else context.meta.get(CHOSEN_FORMAT)
+    if chosen == "none":
+        return
+    if chosen == "jsonl":
+        for row in _rows_of(payload):
+            click.echo(json.dumps(_json_value(row, _MAX_DEPTH), allow_nan=False))
+        return
     pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(
         _json_value(payload, _MAX_DEPTH)
     )
     while text := "".join(itertools.islice(pieces, _PIECES)):
         click.echo(text, nl=False)  # in pieces: the whole text may take more memory than the list
     click.echo()
+
+
+def _rows_of(payload: object) -> Sequence[object]:
+    """The elements of what is a list with facts about it (`total_...`), else the payload alone."""
+    if isinstance(payload, dict) and any(str(name).startswith("total_") for name in payload):
+        lists = [value for value in payload.values() if isinstance(value, list)]
+        if len(lists) == 1:
+            return lists[0]
+    return [payload]
 
 
 def _json_value(value: object, depth: int) -> object:

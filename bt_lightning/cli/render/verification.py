@@ -15,6 +15,7 @@ from bt_lightning.cli.target_options import checkpoints_of, some_checkpoints
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.manage.checkpoint_at_path import source_at_path
 from bt_lightning.manage.checkpoint_items import find
+from bt_lightning.manage.default_directory import default_directory
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.verify import QUICK, Verdict, unreadable_folders, verify_items
 from bt_lightning.path_layout import MANIFEST
@@ -66,7 +67,8 @@ def _named(target: Target, name: str) -> tuple[JobCheckpoints, CheckpointItem]:
         return source, find(source, ".")
     if (at_path := source_at_path(target, name)) is not None:
         return at_path
-    if not is_bt(name) and not target.store and (path.is_absolute() or not target.directory):
+    named = target.directory or default_directory(Path.cwd(), target.job)[0]
+    if not is_bt(name) and not target.store and (path.is_absolute() or not named):
         msg = f"no committed checkpoint at {path}: it has no {MANIFEST}"
         raise CheckpointNotFoundError(msg)
     return some_checkpoints(target, [name])[0]
