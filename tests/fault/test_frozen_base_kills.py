@@ -11,6 +11,8 @@ import pytest
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from tests.fault.nursery import LIMIT_S
 
+pytestmark = pytest.mark.matrix
+
 WIDTH = 256
 BASE = 4 * (8 * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH)
 """Bytes of the two layers that do not train."""

@@ -6,6 +6,8 @@ import pytest
 
 from tests.fault.jobs import EVENTS, torture
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.mark.timeout(560)
 @pytest.mark.parametrize(

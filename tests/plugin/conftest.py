@@ -63,12 +63,15 @@ def _one_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_identity_of_trainer, "program_digest", lambda _: f"{next(editions)}")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lightning's own advice is no failure of ours."""
+    """Lightning's own advice is no failure of ours; the cases of a test are a matrix."""
     for item in items:
         if HERE in item.path.parents:
             for line in LIGHTNING_NOISE:
                 item.add_marker(pytest.mark.filterwarnings(line))
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+                item.add_marker(pytest.mark.matrix)
 
 
 def module_beside(name: str, folder: Path = HERE) -> ModuleType:

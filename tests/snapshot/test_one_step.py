@@ -10,6 +10,8 @@ import torch
 from bt_lightning.errors import TornSnapshotError
 from bt_lightning.snapshot.optimizer_guard import OptimizerGuard
 
+pytestmark = pytest.mark.matrix
+
 MAKERS = {
     "foreach": lambda weights: torch.optim.SGD(weights, lr=1.0, momentum=0.5, foreach=True),
     "fused": lambda weights: torch.optim.SGD(weights, lr=1.0, momentum=0.5, fused=True),

@@ -16,6 +16,8 @@ from bt_lightning.glob_patterns import Patterns
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 
+pytestmark = pytest.mark.matrix
+
 NONE = frozenset()
 
 
