@@ -39,6 +39,9 @@ class Upload:
     bytes_done: int
     bytes_total: int
     seconds: float
+    """Seconds that `bytes_done` took."""
+    since_s: float = 0.0
+    """Seconds since the worker said so."""
 
     @property
     def rate(self) -> float:
@@ -47,8 +50,13 @@ class Upload:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at that rate; None while the rate is not known."""
-        return (self.bytes_total - self.bytes_done) / self.rate if self.rate else None
+        """Seconds left at that rate, which fall between two words of the worker as well.
+
+        None while the rate is not known.
+        """
+        if not self.rate:
+            return None
+        return max(0.0, (self.bytes_total - self.bytes_done) / self.rate - self.since_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +122,14 @@ def run_status(root: Path) -> Status:
         and uploading.alive
         and now - uploading.at < _STALE_S
     ):
-        seconds = max(now - uploading.began, 1e-9)
-        upload = Upload(uploading.checkpoint, uploading.bytes_done, uploading.bytes_total, seconds)
+        seconds = max(uploading.at - uploading.began, 1e-9)
+        upload = Upload(
+            uploading.checkpoint,
+            uploading.bytes_done,
+            uploading.bytes_total,
+            seconds,
+            max(0.0, now - uploading.at),
+        )
     gathering, given_up = _gathers(root)
     newest = next(iter(of_newest_fit(listed.found, lambda one: one.manifest)), None)
     return Status(

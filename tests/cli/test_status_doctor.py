@@ -13,7 +13,7 @@ import pytest
 from bt_lightning.cli.commands.status_doctor import screen
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.upload_status import UploadMeter, read_uploading
-from bt_lightning.manage.run_status import run_status
+from bt_lightning.manage.run_status import Upload, run_status
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.worker.publisher_tasks import PublisherTasks
 
@@ -53,6 +53,38 @@ def test_status_shows_an_upload_while_it_runs_and_a_failure_after_it(root):
         "checkpoint-20", 1000, 1,
     )  # fmt: skip
     assert "uploading checkpoint-20" in screen(seen)
+
+
+def test_the_time_left_falls_between_two_words_of_the_worker():
+    seen = [Upload("checkpoint-20", 250, 1000, 10.0, since) for since in (0.0, 1.0, 9.0, 99.0)]
+    assert [one.left_s for one in seen] == [30.0, 29.0, 21.0, 0.0]
+    assert Upload("checkpoint-20", 0, 1000, 10.0).left_s is None
+
+
+def test_an_upload_has_a_bar(root):
+    meter = UploadMeter(root)
+    meter.begin("checkpoint-20", 1000, 0)
+    meter._next = 0.0  # it writes twice a second at most
+    meter.add(250)
+    assert "[#####...............]  25 % 250 B of 1.00 KB" in screen(run_status(root))
+
+
+def test_watch_waits_for_a_run_to_begin(tmp_path, make):
+    with subprocess.Popen(
+        [sys.executable, "-m", "bt_lightning", "status", "--watch"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "FORCE_COLOR": "1", "COLUMNS": "300"},
+    ) as watching:
+        assert "Waiting for a run to begin in ./bt_checkpoints" in watching.stdout.readline()
+        make(tmp_path / "bt_checkpoints" / "j", "checkpoint-1", 1)
+        lines = iter(watching.stdout.readline, "")
+        assert any("bt_checkpoints/j" in line for line in lines)
+        watching.send_signal(2)
+        _, err = watching.communicate(timeout=60)
+    assert (watching.returncode, "Traceback" in err) == (130, False)
 
 
 def test_the_upload_of_a_dead_worker_is_none(root):

@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from bt_lightning.manage.doctor import Finding
     from bt_lightning.manage.find_target import Target
     from bt_lightning.manage.run_history import RunHistory
-    from bt_lightning.manage.run_status import Status
+    from bt_lightning.manage.run_status import Status, Upload
+
+_BAR = 20
+"""Characters of the bar of an upload."""
 
 
 @click.command()
 @directory_option
-@click.option("--watch", is_flag=True, help="Refresh once a second, until Ctrl-C.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Refresh once a second, until Ctrl-C; waits for a run to begin.",
+)
 @text_or_json_option
 def status(directory: str | None, watch: bool, output_format: str) -> None:
     """Show what the run of a directory is doing: its saves, its disk, its uploads."""
@@ -36,16 +43,18 @@ def status(directory: str | None, watch: bool, output_format: str) -> None:
     from bt_lightning.manage.find_target import Target, directory_named
     from bt_lightning.manage.run_status import run_status
 
-    root = directory_named(Target(directory=directory), notice)
+    target = Target(directory=directory)
+    if watch and output_format == "json":
+        msg = "--watch is for people: ask for JSON as often as you like"
+        raise click.UsageError(msg)
+    if watch:
+        _watch(lambda: _seen(target))
+        return
+    seen = run_status(directory_named(target, notice))
     if output_format == "json":
-        if watch:
-            msg = "--watch is for people: ask for JSON as often as you like"
-            raise click.UsageError(msg)
-        as_json(_as_json(run_status(root)))
-    elif not watch:
-        click.echo(screen(run_status(root)))
+        as_json(_as_json(seen))
     else:
-        _watch(lambda: screen(run_status(root)))
+        click.echo(screen(seen))
 
 
 @click.command()
@@ -148,8 +157,9 @@ def screen(seen: Status) -> str:
     elif upload is not None:
         left = "" if upload.left_s is None else f", {human_duration(upload.left_s)} left"
         lines.append(
-            f"Store       uploading {upload.checkpoint}: {human_size(upload.bytes_done)} of"
-            f" {human_size(upload.bytes_total)}, {human_size(upload.rate)}/s{left}"
+            f"Store       uploading {upload.checkpoint}: {_bar(upload)}"
+            f" {human_size(upload.bytes_done)} of {human_size(upload.bytes_total)},"
+            f" {human_size(upload.rate)}/s{left}"
         )
         lines.append(f"Outbox      {seen.waiting} more")
     elif seen.error:
@@ -158,6 +168,12 @@ def screen(seen: Status) -> str:
     else:
         lines.append(f"Store       {seen.published} uploads done; nothing is being uploaded")
     return "\n".join(printable(line) for line in lines)
+
+
+def _bar(upload: Upload) -> str:
+    """`[#####...............]  25 %`."""
+    done = min(1.0, upload.bytes_done / upload.bytes_total) if upload.bytes_total else 1.0
+    return f"[{'#' * int(done * _BAR):.<{_BAR}}] {done:4.0%}".replace("%", " %")
 
 
 def _runs(told: RunHistory) -> str:
@@ -177,6 +193,21 @@ def _as_json(seen: Status) -> dict[str, Any]:
     if seen.upload is not None:
         said["upload"].update(rate=seen.upload.rate, left_s=seen.upload.left_s)
     return said
+
+
+def _seen(target: Target) -> str:
+    """The status as lines; before anything of a run is there, that it is waited for."""
+    from bt_lightning.cli.render.text import printable
+    from bt_lightning.errors import InvalidSettingError
+    from bt_lightning.manage.default_directory import DEFAULT_DIRECTORY
+    from bt_lightning.manage.find_target import directory_named
+    from bt_lightning.manage.run_status import run_status
+
+    try:
+        return screen(run_status(directory_named(target, lambda _: None)))
+    except (InvalidSettingError, FileNotFoundError):  # it may go at any time, too
+        where = target.directory or f"./{DEFAULT_DIRECTORY}"
+        return printable(f"Waiting for a run to begin in {where}")
 
 
 def _watch(draw: Any) -> None:
