@@ -32,6 +32,10 @@ THIRD_PARTIES = {
 PINNED_BESIDE_THEM = ("torch==", "torchmetrics==", "lightning==", "pytorch-lightning==")
 QUICK = ("tests/pure", "tests/state", "tests/snapshot", "tests/tensor_files", "tests/cli")
 QUICK_MARKS = "not slow and not thorough"
+TORCH_FREE = ("click", "fsspec", "pyyaml", "rich", "typing-extensions", "xxhash")
+"""What the command line needs to say what it can do."""
+USE_SOME = "import bt_lightning as bt, sys; bt.load_config; assert 'torch' not in sys.modules"
+USE_ALL = "import bt_lightning as bt; [getattr(bt, name) for name in bt.__all__]"
 WORKERS = os.environ.get("BT_TEST_WORKERS", "3")
 SAMPLED = "--sample-matrix=3"
 PARALLEL = ("-n", WORKERS, "--dist", "worksteal")  # a module mostly has one worker: one start of it
@@ -157,6 +161,34 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """Build sdist and wheel, check both, install each alone, and use it; `-- whole`: with torch."""
+    session.install("-q", "-c", CONSTRAINTS, *nox.project.dependency_groups(PROJECT, "package"))
+    place = Path(session.create_tmp()).absolute()
+    dist = place / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    built = next(dist.glob("*.tar.gz")), next(dist.glob("*.whl"))  # the one is made of the other
+    session.run("twine", "check", "--strict", *map(str, built))
+    whole = "whole" in session.posargs
+    for one in built:
+        bare = place / one.suffix.strip(".")
+        session.run("python", "-m", "venv", "--clear", str(bare), silent=True)
+        python = str(bare / "bin" / "python")
+        pip = (python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS)
+        if whole:
+            session.run(*pip, "torch", external=True)  # pinned: a later resolver takes that of CUDA
+            session.run(*pip, str(one), external=True)
+        else:
+            session.run(*pip, *TORCH_FREE, external=True)
+            session.run(*pip, "--no-deps", str(one), external=True)
+        with session.chdir(bare):  # or the checkout would be imported
+            session.run(str(bare / "bin" / "bt-lightning"), "--version", external=True)
+            session.run(str(bare / "bin" / "bt-lightning"), "--help", silent=True, external=True)
+            session.run(python, "-c", USE_ALL if whole else USE_SOME, external=True)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check rules, format, spelling, metadata and layers."""
     session.install("-q", "-c", CONSTRAINTS, *nox.project.dependency_groups(PROJECT, "lint"))
@@ -180,9 +212,7 @@ def types(session: nox.Session) -> None:
 def smoke(session: nox.Session) -> None:
     """Run what needs no torch from the built wheel, on every supported Python."""
     session.install("-q", "--no-deps", ".")
-    session.install("-q", "-c", CONSTRAINTS, "click", "fsspec", "rich", "xxhash", "pytest")
-    session.install("-q", "-c", CONSTRAINTS, "pyyaml", "typing-extensions")
-    session.install("-q", "-c", CONSTRAINTS, "hypothesis", "pytest-timeout")
+    session.install("-q", "-c", CONSTRAINTS, *TORCH_FREE, "hypothesis", "pytest", "pytest-timeout")
     session.run("bt-lightning", "--help")
     session.run("pytest", "tests/pure", "-m", QUICK_MARKS, *session.posargs)
 

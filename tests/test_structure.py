@@ -80,13 +80,27 @@ def test_each_room_says_what_comes_in_what_goes_out_and_where_to_start() -> None
 NOTES = [f"docs/design/{path.name}" for path in sorted((PROJECT / "docs/design").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", *NOTES])
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/threat-model.md", *NOTES]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_modules_that_a_page_names_are_there(page: str) -> None:
     """A reader goes from the map to the code."""
     text = (PROJECT / page).read_text()
     named = set(re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)`", text))
     places = (ROOT, PROJECT)
     assert {one for one in named if not any((place / one).is_file() for place in places)} == set()
+
+
+def test_the_tests_that_the_threat_model_names_are_there() -> None:
+    """Each answer to a threat is shown by one."""
+    text = (PROJECT / "docs/threat-model.md").read_text()
+    named = set(re.findall(r"`(tests/[a-z_0-9/]+\.py)::(test_[a-z_0-9]+)`", text))
+    assert len(named) > 30
+    tests = {file: (PROJECT / file).read_text() for file, _ in named}
+    assert {(file, test) for file, test in named if f"def {test}(" not in tests[file]} == set()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and ".py`" in line]
+    assert [row for row in rows if "::test_" not in row] == []
 
 
 def test_each_public_name_is_defined_once() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bt_lightning import __version__
 from bt_lightning.errors import CheckpointError, CheckpointExistsError
 from bt_lightning.localdir.atomic_directory import temporary, tidy
 from bt_lightning.localdir.digest import Hasher
@@ -78,7 +79,8 @@ def _versions() -> Iterator[Finding]:
     found = {name: _version(name) for name in (*_PACKAGES, *_OPTIONAL)}
     missing = [name for name in _PACKAGES if found[name] is None]
     said = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    python = f"Python {platform.python_version()}, {platform.system()}, {said}"
+    ours = f"bt-lightning {__version__}, Python {platform.python_version()}"
+    python = f"{ours}, {platform.system()}, {said}"
     if missing:
         yield Finding("versions", "failed", f"{python}; without {', '.join(missing)}", "install it")
     elif found["lightning"] in _BAD_LIGHTNING:
