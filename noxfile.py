@@ -173,15 +173,15 @@ def package(session: nox.Session) -> None:
     whole = "whole" in session.posargs
     for one in built:
         bare = place / one.suffix.strip(".")
-        session.run("python", "-m", "venv", "--clear", str(bare), silent=True)
+        session.run("python", "-m", "venv", "--clear", "--without-pip", str(bare))
         python = str(bare / "bin" / "python")
-        pip = (python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS)
+        pip = ("python", "-m", "pip", "--python", python, "install", "-q", "-c", CONSTRAINTS)
         if whole:
-            session.run(*pip, "torch", external=True)  # pinned: a later resolver takes that of CUDA
-            session.run(*pip, str(one), external=True)
+            session.run(*pip, "torch")  # pinned: a later resolver would take the build for CUDA
+            session.run(*pip, str(one))
         else:
-            session.run(*pip, *TORCH_FREE, external=True)
-            session.run(*pip, "--no-deps", str(one), external=True)
+            session.run(*pip, *TORCH_FREE)
+            session.run(*pip, "--no-deps", str(one))
         with session.chdir(bare):  # or the checkout would be imported
             session.run(str(bare / "bin" / "bt-lightning"), "--version", external=True)
             session.run(str(bare / "bin" / "bt-lightning"), "--help", silent=True, external=True)

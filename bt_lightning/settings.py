@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.glob_patterns import Patterns
+from bt_lightning.metrics_target import NO_METRICS, MetricsTarget
 from bt_lightning.path_layout import job_prefix, unique_name_of_path
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Settings:
     """`BT_SYNC_INCLUDE`, `BT_SYNC_EXCLUDE`: comma-separated patterns of the job files to upload."""
     log_level: str | None = None
     """`BT_LOG_LEVEL`: least level of the log lines of a training process; None: `INFO`."""
+    metrics: MetricsTarget = NO_METRICS
+    """`BT_METRICS_FILE`, `BT_METRICS_PORT`: where the numbers for Prometheus go."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -67,8 +70,8 @@ class Settings:
         Raises:
             InvalidSettingError: `BT_NODE_RANK` is no whole number of at least 0, `BT_GRACE_S` or
                 `BT_SAVE_INTERVAL` no number of seconds above 0, `BT_VOLUME_SIZE_GIB` no number of
-                GiB above 0, `BT_UPLOAD_MB_S` no number of at least 0.1, or `BT_SAVE_AT_END` or
-                `BT_WEIGHTS_ONLY` neither 0 nor 1.
+                GiB above 0, `BT_UPLOAD_MB_S` no number of at least 0.1, `BT_METRICS_PORT` no
+                port, or `BT_SAVE_AT_END` or `BT_WEIGHTS_ONLY` neither 0 nor 1.
         """
         interval = environ.get("BT_SAVE_INTERVAL") or None
         return cls(
@@ -92,6 +95,7 @@ class Settings:
                 _comma_list(environ.get("BT_SYNC_EXCLUDE")),
             ),
             log_level=_level("BT_LOG_LEVEL", environ.get("BT_LOG_LEVEL") or None),
+            metrics=MetricsTarget.from_environ(environ),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from bt_lightning.glob_patterns import Patterns  # noqa: TC001 - a dataclass of it is pickled
 from bt_lightning.manifest import ManifestFacts  # noqa: TC001 - as well
+from bt_lightning.metrics_target import NO_METRICS, MetricsTarget
 from bt_lightning.retention import POLICY, RetentionPolicy
 from bt_lightning.sharding.save_part import SavePart  # noqa: TC001 - as well
 
@@ -51,6 +52,8 @@ class WorkerConfig:
     """Where the parts of all ranks come together."""
     gather_s: float = 60.0
     """Seconds that a part waits for the parts of other ranks, at least."""
+    metrics: MetricsTarget = NO_METRICS
+    """Where the numbers for Prometheus go."""
 
     @property
     def leads(self) -> bool:

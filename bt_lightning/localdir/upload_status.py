@@ -64,6 +64,14 @@ class UploadMeter:
         self._lock = threading.Lock()
         self._now = Uploading(os.getpid(), time.time())
         self._next = 0.0
+        self.sent = 0
+        """Bytes of all uploads so far, also of those that failed."""
+
+    @property
+    def done(self) -> int:
+        """Bytes of the current upload that are sent; 0 if there is none."""
+        with self._lock:
+            return self._now.bytes_done
 
     def begin(self, checkpoint: str, total: int, waiting: int) -> None:
         """Record the start of an upload of `total` bytes, with `waiting` more checkpoints."""
@@ -75,6 +83,7 @@ class UploadMeter:
     def add(self, count: int) -> None:
         """Record `count` more bytes as sent."""
         with self._lock:
+            self.sent += count
             facts = asdict(self._now)
             facts["bytes_done"] = min(self._now.bytes_done + count, self._now.bytes_total)
             self._now = Uploading(**facts)

@@ -209,6 +209,7 @@ class JobResources:
                 standby=True,
                 files=settings.files,
                 upload_bytes_s=settings.upload_mb_s and settings.upload_mb_s * 1e6,
+                metrics=settings.metrics,
             )
         )
         self._closing.callback(self._worker.stop)

@@ -202,4 +202,5 @@ class Options:
             budget=int(budget * _GIB) if budget is not None else None,
             files=self.files,
             log_level=self.settings.log_level,
+            metrics=self.settings.metrics,
         )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from bt_lightning.metrics_target import NO_METRICS
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bt_lightning.glob_patterns import Patterns
+    from bt_lightning.metrics_target import MetricsTarget
     from bt_lightning.session.parts_of_run import PartsOfRun
     from bt_lightning.settings import Job
 
@@ -39,5 +42,7 @@ class SessionConfig:
     """Patterns of files outside checkpoints that are uploaded as well."""
     log_level: str | None = None
     """As `Settings.log_level`."""
+    metrics: MetricsTarget = NO_METRICS
+    """As `Settings.metrics`."""
     parts: PartsOfRun | None = None
     """How the ranks write parts of tensors, if they do."""

@@ -25,6 +25,7 @@ def worker_config(config: SessionConfig, prefix: str) -> WorkerConfig:
         budget=config.budget,
         files=config.files if rank == 0 else None,
         rank=rank,
+        metrics=config.metrics,
         hosts=() if parts is None else parts.hosts,
         gather="directory" if parts is None else parts.meet,
     )

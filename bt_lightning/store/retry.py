@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +24,23 @@ LONGEST_WAIT_S = 60.0
 def backoff(failures: int, jitter: float) -> float:
     """Seconds to wait after `failures` in a row; a random `jitter` of 0..1 spreads the writers."""
     return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10)) * (0.5 + jitter / 2))
+
+
+class RetryCount:
+    """How often something was tried again. Any thread may call its methods."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def add(self) -> None:
+        """Count one more."""
+        with self._lock:
+            self.value += 1
+
+
+request_retries = RetryCount()
+"""Requests to stores that this process repeated."""
 
 
 class LateStore:
@@ -158,5 +176,6 @@ class RetryingStore:
             except AnsweredTooSlowlyError:
                 raise
             except StoreTransientError:
+                request_retries.add()
                 self._sleep(backoff(failures, random.random()))
         return call()

@@ -33,6 +33,8 @@ class PublishRetries:
         self._reported = False
         self._at = 0.0
         self.count = 0
+        self.total = 0
+        """All failures, also those before the last success."""
         self.error: str | None = None
         """The last failure's message; None after a success."""
         self.permanent = False
@@ -52,6 +54,7 @@ class PublishRetries:
         self.error = str(error)
         self.permanent = not self._of_disk and not isinstance(error, StoreTransientError)
         self.count += 1
+        self.total += 1
         self._at = time.monotonic()
         wait_s = _RETRY_PERMANENT_S if self.permanent else backoff(self.count, random.random())
         self.next_try = self._at + wait_s

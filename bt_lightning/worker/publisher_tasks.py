@@ -84,9 +84,14 @@ class PublisherTasks:
         self._newest: dict[str, Manifest] = {}
         """By id; kept when the store is looked at again, as it may not answer."""
         self._ledger = FitLedgerPublisher(root, prefix)
-        self._meter = UploadMeter(root)
+        self.meter = UploadMeter(root)
         self.complaints: list[str] = []
         """What was found damaged since the reader last emptied it."""
+
+    @property
+    def known_stored(self) -> list[Manifest] | None:
+        """What the store is known to hold; None while that is not known. Any thread may ask."""
+        return None if self._stored is None else list(self._stored.values())
 
     def forget(self) -> None:
         """Trust nothing known of the store; look again before the next unit."""
@@ -158,7 +163,7 @@ class PublisherTasks:
         failed: OSError | None = None
         for behind, found in zip(reversed(range(len(outbox))), outbox, strict=True):
             manifest = found.manifest
-            self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
+            self.meter.begin(manifest.checkpoint_id, manifest.size, behind)
             try:
                 with self._removals.sending(manifest):
                     folder = self._publish(self._store, found, self._base(stored))
@@ -171,16 +176,16 @@ class PublisherTasks:
                 self.complaints.append(str(error))
                 continue
             except StoreError as error:
-                self._meter.end(str(error))
+                self.meter.end(str(error))
                 raise
             except OSError as error:  # of the disk: another one may be read
                 failed = error
                 continue
-            self._meter.end()
+            self.meter.end()
             self._add(stored, folder, found.manifest)
             return found
         if outbox:
-            self._meter.end(str(failed or ""))
+            self.meter.end(str(failed or ""))
         if failed is not None:
             raise failed
         return None
@@ -301,7 +306,7 @@ class PublisherTasks:
                 self._held = LeasedPublisher(
                     Lease(store, self._prefix, publisher_id_of(self._root)),
                     SentFiles(self._root, f"{store.name}/{self._prefix}"),
-                    self._meter.add,
+                    self.meter.add,
                     self._check,
                 )
             lease, sent = self._held.lease, self._held.sent

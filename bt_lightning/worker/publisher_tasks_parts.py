@@ -127,7 +127,7 @@ class ShardedTasks(SmallDiskTasks):
             return super()._publish(store, found, base)
         parts = PartsInStore(store, self._prefix)
         helped = store.distant and found.manifest.digest in self.helped
-        how = ShardPublication(parts, found, base, self._check, self._meter.add, helped)
+        how = ShardPublication(parts, found, base, self._check, self.meter.add, helped)
         self._leased.lease.confirm()
         try:
             return how.run()

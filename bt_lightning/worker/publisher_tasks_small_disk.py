@@ -97,7 +97,7 @@ class SmallDiskTasks(PublisherTasks):
         behind = 0
         with contextlib.suppress(OSError):  # a disk that fails is why it is streamed
             behind = len(self.outbox())
-        self._meter.begin(manifest.checkpoint_id, manifest.size, behind)
+        self.meter.begin(manifest.checkpoint_id, manifest.size, behind)
         try:
             folder = publish_sources(
                 self._store,
@@ -107,9 +107,9 @@ class SmallDiskTasks(PublisherTasks):
                 publisher=self._leased,
             )
         except (StoreError, CheckpointExistsError) as error:
-            self._meter.end(str(error))
+            self.meter.end(str(error))
             raise
-        self._meter.end()
+        self.meter.end()
         self._add(stored, folder, manifest)
         with contextlib.suppress(OSError):  # it is committed all the same
             note_newest_in_store(self._root, manifest)

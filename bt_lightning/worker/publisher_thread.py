@@ -88,6 +88,16 @@ class PublisherThread:
         """Whether this worker, and no earlier run's, publishes from the directory."""
         return self._publisher_lock.held
 
+    @property
+    def tasks(self) -> ShardedTasks:
+        """What it carries out; other threads only look at it."""
+        return self._tasks
+
+    @property
+    def failures(self) -> int:
+        """Number of units that failed, in all."""
+        return self._retries.total
+
     def waiting(self) -> tuple[str, ...]:
         """Ids of checkpoints, then paths of job files, that are not in the store yet."""
         try:

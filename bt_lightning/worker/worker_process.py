@@ -35,6 +35,7 @@ from bt_lightning.worker.commit_thread import CommitThread, Outcome
 from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
 from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker.free_disk_space import DiskSpaceMaker
+from bt_lightning.worker.metrics_thread import MetricsThread
 from bt_lightning.worker.part_commits import PartCommits
 from bt_lightning.worker.process_priority import leave_session, lower_priority
 from bt_lightning.worker.publisher_of_config import start_publisher
@@ -102,6 +103,7 @@ class _Loop:
         self._root = Path(config.root)
         self._publisher: PublisherThread | None = None
         self._removals: DiskRemovals | None = None
+        self._metrics: MetricsThread | None = None
         self._commit_lock = CommitLock(self._root)
         self._stopping = False
         self._orphaned = False  # the training process is gone
@@ -144,6 +146,8 @@ class _Loop:
             self._removals.leave()
         if self._publisher is not None:
             self._publisher.leave()
+        if self._metrics is not None:
+            self._metrics.leave()
 
     # the main loop: receive messages, and end
 
@@ -304,6 +308,8 @@ class _Loop:
             self._helped,
             self._on_published,
         )
+        if self._config.metrics:
+            self._metrics = MetricsThread(self._config, self._publisher, lambda: self._orphaned)
 
     def _wake(self, *, hurry: bool = False) -> None:
         if self._removals is not None:

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bt_lightning.errors import CheckpointError
+from bt_lightning.store.retry import request_retries
 from bt_lightning.store.s3 import request_errors, response_checks
 from bt_lightning.store.s3.botocore_client_and_credentials import BotocoreClient, headers_of
 from bt_lightning.store.s3.http_connection import SMALL, BodyTarget, Reply, SignedRequest
@@ -182,6 +183,7 @@ def retried(act: Callable[[], T], wait: Callable[[float], None] = time.sleep) ->
         except Failure as failure:
             if not failure.transient or isinstance(failure, SlowAnswer):
                 raise
+        request_retries.add()
         wait(_FIRST_WAIT_S * 2**tries * (0.5 + random.random()))  # noqa: S311 - no secret
     return act()
 
