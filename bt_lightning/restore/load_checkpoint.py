@@ -27,6 +27,7 @@ from bt_lightning.snapshot.encode_tree import KIND
 from bt_lightning.snapshot.shard_encoding import SHARDS as SHARDED_LABEL
 from bt_lightning.snapshot.shard_files import PACKAGE
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
+from bt_lightning.traces import traced_restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -63,6 +64,7 @@ def load_directory(
         )
 
 
+@traced_restore(lambda reader: reader.manifest)
 def load_checkpoint(
     reader: CheckpointReader,
     *,

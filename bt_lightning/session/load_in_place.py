@@ -12,6 +12,7 @@ from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.fsdp1_load import fill_fsdp1
 from bt_lightning.session.states_of_ranks import RANKS
 from bt_lightning.snapshot.local_shards import is_fsdp1, module_state, optimizer_state
+from bt_lightning.traces import traced_restore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ class LoadInPlace:
     """
 
     def __init__(self, reader: CheckpointReader, **options: Any) -> None:
+        self.manifest = reader.manifest
         self._state = open_state(reader, **options)
         self.rest = dict(self._state.rest)
         """The checkpoint without weights and states of optimizers."""
@@ -41,6 +43,7 @@ class LoadInPlace:
         if ranks:
             self.rest[EXTRA] = {**self.rest.get(EXTRA, {}), RANKS: ranks}
 
+    @traced_restore(lambda load: load.manifest)
     def fill(
         self,
         module: torch.nn.Module,

@@ -21,6 +21,7 @@ from bt_lightning.localdir.event_log import note
 from bt_lightning.manifest import Manifest
 from bt_lightning.session.checkpoint_paths import unwritten_error
 from bt_lightning.session.committed_artifacts import NoArtifacts
+from bt_lightning.session.save_traces import SaveTraces
 from bt_lightning.snapshot.base_table import BaseChangedError
 from bt_lightning.snapshot.save_record import changed_text
 
@@ -76,6 +77,7 @@ class Saves:
         self._resumable: set[int] = set()
         self._root = root
         self.policy = policy
+        self._traces = SaveTraces()
         self._listeners = listeners
         self._to_remove: set[str] = set()
         self._saved: dict[str, SaveRecord] = {}
@@ -110,6 +112,7 @@ class Saves:
             part,
         )
         self._began[record.number] = began
+        self._traces.called(record, began)
         if record.decision != "skipped" and writer.resumable(state):
             self.taken += 1
             self.taken_step, self._taken_number = writer.step(state), record.number
@@ -234,6 +237,7 @@ class Saves:
             record = self._saved.pop(event.digest, None)
             if record is not None:
                 record.remote_durable_s = event.remote_durable_s
+                self._traces.published(record, event.seconds)
                 self._listeners.ended(record)
 
     def _write(self, writer: SnapshotWriter[State], state: State, record: SaveRecord) -> None:
@@ -313,6 +317,7 @@ class Saves:
             if record.is_kept:
                 self.newest = record
         self._listeners.ended(record)
+        self._traces.ended(record)
         began = self._began.pop(record.number, time.time())
         if self._rank:
             return  # rank 0 writes the event
