@@ -116,9 +116,12 @@ def _wants_json(args: Sequence[str]) -> bool:
 def main() -> None:
     """Look after the checkpoints of PyTorch Lightning runs.
 
-    Exit codes: 0 done, 1 answered no, 2 wrong usage or setting, 10 not found, 12 damaged, 13 newer
-    format, 17 directory or file unusable, 20-22 store refused, 27 disk full, 29 held by a running
-    job, 30 protected, 31 the job runs already, 130 interrupted.
+    Exit codes: 0 done, 1 answered no, 2 wrong usage or setting, 10 not found, 11 exists already, 12
+    damaged, 13 newer format, 14-16 state that cannot be loaded or saved, 17 directory or file
+    unusable, 18-19 snapshot given up, 20-22 store refused, 23-25 not all in the store, 26 disk too
+    slow, 27 disk full, 28 only readable, 29 held by a running job, 30 protected, 31 the job runs
+    already, 32 no such config, 33-36 ranks apart, 130 interrupted. `run` ends with that of its
+    command.
     """
 
 

@@ -98,8 +98,8 @@ def _option(option: click.Option) -> str:
 def _exit_codes() -> str:
     rows = {
         0: "done",
-        1: "the answer is no: `diff` found differences, `doctor` found failures, or a question was"
-        " answered with no",
+        1: "the answer is no: `diff` found differences, `doctor` found failures, `jobs stop` saw a"
+        " job that has not ended in time, or a question was answered with no",
         2: "wrong usage, or an invalid setting (`InvalidSettingError`)",
         130: "interrupted",
     }
@@ -109,7 +109,13 @@ def _exit_codes() -> str:
             first = first.lstrip(" ,").removeprefix("when ").removeprefix("once, when ")
             rows.setdefault(kind.exit_code, f"`{kind.__name__}`: {first.rstrip('.')}")
     lines = [f"| {code} | {said} |" for code, said in sorted(rows.items())]
-    return "\n".join(["## Exit codes\n", "| Code | Meaning |", "|---|---|", *lines])
+    of_run = (
+        "`run` ends with the exit code of its command, as a shell does: 127 if there is no such"
+        " program, 126 if it cannot be run, 128 + N after signal N. Where the command ends with 0,"
+        " a job that signal N or `jobs stop` (N = 15) stopped ends with 128 + N, and one of which"
+        " not everything is in the store with 25.\n"
+    )
+    return "\n".join(["## Exit codes\n", of_run, "| Code | Meaning |", "|---|---|", *lines])
 
 
 if __name__ == "__main__":

@@ -204,6 +204,21 @@ def ask(
         sys.exit(1)
 
 
+def confirm(question: str, what: str, *, yes: bool) -> None:
+    """Ask, and exit with code 1 if the answer is no; with `yes`, do not ask.
+
+    Raises:
+        click.UsageError: stdin is no terminal; `what` says what would happen.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        msg = f"{what}, and there is no terminal to ask on: say --yes"
+        raise click.UsageError(msg)
+    if not click.confirm(question, err=True):
+        sys.exit(1)
+
+
 def render_deletion(
     deleted: Sequence[str],
     asked: Sequence[str],

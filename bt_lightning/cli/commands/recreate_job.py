@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from bt_lightning.cli.commands.protect_delete import yes_option
+from bt_lightning.cli.commands.protect_delete import confirm, yes_option
 from bt_lightning.cli.commands.run import run
 from bt_lightning.cli.job_place import JobPlace
 from bt_lightning.cli.target_options import directory_option, project_option, store_option
@@ -93,11 +92,7 @@ def recreate_job(
     click.echo(printable(f"in {where}: {line}"), err=not dry_run)
     if dry_run:
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            msg = "this runs that command, and there is no terminal to ask on: say --yes"
-            raise click.UsageError(msg)
-        click.confirm("Start it?", abort=True, err=True)
+    confirm("Start it?", "this runs that command", yes=yes)
     os.chdir(where)
     with run.make_context("run", [*words, *record.arguments]) as context:
         run.invoke(context)

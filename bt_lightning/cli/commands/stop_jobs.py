@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bt_lightning.cli.commands.protect_delete import user_name, yes_option
+from bt_lightning.cli.commands.protect_delete import confirm, user_name, yes_option
 from bt_lightning.cli.job_place import JobPlace
 from bt_lightning.cli.target_options import (
     directory_option,
@@ -111,12 +111,8 @@ def _running(store: str | None, project: str | None, *, yes: bool) -> list[JobPl
     if not found:
         _say("no job is running")
         return []
-    if not yes:
-        names = ", ".join(f"{job.job} ({job.project})" for job in found)
-        if not sys.stdin.isatty():
-            msg = f"this stops {names}, and there is no terminal to ask on: say --yes"
-            raise click.UsageError(msg)
-        click.confirm(f"Stop {names}?", abort=True, err=True)
+    names = ", ".join(f"{job.job} ({job.project})" for job in found)
+    confirm(f"Stop {names}?", f"this stops {names}", yes=yes)
     return [JobPlace(job.job, store, job.project, None) for job in found]
 
 
