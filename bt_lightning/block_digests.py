@@ -13,6 +13,12 @@ DIGEST_BYTES: Final = 16
 _HEX: Final = frozenset("0123456789abcdef")
 
 
+def size_of_blocks(block_bytes: int) -> str:
+    """The size of a block as text for people."""
+    kib = block_bytes // 1024
+    return f"{kib} KiB" if kib < 1024 else f"{kib // 1024} MiB"  # noqa: PLR2004 - of a MiB
+
+
 def hex_digest(value: object) -> str:
     """Return `value` if it is a digest as text.
 
@@ -70,6 +76,10 @@ class BlockDigests(Sequence[str]):
             raise ValueError(msg)
         return found
 
+    def part(self, first: int, last: int) -> bytes:
+        """The digests `first` to `last`, one behind the other, of 16 bytes each."""
+        return self._data[first * DIGEST_BYTES : last * DIGEST_BYTES]
+
     @property
     def packed(self) -> str:
         """All of them as base64, 21 characters each."""
@@ -85,10 +95,11 @@ class BlockDigests(Sequence[str]):
     def __getitem__(self, index: slice) -> Sequence[str]: ...
 
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        places = range(len(self))[index]
-        if isinstance(places, range):
-            return tuple(self[place] for place in places)
-        return self._data[places * DIGEST_BYTES : (places + 1) * DIGEST_BYTES].hex()
+        if isinstance(index, slice):
+            return tuple(self[place] for place in range(len(self))[index])
+        if not 0 <= index * DIGEST_BYTES < len(self._data):
+            index = range(len(self))[index]  # from the end, or the error of a sequence
+        return self._data[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES].hex()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, BlockDigests):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.file_limits import parse_json
 from bt_lightning.iso_time import moment
+from bt_lightning.json_values import canonical, count_of, finite_or_text, time_text, typed
 from bt_lightning.path_layout import MANIFEST, SHARDS, check_checkpoint_id, check_member
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 FORMAT: Final = "bt_lightning.checkpoint"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """The greatest that is read. A checkpoint of parts of several ranks, which has `shards.json`, is of
-version 2: a reader that knows only whole tensors refuses it. All others are of version 1."""
+version 2, or 3 if its blocks are smaller: older readers refuse it. All others are of version 1."""
 BLOCK_BYTES: Final = 4 * 1024 * 1024
-"""Bytes that one entry of `FileEntry.blocks` covers; the last block of a file may be shorter."""
+"""The greatest `FileEntry.block_bytes`. It is a multiple of each."""
+_BLOCK_SIZES: Final = tuple(BLOCK_BYTES >> shift for shift in range(11))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,9 @@ class FileEntry:
     xxh3_128: str
     """XXH3-128 (seed 0) of the whole file, 32 lower-case hex characters."""
     blocks: Sequence[str]
-    """XXH3-128 of each `BLOCK_BYTES` of the file, in order; empty for an empty file."""
+    """XXH3-128 of each block of the file, in order; empty for an empty file."""
+    block_bytes: int = BLOCK_BYTES
+    """Size of a block, a power of two; the last one of a file may be shorter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +139,13 @@ class Manifest(ManifestFacts):
 
     @property
     def format_version(self) -> int:
-        """2 if and only if it is sharded, else 1."""
-        return 2 if self.is_sharded else 1
+        """1 unless it is sharded; 3 if its blocks are smaller than `BLOCK_BYTES`."""
+        return (2 if self.block_bytes == BLOCK_BYTES else 3) if self.is_sharded else 1
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of the blocks of all its files."""
+        return self.files[0].block_bytes if self.files else BLOCK_BYTES
 
     @property
     def size(self) -> int:
@@ -147,7 +155,7 @@ class Manifest(ManifestFacts):
     @property
     def digest(self) -> str:
         """XXH3-128 of the canonical JSON: equal digests mean equal checkpoints."""
-        return xxhash.xxh3_128_hexdigest(_canonical(_to_json(self)))
+        return xxhash.xxh3_128_hexdigest(canonical(_to_json(self)))
 
     def entry(self, path: str) -> FileEntry | None:
         """The entry of the file at `path`, if the checkpoint has one."""
@@ -162,9 +170,10 @@ class Manifest(ManifestFacts):
 
         Raises:
             UnsupportedStateError: it is too large for readers.
-            ValueError: `created_at` is no valid time.
+            ValueError: `created_at` is no valid time, or its files have blocks of several sizes.
         """
         moment(self.created_at)
+        _check_blocks(self)
         payload = _to_json(self)
         payload["digest"] = self.digest
         data = (json.dumps(payload, indent=1) + "\n").encode("ascii")
@@ -202,7 +211,7 @@ class Manifest(ManifestFacts):
             )
             raise FormatVersionError(msg)
         stated = payload.pop("digest", None)
-        if xxhash.xxh3_128_hexdigest(_canonical(payload)) != stated:
+        if xxhash.xxh3_128_hexdigest(canonical(payload)) != stated:
             msg = f"the manifest {where} is damaged: its content does not match its own digest"
             raise CheckpointCorruptError(msg)
         try:
@@ -214,22 +223,13 @@ class Manifest(ManifestFacts):
             raise CheckpointCorruptError(msg) from error
 
 
-def _canonical(payload: dict[str, Any]) -> bytes:
-    return json.dumps(payload, sort_keys=True, separators=(",", ":")).encode("ascii")
-
-
-def _metric(value: float) -> float | str:
-    value = float(value)
-    return value if math.isfinite(value) else str(value)  # JSON has no nan or inf
-
-
 def facts_to_json(facts: ManifestFacts) -> dict[str, Any]:
     """The facts as a manifest and a part record have them."""
     return {
         "step": facts.step,
         "epoch": facts.epoch,
         "created_at": facts.created_at,
-        "metrics": {name: _metric(value) for name, value in facts.metrics.items()},
+        "metrics": {name: finite_or_text(value) for name, value in facts.metrics.items()},
         "origin": facts.origin,
         "resumable": facts.resumable,
         "weights_prefix": facts.weights_prefix,
@@ -244,14 +244,16 @@ def facts_from_json(payload: dict[str, Any]) -> ManifestFacts:
         ArithmeticError, AttributeError, KeyError, TypeError, ValueError: it is none of that.
     """
     return ManifestFacts(
-        step=_count(payload["step"]),
-        epoch=_count(payload["epoch"]),
-        created_at=_moment(_of(str, payload["created_at"])),
-        metrics={_of(str, name): float(value) for name, value in payload["metrics"].items()},
-        origin=_of(dict, payload["origin"]),
-        resumable=_of(bool, payload["resumable"]),
-        weights_prefix=_of(str, payload["weights_prefix"]),
-        leftovers=tuple((_of(str, path), _of(str, kind)) for path, kind in payload["leftovers"]),
+        step=count_of(payload["step"]),
+        epoch=count_of(payload["epoch"]),
+        created_at=time_text(payload["created_at"]),
+        metrics={typed(str, name): float(value) for name, value in payload["metrics"].items()},
+        origin=typed(dict, payload["origin"]),
+        resumable=typed(bool, payload["resumable"]),
+        weights_prefix=typed(str, payload["weights_prefix"]),
+        leftovers=tuple(
+            (typed(str, path), typed(str, kind)) for path, kind in payload["leftovers"]
+        ),
     )
 
 
@@ -268,14 +270,19 @@ def files_to_json(files: Iterable[FileEntry], *, packed: bool) -> list[dict[str,
     ]
 
 
-def files_from_json(items: list[dict[str, Any]], *, packed: bool) -> tuple[FileEntry, ...]:
+def files_from_json(
+    items: list[dict[str, Any]], *, packed: bool, block_bytes: int = BLOCK_BYTES
+) -> tuple[FileEntry, ...]:
     """What `files_to_json` was given; each path stays inside the checkpoint.
 
     Raises:
         CheckpointCorruptError: a path leaves the checkpoint.
         AttributeError, KeyError, TypeError, ValueError: it is none of that.
     """
-    files = tuple(_entry(item, packed=packed) for item in items)
+    if typed(int, block_bytes) not in _BLOCK_SIZES:
+        msg = f"block_bytes is {block_bytes!r}, expected a power of two up to {BLOCK_BYTES}"
+        raise ValueError(msg)
+    files = tuple(_entry(item, block_bytes, packed=packed) for item in items)
     paths = {entry.path for entry in files}
     if len(paths) != len(files):
         msg = "two entries have one path"
@@ -294,19 +301,20 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "id": manifest.checkpoint_id,
         "generation": manifest.generation,
         **facts_to_json(manifest),
-        "block_bytes": BLOCK_BYTES,
+        "block_bytes": manifest.block_bytes,
         "files": files_to_json(manifest.files, packed=manifest.is_sharded),
     }
 
 
 def _from_json(payload: dict[str, Any]) -> Manifest:
-    if payload["block_bytes"] != BLOCK_BYTES:
-        msg = f"block_bytes is {payload['block_bytes']!r}, expected {BLOCK_BYTES}"
+    size, version = payload["block_bytes"], payload["format_version"]
+    if (size == BLOCK_BYTES) == (version > 2):  # noqa: PLR2004 - a version
+        msg = f"block_bytes is {size!r} in format_version {version}"
         raise ValueError(msg)
-    files = files_from_json(payload["files"], packed=payload["format_version"] > 1)
+    files = files_from_json(payload["files"], packed=version > 1, block_bytes=size)
     facts = facts_from_json(payload)
-    generation = _count(payload["generation"], least=1)
-    manifest = facts.manifest(check_checkpoint_id(_of(str, payload["id"])), generation, files)
+    generation = count_of(payload["generation"], least=1)
+    manifest = facts.manifest(check_checkpoint_id(typed(str, payload["id"])), generation, files)
     if manifest.format_version != payload["format_version"]:
         msg = (
             f"format_version is {payload['format_version']}, expected {manifest.format_version} of"
@@ -316,34 +324,23 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _moment(text: str) -> str:
-    moment(text)
-    return text
+def _check_blocks(manifest: Manifest) -> None:
+    found = {each.block_bytes for each in manifest.files}
+    if len(found) > 1 or (not manifest.is_sharded and found - {BLOCK_BYTES}):
+        msg = f"{manifest.checkpoint_id} has files with blocks of {sorted(found)} bytes"
+        raise ValueError(msg)
 
 
-def _entry(item: dict[str, Any], *, packed: bool) -> FileEntry:
-    size = _count(item["size"])
+def _entry(item: dict[str, Any], block_bytes: int, *, packed: bool) -> FileEntry:
+    size = count_of(item["size"])
     blocks: Sequence[str] = (
-        BlockDigests.unpack(_of(str, item["blocks"]))
+        BlockDigests.unpack(typed(str, item["blocks"]))
         if packed
         else tuple(hex_digest(block) for block in item["blocks"])
     )
-    if len(blocks) != -(-size // BLOCK_BYTES):
+    if len(blocks) != -(-size // block_bytes):
         msg = f"{item['path']!r} has {size} bytes and {len(blocks)} blocks"
         raise ValueError(msg)
     path = check_member(item["path"])
-    return FileEntry(path=path, size=size, xxh3_128=hex_digest(item["xxh3_128"]), blocks=blocks)
-
-
-def _count(value: object, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        msg = f"expected a whole number of at least {least}, found {value!r}"
-        raise ValueError(msg)
-    return value
-
-
-def _of(kind: type, value: Any) -> Any:
-    if not isinstance(value, kind):
-        msg = f"expected {kind.__name__}, found {value!r}"
-        raise TypeError(msg)
-    return value
+    whole = hex_digest(item["xxh3_128"])
+    return FileEntry(path=path, size=size, xxh3_128=whole, blocks=blocks, block_bytes=block_bytes)

@@ -184,7 +184,7 @@ def _check(folder: Path, path: Path, files: Mapping[str, FileEntry]) -> None:
     if stated is None:
         msg = f"the checkpoint {folder} is damaged: its manifest names no {name}"
         raise CheckpointCorruptError(msg)
-    found = digest_file(path, name)
+    found = digest_file(path, name, stated.block_bytes)
     if found != stated:
         raise CheckpointCorruptError(describe_damage(str(folder), stated, found))
 

@@ -12,7 +12,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.localdir.digest import Hasher
 from bt_lightning.localdir.fsync import write_all
 from bt_lightning.localdir.libc import libc
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bt_lightning.localdir.digest import Hasher
     from bt_lightning.manifest import FileEntry
 
 BLOCK: Final = 4096
@@ -32,29 +32,30 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def write_image(
     file: Path,
-    path: str,
     image: memoryview,
     size: int,
-    described: Callable[[FileEntry], None] = lambda _: None,
+    hasher: Hasher,
+    describe: Callable[[Hasher], FileEntry],
 ) -> FileEntry:
     """Write the first `size` bytes of `image` to the new `file`, durably; return its entry.
 
     `image` is page-aligned and `size` bytes long, rounded up to `BLOCK`. Another thread hashes it
-    at the same time, and calls `described` with the entry, named `path`, maybe long before the
-    bytes are durable. Called in the worker.
+    at the same time, and calls `describe` for the entry, maybe long before the bytes are durable.
+    Called in the worker.
 
     Raises:
         OSError: the disk refused; if there is no room, before the first byte is written.
     """
-    hasher = Hasher()
     with ThreadPoolExecutor(1, "bt_lightning hash") as other:
-        for start in range(0, size, _CHUNK):
+        hashed = [
             other.submit(hasher.update, image[start : min(start + _CHUNK, size)])
-        entry = other.submit(hasher.entry, path)
-        reported = other.submit(lambda: described(entry.result()))
+            for start in range(0, size, _CHUNK)
+        ]
+        entry = other.submit(describe, hasher)
         if size < _DIRECT_BYTES or not _write(file, image, size, os.O_DIRECT):
             _write(file, image, size, 0)
-        reported.result()
+    for part in hashed:
+        part.result()
     return entry.result()
 
 

@@ -119,11 +119,11 @@ def _taken(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> int:
     return status.st_blocks * _SECTOR
 
 
-def planned(sizes: Iterable[int]) -> int:
+def planned(sizes: Iterable[int], block_bytes: int = BLOCK_BYTES) -> int:
     """Upper bound of the bytes that a checkpoint with files of these sizes takes on the disk."""
     total = _MANIFEST_BYTES
     for size in sizes:
-        blocks = -(-size // BLOCK_BYTES)
+        blocks = -(-size // block_bytes)
         total += -(-size // _PAGE) * _PAGE + _PAGE + blocks * _DIGEST_LINE
     return total
 

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from bt_lightning.localdir.digest import Hasher
+from bt_lightning.manifest import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,9 +43,11 @@ def sync_folders(root: Path, paths: Iterable[str]) -> None:
         sync_directory(root / folder)
 
 
-def write_file(file: Path, path: str, pieces: Iterable[memoryview | bytes]) -> FileEntry:
+def write_file(
+    file: Path, path: str, pieces: Iterable[memoryview | bytes], block_bytes: int = BLOCK_BYTES
+) -> FileEntry:
     """Write `pieces` to the new `file`, durably; return its manifest entry, named `path`."""
-    hasher = Hasher()
+    hasher = Hasher(block_bytes)
     with file.open("xb", buffering=0) as stream:
         for piece in _gathered(pieces):
             view = memoryview(piece)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bt_lightning import file_limits
+from bt_lightning.block_digests import size_of_blocks
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.directory_walk import walk
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 """The errno values when there is no regular file at a path, but nothing or something else."""
 _NAMED: Final = 20
+_SHOWN_BLOCKS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,7 @@ def is_unchanged(path: Path, manifest: Manifest) -> bool:
 
 def check_digest(path: Path, entry: FileEntry) -> None:
     """Read one file of the checkpoint at `path`; raise `CheckpointCorruptError` if it differs."""
-    found = digest_file(content_directory(path) / entry.path, entry.path)
+    found = digest_file(content_directory(path) / entry.path, entry.path, entry.block_bytes)
     if found != entry:
         raise CheckpointCorruptError(describe_damage(str(path), entry, found))
 
@@ -258,12 +260,14 @@ def describe_damage(place: str, stated: FileEntry, found: FileEntry) -> str:
     """The message for a file that differs from the manifest; it names the blocks."""
     pairs = zip(stated.blocks, found.blocks, strict=False)
     bad = [index for index, (one, other) in enumerate(pairs) if one != other]
-    return damaged_blocks(place, stated.path, bad)
+    return damaged_blocks(place, stated, bad)
 
 
-def damaged_blocks(place: str, path: str, blocks: Sequence[int]) -> str:
+def damaged_blocks(place: str, entry: FileEntry, blocks: Sequence[int]) -> str:
     """The message for a file of which these blocks differ from the manifest."""
+    more = f" and {len(blocks) - _SHOWN_BLOCKS:,} more" if len(blocks) > _SHOWN_BLOCKS else ""
     return (
-        f"the checkpoint {place} is damaged: the bytes of {path} are not those that were"
-        f" saved (XXH3-128 differs, 4 MiB blocks {list(blocks)})"
+        f"the checkpoint {place} is damaged: the bytes of {entry.path} are not those that were"
+        f" saved (XXH3-128 differs, {size_of_blocks(entry.block_bytes)} blocks"
+        f" {list(blocks[:_SHOWN_BLOCKS])}{more})"
     )

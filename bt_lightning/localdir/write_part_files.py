@@ -39,7 +39,7 @@ def write_part_files(
             target = folder / check_member(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
-            entries.append(write_file(target, path, pieces()))
+            entries.append(write_file(target, path, pieces(), part.block_bytes))
         sync_folders(folder, files)
         host = socket.gethostname()
         record = PartRecord(part=part, host=host, files=tuple(entries), head=head)

@@ -12,7 +12,6 @@ from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_blocks import VerifiedBlocks
 from bt_lightning.manage.verified_reads import open_reader
 from bt_lightning.manage.whole_tensors import by_place, read_shards, read_state, whole_tensors
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.tensor_files.tensor_headers import Difference, Tensor, compare
 from bt_lightning.tree_document import WEIGHTS_KEY
 
@@ -123,6 +122,7 @@ def _same_digests(
     return len(one.boxes) == len(other.boxes) and all(
         first.box == second.box
         and first.offset == second.offset
+        and old[first.file].block_bytes == new[second.file].block_bytes
         and _digests(old, first, one) == _digests(new, second, other)
         for first, second in zip(one.boxes, other.boxes, strict=True)
     )
@@ -134,8 +134,9 @@ def _digests(
     size = stored.tensor.size
     if len(stored.boxes) > 1:
         size = saved.box.items * item_bytes(stored.tensor)
-    blocks = slice(saved.offset // BLOCK_BYTES, -(-(saved.offset + size) // BLOCK_BYTES))
-    return tuple(entries[saved.file].blocks[blocks])
+    entry = entries[saved.file]
+    first, last = saved.offset // entry.block_bytes, -(-(saved.offset + size) // entry.block_bytes)
+    return tuple(entry.blocks[first:last])
 
 
 def _tensors(

@@ -38,6 +38,7 @@ class CountingReader:
         self._inner, self._on_bytes = inner, on_bytes
         self.name, self.manifest = inner.name, inner.manifest
         self.piece_bytes, self.connections = inner.piece_bytes, inner.connections
+        self.gap_bytes = inner.gap_bytes
 
     def check(self, entry: FileEntry) -> None:
         """As the wrapped reader."""

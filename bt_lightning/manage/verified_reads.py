@@ -6,7 +6,6 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 
 if TYPE_CHECKING:
@@ -68,8 +67,8 @@ def read_item_range(reader: CheckpointReader, entry: FileEntry, start: int, end:
         plain = bytearray(end - start)
         reader.read_into(entry, start, [memoryview(plain)])
         return bytes(plain)
-    first = start - start % BLOCK_BYTES
-    last = min(entry.size, -(-end // BLOCK_BYTES) * BLOCK_BYTES)
+    first = start - start % entry.block_bytes
+    last = min(entry.size, -(-end // entry.block_bytes) * entry.block_bytes)
     buffer = bytearray(last - first)
     reader.check(entry)
     read_verified(reader, entry, first, [memoryview(buffer)])

@@ -28,6 +28,7 @@ class DcpFiles:
         self.small_bytes = 0
         """Bytes that `bytes_at` read."""
         self.piece_bytes, self.connections = reader.piece_bytes, reader.connections
+        self.gap_bytes = reader.gap_bytes
 
     @property
     def small_reads(self) -> int:

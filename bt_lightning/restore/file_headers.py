@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.snapshot.dtypes import TORCH
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 256 * 1024 * 1024
 _MOST_AXES: Final = 64
+_FIRST_BYTES: Final = 256 * 1024
+"""Of the first read: the header of some 1,000 tensors, and little of the file of one rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +66,30 @@ def read_header(reader: CheckpointReader, entry: FileEntry, scratch: Scratch) ->
     """
     reader.check(entry)
     name = f"{reader.name}/{entry.path}"
-    head = _read_front(reader, entry, BLOCK_BYTES, scratch)
+    head = _read_front(reader, entry, b"", _FIRST_BYTES, scratch)
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     if len(head) < _LENGTH_BYTES or length > min(_LONGEST_HEADER, entry.size - _LENGTH_BYTES):
         msg = f"{name} is damaged: its header of {length} bytes does not fit in {entry.size} bytes"
         raise CheckpointCorruptError(msg)
     begin = _LENGTH_BYTES + length
     if begin > len(head):
-        head = _read_front(reader, entry, begin, scratch)
+        head = _read_front(reader, entry, bytes(head), begin, scratch)
     slots, metadata = _parsed(bytes(head[_LENGTH_BYTES:begin]), name, entry)
     return FileHeader(begin, tuple(slots), metadata, head)
 
 
 def _read_front(
-    reader: CheckpointReader, entry: FileEntry, least_bytes: int, scratch: Scratch
+    reader: CheckpointReader, entry: FileEntry, known: bytes, least_bytes: int, scratch: Scratch
 ) -> memoryview:
-    """The verified first blocks of a file: at least `least_bytes`, or the whole file."""
-    size = min(entry.size, -(-least_bytes // BLOCK_BYTES) * BLOCK_BYTES)
+    """The verified first blocks of a file: at least `least_bytes`, or the whole file.
+
+    `known` are those that were read.
+    """
+    size = min(entry.size, -(-least_bytes // entry.block_bytes) * entry.block_bytes)
     head = scratch.view(size)
-    if size:
-        read_verified(reader, entry, 0, [head])
+    head[: len(known)] = known
+    if size > len(known):
+        read_verified(reader, entry, len(known), [head[len(known) :]])
     return head
 
 

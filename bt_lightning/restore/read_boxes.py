@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.restore.load_to_device import DeviceMemory
 from bt_lightning.sharding.read_plan import BoxCopy, blocks_of
 from bt_lightning.snapshot.safetensors_layout import tensor_bytes
@@ -38,7 +38,11 @@ class BlockFiles(Protocol):
 
     @property
     def piece_bytes(self) -> int:
-        """The best size of a read, in bytes: a multiple of `BLOCK_BYTES`."""
+        """The best size of a read, in bytes: a multiple of any block's."""
+
+    @property
+    def gap_bytes(self) -> int:
+        """Up to so many bytes that nobody wants are read to save another read."""
 
     @property
     def connections(self) -> int:
@@ -107,23 +111,25 @@ class _BoxReads:
         """Ranges of whole blocks behind the front, each with what it has of the places."""
         entry, front = self._files.entry(path), self._files.front(path)
         _scatter(torch.frombuffer(front, dtype=torch.uint8) if front else None, 0, places)
-        first = -(-len(front) // BLOCK_BYTES)
-        blocks = [x for x in blocks_of([p.copy for p in places], BLOCK_BYTES) if x >= first]
-        found: list[_Range] = []
-        of_block: dict[int, int] = {}
-        for each in ranges(entry, blocks, self._files.piece_bytes):
-            last = -(-(each.offset + each.size) // BLOCK_BYTES)
-            of_block |= dict.fromkeys(range(each.offset // BLOCK_BYTES, last), len(found))
-            found.append(_Range(entry, each.offset, each.size))
+        size, gap = entry.block_bytes, self._files.gap_bytes
+        first = -(-len(front) // size)
+        blocks = [x for x in blocks_of([p.copy for p in places], size, gap) if x >= first]
+        found = [
+            _Range(entry, each.offset, each.size)
+            for each in ranges(entry, blocks, self._files.piece_bytes, gap)
+        ]
+        begins = [part.offset for part in found]
         for place in places:
-            touched = dict.fromkeys(
-                of_block[block] for block in blocks_of([place.copy], BLOCK_BYTES) if block >= first
-            )
+            touched: dict[int, None] = {}
+            for begin, end in place.copy.spans(max(size, gap)):
+                if end > len(front):
+                    last = bisect.bisect_left(begins, end)
+                    touched |= dict.fromkeys(range(max(0, bisect.bisect(begins, begin) - 1), last))
             for index in touched:
                 part = found[index]
-                end = part.offset + part.size
                 part.places += [
-                    BytesPlace(copy, place.memory) for copy in place.copy.within(part.offset, end)
+                    BytesPlace(copy, place.memory)
+                    for copy in place.copy.within(part.offset, part.offset + part.size)
                 ]
         return found
 

@@ -104,6 +104,7 @@ class CheckpointTensors:
         self._read = 0
         self._shared: dict[tuple[Form, Box], list[tuple[Box, tuple[int, ...]]]] = {}
         self.piece_bytes, self.connections = reader.piece_bytes, reader.connections
+        self.gap_bytes = reader.gap_bytes
 
     def find(self, label: str, name: str) -> SavedTensor:
         """The tensor with this label and name.

@@ -103,9 +103,9 @@ class SnapshotWriter(ABC, Generic[State]):
         facts, head = self.facts(state, snapshot), None
         if part.rank == 0:
             head = SaveHead(checkpoint_id=checkpoint_id, after=after, facts=facts)
-        make_room(planned(snapshot.sizes))
+        make_room(planned(snapshot.sizes, snapshot.block_bytes))
         try:
-            part = part.of_state(snapshot.fingerprint, facts.step)
+            part = part.of_state(snapshot.fingerprint, facts.step, snapshot.block_bytes)
             return write_part_files(root, part, snapshot.files, head)
         except OSError as error:
             raise unwritten_error(checkpoint_id, root, error) from error

@@ -103,7 +103,7 @@ def _apart(records: Mapping[int, PartRecord], part: SavePart) -> str:
             return f"the part of rank {rank} on {record.host} does not say what a part of it should"
         first = first or record
         one, other = first.part, said
-        if (one.fingerprint, one.world_size) != (other.fingerprint, other.world_size):
+        if one.of_whole != other.of_whole:
             return (
                 f"rank {one.rank} on {first.host} and rank {rank} on {record.host} hold parts of"
                 f" states that differ in step, tensors, shapes or meshes: {_shown(one)} and"

@@ -178,11 +178,14 @@ def _copies(
     return tuple((at, copy) for at, copy in each if copy is not None)
 
 
-def blocks_of(copies: Iterable[BoxCopy], block_bytes: int) -> list[int]:
-    """Numbers of the blocks of a file that hold bytes of these copies, ascending."""
+def blocks_of(copies: Iterable[BoxCopy], block_bytes: int, most_gap: int = 0) -> list[int]:
+    """Numbers of the blocks of a file that hold bytes of these copies, ascending.
+
+    With those between two runs of a copy that are at most `most_gap` bytes apart.
+    """
     found: set[int] = set()
     for copy in copies:
-        for begin, end in copy.spans(block_bytes):
+        for begin, end in copy.spans(max(block_bytes, most_gap)):
             found.update(range(begin // block_bytes, -(-end // block_bytes)))
     return sorted(found)
 

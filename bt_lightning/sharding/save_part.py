@@ -12,6 +12,7 @@ import xxhash
 from bt_lightning import file_limits
 from bt_lightning.errors import CheckpointCorruptError, UnsupportedStateError
 from bt_lightning.manifest import (
+    BLOCK_BYTES,
     FileEntry,
     ManifestFacts,
     facts_from_json,
@@ -23,7 +24,8 @@ from bt_lightning.path_layout import MOST_RANKS, check_checkpoint_id
 from bt_lightning.sharding.versioned_json import number_within, read_versioned, refuse
 
 FORMAT: Final = "bt_lightning.part"
-VERSION: Final = 1
+VERSION: Final = 2
+"""Of records whose files have smaller blocks than `BLOCK_BYTES`; the others are of version 1."""
 _HEX: Final = re.compile(r"[0-9a-f]{32}")
 MissingCause = Literal["full", "torn", "failed", "dropped"]
 """`full`: there was no room. `torn`: the state changed while it was copied. `dropped`: on purpose,
@@ -55,14 +57,24 @@ class SavePart:
     world_size: int
     fingerprint: str
     """As of `of_state`: equal on all ranks, or nothing is committed."""
+    block_bytes: int = BLOCK_BYTES
+    """Of its files; equal on all ranks, since the fingerprint is made of it."""
 
-    def of_state(self, plan: str, step: int) -> SavePart:
+    @property
+    def of_whole(self) -> tuple[str, int, int]:
+        """What all parts of a save have in common."""
+        return self.fingerprint, self.world_size, self.block_bytes
+
+    def of_state(self, plan: str, step: int, block_bytes: int = BLOCK_BYTES) -> SavePart:
         """This part, of a state that is laid out by the plan of this fingerprint.
 
         Ranks that stand at different steps have different fingerprints.
         """
-        said = xxhash.xxh3_128_hexdigest(f"{plan} {step}".encode())
-        return replace(self, fingerprint=said)
+        said = f"{plan} {step}"
+        if block_bytes != BLOCK_BYTES:
+            said += f" {block_bytes}"
+        digest = xxhash.xxh3_128_hexdigest(said.encode())
+        return replace(self, fingerprint=digest, block_bytes=block_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +110,13 @@ class PartRecord:
         part, head = self.part, self.head
         document = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 1 if part.block_bytes == BLOCK_BYTES else VERSION,
             "run": part.key.run,
             "number": part.key.number,
             "rank": part.rank,
             "world_size": part.world_size,
             "fingerprint": part.fingerprint,
+            "block_bytes": part.block_bytes,
             "host": self.host,
             "files": files_to_json(self.files, packed=True),
             "head": None if head is None else _head_to_json(head),
@@ -148,12 +161,13 @@ def _parse(document: dict[str, Any]) -> PartRecord:
         rank=number_within(document["rank"], 0, world_size - 1),
         world_size=world_size,
         fingerprint=_hex(document["fingerprint"]),
+        block_bytes=document.get("block_bytes", BLOCK_BYTES),
     )
     head = document["head"]
     return PartRecord(
         part=part,
         host=_text(document["host"]),
-        files=files_from_json(document["files"], packed=True),
+        files=files_from_json(document["files"], packed=True, block_bytes=part.block_bytes),
         head=None if head is None else _head(head),
         missing=_text(document["missing"]),
         cause=_cause(document["cause"]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import xxhash
 
+from bt_lightning.sharding.block_size import block_bytes_of
 from bt_lightning.sharding.structure import writer_of
 from bt_lightning.tensor_files.tensor_headers import BITS
 
@@ -78,6 +79,11 @@ class WritePlan:
         digest = xxhash.xxh3_128(self.structure.fingerprint.encode())
         digest.update(json.dumps([*self.replicas.values()]).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def block_bytes(self) -> int:
+        """The size of the blocks by which all files of the checkpoint are verified."""
+        return block_bytes_of(sum(self.sizes))
 
     @property
     def replicas(self) -> Mapping[str, int]:

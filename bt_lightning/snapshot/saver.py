@@ -144,7 +144,8 @@ class Saver:
         record.call_ms = 1000 * (time.perf_counter() - started)
         snapshot = self._previous.snapshot
         if part is not None:
-            message = replace(message, part=part.of_state(snapshot.fingerprint, record.step))
+            of_state = (snapshot.fingerprint, record.step, snapshot.block_bytes)
+            message = replace(message, part=part.of_state(*of_state))
         future = self._finisher.finish(capture, message, record, pages_ready, snapshot.left_out)
         self.open.add(record, future, capture)
         if not capture.done and record.snapshot != "shared":

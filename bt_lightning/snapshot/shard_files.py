@@ -149,7 +149,10 @@ def lay_out_part(
     files = _shard_file(encoded, planned, cache)
     own, small = own_files(encoded.own, planned.rank, cache)
     files.update(own)
-    part = Snapshot(files, small, (), (), {}, fingerprint=planned.plan.fingerprint)
+    plan = planned.plan
+    part = Snapshot(
+        files, small, (), (), {}, fingerprint=plan.fingerprint, block_bytes=plan.block_bytes
+    )
     if planned.rank:
         return part
     content, dropped = _tree_files(encoder, encoded.tree, TREE, LEFTOVERS)

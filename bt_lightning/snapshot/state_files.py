@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.path_layout import LEFTOVERS, TREE
 from bt_lightning.snapshot.encode_tree import Encoder
 from bt_lightning.snapshot.pickle_leftovers import leftover_digests, pickle_leftovers, type_name
@@ -87,6 +88,8 @@ class Snapshot:
     """Weights that are not in the files; they are verified before the commit."""
     fingerprint: str = ""
     """Of the structure that all ranks have, if this is one rank's part of a sharded state."""
+    block_bytes: int = BLOCK_BYTES
+    """By which the files are verified; the same on all ranks."""
 
     @property
     def files(self) -> dict[str, Callable[[], Iterator[memoryview | bytes]]]:

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from bt_lightning.localdir.digest import READ_BYTES, Hasher
+from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.transfer.file_source import PIECE_BYTES, BufferedSource
 from bt_lightning.worker.zip_checksums import ZipChecksums
 
@@ -21,9 +22,9 @@ class ImageSource(BufferedSource):
 
     part_bytes = PIECE_BYTES
 
-    def __init__(self, path: str, image: memoryview) -> None:
+    def __init__(self, path: str, image: memoryview, block_bytes: int = BLOCK_BYTES) -> None:
         """Hash `image`, the bytes of the file at `path`."""
-        hasher = Hasher()
+        hasher = Hasher(block_bytes)
         for start in range(0, len(image), READ_BYTES):
             hasher.update(image[start : start + READ_BYTES])
         self.entry: FileEntry = hasher.entry(path)
@@ -42,7 +43,8 @@ def sources_in_arena(job: CommitImage, arena: memoryview) -> dict[str, ImageSour
         for image in job.files:
             checksums.finish(image)
     memory = arena.toreadonly()
+    size = BLOCK_BYTES if job.part is None else job.part.block_bytes
     return {
-        image.path: ImageSource(image.path, memory[image.offset : image.offset + image.size])
+        image.path: ImageSource(image.path, memory[image.offset : image.offset + image.size], size)
         for image in job.files
     }

@@ -19,6 +19,7 @@ from bt_lightning.errors import (
     DirectoryUnusableError,
 )
 from bt_lightning.localdir.commit import commit_files, write_hint
+from bt_lightning.localdir.digest import Hasher
 from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full, planned
@@ -317,12 +318,14 @@ class ImageCommitter:
         end = image.offset + -(-image.size // BLOCK) * BLOCK
         view = memory.arena[image.offset : end]
 
-        def described(entry: FileEntry) -> None:
+        def described(hasher: Hasher) -> FileEntry:
+            entry = hasher.entry(path)
             if entry.size >= _EARLY_UPLOAD_BYTES:
                 upload.add(path, LentSource(view[: entry.size], entry))
                 self._offer_upload(upload)
+            return entry
 
-        return write_image(target, path, view, image.size, described)
+        return write_image(target, view, image.size, Hasher(), described)
 
 
 def _manifest_at(final: Path) -> Manifest | None:

@@ -7,6 +7,7 @@ seconds, since rank 0's worker alone may delete something to make it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -20,6 +21,7 @@ from bt_lightning.errors import (
     PartsMissingError,
     StoreError,
 )
+from bt_lightning.localdir.digest import Hasher
 from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full, planned
@@ -276,7 +278,9 @@ class PartWriter:
         return time.monotonic() < until and 0 not in self._place.records(part.key)
 
     def _size(self, job: CommitImage) -> int:
-        return planned(i.size for i in job.files if self._linkable(i) is None)
+        assert job.part is not None
+        size = job.part.block_bytes
+        return planned((i.size for i in job.files if self._linkable(i, size) is None), size)
 
     def _write_files(
         self, job: CommitImage, part: SavePart, arena: memoryview, folder: Path
@@ -290,11 +294,13 @@ class PartWriter:
                 target = folder / check_member(image.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.unlink(missing_ok=True)  # of a killed worker; it may be a link
-                entry = self._link(image, target)
+                entry = self._link(image, target, part.block_bytes)
                 if entry is None:
                     checksums.finish(image)
                     end = image.offset + -(-image.size // BLOCK) * BLOCK
-                    entry = write_image(target, image.path, memory[image.offset : end], image.size)
+                    view, hasher = memory[image.offset : end], Hasher(part.block_bytes)
+                    described = functools.partial(Hasher.entry, path=image.path)
+                    entry = write_image(target, view, image.size, hasher, described)
                 entries.append(entry)
         sync_folders(folder, [image.path for image in job.files])
         written = {}
@@ -304,17 +310,19 @@ class PartWriter:
         self._written, self._last, self._moved = written, part.key, None
         return entries
 
-    def _linkable(self, image: FileImage) -> tuple[list[Path], FileEntry, tuple[int, int]] | None:
-        """Where the same bytes may be, which the last part has."""
+    def _linkable(
+        self, image: FileImage, block_bytes: int
+    ) -> tuple[list[Path], FileEntry, tuple[int, int]] | None:
+        """Where the same bytes may be, which the last part has, with such blocks."""
         known = self._written.get(image.content)
-        if known is None or known[1].path != image.path:
+        if known is None or (known[1].path, known[1].block_bytes) != (image.path, block_bytes):
             return None
         moved = [self._moved / image.path] if self._moved is not None else []
         return [known[0], *moved], known[1], known[2]
 
-    def _link(self, image: FileImage, target: Path) -> FileEntry | None:
+    def _link(self, image: FileImage, target: Path, block_bytes: int) -> FileEntry | None:
         """Link the same file of the last part; None if it is not there any more."""
-        known = self._linkable(image)
+        known = self._linkable(image, block_bytes)
         for place in known[0] if known is not None else ():
             assert known is not None
             with contextlib.suppress(OSError):  # it was renamed just now, or cannot be linked

@@ -29,6 +29,7 @@ class MemoryReader:
     """A checkpoint in memory; counts what is read."""
 
     name, piece_bytes, connections = "memory", BLOCK_BYTES, 3
+    gap_bytes = 0
 
     def __init__(self, files):
         self.files, self.reads = files, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import random
 
 import pytest
 import xxhash
@@ -29,14 +30,23 @@ def expected(data: bytes, block: int) -> tuple[int, str, tuple[str, ...]]:
 @relaxed
 @given(st.lists(st.binary(max_size=3 * BLOCK), max_size=8))
 def test_how_a_stream_is_cut_into_pieces_changes_nothing(pieces):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digest, "BLOCK_BYTES", BLOCK)
-        hasher = Hasher()
-        for piece in pieces:
-            hasher.update(piece)
-        entry = hasher.entry("a/b")
+    hasher = Hasher(BLOCK)
+    for piece in pieces:
+        hasher.update(piece)
+    entry = hasher.entry("a/b")
     assert (entry.size, entry.xxh3_128, entry.blocks) == expected(b"".join(pieces), BLOCK)
-    assert entry.path == "a/b"
+    assert (entry.path, entry.block_bytes) == ("a/b", BLOCK)
+
+
+@pytest.mark.parametrize("block", [BLOCK_BYTES >> shift for shift in range(11)])
+def test_blocks_of_every_size_have_their_digests(block):
+    """Pieces larger than what is hashed at once, and cuts inside blocks."""
+    data = random.Random(0).randbytes(2 * BLOCK_BYTES + 12_345)
+    hasher = Hasher(block)
+    for begin, end in ((0, 1000), (1000, 1000), (1000, 3_000_001), (3_000_001, len(data))):
+        hasher.update(data[begin:end])
+    entry = hasher.entry("a")
+    assert (entry.size, entry.xxh3_128, entry.blocks) == expected(data, block)
 
 
 def test_an_empty_stream_has_no_blocks():
@@ -60,10 +70,9 @@ def test_any_buffer_of_bytes_can_be_hashed():
 
 def test_a_file_is_hashed_as_its_bytes_across_reads_of_any_size(tmp_path, monkeypatch):
     monkeypatch.setattr(digest, "READ_BYTES", 7)
-    monkeypatch.setattr(digest, "BLOCK_BYTES", BLOCK)
     data = bytes(range(100))
     (tmp_path / "f").write_bytes(data)
-    entry = digest_file(tmp_path / "f", "name/in/manifest")
+    entry = digest_file(tmp_path / "f", "name/in/manifest", BLOCK)
     assert (entry.size, entry.xxh3_128, entry.blocks) == expected(data, BLOCK)
     assert entry.path == "name/in/manifest"
 

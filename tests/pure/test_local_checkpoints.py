@@ -11,9 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bt_lightning import manifest as manifest_module
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, FormatVersionError
-from bt_lightning.localdir import digest, list_and_verify_checkpoints
+from bt_lightning.localdir import list_and_verify_checkpoints
 from bt_lightning.localdir.commit import commit, write_hint
 from bt_lightning.localdir.list_and_verify_checkpoints import (
     check_sizes,
@@ -32,17 +31,7 @@ from bt_lightning.path_layout import DOT_DIR, MANIFEST
 from bt_lightning.removal_requester import Requester
 
 relaxed = settings(deadline=None, database=None, max_examples=60)
-BLOCK = 64
 FILES = {"model.safetensors": bytes(range(200)), "sub/state.bin": b"s" * 70, "empty": b""}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_blocks():
-    """Blocks of 64 bytes, so that a file of 200 has four of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digest, "BLOCK_BYTES", BLOCK)
-        patch.setattr(manifest_module, "BLOCK_BYTES", BLOCK)
-        yield
 
 
 def make(root, name="checkpoint-1", step=1, generation=1, files=None):
@@ -95,7 +84,7 @@ def test_a_flipped_bit_anywhere_is_found_and_its_file_and_block_are_named(
     with pytest.raises(CheckpointCorruptError) as caught:
         verify(root / "checkpoint-1")
     assert path in str(caught.value)
-    assert f"[{bit // 8 // BLOCK}]" in str(caught.value)
+    assert "4 MiB blocks [0]" in str(caught.value)
     shutil.rmtree(root)
 
 
@@ -144,7 +133,7 @@ def test_two_files_that_changed_places_are_found(tmp_path):
     (final / "a").rename(final / "x")
     (final / "b").rename(final / "a")
     (final / "x").rename(final / "b")
-    with pytest.raises(CheckpointCorruptError, match=r"bytes of a .*blocks \[0, 1\]"):
+    with pytest.raises(CheckpointCorruptError, match=r"bytes of a .*blocks \[0\]"):
         verify(final)
 
 
@@ -167,7 +156,7 @@ def test_a_directory_without_a_manifest_is_not_a_checkpoint(tmp_path):
 def test_a_manifest_of_a_newer_format_is_not_called_missing(tmp_path):
     make(tmp_path)
     path = tmp_path / "checkpoint-1" / MANIFEST
-    path.write_bytes(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 3'))
+    path.write_bytes(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 4'))
     with pytest.raises(FormatVersionError):
         read_manifest(tmp_path / "checkpoint-1")
 
@@ -304,9 +293,9 @@ def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_there(tmp_path
     path = tmp_path / "checkpoint-1"
     digest_file = list_and_verify_checkpoints.digest_file
 
-    def deleted_before(file, name):
+    def deleted_before(file, name, block_bytes):
         shutil.rmtree(path)
-        return digest_file(file, name)
+        return digest_file(file, name, block_bytes)
 
     monkeypatch.setattr(list_and_verify_checkpoints, "digest_file", deleted_before)
     with pytest.raises(CheckpointNotFoundError, match="deleted while it was read"):

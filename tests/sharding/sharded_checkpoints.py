@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bt_lightning.localdir.commit import commit
+from bt_lightning.localdir.digest import Hasher
 from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import SHARDS, STATE, TREE, rank_file
 from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement
@@ -21,10 +22,10 @@ from bt_lightning.snapshot.safetensors_layout import OF_TORCH, storable
 from bt_lightning.snapshot.state_files import lay_out_files, tensor_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from bt_lightning.manifest import Manifest
+    from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.sharding.boxes import Box
 
     LayoutOf = Callable[[str, torch.Tensor], Layout | None]
@@ -79,6 +80,7 @@ def write_sharded(
     world_size: int = 4,
     own: Sequence[Mapping[str, Any]] = (),
     facts: Mapping[str, Any] | None = None,
+    block_bytes: int | None = None,
 ) -> Manifest:
     """Commit `state` below `root` as `world_size` ranks would; `layout_of` is `by_rows` by default.
 
@@ -88,6 +90,7 @@ def write_sharded(
             that is there by two names is tied.
         own: for each rank the tree of its `ranks/*.json`, `{"rank": ...}`; others have none.
         facts: of the manifest, in place of those of `state`.
+        block_bytes: size of the blocks with digests; None: what a save has.
     """
     found = _Tensors({}, {}, {})
     tree = _replaced(state, found)
@@ -127,12 +130,20 @@ def write_sharded(
         "origin": {"world_size": world_size, "shards": index.facts},
         **(facts or {}),
     }
-    return commit(
-        root / checkpoint_id,
-        root,
-        files,
-        lambda entries: ManifestFacts(**known).manifest(checkpoint_id, 1, entries),
-    )
+    size = plan.block_bytes if block_bytes is None else block_bytes
+
+    def described(entries: Sequence[FileEntry]) -> Manifest:
+        again = tuple(_entry(each.path, files[each.path](), size) for each in entries)
+        return ManifestFacts(**known).manifest(checkpoint_id, 1, again)
+
+    return commit(root / checkpoint_id, root, files, described)
+
+
+def _entry(path: str, pieces: Iterable[memoryview | bytes], block_bytes: int) -> FileEntry:
+    hasher = Hasher(block_bytes)
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.entry(path)
 
 
 def shard_pieces(

@@ -23,8 +23,6 @@ from tests.sharding.sharded_checkpoints import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-BLOCK = 4194304
-
 
 def parts_of(length, parts):
     size = -(-length // parts)
@@ -54,14 +52,14 @@ def read_manifest_page(folder):
     plain = {key: value for key, value in manifest.items() if key != "digest"}
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
     assert xxhash.xxh3_128_hexdigest(canonical) == manifest["digest"]
-    assert manifest["format_version"] == 2
+    assert (manifest["format_version"], manifest["block_bytes"]) == (3, 16384)
     for file in manifest["files"]:
         data = (folder / file["path"]).read_bytes()
         assert len(data) == file["size"]
         assert xxhash.xxh3_128_hexdigest(data) == file["xxh3_128"]
         digests = base64.b64decode(file["blocks"])
-        starts = range(0, len(data), BLOCK)
-        assert digests == b"".join(xxhash.xxh3_128_digest(data[at : at + BLOCK]) for at in starts)
+        blocks = (data[at : at + 16384] for at in range(0, len(data), 16384))
+        assert digests == b"".join(map(xxhash.xxh3_128_digest, blocks))
     return manifest
 
 

@@ -45,6 +45,7 @@ class Files:
                             checkpoint_id="a", files=(self._entry,))  # fmt: skip
         self.reader = FilesReader(path.parent, manifest)
         self.piece_bytes, self.connections = 2 * BLOCK_BYTES, 2
+        self.gap_bytes = 0
         self._front = bytearray(data[: front * BLOCK_BYTES])
         self.blocks = []
 

@@ -113,7 +113,7 @@ def test_a_record_that_no_rank_writes_is_refused(change: dict[str, object]) -> N
 
 def test_a_newer_version_is_said_to_be_newer() -> None:
     with pytest.raises(FormatVersionError, match="here"):
-        parse(edited(version=2))
+        parse(edited(version=3))
 
 
 def test_a_record_that_no_reader_takes_is_not_written() -> None:

@@ -16,6 +16,7 @@ class Distant(DirectoryReader):
     """A directory that is asked for long ranges, as a store is."""
 
     piece_bytes = 3 * BLOCK_BYTES
+    gap_bytes = 0
 
 
 @pytest.fixture(scope="module")

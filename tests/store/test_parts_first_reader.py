@@ -34,6 +34,7 @@ class Counted:
         self._inner, self.read, self.checked = inner, [], []
         self.name, self.manifest = inner.name, inner.manifest
         self.piece_bytes, self.connections = inner.piece_bytes, inner.connections
+        self.gap_bytes = inner.gap_bytes
 
     def check(self, entry):
         self.checked.append(entry.path)

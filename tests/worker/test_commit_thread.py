@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.localdir.digest import digest_file
+from bt_lightning.localdir.digest import Hasher, digest_file
 from bt_lightning.localdir.direct_io import BLOCK, write_image
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.file_locks import try_lock
@@ -199,7 +199,7 @@ def test_an_image_of_any_size_is_written_and_described_as_it_is(tmp_path, size):
     memory[:] = os.urandom(len(memory))
     end = -(-size // BLOCK) * BLOCK
     view = memoryview(memory)[:end]
-    entry = write_image(tmp_path / "file", "file", view, size)
+    entry = write_image(tmp_path / "file", view, size, Hasher(), lambda found: found.entry("file"))
     assert (tmp_path / "file").read_bytes() == memory[:size]
     assert entry == digest_file(tmp_path / "file", "file")
     view.release()
@@ -220,6 +220,7 @@ def test_a_file_system_without_direct_writes_is_written_all_the_same(tmp_path, m
     memory = mmap.mmap(-1, 2**20)
     memory[:] = os.urandom(len(memory))
     with memoryview(memory) as view:
-        write_image(tmp_path / "file", "file", view, len(memory))
+        size = len(memory)
+        write_image(tmp_path / "file", view, size, Hasher(), lambda found: found.entry("file"))
     assert (tmp_path / "file").read_bytes() == memory[:]
     memory.close()

@@ -12,7 +12,6 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-import xxhash
 from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
@@ -27,11 +26,12 @@ from bt_lightning.localdir.read_locks import hold_for_reading
 from bt_lightning.localdir.sidecars import content_directory
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
 from bt_lightning.path_layout import MANIFEST, under
+from bt_lightning.store.transfer.block_verifier import BlockVerifier, cut, wrong_blocks
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from bt_lightning.manifest import FileEntry
@@ -61,6 +61,10 @@ class CheckpointReader(Protocol):
     @property
     def piece_bytes(self) -> int:
         """The best size of a read, in bytes: a multiple of `BLOCK_BYTES`."""
+
+    @property
+    def gap_bytes(self) -> int:
+        """Up to so many bytes that nobody wants are read to save another read."""
 
     @property
     def connections(self) -> int:
@@ -93,90 +97,25 @@ def read_verified(
         CheckpointCorruptError: a block differs after three reads; `targets` hold garbage then.
         StoreError: the store refused.
     """
-    verifier = _Verifier(entry, offset, targets)
+    verifier = BlockVerifier(entry, offset, targets)
     reader.read_into(entry, offset, targets, verifier)
     wrong = verifier.wrong_blocks()
     for _ in range(_TRIES - 1):
         again, wrong = wrong, []
         for block in again:
-            start = block * BLOCK_BYTES
-            parts = cut(targets, start - offset, BLOCK_BYTES)
+            start = block * entry.block_bytes
+            parts = cut(targets, start - offset, entry.block_bytes)
             reader.read_into(entry, start, parts)
-            wrong += _Verifier(entry, start, parts).wrong_blocks()
+            wrong += wrong_blocks(entry, start, parts)
     if wrong:
-        raise CheckpointCorruptError(damaged_blocks(reader.name, entry.path, wrong))
-
-
-class _Verifier:
-    """Verifies the blocks of one range as they arrive, while the CPU's cache still holds them."""
-
-    def __init__(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
-        self._range = entry, offset, targets
-        self(0)
-
-    def __call__(self, filled: int) -> None:
-        """`filled` bytes have arrived; 0 when they will be written again."""
-        if not filled:
-            self._compared = 0
-            self._wrong: list[int] = []
-            self._rest = _differences(*self._range)
-        while self._compared + BLOCK_BYTES <= filled:
-            self._wrong += next(self._rest)
-            self._compared += BLOCK_BYTES
-
-    def wrong_blocks(self) -> list[int]:
-        """Numbers of the blocks that differ; called when all bytes have arrived."""
-        for wrong in self._rest:
-            self._wrong += wrong
-        return self._wrong
-
-
-def wrong_blocks(entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> list[int]:
-    """Numbers of the blocks that differ in `targets`, together whole blocks from `offset` on."""
-    return [block for found in _differences(entry, offset, targets) for block in found]
-
-
-def _differences(
-    entry: FileEntry, offset: int, targets: Sequence[memoryview]
-) -> Iterator[list[int]]:
-    """Yield for each block in turn, which is hashed only then: its number if it differs."""
-    block, left, hasher = offset // BLOCK_BYTES, BLOCK_BYTES, xxhash.xxh3_128()
-    for target in targets:
-        rest = target
-        while rest:
-            part, rest = rest[:left], rest[left:]
-            hasher.update(part)
-            left -= len(part)
-            if left:
-                continue
-            yield [block] if hasher.hexdigest() != entry.blocks[block] else []
-            block, left = block + 1, BLOCK_BYTES
-            hasher.reset()
-    if left < BLOCK_BYTES:
-        yield [block] if hasher.hexdigest() != entry.blocks[block] else []
-
-
-def cut(targets: Sequence[memoryview], skip: int, size: int) -> list[memoryview]:
-    """The views of `size` bytes of `targets` after the first `skip`, or of as many as there are."""
-    found = []
-    for target in targets:
-        part = target[skip : skip + size]
-        skip = max(0, skip - len(target))
-        size -= len(part)
-        if part:
-            found.append(part)
-    return found
-
-
-def is_block(entry: FileEntry, block: int, data: memoryview) -> bool:
-    """Whether `data` has the digest of this block of the file."""
-    return bool(xxhash.xxh3_128_hexdigest(data) == entry.blocks[block])
+        raise CheckpointCorruptError(damaged_blocks(reader.name, entry, wrong))
 
 
 class StoreReader:
     """Reads a checkpoint in a store."""
 
     piece_bytes = PIECE_BYTES
+    gap_bytes = 1024 * 1024  # arrives in less time than the answer to another request
     connections = _CONNECTIONS
 
     def __init__(self, store: Store, prefix: str, folder: str, *, listed: bool = True) -> None:
@@ -235,6 +174,7 @@ class FilesReader:
     """Reads files of a local directory. Use it in a `with` block: it keeps them open."""
 
     piece_bytes = BLOCK_BYTES  # small: it is hashed while the CPU's cache still holds it
+    gap_bytes = 64 * 1024  # the kernel reads as much ahead
 
     def __init__(self, content: Path, manifest: Manifest) -> None:
         """`manifest` says which files of the directory `content`, and what they hold."""

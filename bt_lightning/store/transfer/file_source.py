@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import xxhash
 from typing_extensions import Self
 
+from bt_lightning.block_digests import size_of_blocks
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.mapped_file import MappedFile
 from bt_lightning.localdir.safe_open import open_regular
@@ -120,7 +121,7 @@ class FileSource:
                 self._mapped.release(offset, size)
 
     def block(self, offset: int) -> tuple[memoryview, bool]:
-        """The verified block at `offset`, and whether it stays valid when another one is read."""
+        """The verified `BLOCK_BYTES` at `offset`; whether they stay valid when others are read."""
         size = min(BLOCK_BYTES, self.size - offset)
         view = self._from_map(offset, size)
         mapped = view is not None
@@ -150,14 +151,13 @@ class FileSource:
         return view
 
     def _check(self, view: memoryview, offset: int) -> None:
-        first = offset // BLOCK_BYTES
-        for start in range(0, len(view), BLOCK_BYTES):
-            block = first + start // BLOCK_BYTES
-            found = xxhash.xxh3_128_hexdigest(view[start : start + BLOCK_BYTES])
-            if found != self.entry.blocks[block]:
+        size, blocks = self.entry.block_bytes, self.entry.blocks
+        for start in range(0, len(view), size):
+            block = (offset + start) // size
+            if xxhash.xxh3_128_hexdigest(view[start : start + size]) != blocks[block]:
                 msg = (
                     f"{self._path} is damaged: its bytes are not those that were saved"
-                    f" (XXH3-128 differs, 4 MiB block {block})"
+                    f" (XXH3-128 differs, {size_of_blocks(size)} block {block})"
                 )
                 raise CheckpointCorruptError(msg)
 
@@ -209,16 +209,19 @@ def pieces(source: Source) -> Iterator[memoryview]:
 
 
 def same_ranges(entry: FileEntry, other: FileEntry) -> tuple[tuple[int, int], ...]:
-    """(offset, size) in bytes of the blocks that two files share at the same offsets.
+    """(offset, size) in bytes of the `BLOCK_BYTES` that two files share at the same offsets.
 
-    Compared by digest; ascending; adjacent blocks are joined.
+    Compared by digest; ascending; adjacent ones are joined.
     """
-    if entry == other:
+    if (entry.size, entry.xxh3_128) == (other.size, other.xxh3_128):
         return ((0, entry.size),) if entry.size else ()
+    if entry.block_bytes != other.block_bytes:
+        return ()
     ranges: list[tuple[int, int]] = []
-    for index, (one, two) in enumerate(zip(entry.blocks, other.blocks, strict=False)):
-        offset = index * BLOCK_BYTES
+    for offset in range(0, entry.size, BLOCK_BYTES):
         size = min(BLOCK_BYTES, entry.size - offset)
+        first, last = offset // entry.block_bytes, -(-(offset + size) // entry.block_bytes)
+        one, two = entry.blocks[first:last], other.blocks[first:last]
         if one != two or offset + size > other.size:
             continue
         if ranges and sum(ranges[-1]) == offset:

@@ -15,8 +15,8 @@ from typing_extensions import Self
 from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.kept_parts import find_kept_part
 from bt_lightning.localdir.read_locks import hold_for_reading
-from bt_lightning.manifest import BLOCK_BYTES
-from bt_lightning.store.transfer.checkpoint_reader import FilesReader, wrong_blocks
+from bt_lightning.store.transfer.block_verifier import wrong_blocks
+from bt_lightning.store.transfer.checkpoint_reader import FilesReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +61,11 @@ class PartsFirstReader:
         return self._stored.piece_bytes
 
     @property
+    def gap_bytes(self) -> int:
+        """What is read to save another read, at most, in bytes."""
+        return self._stored.gap_bytes
+
+    @property
     def connections(self) -> int:
         """The best number of threads for reading."""
         return self._stored.connections
@@ -78,7 +83,7 @@ class PartsFirstReader:
         on_progress: ReadProgress = int,
     ) -> None:
         """Fill `targets` as `CheckpointReader.read_into`; what is kept damaged, from the store."""
-        if offset % BLOCK_BYTES == 0 and self._is_local(entry):
+        if offset % entry.block_bytes == 0 and self._is_local(entry):
             try:
                 self._kept.read_into(entry, offset, targets)
                 wrong = bool(wrong_blocks(entry, offset, targets))

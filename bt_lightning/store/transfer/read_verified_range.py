@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from bt_lightning.block_digests import size_of_blocks
 from bt_lightning.errors import CheckpointCorruptError, StoreError
-from bt_lightning.manifest import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bt_lightning.store.interface import Store
 
 PIECE_BYTES = 16 * 1024 * 1024
-"""Size of one request in bytes: a multiple of `BLOCK_BYTES`."""
+"""Size of one request in bytes: a multiple of any `block_bytes`."""
 _REQUESTS = 8
 
 
@@ -38,8 +38,8 @@ def read_verified_range(store: Store, base: str, entry: FileEntry, start: int, e
     """
     if start >= end:
         return b""
-    first = start - start % BLOCK_BYTES
-    last = min(entry.size, -(-end // BLOCK_BYTES) * BLOCK_BYTES)
+    first = start - start % entry.block_bytes
+    last = min(entry.size, -(-end // entry.block_bytes) * entry.block_bytes)
     buffer = memoryview(bytearray(last - first))
 
     def fill(offset: int) -> None:
@@ -96,32 +96,32 @@ def _read_blocks(
     store: Store, base: str, entry: FileEntry, offset: int, target: memoryview
 ) -> None:
     """Fill `target` with whole blocks from `offset` on, and verify each."""
-    key = f"{base}/{entry.path}"
+    key, size = f"{base}/{entry.path}", entry.block_bytes
     try:
         store.read_into(key, offset, target)
-        for start in range(0, len(target), BLOCK_BYTES):
-            block = target[start : start + BLOCK_BYTES]
+        for start in range(0, len(target), size):
+            block = target[start : start + size]
             if _differs(entry, offset + start, block):
                 store.read_into(key, offset + start, block)  # it may have changed in transit
                 if _differs(entry, offset + start, block):
-                    raise _damaged(store, base, entry, (offset + start) // BLOCK_BYTES)
+                    raise _damaged(store, base, entry, (offset + start) // size)
     except StoreError as error:
-        size = store.size(key)
-        if size is None or size == entry.size:
+        found = store.size(key)
+        if found is None or found == entry.size:
             raise
         msg = (
-            f"the checkpoint {store.name}/{base} is damaged: {entry.path} has {size} bytes, its"
+            f"the checkpoint {store.name}/{base} is damaged: {entry.path} has {found} bytes, its"
             f" manifest says {entry.size}"
         )
         raise CheckpointCorruptError(msg) from error
 
 
 def _differs(entry: FileEntry, offset: int, block: memoryview) -> bool:
-    return xxhash.xxh3_128_hexdigest(block) != entry.blocks[offset // BLOCK_BYTES]
+    return xxhash.xxh3_128_hexdigest(block) != entry.blocks[offset // entry.block_bytes]
 
 
 def _damaged(store: Store, base: str, entry: FileEntry, block: int) -> CheckpointCorruptError:
     return CheckpointCorruptError(
         f"the checkpoint {store.name}/{base} is damaged: the bytes of {entry.path} are not those"
-        f" that were saved (XXH3-128 differs, 4 MiB block {block})"
+        f" that were saved (XXH3-128 differs, {size_of_blocks(entry.block_bytes)} block {block})"
     )

@@ -19,8 +19,9 @@ from bt_lightning.localdir.direct_io import BLOCK, reserve
 from bt_lightning.localdir.disk_space import FULL, measure, planned, spare
 from bt_lightning.localdir.safe_open import open_own
 from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.store.transfer.block_verifier import wrong_blocks
 from bt_lightning.store.transfer.byte_ranges import Range, ranges, ranges_to_end
-from bt_lightning.store.transfer.checkpoint_reader import is_block, read_verified
+from bt_lightning.store.transfer.checkpoint_reader import read_verified
 from bt_lightning.store.transfer.parallel_reads import Scratch, in_parallel
 
 if TYPE_CHECKING:
@@ -125,14 +126,15 @@ def _prepare(file: Path, entry: FileEntry, scratch: Scratch, threads: int) -> li
         if not before:
             return list(range(len(entry.blocks)))
 
-        def lacks(block: int) -> bool:
-            view = scratch.view(BLOCK_BYTES)
-            count = os.preadv(descriptor, [view], block * BLOCK_BYTES)
-            return not is_block(entry, block, view[:count])
+        def lacks(offset: int) -> list[int]:
+            view = scratch.view(min(BLOCK_BYTES, entry.size - offset))
+            size = entry.block_bytes
+            if os.preadv(descriptor, [view], offset) < len(view):
+                return list(range(offset // size, -(-(offset + len(view)) // size)))
+            return wrong_blocks(entry, offset, [view])
 
-        blocks = range(len(entry.blocks))
-        wrong = in_parallel(lacks, blocks, threads)
-        return [block for block in blocks if wrong[block]]
+        offsets = range(0, entry.size, BLOCK_BYTES)
+        return [block for wrong in in_parallel(lacks, offsets, threads) for block in wrong]
     finally:
         os.close(descriptor)
 
