@@ -44,6 +44,10 @@ class CountingReader:
         """As the wrapped reader."""
         self._inner.check(entry)
 
+    def expect(self, entry: FileEntry, offset: int, size: int) -> None:
+        """As the wrapped reader."""
+        self._inner.expect(entry, offset, size)
+
     def read_into(
         self,
         entry: FileEntry,

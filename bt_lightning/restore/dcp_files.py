@@ -49,6 +49,11 @@ class DcpFiles:
         del path
         return memoryview(b"")
 
+    def expect(self, entry: FileEntry, offset: int, size: int) -> None:
+        """These bytes are read soon."""
+        self._reader.check(entry)
+        self._reader.expect(entry, offset, size)
+
     def read_blocks(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
         """Fill `targets`, verified if the file has digests."""
         self._reader.check(entry)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from bt_lightning.manifest import FileEntry
 
+_AHEAD = 16
+"""Ranges that a disk fetches before they are read: 64 MiB of files."""
 _LEAST_DIRECT = 4096
 """Bytes of a run that is read directly into its place, not into a buffer and copied."""
 
@@ -53,6 +55,9 @@ class BlockFiles(Protocol):
 
     def front(self, path: str) -> memoryview:
         """The first bytes of the file, whole blocks, if they are in memory."""
+
+    def expect(self, entry: FileEntry, offset: int, size: int) -> None:
+        """These blocks are read soon: where it helps, they are fetched until then."""
 
     def read_blocks(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
         """Fill `targets`, together whole blocks, with verified bytes."""
@@ -104,7 +109,11 @@ class _BoxReads:
 
     def read(self, places: Mapping[str, Sequence[BytesPlace]]) -> int:
         wanted = [part for path, each in places.items() for part in self._ranges(path, each)]
-        in_parallel(self._read, wanted, self._files.connections)
+        for part in wanted[:_AHEAD]:
+            self._expect(part)
+        ahead = [*wanted[_AHEAD:], *(None for _ in wanted[:_AHEAD])]
+        pairs = [*zip(wanted, ahead, strict=True)]
+        in_parallel(lambda pair: self._read(*pair), pairs, self._files.connections)
         return sum(part.size for part in wanted)
 
     def _ranges(self, path: str, places: Sequence[BytesPlace]) -> list[_Range]:
@@ -133,7 +142,12 @@ class _BoxReads:
                 ]
         return found
 
-    def _read(self, part: _Range) -> None:
+    def _expect(self, part: _Range) -> None:
+        self._files.expect(part.entry, part.offset, part.size)
+
+    def _read(self, part: _Range, later: _Range | None) -> None:
+        if later is not None:
+            self._expect(later)
         if self._memory is not None:
             sink: Any = _Sink(part)
             self._memory.receive(

@@ -160,6 +160,10 @@ class CheckpointTensors:
         """The first blocks of an opened file, if they were kept."""
         return self._opened[path].front
 
+    def expect(self, entry: FileEntry, offset: int, size: int) -> None:
+        """These blocks are read soon."""
+        self._reader.expect(entry, offset, size)
+
     def read_blocks(self, entry: FileEntry, offset: int, targets: Sequence[memoryview]) -> None:
         """Fill `targets` with verified bytes."""
         read_verified(self._reader, entry, offset, targets)

@@ -73,6 +73,9 @@ class CheckpointReader(Protocol):
     def check(self, entry: FileEntry) -> None:
         """Raise `CheckpointCorruptError` or `CheckpointNotFoundError` unless the size is right."""
 
+    def expect(self, entry: FileEntry, offset: int, size: int) -> None:
+        """These bytes of the file are read soon: where it helps, they are fetched until then."""
+
     def read_into(
         self,
         entry: FileEntry,
@@ -157,6 +160,9 @@ class StoreReader:
             )
             raise CheckpointCorruptError(msg)
 
+    def expect(self, entry: FileEntry, offset: int, size: int) -> None:
+        """A store is asked once."""
+
     def read_into(
         self,
         entry: FileEntry,
@@ -196,6 +202,11 @@ class FilesReader:
         """Open the file and compare its size; a pipe or a device is never read."""
         with self._file(entry):
             pass
+
+    def expect(self, entry: FileEntry, offset: int, size: int) -> None:
+        """Let the kernel read these bytes into its cache, beside what this process does."""
+        with self._file(entry) as file:
+            os.posix_fadvise(file, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read_into(
         self,

@@ -75,6 +75,12 @@ class PartsFirstReader:
         if not self._is_local(entry):
             self._stored.check(entry)
 
+    def expect(self, entry: FileEntry, offset: int, size: int) -> None:
+        """As `CheckpointReader.expect`, of the kept file where there is one."""
+        if self._is_local(entry):
+            with contextlib.suppress(CheckpointError, OSError):  # then the store is read
+                self._kept.expect(entry, offset, size)
+
     def read_into(
         self,
         entry: FileEntry,
