@@ -14,7 +14,7 @@ import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
+    from types import FrameType, TracebackType
 
 _MOST_FRAMES: Final = 32
 _MOST_TEXT: Final = 200
@@ -54,6 +54,16 @@ def program_digest(arguments: str = "") -> str:
         return ""
     said = arguments or "\0".join(map(str, sys.argv[1:]))
     return xxhash.xxh3_64_hexdigest(code + b"\0" + said.encode(errors="surrogateescape"))
+
+
+def place_in_script(trace: TracebackType | None) -> str:
+    """File and line of the user's that a traceback went through last; empty if through none."""
+    libraries, found = _libraries(), ""
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith(libraries):
+            found = f"{_name(trace.tb_frame)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
 
 
 def _frames() -> Iterator[FrameType]:

@@ -17,6 +17,7 @@ from bt_lightning.session.part_session import PartSession
 from bt_lightning.session.parts_of_run import PartsOfRun
 from bt_lightning.session.publish_late import publish_late
 from bt_lightning.session.removed_between_fits import ask_next_worker, find_to_remove
+from bt_lightning.session.short_errors import shorten_errors
 from bt_lightning.session.start_point import NO_OFFER, StartPoint
 from bt_lightning.session.writer_session import WriterSession
 from bt_lightning.worker.worker_handle import unlimited
@@ -70,9 +71,9 @@ class RankSession:
         """How the ranks write parts of tensors, if they do."""
         self.pinned: set[str] = set()
         """Digests of what this run resumed from: it never deletes them."""
-        self._begun = False
-        self.failing = False
-        """The fit has failed, and its own failure is to speak."""
+        self._begun = self.failing = False
+        """`failing`: the fit has failed, and its own failure is to speak."""
+        shorten_errors(options.settings.log_level)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no processes of its own."""
@@ -93,8 +94,7 @@ class RankSession:
             root: the checkpoint directory, absolute.
             ranks: the processes that train together.
             offered: what the framework, or its user, has to start from.
-            request: makes what tells the fit from the others of the job, on rank 0; None where
-                the framework does not say: then the job has one.
+            request: makes what tells the fit from others, on rank 0; None: the job has one fit.
             sharded: whether each rank writes parts of tensors, so that each has a session.
 
         Raises:
