@@ -206,8 +206,6 @@ def report(rows: list[dict], options: argparse.Namespace, block_bytes: int) -> N
         most = max(max(row["read_of_own"]) for row in mine)
         seconds = ", ".join(f"{row['seconds']:.2f}" for row in mine)
         print(f"{system:13} {medians[system]:.3f} s ({seconds}), CPU {cpu:.2f} s, read {most:.2f}x")
-    for row in rows:
-        print(row)
     ours, theirs = (medians[system] for system in SYSTEMS)
     text = f"{options.saved} -> {options.loaded} by {options.cut}: {ours / theirs:.2f} of dcp.load"
     print(f"{text}, load {facts['load']}", flush=True)
