@@ -34,7 +34,10 @@ QUICK = ("tests/pure", "tests/state", "tests/snapshot", "tests/tensor_files", "t
 QUICK_MARKS = "not slow and not thorough"
 TORCH_FREE = ("click", "fsspec", "pyyaml", "rich", "typing-extensions", "xxhash")
 """What the command line needs to say what it can do."""
-USE_SOME = "import bt_lightning as bt, sys; bt.load_config; assert 'torch' not in sys.modules"
+USE_SOME = (
+    "import bt_lightning as bt, pathlib, sys; bt.load_config; assert 'torch' not in sys.modules;"
+    "assert pathlib.Path(bt.__file__).with_name('py.typed').exists()"
+)
 USE_ALL = "import bt_lightning as bt; [getattr(bt, name) for name in bt.__all__]"
 WORKERS = os.environ.get("BT_TEST_WORKERS", "3")
 SAMPLED = "--sample-matrix=3"

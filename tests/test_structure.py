@@ -103,6 +103,15 @@ def test_the_tests_that_the_threat_model_names_are_there() -> None:
     assert [row for row in rows if "::test_" not in row] == []
 
 
+def test_each_extra_is_explained() -> None:
+    metadata = (PROJECT / "pyproject.toml").read_text()
+    table = metadata.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    extras = set(re.findall(r"^([a-z]+) = \[", table, re.MULTILINE))
+    page = (PROJECT / "docs/reference/settings.md").read_text().split("## Extras")[1]
+    rows = re.findall(r"^\| ((?:`[a-z]+`(?:, )?)+) \|", page.split("\n## ")[0], re.MULTILINE)
+    assert extras == {name for row in rows for name in re.findall("`([a-z]+)`", row)}
+
+
 def test_each_public_name_is_defined_once() -> None:
     """Or a reader who greps for it finds another's."""
     places: dict[str, list[str]] = {}
