@@ -10,7 +10,6 @@ import itertools
 import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bt_lightning.prometheus_text import Metric, Sample
@@ -152,8 +151,8 @@ class EventCounts:
     def interval_s(self) -> float | None:
         """Median seconds between the last saves of the training; None before the second."""
         times = sorted(self._saved_at)
-        gaps = [after - before for before, after in itertools.pairwise(times)]
-        return median(gaps) if gaps else None
+        gaps = sorted(after - before for before, after in itertools.pairwise(times))
+        return (gaps[(len(gaps) - 1) // 2] + gaps[len(gaps) // 2]) / 2 if gaps else None
 
     def add(self, event: dict[str, Any]) -> None:
         """Count one event; what it says may be anything."""

@@ -35,7 +35,6 @@ from bt_lightning.worker.commit_thread import CommitThread, Outcome
 from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
 from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker.free_disk_space import DiskSpaceMaker
-from bt_lightning.worker.metrics_thread import MetricsThread
 from bt_lightning.worker.part_commits import PartCommits
 from bt_lightning.worker.process_priority import leave_session, lower_priority
 from bt_lightning.worker.publisher_of_config import start_publisher
@@ -60,6 +59,7 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from bt_lightning.worker.early_upload import EarlyUpload
+    from bt_lightning.worker.metrics_thread import MetricsThread
     from bt_lightning.worker.publisher_thread import PublisherThread
 
 _IDLE_S = 1.0
@@ -309,6 +309,8 @@ class _Loop:
             self._on_published,
         )
         if self._config.metrics:
+            from bt_lightning.worker.metrics_thread import MetricsThread
+
             self._metrics = MetricsThread(self._config, self._publisher, lambda: self._orphaned)
 
     def _wake(self, *, hurry: bool = False) -> None:

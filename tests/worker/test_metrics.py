@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import threading
 
 from bt_lightning.localdir.event_log import note
 from bt_lightning.metrics_target import MetricsTarget
@@ -142,7 +143,8 @@ def test_in_a_folder_each_job_has_a_file_of_its_own(tmp_path):
     assert metrics_file(MetricsTarget(), prefix) is None
 
 
-def test_a_client_that_asks_nothing_keeps_nobody_else_out():
+def test_a_client_that_asks_nothing_keeps_nobody_else_out(scene):
+    before = threading.active_count()
     server = MetricsServer(("127.0.0.1", 0))
     server.text = "bt 1\n"
     try:
@@ -150,3 +152,4 @@ def test_a_client_that_asks_nothing_keeps_nobody_else_out():
             assert ask(server.port) == (200, "bt 1\n")
     finally:
         server.close()
+    scene.eventually(lambda: threading.active_count() == before)  # the silent one has left
