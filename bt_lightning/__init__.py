@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from bt_lightning.retention import KeepBest, KeepEvery, KeepLatest
     from bt_lightning.session.resume_path import resume_path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ERRORS = "bt_lightning.errors"
 _PLUGIN = "bt_lightning.lightning_plugin"
