@@ -95,6 +95,7 @@ class PartWriter:
                     self._write_or_send(job, arena, folder, evicted)
         except (CheckpointError, OSError) as error:
             if not self._is_decided(part):  # else its files are deleted by now
+                self._delete_files(job, part)
                 return [self._fail(job, part, error, evicted)]
         own = DurablePart(
             number=job.number,
@@ -151,6 +152,14 @@ class PartWriter:
         with contextlib.suppress(CheckpointError, OSError):
             return self._place.outcome(part.key) is not None
         return False
+
+    def _delete_files(self, job: CommitImage, part: SavePart) -> None:
+        """Delete the files of a part without a record: no outcome may ever come to do it."""
+        with contextlib.suppress(CheckpointError, OSError):
+            folder = self._place.begin(part)
+            if part.rank not in self._place.records(part.key):
+                for image in job.files:
+                    (folder / image.path).unlink(missing_ok=True)
 
     def _put_missing(self, part: SavePart, why: str, cause: MissingCause) -> None:
         part = replace(part, fingerprint=part.fingerprint or _NO_FINGERPRINT)

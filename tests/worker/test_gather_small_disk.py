@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import pytest
 
 from bt_lightning.errors import DirectoryFullError
 from bt_lightning.localdir.atomic_directory import gathers
+from bt_lightning.localdir.direct_io import BLOCK
 from bt_lightning.localdir.disk_space import usage
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
-from bt_lightning.worker_messages import Committed, Verify
+from bt_lightning.worker_messages import CommitFailed, Committed, Verify
 from tests.worker.conftest import PREFIX, eventually
 from tests.worker.gathering import RUN, Rank, is_whole
 
@@ -90,3 +92,27 @@ def test_a_rank_whose_part_does_not_fit_leaves_nothing_and_all_learn_of_it(ranks
         rank.shard_size = MIB // 8
     assert isinstance(save(each, 2)[0], Committed)  # what was in the way is gone
     verify(root / "checkpoint-2")
+
+
+def test_a_part_whose_record_finds_no_room_leaves_nothing(ranks, small_disk):
+    """The disk fills up behind the files of a part, in one of the saves."""
+    root = small_disk(4 * MIB, "ext4") / "root"
+    root.mkdir()
+    (rank,) = ranks(root, [MIB])
+    filler = root / "filler"
+    for number in range(1, 30):
+        rank.save(number, "checkpoint-1")
+        while not (any(gathers(root).glob("*/files/trainer.json")) or rank.outcome(number)):
+            pass  # the record comes next
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(BLOCK))
+        eventually(lambda: rank.durable(number) or rank.outcome(number), 60)  # noqa: B023
+        filler.unlink()
+        found = eventually(lambda: rank.outcome(number), 60)  # noqa: B023
+        if isinstance(found, CommitFailed):
+            break
+    assert isinstance(found.error, DirectoryFullError)
+    eventually(lambda: usage(gathers(root)) < MIB // 8)
+    rank.save(100, "checkpoint-1")
+    assert isinstance(eventually(lambda: rank.outcome(100), 60), Committed)
