@@ -23,7 +23,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.localdir.digest import Hasher
 from bt_lightning.localdir.direct_io import BLOCK, write_image
-from bt_lightning.localdir.disk_errors import advice, refused
+from bt_lightning.localdir.disk_errors import refused
 from bt_lightning.localdir.disk_space import is_full, planned
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.fsync import sync_folders
@@ -32,6 +32,7 @@ from bt_lightning.path_layout import check_member
 from bt_lightning.sharding.save_part import PartRecord, SaveHead
 from bt_lightning.worker.arena_source import sources_in_arena
 from bt_lightning.worker.gather_parts import DurablePart
+from bt_lightning.worker.part_refusals import no_room_for_part, refusal_of_part
 from bt_lightning.worker.zip_checksums import ZipChecksums
 from bt_lightning.worker_messages import CommitFailed, CommitImage
 
@@ -194,14 +195,7 @@ class PartWriter:
                 disk=str(error),
                 rank=part.rank,
             )
-        if isinstance(error, OSError) and not isinstance(error, CheckpointError):
-            error = refused(
-                f"the part of rank {part.rank} of the checkpoint {job.checkpoint_id} could not be"
-                f" written to {self._root} ({error.strerror or error}), so nothing of it was saved."
-                f" What was committed before is untouched: {advice(self._root, error)}, or use"
-                " another BT_CHECKPOINT_DIR",
-                error,
-            )
+        error = refusal_of_part(job, part, error, self._root)
         return CommitFailed(number=job.number, error=error, evicted=len(evicted))
 
     # files
@@ -270,7 +264,7 @@ class PartWriter:
             room = self._space.make(size, job.checkpoint_id, more=more)
             evicted += room.evicted
         if not room.fits:
-            raise DirectoryFullError(_no_room(job, part, room.reason))
+            raise DirectoryFullError(no_room_for_part(job, part, room.reason))
 
     def _await_room(self, job: CommitImage, part: SavePart, until: float) -> None:
         size = self._size(job)
@@ -278,7 +272,7 @@ class PartWriter:
         while (disk := self._space.measure()).room < size:
             if not waits:
                 reason = f"it needs {size:,} bytes, and {disk.describe()}"
-                raise DirectoryFullError(_no_room(job, part, reason))
+                raise DirectoryFullError(no_room_for_part(job, part, reason))
             waits = self._may_get_room(part, until)  # before the next look, which may be the last
 
     def _may_get_room(self, part: SavePart, until: float) -> bool:
@@ -340,15 +334,6 @@ class PartWriter:
                     return known[1]
                 target.unlink()
         return None
-
-
-def _no_room(job: CommitImage, part: SavePart, reason: str) -> str:
-    return (
-        f"the part of rank {part.rank} of the checkpoint {job.checkpoint_id} was not saved, so"
-        f" nothing of it was: {reason}. Parts of sharded checkpoints are not sent to the store"
-        " instead where all ranks share a directory. What was committed before is untouched: free"
-        " some space, keep fewer checkpoints (save_top_k), or raise the budget (BT_VOLUME_SIZE_GIB)"
-    )
 
 
 def _inode(path: Path) -> tuple[int, int]:
