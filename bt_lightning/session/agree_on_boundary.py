@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+"""Between two looks at what this rank wants, and at the store where no bell rings."""
+_SURE_S = 2.0
+"""Between two looks at the store for a bell that did not arrive."""
 _ANSWER_S = 0.005
 _PROMISE_S = 0.5
 """Seconds of training ahead at which a rank proposes to save, so that it rarely has to wait."""
@@ -147,12 +150,14 @@ class RankAgreement:
         """Note that the request is fulfilled on this rank and training continues."""
         with self._changed:
             self._member.done()
+        self._peers.bell.set()  # the next request may be there already
 
     def close(self) -> None:
         """End the thread, and tell the other ranks not to wait for this one; idempotent."""
         if self._closed.is_set():
             return
         self._closed.set()
+        self._peers.bell.set()
         self._thread.join(_JOIN_S)
         if self._failure is not None:
             return
@@ -173,13 +178,24 @@ class RankAgreement:
 
     def _run(self) -> None:
         try:
-            while not self._closed.wait(self._pause()):
+            while not self._closed.is_set():
+                self._wait()
                 self._look()
         except RuntimeError as error:  # of torch.distributed
             with self._changed:
                 self._failure = error
                 self._member.lost = "the key-value store of the process group is gone"
                 self._changed.notify_all()
+
+    def _wait(self) -> None:
+        """Return when there may be something to do; asks the store nothing."""
+        bell, since = self._peers.bell, time.monotonic()
+        while not bell.wait(self._pause()):
+            rests = self._member.asked is None and self._request() is None
+            waited_s = time.monotonic() - since
+            if not (rests and self._peers.has_bells and waited_s < _SURE_S):
+                break
+        bell.clear()
 
     def _pause(self) -> float:
         member = self._member
@@ -193,6 +209,8 @@ class RankAgreement:
             if op is None:
                 return
             answer = self._peers.run(op)
+            if isinstance(op, Set):
+                self._peers.ring()
             with self._changed:
                 self._member.receive(answer)
                 self._changed.notify_all()

@@ -59,6 +59,10 @@ class RankExchange:
         self._watched = threading.Event()
         """Rank 0 can notice the death of this rank, or never will."""
         self._host = ranks.host
+        self.bell = threading.Event()
+        """Set when another rank has rung: the store may have news."""
+        self._line: LivenessCaller | LivenessListener | None = None
+        """The liveness connections, while this rank listens to them."""
         self._lost_rank = ""
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -87,6 +91,18 @@ class RankExchange:
     def wait_until_watched(self) -> None:
         """Wait until rank 0 would notice that this rank dies; not for long, if it cannot."""
         self._watched.wait(_WATCHED_S)
+
+    @property
+    def has_bells(self) -> bool:
+        """Whether `bell` is set when rank 0 rings, or on rank 0 any other; called on any thread."""
+        line = self._line
+        return line is not None and line.is_complete
+
+    def ring(self) -> None:
+        """Let rank 0, or from rank 0 all others, look at the store; called on any thread."""
+        line = self._line
+        if line is not None:
+            line.ring()
 
     def lost(self) -> str:
         """Which rank is gone and why; empty if none is."""
@@ -183,7 +199,7 @@ class RankExchange:
         connection: LivenessCaller | LivenessListener | None = None
         try:
             self._connect()
-            connection = self._open_connection()
+            self._line = connection = self._open_connection()
             if connection is not None:
                 connection.poll(0.0)
             self._watched.set()
@@ -194,10 +210,12 @@ class RankExchange:
                     self._lost_rank = self._lost_rank or f"rank {lost} has died"
                     self.lost()
                     break
+            self._line = None
             self._closed.wait()
         except (OSError, RuntimeError) as error:
             log.debug("the death of another rank may not be noticed: %s", error)
         finally:
+            self._line = None
             self._watched.set()
             if connection is not None:
                 connection.close()
@@ -212,13 +230,13 @@ class RankExchange:
     def _open_connection(self) -> LivenessCaller | LivenessListener | None:
         key = f"{self._name}/line"
         if self.rank == 0:
-            connection = LivenessListener(self._host, self.ranks)
+            connection = LivenessListener(self._host, self.ranks, self.bell.set)
             self._store.set(key, connection.address)
             return connection
         while not self._store.check([key]):
             if self._closed.wait(_LONG_S):
                 return None
-        return LivenessCaller(self._host, self._store.get(key).decode(), self.rank)
+        return LivenessCaller(self._host, self._store.get(key).decode(), self.rank, self.bell.set)
 
 
 def own_client(store: Any) -> Any:

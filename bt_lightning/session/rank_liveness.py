@@ -3,6 +3,9 @@
 The kernel closes the connection when a process dies. A process that is stopped, or that holds the
 GIL for minutes, keeps it: it is slow, not dead. Keep-alive packets detect a lost machine. A broken
 connection is made again; a rank counts as lost only if it stays broken.
+
+The connection also carries a bell: a byte that says only that the key-value store has news, so that
+nobody asks the store again and again. One that does not arrive costs time, nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ import selectors
 import socket
 import time
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _RECONNECT_S = 2.0
 """Seconds after which a broken connection counts as a lost rank."""
@@ -23,16 +29,21 @@ _TRIES = 5
 _CONNECT_S = 2.0
 _SPARE_CONNECTIONS = 16
 _GOODBYE = b"."
+_BELL = b"!"
 _TOKEN = 16
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 class LivenessListener:
-    """Rank 0's end of all connections; all methods are called on one thread."""
+    """Rank 0's end of all connections; all methods but `ring` are called on one thread."""
 
-    def __init__(self, host: str, ranks: int) -> None:
-        """Listen on `host`, the name of this machine on the other ranks; raises OSError."""
+    def __init__(self, host: str, ranks: int, heard: Callable[[], None] = lambda: None) -> None:
+        """Listen on `host`, the name of this machine on the other ranks; raises OSError.
+
+        `heard` is called when another rank has rung.
+        """
         self._ranks = ranks
+        self._heard = heard
         self._token = secrets.token_bytes(_TOKEN)
         self._listener = _listen(host)
         self._selector = selectors.DefaultSelector()
@@ -54,6 +65,16 @@ class LivenessListener:
                 self._accept()
             else:
                 self._receive(ready)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every other rank hears this one, and this one every other."""
+        return len(self._connections) == self._ranks - 1
+
+    def ring(self) -> None:
+        """Let every other rank look at the store; called on any thread."""
+        for connection in list(self._connections):
+            _ring(connection)
 
     def lost(self) -> int | None:
         """The number of a rank that is gone; None if there is none."""
@@ -93,6 +114,7 @@ class LivenessListener:
             elif _GOODBYE in data:
                 del self._connections[connection]
             else:
+                self._heard()
                 return
             self._drop(connection)
             return
@@ -107,6 +129,8 @@ class LivenessListener:
             return
         self._connections[connection] = rank
         self._broken.pop(rank, None)
+        _ring(connection)  # it may have missed one
+        self._heard()
 
     def _drop(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
@@ -114,10 +138,14 @@ class LivenessListener:
 
 
 class LivenessCaller:
-    """The other ranks' end of the connection; all methods are called on one thread."""
+    """The other ranks' end of the connection; all methods but `ring` are called on one thread."""
 
-    def __init__(self, host: str, address: str, rank: int) -> None:
+    def __init__(
+        self, host: str, address: str, rank: int, heard: Callable[[], None] = lambda: None
+    ) -> None:
+        """`heard` is called when rank 0 has rung."""
         port, token = address.split()
+        self._heard = heard
         self._rank_0_address = host, int(port)
         self._hello = bytes.fromhex(token) + rank.to_bytes(4, "big")
         self._connection: socket.socket | None = None
@@ -133,6 +161,17 @@ class LivenessCaller:
         if not self._ended and self._tries > 0:
             self._connect()
         time.sleep(timeout_s)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether rank 0 hears this one, and this one hears rank 0."""
+        return self._connection is not None
+
+    def ring(self) -> None:
+        """Let rank 0 look at the store; called on any thread."""
+        connection = self._connection
+        if connection is not None:
+            _ring(connection)
 
     def lost(self) -> int | None:
         """0 if rank 0 is gone, else None."""
@@ -174,6 +213,8 @@ class LivenessCaller:
             connection.close()
             self._connection = None
             self._broken = None if self._ended else time.monotonic()
+        else:
+            self._heard()
 
 
 def _listen(host: str) -> socket.socket:
@@ -189,6 +230,11 @@ def _listen(host: str) -> socket.socket:
     listener.settimeout(0)
     _sockets.add(listener)
     return listener
+
+
+def _ring(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # closed, or full of bells that nobody has heard yet
+        connection.send(_BELL, socket.MSG_DONTWAIT)
 
 
 def _prepare(connection: socket.socket) -> None:
