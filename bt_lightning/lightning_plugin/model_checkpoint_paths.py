@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin.deferred_saves import DeferredSaves, is_to_be_saved
@@ -17,6 +19,7 @@ from bt_lightning.session.checkpoint_paths import is_url
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -106,6 +109,22 @@ def is_default_dirpath(callback: ModelCheckpoint) -> bool:
     return _DEFAULT_DIRPATH in vars(callback)
 
 
+@contextmanager
+def _exists_too(callback: ModelCheckpoint, *, exists: bool) -> Iterator[None]:
+    """Let the filesystem of a `ModelCheckpoint` say that every path exists, if `exists`.
+
+    Lightning tells all ranks what rank 0's says: one word for both that and a save in progress.
+    Source: `ModelCheckpoint.file_exists`.
+    """
+    filesystem = callback._fs
+    if exists:
+        vars(callback)["_fs"] = SimpleNamespace(exists=lambda *_, **__: True)
+    try:
+        yield
+    finally:
+        vars(callback)["_fs"] = filesystem
+
+
 class _PatchedNames:
     """Patches the methods of a `ModelCheckpoint` that must consider saves in progress."""
 
@@ -116,12 +135,15 @@ class _PatchedNames:
 
     def file_exists(self, filepath: Any, trainer: Trainer) -> bool:
         """Whether a name exists, also as a save in progress; called on every rank."""
-        io = trainer.strategy.checkpoint_io
+        if is_to_be_saved(trainer, str(filepath)):  # the same on every rank
+            return True
+        io, kind = trainer.strategy.checkpoint_io, type(self._callback)
         pending = isinstance(io, RoutedCheckpointIO) and io.pending(filepath)
-        pending = bool(trainer.strategy.broadcast(pending)) or is_to_be_saved(
-            trainer, str(filepath)
-        )
-        return type(self._callback).file_exists(self._callback, filepath, trainer) or pending
+        if any(kind.file_exists is each.file_exists for each in model_checkpoint_classes()):
+            with _exists_too(self._callback, exists=pending):
+                return kind.file_exists(self._callback, filepath, trainer)
+        pending = bool(trainer.strategy.broadcast(pending))
+        return kind.file_exists(self._callback, filepath, trainer) or pending
 
     def should_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Allow the removal of what the run resumed from, which Lightning never removes.
