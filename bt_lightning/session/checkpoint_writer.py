@@ -116,7 +116,7 @@ class CheckpointWriter(SnapshotWriter[dict[str, Any]]):
             return
         self._warned = True
         for text in unsafe_state_warnings(
-            snapshot, ClassTable(self._allowed()), self.live_objects, trusted=self.trusted
+            snapshot, lambda: ClassTable(self._allowed()), self.live_objects, trusted=self.trusted
         ):
             warnings.warn(text, stacklevel=4)
 

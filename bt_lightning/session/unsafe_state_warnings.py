@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.snapshot.pickle_leftovers import HYPER_PARAMETERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from bt_lightning.restore.live_objects import LiveObjects
     from bt_lightning.snapshot.class_allowlist import ClassTable
@@ -25,9 +25,16 @@ _LOAD = "A resume does not need them. Only weights_only=False loads them elsewhe
 
 
 def unsafe_state_warnings(
-    snapshot: Snapshot, table: ClassTable, live_objects: LiveObjects | None, *, trusted: bool
+    snapshot: Snapshot,
+    table: Callable[[], ClassTable],
+    live_objects: LiveObjects | None,
+    *,
+    trusted: bool,
 ) -> Iterator[str]:
-    """The texts of the warnings, if any; with `trusted`, a restart unpickles without asking."""
+    """The texts of the warnings, if any; with `trusted`, a restart unpickles without asking.
+
+    `table` makes the allowlist of a load, in a millisecond: only for a tree that names a class.
+    """
     hyperparameters = [pair for pair in snapshot.leftovers if _is_hyper(pair[0])]
     resumed = [pair for pair in snapshot.leftovers if not _is_hyper(pair[0])]
     if resumed and not trusted:
@@ -45,11 +52,14 @@ def unsafe_state_warnings(
 
 
 def _unknown(
-    snapshot: Snapshot, table: ClassTable, live_objects: LiveObjects | None
+    snapshot: Snapshot, table: Callable[[], ClassTable], live_objects: LiveObjects | None
 ) -> list[tuple[str, str]]:
     """(path, name) of each class and function in the tree that a load will not allow."""
     named = {**snapshot.classes, **snapshot.functions}
-    found = {value: path for value, path in named.items() if not table.knows(value)}
+    if not named:
+        return []
+    known = table()
+    found = {value: path for value, path in named.items() if not known.knows(value)}
     if live_objects is not None and found:  # a look at the whole module takes time: only if need be
         own = set(map(id, live_objects.names.values()))
         found = {v: path for v, path in found.items() if id(v) not in own and not _is_hyper(path)}
