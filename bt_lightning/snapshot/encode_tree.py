@@ -30,6 +30,7 @@ from bt_lightning.snapshot.class_allowlist import (
 )
 from bt_lightning.snapshot.dtypes import SAFETENSORS, is_quantized
 from bt_lightning.snapshot.encoding_cache import Fragment, comparison_with, is_group, weights_key
+from bt_lightning.snapshot.plain_values import is_json
 from bt_lightning.snapshot.safetensors_layout import storable
 from bt_lightning.snapshot.shared_tensors import TensorNames, WeightNames
 from bt_lightning.snapshot.third_party_values import (
@@ -154,6 +155,8 @@ class Encoder:
             return value if math.isfinite(value) else {KIND: "float", "v": str(value)}
         if isinstance(value, torch.Tensor):
             return self._or_leftover(self._tensor, value, path)
+        if (kind is dict or kind is list) and is_json(value, KIND, _WIDE_BITS):
+            return value
         if id(value) in self._ancestors:
             return self._leftover(value, path)
         if len(path) > self._base + _DEPTH:
