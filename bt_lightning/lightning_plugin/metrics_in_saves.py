@@ -49,7 +49,8 @@ class MetricsInSaves:
         if self._objects is None:
             return {}
         left_out = compat.logged_metrics_to_reset(trainer, epoch_ends=epoch_ends)
-        left_out += [part for part in trainer.lightning_module.modules() if id(part) in new]
+        if new:
+            left_out += [part for part in trainer.lightning_module.modules() if id(part) in new]
         found: dict[str, Any] = {}
         if self._objects:
             found = self._objects.states(left_out)

@@ -14,12 +14,9 @@ from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.load_in_place import LoadInPlace
 from bt_lightning.session.shard_exchange import ShardExchange
 from bt_lightning.session.shard_writer import ShardWriter
-from bt_lightning.snapshot.local_shards import (
-    is_fsdp1,
-    live_state,
-    module_state,
-    optimizer_state,
-)
+from bt_lightning.snapshot.live_weights import LiveWeights
+from bt_lightning.snapshot.local_shards import live_state, optimizer_state
+from bt_lightning.snapshot.module_kinds import is_fsdp1
 from bt_lightning.snapshot.size_estimate import state_size
 
 if TYPE_CHECKING:
@@ -55,6 +52,7 @@ class ShardedStrategy(TakenStrategy):
         super().__init__(trainer, io)
         self._strict = strict
         self._exchange: ShardExchange | None = None
+        self._live = LiveWeights()
 
     def begin_saves(self) -> ShardWriter:
         """Called on every rank when the state is restored: from now on it saves parts."""
@@ -71,13 +69,14 @@ class ShardedStrategy(TakenStrategy):
         saver.prepare(state_size(module, optimizers))
         # with FSDP1 ranks communicate, and come here by what each trains of the flat parameters
         if self.writer is not None and not is_fsdp1(module):
-            self.writer.begin(live_state(module, optimizers))
+            self.writer.begin(live_state(module, optimizers, self._live.of(module)))
 
     def give_back(self) -> None:
         """Give the methods back that were there."""
         if self._exchange is not None:
             self._exchange.close()
         self._exchange = None
+        self._live.clear()
         super().give_back()
 
     def load_weights(self, path: str) -> dict[str, Any]:
@@ -93,7 +92,7 @@ class ShardedStrategy(TakenStrategy):
     def _lightning_module_state_dict(self) -> dict[str, Any]:
         """The live tensors, which callbacks see in `checkpoint["state_dict"]`."""
         if self._saving is not None:
-            self._weights = module_state(self._module)
+            self._weights = self._live.of(self._module)
             return dict(self._weights)
         return self._stock["lightning_module_state_dict"]()  # type: ignore[no-any-return]
 

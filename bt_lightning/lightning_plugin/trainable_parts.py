@@ -7,16 +7,32 @@ begins with what the constructors and `setup` say.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bt_lightning.lightning_plugin.compat_validation import modes_outside_validation
+from bt_lightning.snapshot.module_tree import ModuleTree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from lightning.pytorch import Trainer
+
+
+_REQUIRES_GRAD = attrgetter("requires_grad")
+_TRAINING = attrgetter("training")
+_TRACKING = attrgetter("track_running_stats")
+
+
+class _Parts:
+    """The parts of a module by name, kept while they are the same."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.tree = ModuleTree(module)
+        self.parameters = dict(module.named_parameters())
+        self.norms = dict(_norms(self.tree.named.items()))
 
 
 class TrainableParts:
@@ -24,17 +40,23 @@ class TrainableParts:
 
     def __init__(self) -> None:
         self._saved: Mapping[str, Any] = {}
+        self._parts: _Parts | None = None
 
     def collect(self, trainer: Trainer) -> dict[str, Any]:
         """What a save of this moment needs."""
-        module = trainer.lightning_module
-        modules, modes = dict(module.named_modules()), modes_outside_validation(trainer)
+        module, modes = trainer.lightning_module, modes_outside_validation(trainer)
+        parts = self._parts
+        if parts is None or not parts.tree.is_same(module):
+            parts = self._parts = _Parts(module)
+        modules = parts.tree.named
         return {
-            "requires_grad": _named(module.named_parameters(), lambda p: p.requires_grad),
-            "training": _named(modules.items(), lambda m: m.training)
+            "requires_grad": _rarer(
+                parts.parameters, map(_REQUIRES_GRAD, parts.parameters.values())
+            ),
+            "training": _rarer(modules, map(_TRAINING, modules.values()))
             if modes is None
-            else _named(modes.items(), bool),
-            "tracking": _named(_norms(modules.items()), lambda m: m.track_running_stats),
+            else _rarer(modes, modes.values()),
+            "tracking": _rarer(parts.norms, map(_TRACKING, parts.norms.values())),
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
@@ -68,13 +90,15 @@ def _norms(modules: Iterable[tuple[str, torch.nn.Module]]) -> Iterable[tuple[str
     return [(name, module) for name, module in modules if isinstance(module, kind)]
 
 
-def _named(parts: Iterable[tuple[str, Any]], read: Callable[[Any], bool]) -> dict[str, Any]:
-    """The names of the parts for which `read` is the rarer value, and that value."""
-    names: dict[bool, list[str]] = {True: [], False: []}
-    for name, part in parts:
-        names[read(part)].append(name)
-    rare = len(names[True]) < len(names[False])
-    return {"names": names[rare], "value": rare, "of": len(names[True]) + len(names[False])}
+def _rarer(names: Collection[str], values: Iterable[bool]) -> dict[str, Any]:
+    """The names of the parts with the rarer value, and that value."""
+    found = list(map(bool, values))
+    number = sum(found)
+    rare = number < len(found) - number
+    some = 0 < number < len(found)
+    named = zip(names, found, strict=True) if some else ()
+    rarer = [name for name, value in named if value is rare]
+    return {"names": rarer, "value": rare, "of": len(found)}
 
 
 def _to_change(

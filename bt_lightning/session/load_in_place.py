@@ -11,7 +11,8 @@ from bt_lightning.restore.saved_state import open_state
 from bt_lightning.session.checkpoint_writer import EXTRA
 from bt_lightning.session.fsdp1_load import fill_fsdp1
 from bt_lightning.session.states_of_ranks import RANKS
-from bt_lightning.snapshot.local_shards import is_fsdp1, module_state, optimizer_state
+from bt_lightning.snapshot.local_shards import module_state, optimizer_state
+from bt_lightning.snapshot.module_kinds import is_fsdp1
 from bt_lightning.traces import traced_restore
 
 if TYPE_CHECKING:

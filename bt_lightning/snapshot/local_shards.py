@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -25,6 +24,7 @@ from bt_lightning.snapshot.fsdp1_shards import (
     only_shard,
     without_wrappers,
 )
+from bt_lightning.snapshot.module_kinds import has_stock_hooks, is_fsdp1, kind_of, reshard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,6 @@ _DTENSOR: Final = "DTensor"
 _SHARDED: Final = "ShardedTensor"
 EXTRA_STATE: Final = "_extra_state"
 """Last part of the name of what `get_extra_state` returns."""
-_OWN_DUMPS: Final = ("state_dict", "_save_to_state_dict")
 local_part: Final = attrgetter("_local_tensor")
 """The part of a DTensor that this rank has: `to_local` without autograd, in 0.05 microseconds."""
 
@@ -152,28 +151,6 @@ def _check_part(tensor: torch.Tensor, name: str, layout: Layout | None) -> None:
             raise UnsupportedStateError(msg)
 
 
-def reshard(module: torch.nn.Module) -> None:
-    """Let FSDP2 modules have their sharded parameters, which a forward without backward replaces.
-
-    Called on every rank before the state is read; frees memory, and runs no collective.
-    """
-    for part in module.modules():
-        if _kind(type(part)).sharded:
-            part.reshard()  # type: ignore[operator]
-
-
-def is_fsdp1(module: torch.nn.Module) -> bool:
-    """Whether FSDP1 shards a module, or a part of it."""
-    stack: list[torch.nn.Module | None] = [module]
-    while stack:  # `modules` makes names, too
-        part = stack.pop()
-        if part is not None:
-            if _kind(type(part)).flat:
-                return True
-            stack += part._modules.values()
-    return False
-
-
 def module_state(module: torch.nn.Module) -> dict[str, Any]:
     """Name -> parameter or persistent buffer, the live ones; the keys of `state_dict`.
 
@@ -185,13 +162,13 @@ def module_state(module: torch.nn.Module) -> dict[str, Any]:
     stack = [("", module)]
     while stack:
         prefix, part = stack.pop()
-        kind = _kind(type(part))
+        kind = kind_of(type(part))
         if kind.flat:
             dumped = fsdp1_module_state(module)
             return {without_wrappers(name): value for name, value in dumped.items()}
         if kind.sharded:
             part.reshard()  # type: ignore[operator]
-        if not kind.stock or not _has_stock_hooks(part):  # its own code says what is stored
+        if not kind.stock or not has_stock_hooks(part):  # its own code says what is stored
             reshard(part)
             dumped = part.state_dict(prefix=prefix, keep_vars=True)
             found.update((without_wrappers(name), value) for name, value in dumped.items())
@@ -215,7 +192,7 @@ def named_modules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
         found[name] = part  # the innermost of one name: what wrappers hold
         for child_name, child in part._modules.items():
             if child is not None:
-                distributed = _kind(type(part)).distributed and child_name == "module"
+                distributed = kind_of(type(part)).distributed and child_name == "module"
                 hidden = child_name in WRAPPERS or distributed
                 stack.append((name if hidden else f"{name}.{child_name}".lstrip("."), child))
     return found
@@ -229,56 +206,6 @@ def _add_own(module: torch.nn.Module, prefix: str, found: dict[str, Any]) -> Non
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             found[prefix + name] = buffer
-
-
-class _Kind(NamedTuple):
-    """What a class of modules is."""
-
-    stock: bool
-    """Whether only torch's code says what its state is."""
-    sharded: bool
-    """Whether FSDP2 shards it."""
-    flat: bool
-    """Whether it is FSDP1's wrapper, whose parameters are parts of a flat one."""
-    distributed: bool
-    """Whether it is DDP's wrapper."""
-    extra: bool
-    """Whether it has more state than tensors."""
-
-
-_KINDS: Final[WeakKeyDictionary[type, _Kind]] = WeakKeyDictionary()
-
-
-def _kind(kind: type[torch.nn.Module]) -> _Kind:
-    found = _KINDS.get(kind)
-    if found is None:
-        found = _KINDS[kind] = _look_at(kind)
-    return found
-
-
-def _look_at(kind: type[torch.nn.Module]) -> _Kind:
-    module = torch.nn.Module
-    names = {base.__name__ for base in kind.__mro__}  # a torch without distributed lacks them
-    dumps = [getattr(kind, name) for name in _OWN_DUMPS]
-    return _Kind(
-        all(map(_of_torch, dumps)),
-        "FSDPModule" in names,
-        "FullyShardedDataParallel" in names,
-        "DistributedDataParallel" in names,
-        kind.get_extra_state is not module.get_extra_state,
-    )
-
-
-def _has_stock_hooks(module: torch.nn.Module) -> bool:
-    if not (module._state_dict_hooks or module._state_dict_pre_hooks):
-        return True
-    hooks = [*module._state_dict_hooks.values(), *module._state_dict_pre_hooks.values()]
-    return all(map(_of_torch, hooks))
-
-
-def _of_torch(function: Any) -> bool:
-    hook = getattr(function, "hook", function)  # torch wraps a hook that is given the module
-    return (getattr(hook, "__module__", None) or "").split(".")[0] == "torch"
 
 
 def optimizer_state(
@@ -330,14 +257,18 @@ def optimizer_state(
 
 
 def live_state(
-    module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    module: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    weights: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`state_dict` and `optimizer_states` of a sharded state, of live tensors; on every rank.
+
+    `weights`: what `module_state` returns, if that is known.
 
     Raises:
         UnsupportedStateError: as `optimizer_state`.
     """
-    weights = module_state(module)
+    weights = module_state(module) if weights is None else weights
     names = module if is_fsdp1(module) else weights
     return {
         "state_dict": weights,

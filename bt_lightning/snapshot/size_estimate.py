@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bt_lightning.snapshot.local_shards import reshard, stored_bytes
+from bt_lightning.snapshot.local_shards import stored_bytes
+from bt_lightning.snapshot.module_kinds import reshard
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
