@@ -7,6 +7,7 @@ waits for it: the arena of a part is free when the part is durable.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -39,7 +40,7 @@ _TIMES: Final = 4
 """The deadline, in durations of the slowest of the last commits."""
 _LAST: Final = 8
 _LEAVING_S: Final = 15.0
-"""The deadline for parts of other ranks once the training process is gone, in seconds."""
+"""Seconds for which parts of other ranks are waited for once the training process is gone."""
 _LEAST_POLL_S: Final = 0.02
 _MOST_POLL_S: Final = 0.1
 _POLLS_IN_WAIT: Final = 20
@@ -101,6 +102,7 @@ class GatherThread:
         self._durations: deque[float] = deque(maxlen=_LAST)
         self._open: dict[int, _OpenGather] = {}
         self._hurried = False
+        self._settled_at = math.inf
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -112,7 +114,9 @@ class GatherThread:
 
     def _waits(self, gather: _OpenGather) -> bool:
         """Whether the end of the process waits for this gather."""
-        if not self._hurried or self._place.streams:
+        if self._place.streams:
+            return True
+        if not self._hurried and time.monotonic() - self._settled_at < _LEAVING_S:
             return True
         try:
             return self._place.writing(gather.own.part.key)
@@ -133,8 +137,10 @@ class GatherThread:
     def settle(self) -> None:
         """The training process is gone: wait for outcomes that are nowhere but in the store.
 
-        In a directory the next run ends what is open; it would cut off what is still being sent.
+        In a directory, parts that a dead rank had handed over may still come, for a moment; then
+        the next run ends what is open. It would cut off what is still being sent.
         """
+        self._settled_at = time.monotonic()
         if self._place.streams:
             self.hurry(parts=False)
             with self._changed:

@@ -265,6 +265,18 @@ def test_workers_finish_when_their_trainers_are_gone(ranks):
     verify(each[0].root / "checkpoint-1")
 
 
+def test_a_worker_whose_trainer_is_gone_does_not_wait_for_the_part_of_a_dead_one(ranks):
+    first, second = ranks(2, gather_s=600.0, drain_s=600.0)
+    first.save(1)
+    eventually(lambda: first.durable(1))
+    second.close()
+    process = first.worker._process
+    first.worker._conn.close()  # as its trainer dies
+    process.join(60)
+    assert process.exitcode == 0
+    assert ids(first.root) == set()
+
+
 def test_a_new_run_gives_up_what_is_not_whole_and_commits_what_is(ranks):
     old = ranks(2, gather_s=2.0)
     root = old[0].root
