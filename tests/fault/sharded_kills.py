@@ -43,6 +43,9 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp1": (2, {"kind": "fsdp1", "dict": "sharded", "batch": 4}),
 }
 """Number of ranks and job of each; twelve steps an epoch."""
+_IN_GROUPS = {"mesh", "hsdp"}
+"""Kinds whose ranks are in groups of two: one without the dead rank waits for torch's timeout, and
+only a launcher ends it."""
 _EVERY = 2
 _WHO = ("rank", "rank", "rank and worker", "worker", "worker", "ranks", "all", "all")
 """Whom a kill hits: one rank, its worker, or both; all ranks without or with their workers."""
@@ -76,6 +79,7 @@ class Training:
         """
         self._fork_server, self.folder, self._random = fork_server, folder, random.Random(seed)
         self._ranks, more = KINDS[kind]
+        self._in_groups = kind in _IN_GROUPS
         self.store = folder / "store" if stored or nodes else None
         self._disks = [folder / f"disk-{rank}" for rank in range(self._ranks)] if nodes else []
         self._there = folder / "disk"
@@ -127,7 +131,8 @@ class Training:
             life = self._life = self._start(fresh=not least)
             dead = self._strike(life, watch, kills)
             begun = time.monotonic()
-            codes = life.end(told=dead and self._random.random() < 0.7)
+            told = self._random.random() < 0.7 or self._in_groups
+            codes = life.end(told=dead and told)
             if dead:
                 took_s = time.monotonic() - begun
                 self.figures.slowest_end_s = max(self.figures.slowest_end_s, took_s)
