@@ -104,6 +104,16 @@ def test_the_tests_that_the_threat_model_names_are_there() -> None:
     assert [each for each in answers if not re.search(r"\.py`;.*::test_", each)] == []
 
 
+def test_each_feature_of_baseten_has_what_shows_it() -> None:
+    text = (PROJECT / "docs/reference/baseten_contract.md").read_text()
+    rows = re.findall(r"^(\d+)\. \*(?:.+\n)+?(?=\d|\n|\Z)", text, re.MULTILINE)
+    assert [int(number) for number in rows] == list(range(1, 59))
+    named = set(re.findall(r"`(tests/[a-z_0-9/]+\.py)(?:::(test_[a-z_0-9]+))?`", text))
+    tests = {file: (PROJECT / file).read_text() for file, _ in named}
+    missing = {(file, test) for file, test in named if f"def {test}(" not in tests[file] and test}
+    assert missing == set()
+
+
 def test_each_extra_is_explained() -> None:
     metadata = (PROJECT / "pyproject.toml").read_text()
     table = metadata.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
