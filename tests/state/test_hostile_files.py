@@ -546,7 +546,7 @@ def test_a_manifest_with_a_number_too_large_for_a_metric_is_refused(place):
 def test_a_newer_format_is_refused_as_such(place):
     crafted(place, 1)
     payload = _payload(place)
-    payload["format_version"] = 3
+    payload["format_version"] = 4
     for content in (_signed(payload), json.dumps({**payload, "new": {}}).encode()):
         (place / MANIFEST).write_bytes(content)
         with pytest.raises(FormatVersionError, match="upgrade bt_lightning"):
