@@ -77,8 +77,9 @@ def _check_own(_: FolderView) -> Whole:
 
 def _is_trainer(name: str, files: Collection[str], _: Collection[str]) -> bool:
     has_state = TRAINER_STATE in files and "optimizer.pt" in files
-    named = is_trainer_folder(name) and any(
-        file in _TRAINER_ONLY or file.startswith("rng_state") for file in files
+    named = is_trainer_folder(name) and (
+        set(files) == {"optimizer.pt"}  # what a deletion that was killed left, or a first file
+        or any(file in _TRAINER_ONLY or file.startswith("rng_state") for file in files)
     )
     return has_state or named
 

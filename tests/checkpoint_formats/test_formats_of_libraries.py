@@ -11,7 +11,7 @@ import torch
 
 from bt_lightning.checkpoint_formats.results import Incomplete, Whole
 from bt_lightning.checkpoint_formats.single_files import recognize_file
-from bt_lightning.checkpoint_formats.table import recognize
+from bt_lightning.checkpoint_formats.table import format_of, recognize
 from bt_lightning.localdir.folder_on_disk import stamps_below, view_of_folder
 
 FOLDERS = {
@@ -299,3 +299,12 @@ def test_files_of_another_nodes_ranks_are_not_kept_back(made, tmp_path):
     folder.mkdir()
     shutil.copy2(made / "hf" / "checkpoint-4" / "rng_state.pth", folder / "rng_state_8.pth")
     assert not look(folder).kept_back
+
+
+def test_an_optimizer_alone_in_a_folder_of_the_trainer_is_what_is_left_of_one():
+    """A deletion that was killed may leave it: it is no checkpoint of its own."""
+    found = format_of("checkpoint-4", ["optimizer.pt"], ())
+    assert found is not None
+    assert found.name == "hf-trainer"
+    assert format_of("mine", ["optimizer.pt"], ()) is None
+    assert format_of("checkpoint-4", ["optimizer.pt", "model.pt"], ()) is None
