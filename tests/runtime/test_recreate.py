@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -31,6 +32,9 @@ def test_the_same_command_runs_as_a_new_job_where_the_first_was_started(runner, 
     assert (runner.path / "store/training_projects/p/jobs/k/rank-0/.bt_lightning-job").is_file()
     out, _ = recreated(runner, "j", "--dry-run")
     assert "-c 'echo " in out
+    here = os.path.relpath(runner.path / "store", elsewhere)  # a path is of where one stands
+    out, _ = said("jobs", "recreate", "j", "--dry-run", "--store", here, cwd=elsewhere)
+    assert f"--store {elsewhere / here} " in out
     assert " --job-id " in out
     assert "no terminal to ask on" in recreated(runner, "j", code=2)[1]
     assert "goes on with it" in recreated(runner, "j", "--new-job-id", "j", "--yes", code=2)[1]

@@ -80,7 +80,7 @@ def recreate_job(
         _directory(record, new_id, new_dir),
     ]
     if record.checkpoint_sync_status is not None:
-        words += ["--store", str(store)]
+        words += ["--store", _from_anywhere(str(store))]
     where = working_directory or Path(record.directory)
     if not where.is_dir():
         msg = (
