@@ -61,6 +61,11 @@ def read_stop_local(root: Path) -> StopRequest | None:
 
 
 def delete_stop_local(root: Path) -> None:
-    """Delete the request that the runner has honoured; an error of the disk does no harm."""
+    """Delete the request in the directory, and what killed ones left; called by its runner only.
+
+    An error of the disk does no harm.
+    """
+    folder = root / DOT_DIR
     with contextlib.suppress(OSError):
-        (root / DOT_DIR / _STOP).unlink(missing_ok=True)
+        for path in (folder / _STOP, *folder.glob(f".{_STOP}.*.part")):
+            path.unlink(missing_ok=True)

@@ -49,7 +49,8 @@ class StopRequests:
 
     def watch_directory(self, root: Path) -> None:
         """Look into a checkpoint directory from now on."""
-        self._start(lambda: read_stop_local(root), DISK_S, lambda: delete_stop_local(root))
+        self._deletions.append(lambda: delete_stop_local(root))  # one of an earlier run as well
+        self._start(lambda: read_stop_local(root), DISK_S)
 
     def watch_store(self, store: Store, prefix: str) -> None:
         """Look into the job and node at `prefix` of a store; nobody else uses `store`."""
@@ -63,14 +64,17 @@ class StopRequests:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop looking, and delete the requests that were found."""
+        """Stop looking, and delete the requests."""
         self._ending.set()
         for delete in self._deletions:
             with contextlib.suppress(OSError, StoreError):  # it names a run that is over
                 within_store_timeout(_DELETE_S, delete, "the store")
 
     def _start(
-        self, read: Callable[[], StopRequest | None], every_s: float, delete: Callable[[], None]
+        self,
+        read: Callable[[], StopRequest | None],
+        every_s: float,
+        delete: Callable[[], None] | None = None,
     ) -> None:
         def look() -> None:
             wait_s, last = every_s, None
@@ -82,7 +86,7 @@ class StopRequests:
                     continue
                 wait_s = every_s
                 if request is not None and request.run == self._run and request != last:
-                    if last is None:
+                    if last is None and delete is not None:
                         self._deletions.append(delete)
                     last = request
                     self.request = request

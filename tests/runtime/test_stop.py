@@ -46,6 +46,7 @@ def test_a_job_saves_and_is_stopped_for_good(runner, gate, tmp_path_factory, pla
     store = runner.path / "store"
     process = running(runner, gate, SAVES, "--store", store, "--project", "p", "--retries", "5")
     directory = runner.path / "bt_checkpoints" / "j"
+    (directory / ".bt_lightning" / ".stop.json.0.part").touch()  # as a killed `jobs stop` leaves it
     where = ("--dir", directory) if place == "directory" else ("j", "--store", store)
     _, err = said("jobs", "stop", *where, cwd=tmp_path_factory.mktemp("elsewhere"))
     assert "job j: STOPPED" in err
