@@ -16,26 +16,23 @@ from bt_lightning.session.call_site import place_in_script
 from bt_lightning.session.visible_log import NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
-
-    Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
 _PACKAGE: Final = str(Path(__file__).parents[1])
 _SET_UP: Final = frozenset({("callback.py", "setup"), ("rank_session.py", "open")})
 """Files of this package and functions in them, in which nothing is trained yet."""
-_installed: list[Hook] = []
 
 
 def shorten_errors(level: str | None) -> None:
     """Print errors of set-up that nobody catches as one line; called where a session is made.
 
     Idempotent. At the level DEBUG, of `BT_LOG_LEVEL` (`level`) or of the package's logger, the
-    traceback is printed instead.
+    traceback is printed instead. Another package's `sys.excepthook`, which may report errors to
+    somebody, is left as it is.
     """
-    if sys.excepthook in _installed:
+    if sys.excepthook is not sys.__excepthook__:
         return
-    before = sys.excepthook
+    before = sys.__excepthook__
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         debugs = level == "DEBUG" or logging.getLogger(NAME).isEnabledFor(logging.DEBUG)
@@ -49,7 +46,6 @@ def shorten_errors(level: str | None) -> None:
             file=sys.stderr,
         )
 
-    _installed.append(hook)
     sys.excepthook = hook
 
 

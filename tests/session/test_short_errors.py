@@ -10,6 +10,9 @@ import pytest
 
 SCRIPT = """
 import sys
+if len(sys.argv) > 2:
+    usual = sys.excepthook
+    sys.excepthook = lambda *error: (print("reported", file=sys.stderr), usual(*error))
 import lightning as L
 from lightning.pytorch.demos.boring_classes import BoringModel
 from bt_lightning import BTLightning
@@ -30,14 +33,17 @@ trainer.fit(Model())
 FIT_LINE = SCRIPT.splitlines().index("trainer.fit(Model())") + 1
 
 
-@pytest.mark.parametrize("case", ["set-up", "set-up at DEBUG", "training"])
+@pytest.mark.parametrize(
+    "case", ["set-up", "set-up at DEBUG", "training", "set-up, reported by another package"]
+)
 def test_only_an_error_of_set_up_is_one_line(case, fork_server, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "train.py").write_text(SCRIPT)
     directory = "ck" if case == "training" else "file"
     level = {"BT_LOG_LEVEL": "DEBUG"} if "DEBUG" in case else {}
+    reported = ["report"] if "reported" in case else []
     done = fork_server.popen(
-        [sys.executable, "train.py", directory],
+        [sys.executable, "train.py", directory, *reported],
         cwd=tmp_path,
         env={**os.environ, **level},
         stdout=subprocess.PIPE,
@@ -56,3 +62,4 @@ def test_only_an_error_of_set_up_is_one_line(case, fork_server, tmp_path):
         assert "Traceback" in said
         kind = "CheckpointCorruptError" if case == "training" else "DirectoryUnusableError"
         assert last.startswith(f"bt_lightning.errors.{kind}: ")
+        assert ("reported" in said.splitlines()) == bool(reported)
