@@ -140,6 +140,8 @@ def test_a_starter_asks_nothing_and_is_a_job(cli, tmp_path, monkeypatch):
     ast.parse((tmp_path / "mine" / "train.py").read_text())
     assert "--force" in cli("train", "init", "--target-directory", "mine", code=11).stderr
     cli("init", "mine", "--force")
+    cli("init", "other names", "--project", "\U0001f525")
+    assert load_config(tmp_path / "other names" / "config.py").name == "\U0001f525"
     assert "H100:2" in cli("init", "other", "--accelerator", "8 GPUs", code=2).stderr
     assert not (tmp_path / "other").exists()
 

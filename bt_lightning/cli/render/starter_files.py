@@ -81,8 +81,14 @@ def training_script() -> str:
 def config_file(project: str, image: str, kind: str, count: int) -> str:
     """The `config.py` that runs it; `kind` is an accelerator of truss, as `H100`."""
     return _CONFIG.format(
-        project=json.dumps(project),
-        image=json.dumps(image),
+        project=_literal(project),
+        image=_literal(image),
         kind=kind.upper(),
         count=count,
     )
+
+
+def _literal(text: str) -> str:
+    """A Python literal in double quotes; what UTF-8 cannot encode is escaped."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return quoted.encode("utf-8", "backslashreplace").decode()
