@@ -6,6 +6,7 @@ is silent keeps no other out. Beyond `_MOST` of them at a time a request is drop
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -85,9 +86,13 @@ def _server(address: tuple[str, int], text: Callable[[], str]) -> ThreadingHTTPS
                 self.shutdown_request(request)
 
         def process_request_thread(self, request: Any, client_address: Any) -> None:
+            deadline = threading.Timer(_REQUEST_S, _hang_up, [request])  # for one that drips
+            deadline.daemon = True
+            deadline.start()
             try:
                 super().process_request_thread(request, client_address)
             finally:
+                deadline.cancel()
                 free.release()
 
         def handle_error(self, *_: object) -> None:
@@ -95,3 +100,8 @@ def _server(address: tuple[str, int], text: Callable[[], str]) -> ThreadingHTTPS
 
     free = threading.Semaphore(_MOST)
     return Server(address, Handler)
+
+
+def _hang_up(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is over
+        request.shutdown(socket.SHUT_RDWR)

@@ -9,6 +9,7 @@ import threading
 
 from bt_lightning.localdir.event_log import note
 from bt_lightning.metrics_target import MetricsTarget
+from bt_lightning.worker import metrics_server
 from bt_lightning.worker.metrics_server import MetricsServer
 from bt_lightning.worker.metrics_thread import metrics_file
 
@@ -153,3 +154,21 @@ def test_a_client_that_asks_nothing_keeps_nobody_else_out(scene):
     finally:
         server.close()
     scene.eventually(lambda: threading.active_count() == before)  # the silent one has left
+
+
+def test_a_client_that_drips_is_left_at_the_deadline(scene, monkeypatch):
+    monkeypatch.setattr(metrics_server, "_REQUEST_S", 0.5)
+    server = MetricsServer(("127.0.0.1", 0))
+    try:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+
+            def dripped():
+                try:
+                    client.send(b"G")
+                except OSError:
+                    return True
+                return False
+
+            scene.eventually(dripped)
+    finally:
+        server.close()
