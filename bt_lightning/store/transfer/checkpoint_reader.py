@@ -7,6 +7,7 @@ the whole file is not computed again: the blocks cover every byte once, in order
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -30,7 +31,6 @@ from bt_lightning.store.transfer.block_verifier import BlockVerifier, cut, wrong
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -205,7 +205,10 @@ class FilesReader:
 
     def expect(self, entry: FileEntry, offset: int, size: int) -> None:
         """Let the kernel read these bytes into its cache, beside what this process does."""
-        with self._file(entry) as file:
+        with (
+            self._file(entry) as file,
+            contextlib.suppress(OSError),
+        ):  # a hint
             os.posix_fadvise(file, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read_into(
