@@ -224,3 +224,13 @@ def test_a_file_system_without_direct_writes_is_written_all_the_same(tmp_path, m
         write_image(tmp_path / "file", view, size, Hasher(), lambda found: found.entry("file"))
     assert (tmp_path / "file").read_bytes() == memory[:]
     memory.close()
+
+
+def test_an_error_of_the_thread_that_hashes_ends_the_write(tmp_path):
+    class Broken(Hasher):
+        def update(self, piece):
+            raise MemoryError
+
+    view = memoryview(mmap.mmap(-1, BLOCK))
+    with pytest.raises(MemoryError):
+        write_image(tmp_path / "file", view, BLOCK, Broken(), lambda found: found.entry("file"))
