@@ -13,24 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bt_lightning.prometheus_text import Metric, Sample
+from bt_lightning.save_decisions import DECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Place = Literal["disk", "store"]
 
-DECISIONS: Final = (
-    "saved",
-    "waited",
-    "replaced",
-    "skipped",
-    "torn",
-    "changed",
-    "refused",
-    "failed",
-    "uncommitted",
-)
-"""What may become of a save (`snapshot.save_record`)."""
 _ENDS: Final = ("ended", "failed", "preempted", "lost")
 _OUTCOMES: Final = ("done", "failed", "preempted", "stopped")
 _FAILURES: Final = {

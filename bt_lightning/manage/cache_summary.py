@@ -6,15 +6,13 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.job_caches import PROJECT_CACHE, jobs_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-PROJECT_FOLDER: Final = "user_artifacts"
-"""Folder of `$BT_RW_CACHE_DIR` that is `$BT_PROJECT_CACHE_DIR`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +37,8 @@ def cache_folder(environ: Mapping[str, str], named: Path | None) -> Path:
         CheckpointNotFoundError: there is no such folder.
     """
     base = environ.get("BT_RW_CACHE_DIR")
-    home = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = named or Path(
-        environ.get("BT_PROJECT_CACHE_DIR")
-        or Path(base or home / "bt_lightning" / "jobs") / PROJECT_FOLDER
+        environ.get("BT_PROJECT_CACHE_DIR") or Path(base or jobs_cache(environ)) / PROJECT_CACHE
     )
     if not folder.is_dir():
         msg = (

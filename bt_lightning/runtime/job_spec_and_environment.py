@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bt_lightning.job_caches import PROJECT_CACHE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -175,6 +177,6 @@ def caches(spec: JobSpec) -> dict[str, str]:
         return {}
     return {
         "BT_RW_CACHE_DIR": str(spec.cache),
-        "BT_PROJECT_CACHE_DIR": str(spec.cache / "user_artifacts"),
+        "BT_PROJECT_CACHE_DIR": str(spec.cache / PROJECT_CACHE),
         "BT_TEAM_CACHE_DIR": str(spec.cache / "team_artifacts"),
     }

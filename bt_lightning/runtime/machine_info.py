@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bt_lightning.job_caches import jobs_cache
 from bt_lightning.runtime.job_plan import MachineFacts
 
 if TYPE_CHECKING:
@@ -15,8 +16,7 @@ _DEVICES: Final = Path("/proc/driver/nvidia/gpus")
 
 def this_machine(environ: Mapping[str, str]) -> MachineFacts:
     """The directory, the GPUs that CUDA shows to this process, and the user's cache."""
-    cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return MachineFacts(Path.cwd(), _num_gpus(environ), cache / "bt_lightning" / "jobs")
+    return MachineFacts(Path.cwd(), _num_gpus(environ), jobs_cache(environ))
 
 
 def _num_gpus(environ: Mapping[str, str]) -> int:

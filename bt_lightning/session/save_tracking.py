@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from bt_lightning.save_decisions import SaveDecision
     from bt_lightning.session.committed_artifacts import Artifacts
     from bt_lightning.session.snapshot_writer import SnapshotWriter
     from bt_lightning.sharding.save_part import SavePart
-    from bt_lightning.snapshot.save_record import Policy, SaveDecision, SaveRecord
+    from bt_lightning.snapshot.save_record import Policy, SaveRecord
     from bt_lightning.snapshot.saver import Saver
     from bt_lightning.worker_messages import FreedSpace, Published
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bt_lightning.manifest import ManifestFacts
+    from bt_lightning.save_decisions import SaveDecision
     from bt_lightning.worker_messages import Committed, FileImage
 
 Overlap = Literal["wait", "skip", "latest"]
@@ -20,20 +21,6 @@ _SHOWN = 5
 SnapshotKind = Literal["lazy", "eager", "clone", "shared", "direct", "none"]
 """`clone`: copied on the device first. `shared`: the bytes of the save before. `direct`: written by
 the training process itself. `none`: skipped."""
-SaveDecision = Literal[
-    "saved",
-    "waited",
-    "replaced",
-    "skipped",
-    "torn",
-    "changed",
-    "refused",
-    "failed",
-    "uncommitted",
-]
-"""`waited`: for an arena. `replaced`: a queued save gave way to a newer one. `changed`: it left out
-what is not that of the base. `refused`: there was no room for it. `uncommitted`: on ranks
-other than 0, parts of other ranks are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
