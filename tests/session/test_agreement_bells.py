@@ -80,9 +80,8 @@ def test_ranks_at_rest_ask_the_store_nothing(ranks):
 @pytest.mark.parametrize("bells", [True, False])
 def test_all_ranks_act_at_one_boundary(ranks, who, bells):
     """By a bell: the next look at the store would come after an hour. Without one, by looking."""
-    if bells:
-        await_(lambda: all(each.peers.has_bells for each in ranks))
-    else:
+    await_(lambda: all(each.peers.has_bells for each in ranks))  # nobody connects any more
+    if not bells:
         for each in ranks:
             each.peers._line = None
             each.peers.ring = lambda: None
