@@ -233,7 +233,7 @@ class BTLightning(Callback):
         self._added.on_fit_start(trainer)
         begin_saves(trainer, pl_module, self._session, self._routed)
         if self._boundary is not None:
-            self._boundary.begin_fit(trainer, pl_module, self._session.writer)
+            self._boundary.begin_fit(trainer, pl_module, self._session)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -39,13 +39,18 @@ class InterimSaves:
             self.reason = None
 
     def save_end(
-        self, trainer: Trainer, session: WriterSession | None, left_s: Callable[[], float]
+        self,
+        trainer: Trainer,
+        session: WriterSession | None,
+        left_s: Callable[[], float],
+        meanwhile: Callable[[], None],
     ) -> None:
         """Called on every rank at the end of the last epoch: save the state that the fit ends with.
 
         Not if another save is of its step: inside an epoch that `max_steps` cuts off, that one can
         be trained on from as if it had not been cut. `session` is that of the rank that writes. A
-        save in progress is waited for, for up to `left_s()` seconds, or this one might be skipped.
+        save in progress is waited for, for up to `left_s()` seconds, or this one might be skipped;
+        the other ranks call `meanwhile` until then, since it may have parts of theirs.
         """
 
         def is_missing() -> bool:
@@ -57,5 +62,5 @@ class InterimSaves:
             session.wait_for_saves(left_s)
             return True
 
-        if ranks_of(trainer).from_zero(is_missing):
+        if ranks_of(trainer).from_slow_zero(is_missing, meanwhile=meanwhile):
             self.save(trainer, "end")

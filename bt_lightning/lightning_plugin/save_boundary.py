@@ -42,6 +42,7 @@ from bt_lightning.session.save_schedule import SaveSchedule
 from bt_lightning.session.writer_session import WriterSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from lightning.pytorch import LightningModule, Trainer
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from bt_lightning.lightning_plugin.exact_resume import ExactResume
     from bt_lightning.session.agree_on_boundary import RankAgreement, SingleRankAgreement
     from bt_lightning.session.options import Options
-    from bt_lightning.session.rank_session import RankWriter
+    from bt_lightning.session.rank_session import RankSession, RankWriter
 
 _OURS = "bt_lightning."
 _SWAPPING = ("on_validation_start", "on_validation_epoch_start", "on_validation_model_eval")
@@ -65,6 +66,7 @@ class SaveBoundary(Checkpoint):
         self._options, self._root = options, root
         self._grace_s = options.grace.total_seconds() if options.grace is not None else None
         self._session: WriterSession | None = None
+        self._poll: Callable[[], None] = lambda: None  # a worker that died is started again by it
         self._schedule: SaveSchedule | None = None
         self._agreement: SingleRankAgreement | RankAgreement | None = None
         self._position: Position = (0, 0)
@@ -94,11 +96,9 @@ class SaveBoundary(Checkpoint):
         if self._fit_ranks is not None:
             self._fit_ranks.fail(error)
 
-    def begin_fit(
-        self, trainer: Trainer, module: LightningModule, session: WriterSession | None
-    ) -> None:
+    def begin_fit(self, trainer: Trainer, module: LightningModule, session: RankSession) -> None:
         """Called on every rank when the fit starts: append this to the Trainer's callbacks."""
-        self._session = session
+        self._session, self._poll = session.writer, session.poll
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         owners = [o for o in (*callbacks, module) if not type(o).__module__.startswith(_OURS)]
         if self._fit_ranks is not None:
@@ -208,7 +208,7 @@ class SaveBoundary(Checkpoint):
 
     def _save_end(self, trainer: Trainer) -> None:
         if self._options.save_at_end and compat.is_last_epoch(trainer):
-            self.interim.save_end(trainer, self._session, self.left_s)
+            self.interim.save_end(trainer, self._session, self.left_s, self._poll)
         if self._session is not None:
             self._session.timings.exclude_until(time.monotonic())
 
@@ -233,7 +233,8 @@ class SaveBoundary(Checkpoint):
         position = self._position
         request = self._agreement.requested_at(position, batches_ahead, self._validation_batches)
         if request is not None:
-            decision = self._agreement.decision(position, lambda: self._judge(trainer, request))
+            decide = partial(self._judge, trainer, request)
+            decision = self._agreement.decision(position, decide, self._poll)
             if decision != "later":
                 self._carry_out(trainer, request, decision)
         self._taken_before = self._taken

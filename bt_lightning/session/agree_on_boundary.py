@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -53,7 +54,10 @@ class SingleRankAgreement:
         return request if request is not None and position >= self._until else None
 
     def decision(
-        self, _: Position, judge: Callable[[], tuple[BoundaryDecision, Position]]
+        self,
+        _: Position,
+        judge: Callable[[], tuple[BoundaryDecision, Position]],
+        meanwhile: Callable[[], None] = lambda: None,  # noqa: ARG002
     ) -> BoundaryDecision:
         """The decision of `judge`; after `later` it is asked again at the position it returned."""
         decision, self._until = judge()
@@ -122,14 +126,24 @@ class RankAgreement:
             return member.asked if action == "act" else None
 
     def decision(
-        self, _: Position, judge: Callable[[], tuple[BoundaryDecision, Position]]
+        self,
+        _: Position,
+        judge: Callable[[], tuple[BoundaryDecision, Position]],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> BoundaryDecision:
         """The decision of rank 0's `judge` for this boundary, on every rank.
+
+        The other ranks call `meanwhile` again and again while they wait for it.
 
         Raises:
             RankLostError: rank 0 is gone.
         """
         peers, member = self._peers, self._member
+
+        def left_s() -> float:
+            meanwhile()
+            return math.inf
+
         while member.goal is not None:
             key = member.decision_key
             if peers.rank == 0:
@@ -137,7 +151,7 @@ class RankAgreement:
                 until = member.shared(until) if decision == "later" else until
                 peers.run(Set(key, f"{decision} {until[0]} {until[1]}"))
             else:
-                peers.wait((key,))
+                peers.wait((key,), left_s)
                 decision, until = _read(str(peers.run(Get(key))))
             if decision != "later":
                 return decision

@@ -97,8 +97,15 @@ class Ranks:
             raise said.error
         return said.value  # type: ignore[no-any-return]
 
-    def from_slow_zero(self, find: Callable[[], T], limit: timedelta = DECIDING) -> T:
+    def from_slow_zero(
+        self,
+        find: Callable[[], T],
+        limit: timedelta = DECIDING,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> T:
         """As `from_zero`, of what may take longer than a collective, as a fetch does.
+
+        The other ranks call `meanwhile` again and again while they wait.
 
         Raises:
             RanksApartError: rank 0 did not come to an end within `limit`.
@@ -108,7 +115,12 @@ class Ranks:
             return find()
         store, key = process_group_store(), next_key("zero")
         if not self.is_zero:
-            if not poll(lambda: store.check([key]), limit):
+
+            def is_announced() -> bool:
+                meanwhile()
+                return bool(store.check([key]))
+
+            if not poll(is_announced, limit):
                 msg = f"rank 0 did not come within {limit}"
                 raise RanksApartError(msg)
             return self.from_zero(find)

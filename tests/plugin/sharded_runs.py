@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bt_lightning import BTLightning
 from bt_lightning.errors import CheckpointError
+from bt_lightning.lightning_plugin.interim_saves import InterimSaves
 from bt_lightning.session.fit_selection import process_fits
 from bt_lightning.snapshot.local_shards import live_state, stored_part
 
@@ -175,10 +176,17 @@ class Report(Callback):
         if trainer.global_step == self.job.get("dump_at"):
             self._state(trainer, "at.pt")
         self._die(trainer, "before it saves")
+        if self._is_time_of("worker_stops_at", trainer):
+            wait(self.job)  # or the next save has no arena
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGSTOP)
         if trainer.global_step == self.job.get("odd_at"):
             self._save_oddly(trainer)
         if trainer.global_step == self.job.get("elsewhere_at"):
             trainer.save_checkpoint(Path(self.job["out"]) / "elsewhere.ckpt")
+
+    def _is_time_of(self, name: str, trainer: L.Trainer) -> bool:
+        return trainer.global_step == self.job.get(name) and self.job["dying"] == RANK
 
     def _die(self, trainer: L.Trainer, when: str) -> None:
         is_time = trainer.global_step == self.job.get("dies_at") and when == self.job["dies"]
@@ -305,6 +313,18 @@ def _counting(function: Any, calls: list[int]) -> Any:
     return count
 
 
+def kill_worker_at_end() -> None:
+    """Let the worker of this rank die when the rank begins to wait for rank 0, at the last step."""
+    save_end = InterimSaves.save_end
+
+    def killing(*args: Any) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+        save_end(*args)
+
+    InterimSaves.save_end = killing  # type: ignore[method-assign]
+
+
 def fit(job: dict[str, Any]) -> None:
     process_fits.clear()
     if job.get("lose") == RANK:  # the node has a new, empty disk
@@ -312,6 +332,8 @@ def fit(job: dict[str, Any]) -> None:
     Path(job["out"]).mkdir(parents=True, exist_ok=True)
     L.seed_everything(job.get("seed", 1), verbose=False)
     report = Report(job)
+    if "worker_stops_at" in job and job["dying"] == RANK:
+        kill_worker_at_end()
     trainer = L.Trainer(
         accelerator="cpu",
         strategy=strategy(job),

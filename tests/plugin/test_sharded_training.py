@@ -176,6 +176,16 @@ def test_a_rank_that_dies_leaves_its_save_uncommitted_and_the_run_goes_on_from_t
     assert steps(tmp_path / "ck") == [2, 4, 6, 8, 10, 12]
 
 
+def test_a_worker_that_dies_while_its_rank_waits_for_rank_0_is_started_again(
+    scripts: Any, tmp_path: Path
+) -> None:
+    """Rank 0 waits for the last save, of which the part of rank 1 is not written yet."""
+    one = job(tmp_path, "one", worker_stops_at=6, dying=1, there="step=4", epochs=1)
+    run(scripts, [one], 2)
+    assert steps(tmp_path / "ck") == [2, 4, 6]
+    assert [each["step"] for each in said(one, 2)] == [6, 6]
+
+
 def test_a_run_begins_from_the_weights_of_another_job_from_a_path_or_from_the_one_before(
     scripts: Any, tmp_path: Path
 ) -> None:
