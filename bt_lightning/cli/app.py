@@ -24,8 +24,9 @@ from bt_lightning.cli.commands.job_logs import show_events, show_logs, show_metr
 from bt_lightning.cli.commands.jobs import jobs, projects
 from bt_lightning.cli.commands.protect_delete import delete, protect, unprotect
 from bt_lightning.cli.commands.recreate_job import recreate_job
+from bt_lightning.cli.commands.report import write_report
 from bt_lightning.cli.commands.run import run
-from bt_lightning.cli.commands.status_doctor import doctor, report, status
+from bt_lightning.cli.commands.status_doctor import doctor, status
 from bt_lightning.cli.commands.stop_jobs import stop_jobs
 from bt_lightning.cli.commands.train import train
 from bt_lightning.cli.commands.trash import trash
@@ -158,13 +159,13 @@ jobs.add_command(delete_one_job)
 projects.add_command(delete_project)
 jobs.add_command(list_files)
 jobs.add_command(download_job)
-for command in (show_logs, show_events, show_metrics, stop_jobs, recreate_job):
+for command in (show_logs, show_events, show_metrics, stop_jobs, recreate_job, write_report):
     jobs.add_command(command)
 main.add_command(init)
 main.add_command(run)
 main.add_command(status)
 main.add_command(doctor)
-main.add_command(report)
+main.add_command(write_report)
 for command in (
     *(download, copy, export, protect, unprotect, delete, trash),
     *(deploy, undeploy),

@@ -36,7 +36,7 @@ class DirectoryCheckpoints:
         """With `only`, the file of that name is the only checkpoint."""
         self.name, self.root, self._only = str(root), root, only
         job = job_of(Settings.from_environ(os.environ), root)
-        self.project, self.job, self._rank = job.project, job.job, job.node_rank
+        self.project, self.job, self.node_rank = job.project, job.job, job.node_rank
         self._refused: list[str] = []
         self.unread: list[str] = []
         """Those of `refused` about folders that could not be read, or are no checkpoint yet."""
@@ -77,7 +77,7 @@ class DirectoryCheckpoints:
         return CheckpointItem(
             project=self.project,
             job=self.job,
-            node_rank=self._rank,
+            node_rank=self.node_rank,
             name=name,
             where=str(where),
             manifest=manifest,
@@ -105,7 +105,7 @@ class DirectoryCheckpoints:
                 CheckpointItem(
                     project=self.project,
                     job=self.job,
-                    node_rank=self._rank,
+                    node_rank=self.node_rank,
                     name=name,
                     where=str(self.root.joinpath(*one.candidate.place)),
                     manifest=one.manifest,

@@ -172,8 +172,8 @@ def directory_log(root: Path, kind: LogKind) -> JobLog:
     return JobLog([DirectoryLog(root, kind)])
 
 
-def events_of(source: JobCheckpoints, kind: LogKind) -> list[dict[str, Any]]:
-    """The events of a log of a job, wherever it lies, each once, in the order of time.
+def logged_of(source: JobCheckpoints, kind: LogKind) -> list[Logged]:
+    """What a log of a job says, wherever it lies, each event once, in the order of time.
 
     Raises:
         StoreError: the store refused.
@@ -181,14 +181,16 @@ def events_of(source: JobCheckpoints, kind: LogKind) -> list[dict[str, Any]]:
     sources: list[LogSource] = []
     stored = source.store_part if isinstance(source, JoinedCheckpoints) else source
     on_disk = source.directory_part if isinstance(source, JoinedCheckpoints) else source
+    if isinstance(on_disk, DirectoryCheckpoints):
+        sources.append(DirectoryLog(on_disk.root, kind, on_disk.node_rank))
     if isinstance(stored, StoreCheckpoints):
         store, project, job = stored.store, stored.project, stored.job
         nodes = nodes_of(store, project, job)
         sources += [StoredLog(store, project, job, rank, kind) for rank in nodes]
-    if isinstance(on_disk, DirectoryCheckpoints):
-        sources.append(DirectoryLog(on_disk.root, kind))
-    found = sorted(JobLog(sources).new(), key=lambda one: one.at)
-    return list({json.dumps(one.event, sort_keys=True): one.event for one in found}.values())
+    found = JobLog(sources).new()
+    if len(sources) > 1:
+        found = list({(one.node_rank, json.dumps(one.event)): one for one in found}.values())
+    return sorted(found, key=lambda one: one.at)
 
 
 def nodes_of(store: Store, project: str, job: str) -> list[int]:

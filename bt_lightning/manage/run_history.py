@@ -21,6 +21,8 @@ _FAILURES: Final = {
 }
 _FOREVER_MS: Final = 1e12
 """A longer wait is none: anybody may have written an event."""
+MOST_STEPS: Final = 10**15
+"""A larger number of a step is none."""
 _GAVE_WAY: Final = ("skipped", "replaced")
 _NOT_SAVED: Final = ("refused", "failed", "torn", "changed", "uncommitted")
 
@@ -184,7 +186,9 @@ def stall_s(event: dict[str, Any]) -> float:
 
 def _step(event: dict[str, Any]) -> int:
     step = event.get("step")
-    return step if isinstance(step, int) and not isinstance(step, bool) else 0
+    if isinstance(step, bool) or not isinstance(step, int) or abs(step) > MOST_STEPS:
+        return 0
+    return step
 
 
 def _number(value: object) -> float:

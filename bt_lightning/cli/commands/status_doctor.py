@@ -1,21 +1,18 @@
-"""The commands for a run and its environment: status, doctor, report."""
+"""The commands for a run and its environment: status, doctor."""
 
 from __future__ import annotations
 
 import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bt_lightning.cli.target_options import (
-    checkpoints_of,
     directory_option,
     notice,
     store_option,
-    target_options,
     text_or_json_option,
 )
 
@@ -87,33 +84,6 @@ def doctor(directory: str | None, store: str | None, output_format: str) -> None
         click.echo("All that a save needs works.")
     if failed:
         sys.exit(1)
-
-
-@click.command()
-@target_options
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("report.html"),
-    show_default=True,
-    help="File to write.",
-)
-def report(target: Target, output: Path) -> None:
-    """Write one HTML page about a job: metrics across restarts, cost of saves, failures.
-
-    The page needs no other file. What happened is told by the events of the job, in the store
-    and in --dir.
-    """
-    from bt_lightning.cli.render.html_report import page
-    from bt_lightning.log_kinds import EVENTS
-    from bt_lightning.manage.job_logs import events_of
-
-    source = checkpoints_of(target)
-    items = source.items()
-    events = events_of(source, EVENTS)
-    text = page(source.project, source.job, source.name, items, source.refused, events)
-    output.write_text(text, encoding="utf-8")
-    click.echo(f"{output}: {len(items)} checkpoints, {len(events)} events")
 
 
 def screen(seen: Status) -> str:
