@@ -78,17 +78,17 @@ td.w{overflow-wrap:anywhere;min-width:12rem}th.wide{width:99%}
 details>summary{cursor:pointer;margin:1rem 0 .7rem;font-weight:600}
 section{margin-top:2.4rem;border-top:2px solid var(--rule);padding-top:1.4rem}
 footer{margin-top:2.5rem;color:var(--muted);font-size:.82rem}
-@media(max-width:560px){body{padding:1rem .75rem 2rem}h1{font-size:1.35rem}
-.plot{margin-left:2.9rem;height:165px}.plot .o{display:none}
-.tiles{grid-template-columns:1fr 1fr}
-.rows thead{display:none}
-.rows tr{display:block;padding:.5rem .75rem;border-bottom:1px solid var(--rule)}
+@media(max-width:860px){.rows thead{display:none}
+.rows tr{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,270px),1fr));
+column-gap:2rem;padding:.5rem .75rem;border-bottom:1px solid var(--rule)}
 .rows tr:last-child{border-bottom:0}
 .rows td{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.1rem 0;
-text-align:right;white-space:normal;overflow-wrap:anywhere}
-.rows td:empty{display:none}
-.rows td::before{content:attr(data-name);color:var(--muted);text-align:left;white-space:nowrap}
-.rows td:first-child{font-weight:600}}
+text-align:right;white-space:normal;overflow-wrap:anywhere;min-width:0}
+.rows td:empty{display:none}.rows td:first-child{font-weight:600}
+.rows td::before{content:attr(data-name);color:var(--muted);text-align:left;white-space:nowrap}}
+@media(max-width:560px){body{padding:1rem .75rem 2rem}h1{font-size:1.35rem}
+.plot{margin-left:2.9rem;height:165px}.plot .o{display:none}
+.tiles{grid-template-columns:1fr 1fr}}
 @media print{body{max-width:none;padding:0;font-size:12px}h2{break-after:avoid}
 .card,tr,.tiles div{break-inside:avoid}}
 """
