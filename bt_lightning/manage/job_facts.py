@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.job_record_file import read_local
@@ -11,6 +11,7 @@ from bt_lightning.log_kinds import EVENTS, METRICS
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.job_checkpoints import JoinedCheckpoints, StoreCheckpoints
 from bt_lightning.manage.job_logs import LEFT_OUT, logged_of
+from bt_lightning.manage.logger_files import series_of_loggers
 from bt_lightning.manage.metric_series import metric_series, series_of_checkpoints
 from bt_lightning.manage.run_history import RunHistory, run_history
 from bt_lightning.manage.save_times import save_times
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from bt_lightning.manage.job_logs import Logged
     from bt_lightning.manage.metric_series import MetricSeries
     from bt_lightning.manage.save_times import SaveTimes
+
+
+MetricsSource = Literal["log", "loggers", "checkpoints"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +49,9 @@ class JobFacts:
     saves: Sequence[SaveTimes]
     """In the order in which they began."""
     metrics: dict[str, MetricSeries]
-    has_rows: bool
-    """Whether `metrics` are of every logged step; else of kept checkpoints only."""
+    metrics_of: MetricsSource
+    """Whether they are of every logged step, as our log or the files of loggers have them, or of
+    kept checkpoints only."""
     num_events: int
     num_rows: int
     other_failures: Sequence[tuple[int, float, str]]
@@ -64,7 +69,13 @@ def read_job_facts(source: JobCheckpoints) -> JobFacts:
     items = source.items()
     events, rows = logged_of(source, EVENTS), logged_of(source, METRICS)
     return facts_of_logs(
-        source, items, events, rows, record=_record(source), refused=list(source.refused)
+        source,
+        items,
+        events,
+        rows,
+        logger_metrics={} if rows else series_of_loggers(source),
+        record=_record(source),
+        refused=list(source.refused),
     )
 
 
@@ -74,10 +85,14 @@ def facts_of_logs(  # noqa: PLR0913 - all that is read
     events: Sequence[Logged],
     rows: Sequence[Logged],
     *,
+    logger_metrics: dict[str, MetricSeries] | None = None,
     record: JobRecord | None,
     refused: Sequence[str],
 ) -> JobFacts:
-    """The facts of a job whose logs and checkpoints are read; both logs in the order of time."""
+    """The facts of a job whose logs and checkpoints are read; both logs in the order of time.
+
+    Metrics are those of the rows, without any those of `logger_metrics`, else of the checkpoints.
+    """
     first = min((one.node_rank for one in events), default=0)
     own, own_rows = _of_node(events, first), _of_node(rows, first)
     history = run_history(own, own_rows)
@@ -93,8 +108,8 @@ def facts_of_logs(  # noqa: PLR0913 - all that is read
         record=record,
         history=history,
         saves=save_times(own),
-        metrics=series or series_of_checkpoints(items),
-        has_rows=bool(series),
+        metrics=series or logger_metrics or series_of_checkpoints(items),
+        metrics_of="log" if series else "loggers" if logger_metrics else "checkpoints",
         num_events=len(events),
         num_rows=len(own_rows),
         other_failures=failures,

@@ -67,6 +67,16 @@ def metric_series(
     return found
 
 
+def taken_over(found: dict[str, MetricSeries], later: dict[str, MetricSeries]) -> None:
+    """Add the series of a later file to `found`; it counts from its first step on."""
+    for name, series in later.items():
+        known = found.setdefault(name, MetricSeries(name))
+        if series.points:
+            _cut(known, int(series.points[0][0]) - 1)
+        known.points += series.points
+        known.replaced += series.replaced
+
+
 def series_of_checkpoints(items: Sequence[CheckpointItem]) -> dict[str, MetricSeries]:
     """The metrics that the manifests of kept checkpoints have; for jobs without rows."""
     found: dict[str, MetricSeries] = {}

@@ -175,6 +175,27 @@ def test_values_that_are_not_finite_are_named_and_marked():
     assert seen.count("nan") == 3
 
 
+CSV = ("epoch,loss,acc,step\n0,4.0,,10\n0,3.0,,20\n0,,0.5,20\n", "step,loss\n20,2.5\nx,1\n30,nan\n")
+
+
+@pytest.mark.parametrize("place", ["directory", "store"])
+def test_without_rows_the_files_of_loggers_are_read(cli, tmp_path, place):
+    """The files of a second start count from its first step on, each metric for itself."""
+    store = tmp_path / "store"
+    root = store / job_prefix("p", "j", 0) if place == "store" else tmp_path / "ck"
+    for version, text in ((9, CSV[0]), (10, CSV[1]), (11, ""), (12, "a\0b\n1,2\n")):
+        folder = root / "lightning_logs" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+    at = ("j", "--store", store.as_uri()) if place == "store" else ("--dir", root)
+    cli("report", *at, "--output", tmp_path / "r.html")
+    seen = Page((tmp_path / "r.html").read_text())
+    assert "from CSV files of loggers" in seen.text
+    assert "last nan, lowest 2.5 at step 20, highest 4 at 10" in seen.text
+    assert "NaN or infinite at step 30" in seen.text
+    assert "acc0.5" in seen.text
+
+
 @pytest.fixture
 def store(tmp_path):
     """A store with the logs of two jobs whose machines are gone; neither has a checkpoint."""

@@ -55,7 +55,7 @@ def _explained(jobs: Sequence[JobFacts]) -> str:
     if not any(job.metrics for job in jobs):
         return '<p class="note">Not known: nothing was logged, and no checkpoint has metrics.</p>'
     said = []
-    kept_only = [job.job for job in jobs if not job.has_rows and job.metrics]
+    kept_only = [job.job for job in jobs if job.metrics_of == "checkpoints" and job.metrics]
     if kept_only and len(jobs) == 1:
         said.append("There are no logged rows: these are the values of kept checkpoints.")
     elif kept_only:
@@ -64,13 +64,15 @@ def _explained(jobs: Sequence[JobFacts]) -> str:
         )
     else:
         said.append("At every logged step.")
+    if any(job.metrics_of == "loggers" for job in jobs):
+        said.append("There are no rows of our own: they are from CSV files of loggers.")
     if any(one.replaced for job in jobs for one in job.metrics.values()):
         tint = "Tinted, and drawn faintly" if len(jobs) == 1 else "Drawn faintly"
         said.append(f"{tint}: steps that were done again.")
     every = [one for job in jobs for one in job.metrics.values()]
     if any(len(one.points) > MANY_POINTS for one in every):
         said.append(f"Lines of more than {MANY_POINTS:,} points are means; fainter: every point.")
-    if len(jobs) == 1 and jobs[0].items and jobs[0].has_rows:
+    if len(jobs) == 1 and jobs[0].items and jobs[0].metrics_of != "checkpoints":
         said.append("Green marks: checkpoints that are kept.")
     return f'<p class="note">{" ".join(said)}</p>'
 
@@ -147,7 +149,7 @@ def _marks(job: JobFacts) -> list[ChartMark]:
     """The checkpoints that are kept, if the lines are not just of those."""
     return [
         ChartMark(item.manifest.step, f"{item.name}, step {item.manifest.step:,}")
-        for item in (job.items if job.has_rows else ())
+        for item in (job.items if job.metrics_of != "checkpoints" else ())
         if abs(item.manifest.step) <= MOST_STEPS
     ]
 
