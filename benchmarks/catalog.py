@@ -96,7 +96,7 @@ def painted(words: list[str], environment: dict[str, str]) -> dict[str, float]:
     while not listed:
         assert select.select([terminal], [], [], 60)[0], seen[-300:]
         seen += os.read(terminal, 65536)
-        first = first or (time.perf_counter() - began if b"Checkpoints of" in seen else 0.0)
+        first = first or (time.perf_counter() - began if b"Checkpoints" in seen else 0.0)
         listed = time.perf_counter() - began if b"checkpoint-49" in seen else 0.0
     peak = next(
         float(line.split()[1]) / 1000

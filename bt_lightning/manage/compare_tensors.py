@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bt_lightning.checkpoint_formats.tensor_file_checks import TORCH_SUFFIXES
 from bt_lightning.manage.complete_items import with_digests
+from bt_lightning.manage.difference_norms import can_measure, difference_norms
 from bt_lightning.manage.tensor_bytes import item_bytes, whole_bytes
 from bt_lightning.manage.training_state_files import is_training_state
 from bt_lightning.manage.verified_blocks import VerifiedBlocks
@@ -16,13 +18,17 @@ from bt_lightning.tensor_files.tensor_headers import Difference, Tensor, compare
 from bt_lightning.tree_document import WEIGHTS_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.tensor_bytes import StoredTensor
     from bt_lightning.manifest import FileEntry, Manifest
     from bt_lightning.sharding.read_plan import SavedBox
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
+
+
+Side = tuple["JobCheckpoints", "CheckpointItem"]
+"""A checkpoint, and where its job's are."""
 
 
 def compare_items(
@@ -41,7 +47,26 @@ def compare_items(
         CheckpointNotFoundError: one of the two was deleted meanwhile.
         StoreError: a store refused.
     """
-    old, new = with_digests(before, old), with_digests(after, new)
+    return _compare((before, old), (after, new), lambda _: None, with_norms=False)
+
+
+def compare_with_norms(
+    before: Side, after: Side, on_bytes: Callable[[int], None] = lambda _: None
+) -> list[Difference]:
+    """As `compare_items`, with the norms of changed tensors, and the largest difference first.
+
+    Changed tensors are read once more. What has no norms is last. `on_bytes` is called with the
+    bytes of each tensor's pieces that were measured, and with 0 before each comparison.
+    """
+    return _compare(before, after, on_bytes, with_norms=True)
+
+
+def _compare(
+    one_side: Side, other_side: Side, on_bytes: Callable[[int], None], *, with_norms: bool
+) -> list[Difference]:
+    (before, old), (after, new) = one_side, other_side
+    old = with_digests(before, old, on_bytes)
+    new = with_digests(after, new, on_bytes)
     with ExitStack() as stack:
         old_reader = stack.enter_context(open_reader(before, old))
         new_reader = stack.enter_context(open_reader(after, new))
@@ -57,14 +82,31 @@ def compare_items(
             first, second = stored[id(one)], stored[id(other)]
             if _same_digests(old_entries, first, new_entries, second):
                 return True
+            on_bytes(0)
             return same_bytes(whole_bytes(old_blocks, first), whole_bytes(new_blocks, second))
+
+        def measured(one: Difference) -> Difference:
+            tensor, other = one.before, one.after
+            if one.kind != "changed" or tensor is None or other is None:
+                return one
+            if not can_measure(tensor.dtype):
+                return one
+            olds = whole_bytes(old_blocks, stored[id(tensor)])
+            news = whole_bytes(new_blocks, stored[id(other)])
+            return replace(one, norms=difference_norms(tensor.dtype, olds, news, on_bytes))
 
         found = compare(
             {name: one.tensor for name, one in olds.items()},
             {name: one.tensor for name, one in news.items()},
             equal,
         )
+        if with_norms:
+            found = sorted(map(measured, found), key=_largest_first)
     return found + _changed_files(old, new)
+
+
+def _largest_first(one: Difference) -> tuple[bool, float]:
+    return (True, 0.0) if one.norms is None else (False, -one.norms.sortable)
 
 
 def _without_second_names(

@@ -22,16 +22,16 @@ def default_directory(here: Path, job: str | None) -> tuple[Path | None, int]:
     root = here / DEFAULT_DIRECTORY
     if job is not None:
         named = root / slug(job)
-        return (named, 1) if _is_used(named) else (None, 0)
-    found = [root] if _is_used(root) else []
+        return (named, 1) if is_used(named) else (None, 0)
+    found = [root] if is_used(root) else []
     try:
-        found += [path for path in root.iterdir() if _is_used(path)]
+        found += [path for path in root.iterdir() if is_used(path)]
     except OSError:
         return None, 0
     return max(found, key=_changed, default=None), len(found)
 
 
-def _is_used(path: Path) -> bool:
+def is_used(path: Path) -> bool:
     """Whether something saved there: our dot folder, or a committed checkpoint in a folder."""
     try:
         if (path / MANIFEST).exists():  # a checkpoint is no directory of checkpoints

@@ -165,6 +165,28 @@ def _reason(error: Exception) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class DifferenceNorms:
+    """How far two tensors of equal shape and dtype are apart."""
+
+    difference: float
+    """Euclidean norm of the difference of all items."""
+    before: float
+    """Euclidean norm of the first tensor."""
+    largest: float
+    """Largest difference of one item."""
+
+    @property
+    def relative(self) -> float | None:
+        """The difference as a part of the first tensor; None if that is zero."""
+        return self.difference / self.before if self.before else None
+
+    @property
+    def sortable(self) -> float:
+        """The norm; infinite where it is no number, which is to be seen first."""
+        return math.inf if math.isnan(self.difference) else self.difference
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
     """A tensor that differs between two checkpoints."""
 
@@ -173,6 +195,8 @@ class Difference:
     """`added`, `removed`, `reshaped` (shape or dtype) or `changed` (its bytes)."""
     before: Tensor | None
     after: Tensor | None
+    norms: DifferenceNorms | None = None
+    """Of a changed tensor, if they were asked for and its dtype has numbers."""
 
 
 def compare(

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from bt_lightning.cli.explore.file_preview import file_lines
+from bt_lightning.cli.explore.file_preview import file_preview
 from bt_lightning.localdir.list_and_verify_checkpoints import verify
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manifest import Manifest
@@ -71,7 +71,7 @@ def test_what_is_not_whole_is_left_out_with_its_reason(cli, here):
 @pytest.mark.parametrize("name", ["hf/checkpoint-4", "adapter", "sharded", "deep", "step-7"])
 def test_a_folder_opens_by_its_path(cli, here, name):
     done = cli("checkpoints", "show", here / name, "--tensors")
-    assert "Tensors:" in done.stdout
+    assert "values" in done.stdout or "parameters" in done.stdout
     assert cli("checkpoints", "show", f"./runs/{name}").stdout.count("Files") == 1
 
 
@@ -145,7 +145,7 @@ def test_the_explorer_shows_every_file(here):
     source = DirectoryCheckpoints(here)
     for item in source.items():
         for entry in item.manifest.files:
-            assert file_lines(source, item, entry)
+            assert len(file_preview(source, item, entry))
 
 
 def test_whisper_is_told_by_its_configuration(cli, here):

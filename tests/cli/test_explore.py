@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import math
@@ -11,26 +10,27 @@ import os
 import greedy
 import pytest
 import torch
+from explorer_pilot import explored
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.text import Text
 from safetensors.torch import save
-from textual.widgets import Input, Static
 
-from bt_lightning.cli.explore import view_text
-from bt_lightning.cli.explore.explorer import Explorer
+from bt_lightning.cli.explore.checkpoint_rows import checkpoint_rows, file_rows
 from bt_lightning.cli.explore.file_preview import text_lines
-from bt_lightning.cli.explore.fuzzy_match import best_matches, fuzzy
-from bt_lightning.cli.explore.long_list import Lines
-from bt_lightning.cli.explore.screen_base import PageScreen
-from bt_lightning.cli.explore.screens import FilesScreen, LinesScreen, PickScreen
+from bt_lightning.cli.explore.fuzzy_match import letters_found, matching
+from bt_lightning.cli.explore.sparkline import sparkline
+from bt_lightning.cli.explore.table_rows import RowColumn, TableRows, shorten_middle
 from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.manage.checkpoint_kind import checkpoint_kind
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 
 
 def weights(value):
     return {
         "model.safetensors": save({"a.weight": torch.full((2, 3), value), "b": torch.ones(1)}),
+        "optimizer.safetensors": save({"optimizer_states.0.state.0.exp_avg": torch.ones(9)}),
         "trainer.json": json.dumps({"epoch": value}).encode(),
         "deep/er/notes.md": b"# Title\n\x1b[31mred\n",
         "weights.ckpt": b"no zip",
@@ -45,189 +45,243 @@ def source(tmp_path, make):
     return DirectoryCheckpoints(tmp_path / "ck")
 
 
-def explored(source, steps, name=None):
-    """Run the explorer, and `steps` with it: a coroutine of the app and its pilot."""
-
-    async def run():
-        app = Explorer(source, name)
-        async with app.run_test(size=(100, 24)) as pilot:
-            await settled(pilot)
-            await steps(app, pilot)
-
-    asyncio.run(run())
+def first_words(rows):
+    return [line.replace("●", "").split()[0] for line in rows]
 
 
-async def settled(pilot):
-    for _ in range(3):  # a key opens a screen, that begins to read, and shows what it read
-        await pilot.pause()
-        await pilot.app.workers.wait_for_complete()
-    await pilot.pause()
+NEWEST_FIRST = ["checkpoint-100", "best", "checkpoint-20", "checkpoint-3"]
 
 
-async def press(pilot, *keys):
-    await pilot.press(*keys)
-    await settled(pilot)
-
-
-def seen(app):
-    """What the list of the screen says."""
-    lines = app.screen.query_one(Lines)
-    return [line.plain for line in lines._lines[0 : len(lines._lines)]]
-
-
-def foot(app):
-    return str(app.screen.query_one("#foot", Static).render())
-
-
-def test_the_list_is_the_newest_first_and_typing_filters_it(source):
-    async def steps(app, pilot):
-        assert isinstance(app.screen, PickScreen)
-        assert [line.split()[0] for line in seen(app)] == [
-            "checkpoint-100", "best", "checkpoint-20", "checkpoint-3",
-        ]  # fmt: skip
-        assert "val_loss" in foot(app)
-        await press(pilot, "b", "s")
-        assert seen(app)[0].startswith("best")
-        await press(pilot, "enter")
-        assert isinstance(app.screen, FilesScreen)
-        await press(pilot, "left")
-        await press(pilot, "escape")
-        assert len(seen(app)) == 4
-        await press(pilot, "left")
-        assert isinstance(app.screen, PickScreen)  # the first screen stays
+def test_checkpoints_are_the_newest_first_filtered_by_names_and_sorted(source):
+    async def steps(it):
+        assert first_words(it.rows("checkpoints")) == NEWEST_FIRST
+        assert "4 checkpoints" in it.text()
+        await it.press("slash", "2", "0", "enter")
+        assert first_words(it.rows("checkpoints")) == ["checkpoint-20"]
+        assert "1 of 4" in it.text()
+        await it.press("escape", "slash", *"full")  # the type of all, and no name
+        assert it.rows("checkpoints") == []
+        await it.press("escape")
+        assert len(it.rows("checkpoints")) == 4
+        await it.press("s")
+        assert first_words(it.rows("checkpoints"))[0] == "checkpoint-3"
+        assert "by step" in it.text()
+        await it.press("S")
+        assert first_words(it.rows("checkpoints"))[0] == "checkpoint-100"
+        await it.press("s")
+        assert first_words(it.rows("checkpoints"))[0] == "best"
 
     explored(source, steps)
 
 
-def test_files_folders_tensors_and_texts(source):
-    async def steps(app, pilot):
-        await press(pilot, "enter")
-        assert [line.split()[0] for line in seen(app)] == [
-            "..", "deep/", "model.safetensors", "trainer.json", "weights.ckpt",
-        ]  # fmt: skip
-        await press(pilot, "right")
-        assert seen(app)[1].startswith("er/")
-        await press(pilot, "right")
-        await press(pilot, "enter")
-        assert any("red" in line for line in seen(app))
-        assert not any("\x1b" in line for line in seen(app))
-        await press(pilot, "left", "left", "left")
-        await press(pilot, "down", "enter")
-        shown = seen(app)
-        assert any(line.startswith("Tensors: 2  |  Parameters: 7") for line in shown)
-        assert any("a.weight" in line and "F32" in line and "2 x 3" in line for line in shown)
-        await press(pilot, "left")
-        await press(pilot, "down", "enter")
-        assert '  "epoch": 100.0' in seen(app)
-        await press(pilot, "escape")
-        await press(pilot, "down", "enter")
-        assert isinstance(app.screen, LinesScreen)
-        assert "no zip" in foot(app) or "zip file" in foot(app)
+def test_panes_follow_what_is_chosen(source):
+    async def steps(it):
+        assert "7 parameters" in it.text()
+        assert "9 values" in it.text()  # the optimizer's, apart
+        await it.press("enter")
+        assert it.front() == "files"
+        assert first_words(it.rows("files"))[:2] == ["▾", "▾"]
+        await it.press("end", "up", "up", "up")
+        assert "a.weight" in it.text()
+        assert any("F32" in row and "2 x 3" in row for row in it.rows("content"))
+        await it.press("enter")
+        assert it.front() == "content"
+        await it.press("left", "down", "down")
+        assert '  "epoch": 100.0' in it.rows("content")
+        await it.press("end")
+        await it.shows("error: ")
+        await it.press("home", "down", "down")
+        assert not any("\x1b" in row for row in it.rows("content"))
+        assert any("red" in row for row in it.rows("content"))
+        await it.press("home", "enter")
+        assert len(it.rows("files")) == 5  # the folder is closed
+        await it.press("enter")
+        assert len(it.rows("files")) == 7
+        await it.press("escape", "down")
+        assert it.front() == "checkpoints"
+        assert "best" in it.text()
+        await it.press("tab", "tab", "tab", "shift+tab")
+        assert it.front() == "content"
+
+    explored(source, steps, size=(160, 40))
+
+
+def test_narrow_terminals_show_one_pane(source):
+    async def steps(it):
+        assert "Checkpoints" in it.text()
+        assert "2 Files" not in it.text()
+        await it.press("enter")
+        assert "2 Files" in it.text()
+        assert "1 Checkpoints" not in it.text()
+        assert max(map(len, it.text().splitlines())) <= 60
+
+    explored(source, steps, size=(60, 20))
+
+
+def test_a_pane_alone(source):
+    async def steps(it):
+        assert "2 Files" in it.text()
+        await it.press("z")
+        assert "2 Files" not in it.text()
+        await it.press("z")
+        assert "2 Files" in it.text()
 
     explored(source, steps)
 
 
-def test_the_url_of_a_file_and_the_keys(source):
-    async def steps(app, pilot):
-        for close in ("left", "escape", "q", "enter"):
-            await press(pilot, "right")
-            await press(pilot, "down", "right")
-            assert isinstance(app.screen, PageScreen)
-            assert "file://" in str(app.screen.query_one("#page", Static).render())
-            await press(pilot, close)
-            assert isinstance(app.screen, FilesScreen)
-            await press(pilot, "left")
-        await press(pilot, "question_mark")
-        assert "compare" in str(app.screen.query_one("#page", Static).render())
-        await press(pilot, "q")
-        assert isinstance(app.screen, PickScreen)
-
-    explored(source, steps)
-
-
-def test_two_checkpoints_are_compared(source):
-    async def steps(app, pilot):
-        await press(pilot, "ctrl+d")
-        assert "marked: checkpoint-100" in foot(app)
-        await press(pilot, "down", "down", "ctrl+d")
-        shown = seen(app)
-        assert shown[0] == "1 changed"
-        assert "a.weight" in shown[1]
-        await press(pilot, "left")
-        assert "marked" not in foot(app)
-
-    explored(source, steps)
-
-
-def test_the_manifest_and_another_metric(source, make, tmp_path):
+def test_another_metric_and_the_manifest(source, make, tmp_path):
     make(tmp_path / "ck", "more", 200, metrics={"acc": 0.5, "loss": 2.0}, files=weights(1.0))
 
-    async def steps(app, pilot):
-        assert foot(app).splitlines()[-1].startswith("acc")
-        await press(pilot, "ctrl+n")
-        assert foot(app).splitlines()[-1].startswith("loss")
-        await press(pilot, "ctrl+o")
-        assert any('"id": "more"' in line for line in seen(app))
+    async def steps(it):
+        assert "acc" in it.text()
+        await it.press("m")
+        assert "loss" in it.rows("checkpoints")[0] or "2" in it.rows("checkpoints")[0]
+        await it.press("o")
+        assert any('"id": "more"' in row for row in it.rows("content"))
 
     explored(source, steps)
 
 
 def test_a_checkpoint_to_begin_in_and_an_empty_directory(source, tmp_path):
-    async def steps(app, _):
-        assert isinstance(app.screen, FilesScreen)
+    async def steps(it):
+        assert it.front() == "files"
+        assert it.main.item.name == "checkpoint-3"
 
     explored(source, steps, "checkpoint-3")
     with pytest.raises(CheckpointNotFoundError):
         explored(source, steps, "checkpoint-4")
     (tmp_path / "empty").mkdir()
 
-    async def nothing(app, pilot):
-        assert "No checkpoints" in foot(app)
-        await press(pilot, "enter", "ctrl+d", "ctrl+o", "right")
+    async def nothing(it):
+        assert "No checkpoints" in it.status()
+        await it.press("enter", "d", "o", "space", "p", "D", "g", "v", "c", "e", "s", "m", "right")
 
     explored(DirectoryCheckpoints(tmp_path / "empty"), nothing)
 
 
-def test_a_list_of_many_draws_what_is_seen_only(source, monkeypatch):
+def test_what_is_saved_meanwhile_appears_and_the_cursor_stays(source, make, tmp_path):
+    async def steps(it):
+        await it.press("down", "down", "space", "up")
+        assert it.main.item.name == "checkpoint-20"
+        make(tmp_path / "ck", "checkpoint-500", 500, files=weights(5.0))
+        await it.until(lambda: len(it.rows("checkpoints")) == 5)
+        assert it.main.item.name == "checkpoint-20"
+        assert it.main.marked == {"checkpoint-20"}
+        assert first_words(it.rows("checkpoints"))[0] == "checkpoint-500"
+
+    explored(source, steps, is_live=True)
+
+
+def test_many_checkpoints_are_drawn_as_they_are_seen(source, monkeypatch):
     drawn = []
-    real = view_text.marked
-    monkeypatch.setattr(view_text, "marked", lambda *args: drawn.append(args) or real(*args))
-    items = source.items() * 2500
+    real = TableRows.draw
+    monkeypatch.setattr(TableRows, "draw", lambda *args: drawn.append(args) or real(*args))
+    items = source.items() * 500
     monkeypatch.setattr(DirectoryCheckpoints, "items", lambda _: items)
 
-    async def steps(app, pilot):
-        assert len(app.screen.query_one(Lines)._lines) == 10_000
-        await press(pilot, "end")
-        assert app.screen.query_one(Lines).chosen == 9_999
-        await press(pilot, "home", "pagedown", *"20")
-        assert app.screen.query_one(Input).value == "20"
-        assert len(drawn) < 9_000
+    async def steps(it):
+        assert "2,000 checkpoints" in it.text()
+        await it.press("end")
+        assert it.main.pane("checkpoints").lines.chosen == 1_999
+        await it.press("home", "pagedown", "slash", *"20")
+        assert len(it.main.pane("checkpoints")._shown) == 500
+        assert len(drawn) < 2_000
 
     explored(source, steps)
 
 
+def test_names_that_are_markup_are_names(tmp_path, make):
+    names = ("[red]x[/red]", "[b", "a[/]", "[link=x]", "größe-💥-中文中文")
+    for step, name in enumerate(names, 1):
+        files = {"[bold]f[.json": b"[1]", "model.safetensors": save({"[i]t[/i]": torch.ones(1)})}
+        make(tmp_path / "ck", name, step, files=files, metrics={"[u]loss[/u]": 1.0 / step})
+
+    async def steps(it):
+        for name in names:
+            assert name in it.text()
+            await it.press("end", *["up"] * names.index(name), "enter", "home")
+            assert "[bold]f[.json" in it.text()
+            await it.press("down", "enter")
+            assert "[i]t[/i]" in it.text()
+            await it.press("1")
+        assert "[u]loss[/u]" in it.text()
+        for key in ("p", "D", "g", "c", "e", "a"):
+            await it.press(key)
+            await it.until(lambda: len(it.app.screen_stack) > 2)
+            await it.press("escape")
+            await it.until(lambda: len(it.app.screen_stack) == 2)
+
+    explored(DirectoryCheckpoints(tmp_path / "ck"), steps, size=(160, 40))
+
+
 @given(st.text(max_size=12), st.text(max_size=30))
 def test_letters_are_found_in_their_order(query, text):
-    found = fuzzy(query, text)
+    places = letters_found(query, text)
     wanted = [c for c in query.lower() if c != " "]
-    if found is not None and query.lower() not in text.lower():
-        places = found[1]
+    if places is not None and query.lower() not in text.lower():
         assert list(places) == sorted(places)
         assert [text.lower()[place] for place in places] == wanted
 
 
-def test_the_best_fit_is_first_and_no_query_keeps_the_order():
-    texts = ["checkpoint-120", "checkpoint-20", "c-h-k-2-0"]
-    assert best_matches("20", texts) == [1, 0, 2]
-    assert best_matches(" ", texts) == [0, 1, 2]
-    assert best_matches("xyz", texts) == []
+def test_letters_together_go_before_letters_in_order_and_rows_keep_theirs():
+    names = ["checkpoint-120", "checkpoint-20", "c-h-k-2-0"]
+    assert matching("20", names) == [0, 1]
+    assert matching("chk", names) == [0, 1, 2]
+    assert matching(" ", names) == [0, 1, 2]
+    assert matching("xyz", names) == []
 
 
 @given(st.lists(st.floats(), max_size=60), st.integers(-1, 40))
 def test_a_sparkline_of_any_values_fits(values, width):
-    line = view_text.sparkline(values, width)
+    line = sparkline(values, width)
     assert len(line) <= max(0, width)
     assert len(line) == 0 or any(math.isfinite(value) for value in values)
+
+
+@given(st.text(max_size=40), st.integers(0, 50))
+def test_a_name_without_its_middle_fits(text, width):
+    assert cell_len(shorten_middle(text, width)) <= max(width, 0)
+    if cell_len(text) <= width:
+        assert shorten_middle(text, width) == text
+
+
+@pytest.mark.parametrize("width", [40, 56, 96])
+def test_dtype_shape_and_size_stay_in_any_width(width):
+    name = "model.layers.17.self_attention.query_key_value.lora_A.default.weight"
+    columns = (
+        RowColumn(title="Tensor"),
+        RowColumn(title="Dtype"),
+        RowColumn(title="Shape"),
+        RowColumn(title="Values", rank=2),
+        RowColumn(title="Size"),
+    )
+    table = TableRows(columns, [(name, "BF16", "4096 x 4096", "16,777,216", "33.55 MB")], [name])
+    line = table.draw(0, width, "").plain
+    assert cell_len(line) <= width
+    assert all(cell in line for cell in ("BF16", "4096 x 4096", "33.55 MB"))
+    assert line.startswith("mod")
+    assert "weight" in line.split("  ")[0]
+
+
+def test_checkpoints_without_the_metric_are_last_in_both_orders(source, make, tmp_path):
+    make(tmp_path / "ck", "bare", 7, metrics={}, files=weights(7.0))
+    make(tmp_path / "ck", "nan", 8, metrics={"val_loss": math.nan}, files=weights(8.0))
+
+    async def steps(it):
+        it.main.pane("checkpoints").sort("val_loss")
+        for _ in range(2):
+            assert set(first_words(it.rows("checkpoints"))[-2:]) == {"bare", "nan"}
+            await it.press("S")
+
+    explored(source, steps)
+
+
+def test_large_folders_are_closed_at_first(tmp_path, make):
+    files = {f"ranks/{n:05}.json": b"{}" for n in range(100)}
+    item = make(tmp_path / "ck", "c", 1, files=files)
+    rows = file_rows(item.manifest, (), ())
+    assert [rows.row_id(index) for index in range(len(rows))] == ["ranks/"]
+    assert len(file_rows(item.manifest, ("ranks/",), ())) == 101
 
 
 @given(st.binary(max_size=200), st.sampled_from(["a.json", "a.py", "a", "a.md", "b.yaml"]))
@@ -256,10 +310,9 @@ def test_a_file_that_is_too_large_to_look_into_says_so(tmp_path, make):
     files = {"a.ckpt": greedy.zipped(greedy.PICKLES["doubled"])}
     make(tmp_path / "ck", "checkpoint-1", 1, files=files)
 
-    async def steps(app, pilot):
-        await press(pilot, "enter", "enter")
-        assert isinstance(app.screen, LinesScreen)
-        assert "too large to look into" in foot(app)
+    async def steps(it):
+        await it.press("enter", "enter")
+        assert any("too large to look into" in row for row in it.rows("content"))
 
     explored(DirectoryCheckpoints(tmp_path / "ck"), steps)
 
@@ -271,43 +324,38 @@ def test_a_disk_that_refuses_is_said_and_ends_no_screen(source, monkeypatch):
     def refuse(*_):
         raise refused
 
-    async def steps(app, pilot):
-        monkeypatch.setattr(source, "reader", refuse)
-        monkeypatch.setattr(source, "url", refuse)
-        await press(pilot, "enter")
-        for key in ("enter", "right"):
-            while seen(app)[app.screen.query_one(Lines).chosen].startswith(("..", "deep")):
-                await press(pilot, "down")
-            await press(pilot, key)
-            assert "Stale" in foot(app)
-            if key == "enter":
-                await press(pilot, "left")
-        await press(pilot, "left", "ctrl+d", "down", "ctrl+d")
-        assert "Stale" in foot(app)
-        await press(pilot, "left")
-        monkeypatch.setattr(source, "items", refuse)
-        app.push_screen(PickScreen(source))
-        await settled(pilot)
-        assert "Stale" in foot(app)
+    async def steps(it):
+        monkeypatch.setattr(DirectoryCheckpoints, "reader", refuse)
+        monkeypatch.setattr(DirectoryCheckpoints, "url", refuse)
+        await it.press("down", "enter", "end")
+        assert any("Stale" in row for row in it.rows("content"))
+        for key in ("u", "d"):
+            await it.press(key)
+            await it.shows("Stale")
+            await it.press("escape")
+        monkeypatch.setattr(DirectoryCheckpoints, "items", refuse)
+        await it.press("r")
+        await it.says("Stale")
+        assert len(it.rows("checkpoints")) == 4
 
     explored(source, steps)
 
 
 def test_a_list_in_another_order_and_by_a_metric_that_none_has(source):
-    def opened(order, steps):
-        async def run():
-            app = Explorer(source, None, order)
-            async with app.run_test(size=(100, 24)) as pilot:
-                await settled(pilot)
-                await steps(app)
+    async def by_step(it):
+        assert first_words(it.rows("checkpoints"))[0] == "checkpoint-3"
 
-        asyncio.run(run())
+    async def by_nothing(it):
+        assert "no checkpoint has the metric 'nope'" in it.status()
 
-    async def by_step(app):
-        assert seen(app)[0].split()[0] == "checkpoint-3"
+    explored(source, by_step, order=("step", "asc"))
+    explored(source, by_nothing, order=("metric:nope", "asc"))
 
-    async def by_nothing(app):
-        assert "no checkpoint has the metric 'nope'" in foot(app)
 
-    opened(("step", "asc"), by_step)
-    opened(("metric:nope", "asc"), by_nothing)
+def test_signs_say_what_is_protected_and_what_moved(source):
+    items = source.items()
+    kinds = checkpoint_kind([(source, item) for item in items])
+    rows = checkpoint_rows(items, kinds, "val_loss", {"best"})
+    drawn = [rows.draw(index, 120, "").plain for index in range(4)]
+    assert "↓" in drawn[0]
+    assert drawn[1].startswith("● best")

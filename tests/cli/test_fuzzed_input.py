@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.cli.app import main
-from bt_lightning.cli.explore.file_preview import file_lines
-from bt_lightning.cli.explore.view_text import facts, labels, trend
+from bt_lightning.cli.explore.checkpoint_rows import checkpoint_rows, metric_names, overview
+from bt_lightning.cli.explore.file_preview import file_preview
 from bt_lightning.errors import CheckpointError
 from bt_lightning.manage.checkpoint_kind import checkpoint_kind
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
@@ -171,10 +171,9 @@ def test_a_manifest_that_says_anything_harms_nobody(place, data, command):
     items = source.items()
     assert "c-1" in {item.name for item in items}
     kinds = checkpoint_kind([(source, item) for item in items])
-    drawn = [*labels(items, kinds), *(line for item in items for line in facts(item).split("\n"))]
-    metrics = {name for item in items for name in item.manifest.metrics}
-    drawn += [trend(items, metric, 60) for metric in metrics]
-    assert all(line.isprintable() for line in drawn)
+    drawn = [overview(item, items, (), ()) for item in items]
+    drawn += [checkpoint_rows(items, kinds, metric) for metric in (None, *metric_names(items))]
+    assert all(map(is_printable, drawn))
 
 
 @pytest.mark.parametrize("command", [("report",), *OF_MANIFESTS[:7]], ids=" ".join)
@@ -188,8 +187,9 @@ def test_numbers_and_times_that_are_none_are_shown_all_the_same(place, command):
     source = StoreCheckpoints(store, "p", "j")
     assert len(source.items()) == 3
     assert len(source.refused) == 1, "a time that is none makes a manifest that is none"
-    lines = labels(source.items(), checkpoint_kind([(source, item) for item in source.items()]))
-    assert all(line.isprintable() for line in lines)
+    items = source.items()
+    kinds = checkpoint_kind([(source, item) for item in items])
+    assert is_printable(checkpoint_rows(items, kinds, "a"))
 
 
 _KINDS = ["save", "durable", "published", "began", "ended", "attempt_ended", "store_failed"]
@@ -230,16 +230,25 @@ def test_a_run_may_have_noted_anything(place, events, command):
     run(*command.split(), "--dir", str(root))
 
 
+def is_printable(rows):
+    """Whether no line of a pane has what a terminal may act on, in a narrow pane and a wide one."""
+    return all(
+        rows.draw(index, width, "").plain.isprintable()
+        for width in (30, 120)
+        for index in range(len(rows))
+    )
+
+
 def look_into(root, made, command):
     """Run a command that reads a file of tensors; and show it as the explorer does."""
     run("checkpoints", *command, "--dir", str(root))
     source = DirectoryCheckpoints(Path(root))
     (item,) = [item for item in source.items() if item.name == "c"]
     try:
-        lines = file_lines(source, item, made.manifest.files[0])
+        rows = file_preview(source, item, made.manifest.files[0])
     except CheckpointError:
         return
-    assert all(line.plain.isprintable() for line in lines)
+    assert is_printable(rows)
 
 
 OF_TENSORS = [

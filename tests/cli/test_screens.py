@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 
 import pytest
 import torch
+from explorer_pilot import explored
 from safetensors.torch import save
 
-from bt_lightning.cli.explore.explorer import Explorer
 from bt_lightning.log_kinds import EVENTS
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.path_layout import job_prefix
@@ -143,42 +142,40 @@ def test_the_screens_of_a_directory(cli, root, golden, tmp_path, monkeypatch):
 
 
 STEPS = {
-    "list": (),
-    "list-filtered": ("2", "0"),
-    "list-marked": ("escape", "ctrl+d", "down"),
-    "difference": ("ctrl+d",),
-    "manifest": ("left", "ctrl+o"),
-    "files": ("left", "home", "down", "enter"),
+    "checkpoints": (),
+    "filtered": ("slash", "2", "0", "enter"),
+    "sorted": ("escape", "s", "S"),
+    "files": ("enter",),
     "tensors": ("end", "up", "enter"),
-    "tensors-sideways": ("shift+right",),
-    "text": ("left", "end", "enter"),
-    "url": ("left", "right"),
-    "keys": ("q", "question_mark"),
+    "text": ("escape", "end", "enter"),
+    "manifest": ("1", "o"),
+    "marked": ("1", "space"),
+    "delete": ("D",),
+    "protect": ("n", "p"),
+    "export": ("escape", "e"),
+    "actions": ("escape", "a"),
+    "difference": ("escape", "home", "d"),
+    "keys": ("question_mark",),
 }
+WAITS = {"delete": "This frees", "difference": "moved by"}
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("width", [60, 100, 200])
 def test_the_screens_of_the_explorer(root, golden, tmp_path, monkeypatch, width):
     monkeypatch.setenv("BT_TRAINING_JOB_ID", "job-7")
     shown = []
 
-    async def walk():
-        app = Explorer(DirectoryCheckpoints(root))
-        async with app.run_test(size=(width, 20)) as pilot:
-            for name, keys in STEPS.items():
-                await pilot.press(*keys)
-                for _ in range(3):  # a key opens a screen, that begins to read, and shows it
-                    await pilot.pause()
-                    await app.workers.wait_for_complete()
-                await pilot.pause()
-                strips = app.screen._compositor.render_strips()
-                lines = [strip.text.rstrip() for strip in strips]
-                shown.append("\n".join([f"==== {name}", *lines]))
+    async def walk(it):
+        for name, keys in STEPS.items():
+            await it.press(*keys)
+            if name in WAITS:
+                await it.shows(WAITS[name])
+                await it.until(lambda: it.main.under_way is None)
+                await it.settled()
+            shown.append(f"==== {name}\n{it.text()}")
 
-    asyncio.run(walk())
-    text = "\n".join(shown)
-    text = re.sub(
-        r"file:.*?(?=\n\s*\n)", "<url>", text, flags=re.DOTALL
-    )  # as long as the folder's name,
-    text = re.sub(r"\n\s*\n", "\n", text)  # so that fewer lines are empty
+    monkeypatch.chdir(root)
+    explored(DirectoryCheckpoints(root), walk, size=(width, 24))
+    text = re.sub(r"(?m)^( job-7|.*job-7  ).*$", r"\1", "\n".join(shown))  # the folder's name
+    text = re.sub(r"where  .*?(│|┃)", r"where  \1", text)
     golden(f"explorer-{width}.txt", text, tmp_path)

@@ -122,8 +122,8 @@ def test_the_explorer_keeps_the_order_that_was_asked_for(root):
     assert b"\x1b[?1049h" not in wrong.shown
     for order, first in (("asc", b"checkpoint-3"), ("desc", b"checkpoint-20")):
         listed = Terminal("checkpoints", "list", "--dir", root, "--sort", "step", "--order", order)
-        listed.until(b"generation")
-        listed.type(b"\x0f")  # ctrl+o: the manifest of what is chosen, which is the first
+        listed.until(b"digest")
+        listed.type(b"o")  # the manifest of what is chosen, which is the first
         listed.until(first + b": manifest")
         listed.type(b"\x03")
         assert listed.ended() == 0

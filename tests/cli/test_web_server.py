@@ -183,8 +183,6 @@ async def walk(tab, url):
     await tab.call("Network.enable")
     await tab.call("Page.navigate", url=url)
     await tab.shows(b"checkpoint-20")
-    focus = "document.querySelector('.xterm-helper-textarea').focus()"
-    await tab.call("Runtime.evaluate", expression=focus)
     for kind in ("keyDown", "keyUp"):
         await tab.call(
             "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter",

@@ -116,9 +116,11 @@ def list_checkpoints(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port of --web; 0 takes any free one."
 )
 def explore(checkpoint: str | None, target: Target, web: bool, port: int) -> None:
-    """Explore checkpoints, their files and tensors, and compare two of them.
+    """Explore checkpoints, their files and tensors, compare them, and look after them.
 
-    CHECKPOINT is an id to begin with, or bt://project[@job][/checkpoint]. Press ? for the keys.
+    CHECKPOINT is an id to begin with, or bt://project[@job][/checkpoint]. Press ? for the keys, a
+    for what can be done: protect, delete, download, verify, copy, export. What changes anything
+    asks first.
     """
     from bt_lightning.manage.find_target import split_bt_url
     from bt_lightning.uri import is_bt
@@ -195,15 +197,19 @@ def files(checkpoint: str, target: Target, output_format: str) -> None:
 @click.argument("before")
 @click.argument("after", default="latest")
 @target_options
+@click.option(
+    "--norms", is_flag=True, help="Say how far each changed tensor moved, the largest first."
+)
 @format_option
-def diff(before: str, after: str, target: Target, output_format: str) -> None:
+def diff(before: str, after: str, target: Target, norms: bool, output_format: str) -> None:
     """Compare the tensors of two checkpoints: added, removed, reshaped, changed.
 
     Exits with 1 if they differ. Digests show most equal tensors; only the others are read.
     """
     from bt_lightning.cli.render.checkpoint_details import render_difference as shown
 
-    if shown(one_checkpoint(target, before), one_checkpoint(target, after), output_format):
+    pair = (one_checkpoint(target, before), one_checkpoint(target, after))
+    if shown(*pair, output_format, with_norms=norms):
         sys.exit(1)
 
 

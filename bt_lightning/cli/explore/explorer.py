@@ -6,43 +6,64 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import Binding
+from textual.theme import Theme
 
-from bt_lightning.cli.explore.screens import FilesScreen, PickScreen
+from bt_lightning.cli.explore.main_screen import MainScreen
+from bt_lightning.cli.explore.styles import STYLES
 from bt_lightning.manage.checkpoint_items import find
 
 if TYPE_CHECKING:
     from bt_lightning.manage.checkpoint_items import JobCheckpoints
 
+_THEME = Theme(
+    name="terminal",
+    primary="ansi_blue",
+    secondary="ansi_cyan",
+    warning="ansi_magenta",
+    error="ansi_red",
+    success="ansi_green",
+    accent="ansi_green",
+    foreground="ansi_default",
+    background="ansi_default",
+    surface="ansi_default",
+    panel="ansi_default",
+    boost="ansi_default",
+)
+"""The terminal's own colours: readable wherever its text is, on dark and on light."""
+
 
 class Explorer(App[None]):
-    """Explores the checkpoints of one job. Only reads, with one thread at a time."""
+    """Explores the checkpoints of a job, and looks after them.
+
+    What changes anything asks first. Files are read and actions run in threads.
+    """
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "bt-lightning"
-    CSS = """
-    Screen { layers: base; }
-    #title { height: 1; text-style: bold; background: $panel; padding: 0 1; }
-    #filter { height: 1; border: none; padding: 0 1; background: $surface; }
-    #foot { height: auto; max-height: 6; background: $panel; padding: 0 1; }
-    #hints { height: 1; color: $text-muted; padding: 0 1; }
-    #page { padding: 1 2; }
-    """
+    CSS = STYLES
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "Quit", priority=True)]
 
     def __init__(
-        self, source: JobCheckpoints, name: str | None = None, order: tuple[str, str] | None = None
+        self,
+        source: JobCheckpoints,
+        name: str | None = None,
+        order: tuple[str, str] | None = None,
+        *,
+        is_live: bool = True,
     ) -> None:
         """`name` is the checkpoint to begin with; `order` is a sort key, and `asc` or `desc`.
 
+        With `is_live`, checkpoints are listed again by themselves.
+
         Raises `CheckpointNotFoundError`, before any screen is drawn, if there is no such name.
         """
-        super().__init__()
-        self.source = source
+        super().__init__(ansi_color=True)
+        self.is_live = is_live
         self._first = None if name is None else find(source, name)
-        self._order = order
+        self._source, self._order = source, order
 
     def on_mount(self) -> None:
-        """Show the list, then the first checkpoint if one is named."""
-        self.push_screen(PickScreen(self.source, self._order))
-        if self._first is not None:
-            self.push_screen(FilesScreen(self.source, self._first))
+        """Show the main screen."""
+        self.register_theme(_THEME)
+        self.theme = _THEME.name
+        self.push_screen(MainScreen(self._source, self._order, self._first))

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 from rich.syntax import Syntax
 from rich.text import Text
 
-from bt_lightning.cli.explore.view_text import tensor_lines, whole_tensor_lines
+from bt_lightning.cli.explore.table_rows import TextRows
+from bt_lightning.cli.explore.tensor_rows import tensor_rows
 from bt_lightning.cli.render.text import printable
 from bt_lightning.human_units import human_size
 from bt_lightning.manage.file_contents import has_tensors, tensors_of
+from bt_lightning.manage.listed_tensors import ListedTensor
 from bt_lightning.manage.verified_reads import open_reader, read_file
 from bt_lightning.manage.whole_tensors import read_shards
 from bt_lightning.path_layout import SHARDS
 
 if TYPE_CHECKING:
+    from bt_lightning.cli.explore.table_rows import Rows
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manifest import FileEntry
 
@@ -37,23 +40,25 @@ _LEXERS = {
 }
 
 
-def file_lines(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> list[Text]:
-    """The lines to show of a file; of the index of shards, the whole tensors.
+def file_preview(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> Rows:
+    """What to show of a file; of the index of shards, the whole tensors.
 
     Raises:
         CheckpointError: the file cannot be read, or is damaged.
     """
-    if entry.path == SHARDS and item.manifest.is_sharded:
+    path = entry.path
+    if path == SHARDS and item.manifest.is_sharded:
         with open_reader(source, item) as reader:
             shards = read_shards(reader, item, is_verified=False)
-        return whole_tensor_lines(list(shards.tensors.values()))
-    if has_tensors(entry.path):
+        return tensor_rows([ListedTensor(path, t.tensor, t) for t in shards.tensors.values()], {})
+    if has_tensors(path):
         with open_reader(source, item) as reader:
-            return tensor_lines(tensors_of(reader, item, entry))
+            header = tensors_of(reader, item, entry)
+        return tensor_rows([ListedTensor(path, t, None) for t in header.tensors], header.metadata)
     if entry.size >= _MAX_TEXT_BYTES:
         size = human_size(entry.size)
-        return [Text(f"{size} are not shown here: right, in the list, shows its URL")]
-    return text_lines(entry.path, read_file(source, item, entry))
+        return TextRows([Text(f"{size} are not shown here: u shows the URL, g downloads")])
+    return TextRows(text_lines(path, read_file(source, item, entry)))
 
 
 def text_lines(path: str, data: bytes) -> list[Text]:
@@ -71,7 +76,7 @@ def text_lines(path: str, data: bytes) -> list[Text]:
     if lexer is None or len(clean) > _HIGHLIGHTED or len(lines) > _MAX_LINES:
         more = [f"... and {len(lines) - _MAX_LINES:,} more lines"] * (len(lines) > _MAX_LINES)
         return [Text(line, no_wrap=True) for line in (*clean.split("\n"), *more)]
-    drawn = Syntax("", lexer, theme="ansi_dark").highlight(clean)
+    drawn = Syntax("", lexer, theme="ansi_light").highlight(clean)
     return list(drawn.split("\n", allow_blank=True))
 
 

@@ -1,19 +1,22 @@
-"""Fuzzy matching: the texts that contain typed letters in order. Pure."""
+"""Matching of a typed filter with names. Pure."""
 
 from __future__ import annotations
 
-import itertools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def fuzzy(query: str, text: str) -> tuple[int, tuple[int, ...]] | None:
-    """The cost of matching `text`, and the positions of the letters; None if it does not match.
+def letters_found(query: str, text: str) -> tuple[int, ...] | None:
+    """The positions of the letters of `query` in `text`, together or in order; None: not there.
 
-    Smaller is better: adjacent and early letters match best. Case is ignored.
+    Case is ignored, and so are spaces where the letters are not together.
     """
     needle, haystack = query.lower(), text.lower()
     start = haystack.find(needle)
     if start >= 0:
-        return start, tuple(range(start, start + len(needle)))
+        return tuple(range(start, start + len(needle)))
     places: list[int] = []
     start = 0
     for letter in needle:
@@ -24,14 +27,13 @@ def fuzzy(query: str, text: str) -> tuple[int, tuple[int, ...]] | None:
             return None
         places.append(at)
         start = at + 1
-    gaps = sum(b - a - 1 for a, b in itertools.pairwise(places))
-    return 1000 + 10 * gaps + (places[0] if places else 0), tuple(places)
+    return tuple(places)
 
 
-def best_matches(query: str, texts: list[str]) -> list[int]:
-    """Indices of the texts that match, best first; equal matches keep their order."""
-    if not query.strip():
-        return list(range(len(texts)))
-    found = ((fuzzy(query, text), index) for index, text in enumerate(texts))
-    scored = [(fit[0], index) for fit, index in found if fit is not None]
-    return [index for _, index in sorted(scored)]
+def matching(query: str, names: Sequence[str]) -> list[int]:
+    """Indices of the names that have the letters of `query` together; else, in order."""
+    needle = query.strip().lower()
+    together = [index for index, name in enumerate(names) if needle in name.lower()]
+    if together:
+        return together
+    return [i for i, name in enumerate(names) if letters_found(needle, name) is not None]

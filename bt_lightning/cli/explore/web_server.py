@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _COOKIE = "bt_lightning"
 _FOREIGN_LINK = re.compile(r"<link\b[^>]*\bhref=\"https://[^>]*>")
+_FOCUS = """
+<script>
+  const focusKeys = () => document.querySelector(".xterm-helper-textarea")?.focus();
+  new MutationObserver((_, observer) => {
+    if (document.querySelector(".xterm-helper-textarea")) { observer.disconnect(); focusKeys(); }
+  }).observe(document, { childList: true, subtree: true });
+  addEventListener("focus", focusKeys);
+  addEventListener("pageshow", focusKeys);
+</script>
+"""
+"""Gives the terminal the keys as soon as it is there, and whenever its window gets them."""
 _LOCAL = "'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 """Content sources of the page: itself, and this server."""
 
@@ -71,7 +82,8 @@ class RequestGuard:
         answer.headers["Content-Security-Policy"] = f"default-src {_LOCAL} {socket_url}"
         answer.headers["Referrer-Policy"] = "no-referrer"
         if isinstance(answer, web.Response) and answer.content_type == "text/html":
-            answer.text = _FOREIGN_LINK.sub("", answer.text or "")
+            page = _FOREIGN_LINK.sub("", answer.text or "")
+            answer.text = page.replace("</head>", f"{_FOCUS}</head>", 1)
         return answer
 
 

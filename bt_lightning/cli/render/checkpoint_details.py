@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bt_lightning.cli.render.checkpoint_table import records
-from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, table
+from bt_lightning.cli.render.table_csv_json import Column, as_csv, as_json, json_number, table
 from bt_lightning.cli.render.text import printable
-from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.human_units import human_size
-from bt_lightning.manage.compare_tensors import compare_items
-from bt_lightning.manage.file_contents import has_tensors, tensors_of
+from bt_lightning.manage.compare_tensors import compare_items, compare_with_norms
+from bt_lightning.manage.listed_tensors import list_tensors, totals_by_role
 from bt_lightning.manage.verified_reads import open_reader
-from bt_lightning.manage.whole_tensors import read_shards
-from bt_lightning.path_layout import SHARDS
 from bt_lightning.tensor_files.tensor_headers import by_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
-    from bt_lightning.manage.tensor_bytes import StoredTensor
+    from bt_lightning.manage.listed_tensors import ListedTensor, RoleTotals
     from bt_lightning.manifest import Manifest
-    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.tensor_files.tensor_headers import Difference, Tensor
 
 _MAX_ROWS = 1000
 """Rows of a table: more take minutes to draw."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShownTensor:
-    """A whole tensor and the file that says where it is."""
-
-    file: str
-    tensor: Tensor
-    stored: StoredTensor | None
-    """Of a tensor in shards."""
-
-    @property
-    def divided(self) -> str:
-        """How ranks divide it; empty if it is in one file by design."""
-        return "" if self.stored is None else self.stored.divided
 
 
 def render_details(
@@ -102,9 +83,8 @@ def render_details(
         totals = by_module((one.tensor for one in tensors), 2)
         title = "Tensors by module (--tensors shows each)"
         table(title, _MODULE_COLUMNS, list(totals.items()), _MAX_ROWS)
-    count = sum(one.tensor.count for one in tensors)
-    size = human_size(sum(one.tensor.size for one in tensors))
-    click.echo(f"Tensors: {len(tensors)}  |  Parameters: {count:,}  |  Size: {size}")
+    for line in role_lines(totals_by_role(tensors)):
+        click.echo(line)
 
 
 def render_files(item: CheckpointItem, output_format: str) -> None:
@@ -122,9 +102,12 @@ def render_difference(
     before: tuple[JobCheckpoints, CheckpointItem],
     after: tuple[JobCheckpoints, CheckpointItem],
     output_format: str,
+    *,
+    with_norms: bool = False,
 ) -> bool:
     """Print the differences between the tensors of two checkpoints; return whether any exist."""
-    found = compare_items(*before, *after)
+    found = compare_with_norms(before, after) if with_norms else compare_items(*before, *after)
+    cells = (*_DIFF_CELLS, *_NORM_CELLS) if with_norms else _DIFF_CELLS
     if output_format == "json":
         as_json(
             {
@@ -136,17 +119,20 @@ def render_difference(
                         "kind": d.kind,
                         "before": None if d.before is None else _tensor_record(d.before),
                         "after": None if d.after is None else _tensor_record(d.after),
+                        **({"norms": _norms_record(d)} if with_norms else {}),
                     }
                     for d in found
                 ],
             }
         )
     elif output_format == "csv":
-        as_csv(("Name", "Kind", "Before", "After"), [[c(d) for c in _DIFF_CELLS] for d in found])
+        titles = ("Name", "Kind", "Before", "After", *(("Norm", "Relative") * with_norms))
+        as_csv(titles, [[cell(d) for cell in cells] for d in found])
     elif not found:
         click.echo("The tensors are the same, to the byte.")
     else:
-        table(f"{before[1].name} -> {after[1].name}", _DIFF_COLUMNS, found, _MAX_ROWS)
+        columns = (*_DIFF_COLUMNS, *_NORM_COLUMNS) if with_norms else _DIFF_COLUMNS
+        table(f"{before[1].name} -> {after[1].name}", columns, found, _MAX_ROWS)
     return bool(found)
 
 
@@ -181,31 +167,12 @@ def _files(item: CheckpointItem) -> list[dict[str, Any]]:
     ]
 
 
-def _tensors(source: JobCheckpoints, item: CheckpointItem) -> list[ShownTensor]:
-    """The tensors of all files; those in shards whole."""
+def _tensors(source: JobCheckpoints, item: CheckpointItem) -> list[ListedTensor]:
+    """The tensors of all files; those in shards whole. Files that are left out are said."""
     with open_reader(source, item) as reader:
-        return _tensors_of(reader, item)
-
-
-def _tensors_of(reader: CheckpointReader, item: CheckpointItem) -> list[ShownTensor]:
-    found: list[ShownTensor] = []
-    of_ranks: set[str] = set()
-    if item.manifest.is_sharded:
-        try:
-            shards = read_shards(reader, item, is_verified=False)
-        except (CheckpointCorruptError, CheckpointNotFoundError) as error:
-            click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
-        else:
-            of_ranks = {*shards.index.files.values()}
-            found = [ShownTensor(SHARDS, one.tensor, one) for one in shards.tensors.values()]
-    for entry in item.manifest.files:
-        if has_tensors(entry.path) and entry.path not in of_ranks:
-            try:
-                header = tensors_of(reader, item, entry)
-            except (CheckpointCorruptError, CheckpointNotFoundError) as error:
-                click.secho(f"left out: {printable(str(error))}", fg="yellow", err=True)
-            else:
-                found += [ShownTensor(entry.path, tensor, None) for tensor in header.tensors]
+        found, left_out = list_tensors(reader, item)
+    for reason in left_out:
+        click.secho(f"left out: {printable(reason)}", fg="yellow", err=True)
     return found
 
 
@@ -219,7 +186,7 @@ def _tensor_record(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _division(one: ShownTensor) -> dict[str, Any]:
+def _division(one: ListedTensor) -> dict[str, Any]:
     """How a tensor in shards is divided."""
     if one.stored is None:
         return {}
@@ -230,10 +197,30 @@ def _division(one: ShownTensor) -> dict[str, Any]:
     return {"divided": one.stored.divided, "boxes": boxes}
 
 
-def _tensor_cells(one: ShownTensor) -> list[object]:
+def _tensor_cells(one: ListedTensor) -> list[object]:
     tensor, shape = one.tensor, json.dumps(one.tensor.shape)
     cells = [one.file, tensor.name, tensor.dtype, shape, tensor.count, tensor.size]
     return [*cells, one.divided]
+
+
+def role_lines(totals: Sequence[RoleTotals]) -> list[str]:
+    """The model's parameters, and apart from them the values of each other part of the state."""
+    cells = [
+        (
+            one.role,
+            f"{one.count:,}",
+            "parameters" if one.role == "model" else "values",
+            human_size(one.size),
+            f"{one.number:,} tensor{'' if one.number == 1 else 's'}",
+        )
+        for one in totals
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        f"{role:<{widths[0]}}  {count:>{widths[1]}} {what:<{widths[2]}}  {size:>{widths[3]}}"
+        f"  {number}"
+        for role, count, what, size, number in cells
+    ]
 
 
 def shards_text(manifest: Manifest) -> str:
@@ -249,6 +236,29 @@ def shards_text(manifest: Manifest) -> str:
 def shape_text(tensor: Tensor) -> str:
     """A tensor's shape as `2 x 3`, or `scalar`."""
     return " x ".join(map(str, tensor.shape)) or "scalar"
+
+
+def _norms_record(difference: Difference) -> dict[str, Any] | None:
+    """The norms of a difference as JSON: numbers that JSON lacks are null."""
+    norms = difference.norms
+    if norms is None:
+        return None
+    return {
+        "difference": json_number(norms.difference),
+        "before": json_number(norms.before),
+        "largest": json_number(norms.largest),
+    }
+
+
+def norm_text(difference: Difference) -> str:
+    """How far a tensor moved; empty if that is not known."""
+    return "" if difference.norms is None else f"{difference.norms.difference:.3g}"
+
+
+def relative_text(difference: Difference) -> str:
+    """How far a tensor moved, as a part of what it was."""
+    part = None if difference.norms is None else difference.norms.relative
+    return "" if part is None else f"{part:.2%}"
 
 
 def _dtype_and_shape(tensor: Tensor | None) -> str:
@@ -285,4 +295,9 @@ _DIFF_COLUMNS = tuple(
     for title, cell, rank in zip(
         ("Tensor", "Is", "Before", "After"), _DIFF_CELLS, (0, 0, 1, 2), strict=True
     )
+)
+_NORM_CELLS: Sequence[Callable[[Difference], str]] = (norm_text, relative_text)
+_NORM_COLUMNS = (
+    Column("Norm", norm_text, right=True),
+    Column("Relative", relative_text, right=True, rank=3),
 )
