@@ -37,6 +37,8 @@ class Run:
     host: str = ""
     end: str = ""
     """`ended`, `failed`, `preempted`; empty if it ended without a word, or goes on."""
+    outcome: str = ""
+    """How its process ended, as the job's runner saw it: `failed with signal 9`; or empty."""
     last_at: float = 0.0
     """When it was last heard of."""
     last_step: int = 0
@@ -99,6 +101,7 @@ def run_history(
     failures: list[tuple[float, str]] = []
     durable: dict[str, Durable] = {}
     saves, waited_s, known = 0, 0.0, False
+    watched: Run | None = None  # of the attempt that the runner is at
     for event in ordered:
         kind, at = event.get("event"), _number(event.get("at"))
         known = known or kind != "metrics"
@@ -107,7 +110,12 @@ def run_history(
             run.last_step = run.began_step
             run.steps.append((at, run.began_step))
             runs.append(run)
+            watched = run
             continue
+        if kind in {"attempt_began", "attempt_ended"}:
+            if watched is not None and kind == "attempt_ended":
+                watched.outcome = attempt_end(event)
+            watched = None
         if runs:
             _note(runs[-1], event, at)
         if kind == "save":
@@ -157,10 +165,14 @@ def _failure(event: dict[str, Any]) -> str | None:
     if kind == "ended" and event.get("failed"):
         return "the training ended with an error"
     if kind == "attempt_ended" and event.get("outcome") in ("failed", "preempted"):
-        number, code = event.get("signal"), event.get("exit_code")
-        how = f"signal {number}" if number else f"exit code {code}"
-        return f"attempt {event.get('number')}: {event['outcome']} with {how}"
+        return f"attempt {event.get('number')}: {attempt_end(event)}"
     return None
+
+
+def attempt_end(event: dict[str, Any]) -> str:
+    """How an attempt of a job ended, by its event: `failed with signal 9`."""
+    number, code = event.get("signal"), event.get("exit_code")
+    return f"{event.get('outcome')} with {f'signal {number}' if number else f'exit code {code}'}"
 
 
 def _note_durable(found: dict[str, Durable], event: dict[str, Any], at: float) -> None:

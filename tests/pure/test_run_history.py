@@ -54,6 +54,20 @@ def test_a_restart_tells_what_was_lost():
     ]
 
 
+def test_the_runner_tells_how_a_run_ended_that_could_not():
+    """And nothing of a run whose machine died with the runner."""
+    ended = {"event": "attempt_ended", "number": 0, "outcome": "failed"}
+    again = {"event": "attempt_began", "number": 1}
+    events = [began(0.0, 0), {**ended, "at": 5.0, "signal": 9}, {**again, "at": 6.0}]
+    events += [began(7.0, 0), {**again, "at": 90.0}, {**ended, "at": 91.0, "exit_code": 1}]
+    told = run_history(events)
+    assert [run.outcome for run in told.runs] == ["failed with signal 9", ""]
+    assert [text for _, text in told.failures] == [
+        "attempt 0: failed with signal 9",
+        "attempt 0: failed with exit code 1",
+    ]
+
+
 def test_a_run_that_ended_well_is_no_restart_and_loses_nothing():
     events = [began(0.0, 0), {"event": "ended", "at": 9.0, "failed": False, "step": 9}]
     events += [began(10.0, 0), {"event": "ended", "at": 19.0, "failed": True, "step": 9}]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bt_lightning.cli.render.text import printable
 from bt_lightning.human_units import human_duration, human_size
+from bt_lightning.manage.run_history import attempt_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,12 +45,6 @@ def _save(event: dict[str, Any]) -> str:
 def _ended(event: dict[str, Any]) -> str:
     how = "with an error" if event.get("failed") else "well"
     return f"{how}, newest {event.get('checkpoint')}, step {event.get('step')}"
-
-
-def attempt_end(event: dict[str, Any]) -> str:
-    """How an attempt of a job ended, by its event: `failed with signal 9`."""
-    number, code = event.get("signal"), event.get("exit_code")
-    return f"{event.get('outcome')} with {f'signal {number}' if number else f'exit code {code}'}"
 
 
 def _durable(event: dict[str, Any], where: str, seconds: object) -> str:

@@ -172,7 +172,7 @@ def _run_row(number: int, run: Run, *, is_last: bool) -> list[str]:
         f"{run.began_step:,}",
         f"{run.last_step:,}",
         human_duration(max(0.0, run.last_at - run.began_at)),
-        end or (silent if is_last else "without a word"),
+        end or run.outcome or (silent if is_last else "without a word"),
         again,
     ]
 

@@ -180,7 +180,7 @@ def _path(points: Sequence[Point], across: Scale, up: Scale, css: str) -> str:
     for line in thinned(points, _BUCKETS):
         places = [f"{SIDE * across.at(x):.1f} {SIDE - SIDE * up.at(y):.1f}" for x, y in line]
         drawn.append(f"M{'L'.join(places)}")
-        if len(points) <= _FEW_POINTS or len(places) == 1:
+        if (len(points) <= _FEW_POINTS and "faint" not in css) or len(places) == 1:
             dots += [f"M{place}h0" for place in places]
     shape = f'<path class="{css}" d="{"".join(drawn)}"/>' if drawn else ""
     return shape + (f'<path class="{css} dot" d="{"".join(dots)}"/>' if dots else "")
