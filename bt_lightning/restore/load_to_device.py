@@ -11,7 +11,8 @@ import torch
 
 from bt_lightning.snapshot import device_streams
 from bt_lightning.snapshot.safetensors_layout import tensor_bytes
-from bt_lightning.store.transfer.parallel_reads import copy_bytes, in_huge_pages
+from bt_lightning.store.transfer.fresh_memory import fresh_memory
+from bt_lightning.store.transfer.parallel_reads import copy_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,20 @@ if TYPE_CHECKING:
     Fill = Callable[[Sequence[memoryview]], object]
 
 log = logging.getLogger(__name__)
+_ALIGNMENT: Final = 64
+"""Bytes, as of all CPU tensors of torch's allocator: elsewhere kernels may add in another order."""
 
 
 class TensorMemory(Protocol):
     """A kind of memory for tensors. Its methods are called by several threads at once."""
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:
-        """A contiguous uninitialised tensor; `large` gives it a memory mapping of its own."""
+    def empty(
+        self, shape: Sequence[int], dtype: torch.dtype, *, large: bool, offset: int = 0
+    ) -> torch.Tensor:
+        """A contiguous uninitialised tensor; `large` gives it a memory mapping of its own.
+
+        `offset` is that of its bytes in the file that they are read from.
+        """
 
     def flat(self, tensor: torch.Tensor) -> Any:
         """The bytes of a non-empty tensor; slices of it are `targets` of `receive`."""
@@ -37,12 +45,15 @@ class TensorMemory(Protocol):
 class HostMemory:
     """Host memory: bytes are written directly into the tensors."""
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:
-        """A CPU tensor, in huge pages if `large`."""
+    def empty(
+        self, shape: Sequence[int], dtype: torch.dtype, *, large: bool, offset: int = 0
+    ) -> torch.Tensor:
+        """A CPU tensor; if `large`, its pages are those of the file where its items allow it."""
         if not large:
             return torch.empty(shape, dtype=dtype, device="cpu")
         size = torch.Size(shape).numel() * dtype.itemsize
-        memory = torch.frombuffer(in_huge_pages(size), dtype=torch.uint8)
+        phase = 0 if offset % _ALIGNMENT else offset
+        memory = torch.frombuffer(fresh_memory(size, phase), dtype=torch.uint8)
         return memory.view(dtype).view(shape)
 
     def flat(self, tensor: torch.Tensor) -> memoryview:
@@ -68,7 +79,14 @@ class DeviceMemory:
         self._stream = device_streams.current_stream(device) if cuda else None
         self._local = threading.local()
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, *, large: bool) -> torch.Tensor:  # noqa: ARG002
+    def empty(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        *,
+        large: bool,  # noqa: ARG002
+        offset: int = 0,  # noqa: ARG002
+    ) -> torch.Tensor:
         """A tensor on the device, allocated for the caller's stream."""
         with self._on_device():
             return torch.empty(shape, dtype=dtype, device=self._device)

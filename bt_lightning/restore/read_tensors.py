@@ -10,7 +10,8 @@ from bt_lightning.restore.file_headers import read_header
 from bt_lightning.restore.load_to_device import HOST
 from bt_lightning.store.transfer.byte_ranges import ranges_to_end
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
-from bt_lightning.store.transfer.parallel_reads import HUGE_BYTES, Scratch, in_parallel, scatter
+from bt_lightning.store.transfer.fresh_memory import HUGE_BYTES
+from bt_lightning.store.transfer.parallel_reads import Scratch, in_parallel, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -94,7 +95,7 @@ class _File:
         large = largest({slot.name: slot.size for slot in slots})
         for slot, slot_memory in slots.items():
             file = f"{checkpoint}/{entry.path}"
-            tensor = _allocated(slot, file, slot_memory, large=slot.name in large)
+            tensor = _allocated(slot, file, slot_memory, large=slot.name in large, begin=begin)
             self.tensors[slot.name] = tensor
             if slot.end > slot.begin:
                 self._starts.append(begin + slot.begin)
@@ -153,9 +154,11 @@ def largest(sizes: Mapping[T, int]) -> set[T]:
     return {keys[number] for _, number in sorted(large)[:_MOST_HUGE]}
 
 
-def _allocated(slot: Slot, file: str, memory: TensorMemory, *, large: bool) -> torch.Tensor:
+def _allocated(
+    slot: Slot, file: str, memory: TensorMemory, *, large: bool, begin: int
+) -> torch.Tensor:
     try:
-        return memory.empty(slot.shape, slot.dtype, large=large)
+        return memory.empty(slot.shape, slot.dtype, large=large, offset=begin + slot.begin)
     except (RuntimeError, TypeError) as error:
         if slot.size:
             msg = f"no memory for the tensor {slot.name!r} of {slot.size:,} bytes of {file}"

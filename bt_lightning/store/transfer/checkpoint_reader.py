@@ -28,7 +28,17 @@ from bt_lightning.localdir.sidecars import content_directory
 from bt_lightning.manifest import BLOCK_BYTES, Manifest
 from bt_lightning.path_layout import MANIFEST, under
 from bt_lightning.store.transfer.block_verifier import BlockVerifier, cut, wrong_blocks
+from bt_lightning.store.transfer.direct_reads import (
+    LEAST_BYTES,
+    PAGE,
+    NoDirectReads,
+    is_cached,
+    open_direct,
+    read_direct,
+)
 from bt_lightning.store.transfer.file_source import PIECE_BYTES
+from bt_lightning.store.transfer.fresh_memory import give_pages
+from bt_lightning.store.transfer.parallel_reads import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +110,7 @@ def read_verified(
         CheckpointCorruptError: a block differs after three reads; `targets` hold garbage then.
         StoreError: the store refused.
     """
+    give_pages(targets)
     verifier = BlockVerifier(entry, offset, targets)
     reader.read_into(entry, offset, targets, verifier)
     wrong = verifier.wrong_blocks()
@@ -188,7 +199,10 @@ class FilesReader:
         self.manifest = manifest
         many = self.manifest.size > _ALONE_BYTES
         self.connections = min(_MOST_READERS, len(os.sched_getaffinity(0))) if many else 1
-        self._files = OpenFiles()
+        self._files, self._direct = OpenFiles(), OpenFiles()
+        self._only_cached: set[str] = set()
+        """Paths of files that cannot be read past the page cache."""
+        self._scratch = Scratch()
         self._held: int | None = None
         self._at: int | None = None  # the directory itself: another one may have its name by now
         self._opening = threading.Lock()
@@ -204,12 +218,13 @@ class FilesReader:
             pass
 
     def expect(self, entry: FileEntry, offset: int, size: int) -> None:
-        """Let the kernel read these bytes into its cache, beside what this process does."""
-        with (
-            self._file(entry) as file,
-            contextlib.suppress(OSError),
-        ):  # a hint
-            os.posix_fadvise(file, offset, size, os.POSIX_FADV_WILLNEED)
+        """Let the kernel read bytes into its cache, beside what this process does.
+
+        Not those that are read past it.
+        """
+        with self._file(entry) as file, contextlib.suppress(OSError):  # a hint
+            if not self._reads_past_cache(entry, offset, size):
+                os.posix_fadvise(file, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read_into(
         self,
@@ -218,9 +233,13 @@ class FilesReader:
         targets: Sequence[memoryview],
         on_progress: ReadProgress = int,  # noqa: ARG002 - one block is read at a time
     ) -> None:
-        """Read the file from `offset` on."""
+        """Read the file from `offset` on, past the page cache where that is not to be had there."""
         left = list(targets)
         with self._file(entry) as file:
+            size = sum(map(len, left))
+            if self._reads_past_cache(entry, offset, size) and not is_cached(file, offset, size):
+                count = self._read_direct(file, entry, offset, left)
+                offset, left = offset + count, cut(left, count, size)
             while left:
                 count = os.preadv(file, left[:_MOST_TARGETS], offset)
                 if not count:
@@ -228,6 +247,23 @@ class FilesReader:
                     raise CheckpointCorruptError(msg)
                 offset += count
                 left = cut(left, count, entry.size)
+
+    def _reads_past_cache(self, entry: FileEntry, offset: int, size: int) -> bool:
+        large = size >= LEAST_BYTES and not offset % PAGE
+        return large and entry.path not in self._only_cached
+
+    def _read_direct(
+        self, file: int, entry: FileEntry, offset: int, targets: Sequence[memoryview]
+    ) -> int:
+        """Fill `targets`; return the number of bytes, 0 if the file system refuses direct reads."""
+        buffer = self._scratch.view(-(-sum(map(len, targets)) // PAGE) * PAGE)
+        try:
+            with self._direct.use(entry.path, lambda: open_direct(file)) as direct:
+                count = read_direct(direct, offset, targets, buffer)
+        except NoDirectReads:
+            self._only_cached.add(entry.path)
+            return 0
+        return count
 
     def _file(self, entry: FileEntry) -> contextlib.AbstractContextManager[int]:
         """The descriptor of a file."""
@@ -265,6 +301,7 @@ class FilesReader:
 
     def __exit__(self, *_: object) -> None:
         self._files.close()
+        self._direct.close()
         if self._held is not None:
             os.close(self._held)
             self._held = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import threading
@@ -14,9 +13,7 @@ from bt_lightning.manifest import BLOCK_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-HUGE_BYTES = 2 * 1024 * 1024
-_FRESH = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-_TOUCHED = _FRESH | mmap.MAP_POPULATE
+_TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 """All pages are populated at once: page faults one by one would cost as much as the read."""
 _LONG_COPY = 256 * 1024
 T = TypeVar("T")
@@ -98,23 +95,3 @@ def fill(
                 on_progress(filled)
                 reported = filled
     return filled
-
-
-def in_huge_pages(size: int) -> memoryview:
-    """New memory of `size` bytes, which is freed with its last view.
-
-    It lies in huge pages where the system has them: page faults of 4 KiB each can cost more than
-    reading and hashing the bytes. Raises `MemoryError`.
-    """
-    try:
-        memory = mmap.mmap(-1, size + 2 * HUGE_BYTES, flags=_FRESH)
-    except OSError as error:
-        msg = f"no memory for {size:,} bytes"
-        raise MemoryError(msg) from error
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    first = -address % HUGE_BYTES
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None:
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(advice, first, round(size / HUGE_BYTES) * HUGE_BYTES)
-    return memoryview(memory)[first : first + size]
