@@ -14,6 +14,7 @@ from bt_lightning.lightning_plugin.trainer_ranks import ranks_of
 from bt_lightning.session.load_in_place import LoadInPlace
 from bt_lightning.session.shard_exchange import ShardExchange
 from bt_lightning.session.shard_writer import ShardWriter
+from bt_lightning.snapshot.live_optimizers import LiveOptimizers
 from bt_lightning.snapshot.live_weights import LiveWeights
 from bt_lightning.snapshot.local_shards import live_state, optimizer_state
 from bt_lightning.snapshot.module_kinds import is_fsdp1
@@ -52,7 +53,7 @@ class ShardedStrategy(TakenStrategy):
         super().__init__(trainer, io)
         self._strict = strict
         self._exchange: ShardExchange | None = None
-        self._live = LiveWeights()
+        self._live, self._optimizers = LiveWeights(), LiveOptimizers()
 
     def begin_saves(self) -> ShardWriter:
         """Called on every rank when the state is restored: from now on it saves parts."""
@@ -77,6 +78,7 @@ class ShardedStrategy(TakenStrategy):
             self._exchange.close()
         self._exchange = None
         self._live.clear()
+        self._optimizers.clear()
         super().give_back()
 
     def load_weights(self, path: str) -> dict[str, Any]:
@@ -99,8 +101,9 @@ class ShardedStrategy(TakenStrategy):
     def _optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         if self._saving is not None:
             own = getattr(optimizer, "_optimizer", optimizer)  # of a LightningOptimizer
-            named = self._module if is_fsdp1(self._module) else self._weights
-            return optimizer_state(named, own)
+            if self._live.is_fsdp1:
+                return optimizer_state(self._module, own)
+            return self._optimizers.of(self._weights, own)
         return self._stock["optimizer_state"](optimizer)  # type: ignore[no-any-return]
 
     def _save_part(self, checkpoint: dict[str, Any], filepath: str | Path, part: DrawnPart) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.snapshot.local_shards import module_state
-from bt_lightning.snapshot.module_kinds import has_stock_state, reshard
+from bt_lightning.snapshot.module_kinds import has_stock_state, is_fsdp1, reshard
 from bt_lightning.snapshot.module_tree import ModuleTree
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ class LiveWeights:
     def __init__(self) -> None:
         self._tree: ModuleTree | None = None
         self._state: dict[str, Any] = {}
+        self.is_fsdp1 = False
+        """Whether FSDP1 shards the module of the last call."""
 
     def of(self, module: torch.nn.Module) -> dict[str, Any]:
         """As `module_state`, a dict of the caller's own.
@@ -34,6 +36,7 @@ class LiveWeights:
             tree = ModuleTree(module)
             if has_stock_state(tree.modules):
                 self._tree = tree
+            self.is_fsdp1 = is_fsdp1(module)
         return dict(self._state)
 
     def clear(self) -> None:
