@@ -9,6 +9,7 @@ before the iterator of the next epoch is created. Source: measured with Lightnin
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from bt_lightning.lightning_plugin.compat_spike_detection import let_spike_detec
 from bt_lightning.lightning_plugin.compat_validation import stop_acting_before_validations
 from bt_lightning.lightning_plugin.compat_weight_averaging import finish_averaging
 from bt_lightning.lightning_plugin.inexact_notes import (
+    mute_note_of_lightning,
     notes_inside_epoch,
     notes_of_save,
     say_what_is_not_exact,
@@ -73,6 +75,7 @@ class ExactResume:
         self._reloaded = ReloadedDataloaders()
         self._stopped = StoppedEarly()
         self._saved: dict[str, Any] = {}
+        self._of_fit = ExitStack()
 
     def on_save(
         self,
@@ -171,6 +174,7 @@ class ExactResume:
 
     def reset(self, trainer: Trainer) -> None:
         """End a fit: give its dataloaders back, drop states that it did not come to restore."""
+        self._of_fit.close()
         self._mine, self._at_epoch_end, self._untrained = None, False, None
         self._loader_states = None
         self._metrics, self._epoch_metrics, self._metrics_of_ranks = {}, {}, []
@@ -221,6 +225,7 @@ class ExactResume:
         self._stopped.restore(trainer)
         if self._saved:
             known = self._position.is_known
+            self._of_fit.callback(mute_note_of_lightning())
             say_what_is_not_exact(trainer, self._saved, has_position=known)
         self._saved = {}
         self._set_generators(trainer)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.lightning_plugin import compat
@@ -12,7 +14,7 @@ from bt_lightning.lightning_plugin.compat_validation import is_between_validatio
 from bt_lightning.lightning_plugin.weight_change_watch import overrides
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lightning.pytorch import Trainer
 
@@ -47,6 +49,24 @@ def notes_of_save(trainer: Trainer, *, validates: bool) -> list[str]:
         if compat.validation_is_due(trainer) and not validates:
             found.append("unvalidated")
     return found
+
+
+def mute_note_of_lightning() -> Callable[[], None]:
+    """Let Lightning not say that a dataloader without a state makes results unreliable.
+
+    It says so of every resume inside an epoch; `say_what_is_not_exact` says it where it is so.
+    Call what this returns when the fit ends.
+    """
+    warnings.filterwarnings(
+        "ignore", message="You're resuming from a checkpoint that ended before the epoch ended"
+    )
+    added = warnings.filters[0]
+
+    def end() -> None:
+        with contextlib.suppress(ValueError):  # someone else has put back the filters
+            warnings.filters.remove(added)  # type: ignore[attr-defined]
+
+    return end
 
 
 def say_what_is_not_exact(trainer: Trainer, saved: dict[str, Any], *, has_position: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -348,3 +349,16 @@ def test_a_model_checkpoint_goes_on_with_its_score_and_its_last_save(
     assert names(tmp_path / "run") == names(tmp_path / "right")
     savers = [run.trainer.checkpoint_callback for run in (again, right)]
     assert savers[0].current_score == savers[1].current_score == 8
+
+
+def test_an_exact_resume_inside_an_epoch_is_not_called_unreliable(
+    runs: ModuleType, interrupted: Any, tmp_path: Path
+) -> None:
+    interrupted(tmp_path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        filters = [*warnings.filters]
+        assert runs.fit(tmp_path, save=EVERY_3).first_step == 6
+        ours = [each for each in warnings.filters if each not in filters]
+    assert not [each for each in said if "not resumable" in str(each.message)]
+    assert not [each for each in ours if each[1] and "resuming" in each[1].pattern]
