@@ -333,10 +333,13 @@ def test_a_disk_that_refuses_is_said_and_ends_no_screen(source, monkeypatch):
             await it.press(key)
             await it.shows("Stale")
             await it.press("escape")
-        monkeypatch.setattr(DirectoryCheckpoints, "items", refuse)
+        with monkeypatch.context() as patch:
+            patch.setattr(DirectoryCheckpoints, "items", refuse)
+            await it.press("r")
+            await it.says("Stale")
+            assert len(it.rows("checkpoints")) == 4
         await it.press("r")
-        await it.says("Stale")
-        assert len(it.rows("checkpoints")) == 4
+        await it.until(lambda: not it.status())
 
     explored(source, steps)
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -113,6 +114,26 @@ def test_a_list_on_a_terminal_is_the_explorer(root):
     listed.type(b"\x03")
     assert listed.ended() == 0
     assert b"\x1b[?1049l" in listed.shown
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])
+def test_the_explorer_has_the_terminals_own_colours_or_none(root, env):
+    """A colour of its own, as one of 24 bits, would be illegible on some light or dark terminal."""
+    shown = Terminal("checkpoints", "explore", "--dir", root, **env)
+    shown.until(b"digest")
+    shown.type(b"\x03")
+    assert shown.ended() == 0
+    codes = {
+        int(one)
+        for one in re.findall(
+            rb"(?<=[\[;])\d+(?=[;m])", b"".join(re.findall(rb"\x1b\[[\d;]*m", shown.shown))
+        )
+    }
+    attributes = {0, 1, 2, 4, 7, 22, 24, 27, 39, 49}
+    colours = {*range(30, 38), *range(90, 98)}
+    assert codes - attributes <= (set() if env else colours)
+    assert not codes.intersection({38, 48})
+    assert 7 in codes  # what is chosen is seen without a colour
 
 
 def test_the_explorer_keeps_the_order_that_was_asked_for(root):

@@ -34,6 +34,15 @@ _MOST_OPEN = 64
 """A folder of more files is closed at first."""
 
 
+def same_listing(one: Sequence[CheckpointItem], other: Sequence[CheckpointItem]) -> bool:
+    """Whether two listings show the same."""
+    return [_facts(item) for item in one] == [_facts(item) for item in other]
+
+
+def _facts(item: CheckpointItem) -> tuple[object, ...]:
+    return item.name, item.manifest.digest, item.protected, item.sync_status
+
+
 def metric_names(items: Sequence[CheckpointItem]) -> list[str]:
     """Every metric that a checkpoint has, by name."""
     return sorted({name for item in items for name in item.manifest.metrics})
@@ -121,10 +130,14 @@ def _arrows(items: Sequence[CheckpointItem], metric: str | None) -> dict[str, st
     return found
 
 
-def trend_line(items: Sequence[CheckpointItem], metric: str, width: int) -> str:
-    """One metric over a job: first value, sparkline, last value."""
+def metric_values(items: Sequence[CheckpointItem], metric: str) -> list[float]:
+    """One metric over a job, from its first checkpoint on."""
     ordered = sorted(items, key=lambda item: item.manifest.order)
-    values = [item.manifest.metrics[metric] for item in ordered if metric in item.manifest.metrics]
+    return [item.manifest.metrics[metric] for item in ordered if metric in item.manifest.metrics]
+
+
+def trend_line(values: Sequence[float], width: int) -> str:
+    """First value, sparkline, last value."""
     if not values:
         return ""
     ends = f"{values[0]:.4g}", f"{values[-1]:.4g}"
@@ -183,10 +196,10 @@ def _metric_line(
 ) -> Callable[[int], Text]:
     """One metric here, and over the job; as wide as the pane."""
     value = metric_value_text(item.manifest.metrics.get(metric)) or "-"
-    name = printable(metric)[:wide]
+    name, values = printable(metric)[:wide], metric_values(items, metric)
 
     def line(width: int) -> Text:
-        drawn = trend_line(items, metric, width - wide - 12)
+        drawn = trend_line(values, width - wide - 12)
         return Text.assemble(f"{name:<{wide}} ", (f"{value:>9}", "bold cyan"), "  ", drawn)
 
     return line

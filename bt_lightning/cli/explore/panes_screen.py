@@ -15,6 +15,8 @@ from bt_lightning.cli.explore.checkpoint_rows import (
     checkpoint_rows,
     file_rows,
     metric_names,
+    metric_values,
+    same_listing,
     trend_line,
 )
 from bt_lightning.cli.explore.contents import overview_of
@@ -26,6 +28,7 @@ from bt_lightning.cli.render.checkpoint_table import METRIC, check_metric, sort_
 from bt_lightning.cli.render.text import printable
 from bt_lightning.human_units import human_size
 from bt_lightning.manage.checkpoint_kind import checkpoint_kind
+from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.jobs_beside import for_another_thread, listed_again
 
 if TYPE_CHECKING:
@@ -42,7 +45,8 @@ if TYPE_CHECKING:
 _NARROW = 90
 """Columns under which one pane is shown at a time."""
 _TICK_S = 0.5
-_LEAST_PAUSE_S = 2.0
+_LEAST_PAUSE_S, _STORE_PAUSE_S = 2.0, 10.0
+"""Between two listings of a directory, and of a store, which counts requests."""
 _LISTING_PART = 20
 """Listing takes at most one part of so many of the time."""
 PANES = ("checkpoints", "files", "content")
@@ -69,6 +73,7 @@ class PanesScreen(Screen[None]):
         self._kept: dict[object, Rows] = {}
         self._shown_key: object = None
         self._is_listing, self._listed_at, self._listing_s = False, 0.0, 0.0
+        self._is_failing, self._listed_once = False, False
 
     def compose(self) -> ComposeResult:
         """Title, panes, what is under way, keys."""
@@ -141,7 +146,9 @@ class PanesScreen(Screen[None]):
         """Show the progress of an action; list again when it is time."""
         if self.under_way is not None:
             self.say(self.under_way.line(self.size.width - 2))
-        pause = max(_LEAST_PAUSE_S, _LISTING_PART * self._listing_s)
+        is_local = isinstance(self.source, DirectoryCheckpoints)
+        least = _LEAST_PAUSE_S if is_local else _STORE_PAUSE_S
+        pause = max(least, _LISTING_PART * self._listing_s)
         due = time.monotonic() - self._listed_at >= pause
         if due and not self._is_listing and getattr(self.app, "is_live", True):
             self.refresh_list()
@@ -152,12 +159,15 @@ class PanesScreen(Screen[None]):
         """List again in a thread, of `source` if another job is to be shown."""
         is_other, again = source is not None, listed_again(source or self.source)
         self._is_listing, began = True, time.monotonic()
+        listed, kinds = self.items, self._kinds
 
         def read() -> tuple[list[CheckpointItem], list[CheckpointKind]]:
             items = again.items()
             if self._given_order is not None and not is_other:
                 check_metric(self._given_order[0], items)
                 items = sort_items(again, items, *self._given_order)
+            if same_listing(items, listed):  # what they are was read before
+                return items, kinds
             return items, checkpoint_kind([(again, item) for item in items])
 
         def done() -> None:
@@ -167,16 +177,17 @@ class PanesScreen(Screen[None]):
 
         def show(found: tuple[list[CheckpointItem], list[CheckpointKind]]) -> None:
             done()
-            before, items = self.source, found[0]
+            if self._is_failing:
+                self._is_failing = False
+                self.say("")
             self.source = again
             if is_other:
                 self._begin_anew()
-            self._take(
-                *found, is_same=not is_other and _same(items, self.items) and before is not again
-            )
+            self._take(*found, is_same=not is_other and same_listing(found[0], self.items))
 
         def fail(said: str) -> None:
             done()
+            self._is_failing = True
             self.say(said, "red")
 
         read_in_background(self, "list", read, show, fail)
@@ -209,8 +220,6 @@ class PanesScreen(Screen[None]):
             self._first = None
             self.focus_pane("files")
 
-    _listed_once = False
-
     def list_checkpoints(self) -> None:
         """Draw the list, with the marks and the metric as they are."""
         pane = self.pane("checkpoints")
@@ -225,7 +234,7 @@ class PanesScreen(Screen[None]):
             pane.border_subtitle = ""
             return
         width = max(20, min(60, pane.size.width - 8 - len(printable(metric))))
-        line = Text(f"{printable(metric)} {trend_line(self.items, metric, width)}")
+        line = Text(f"{printable(metric)} {trend_line(metric_values(self.items, metric), width)}")
         pane.border_subtitle = line.markup
 
     # -- what is chosen
@@ -336,12 +345,3 @@ class PanesScreen(Screen[None]):
         for one in PANES:
             self.set_class(one == name, f"front-{one}")
         self.pane(name).lines.focus()
-
-
-def _same(one: list[CheckpointItem], other: list[CheckpointItem]) -> bool:
-    """Whether two listings show the same."""
-    return [_facts(item) for item in one] == [_facts(item) for item in other]
-
-
-def _facts(item: CheckpointItem) -> tuple[object, ...]:
-    return item.name, item.manifest.digest, item.protected, item.sync_status
