@@ -41,6 +41,8 @@ def tensor_rows(found: Sequence[ListedTensor], metadata: Mapping[str, str]) -> R
         for key, value in islice(metadata.items(), _MOST_METADATA)
     ]
     lines += [Text(line, style="bold", no_wrap=True) for line in role_lines(totals_by_role(found))]
+    if not found:
+        lines.append(Text("No tensors.", style="bold"))
     modules = by_module((one.tensor for one in found), 2)
     if 1 < len(modules) <= len(found) // _FEW_MODULES:
         lines += [
