@@ -200,12 +200,14 @@ def surplus(objects: dict[Segment, int], most_bytes: int, most: int) -> list[Seg
     The first quarter of what is kept stays. Pure.
     """
     count, total = len(objects), sum(objects.values())
-    gone, head, passed = [], 0, 0
+    gone: list[Segment] = []
+    head = passed = 0
     for segment in sorted(objects):
         size = objects[segment]
         if count <= most and total <= most_bytes:
             break
-        if (head + size) * _HEAD <= most_bytes and (passed + 1) * _HEAD <= most:
+        fits = (head + size) * _HEAD <= most_bytes and (passed + 1) * _HEAD <= most
+        if fits and not gone:
             head, passed = head + size, passed + 1
             continue
         gone.append(segment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bt_lightning.localdir.event_log import append, event_of, log_line, read_events
@@ -36,6 +36,7 @@ def test_a_first_line_of_another_program_has_a_name_too():
         assert segment_of_name(first_segment(line).name) is not None
 
 
+@example([6134, 256011, 1, 256010, *[SEGMENT_BYTES] * 3], 8)
 @given(st.lists(st.integers(1, SEGMENT_BYTES), max_size=60), st.integers(1, 40))
 def test_the_first_and_the_last_of_a_log_stay(sizes, most):
     objects = {Segment(0, "0" * 8, number): size for number, size in enumerate(sizes)}
