@@ -40,7 +40,7 @@ USE_SOME = (
 )
 USE_ALL = "import bt_lightning as bt; [getattr(bt, name) for name in bt.__all__]"
 WORKERS = os.environ.get("BT_TEST_WORKERS", "3")
-SAMPLED = "--sample-matrix=5"
+SAMPLED = "--sample-matrix=8"
 PARALLEL = ("-n", WORKERS, "--dist", "worksteal")  # a module mostly has one worker: one start of it
 
 
@@ -85,7 +85,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, in parallel, against the newest supported Lightning.
 
-    Of the tests that are marked `matrix` a fifth runs, by a seed; all of them: `nox -s matrix`.
+    Of the tests that are marked `matrix` an eighth runs, by a seed; all of them: `nox -s matrix`.
     """
     _install(session, "test", "clouds")
     words = (*PARALLEL, "-m", "not slow", SAMPLED, _seed(session))
