@@ -98,7 +98,7 @@ def test_a_job_without_its_machine_is_told_by_its_store(runner, s3):  # noqa: F8
     assert "attempt 0: failed with signal 9" in told
     said("report", "--job-id", "j", "--project", "p")
     page = (runner.path / "report.html").read_text()
-    assert "<b>1</b><span>restarts</span>" in page
+    assert "<span>restarts</span><b>1</b>" in page
     assert "None." not in page
     command = ("jobs", "delete", "j", "--project", "p", "--yes")
     said(*command)
