@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sys
 from dataclasses import replace
@@ -145,15 +147,22 @@ def test_a_reader_reads_what_is_not_cached_past_the_cache(file, cached, monkeypa
     assert reads == ([0] if supported and not cached else [])
 
 
-def test_a_file_system_that_refuses_direct_reads_is_read_as_ever(file, monkeypatch):
-    def refuse(*_):
-        raise NoDirectReads
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOMEM, errno.EIO])
+def test_what_cannot_be_read_directly_is_read_through_the_cache(file, code, monkeypatch):
+    real, lengths = os.preadv, []
 
-    monkeypatch.setattr(checkpoint_reader, "read_direct", refuse)
+    def refuse(descriptor, buffers, offset):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            lengths.append(len(buffers))
+            raise OSError(code, os.strerror(code))
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refuse)
     entry, memory = _entry(file), fresh_memory(SIZE)
     with _reader(file, entry) as reader:
         _leave_the_cache(file)
         read_verified(reader, entry, 0, [memory])
+    assert len(lengths) <= 1  # it is not tried again
     assert bytes(memory) == file.read_bytes()
 
 

@@ -67,6 +67,20 @@ def test_the_kind_changes_when_its_cost_does():
     assert not costs.huge
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="mincore(2) of Linux")
+def test_memory_in_use_is_left_alone_and_tells_no_cost(monkeypatch):
+    costs, advised = PageCosts(), []
+    monkeypatch.setattr(module, "_costs", costs)
+    memory = fresh_memory(8 * MB)
+    memory[:] = b"x" * len(memory)
+    monkeypatch.setattr(module, "_advise", lambda *each: advised.append(each))
+    give_pages([memory, memory[3 * MB :]])
+    assert advised == []
+    assert costs.untried is True
+    give_pages([fresh_memory(8 * MB)])
+    assert advised
+
+
 def _present(memory):
     """Pages of the memory that exist, by the kernel's own count."""
     address, size, found = address_of(memory), len(memory), 0

@@ -255,7 +255,7 @@ class FilesReader:
     def _read_direct(
         self, file: int, entry: FileEntry, offset: int, targets: Sequence[memoryview]
     ) -> int:
-        """Fill `targets`; return the number of bytes, 0 if the file system refuses direct reads."""
+        """Fill `targets`; return the number of bytes, 0 if they are to come through the cache."""
         buffer = self._scratch.view(-(-sum(map(len, targets)) // PAGE) * PAGE)
         try:
             with self._direct.use(entry.path, lambda: open_direct(file)) as direct:

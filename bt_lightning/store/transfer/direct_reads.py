@@ -7,7 +7,6 @@ page cache is not read again from the disk. Source: open(2), mincore(2).
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import sys
@@ -94,8 +93,7 @@ def read_direct(file: int, offset: int, targets: Sequence[memoryview], buffer: m
         How many bytes there were: fewer only at the end of the file.
 
     Raises:
-        NoDirectReads: the file system refuses such a read.
-        OSError: the disk failed.
+        NoDirectReads: the file system refuses such a read, or the disk failed.
     """
     direct = list(_direct_parts(targets))
     pieces, copied, reached = [], [], 0
@@ -131,10 +129,8 @@ def _read_pieces(file: int, offset: int, pieces: list[memoryview]) -> int:
     while pieces:
         try:
             count = os.preadv(file, pieces[:_MOST_PIECES], offset + done)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                raise NoDirectReads from error
-            raise
+        except OSError as error:  # a disk that fails fails the read through the cache as well
+            raise NoDirectReads from error
         done += count
         if count % PAGE or not count:  # the end of the file
             break

@@ -85,15 +85,16 @@ _costs: Final = PageCosts()
 def give_pages(targets: Iterable[memoryview]) -> None:
     """Give memory that is about to be written its pages, without a fault for each.
 
-    Pages that are there stay as they are. Where the system cannot do it, or has no memory for it,
-    pages come as they are written. Called by the thread that writes next.
+    Memory that has pages, as that of a live tensor, stays as it is. Where the system cannot do it,
+    or has no memory for it, pages come as they are written. Called by the thread that writes next.
     """
     if sys.platform != "linux":
         return
     for target in targets:
         if len(target) >= _LEAST_BYTES:
             for start, size in _steps(address_of(target), len(target)):
-                _give(start, size)
+                if not _has_pages(start, size):
+                    _give(start, size)
 
 
 def _steps(address: int, size: int) -> Iterator[tuple[int, int]]:
@@ -106,6 +107,17 @@ def _steps(address: int, size: int) -> Iterator[tuple[int, int]]:
         taken = whole if whole and to_next == HUGE_BYTES else min(to_next, end - start)
         yield start, taken
         start += taken
+
+
+def _has_pages(start: int, size: int) -> bool:
+    """Whether the page in the middle is there, by mincore(2): a neighbour may share the outer ones.
+
+    To populate what is there costs nothing: it would be taken for what that kind of pages costs.
+    """
+    middle = start + size // 2 // mmap.PAGESIZE * mmap.PAGESIZE
+    found = ctypes.c_ubyte()
+    place, page = ctypes.c_void_p(middle), ctypes.c_size_t(mmap.PAGESIZE)
+    return libc().mincore(place, page, ctypes.byref(found)) == 0 and bool(found.value & 1)
 
 
 def _give(start: int, size: int) -> None:
@@ -123,6 +135,8 @@ def _give(start: int, size: int) -> None:
     began = time.thread_time()
     if _advise(start, size, _POPULATE_WRITE):
         _costs.note(size, time.thread_time() - began, huge=huge)
+    if not huge:
+        _advise(start, size, mmap.MADV_HUGEPAGE)  # the kernel may join them when it has time
 
 
 def _advise(start: int, size: int, advice: int) -> bool:
