@@ -106,6 +106,24 @@ def test_panes_follow_what_is_chosen(source):
     explored(source, steps, size=(160, 40))
 
 
+def test_an_unexpected_error_ends_without_the_values_of_variables(source, monkeypatch):
+    async def steps(it):
+        said = []
+        monkeypatch.setattr(it.app, "_close_messages_no_wait", lambda: None)
+        monkeypatch.setattr(it.app, "_exit_renderables", said)
+        secret = "hunter2".upper()  # not as in this line, which is shown
+        try:
+            it.app.no_such_thing = 1 // (len(secret) - 7)
+        except ZeroDivisionError:
+            it.app._fatal_error()
+        text = "".join(segment.text for each in said for segment in each.segments)
+        assert "ZeroDivisionError" in text
+        assert "test_explore.py" in text
+        assert secret not in text
+
+    explored(source, steps)
+
+
 def test_narrow_terminals_show_one_pane(source):
     async def steps(it):
         assert "Checkpoints" in it.text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.traceback import Traceback
 from textual.app import App
 from textual.binding import Binding
 from textual.theme import Theme
@@ -61,6 +62,10 @@ class Explorer(App[None]):
         self.is_live = is_live
         self._first = None if name is None else find(source, name)
         self._source, self._order = source, order
+
+    def _fatal_error(self) -> None:
+        """End with the traceback of an unexpected error, without values: one may be a secret."""
+        self.panic(Traceback(show_locals=False))
 
     def on_mount(self) -> None:
         """Show the main screen."""
