@@ -159,6 +159,14 @@ def test_events_without_a_run_do_not_say_that_none_restarted():
     assert "How it ended is not known" in seen.text
 
 
+def test_of_very_many_runs_the_newest_are_shown_and_the_others_counted():
+    events = [began(AT + number, number, f"host-{number}") for number in range(207)]
+    html = page([facts(events)], "2026-01-02T03:04:05+00:00", "1")
+    shown = [number for number in range(207) if f">host-{number}<" in html]
+    assert shown == list(range(7, 207))
+    assert "7 older ones are left out." in html
+
+
 def test_without_rows_the_values_of_kept_checkpoints_are_shown_as_such(tmp_path, make):
     for step in (10, 20):
         make(tmp_path, f"checkpoint-{step}", step)

@@ -155,7 +155,8 @@ def runs_table(job: JobFacts) -> str:
         return ""
     rows = [_run_row(number, run, is_last=run is runs[-1]) for number, run in enumerate(runs, 1)]
     names = ("Run", "Began", "Host", "From step", "To step", "Training", "End", "Done again")
-    return f"<h2>Runs</h2>{html_table(names, rows[-_MOST_ROWS:], right={3, 4, 5, 7})}"
+    shown = html_table(names, rows[-_MOST_ROWS:], right={3, 4, 5, 7})
+    return f"<h2>Runs</h2>{shown}{_left_out(len(rows))}"
 
 
 def _run_row(number: int, run: Run, *, is_last: bool) -> list[str]:
