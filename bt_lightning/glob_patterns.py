@@ -9,6 +9,7 @@ also those below, and `optimizer/**` everything in a folder. This is Baseten's r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ def chosen(path: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
     return wanted and not any(matches(pattern, path) for pattern in exclude)
 
 
-def _variants(pattern: str) -> list[list[str]]:
+@lru_cache(maxsize=512)  # few patterns are compared with many paths
+def _variants(pattern: str) -> tuple[list[str], ...]:
     """Tokens of the pattern; also without a leading `**/`, which may match nothing."""
-    found = [_tokens(pattern)]
     if pattern.startswith("**/"):
-        found.append(_tokens(pattern.removeprefix("**/")))
-    return found
+        return _tokens(pattern), _tokens(pattern.removeprefix("**/"))
+    return (_tokens(pattern),)
 
 
 def _tokens(pattern: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from bt_lightning.glob_patterns import matches
@@ -22,6 +23,7 @@ SHARDED_PATTERNS: Final = (SHARDS, "shard-*-of-*.safetensors", "ranks/**")
 """Patterns of what a sharded checkpoint of ours has for all ranks."""
 
 
+@lru_cache(maxsize=1024)  # asked for each of the many tensors of a file
 def is_training_state(path: str, *, has_parts: bool = False) -> bool:
     """Whether only training reads the file `path`; a checkpoint of several ranks has more such."""
     patterns = TRAINING_PATTERNS + SHARDED_PATTERNS * has_parts

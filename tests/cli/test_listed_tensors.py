@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bt_lightning.manage.listed_tensors import role_of
+from bt_lightning.manage import training_state_files
+from bt_lightning.manage.listed_tensors import ListedTensor, role_of, totals_by_role
+from bt_lightning.tensor_files.tensor_headers import Tensor
 
 STATE = "optimizer.safetensors"
 
@@ -31,3 +33,14 @@ STATE = "optimizer.safetensors"
 )
 def test_a_tensor_belongs_to_what_its_file_and_its_place_say(file, name, role):
     assert role_of(file, name) == role
+
+
+def test_the_kind_of_a_file_is_found_once_for_all_its_tensors(monkeypatch):
+    asked = []
+    monkeypatch.setattr(training_state_files, "matches", lambda *of: asked.append(of) or False)
+    training_state_files.is_training_state.cache_clear()
+    tensor = Tensor("a.weight", "F32", (1,), 4)
+    listed = [ListedTensor("model.safetensors", tensor, None) for _ in range(1000)]
+    assert [(one.role, one.number) for one in totals_by_role(listed)] == [("model", 1000)]
+    assert 0 < len(asked) < 100
+    training_state_files.is_training_state.cache_clear()
