@@ -103,20 +103,28 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"sample: 1 test in {one}, of matrices 1 in {one * many}, --sample-seed={seed}"
 
 
-def _is_sampled(item: pytest.Item) -> bool:
-    option = item.config.getoption
-    one_in = option("--sample")
-    if item.get_closest_marker("matrix"):
-        one_in *= option("--sample-matrix")
-    return zlib.crc32(f"{option('--sample-seed')} {item.nodeid}".encode()) % one_in == 0
+def _sampled(config: pytest.Config, items: list[pytest.Item]) -> set[pytest.Item]:
+    """The tests of the sample; of a matrix at least one for each module."""
+    seed, one_in = config.getoption("--sample-seed"), config.getoption("--sample")
+    draws = {item: zlib.crc32(f"{seed} {item.nodeid}".encode()) for item in items}
+    found = {item for item in items if draws[item] % one_in == 0}
+    matrices: dict[Path, list[pytest.Item]] = {}
+    for item in found:
+        if item.get_closest_marker("matrix"):
+            matrices.setdefault(item.path, []).append(item)
+    for cases in matrices.values():
+        first = min(cases, key=draws.__getitem__)
+        of_matrix = one_in * config.getoption("--sample-matrix")
+        found -= {case for case in cases if draws[case] % of_matrix and case is not first}
+    return found
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a sample only its tests run; GPU tests skip where there is no GPU."""
-    others = [item for item in items if not _is_sampled(item)]
-    if others:
+    sampled = _sampled(config, items)
+    if others := [item for item in items if item not in sampled]:
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if _is_sampled(item)]
+        items[:] = [item for item in items if item in sampled]
     if not any("gpu" in item.keywords for item in items):
         return
     import torch

@@ -21,6 +21,8 @@ from bt_lightning.path_layout import job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish
 
+pytestmark = pytest.mark.matrix
+
 
 def weights(value):
     tensors = {"a.weight": torch.full((2, 3), value), "b": torch.ones(4)}

@@ -22,6 +22,8 @@ from bt_lightning.path_layout import MANIFEST, job_prefix
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.publish import publish
 
+pytestmark = pytest.mark.matrix
+
 HOSTILE = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

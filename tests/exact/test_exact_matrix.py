@@ -17,6 +17,7 @@ SAMPLED = 10
 """About 20 s."""
 
 pytestmark = [
+    pytest.mark.matrix,
     pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`"),
     pytest.mark.filterwarnings("ignore:.*ckpt_path=None.* was called without a model"),
     pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'. 'epoch'"),

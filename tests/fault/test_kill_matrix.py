@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.mark.timeout(600)  # a dozen lives of a training, on a machine that may be busy
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(killing, nursery, tmp_path):

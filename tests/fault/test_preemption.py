@@ -22,6 +22,8 @@ from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, ve
 from bt_lightning.optimal_save_interval import best_interval
 from tests.fault.nursery import Nursery
 
+pytestmark = pytest.mark.matrix
+
 JOB = Path(__file__).with_name("preempted.py")
 LIGHTNING = tuple(int(part) for part in version("lightning").split(".")[:2])
 EXACT = LIGHTNING >= (2, 6)

@@ -6,6 +6,8 @@ import pytest
 
 from tests.fault.sharded_kills import torture
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.mark.timeout(300)
 def test_a_sharded_training_killed_in_its_saves_ends_as_if_it_had_not_been(fork_server, tmp_path):

@@ -12,6 +12,8 @@ import pytest
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
+pytestmark = pytest.mark.matrix
+
 WIDTH = 4000  # 0.5 MB a checkpoint
 SAVES = 40
 DISKS = {"a checkpoint and a half": 800 * 1024, "half a checkpoint": 256 * 1024}

@@ -13,6 +13,8 @@ from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.runtime import job_spec_and_environment
 from tests.fork_server import script_environ
 
+pytestmark = pytest.mark.matrix
+
 STARTUP = Path(job_spec_and_environment.__file__).with_name("startup")
 SCRIPT = Path(__file__).with_name("unaware.py")
 LOADED = """

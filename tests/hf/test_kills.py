@@ -6,6 +6,8 @@ import pytest
 
 from tests.fault import killing
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.mark.timeout(600)  # a dozen lives of a training, on a machine that may be busy
 @pytest.mark.parametrize("adapter", [False, True], ids=["model", "trl-adapter"])

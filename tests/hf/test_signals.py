@@ -7,6 +7,8 @@ import pytest
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
+pytestmark = pytest.mark.matrix
+
 TOLD = 143
 
 

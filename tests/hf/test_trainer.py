@@ -10,6 +10,8 @@ import pytest
 
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
+pytestmark = pytest.mark.matrix
+
 FILES = {
     "bt_pending_batch.pth",
     "config.json",

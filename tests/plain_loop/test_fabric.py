@@ -18,6 +18,8 @@ from bt_lightning.fabric import BTAsyncCheckpointIO
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
+pytestmark = pytest.mark.matrix
+
 LOOP = Path(__file__).with_name("fabric_loop.py")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(300)]
 
 LOOP = Path(__file__).with_name("sharded_loop.py")
 ODDITIES = Path(__file__).with_name("sharded_oddities.py")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+pytestmark = pytest.mark.matrix
+
 MB = 2**20
 PREFIX = job_prefix("p", "j", 0)
 EVERY = {"every_n_train_steps": 1, "save_top_k": -1}

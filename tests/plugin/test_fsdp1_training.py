@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.matrix
+
 SCRIPT = Path(__file__).with_name("sharded_runs.py")
 OLD = tuple(map(int, version("lightning").split(".")[:2])) < (2, 6)
 KILLED = -9

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jsonargparse
+pytestmark = [
+    pytest.mark.matrix,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of jsonargparse
+]
 
 GIVEN = "--trainer.callbacks+=bt_lightning.BTLightning"
 TEXTS: dict[str, tuple[str, Any]] = {

@@ -17,6 +17,8 @@ from tests.plugin.wandb_files import records
 if TYPE_CHECKING:
     from types import ModuleType
 
+pytestmark = pytest.mark.matrix
+
 _FITS = """
     import json, sys
     from pathlib import Path

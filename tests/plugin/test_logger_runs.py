@@ -18,6 +18,8 @@ import pytest
 from tests.fork_server import script_environ
 from tests.plugin.wandb_files import records
 
+pytestmark = pytest.mark.matrix
+
 OURS = "checkpoint/"
 """Prefix of what this package measures of its own saves, in each start."""
 HERE = Path(__file__).parent

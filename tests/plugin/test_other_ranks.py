@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from torch.utils.data import BatchSampler
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(300)]
 
 OLD = tuple(map(int, version("lightning").split(".")[:2])) < (2, 6)
 needs_26 = pytest.mark.skipif(

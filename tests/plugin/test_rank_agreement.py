@@ -12,6 +12,8 @@ from bt_lightning.localdir.event_log import read_events
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.matrix
+
 TRAIN = """
 import os, sys
 from datetime import timedelta

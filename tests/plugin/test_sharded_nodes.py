@@ -17,7 +17,7 @@ from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader, read_verified
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(300)]
 
 SCRIPT = Path(__file__).with_name("sharded_runs.py")
 KILLED = -9

@@ -14,7 +14,7 @@ import torch
 
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(300)]
 
 OLD = tuple(map(int, version("lightning").split(".")[:2])) < (2, 6)
 needs_26 = pytest.mark.skipif(

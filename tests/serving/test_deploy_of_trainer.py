@@ -13,7 +13,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 yaml = pytest.importorskip("yaml")
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.matrix,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(240),
+]
 
 SCRIPT = """
 import os

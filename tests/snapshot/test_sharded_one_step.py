@@ -6,6 +6,8 @@ import pytest
 import sharded_acts
 import sharded_ranks
 
+pytestmark = pytest.mark.matrix
+
 ROUNDS = sharded_acts.ROUNDS
 
 

@@ -18,6 +18,8 @@ from bt_lightning.worker_messages import Committed
 from tests.worker.conftest import eventually
 from tests.worker.gathering import Rank, is_whole
 
+pytestmark = pytest.mark.matrix
+
 WORLD = 4
 KILLS = 5
 LONGEST_S = 60.0

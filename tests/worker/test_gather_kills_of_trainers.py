@@ -19,6 +19,8 @@ from bt_lightning.session.directory_takeover import take_over
 from tests.worker.conftest import eventually
 from tests.worker.gathering import is_whole
 
+pytestmark = pytest.mark.matrix
+
 WORLD = 4
 LONGEST_S = 60.0
 MARK = "GATHER_TEST_JOB"

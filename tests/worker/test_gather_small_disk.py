@@ -18,6 +18,8 @@ from bt_lightning.worker_messages import CommitFailed, Committed, Verify
 from tests.worker.conftest import PREFIX, eventually
 from tests.worker.gathering import RUN, Rank, is_whole
 
+pytestmark = pytest.mark.matrix
+
 MIB = 1024 * 1024
 
 

@@ -27,6 +27,8 @@ from bt_lightning.worker.evict_local_copies import Eviction, evict_copies
 from bt_lightning.worker.publisher_tasks_small_disk import SmallDiskTasks
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, FileImage
 
+pytestmark = pytest.mark.matrix
+
 NONE = frozenset()
 MB = 2**20
 PREFIX = job_prefix("p", "j", 0)
