@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.file_limits import RECORD
 from bt_lightning.localdir.atomic_directory import children
 from bt_lightning.localdir.small_files import read_json, replace_small
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.s3.part_plan import LEAST_BYTES
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import (
@@ -21,6 +22,8 @@ from bt_lightning.store.interface import (
     too_large,
 )
 from bt_lightning.store.s3.http_connection import BodyTarget
+from bt_lightning.store.s3.list_objects import list_objects
+from bt_lightning.store.s3.listing_pages import parse_page
 from bt_lightning.store.s3.multipart_journal import MultipartJournal
 from bt_lightning.store.s3.object_upload import Uploader
 from bt_lightning.store.s3.operations import Api, retried
@@ -34,15 +37,22 @@ from bt_lightning.store.s3.request_errors import (
     TooLarge,
     of_store,
 )
-from bt_lightning.store.s3.response_checks import PAGE, ListedPages, parse_listing
+from bt_lightning.store.s3.response_checks import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from bt_lightning.store.interface import ReadProgress, Sending, Source
+    from bt_lightning.store.s3.listing_pages import ListingPage
 
 _OK = 200
+_LISTING = {
+    "prefix": "Prefix",
+    "delimiter": "Delimiter",
+    "start-after": "StartAfter",
+    "continuation-token": "ContinuationToken",
+}
 _RANGE = "416"
 _CHANGED = frozenset({"412", "PreconditionFailed"})
 
@@ -208,30 +218,23 @@ class S3Store(FsspecStore):
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """List a thousand objects per request; a missing bucket is an error."""
         folder = self._key(prefix)
-        listing = ListedPages(f"{folder}/" if folder else "", ordered=not self._is_directory())
+        asked = f"{folder}/" if folder else ""
         with self._doing("listing", prefix):
-            self._list_into(listing)
-            if not listing.objects:
+            found = list_objects(partial(self._page, asked), ordered=not self._is_directory())
+            if not found:
                 self._check_bucket()
         cut = len(self._key("")) + 1 if self._base else 0
-        return (ObjectInfo(key[cut:], size, version) for key, size, version in listing.objects)
+        return (ObjectInfo(key[cut:], size, version) for key, size, version in found)
 
-    def _list_into(self, listing: ListedPages) -> None:
-        token: str | None = None
-        while True:
-            reply = self._api.transfer(
-                "list_objects_v2",
-                allowance=PAGE,
-                Prefix=listing.prefix,
-                EncodingType="url",
-                ContinuationToken=token,
-            )
-            try:
-                token = listing.add_page(parse_listing(reply.body))
-            except ValueError as error:
-                raise Failure(str(error), transient=True) from None
-            if token is None:
-                return
+    def _page(self, prefix: str, query: Mapping[str, str]) -> ListingPage:
+        """One page of a listing; called by several threads."""
+        named = {_LISTING[name]: value for name, value in query.items()}
+        asked: dict[str, Any] = {"Prefix": prefix, "EncodingType": "url", **named}
+        reply = self._api.transfer("list_objects_v2", allowance=PAGE, **asked)
+        try:
+            return parse_page(reply.body, asked["Prefix"])
+        except ValueError as error:
+            raise Failure(str(error), transient=True) from None
 
     def _is_directory(self) -> bool:
         """Whether it is a directory bucket (S3 Express), whose listings have no order."""

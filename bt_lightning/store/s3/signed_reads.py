@@ -31,16 +31,11 @@ from bt_lightning.store.s3.http_connection import (
     Reply,
     SignedRequest,
 )
+from bt_lightning.store.s3.list_objects import list_objects
+from bt_lightning.store.s3.listing_pages import parse_page
 from bt_lightning.store.s3.progress_timeout import Allowance
 from bt_lightning.store.s3.request_errors import Failure, Hostile, TooLarge, of_exception, of_store
-from bt_lightning.store.s3.response_checks import (
-    PAGE,
-    ListedPages,
-    check_reply,
-    fields,
-    parse_listing,
-    parse_xml,
-)
+from bt_lightning.store.s3.response_checks import PAGE, check_reply, fields, parse_xml
 from bt_lightning.store.s3.signed_reads_credentials import BucketAccess, find_access
 from bt_lightning.store.secrets import known_secrets, with_spellings
 
@@ -49,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from bt_lightning.store.interface import ReadProgress, Store
+    from bt_lightning.store.s3.listing_pages import ListingPage
 
 _EMPTY: Final = hashlib.sha256().hexdigest()
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
@@ -245,19 +241,18 @@ class _Bucket:
 
     def list(self, prefix: str) -> list[tuple[str, int, str | None]]:
         """Key, bytes and version of each object that begins with `prefix`, without folders."""
-        listing = ListedPages(prefix)
-        query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
-        while True:
-            reply = self._get("", query, allowance=PAGE)
+
+        def ask(query: Mapping[str, str]) -> ListingPage:
+            asked = {"list-type": "2", "encoding-type": "url", "prefix": prefix, **query}
+            reply = self._get("", asked, allowance=PAGE)
             if reply.status != _OK:
                 raise _AskS3fs
             try:
-                token = listing.add_page(parse_listing(reply.body))
+                return parse_page(reply.body, asked["prefix"])
             except ValueError as error:
                 raise _AskS3fs from error
-            if token is None:
-                return listing.objects
-            query["continuation-token"] = token
+
+        return list_objects(ask)
 
     def _get(
         self,

@@ -6,7 +6,7 @@ import select
 import ssl
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.file_entries import BLOCK_BYTES
 
 if TYPE_CHECKING:
     import socket
