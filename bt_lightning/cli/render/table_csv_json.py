@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,11 +16,12 @@ from bt_lightning.cli.render.text import printable
 from bt_lightning.cli.target_options import CHOSEN_FORMAT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _MARGIN, _PER_COLUMN = 1, 3
 _MAX_DEPTH = 64
-_PIECES = 4096
+_PIECES = 256
+_TEXT = json.encoder.encode_basestring_ascii
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,62 @@ def as_json(payload: object) -> None:
         for row in _rows_of(payload):
             click.echo(json.dumps(_json_value(row, _MAX_DEPTH), allow_nan=False))
         return
-    pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(
-        _json_value(payload, _MAX_DEPTH)
-    )
+    pieces = json_pieces(payload)
     while text := "".join(itertools.islice(pieces, _PIECES)):
         click.echo(text, nl=False)  # in pieces: the whole text may take more memory than the list
     click.echo()
+
+
+def json_pieces(payload: object) -> Iterator[str]:
+    """The text that `as_json` prints, in pieces.
+
+    The encoder of `json` that is written in C does not indent, and the other one takes four times
+    as long as this for the list of a large store.
+    """
+    if isinstance(payload, dict) and payload:
+        before = "{\n  "
+        for key, value in payload.items():
+            yield f"{before}{_key(key)}: "
+            if isinstance(value, list | tuple) and value:
+                between = "[\n    "
+                for row in value:
+                    yield between + _indented(row, "\n    ", _MAX_DEPTH - 2)
+                    between = ",\n    "
+                yield "\n  ]"
+            else:
+                yield _indented(value, "\n  ", _MAX_DEPTH - 1)
+            before = ",\n  "
+        yield "\n}"
+    else:
+        yield _indented(payload, "\n", _MAX_DEPTH)
+
+
+def _indented(value: object, end: str, depth: int) -> str:
+    """`value` as JSON; `end` is the line feed and indentation before its closing bracket."""
+    if isinstance(value, str):
+        return _TEXT(value)
+    if type(value) is int:
+        return repr(value)
+    if not isinstance(value, dict | list | tuple):
+        return json.dumps(json_number(value) if isinstance(value, float) else value)
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    if not depth or not value:
+        return f"{first}{last}" if depth else '"..."'
+    line = f"{end}  "
+    inner = depth - 1
+    if isinstance(value, dict):
+        texts = [
+            f"{_key(key)}: {_TEXT(one) if type(one) is str else _indented(one, line, inner)}"
+            for key, one in value.items()
+        ]
+    else:
+        texts = [_indented(one, line, inner) for one in value]
+    return f"{first}{line}{f',{line}'.join(texts)}{end}{last}"
+
+
+@lru_cache(1024, typed=True)
+def _key(key: object) -> str:
+    return _TEXT(key if isinstance(key, str) else json.dumps(key))
 
 
 def _rows_of(payload: object) -> Sequence[object]:
