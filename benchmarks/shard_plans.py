@@ -30,7 +30,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bt_lightning.block_digests import BlockDigests
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest, ManifestFacts
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
+from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.path_layout import SHARDS, TREE, rank_file, shard_file
 from bt_lightning.session.shard_tables import table_from_bytes, table_to_bytes
 from bt_lightning.sharding.layouts import REPLICATED, Layout, Placement

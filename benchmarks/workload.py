@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import xxhash
 from client_tools import MADV_POPULATE_WRITE
 
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
 from bt_lightning.localdir.digest import Hasher, digest_file
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest
+from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST
 
 if TYPE_CHECKING:

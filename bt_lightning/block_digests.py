@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, overload
+from typing import TYPE_CHECKING, Final, cast, overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +29,20 @@ def hex_digest(value: object) -> str:
         msg = f"expected 32 hex characters, found {value!r}"
         raise ValueError(msg)
     return value
+
+
+def hex_digests(values: Sequence[object]) -> tuple[str, ...]:
+    """Return `values` if they are digests as texts; all at once, since there may be millions.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    found = tuple(values)
+    if set(map(type, found)) <= {str} and set(map(len, found)) <= {2 * DIGEST_BYTES}:  # type: ignore[arg-type]
+        texts = cast("tuple[str, ...]", found)
+        if _HEX.issuperset("".join(texts)):
+            return texts
+    return tuple(hex_digest(value) for value in found)  # says which
 
 
 class BlockDigests(Sequence[str]):

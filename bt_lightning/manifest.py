@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
 from bt_lightning import file_limits
-from bt_lightning.block_digests import BlockDigests, hex_digest
 from bt_lightning.errors import (
     CheckpointCorruptError,
     FormatVersionError,
     UnsupportedStateError,
 )
+from bt_lightning.file_entries import BLOCK_BYTES, FILE_KEYS, files_from_json, files_to_json
 from bt_lightning.file_limits import parse_json
 from bt_lightning.iso_time import moment
 from bt_lightning.json_values import canonical, count_of, finite_or_text, time_text, typed
-from bt_lightning.path_layout import MANIFEST, SHARDS, check_checkpoint_id, check_member
+from bt_lightning.late_files import LateFiles, searched
+from bt_lightning.path_layout import (
+    SHARDS,
+    check_checkpoint_id,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
+
+    from bt_lightning.file_entries import FileEntry
 
 FORMAT: Final = "bt_lightning.checkpoint"
 FORMAT_VERSION: Final = 3
 """The greatest that is read. A checkpoint of parts of several ranks, which has `shards.json`, is of
 version 2, or 3 if its blocks are smaller: older readers refuse it. All others are of version 1."""
-BLOCK_BYTES: Final = 4 * 1024 * 1024
-"""The greatest `FileEntry.block_bytes`. It is a multiple of each."""
-_BLOCK_SIZES: Final = tuple(BLOCK_BYTES >> shift for shift in range(11))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
-    """One file of a checkpoint."""
-
-    path: str
-    """Posix path inside the checkpoint's directory."""
-    size: int
-    """Bytes."""
-    xxh3_128: str
-    """XXH3-128 (seed 0) of the whole file, 32 lower-case hex characters."""
-    blocks: Sequence[str]
-    """XXH3-128 of each block of the file, in order; empty for an empty file."""
-    block_bytes: int = BLOCK_BYTES
-    """Size of a block, a power of two; the last one of a file may be shorter."""
+_FACTS: Final = frozenset(
+    ["step", "epoch", "created_at", "metrics", "origin", "resumable", "weights_prefix", "leftovers"]
+)
+_KEYS: Final = _FACTS | {"format", "format_version", "id", "generation", "block_bytes", "files"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +58,9 @@ class ManifestFacts:
     leftovers: tuple[tuple[str, str], ...] = ()
     """(path in the state, type) of each value in `leftovers.pt`, or that was dropped."""
 
-    def manifest(
-        self, checkpoint_id: str, generation: int, files: tuple[FileEntry, ...]
-    ) -> Manifest:
+    def manifest(self, checkpoint_id: str, generation: int, files: Sequence[FileEntry]) -> Manifest:
         """The manifest of these facts, when the files are known."""
-        facts = {each.name: getattr(self, each.name) for each in fields(ManifestFacts)}
+        facts = {name: getattr(self, name) for name in _FACTS}
         return Manifest(checkpoint_id=checkpoint_id, generation=generation, files=files, **facts)
 
 
@@ -83,7 +71,10 @@ class Manifest(ManifestFacts):
     checkpoint_id: str
     generation: int
     """Counts from 1; the same id committed again is the next generation."""
-    files: tuple[FileEntry, ...]
+    files: Sequence[FileEntry]
+    """A tuple, or `LateFiles` of what a listing found."""
+    _digest: str = field(default="", init=False, compare=False, repr=False)
+    """`digest`, where it is known; `replace` makes a manifest without it."""
 
     @property
     def order(self) -> tuple[int, int, str]:
@@ -145,21 +136,25 @@ class Manifest(ManifestFacts):
     @property
     def block_bytes(self) -> int:
         """Size of the blocks of all its files."""
+        if isinstance(self.files, LateFiles):
+            return self.files.block_bytes
         return self.files[0].block_bytes if self.files else BLOCK_BYTES
 
     @property
     def size(self) -> int:
         """Bytes of all files, without the manifest itself."""
+        if isinstance(self.files, LateFiles):
+            return self.files.size
         return sum(entry.size for entry in self.files)
 
     @property
     def digest(self) -> str:
         """XXH3-128 of the canonical JSON: equal digests mean equal checkpoints."""
-        return xxhash.xxh3_128_hexdigest(canonical(_to_json(self)))
+        return self._digest or xxhash.xxh3_128_hexdigest(canonical(_to_json(self)))
 
     def entry(self, path: str) -> FileEntry | None:
         """The entry of the file at `path`, if the checkpoint has one."""
-        return next((entry for entry in self.files if entry.path == path), None)
+        return next((one for one in searched(self.files, path) if one.path == path), None)
 
     def with_generation(self, generation: int) -> Manifest:
         """The same content as another generation of its id."""
@@ -215,7 +210,7 @@ class Manifest(ManifestFacts):
             msg = f"the manifest {where} is damaged: its content does not match its own digest"
             raise CheckpointCorruptError(msg)
         try:
-            return _from_json(payload)
+            return with_digest(_from_json(payload), stated if _is_exact(payload) else "")
         except CheckpointCorruptError:
             raise
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -243,55 +238,32 @@ def facts_from_json(payload: dict[str, Any]) -> ManifestFacts:
     Raises:
         ArithmeticError, AttributeError, KeyError, TypeError, ValueError: it is none of that.
     """
-    return ManifestFacts(
-        step=count_of(payload["step"]),
-        epoch=count_of(payload["epoch"]),
-        created_at=time_text(payload["created_at"]),
-        metrics={typed(str, name): float(value) for name, value in payload["metrics"].items()},
-        origin=typed(dict, payload["origin"]),
-        resumable=typed(bool, payload["resumable"]),
-        weights_prefix=typed(str, payload["weights_prefix"]),
-        leftovers=tuple(
-            (typed(str, path), typed(str, kind)) for path, kind in payload["leftovers"]
-        ),
+    return ManifestFacts(**_facts_of(payload))
+
+
+def manifest_from_json(payload: dict[str, Any], files: Sequence[FileEntry]) -> Manifest:
+    """The manifest of these files, with the facts of `payload`; raises as `facts_from_json`."""
+    return Manifest(
+        checkpoint_id=check_checkpoint_id(typed(str, payload["id"])),
+        generation=count_of(payload["generation"], least=1),
+        files=files,
+        **_facts_of(payload),
     )
 
 
-def files_to_json(files: Iterable[FileEntry], *, packed: bool) -> list[dict[str, Any]]:
-    """The entries as a manifest and a part record have them; `packed`: blocks as one text."""
-    return [
-        {
-            "path": entry.path,
-            "size": entry.size,
-            "xxh3_128": entry.xxh3_128,
-            "blocks": BlockDigests.of(entry.blocks).packed if packed else list(entry.blocks),
-        }
-        for entry in files
-    ]
-
-
-def files_from_json(
-    items: list[dict[str, Any]], *, packed: bool, block_bytes: int = BLOCK_BYTES
-) -> tuple[FileEntry, ...]:
-    """What `files_to_json` was given; each path stays inside the checkpoint.
-
-    Raises:
-        CheckpointCorruptError: a path leaves the checkpoint.
-        AttributeError, KeyError, TypeError, ValueError: it is none of that.
-    """
-    if typed(int, block_bytes) not in _BLOCK_SIZES:
-        msg = f"block_bytes is {block_bytes!r}, expected a power of two up to {BLOCK_BYTES}"
-        raise ValueError(msg)
-    files = tuple(_entry(item, block_bytes, packed=packed) for item in items)
-    paths = {entry.path for entry in files}
-    if len(paths) != len(files):
-        msg = "two entries have one path"
-        raise ValueError(msg)
-    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
-    if folders & (paths | {MANIFEST}):
-        msg = "one path is a file and a folder"
-        raise ValueError(msg)
-    return files
+def _facts_of(payload: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "step": count_of(payload["step"]),
+        "epoch": count_of(payload["epoch"]),
+        "created_at": time_text(payload["created_at"]),
+        "metrics": {typed(str, name): float(value) for name, value in payload["metrics"].items()},
+        "origin": typed(dict, payload["origin"]),
+        "resumable": typed(bool, payload["resumable"]),
+        "weights_prefix": typed(str, payload["weights_prefix"]),
+        "leftovers": tuple(
+            (typed(str, path), typed(str, kind)) for path, kind in payload["leftovers"]
+        ),
+    }
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -312,9 +284,7 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
         msg = f"block_bytes is {size!r} in format_version {version}"
         raise ValueError(msg)
     files = files_from_json(payload["files"], packed=version > 1, block_bytes=size)
-    facts = facts_from_json(payload)
-    generation = count_of(payload["generation"], least=1)
-    manifest = facts.manifest(check_checkpoint_id(typed(str, payload["id"])), generation, files)
+    manifest = manifest_from_json(payload, files)
     if manifest.format_version != payload["format_version"]:
         msg = (
             f"format_version is {payload['format_version']}, expected {manifest.format_version} of"
@@ -324,23 +294,26 @@ def _from_json(payload: dict[str, Any]) -> Manifest:
     return manifest
 
 
+def with_digest(manifest: Manifest, digest: str) -> Manifest:
+    """The new `manifest`, of which the digest is known; it is computed when asked for if empty."""
+    object.__setattr__(manifest, "_digest", digest)
+    return manifest
+
+
+def _is_exact(payload: dict[str, Any]) -> bool:
+    """Whether `_to_json` of the manifest that was read from `payload` has the same text.
+
+    Other programs may add keys, which are ignored, or write numbers in other ways.
+    """
+    return (
+        payload.keys() == _KEYS
+        and all(item.keys() == FILE_KEYS for item in payload["files"])
+        and all(type(value) is float for value in payload["metrics"].values())
+    )
+
+
 def _check_blocks(manifest: Manifest) -> None:
     found = {each.block_bytes for each in manifest.files}
     if len(found) > 1 or (not manifest.is_sharded and found - {BLOCK_BYTES}):
         msg = f"{manifest.checkpoint_id} has files with blocks of {sorted(found)} bytes"
         raise ValueError(msg)
-
-
-def _entry(item: dict[str, Any], block_bytes: int, *, packed: bool) -> FileEntry:
-    size = count_of(item["size"])
-    blocks: Sequence[str] = (
-        BlockDigests.unpack(typed(str, item["blocks"]))
-        if packed
-        else tuple(hex_digest(block) for block in item["blocks"])
-    )
-    if len(blocks) != -(-size // block_bytes):
-        msg = f"{item['path']!r} has {size} bytes and {len(blocks)} blocks"
-        raise ValueError(msg)
-    path = check_member(item["path"])
-    whole = hex_digest(item["xxh3_128"])
-    return FileEntry(path=path, size=size, xxh3_128=whole, blocks=blocks, block_bytes=block_bytes)

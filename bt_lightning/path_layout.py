@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import xxhash
@@ -33,7 +34,11 @@ PROTECTION: Final = "bt_protected.json"
 """Beside a manifest: the checkpoint must not be deleted."""
 DOT_DIR: Final = ".bt_lightning"
 """Folder, beside the checkpoints, of temporaries, trash, locks and records."""
+MANIFESTS_INDEX: Final = f"{DOT_DIR}-manifests"
+"""In a store, beside the checkpoints of a node: the index of their manifests."""
 
+_PLAIN: Final = re.compile(r"[\w-][\w.-]{0,254}(?:/[\w-][\w.-]{0,254})*", re.ASCII)
+"""Relative paths that are neither unsafe nor hidden, as nearly all are; others are looked at."""
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _SLUG: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
@@ -53,6 +58,8 @@ _MANIFEST_KEY: Final = re.compile(
 
 def safe_parts(path: str) -> bool:
     """Whether `path` is relative, posix, free of control characters, and stays under its root."""
+    if _PLAIN.fullmatch(path):
+        return True
     if not path or _UNSAFE.search(path):
         return False
     try:
@@ -146,6 +153,7 @@ def jobs_prefix(project: str | None = None, job: str | None = None) -> str:
     return jobs if job is None else f"{jobs}/{_part(job, 'job')}"
 
 
+@lru_cache(1024)
 def _part(name: str, what: str) -> str:
     part = slug(name)
     if len(part) > _MAX_PART:
@@ -201,7 +209,7 @@ def run_folder(prefix: str) -> str:
 
 def hidden(folder: str) -> bool:
     """Whether a part of the path begins with a dot: no checkpoint's does."""
-    return any(part.startswith(".") for part in folder.split("/"))
+    return folder.startswith(".") or "/." in folder
 
 
 def trash_folder(prefix: str) -> str:
@@ -219,6 +227,11 @@ def removals_folder(prefix: str) -> str:
     return under(prefix, f"{DOT_DIR}-remove")
 
 
+def manifests_index(prefix: str) -> str:
+    """Key of the index of the manifests of the job and node at `prefix` in a store."""
+    return under(prefix, MANIFESTS_INDEX)
+
+
 def files_mark(prefix: str) -> str:
     """Key of the mark that names the directory whose job files the store has."""
     return under(prefix, f"{DOT_DIR}-files")
@@ -231,8 +244,11 @@ def jobs_of_path(project: str, name_of_path: str) -> str:
 
 def folders_of(path: str) -> list[str]:
     """Every folder that `path` lies in, below the root, the innermost first."""
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    found = []
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        found.append(path)
+    return found
 
 
 def part_name(name: str) -> str:

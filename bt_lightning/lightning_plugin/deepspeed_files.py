@@ -24,7 +24,7 @@ from bt_lightning.snapshot.folder_files import TorchFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.snapshot.folder_files import Content
 
 TAG: Final = "checkpoint"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.file_entries import FileEntry
+    from bt_lightning.manifest import Manifest
 
     Pieces = Iterable[memoryview | bytes]
     Writer = Callable[[Path, str], FileEntry]

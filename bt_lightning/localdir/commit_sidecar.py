@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.localdir.sidecars import ForeignContent
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.manifest import Manifest
 
 
 def digest_at_rest(

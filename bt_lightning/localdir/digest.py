@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import xxhash
 
 from bt_lightning.block_digests import BlockDigests
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
 from bt_lightning.localdir.safe_open import open_regular
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.localdir.digest import Hasher
-    from bt_lightning.manifest import FileEntry
 
 BLOCK: Final = 4096
 """Bytes: images are aligned to this in memory, and padded to a multiple of it."""

@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.file_entries import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

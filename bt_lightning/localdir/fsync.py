@@ -7,14 +7,14 @@ import os
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.digest import Hasher
-from bt_lightning.manifest import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
 
 _WRITE_BYTES = 16 * 1024 * 1024
 _SMALL_BYTES = 64 * 1024

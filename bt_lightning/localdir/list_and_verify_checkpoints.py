@@ -30,8 +30,8 @@ from bt_lightning.path_layout import MANIFEST
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.localdir.sidecars import ForeignContent
-    from bt_lightning.manifest import FileEntry
 
 
 NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.late_files import MODEL_CONFIG, searched
 from bt_lightning.manage.verified_reads import read_file
+from bt_lightning.path_layout import ADAPTER_CONFIG
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
-    from bt_lightning.manifest import FileEntry
 
-_ADAPTER, _CONFIG = "adapter_config.json", "config.json"
 _MAX_CONFIG_BYTES = 1_000_000
 """A larger configuration file is not read."""
 _READERS = 16
@@ -64,7 +65,7 @@ def _kind_of(
     base_model = item.manifest.origin.get("base_model")
     if entry is None and item.manifest.origin.get("adapter"):  # a file of an adapter's weights
         return CheckpointKind("lora", _text(base_model), None)
-    if entry is None or entry.path == _CONFIG:
+    if entry is None or entry.path == MODEL_CONFIG:
         whisper = (config or {}).get("model_type") == _WHISPER
         return CheckpointKind(_WHISPER if whisper else "full", _text(base_model), None)
     named = (config or {}).get("base_model_name_or_path")
@@ -73,9 +74,9 @@ def _kind_of(
 
 def _config_entry(item: CheckpointItem) -> FileEntry | None:
     """The configuration file of the adapter, in any folder, else that of the model."""
-    files = item.manifest.files
-    adapter = next((e for e in files if e.path.rpartition("/")[2] == _ADAPTER), None)
-    return adapter or item.manifest.entry(_CONFIG)
+    files = searched(item.manifest.files, ADAPTER_CONFIG)
+    adapter = next((e for e in files if e.path.rpartition("/")[2] == ADAPTER_CONFIG), None)
+    return adapter or item.manifest.entry(MODEL_CONFIG)
 
 
 def _read(source: JobCheckpoints, item: CheckpointItem, entry: FileEntry) -> dict[str, Any] | None:

@@ -20,9 +20,10 @@ from bt_lightning.tree_document import WEIGHTS_KEY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
     from bt_lightning.manage.tensor_bytes import StoredTensor
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.manifest import Manifest
     from bt_lightning.sharding.read_plan import SavedBox
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 

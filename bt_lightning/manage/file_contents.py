@@ -19,8 +19,8 @@ from bt_lightning.tensor_files.tensor_headers import (
 )
 
 if TYPE_CHECKING:
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.manage.checkpoint_items import CheckpointItem
-    from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.tensor_files.tensor_headers import HeaderLimits
 

@@ -15,17 +15,17 @@ from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.job_checkpoints import (
     JoinedCheckpoints,
     StoreCheckpoints,
+    checkpoints_by_job,
     items_of_job,
-    read_listing,
 )
 from bt_lightning.manage.job_objects import JobObjects, job_objects
-from bt_lightning.path_layout import MANIFEST, committed_at, jobs_prefix, node_of, slug, under
+from bt_lightning.path_layout import jobs_prefix, node_of, slug, under
 from bt_lightning.settings import Settings
 from bt_lightning.store.catalog.bt_url_tree import open_bt_store
+from bt_lightning.store.catalog.cache_folder import user_cache
 from bt_lightning.store.catalog.job_records import read_records
 from bt_lightning.store.catalog.jobs_of_path import names_of_path
-from bt_lightning.store.catalog.listing import list_job
-from bt_lightning.store.catalog.manifest_cache import user_cache
+from bt_lightning.store.catalog.listed_manifests import list_manifests
 from bt_lightning.uri import LATEST, is_bt, parse
 
 _MAX_SHOWN = 200
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from bt_lightning.job_record import JobRecord
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
-    from bt_lightning.store.catalog.projects import CatalogEntry, NodeFolder
     from bt_lightning.store.interface import Store
 
 
@@ -153,7 +152,7 @@ def open_every_job(target: Target) -> list[JobCheckpoints]:
         raise InvalidSettingError(msg)
     store = open_bt_store(target.store, None)
     sources: list[JobCheckpoints] = []
-    for job in find_jobs(store, target.project):
+    for job in find_jobs(store, target.project, with_objects=False):
         if not (job.items or job.refused):
             continue  # its runner has begun, but nothing is committed
         source = StoreCheckpoints(store, job.project, job.job, user_cache(os.environ))
@@ -245,44 +244,40 @@ def directory_of(text: str) -> Path:
     return path
 
 
-def find_jobs(store: Store, project: str | None = None, job: str | None = None) -> list[StoredJob]:
+def find_jobs(
+    store: Store, project: str | None = None, job: str | None = None, *, with_objects: bool = True
+) -> list[StoredJob]:
     """The jobs of a store, of a project, or of that id; the latest first. One listing.
 
-    Manifests in the user's cache are not read again.
+    Manifests in the user's cache are not read again. Without `with_objects`, the jobs have no
+    `objects`, and those that have nothing else are left out.
     """
     prefix = jobs_prefix(project, job if project else None)
-    listing = list_job(store, prefix, user_cache(os.environ))
-    read, refused = read_listing(store, prefix, listing.committed)
+    listed = list_manifests(store, prefix, user_cache(os.environ))
+    listing = listed.listing
+    checkpoints = checkpoints_by_job(listed)
     protected = {under(prefix, folder) for folder in listing.protected}
-    jobs: dict[tuple[str, str], dict[NodeFolder, CatalogEntry]] = {}
-    for folder in listing.committed:
-        parts = committed_at(f"{under(prefix, folder)}/{MANIFEST}")
-        if parts is not None and (job is None or parts[1] == slug(job)):
-            jobs[parts[0], parts[1]] = {}
-    for place, checkpoint in read.items():
-        if (place.project, place.job) in jobs:
-            jobs[place.project, place.job][place] = checkpoint
     nodes = [node_of(under(prefix, folder)) for folder in listing.records]
-    known = {node[:2] for node in nodes if node is not None and (job in {None, node[1]})}
+    known = {node[:2] for node in nodes if node is not None and job in {None, node[1]}}
     records = read_records(store, sorted(known))
+    objects = job_objects(listing, prefix) if with_objects else {}
     found = []
-    objects_by_job = {
-        names: own
-        for names, own in job_objects(listing, prefix).items()
-        if job is None or names[1] == slug(job)
-    }
-    for names in {**jobs, **records, **objects_by_job}:
-        own_refused = tuple(reason for reason in refused if f"{jobs_prefix(*names)}/" in reason)
-        items = tuple(items_of_job(store, jobs.get(names, {}), protected))
-        own = objects_by_job.get(names, JobObjects())
-        found.append(StoredJob(*names, items, own_refused, records.get(names), own))
+    for own in {**checkpoints, **records, **objects}:
+        if job is not None and own[1] != slug(job):
+            continue
+        within = f"{jobs_prefix(*own)}/"
+        refused = tuple(reason for reason in listed.refused if within in reason)
+        items = tuple(items_of_job(checkpoints.get(own, ()), protected))
+        own_objects = objects.get(own, JobObjects())
+        found.append(StoredJob(*own, items, refused, records.get(own), own_objects))
     return sorted(found, key=lambda j: (j.began, j.job), reverse=True)
 
 
 def _open_newest(
     store: Store, project: str | None, job: str | None, notice: Callable[[str], None]
 ) -> StoreCheckpoints:
-    found = [one for one in find_jobs(store, project, job) if one.items or one.refused]
+    jobs = find_jobs(store, project, job, with_objects=False)
+    found = [one for one in jobs if one.items or one.refused]
     if not found:
         of = f" of the project {project}" if project else f" of the job {job}" if job else ""
         msg = f"nothing is committed{of} in {store.name}"

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.manage.checkpoint_items import COMPLETE, SYNCING, CheckpointItem
-from bt_lightning.manifest import Manifest
-from bt_lightning.path_layout import MANIFEST, PROTECTION, committed_at, jobs_prefix, under
+from bt_lightning.path_layout import PROTECTION, jobs_prefix, under
 from bt_lightning.protection_record import Protection
 from bt_lightning.store.catalog import protection as stored_protection
-from bt_lightning.store.catalog.listing import list_job
-from bt_lightning.store.catalog.projects import CatalogEntry, JobView, NodeFolder
+from bt_lightning.store.catalog.listed_manifests import list_manifests
+from bt_lightning.store.catalog.projects import ListedCheckpoint, newest_of_each
 from bt_lightning.store.interface import read_any
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from bt_lightning.manage.checkpoint_items import JobCheckpoints
     from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
+    from bt_lightning.store.catalog.listed_manifests import ListedManifests
     from bt_lightning.store.interface import Store
     from bt_lightning.store.transfer import checkpoint_reader
 
@@ -45,10 +46,11 @@ class StoreCheckpoints:
     def items(self) -> list[CheckpointItem]:
         """Lists the store at the first call, and reads manifests that are not in the cache."""
         if self._items is None:
-            listing = list_job(self.store, self._prefix, self._cache)
-            read, self._refused = read_listing(self.store, self._prefix, listing.committed)
-            protected = {under(self._prefix, folder) for folder in listing.protected}
-            self._items = items_of_job(self.store, read, protected)
+            listed = list_manifests(self.store, self._prefix, self._cache)
+            self._refused = listed.refused
+            protected = {under(self._prefix, folder) for folder in listed.listing.protected}
+            found = checkpoints_by_job(listed).values()
+            self._items = items_of_job(chain.from_iterable(found), protected)
         return self._items
 
     def take_over(self, items: Iterable[CheckpointItem], refused: Iterable[str]) -> None:
@@ -142,59 +144,39 @@ class JoinedCheckpoints:
         return self.directory_part if self.only_on_disk(item) else self.store_part
 
 
-def read_listing(
-    store: Store, prefix: str, committed: dict[str, bytes]
-) -> tuple[dict[NodeFolder, CatalogEntry], list[str]]:
-    """Parse the manifests of a listing: the entries, and why some are left out."""
-    read, refused = {}, []
-    for folder, data in committed.items():
-        key = f"{under(prefix, folder)}/{MANIFEST}"
-        parts = committed_at(key)
-        if parts is None:
-            continue
-        where = NodeFolder(*parts)
-        try:
-            manifest = Manifest.from_bytes(data, f"{store.name}/{where.base}")
-        except CheckpointCorruptError as error:
-            refused.append(str(error))
-        else:
-            read[where] = CatalogEntry(where, manifest, data)
-    return read, refused
+def checkpoints_by_job(listed: ListedManifests) -> dict[tuple[str, str], list[ListedCheckpoint]]:
+    """(Project, job) -> the checkpoints that were listed; none for a job with damaged ones only."""
+    found: dict[tuple[str, str], list[ListedCheckpoint]] = {}
+    for folder, place in listed.places.items():
+        own = found.setdefault((place.project, place.job), [])
+        manifest = listed.manifests.get(folder)
+        if manifest is not None:
+            own.append(ListedCheckpoint(place, manifest))
+    return found
 
 
 def items_of_job(
-    store: Store, read: dict[NodeFolder, CatalogEntry], protected: Iterable[str]
+    found: Iterable[ListedCheckpoint], protected: AbstractSet[str]
 ) -> list[CheckpointItem]:
     """Items of the checkpoints of one job, newest first; `protected` are key prefixes."""
-    if not read:
-        return []
-    view = JobView(store, read, read)
-    bases = set(protected)
-    name_of = _names(view)
-    return [
-        CheckpointItem(
-            project=found.location.project,
-            job=found.location.job,
-            node_rank=found.location.node_rank,
-            name=name_of(found),
-            where=found.location.base,
-            manifest=found.manifest,
-            protected=found.location.base in bases,
-            sync_status=COMPLETE,
-        )
-        for found in view.checkpoints()
-    ]
-
-
-def _names(view: JobView) -> Callable[[CatalogEntry], str]:
-    """The function that gives each checkpoint of a job its unique name."""
+    newest = newest_of_each(found)
     owners: dict[str, int] = {}
-    for found in view.checkpoints():
-        rank = owners.setdefault(found.checkpoint_id, found.location.node_rank)
-        owners[found.checkpoint_id] = min(rank, found.location.node_rank)
-
-    def name_of(found: CatalogEntry) -> str:
-        own, rank = found.checkpoint_id, found.location.node_rank
-        return own if owners[own] == rank else f"rank-{rank}/{own}"
-
-    return name_of
+    for one in newest:
+        rank = one.location.node_rank
+        owners[one.checkpoint_id] = min(rank, owners.get(one.checkpoint_id, rank))
+    items = []
+    for one in newest:
+        place, name, where = one.location, one.checkpoint_id, one.location.base
+        items.append(
+            CheckpointItem(
+                project=place.project,
+                job=place.job,
+                node_rank=place.node_rank,
+                name=name if owners[name] == place.node_rank else f"rank-{place.node_rank}/{name}",
+                where=where,
+                manifest=one.manifest,
+                protected=where in protected,
+                sync_status=COMPLETE,
+            )
+        )
+    return items

@@ -10,7 +10,7 @@ from bt_lightning.path_layout import DOT_DIR, folders_of, jobs_prefix
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bt_lightning.store.catalog.listing import JobListing
+    from bt_lightning.store.catalog.listing import PrefixListing
 
 NAMED: Final = 20
 """File names that are listed; the others are only counted."""
@@ -66,14 +66,14 @@ def is_ours(path: str) -> bool:
     return any(part.startswith(DOT_DIR) and part != _TRASH for part in path.split("/"))
 
 
-def job_objects(listing: JobListing, prefix: str) -> dict[tuple[str, str], JobObjects]:
+def job_objects(listing: PrefixListing, prefix: str) -> dict[tuple[str, str], JobObjects]:
     """The objects of each job, by (project, job), in a listing of `prefix`."""
     found: dict[tuple[str, str], JobObjects] = {}
-    for folder in listing.committed:
+    for folder, info in listing.manifests.items():
         name, path = _job_of(prefix, folder)
         if path:
             objects = found.setdefault(name, JobObjects())
-            objects.checkpoints[path] = len(listing.committed[folder])
+            objects.checkpoints[path] = info.size
             if folder in listing.protected:
                 objects.protected.add(path)
     for key, size in {**listing.others, **listing.hidden_objects}.items():

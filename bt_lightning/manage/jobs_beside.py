@@ -12,7 +12,7 @@ from bt_lightning.manage.default_directory import is_used
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 from bt_lightning.manage.find_target import find_jobs
 from bt_lightning.manage.job_checkpoints import JoinedCheckpoints, StoreCheckpoints
-from bt_lightning.store.catalog.manifest_cache import user_cache
+from bt_lightning.store.catalog.cache_folder import user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from bt_lightning.path_layout import rank_file
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
-    from bt_lightning.manifest import FileEntry
 
 
 def entries_of_rank(

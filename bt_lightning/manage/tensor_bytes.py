@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.sharding.boxes import Box
 from bt_lightning.sharding.read_plan import plan_reads
 from bt_lightning.tensor_files.tensor_headers import BITS

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning.checkpoint_formats.results import Incomplete, Whole
 from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.file_entries import FileEntry
 from bt_lightning.localdir.commit_sidecar import digest_at_rest
 from bt_lightning.localdir.find_foreign import Candidate, find_foreign
 from bt_lightning.localdir.find_job_files import Stamp, find_job_files
 from bt_lightning.localdir.foreign_facts import facts_of_foreign
 from bt_lightning.localdir.sidecars import ForeignContent
-from bt_lightning.manifest import FileEntry
 from bt_lightning.path_layout import DOT_DIR
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _KEPT_BYTES: Final = 64 * 1024 * 1024

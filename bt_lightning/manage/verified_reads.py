@@ -11,8 +11,8 @@ from bt_lightning.store.transfer.checkpoint_reader import read_verified
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
-    from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 

@@ -32,9 +32,10 @@ from bt_lightning.tree_document import WEIGHTS_KEY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.manage.checkpoint_items import CheckpointItem
     from bt_lightning.manage.saved_tree import Path
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.manifest import Manifest
     from bt_lightning.sharding.layouts import Layout
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.tensor_files.tensor_headers import Header

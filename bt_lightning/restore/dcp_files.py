@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.restore.dcp_metadata import DcpPlace
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 

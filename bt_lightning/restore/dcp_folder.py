@@ -17,8 +17,9 @@ from typing_extensions import override
 
 from bt_lightning.checkpoint_formats.sharded_folders import METADATA
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, UnsafeLoadError
+from bt_lightning.file_entries import FileEntry
 from bt_lightning.localdir.folder_on_disk import is_dcp_folder
-from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.manifest import Manifest
 from bt_lightning.restore.dcp_files import DcpFiles
 from bt_lightning.restore.dcp_metadata import parse_dcp_metadata
 from bt_lightning.restore.dcp_tensors import LABEL, DcpTensors

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.store.transfer.parallel_reads import Scratch
 

@@ -18,7 +18,7 @@ from bt_lightning.store.transfer.parallel_reads import Scratch, in_parallel
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
 
 _AHEAD = 16
 """Ranges that a disk fetches before they are read: 64 MiB of files."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.restore.file_headers import Slot
     from bt_lightning.restore.load_to_device import TensorMemory
     from bt_lightning.sharding.structure import Form

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry, Manifest, ManifestFacts
+    from bt_lightning.file_entries import FileEntry
+    from bt_lightning.manifest import Manifest, ManifestFacts
     from bt_lightning.sharding.save_part import PartRecord, SavePart
     from bt_lightning.snapshot.state_files import EncodingCache, Snapshot
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.file_entries import BLOCK_BYTES
 
 LEAST_BYTES: Final = 16 * 1024
 """Smaller ones take longer to hash: each costs a microsecond beside its bytes."""

@@ -11,15 +11,8 @@ import xxhash
 
 from bt_lightning import file_limits
 from bt_lightning.errors import CheckpointCorruptError, UnsupportedStateError
-from bt_lightning.manifest import (
-    BLOCK_BYTES,
-    FileEntry,
-    ManifestFacts,
-    facts_from_json,
-    facts_to_json,
-    files_from_json,
-    files_to_json,
-)
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry, files_from_json, files_to_json
+from bt_lightning.manifest import ManifestFacts, facts_from_json, facts_to_json
 from bt_lightning.path_layout import MOST_RANKS, check_checkpoint_id
 from bt_lightning.sharding.versioned_json import number_within, read_versioned, refuse
 

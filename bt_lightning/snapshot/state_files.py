@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.path_layout import LEFTOVERS, TREE
 from bt_lightning.snapshot.encode_tree import Encoder
 from bt_lightning.snapshot.pickle_leftovers import leftover_digests, pickle_leftovers, type_name

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.digest import READ_BYTES, Hasher
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.transfer.file_source import PIECE_BYTES, BufferedSource
 from bt_lightning.worker.zip_checksums import ZipChecksums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.worker_messages import CommitImage
 
 

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.localdir.find_foreign import Candidate
     from bt_lightning.localdir.find_job_files import JobFiles
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.manifest import Manifest
     from bt_lightning.worker.foreign_candidates import SeenCandidate
 
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")

@@ -25,7 +25,7 @@ from bt_lightning.localdir.disk_errors import advice, refused
 from bt_lightning.localdir.disk_space import is_full, planned
 from bt_lightning.localdir.event_log import note
 from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
-from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import check_checkpoint_id
 from bt_lightning.worker.arena_source import sources_in_arena
 from bt_lightning.worker.early_upload import EarlyUpload, LentSource
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
 
 _EARLY_UPLOAD_BYTES = 8 * 1024 * 1024

@@ -29,11 +29,12 @@ from bt_lightning.store.transfer.upload_progress_source import MeteredSource
 from bt_lightning.worker.sending_beat import SendingBeat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.manifest import Manifest
     from bt_lightning.store.transfer.file_source import DescribedSource
     from bt_lightning.store.transfer.publish import Base
     from bt_lightning.store.transfer.store_claims import Claim
@@ -90,7 +91,7 @@ class ShardPublication:
             raise StoreTransientError(str(error)) from error
         return claim.folder
 
-    def _send(self, claim: Claim, entries: tuple[FileEntry, ...] | list[FileEntry]) -> None:
+    def _send(self, claim: Claim, entries: Sequence[FileEntry]) -> None:
         @contextlib.contextmanager
         def source_of(entry: FileEntry) -> Iterator[DescribedSource]:
             with FileSource(self.found.content / entry.path, entry) as source:

@@ -25,11 +25,12 @@ from bt_lightning.path_layout import MANIFEST, MARKER, part_name, store_folder, 
 from bt_lightning.retention import TierCheckpoint, publishable, removable
 from bt_lightning.store.catalog.listing import JobListing, list_job
 from bt_lightning.store.lease import Lease
-from bt_lightning.store.transfer.publish import Base, LeasedPublisher, publish, send_ahead
+from bt_lightning.store.transfer.publish import Base, LeasedPublisher, base_of, publish, send_ahead
 from bt_lightning.store.transfer.resume_publication import SentFiles
 from bt_lightning.store.transfer.unpublish import give_up_uploads, unpublish
 from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker.publish_fit_ledger import FitLedgerPublisher
+from bt_lightning.worker.publish_manifest_index import ManifestIndexPublisher
 from bt_lightning.worker.take_removal_requests import take_requests
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class PublisherTasks:
         self._newest: dict[str, Manifest] = {}
         """By id; kept when the store is looked at again, as it may not answer."""
         self._ledger = FitLedgerPublisher(root, prefix)
+        self._index = ManifestIndexPublisher(prefix)
         self.meter = UploadMeter(root)
         self.complaints: list[str] = []
         """What was found damaged since the reader last emptied it."""
@@ -97,6 +99,7 @@ class PublisherTasks:
         """Trust nothing known of the store; look again before the next unit."""
         self._stored = None
         self._ledger.forget()
+        self._index.forget()
         if self.files is not None:
             self.files.forget()
 
@@ -127,7 +130,7 @@ class PublisherTasks:
             return  # the publication will take another
         if self._begun.get(folder) is None:
             self._begun[folder] = offer
-        base, place = self._base(stored), under(self._prefix, folder)
+        base, place = base_of(self._prefix, stored), under(self._prefix, folder)
         while (source := offer.take()) is not None:
             try:
                 send_ahead(self._store, place, source, base, self._leased)
@@ -166,7 +169,7 @@ class PublisherTasks:
             self.meter.begin(manifest.checkpoint_id, manifest.size, behind)
             try:
                 with self._removals.sending(manifest):
-                    folder = self._publish(self._store, found, self._base(stored))
+                    folder = self._publish(self._store, found, base_of(self._prefix, stored))
             except (CheckpointNotFoundError, CheckpointExistsError):
                 # replaced here, or taken there, meanwhile: the next look sees which
                 self._begun[store_folder(manifest.checkpoint_id, manifest.generation)] = None
@@ -186,6 +189,8 @@ class PublisherTasks:
             return found
         if outbox:
             self.meter.end(str(failed or ""))
+        else:
+            self._index.send(self._store, self._leased.lease, stored)
         if failed is not None:
             raise failed
         return None
@@ -249,13 +254,6 @@ class PublisherTasks:
         if not keep:
             self._leased.sent.drop(under(self._prefix, folder))
         return unpublish(store, self._prefix, folder, keep)
-
-    def _base(self, stored: dict[str, Manifest]) -> Base | None:
-        """The newest of the store: most of what did not change since is in it."""
-        if not stored:
-            return None
-        folder, manifest = max(stored.items(), key=lambda item: item[1].order)
-        return Base(under(self._prefix, folder), manifest)
 
     def delete_local(self) -> None:
         """Delete from the disk whatever may go; needs no store."""

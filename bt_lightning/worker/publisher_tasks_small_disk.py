@@ -11,7 +11,13 @@ from bt_lightning.localdir.newest_in_store import note_newest_in_store
 from bt_lightning.localdir.removal_requests import make_requests
 from bt_lightning.localdir.sidecars import is_sidecar
 from bt_lightning.retention import Decision, evictable, places_decided
-from bt_lightning.store.transfer.publish import Content, folder_for, is_published, publish_sources
+from bt_lightning.store.transfer.publish import (
+    Content,
+    base_of,
+    folder_for,
+    is_published,
+    publish_sources,
+)
 from bt_lightning.worker.publisher_tasks import PublisherTasks
 
 if TYPE_CHECKING:
@@ -103,7 +109,7 @@ class SmallDiskTasks(PublisherTasks):
                 self._store,
                 self._prefix,
                 Content(manifest, sources),
-                base=self._base(stored),
+                base=base_of(self._prefix, stored),
                 publisher=self._leased,
             )
         except (StoreError, CheckpointExistsError) as error:

@@ -15,7 +15,8 @@ from bt_lightning.store.transfer.file_source import FileSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.file_entries import FileEntry
+    from bt_lightning.manifest import Manifest
     from bt_lightning.sharding.save_part import PartRecord, SaveKey
     from bt_lightning.store.transfer.file_source import DescribedSource
     from bt_lightning.store.transfer.store_claims import Claim

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.sharding.save_part import MissingCause, SaveKey, SavePart
     from bt_lightning.store.transfer.file_source import DescribedSource
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
 from bt_lightning.manage import tensor_bytes
 from bt_lightning.manage.tensor_bytes import StoredTensor, slabs, whole_bytes
 from bt_lightning.manage.verified_blocks import VerifiedBlocks
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry
 from bt_lightning.sharding.boxes import Box, chunk, tiles
 from bt_lightning.sharding.read_plan import SavedBox
 from bt_lightning.tensor_files.tensor_headers import Tensor

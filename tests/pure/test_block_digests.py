@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bt_lightning.block_digests import BlockDigests
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest, ManifestFacts
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
+from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.sharding.save_part import seal
 
 relaxed = settings(deadline=None, database=None)

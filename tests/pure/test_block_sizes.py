@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from bt_lightning.block_digests import BlockDigests
 from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
 from bt_lightning.localdir.digest import Hasher
 from bt_lightning.localdir.disk_space import planned
 from bt_lightning.localdir.list_and_verify_checkpoints import check_digest, describe_damage
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest, ManifestFacts
+from bt_lightning.manifest import Manifest, ManifestFacts
 from bt_lightning.sharding.block_size import LEAST_BYTES, MOST_BLOCKS, block_bytes_of
 from bt_lightning.sharding.save_part import PartRecord, SaveKey, SavePart, seal
 from bt_lightning.store.transfer.block_verifier import wrong_blocks

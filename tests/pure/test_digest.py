@@ -10,9 +10,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir import digest
 from bt_lightning.localdir.digest import Hasher, digest_file
-from bt_lightning.manifest import BLOCK_BYTES
 
 relaxed = settings(deadline=None, database=None)
 BLOCK = 16

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from bt_lightning.errors import CheckpointCorruptError, UnsupportedStateError
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
 from bt_lightning.file_limits import LINE, MANIFEST, MAX_DEPTH, RECORD, Bounds, parse_json
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest
+from bt_lightning.manifest import Manifest
 
 _MIB = 2**20
 _LIMITED = """

@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 
 from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import CheckpointCorruptError, FormatVersionError
-from bt_lightning.manifest import (
-    BLOCK_BYTES,
-    FORMAT,
-    FORMAT_VERSION,
-    FileEntry,
-    Manifest,
-)
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
+from bt_lightning.manifest import FORMAT, FORMAT_VERSION, Manifest
 
 relaxed = settings(deadline=None, database=None)
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.file_entries import FileEntry
+    from bt_lightning.manifest import Manifest
     from bt_lightning.sharding.boxes import Box
 
     LayoutOf = Callable[[str, torch.Tensor], Layout | None]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manifest import BLOCK_BYTES, Manifest
+from bt_lightning.file_entries import BLOCK_BYTES
+from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.restore.fill_live import fill_module
 from bt_lightning.restore.saved_state import open_state

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry, Manifest
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
+from bt_lightning.manifest import Manifest
 from bt_lightning.restore.load_to_device import DeviceMemory
 from bt_lightning.restore.read_boxes import BytesPlace, read_boxes
 from bt_lightning.sharding.boxes import Box

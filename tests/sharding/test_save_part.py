@@ -7,7 +7,8 @@ import json
 import pytest
 
 from bt_lightning.errors import CheckpointCorruptError, FormatVersionError, UnsupportedStateError
-from bt_lightning.manifest import BLOCK_BYTES, FileEntry, ManifestFacts
+from bt_lightning.file_entries import BLOCK_BYTES, FileEntry
+from bt_lightning.manifest import ManifestFacts
 from bt_lightning.sharding.save_part import PartRecord, SaveHead, SaveKey, SavePart, seal
 
 DIGEST = "0123456789abcdef" * 2

@@ -29,8 +29,8 @@ from bt_lightning import (
     FormatVersionError,
     UnsafeLoadError,
 )
+from bt_lightning.file_entries import FileEntry
 from bt_lightning.localdir.digest import digest_file
-from bt_lightning.manifest import FileEntry
 from bt_lightning.path_layout import MANIFEST, STATE, TREE
 from bt_lightning.restore.decode_tree import Decoder
 from bt_lightning.snapshot.dtypes import TORCH

@@ -11,7 +11,7 @@ import torch
 from state_tools import same
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError
-from bt_lightning.manifest import BLOCK_BYTES
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.path_layout import STATE, TREE, WEIGHTS
 from bt_lightning.restore.decode_tree import names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory

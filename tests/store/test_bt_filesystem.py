@@ -22,8 +22,8 @@ from bt_lightning.errors import (
     StorePermanentError,
     StoreTransientError,
 )
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.list_and_verify_checkpoints import verify
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.path_layout import MANIFEST, job_prefix
 from bt_lightning.store.catalog.bt_filesystem import BTFileSystem
 from bt_lightning.store.catalog.projects import list_jobs, list_projects, view_job

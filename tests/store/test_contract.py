@@ -16,9 +16,9 @@ from bt_lightning.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
 )
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.list_and_verify_checkpoints import verify
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.backends.fsspec_store import FsspecStore
 from bt_lightning.store.backends.gcs import GcsStore

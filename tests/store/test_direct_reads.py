@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.manifest import FileEntry, Manifest
+from bt_lightning.file_entries import FileEntry
+from bt_lightning.manifest import Manifest
 from bt_lightning.store.transfer import checkpoint_reader
 from bt_lightning.store.transfer.checkpoint_reader import FilesReader, read_verified
 from bt_lightning.store.transfer.direct_reads import (

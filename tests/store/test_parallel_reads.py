@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.digest import Hasher
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 from bt_lightning.store.transfer.parallel_reads import fill
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from bt_lightning.errors import CheckpointCorruptError, StoreTransientError
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.digest import digest_file
 from bt_lightning.localdir.kept_parts import (
     drop_kept_parts,
@@ -18,7 +19,7 @@ from bt_lightning.localdir.kept_parts import (
     newest_kept,
 )
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
-from bt_lightning.manifest import BLOCK_BYTES, ManifestFacts
+from bt_lightning.manifest import ManifestFacts
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader, read_verified

@@ -98,7 +98,7 @@ def pull(
 
 def _cache(given: Path | None) -> Path:
     from bt_lightning.errors import InvalidSettingError
-    from bt_lightning.store.catalog.manifest_cache import user_cache
+    from bt_lightning.store.catalog.cache_folder import user_cache
 
     if given is not None:
         return given.expanduser().absolute()

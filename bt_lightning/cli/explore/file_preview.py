@@ -21,8 +21,8 @@ from bt_lightning.path_layout import SHARDS
 
 if TYPE_CHECKING:
     from bt_lightning.cli.explore.table_rows import Rows
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.manage.checkpoint_items import CheckpointItem, JobCheckpoints
-    from bt_lightning.manifest import FileEntry
 
 _MAX_TEXT_BYTES = 1_000_000
 """Larger text files are not shown, as in Baseten's explorer."""

@@ -29,7 +29,7 @@ from bt_lightning.uri import SCHEME
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.catalog.projects import CatalogEntry
 
 _CACHED_BLOCKS = 4

@@ -18,7 +18,7 @@ from bt_lightning.uri import SCHEME, BtUri, is_bt, parse
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.catalog.projects import CatalogEntry, JobView
     from bt_lightning.store.interface import Store
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Final
 
 from bt_lightning.job_record import RECORD
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import (
     MANIFEST,
+    MANIFESTS_INDEX,
     MARKER,
     PROTECTION,
     folders_of,
@@ -18,27 +19,27 @@ from bt_lightning.path_layout import (
     part_name,
     under,
 )
-from bt_lightning.store.catalog.manifest_cache import ManifestCache
 from bt_lightning.store.interface import most_bytes, read_any, too_large
 from bt_lightning.store.transfer.parallel_reads import in_parallel
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Collection
 
     from bt_lightning.store.interface import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
-_READERS = 16
+_READERS: Final = 16
+_MARKERS: Final = frozenset([MARKER, part_name(MARKER)])
 
 
-@dataclass(frozen=True, slots=True)
-class JobListing:
-    """What one listing of a job's prefix found."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixListing:
+    """What one listing of a prefix found; no manifest is read yet."""
 
-    committed: dict[str, bytes]
-    """Folder -> content of its manifest."""
-    unfinished: frozenset[str]
+    manifests: dict[str, ObjectInfo]
+    """Folder -> its manifest."""
+    unfinished: frozenset[str] = frozenset()
     """Folders with a marker: being written or deleted, or left so by a process that died."""
     protected: frozenset[str] = frozenset()
     """Folders with a protection."""
@@ -46,8 +47,18 @@ class JobListing:
     """Path -> bytes of every other object that is not hidden, files of checkpoints included."""
     records: frozenset[str] = frozenset()
     """Folders of nodes with a job record."""
+    indexes: frozenset[str] = frozenset()
+    """Folders of nodes with an index of manifests."""
     hidden_objects: dict[str, int] = field(default_factory=dict)
     """Path -> bytes of every hidden object: the trash, and what only this package reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobListing(PrefixListing):
+    """What one listing of a job's prefix found, and the manifests."""
+
+    committed: dict[str, bytes]
+    """Folder -> content of its manifest."""
 
     def job_files(self) -> dict[str, int]:
         """Path -> bytes of the files that belong to no checkpoint."""
@@ -59,61 +70,73 @@ class JobListing:
         }
 
 
-def list_job(store: Store, prefix: str, cache_dir: Path | None = None) -> JobListing:
-    """List a job's checkpoints: one listing, and one small read per manifest, in parallel.
-
-    With `cache_dir`, manifests that an earlier call put there are not read again; the result is
-    the same. Called in the worker and by the command line.
-    """
-    found, unfinished, protected, records = {}, set(), set(), set()
+def list_prefix(store: Store, prefix: str) -> PrefixListing:
+    """List everything under a prefix: one listing."""
+    manifests: dict[str, ObjectInfo] = {}
+    unfinished, protected, records, indexes = set(), set(), set(), set()
     others: dict[str, int] = {}
     hidden_objects: dict[str, int] = {}
+    cut = len(under(prefix, ""))
     for info in store.list(prefix):
-        folder, _, name = info.key.removeprefix(under(prefix, "")).rpartition("/")
-        path = f"{folder}/{name}" if folder else name
+        path = info.key[cut:]
+        folder, _, name = path.rpartition("/")
         if hidden(folder):
             hidden_objects[path] = info.size
-        elif name in {MARKER, part_name(MARKER)}:
+        elif name == MANIFEST:
+            manifests[folder] = info
+        elif name in _MARKERS:
             unfinished.add(folder)
         elif name == PROTECTION:
             protected.add(folder)
-        elif name == MANIFEST:
-            found[folder] = info
         elif name == RECORD:
             records.add(folder)
+        elif hidden(name):
+            hidden_objects[path] = info.size
+            if name == MANIFESTS_INDEX:
+                indexes.add(folder)
         else:
-            (hidden_objects if hidden(name) else others)[path] = info.size
-    cache = None if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
-    return JobListing(
-        committed=_manifests(store, found, cache),
+            others[path] = info.size
+    return PrefixListing(
+        manifests=manifests,
         unfinished=frozenset(unfinished),
         protected=frozenset(protected),
         others=others,
         records=frozenset(records),
+        indexes=frozenset(indexes),
         hidden_objects=hidden_objects,
     )
 
 
-def _manifests(
-    store: Store, found: dict[str, ObjectInfo], cache: ManifestCache | None
-) -> dict[str, bytes]:
-    """Folder -> content of its manifest; one that was deleted since the listing is left out."""
-    known = {folder: cache.get(info) for folder, info in found.items()} if cache else {}
-    unread = []
-    for folder, info in found.items():
+def list_job(store: Store, prefix: str) -> JobListing:
+    """List a job's checkpoints: one listing, and one small read per manifest, in parallel.
+
+    Called in the worker and by the command line.
+    """
+    listing = list_prefix(store, prefix)
+    read = read_manifests(store, listing, listing.manifests)
+    committed = {folder: data for folder, data in read.items() if data is not None}
+    found = {each.name: getattr(listing, each.name) for each in fields(listing)}
+    return JobListing(**found, committed=committed)
+
+
+def read_manifests(
+    store: Store, listing: PrefixListing, folders: Collection[str]
+) -> dict[str, bytes | None]:
+    """Folder -> content of its manifest; None for one that was deleted since the listing."""
+    found: dict[str, bytes | None] = {}
+    small = []
+    for folder in folders:
+        info = listing.manifests[folder]
         if info.size > most_bytes(info.key):
             log.warning("this manifest counts as damaged: %s", too_large(store.name, info.key))
-            known[folder] = b""
-        elif known.get(folder) is None:
-            unread.append(folder)
-    read = in_parallel(lambda folder: read_any(store, found[folder].key), unread, _READERS)
-    for folder, data in zip(unread, read, strict=True):
-        known[folder] = data
-        if cache is not None and data is not None:
-            cache.put(found[folder], data)
-    if cache is not None:
-        cache.save()
-    return {folder: data for folder in found if (data := known[folder]) is not None}
+            found[folder] = b""
+        else:
+            small.append(folder)
+    read = in_parallel(
+        lambda folder: read_any(store, listing.manifests[folder].key), small, _READERS
+    )
+    found.update(zip(small, read, strict=True))
+    return found
 
 
 def newest_folder(store: Store, prefix: str, checkpoint_id: str) -> tuple[str, int] | None:

@@ -2,13 +2,15 @@
 
 An object is identified by its key, size and version. The version changes whenever the bytes do: an
 ETag, or for a folder the inode and times of the file, since each write makes a new file. Without a
-version nothing is cached, and only whole manifests are. A record of the cache is used only if
+version nothing is cached, and only whole manifests are. A file of the cache has summaries, which
+are parsed at once, and behind them the manifests' bytes, which are parsed when files are asked for.
+It is used only if
 
-- its file belongs to this user and nobody else can write it,
-- its digest, over store prefix, key, size, version and bytes, is right,
-- the bytes have the MD5 that the version is, where it is one, as mostly on S3.
+- it belongs to this user and nobody else can write it,
+- its digest, over the store's prefix and all that is in the file, is right;
 
-Otherwise the store is asked.
+and a manifest's bytes only if they have the MD5 that the version is, where it is one, as mostly on
+S3. Otherwise the store is asked. A file is replaced as a whole, so several processes may use it.
 """
 
 from __future__ import annotations
@@ -20,27 +22,38 @@ import os
 import re
 import stat
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import xxhash
 
-from bt_lightning.errors import CheckpointCorruptError
-from bt_lightning.file_limits import LINE, parse_json
 from bt_lightning.manifest import Manifest
+from bt_lightning.manifest_summary import listed_manifest
+from bt_lightning.store.catalog.cache_folder import bound_folder, cache_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Sequence
 
     from bt_lightning.store.interface import ObjectInfo
 
-_MAGIC: Final = b"bt_lightning manifests 1\n"
+_MAGIC: Final = b"bt_lightning manifests 2\n"
 _DIGEST_BYTES: Final = 16
-_LENGTH_BYTES: Final = 4
+_LENGTH_BYTES: Final = 8
+_HEAD_BYTES: Final = len(_MAGIC) + _DIGEST_BYTES + _LENGTH_BYTES
 _MOST_BYTES: Final = 64 * 1024 * 1024
-_SPARE_BYTES: Final = 16 * 1024 * 1024
-"""For the digests, lengths and keys beside the manifests."""
+"""Of the manifests in a file, and of the summaries in it."""
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
+
+
+class _Known(NamedTuple):
+    """What is cached of one object."""
+
+    size: int
+    version: str
+    summary: dict[str, Any]
+    data: bytes
+    """The manifest; empty if there was no room for it."""
 
 
 class ManifestCache:
@@ -49,30 +62,41 @@ class ManifestCache:
     def __init__(self, folder: Path, prefix_url: str) -> None:
         """`folder` is the user's cache; `prefix_url` is store and prefix, without secrets."""
         self._prefix_url = prefix_url.encode(errors="surrogatepass")
-        name = hashlib.blake2b(self._prefix_url, digest_size=16).hexdigest()
-        self._file = folder / f"manifests-{name}"
-        self._found = _parse(self._file, self._prefix_url)
-        self._used: dict[str, tuple[str, bytes]] = {}
+        self._file = cache_file(folder, self._prefix_url)
+        self._found = _parse(_own(self._file), self._prefix_url)
+        self._used: dict[str, _Known] = {}
         self._new = False
 
-    def get(self, info: ObjectInfo) -> bytes | None:
-        """The object's bytes; None if they are not cached, or not certain to be the same."""
-        meta = _meta(info)
-        data = self._found.get(info.key, ("", b""))
-        if meta is None or data[0] != meta or not _fits(info, data[1]):
-            return None
-        self._used[info.key] = data
-        return data[1]
+    def get(self, info: ObjectInfo, read: Callable[[], Manifest]) -> Manifest | None:
+        """The object's manifest; None if it is not cached, or not certain to be the same.
 
-    def put(self, info: ObjectInfo, data: bytes) -> None:
-        """Cache the bytes that the store gave for `info`, which was listed before the read."""
-        meta = _meta(info)
-        if meta is not None and _fits(info, data) and _is_manifest(data):
-            self._used[info.key] = (meta, data)
+        `read` reads it from the store; it is called if files are asked for whose entries are not
+        cached.
+        """
+        known = self._found.get(info.key)
+        if known is None or (known.size, known.version) != (info.size, info.version):
+            return None
+        data = known.data
+        if len(data) and not _fits(info, data):
+            return None
+        try:
+            manifest = listed_manifest(
+                known.summary,
+                partial(Manifest.from_bytes, data, info.key) if len(data) else read,
+            )
+        except ValueError:
+            return None
+        self._used[info.key] = known
+        return manifest
+
+    def put(self, info: ObjectInfo, summary: dict[str, Any] | None, data: bytes = b"") -> None:
+        """Cache what the store gave for `info`, which was listed before; the bytes, if read."""
+        if summary is not None and info.version is not None and (not data or _fits(info, data)):
+            self._used[info.key] = _Known(info.size, info.version, summary, data)
             self._new = True
 
     def save(self) -> None:
-        """Write the records that were used or added to the disk, and drop all others.
+        """Write what was used or added to the disk, and drop all else; bound the whole cache.
 
         An error of the disk is ignored.
         """
@@ -83,22 +107,12 @@ class ManifestCache:
             handle, draft = tempfile.mkstemp(dir=self._file.parent, prefix=".manifests-")
             try:
                 with os.fdopen(handle, "wb") as stream:
-                    left = _MOST_BYTES
-                    stream.write(_MAGIC)
-                    for meta, data in self._used.values():
-                        if len(data) < left:  # one of a thousand ranks leaves room for small ones
-                            left -= len(data)
-                            stream.write(_record(self._prefix_url, meta.encode(), data))
+                    stream.writelines(_content(self._used, self._prefix_url))
                 Path(draft).replace(self._file)
             except BaseException:
                 Path(draft).unlink(missing_ok=True)
                 raise
-
-
-def _meta(info: ObjectInfo) -> str | None:
-    if info.version is None:
-        return None
-    return json.dumps([info.key, info.size, info.version])
+            bound_folder(self._file)
 
 
 def _fits(info: ObjectInfo, data: bytes) -> bool:
@@ -110,53 +124,48 @@ def _fits(info: ObjectInfo, data: bytes) -> bool:
     return hashlib.md5(data, usedforsecurity=False).hexdigest() == info.version
 
 
-def _is_manifest(data: bytes) -> bool:
-    """Whether `data` is a whole manifest: bytes damaged in transit must not be cached."""
-    try:
-        Manifest.from_bytes(data, "")
-    except CheckpointCorruptError:
-        return False
-    return True
+def _content(used: dict[str, _Known], prefix_url: bytes) -> list[bytes]:
+    """The content of a cache file, in pieces. What there is no room for is left out."""
+    texts: list[str] = []
+    pieces: list[bytes] = []
+    left, text_left = _MOST_BYTES, _MOST_BYTES
+    for key, known in used.items():
+        length = len(known.data) if len(known.data) < left else 0
+        text = json.dumps([key, known.size, known.version, length, known.summary])
+        if len(text) < text_left:
+            text_left -= len(text)
+            texts.append(text)
+            if length:  # that of a thousand ranks leaves room for small ones
+                left -= length
+                pieces.append(known.data)
+    index = f"[{','.join(texts)}]".encode("ascii")
+    body = [len(index).to_bytes(_LENGTH_BYTES, "little"), index, *pieces]
+    return [_MAGIC, _digest(prefix_url, body), *body]
 
 
-def _record(prefix_url: bytes, meta: bytes, data: bytes) -> bytes:
-    lengths = len(meta).to_bytes(_LENGTH_BYTES, "little") + len(data).to_bytes(
-        _LENGTH_BYTES, "little"
-    )
-    return b"".join((_digest(prefix_url, meta, data), lengths, meta, data))
-
-
-def _digest(prefix_url: bytes, meta: bytes, data: bytes) -> bytes:
-    hasher = xxhash.xxh3_128(len(prefix_url).to_bytes(8, "little"))
-    for part in (prefix_url, len(meta).to_bytes(8, "little"), meta, data):
+def _digest(prefix_url: bytes, body: Sequence[bytes | memoryview]) -> bytes:
+    hasher = xxhash.xxh3_128(len(prefix_url).to_bytes(_LENGTH_BYTES, "little"))
+    for part in (prefix_url, *body):
         hasher.update(part)
     return hasher.digest()
 
 
-def _parse(file: Path, prefix_url: bytes) -> dict[str, tuple[str, bytes]]:
-    """Key -> (meta, bytes) of each record of the cache file, up to the first damaged one."""
-    content = _own(file)
-    found: dict[str, tuple[str, bytes]] = {}
-    at = len(_MAGIC)
-    if content[:at] != _MAGIC:
-        return found
-    while at < len(content):
-        digest = content[at : at + _DIGEST_BYTES]
-        at += _DIGEST_BYTES
-        sizes = [
-            int.from_bytes(content[at + skip : at + skip + _LENGTH_BYTES], "little")
-            for skip in (0, _LENGTH_BYTES)
-        ]
-        at += 2 * _LENGTH_BYTES
-        meta, data = content[at : at + sizes[0]], content[at + sizes[0] : at + sum(sizes)]
-        at += sum(sizes)
-        if _digest(prefix_url, meta, data) != digest:
-            break
-        try:
-            key = parse_json(meta, LINE)[0]
-            found[str(key)] = (meta.decode(), data)
-        except (ValueError, LookupError, TypeError):
-            break
+def _parse(content: bytes, prefix_url: bytes) -> dict[str, _Known]:
+    """Key -> what is cached of it; nothing if the file is damaged, or of another prefix."""
+    whole = memoryview(content)
+    body = whole[len(_MAGIC) + _DIGEST_BYTES :]
+    if content[: len(_MAGIC)] != _MAGIC or (
+        _digest(prefix_url, [body]) != whole[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]
+    ):
+        return {}
+    at = _HEAD_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")
+    found: dict[str, _Known] = {}
+    try:
+        for key, size, version, length, summary in json.loads(content[_HEAD_BYTES:at]):
+            found[key] = _Known(size, version, summary, content[at : at + length])
+            at += length
+    except (RecursionError, TypeError, ValueError):
+        return {}  # of another version of this package
     return found
 
 
@@ -171,19 +180,8 @@ def _own(file: Path) -> bytes:
         ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
         if not ours or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return b""
-        if status.st_size > _MOST_BYTES + _SPARE_BYTES:
+        if status.st_size > 2 * _MOST_BYTES + _HEAD_BYTES:
             return b""
         with contextlib.suppress(OSError):
             return stream.read(status.st_size)
     return b""
-
-
-def user_cache(environ: Mapping[str, str]) -> Path | None:
-    """This user's cache directory for this package (XDG Base Directory); None if unknown."""
-    base = environ.get("XDG_CACHE_HOME", "")
-    if not base.startswith("/"):  # a relative one is to be ignored, says the specification
-        home = environ.get("HOME", "")
-        if not home.startswith("/"):
-            return None
-        base = f"{home}/.cache"
-    return Path(base) / "bt_lightning"

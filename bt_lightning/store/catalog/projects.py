@@ -9,7 +9,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
@@ -53,13 +53,11 @@ class NodeFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogEntry:
+class ListedCheckpoint:
     """A committed checkpoint of a store."""
 
     location: NodeFolder
     manifest: Manifest
-    data: bytes
-    """The content of the manifest."""
 
     @property
     def checkpoint_id(self) -> str:
@@ -76,6 +74,17 @@ class CatalogEntry:
     def newness(self) -> tuple[tuple[int, int, str], int, int]:
         """Sort key; of equally new checkpoints, the one of the lowest node is the newest."""
         return (self.manifest.order, -self.location.node_rank, self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry(ListedCheckpoint):
+    """A committed checkpoint of a store whose manifest was read."""
+
+    data: bytes
+    """The content of the manifest."""
+
+
+_Checkpoint = TypeVar("_Checkpoint", bound=ListedCheckpoint)
 
 
 class JobView:
@@ -134,14 +143,7 @@ class JobView:
     def checkpoints(self) -> list[CatalogEntry]:
         """The newest generation of each id of each node, newest first; damaged ones are logged."""
         self._load(self._locations.values())
-        newest: dict[tuple[int, str], CatalogEntry] = {}
-        for checkpoint in self._known().values():
-            if checkpoint is None:
-                continue
-            key = (checkpoint.location.node_rank, checkpoint.checkpoint_id)
-            if key not in newest or newest[key].number < checkpoint.number:
-                newest[key] = checkpoint
-        return sorted(newest.values(), key=lambda checkpoint: checkpoint.newness, reverse=True)
+        return newest_of_each(found for found in self._known().values() if found is not None)
 
     def latest(self) -> CatalogEntry:
         """The checkpoint of the highest step, then generation, of the fit that saved last.
@@ -245,6 +247,16 @@ class JobView:
     def _known(self) -> dict[NodeFolder, CatalogEntry | None]:
         with self._lock:
             return dict(self._read)
+
+
+def newest_of_each(found: Iterable[_Checkpoint]) -> list[_Checkpoint]:
+    """Of one job's checkpoints, the newest generation of each id of each node, newest first."""
+    newest: dict[tuple[int, str], _Checkpoint] = {}
+    for checkpoint in found:
+        key = (checkpoint.location.node_rank, checkpoint.checkpoint_id)
+        if key not in newest or newest[key].number < checkpoint.number:
+            newest[key] = checkpoint
+    return sorted(newest.values(), key=lambda checkpoint: checkpoint.newness, reverse=True)
 
 
 def list_node_folders(

@@ -11,7 +11,7 @@ from bt_lightning.block_digests import DIGEST_BYTES, BlockDigests
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
 
 
 class BlockVerifier:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from typing_extensions import Self
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.list_and_verify_checkpoints import (
     NO_FILE,
     damaged_blocks,
@@ -25,7 +26,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import (
 from bt_lightning.localdir.open_files import OpenFiles
 from bt_lightning.localdir.read_locks import hold_for_reading
 from bt_lightning.localdir.sidecars import content_directory
-from bt_lightning.manifest import BLOCK_BYTES, Manifest
+from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST, under
 from bt_lightning.store.transfer.block_verifier import BlockVerifier, cut, wrong_blocks
 from bt_lightning.store.transfer.direct_reads import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.interface import ReadProgress, Store
 
 _TRIES = 3

@@ -22,9 +22,11 @@ from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.store.transfer.resumable_download import download_files
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.file_entries import FileEntry
+    from bt_lightning.manifest import Manifest
     from bt_lightning.store.interface import Store
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
@@ -50,7 +52,7 @@ def bring(
     reader: CheckpointReader,
     root: Path,
     final: Path,
-    entries: tuple[FileEntry, ...] | None = None,
+    entries: Sequence[FileEntry] | None = None,
     *,
     replace: bool = True,
 ) -> None:

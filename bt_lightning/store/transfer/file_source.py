@@ -13,16 +13,16 @@ from typing_extensions import Self
 
 from bt_lightning.block_digests import size_of_blocks
 from bt_lightning.errors import CheckpointCorruptError
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.mapped_file import MappedFile
 from bt_lightning.localdir.safe_open import open_regular
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.interface import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.interface import Lent
 
 PIECE_BYTES = 32 * 1024 * 1024

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.file_entries import FileEntry
+    from bt_lightning.manifest import Manifest
     from bt_lightning.store.interface import ReadProgress
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 

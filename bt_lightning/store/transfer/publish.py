@@ -37,8 +37,9 @@ from bt_lightning.store.transfer.upload_progress_source import MeteredSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.localdir.list_and_verify_checkpoints import LocalCheckpoint
-    from bt_lightning.manifest import FileEntry, Manifest
+    from bt_lightning.manifest import Manifest
     from bt_lightning.store.interface import Store
     from bt_lightning.store.lease import Lease
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
@@ -62,6 +63,14 @@ class Base:
         older = self.manifest.entry(entry.path)
         ranges = same_ranges(entry, older) if older is not None else ()
         return Reuse(f"{self.folder}/{entry.path}", ranges) if ranges else None
+
+
+def base_of(prefix: str, stored: Mapping[str, Manifest]) -> Base | None:
+    """The newest of the checkpoints of a store: most of what did not change since is in it."""
+    if not stored:
+        return None
+    folder, manifest = max(stored.items(), key=lambda item: item[1].order)
+    return Base(under(prefix, folder), manifest)
 
 
 @dataclass(frozen=True, slots=True)

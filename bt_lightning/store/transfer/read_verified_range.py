@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.interface import Store
 
 PIECE_BYTES = 16 * 1024 * 1024

@@ -15,20 +15,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import DirectoryFullError
+from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.direct_io import BLOCK, reserve
 from bt_lightning.localdir.disk_space import FULL, measure, planned, spare
 from bt_lightning.localdir.safe_open import open_own
-from bt_lightning.manifest import BLOCK_BYTES
 from bt_lightning.store.transfer.block_verifier import wrong_blocks
 from bt_lightning.store.transfer.byte_ranges import Range, ranges, ranges_to_end
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 from bt_lightning.store.transfer.parallel_reads import Scratch, in_parallel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.localdir.disk_space import DiskSpace
-    from bt_lightning.manifest import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 _REFUSED: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -37,7 +38,7 @@ _DIRECT_BYTES = 8 * 1024 * 1024
 
 
 def download_files(
-    reader: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...] | None = None
+    reader: CheckpointReader, folder: Path, entries: Sequence[FileEntry] | None = None
 ) -> int:
     """Download every file of a checkpoint to `folder`, verified and durable; return the bytes read.
 
@@ -97,7 +98,7 @@ def verify_bytes(reader: CheckpointReader) -> None:
     in_parallel(read, parts, reader.connections)
 
 
-def _download(reader: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...]) -> int:
+def _download(reader: CheckpointReader, folder: Path, entries: Sequence[FileEntry]) -> int:
     scratch = Scratch()
     missing: list[Range] = []
     for entry in entries:
@@ -178,7 +179,7 @@ def _finish(folder: Path, entry: FileEntry) -> None:
         os.close(descriptor)
 
 
-def _check_room(reader: CheckpointReader, folder: Path, entries: tuple[FileEntry, ...]) -> None:
+def _check_room(reader: CheckpointReader, folder: Path, entries: Sequence[FileEntry]) -> None:
     """Raise `DirectoryFullError` unless the bytes that are not allocated yet fit."""
     needed = sum(entry.size - _allocated(folder / entry.path) for entry in entries)
     if needed > measure(folder, None).room:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Collection, Mapping
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.interface import Store
     from bt_lightning.store.transfer.file_source import DescribedSource
 

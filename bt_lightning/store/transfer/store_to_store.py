@@ -11,7 +11,7 @@ from bt_lightning.store.transfer.file_source import BufferedSource
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bt_lightning.manifest import FileEntry
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
 
