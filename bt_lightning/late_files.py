@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, overload
+from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 from bt_lightning.path_layout import ADAPTER_CONFIG, SHARDS
 
@@ -22,15 +22,31 @@ def searched(files: Sequence[FileEntry], path: str) -> Sequence[FileEntry]:
     return files.to_search(path) if isinstance(files, LateFiles) else files
 
 
+def is_distant(files: Sequence[FileEntry]) -> bool:
+    """Whether a use of these entries asks a store."""
+    return isinstance(files, LateFiles) and files.distant and not files.is_read
+
+
 def is_named(path: str) -> bool:
-    """Whether `LateFiles.named` has the entry of the file at `path`, in whatever folder."""
+    """Whether `KnownOfFiles.named` has the entry of the file at `path`, in whatever folder."""
     return path.rpartition("/")[2] in _NAMED
+
+
+class KnownOfFiles(NamedTuple):
+    """What is known of the files of a manifest that was not read."""
+
+    number: int
+    size: int
+    """Bytes of all."""
+    block_bytes: int
+    named: tuple[FileEntry, ...]
+    """The entries of those for which `is_named` is true."""
 
 
 class LateFiles(Sequence["FileEntry"]):
     """The entries of a manifest's files, which are read when one is asked for; as a tuple is.
 
-    May be used by several threads. Every use but `len` and the attributes may read, and raise:
+    May be used by several threads. Every use but `len` and the properties may read, and raise:
 
     Raises:
         CheckpointNotFoundError: the checkpoint was deleted or replaced since it was listed.
@@ -38,20 +54,24 @@ class LateFiles(Sequence["FileEntry"]):
         StoreError: the store refused.
     """
 
-    __slots__ = ("_files", "_number", "_read", "block_bytes", "named", "size")
+    __slots__ = ("_files", "_known", "_read", "distant")
 
     def __init__(
-        self,
-        number: int,
-        size: int,
-        block_bytes: int,
-        named: tuple[FileEntry, ...],
-        read: Callable[[], Sequence[FileEntry]],
+        self, known: KnownOfFiles, read: Callable[[], Sequence[FileEntry]], *, distant: bool
     ) -> None:
-        """`size` is the bytes of all files; `read` returns the entries, `number` of them."""
-        self.size, self.block_bytes, self.named = size, block_bytes, named
-        self._number, self._read = number, read
+        """`read` returns the entries; `distant` says whether it asks a store."""
+        self._known, self._read, self.distant = known, read, distant
         self._files: Sequence[FileEntry] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return self._known.size
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of their blocks."""
+        return self._known.block_bytes
 
     @property
     def is_read(self) -> bool:
@@ -60,7 +80,7 @@ class LateFiles(Sequence["FileEntry"]):
 
     def to_search(self, path: str) -> Sequence[FileEntry]:
         """As the function `searched`."""
-        return self.named if is_named(path) else self._all()
+        return self._known.named if is_named(path) else self._all()
 
     def _all(self) -> Sequence[FileEntry]:
         if self._files is None:
@@ -68,7 +88,7 @@ class LateFiles(Sequence["FileEntry"]):
         return self._files
 
     def __len__(self) -> int:
-        return self._number
+        return self._known.number
 
     @overload
     def __getitem__(self, index: int) -> FileEntry: ...

@@ -8,7 +8,7 @@ from bt_lightning.block_digests import hex_digest
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.file_entries import files_from_json, files_to_json
 from bt_lightning.json_values import count_of
-from bt_lightning.late_files import LateFiles, is_named
+from bt_lightning.late_files import KnownOfFiles, LateFiles, is_named
 from bt_lightning.manifest import Manifest, facts_to_json, manifest_from_json, with_digest
 
 if TYPE_CHECKING:
@@ -37,9 +37,12 @@ def summary_of(manifest: Manifest) -> dict[str, Any] | None:
     }
 
 
-def listed_manifest(summary: dict[str, Any], read: Callable[[], Manifest]) -> Manifest:
+def listed_manifest(
+    summary: dict[str, Any], read: Callable[[], Manifest], *, distant: bool
+) -> Manifest:
     """The manifest that `summary_of` was given; its files are those of `read()`, when asked for.
 
+    `distant` says whether that asks a store.
     What `read` returns must have the same digest, or `CheckpointNotFoundError` is raised then.
 
     Raises:
@@ -49,13 +52,13 @@ def listed_manifest(summary: dict[str, Any], read: Callable[[], Manifest]) -> Ma
         block_bytes = summary["block_bytes"]
         digest = hex_digest(summary["digest"])
         named = files_from_json(summary["named"], packed=True, block_bytes=block_bytes)
-        files = LateFiles(
-            count_of(summary["number"], least=len(named)),
-            count_of(summary["size"], least=sum(entry.size for entry in named)),
-            block_bytes,
-            named,
-            lambda: _files_of(read(), digest),
+        known = KnownOfFiles(
+            number=count_of(summary["number"], least=len(named)),
+            size=count_of(summary["size"], least=sum(entry.size for entry in named)),
+            block_bytes=block_bytes,
+            named=named,
         )
+        files = LateFiles(known, lambda: _files_of(read(), digest), distant=distant)
         manifest = manifest_from_json(summary, files)
     except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
         msg = f"this is no summary of a manifest: {type(error).__name__} {error}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointNotFoundError, InvalidSettingError
 from bt_lightning.job_choice import name_of_path
+from bt_lightning.late_files import is_distant
 from bt_lightning.localdir.job_id_file import job_of
 from bt_lightning.manage.default_directory import DEFAULT_DIRECTORY, default_directory
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
@@ -289,5 +290,6 @@ def _open_newest(
             " Name another with --job-id"
         )
     source = StoreCheckpoints(store, chosen.project, chosen.job, user_cache(os.environ))
-    source.take_over(chosen.items, chosen.refused)
+    if not any(is_distant(item.manifest.files) for item in chosen.items):
+        source.take_over(chosen.items, chosen.refused)
     return source

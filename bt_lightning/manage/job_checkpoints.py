@@ -46,7 +46,7 @@ class StoreCheckpoints:
     def items(self) -> list[CheckpointItem]:
         """Lists the store at the first call, and reads manifests that are not in the cache."""
         if self._items is None:
-            listed = list_manifests(self.store, self._prefix, self._cache)
+            listed = list_manifests(self.store, self._prefix, self._cache, whole=True)
             self._refused = listed.refused
             protected = {under(self._prefix, folder) for folder in listed.listing.protected}
             found = checkpoints_by_job(listed).values()

@@ -15,6 +15,9 @@ from bt_lightning.cli.commands.train import train
 from bt_lightning.cli.groups import respelled
 from bt_lightning.cli.names_elsewhere import NAMES
 from bt_lightning.config_file.load_config import load_config
+from bt_lightning.path_layout import job_prefix
+from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.publish import publish
 
 
 @pytest.fixture
@@ -167,3 +170,21 @@ def test_a_cache_is_summarized(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("BT_RW_CACHE_DIR", str(tmp_path))
     done = cli("train", "project", "cache", "describe", "--project", "p", "--sort", "path")
     assert "hub/big" in done.stdout
+
+
+def test_the_cache_of_manifests_is_shown_and_deleted(cli, tmp_path, monkeypatch, make):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = LocalStore(tmp_path / "store")
+    publish(store, job_prefix("p", "j", 0), make(tmp_path / "ck", "checkpoint-1", 1))
+    assert "0 files" in cli("cache", "manifests").stdout
+    cli("checkpoints", "list", "--all-jobs", "--store", store.name)
+    (file,) = (tmp_path / "cache" / "bt_lightning").glob("manifests-*")
+    told = json.loads(cli("cache", "manifests", "-o", "json").stdout)
+    assert told["total_files"] == 1
+    assert told["total_size_bytes"] == file.stat().st_size < told["most_size_bytes"]
+    assert "were deleted" in cli("cache", "manifests", "--delete").stdout
+    assert not file.exists()
+    assert cli("cache", "manifests", "-o", "csv").stdout.count("\n") == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.delenv("HOME", raising=False)
+    assert "XDG_CACHE_HOME" in cli("cache", "manifests", code=11).stderr

@@ -12,7 +12,7 @@ import pytest
 
 from bt_lightning import manifest_summary
 from bt_lightning.errors import CheckpointNotFoundError
-from bt_lightning.late_files import LateFiles
+from bt_lightning.late_files import LateFiles, is_distant
 from bt_lightning.manifest import Manifest
 from bt_lightning.manifest_index import index_bytes
 from bt_lightning.path_layout import MANIFEST, job_prefix, jobs_prefix, manifests_index
@@ -303,6 +303,20 @@ def test_an_index_is_read_instead_of_its_manifests(store, cache):
 
 
 @pytest.mark.usefixtures("index")
+def test_whole_manifests_are_not_taken_from_an_index(store, cache):
+    """As the explorer lists one job: no key that a user presses may wait for the store."""
+    list_manifests(store, JOB, cache)
+    reads(store)
+    found = list_manifests(store, JOB, cache, whole=True)
+    asked = [f"demo/jobs/job1/rank-0/checkpoint-{n}/{MANIFEST}" for n in (1, 2, 3)]
+    assert sorted(reads(store)) == asked
+    assert not any(is_distant(one.files) for one in found.manifests.values())
+    again = list_manifests(store, JOB, cache, whole=True)
+    assert all(len(tuple(one.files)) == 2 for one in again.manifests.values())
+    assert reads(store) == []
+
+
+@pytest.mark.usefixtures("index")
 def test_an_index_that_is_old_says_nothing_of_what_was_replaced(store, published):
     unpublish(store, JOB, "checkpoint-2")
     published(store, "job1", "checkpoint-2", 9)
@@ -367,7 +381,7 @@ def test_an_index_has_the_newest_that_fit(index, monkeypatch):
 def test_a_summary_is_of_the_same_manifest(index):
     for manifest in index.values():
         summary = json.loads(json.dumps(manifest_summary.summary_of(manifest)))
-        again = manifest_summary.listed_manifest(summary, lambda one=manifest: one)
+        again = manifest_summary.listed_manifest(summary, lambda one=manifest: one, distant=False)
         assert again == manifest
         assert (again.digest, again.size, again.block_bytes) == (
             manifest.digest,

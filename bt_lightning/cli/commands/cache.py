@@ -1,4 +1,4 @@
-"""The command for the cache of jobs on this machine."""
+"""The commands for the caches on this machine: of jobs, and of manifests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TITLES = (
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Look at the cache that jobs of this machine share."""
+    """Look at the caches of this machine: that of its jobs, and that of lists of stores."""
 
 
 @cache.command("summarize")
@@ -94,6 +94,46 @@ def summarize_cache(
             Column("Permissions", lambda row: row["permissions"], rank=3),
         )
         table(f"{folder}: {len(files):,} files, {human_size(size)}", columns, rows)
+
+
+@cache.command("manifests")
+@click.option("--delete", "deletes", is_flag=True, help="Delete them; later lists read the store.")
+@format_option
+def cached_manifests_command(deletes: bool, output_format: str) -> None:
+    """Say how much this user's lists of stores keep on this machine, or delete it.
+
+    They keep facts and manifests of checkpoints, by the versions that the store's listing gives, so
+    nothing old is shown. Above 256 MB, those of the lists that were made first are deleted.
+    """
+    from bt_lightning.cli.render.table_csv_json import as_csv, as_json
+    from bt_lightning.errors import InvalidSettingError
+    from bt_lightning.human_units import human_size
+    from bt_lightning.store.catalog.cache_folder import (
+        MOST_CACHED_BYTES,
+        cached_manifests,
+        delete_cached_manifests,
+        user_cache,
+    )
+
+    folder = user_cache(os.environ)
+    if folder is None:
+        msg = "there is no cache: set HOME or XDG_CACHE_HOME to an absolute path"
+        raise InvalidSettingError(msg)
+    found = delete_cached_manifests(folder) if deletes else cached_manifests(folder)
+    facts = {
+        "path": str(folder),
+        "total_files": found.number,
+        "total_size_bytes": found.size,
+        "most_size_bytes": MOST_CACHED_BYTES,
+        "deleted": deletes,
+    }
+    if output_format == "json":
+        as_json(facts)
+    elif output_format == "csv":
+        as_csv(list(facts), [list(facts.values())])
+    else:
+        were = "were deleted" if deletes else f"of at most {human_size(MOST_CACHED_BYTES)}"
+        click.echo(f"{folder}: {found.number:,} files, {human_size(found.size)}, {were}")
 
 
 def _key(sort: str) -> Callable[[CacheEntry], Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MOST_CACHED_BYTES: Final = 256 * 1024 * 1024
+MOST_CACHED_BYTES: Final = 256_000_000
 """Of all files of the cache: those that were written first are deleted above it."""
 _MOST_FILES: Final = 1000
 _PREFIX: Final = "manifests-"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError
+from bt_lightning.late_files import is_distant
 from bt_lightning.manifest import Manifest
 from bt_lightning.manifest_summary import listed_manifest, summary_of
 from bt_lightning.path_layout import committed_at
@@ -56,18 +57,22 @@ class _NoCache:
         """Nothing is written."""
 
 
-def list_manifests(store: Store, prefix: str, cache_dir: Path | None) -> ListedManifests:
+def list_manifests(
+    store: Store, prefix: str, cache_dir: Path | None, *, whole: bool = False
+) -> ListedManifests:
     """List the checkpoints under a prefix; manifests that `cache_dir` has are not read.
 
-    Called by the command line.
+    With `whole`, the entries of all files are known when this returns, or in the cache: no use of
+    them asks the store. Called by the command line.
 
     Raises:
         StoreError: the store refused.
     """
     cache = _NoCache() if cache_dir is None else ManifestCache(cache_dir, f"{store.name}/{prefix}")
     found = _Manifests(store, prefix, list_prefix(store, prefix), cache)
-    found.take_cached()
-    found.take_indexed()
+    found.take_cached(whole=whole)
+    if not whole:
+        found.take_indexed()
     found.read()
     cache.save()
     manifests = {folder: found.known[folder] for folder in found.places if folder in found.known}
@@ -90,11 +95,11 @@ class _Manifests:
         self.known: dict[str, Manifest] = {}
         self.refused: list[str] = []
 
-    def take_cached(self) -> None:
+    def take_cached(self, *, whole: bool) -> None:
         for folder in self.places:
             info = self.listing.manifests[folder]
             found = self._cache.get(info, _late(self._store, info.key))
-            if found is not None:
+            if found is not None and not (whole and is_distant(found.files)):
                 self.known[folder] = found
 
     def take_indexed(self) -> None:
@@ -103,7 +108,9 @@ class _Manifests:
         for folder, summary in found.items():
             info = infos[folder]
             try:
-                self.known[folder] = listed_manifest(summary, _late(self._store, info.key))
+                self.known[folder] = listed_manifest(
+                    summary, _late(self._store, info.key), distant=True
+                )
             except ValueError as error:
                 log.warning("what an index says of %s is not used: %s", info.key, error)
             else:

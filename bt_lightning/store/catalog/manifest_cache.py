@@ -77,12 +77,13 @@ class ManifestCache:
         if known is None or (known.size, known.version) != (info.size, info.version):
             return None
         data = known.data
-        if len(data) and not _fits(info, data):
+        if data and not _fits(info, data):
             return None
         try:
             manifest = listed_manifest(
                 known.summary,
-                partial(Manifest.from_bytes, data, info.key) if len(data) else read,
+                partial(Manifest.from_bytes, data, info.key) if data else read,
+                distant=not data,
             )
         except ValueError:
             return None
