@@ -1,9 +1,11 @@
 """How long it takes to see what a store holds: lists and the explorer, next to boto3 alone.
 
 A real S3 server on loopback holds 200 jobs of 50 checkpoints. Each command is a process of its own,
-as users start it: `cold` has no cache of manifests, `warm` the one that the run before left. boto3
-lists the same prefix and reads the same manifests on 16 threads, in a fresh process too. Repeats
-are interleaved; rows are appended to benchmarks/results/catalog.jsonl.
+as users start it: `cold` has no cache of manifests, `warm` the one that the run before left. Each
+job has the index that its worker would leave, unless `--without-indexes`. boto3 lists the same
+prefix and reads the same manifests on 16 threads, in a fresh process too. Another checkout, named
+by `--before`, is measured in the same rounds. Repeats are interleaved; rows are appended to
+benchmarks/results/catalog.jsonl.
 
     python benchmarks/catalog.py --repeats 5
 """
@@ -27,7 +29,8 @@ from servers import KEPT, Server, start
 
 from bt_lightning.localdir.digest import Hasher
 from bt_lightning.manifest import Manifest
-from bt_lightning.path_layout import job_prefix
+from bt_lightning.manifest_index import index_bytes
+from bt_lightning.path_layout import job_prefix, manifests_index
 
 JOBS, CHECKPOINTS = 200, 50
 RESULTS = Path(__file__).with_name("results") / "catalog.jsonl"
@@ -45,9 +48,10 @@ print(len(data))
 """
 
 
-def fill(server: Server) -> None:
-    """Put every checkpoint: a manifest of five files, and those files, empty but for one."""
+def fill(server: Server, *, indexes: bool) -> None:
+    """Put every checkpoint: a manifest of three files, and those files, of a byte each."""
     client = server.boto3(32)
+    manifests: list[dict[str, Manifest]] = [{} for _ in range(JOBS)]
 
     def put(number: int) -> None:
         job, step = divmod(number, CHECKPOINTS)
@@ -68,9 +72,13 @@ def fill(server: Server) -> None:
             client.put_object(Bucket=KEPT, Key=f"{prefix}/{name}", Body=b"x")
         data = manifest.to_bytes()
         client.put_object(Bucket=KEPT, Key=f"{prefix}/bt_manifest.json", Body=data)
+        manifests[job][f"checkpoint-{step}"] = manifest
 
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(put, range(JOBS * CHECKPOINTS)))
+    for job, own in enumerate(manifests if indexes else ()):
+        key = manifests_index(job_prefix("demo", f"job-{job:03}", 0))
+        client.put_object(Bucket=KEPT, Key=key, Body=index_bytes(own))
 
 
 def timed(words: list[str], environment: dict[str, str]) -> dict[str, float]:
@@ -83,7 +91,13 @@ def timed(words: list[str], environment: dict[str, str]) -> dict[str, float]:
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, words
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak_mb": usage.ru_maxrss / 1000, "bytes_shown": len(shown)}
+    return {
+        "seconds": seconds,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / 1000,
+        "bytes_shown": len(shown),
+        "load": os.getloadavg()[0],
+    }
 
 
 def painted(words: list[str], environment: dict[str, str]) -> dict[str, float]:
@@ -113,12 +127,19 @@ def main() -> None:
     """Measure, print medians, append rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--without-indexes", action="store_true", help="as older workers leave it")
+    parser.add_argument("--before", type=Path, help="another checkout, measured beside this one")
+    parser.add_argument("--case", nargs="*", help="only these")
+    asked = parser.parse_args()
+    repeats = asked.repeats
+    checkouts = {"": Path(__file__).resolve().parents[1]}
+    if asked.before is not None:
+        checkouts = {"before, ": asked.before.resolve(), **checkouts}
     rows = []
     with tempfile.TemporaryDirectory() as name, start("seaweedfs", Path(name)) as server:
-        fill(server)
-        asked = {k: v for k, v in server.environment().items() if not k.startswith("FSSPEC_")}
-        base = {**os.environ, **asked, "BT_STORE_URL": f"s3://{KEPT}"}
+        fill(server, indexes=not asked.without_indexes)
+        known = {k: v for k, v in server.environment().items() if not k.startswith("FSSPEC_")}
+        base = {**os.environ, **known, "BT_STORE_URL": f"s3://{KEPT}"}
         one = ["--project", "demo", "--job-id", "job-100"]
         prefix = job_prefix("demo", "job-100", 0).rpartition("/")[0]
         cases = {
@@ -130,26 +151,27 @@ def main() -> None:
             ),
             "explorer": ([*COMMAND, "explore", *one], prefix, painted),
         }
+        cases = {case: cases[case] for case in asked.case or cases}
+        state = {"index": not asked.without_indexes}
         for repeat in range(repeats):
             for case, (words, place, measure) in cases.items():
-                cache = Path(name) / f"cache-{repeat}-{case}"
-                own = {**base, "XDG_CACHE_HOME": str(cache)}
-                rows += [
-                    {"case": case, "system": system, "repeat": repeat, **measure(words, own)}
-                    for system in ("cold", "warm")
-                ]
+                for before, checkout in checkouts.items():
+                    cache = Path(name) / f"cache-{repeat}-{case}-{before}"
+                    own = {**base, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(checkout)}
+                    for heat in ("cold", "warm"):
+                        row = {"case": case, "system": f"{before}{heat}", "repeat": repeat}
+                        rows.append({**row, **state, **measure(words, own)})
                 rival = [sys.executable, "-c", RIVAL, KEPT, place]
-                rows.append(
-                    {"case": case, "system": "boto3", "repeat": repeat, **timed(rival, base)}
-                )
+                row = {"case": case, "system": "boto3", "repeat": repeat}
+                rows.append({**row, **state, **timed(rival, base)})
     with RESULTS.open("a") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
     for case in cases:
-        for system in ("cold", "warm", "boto3"):
+        for system in dict.fromkeys(row["system"] for row in rows):
             own = [row for row in rows if (row["case"], row["system"]) == (case, system)]
             figures = {
                 field: statistics.median(row[field] for row in own)
-                for field in ("seconds", "first_paint_s", "peak_mb")
+                for field in ("seconds", "cpu_s", "first_paint_s", "peak_mb", "load")
                 if field in own[0]
             }
             print(case, system, {field: round(value, 3) for field, value in figures.items()})

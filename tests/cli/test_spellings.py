@@ -187,4 +187,4 @@ def test_the_cache_of_manifests_is_shown_and_deleted(cli, tmp_path, monkeypatch,
     assert cli("cache", "manifests", "-o", "csv").stdout.count("\n") == 2
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.delenv("HOME", raising=False)
-    assert "XDG_CACHE_HOME" in cli("cache", "manifests", code=11).stderr
+    assert "XDG_CACHE_HOME" in cli("cache", "manifests", code=2).stderr

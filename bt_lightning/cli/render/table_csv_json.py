@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,10 +127,8 @@ def _indented(value: object, end: str, depth: int) -> str:
     """`value` as JSON; `end` is the line feed and indentation before its closing bracket."""
     if isinstance(value, str):
         return _TEXT(value)
-    if type(value) is int:
-        return repr(value)
     if not isinstance(value, dict | list | tuple):
-        return json.dumps(json_number(value) if isinstance(value, float) else value)
+        return _scalar(value)
     first, last = "{}" if isinstance(value, dict) else "[]"
     if not depth or not value:
         return f"{first}{last}" if depth else '"..."'
@@ -143,6 +142,17 @@ def _indented(value: object, end: str, depth: int) -> str:
     else:
         texts = [_indented(one, line, inner) for one in value]
     return f"{first}{line}{f',{line}'.join(texts)}{end}{last}"
+
+
+def _scalar(value: object) -> str:
+    """A value that is neither text nor has others in it; the frequent ones without `json`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)
+    return json.dumps(json_number(value) if isinstance(value, float) else value)
 
 
 @lru_cache(1024, typed=True)
