@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
-from bt_lightning.store.s3.progress_timeout import Allowance, AnswerReader, ProgressTimeout
+from bt_lightning.store.s3.progress_timeout import Allowance, ProgressTimeout
 from bt_lightning.store.s3.request_errors import Failure, Hostile
-from bt_lightning.store.s3.socket_send import send_body
+from bt_lightning.store.s3.socket_transfer import AnswerReader, send_body
 from bt_lightning.store.transfer.parallel_reads import fill
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class HttpConnections:
             )
             try:
                 _send_head(connection, signed, target, body.size if body else 0)
+                connection.sock.settimeout(0)
                 if body is not None:
                     send_body(connection.sock, body, throttle, progress)
             except (BrokenPipeError, ConnectionResetError):

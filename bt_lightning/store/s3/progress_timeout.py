@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import fcntl
 import http.client
-import io
 import math
 import termios
 import time
@@ -119,35 +118,6 @@ class ProgressTimeout:
         if self._queued:
             return f"the server took nothing for {self._allowed_s():.0f} s"
         return f"the server did not answer for {self._allowed_s():.0f} s"
-
-
-class AnswerReader(io.RawIOBase):
-    """The bytes of an answer as they come; `held` keeps the connection open until all are read."""
-
-    def __init__(self, sock: socket.socket, held: io.RawIOBase, progress: ProgressTimeout) -> None:
-        self._sock = sock
-        self._held = held
-        self._progress = progress
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Wait for some bytes; 0 at the end."""
-        while True:
-            self._sock.settimeout(self._progress.next_check_s())
-            try:
-                count = self._sock.recv_into(buffer)
-            except TimeoutError:
-                continue
-            self._progress.received(count)
-            return count
-
-    def close(self) -> None:
-        """Release the connection."""
-        self._held.close()
-        super().close()
 
 
 def unacknowledged(sock: socket.socket) -> int:

@@ -69,10 +69,25 @@ def stored(store):
     return bytes(target)
 
 
+@pytest.fixture(params=["http", "https"])
+def by_scheme(request, connect):
+    """A store by TLS too, where OpenSSL insists on the bytes that it has begun to send."""
+    if request.param == "http":
+        return connect
+    proxy, authority = (request.getfixturevalue(name) for name in ("tls_proxy", "certificate"))
+
+    def by_tls(endpoint=proxy.endpoint, **how):
+        where = {"endpoint_url": endpoint.replace("http:", "https:"), "region_name": "us-east-1"}
+        return connect(client_kwargs={**where, "verify": str(authority[0])}, **how)
+
+    by_tls.tls = proxy.tls
+    return by_tls
+
+
 # three parts, 6 blocks that are summed, and 6 that are sent: 12 looks and more
 @pytest.mark.parametrize("countdown", [1, 2, 3, 5, 7, 9, 11])
-def test_the_bytes_are_those_of_the_save(connect, wanted, file, countdown):
-    store = connect()
+def test_the_bytes_are_those_of_the_save(by_scheme, wanted, file, countdown):
+    store = by_scheme()
     with contextlib.closing(wanted(countdown)) as source:
         store.send(source, "key")
     assert source.countdown <= 0, "it was never taken back"
@@ -102,9 +117,9 @@ def test_a_file_that_is_damaged_is_not_sent_on(connect, wanted, uploads_of):
     assert uploads_of(store) == []
 
 
-def test_whoever_wants_the_memory_back_never_waits_for_the_network(connect, wanted, file):
+def test_whoever_wants_the_memory_back_never_waits_for_the_network(by_scheme, wanted, file):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        store = connect(f"http://127.0.0.1:{server.getsockname()[1]}", part_bytes=32 * MIB)
+        store = by_scheme(f"http://127.0.0.1:{server.getsockname()[1]}", part_bytes=32 * MIB)
         source = wanted(-1)
         errors = []
 
@@ -117,6 +132,8 @@ def test_whoever_wants_the_memory_back_never_waits_for_the_network(connect, want
         sender = threading.Thread(target=send)
         sender.start()
         connection, _ = server.accept()
+        if hasattr(by_scheme, "tls"):
+            connection = by_scheme.tls.wrap_socket(connection, server_side=True)
         connection.recv(1)  # the request has begun, and nobody reads the rest of it
         source.take_back(file)
         source.memory[:] = bytes(SIZE)

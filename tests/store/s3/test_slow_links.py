@@ -89,34 +89,43 @@ def impatient(connect):
     return impatient
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_request_may_take_longer_than_a_peer_may_be_quiet(
-    link, impatient, connect, memory, tls_proxy, weed, scheme
-):
+@pytest.fixture(params=["http", "https"])
+def slow(request, link, impatient):
+    """Open a store by a slow link, also over TLS."""
+
+    def slow(**how):
+        if request.param == "http":
+            return impatient(link(**how).endpoint)
+        made = link(request.getfixturevalue("tls_proxy"), **how)
+        return impatient(made.endpoint.replace("http:", "https:"))
+
+    return slow
+
+
+def test_a_request_may_take_longer_than_a_peer_may_be_quiet(slow, connect, memory):
     """All of it lies in the kernel at once; the answer comes seconds later."""
-    slow = link(tls_proxy if scheme == "https" else weed)
     data = os.urandom(SIZE)
     began = time.monotonic()
-    impatient(f"{scheme}{slow.endpoint.removeprefix('http')}").send(memory(data), "key")
+    slow().send(memory(data), "key")
     assert time.monotonic() - began > 2 * QUIET_S
     target = memoryview(bytearray(SIZE))
     connect().read_into("key", 0, target)
     assert target == data
 
 
-def test_a_download_may_take_longer_too(link, impatient, connect, memory):
+def test_a_download_may_take_longer_too(slow, connect, memory):
     data = os.urandom(SIZE)
     connect().send(memory(data), "key")
     target = memoryview(bytearray(SIZE))
     began = time.monotonic()
-    impatient(link().endpoint).read_into("key", 0, target)
+    slow().read_into("key", 0, target)
     assert time.monotonic() - began > 2 * QUIET_S
     assert target == data
 
 
-def test_a_peer_that_takes_no_more_is_left(link, impatient, memory, monkeypatch):
+def test_a_peer_that_takes_no_more_is_left(slow, memory, monkeypatch):
     monkeypatch.setattr("bt_lightning.store.s3.operations.TRIES", 1)
-    store = impatient(link(stops_after=100_000).endpoint)
+    store = slow(stops_after=100_000)
     began = time.monotonic()
     with pytest.raises(StoreTransientError, match=r"took nothing|did not answer"):
         store.send(memory(os.urandom(SIZE)), "key")
