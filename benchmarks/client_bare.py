@@ -102,6 +102,18 @@ class Bare:
         with ThreadPoolExecutor(self.connections) as pool:
             list(pool.map(send, names))
 
+    def read_range(self, key: str, offset: int, target: memoryview) -> None:
+        connection = self._connection()
+        span = {"Range": f"bytes={offset}-{offset + len(target) - 1}"}
+        connection.request("GET", self._url("get_object", key), headers=span)
+        response = _answer(connection)
+        while target:
+            count = response.readinto(target)
+            if not count:
+                msg = f"{len(target)} bytes are missing"
+                raise ConnectionResetError(msg)
+            target = target[count:]
+
     def download(self, key: str, target: Path, size: int) -> None:
         url = self._url("get_object", key)
 

@@ -151,6 +151,12 @@ class Obstore:
         with preallocated(target, size) as descriptor, ThreadPoolExecutor(self.connections) as pool:
             list(pool.map(fetch, range(0, size, PART)))
 
+    def read_range(self, key: str, offset: int, target: memoryview) -> None:
+        import obstore
+
+        length = len(target)
+        target[:] = memoryview(obstore.get_range(self.store, key, start=offset, length=length))
+
 
 class ObstoreMapped(Obstore):
     """The same, and a file is mapped and handed over as memory."""

@@ -46,11 +46,14 @@ LABELS = {
     "boto3+safetensors": "boto3, then safetensors",
     "boto3+torch": "boto3, then torch.load(mmap)",
     "s5cmd+safetensors": "s5cmd, then safetensors",
+    "http+ranges": "HTTP alone, ranges into tensors",
+    "obstore+ranges": "obstore, ranges copied into tensors",
 }
 SENDERS = ["http", "ours", "obstore", "boto3", "s3fs", "s5cmd", "s3torchconnector"]
 FASTEST = ["http", "ours", "obstore", "boto3", "s5cmd"]
 FETCHERS = ["http", "ours", "obstore", "boto3", "s3fs", "s5cmd", "s3torchconnector"]
 LOADERS = ["ours", "lightning", "boto3+safetensors", "boto3+torch", "s5cmd+safetensors"]
+TLS_LOADERS = ["http+ranges", "ours", "obstore+ranges", "boto3+safetensors"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,9 @@ CASES = {
         "download of 1 GB, TLS", "download", GB, FASTEST, "sink-tls", default=False
     ),
     "load": Case("store to tensors, 1.5 GB in 80", "load", 3 * GB // 2, LOADERS),
+    "load-tls": Case(
+        "store to tensors, 1.5 GB in 80, TLS", "load", 3 * GB // 2, TLS_LOADERS, "sink-tls"
+    ),
     "juicefs-up": Case(
         "upload of 1 GB to JuiceFS", "upload", GB, SENDERS, "juicefs", in_memory=True
     ),
@@ -253,6 +259,7 @@ def measure(
                     "cap": server.cap,
                     "connections": case.connections,
                     "repeat": repeat,
+                    "load": round(os.getloadavg()[0], 1),
                     "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     "size": case.size,
                     "seconds": facts["seconds"],

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client_ours import Ours
+from client_ranges import load_ranges
 from client_tools import MADV_POPULATE_WRITE, Bytes, memory_of
 from clients import CLIENTS, S5cmd
 from servers import Server
@@ -132,6 +133,8 @@ def loader(spec: dict[str, object]) -> tuple[Callable[[], dict[str, object]], ob
 
         return lambda: TorchCheckpointIO().load_checkpoint(f"{url}/state.pt")["state_dict"], None
     made = make(spec, client)
+    if form == "ranges":
+        return lambda: load_ranges(made, f"{base}/state.safetensors"), made
     if form == "safetensors":
         from safetensors.torch import load_file
 
