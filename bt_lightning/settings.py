@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 LEAST_MB_S = 0.1
 _TORCH_TRUE = frozenset({"1", "y", "yes", "true"})
-_MAX_NAME = 246
 DEFAULT_PROJECT = "default"
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_MAX_NAME = 246
 """Characters of a directory's name in its job's name: with the hash it fits one path part."""
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+HOLD_MEMORY = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class Settings:
     """`BT_UPLOAD_MB_S`: limit of uploads in megabytes a second."""
     node_rank: int = 0
     """`BT_NODE_RANK`: rank of this node among those of the job."""
+    hold_memory: timedelta = HOLD_MEMORY
+    """`BT_HOLD_MEMORY_S`: how long a worker holds the newest image after a kill; 0: not at all."""
     grace: timedelta | None = None
     """`BT_GRACE_S`: time from SIGTERM until the platform kills the process; None: unknown."""
     volume_size_gib: float | None = None
@@ -85,6 +88,7 @@ class Settings:
             fit_name=environ.get("BT_FIT_NAME") or None,
             upload_mb_s=_megabytes(environ.get("BT_UPLOAD_MB_S")),
             node_rank=whole_number(environ, "BT_NODE_RANK", 0),
+            hold_memory=_held("BT_HOLD_MEMORY_S", environ.get("BT_HOLD_MEMORY_S") or None),
             grace=_seconds("BT_GRACE_S", environ.get("BT_GRACE_S") or None),
             volume_size_gib=_gib("BT_VOLUME_SIZE_GIB", environ.get("BT_VOLUME_SIZE_GIB") or None),
             interval="auto" if interval == "auto" else _seconds("BT_SAVE_INTERVAL", interval),
@@ -110,6 +114,12 @@ def _seconds(name: str, text: str | None) -> timedelta | None:
         msg = f"{name} is {text!r}, expected a number of seconds above 0"
         raise InvalidSettingError(msg)
     return found
+
+
+def _held(name: str, text: str | None) -> timedelta:
+    if text is not None and text.strip() in {"0", "0.0"}:
+        return timedelta(0)
+    return _seconds(name, text) or HOLD_MEMORY
 
 
 def _level(name: str, text: str | None) -> str | None:

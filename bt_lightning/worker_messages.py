@@ -52,6 +52,8 @@ class WorkerConfig:
     """Where the parts of all ranks come together."""
     gather_s: float = 60.0
     """Seconds that a part waits for the parts of other ranks, at least."""
+    hold_s: float = 0.0
+    """Seconds that the newest image stays in memory when the trainer was killed."""
     metrics: MetricsTarget = NO_METRICS
     """Where the numbers for Prometheus go."""
 

@@ -47,6 +47,8 @@ def _clean_environment(_no_leaks: None, monkeypatch: pytest.MonkeyPatch) -> None
     for name in list(os.environ):
         if name.startswith("BT_") and name != "BT_TEST_WORKERS":
             monkeypatch.delenv(name)
+    # or the workers of trainers that a test kills would stay; tests of that set it
+    monkeypatch.setenv("BT_HOLD_MEMORY_S", "0")
 
 
 @pytest.fixture(autouse=True)

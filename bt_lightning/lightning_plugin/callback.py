@@ -90,13 +90,13 @@ class BTLightning(Callback):
         job: name of the job in the store; `$BT_TRAINING_JOB_ID`, else made for a new `dir`.
         fit_name: name of what the next `fit` trains, in a script with several fits that nothing
             else tells apart; its folder below `dir` unless it is the job's first. `$BT_FIT_NAME`.
-        snapshot: `"lazy"` copies tensors that only optimizers change during forward and backward,
-            `"eager"` copies all before a save returns; `"auto"` is lazy unless a hook may change
-            weights.
+        snapshot: `"lazy"` copies what only optimizers change during forward and backward, `"eager"`
+            all before a save returns; `"auto"` is lazy unless a hook may change weights.
         overlap: what a save does while the previous one is written: `"wait"`, `"skip"` (it is not
             made), or `"latest"` (it replaces a queued one, with two arenas).
         arenas: number of buffers in host memory, each as large as a checkpoint.
         arena_memory: limit for all arenas, in bytes; above it the training thread writes directly.
+        hold_memory: time that memory keeps the newest save after a kill. `$BT_HOLD_MEMORY_S`, 30 s.
         grace: time from SIGTERM until the platform kills; `$BT_GRACE_S`. None: unknown.
         save_at_end: also save the state that a fit ends with; `$BT_SAVE_AT_END`, else True.
         interval: also save at this interval, keeping the newest; `"auto"` adapts it to the cost of
@@ -112,8 +112,7 @@ class BTLightning(Callback):
 
     Raises:
         InvalidSettingError: from the constructor, for an argument that cannot be used.
-        DirectoryUnusableError, StoreError: at the start of `fit`, on every rank, for a directory
-            or a store that is not writable.
+        DirectoryUnusableError, StoreError: at the start of `fit`, on every rank: not writable.
         UploadFailedError: once, at the next hook, when the store refuses a checkpoint for good.
         DirectoryFullError: once, at the next hook, for a save without space on the disk.
     """
@@ -144,6 +143,7 @@ class BTLightning(Callback):
         overlap: Overlap = "wait",
         arenas: int = 1,
         arena_memory: int | None = None,
+        hold_memory: timedelta | float | None = None,
         grace: timedelta | float | None = None,
         save_at_end: bool | None = None,
         interval: Literal["auto"] | timedelta | float | None = None,

@@ -30,7 +30,8 @@ from bt_lightning.restore.optimizer_states import OPTIMIZERS, numbered, with_key
 from bt_lightning.restore.read_documents import load_file
 from bt_lightning.restore.saved_tensors import SavedTensor, read_whole
 from bt_lightning.restore.unloaded_value import UnloadedValue
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, FilesReader
+from bt_lightning.store.transfer.checkpoint_reader import FilesReader
+from bt_lightning.store.transfer.held_image_reader import HeldImageReader
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
 from bt_lightning.tree_document import WEIGHTS_KEY
 
@@ -118,7 +119,7 @@ def directory_reader(path: Path) -> FilesReader:
         CheckpointCorruptError: its manifest is damaged.
     """
     try:
-        return DirectoryReader(path)
+        return HeldImageReader(path)
     except CheckpointNotFoundError:
         if not is_dcp_folder(path):
             raise

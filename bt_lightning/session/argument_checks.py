@@ -84,6 +84,13 @@ def duration(name: str, value: Any) -> timedelta:
     return found
 
 
+def duration_or_none(name: str, value: Any) -> timedelta:
+    """As `duration`; 0 is taken as well."""
+    zero = timedelta(0)
+    is_zero = value == zero or (value == 0 and not isinstance(value, bool))
+    return zero if is_zero else duration(name, value)
+
+
 def fraction(name: str, value: Any) -> float:
     """A number above 0 and at most 1."""
     expected = "a fraction above 0 and at most 1"

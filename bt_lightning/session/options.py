@@ -85,6 +85,7 @@ class Options:
     overlap: Overlap = _option("wait", _among("wait", "skip", "latest"))
     arenas: int = _option(1, _whole(1))
     arena_memory: int | None = _option(None, _maybe(_whole(0)))
+    hold_memory: timedelta | None = _option(None, _maybe(argument_checks.duration_or_none))
     grace: timedelta | None = _option(None, _maybe(argument_checks.duration))
     save_at_end: bool | None = _option(None, _maybe(argument_checks.flag))
     interval: Literal["auto"] | timedelta | None = _option(None, _maybe(_interval))
@@ -128,6 +129,7 @@ class Options:
             store=store,
             load_dir=os.fspath(self.load_dir) if self.load_dir is not None else settings.load_dir,
             storage_options=dict(self.storage_options or {}),
+            hold_memory=settings.hold_memory if self.hold_memory is None else self.hold_memory,
             grace=self.grace if self.grace is not None else settings.grace,
             volume_size_gib=(
                 self.volume_size_gib
@@ -199,6 +201,7 @@ class Options:
             resume=self.resume,
             weights_only=self.weights_only,
             drain_s=self.drain_timeout.total_seconds(),
+            hold_s=(self.hold_memory or timedelta(0)).total_seconds(),
             budget=int(budget * _GIB) if budget is not None else None,
             files=self.files,
             log_level=self.settings.log_level,

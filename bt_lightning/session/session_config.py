@@ -36,6 +36,8 @@ class SessionConfig:
     resume: Resume
     weights_only: bool | None
     drain_s: float
+    hold_s: float = 0.0
+    """As `WorkerConfig.hold_s`."""
     budget: int | None = None
     """Maximum bytes of `root`; None for no limit."""
     files: Patterns | None = None

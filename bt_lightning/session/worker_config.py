@@ -22,6 +22,7 @@ def worker_config(config: SessionConfig, prefix: str) -> WorkerConfig:
         content_md5=config.content_md5,
         prefix=prefix,
         drain_s=config.drain_s,
+        hold_s=config.hold_s,
         budget=config.budget,
         files=config.files if rank == 0 else None,
         rank=rank,

@@ -17,6 +17,7 @@ from bt_lightning.errors import (
 )
 from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.disk_errors import directory_errors
+from bt_lightning.localdir.held_images import release_held_images
 from bt_lightning.localdir.job_id_file import note_job
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.removal_requests import request_local_removal
@@ -135,6 +136,7 @@ class WriterSession:
 
     def begin(self, pinned: frozenset[str]) -> None:
         """Let the worker publish and delete; `pinned` (what the run resumed from) is kept."""
+        release_held_images(self.config.root)  # the state is restored
         self._worker.begin(pinned)
 
     def snapshots(

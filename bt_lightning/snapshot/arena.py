@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bt_lightning.localdir.held_images import MEMORY_NAME
 from bt_lightning.localdir.libc import libc
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Arena:
     def __init__(self, index: int, size: int) -> None:
         self.index = index
         self.size = size
-        self.descriptor = os.memfd_create("bt_lightning arena", os.MFD_CLOEXEC)
+        self.descriptor = os.memfd_create(MEMORY_NAME, os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.descriptor, size)
             self._mapping = mmap.mmap(self.descriptor, size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -69,15 +68,14 @@ class CommitThread:
             return not self._jobs and not self._working
 
     def share(self, index: int, descriptor: int, size: int) -> None:
-        """Map the arena of `size` bytes, and close `descriptor`."""
-        try:
-            self._arenas[index] = memoryview(mmap.mmap(descriptor, size))
-        finally:
-            os.close(descriptor)
+        """Map the arena of `size` bytes; `descriptor` is the holder's from now on."""
+        self._committer.holder.share(index, descriptor)
+        self._arenas[index] = memoryview(mmap.mmap(descriptor, size))
 
     def drop(self, index: int) -> None:
         """Forget an arena; the kernel frees its memory with the last mapping."""
         self._arenas.pop(index, None)
+        self._committer.holder.drop(index)
 
     def put(self, job: CommitImage | MissPart | AwaitParts) -> None:
         """Queue `job` behind those that were put before; never waits."""
@@ -138,6 +136,7 @@ class CommitThread:
                 self._working = False
             self._done(None)
         self._parts.settle()
+        self._committer.holder.offer()  # before a new run looks what there is
         if self._lock is not None:
             self._lock.release()
 

@@ -195,6 +195,7 @@ class PublisherThread:
                     with contextlib.suppress(OSError):  # the next start tries again
                         self._tasks.delete_local()
                 self._tasks.leave()
+                self._publisher_lock.release()  # this process may hold an image for a while
 
     def _run(self) -> None:
         while True:

@@ -41,6 +41,7 @@ RUBBISH: dict[str, tuple[Any, ...]] = {
     "overlap": (None, "drop", ["wait"]),
     "arenas": (None, "2", 0, -1, 1.0, True),
     "arena_memory": ("1GB", -1, 1e9, True),
+    "hold_memory": ("30", "0:00:30", -5, math.nan, math.inf, False, timedelta(seconds=-1)),
     "grace": ("30", "0:00:30", 0, -5, math.nan, math.inf, False, timedelta(seconds=-1)),
     "save_at_end": ("False", 0),
     "interval": ("often", 0, -1, math.nan, True, ["auto"], timedelta(0)),
@@ -102,7 +103,9 @@ def test_rubbish_is_refused_at_once_by_its_name(name: str, value: object) -> Non
         BTLightning(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["drain_timeout", "grace", "interval", "failures_every"])
+@pytest.mark.parametrize(
+    "name", ["drain_timeout", "hold_memory", "grace", "interval", "failures_every"]
+)
 @pytest.mark.parametrize("value", [90, 90.0, np.float32(90), np.int64(90), timedelta(seconds=90)])
 def test_a_time_is_a_timedelta_or_seconds(name: str, value: Any) -> None:
     options = BTLightning(**{name: value})._options

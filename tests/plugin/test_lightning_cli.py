@@ -47,6 +47,7 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "overlap": ("latest", "latest"),
     "arenas": ("2", 2),
     "arena_memory": ("1000000", 1_000_000),
+    "hold_memory": ("0", timedelta(0)),
     "grace": ("45", timedelta(seconds=45)),
     "save_at_end": ("false", False),
     "interval": ("auto", "auto"),

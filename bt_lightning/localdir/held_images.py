@@ -1,0 +1,117 @@
+"""Images of committed checkpoints that a worker holds in memory when its trainer was killed.
+
+`.bt_lightning/held/<pid>.json` says which: the process and when it started, its descriptor of the
+memory, the digest of the manifest, and where each file begins. The same user opens the memory
+through `/proc`. It is a cache: what lies there counts only where it has the digests that the
+manifest on the disk names. Whoever deletes the record lets the worker end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bt_lightning import file_limits
+from bt_lightning.file_limits import parse_json
+from bt_lightning.localdir.atomic_directory import children
+from bt_lightning.localdir.small_files import read_small_file, replace_small
+from bt_lightning.path_layout import DOT_DIR, is_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MEMORY_NAME: Final = "bt_lightning arena"
+"""Of the memfd: nothing else is opened."""
+_PROC: Final = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldImage:
+    """Where the files of a committed checkpoint lie in the memory of a process."""
+
+    pid: int
+    started: int
+    """When the process started, in clock ticks since the boot: pids are used again."""
+    descriptor: int
+    digest: str
+    """Of the checkpoint's manifest."""
+    offsets: Mapping[str, int]
+    """Path of each file in the checkpoint -> offset of its first byte."""
+
+
+def held_dir(root: Path) -> Path:
+    """The folder of the records."""
+    return root / DOT_DIR / "held"
+
+
+def offer_image(root: Path, image: HeldImage) -> Path:
+    """Say that this process holds an image; return the record. Called in the worker.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    record = held_dir(root) / f"{image.pid}.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    replace_small(record, json.dumps(asdict(image)).encode(), durable=False)
+    return record
+
+
+def started_at(pid: int) -> int:
+    """When a process started, in clock ticks since the boot.
+
+    Raises `OSError` or `ValueError` if there is none.
+    """
+    status = (_PROC / str(pid) / "stat").read_bytes()
+    return int(status[status.rindex(b")") :].split()[20])
+
+
+def open_held_image(checkpoint: Path, digest: str) -> tuple[int, HeldImage] | None:
+    """A descriptor of the memory with the files of a checkpoint; None if nobody holds them.
+
+    `checkpoint` is the path of its directory, `digest` that of its manifest. The caller owns the
+    descriptor.
+    """
+    root = next((each for each in checkpoint.parents if (each / DOT_DIR).is_dir()), None)
+    with contextlib.suppress(OSError):
+        for record in [] if root is None else children(held_dir(root)):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                image = _read(record)
+                if image.digest == digest:
+                    return _open(image), image
+    return None
+
+
+def release_held_images(root: Path) -> None:
+    """Let the workers of earlier runs end, and free their memory; the disk may refuse it."""
+    with contextlib.suppress(OSError):
+        for record in children(held_dir(root)):
+            record.unlink(missing_ok=True)
+
+
+def _read(record: Path) -> HeldImage:
+    found = parse_json(read_small_file(record, file_limits.LINE), file_limits.LINE)
+    offsets = {str(path): int(offset) for path, offset in found["offsets"].items()}
+    numbers = {name: int(found[name]) for name in ("pid", "started", "descriptor")}
+    if not is_digest(found["digest"]) or min(*numbers.values(), *offsets.values()) < 0:
+        raise ValueError(record)
+    return HeldImage(digest=found["digest"], offsets=offsets, **numbers)
+
+
+def _open(image: HeldImage) -> int:
+    """Open the memory, if it is that of the process that the record names.
+
+    Raises `OSError` or `ValueError`.
+    """
+    link = _PROC / str(image.pid) / "fd" / str(image.descriptor)
+    if image.started != started_at(image.pid) or MEMORY_NAME not in str(link.readlink()):
+        raise ValueError(link)
+    descriptor = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(link)
+    return descriptor

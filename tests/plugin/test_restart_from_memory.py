@@ -1,0 +1,123 @@
+"""A run whose trainer was killed goes on from the memory of its worker, and reads no disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bt_lightning.localdir.held_images import held_dir
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HELD = {"BT_HOLD_MEMORY_S": "60"}
+KILLED = """
+import json, os, signal, sys
+import plugin_runs as runs
+from bt_lightning import BTLightning
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from lightning.pytorch.callbacks import ModelCheckpoint
+from pathlib import Path
+
+root, stop = sys.argv[1], int(sys.argv[2]) or None
+bt = BTLightning(dir=root)
+
+def end():
+    saver = bt._session.writer.saves.saver
+    saver.finish_copy()
+    for future, _, _ in list(saver.open.copies.values()):
+        future.result()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+save = ModelCheckpoint(every_n_train_steps=1, save_top_k=-1)
+run = runs.fit(root, callbacks=[bt, save], make=lambda: runs.Net(stop, end), max_epochs=1)
+print("ended", json.dumps([run.first_step, run.outcome]))
+"""
+
+
+def wait_for(found: Any, what: str, seconds: float = 60) -> Any:
+    until = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < until, f"no {what} in {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
+def records(root: Path) -> list[Path]:
+    return [*held_dir(root).glob("[0-9]*.json")]
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ended(done: Any) -> Any:
+    return json.loads(done.out.partition("ended ")[2].splitlines()[0])
+
+
+@pytest.fixture
+def straight(scripts: Any, tmp_path: Path) -> Any:
+    """The end of the run that nobody kills."""
+    return ended(scripts.run(KILLED, tmp_path / "straight", 0))[1]
+
+
+def test_the_next_start_reads_the_memory_of_the_worker(
+    scripts: Any, tmp_path: Path, straight: Any
+) -> None:
+    root = tmp_path / "root"
+    scripts.run(KILLED, root, 5, code=-signal.SIGKILL, env=HELD)
+    (record,) = wait_for(lambda: records(root), "record")
+    worker = json.loads(record.read_text())["pid"]
+    done = scripts.run(KILLED, root, 0, env=HELD)
+    assert "from the memory of the killed run's worker, 0 B from the disk" in done.err
+    assert ended(done) == [5, straight]
+    wait_for(lambda: not lives(worker), "end of the worker")
+    assert records(root) == []  # a run that ended well holds none
+
+
+def test_without_its_worker_the_disk_is_read(scripts: Any, tmp_path: Path, straight: Any) -> None:
+    root = tmp_path / "root"
+    scripts.run(KILLED, root, 5, code=-signal.SIGKILL, env=HELD)
+    (record,) = wait_for(lambda: records(root), "record")
+    worker = json.loads(record.read_text())["pid"]
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not lives(worker), "end of the worker")
+    done = scripts.run(KILLED, root, 0, env=HELD)
+    assert "from the memory" not in done.err
+    assert ended(done) == [5, straight]
+    assert records(root) == []
+
+
+def test_the_memory_is_held_so_long_and_no_longer(scripts: Any, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    scripts.run(KILLED, root, 5, code=-signal.SIGKILL, env={"BT_HOLD_MEMORY_S": "1"})
+    wait_for(lambda: held_dir(root).is_dir(), "record")
+    wait_for(lambda: not records(root), "end of the record")
+    scripts.run(KILLED, tmp_path / "other", 5, code=-signal.SIGKILL, env={"BT_HOLD_MEMORY_S": "0"})
+    assert not held_dir(tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_hundred_restarts_from_memory(scripts: Any, tmp_path: Path, straight: Any) -> None:
+    """In half of them the worker is killed as well."""
+    from_memory = 0
+    for number in range(100):
+        root = tmp_path / f"root-{number}"
+        scripts.run(KILLED, root, 2 + number % 6, code=-signal.SIGKILL, env=HELD)
+        (record,) = wait_for(lambda root=root: records(root), "record")
+        if number % 2:
+            os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+        done = scripts.run(KILLED, root, 0, env=HELD)
+        assert ended(done) == [2 + number % 6, straight], number
+        from_memory += "worker, 0 B from the disk" in done.err
+        assert records(root) == []
+    assert from_memory == 50
