@@ -153,7 +153,7 @@ def load(rank: int, ranks: int, port: int, options: argparse.Namespace) -> None:
 
 def load_ours(path: Path, state: State) -> None:
     from bt_lightning.session.load_in_place import LoadInPlace
-    from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+    from bt_lightning.store.transfer.files_reader import DirectoryReader
 
     with DirectoryReader(path) as reader:
         LoadInPlace(reader).fill(state.module, [state.optimizer])

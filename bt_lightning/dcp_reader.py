@@ -211,7 +211,9 @@ class DCPReader(StorageReader):
                 msg = f"no committed checkpoint at {self._path}"
                 raise CheckpointNotFoundError(msg)
             return found
-        return self._opened.enter_context(directory_reader(local_path(self._path)))
+        reader = directory_reader(local_path(self._path))
+        self._opened.enter_context(reader)
+        return reader
 
 
 def _leaves(state: SavedState) -> Iterator[tuple[Path_, Any]]:

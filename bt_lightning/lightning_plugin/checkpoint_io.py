@@ -46,7 +46,7 @@ from bt_lightning.session.checkpoint_writer import CheckpointWriter
 from bt_lightning.session.save_at_url import remove_at_url, save_at_url
 from bt_lightning.settings import torch_weights_only
 from bt_lightning.store.interface import redact
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""Images of committed checkpoints that a worker holds in memory when its trainer was killed.
+"""Images of saves that a worker holds in memory when its trainer was killed.
 
 `.bt_lightning/held/<pid>.json` says which: the process and when it started, its descriptor of the
-memory, the digest of the manifest, and where each file begins. The same user opens the memory
-through `/proc`. It is a cache: what lies there counts only where it has the digests that the
-manifest on the disk names. Whoever deletes the record lets the worker end.
+memory, and where the file of each digest begins. The same user opens the memory through `/proc`.
+It is a cache: what lies there counts only where it has the digests that a manifest names. Whoever
+deletes the record lets the worker end.
 """
 
 from __future__ import annotations
@@ -32,16 +32,22 @@ _PROC: Final = Path("/proc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldImage:
-    """Where the files of a committed checkpoint lie in the memory of a process."""
+    """Where the files of a save lie in the memory of a process."""
 
     pid: int
     started: int
     """When the process started, in clock ticks since the boot: pids are used again."""
     descriptor: int
-    digest: str
-    """Of the checkpoint's manifest."""
-    offsets: Mapping[str, int]
-    """Path of each file in the checkpoint -> offset of its first byte."""
+    checkpoint_id: str
+    until: float
+    """When the process ends, in seconds of the epoch."""
+    files: Mapping[str, tuple[int, int]]
+    """XXH3-128 of each file -> offset of its first byte, and its size in bytes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(size for _, size in self.files.values())
 
 
 def held_dir(root: Path) -> Path:
@@ -70,20 +76,33 @@ def started_at(pid: int) -> int:
     return int(status[status.rindex(b")") :].split()[20])
 
 
-def open_held_image(checkpoint: Path, digest: str) -> tuple[int, HeldImage] | None:
-    """A descriptor of the memory with the files of a checkpoint; None if nobody holds them.
-
-    `checkpoint` is the path of its directory, `digest` that of its manifest. The caller owns the
-    descriptor.
-    """
-    root = next((each for each in checkpoint.parents if (each / DOT_DIR).is_dir()), None)
+def held_images(root: Path) -> list[HeldImage]:
+    """The images that processes of this machine hold for the runs of a directory."""
+    found = []
     with contextlib.suppress(OSError):
-        for record in [] if root is None else children(held_dir(root)):
+        for record in children(held_dir(root)):
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
                 image = _read(record)
-                if image.digest == digest:
-                    return _open(image), image
-    return None
+                if image.started == started_at(image.pid):
+                    found.append(image)
+    return found
+
+
+def open_held_image(image: HeldImage) -> int:
+    """A descriptor of the memory, which the caller closes.
+
+    Raises:
+        OSError: the process has ended, or is another user's.
+        ValueError: it holds something else.
+    """
+    link = _PROC / str(image.pid) / "fd" / str(image.descriptor)
+    if image.started != started_at(image.pid) or MEMORY_NAME not in str(link.readlink()):
+        raise ValueError(link)
+    descriptor = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(link)
+    return descriptor
 
 
 def release_held_images(root: Path) -> None:
@@ -95,23 +114,10 @@ def release_held_images(root: Path) -> None:
 
 def _read(record: Path) -> HeldImage:
     found = parse_json(read_small_file(record, file_limits.LINE), file_limits.LINE)
-    offsets = {str(path): int(offset) for path, offset in found["offsets"].items()}
+    files = {str(key): (int(at), int(size)) for key, (at, size) in found["files"].items()}
     numbers = {name: int(found[name]) for name in ("pid", "started", "descriptor")}
-    if not is_digest(found["digest"]) or min(*numbers.values(), *offsets.values()) < 0:
+    least = min(*numbers.values(), *(number for place in files.values() for number in place))
+    if least < 0 or not all(map(is_digest, files)):
         raise ValueError(record)
-    return HeldImage(digest=found["digest"], offsets=offsets, **numbers)
-
-
-def _open(image: HeldImage) -> int:
-    """Open the memory, if it is that of the process that the record names.
-
-    Raises `OSError` or `ValueError`.
-    """
-    link = _PROC / str(image.pid) / "fd" / str(image.descriptor)
-    if image.started != started_at(image.pid) or MEMORY_NAME not in str(link.readlink()):
-        raise ValueError(link)
-    descriptor = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(link)
-    return descriptor
+    until, name = float(found["until"]), str(found["checkpoint_id"])
+    return HeldImage(checkpoint_id=name, until=until, files=files, **numbers)

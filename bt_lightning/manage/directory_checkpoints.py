@@ -17,7 +17,7 @@ from bt_lightning.manage.checkpoint_items import NOT_COMMITTED, CheckpointItem
 from bt_lightning.manage.uncommitted import complete_digests, find_file, find_uncommitted
 from bt_lightning.settings import Settings
 from bt_lightning.store.catalog import protection as stored_protection
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, FilesReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader, FilesReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

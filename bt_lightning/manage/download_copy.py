@@ -49,6 +49,19 @@ class CountingReader:
         """As the wrapped reader."""
         self._inner.expect(entry, offset, size)
 
+    def read_copy(
+        self,
+        entry: FileEntry,
+        offset: int,
+        targets: Sequence[memoryview],
+        on_progress: ReadProgress = int,
+    ) -> bool:
+        """As the wrapped reader; called by several threads."""
+        found = self._inner.read_copy(entry, offset, targets, on_progress)
+        if found:
+            self._on_bytes(sum(map(len, targets)))
+        return found
+
     def read_into(
         self,
         entry: FileEntry,

@@ -11,6 +11,7 @@ from bt_lightning.checkpoints_of_fit import of_newest_fit
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.event_log import read_events
 from bt_lightning.localdir.gather_directory import GatherDirectory
+from bt_lightning.localdir.held_images import held_images
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.upload_status import read_uploading
 from bt_lightning.log_kinds import EVENTS, METRICS
@@ -71,6 +72,17 @@ class Gathering:
     """The first ranks whose parts are not there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A save in the memory of a killed run's worker, for the next start on this machine."""
+
+    checkpoint: str
+    size: int
+    """Bytes."""
+    left_s: float
+    """Seconds until the worker ends."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The status of a run at one time."""
@@ -101,6 +113,8 @@ class Status:
     """Seconds that training waited for saves, in all."""
     gathering: tuple[Gathering, ...] = ()
     """Sharded saves under way, whose parts meet in this directory."""
+    held: tuple[Held, ...] = ()
+    """One for each worker of the killed run."""
     history: RunHistory | None = None
     """What the logs in the directory tell; those of a lost disk are in the store only."""
     given_up: str = ""
@@ -151,6 +165,10 @@ def run_status(root: Path) -> Status:
         error=uploading.error if uploading is not None else "",
         stall_s=sum(map(stall_s, saves)),
         gathering=gathering,
+        held=tuple(
+            Held(image.checkpoint_id, image.size, max(0.0, image.until - now))
+            for image in held_images(root)
+        ),
         history=run_history(events, _events(root, METRICS)),
         given_up=given_up,
     )

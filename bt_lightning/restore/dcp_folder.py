@@ -30,8 +30,8 @@ from bt_lightning.restore.optimizer_states import OPTIMIZERS, numbered, with_key
 from bt_lightning.restore.read_documents import load_file
 from bt_lightning.restore.saved_tensors import SavedTensor, read_whole
 from bt_lightning.restore.unloaded_value import UnloadedValue
-from bt_lightning.store.transfer.checkpoint_reader import FilesReader
-from bt_lightning.store.transfer.held_image_reader import HeldImageReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader, FilesReader
+from bt_lightning.store.transfer.held_memory import root_of, with_held_memory
 from bt_lightning.tensor_files.safe_unpickle import MOST_BYTES
 from bt_lightning.tree_document import WEIGHTS_KEY
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.store.interface import ReadProgress
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
+    from bt_lightning.store.transfer.copy_first_reader import CopyFirstReader
 
 DCP: Final = "dcp"
 """The format of such a folder in a manifest."""
@@ -111,7 +112,7 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def directory_reader(path: Path) -> FilesReader:
+def directory_reader(path: Path) -> FilesReader | CopyFirstReader:
     """A reader of a committed checkpoint on this disk, or of a folder that DCP wrote.
 
     Raises:
@@ -119,11 +120,12 @@ def directory_reader(path: Path) -> FilesReader:
         CheckpointCorruptError: its manifest is damaged.
     """
     try:
-        return HeldImageReader(path)
+        found = DirectoryReader(path)
     except CheckpointNotFoundError:
         if not is_dcp_folder(path):
             raise
-    return DcpDirectoryReader(path)
+        return DcpDirectoryReader(path)
+    return with_held_memory(found, root_of(path))
 
 
 def open_dcp(

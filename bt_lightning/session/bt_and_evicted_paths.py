@@ -18,7 +18,8 @@ from bt_lightning.settings import Settings
 from bt_lightning.store.catalog.bt_url_tree import find_checkpoint, open_bt_store
 from bt_lightning.store.catalog.listing import newest_folder
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
-from bt_lightning.store.transfer.parts_first_reader import with_kept_parts
+from bt_lightning.store.transfer.copy_first_reader import with_kept_parts
+from bt_lightning.store.transfer.held_memory import with_held_memory
 from bt_lightning.uri import is_bt
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class StorePaths:
         return None
 
     def reader(self, path: str) -> CheckpointReader:
-        """A reader of the stored checkpoint at `path`; what this node kept of it is read here.
+        """A reader of the stored checkpoint at `path`; what this node has of it is read here.
 
         Raises:
             CheckpointNotFoundError: there is none, or it was replaced since the ranks agreed.
@@ -116,7 +117,7 @@ class StorePaths:
         if reader.manifest.digest != pin.digest:
             msg = f"{path} was replaced in the store while it was read: start again"
             raise CheckpointNotFoundError(msg)
-        return with_kept_parts(reader, self.root)
+        return with_held_memory(with_kept_parts(reader, self.root), self.root)
 
 
 _REGISTERED: dict[Path, StorePaths] = {}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError, SaveTimeoutError
+from bt_lightning.localdir.held_images import release_held_images
 from bt_lightning.session.parts_of_run import shortly
 from bt_lightning.session.save_tracking import SaveListeners, Saves
 from bt_lightning.session.visible_log import show_log
@@ -64,6 +65,7 @@ class PartSession:
         pinned_for: torch.device | None,
     ) -> Saves:
         """As `WriterSession.snapshots`; rank 0 alone decides which saves are skipped."""
+        release_held_images(self._root)  # the state is restored
         self._worker.begin(frozenset())
         always = replace(options, overlap="wait", arenas=options.count)
         saver = Saver(self._worker, optimizers, self.process_events, always, pinned_for=pinned_for)

@@ -10,12 +10,14 @@ import contextlib
 import mmap
 import threading
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import CheckpointError
 from bt_lightning.localdir.atomic_directory import sweep_temporaries
 from bt_lightning.manifest import Manifest
 from bt_lightning.part_messages import AwaitParts, MissPart, PartDurable
+from bt_lightning.worker.held_image import ImageHolder
 from bt_lightning.worker_messages import CommitFailed, CommitImage, Committed, Published, Withdrawn
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from bt_lightning.worker.commit_lock import CommitLock
     from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
     from bt_lightning.worker.write_part import PartWriter
+    from bt_lightning.worker_messages import WorkerConfig
 
 Outcome = Committed | CommitFailed | Withdrawn
 
@@ -36,18 +39,19 @@ class CommitThread:
 
     def __init__(
         self,
+        config: WorkerConfig,
         committer: ImageCommitter,
         parts: PartWriter,
-        lock: CommitLock | None,
+        lock: CommitLock,
         done: Callable[[Outcome | PartDurable | Published | None], None],
-        *,
-        start: bool = True,
     ) -> None:
-        """`lock` is None for a worker that only adds parts; `start=False` for a standby worker."""
+        """A worker that only adds parts leaves `lock` alone; a standby worker commits nothing."""
+        self.holder = ImageHolder(Path(config.root), config.hold_s)
+        """Of what was durable last."""
         self._committer = committer
         self._parts = parts
         self._removals = parts.removals
-        self._lock = lock
+        self._lock = lock if config.leads else None
         self._done = done
         self._arenas: dict[int, memoryview] = {}
         self._jobs: deque[tuple[CommitImage, memoryview] | tuple[MissPart | AwaitParts, None]]
@@ -58,7 +62,7 @@ class CommitThread:
         self._leaving = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True, name="bt_lightning commits")
-        if start:
+        if not config.standby:
             self._thread.start()
 
     @property
@@ -69,13 +73,13 @@ class CommitThread:
 
     def share(self, index: int, descriptor: int, size: int) -> None:
         """Map the arena of `size` bytes; `descriptor` is the holder's from now on."""
-        self._committer.holder.share(index, descriptor)
+        self.holder.share(index, descriptor)
         self._arenas[index] = memoryview(mmap.mmap(descriptor, size))
 
     def drop(self, index: int) -> None:
         """Forget an arena; the kernel frees its memory with the last mapping."""
         self._arenas.pop(index, None)
-        self._committer.holder.drop(index)
+        self.holder.drop(index)
 
     def put(self, job: CommitImage | MissPart | AwaitParts) -> None:
         """Queue `job` behind those that were put before; never waits."""
@@ -136,7 +140,7 @@ class CommitThread:
                 self._working = False
             self._done(None)
         self._parts.settle()
-        self._committer.holder.offer()  # before a new run looks what there is
+        self.holder.offer()  # before a new run looks what there is
         if self._lock is not None:
             self._lock.release()
 
@@ -149,12 +153,17 @@ class CommitThread:
             return self._parts.resume(job)
         assert arena is not None
         if job.part is not None:
-            return self._parts.add(job, arena)
+            added = self._parts.add(job, arena)
+            if self._parts.added:
+                self.holder.note(job, self._parts.added)
+            return added
         try:
             events = self._committer.commit(job, arena)
         except (CheckpointError, OSError) as error:
             events = [CommitFailed(number=job.number, error=error)]
         committed = [event.manifest for event in events if isinstance(event, Committed)]
-        digests = [Manifest.from_bytes(manifest, "an image").digest for manifest in committed]
-        self._removals.ended(job.number, digests[0] if digests else None)
+        manifests = [Manifest.from_bytes(manifest, "an image") for manifest in committed]
+        for manifest in manifests:
+            self.holder.note(job, manifest.files)
+        self._removals.ended(job.number, manifests[0].digest if manifests else None)
         return events

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from bt_lightning.file_entries import FileEntry
     from bt_lightning.worker.free_disk_space import DiskSpaceMaker
-    from bt_lightning.worker.held_image import ImageHolder
 
 _EARLY_UPLOAD_BYTES = 8 * 1024 * 1024
 """Smaller files take a moment to send: they wait for the commit."""
@@ -85,9 +84,7 @@ class ImageCommitter:
         root: Path,
         space: DiskSpaceMaker,
         offer_upload: Callable[[EarlyUpload], None],
-        holder: ImageHolder,
     ) -> None:
-        self.holder = holder
         self._root = root
         self._space = space
         self._offer_upload = offer_upload
@@ -112,8 +109,6 @@ class ImageCommitter:
             commit = self._find_earlier_commit(job, final) or self._commit(job, arena, final)
         except _NotCommittedError as refusal:
             return [self._report_failure(job, refusal)]
-        if not commit.streamed:
-            self.holder.note(job, commit.manifest)
         outcome = Committed(
             number=job.number,
             manifest=commit.manifest.to_bytes(),

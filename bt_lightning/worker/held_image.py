@@ -1,4 +1,4 @@
-"""Holds the image of the newest commit when the trainer was killed, for the next start here.
+"""Holds the image of the newest save when the trainer was killed, for the next start here.
 
 The next run deletes the record when it trains; then, or at the deadline, the worker ends and the
 kernel frees the memory. An arena that a later save has overwritten is held as well: whoever reads
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 from bt_lightning.localdir.held_images import HeldImage, offer_image, started_at
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from bt_lightning.manifest import Manifest
+    from bt_lightning.file_entries import FileEntry
     from bt_lightning.worker_messages import CommitImage
 
 _LOOK_S: Final = 0.25
@@ -34,7 +35,7 @@ class ImageHolder:
         self._seconds = seconds
         self._changing = threading.Lock()
         self._descriptors: dict[int, int] = {}
-        self._newest: tuple[CommitImage, Manifest] | None = None
+        self._newest: tuple[CommitImage, dict[str, tuple[int, int]]] | None = None
         self._record: Path | None = None
         self._until = 0.0
 
@@ -50,20 +51,22 @@ class ImageHolder:
         if descriptor is not None:
             os.close(descriptor)
 
-    def note(self, job: CommitImage, manifest: Manifest) -> None:
-        """An image was committed to the disk."""
+    def note(self, job: CommitImage, entries: Iterable[FileEntry]) -> None:
+        """The image of a save is durable: `entries` are its files."""
+        offsets = {image.path: image.offset for image in job.files}
+        files = {each.xxh3_128: (offsets[each.path], each.size) for each in entries if each.size}
         with self._changing:
-            self._newest = job, manifest
+            self._newest = job, files
 
     def offer(self) -> None:
-        """The trainer was killed, and all that it had begun is committed: say what is held.
+        """The trainer was killed, and all that it had begun has its outcome: say what is held.
 
         Called by the commit thread.
         """
         with self._changing:
-            job, manifest = self._newest or (None, None)
+            job, files = self._newest or (None, {})
             descriptor = None if job is None else self._descriptors.get(job.arena)
-        if not self._seconds or job is None or manifest is None or descriptor is None:
+        if not self._seconds or job is None or descriptor is None:
             return
         pid = os.getpid()
         self._until = time.monotonic() + self._seconds
@@ -74,8 +77,9 @@ class ImageHolder:
                     pid=pid,
                     started=started_at(pid),
                     descriptor=descriptor,
-                    digest=manifest.digest,
-                    offsets={file.path: file.offset for file in job.files},
+                    checkpoint_id=job.checkpoint_id,
+                    until=time.time() + self._seconds,
+                    files=files,
                 ),
             )
 

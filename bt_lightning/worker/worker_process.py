@@ -35,7 +35,6 @@ from bt_lightning.worker.commit_thread import CommitThread, Outcome
 from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
 from bt_lightning.worker.disk_removals import DiskRemovals
 from bt_lightning.worker.free_disk_space import DiskSpaceMaker
-from bt_lightning.worker.held_image import ImageHolder
 from bt_lightning.worker.part_commits import PartCommits
 from bt_lightning.worker.process_priority import leave_session, lower_priority
 from bt_lightning.worker.publisher_of_config import start_publisher
@@ -130,13 +129,12 @@ class _Loop:
             config, self._space_maker, self._unwanted, self._on_outcome, self._queries.open
         )
         self._gathers, self._helped = parts.gathers, parts.helped
-        self._holder = ImageHolder(self._root, config.hold_s if config.leads else 0.0)
         self._committer = CommitThread(
-            ImageCommitter(self._root, self._space_maker, self._on_early_upload, self._holder),
+            config,
+            ImageCommitter(self._root, self._space_maker, self._on_early_upload),
             parts.writer,
-            self._commit_lock if config.leads else None,
+            self._commit_lock,
             self._on_outcome,
-            start=not config.standby,
         )
 
     def run(self) -> None:
@@ -150,7 +148,7 @@ class _Loop:
             self._publisher.leave()
         if self._metrics is not None:
             self._metrics.leave()
-        self._holder.wait(self._deadline)
+        self._committer.holder.wait(self._deadline)
 
     # the main loop: receive messages, and end
 

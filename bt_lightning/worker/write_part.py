@@ -76,6 +76,8 @@ class PartWriter:
         self._space = space
         self._place = place
         self._gathers = gathers
+        self.added: tuple[FileEntry, ...] = ()
+        """The files of the last part that was added; empty if it was not."""
         self._host = socket.gethostname()
         self._written: dict[int, tuple[Path, FileEntry, tuple[int, int]]] = {}
         """Of the last part: path, entry and inode of each file, by content."""
@@ -87,6 +89,7 @@ class PartWriter:
         """Write a part from its arena; return the events for the training process."""
         part = job.part
         assert part is not None
+        self.added = ()
         started, cpu = time.monotonic(), time.process_time()
         evicted: list[str] = []
         try:
@@ -216,11 +219,13 @@ class PartWriter:
             if self.stream is None or (isinstance(error, CheckpointError) and not of_disk):
                 raise
             sources = sources_in_arena(job, arena)
+            entries = [one.entry for one in sources.values()]
             try:
-                self.stream(self._record(job, [one.entry for one in sources.values()]), sources)
+                self.stream(self._record(job, entries), sources)
             except StoreError as refusal:
                 msg = f"{error}. Sending it to the store instead failed: {refusal}"
                 raise refused(msg, error) from error
+        self.added = tuple(entries)
 
     def _write(
         self, job: CommitImage, arena: memoryview, folder: Path, evicted: list[str]

@@ -20,12 +20,13 @@ from bt_lightning.manage.tensor_bytes import StoredTensor, slabs, whole_bytes
 from bt_lightning.manage.verified_blocks import VerifiedBlocks
 from bt_lightning.sharding.boxes import Box, chunk, tiles
 from bt_lightning.sharding.read_plan import SavedBox
+from bt_lightning.store.transfer.checkpoint_reader import NoCopy
 from bt_lightning.tensor_files.tensor_headers import Tensor
 
 DTYPES = {"U8": np.uint8, "BF16": np.uint16, "F32": np.uint32, "F64": np.uint64}
 
 
-class MemoryReader:
+class MemoryReader(NoCopy):
     """A checkpoint in memory; counts what is read."""
 
     name, piece_bytes, connections = "memory", BLOCK_BYTES, 3

@@ -14,7 +14,7 @@ from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import MANIFEST
 from bt_lightning.restore.fill_live import fill_module
 from bt_lightning.restore.saved_state import open_state
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader
 from tests.sharding.rank_tensors import as_rank, empty_parts
 from tests.sharding.sharded_checkpoints import by_rows, write_sharded
 

@@ -20,7 +20,7 @@ from bt_lightning.restore.fill_optimizers import fill_optimizers
 from bt_lightning.restore.load_checkpoint import load_directory
 from bt_lightning.restore.saved_state import open_state
 from bt_lightning.session.load_in_place import LoadInPlace
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader
 from tests.sharding.fake_ranks import rank_of
 from tests.sharding.sharded_checkpoints import write_sharded
 

@@ -16,7 +16,7 @@ from bt_lightning.restore.load_checkpoint import load_directory
 from bt_lightning.restore.rank_states import rank_state
 from bt_lightning.restore.saved_state import open_state
 from bt_lightning.session.load_in_place import LoadInPlace
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader
 from tests.sharding.rank_tensors import as_rank, empty_parts
 from tests.sharding.sharded_checkpoints import (
     by_rows,

@@ -16,7 +16,8 @@ from bt_lightning.restore.load_to_device import DeviceMemory
 from bt_lightning.restore.read_boxes import BytesPlace, read_boxes
 from bt_lightning.sharding.boxes import Box
 from bt_lightning.sharding.read_plan import copy_of
-from bt_lightning.store.transfer.checkpoint_reader import FilesReader, read_verified
+from bt_lightning.store.transfer.checkpoint_reader import read_verified
+from bt_lightning.store.transfer.files_reader import FilesReader
 
 COLUMNS = 6000
 ROWS = 1500

@@ -564,7 +564,7 @@ def _fsdp1(mesh, seed=3, kind=sharded_ranks.Net):
 
 def _load(folder, net, optimizers):
     from bt_lightning.session.load_in_place import LoadInPlace
-    from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+    from bt_lightning.store.transfer.files_reader import DirectoryReader
 
     with DirectoryReader(folder) as reader:
         LoadInPlace(reader).fill(net, optimizers)

@@ -9,7 +9,7 @@ import torch
 
 from bt_lightning import BTCheckpointIO
 from bt_lightning.restore.load_checkpoint import load_hyperparameters
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader
 
 if TYPE_CHECKING:
     from pathlib import Path

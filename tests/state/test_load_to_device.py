@@ -17,7 +17,8 @@ from bt_lightning.restore.decode_tree import names_needed_on_host
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.read_tensors import read_tensors
 from bt_lightning.store.backends.local_folder import LocalStore
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader, StoreReader
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

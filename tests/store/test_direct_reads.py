@@ -17,7 +17,7 @@ from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_entries import FileEntry
 from bt_lightning.manifest import Manifest
 from bt_lightning.store.transfer import checkpoint_reader
-from bt_lightning.store.transfer.checkpoint_reader import FilesReader, read_verified
+from bt_lightning.store.transfer.checkpoint_reader import read_verified
 from bt_lightning.store.transfer.direct_reads import (
     PAGE,
     NoDirectReads,
@@ -25,6 +25,7 @@ from bt_lightning.store.transfer.direct_reads import (
     open_direct,
     read_direct,
 )
+from bt_lightning.store.transfer.files_reader import FilesReader
 from bt_lightning.store.transfer.fresh_memory import address_of, fresh_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="direct reads are Linux's")

@@ -8,7 +8,7 @@ import pytest
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_entries import BLOCK_BYTES
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader
 from bt_lightning.store.transfer.resumable_download import download_files
 
 

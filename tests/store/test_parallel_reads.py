@@ -10,7 +10,7 @@ import pytest
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_entries import BLOCK_BYTES
 from bt_lightning.localdir.digest import Hasher
-from bt_lightning.store.transfer.checkpoint_reader import read_verified
+from bt_lightning.store.transfer.checkpoint_reader import NoCopy, read_verified
 from bt_lightning.store.transfer.parallel_reads import fill
 
 SIZE = 2 * BLOCK_BYTES + 7
@@ -40,7 +40,7 @@ def taking(left, most=SIZE):
     return read
 
 
-class Trying:
+class Trying(NoCopy):
     """A place where each try is made of (bytes of it, which of them are wrong)."""
 
     name = "somewhere"

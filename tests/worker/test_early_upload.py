@@ -21,7 +21,6 @@ from bt_lightning.worker.commit_lock import CommitLock
 from bt_lightning.worker.commit_thread import CommitThread
 from bt_lightning.worker.commit_to_disk_or_store import ImageCommitter
 from bt_lightning.worker.free_disk_space import DiskSpaceMaker
-from bt_lightning.worker.held_image import ImageHolder
 from bt_lightning.worker.part_commits import PartCommits
 from bt_lightning.worker.publisher_tasks import PublisherTasks
 from bt_lightning.worker.removals_of_saves import RemovalsOfSaves
@@ -73,14 +72,11 @@ class Stage:
         self.sender = None
         self.outcomes, self.committed = [], threading.Event()
         room = DiskSpaceMaker(self.root, None, lambda: None, has_store=False)
-        keeper, lock = (
-            ImageCommitter(self.root, room, self._offer, ImageHolder(self.root, 0.0)),
-            CommitLock(self.root),
-        )
+        keeper, lock = ImageCommitter(self.root, room, self._offer), CommitLock(self.root)
         config = WorkerConfig(root=str(self.root), store_url=None, prefix=PREFIX, drain_s=30.0)
         self.unwanted = RemovalsOfSaves(self.root)
         parts = PartCommits(config, room, self.unwanted, self._done, lambda: self.store)
-        self.committer = CommitThread(keeper, parts.writer, lock, self._done)
+        self.committer = CommitThread(config, keeper, parts.writer, lock, self._done)
         descriptor = os.memfd_create("arena")
         os.ftruncate(descriptor, SIZE)
         self.memory = mmap.mmap(descriptor, SIZE)

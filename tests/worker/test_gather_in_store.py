@@ -29,7 +29,7 @@ from bt_lightning.session.directory_takeover import take_over
 from bt_lightning.store.catalog.listing import list_job
 from bt_lightning.store.open_store import open_store
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader, read_verified
-from bt_lightning.store.transfer.parts_first_reader import with_kept_parts
+from bt_lightning.store.transfer.copy_first_reader import with_kept_parts
 from bt_lightning.store.transfer.store_parts import PartsInStore
 from bt_lightning.store.transfer.unpublish import unpublish
 from bt_lightning.worker.parts_on_node import PartsOnNode

@@ -106,6 +106,11 @@ def screen(seen: Status) -> str:
         lines.append(f"Runs        {_runs(seen.history)}")
     if seen.staged:
         lines.append(f"Memory      {seen.staged} on the way to the disk")
+    lines += [
+        f"Memory      {held.checkpoint} of the killed run, {human_size(held.size)}, for"
+        f" {human_duration(held.left_s)}: the next start reads it"
+        for held in seen.held
+    ]
     lines.append(
         f"Disk        {seen.checkpoints} checkpoints, {human_size(seen.disk_bytes)}"
         + (f", the newest {seen.newest}" if seen.newest else "")

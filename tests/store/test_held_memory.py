@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 import pytest
 import torch
@@ -14,14 +15,15 @@ from bt_lightning.localdir.held_images import (
     MEMORY_NAME,
     HeldImage,
     held_dir,
+    held_images,
     offer_image,
-    open_held_image,
     release_held_images,
     started_at,
 )
 from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.restore.dcp_folder import directory_reader
-from bt_lightning.store.transfer.checkpoint_reader import DirectoryReader
+from bt_lightning.store.transfer.copy_first_reader import CopyFirstReader
+from bt_lightning.store.transfer.files_reader import DirectoryReader
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd_create(2) of Linux")
 
@@ -45,17 +47,18 @@ def hold(saved):
     def held(name=MEMORY_NAME, **changed):
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
         descriptors.append(descriptor)
-        manifest, offsets, at = DirectoryReader(path).manifest, {}, 4096
+        manifest, files, offsets, at = DirectoryReader(path).manifest, {}, {}, 4096
         for entry in manifest.files:
             os.pwrite(descriptor, (path / entry.path).read_bytes(), at)
-            offsets[entry.path] = at
+            files[entry.xxh3_128], offsets[entry.path] = (at, entry.size), at
             at += -(-entry.size // 4096) * 4096
         fields = {
             "pid": os.getpid(),
             "started": started_at(os.getpid()),
             "descriptor": descriptor,
-            "digest": manifest.digest,
-            "offsets": offsets,
+            "checkpoint_id": path.name,
+            "until": time.time() + 60,
+            "files": files,
         }
         offer_image(path.parent, HeldImage(**{**fields, **changed}))
         return descriptor, offsets
@@ -69,7 +72,9 @@ def load(path):
     """The state, and how many bytes came from memory and from the disk."""
     with directory_reader(path) as reader:
         state = BTCheckpointIO().load_from(reader)
-        return state, reader.memory_bytes, reader.disk_bytes
+        if not isinstance(reader, CopyFirstReader):
+            return state, 0, reader.manifest.size
+        return state, reader.copy_bytes, reader.whole_bytes
 
 
 def same(one, other):
@@ -131,9 +136,11 @@ def test_damage_of_both_is_named(saved, hold):
         {"started": 1},
         {"pid": 2**22 + 1},
         {"descriptor": 10**6},
-        {"digest": "0" * 32},
-        {"digest": "../../x"},
-        {"offsets": {"model.safetensors": -4096}},
+        {"files": {}},
+        {"files": {"0" * 32: (0, 5)}},
+        {"files": {"../../x": (0, 5)}},
+        {"files": {"0" * 32: (-4096, 5)}},
+        {"until": "soon"},
     ],
     ids=str,
 )
@@ -159,7 +166,7 @@ def test_no_other_file_of_a_process_is_opened(saved, hold, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", "null", json.dumps({"offsets": 3}), "[" * 10**5, "1" * 10**6]
+    "text", ["", "{", "[]", "{}", "null", json.dumps({"files": 3}), "[" * 10**5, "1" * 10**6]
 )
 def test_rubbish_is_no_record(saved, text):
     path, state = saved
@@ -173,9 +180,6 @@ def test_rubbish_is_no_record(saved, text):
 def test_a_released_image_is_found_no_more(saved, hold):
     path, _ = saved
     hold()
-    digest = DirectoryReader(path).manifest.digest
-    found = open_held_image(path, digest)
-    assert found is not None
-    os.close(found[0])
+    assert [image.checkpoint_id for image in held_images(path.parent)] == [path.name]
     release_held_images(path.parent)
-    assert open_held_image(path, digest) is None
+    assert held_images(path.parent) == []
