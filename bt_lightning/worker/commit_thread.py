@@ -46,8 +46,7 @@ class CommitThread:
         done: Callable[[Outcome | PartDurable | Published | None], None],
     ) -> None:
         """A worker that only adds parts leaves `lock` alone; a standby worker commits nothing."""
-        self.holder = ImageHolder(Path(config.root), config.hold_s)
-        """Of what was durable last."""
+        self._holder = ImageHolder(Path(config.root), config.hold_s)
         self._committer = committer
         self._parts = parts
         self._removals = parts.removals
@@ -73,13 +72,13 @@ class CommitThread:
 
     def share(self, index: int, descriptor: int, size: int) -> None:
         """Map the arena of `size` bytes; `descriptor` is the holder's from now on."""
-        self.holder.share(index, descriptor)
+        self._holder.share(index, descriptor)
         self._arenas[index] = memoryview(mmap.mmap(descriptor, size))
 
     def drop(self, index: int) -> None:
         """Forget an arena; the kernel frees its memory with the last mapping."""
         self._arenas.pop(index, None)
-        self.holder.drop(index)
+        self._holder.drop(index)
 
     def put(self, job: CommitImage | MissPart | AwaitParts) -> None:
         """Queue `job` behind those that were put before; never waits."""
@@ -118,6 +117,12 @@ class CommitThread:
             self._leaving = True
             self._changed.notify()
 
+    def hold(self, deadline: threading.Timer | None) -> None:
+        """The last call: keep what a killed trainer had saved, as `ImageHolder.wait`."""
+        if self._leaving and self._holder.has_image:
+            self._thread.join()  # it offers the image
+            self._holder.wait(deadline)
+
     def _run(self) -> None:
         if self._lock is not None:
             with contextlib.suppress(OSError):  # a disk that fails: the store may take the images
@@ -140,7 +145,7 @@ class CommitThread:
                 self._working = False
             self._done(None)
         self._parts.settle()
-        self.holder.offer()  # before a new run looks what there is
+        self._holder.offer()  # before a new run looks what there is
         if self._lock is not None:
             self._lock.release()
 
@@ -155,7 +160,7 @@ class CommitThread:
         if job.part is not None:
             added = self._parts.add(job, arena)
             if self._parts.added:
-                self.holder.note(job, self._parts.added)
+                self._holder.note(job, self._parts.added)
             return added
         try:
             events = self._committer.commit(job, arena)
@@ -164,6 +169,6 @@ class CommitThread:
         committed = [event.manifest for event in events if isinstance(event, Committed)]
         manifests = [Manifest.from_bytes(manifest, "an image") for manifest in committed]
         for manifest in manifests:
-            self.holder.note(job, manifest.files)
+            self._holder.note(job, manifest.files)
         self._removals.ended(job.number, manifests[0].digest if manifests else None)
         return events

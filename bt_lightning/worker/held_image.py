@@ -39,6 +39,12 @@ class ImageHolder:
         self._record: Path | None = None
         self._until = 0.0
 
+    @property
+    def has_image(self) -> bool:
+        """Whether there is something to hold."""
+        with self._changing:
+            return self._newest is not None
+
     def share(self, index: int, descriptor: int) -> None:
         """An arena is shared by the trainer."""
         with self._changing:

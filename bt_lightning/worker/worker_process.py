@@ -148,7 +148,7 @@ class _Loop:
             self._publisher.leave()
         if self._metrics is not None:
             self._metrics.leave()
-        self._committer.holder.wait(self._deadline)
+        self._committer.hold(self._deadline)
 
     # the main loop: receive messages, and end
 
