@@ -21,6 +21,7 @@ from bt_lightning.store.open_store import open_store
 from bt_lightning.store.retry import RetryingStore
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.store.transfer.fetch_to_disk import bring
+from bt_lightning.store.transfer.held_memory import with_held_memory
 from bt_lightning.store.transfer.resumable_download import check_room, verify_bytes
 from bt_lightning.store.transfer.resume_publication import uploads_folder
 from bt_lightning.worker_messages import (
@@ -132,7 +133,7 @@ class TrainerQueries:
         final = self._root / check_checkpoint_id(target)
         reader = self._reader(folder)
         check_room(reader, self._space.measure())
-        bring(reader, self._root, final)
+        bring(with_held_memory(reader, self._root), self._root, final)
         return str(final)
 
     def _verify(self, folder: str, *, sizes_only: bool) -> None:
