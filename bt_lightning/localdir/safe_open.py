@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bt_lightning.errors import CheckpointCorruptError, DirectoryUnusableError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 QUIET: Final = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _ODD: Final = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
@@ -34,7 +36,8 @@ def open_regular(path: Path | str) -> int:
         CheckpointCorruptError: `path` is no regular file.
         OSError: there is no file, or the disk refused.
     """
-    _check_kind(Path(path).stat(), path)  # before the open: opening a device may have effects
+    # before the open: opening a device may have effects
+    _check_kind(os.stat(path), path)  # noqa: PTH116 - ten thousand of them in a list
     descriptor = os.open(path, os.O_RDONLY | QUIET)
     try:
         _check_kind(os.fstat(descriptor), path)

@@ -9,10 +9,11 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bt_lightning.cli.render.long_table import LONG, print_long
 from bt_lightning.cli.render.text import printable
 from bt_lightning.cli.target_options import CHOSEN_FORMAT
 
@@ -54,16 +55,23 @@ def table(
     console = Console(highlight=False)
     texts = [[printable(column.cell(row)) for column in columns] for row in rows[:max_rows]]
     shown, hidden = _fitting_columns(columns, texts, console.width if console.is_terminal else None)
-    drawn = Table(box=box.ROUNDED)
-    for index in shown:
-        column = columns[index]
-        drawn.add_column(column.title, justify="right" if column.right else "left", no_wrap=False)
-    for cells in texts:
-        drawn.add_row(*[Text(cells[index], overflow="fold") for index in shown])
+
+    def draw(rows: Sequence[Sequence[str]]) -> Table:
+        drawn = Table(box=box.ROUNDED)
+        for index in shown:
+            justify: Literal["left", "right"] = "right" if columns[index].right else "left"
+            drawn.add_column(columns[index].title, justify=justify, no_wrap=False)
+        for cells in rows:
+            drawn.add_row(*[Text(cell, overflow="fold") for cell in cells])
+        return drawn
+
+    cells = [[row[index] for index in shown] for row in texts]
+    right = [columns[index].right for index in shown]
     if not console.is_terminal:
         console.width = 1000  # a pipe or a file gets whole lines
     console.print(Text(printable(title), style="bold"))
-    console.print(drawn)
+    if len(cells) < LONG or not print_long(console, draw, cells, right):
+        console.print(draw(cells))
     if len(rows) > len(texts):
         click.echo(f"{len(texts):,} of {len(rows):,} are shown: -o csv or -o json has all of them")
     if hidden:
