@@ -100,7 +100,7 @@ CASES = {
     ),
     "load": Case("store to tensors, 1.5 GB in 80", "load", 3 * GB // 2, LOADERS),
     "load-tls": Case(
-        "store to tensors, 1.5 GB in 80, TLS", "load", 3 * GB // 2, TLS_LOADERS, "sink-tls"
+        "store to tensors, 0.5 GB in 80, TLS", "load", GB // 2, TLS_LOADERS, "sink-tls"
     ),
     "juicefs-up": Case(
         "upload of 1 GB to JuiceFS", "upload", GB, SENDERS, "juicefs", in_memory=True
