@@ -81,10 +81,10 @@ def fill(server: Server, *, indexes: bool) -> None:
         client.put_object(Bucket=KEPT, Key=key, Body=index_bytes(own))
 
 
-def timed(words: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """Seconds of a process, and the most memory it had."""
+def timed(words: list[str], environment: dict[str, str], place: Path) -> dict[str, float]:
+    """Seconds of a process in the folder `place`, and the most memory it had."""
     began = time.perf_counter()
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(words, env=environment, cwd=place, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         shown = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -100,11 +100,12 @@ def timed(words: list[str], environment: dict[str, str]) -> dict[str, float]:
     }
 
 
-def painted(words: list[str], environment: dict[str, str]) -> dict[str, float]:
+def painted(words: list[str], environment: dict[str, str], place: Path) -> dict[str, float]:
     """Seconds to the explorer's first screen, and to its first checkpoint, on a real terminal."""
     began = time.perf_counter()
     pid, terminal = pty.fork()
     if pid == 0:
+        os.chdir(place)
         os.execvpe(words[0], words, {**environment, "TERM": "xterm-256color"})
     seen, first, listed = b"", 0.0, 0.0
     while not listed:
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--without-indexes", action="store_true", help="as older workers leave it")
     parser.add_argument("--before", type=Path, help="another checkout, measured beside this one")
+    parser.add_argument("--without-rival", action="store_true", help="boto3 is not measured")
     parser.add_argument("--case", nargs="*", help="only these")
     asked = parser.parse_args()
     repeats = asked.repeats
@@ -160,12 +162,14 @@ def main() -> None:
                     own = {**base, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(checkout)}
                     for heat in ("cold", "warm"):
                         row = {"case": case, "system": f"{before}{heat}", "repeat": repeat}
-                        rows.append({**row, **state, **measure(words, own)})
-                rival = [sys.executable, "-c", RIVAL, KEPT, place]
-                row = {"case": case, "system": "boto3", "repeat": repeat}
-                rows.append({**row, **state, **timed(rival, base)})
-    with RESULTS.open("a") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
+                        rows.append({**row, **state, **measure(words, own, checkout)})
+                if not asked.without_rival:
+                    rival = [sys.executable, "-c", RIVAL, KEPT, place]
+                    row = {"case": case, "system": "boto3", "repeat": repeat}
+                    rows.append({**row, **state, **timed(rival, base, Path(name))})
+            with RESULTS.open("a") as stream:
+                new = [row for row in rows if row["repeat"] == repeat]
+                stream.writelines(json.dumps(row) + "\n" for row in new)
     for case in cases:
         for system in dict.fromkeys(row["system"] for row in rows):
             own = [row for row in rows if (row["case"], row["system"]) == (case, system)]
