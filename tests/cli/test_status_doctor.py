@@ -12,6 +12,7 @@ import pytest
 
 from bt_lightning.cli.commands.status_doctor import screen
 from bt_lightning.localdir.event_log import note
+from bt_lightning.localdir.held_images import HeldImage, offer_image, started_at
 from bt_lightning.localdir.upload_status import UploadMeter, read_uploading
 from bt_lightning.manage.run_status import Upload, run_status
 from bt_lightning.store.backends.local_folder import LocalStore
@@ -38,6 +39,16 @@ def test_status_tells_of_saves_disk_and_memory(cli, root):
     assert "step 20, saved 0 s ago; 1 saves took 0.75 s of training" in said
     assert "on the way to the disk" not in said
     assert "nothing is uploaded from here" in said
+
+
+def test_status_says_what_a_killed_run_left_in_memory(root):
+    own = {"pid": os.getpid(), "started": started_at(os.getpid()), "descriptor": 0}
+    facts = {"checkpoint_id": "checkpoint-20", "files": {"0" * 32: (4096, 5_000_000)}}
+    offer_image(root, HeldImage(**own, **facts, until=time.time() + 20.5))
+    said = screen(run_status(root))
+    assert "Memory      checkpoint-20 of the killed run, 5.00 MB, for 20 s: the next start" in said
+    offer_image(root, HeldImage(**{**own, "started": 1}, **facts, until=0.0))
+    assert "of the killed run" not in screen(run_status(root))
 
 
 def test_status_shows_an_upload_while_it_runs_and_a_failure_after_it(root):
