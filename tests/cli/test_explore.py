@@ -26,6 +26,8 @@ from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.manage.checkpoint_kind import checkpoint_kind
 from bt_lightning.manage.directory_checkpoints import DirectoryCheckpoints
 
+pytestmark = pytest.mark.matrix
+
 
 def weights(value):
     return {

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+pytestmark = pytest.mark.matrix
+
 WIDTH = 256
 FROZEN = {
     *(f"backbone.{layer}.weight" for layer in range(4)),

@@ -11,7 +11,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(300)]
 
 SCRIPT = """
 import os, sys

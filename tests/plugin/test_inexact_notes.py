@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+pytestmark = pytest.mark.matrix
+
 OLD = tuple(map(int, version("lightning").split(".")[:2])) < (2, 6)
 needs_26 = pytest.mark.skipif(OLD, reason="Lightning before 2.6 is not exact inside an epoch")
 STATEFUL = {"stateful": True}

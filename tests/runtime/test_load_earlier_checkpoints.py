@@ -15,6 +15,8 @@ from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.catalog.job_records import write_record
 from bt_lightning.store.transfer.publish import publish
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture
 def store(tmp_path):

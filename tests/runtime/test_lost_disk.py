@@ -12,6 +12,8 @@ import pytest
 
 from tests.store.conftest import SECRET, s3  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.matrix
+
 LIMIT_S = 400
 """Of a run of Lightning, on a busy machine."""
 SCRIPT = """

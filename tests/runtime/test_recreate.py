@@ -9,6 +9,8 @@ import pytest
 
 from tests.runtime.test_stop import said
 
+pytestmark = pytest.mark.matrix
+
 ECHO = 'echo "$0 $BT_TRAINING_JOB_ID $BT_CHECKPOINT_DIR"; pwd; exit "$BT_RETRY_COUNT"'
 
 

@@ -10,6 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.matrix
+
 SCRIPT = Path(__file__).parents[1] / "plugin" / "several_fits.py"
 KINDS = {"folds": "2:2", "stages": "one:1", "search": "1:2"}
 """Script -> where it kills itself; the search fits all trials again, the others skip."""

@@ -11,6 +11,8 @@ import pytest
 
 from bt_lightning.job_record import StopRequest
 
+pytestmark = pytest.mark.matrix
+
 LIMIT_S = 60
 SAVES = "trap 'echo saved; exit 0' TERM; {arrive}; while :; do sleep 0.05; done"
 DEAF = "trap '' TERM; {arrive}; while :; do sleep 0.05; done"

@@ -20,6 +20,8 @@ from bt_lightning.manifest import Manifest
 from bt_lightning.session.folder_writer import Folder, FolderWriter
 from bt_lightning.snapshot.folder_files import SafetensorsFile, TorchFile
 
+pytestmark = pytest.mark.matrix
+
 MAKERS = {
     "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.5),
     "fused": lambda weights: torch.optim.AdamW(weights, lr=0.5, fused=True),

@@ -11,6 +11,8 @@ import sharded_ranks
 from bt_lightning.sharding.shard_index import ShardIndex
 from bt_lightning.sharding.write_plan import WritePlan
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

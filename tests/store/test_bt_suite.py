@@ -17,6 +17,8 @@ from bt_lightning.errors import ReadOnlyError
 from bt_lightning.store.catalog.bt_filesystem import BTFileSystem
 from bt_lightning.store.open_store import open_store
 
+pytestmark = pytest.mark.matrix
+
 ROOT = "demo@job1/checkpoint-1"
 SCENARIO = ["file1", "file2", "subdir/subfile1", "subdir/subfile2", "subdir/nesteddir/nestedfile"]
 TWINS = ["subdir.txt", "subdir/subfile.txt"]

@@ -38,6 +38,8 @@ from tests.bad_store import BadStore
 from tests.worker.conftest import eventually
 from tests.worker.gathering import RUN, Rank, content_of
 
+pytestmark = pytest.mark.matrix
+
 PREFIX = job_prefix("p", "j", 0)
 LATER = "0" * 31 + "2"
 

@@ -36,6 +36,8 @@ from tests.bad_store import BadStore
 from tests.worker.conftest import eventually
 from tests.worker.gathering import Rank, is_whole
 
+pytestmark = pytest.mark.matrix
+
 PREFIX = job_prefix("p", "j", 0)
 RUN = "0" * 31 + "1"
 

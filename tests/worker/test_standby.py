@@ -26,6 +26,8 @@ from bt_lightning.worker.commit_lock import wait_for_commits
 from bt_lightning.worker.publisher_lock import PublisherLock
 from bt_lightning.worker_messages import ListStore
 
+pytestmark = pytest.mark.matrix
+
 NONE = frozenset()
 
 

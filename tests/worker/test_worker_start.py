@@ -13,6 +13,8 @@ import pytest
 
 import bt_lightning
 
+pytestmark = pytest.mark.matrix
+
 WORK = """
 import multiprocessing, os, signal, sys
 {before}
