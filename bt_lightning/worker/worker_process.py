@@ -144,10 +144,10 @@ class _Loop:
             self._answer_drain()
         if self._removals is not None and not self._config.standby:
             self._removals.leave()
+        if self._metrics is not None:
+            self._metrics.leave()  # while this worker still owns the directory
         if self._publisher is not None:
             self._publisher.leave()
-        if self._metrics is not None:
-            self._metrics.leave()
         self._committer.hold(self._deadline)
 
     # the main loop: receive messages, and end

@@ -65,13 +65,12 @@ def _one_script(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lightning's own advice is no failure of ours; the cases of a test are a matrix."""
+    """Lightning's own advice is no failure of ours; whole trainings are sampled."""
     for item in items:
         if HERE in item.path.parents:
             for line in LIGHTNING_NOISE:
                 item.add_marker(pytest.mark.filterwarnings(line))
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-                item.add_marker(pytest.mark.matrix)
+            item.add_marker(pytest.mark.matrix)
 
 
 def module_beside(name: str, folder: Path = HERE) -> ModuleType:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.file_entries import FileEntry
 from bt_lightning.manifest import Manifest
-from bt_lightning.store.transfer import checkpoint_reader
+from bt_lightning.store.transfer import files_reader
 from bt_lightning.store.transfer.checkpoint_reader import read_verified
 from bt_lightning.store.transfer.direct_reads import (
     PAGE,
@@ -136,7 +136,7 @@ def test_a_reader_reads_what_is_not_cached_past_the_cache(file, cached, monkeypa
         reads.append(offset)
         return read_direct(direct, offset, targets, buffer)
 
-    monkeypatch.setattr(checkpoint_reader, "read_direct", noted)
+    monkeypatch.setattr(files_reader, "read_direct", noted)
     entry, memory = _entry(file), fresh_memory(SIZE)
     with _reader(file, entry) as reader:
         if not cached:
