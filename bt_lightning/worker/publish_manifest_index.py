@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from bt_lightning.errors import StoreError
 from bt_lightning.manifest_index import index_bytes
 from bt_lightning.path_layout import manifests_index
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from bt_lightning.manifest import Manifest
     from bt_lightning.store.interface import Store
     from bt_lightning.store.lease import Lease
+
+log = logging.getLogger(__name__)
 
 
 class ManifestIndexPublisher:
@@ -29,14 +33,19 @@ class ManifestIndexPublisher:
     def send(self, store: Store, lease: Lease, stored: Mapping[str, Manifest]) -> None:
         """Put the index, by whoever holds the lease; called when no checkpoint waits.
 
-        A store without MD5 in its listings, as a folder, has none: nobody could use it.
+        A store without MD5 in its listings, as a folder, has none: nobody could use it. Lists work
+        without it, so one that the store refuses is no failure of the run; the next is tried.
 
         Raises:
-            StoreError: the store refused.
+            StoreError: the lease is lost, or cannot be confirmed.
         """
         digests = {manifest.digest for manifest in stored.values()}
         if not store.distant or digests <= self._sent:
             return
         lease.confirm()
-        store.put(manifests_index(self._prefix), index_bytes(stored))
         self._sent = digests
+        key = manifests_index(self._prefix)
+        try:
+            store.put(key, index_bytes(stored))
+        except StoreError as error:
+            log.warning("%s/%s was not sent: %s; lists read each manifest", store.name, key, error)

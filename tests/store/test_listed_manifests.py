@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from bt_lightning import manifest_summary
-from bt_lightning.errors import CheckpointNotFoundError
+from bt_lightning.errors import CheckpointNotFoundError, StorePermanentError
 from bt_lightning.late_files import LateFiles, is_distant
 from bt_lightning.manifest import Manifest
 from bt_lightning.manifest_index import index_bytes
@@ -390,6 +390,26 @@ def test_a_summary_is_of_the_same_manifest(index):
         )
         assert again.with_generation(4).digest == manifest.with_generation(4).digest
         assert again.to_bytes() == manifest.to_bytes()
+
+
+def test_an_index_that_the_store_refuses_is_no_failure_of_the_run(tmp_path, make, caplog):
+    class Refusing(Counting):
+        def put(self, key, data):
+            if key == manifests_index(JOB):
+                msg = "this bucket has no room for such keys"
+                raise StorePermanentError(msg)
+            super().put(key, data)
+
+    store, root = Refusing(tmp_path / "store"), tmp_path / "root"
+    root.mkdir()
+    make(root, "checkpoint-1", 1)
+    tasks = PublisherTasks(root, store, JOB, ())
+    while tasks.publish_next() is not None:
+        pass
+    assert tasks.publish_next() is None
+    assert caplog.text.count("was not sent: this bucket has no room") == 1
+    tasks.leave()
+    assert len(list_manifests(store, JOB, None).manifests) == 1
 
 
 def test_the_publisher_puts_the_index_when_nothing_waits_and_only_for_what_is_new(tmp_path, make):
