@@ -84,7 +84,7 @@ def duration(name: str, value: Any) -> timedelta:
     return found
 
 
-def duration_or_none(name: str, value: Any) -> timedelta:
+def duration_or_zero(name: str, value: Any) -> timedelta:
     """As `duration`; 0 is taken as well."""
     zero = timedelta(0)
     is_zero = value == zero or (value == 0 and not isinstance(value, bool))

@@ -85,7 +85,7 @@ class Options:
     overlap: Overlap = _option("wait", _among("wait", "skip", "latest"))
     arenas: int = _option(1, _whole(1))
     arena_memory: int | None = _option(None, _maybe(_whole(0)))
-    hold_memory: timedelta | None = _option(None, _maybe(argument_checks.duration_or_none))
+    hold_memory: timedelta | None = _option(None, _maybe(argument_checks.duration_or_zero))
     grace: timedelta | None = _option(None, _maybe(argument_checks.duration))
     save_at_end: bool | None = _option(None, _maybe(argument_checks.flag))
     interval: Literal["auto"] | timedelta | None = _option(None, _maybe(_interval))
