@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import TYPE_CHECKING, Final
 
 from bt_lightning import file_limits
 from bt_lightning.file_limits import parse_json
+from bt_lightning.json_values import count_of, typed
 from bt_lightning.localdir.atomic_directory import children
+from bt_lightning.localdir.no_symlinks import folder, walk_no_symlinks
 from bt_lightning.localdir.small_files import read_small_file, replace_small
 from bt_lightning.path_layout import DOT_DIR, is_digest
 
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 MEMORY_NAME: Final = "bt_lightning arena"
 """Of the memfd: nothing else is opened."""
 _PROC: Final = Path("/proc")
+_RECORD: Final = re.compile(r"\d+\.json|\.\d+\.json\.part", re.ASCII)
+"""Name of a record, or of what a worker left that was killed while it wrote one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,18 +112,23 @@ def open_held_image(image: HeldImage) -> int:
 
 
 def release_held_images(root: Path) -> None:
-    """Let the workers of earlier runs end, and free their memory; the disk may refuse it."""
-    with contextlib.suppress(OSError):
-        for record in children(held_dir(root)):
-            record.unlink(missing_ok=True)
+    """Let the workers of earlier runs end, and free their memory; the disk may refuse it.
+
+    Nothing but records is deleted, and nothing through a link.
+    """
+    place = held_dir(root).relative_to(root).as_posix()
+    with contextlib.suppress(OSError), folder(root, place) as held:
+        for found, _ in walk_no_symlinks(root, place):
+            parent, _, name = found.rpartition("/")
+            if parent == place and _RECORD.fullmatch(name):
+                os.unlink(name, dir_fd=held)
 
 
 def _read(record: Path) -> HeldImage:
     found = parse_json(read_small_file(record, file_limits.LINE), file_limits.LINE)
-    files = {str(key): (int(at), int(size)) for key, (at, size) in found["files"].items()}
-    numbers = {name: int(found[name]) for name in ("pid", "started", "descriptor")}
-    least = min(*numbers.values(), *(number for place in files.values() for number in place))
-    if least < 0 or not all(map(is_digest, files)):
+    files = {key: (count_of(at), count_of(size)) for key, (at, size) in found["files"].items()}
+    numbers = {name: count_of(found[name]) for name in ("pid", "started", "descriptor")}
+    until, name = typed(float, found["until"]), typed(str, found["checkpoint_id"])
+    if not math.isfinite(until) or not all(map(is_digest, files)):
         raise ValueError(record)
-    until, name = float(found["until"]), str(found["checkpoint_id"])
     return HeldImage(checkpoint_id=name, until=until, files=files, **numbers)

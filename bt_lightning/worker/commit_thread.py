@@ -117,6 +117,10 @@ class CommitThread:
             self._leaving = True
             self._changed.notify()
 
+    def hurry(self) -> None:
+        """SIGTERM: nothing is held behind the last commit."""
+        self._holder.give_up()
+
     def hold(self, deadline: threading.Timer | None) -> None:
         """The last call: keep what a killed trainer had saved, as `ImageHolder.wait`."""
         if self._leaving and self._holder.has_image:

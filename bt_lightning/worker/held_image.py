@@ -1,14 +1,15 @@
 """Holds the image of the newest save when the trainer was killed, for the next start here.
 
-The next run deletes the record when it trains; then, or at the deadline, the worker ends and the
-kernel frees the memory. An arena that a later save has overwritten is held as well: whoever reads
-compares every block with the manifest.
+The next run deletes the record when it trains; then, or at the deadline, or at SIGTERM, the worker
+ends and the kernel frees the memory. An arena that a later save has overwritten is held as well:
+whoever reads compares every block with the manifest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from multiprocessing import resource_tracker
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from bt_lightning.worker_messages import CommitImage
 
 _LOOK_S: Final = 0.25
+_GRACE_S: Final = 5.0
+"""From the end of the time until the process ends though its disk hangs."""
 
 
 class ImageHolder:
@@ -38,12 +41,17 @@ class ImageHolder:
         self._newest: tuple[CommitImage, dict[str, tuple[int, int]]] | None = None
         self._record: Path | None = None
         self._until = 0.0
+        self._given_up = threading.Event()
 
     @property
     def has_image(self) -> bool:
         """Whether there is something to hold."""
         with self._changing:
             return self._newest is not None
+
+    def give_up(self) -> None:
+        """SIGTERM: somebody waits for the end of every process here."""
+        self._given_up.set()
 
     def share(self, index: int, descriptor: int) -> None:
         """An arena is shared by the trainer."""
@@ -72,7 +80,8 @@ class ImageHolder:
         with self._changing:
             job, files = self._newest or (None, {})
             descriptor = None if job is None else self._descriptors.get(job.arena)
-        if not self._seconds or job is None or descriptor is None:
+        is_wanted = self._seconds > 0 and not self._given_up.is_set()
+        if not is_wanted or job is None or descriptor is None:
             return
         pid = os.getpid()
         self._until = time.monotonic() + self._seconds
@@ -90,17 +99,23 @@ class ImageHolder:
             )
 
     def wait(self, deadline: threading.Timer | None) -> None:
-        """Return when a run has taken the image, or its time is over.
+        """Return when a run has taken the image, or its time is over, or nobody wants it.
 
-        `deadline` ends the process: it was that of the store. Called by the loop, at the end.
+        `deadline` ends the process: it was that of the store. Called by the loop, at the end, in
+        the main thread.
         """
         if self._record is None:
             return
+        signal.signal(signal.SIGTERM, lambda *_: self.give_up())
+        ends = threading.Timer(self._until - time.monotonic() + _GRACE_S, os._exit, [0])
+        ends.daemon = True
+        ends.start()
         if deadline is not None:
             deadline.cancel()
         _leave_output()
         while self._record.exists() and time.monotonic() < self._until:
-            time.sleep(_LOOK_S)
+            if self._given_up.wait(_LOOK_S):
+                break
         with contextlib.suppress(OSError):
             self._record.unlink(missing_ok=True)
 

@@ -159,6 +159,7 @@ class _Loop:
         for source in wait(sources, self._wait_s()):
             if source == self._signals:
                 os.read(self._signals, 64)
+                self._committer.hurry()
                 self._wake(hurry=True)
             elif source == self._progress:
                 os.eventfd_read(self._progress)

@@ -149,6 +149,16 @@ def test_ranks_read_the_parts_of_all_from_memory(scripts: Any, tmp_path: Path) -
     assert records(tmp_path / "ck") == []
 
 
+def test_sigterm_ends_a_worker_that_holds_memory(scripts: Any, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    scripts.run(KILLED, root, 5, code=-signal.SIGKILL, env=HELD)
+    (record,) = wait_for(lambda: records(root), "record")
+    worker = json.loads(record.read_text())["pid"]
+    os.kill(worker, signal.SIGTERM)
+    wait_for(lambda: not lives(worker), "end of the worker", 20)
+    assert records(root) == []
+
+
 @pytest.mark.slow
 def test_a_hundred_restarts_from_memory(scripts: Any, tmp_path: Path, straight: Any) -> None:
     """In half of them the worker is killed as well."""

@@ -141,6 +141,11 @@ def test_damage_of_both_is_named(saved, hold):
         {"files": {"../../x": (0, 5)}},
         {"files": {"0" * 32: (-4096, 5)}},
         {"until": "soon"},
+        {"until": float("inf")},
+        {"until": float("nan")},
+        {"pid": float("inf")},
+        {"descriptor": 2**80},
+        {"files": None},
     ],
     ids=str,
 )
@@ -175,6 +180,33 @@ def test_rubbish_is_no_record(saved, text):
     (held_dir(path.parent) / "8.json").symlink_to("/dev/zero")
     (held_dir(path.parent) / "9.json").mkdir()
     assert same(load(path)[0], state)
+
+
+def test_offsets_behind_the_end_of_the_memory_are_not_read(saved, hold):
+    path, state = saved
+    entries = DirectoryReader(path).manifest.files
+    hold(files={entry.xxh3_128: (2**70, entry.size) for entry in entries})
+    found, memory, _ = load(path)
+    assert same(found, state)
+    assert memory == 0
+
+
+def test_a_release_deletes_records_only_and_nothing_through_a_link(saved, hold, tmp_path):
+    path, _ = saved
+    hold()
+    draft, other = held_dir(path.parent) / ".7.json.part", held_dir(path.parent) / "notes.txt"
+    draft.write_text("")
+    other.write_text("mine")
+    release_held_images(path.parent)
+    assert [*held_dir(path.parent).iterdir()] == [other]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "7.json").write_text("mine")
+    other.unlink()
+    held_dir(path.parent).rmdir()
+    held_dir(path.parent).symlink_to(elsewhere)
+    release_held_images(path.parent)
+    assert (elsewhere / "7.json").read_text() == "mine"
 
 
 def test_a_released_image_is_found_no_more(saved, hold):

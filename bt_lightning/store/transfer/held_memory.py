@@ -55,8 +55,17 @@ class HeldMemory:
                 with contextlib.suppress(OSError, ValueError):  # then it ends just now
                     descriptor = open_held_image(image)
                     descriptors.append(descriptor)
-                    places |= {digest: (descriptor, at) for digest, at in own.items()}
-        return cls(places, descriptors) if places else None
+                    end = os.fstat(descriptor).st_size
+                    places |= {
+                        digest: (descriptor, at)
+                        for digest, at in own.items()
+                        if at + wanted[digest] <= end
+                    }
+        held = cls(places, descriptors)
+        if places:
+            return held
+        held.close()
+        return None
 
     def has(self, entry: FileEntry) -> bool:
         """Whether the file was in memory."""
