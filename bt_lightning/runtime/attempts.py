@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.job_record import Attempt
 from bt_lightning.localdir.event_log import Mark, mark_events, note, read_events
+from bt_lightning.localdir.read_ahead import begin_read_ahead
 from bt_lightning.runtime.job_record_writer import utc_now
 from bt_lightning.runtime.job_spec_and_environment import environment
 from bt_lightning.runtime.leader_port import await_leader
@@ -83,6 +84,8 @@ class Supervisor:
         variables = environment(spec, self.inherited, number, self.scratch)
         self._note("attempt_began", number=number, host=socket.gethostname())
         mark = mark_events(spec.checkpoint_dir)
+        if spec.checkpoint_dir is not None:
+            begin_read_ahead(spec.checkpoint_dir, shards=spec.nodes.size == 1)
         if self.capture is not None:
             variables.setdefault("PYTHONUNBUFFERED", "1")  # last words are printed before a kill
             self.capture.begin(number)

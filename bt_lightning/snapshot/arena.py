@@ -11,20 +11,15 @@ import contextlib
 import ctypes
 import mmap
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
 from bt_lightning.localdir.held_images import MEMORY_NAME
 from bt_lightning.localdir.libc import libc
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _STEP = 8 * 1024 * 1024
 _MADV_DONTFORK = 10
 _MADV_POPULATE_WRITE = 23
-_CGROUPS = ("memory.max", "memory.current")
 
 
 class Arena:
@@ -110,20 +105,3 @@ class Arena:
     def _advise(self, start: int, size: int, advice: int) -> bool:
         address = ctypes.c_void_p(self.address + start)
         return bool(libc().madvise(address, ctypes.c_size_t(size), advice) == 0)
-
-
-def memory_available(meminfo: Path, cgroup: Path) -> int | None:
-    """Bytes that this process can still allocate, by the kernel and by its cgroup (version 2).
-
-    None if neither is readable. `meminfo` is `/proc/meminfo`, `cgroup` is `/sys/fs/cgroup`.
-    """
-    found = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = [line.split() for line in meminfo.read_text().splitlines()]
-        found += [1024 * int(parts[1]) for parts in lines if parts[0] == "MemAvailable:"]
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = ((cgroup / name).read_text().strip() for name in _CGROUPS)
-        cache = [line.split() for line in (cgroup / "memory.stat").read_text().splitlines()]
-        reclaimable = sum(int(size) for name, size in cache if name == "inactive_file")
-        found.append(int(limit) - int(used) + reclaimable)  # "max" raises ValueError: no limit
-    return min(found) if found else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt_lightning.errors import ArenaTooLargeError
-from bt_lightning.snapshot.arena import Arena, memory_available
+from bt_lightning.localdir.memory_available import memory_available
+from bt_lightning.snapshot.arena import Arena
 from bt_lightning.snapshot.arena_layout import arena_size
 from bt_lightning.snapshot.cuda_copies import PinnedArenas
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from bt_lightning.worker.worker_handle import Worker
 
-_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _SHARE = 0.8
 """Largest part of the free memory that one arena may take."""
 
@@ -137,7 +136,7 @@ class ArenaPool:
                 f"a snapshot needs {size:,} bytes of host memory, arena_memory is {self._budget:,}"
             )
             raise ArenaTooLargeError(msg)
-        available = memory_available(_MEMINFO, _CGROUP)
+        available = memory_available()
         if available is not None and size > _SHARE * (available + old):
             msg = f"a snapshot needs {size:,} bytes of host memory, {available + old:,} are free"
             raise ArenaTooLargeError(msg)

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bt_lightning.localdir.commit import commit
+from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import job_prefix
 
 
@@ -273,3 +275,34 @@ def test_a_job_that_could_not_load_does_not_look_as_if_it_were_sending(runner):
     record = runner.record()
     assert (record["status"], record["checkpoint_sync_status"]) == ("FAILED", "COMPLETED")
     assert len(record["attempts"]) == 1
+
+
+WAIT_FOR_PAGES = """
+from bt_lightning.store.transfer.direct_reads import is_cached
+with open("ck/checkpoint-1/model.safetensors", "rb+") as file:
+    while not is_cached(file.fileno(), 0, 4 << 20):
+        pass
+"""
+
+
+def test_the_newest_checkpoint_is_read_while_the_command_starts(runner):
+    """The command ends when the page cache has it."""
+    root = runner.path / "ck"
+    root.mkdir()
+    content = {"model.safetensors": lambda: [b"x" * (4 << 20)]}
+    commit(root / "checkpoint-1", root, content, manifest_of_step_1)
+    with (root / "checkpoint-1" / "model.safetensors").open("rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    runner("--dir", root, "--job-id", "j", "--", sys.executable, "-c", WAIT_FOR_PAGES)
+
+
+def manifest_of_step_1(files):
+    return Manifest(
+        checkpoint_id="checkpoint-1",
+        generation=1,
+        step=1,
+        epoch=0,
+        created_at="2030-01-02T03:04:05Z",
+        files=files,
+    )

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest, verify
+from bt_lightning.localdir.memory_available import memory_available
 from bt_lightning.manifest import Manifest
 from bt_lightning.path_layout import DOT_DIR
 from bt_lightning.snapshot import arena_pool as arenas_module
-from bt_lightning.snapshot.arena import Arena, memory_available
+from bt_lightning.snapshot.arena import Arena
 
 
 @pytest.fixture
