@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_lightning.errors import CheckpointNotFoundError
 from bt_lightning.hf.patched_trainer import own_method
-from bt_lightning.localdir.list_and_verify_checkpoints import verify
+from bt_lightning.restore.first_read import FirstRead
 from bt_lightning.session.checkpoint_paths import is_committed
 from bt_lightning.worker.worker_handle import unlimited
 
@@ -52,4 +52,4 @@ def _make_local(path: Path, run: RunningSession) -> None:
         msg = f"the best checkpoint, {path}, is neither on the disk nor in the store"
         raise CheckpointNotFoundError(msg)
     if is_committed(path):
-        verify(path)
+        FirstRead().verify(path)

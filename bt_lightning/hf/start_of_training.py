@@ -13,7 +13,8 @@ from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError,
 from bt_lightning.hf.checkpoint_saves import FORMAT
 from bt_lightning.hf.patched_trainer import own_method
 from bt_lightning.hf.stock_folders import stock_offer
-from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
+from bt_lightning.restore.first_read import FirstRead
 from bt_lightning.session.checkpoint_paths import is_committed, is_url
 from bt_lightning.session.shared_directory_check import ResumedFrom, check_same_view
 from bt_lightning.session.start_point import OfferedCheckpoint
@@ -171,7 +172,7 @@ def _checked(path: str | None, digest: str | None, named: str | None) -> str | N
         raise CheckpointNotFoundError(msg)
     if not is_committed(path):
         return None
-    verify(Path(path))
+    FirstRead().verify(Path(path))
     return read_manifest(Path(path)).digest
 
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from bt_lightning.lightning_plugin.compat_patched_functions import Load
+    from bt_lightning.restore.first_read import FirstRead
     from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
 
@@ -85,6 +86,8 @@ class BTCheckpointIO(CheckpointIO):
         self.allowed: tuple[object, ...] = tuple(allowed)
         self.bt = StorePaths(store, dict(storage_options or {}))
         """Resolves `bt://` paths."""
+        self.first: FirstRead | None = None
+        """What is kept of the checkpoint that a run starts from."""
         self.writer = CheckpointWriter(self.classes)
         """Writes checkpoints to this disk."""
         self._plain = TorchCheckpointIO()
@@ -175,6 +178,7 @@ class BTCheckpointIO(CheckpointIO):
             allowed=self.classes(),
             live_objects=self.writer.live_objects,
             weights_only=given,
+            first=self.first,
             **options,
         )
 

@@ -39,7 +39,8 @@ class OpenLoop:
     def __init__(
         self, options: Options, policy: RetentionPolicy | None, *, hears_sigterm: bool
     ) -> None:
-        self.run = RunningSession(options, absolute_root(options.dir or DEFAULT_ROOT))
+        root = absolute_root(options.dir or DEFAULT_ROOT)
+        self.run = RunningSession(options, root, loads_whole=True)
         self.base = BaseOfRun(options.save_frozen)
         grace, self._signal_end = options.grace, None
         if hears_sigterm and grace is not None:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from bt_lightning.checkpoint_formats.sharded_folders import METADATA
 from bt_lightning.errors import CheckpointCorruptError, CheckpointNotFoundError, StoreError
 from bt_lightning.localdir.directory_walk import walk
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.restore.dcp_folder import dcp_step
+from bt_lightning.restore.first_read import FirstRead
 from bt_lightning.restore.read_documents import load_file
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ class Stored:
 
 @dataclass(slots=True)
 class Search:
-    """The outcome of a search."""
+    """What is searched for, and the outcome."""
 
     format: str | None = None
     """The layout that is searched for; None is our own."""
+    verify: Callable[[Path], object] = field(default_factory=lambda: FirstRead().verify)
+    """Reads what lies at a path, and raises as `FirstRead.verify`."""
     path: str | None = None
     """The checkpoint directory or stock `.ckpt` file to load; None to start fresh."""
     digest: str | None = None
@@ -187,7 +190,7 @@ def _choose(
             else:
                 path = location
                 if manifest is not None:
-                    verify(Path(location))
+                    search.verify(Path(location))
         except StoreError:
             raise  # the store is not reachable; an older checkpoint would repeat work
         except (CheckpointCorruptError, CheckpointNotFoundError, OSError) as error:

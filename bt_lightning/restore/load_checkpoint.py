@@ -12,19 +12,17 @@ from bt_lightning.checkpoint_formats.sharded_folders import DEEPSPEED
 from bt_lightning.errors import InvalidSettingError
 from bt_lightning.path_layout import TREE
 from bt_lightning.restore.dcp_folder import DCP, directory_reader, load_dcp
-from bt_lightning.restore.decode_tree import Decoder, names_needed_on_host
+from bt_lightning.restore.decode_tree import Decoder
 from bt_lightning.restore.load_to_device import HOST, DeviceMemory
 from bt_lightning.restore.optimizer_states import numbered
 from bt_lightning.restore.rank_states import rank_states
-from bt_lightning.restore.read_documents import read_leftovers, read_tree
-from bt_lightning.restore.read_tensors import read_tensors
-from bt_lightning.restore.saved_tensors import open_tensors, read_whole, referenced
+from bt_lightning.restore.read_documents import parts_of_tree, read_leftovers, read_tree
+from bt_lightning.restore.tensors_of_tree import tensors_of_tree
 from bt_lightning.restore.unloaded_value import UnloadedValue
 from bt_lightning.restore.unpickle_leftovers import Leftovers
 from bt_lightning.restore.weights_without_base import load_base_table, without_base
 from bt_lightning.snapshot.class_allowlist import ClassTable
 from bt_lightning.snapshot.encode_tree import KIND
-from bt_lightning.snapshot.shard_encoding import SHARDS as SHARDED_LABEL
 from bt_lightning.snapshot.shard_files import PACKAGE
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 from bt_lightning.traces import traced_restore
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from bt_lightning.restore.first_read import FirstRead
     from bt_lightning.restore.live_objects import LiveObjects
     from bt_lightning.restore.load_to_device import TensorMemory
     from bt_lightning.restore.read_documents import MapLocation
@@ -65,13 +64,14 @@ def load_directory(
 
 
 @traced_restore(lambda reader: reader.manifest)
-def load_checkpoint(
+def load_checkpoint(  # noqa: PLR0913 - what to read, how, and where to
     reader: CheckpointReader,
     *,
     map_location: MapLocation = None,
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
     live_objects: LiveObjects | None = None,
+    first: FirstRead | None = None,
 ) -> dict[str, Any]:
     """Load a committed checkpoint from a disk or a store; each byte is verified by the manifest.
 
@@ -82,7 +82,8 @@ def load_checkpoint(
     `live_objects` also replaces an equal one that was pickled. Needs no local disk. Weights whose
     base is not in the checkpoint are a `WeightsWithoutBase`. Of a sharded checkpoint tensors are
     whole, and states of optimizers are numbered, as a plain optimizer takes them;
-    `["bt_lightning"]["ranks"]` is a list of what each rank saved as its own.
+    `["bt_lightning"]["ranks"]` is a list of what each rank saved as its own. What `first` kept of
+    the checkpoint is not read again.
 
     Raises:
         InvalidSettingError: `map_location` names a device that torch cannot use here; or it is a
@@ -109,15 +110,9 @@ def load_checkpoint(
         )
         raise InvalidSettingError(msg)
 
-    def read(everything: list[Any]) -> dict[str, dict[str, torch.Tensor]]:
-        entries = {label: reader.manifest.entry(path) for label, path in TENSOR_FILES.items()}
-        on_host = set() if memory is HOST else names_needed_on_host(everything)
-        there = {label: entry for label, entry in entries.items() if entry}
-        tensors = read_tensors(reader, there, memory, on_host)
-        names = {pair for pair in referenced(everything) if pair[0] == SHARDED_LABEL}
-        if names and reader.manifest.is_sharded:
-            tensors |= read_whole(open_tensors(reader), names, memory, on_host)[0]
-        return tensors
+    def read(everything: list[Any]) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        kept = first.take(reader.manifest) if first is not None and memory is HOST else None
+        return tensors_of_tree(reader, everything, memory) if kept is None else kept
 
     return TreeLoading(reader, map_location, weights_only, allowed, live_objects).load(read)
 
@@ -142,8 +137,7 @@ class TreeLoading:
         """
         reader = self.reader
         document, base = read_tree(reader), load_base_table(reader)
-        everything = [document["tree"], document.get("deep")]
-        found = read(everything)
+        found = read(parts_of_tree(document))
         tensors = {label: found.get(label, {}) for label in {*TENSOR_FILES, *found}}
         trusted = self.weights_only is False
         unpickled = read_leftovers(reader, self.map_location) if trusted else None

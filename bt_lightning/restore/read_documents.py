@@ -34,6 +34,11 @@ def read_tree(reader: CheckpointReader, path: str = TREE) -> dict[str, Any]:
     return tree_document(read_whole_file(reader, entry), reader.name, path)
 
 
+def parts_of_tree(document: dict[str, Any]) -> list[Any]:
+    """All parts of a typed tree that may refer to tensors."""
+    return [document["tree"], document.get("deep")]
+
+
 def read_leftovers(
     reader: CheckpointReader, map_location: MapLocation = None
 ) -> Mapping[str, object]:

@@ -14,6 +14,7 @@ from bt_lightning.restore.read_documents import load_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bt_lightning.restore.first_read import FirstRead
     from bt_lightning.restore.read_documents import MapLocation
     from bt_lightning.session.options import Options
     from bt_lightning.session.start_point import StartPoint
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def load_start_point(
-    start: StartPoint, root: Path, options: Options, map_location: MapLocation = None
+    start: StartPoint,
+    root: Path,
+    options: Options,
+    map_location: MapLocation = None,
+    first: FirstRead | None = None,
 ) -> dict[str, Any] | None:
     """Every rank: the state dictionary of the start point; None to begin at step 0.
 
@@ -36,7 +41,9 @@ def load_start_point(
     path, weights_only = Path(start.path), trusted(start, root, options)
     if start.folder is not None or path.is_dir():
         with open_start_point(start, root, options) as reader:
-            return load_checkpoint(reader, map_location=map_location, weights_only=weights_only)
+            return load_checkpoint(
+                reader, map_location=map_location, weights_only=weights_only, first=first
+            )
     return load_file(path, map_location=map_location, weights_only=weights_only)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from bt_lightning.errors import CheckpointError, InvalidSettingError
 from bt_lightning.localdir.atomic_directory import temporary
+from bt_lightning.restore.first_read import FirstRead
 from bt_lightning.session.errors_between_ranks import is_save_failure, portable
 from bt_lightning.session.fit_selection import close_fit, end_fit
 from bt_lightning.session.load_start_point import load_start_point
@@ -66,7 +67,9 @@ class RankSession:
         self.part: PartSession | None = None
         self._fit: SelectedFit | None = None
         self._ended: SelectedFit | None = None
-        self._mark = contextlib.ExitStack()
+        self._starting = contextlib.ExitStack()
+        self.first = FirstRead()
+        """An adapter whose load takes it says so in `keeps`."""
         self.parts: PartsOfRun | None = None
         """How the ranks write parts of tensors, if they do."""
         self.pinned: set[str] = set()
@@ -77,7 +80,7 @@ class RankSession:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no processes of its own."""
-        return {**self.__dict__, "writer": None, "part": None, "_mark": contextlib.ExitStack()}
+        return {**self.__dict__, "writer": None, "part": None, "_starting": contextlib.ExitStack()}
 
     def open(
         self,
@@ -107,6 +110,7 @@ class RankSession:
         stored = self._options.store is not None
         self.parts = PartsOfRun.of(ranks, root, stored=stored) if sharded else None
         self._begun = False
+        self._starting.callback(self.first.clear)
         start = ranks.from_slow_zero(lambda: self._open(root, ranks, offered, request))
         if start.error is not None:
             raise start.error
@@ -150,7 +154,7 @@ class RankSession:
             self._config = replace(self._options.session(root), parts=self.parts)
             self.writer = WriterSession(self._config, identified=request is not None)
             asked = None if request is None else request()
-            start = self.writer.decide(offered, asked, ranks.world_size)
+            start = self.writer.decide(offered, asked, ranks.world_size, self.first.verify)
             self._config, self._fit = self.writer.config, start.fit
             apart = self.parts is not None and self.parts.meet == "store"  # nobody shares it
             mark = self._make_mark(root) if ranks.world_size > 1 and not apart else None
@@ -161,7 +165,7 @@ class RankSession:
 
     def _make_mark(self, root: Path) -> str | None:
         with contextlib.suppress(OSError):  # a full disk says so at the first save
-            return str(self._mark.enter_context(temporary(root)))
+            return str(self._starting.enter_context(temporary(root)))
         return None
 
     def load(
@@ -170,7 +174,7 @@ class RankSession:
         """Every rank: as `load_start_point`; what is loaded is not deleted by this run."""
         if start.path is not None and start.digest is not None:
             self.pinned.add(start.digest)
-        return load_start_point(start, root, self._options, map_location)
+        return load_start_point(start, root, self._options, map_location, self.first)
 
     def begin(
         self,
@@ -189,7 +193,7 @@ class RankSession:
             device: the CUDA device that the state lies on, if it does.
         """
         self._begun = True
-        self._mark.close()
+        self._starting.close()
         if self.part is not None:
             return self.part.snapshots(
                 optimizers, self._options.snapshots, on_saved, pinned_for=device
@@ -241,7 +245,7 @@ class RankSession:
 
     def take(self) -> RankWriter | None:
         """The session of this rank, which the caller ends; from here on there is none."""
-        self._mark.close()
+        self._starting.close()
         session = self.writer or self.part
         self.writer = self.part = None
         return session
@@ -334,8 +338,8 @@ class RankSession:
         manifest, is_stored = find_to_remove(final, root)
         if manifest is not None:
             self._remove(manifest)
-        elif is_stored:
-            self._remove_stored(checkpoint_id)
+        elif is_stored and self.writer is not None:
+            self.writer.remove_stored(checkpoint_id)
 
     def _remove(self, manifest: Manifest) -> None:
         if self.writer is not None:
@@ -344,7 +348,3 @@ class RankSession:
             self.writer.remove(manifest)
         elif self._config is not None:
             ask_next_worker(self._config.root, manifest)
-
-    def _remove_stored(self, checkpoint_id: str) -> None:
-        if self.writer is not None:
-            self.writer.remove_stored(checkpoint_id)

@@ -30,6 +30,7 @@ class RunningSession:
         options: merged with the environment.
         root: the checkpoint directory, absolute.
         offered, request: as of `RankSession.open`.
+        loads_whole: whether a single rank loads the start point by `RankSession.load`.
 
     Raises:
         CheckpointError: as `RankSession.open`; on every rank, and nothing is left running.
@@ -41,12 +42,15 @@ class RunningSession:
         root: Path,
         offered: OfferedCheckpoint = NO_OFFER,
         request: Callable[[], FitRequest] | None = None,
+        *,
+        loads_whole: bool = False,
     ) -> None:
         self.options = options
         self.root = root
         self.ranks = Ranks.of_process_group()
         self.ranks.begin_meetings()
         self.session = RankSession(options)
+        self.session.first.keeps = loads_whole and self.ranks.world_size == 1
         self.start: StartPoint = self.session.open(root, self.ranks, offered, request)
         self.peers = FitRanks(self.ranks)
         try:

@@ -34,6 +34,7 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from bt_lightning.localdir.list_and_verify_checkpoints import Listed
     from bt_lightning.session.session_config import SessionConfig
@@ -104,11 +105,18 @@ NO_OFFER = OfferedCheckpoint()
 class StartPointSearch:
     """Made once, on rank 0, before a fit begins."""
 
-    def __init__(self, config: SessionConfig, worker: Worker, *, straight: bool = False) -> None:
-        """`straight`: ranks have disks of their own, so they read shards from the store."""
+    def __init__(
+        self,
+        config: SessionConfig,
+        worker: Worker,
+        verify: Callable[[Path], object],
+        *,
+        straight: bool = False,
+    ) -> None:
+        """`verify`: as of `Search`; `straight`: ranks have own disks, and read from the store."""
         self._config = config
         self._reads_straight = straight
-        self._worker = worker
+        self._worker, self._verify = worker, verify
         self.listed: list[Stored] = []
         """What the store held of this job."""
         self._format: str | None = None
@@ -200,7 +208,7 @@ class StartPointSearch:
         self, offered: OfferedCheckpoint, local: Listed, fit: SelectedFit | None
     ) -> tuple[StartPoint, int | None]:
         """The start point, and its optimizer step."""
-        config, found = self._config, Search(self._format)
+        config, found = self._config, Search(self._format, self._verify)
         found.considered += self._unusable
         found.damaged = bool(self._unusable)
         others = self._others(offered, found)

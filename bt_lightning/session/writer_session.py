@@ -19,7 +19,7 @@ from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.localdir.held_images import release_held_images
 from bt_lightning.localdir.job_id_file import note_job
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import check_place, list_committed
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import Manifest
 from bt_lightning.removal_requester import Requester
@@ -55,6 +55,7 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -109,14 +110,19 @@ class WriterSession:
         return self.saves.newest if self.saves is not None else self._newest
 
     def decide(
-        self, offered: OfferedCheckpoint, request: FitRequest | None, world_size: int
+        self,
+        offered: OfferedCheckpoint,
+        request: FitRequest | None,
+        world_size: int,
+        verify: Callable[[Path], object],
     ) -> StartPoint:
         """Check the store, choose the start point as `StartPointSearch.decide`, and say so."""
         with directory_errors(self.config.root):
             self._own_job(request)
             parts = self.config.parts
             straight = parts is not None and parts.meet == "store"
-            search = StartPointSearch(self.config, self._worker, straight=straight)
+            check = check_place if offered.by_user else verify  # then something else is loaded
+            search = StartPointSearch(self.config, self._worker, check, straight=straight)
             start = search.decide(NO_OFFER if offered.by_user else offered, request)
         found = None if offered.by_user else search.chosen
         tell_start(self.config, start, found, world_size, by_user=offered.by_user)

@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,6 @@ from bt_lightning import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import ModuleType
 
 moved = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -171,6 +171,31 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_taken(
     assert f"{tmp_path / 'checkpoint-6'}: refused" in caplog.text
     assert f"the bytes of {file} are not those that were saved" in caplog.text
     assert (tmp_path / "checkpoint-6" / file).exists(), "what is damaged stays for its owner"
+
+
+def test_what_it_starts_from_is_read_once(runs: ModuleType, tmp_path: Path) -> None:
+    read: dict[str, int] = {}
+
+    class Counting(runs.Net):
+        def setup(self, stage: str) -> None:
+            read["setup"] = read_bytes()  # behind the choice
+
+        def on_fit_start(self) -> None:
+            read["restored"] = read_bytes()
+
+    options = {"save": {"every_n_train_steps": 1}, "max_steps": 3}
+    assert runs.fit(tmp_path, make=partial(Counting, 2, width=200_000), **options).stopped
+    size = sum(file.stat().st_size for file in (tmp_path / "checkpoint-2").iterdir())
+    before = read_bytes()
+    assert runs.fit(tmp_path, make=partial(Counting, width=200_000), **options).first_step == 2
+    assert size <= read["restored"] - before < 1.2 * size
+    assert read["restored"] - read["setup"] < 0.1 * size
+
+
+def read_bytes() -> int:
+    """What this process has read by system calls."""
+    lines = Path("/proc/self/io").read_text("ascii").splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
 
 
 def test_require_with_nothing_but_damage_lists_each_checkpoint(

@@ -9,7 +9,7 @@ import torch
 
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.kept_parts import keep_part
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
 from bt_lightning.path_layout import rank_file, shard_file
 from bt_lightning.restore.load_checkpoint import load_checkpoint
 from bt_lightning.session.bt_and_evicted_paths import StorePaths
@@ -71,7 +71,7 @@ def search(tmp_path, stored):
     worker = Worker(
         WorkerConfig(root=str(root), store_url=config.store_url, prefix=JOB.prefix, drain_s=5.0)
     )
-    yield lambda **how: StartPointSearch(config, worker, **how).decide()
+    yield lambda **how: StartPointSearch(config, worker, verify, **how).decide()
     worker.kill()
 
 

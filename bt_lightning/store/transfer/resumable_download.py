@@ -77,24 +77,23 @@ def check_room(reader: CheckpointReader, disk: DiskSpace) -> None:
         raise DirectoryFullError(msg)
 
 
-def verify_bytes(reader: CheckpointReader) -> None:
-    """Read and verify every byte of a checkpoint; keep nothing.
+def verify_bytes(reader: CheckpointReader, files: Sequence[FileEntry] | None = None) -> None:
+    """Read and verify every byte of a checkpoint, or of some of its files; keep nothing.
 
     Raises:
         CheckpointCorruptError, CheckpointNotFoundError: the files differ from the manifest.
         StoreError: the store refused.
     """
     scratch = Scratch()
-    for entry in reader.manifest.files:
+    wanted = reader.manifest.files if files is None else files
+    for entry in wanted:
         reader.check(entry)
 
-    def read(wanted: Range) -> None:
-        view = scratch.view(wanted.size)
-        read_verified(reader, wanted.entry, wanted.offset, [view])
+    def read(part: Range) -> None:
+        view = scratch.view(part.size)
+        read_verified(reader, part.entry, part.offset, [view])
 
-    parts = [
-        part for e in reader.manifest.files for part in ranges_to_end(e, 0, reader.piece_bytes)
-    ]
+    parts = [part for entry in wanted for part in ranges_to_end(entry, 0, reader.piece_bytes)]
     in_parallel(read, parts, reader.connections)
 
 
