@@ -4,7 +4,9 @@ One training saves, goes on, and is killed; the same command is started at once.
 the kill on: `imports` (Python, torch, Lightning), `begin` (Trainer, model, the decision where to
 resume from), `bytes` (the load of the checkpoint), `state` (into model and optimizer), `step` (the
 first step). Cases: `memory` (the worker of the killed run holds it; of plain Lightning there is
-none), `warm` and `cold` (page cache of the disk), `s3` (the disk is lost; a local SeaweedFS).
+none), `warm` and `cold` (page cache of the disk; ours leaves nothing in it, as it writes past it),
+`ahead` (cold, and read ahead as `bt-lightning run` does it), `s3` (the disk is lost; a local
+SeaweedFS). Where ours restores in `begin`, `bytes` is what is left to do.
 Plain Lightning is given the newest path of its ModelCheckpoint, and loads without verification.
 Systems and cases are interleaved in a random order; rows go to `benchmarks/results/resume.jsonl`.
 
@@ -31,10 +33,12 @@ from pathlib import Path
 from loads import commit, drop_caches
 from servers import KEPT, Server, start
 
+from bt_lightning.localdir.read_ahead import begin_read_ahead
+
 RESULTS = Path(__file__).with_name("results") / "resume.jsonl"
 SCRIPT = Path(__file__).with_name("resume_run.py")
 CASES = (
-    *(("ours", case) for case in ("memory", "warm", "cold", "s3")),
+    *(("ours", case) for case in ("memory", "warm", "cold", "ahead", "s3")),
     *(("plain", case) for case in ("warm", "cold", "s3")),
 )
 PHASES = ("imports", "begin", "bytes", "state", "step")
@@ -59,9 +63,11 @@ def measured(system: str, case: str, size: int, server: Server | None) -> dict[s
         if case == "s3":
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if case == "cold":
+        if case in {"cold", "ahead"}:
             drop_caches(folder)
         killed = time.time()
+        if case == "ahead":
+            begin_read_ahead(folder / system, shards=True)
         with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) as second:
             assert second.stdout is not None
             marks = [until(second, phase) for phase in PHASES]
@@ -86,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1_500_000_000, help="bytes of the state")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cases", default="memory,warm,cold,s3")
+    parser.add_argument("--cases", default="memory,warm,cold,ahead,s3")
     options = parser.parse_args()
     wanted = [one for one in CASES if one[1] in options.cases.split(",")]
     facts = {
