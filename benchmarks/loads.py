@@ -5,7 +5,7 @@ ranks, then load it into live tensors on another number, in turns in the same pr
 is dropped, all ranks begin together, and the slowest one's seconds count. Bytes are those of
 read(2) and its kin, by `/proc/self/io`. Each system loads once before, unmeasured. Rows are
 appended to benchmarks/results/loads.jsonl. Dropping the cache needs root; without it the files'
-pages are given back by posix_fadvise.
+pages are given back by posix_fadvise. The floor is a direct read of the same bytes.
 
     python benchmarks/loads.py --dir FOLDER --saved 2 --loaded 3
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import random
 import shutil
@@ -37,6 +38,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 RESULTS = Path(__file__).with_name("results") / "loads.jsonl"
 WIDTH = 1024
 SYSTEMS = ("bt_lightning", "dcp.load")
+FLOOR = "direct"
+"""Each rank reads its share of the same files past the page cache, and does nothing with it."""
+PIECE = 4 * 1024 * 1024
 
 
 class State:
@@ -117,7 +121,8 @@ def load(rank: int, ranks: int, port: int, options: argparse.Namespace) -> None:
     rows = []
     order = random.Random(0)
     for repeat in range(-1, options.repeats):
-        for system in order.sample(SYSTEMS, len(SYSTEMS)):
+        turns = (*SYSTEMS, FLOOR)
+        for system in order.sample(turns, len(turns)):
             for tensor in state.tensors():
                 tensor.detach().to_local().zero_()
             dist.barrier()
@@ -127,13 +132,17 @@ def load(rank: int, ranks: int, port: int, options: argparse.Namespace) -> None:
             before, cpu, began = read_bytes(), time.process_time(), time.monotonic()
             if system == "dcp.load":
                 dcp.load(state.for_dcp(), checkpoint_id=options.dir / "dcp")
+            elif system == FLOOR:
+                read_share([*manifest.parent.glob("*.safetensors")], rank, ranks)
             else:
                 load_ours(manifest.parent, state)
             took = time.monotonic() - began
             figures = (took, time.process_time() - cpu, read_bytes() - before, state.own_bytes)
             found: list[tuple[float, ...]] = [()] * ranks
             dist.all_gather_object(found, figures)
-            if not torch.allclose(torch.tensor(state.sums()), expected, rtol=1e-6):
+            if system != FLOOR and not torch.allclose(
+                torch.tensor(state.sums()), expected, rtol=1e-6
+            ):
                 sys.exit(f"{system} loaded other values")
             if rank or repeat < 0:
                 continue
@@ -157,6 +166,17 @@ def load_ours(path: Path, state: State) -> None:
 
     with DirectoryReader(path) as reader:
         LoadInPlace(reader).fill(state.module, [state.optimizer])
+
+
+def read_share(files: list[Path], rank: int, ranks: int) -> None:
+    pieces = [(file, at) for file in files for at in range(0, file.stat().st_size, PIECE)]
+    share = -(-len(pieces) // ranks)
+    opened = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file in files}
+    with mmap.mmap(-1, PIECE) as buffer:
+        for file, at in pieces[rank * share : (rank + 1) * share]:
+            os.preadv(opened[file], [buffer], at)
+    for descriptor in opened.values():
+        os.close(descriptor)
 
 
 def begin(rank: int, ranks: int, port: int) -> None:
@@ -199,15 +219,16 @@ def report(rows: list[dict], options: argparse.Namespace, block_bytes: int) -> N
         with RESULTS.open("a") as stream:
             stream.writelines(json.dumps({**facts, **row}) + "\n" for row in rows)
     medians = {}
-    for system in SYSTEMS:
+    for system in (*SYSTEMS, FLOOR):
         mine = [row for row in rows if row["system"] == system]
         medians[system] = statistics.median(row["seconds"] for row in mine)
         cpu = statistics.median(row["cpu_s"] for row in mine)
         most = max(max(row["read_of_own"]) for row in mine)
         seconds = ", ".join(f"{row['seconds']:.2f}" for row in mine)
         print(f"{system:13} {medians[system]:.3f} s ({seconds}), CPU {cpu:.2f} s, read {most:.2f}x")
-    ours, theirs = (medians[system] for system in SYSTEMS)
+    ours, theirs, floor = (medians[system] for system in (*SYSTEMS, FLOOR))
     text = f"{options.saved} -> {options.loaded} by {options.cut}: {ours / theirs:.2f} of dcp.load"
+    text += f", {ours / floor:.2f} of the floor"
     print(f"{text}, load {facts['load']}", flush=True)
 
 

@@ -47,10 +47,9 @@ class FirstRead:
                 reader.check(entry)
             manifest = reader.manifest
             tensors = self._read(reader) if self.keeps and _is_read_whole(manifest) else None
-            if tensors is not None:
-                self._kept = (manifest.digest, tensors)
-            read = {*TENSOR_FILES.values()} if tensors is not None else set[str]()
+            read = set(TENSOR_FILES.values()) if tensors is not None else set[str]()
             verify_bytes(reader, [entry for entry in manifest.files if entry.path not in read])
+            self._kept = None if tensors is None else (manifest.digest, tensors)
 
     def take(self, manifest: Manifest) -> Tensors | None:
         """What was kept of this checkpoint, once: label of the file -> name -> tensor."""
