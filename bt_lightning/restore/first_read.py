@@ -41,15 +41,23 @@ class FirstRead:
             CheckpointNotFoundError: nothing is committed there, or it was deleted meanwhile.
             CheckpointCorruptError: a file is missing or differs, or its header is malformed.
         """
-        self.clear()
         with directory_reader(path) as reader:
-            for entry in reader.manifest.files:
-                reader.check(entry)
-            manifest = reader.manifest
-            tensors = self._read(reader) if self.keeps and _is_read_whole(manifest) else None
-            read = set(TENSOR_FILES.values()) if tensors is not None else set[str]()
-            verify_bytes(reader, [entry for entry in manifest.files if entry.path not in read])
-            self._kept = None if tensors is None else (manifest.digest, tensors)
+            self.read(reader)
+
+    def read(self, reader: CheckpointReader) -> None:
+        """As `verify`, of a checkpoint that is open, maybe in a store."""
+        self.clear()
+        manifest = reader.manifest
+        for entry in manifest.files:
+            reader.check(entry)
+        tensors = self._tensors(reader) if self.takes(manifest) else None
+        read = set(TENSOR_FILES.values()) if tensors is not None else set[str]()
+        verify_bytes(reader, [entry for entry in manifest.files if entry.path not in read])
+        self._kept = None if tensors is None else (manifest.digest, tensors)
+
+    def takes(self, manifest: Manifest) -> bool:
+        """Whether such a checkpoint is kept: of our own layout, each tensor whole in one file."""
+        return self.keeps and manifest.format is None and not manifest.is_sharded
 
     def take(self, manifest: Manifest) -> Tensors | None:
         """What was kept of this checkpoint, once: label of the file -> name -> tensor."""
@@ -63,13 +71,8 @@ class FirstRead:
         """Keep nothing."""
         self._kept = None
 
-    def _read(self, reader: CheckpointReader) -> Tensors | None:
+    def _tensors(self, reader: CheckpointReader) -> Tensors | None:
         try:
             return tensors_of_tree(reader, parts_of_tree(read_tree(reader)), HOST)
         except MemoryError:
             return None  # a load may find more, or says so
-
-
-def _is_read_whole(manifest: Manifest) -> bool:
-    """Whether it is of our own layout, with each tensor whole in one file."""
-    return manifest.format is None and not manifest.is_sharded

@@ -154,7 +154,7 @@ class RankSession:
             self._config = replace(self._options.session(root), parts=self.parts)
             self.writer = WriterSession(self._config, identified=request is not None)
             asked = None if request is None else request()
-            start = self.writer.decide(offered, asked, ranks.world_size, self.first.verify)
+            start = self.writer.decide(offered, asked, ranks.world_size, self.first)
             self._config, self._fit = self.writer.config, start.fit
             apart = self.parts is not None and self.parts.meet == "store"  # nobody shares it
             mark = self._make_mark(root) if ranks.world_size > 1 and not apart else None

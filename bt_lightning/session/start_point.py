@@ -15,11 +15,12 @@ from bt_lightning.errors import (
     InvalidSettingError,
     StoreTransientError,
 )
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import check_place, list_committed
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.manifest import Manifest
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own, step_of
 from bt_lightning.restore.read_documents import load_file
+from bt_lightning.session.bt_and_evicted_paths import StorePaths
 from bt_lightning.session.checkpoint_paths import is_committed, local_path
 from bt_lightning.session.fit_selection import FitRequest, JobRecords, SelectedFit, select_fit
 from bt_lightning.store.interface import redact
@@ -34,10 +35,11 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from bt_lightning.localdir.list_and_verify_checkpoints import Listed
+    from bt_lightning.restore.first_read import FirstRead
     from bt_lightning.session.session_config import SessionConfig
+    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
     from bt_lightning.worker.worker_handle import Worker
 
 log = logging.getLogger(__name__)
@@ -109,14 +111,16 @@ class StartPointSearch:
         self,
         config: SessionConfig,
         worker: Worker,
-        verify: Callable[[Path], object],
-        *,
-        straight: bool = False,
+        first: FirstRead | None,
+        straight: Callable[[Manifest], bool] = lambda _: False,
     ) -> None:
-        """`verify`: as of `Search`; `straight`: ranks have own disks, and read from the store."""
+        """`first` verifies; None: only sizes count, as something else is loaded.
+
+        `straight`: which checkpoints of the store are read there, so that none comes to this disk.
+        """
         self._config = config
         self._reads_straight = straight
-        self._worker, self._verify = worker, verify
+        self._worker, self._first = worker, first
         self.listed: list[Stored] = []
         """What the store held of this job."""
         self._format: str | None = None
@@ -129,7 +133,7 @@ class StartPointSearch:
         self.chosen: Search | None = None
         """What was found to start from, if anything was searched for."""
         self._straight: dict[str, str] = {}
-        """Path -> folder of the store, of what the disk has no room for."""
+        """Path -> folder of the store, of what is not brought to the disk."""
 
     def decide(
         self, offered: OfferedCheckpoint = NO_OFFER, request: FitRequest | None = None
@@ -208,7 +212,8 @@ class StartPointSearch:
         self, offered: OfferedCheckpoint, local: Listed, fit: SelectedFit | None
     ) -> tuple[StartPoint, int | None]:
         """The start point, and its optimizer step."""
-        config, found = self._config, Search(self._format, self._verify)
+        verify = check_place if self._first is None else self._first.verify
+        config, found = self._config, Search(self._format, verify)
         found.considered += self._unusable
         found.damaged = bool(self._unusable)
         others = self._others(offered, found)
@@ -292,22 +297,37 @@ class StartPointSearch:
     def _fetch(self, stored: Stored) -> str:
         """Bring a checkpoint of the store to the disk; its own name, unless damage has that.
 
-        Where the disk has no room, or is not that of all ranks, the path that it would have: it is
-        read from the store then.
+        Where it does not come to the disk, as there is no room, or as the read that verifies it
+        restores it already, the path that it would have: it is read from the store then.
         """
         target = stored.manifest.checkpoint_id
         if (self._config.root / target).exists():
             target = f"{target}-{stored.manifest.digest[:8]}"
-        straight = self._reads_straight and stored.manifest.has_parts
+        straight = self._reads_straight(stored.manifest)
         try:
             if not straight:
                 return str(self._worker.ask(Fetch(stored.folder, target), FETCH_S))
         except DirectoryFullError as error:
             log.warning("%s is read straight from the store: %s", stored.folder, error)
-        self._worker.ask(Verify(stored.folder, sizes_only=straight), FETCH_S)
         path = str(self._config.root / target)
+        if self._first is not None and self._first.takes(stored.manifest):
+            self._first.read(self._reader(path, stored))
+        else:
+            self._worker.ask(Verify(stored.folder, sizes_only=straight), FETCH_S)
         self._straight[path] = stored.folder
         return path
+
+    def _reader(self, path: str, stored: Stored) -> CheckpointReader:
+        """As the ranks will read it."""
+        config = self._config
+        source = StorePaths(
+            config.store_url,
+            dict(config.storage_options),
+            root=config.root,
+            prefix=config.job.prefix,
+        )
+        source.pin(path, stored.folder, stored.manifest.digest)
+        return source.reader(path)
 
 
 def _is_any(_: Manifest) -> bool:

@@ -19,7 +19,7 @@ from bt_lightning.localdir.commit import write_hint
 from bt_lightning.localdir.disk_errors import directory_errors
 from bt_lightning.localdir.held_images import release_held_images
 from bt_lightning.localdir.job_id_file import note_job
-from bt_lightning.localdir.list_and_verify_checkpoints import check_place, list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
 from bt_lightning.localdir.removal_requests import request_local_removal
 from bt_lightning.manifest import Manifest
 from bt_lightning.removal_requester import Requester
@@ -55,10 +55,10 @@ from bt_lightning.worker_messages import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
     import torch
 
+    from bt_lightning.restore.first_read import FirstRead
     from bt_lightning.session.fit_selection import FitRequest
     from bt_lightning.session.session_config import SessionConfig
     from bt_lightning.session.start_point import OfferedCheckpoint, StartPoint
@@ -114,21 +114,26 @@ class WriterSession:
         offered: OfferedCheckpoint,
         request: FitRequest | None,
         world_size: int,
-        verify: Callable[[Path], object],
+        first: FirstRead,
     ) -> StartPoint:
         """Check the store, choose the start point as `StartPointSearch.decide`, and say so."""
         with directory_errors(self.config.root):
             self._own_job(request)
-            parts = self.config.parts
-            straight = parts is not None and parts.meet == "store"
-            check = check_place if offered.by_user else verify  # then something else is loaded
-            search = StartPointSearch(self.config, self._worker, check, straight=straight)
+            straight = partial(self._reads_straight, first, world_size)
+            used = None if offered.by_user else first
+            search = StartPointSearch(self.config, self._worker, used, straight)
             start = search.decide(NO_OFFER if offered.by_user else offered, request)
         found = None if offered.by_user else search.chosen
         tell_start(self.config, start, found, world_size, by_user=offered.by_user)
         for stored in search.listed:
             self.known.add(stored.manifest)
         return replace(start, prefix=self.config.job.prefix)
+
+    def _reads_straight(self, first: FirstRead, world_size: int, manifest: Manifest) -> bool:
+        """Whether all that read a checkpoint of the store read it once: each its own parts."""
+        parts = self.config.parts
+        apart = parts is not None and parts.meet == "store" and manifest.has_parts
+        return apart or (world_size == 1 and first.takes(manifest))
 
     def _own_job(self, request: FitRequest | None) -> None:
         """Find the job that a new directory has lost, if any; record which one it belongs to."""
@@ -169,8 +174,7 @@ class WriterSession:
         """Fetch a checkpoint that is in the store only to its place on the disk; may take long.
 
         Raises:
-            StoreError: the store does not answer.
-            DirectoryFullError: the disk has no room for it.
+            StoreError, DirectoryFullError: the store does not answer, or the disk has no room.
             CheckpointCorruptError: it is damaged.
         """
         if self.config.store_url is None:

@@ -341,6 +341,7 @@ def test_a_lost_disk_is_replaced_by_the_store(
     run = runs.fit(root, **options)
     assert run.first_step == 16
     assert run.outcome == reference.outcome
+    assert names(root) == {"checkpoint-24"}, "it is read straight into the tensors"
     assert names(in_store(store)) == {"checkpoint-8", "checkpoint-16", "checkpoint-24"}
 
 

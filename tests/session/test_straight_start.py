@@ -7,16 +7,19 @@ import shutil
 import pytest
 import torch
 
+from bt_lightning import BTCheckpointIO
 from bt_lightning.errors import CheckpointCorruptError
 from bt_lightning.localdir.kept_parts import keep_part
-from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify
-from bt_lightning.path_layout import rank_file, shard_file
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed
+from bt_lightning.path_layout import TREE, WEIGHTS, rank_file, shard_file
+from bt_lightning.restore.first_read import FirstRead
 from bt_lightning.restore.load_checkpoint import load_checkpoint
 from bt_lightning.session.bt_and_evicted_paths import StorePaths
 from bt_lightning.session.session_config import SessionConfig
 from bt_lightning.session.start_point import StartPointSearch
 from bt_lightning.settings import Job
 from bt_lightning.store.backends.local_folder import LocalStore
+from bt_lightning.store.transfer.checkpoint_reader import StoreReader
 from bt_lightning.store.transfer.publish import publish
 from bt_lightning.worker.worker_handle import Worker
 from bt_lightning.worker_messages import WorkerConfig
@@ -54,13 +57,13 @@ def stored(tmp_path, state):
 
 
 @pytest.fixture
-def search(tmp_path, stored):
+def search(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     config = SessionConfig(
         root=root,
         load_dir=None,
-        store_url=stored.as_uri(),
+        store_url=(tmp_path / "store").as_uri(),
         upload_mb_s=None,
         content_md5=False,
         job=JOB,
@@ -71,12 +74,16 @@ def search(tmp_path, stored):
     worker = Worker(
         WorkerConfig(root=str(root), store_url=config.store_url, prefix=JOB.prefix, drain_s=5.0)
     )
-    yield lambda **how: StartPointSearch(config, worker, verify, **how).decide()
+
+    def decide(first=None, **how):
+        return StartPointSearch(config, worker, first or FirstRead(), **how).decide()
+
+    yield decide
     worker.kill()
 
 
 def test_shards_stay_in_the_store_and_each_rank_reads_them_there(tmp_path, stored, search, state):
-    start = search(straight=True)
+    start = search(straight=lambda manifest: manifest.has_parts)
     assert (start.path, start.folder) == (str(tmp_path / "root" / "checkpoint-6"), "checkpoint-6")
     assert list_committed(tmp_path / "root").found == []
     paths = StorePaths(stored.as_uri(), root=tmp_path / "root", prefix=JOB.prefix)
@@ -98,11 +105,11 @@ def test_shards_stay_in_the_store_and_each_rank_reads_them_there(tmp_path, store
 
 def test_shards_that_are_not_all_there_give_way_to_the_older_checkpoint(tmp_path, stored, search):
     (stored / JOB.prefix / "checkpoint-6" / shard_file(2, 4)).unlink()
-    start = search(straight=True)
+    start = search(straight=lambda manifest: manifest.has_parts)
     assert start.folder == "checkpoint-3"
 
 
-def test_where_all_share_a_directory_it_is_fetched_there(tmp_path, search):
+def test_where_all_share_a_directory_it_is_fetched_there(tmp_path, stored, search):
     start = search()
     assert (start.path, start.folder) == (str(tmp_path / "root" / "checkpoint-6"), None)
     assert [found.path.name for found in list_committed(tmp_path / "root").found] == [
@@ -114,4 +121,55 @@ def test_none_that_is_whole_is_an_error_and_no_fresh_start(stored, search):
     for step in (3, 6):
         (stored / JOB.prefix / f"checkpoint-{step}" / shard_file(0, 4)).unlink()
     with pytest.raises(CheckpointCorruptError, match="none of this job's checkpoints"):
-        search(straight=True)
+        search(straight=lambda manifest: manifest.has_parts)
+
+
+@pytest.fixture
+def whole(tmp_path, state):
+    """What two saves of one rank left in the store, and nothing on the disk."""
+    store, written = LocalStore(tmp_path / "store"), tmp_path / "written"
+    io = BTCheckpointIO()
+    for step in (3, 6):
+        io.save_checkpoint({**state, "global_step": step}, written / f"checkpoint-{step}")
+    for found in list_committed(written).found:
+        publish(store, JOB.prefix, found)
+    return tmp_path / "store" / JOB.prefix
+
+
+def test_one_rank_restores_by_the_read_that_verifies(tmp_path, whole, search, state):
+    first = FirstRead()
+    first.keeps = True
+    start = search(first=first, straight=first.takes)
+    assert (start.path, start.folder) == (str(tmp_path / "root" / "checkpoint-6"), "checkpoint-6")
+    assert list_committed(tmp_path / "root").found == []
+    (whole / "checkpoint-6" / WEIGHTS).write_bytes(b"")  # it is not read again
+    reader = StoreReader(LocalStore(tmp_path / "store"), JOB.prefix, "checkpoint-6")
+    loaded = load_checkpoint(reader, first=first)
+    assert torch.equal(loaded["state_dict"]["weight"], state["state_dict"]["weight"])
+
+
+def test_damage_in_the_store_gives_way_to_the_older_checkpoint(whole, search):
+    for path, content in ((WEIGHTS, flipped), (TREE, flipped)):
+        file = whole / "checkpoint-6" / path
+        before = file.read_bytes()
+        file.write_bytes(content(before))
+        first = FirstRead()
+        first.keeps = True
+        start = search(first=first, straight=first.takes)
+        assert start.folder == "checkpoint-3"
+        file.write_bytes(before)
+
+
+def flipped(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_without_memory_to_keep_it_one_rank_fetches_nothing_twice(whole, search, monkeypatch):
+    def refuse(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("bt_lightning.restore.first_read.tensors_of_tree", refuse)
+    first = FirstRead()
+    first.keeps = True
+    start = search(first=first, straight=first.takes)
+    assert start.folder == "checkpoint-6"
