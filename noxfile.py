@@ -257,6 +257,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/loads.py")
     session.run("python", "benchmarks/local_loads.py")
     session.run("python", "benchmarks/resume.py")
+    session.run("python", "benchmarks/decision.py")
     session.run("python", "benchmarks/cuda_sharded.py")
     session.run("python", "benchmarks/chart.py")
     session.run("python", "benchmarks/transfer_chart.py")
