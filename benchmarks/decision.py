@@ -16,8 +16,10 @@ import torch
 from loads import commit
 
 from bt_lightning import BTCheckpointIO
+from bt_lightning.restore.first_read import FirstRead
 from bt_lightning.session.options import Options
 from bt_lightning.session.start_point import StartPointSearch
+from bt_lightning.session.straight_reads import StraightReads
 
 RESULTS = Path(__file__).with_name("results") / "decision.jsonl"
 
@@ -39,7 +41,9 @@ def main() -> None:
         took = []
         for _ in range(options.repeats):
             began = time.perf_counter()
-            start = StartPointSearch(config, None, None).decide()  # no store: no worker is asked
+            straight = StraightReads(config, FirstRead(), 1)
+            search = StartPointSearch(config, None, straight, verifies=False)  # no store, no worker
+            start = search.decide()
             took.append(time.perf_counter() - began)
             assert str(start.path).endswith(f"checkpoint-{options.checkpoints}")
     row = {"checkpoints": options.checkpoints, "commit": commit(), "seconds": took}

@@ -90,6 +90,7 @@ SMALL = (
         ".latest.json.part",
     ),
     *("uploading.json", ".uploading.json.part", "store_only.json", "owner", ".owner.part"),
+    *("read_straight.json", ".read_straight.json.part"),
     *("worker.lock", "worker.want", "worker.standby", "commit.lock", "run.lock"),
     *("uploads/0123.upload.json", "trash/replaced-x/origin", "tmp/x", "partial/x", "trashed/7"),
 )

@@ -20,7 +20,6 @@ from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.manifest import Manifest
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own, step_of
 from bt_lightning.restore.read_documents import load_file
-from bt_lightning.session.bt_and_evicted_paths import StorePaths
 from bt_lightning.session.checkpoint_paths import is_committed, local_path
 from bt_lightning.session.fit_selection import FitRequest, JobRecords, SelectedFit, select_fit
 from bt_lightning.store.interface import redact
@@ -37,9 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bt_lightning.localdir.list_and_verify_checkpoints import Listed
-    from bt_lightning.restore.first_read import FirstRead
     from bt_lightning.session.session_config import SessionConfig
-    from bt_lightning.store.transfer.checkpoint_reader import CheckpointReader
+    from bt_lightning.session.straight_reads import StraightReads
     from bt_lightning.worker.worker_handle import Worker
 
 log = logging.getLogger(__name__)
@@ -111,16 +109,14 @@ class StartPointSearch:
         self,
         config: SessionConfig,
         worker: Worker,
-        first: FirstRead | None,
-        straight: Callable[[Manifest], bool] = lambda _: False,
+        straight: StraightReads,
+        *,
+        verifies: bool = True,
     ) -> None:
-        """`first` verifies; None: only sizes count, as something else is loaded.
-
-        `straight`: which checkpoints of the store are read there, so that none comes to this disk.
-        """
-        self._config = config
-        self._reads_straight = straight
-        self._worker, self._first = worker, first
+        """`verifies`: else only sizes count, as something else is loaded."""
+        self._config, self._worker = config, worker
+        self._reads = straight
+        self._verifies = verifies
         self.listed: list[Stored] = []
         """What the store held of this job."""
         self._format: str | None = None
@@ -212,7 +208,7 @@ class StartPointSearch:
         self, offered: OfferedCheckpoint, local: Listed, fit: SelectedFit | None
     ) -> tuple[StartPoint, int | None]:
         """The start point, and its optimizer step."""
-        verify = check_place if self._first is None else self._first.verify
+        verify = self._reads.first.verify if self._verifies else check_place
         config, found = self._config, Search(self._format, verify)
         found.considered += self._unusable
         found.damaged = bool(self._unusable)
@@ -303,31 +299,20 @@ class StartPointSearch:
         target = stored.manifest.checkpoint_id
         if (self._config.root / target).exists():
             target = f"{target}-{stored.manifest.digest[:8]}"
-        straight = self._reads_straight(stored.manifest)
+        straight = self._reads.has(stored.manifest)
         try:
             if not straight:
                 return str(self._worker.ask(Fetch(stored.folder, target), FETCH_S))
         except DirectoryFullError as error:
             log.warning("%s is read straight from the store: %s", stored.folder, error)
         path = str(self._config.root / target)
-        if self._first is not None and self._first.takes(stored.manifest):
-            self._first.read(self._reader(path, stored))
+        if self._verifies and self._reads.first.takes(stored.manifest):
+            self._reads.first.read(self._reads.reader(path, stored))
+            self._reads.note(stored.manifest)
         else:
             self._worker.ask(Verify(stored.folder, sizes_only=straight), FETCH_S)
         self._straight[path] = stored.folder
         return path
-
-    def _reader(self, path: str, stored: Stored) -> CheckpointReader:
-        """As the ranks will read it."""
-        config = self._config
-        source = StorePaths(
-            config.store_url,
-            dict(config.storage_options),
-            root=config.root,
-            prefix=config.job.prefix,
-        )
-        source.pin(path, stored.folder, stored.manifest.digest)
-        return source.reader(path)
 
 
 def _is_any(_: Manifest) -> bool:

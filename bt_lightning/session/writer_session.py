@@ -40,6 +40,7 @@ from bt_lightning.session.start_point import (
 )
 from bt_lightning.session.step_timings import StepTimings
 from bt_lightning.session.store_wait import told_of_wait
+from bt_lightning.session.straight_reads import StraightReads
 from bt_lightning.session.visible_log import show_log, tell_start
 from bt_lightning.snapshot.saver import Saver
 from bt_lightning.worker.worker_handle import unlimited
@@ -119,21 +120,15 @@ class WriterSession:
         """Check the store, choose the start point as `StartPointSearch.decide`, and say so."""
         with directory_errors(self.config.root):
             self._own_job(request)
-            straight = partial(self._reads_straight, first, world_size)
-            used = None if offered.by_user else first
-            search = StartPointSearch(self.config, self._worker, used, straight)
+            straight = StraightReads(self.config, first, world_size)
+            verifies = not offered.by_user  # else something else is loaded
+            search = StartPointSearch(self.config, self._worker, straight, verifies=verifies)
             start = search.decide(NO_OFFER if offered.by_user else offered, request)
         found = None if offered.by_user else search.chosen
         tell_start(self.config, start, found, world_size, by_user=offered.by_user)
         for stored in search.listed:
             self.known.add(stored.manifest)
         return replace(start, prefix=self.config.job.prefix)
-
-    def _reads_straight(self, first: FirstRead, world_size: int, manifest: Manifest) -> bool:
-        """Whether all that read a checkpoint of the store read it once: each its own parts."""
-        parts = self.config.parts
-        apart = parts is not None and parts.meet == "store" and manifest.has_parts
-        return apart or (world_size == 1 and first.takes(manifest))
 
     def _own_job(self, request: FitRequest | None) -> None:
         """Find the job that a new directory has lost, if any; record which one it belongs to."""

@@ -160,6 +160,7 @@ def test_sigterm_ends_a_worker_that_holds_memory(scripts: Any, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_hundred_restarts_from_memory(scripts: Any, tmp_path: Path, straight: Any) -> None:
     """In half of them the worker is killed as well."""
     from_memory = 0

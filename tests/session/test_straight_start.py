@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from bt_lightning.path_layout import TREE, WEIGHTS, rank_file, shard_file
 from bt_lightning.restore.first_read import FirstRead
 from bt_lightning.restore.load_checkpoint import load_checkpoint
 from bt_lightning.session.bt_and_evicted_paths import StorePaths
+from bt_lightning.session.parts_of_run import PartsOfRun
 from bt_lightning.session.session_config import SessionConfig
 from bt_lightning.session.start_point import StartPointSearch
+from bt_lightning.session.straight_reads import StraightReads
 from bt_lightning.settings import Job
 from bt_lightning.store.backends.local_folder import LocalStore
 from bt_lightning.store.transfer.checkpoint_reader import StoreReader
@@ -26,6 +29,8 @@ from bt_lightning.worker_messages import WorkerConfig
 from tests.sharding.sharded_checkpoints import by_rows, write_sharded
 
 JOB = Job(project="p", job="j", node_rank=0)
+APART = PartsOfRun(0, ("a", "b", "c", "d"), "store")
+"""Ranks with disks of their own."""
 
 
 @pytest.fixture
@@ -75,15 +80,16 @@ def search(tmp_path):
         WorkerConfig(root=str(root), store_url=config.store_url, prefix=JOB.prefix, drain_s=5.0)
     )
 
-    def decide(first=None, **how):
-        return StartPointSearch(config, worker, first or FirstRead(), **how).decide()
+    def decide(first=None, *, parts=None):
+        reads = StraightReads(replace(config, parts=parts), first or FirstRead(), world_size=1)
+        return StartPointSearch(config, worker, reads).decide()
 
     yield decide
     worker.kill()
 
 
 def test_shards_stay_in_the_store_and_each_rank_reads_them_there(tmp_path, stored, search, state):
-    start = search(straight=lambda manifest: manifest.has_parts)
+    start = search(parts=APART)
     assert (start.path, start.folder) == (str(tmp_path / "root" / "checkpoint-6"), "checkpoint-6")
     assert list_committed(tmp_path / "root").found == []
     paths = StorePaths(stored.as_uri(), root=tmp_path / "root", prefix=JOB.prefix)
@@ -105,7 +111,7 @@ def test_shards_stay_in_the_store_and_each_rank_reads_them_there(tmp_path, store
 
 def test_shards_that_are_not_all_there_give_way_to_the_older_checkpoint(tmp_path, stored, search):
     (stored / JOB.prefix / "checkpoint-6" / shard_file(2, 4)).unlink()
-    start = search(straight=lambda manifest: manifest.has_parts)
+    start = search(parts=APART)
     assert start.folder == "checkpoint-3"
 
 
@@ -121,7 +127,7 @@ def test_none_that_is_whole_is_an_error_and_no_fresh_start(stored, search):
     for step in (3, 6):
         (stored / JOB.prefix / f"checkpoint-{step}" / shard_file(0, 4)).unlink()
     with pytest.raises(CheckpointCorruptError, match="none of this job's checkpoints"):
-        search(straight=lambda manifest: manifest.has_parts)
+        search(parts=APART)
 
 
 @pytest.fixture
@@ -139,7 +145,7 @@ def whole(tmp_path, state):
 def test_one_rank_restores_by_the_read_that_verifies(tmp_path, whole, search, state):
     first = FirstRead()
     first.keeps = True
-    start = search(first=first, straight=first.takes)
+    start = search(first)
     assert (start.path, start.folder) == (str(tmp_path / "root" / "checkpoint-6"), "checkpoint-6")
     assert list_committed(tmp_path / "root").found == []
     (whole / "checkpoint-6" / WEIGHTS).write_bytes(b"")  # it is not read again
@@ -148,16 +154,40 @@ def test_one_rank_restores_by_the_read_that_verifies(tmp_path, whole, search, st
     assert torch.equal(loaded["state_dict"]["weight"], state["state_dict"]["weight"])
 
 
-def test_damage_in_the_store_gives_way_to_the_older_checkpoint(whole, search):
+def test_damage_in_the_store_gives_way_to_the_older_checkpoint(tmp_path, whole, search):
     for path, content in ((WEIGHTS, flipped), (TREE, flipped)):
         file = whole / "checkpoint-6" / path
         before = file.read_bytes()
         file.write_bytes(content(before))
         first = FirstRead()
         first.keeps = True
-        start = search(first=first, straight=first.takes)
+        start = search(first)
         assert start.folder == "checkpoint-3"
+        note_of(tmp_path).unlink()
         file.write_bytes(before)
+
+
+def note_of(tmp_path):
+    (note,) = (tmp_path / "root" / ".bt_lightning").glob("read_straight.json")
+    return note
+
+
+def test_a_start_that_saved_nothing_is_followed_by_one_that_brings_it(tmp_path, whole, search):
+    first = FirstRead()
+    first.keeps = True
+    assert search(first).folder == "checkpoint-6"
+    assert search(first).folder is None
+    assert [one.path.name for one in list_committed(tmp_path / "root").found] == ["checkpoint-6"]
+    assert search(first).path == str(tmp_path / "root" / "checkpoint-6")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"manifest": 3}', "9" * 10_000_000])
+def test_an_odd_note_is_none(tmp_path, whole, search, content):
+    first = FirstRead()
+    first.keeps = True
+    assert search(first).folder == "checkpoint-6"
+    note_of(tmp_path).write_text(content)
+    assert search(first).folder == "checkpoint-6"
 
 
 def flipped(data):
@@ -171,5 +201,5 @@ def test_without_memory_to_keep_it_one_rank_fetches_nothing_twice(whole, search,
     monkeypatch.setattr("bt_lightning.restore.first_read.tensors_of_tree", refuse)
     first = FirstRead()
     first.keeps = True
-    start = search(first=first, straight=first.takes)
+    start = search(first)
     assert start.folder == "checkpoint-6"
