@@ -13,6 +13,7 @@ from bt_lightning.restore.read_documents import parts_of_tree, read_tree
 from bt_lightning.restore.tensors_of_tree import tensors_of_tree
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 from bt_lightning.store.transfer.resumable_download import verify_bytes
+from bt_lightning.traces import span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,8 +47,13 @@ class FirstRead:
 
     def read(self, reader: CheckpointReader) -> None:
         """As `verify`, of a checkpoint that is open, maybe in a store."""
-        self.clear()
         manifest = reader.manifest
+        facts = {"checkpoint": manifest.checkpoint_id, "step": manifest.step}
+        with span("verify", bytes=manifest.size, **facts):
+            self._read(reader, manifest)
+
+    def _read(self, reader: CheckpointReader, manifest: Manifest) -> None:
+        self.clear()
         for entry in manifest.files:
             reader.check(entry)
         tensors = self._tensors(reader) if self.takes(manifest) else None

@@ -48,4 +48,7 @@ def test_saves_commits_uploads_and_restores_are_spans_with_the_ids_of_events(tmp
             assert span[f"{key}bytes"] > 0
     (restore,) = named["restore"]
     assert restore[f"{key}step"] == 2
+    (verify,) = named["verify"]
+    assert verify[f"{key}step"] == 2
+    assert verify["ended"] <= restore["began"]
     assert {span["status"] for span in spans} == {"UNSET"}
