@@ -31,6 +31,7 @@ from bt_lightning.localdir.protection import is_protected_local
 from bt_lightning.restore.dcp_folder import directory_reader
 from bt_lightning.restore.load_checkpoint import load_checkpoint, load_hyperparameters
 from bt_lightning.restore.read_documents import load_file
+from bt_lightning.restore.shared_reads import others_read_too
 from bt_lightning.session.bt_and_evicted_paths import StorePaths, store_paths_for
 from bt_lightning.session.checkpoint_paths import (
     downloaded,
@@ -164,7 +165,7 @@ class BTCheckpointIO(CheckpointIO):
                 raise CheckpointNotFoundError(_missing(path)) from error
         source = local_path(path)
         if source.is_dir():
-            with directory_reader(source) as reader:
+            with directory_reader(source, fills_cache=others_read_too()) as reader:
                 return self.load_from(reader, **options)
         if not source.exists():
             raise CheckpointNotFoundError(_missing(path))

@@ -112,15 +112,17 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def directory_reader(path: Path) -> FilesReader | CopyFirstReader:
+def directory_reader(path: Path, *, fills_cache: bool = False) -> FilesReader | CopyFirstReader:
     """A reader of a committed checkpoint on this disk, or of a folder that DCP wrote.
+
+    `fills_cache`: it leaves what it reads in the page cache, for those that read it next.
 
     Raises:
         CheckpointNotFoundError: it is neither.
         CheckpointCorruptError: its manifest is damaged.
     """
     try:
-        found = DirectoryReader(path)
+        found = DirectoryReader(path, fills_cache=fills_cache)
     except CheckpointNotFoundError:
         if not is_dcp_folder(path):
             raise

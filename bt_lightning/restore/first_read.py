@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bt_lightning.restore.dcp_folder import directory_reader
 from bt_lightning.restore.load_to_device import HOST
 from bt_lightning.restore.read_documents import parts_of_tree, read_tree
+from bt_lightning.restore.shared_reads import others_read_too
 from bt_lightning.restore.tensors_of_tree import tensors_of_tree
 from bt_lightning.snapshot.shared_tensors import TENSOR_FILES
 from bt_lightning.store.transfer.resumable_download import verify_bytes
@@ -42,7 +43,8 @@ class FirstRead:
             CheckpointNotFoundError: nothing is committed there, or it was deleted meanwhile.
             CheckpointCorruptError: a file is missing or differs, or its header is malformed.
         """
-        with directory_reader(path) as reader:
+        is_read_again = not self.keeps or others_read_too()
+        with directory_reader(path, fills_cache=is_read_again) as reader:
             self.read(reader)
 
     def read(self, reader: CheckpointReader) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bt_lightning.restore.dcp_folder import directory_reader
 from bt_lightning.restore.load_checkpoint import load_checkpoint
 from bt_lightning.restore.read_documents import load_file
+from bt_lightning.restore.shared_reads import others_read_too
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,8 @@ def load_start_point(
         return None
     path, weights_only = Path(start.path), trusted(start, root, options)
     if start.folder is not None or path.is_dir():
-        with open_start_point(start, root, options) as reader:
+        shared = others_read_too()
+        with open_start_point(start, root, options, fills_cache=shared) as reader:
             return load_checkpoint(
                 reader, map_location=map_location, weights_only=weights_only, first=first
             )
@@ -54,8 +56,12 @@ def trusted(start: StartPoint, root: Path, options: Options) -> bool | None:
 
 
 @contextlib.contextmanager
-def open_start_point(start: StartPoint, root: Path, options: Options) -> Iterator[CheckpointReader]:
+def open_start_point(
+    start: StartPoint, root: Path, options: Options, *, fills_cache: bool = False
+) -> Iterator[CheckpointReader]:
     """Every rank: the checkpoint that the run starts from, on the disk or in the store.
+
+    `fills_cache` as of `directory_reader`.
 
     Raises:
         CheckpointNotFoundError: nothing is committed there.
@@ -67,5 +73,5 @@ def open_start_point(start: StartPoint, root: Path, options: Options) -> Iterato
         source.pin(start.path, start.folder, start.digest)
         yield source.reader(start.path)
         return
-    with directory_reader(Path(start.path)) as reader:
+    with directory_reader(Path(start.path), fills_cache=fills_cache) as reader:
         yield reader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.path_layout import MANIFEST, STATE, TREE, WEIGHTS
 from bt_lightning.restore.first_read import FirstRead
 from bt_lightning.restore.load_checkpoint import load_directory
+from bt_lightning.store.transfer.direct_reads import is_cached
 from tests.sharding.sharded_checkpoints import by_rows, write_sharded
 
 ITEMS = 4 * 1024 * 1024
@@ -156,3 +158,45 @@ def test_without_memory_for_the_tensors_it_verifies_all_the_same(
 
 def test_a_public_load_is_as_before(place: Path, saved: Any) -> None:
     assert equal(load_directory(place), saved)
+
+
+def is_in_cache(place: Path) -> bool:
+    with (place / WEIGHTS).open("rb+") as file:
+        return is_cached(file.fileno(), 0, ITEMS)
+
+
+def forget(place: Path) -> None:
+    """Let the page cache go."""
+    for file in place.iterdir():
+        with file.open("rb+") as stream:
+            os.fdatasync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def test_what_others_read_next_is_left_in_the_page_cache(
+    place: Path, saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each of eight ranks on a machine would read the disk."""
+    forget(place)
+    keeping().verify(place)
+    if is_in_cache(place):
+        pytest.skip("this file system is read through the page cache")
+    FirstRead().verify(place)
+    assert is_in_cache(place)
+    forget(place)
+    assert not is_in_cache(place)
+    monkeypatch.setattr("bt_lightning.restore.first_read.others_read_too", lambda: True)
+    keeping().verify(place)
+    assert is_in_cache(place)
+
+
+def test_ranks_that_load_the_same_files_share_the_page_cache(
+    place: Path, saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(place)
+    load(place, None)
+    if is_in_cache(place):
+        pytest.skip("this file system is read through the page cache")
+    monkeypatch.setattr("bt_lightning.lightning_plugin.checkpoint_io.others_read_too", lambda: True)
+    load(place, None)
+    assert is_in_cache(place)

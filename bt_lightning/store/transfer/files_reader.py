@@ -49,9 +49,12 @@ class FilesReader(NoCopy):
     piece_bytes = BLOCK_BYTES  # small: it is hashed while the CPU's cache still holds it
     gap_bytes = 64 * 1024  # the kernel reads as much ahead
 
-    def __init__(self, content: Path, manifest: Manifest) -> None:
-        """`manifest` says which files of the directory `content`, and what they hold."""
-        self._content = content
+    def __init__(self, content: Path, manifest: Manifest, *, fills_cache: bool = False) -> None:
+        """`manifest` says which files of the directory `content`, and what they hold.
+
+        `fills_cache`: all is read through the page cache, for those that read it next.
+        """
+        self._content, self._fills_cache = content, fills_cache
         self.manifest = manifest
         many = self.manifest.size > _ALONE_BYTES
         self.connections = min(_MOST_READERS, len(os.sched_getaffinity(0))) if many else 1
@@ -105,8 +108,9 @@ class FilesReader(NoCopy):
                 left = cut(left, count, entry.size)
 
     def _reads_past_cache(self, entry: FileEntry, offset: int, size: int) -> bool:
-        large = size >= LEAST_BYTES and not offset % PAGE
-        return large and entry.path not in self._only_cached
+        if self._fills_cache or entry.path in self._only_cached:
+            return False
+        return size >= LEAST_BYTES and not offset % PAGE
 
     def _read_direct(
         self, file: int, entry: FileEntry, offset: int, targets: Sequence[memoryview]
@@ -166,14 +170,14 @@ class FilesReader(NoCopy):
 class DirectoryReader(FilesReader):
     """Reads a committed local directory, or what a sidecar describes."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the manifest.
+    def __init__(self, path: Path, *, fills_cache: bool = False) -> None:
+        """Read the manifest; `fills_cache` as of `FilesReader`.
 
         Raises:
             CheckpointNotFoundError: nothing is committed there.
             CheckpointCorruptError: the manifest is damaged.
         """
-        super().__init__(content_directory(path), read_manifest(path))
+        super().__init__(content_directory(path), read_manifest(path), fills_cache=fills_cache)
         self._path = path
 
     def _hold(self) -> int | None:
