@@ -112,22 +112,26 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def directory_reader(path: Path, *, fills_cache: bool = False) -> FilesReader | CopyFirstReader:
-    """A reader of a committed checkpoint on this disk, or of a folder that DCP wrote.
+def committed_reader(path: Path, *, fills_cache: bool = False) -> DirectoryReader | CopyFirstReader:
+    """A reader of a committed checkpoint on this disk, or of what a worker holds of it in memory.
 
     `fills_cache`: it leaves what it reads in the page cache, for those that read it next.
 
     Raises:
-        CheckpointNotFoundError: it is neither.
+        CheckpointNotFoundError: nothing is committed there.
         CheckpointCorruptError: its manifest is damaged.
     """
+    return with_held_memory(DirectoryReader(path, fills_cache=fills_cache), root_of(path))
+
+
+def directory_reader(path: Path, *, fills_cache: bool = False) -> FilesReader | CopyFirstReader:
+    """As `committed_reader`, or a reader of a folder that DCP wrote, which nothing verifies."""
     try:
-        found = DirectoryReader(path, fills_cache=fills_cache)
+        return committed_reader(path, fills_cache=fills_cache)
     except CheckpointNotFoundError:
         if not is_dcp_folder(path):
             raise
         return DcpDirectoryReader(path)
-    return with_held_memory(found, root_of(path))
 
 
 def open_dcp(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt_lightning.restore.dcp_folder import directory_reader
+from bt_lightning.restore.dcp_folder import committed_reader
 from bt_lightning.restore.load_to_device import HOST
 from bt_lightning.restore.read_documents import parts_of_tree, read_tree
 from bt_lightning.restore.shared_reads import others_read_too
@@ -44,7 +44,7 @@ class FirstRead:
             CheckpointCorruptError: a file is missing or differs, or its header is malformed.
         """
         is_read_again = not self.keeps or others_read_too()
-        with directory_reader(path, fills_cache=is_read_again) as reader:
+        with committed_reader(path, fills_cache=is_read_again) as reader:
             self.read(reader)
 
     def read(self, reader: CheckpointReader) -> None:

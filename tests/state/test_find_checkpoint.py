@@ -14,6 +14,7 @@ from bt_lightning import BTCheckpointIO, CheckpointCorruptError
 from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, read_manifest
 from bt_lightning.path_layout import MANIFEST, TREE, WEIGHTS
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own
+from bt_lightning.store.transfer.files_reader import FilesReader
 
 
 def _save(path, step, **more):
@@ -101,7 +102,7 @@ def test_a_file_that_is_gone_or_cut_gives_way_to_the_next_older_one(tmp_path):
     found = _own(tmp_path)
     assert found.path == str(tmp_path / "c1")
     assert "is missing" in _line(found, tmp_path / "c3")
-    assert "0 bytes" in _line(found, tmp_path / "c2")
+    assert "but of 0" in _line(found, tmp_path / "c2")
 
 
 def test_a_manifest_that_cannot_be_read_is_named_and_passed_over(tmp_path):
@@ -135,18 +136,16 @@ def test_an_error_of_the_disk_itself_gives_way_to_the_next_older_one(
     search, number, tmp_path, monkeypatch
 ):
     """The older one is whole: a run that cannot start at all helps nobody."""
-    from bt_lightning.localdir import list_and_verify_checkpoints
-
     for step in (1, 2):
         _save(tmp_path / f"c{step}", step)
-    real = list_and_verify_checkpoints.digest_file
+    real = FilesReader.read_into
 
-    def dying(file, *more):
-        if file.parent.name == "c2":
-            raise OSError(number, os.strerror(number), str(file))
-        return real(file, *more)
+    def dying(reader, entry, *more):
+        if reader.name == str(tmp_path / "c2"):
+            raise OSError(number, os.strerror(number), entry.path)
+        real(reader, entry, *more)
 
-    monkeypatch.setattr(list_and_verify_checkpoints, "digest_file", dying)
+    monkeypatch.setattr(FilesReader, "read_into", dying)
     found = search(tmp_path)
     assert found.path == str(tmp_path / "c1")
     assert os.strerror(number) in _line(found, tmp_path / "c2")

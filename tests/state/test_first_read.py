@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from bt_lightning import BTCheckpointIO, CheckpointCorruptError, CheckpointNotFoundError
 from bt_lightning.localdir.digest import digest_file
@@ -124,6 +125,13 @@ def test_a_header_that_no_load_could_read_is_damage(place: Path, saved: Any) -> 
 def test_nothing_there_is_no_damage(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError):
         keeping().verify(tmp_path / "none")
+
+
+def test_a_folder_that_nothing_verifies_is_no_start_point(tmp_path: Path, saved: Any) -> None:
+    with pytest.warns(UserWarning, match="torch.distributed is"):
+        dcp.save(saved["state_dict"], checkpoint_id=tmp_path / "stock")
+    with pytest.raises(CheckpointNotFoundError):
+        keeping().verify(tmp_path / "stock")
 
 
 def test_shards_are_verified_and_not_kept(tmp_path: Path) -> None:
