@@ -85,6 +85,14 @@ def test_what_is_kept_is_taken_once_and_by_its_digest(place: Path, saved: Any) -
     assert equal(load(place, first), saved), "it is read again"
 
 
+def test_what_was_replaced_behind_it_is_read_as_it_is(place: Path, saved: Any) -> None:
+    first = keeping()
+    first.verify(place)
+    other = {**saved, "state_dict": {"w": torch.zeros(ITEMS), "tied": torch.zeros(3)}}
+    BTCheckpointIO().save_checkpoint(other, place)
+    assert equal(load(place, first), other)
+
+
 def test_nothing_is_kept_unless_it_is_asked_for_nor_after_the_end(place: Path, saved: Any) -> None:
     first, manifest = FirstRead(), read_manifest(place)
     first.verify(place)

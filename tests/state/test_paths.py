@@ -205,7 +205,7 @@ def test_a_state_that_is_refused_leaves_the_old_content_whole(place):
     same(STATE, io.load_checkpoint(place))
 
 
-@pytest.mark.parametrize("name", ["read_tree", "read_tensors"])
+@pytest.mark.parametrize("name", ["read_tree", "tensors_of_tree"])
 def test_a_load_during_a_save_gets_one_of_the_two_whole_or_none(name, place, monkeypatch):
     """The save happens in the middle of the load: parts of both must never come back as one."""
     from bt_lightning.restore import load_checkpoint as module
