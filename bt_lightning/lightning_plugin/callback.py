@@ -206,7 +206,7 @@ class BTLightning(Callback):
         load, form = BTCheckpointIO().load_checkpoint, format_of_strategy(trainer)
         offered = OfferedCheckpoint(found, asked, load, form)
         request = partial(self._fits.request, trainer, pl_module)
-        self._session.first.keeps = not has_parts(trainer)  # else each rank loads its own
+        self._session.first_read.keeps = not has_parts(trainer)  # else each loads its own
         start = self._session.open(paths.root, ranks, offered, request, sharded=has_parts(trainer))
         set_checkpoint_paths(trainer, paths, start.fit_folder)
         self._fits.folder = start.fit_folder

@@ -87,7 +87,7 @@ class BTCheckpointIO(CheckpointIO):
         self.allowed: tuple[object, ...] = tuple(allowed)
         self.bt = StorePaths(store, dict(storage_options or {}))
         """Resolves `bt://` paths."""
-        self.first: FirstRead | None = None
+        self.first_read: FirstRead | None = None
         """What is kept of the checkpoint that a run starts from."""
         self.writer = CheckpointWriter(self.classes)
         """Writes checkpoints to this disk."""
@@ -179,7 +179,7 @@ class BTCheckpointIO(CheckpointIO):
             allowed=self.classes(),
             live_objects=self.writer.live_objects,
             weights_only=given,
-            first=self.first,
+            first_read=self.first_read,
             **options,
         )
 

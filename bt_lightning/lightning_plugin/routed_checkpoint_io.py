@@ -313,7 +313,7 @@ def install_io(
         "world_size": trainer.world_size,
         "strategy": type(trainer.strategy).__name__,
     }
-    ours.first = session.first
+    ours.first_read = session.first_read
     trainer.strategy.checkpoint_io = routed = RoutedCheckpointIO(inner, ours, root, session, source)
     ours.writer.live_objects = LiveObjects(
         (trainer.lightning_module, getattr(trainer, "datamodule", None))

@@ -221,8 +221,8 @@ def check_sizes(path: Path, manifest: Manifest) -> None:
             raise CheckpointCorruptError(msg)
 
 
-def check_place(path: Path) -> Manifest:
-    """Compare the sizes of the checkpoint at `path` with its manifest; as `verify`, unread."""
+def verify_sizes(path: Path) -> Manifest:
+    """As `verify`, of the sizes of the files only: reads no content."""
     manifest = read_manifest(path)
     check_sizes(path, manifest)
     return manifest

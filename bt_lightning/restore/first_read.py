@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bt_lightning.localdir.list_and_verify_checkpoints import read_manifest
 from bt_lightning.restore.dcp_folder import committed_reader
 from bt_lightning.restore.load_to_device import HOST
 from bt_lightning.restore.read_documents import parts_of_tree, read_tree
@@ -43,7 +44,7 @@ class FirstRead:
             CheckpointNotFoundError: nothing is committed there, or it was deleted meanwhile.
             CheckpointCorruptError: a file is missing or differs, or its header is malformed.
         """
-        is_read_again = not self.keeps or others_read_too()
+        is_read_again = not self.takes(read_manifest(path)) or others_read_too()
         with committed_reader(path, fills_cache=is_read_again) as reader:
             self.read(reader)
 
@@ -57,7 +58,7 @@ class FirstRead:
     def _read(self, reader: CheckpointReader, manifest: Manifest) -> None:
         self.clear()
         for entry in manifest.files:
-            reader.check(entry)
+            reader.check(entry)  # before gigabytes are read
         tensors = self._tensors(reader) if self.takes(manifest) else None
         read = set(TENSOR_FILES.values()) if tensors is not None else set[str]()
         verify_bytes(reader, [entry for entry in manifest.files if entry.path not in read])

@@ -71,7 +71,7 @@ def load_checkpoint(  # noqa: PLR0913 - what to read, how, and where to
     weights_only: bool | None = None,
     allowed: Iterable[object] = (),
     live_objects: LiveObjects | None = None,
-    first: FirstRead | None = None,
+    first_read: FirstRead | None = None,
 ) -> dict[str, Any]:
     """Load a committed checkpoint from a disk or a store; each byte is verified by the manifest.
 
@@ -82,8 +82,8 @@ def load_checkpoint(  # noqa: PLR0913 - what to read, how, and where to
     `live_objects` also replaces an equal one that was pickled. Needs no local disk. Weights whose
     base is not in the checkpoint are a `WeightsWithoutBase`. Of a sharded checkpoint tensors are
     whole, and states of optimizers are numbered, as a plain optimizer takes them;
-    `["bt_lightning"]["ranks"]` is a list of what each rank saved as its own. What `first` kept of
-    the checkpoint is not read again.
+    `["bt_lightning"]["ranks"]` is a list of what each rank saved as its own. What `first_read`
+    kept of the checkpoint is not read again.
 
     Raises:
         InvalidSettingError: `map_location` names a device that torch cannot use here; or it is a
@@ -111,7 +111,8 @@ def load_checkpoint(  # noqa: PLR0913 - what to read, how, and where to
         raise InvalidSettingError(msg)
 
     def read(everything: list[Any]) -> Mapping[str, Mapping[str, torch.Tensor]]:
-        kept = first.take(reader.manifest) if first is not None and memory is HOST else None
+        wanted = first_read if memory is HOST else None
+        kept = None if wanted is None else wanted.take(reader.manifest)
         return tensors_of_tree(reader, everything, memory) if kept is None else kept
 
     return TreeLoading(reader, map_location, weights_only, allowed, live_objects).load(read)

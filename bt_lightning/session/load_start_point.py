@@ -27,7 +27,7 @@ def load_start_point(
     root: Path,
     options: Options,
     map_location: MapLocation = None,
-    first: FirstRead | None = None,
+    first_read: FirstRead | None = None,
 ) -> dict[str, Any] | None:
     """Every rank: the state dictionary of the start point; None to begin at step 0.
 
@@ -44,7 +44,10 @@ def load_start_point(
         shared = others_read_too()
         with open_start_point(start, root, options, fills_cache=shared) as reader:
             return load_checkpoint(
-                reader, map_location=map_location, weights_only=weights_only, first=first
+                reader,
+                map_location=map_location,
+                weights_only=weights_only,
+                first_read=first_read,
             )
     return load_file(path, map_location=map_location, weights_only=weights_only)
 

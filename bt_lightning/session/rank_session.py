@@ -68,7 +68,7 @@ class RankSession:
         self._fit: SelectedFit | None = None
         self._ended: SelectedFit | None = None
         self._starting = contextlib.ExitStack()
-        self.first = FirstRead()
+        self.first_read = FirstRead()
         """An adapter whose load takes it says so in `keeps`."""
         self.parts: PartsOfRun | None = None
         """How the ranks write parts of tensors, if they do."""
@@ -110,7 +110,7 @@ class RankSession:
         stored = self._options.store is not None
         self.parts = PartsOfRun.of(ranks, root, stored=stored) if sharded else None
         self._begun = False
-        self._starting.callback(self.first.clear)
+        self._starting.callback(self.first_read.clear)
         start = ranks.from_slow_zero(lambda: self._open(root, ranks, offered, request))
         if start.error is not None:
             raise start.error
@@ -154,7 +154,7 @@ class RankSession:
             self._config = replace(self._options.session(root), parts=self.parts)
             self.writer = WriterSession(self._config, identified=request is not None)
             asked = None if request is None else request()
-            start = self.writer.decide(offered, asked, ranks.world_size, self.first)
+            start = self.writer.decide(offered, asked, ranks.world_size, self.first_read)
             self._config, self._fit = self.writer.config, start.fit
             apart = self.parts is not None and self.parts.meet == "store"  # nobody shares it
             mark = self._make_mark(root) if ranks.world_size > 1 and not apart else None
@@ -174,7 +174,7 @@ class RankSession:
         """Every rank: as `load_start_point`; what is loaded is not deleted by this run."""
         if start.path is not None and start.digest is not None:
             self.pinned.add(start.digest)
-        return load_start_point(start, root, self._options, map_location, self.first)
+        return load_start_point(start, root, self._options, map_location, self.first_read)
 
     def begin(
         self,

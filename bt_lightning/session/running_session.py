@@ -50,7 +50,7 @@ class RunningSession:
         self.ranks = Ranks.of_process_group()
         self.ranks.begin_meetings()
         self.session = RankSession(options)
-        self.session.first.keeps = loads_whole and self.ranks.world_size == 1
+        self.session.first_read.keeps = loads_whole and self.ranks.world_size == 1
         self.start: StartPoint = self.session.open(root, self.ranks, offered, request)
         self.peers = FitRanks(self.ranks)
         try:

@@ -15,7 +15,7 @@ from bt_lightning.errors import (
     InvalidSettingError,
     StoreTransientError,
 )
-from bt_lightning.localdir.list_and_verify_checkpoints import check_place, list_committed
+from bt_lightning.localdir.list_and_verify_checkpoints import list_committed, verify_sizes
 from bt_lightning.localdir.newest_in_store import newest_in_store
 from bt_lightning.manifest import Manifest
 from bt_lightning.restore.find_checkpoint import Search, Stored, find_loaded, find_own, step_of
@@ -208,7 +208,7 @@ class StartPointSearch:
         self, offered: OfferedCheckpoint, local: Listed, fit: SelectedFit | None
     ) -> tuple[StartPoint, int | None]:
         """The start point, and its optimizer step."""
-        verify = self._reads.first.verify if self._verifies else check_place
+        verify = self._reads.first_read.verify if self._verifies else verify_sizes
         config, found = self._config, Search(self._format, verify)
         found.considered += self._unusable
         found.damaged = bool(self._unusable)
@@ -306,8 +306,8 @@ class StartPointSearch:
         except DirectoryFullError as error:
             log.warning("%s is read straight from the store: %s", stored.folder, error)
         path = str(self._config.root / target)
-        if self._verifies and self._reads.first.takes(stored.manifest):
-            self._reads.first.read(self._reads.reader(path, stored))
+        if self._verifies and self._reads.first_read.takes(stored.manifest):
+            self._reads.first_read.read(self._reads.reader(path, stored))
             self._reads.note(stored.manifest)
         else:
             self._worker.ask(Verify(stored.folder, sizes_only=straight), FETCH_S)

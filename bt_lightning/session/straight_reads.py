@@ -32,10 +32,10 @@ _NOTE: Final = "read_straight.json"
 
 @dataclass(frozen=True)
 class StraightReads:
-    """Those of one start, on rank 0; `first` is the read that verifies."""
+    """Those of one start, on rank 0; `first_read` is the read that verifies."""
 
     config: SessionConfig
-    first: FirstRead
+    first_read: FirstRead
     world_size: int
 
     def has(self, manifest: Manifest) -> bool:
@@ -43,7 +43,7 @@ class StraightReads:
         parts = self.config.parts
         if manifest.has_parts:
             return parts is not None and parts.meet == "store"
-        alone = self.world_size == 1 and self.first.takes(manifest)
+        alone = self.world_size == 1 and self.first_read.takes(manifest)
         return alone and self._noted() != manifest.digest
 
     def reader(self, path: str, stored: Stored) -> CheckpointReader:

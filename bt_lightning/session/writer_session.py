@@ -115,12 +115,12 @@ class WriterSession:
         offered: OfferedCheckpoint,
         request: FitRequest | None,
         world_size: int,
-        first: FirstRead,
+        first_read: FirstRead,
     ) -> StartPoint:
         """Check the store, choose the start point as `StartPointSearch.decide`, and say so."""
         with directory_errors(self.config.root):
             self._own_job(request)
-            straight = StraightReads(self.config, first, world_size)
+            straight = StraightReads(self.config, first_read, world_size)
             verifies = not offered.by_user  # else something else is loaded
             search = StartPointSearch(self.config, self._worker, straight, verifies=verifies)
             start = search.decide(NO_OFFER if offered.by_user else offered, request)

@@ -150,7 +150,7 @@ def test_one_rank_restores_by_the_read_that_verifies(tmp_path, whole, search, st
     assert list_committed(tmp_path / "root").found == []
     (whole / "checkpoint-6" / WEIGHTS).write_bytes(b"")  # it is not read again
     reader = StoreReader(LocalStore(tmp_path / "store"), JOB.prefix, "checkpoint-6")
-    loaded = load_checkpoint(reader, first=first)
+    loaded = load_checkpoint(reader, first_read=first)
     assert torch.equal(loaded["state_dict"]["weight"], state["state_dict"]["weight"])
 
 

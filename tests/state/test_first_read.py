@@ -48,7 +48,7 @@ def keeping() -> FirstRead:
 
 def load(place: Path, first: FirstRead | None) -> dict[str, Any]:
     io = BTCheckpointIO()
-    io.first = first
+    io.first_read = first
     return io.load_checkpoint(place)
 
 
@@ -216,3 +216,14 @@ def test_ranks_that_load_the_same_files_share_the_page_cache(
     monkeypatch.setattr("bt_lightning.lightning_plugin.checkpoint_io.others_read_too", lambda: True)
     load(place, None)
     assert is_in_cache(place)
+
+
+def test_shards_that_were_verified_are_left_for_the_load(tmp_path: Path) -> None:
+    """Nothing of them is kept, so they are read again."""
+    state = {"state_dict": {"w": torch.rand(4096, 1024)}, "global_step": 1}
+    write_sharded(tmp_path, "c", state, layout_of=by_rows(2), world_size=2)
+    shard = min(tmp_path.glob("c/*.safetensors"))
+    forget(tmp_path / "c")
+    keeping().verify(tmp_path / "c")
+    with shard.open("rb+") as file:
+        assert is_cached(file.fileno(), 0, 4 * 1024 * 1024)
